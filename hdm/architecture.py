@@ -1,0 +1,83 @@
+"""Sizes and variants of the XUT denoiser: plain data, so that configuration and benches need no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from hdm.errors import ConfigError
+
+PRESETS: dict[str, dict[str, int]] = {
+    #            width    heads          head size      hidden             text width       stages    blocks a stage
+    "small": dict(width=896, num_heads=14, head_size=64, mlp_width=3072, text_width=640, depth=4, enc_blocks=1, dec_blocks=2),
+    "base": dict(width=1024, num_heads=16, head_size=64, mlp_width=3072, text_width=1024, depth=4, enc_blocks=1, dec_blocks=3),
+    "large": dict(width=1280, num_heads=10, head_size=128, mlp_width=4096, text_width=1152, depth=4, enc_blocks=1, dec_blocks=3),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class XUTConfig:
+    """One Cross-U-Transformer. Defaults of the variants are the published model's; `recommended()` are ours.
+
+    width = num_heads · head_size; mlp_width is SwiGLU's hidden width; text_width the text encoder's.
+    `depth` encoder stages of `enc_blocks` and as many decoder stages of `dec_blocks` form the U, between
+    `prev_blocks` and `post_blocks` plain blocks. Sizes: HDM, arXiv 2509.06068.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a configuration holds this)
+
+    width: int = 1024
+    num_heads: int = 16
+    head_size: int = 64
+    mlp_width: int = 3072
+    text_width: int = 1024
+    depth: int = 4
+    enc_blocks: int = 1
+    dec_blocks: int = 3
+    prev_blocks: int = 1
+    post_blocks: int = 3
+    channels: int = 4
+    patch_size: int = 2
+    aspect_embedding: bool = True
+    # published: the modulated norm is carried onward; prenorm: the raw stream is.
+    residual: Literal["published", "prenorm"] = "published"
+    # last: every decoder stage sees the last encoder stage; mirrored: decoder i sees encoder depth-1-i.
+    skips: Literal["last", "mirrored"] = "last"
+    qk_norm: bool = False
+    # pi: every log-frequency starts at ln π; log_spaced: from π/2 up in octaves, as head size allows.
+    rope: Literal["pi", "log_spaced"] = "pi"
+    positions: Literal["box", "area"] = "box"
+    # padded: padding is attended to (published); masked: it is not.
+    text_mask: Literal["padded", "masked"] = "padded"
+    modulation: Literal["shared", "per_block"] = "shared"
+    final_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width != self.num_heads * self.head_size:
+            raise ConfigError(
+                f"width {self.width} is not num_heads {self.num_heads} × head_size {self.head_size}",
+                do="change one of the three",
+            )
+        if self.head_size % 4:
+            raise ConfigError(f"head_size {self.head_size} is not a multiple of 4", do="rotary positions need pairs on two axes")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> XUTConfig:
+        """The published size `name` ("small", "base", "large"), with fields changed as named."""
+        if name not in PRESETS:
+            raise ConfigError(f"no XUT preset is called {name!r}", do=f"use one of {', '.join(PRESETS)}")
+        return replace(cls(), **{**PRESETS[name], **changes})
+
+    def recommended(self) -> XUTConfig:
+        """The same sizes with the variants that later work found better."""
+        return replace(self, residual="prenorm", skips="mirrored", qk_norm=True, rope="log_spaced", text_mask="masked", final_norm=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> XUTConfig:
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown XUT fields {unknown}")
+        return cls(**values)

@@ -1,0 +1,293 @@
+"""What can be set: one frozen model a stage, each field with its unit and what a special value means.
+
+A field made with `runtime(...)` does not change the result (workers, devices, batches of data stages): it stays out of digests.
+`hdm.pipelines` reads these from pipelines.yaml, the environment and the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hdm.architecture import XUTConfig
+
+SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
+STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
+
+
+def runtime(default: Any, **constraints: Any) -> Any:
+    """A field that does not change what comes out."""
+    return Field(default, json_schema_extra={"runtime": True}, **constraints)
+
+
+class Settings(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that change the result, as plain JSON values, for a digest."""
+        values = {}
+        for name, info in type(self).model_fields.items():
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("runtime"):
+                continue
+            values[name] = _plain(getattr(self, name))
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.result_fields()
+    if isinstance(value, XUTConfig):
+        return value.to_dict()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+class Components(Settings):
+    """The models that a pipeline uses: hub names (`org/name` or `org/name@revision`) or local folders."""
+
+    folder: str | None = None
+    """A folder that `hdm bootstrap` wrote, holding all of them; "demo" is the one in the package. The others override it."""
+    contrastive: str | None = None
+    """open_clip model for CLIP similarity and embeddings (and captions, where it is a CoCa)."""
+    contrastive_pretrained: str | None = None
+    """open_clip's pretrained tag, for a model named by architecture."""
+    autoencoder: str | None = None
+    """diffusers autoencoder."""
+    text_encoder: str | None = None
+    """transformers language model whose last hidden state conditions the denoiser; its tokenizer with it."""
+    captioner: str | None = None
+    """transformers image-text-to-text model; None: captions come from the contrastive model (a CoCa)."""
+    aesthetic_head: str | None = None
+    """safetensors or .pth of a LAION linear or MLP head for the contrastive model's embeddings."""
+
+
+class ImageSettings(Settings):
+    """How picture files become RGB."""
+
+    matte: str = "#ffffff"
+    """Colour that shows behind transparent pixels."""
+    max_megapixels: float = 144.0
+    """Larger pictures are refused before decoding."""
+    animated: Literal["first_frame", "reject"] = "first_frame"
+
+
+class ScenesSettings(Settings):
+    """The embedded data set: pictures with known truth, made from a seed."""
+
+    count: int = Field(4000, ge=1)
+    """Good pictures."""
+    seed: int = 0
+    faults: float = Field(0.12, ge=0, le=0.5)
+    """Planted bad items (corrupt, duplicate, blurred, mislabelled, …) as a share of `count`."""
+    size_px: int = Field(64, ge=16)
+    """Shorter side."""
+    uncaptioned: float = Field(0.1, ge=0, le=1)
+    """Share of good pictures served without a caption, for the captioner."""
+
+
+class DownloadSettings(Settings):
+    source: str = ""
+    """A URL list (.parquet, .csv, .jsonl, .txt), a folder of pictures, WebDataset tars (a glob), or a data set's name."""
+    kind: SourceKind = "auto"
+    """How to read `source`; auto decides by what it is."""
+    scenes: ScenesSettings = ScenesSettings()
+    """Used where kind is scenes."""
+    url_column: str = "url"
+    caption_column: str = "caption"
+    """Column (lists, data sets) or field (metadata files) that holds the caption."""
+    image_column: str = "image"
+    """Column of a data set that holds the picture."""
+    split: str = "train"
+    """Split of a data set."""
+    metadata: str | None = None
+    """Metadata file of a folder, relative to it; None: metadata.jsonl where there is one."""
+    max_items: int | None = Field(None, ge=1)
+    """Take only the first so many; None: all."""
+    shard_items: int = Field(1000, ge=1)
+    """Items a tar shard."""
+    max_bytes: int = 50_000_000
+    """A larger file is refused."""
+    max_failed: float = Field(0.5, ge=0, le=1)
+    """The stage fails when a larger share of the items fails."""
+    allow_loopback: bool = False
+    """Let URLs lead to this machine. For the embedded demo only."""
+    retries: int = Field(3, ge=0)
+    """Further tries after 429, 5xx, a time-out or a reset."""
+    timeout_sec: float = runtime(30.0, gt=0)
+    """For one try."""
+    concurrency: int = runtime(64, ge=1)
+    """Requests under way at once."""
+
+
+class TopFraction(Settings):
+    by: Literal["aesthetic", "clip_similarity", "sharpness"] = "aesthetic"
+    keep: float = Field(1.0, gt=0, le=1)
+
+
+class FilterSettings(Settings):
+    """Thresholds; None switches a check off."""
+
+    min_side_px: int | None = 32
+    max_aspect: float | None = 3.0
+    """Longer side over shorter side."""
+    min_sharpness: float | None = None
+    """Variance of the Laplacian of the grey picture in [0, 255], shorter side brought to 256 px where larger."""
+    max_noise: float | None = None
+    """Standard deviation of pixel noise, in grey levels (Immerkær's estimate)."""
+    duplicate_distance: float | None = 0.06
+    """Perceptual-hash bits that may differ, as a share of all, for two pictures to be one; 0: exact copies alone."""
+    duplicate_colour: float = 12.0
+    """And the mean colour difference (grey levels) of their thumbnails that may be there."""
+    min_aesthetic: float | None = None
+    min_clip_similarity: float | None = None
+    """Cosine of picture and given caption. Pictures without a caption pass."""
+    top_fraction: TopFraction | None = None
+    """After the thresholds, keep only the best so many."""
+    validation: float = Field(0.02, ge=0, lt=1)
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Shares of the kept pictures kept out of training, by a hash of content."""
+    batch_size: int = runtime(64, ge=1)
+
+
+class CaptionMaker(Settings):
+    kind: Literal["given", "coca", "transformers", "template"] = "given"
+    when: Literal["always", "missing"] = "always"
+    """missing: only for pictures that have no caption from the makers before."""
+    count: int = Field(1, ge=1)
+    """Captions for a picture; more than one are drawn, one is greedy."""
+    template: str | None = None
+    """For template: text with {given} and fields of the item, e.g. "an emoji of {given}"; `|` separates wordings."""
+    prompt: str | None = None
+    """For transformers: the instruction."""
+    max_tokens: int = Field(48, ge=1)
+    temperature: float = Field(1.0, gt=0)
+
+
+class CaptionSettings(Settings):
+    makers: tuple[CaptionMaker, ...] = (CaptionMaker(), CaptionMaker(kind="coca", when="missing"))
+    """In order."""
+    max_chars: int = 2000
+    batch_size: int = runtime(64, ge=1)
+
+
+class EncodeSettings(Settings):
+    """Latents are made for every resolution that a training phase names."""
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    shard_mb: int = Field(256, ge=1)
+    """Upper size of a latent shard."""
+    max_aspect: float = Field(2.0, ge=1)
+    """Pictures longer than this are cut to it about their middle."""
+    max_tokens: int = Field(256, ge=1)
+    """Captions are cut to so many tokens."""
+    text_embeddings: bool = False
+    """Cache the text encoder's output (16 bits, cut to its real length) instead of running it in training."""
+    batch_size: int = runtime(32, ge=1)
+    device: str = runtime("auto")
+
+
+class Optimizer(Settings):
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the blocks' matrices, AdamW for everything else."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """AdamW's rate; with `per_fan_in` the base rate that each tensor divides by its fan-in."""
+    muon_learning_rate: float = Field(0.02, gt=0)
+    per_fan_in: bool = False
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    warmup_images: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    """wsd: constant, then a linear fall over the last fifth."""
+    final_rate: float = Field(0.01, ge=0, le=1)
+    """Where the schedule ends, as a share of the rate."""
+
+
+class Phase(Settings):
+    """One step of rising resolution."""
+
+    resolution: int = Field(ge=8)
+    """Shorter side in pixels, and side of the square crop."""
+    num_images: int = Field(ge=1)
+    """Images seen (the training clock), repetitions counted."""
+    batch_size: int = Field(ge=1)
+    """Images an optimizer step, over all processes."""
+    tread_rate: float = Field(0.5, ge=0, lt=1)
+    max_tokens: int | None = None
+    """Text tokens a caption may have here; None: as encoded."""
+    timestep_shift: float = Field(1.0, gt=0)
+    optimizer: Optimizer = Optimizer()
+    micro_batch: int | None = runtime(None)
+    """Images a forward pass on one device; None: the whole share at once."""
+    checkpoint_blocks: float = runtime(0.0, ge=0, le=1)
+    """Share of the blocks whose activations are recomputed instead of kept."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.resolution}px"
+
+
+class TrainSettings(Settings):
+    model: XUTConfig = XUTConfig()
+    phases: tuple[Phase, ...] = Field((), max_length=16)
+    seed: int = 0
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of images trained with the empty caption, for guidance."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Of the weights' moving average, per step, reached after a ramp."""
+    crop: Literal["shifted", "centre"] = "shifted"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products (autocast); weights stay float32."""
+    validate_every: int | None = None
+    """Steps between held-out losses; None: at the end only."""
+    prompts: tuple[str, ...] = ()
+    """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
+    checkpoint_sec: float = runtime(600.0, gt=0)
+    """Seconds between checkpoints."""
+    num_processes: int = runtime(1, ge=1)
+    device: str = runtime("auto")
+    compile: bool = runtime(False)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> TrainSettings:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two phases have the same resolution: {', '.join(names)}")
+        return self
+
+
+class EvaluateSettings(Settings):
+    prompts: Literal["held_out", "scenes"] | str = "held_out"
+    """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known truth; else a text or JSONL file."""
+    num_images: int = Field(256, ge=1)
+    steps: int = Field(16, ge=1)
+    guidance: float = 3.0
+    solver: Literal["euler", "heun"] = "euler"
+    size: str | None = None
+    """WIDTHxHEIGHT; None: the square of the last phase's resolution."""
+    seed: int = 0
+    batch_size: int = runtime(64, ge=1)
+    device: str = runtime("auto")
+
+
+class Pipeline(Settings):
+    """One entry of pipelines.yaml."""
+
+    name: str = ""
+    description: str = ""
+    components: Components = Components()
+    images: ImageSettings = ImageSettings()
+    download: DownloadSettings = DownloadSettings()
+    filter: FilterSettings = FilterSettings()
+    caption: CaptionSettings = CaptionSettings()
+    encode: EncodeSettings = EncodeSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    threads: int | None = runtime(None)
+    """CPU threads of torch in every stage; None: torch's choice."""

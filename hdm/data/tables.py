@@ -1,0 +1,116 @@
+"""The tables that stages pass on: their columns, and reading and writing them with page checksums.
+
+Every table is cut like the download's shards: `scores-00003.parquet` speaks of the items in `images-00003.tar`.
+All of them join on `key`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hdm.errors import DamagedError
+from hdm.store import Draft, Output
+
+SAMPLES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # 16 hex digits of sha256 of the URL or relative path
+        pa.field("source", pa.string(), nullable=False),  # the URL or relative path
+        pa.field("status", pa.string(), nullable=False),  # "ok" or one word for what went wrong, e.g. "http_404"
+        pa.field("error", pa.string()),  # a sentence with no time, address or port in it
+        pa.field("caption", pa.string()),  # as given
+        pa.field("licence", pa.string()),
+        pa.field("sha256", pa.string()),  # of the original bytes; null unless ok, like the rest
+        pa.field("format", pa.string()),  # Pillow's name: JPEG, PNG, WEBP, …
+        pa.field("width", pa.int32()),  # upright, in pixels
+        pa.field("height", pa.int32()),
+        pa.field("offset", pa.int64()),  # of the original bytes in images-NNNNN.tar
+        pa.field("bytes", pa.int64()),
+    ]
+)
+
+MEASURES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("decoded", pa.string(), nullable=False),  # "ok", or why the pixels cannot be had
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sharpness", pa.float32()),
+        pa.field("noise", pa.float32()),
+        pa.field("aesthetic", pa.float32()),
+        pa.field("clip_similarity", pa.float32()),  # null without a given caption
+        pa.field("perceptual_hash", pa.binary()),
+        pa.field("thumbnail", pa.binary()),  # 8 × 8 × 3 uint8
+        pa.field("sha256", pa.string()),  # of the decoded pixels: equal for re-wrapped copies
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        *(MEASURES.field(name) for name in MEASURES.names if name not in ("perceptual_hash", "thumbnail", "sha256")),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string()),  # null if kept: the check that refused it
+        pa.field("detail", pa.string()),  # its numbers, or the key of the one it copies
+        pa.field("split", pa.string()),  # "train", "validation", "held_out"; null unless kept
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("index", pa.int16(), nullable=False),  # 0, 1, … within a picture
+        pa.field("maker", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+    ]
+)
+
+TOKENS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("index", pa.int16(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+
+def shard_name(kind: str, number: int, suffix: str = "parquet") -> str:
+    """`scores`, 3 → `scores-00003.parquet`."""
+    return f"{kind}-{number:05d}.{suffix}"
+
+
+def write_table(draft: Draft, name: str, schema: pa.Schema, rows: Mapping[str, Sequence[Any]], counts: Mapping[str, int]) -> None:
+    """Write one table of a stage; `rows` maps each column to its values."""
+    table = pa.table({column: pa.array(rows[column], schema.field(column).type) for column in schema.names}, schema=schema)
+    with draft.write(name) as file:
+        pq.write_table(table, file.path, compression="zstd", write_page_checksum=True, store_schema=True)
+        file.counts.update(counts)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table, every page checked.
+
+    Raises:
+        DamagedError: a page or the footer is not what was written.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=list(columns) if columns else None)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise DamagedError("a table is damaged", where=path, do="run the same command again: it is made anew") from error
+
+
+def read_tables(output: Output, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """All tables `kind-*.parquet` of an output as one, in order of shards."""
+    paths = [path for path in output.paths(".parquet") if path.name.rsplit("-", 1)[0] == kind]
+    return pa.concat_tables([read_table(path, columns) for path in paths])
+
+
+def num_shards(output: Output, kind: str) -> int:
+    """How many `kind-*.parquet` tables an output has."""
+    return sum(path.name.rsplit("-", 1)[0] == kind for path in output.paths(".parquet"))

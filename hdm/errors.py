@@ -1,0 +1,56 @@
+"""Errors that a person can act on, and the exit code of each.
+
+HdmError                 1   something unexpected
+├── InputError           2   a file, folder, picture list or model is missing or unusable
+│   └── ConfigError      2   pipelines.yaml, --set or an environment variable
+├── DoesNotFitError      3   not enough memory or disk
+├── LockedError          4   another run works on the same output
+├── DamagedError         5   a file is not what was written
+└── SavedOnSignal       75   stopped by SIGTERM or Ctrl-C after saving; run again to go on
+"""
+
+from __future__ import annotations
+
+
+class HdmError(Exception):
+    """What happened, where, and what to do about it.
+
+    Args:
+        what: one sentence, no trailing period needed.
+        where: the file, stage, URL or field; None if `what` names it.
+        do: what the reader can do now; None if nothing sensible can be said.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, do: str | None = None) -> None:
+        self.what, self.where, self.do = what, where, do
+        super().__init__(what, where, do)
+
+    def __str__(self) -> str:
+        place = f" ({self.where})" if self.where is not None else ""
+        return f"{self.what}{place}" + (f"\n  → {self.do}" if self.do else "")
+
+
+class InputError(HdmError):
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    pass
+
+
+class DoesNotFitError(HdmError):
+    exit_code = 3
+
+
+class LockedError(HdmError):
+    exit_code = 4
+
+
+class DamagedError(HdmError):
+    exit_code = 5
+
+
+class SavedOnSignal(HdmError):  # noqa: N818  (a signal was obeyed; nothing went wrong)
+    exit_code = 75

@@ -1,0 +1,217 @@
+"""Reading pipelines.yaml: defaults, file, environment, command line; every error at once, with file and line.
+
+Order, the later wins: the defaults in `hdm.config`, the entry it `extends`, the entry, `HDM__stage__field=value`, `--set stage.field=value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from hdm.config import Pipeline
+from hdm.errors import ConfigError
+
+ENVIRONMENT = "HDM__"
+
+
+def pipelines_file(path: Path | None = None) -> Path:
+    """The given file, else pipelines.yaml here or in the project's root, else the one in the installed package.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    project = Path(__file__).resolve().parent.parent
+    candidates = [path] if path else [Path("pipelines.yaml"), project / "pipelines.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError("no pipelines.yaml", where=path or Path.cwd(), do="run from the project's folder or name one with --file")
+
+
+def load_pipeline(
+    name: str, overrides: Iterable[str] = (), file: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Pipeline:
+    """The pipeline `name` with every setting resolved.
+
+    Args:
+        name: entry under `pipelines:`.
+        overrides: `stage.field=value`, values in YAML.
+        file: pipelines.yaml; None: found as `pipelines_file` does.
+        environment: where `HDM__stage__field` is looked up; None: os.environ.
+
+    Raises:
+        ConfigError: every mistake at once, each with its file and line and the nearest known name.
+    """
+    path = pipelines_file(file)
+    entries = _read(path)
+    layers = [_Layer(merged, _Places(path, merged)) for merged in _extended(entries, name, path)]
+    layers += [_assignment(key, value, "environment") for key, value in _from_environment(environment)]
+    layers += [_assignment(*_split(text), "--set") for text in overrides]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        _merge(values, layer.values)
+    values.pop("extends", None)
+    try:
+        return Pipeline.model_validate({**values, "name": name})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, layers) for problem in error.errors())) from error
+
+
+def pipeline_names(file: Path | None = None) -> dict[str, str]:
+    """Name → description of every entry."""
+    return {name: str(entry.get("description", "")) for name, entry in _read(pipelines_file(file)).items()}
+
+
+class _Places:
+    """Line numbers of a YAML mapping's keys."""
+
+    def __init__(self, path: Path, entry: CommentedMap) -> None:
+        self.path, self.entry = path, entry
+
+    def find(self, location: tuple[str | int, ...]) -> str | None:
+        node: Any = self.entry
+        line: int | None = None
+        for step in location:
+            if isinstance(node, CommentedMap) and step in node:
+                line = node.lc.key(step)[0] + 1
+            elif isinstance(node, list) and isinstance(step, int) and step < len(node):
+                line = node.lc.item(step)[0] + 1  # type: ignore[attr-defined]
+            else:
+                return None
+            node = node[step]
+        return f"{self.path}:{line}" if line else None
+
+
+class _Source:
+    """The place of a value that came from the command line or the environment."""
+
+    def __init__(self, origin: str, keys: tuple[str, ...]) -> None:
+        self.origin, self.keys = origin, keys
+
+    def find(self, location: tuple[str | int, ...]) -> str | None:
+        named = tuple(str(step) for step in location)[: len(self.keys)]
+        return f"{self.origin} {'.'.join(self.keys)}" if named == self.keys else None
+
+
+class _Layer:
+    def __init__(self, values: Mapping[str, Any], places: _Places | _Source) -> None:
+        self.values, self.places = values, places
+
+
+def _read(path: Path) -> dict[str, CommentedMap]:
+    try:
+        document = YAML().load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise ConfigError(f"not YAML: {error}", where=path) from error
+    if not isinstance(document, dict) or not isinstance(document.get("pipelines"), dict):
+        raise ConfigError("there is no `pipelines:` mapping", where=path)
+    return document["pipelines"]
+
+
+def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> list[CommentedMap]:
+    """The entry and all that it extends, the most basic first."""
+    chain: list[CommentedMap] = []
+    names: list[str] = []
+    current: str | None = name
+    while current is not None:
+        if current not in entries:
+            raise ConfigError(
+                f"no pipeline is called {current!r}{_did_you_mean(current, entries)}", where=path, do=f"there are: {', '.join(entries)}"
+            )
+        if current in names:
+            raise ConfigError(f"pipelines extend each other in a circle: {' → '.join([*names, current])}", where=path)
+        names.append(current)
+        chain.insert(0, entries[current] or CommentedMap())
+        current = chain[0].get("extends")
+    return chain
+
+
+def _from_environment(environment: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    variables = os.environ if environment is None else environment
+    return sorted((key[len(ENVIRONMENT) :].replace("__", "."), value) for key, value in variables.items() if key.startswith(ENVIRONMENT))
+
+
+def _split(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r} is not FIELD=VALUE", do="write for example --set filter.min_aesthetic=5.5")
+    return key.strip(), value
+
+
+def _assignment(key: str, value: str, origin: str) -> _Layer:
+    keys = tuple(key.split("."))
+    try:
+        parsed = YAML(typ="safe").load(value)
+    except YAMLError as error:
+        raise ConfigError(f"the value of {key} is not YAML: {value!r}", where=origin) from error
+    nested: Any = parsed
+    for step in reversed(keys):
+        nested = {step: nested}
+    return _Layer(nested, _Source(origin, keys))
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Mappings merge, everything else is replaced; in a list, `phases.0.batch_size` names an element."""
+    for key, value in values.items():
+        there = into.get(key)
+        if isinstance(value, Mapping) and isinstance(there, list) and all(str(step).isdigit() for step in value):
+            items = list(there)
+            for step, item in value.items():
+                position = int(step)
+                if position >= len(items):
+                    raise ConfigError(f"{key} has {len(items)} entries, there is no {key}.{position}")
+                if isinstance(item, Mapping) and isinstance(items[position], Mapping):
+                    merged = dict(items[position])
+                    _merge(merged, item)
+                    items[position] = merged
+                else:
+                    items[position] = item
+            into[key] = items
+        elif isinstance(value, Mapping):
+            merged = dict(there) if isinstance(there, Mapping) else {}
+            _merge(merged, value)
+            into[key] = merged
+        else:
+            into[key] = value
+
+
+def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
+    location = tuple(problem["loc"])
+    place = next((found for layer in reversed(layers) if (found := layer.places.find(location))), None)
+    dotted = ".".join(str(step) for step in location)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _fields_at(location[:-1])
+        message = f"unknown key {dotted}{_did_you_mean(str(location[-1]), known)}"
+    elif problem["type"] == "missing":
+        place = place or next((found for layer in reversed(layers) if (found := layer.places.find(location[:-1]))), None)
+        message = f"{dotted} is missing"
+    else:
+        message = f"{dotted} = {problem.get('input')!r}: {problem['msg']}"
+    return f"{place or 'pipelines.yaml'}: {message}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    """The known keys at a place of the configuration."""
+    owner: Any = Pipeline
+    for step in location:
+        if isinstance(step, int):
+            continue
+        annotation = owner.model_fields[step].annotation if step in getattr(owner, "model_fields", {}) else None
+        candidates = [annotation, *get_args(annotation)]
+        owner = next(
+            (c for c in candidates if isinstance(c, type) and (issubclass(c, BaseModel) or hasattr(c, "__dataclass_fields__"))), None
+        )
+    return list(getattr(owner, "model_fields", None) or getattr(owner, "__dataclass_fields__", {}))
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,69 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line every 30 s elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_SEC = 30.0
+
+
+class Tracker(Protocol):
+    """What long work reports to."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more items are done; `note` is shown at the end of the line (a loss, say)."""
+        ...
+
+
+class _Lines:
+    """A line every 30 s, for logs."""
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done, self.start = 0, time.monotonic()
+        self.last = self.start
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < LINE_EVERY_SEC:
+            return
+        self.last = now
+        rate = self.done / max(now - self.start, 1e-9)
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate else ""
+        of = f"/{self.total}" if self.total else ""
+        print(f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
+        self.progress, self.start = progress, time.monotonic()
+        self.task = progress.add_task(what, total=total, rate="", note="")
+        self.done = 0
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        rate = self.done / max(time.monotonic() - self.start, 1e-9)
+        self.progress.update(self.task, advance=count, rate=f"{rate:.1f}/s", note=note)
+
+
+@contextmanager
+def track(what: str, total: int | None = None, unit: str = "items") -> Iterator[Tracker]:
+    """Show the progress of `total` items of work called `what` on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(what, total, unit)
+        return
+    columns = (
+        TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        yield _Bar(progress, what, total)

@@ -1,0 +1,136 @@
+"""The pipeline as a list of outputs to make: what each needs, its identity, and the one call that makes it.
+
+A stage makes one output or several (`encode.64px`, `encode.128px`): adding one redoes none of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+from hdm.acquisition import download
+from hdm.captioning import caption
+from hdm.config import STAGES, Pipeline
+from hdm.curation import decide, measure
+from hdm.demo.judge import SceneJudge
+from hdm.demo.site import serve_scenes
+from hdm.encoding import latents, text, tokens
+from hdm.errors import ConfigError
+from hdm.evaluation import evaluate
+from hdm.store import Identity, Output, Store
+from hdm.training import phase
+
+Outputs = Mapping[str, Output]
+Digests = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One output: its name, the names of its inputs, how to identify and how to make it."""
+
+    name: str
+    inputs: tuple[str, ...]
+    identify: Callable[[Pipeline, Digests], Identity]
+    make: Callable[[Pipeline, Identity, Outputs, Store], Output]
+
+    @property
+    def stage(self) -> str:
+        return self.name.split(".")[0]
+
+
+def steps(pipeline: Pipeline) -> list[Step]:
+    """The outputs of a pipeline, each after its inputs."""
+    scenes = pipeline.download.kind == "scenes"
+    judge = SceneJudge(pipeline.download.scenes) if scenes else None
+    site: Callable[[Pipeline], AbstractContextManager[download.Site]] = serve_scenes if scenes else download.open_web
+    resolutions = sorted({phase.resolution for phase in pipeline.train.phases})
+    texts = ("encode.text",) if pipeline.encode.text_embeddings else ()
+
+    found = [
+        Step("download", (), download.identify, partial(download.make, site=site)),
+        Step("filter.measures", ("download",), measure.identify, measure.make),
+        Step("filter", ("download", "filter.measures"), decide.identify, decide.make),
+        Step("caption", ("download", "filter"), caption.identify, caption.make),
+        Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
+    ]
+    found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in texts]
+    found += [
+        Step(
+            f"encode.{size}px",
+            ("download", "filter"),
+            partial(latents.identify, resolution=size),
+            partial(latents.make, resolution=size),
+        )
+        for size in resolutions
+    ]
+    before: tuple[str, ...] = ()
+    for number, settings in enumerate(pipeline.train.phases):
+        name = f"train.{settings.name}"
+        inputs = ("filter", "caption", "encode.tokens", *texts, f"encode.{settings.name}", *before)
+        found.append(Step(name, inputs, partial(phase.identify, number=number), partial(phase.make, number=number)))
+        before = (name,)
+    if before:
+        inputs = ("download", "filter.measures", "filter", "caption", *before)
+        found.append(Step("evaluate", inputs, partial(evaluate.identify, judge=judge), partial(evaluate.make, judge=judge)))
+    return found
+
+
+def identities(pipeline: Pipeline) -> dict[str, Identity]:
+    """The identity of every output, known before anything is made."""
+    found: dict[str, Identity] = {}
+    for step in steps(pipeline):
+        found[step.name] = step.identify(pipeline, {name: found[name].digest for name in step.inputs})
+    return found
+
+
+def chosen(pipeline: Pipeline, start_from: str | None = None, stop_after: str | None = None) -> list[Step]:
+    """The steps from one stage to another, both inclusive; `train.256px` names a single output.
+
+    Raises:
+        ConfigError: a name that the pipeline does not have, or an order that leaves nothing.
+    """
+    every = steps(pipeline)
+    first = min(_places(every, start_from)) if start_from else 0
+    last = max(_places(every, stop_after)) if stop_after else len(every) - 1
+    if first > last:
+        raise ConfigError(f"{start_from} comes after {stop_after}", do="exchange --from and --until")
+    return every[first : last + 1]
+
+
+def _places(every: list[Step], name: str) -> list[int]:
+    places = [place for place, step in enumerate(every) if name in (step.stage, step.name)]
+    if not places:
+        raise ConfigError(f"there is no stage {name!r}", do=f"use one of {', '.join((*STAGES, *(s.name for s in every if '.' in s.name)))}")
+    return places
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step and its output; `cached` if the store had it already."""
+
+    step: Step
+    output: Output
+    cached: bool
+
+
+def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
+    """Make one output, unless it is there; its inputs have to be there.
+
+    Raises:
+        InputError: an input is not in the store.
+    """
+    known = identities(pipeline)
+    step = next(step for step in steps(pipeline) if step.name == name)
+    ready = store.find(known[name])
+    if ready is not None:
+        return Made(step, ready, cached=True)
+    inputs = {needed: store.need(known[needed], name) for needed in step.inputs}
+    return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
+
+
+def run(pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None) -> Iterator[Made]:
+    """Make what is missing, in order, without Prefect."""
+    for step in chosen(pipeline, start_from, stop_after):
+        yield run_step(pipeline, store, step.name)
