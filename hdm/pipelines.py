@@ -1,6 +1,6 @@
 """Reading pipelines.yaml: defaults, file, environment, command line; every error at once, with file and line.
 
-Order, the later wins: the defaults in `hdm.config`, the entry it `extends`, the entry, `HDM__stage__field=value`, `--set stage.field=value`.
+The later wins: defaults in `hdm.config`, the entry that is extended, the entry, `HDM__stage__field=value`, `--set stage.field=value`.
 """
 
 from __future__ import annotations
