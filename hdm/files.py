@@ -55,6 +55,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
+        if error.filename is not None and Path(error.filename) not in (temporary, path, path.parent):
+            raise  # the caller's own reading failed
         raise explain_os_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
@@ -72,20 +74,17 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
-def explain_os_error(error: OSError, path: Path) -> HdmError | OSError:
+def explain_os_error(error: OSError, path: Path) -> HdmError:
     """The error to raise in place of an OSError met while writing `path`."""
-    place = path.parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = ""
         with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(place)
-            return DoesNotFitError(
-                f"no space left: {usage.free / 1e6:.1f} MB free",
-                where=path,
-                do="make room, then run the same command again; finished shards are kept",
-            )
-        return DoesNotFitError("no space left", where=path, do="make room, then run the same command again")
+            free = f": {shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
+        return DoesNotFitError(
+            f"no space left{free}", where=path, do="make room, then run the same command again; finished shards are kept"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return HdmError(f"cannot write: {error.strerror}", where=path, do="choose another store with HDM_STORE or --store")
-    if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE):
-        return HdmError(f"cannot write: {error.strerror}", where=path, do="look at the disk and the limit of open files, then run again")
-    return error
+    return HdmError(
+        f"cannot write: {error.strerror}", where=path, do="look at the disk and the limits of open and large files, then run again"
+    )

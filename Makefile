@@ -1,0 +1,40 @@
+# One verb each. Everything happens in .venv and ./store; nothing needs a GPU, an account or a running server.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint serve faults bench clean
+
+help:            ## list the verbs
+	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.installed  ## make .venv and install what was tested together
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 setup" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup      ## run the whole pipeline on the embedded data set, in minutes
+	$(BIN)/hdm run demo
+
+test: setup      ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup      ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: setup     ## Prefect, MLflow and a worker on this machine, stopped together by Ctrl-C
+	$(BIN)/hdm serve
+
+faults: setup    ## kill the pipeline at many moments and compare what comes out, byte by byte
+	$(BIN)/python tests/faults/kill_anywhere.py
+
+bench: setup     ## measure what bench/RESULTS.md reports
+	@for script in bench/*.py; do $(BIN)/python $$script || exit; done
+
+clean:           ## remove .venv (the store stays)
+	rm -rf .venv

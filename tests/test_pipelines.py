@@ -1,0 +1,107 @@
+"""Reading pipelines.yaml: order of the sources, and errors that say where and what to write instead."""
+
+from pathlib import Path
+
+import pytest
+
+from hdm.architecture import XUTConfig
+from hdm.config import DownloadSettings, FilterSettings
+from hdm.errors import ConfigError
+from hdm.pipelines import load_pipeline, pipeline_names
+
+TEXT = """\
+pipelines:
+  plain:
+    description: nothing special
+    filter: {min_side_px: 100, max_aspect: 4}
+    train:
+      phases:
+        - {resolution: 64, num_images: 100, batch_size: 4}
+        - {resolution: 128, num_images: 50, batch_size: 2}
+  special:
+    extends: plain
+    filter:
+      min_side_px: 200
+  wrong:
+    filter:
+      min_aesthetics: 5
+      max_aspect: wide
+    train:
+      model: {widht: 3}
+      phases:
+        - {resolution: 64, num_images: 100}
+  circle:
+    extends: round
+  round:
+    extends: circle
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_each_source_overrides_the_one_before(file):
+    def min_side(*overrides: str, **environment: str) -> int | None:
+        return load_pipeline("special", overrides, file, environment).filter.min_side_px
+
+    assert load_pipeline("plain", (), file, {}).filter.min_side_px == 100
+    assert min_side() == 200
+    assert min_side(HDM__filter__min_side_px="300") == 300
+    assert min_side("filter.min_side_px=400", HDM__filter__min_side_px="300") == 400
+    assert min_side("filter.min_side_px=null") is None
+    assert load_pipeline("special", (), file, {}).filter.max_aspect == 4, "what is not overridden is inherited"
+
+
+def test_an_element_of_a_list_can_be_set_alone(file):
+    phases = load_pipeline("plain", ["train.phases.1.batch_size=8"], file, {}).train.phases
+    assert [(p.name, p.batch_size, p.num_images) for p in phases] == [("64px", 4, 100), ("128px", 8, 50)]
+
+
+def test_every_mistake_is_told_at_once_with_its_line(file):
+    with pytest.raises(ConfigError) as caught:
+        load_pipeline("wrong", ["evaluate.stepps=3"], file, {"HDM__download__max_items": "0"})
+    text = str(caught.value)
+    assert f"{file}:15: unknown key filter.min_aesthetics; did you mean min_aesthetic?" in text
+    assert f"{file}:16: filter.max_aspect = 'wide'" in text
+    assert f"{file}:18: unknown key train.model.widht; did you mean width?" in text
+    assert f"{file}:20: train.phases.0.batch_size is missing" in text
+    assert "--set evaluate.stepps: unknown key evaluate.stepps; did you mean steps?" in text
+    assert "environment download.max_items" in text
+
+
+def test_names_that_are_not_there(file, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean special"):
+        load_pipeline("specail", (), file, {})
+    with pytest.raises(ConfigError, match="circle → round → circle"):
+        load_pipeline("circle", (), file, {})
+    with pytest.raises(ConfigError, match="FIELD=VALUE"):
+        load_pipeline("plain", ["filter"], file, {})
+    with pytest.raises(ConfigError, match=r"no pipelines\.yaml"):
+        load_pipeline("plain", (), tmp_path / "other.yaml", {})
+
+
+def test_workers_and_batches_of_data_stages_stay_out_of_digests():
+    assert DownloadSettings(concurrency=3).result_fields() == DownloadSettings(concurrency=99).result_fields()
+    assert DownloadSettings(retries=1).result_fields() != DownloadSettings(retries=2).result_fields()
+    assert FilterSettings(batch_size=1).result_fields() == FilterSettings(batch_size=2).result_fields()
+
+
+def test_the_shipped_pipelines_are_valid():
+    names = pipeline_names()
+    assert {"demo", "folder", "hdm-xut-base", "hdm-xut-fast"} <= set(names)
+    for name in names:
+        assert load_pipeline(name, (), None, {}).name == name
+
+
+def test_the_published_recipe_figure_by_figure():
+    """Against arXiv 2509.06068's table: samples, batches and steps agree with each other."""
+    pipeline = load_pipeline("hdm-xut-base", (), None, {})
+    assert pipeline.train.model == XUTConfig.preset("base")
+    steps = [round(phase.num_images / phase.batch_size) for phase in pipeline.train.phases]
+    assert steps == [74_460, 82_705, 16_541, 14_254]
+    assert [phase.resolution for phase in pipeline.train.phases] == [256, 512, 768, 1024]
+    assert [phase.tread_rate for phase in pipeline.train.phases] == [0.5, 0.5, 0.5, 0.0]
