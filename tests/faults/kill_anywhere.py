@@ -1,0 +1,183 @@
+"""Kill a small pipeline at seeded moments, run the same command again, and compare every byte with an undisturbed run.
+
+    python tests/faults/kill_anywhere.py [--kills 20] [--seed 0] [--through stages|ephemeral|server] [--work DIR]
+
+Resumable: what was tried is in DIR/results.jsonl, and the same command goes on from there. `--through server` starts one Prefect
+server and keeps it for all tries. After each kill no process of the run may be left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+SURVIVORS_SEC = 20.0
+SMALL = (
+    "download.scenes.count=200", "download.shard_items=64", "download.timeout_sec=5", "train.checkpoint_sec=2",
+    "train.phases.0.num_images=640", "train.phases.0.batch_size=32",
+    "train.phases.1.num_images=640", "train.phases.1.batch_size=32",
+    "evaluate.num_images=16", "evaluate.steps=4",
+)  # fmt: skip
+# Outside every comparison, by design: times, locks, the order in which shards were finished, what people look at.
+NOT_COMPARED = ("run.json", "timing.jsonl")
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Relative path → sha256 of everything that the store vouches for."""
+    found = {}
+    for path in sorted(store.glob("*/*/**/*")):
+        relative = path.relative_to(store)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and relative.parts[0] != "reports" and path.name not in NOT_COMPARED:
+            found[str(relative)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def command(through: str, store: Path, overrides: tuple[str, ...]) -> list[str]:
+    if through == "stages":
+        return [sys.executable, str(HERE / "run_stages.py"), str(store), "demo", *overrides]
+    settings = [word for text in overrides for word in ("--set", text)]
+    return [str(Path(sys.executable).parent / "hdm"), "run", "demo", "--store", str(store), *settings]
+
+
+def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(words, cwd=PROJECT, stdout=file, stderr=file, start_new_session=True)
+
+
+def survivors(store: Path) -> list[str]:
+    """Command lines of processes that work on that store."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and str(store) in " ".join(process.info["cmdline"] or []):
+                found.append(f"{process.pid}: {' '.join(process.info['cmdline'])[:200]}")
+    return found
+
+
+def kill_after(words: list[str], store: Path, seconds: float, log: Path) -> str | None:
+    """Start, kill the whole group after so many seconds, and wait until nobody is left; what went wrong, or None."""
+    run = start(words, log)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run.wait(timeout=seconds)
+        return None if run.returncode == 0 else f"ended by itself with code {run.returncode}"
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    deadline = time.monotonic() + SURVIVORS_SEC
+    while left := survivors(store):
+        if time.monotonic() > deadline:
+            return f"survived the kill: {left}"
+        time.sleep(0.2)
+    return None
+
+
+def undisturbed(through: str, work: Path, overrides: tuple[str, ...]) -> tuple[dict[str, str], float]:
+    """What a run that nobody disturbs writes, and how long it takes."""
+    record = work / f"undisturbed-{through}.json"
+    if record.exists():
+        saved = json.loads(record.read_text())
+        return saved["contents"], saved["seconds"]
+    store = work / "undisturbed"
+    shutil.rmtree(store, ignore_errors=True)
+    begun = time.monotonic()
+    run = start(command(through, store, overrides), work / "undisturbed.log")
+    if run.wait() != 0:
+        sys.exit(f"the undisturbed run failed: see {work / 'undisturbed.log'}")
+    seconds = time.monotonic() - begun
+    record.write_text(json.dumps({"contents": contents(store), "seconds": seconds}))
+    return contents(store), seconds
+
+
+def one_try(number: int, seed: int, through: str, work: Path, overrides: tuple[str, ...]) -> dict[str, object]:
+    """Kill once at the moment that (seed, number) names, run again to the end, compare."""
+    expected, seconds = undisturbed(through, work, overrides)
+    moment = random.Random(f"{seed}-{number}").uniform(0.02, 0.98) * seconds
+    store, log = work / f"try-{number}", work / f"try-{number}.log"
+    shutil.rmtree(store, ignore_errors=True)
+    words = command(through, store, overrides)
+    wrong = kill_after(words, store, moment, log)
+    finished = sorted(str(path.parent.relative_to(store)) for path in store.glob("*/*/manifest.json"))
+    if wrong is None and start(words, log).wait() != 0:
+        wrong = f"the run after the kill failed: see {log}"
+    if wrong is None and (found := contents(store)) != expected:
+        differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        wrong = f"{len(differ)} files differ: {differ[:5]}"
+    if wrong is None:
+        shutil.rmtree(store)
+        log.unlink()
+    return {
+        "number": number,
+        "seed": seed,
+        "through": through,
+        "killed_at_sec": round(moment, 2),
+        "outputs_then": len(finished),
+        "wrong": wrong,
+    }
+
+
+@contextlib.contextmanager
+def prefect_server(through: str, work: Path) -> Iterator[None]:
+    """One standing server for all tries, where asked for."""
+    if through != "server":
+        yield
+        return
+    port = 4291
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, "PREFECT_HOME": str(work / "prefect")}
+    words = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(port), "--no-ui"]
+    with (work / "server.log").open("ab") as log:
+        server = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        time.sleep(30)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--through", choices=("stages", "ephemeral", "server"), default="server")
+    parser.add_argument("--work", type=Path, default=PROJECT / "build" / "faults")
+    asked = parser.parse_args()
+    work = asked.work.resolve() / asked.through
+    work.mkdir(parents=True, exist_ok=True)
+    results = work / "results.jsonl"
+    tried = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {entry["number"] for entry in tried if entry["seed"] == asked.seed}
+    with prefect_server(asked.through, work):
+        for number in range(asked.kills):
+            if number in done:
+                continue
+            entry = one_try(number, asked.seed, asked.through, work, SMALL)
+            tried.append(entry)
+            with results.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            print(
+                f"kill {number} at {entry['killed_at_sec']} s, {entry['outputs_then']} outputs finished: {entry['wrong'] or 'same bytes'}",
+                flush=True,
+            )
+    bad = [entry for entry in tried if entry["seed"] == asked.seed and entry["wrong"]]
+    print(f"{len(tried) - len(bad)} of {len(tried)} kills ended in the same bytes")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
