@@ -1,0 +1,68 @@
+"""The eight kinds of objects as outlines, and their anti-aliased masks."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+KINDS = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
+SUPERSAMPLING = 4
+RING_HOLE = 0.55
+
+
+@cache
+def outline(kind: str) -> np.ndarray:
+    """The corners of a kind: (N, 2) as (x right, y down), its longer extent about 1, centred on the origin."""
+    turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    if kind in ("circle", "ring"):
+        return 0.5 * np.stack([np.cos(turn), np.sin(turn)], 1)
+    if kind == "square":
+        return 0.44 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
+    if kind == "diamond":
+        return np.array([(0, -0.58), (0.42, 0), (0, 0.58), (-0.42, 0)], float)
+    if kind == "triangle":
+        return np.array([(0, -0.48), (0.54, 0.45), (-0.54, 0.45)], float)
+    if kind == "star":
+        angles = np.arange(10) * np.pi / 5 - np.pi / 2
+        radii = np.where(np.arange(10) % 2 == 0, 0.58, 0.235)
+        return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    if kind == "heart":
+        x, y = 16 * np.sin(turn) ** 3, -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
+        return np.stack([x, y - 2.5], 1) / 31
+    if kind == "cross":
+        arm, bar = 0.5, 0.17
+        quarter = [(-bar, -arm), (bar, -arm), (bar, -bar)]
+        return np.array([(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in quarter], float)
+    raise ValueError(f"no kind is called {kind!r}")
+
+
+def mask(kind: str, width: int, height: int, centre: tuple[float, float], extent: float, angle: float = 0.0) -> tuple[np.ndarray, int, int]:
+    """The share of every pixel that an object covers.
+
+    Args:
+        kind: one of KINDS.
+        width, height: of the picture, in pixels; what lies outside is cut off.
+        centre: (x, y) in pixels.
+        extent: of the outline's unit, in pixels.
+        angle: turned clockwise, in radians.
+
+    Returns:
+        A float32 array in [0, 1] for a window around the object, and the window's left and top pixel.
+    """
+    cos, sin = np.cos(angle), np.sin(angle)
+    corners = outline(kind) @ np.array([[cos, sin], [-sin, cos]]) * extent + centre
+    left, top = np.maximum(np.floor(corners.min(0)).astype(int) - 1, 0)
+    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
+    canvas = Image.new("L", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING))
+    pen = ImageDraw.Draw(canvas)
+
+    def fill(points: np.ndarray, value: int) -> None:
+        pen.polygon(((points - (left, top)) * SUPERSAMPLING).ravel().tolist(), fill=value)
+
+    fill(corners, 255)
+    if kind == "ring":
+        fill((corners - centre) * RING_HOLE + centre, 0)
+    covered = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+    return covered, int(left), int(top)
