@@ -137,13 +137,16 @@ class FilterSettings(Settings):
     max_aspect: float | None = 3.0
     """Longer side over shorter side."""
     min_sharpness: float | None = None
-    """Variance of the Laplacian of the grey picture in [0, 255], shorter side brought to 256 px where larger."""
+    """Steepness of the steepest edges, shorter side brought to 256 px where larger: 1 is a step from one pixel to the next, 0.25 edges
+    blurred over about a pixel, 0 one colour."""
     max_noise: float | None = None
-    """Standard deviation of pixel noise, in grey levels (Immerkær's estimate)."""
+    """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest tenth)."""
     duplicate_distance: float | None = 0.06
     """Perceptual-hash bits that may differ, as a share of all, for two pictures to be one; 0: exact copies alone."""
     duplicate_colour: float = 12.0
     """And the mean colour difference (grey levels) of their thumbnails that may be there."""
+    duplicate_mirrored: bool = False
+    """A picture and its mirror image are one. Not where captions speak of left and right."""
     min_aesthetic: float | None = None
     min_clip_similarity: float | None = None
     """Cosine of picture and given caption. Pictures without a caption pass."""
@@ -153,6 +156,7 @@ class FilterSettings(Settings):
     held_out: float = Field(0.05, ge=0, lt=1)
     """Shares of the kept pictures kept out of training, by a hash of content."""
     batch_size: int = runtime(64, ge=1)
+    device: str = runtime("auto")
 
 
 class CaptionMaker(Settings):
@@ -174,6 +178,7 @@ class CaptionSettings(Settings):
     """In order."""
     max_chars: int = 2000
     batch_size: int = runtime(64, ge=1)
+    device: str = runtime("auto")
 
 
 class EncodeSettings(Settings):

@@ -44,6 +44,7 @@ MEASURES = pa.schema(
         pa.field("aesthetic", pa.float32()),
         pa.field("clip_similarity", pa.float32()),  # null without a given caption
         pa.field("perceptual_hash", pa.binary()),
+        pa.field("mirrored_hash", pa.binary()),  # of the picture's mirror image
         pa.field("thumbnail", pa.binary()),  # 8 × 8 × 3 uint8
         pa.field("sha256", pa.string()),  # of the decoded pixels: equal for re-wrapped copies
     ]
@@ -51,7 +52,7 @@ MEASURES = pa.schema(
 
 SCORES = pa.schema(
     [
-        *(MEASURES.field(name) for name in MEASURES.names if name not in ("perceptual_hash", "thumbnail", "sha256")),
+        *(MEASURES.field(name) for name in MEASURES.names if name not in ("perceptual_hash", "mirrored_hash", "thumbnail", "sha256")),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),  # null if kept: the check that refused it
         pa.field("detail", pa.string()),  # its numbers, or the key of the one it copies
