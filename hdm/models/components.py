@@ -1,0 +1,231 @@
+"""Which models a pipeline uses, where their files lie on this machine, and the digest of their weights.
+
+A reference is one string, the same everywhere: a local folder or file; `org/name` or `org/name@revision` of the Hugging Face hub;
+`ARCHITECTURE@tag` of open_clip, as `ViT-L-14@openai`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hdm.config import Components
+from hdm.errors import InputError
+from hdm.files import canonical_json, sha256_file
+
+MANIFEST = "components.json"
+DEMO = "demo"
+
+# What loading reads; anything else in a hub repository (other formats, pictures, code) is neither fetched nor hashed.
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "open_clip_pytorch_model.bin", "*.pth")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+_FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """References of the models of a pipeline; None where it names none."""
+
+    contrastive: str | None = None
+    autoencoder: str | None = None
+    text_encoder: str | None = None
+    captioner: str | None = None
+    aesthetic_head: str | None = None
+
+    def need(self, component: str) -> str:
+        """The reference of one component.
+
+        Raises:
+            InputError: the pipeline names none.
+        """
+        reference: str | None = getattr(self, component)
+        if reference is None:
+            raise InputError(
+                f"this pipeline names no {component}",
+                where=f"components.{component}",
+                do=f"set components.{component}, or components.folder to a folder that `hdm bootstrap` wrote",
+            )
+        return reference
+
+
+def resolve(components: Components) -> Resolved:
+    """The references of all components: those of `components.folder`, overridden by those named one by one.
+
+    Raises:
+        InputError: the folder is missing or is not one that `hdm bootstrap` wrote.
+    """
+    found = _in_folder(components.folder) if components.folder else {}
+    for name in (field.name for field in fields(Resolved)):
+        named = getattr(components, name)
+        if named is not None:
+            found[name] = named
+    if components.contrastive and components.contrastive_pretrained:
+        found["contrastive"] = f"{components.contrastive}@{components.contrastive_pretrained}"
+    return Resolved(**found)
+
+
+def components_folder(name: str) -> Path:
+    """The folder of components called `name`: "demo" is the one in the package, anything else a path."""
+    return Path(__file__).parents[1] / "demo" / "components" if name == DEMO else Path(name).expanduser()
+
+
+def _in_folder(name: str) -> dict[str, str]:
+    folder = components_folder(name)
+    listed = read_json(
+        folder / MANIFEST,
+        do="name a folder that `hdm bootstrap --source … --out DIR` wrote" if name != DEMO else "install the package again: it ships them",
+    )
+    known = {field.name for field in fields(Resolved)}
+    return {key: str(folder / path) for key, path in listed.get("components", {}).items() if key in known}
+
+
+def read_json(path: Path, do: str) -> dict[str, Any]:
+    """A JSON object from a model's folder.
+
+    Args:
+        do: what the error tells the reader to do.
+
+    Raises:
+        InputError: the file is missing, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path.name}", where=path, do=do) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read as JSON: {error}", where=path, do=do) from error
+    if not isinstance(value, dict):
+        raise InputError("is not a JSON object", where=path, do=do)
+    return value
+
+
+def locate(reference: str, download: bool = False) -> Path:
+    """The local folder (or file) behind a reference.
+
+    Args:
+        reference: see the module's text.
+        download: fetch a hub model that is not in the local cache; False: never touch the network.
+
+    Raises:
+        InputError: it is not on this machine (and could not be fetched); says which model, revision and what to do.
+    """
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    if "/" not in reference and "@" in reference:
+        return _open_clip_weights(reference, download)
+    if reference.endswith(_FILE_SUFFIXES) or not _HUB_NAME.fullmatch(reference):
+        raise InputError(f"there is no model {reference}", where=path.absolute(), do="put it there, or name another in `components`")
+    return _hub_snapshot(reference, download)
+
+
+def _hub_snapshot(reference: str, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = reference.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES), local_files_only=True))
+    except OSError:  # not in the cache; huggingface_hub's own error for it is an OSError too
+        pass
+    if download and not os.environ.get("HF_HUB_OFFLINE"):
+        return _fetched(reference, lambda: snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
+    raise _absent(reference, "it is not in the local cache")
+
+
+def _open_clip_weights(reference: str, download: bool) -> Path:
+    """The weights of open_clip's ARCHITECTURE@tag, where tag may also be a file."""
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    architecture, _, tag = reference.partition("@")
+    if Path(tag).is_file():
+        return Path(tag)
+    entry = get_pretrained_cfg(architecture, tag)
+    if not entry:
+        tags = ", ".join(list_pretrained_tags_by_model(architecture)) or "none: is the architecture spelled right?"
+        raise InputError(f"open_clip knows no weights {tag!r} of {architecture}", do=f"components.contrastive_pretrained may be: {tags}")
+    cached = _cached_open_clip(entry)
+    if cached is not None:
+        return cached
+    if download and not os.environ.get("HF_HUB_OFFLINE"):
+        return _fetched(reference, lambda: download_pretrained(entry))
+    raise _absent(reference, "it is not in the local cache")
+
+
+def _cached_open_clip(entry: dict[str, Any]) -> Path | None:
+    """Where open_clip's own download would have put the weights, if it is there."""
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, _, filename = entry.get("hf_hub", "").rpartition("/")
+    names = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    for name in names if repository else []:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    url = Path("~/.cache/clip").expanduser() / Path(entry.get("url") or "-").name
+    return url if url.is_file() else None
+
+
+def _fetched(reference: str, fetch: Any) -> Path:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(fetch())
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise _absent(reference, str(error).strip().splitlines()[0]) from error
+
+
+def _absent(reference: str, reason: str) -> InputError:
+    name, _, revision = reference.partition("@")
+    if "/" not in name:
+        command = f'python -c "import open_clip; open_clip.create_model({name!r}, {revision!r})"'
+    else:
+        command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    return InputError(
+        f"model {name}, revision {revision or 'main'}, is not on this machine: {reason}",
+        do=f"with a network run `{command}`, or name a local folder in `components`",
+    )
+
+
+def weights_digest(reference: str) -> str:
+    """sha256 over a model's weights and configuration files, wherever they lie on this machine.
+
+    Returns:
+        64 hex digits; equal for equal file names and contents, so that a folder may move.
+
+    Raises:
+        InputError: the model is not local yet; says what to run. Nothing is downloaded here.
+    """
+    path = locate(reference)
+    files = [path] if path.is_file() else sorted({file for pattern in FILES for file in path.glob(f"**/{pattern}")})
+    if not files:
+        raise InputError("there are no weights", where=path, do="put the model's .safetensors and .json files there")
+    states = [(file.relative_to(path).as_posix() or file.name, str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    contents = {name: _sha256(where, size, changed) for name, where, size, changed in states}
+    architecture = reference.partition("@")[0] if "/" not in reference and "@" in reference else ""
+    return hashlib.sha256(canonical_json([architecture, contents])).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, changed_ns: int) -> str:
+    """Kept by size and time of change, so that gigabytes are hashed once in a process."""
+    return sha256_file(Path(path))
+
+
+def fetch(resolved: Resolved) -> None:
+    """Download every hub model of a pipeline that is not on this machine yet.
+
+    Raises:
+        InputError: one could not be fetched; says which, and the command that would.
+    """
+    for field in fields(resolved):
+        reference = getattr(resolved, field.name)
+        if reference is not None:
+            locate(reference, download=True)

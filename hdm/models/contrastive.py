@@ -1,0 +1,226 @@
+"""Pictures and texts in one space (open_clip's CLIP and CoCa), captions from a CoCa, and aesthetic heads on the embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdm.errors import InputError
+from hdm.models.components import Resolved, locate
+
+Embeddings = np.ndarray
+"""(B, E) float32, rows of length 1."""
+
+
+class Contrastive:
+    """An open_clip model with its own preprocessing and tokenizer.
+
+    Attributes:
+        embed_size: width of an embedding.
+        can_caption: whether it is a CoCa.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        self.model, self.tokenizer, self.device = model, tokenizer, torch.device(device)
+        self.preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        self.can_caption = hasattr(model, "text_decoder")
+        self.embed_size: int = self._embed_texts([""]).shape[1]
+
+    def pixels(self, pictures: list[np.ndarray]) -> Tensor:
+        """The model's input (B, 3, S, S) for pictures of (H, W, 3) uint8 of any size."""
+        from PIL import Image
+
+        return torch.stack([self.preprocess(Image.fromarray(picture)) for picture in pictures]).to(self.device)
+
+    @torch.no_grad()
+    def embed_images(self, pictures: list[np.ndarray]) -> Embeddings:
+        """Unit embeddings (B, embed_size) float32 of pictures (H, W, 3) uint8, each of its own size."""
+        if not pictures:
+            return np.zeros((0, self.embed_size), np.float32)
+        return self.model.encode_image(self.pixels(pictures), normalize=True).float().cpu().numpy()
+
+    def embed_texts(self, texts: list[str]) -> Embeddings:
+        """Unit embeddings (B, embed_size) float32 of texts, cut to the model's context."""
+        return self._embed_texts(texts) if texts else np.zeros((0, self.embed_size), np.float32)
+
+    @torch.no_grad()
+    def _embed_texts(self, texts: list[str]) -> Embeddings:
+        return self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True).float().cpu().numpy()
+
+    @torch.no_grad()
+    def caption(
+        self, pictures: list[np.ndarray], max_tokens: int = 48, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> list[str]:
+        """A caption for each picture.
+
+        Args:
+            pictures: (H, W, 3) uint8, each of its own size.
+            max_tokens: at most so many tokens; the model's context if that is less.
+            temperature: divides the logits where tokens are drawn.
+            generator: a CPU generator to draw from; None: the likeliest token each time.
+
+        Raises:
+            InputError: the model is no CoCa.
+        """
+        if not self.can_caption:
+            raise InputError(
+                "this contrastive model cannot caption", do="name a CoCa in components.contrastive, or set components.captioner"
+            )
+        if not pictures:
+            return []
+        start, end, pad = _special_tokens(self.tokenizer)
+        _, image_tokens = self.model._encode_image(self.pixels(pictures))
+        tokens = torch.full((len(pictures), 1), start, device=self.device)
+        done = torch.zeros(len(pictures), dtype=torch.bool, device=self.device)
+        for _ in range(min(max_tokens + 1, self.model.context_length - 1)):
+            _, states = self.model._encode_text(tokens)
+            logits = self.model.text_decoder(image_tokens, states)[:, -1].float()
+            chosen = _choose(logits, temperature, generator).masked_fill(done, pad)
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+            done |= chosen == end
+            if done.all():
+                break
+        return [self._text(row, end) for row in tokens[:, 1 : max_tokens + 1].tolist()]
+
+    def _text(self, ids: list[int], end: int) -> str:
+        """The words before the end token."""
+        ids = ids[: ids.index(end)] if end in ids else ids
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        text = inner.decode(ids, skip_special_tokens=True) if inner is not None else self.tokenizer.decode(ids)
+        return str(text).strip()
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return logits.argmax(dim=-1)
+    shares = (logits / temperature).softmax(dim=-1).cpu()
+    return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
+
+
+def _special_tokens(tokenizer: Any) -> tuple[int, int, int]:
+    """Start, end and padding of open_clip's own tokenizer, or of a transformers one that it wraps."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None:
+        return tokenizer.sot_token_id, tokenizer.eot_token_id, 0
+    start = next(token for token in (inner.bos_token_id, inner.cls_token_id, inner.eos_token_id) if token is not None)
+    end = next(token for token in (inner.eos_token_id, inner.sep_token_id) if token is not None)
+    return start, end, inner.pad_token_id if inner.pad_token_id is not None else end
+
+
+def load_contrastive(resolved: Resolved, device: str = "cpu") -> Contrastive:
+    """The contrastive model of a pipeline, in float32, frozen.
+
+    Raises:
+        InputError: the pipeline names none, or it is missing or cannot be loaded.
+    """
+    model, tokenizer = load_open_clip(resolved.need("contrastive"))
+    return Contrastive(model.to(device).eval().requires_grad_(False), tokenizer, device)
+
+
+def load_open_clip(reference: str) -> tuple[Any, Any]:
+    """open_clip's model (on the CPU) and tokenizer of a folder, a hub name or ARCHITECTURE@tag.
+
+    Raises:
+        InputError: it is missing or cannot be loaded.
+    """
+    import open_clip
+
+    path = locate(reference, download=True)
+    if path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise InputError("there are no weights", where=path, do="put open_clip_model.safetensors there")
+    name, options = f"local-dir:{path}", {}
+    if path.is_file():
+        name, _, tag = reference.partition("@")
+        entry = open_clip.get_pretrained_cfg(name, tag) or {}
+        # The weights' own preprocessing and activation come with the tag, not with the architecture.
+        options = {"pretrained": str(path) if not entry else tag, "force_quick_gelu": bool(entry.get("quick_gelu"))}
+    try:
+        with _quiet():
+            model = open_clip.create_model(name, weights_only=True, **options)
+            tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(f"the contrastive model cannot be loaded: {error}", where=path, do="fetch or write it again") from error
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs every step of its loading to the root logger."""
+    root = logging.getLogger()
+    before = root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+class AestheticHead:
+    """A score from an embedding: one linear layer or several with nothing between, as LAION's are.
+
+    Attributes:
+        embed_size: width of the embeddings it reads.
+    """
+
+    def __init__(self, layers: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        self.layers = layers
+        self.embed_size = layers[0][0].shape[1]
+
+    def __call__(self, embeddings: Embeddings) -> np.ndarray:
+        """Scores (B,) float32 of unit embeddings (B, embed_size); about 0 to 10.
+
+        Raises:
+            InputError: the embeddings are of another width.
+        """
+        if embeddings.shape[-1] != self.embed_size:
+            raise InputError(
+                f"the aesthetic head reads embeddings of {self.embed_size} numbers; the contrastive model gives {embeddings.shape[-1]}",
+                do="name the head that was trained for this contrastive model in components.aesthetic_head",
+            )
+        values = embeddings.astype(np.float32)
+        for weight, bias in self.layers:
+            values = values @ weight.T + bias
+        return values[:, 0]
+
+
+def load_aesthetic_head(path: str | Path) -> AestheticHead:
+    """LAION's linear head (`weight`, `bias`) or its MLP without activations (`layers.N.weight`, …), as safetensors or .pth.
+
+    Raises:
+        InputError: the file is missing, holds more than tensors, or is no such head.
+    """
+    file = locate(str(path))
+    state = _read_tensors(file)
+    names = sorted((name for name in state if name.endswith("weight")), key=lambda name: [int(n) for n in name.split(".") if n.isdigit()])
+    biases = [name.removesuffix("weight") + "bias" for name in names]
+    if not names or set(state) != {*names, *biases} or state[names[-1]].shape[0] != 1:
+        raise InputError(
+            f"is not an aesthetic head: it holds {', '.join(sorted(state)[:8])}", where=file, do="name a LAION linear or MLP head"
+        )
+    return AestheticHead([(state[weight].float().numpy(), state[bias].float().numpy()) for weight, bias in zip(names, biases, strict=True)])
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        raise InputError(f"cannot be read as weights: {error}", where=file, do="fetch it again; pickled code is refused") from error

@@ -1,0 +1,140 @@
+"""Captions to text embeddings: the last hidden state, after the final norm, of a transformers language model.
+
+The text tower of a CoCa (a folder with open_clip_config.json) serves too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdm.errors import InputError
+from hdm.models.components import locate
+
+_OPEN_CLIP = "open_clip_config.json"
+
+
+class Tokenizer:
+    """A transformers tokenizer that never gives an empty list.
+
+    Attributes:
+        pad_id: fills a batch up; masked, so its value does not matter to the encoder.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        found = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        # Some tokenizers (Qwen3's) add nothing to "": one token then stands for the empty caption.
+        self.empty = [next((token for token in found if token is not None), 0)]
+        self.pad_id: int = next((token for token in reversed(found) if token is not None), 0)
+
+    def token_ids(self, captions: list[str], max_tokens: int) -> list[list[int]]:
+        """The token ids of each caption, special tokens included, cut to `max_tokens`; at least one each."""
+        if not captions:
+            return []
+        encoded = self.tokenizer(captions, truncation=True, max_length=max_tokens)["input_ids"]
+        return [list(ids) or list(self.empty) for ids in encoded]
+
+
+class TextEncoder(nn.Module):
+    """A language model without its head.
+
+    Attributes:
+        width: of a text embedding.
+    """
+
+    def __init__(self, model: nn.Module, width: int) -> None:
+        super().__init__()
+        self.model, self.width = model, width
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """The text embedding of a batch.
+
+        Args:
+            token_ids: (B, T) int64, filled up on the right.
+            text_mask: (B, T) bool, True where a token is real.
+
+        Returns:
+            (B, T, width) float32, zero where masked.
+        """
+        token_ids, text_mask = token_ids.to(self.device), text_mask.to(self.device)
+        hidden = self._hidden(token_ids, text_mask)
+        return hidden.float() * text_mask.unsqueeze(-1)
+
+    def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        return self.model(input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False).last_hidden_state
+
+
+class TowerEncoder(TextEncoder):
+    """The causal text tower of a CoCa; its token states get the tower's final norm, as its class token does."""
+
+    def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        tower: Any = self.model
+        embedded = tower.token_embedding(token_ids) + tower.positional_embedding[: token_ids.shape[1]]
+        # Causal, and padding lies on the right: no real token sees a masked one.
+        length = token_ids.shape[1]
+        return tower.ln_final(tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length]))
+
+
+def load_tokenizer(reference: str) -> Tokenizer:
+    """The tokenizer of a text encoder.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = locate(reference, download=True)
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"there is no tokenizer: {error}", where=folder, do="put tokenizer.json and tokenizer_config.json beside the model"
+        ) from error
+
+
+def load_text_encoder(reference: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """The text encoder in a local folder or on the hub, frozen.
+
+    Args:
+        reference: see `hdm.models.components`.
+        device: where it runs.
+        dtype: of its weights there; embeddings are float32 in any case.
+
+    Raises:
+        InputError: it is missing or cannot be loaded.
+    """
+    folder = locate(reference, download=True)
+    encoder = _tower(folder) if (folder / _OPEN_CLIP).is_file() else _language_model(folder)
+    return encoder.to(device, dtype).eval().requires_grad_(False)
+
+
+def _language_model(folder: Path) -> TextEncoder:
+    from transformers import AutoModel
+
+    try:
+        # No code from a hub, no pickle.
+        model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the text encoder cannot be loaded: {error}", where=folder, do="name another in components.text_encoder"
+        ) from error
+    config = model.config.get_text_config()
+    return TextEncoder(model, config.hidden_size)
+
+
+def _tower(folder: Path) -> TextEncoder:
+    from hdm.models.contrastive import load_open_clip
+
+    model, _ = load_open_clip(str(folder))
+    if not hasattr(model, "text") or getattr(model.text, "attn_mask", None) is None:
+        raise InputError("has no causal text tower", where=folder, do="name a language model or a CoCa in components.text_encoder")
+    return TowerEncoder(model.text, model.text.width)
