@@ -1,0 +1,185 @@
+"""Latent shards: Parquet files of one latent shape each, read as views of a memory map.
+
+`latents-<h>x<w>-<n>.parquet` holds pictures whose latents are h × w; columns below, one row a picture; the footer says what made them
+(`LatentFormat`). Any Parquet reader opens them; `LatentFile` reads them at the speed of a memory copy. Layout: `hdm.data.pages`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hdm.data.captions import key_numbers
+from hdm.data.pages import PagedColumn, damage_named, group_rows, open_file, paged_writer, read_metadata
+from hdm.store import Output
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """What a latent shard holds.
+
+    Args:
+        channels: of the autoencoder.
+        height, width: of every latent of the file.
+        dtype: of the raw latents, "float16" or "bfloat16".
+        resolution: shorter side of the encoded pictures, in pixels.
+        downscale: pixels a latent position, on each axis.
+        autoencoder: its class, weights digest, and per-channel scale and shift: latent = (raw latent - shift) · scale.
+    """
+
+    channels: int
+    height: int
+    width: int
+    dtype: str
+    resolution: int
+    downscale: int
+    autoencoder: Mapping[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.channels * self.height * self.width * DTYPES[self.dtype].itemsize
+
+
+def latent_file_name(height: int, width: int, number: int) -> str:
+    """8, 16, 3 → `latents-8x16-00003.parquet`."""
+    return f"latents-{height}x{width}-{number:05d}.parquet"
+
+
+def latent_schema(row_bytes: int) -> pa.Schema:
+    """The columns of a latent shard."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("image_width", pa.int32(), nullable=False),  # of the picture before it was cut and resized, in pixels
+            pa.field("image_height", pa.int32(), nullable=False),
+            pa.field("latent", pa.binary(row_bytes), nullable=False),  # raw latent (C, h, w), little endian
+        ]
+    )
+
+
+class LatentWriter:
+    """Write one latent shard, a row group at a time.
+
+    Args:
+        path: the file.
+        form: what it holds.
+        num_rows: rows that are expected, from which the row groups' size follows; fewer may come.
+    """
+
+    def __init__(self, path: Path, form: LatentFormat, num_rows: int) -> None:
+        self.path, self.form = path, form
+        self._schema = latent_schema(form.row_bytes)
+        self._group_rows = group_rows(num_rows, form.row_bytes)
+        self._keys: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._rows: list[np.ndarray] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> LatentWriter:
+        self._writer = self._stack.enter_context(paged_writer(self.path, self._schema, asdict(self.form)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._flush(len(self._keys))
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, keys: Sequence[str], latent: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+        """Append pictures.
+
+        Args:
+            keys: of n pictures.
+            latent: their raw latents (n, C, h, w), of any float dtype; cast to the shard's.
+            sizes: their widths and heights as pictures, in pixels.
+        """
+        stored = latent.to(DTYPES[self.form.dtype]).cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+        self._keys += keys
+        self._sizes += sizes
+        self._rows += list(stored)
+        while len(self._keys) >= self._group_rows:
+            self._flush(self._group_rows)
+
+    def _flush(self, count: int) -> None:
+        if not count:
+            return
+        latents = pa.FixedSizeBinaryArray.from_buffers(
+            self._schema.field("latent").type, count, [None, pa.py_buffer(np.concatenate(self._rows[:count]))]
+        )
+        widths, heights = zip(*self._sizes[:count], strict=True)
+        columns = [pa.array(self._keys[:count]), pa.array(widths, pa.int32()), pa.array(heights, pa.int32()), latents]
+        self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=count)
+        del self._keys[:count], self._sizes[:count], self._rows[:count]
+
+
+class LatentFile:
+    """Read one latent shard.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        form: what it holds.
+        keys: of its rows, as numbers; (num_rows,) uint64.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with damage_named(path), open_file(path, latent_schema(1)) as file:
+            self.form = LatentFormat(**read_metadata(file))
+            if file.schema_arrow.field("latent").type.byte_width != self.form.row_bytes:
+                raise ValueError("its latents have another size than its footer says")
+            self.keys = key_numbers(file.read(columns=["key"]).column("key"))
+            self._pages = PagedColumn(file, path, "latent")
+        self._firsts = self._pages.firsts.tolist()
+        self._groups: list[np.ndarray | None] = [None] * (len(self._firsts) - 1)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def row(self, row: int) -> np.ndarray:
+        """The raw latent of a row as bytes where they lie in the file: (C, h, w · itemsize) uint8, read-only.
+
+        Raises:
+            DamagedError: its row group, touched for the first time, is not what was written.
+        """
+        group = bisect_right(self._firsts, row) - 1
+        rows = self._groups[group]
+        if rows is None:
+            rows = self._groups[group] = self._shaped(group)
+        return rows[row - self._firsts[group]]
+
+    def _shaped(self, group: int) -> np.ndarray:
+        form = self.form
+        return self._pages.payload(group).reshape(-1, form.channels, form.height, form.width * DTYPES[form.dtype].itemsize)
+
+    def latents(self, rows: Sequence[int]) -> torch.Tensor:
+        """Raw latents of some rows, copied: (n, C, h, w) in the shard's dtype."""
+        form = self.form
+        stored = np.empty((len(rows), form.channels, form.height, form.width * DTYPES[form.dtype].itemsize), np.uint8)
+        for place, row in enumerate(rows):
+            stored[place] = self.row(row)
+        return torch.from_numpy(stored).view(DTYPES[form.dtype])
+
+    def table(self, columns: Sequence[str] = ("key", "image_width", "image_height")) -> pa.Table:
+        """Other columns, read and checked by pyarrow."""
+        with damage_named(self.path), open_file(self.path, latent_schema(1)) as file:
+            return file.read(columns=list(columns))
+
+
+def open_latents(output: Output) -> list[LatentFile]:
+    """The latent shards of an `encode.<resolution>px` output, in order of name."""
+    return [LatentFile(path) for path in output.paths(".parquet")]

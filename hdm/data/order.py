@@ -1,0 +1,75 @@
+"""Order and chance as pure functions of a position: nothing to save, nothing that depends on ranks or batches.
+
+Everything is computed from a seed and 64-bit counters by SplitMix64's mixing function (Steele, Lea, Flood 2014), so that it is the same
+with any version of any library.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """A bijection of 64-bit numbers in which every output bit depends on every input bit: (…) uint64 → (…) uint64."""
+    mixed = values + np.uint64(_GOLDEN)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """Independent draws, one a position.
+
+    Args:
+        positions: any shape, non-negative integers.
+        seed: of the whole.
+        stream: which of several draws at the same position.
+
+    Returns:
+        (…) float64 in [0, 1).
+    """
+    drawn = mix(mix(positions.astype(np.uint64)) ^ _key(seed, stream))
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a random permutation of 0 … count-1 takes some places, without making the others.
+
+    A Feistel network permutes the smallest power of four that holds `count`; results outside are sent through it again until they
+    are inside (cycle walking; Black and Rogaway 2002), on average fewer than four times.
+
+    Args:
+        places: (n,) integers in [0, count).
+        count: size of the whole.
+        seed, epoch: one permutation for each pair.
+
+    Returns:
+        (n,) int64 in [0, count), different for different places.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    keys = [_key(seed, epoch, number) for number in range(ROUNDS)]
+    found = places.astype(np.uint64)
+    outside = np.arange(len(found))
+    while len(outside):
+        found[outside] = _feistel(found[outside], half, keys)
+        outside = outside[found[outside] >= count]
+    return found.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half: int, keys: list[np.ndarray]) -> np.ndarray:
+    mask = np.uint64((1 << half) - 1)
+    left, right = values >> np.uint64(half), values & mask
+    for key in keys:
+        left, right = right, left ^ (mix(right ^ key) & mask)
+    return left << np.uint64(half) | right
+
+
+def _key(*parts: int) -> np.ndarray:
+    """One 64-bit number for a tuple of integers, as an array of one (scalars warn where arrays wrap)."""
+    key = np.zeros(1, np.uint64)
+    for part in parts:
+        key = mix(key ^ np.array([part % 2**64], np.uint64))
+    return key
