@@ -1,0 +1,266 @@
+"""Picture files of unknown origin to upright RGB with a defined look, or a refusal with its reason.
+
+Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores EXIF orientation and ICC
+profiles, only warns of pictures of 89 megapixels, and would hand EPS to a PostScript interpreter. Here the format is decided by the
+first bytes, from a short list, and its reader is called directly; sizes are checked before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile, features
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from hdm.config import ImageSettings
+
+MAX_SIDE_PX = 32_768
+"""Longer pictures are refused, however thin: 65535 × 1 is an attack or an accident."""
+
+FORMATS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile, "BMP": BmpImageFile,
+    "TIFF": TiffImageFile, "AVIF": AvifImageFile,
+}  # fmt: skip
+
+# EXIF's eight orientations as what brings the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+class BadImage(Exception):  # noqa: N818  (what is bad is the image; nothing went wrong here)
+    """A file that is refused.
+
+    Args:
+        status: one word: not_image, corrupt, too_large, animated, unsupported.
+        message: a sentence, the same on every machine.
+    """
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(status, message)
+        self.status, self.message = status, message
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header says: Pillow's name of the format, and the upright size in pixels."""
+
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    Args:
+        pixels: (H, W, 3) uint8, sRGB, upright, on the matte.
+        format: Pillow's name, as "JPEG".
+        flags: what was done or ignored, of: animated, rotated, exif_ignored, sixteen_bit, icc, icc_ignored, transparent.
+    """
+
+    pixels: np.ndarray
+    format: str
+    flags: tuple[str, ...]
+
+
+def inspect(data: bytes, settings: ImageSettings) -> Header:
+    """Read a file's header, without decoding its pixels.
+
+    Args:
+        data: the file.
+        settings: size limit and what to do with animations.
+
+    Raises:
+        BadImage: no picture, damaged, too large, or an animation where these are rejected.
+    """
+    name, image = _open(data, settings)
+    with _guarded(name):
+        return Header(name, *_upright_size(image, _orientation(image)[0]))
+
+
+def decode(data: bytes, settings: ImageSettings) -> Picture:
+    """Decode a file to sRGB as a person would see it.
+
+    16-bit grey is scaled, 16-bit colour loses its low byte; CMYK, LAB and pictures with an ICC profile are converted to sRGB
+    (a profile that is broken or of another colour space is ignored and flagged); transparent pixels show `settings.matte`;
+    EXIF orientation is applied; of an animation the first frame is taken.
+
+    Args:
+        data: the file.
+        settings: matte, size limit and what to do with animations.
+
+    Raises:
+        BadImage: as `inspect`, and where the pixels cannot be read to the last one or have no defined white (32-bit numbers).
+    """
+    name, image = _open(data, settings)
+    flags: set[str] = {"animated"} if getattr(image, "is_animated", False) else set()
+    with _guarded(name):
+        orientation, known = _orientation(image)
+        bits = _bits(image)
+        image.load()
+        picture, alpha = _srgb(image, bits, flags)
+        if alpha is not None and alpha.getextrema() != (255, 255):
+            flags.add("transparent")
+            ground = Image.new("RGB", picture.size, settings.matte)
+            ground.paste(picture, mask=alpha)
+            picture = ground
+        # Pillow turns TIFFs itself, while loading.
+        if orientation in _UPRIGHT and name != "TIFF":
+            picture = picture.transpose(_UPRIGHT[orientation])
+        flags.update(["rotated"] if orientation in _UPRIGHT else [], [] if known else ["exif_ignored"])
+        return Picture(np.array(picture), name, tuple(sorted(flags)))
+
+
+def sniff(data: bytes) -> str | None:
+    """The format that the first bytes promise, by Pillow's name; None: none that is read here."""
+    start = data[:12]
+    if start.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if start.startswith(b"RIFF") and start[8:] == b"WEBP":
+        return "WEBP"
+    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    # "BM" begins many a text; the size of BMP's second header does not.
+    if start.startswith(b"BM") and data[14:18] in _BMP_HEADERS:
+        return "BMP"
+    if start[4:8] == b"ftyp" and _brands(data) & {b"avif", b"avis"} and features.check("avif"):
+        return "AVIF"
+    return None
+
+
+_BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)}
+
+
+def _brands(data: bytes) -> set[bytes]:
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[place : place + 4] for place in range(8, end, 4)}
+
+
+def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFile]:
+    """The format and Pillow's image, its header read and its size allowed, nothing decoded."""
+    name = sniff(data)
+    if name is None:
+        raise BadImage("not_image", "the file is empty" if not data else f"not a picture in a known format ({', '.join(FORMATS)})")
+    with _guarded(name):
+        image = FORMATS[name](BytesIO(data))
+        width, height = image.size
+        if max(width, height) > MAX_SIDE_PX or width * height >= settings.max_megapixels * 1e6:
+            raise BadImage("too_large", f"{width} × {height} pixels are more than are taken")
+        if settings.animated == "reject" and getattr(image, "is_animated", False):
+            raise BadImage("animated", "an animation or a file of several pages")
+    return name, image
+
+
+@contextlib.contextmanager
+def _guarded(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into a refusal with a stable text."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage("too_large", f"{name}: more pixels than are taken") from error
+    except Exception as error:  # on hostile bytes Pillow's readers raise any kind there is
+        said = re.sub(r"\s*<?[\w.]*\S* at 0x[0-9a-fA-F]+>?", "", str(error))[:200]
+        raise BadImage("corrupt", f"{name} cannot be decoded: {said or type(error).__name__}") from error
+
+
+def _orientation(image: ImageFile.ImageFile) -> tuple[int, bool]:
+    """EXIF orientation 1 to 8, and whether the EXIF block could be read; to be asked before loading."""
+    if isinstance(image, PngImageFile) and "exif" not in image.info:
+        return 1, True  # Pillow would decode all to look for a chunk behind the pixels
+    try:
+        found = image.getexif().get(Base.Orientation, 1)
+    except Exception:  # noqa: BLE001  (as above; a broken block is no reason to lose the picture)
+        return 1, False
+    return (found, True) if found in range(1, 9) else (1, False)
+
+
+def _upright_size(image: ImageFile.ImageFile, orientation: int) -> tuple[int, int]:
+    width, height = image.size
+    # Pillow gives a TIFF's size upright already.
+    return (height, width) if orientation >= 5 and image.format != "TIFF" else (width, height)
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Bits of a sample in the file, where more than 8."""
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(258, (8,)))
+    return 16 if any(";16" in str(tile.args) for tile in image.tile) else 8
+
+
+def _srgb(image: Image.Image, bits: int, flags: set[str]) -> tuple[Image.Image, Image.Image | None]:
+    """RGB in sRGB, and alpha or None."""
+    profile = image.info.get("icc_profile")
+    if bits > 8:
+        flags.add("sixteen_bit")
+    if image.mode in ("I", "F"):
+        raise BadImage("unsupported", "32-bit or floating-point samples have no defined white")
+    image, alpha = _split(image, bits)
+    if profile:
+        converted = _by_profile(image, profile)
+        flags.add("icc_ignored" if converted is None else "icc")
+        if converted is not None:
+            return converted, alpha
+    if image.mode == "LAB":
+        return _transform(image, ImageCms.createProfile("LAB")), alpha
+    return image.convert("RGB"), alpha
+
+
+def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | None]:
+    """The picture without its transparency in 8 bits a sample, and the transparency as L or None."""
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        alpha = None if transparent is None else Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8))
+        white = (1 << bits) - 1
+        return Image.fromarray(((grey * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)), alpha
+    if bits > 8 and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)  # as Pillow cut the samples
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or image.has_transparency_data:
+        straight = image.convert("LA" if image.mode in ("LA", "La", "L", "1") else "RGBA")
+        return straight.convert(straight.mode[:-1]), straight.getchannel("A")
+    return image.convert("RGB") if image.mode == "P" else image, None
+
+
+def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Converted to sRGB by the file's profile; None if it is broken or of another colour space than the samples."""
+    try:
+        opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+        space = opened.profile.xcolor_space.strip()
+        if image.mode in ("L", "1"):
+            image = image.convert("RGB" if space == "RGB" else "L")
+        elif image.mode == "YCbCr":
+            image = image.convert("RGB")
+        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space) != image.mode:
+            return None
+        if space == "RGB" and (opened.profile.profile_description or "").startswith("sRGB"):
+            return image
+        return _transform(image, opened)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _transform(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # only an in-place conversion returns nothing
+    return converted
