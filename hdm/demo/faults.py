@@ -1,0 +1,190 @@
+"""The items of the embedded data set: good pictures, and bad ones planted among them, each recorded as truth."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from hdm.config import ScenesSettings
+from hdm.demo.scenes import Scene, captions, draw, make_scene
+
+HOST = "scenes.test"  # .test never resolves (RFC 2606): only the site on this machine answers to it
+
+FAULTS: dict[str, float] = {
+    "corrupt": 0.12,  # a JPEG or PNG that ends early
+    "not_image": 0.10,  # a web page, text or nothing under a picture's name
+    "exact_duplicate": 0.15,  # the same bytes at another URL
+    "near_duplicate": 0.15,  # the same picture, re-encoded, a little smaller and brighter
+    "too_small": 0.12,
+    "blurred": 0.10,
+    "noisy": 0.10,
+    "mislabelled": 0.10,  # another picture's caption, with no kind or colour in common
+    "missing": 0.04,  # 404
+    "cut_off": 0.02,  # the connection closes within the body, every time
+}
+"""Kind of fault → its share among the planted ones."""
+
+MANNERS: dict[str, float] = {"busy": 0.004, "slow": 0.003, "cut_once": 0.003}
+"""How the site misbehaves once with a good picture → its share: 503 first, half a second late, cut off first."""
+
+_PLAN, _PIXELS, _WORDS = 1, 2, 3  # streams of random numbers
+_Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the site's list.
+
+    Args:
+        index: position in the list.
+        scene: number of the scene in the picture; meaningless where there is no picture.
+        fault: one of FAULTS, or None for a good picture.
+        manner: one of MANNERS, or None; only for good pictures.
+        original: index of the item that this one copies.
+        caption: as listed; None for a good picture that comes without.
+    """
+
+    index: int
+    scene: int
+    fault: str | None = None
+    manner: str | None = None
+    original: int | None = None
+    caption: str | None = None
+
+    @property
+    def path(self) -> str:
+        return f"/pictures/{self.index:06d}.{'png' if self.index % 4 == 3 else 'jpg'}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}{self.path}"
+
+
+@lru_cache(maxsize=4)
+def plan(settings: ScenesSettings) -> tuple[Item, ...]:
+    """Every item, in the order of the list; an original comes before its copies."""
+    rng = np.random.default_rng((settings.seed, _PLAN))
+    faults = _shared_out(FAULTS, round(settings.count * settings.faults))
+    manners = _manners(settings, rng)
+    bare = set(rng.permutation(settings.count)[: round(settings.count * settings.uncaptioned)].tolist())
+    places = rng.random(settings.count)
+
+    # (place in the list, number of the scene, fault, number of the scene it copies)
+    entries: list[tuple[float, int, str | None, int | None]] = [(float(places[n]), n, None, None) for n in range(settings.count)]
+    for number, planted in enumerate(faults, start=settings.count):
+        if planted.endswith("duplicate"):
+            copied = int(rng.integers(settings.count))
+            entries.append((float(rng.uniform(places[copied], 1)), copied, planted, copied))
+        else:
+            entries.append((float(rng.random()), number, planted, None))
+    entries.sort(key=lambda entry: entry[0])
+
+    position = {scene: index for index, (_, scene, fault, _) in enumerate(entries) if fault is None}
+    items = []
+    for index, (_, scene, fault, source) in enumerate(entries):
+        caption = None if fault is None and scene in bare else _caption(settings, scene, index, mislabelled=fault == "mislabelled")
+        manner = manners.get(scene) if fault is None else None
+        items.append(Item(index, scene, fault, manner, None if source is None else position[source], caption))
+    return tuple(items)
+
+
+def scene_of(item: Item, settings: ScenesSettings) -> Scene:
+    """What the item's picture shows, at the size that it has."""
+    size_px = settings.size_px
+    if item.fault == "too_small":
+        size_px = max(8, round(size_px * (0.35 + 0.02 * (item.index % 8))))
+    return make_scene(settings.seed, item.scene, size_px)
+
+
+def file_bytes(item: Item, settings: ScenesSettings, items: tuple[Item, ...]) -> bytes:
+    """The bytes that the site serves for an item.
+
+    Args:
+        item: one of `items`.
+        settings: of the data set.
+        items: the whole plan, for originals.
+    """
+    if item.fault == "exact_duplicate" and item.original is not None:
+        return file_bytes(items[item.original], settings, items)
+    rng = np.random.default_rng((settings.seed, _PIXELS, item.index))
+    if item.fault == "not_image":
+        return _NOT_IMAGES[rng.integers(len(_NOT_IMAGES))]
+    picture = Image.fromarray(draw(scene_of(item, settings)))
+    spoil = _SPOILERS.get(item.fault or "")
+    if spoil:
+        picture = spoil(picture, rng)
+    if item.fault == "near_duplicate":
+        return _encode(picture, "JPEG", quality=80)
+    data = _encode(picture, "PNG") if item.path.endswith("png") else _encode(picture, "JPEG", quality=93)
+    return data[: int(len(data) * rng.uniform(0.25, 0.85))] if item.fault == "corrupt" else data
+
+
+def _shared_out(shares: dict[str, float], total: int) -> list[str]:
+    """`total` names in proportion to their shares, evenly mixed, so that few of them are of many kinds."""
+    names, limits = list(shares), list(accumulate(shares.values()))
+    spread = (np.arange(total) * 0.6180339887498949 + 0.05) % 1.0  # the golden ratio's sequence fills [0, 1) evenly
+    return [names[min(int(np.searchsorted(limits, value, side="right")), len(names) - 1)] for value in spread]
+
+
+def _manners(settings: ScenesSettings, rng: _Rng) -> dict[int, str]:
+    """Number of a good scene → how the site misbehaves with it."""
+    numbers = iter(rng.permutation(settings.count).tolist())
+    return {
+        number: manner
+        for manner, share in MANNERS.items()
+        for number, _ in zip(numbers, range(max(1, round(settings.count * share))), strict=False)
+    }
+
+
+def _caption(settings: ScenesSettings, scene: int, index: int, mislabelled: bool) -> str:
+    rng = np.random.default_rng((settings.seed, _WORDS, index))
+    shown = make_scene(settings.seed, scene)
+    told = shown
+    while mislabelled and _something_in_common(shown, told):
+        told = make_scene(settings.seed, int(rng.integers(settings.count)))
+    return captions(told, rng)[0]
+
+
+def _something_in_common(first: Scene, second: Scene) -> bool:
+    kinds = {thing.kind for thing in first.things} & {thing.kind for thing in second.things}
+    colours = {thing.colour for thing in first.things} & {thing.colour for thing in second.things}
+    return bool(kinds or colours)
+
+
+def _encode(picture: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    # Full colour resolution: at 64 px a halved one would blur every edge.
+    picture.save(buffer, kind, **({"subsampling": 0} if kind == "JPEG" else {"compress_level": 1}), **options)
+    return buffer.getvalue()
+
+
+def _blur(picture: Image.Image, rng: _Rng) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(min(picture.size) * float(rng.uniform(0.055, 0.08))))
+
+
+def _add_noise(picture: Image.Image, rng: _Rng) -> Image.Image:
+    pixels = np.asarray(picture, np.float32)
+    noisy = pixels + rng.normal(0, rng.uniform(40, 60), pixels.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def _remake(picture: Image.Image, rng: _Rng) -> Image.Image:
+    smaller = picture.resize([round(side * float(rng.uniform(0.93, 0.97))) for side in picture.size], Image.Resampling.BICUBIC)
+    brighter = np.asarray(smaller, np.float32) * rng.uniform(0.96, 1.04) + rng.uniform(-4, 4)
+    return Image.fromarray(np.clip(brighter, 0, 255).astype(np.uint8))
+
+
+_SPOILERS: dict[str, Callable[[Image.Image, _Rng], Image.Image]] = {"blurred": _blur, "noisy": _add_noise, "near_duplicate": _remake}
+_NOT_IMAGES = (
+    b"<!DOCTYPE html>\n<html><head><title>Not here</title></head><body><h1>This picture has moved.</h1></body></html>\n",
+    b"Sorry, this picture is only for members.\n",
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><circle cx="32" cy="32" r="20" fill="red"/></svg>\n',
+    b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer\n<< /Root 1 0 R >>\n%%EOF\n",
+    b"",
+)

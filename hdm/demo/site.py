@@ -1,0 +1,75 @@
+"""A web site on this machine that serves the scenes as a real one would: mostly well, sometimes late, broken or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hdm.config import Pipeline
+from hdm.data.sites import Site
+from hdm.demo.faults import HOST, plan
+from hdm.demo.server import LOOPBACK
+from hdm.errors import HdmError
+
+END_SEC = 5.0
+
+
+@contextmanager
+def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
+    """Serve the pipeline's scenes until the end of the block.
+
+    Which requests fail the first time is a matter of the URL, so a client that tries again gets the same pictures on every
+    run. The server is a process of its own, as drawing would take the client's time; it ends with this process, however that ends.
+
+    Args:
+        pipeline: `download.scenes` says which; `download.url_column` and `caption_column` name the list's columns.
+
+    Yields:
+        The list of URLs, and where their host is to be found.
+
+    Raises:
+        HdmError: the server does not start.
+    """
+    command = [sys.executable, "-m", "hdm.demo.server"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with (
+        tempfile.TemporaryDirectory(prefix="scenes-") as folder,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server,
+    ):
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            server.stdin.write(pipeline.download.scenes.model_dump_json() + "\n")
+            server.stdin.flush()
+            urls = _write_list(pipeline, Path(folder))
+            port = server.stdout.readline()
+            if not port:
+                raise HdmError("the site of the scenes does not start", where=LOOPBACK, do="its own message is above")
+            yield Site(str(urls), "urls", {HOST: (LOOPBACK, int(port))})
+        finally:
+            _stop(server)
+
+
+def _write_list(pipeline: Pipeline, folder: Path) -> Path:
+    settings = pipeline.download
+    items = plan(settings.scenes)
+    table = {settings.url_column: [item.url for item in items], settings.caption_column: [item.caption for item in items]}
+    urls = folder / "scenes.parquet"
+    pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in table.items()}), urls)
+    return urls
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.terminate()
+    try:
+        server.wait(END_SEC)
+    except subprocess.TimeoutExpired:
+        server.kill()
