@@ -1,0 +1,220 @@
+"""The layers of XUT. Attribute names are those of the published weights.
+
+Shapes: B batch, C latent channels, H W latent size, p patch size, L image tokens, T text tokens, S = L + T, D width,
+N heads, K head size (D = N·K), M feed-forward width. Linear layers not spoken of start as torch starts them: uniform
+within ±1/√inputs, weights and biases. Norms, rotation and modulation are computed in float32, whatever autocast says.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdm.architecture import XUTConfig
+from hdm.models.rope import RotaryPositions, rotate
+
+
+class Modulation(NamedTuple):
+    """Shift and scale of a norm and the gate of what follows it, each (B, 1, D)."""
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+
+
+class Conditions(NamedTuple):
+    """What every block is told beside its tokens.
+
+    attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block makes its own.
+    positions: (B or 1, S, 2). mask: keys that may be attended to, (B, 1, 1, S) bool; None: all.
+    """
+
+    attn: Modulation | Tensor
+    xattn: Modulation | Tensor
+    mlp: Modulation | Tensor
+    positions: Tensor
+    mask: Tensor | None
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class PatchEmbedding(nn.Module):
+    """Each p×p patch of the latent to one token: (B, C, H, W) → (B, L, D), row-major."""
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+
+    def forward(self, latent_BCHW: Tensor) -> Tensor:
+        # The convolution's product written as a linear layer: patches do not overlap.
+        p = self.proj.kernel_size[0]
+        patches = latent_BCHW.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class PatchOutput(nn.Module):
+    """Each token to its p×p patch: (B, L, D) → (B, C, H, W). Starts near zero: weights N(0, 1/D⁴), bias 0."""
+
+    def __init__(self, width: int, channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Linear(width, patch_size * patch_size * channels)
+        nn.init.normal_(self.proj.weight, std=self.proj.in_features**-2)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, tokens_BLD: Tensor, height: int, width: int) -> Tensor:
+        p = self.patch_size
+        patches = self.proj(tokens_BLD).view(-1, height // p, width // p, p, p, self.proj.out_features // (p * p))
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens_BLD), -1, height, width)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoids of 1000·t, then a linear layer and Mish: (B,) → (B, D)."""
+
+    freqs: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        freqs = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000) / half))
+        self.register_buffer("freqs", freqs.float()[None])
+        self.proj = nn.Sequential(nn.Linear(width, width), nn.Mish())
+
+    def forward(self, timestep_B: Tensor) -> Tensor:
+        # Angles reach 1000, where float32 is wrong by 3e-5: a few thousand products in float64 cost nothing.
+        angles = 1000 * timestep_B.double()[:, None] * self.freqs.double()
+        return self.proj(torch.cat((angles.cos(), angles.sin()), -1).float())
+
+
+class AspectEmbedding(nn.Sequential):
+    """ln(width / height), (B,), to (B, D). The last layer starts at zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(1, width), nn.Mish(), nn.Linear(width, width))
+        _zero(self[-1])
+
+    def forward(self, log_aspect_B: Tensor) -> Tensor:
+        return super().forward(log_aspect_B.float()[:, None])
+
+
+class ModulationNetwork(nn.Sequential):
+    """(B, D) → Modulation. The last layer starts at zero, so that every block starts unmodulated.
+
+    Shared by all blocks it has a hidden layer of 4D (published); a block's own has none, as in DiT (arXiv 2212.09748).
+    """
+
+    def __init__(self, width: int, *, shared: bool) -> None:
+        hidden = 4 * width
+        layers = [nn.LayerNorm(width), nn.Linear(width, hidden), nn.Mish(), nn.Linear(hidden, 3 * width)]
+        super().__init__(*(layers if shared else (nn.LayerNorm(width), nn.Mish(), nn.Linear(width, 3 * width))))
+        _zero(self[-1])
+
+    def forward(self, embedding_BD: Tensor) -> Modulation:
+        return Modulation(*super().forward(embedding_BD).float()[:, None].chunk(3, -1))
+
+
+class ModulatedNorm(nn.Module):
+    """RMSNorm(z)·(1 + scale) + shift, and the gate 1 + gate of what follows. The norm's weight starts at 1."""
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.adaln = ModulationNetwork(config.width, shared=False) if config.modulation == "per_block" else None
+
+    def forward(self, tokens_BSD: Tensor, modulation: Modulation | Tensor) -> tuple[Tensor, Tensor]:
+        if self.adaln is not None:
+            assert isinstance(modulation, Tensor)
+            modulation = self.adaln(modulation)
+        assert isinstance(modulation, Modulation)
+        weight = self.norm.weight * (1 + modulation.scale)
+        normed = F.rms_norm(tokens_BSD.float(), self.norm.normalized_shape, eps=self.norm.eps)
+        return torch.addcmul(modulation.shift, normed, weight), 1 + modulation.gate
+
+
+class Attention(nn.Module):
+    """What self- and cross-attention share: rotation, QK-norm, the attention itself and the output layer."""
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.rope = RotaryPositions(config.num_heads, config.head_size, config.rope)
+        self.q_norm = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.out = nn.Linear(config.width, config.width)
+
+    def attend(self, q_BSD: Tensor, k_BSD: Tensor, v_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (features.unflatten(-1, (self.num_heads, -1)) for features in (q_BSD, k_BSD, v_BSD))
+        cos, sin = self.rope(positions)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(Attention):
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__(config)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+
+    def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(tokens_BSD).chunk(3, -1)
+        return self.attend(q, k, v, positions, mask)
+
+
+class CrossAttention(Attention):
+    """Queries from the tokens, keys and values from an encoder stage's state of the same tokens."""
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__(config)
+        self.q = nn.Linear(config.width, config.width, bias=False)
+        self.kv = nn.Linear(config.width, 2 * config.width, bias=False)
+
+    def forward(self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        k, v = self.kv(skip_BSD).chunk(2, -1)
+        return self.attend(self.q(tokens_BSD), k, v, positions, mask)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: silu(a)·b of one linear layer's halves a, b, then another (arXiv 2002.05202)."""
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(config.width, 2 * config.mlp_width)
+        self.w3 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, tokens_BSD: Tensor) -> Tensor:
+        a, b = self.w12(tokens_BSD).chunk(2, -1)
+        return self.w3(F.silu(a) * b)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to a skip where the block is built with one, feed-forward.
+
+    After each, z = m + g·f(m) with the modulated norm m where the residual is `published`, z = z + g·f(m) where it is `prenorm`.
+    """
+
+    def __init__(self, config: XUTConfig, *, cross: bool = False) -> None:
+        super().__init__()
+        self.carries_norm = config.residual == "published"
+        self.attn_pre_norm, self.attn = ModulatedNorm(config), SelfAttention(config)
+        if cross:
+            self.xattn_pre_norm, self.xattn = ModulatedNorm(config), CrossAttention(config)
+        self.mlp_pre_norm, self.mlp = ModulatedNorm(config), FeedForward(config)
+
+    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+        m, gate = self.attn_pre_norm(z, given.attn)
+        z = self._add(z, m, gate, self.attn(m, given.positions, given.mask))
+        if skip is not None:
+            m, gate = self.xattn_pre_norm(z, given.xattn)
+            z = self._add(z, m, gate, self.xattn(m, skip, given.positions, given.mask))
+        m, gate = self.mlp_pre_norm(z, given.mlp)
+        return self._add(z, m, gate, self.mlp(m))
+
+    def _add(self, z: Tensor, m: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+        return torch.addcmul(m if self.carries_norm else z, gate, update.float())

@@ -1,0 +1,46 @@
+"""Rotary positions on two axes, with learned frequencies (HDM, arXiv 2509.06068; RoPE, arXiv 2104.09864).
+
+Shapes: B batch, S tokens, N heads, K head size. Consecutive features (2m, 2m+1) of a head are one pair, turned by one angle.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+LOG_SPACED = (math.pi / 2, 8 * math.pi)
+"""Lowest and highest start frequency of `log_spaced`: half a period across the picture to 16 cells' Nyquist rate."""
+
+
+class RotaryPositions(nn.Module):
+    """A learned table of log-frequencies, (N, K/4, 2) with the axis (y, x) last.
+
+    Start: `pi` puts ln π everywhere, as published; `log_spaced` spreads frequencies evenly in the logarithm
+    over heads and features, so that some heads see near tokens apart and some far ones.
+    """
+
+    def __init__(self, num_heads: int, head_size: int, start: Literal["pi", "log_spaced"] = "pi") -> None:
+        super().__init__()
+        shape = num_heads, head_size // 4, 2
+        if start == "pi":
+            table = torch.full(shape, math.log(math.pi))
+        else:
+            spaced = torch.linspace(math.log(LOG_SPACED[0]), math.log(LOG_SPACED[1]), shape[0] * shape[1])
+            table = spaced.view(shape[1], shape[0]).T.unsqueeze(-1).repeat(1, 1, 2)
+        self.freqs = nn.Parameter(table)
+
+    def forward(self, positions_BS2: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each token's angles, (B, S, N, K/2) float32; B is 1 where all samples lie alike."""
+        angles = positions_BS2[:, :, None, None, :] * self.freqs.float().exp()
+        angles = angles.flatten(-2)  # (feature j, axis s) → pair 2j + s
+        return angles.cos(), angles.sin()
+
+
+def rotate(features_BSNK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (u, v) of features to (u·cos - v·sin, v·cos + u·sin), in float32."""
+    u, v = features_BSNK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((u * cos - v * sin, v * cos + u * sin), -1).flatten(-2)
+    return turned.type_as(features_BSNK)

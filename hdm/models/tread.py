@@ -1,0 +1,63 @@
+"""TREAD: some image tokens skip the middle of the network (arXiv 2501.04765).
+
+Shapes: B batch, L image tokens, T text tokens, S = L + T, D width. All text tokens are always kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hdm.errors import InputError
+
+
+def num_kept(num_tokens: int, rate: float) -> int:
+    """Image tokens that stay at a drop rate: num_tokens - ⌊num_tokens · rate⌋."""
+    if not 0 <= rate < 1:
+        raise InputError(f"TREAD rate {rate} is outside [0, 1)", do="0 keeps all tokens, 0.5 drops half of them")
+    return num_tokens - math.floor(num_tokens * rate)
+
+
+def draw_kept(
+    batch: int, num_tokens: int, rate: float, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """Draw, for each sample, the image tokens that are kept, uniformly without replacement.
+
+    Args:
+        num_tokens: image tokens of a sample.
+        rate: share to drop, in [0, 1).
+        generator: source of the draw, on its own device; None: torch's default.
+
+    Returns:
+        (batch, num_kept) int64 on `device`, ascending in each row; None where all are kept.
+    """
+    count = num_kept(num_tokens, rate)
+    if count == num_tokens:
+        return None
+    source = generator.device if generator is not None else device
+    keys = torch.rand(batch, num_tokens, generator=generator, device=source)
+    return keys.topk(count, sorted=False).indices.sort().values.to(device)
+
+
+def kept_rows(kept_BK: Tensor, num_tokens: int, num_text: int) -> Tensor:
+    """Rows of the flattened (B·S, …) sequence that stay: the kept image tokens and all text tokens of each sample.
+
+    Returns:
+        (B, K + T) int64.
+    """
+    batch = kept_BK.shape[0]
+    text = torch.arange(num_tokens, num_tokens + num_text, device=kept_BK.device).expand(batch, -1)
+    first = torch.arange(batch, device=kept_BK.device)[:, None] * (num_tokens + num_text)
+    return torch.cat((kept_BK, text), 1) + first
+
+
+def gather(tokens_BSD: Tensor, rows: Tensor) -> Tensor:
+    """The tokens at `rows`, (B, K + T, D)."""
+    return tokens_BSD.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def scatter(tokens_BSD: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
+    """`tokens_BSD` with the tokens at `rows` replaced by `kept`; the others as they are."""
+    return tokens_BSD.flatten(0, 1).index_copy(0, rows.flatten(), kept.flatten(0, 1)).view_as(tokens_BSD)

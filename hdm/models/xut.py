@@ -1,0 +1,184 @@
+"""XUT, the Cross-U-Transformer of HDM (arXiv 2509.06068): velocity of a noisy latent, given text.
+
+Written from the paper's formulas. What differs from a textbook diffusion transformer, as published:
+- image and text tokens are one sequence, and a token's position is where its patch lies in the picture;
+- encoder and decoder form a U whose decoder stages cross-attend to an encoder stage of the same length;
+- one modulation serves all blocks, and each block carries its modulated norm onward instead of the raw stream;
+- no norm before the output. The last three have variants: see `XUTConfig`.
+
+Shapes: B batch, C channels, H W latent size, p patch size, L = (H/p)·(W/p) image tokens, T text tokens, S = L + T, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdm.architecture import XUTConfig
+from hdm.errors import InputError
+from hdm.models.layers import AspectEmbedding, Block, Conditions, ModulationNetwork, PatchEmbedding, PatchOutput, TimestepEmbedding
+from hdm.models.tread import gather, kept_rows, scatter
+from hdm.positions import full_map, to_patch_grid
+
+
+class Stage(nn.ModuleList):
+    """Blocks one after another; the first cross-attends to a skip where the stage is built with one."""
+
+    def __init__(self, config: XUTConfig, count: int, *, cross: bool = False) -> None:
+        super().__init__(Block(config, cross=cross and i == 0) for i in range(count))
+
+    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+        for block in self:
+            z, skip = block(z, given, skip), None
+        return z
+
+
+class Trunk(nn.Module):
+    """Plain blocks on all tokens, before or after the U."""
+
+    def __init__(self, config: XUTConfig, count: int) -> None:
+        super().__init__()
+        self.blocks = Stage(config, count)
+
+    def forward(self, z: Tensor, given: Conditions) -> Tensor:
+        return self.blocks(z, given)
+
+
+class Backbone(nn.Module):
+    """The U: `depth` encoder stages, then `depth` decoder stages whose first block cross-attends to an encoder stage."""
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__()
+        self.mirrored = config.skips == "mirrored"
+        self.enc_blocks = nn.ModuleList(Stage(config, config.enc_blocks) for _ in range(config.depth))
+        self.dec_blocks = nn.ModuleList(Stage(config, config.dec_blocks, cross=True) for _ in range(config.depth))
+
+    def forward(self, z: Tensor, given: Conditions) -> Tensor:
+        states: list[Tensor] = []
+        for stage in self.enc_blocks:
+            z = stage(z, given)
+            states.append(z)
+        for i, stage in enumerate(self.dec_blocks):
+            z = stage(z, given, states[-1 - i] if self.mirrored else states[-1])
+        return z
+
+
+class XUT(nn.Module):
+    """The denoiser. Parameters carry the published files' names, less the prefix `unet.model.`."""
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__()
+        self.config, width = config, config.width
+        self.in_patch = PatchEmbedding(config.channels, width, config.patch_size)
+        self.ctx_proj = nn.Linear(config.text_width, width)
+        self.time_emb = TimestepEmbedding(width)
+        if config.aspect_embedding:
+            self.addon_info_embs_proj = AspectEmbedding(width)
+        if config.modulation == "shared":
+            self.shared_adaln_attn = ModulationNetwork(width, shared=True)
+            self.shared_adaln_xattn = ModulationNetwork(width, shared=True)
+            self.shared_adaln_ffw = ModulationNetwork(width, shared=True)
+        self.prev_tread_trns = Trunk(config, config.prev_blocks)
+        self.backbone = Backbone(config)
+        self.post_tread_trns = Trunk(config, config.post_blocks)
+        self.final_norm = nn.RMSNorm(width, eps=1e-6) if config.final_norm else nn.Identity()
+        self.out_patch = PatchOutput(width, config.channels, config.patch_size)
+
+    def blocks(self) -> Iterator[Block]:
+        """All transformer blocks in the order in which they run."""
+        return (module for module in self.modules() if isinstance(module, Block))
+
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        *,
+        positions: Tensor | None = None,
+        log_aspect: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the velocity `noise - latent`.
+
+        Args:
+            latent: noisy latent (B, C, H, W).
+            timestep: (B,) in [0, 1]; 1 is pure noise.
+            text: text embedding (B, T, text_width).
+            positions: (y, x) of each latent pixel, (H·W, 2) or (B, H·W, 2), or of each patch, (L, 2) or (B, L, 2),
+                row-major; None: the whole picture, made at patch resolution.
+            log_aspect: ln(width / height) of the picture, (B,); None: a square.
+            text_mask: (B, T) bool, False at padding; used where the configuration says `masked`. None: no padding.
+            kept: image tokens that pass through the U, (B, K) int64 (`tread.draw_kept`); None: all.
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            InputError: the patch does not divide the size, or a width, count or shape does not fit.
+        """
+        height, width = latent.shape[-2:]
+        self._check(latent, text)
+        image = self.in_patch(latent)
+        num_image, num_text = image.shape[1], text.shape[1]
+        z = torch.cat((image, self.ctx_proj(text)), 1)
+        given = self._conditions(timestep, log_aspect, self._places(positions, latent, num_text), self._mask(text_mask, num_image))
+
+        z = self.prev_tread_trns(z, given)
+        if kept is None:
+            z = self.backbone(z, given)
+        else:
+            rows = kept_rows(kept, num_image, num_text)
+            z = scatter(z, rows, self.backbone(gather(z, rows), _only(given, rows)))
+        z = self.post_tread_trns(z, given)
+        return self.out_patch(self.final_norm(z[:, :num_image]), height, width)
+
+    def _conditions(self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None) -> Conditions:
+        embedding = self.time_emb(timestep)
+        if self.config.aspect_embedding:
+            embedding = embedding + self.addon_info_embs_proj(torch.zeros_like(timestep) if log_aspect is None else log_aspect)
+        if self.config.modulation == "per_block":
+            return Conditions(embedding, embedding, embedding, positions, mask)
+        attn, xattn, mlp = self.shared_adaln_attn(embedding), self.shared_adaln_xattn(embedding), self.shared_adaln_ffw(embedding)
+        return Conditions(attn, xattn, mlp, positions, mask)
+
+    def _places(self, positions: Tensor | None, latent: Tensor, num_text: int) -> Tensor:
+        """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no rotation then moves."""
+        (height, width), p = latent.shape[-2:], self.config.patch_size
+        num_image = height * width // p**2
+        if positions is None:
+            positions = full_map(height // p, width // p, self.config.positions).to(latent.device)
+        elif positions.shape[-2] == height * width:
+            positions = to_patch_grid(positions, height, width, p)
+        if positions.shape[-2:] != (num_image, 2) or (positions.ndim == 3 and len(positions) not in (1, len(latent))):
+            raise InputError(f"positions of shape {tuple(positions.shape)} do not fit latents of {tuple(latent.shape)}, patch {p}")
+        return F.pad(positions.float().view(-1, num_image, 2), (0, 0, 0, num_text))
+
+    def _mask(self, text_mask: Tensor | None, num_image: int) -> Tensor | None:
+        if text_mask is None or self.config.text_mask == "padded":
+            return None
+        return F.pad(text_mask, (num_image, 0), value=True)[:, None, None]
+
+    def _check(self, latent: Tensor, text: Tensor) -> None:
+        p = self.config.patch_size
+        if latent.shape[1] != self.config.channels:
+            raise InputError(f"the latent has {latent.shape[1]} channels, the model {self.config.channels}", do="use its autoencoder")
+        if latent.shape[2] % p or latent.shape[3] % p:
+            height, width = latent.shape[2:]
+            raise InputError(f"a latent of {height}×{width} cannot be cut into patches of {p}", do=f"use multiples of {p}")
+        if text.shape[-1] != self.config.text_width:
+            raise InputError(
+                f"the text embedding is {text.shape[-1]} wide, the model wants {self.config.text_width}", do="use its text encoder"
+            )
+        if len(text) != len(latent):
+            raise InputError(f"{len(latent)} latents and {len(text)} text embeddings")
+
+
+def _only(given: Conditions, rows: Tensor) -> Conditions:
+    """The conditions of the tokens at `rows` (see `tread.kept_rows`)."""
+    positions = given.positions.expand(len(rows), -1, -1)
+    mask = given.mask if given.mask is None else gather(given.mask[:, 0, 0], rows)[:, None, None]
+    return given._replace(positions=gather(positions, rows), mask=mask)
