@@ -70,10 +70,10 @@ class Components(Settings):
 class ImageSettings(Settings):
     """How picture files become RGB."""
 
-    matte: str = "#ffffff"
-    """Colour that shows behind transparent pixels."""
-    max_megapixels: float = 144.0
-    """Larger pictures are refused before decoding."""
+    matte: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$")
+    """Colour that shows behind transparent pixels, as #rrggbb."""
+    max_megapixels: float = Field(144.0, gt=0)
+    """Pictures of so many million pixels or more are refused before decoding."""
     animated: Literal["first_frame", "reject"] = "first_frame"
 
 
@@ -113,8 +113,8 @@ class DownloadSettings(Settings):
     """Items a tar shard."""
     max_bytes: int = 50_000_000
     """A larger file is refused."""
-    max_failed: float = Field(0.5, ge=0, le=1)
-    """The stage fails when a larger share of the items fails."""
+    max_failed: float = runtime(0.5, ge=0, le=1)
+    """The stage stops when a larger share of the items fails; with a larger value a rerun keeps what is there."""
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
     retries: int = Field(3, ge=0)

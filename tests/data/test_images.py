@@ -1,0 +1,317 @@
+"""Pictures whose look is known, made here or by cameras, and files that must be refused."""
+
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from hdm.config import ImageSettings
+from hdm.data.images import FORMATS, BadImage, decode, inspect, sniff
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SETTINGS = ImageSettings()
+
+
+def shared(folder: str) -> Path:
+    path = SHARED / folder
+    if not path.is_dir():
+        pytest.skip(f"shared/data/{folder} is not here")
+    return path
+
+
+def encoded(image: Image.Image, name: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def photograph(width: int = 48, height: int = 32) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) * 3 % 256], -1).astype(np.uint8))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes = b"", extra: bytes = b"") -> bytes:
+    """A PNG written by hand, so that its samples are known without Pillow."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# What a picture must look like
+
+
+@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_their_pixels(name):
+    image = photograph()
+    picture = decode(encoded(image, name), SETTINGS)
+    assert picture.format == name
+    assert picture.flags == ()
+    np.testing.assert_array_equal(picture.pixels, np.asarray(image))
+
+
+@pytest.mark.parametrize(("name", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95}), ("AVIF", {"quality": 95})])
+def test_lossy_formats_come_close(name, options):
+    image = photograph()
+    picture = decode(encoded(image, name, **options), SETTINGS)
+    assert picture.format == name
+    assert np.abs(picture.pixels.astype(int) - np.asarray(image)).mean() < 6
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    samples = [0, 128, 257, 32768, 65278, 65535]
+    data = png(6, 1, 16, 0, b"\0" + struct.pack(">6H", *samples))
+    picture = decode(data, SETTINGS)
+    assert picture.pixels[0, :, 0].tolist() == [round(sample / 257) for sample in samples]
+    assert picture.flags == ("sixteen_bit",)
+
+
+def test_16_bit_grey_with_a_transparent_value_shows_the_matte_there():
+    data = png(3, 1, 16, 0, b"\0" + struct.pack(">3H", 0, 1000, 65535), extra=chunk(b"tRNS", struct.pack(">H", 1000)))
+    picture = decode(data, ImageSettings(matte="#102030"))
+    assert picture.pixels[0].tolist() == [[0, 0, 0], [0x10, 0x20, 0x30], [255, 255, 255]]
+
+
+def test_16_bit_colour_spans_black_to_white():
+    data = png(3, 1, 16, 2, b"\0" + struct.pack(">9H", 0, 32768, 65535, 65535, 65535, 65535, 257, 257, 257))
+    picture = decode(data, SETTINGS)
+    np.testing.assert_allclose(picture.pixels[0], [[0, 128, 255], [255, 255, 255], [1, 1, 1]], atol=1)
+
+
+def test_12_bit_tiff_white_is_white():
+    # Little-endian, one strip of two 12-bit samples: 0xfff and 0x800.
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 3)]
+    fields = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0)
+    picture = decode(header.ljust(200, b"\0") + bytes([0xFF, 0xF8, 0x00]), SETTINGS)
+    assert picture.pixels[0, :, 0].tolist() == [255, 128]
+
+
+@pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF"])
+def test_the_colour_hidden_under_transparency_is_never_shown(name):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[:2] = (255, 0, 0, 0)
+    rgba[2] = (200, 100, 0, 128)
+    rgba[3] = (1, 2, 3, 255)
+    picture = decode(encoded(Image.fromarray(rgba), name, lossless=True), ImageSettings(matte="#00ff00"))
+    assert (picture.pixels[:2] == (0, 255, 0)).all()
+    expected = [round(colour * 128 / 255 + matte * 127 / 255) for colour, matte in zip((200, 100, 0), (0, 255, 0), strict=True)]
+    np.testing.assert_allclose(picture.pixels[2], np.tile(expected, (4, 1)), atol=1)
+    assert (picture.pixels[3] == (1, 2, 3)).all()
+    assert picture.flags == ("transparent",)
+
+
+@pytest.mark.parametrize("name", ["PNG", "GIF"])
+def test_palette_with_a_transparent_entry(name):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    picture = decode(encoded(image, name, transparency=0), ImageSettings(matte="#123456"))
+    assert picture.pixels[0].tolist() == [[0x12, 0x34, 0x56], [0, 0, 255]]
+
+
+def test_transparent_grey():
+    image = Image.fromarray(np.array([[[10, 255], [200, 0]]], np.uint8), "LA")
+    picture = decode(encoded(image, "PNG"), ImageSettings(matte="#ff0000"))
+    assert picture.pixels[0].tolist() == [[10, 10, 10], [255, 0, 0]]
+
+
+def test_one_bit_and_grey():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    assert decode(encoded(image, "PNG"), SETTINGS).pixels[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert decode(encoded(Image.new("L", (1, 1), 77), "PNG"), SETTINGS).pixels[0].tolist() == [[77, 77, 77]]
+
+
+@pytest.mark.parametrize("name", ["JPEG", "TIFF"])
+def test_cmyk_primaries(name):
+    image = Image.new("CMYK", (64, 16), (0, 0, 0, 0))
+    image.paste((0, 255, 255, 0), (0, 0, 16, 16))
+    image.paste((0, 0, 0, 255), (16, 0, 32, 16))
+    picture = decode(encoded(image, name), SETTINGS)
+    np.testing.assert_allclose(picture.pixels[8, [8, 24, 56]], [[255, 0, 0], [0, 0, 0], [255, 255, 255]], atol=4)
+
+
+def test_lab_grey_stays_grey():
+    picture = decode(encoded(Image.new("LAB", (4, 4), (137, 128, 128)), "TIFF"), SETTINGS)
+    # L* = 53.7: sRGB grey 128 to within the rounding of 8-bit L*.
+    np.testing.assert_allclose(picture.pixels[0, 0], [128, 128, 128], atol=3)
+
+
+def test_a_profile_is_brought_to_srgb():
+    linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    assert decode(encoded(Image.new("RGB", (2, 2), (9, 9, 9)), "PNG", icc_profile=linear), SETTINGS).flags == ("icc_ignored",)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    same = decode(encoded(photograph(), "PNG", icc_profile=srgb), SETTINGS)
+    np.testing.assert_array_equal(same.pixels, np.asarray(photograph()))
+    assert same.flags == ("icc",)
+
+
+def test_swapped_primaries_of_a_profile_are_swapped_back():
+    srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(srgb[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132], "big"), 12)}
+    # The file claims that its red channel is blue light: exchange where the two tags point, and the name that says sRGB.
+    red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+    srgb[red + 4 : red + 12], srgb[blue + 4 : blue + 12] = srgb[blue + 4 : blue + 12], srgb[red + 4 : red + 12]
+    swapped = bytes(srgb).replace("sRGB built-in".encode("utf-16-be"), "swapped chan.".encode("utf-16-be"))
+    picture = decode(encoded(Image.new("RGB", (2, 2), (250, 120, 10)), "PNG", icc_profile=swapped), SETTINGS)
+    np.testing.assert_allclose(picture.pixels[0, 0], [10, 120, 250], atol=2)
+
+
+def test_a_broken_profile_is_ignored_and_flagged():
+    picture = decode(encoded(photograph(), "PNG", icc_profile=b"nonsense" * 20), SETTINGS)
+    assert picture.flags == ("icc_ignored",)
+    np.testing.assert_array_equal(picture.pixels, np.asarray(photograph()))
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(name, orientation):
+    image = photograph()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, name, exif=exif, quality=95)
+    picture = decode(data, SETTINGS)
+    image.getexif()[0x0112] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    assert picture.pixels.shape == upright.shape
+    assert np.abs(picture.pixels - upright).mean() < 6
+    header = inspect(data, SETTINGS)
+    assert (header.height, header.width) == upright.shape[:2]
+    assert ("rotated" in picture.flags) == (orientation > 1)
+
+
+def test_photographs_with_orientation():
+    pictures = [decode((shared("photos/exif_orientation") / f"Landscape_{n}.jpg").read_bytes(), SETTINGS).pixels for n in (1, 6, 8)]
+    small = [np.asarray(Image.fromarray(pixels).resize((90, 60))).astype(int) for pixels in pictures]
+    assert pictures[0].shape[1] > pictures[0].shape[0]
+    assert {pixels.shape for pixels in pictures} == {pictures[0].shape}
+    assert np.abs(small[0] - small[1]).mean() < 12
+    assert np.abs(small[0] - small[2]).mean() < 12
+
+
+def test_an_animation_gives_its_first_frame_or_is_rejected():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    picture = decode(data, SETTINGS)
+    assert picture.flags == ("animated",)
+    assert (picture.pixels == (255, 0, 0)).all()
+    for reader in (inspect, decode):
+        with pytest.raises(BadImage) as refusal:
+            reader(data, ImageSettings(animated="reject"))
+        assert refusal.value.status == "animated"
+
+
+def test_one_artwork_in_many_formats_looks_the_same():
+    folder = shared("photos/met_public_domain")
+    truth = decode((folder / "hibiscus.regular.png").read_bytes(), SETTINGS).pixels.astype(int)
+    for name in ("hibiscus.regular.jpeg", "hibiscus.regular.lossless.webp", "hibiscus.regular.lossy.webp"):
+        assert np.abs(decode((folder / name).read_bytes(), SETTINGS).pixels - truth).mean() < 8, name
+
+
+# What must be refused
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"<html><body>404</body></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"PK\x03\x04abcd",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n", b"BMW is not a bitmap, and this text is long enough", b"\0" * 64, b"GIF",
+    ],
+)  # fmt: skip
+def test_what_is_no_picture(data):
+    for reader in (inspect, decode):
+        with pytest.raises(BadImage) as refusal:
+            reader(data, SETTINGS)
+        assert refusal.value.status == "not_image"
+
+
+@pytest.mark.parametrize(("width", "height"), [(12000, 12000), (20000, 20000), (65535, 1), (1, 65535), (2**31 - 1, 2**31 - 1)])
+def test_sizes_are_refused_from_the_header(width, height):
+    headers = [png(width, height, 8, 2)]
+    if max(width, height) < 2**16:
+        jpeg = bytearray(encoded(photograph(), "JPEG"))
+        frame = jpeg.index(b"\xff\xc0")
+        jpeg[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+        headers.append(bytes(jpeg))
+    for data in headers:
+        for reader in (inspect, decode):
+            with pytest.raises(BadImage) as refusal:
+                reader(data, SETTINGS)
+            assert refusal.value.status == "too_large"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_cut_files_are_corrupt(name):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), name)
+    for part in (0.1, 0.6, 0.95):
+        with pytest.raises(BadImage) as refusal:
+            decode(data[: int(len(data) * part)], SETTINGS)
+        assert refusal.value.status == "corrupt"
+
+
+def test_a_jpeg_two_bytes_short_is_corrupt():
+    with pytest.raises(BadImage, match="corrupt"):
+        decode(encoded(photograph(), "JPEG")[:-2], SETTINGS)
+
+
+def test_floating_point_samples_are_refused_aloud():
+    with pytest.raises(BadImage) as refusal:
+        decode(encoded(Image.new("F", (4, 4), 0.5), "TIFF"), SETTINGS)
+    assert refusal.value.status == "unsupported"
+
+
+# What must never happen
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about each broken tag
+@pytest.mark.parametrize("folder", ["robustness/pillow", "robustness/pngsuite", "photos/met_public_domain"])
+def test_every_odd_file_is_a_picture_or_a_refusal(folder):
+    """Size in the header and size of the pixels agree; no message holds an address of the moment."""
+    statuses, messages = [], []
+    for path in sorted(path for path in shared(folder).rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        try:
+            picture = decode(data, SETTINGS)
+        except BadImage as refusal:
+            statuses.append(refusal.status)
+            messages.append(refusal.message)
+            continue
+        header = inspect(data, SETTINGS)
+        assert picture.pixels.shape == (header.height, header.width, 3)
+        assert picture.pixels.dtype == np.uint8
+        assert header.format == picture.format
+        statuses.append("ok")
+    assert statuses.count("ok") > 0.6 * len(statuses)
+    assert not [message for message in messages if not message or " at 0x" in message]
+
+
+def test_pngsuite_reference_pictures_agree_with_pillow():
+    """8-bit opaque files: nothing to convert, so an independent reading gives the same pixels."""
+    for path in sorted(shared("robustness/pngsuite").glob("bas*[2]c08.png")):
+        np.testing.assert_array_equal(decode(path.read_bytes(), SETTINGS).pixels, np.asarray(Image.open(path).convert("RGB")))
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(list(FORMATS)), changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12))
+def test_mutated_files_are_pictures_or_refusals(name, changes):
+    data = bytearray(encoded(photograph(), name))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    with contextlib.suppress(BadImage):
+        assert decode(bytes(data), SETTINGS).pixels.shape[2] == 3
+
+
+@given(data=st.binary(max_size=64))
+def test_sniffing_takes_any_bytes(data):
+    assert sniff(data) in {None, *FORMATS}
