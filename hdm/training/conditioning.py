@@ -1,0 +1,46 @@
+"""From captions to what the denoiser reads: by the live text encoder, or from the cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hdm.data.loader import Batch
+from hdm.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
+
+
+class Conditioning:
+    """Text embeddings of batches and prompts. The text encoder is loaded when it is first needed.
+
+    Args:
+        reference: of the text encoder.
+        device: where it runs.
+        dtype: of its weights.
+        max_tokens: prompts are cut to so many.
+    """
+
+    def __init__(self, reference: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> None:
+        self.reference, self.device, self.dtype, self.max_tokens = reference, device, dtype, max_tokens
+        self._encoder: TextEncoder | None = None
+
+    @property
+    def encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            self._encoder = load_text_encoder(self.reference, str(self.device), self.dtype)
+        return self._encoder
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        """The text embedding of a batch on this device, (b, T, D) float32."""
+        if batch.text is not None:
+            return batch.text
+        assert batch.token_ids is not None
+        return self.encoder.encode(batch.token_ids, batch.text_mask)
+
+    def of_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """The text embedding of prompts (n, T, D), and its mask (n, T) bool."""
+        tokenizer = load_tokenizer(self.reference)
+        rows = tokenizer.token_ids(prompts, self.max_tokens)
+        longest = max(len(row) for row in rows)
+        token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])
+        text_mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
+        return self.encoder.encode(token_ids, text_mask), text_mask.to(self.device)

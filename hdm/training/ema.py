@@ -1,0 +1,41 @@
+"""The moving average of the weights, which is what is measured, shown and trained on in the next phase."""
+
+from __future__ import annotations
+
+import copy
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def decay_at(step: int, decay: float) -> float:
+    """How much of the average stays at a step: a ramp from 1/10 up to `decay`, so that the beginning is soon forgotten.
+
+    Args:
+        step: optimizer steps done before this one.
+        decay: in the end.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+class Average(Generic[Model]):
+    """An exponential moving average of a model's parameters, as a model.
+
+    Args:
+        model: what is averaged; its weights are the start.
+        decay: kept of the average at each step, after the ramp.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.decay = decay
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._mine: list[Tensor] = list(self.model.parameters())
+        self._theirs: list[Tensor] = list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model's weights after step number `step` (from 0)."""
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay_at(step, self.decay))

@@ -1,0 +1,102 @@
+"""What one step needs, made ahead of it: the batch, its noise, its timesteps and the tokens that TREAD keeps.
+
+All of it is a function of the seed and the number of images seen. Draws are made for the whole global batch and cut by process, so
+they do not depend on how many there are, and no generator's state has to be saved.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hdm.data.loader import Batch, Loader
+from hdm.diffusion.flow_matching import draw_timesteps
+from hdm.models.tread import draw_kept
+
+# Apart from each other and from the loader's own draws.
+TRAINING, VALIDATION = 1, 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """A process's share of one global batch, and what was drawn for it.
+
+    Args:
+        batch: b samples.
+        noise: (b, C, S, S), standard normal.
+        timestep: (b,) in [0, 1].
+        kept: (b, K) indices of the image tokens that TREAD keeps; None: all.
+    """
+
+    batch: Batch
+    noise: Tensor
+    timestep: Tensor
+    kept: Tensor | None
+
+    def part(self, start: int, stop: int) -> Example:
+        """Some of its samples, as a micro-batch."""
+        kept = None if self.kept is None else self.kept[start:stop]
+        return Example(self.batch.part(start, stop), self.noise[start:stop], self.timestep[start:stop], kept)
+
+    def to(self, device: torch.device) -> Example:
+        """The same on a device."""
+        kept = None if self.kept is None else self.kept.to(device)
+        return Example(self.batch.to(device), self.noise.to(device), self.timestep.to(device), kept)
+
+
+def generator(seed: int, purpose: int, position: int) -> torch.Generator:
+    """The CPU generator of everything that is drawn for one purpose at one position of the training clock."""
+    mixed = 0
+    for part in (seed, purpose, position):
+        # SplitMix64: neighbouring seeds give unrelated streams; torch's CPU generator takes the lower 32 bits.
+        mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
+        mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed % 2**32)
+
+
+class Feed:
+    """Examples in order, each made in a thread while the one before is used.
+
+    Args:
+        loader: of this process.
+        seed: of the draws.
+        timestep_shift: of the noise schedule; 1: none.
+        tread_rate: share of the image tokens that skip the U; 0: none.
+    """
+
+    def __init__(self, loader: Loader, seed: int, timestep_shift: float, tread_rate: float) -> None:
+        self.loader, self.seed, self.timestep_shift, self.tread_rate = loader, seed, timestep_shift, tread_rate
+        self.waited_sec = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._ahead: dict[int, Future[Example]] = {}
+
+    def example(self, num_images_seen: int) -> Example:
+        """This process's share of the global batch that begins after `num_images_seen` images."""
+        begun = time.perf_counter()
+        ready = self._ahead.pop(num_images_seen, None)
+        result = ready.result() if ready else self.make(num_images_seen)
+        following = num_images_seen + self.loader.batch_size
+        self._ahead = {following: self._thread.submit(self.make, following)}
+        self.waited_sec += time.perf_counter() - begun
+        return result
+
+    def make(self, num_images_seen: int) -> Example:
+        """As `example`, here and now: a pure function of its argument."""
+        batch = self.loader.batch(num_images_seen)
+        size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
+        timestep = draw_timesteps(size, drawn, self.timestep_shift)
+        noise = torch.randn((size, *batch.latent.shape[1:]), generator=drawn)
+        kept = draw_kept(size, batch.positions.shape[1], self.tread_rate, drawn)
+        # As the loader shares: contiguous, in order of rank.
+        start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
+        return Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])
+
+    def close(self) -> None:
+        """End the thread; what it is making is dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,65 @@
+"""How a training process dies: with the flow that started it, or after saving when it is asked to stop.
+
+Light on purpose: this stands before the seconds of torch's import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType
+
+ORPHANED = 3  # exit code
+
+
+def end_with_parent() -> None:
+    """End this process, at once, when its standard input closes.
+
+    The flow's process holds the other end of that pipe and writes nothing to it, so it closes when that process dies,
+    however it dies. torchrun passes its standard input on to the ranks, which it puts into sessions of their own.
+    """
+    threading.Thread(target=_watch, name="end-with-parent", daemon=True).start()
+
+
+def _watch() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(ORPHANED)
+
+
+class Stopped(Exception):  # noqa: N818  (nothing went wrong)
+    """SIGTERM or SIGINT came, and there is nothing to save."""
+
+
+class StopRequest:
+    """SIGTERM and SIGINT, held back while there is something to save first."""
+
+    def __init__(self) -> None:
+        self.requested = self.deferred = False
+
+    def listen(self) -> None:
+        """Take over both signals."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self.deferred:
+            raise Stopped
+
+    def defer(self) -> None:
+        """From here on, signals only set `requested`; the loop looks at it after each step."""
+        self.deferred = True
+
+    def release(self) -> None:
+        """From here on, everything is saved: a signal ends the work at once.
+
+        Raises:
+            Stopped: one came while it was held back.
+        """
+        self.deferred = False
+        if self.requested:
+            raise Stopped

@@ -1,0 +1,127 @@
+"""What the flow's process and its training processes tell each other: one file each way.
+
+<scratch>/job.json            from the flow: what to train
+<scratch>/rank-0.pid          from each rank: whom to end
+<scratch>/outcome-0.json      from each rank: how it ended
+<scratch>/result/             from rank 0: the files of the output
+<scratch>/training.log        what they printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm import errors
+from hdm.config import Phase, Pipeline
+from hdm.errors import HdmError
+from hdm.files import write_json
+from hdm.store import Output, read_output
+
+WEIGHTS, EMA, MODEL, METRICS, GENERATED = "weights.safetensors", "ema.safetensors", "model.json", "metrics.jsonl", "generated.png"
+FILES = (WEIGHTS, EMA, MODEL, METRICS, GENERATED)
+SUMMARY = "summary.json"  # goes into the manifest
+TIMING = "timing.jsonl"  # speed and memory: beside the output, in no manifest
+
+
+@dataclass(frozen=True)
+class Job:
+    """One phase to train.
+
+    Args:
+        pipeline: the resolved configuration, as plain JSON values.
+        number: index of the phase.
+        identity: what the output depends on, as plain JSON values; checkpoints carry it.
+        digest: of that identity.
+        inputs: output name → its folder.
+        folder: the folder of the output, where `metrics.jsonl` and `timing.jsonl` grow.
+        scratch: where checkpoints, logs and results go.
+        text_encoder, autoencoder: local folders or hub names.
+    """
+
+    pipeline: Mapping[str, Any]
+    number: int
+    identity: Mapping[str, Any]
+    digest: str
+    inputs: Mapping[str, str]
+    folder: str
+    scratch: str
+    text_encoder: str
+    autoencoder: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.scratch) / "job.json"
+
+    @property
+    def log(self) -> Path:
+        return Path(self.scratch) / "training.log"
+
+    @property
+    def lock(self) -> Path:
+        return Path(self.scratch) / "training.lock"
+
+    @property
+    def result(self) -> Path:
+        return Path(self.scratch) / "result"
+
+    @property
+    def settings(self) -> Pipeline:
+        return Pipeline.model_validate(self.pipeline)
+
+    @property
+    def phase(self) -> Phase:
+        return self.settings.train.phases[self.number]
+
+    def output(self, name: str) -> Output:
+        """An input, checked against its manifest."""
+        return read_output(Path(self.inputs[name]))
+
+    def before(self) -> Output | None:
+        """The phase before, or None for the first."""
+        return next((self.output(name) for name in self.inputs if name.startswith("train.")), None)
+
+    def write(self) -> None:
+        write_json(self.path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        return cls(**json.loads(path.read_bytes()))
+
+
+def num_steps(phase: Phase) -> int:
+    """Optimizer steps of a phase: the last one may go a little beyond `num_images`."""
+    return -(-phase.num_images // phase.batch_size)
+
+
+def clear_outcomes(scratch: Path) -> None:
+    """Forget how earlier processes ended."""
+    for leftover in (*scratch.glob("outcome-*.json"), *scratch.glob("rank-*.pid")):
+        leftover.unlink()
+
+
+def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None = None) -> None:
+    """How a rank ended: `done`, `saved`, or `error` with the error itself."""
+    told = {"state": state}
+    if error is not None:
+        told |= {"kind": type(error).__name__, "what": error.what, "where": str(error.where or ""), "do": error.do or ""}
+    write_json(scratch / f"outcome-{rank}.json", told)
+
+
+def read_outcome(scratch: Path) -> dict[str, str]:
+    """How the ranks ended together: the first error that one of them named, else what rank 0 said; {} if nothing was said."""
+    told = []
+    for path in sorted(scratch.glob("outcome-*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            told.append(json.loads(path.read_bytes()))
+    return next((outcome for outcome in told if outcome["state"] == "error"), told[0] if told else {})
+
+
+def outcome_error(outcome: Mapping[str, str]) -> HdmError:
+    """The error that a rank raised, to be raised here."""
+    kind = getattr(errors, outcome["kind"], HdmError)
+    return kind(outcome["what"], where=outcome["where"] or None, do=outcome["do"] or None)

@@ -1,0 +1,211 @@
+"""The flow's side of training: start the processes, follow them, pass signals on, and leave none behind.
+
+One process on its own is started plainly, several by torchrun. Each holds the read end of a pipe as its standard input and
+ends when this process, which holds the other end, is gone. Signals: the first is passed on, so that a checkpoint is saved
+(20 s are given); a second one, or the end of that time, kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import hdm
+from hdm.errors import HdmError, LockedError, SavedOnSignal
+from hdm.progress import Tracker, track
+from hdm.store import locked
+from hdm.training.job import TIMING, Job, clear_outcomes, num_steps, outcome_error, read_outcome
+
+GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
+LOCK_WAIT_SEC = 60.0  # for ranks of a killed run to end
+POLL_SEC = 0.1
+LAST_LINES = 12
+
+log = logging.getLogger(__name__)
+
+
+def run_training(job: Job) -> None:
+    """Train the job's phase in processes of its own, to the end.
+
+    Raises:
+        SavedOnSignal: stopped by SIGTERM or SIGINT; the next start goes on from the checkpoint.
+        LockedError: processes of an earlier run do not end.
+        HdmError: the error that a rank met, or its last lines.
+    """
+    _wait_for_others(job)
+    clear_outcomes(Path(job.scratch))
+    job.write()
+    phase = job.phase
+    bar = track(f"train.{phase.name}", num_steps(phase) * phase.batch_size, "images")
+    with _signals() as signals, bar as tracker, _started(job) as process:
+        _follow(process, job, signals, _Report(job, tracker))
+    _judge(job, process.returncode, stopped=signals.count > 0)
+
+
+def _wait_for_others(job: Job) -> None:
+    deadline = time.monotonic() + LOCK_WAIT_SEC
+    while True:
+        try:
+            with locked(job.lock, "this training phase"):
+                return
+        except LockedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SEC)
+
+
+def _command(job: Job) -> list[str]:
+    count = job.settings.train.num_processes
+    worker = ["-m", "hdm.training.worker", str(job.path)]
+    if count == 1:
+        return [sys.executable, *worker]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc_per_node", str(count), *worker]
+
+
+@contextlib.contextmanager
+def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
+    """The child process; at the end of the block it and its ranks are gone."""
+    package = str(Path(hdm.__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with job.log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(job),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # an exception passes through: let it save
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SEC)
+        _kill(process, job)
+
+
+def _kill(process: subprocess.Popen[bytes], job: Job) -> None:
+    """SIGKILL to every rank (torchrun gives each a session of its own) and to the child's group."""
+    for path in Path(job.scratch).glob("rank-*.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            # A pid may have been given to another process since.
+            if os.fsencode(job.path) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin is not None:
+        process.stdin.close()
+    process.wait()
+
+
+class _Signals:
+    """SIGTERM and SIGINT that came since training began."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Count the signals instead of dying of them. Outside the main thread they stay with whoever handles them."""
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(process: subprocess.Popen[bytes], job: Job, signals: _Signals, report: _Report) -> None:
+    """Wait for the end, showing progress; obey signals."""
+    deadline: float | None = None
+    while process.poll() is None:
+        report.update()
+        if signals.count and deadline is None:
+            log.warning("stopping: a checkpoint is being saved (up to %.0f s; once more to stop at once)", GRACE_SEC)
+            process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + GRACE_SEC
+        if signals.count > 1 or (deadline is not None and time.monotonic() > deadline):
+            _kill(process, job)
+        time.sleep(POLL_SEC)
+    report.update()
+
+
+class _Report:
+    """Progress and warnings, as the ranks write them."""
+
+    def __init__(self, job: Job, bar: Tracker) -> None:
+        self.bar, self.num_images_seen = bar, 0
+        self.timing, self.log = _Tail(Path(job.folder) / TIMING, from_end=True), _Tail(job.log)
+
+    def update(self) -> None:
+        for line in self.log.lines():
+            if line.startswith("WARNING "):
+                log.warning("%s", line.removeprefix("WARNING "))
+        for line in filter(None, self.timing.lines()):
+            now = json.loads(line)
+            loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
+            note = f"loss {loss}, {now['images_per_sec']:.1f} images/s"
+            self.bar.advance(now["num_images_seen"] - self.num_images_seen, note)
+            self.num_images_seen = now["num_images_seen"]
+
+
+class _Tail:
+    """The whole lines that were added to a file."""
+
+    def __init__(self, path: Path, from_end: bool = False) -> None:
+        self.path = path
+        self.place = path.stat().st_size if from_end and path.exists() else 0
+
+    def lines(self) -> list[str]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.place)
+                added = file.read()
+        except FileNotFoundError:
+            return []
+        whole = added[: added.rfind(b"\n") + 1]
+        self.place += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+
+def _judge(job: Job, code: int, stopped: bool) -> None:
+    """Raise what the ranks' end means, or return if they are done."""
+    outcome = read_outcome(Path(job.scratch))
+    state = outcome.get("state")
+    if state == "done" and code == 0:
+        return
+    if state == "saved":
+        raise SavedOnSignal("training stopped on a signal after saving", where=job.folder, do="run the same command again to go on")
+    if stopped:
+        raise SavedOnSignal(
+            "training was killed before it had saved; the checkpoint before is kept", where=job.folder, do="run the same command again"
+        )
+    if state == "error":
+        raise outcome_error(outcome)
+    killed = "; SIGKILL often means that memory ran out" if -code == signal.SIGKILL else ""
+    raise HdmError(f"training ended with exit code {code}{killed}", where=job.log, do="its last lines:\n" + _last_lines(job.log))
+
+
+def _last_lines(path: Path) -> str:
+    return "\n".join(f"    {line}" for line in path.read_text(errors="replace").splitlines()[-LAST_LINES:])

@@ -1,0 +1,146 @@
+"""Optimizers and their rates: who updates which tensor, and how fast at what time."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hdm.config import Optimizer
+from hdm.training.muon import Muon
+
+BASE_RATE = "base_rate"
+MUON_MOMENTUM = 0.95
+# Matrices inside the blocks; embeddings, shared modulation and the output layer stay with AdamW.
+_BLOCK = re.compile(r"(^|\.)(blocks|enc_blocks|dec_blocks)\.\d+\.")
+
+
+def fan_in(tensor: Tensor) -> int:
+    """What a rate is divided by: inputs of a matrix, inputs × kernel area of a convolution, length of a vector (recipe of HDM)."""
+    return max(1, tensor[0].numel()) if tensor.ndim > 1 else max(1, tensor.numel())
+
+
+def is_muon(name: str, tensor: Tensor) -> bool:
+    """Whether Muon takes a tensor: a weight matrix of a block."""
+    return tensor.ndim == 2 and _BLOCK.search(name) is not None and "adaln" not in name and name.endswith(".weight")
+
+
+def decays(name: str, tensor: Tensor) -> bool:
+    """Whether weight decay pulls a tensor: weights of linear layers and convolutions, not biases, norms or frequencies."""
+    return tensor.ndim in (2, 4) and name.endswith(".weight")
+
+
+class Optimizers:
+    """One optimizer or two over all parameters of a model.
+
+    Args:
+        model: whose parameters each get into exactly one group.
+        settings: kind, rates, decay.
+    """
+
+    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
+        self.settings = settings
+        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._names = {id(value): name for name, value in parameters.items()}
+        muon = {name: value for name, value in parameters.items() if settings.kind == "muon" and is_muon(name, value)}
+        adamw = {name: value for name, value in parameters.items() if name not in muon}
+        self.all: dict[str, torch.optim.Optimizer] = {}
+        if adamw:
+            # Fused: one pass over each tensor, on CPU and CUDA.
+            self.all["adamw"] = torch.optim.AdamW(_groups(adamw, settings), betas=settings.betas, fused=True)
+        if muon:
+            rates = {"lr": settings.muon_learning_rate, BASE_RATE: settings.muon_learning_rate}
+            self.all["muon"] = Muon(
+                [{"params": list(muon.values()), **rates}],
+                momentum=MUON_MOMENTUM,
+                weight_decay=settings.weight_decay,
+            )
+
+    def set_rate(self, factor: float) -> None:
+        """Scale all rates by the schedule's factor."""
+        for optimizer in self.all.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group[BASE_RATE] * factor
+
+    def step(self) -> None:
+        for optimizer in self.all.values():
+            optimizer.step()
+
+    def rates(self, factor: float) -> dict[str, float]:
+        """The rates that are shown: AdamW's (before any division by fan-in), and Muon's."""
+        shown = {"learning_rate": self.settings.learning_rate * factor}
+        if "muon" in self.all:
+            shown["muon_learning_rate"] = self.settings.muon_learning_rate * factor
+        return shown
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as `<parameter>:<what>` → tensor."""
+        return {
+            f"{self._names[id(parameter)]}:{what}": value
+            for optimizer in self.all.values()
+            for parameter, state in optimizer.state.items()
+            for what, value in state.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Bring back a state from `tensors`; rates are set anew by `set_rate`."""
+        states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            name, _, what = key.rpartition(":")
+            states[name][what] = value
+        for optimizer in self.all.values():
+            numbered = optimizer.state_dict()
+            ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            named = {number: states.get(self._names[id(parameter)]) for number, parameter in enumerate(ordered)}
+            optimizer.load_state_dict({**numbered, "state": {number: state for number, state in named.items() if state}})
+
+
+def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[str, object]]:
+    """AdamW's groups: parameters of one rate and one decay together."""
+    found: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    for name, value in parameters.items():
+        rate = settings.learning_rate / (fan_in(value) if settings.per_fan_in else 1)
+        found[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
+    return [
+        {"params": values, "lr": rate, BASE_RATE: rate, "weight_decay": decay} for (rate, decay), values in sorted(found.items(), key=_key)
+    ]
+
+
+def _key(entry: tuple[tuple[float, float], list[Tensor]]) -> tuple[float, float]:
+    return entry[0]
+
+
+def rate_factor(settings: Optimizer, num_images_seen: int, num_images: int) -> float:
+    """The schedule: what share of the full rate a step has.
+
+    Args:
+        settings: its schedule, warm-up and end.
+        num_images_seen: images seen when the step is done, so that the first step of a warm-up moves and the last one ends at `final_rate`.
+        num_images: images seen at the end of the phase.
+
+    Returns:
+        In (0, 1]. Linear warm-up over `warmup_images`, then constant; half a cosine down to `final_rate`; or, for wsd, constant and a
+        linear fall to `final_rate` over the last fifth of the phase.
+    """
+    warm = min(1.0, num_images_seen / settings.warmup_images) if settings.warmup_images else 1.0
+    return warm * _after_warmup(settings, num_images_seen, num_images)
+
+
+def _after_warmup(settings: Optimizer, num_images_seen: int, num_images: int) -> float:
+    end = settings.final_rate
+    if settings.schedule == "cosine":
+        span = max(1, num_images - settings.warmup_images)
+        done = min(1.0, max(0.0, (num_images_seen - settings.warmup_images) / span))
+        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
+    if settings.schedule == "wsd":
+        return end + (1 - end) * min(1.0, (num_images - num_images_seen) / (0.2 * num_images))
+    return 1.0
+
+
+def gradients(model: nn.Module) -> Iterator[Tensor]:
+    """The gradients that are there."""
+    return (value.grad for value in model.parameters() if value.grad is not None)

@@ -1,0 +1,83 @@
+"""The stage `train`: one output a phase, each starting from the averaged weights of the one before.
+
+Averaged (EMA) rather than raw: they are the ones that are measured and shown, and the next phase warms up anew in any case.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hdm.config import Pipeline
+from hdm.models.components import resolve, weights_digest
+from hdm.store import Draft, Identity, Output, Store
+from hdm.training.job import FILES, METRICS, SUMMARY, Job, num_steps
+from hdm.training.launch import run_training
+
+SCHEMA = 1
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Identity:
+    """What the weights of phase `number` depend on: its own settings, not those of later phases."""
+    settings, phase = pipeline.train, pipeline.train.phases[number]
+    shared = {name: value for name, value in settings.result_fields().items() if name != "phases"}
+    components = resolve(pipeline.components)
+    weights = {name: weights_digest(components.need(name)) for name in ("autoencoder", "text_encoder")}
+    return Identity(f"train.{phase.name}", SCHEMA, {**shared, "phase": phase.result_fields()}, dict(inputs), weights)
+
+
+def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, number: int) -> Output:
+    """Train phase `number` in processes of its own and commit what it wrote.
+
+    Raises:
+        SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
+        HdmError: what the training processes met.
+    """
+    with store.draft(identity) as draft:
+        job = _job(pipeline, identity, inputs, draft, number)
+        summary = job.result / SUMMARY
+        if not (summary.exists() and all(draft.has(name) for name in FILES)):
+            run_training(job)
+            _collect(job, draft)
+        return draft.commit(json.loads(summary.read_bytes()))
+
+
+def _job(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], draft: Draft, number: int) -> Job:
+    components = resolve(pipeline.components)
+    return Job(
+        pipeline=pipeline.model_dump(mode="json"),
+        number=number,
+        identity=asdict(identity),
+        digest=identity.digest,
+        inputs={name: str(output.path.resolve()) for name, output in inputs.items()},
+        folder=str(draft.path.resolve()),
+        scratch=str(draft.scratch.resolve()),
+        text_encoder=components.need("text_encoder"),
+        autoencoder=components.need("autoencoder"),
+    )
+
+
+def _collect(job: Job, draft: Draft) -> None:
+    """Move the files that training made to their places."""
+    for name in FILES:
+        with draft.write(name) as file:
+            _move(job.result / name, file.path)
+            if name == METRICS:
+                file.counts.update(_counts(job))
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError:  # scratch on another file system
+        shutil.copyfile(source, target)
+
+
+def _counts(job: Job) -> dict[str, Any]:
+    steps = num_steps(job.phase)
+    skipped = json.loads((job.result / SUMMARY).read_bytes())["skipped_steps"]
+    return {"steps": steps, "images_seen": steps * job.phase.batch_size, "skipped_steps": skipped}

@@ -1,0 +1,83 @@
+"""What training writes down while it goes: `metrics.jsonl`, the same at every run, and `timing.jsonl`, which is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, with nothing in it that differs from run to run.
+
+    Args:
+        path: the file, which others may follow while it grows.
+        content: what it starts with; after a kill it may be shorter than what is there.
+    """
+
+    def __init__(self, path: Path, content: bytes = b"") -> None:
+        self.path = path
+        path.write_bytes(content)
+
+    def add(self, **values: Any) -> None:
+        """Append a line."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+
+    @property
+    def content(self) -> bytes:
+        return self.path.read_bytes()
+
+
+class Timing:
+    """`timing.jsonl`: speed and memory of this run; appended to, never compared.
+
+    Args:
+        path: the file.
+        num_images_seen: where this run starts.
+    """
+
+    def __init__(self, path: Path, num_images_seen: int) -> None:
+        self.path = path
+        self._seen, self._waited_sec = num_images_seen, 0.0
+        self._start = self._last = time.perf_counter()
+        with path.open("a") as file:
+            file.write("\n")  # a killed run may have left half a line
+
+    def add(self, step: int, num_images_seen: int, loss: float | None, waited_sec: float) -> None:
+        """Append a line.
+
+        Args:
+            step: optimizer steps done.
+            num_images_seen: images seen.
+            loss: for whoever watches; None if every step was skipped.
+            waited_sec: spent waiting for data since this run started.
+        """
+        now = time.perf_counter()
+        elapsed = max(now - self._last, 1e-9)
+        values: Mapping[str, Any] = {
+            "step": step,
+            "num_images_seen": num_images_seen,
+            "loss": loss,
+            "seconds": round(now - self._start, 3),
+            "images_per_sec": round((num_images_seen - self._seen) / elapsed, 3),
+            "data_wait": round((waited_sec - self._waited_sec) / elapsed, 4),
+            "peak_memory_gb": round(peak_memory_bytes() / 1e9, 3),
+        }
+        self._seen, self._waited_sec, self._last = num_images_seen, waited_sec, now
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on the accelerator if there is one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    scale = 1024 if os.uname().sysname == "Linux" else 1  # Darwin counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
