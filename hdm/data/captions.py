@@ -6,6 +6,7 @@ Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -168,12 +169,13 @@ class _TextFile:
         sizes = self.lengths * (2 * self.width) + 4
         before = np.concatenate([[0], np.cumsum(sizes)])
         self._ends = before[1:] - np.repeat(before[firsts[:-1]], np.diff(firsts))
+        self._firsts = firsts.tolist()
 
     def row(self, row: int) -> np.ndarray:
         """One text embedding as bytes where it lies in the file: (length, width · 2) uint8, read-only."""
-        group = int(self._pages.firsts[1:].searchsorted(row, side="right"))
-        end, num_bytes = int(self._ends[row]), int(self.lengths[row]) * self.width * 2
-        return self._pages.payload(group)[end - num_bytes : end].reshape(-1, self.width * 2)
+        payload = self._pages.payload(bisect_right(self._firsts, row) - 1)
+        end, row_bytes = self._ends[row], self.width * 2
+        return payload[end - self.lengths[row] * row_bytes : end].reshape(-1, row_bytes)
 
 
 def text_metadata(width: int, weights: Mapping[str, str]) -> dict[str, Any]:

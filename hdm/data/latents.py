@@ -169,10 +169,10 @@ class LatentFile:
     def latents(self, rows: Sequence[int]) -> torch.Tensor:
         """Raw latents of some rows, copied: (n, C, h, w) in the shard's dtype."""
         form = self.form
-        stored = np.empty((len(rows), form.channels, form.height, form.width * DTYPES[form.dtype].itemsize), np.uint8)
-        for place, row in enumerate(rows):
-            stored[place] = self.row(row)
-        return torch.from_numpy(stored).view(DTYPES[form.dtype])
+        latents = torch.empty((len(rows), form.channels, form.height, form.width), dtype=DTYPES[form.dtype])
+        for into, row in zip(latents.view(torch.uint8).numpy(), rows, strict=True):
+            into[:] = self.row(row)
+        return latents
 
     def table(self, columns: Sequence[str] = ("key", "image_width", "image_height")) -> pa.Table:
         """Other columns, read and checked by pyarrow."""

@@ -7,10 +7,8 @@ of a caption and its dropout are computed from the seed and the position (`hdm.d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +21,7 @@ from hdm.data.latents import DTYPES, LatentFile, open_latents
 from hdm.data.order import permuted, uniform
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError, InputError
-from hdm.positions import crop_map, to_patch_grid
+from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
 
 LENGTH_STEP = 8
@@ -127,7 +125,7 @@ class Loader:
         max_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        positions: Literal["box", "area"] = "box",
+        positions: PositionKind = "box",
     ) -> None:
         _check_belong_together(latents, tokens, captions, filter, text)
         self.split, self.batch_size, self.patch_size, self.seed, self.crop = split, batch_size, patch_size, seed, crop
@@ -219,13 +217,13 @@ class Loader:
     def _latent(self, drawn: _Drawn) -> Tensor:
         form, side = self._files[0].form, self.side
         size = DTYPES[form.dtype].itemsize
-        stored = np.empty((len(drawn.rows), form.channels, side, side * size), np.uint8)
+        raw = torch.empty((len(drawn.rows), form.channels, side, side), dtype=DTYPES[form.dtype])
         places = zip(
             self._file[drawn.rows].tolist(), self._row[drawn.rows].tolist(), drawn.tops.tolist(), drawn.lefts.tolist(), strict=True
         )
-        for into, (file, row, top, left) in zip(stored, places, strict=True):
+        for into, (file, row, top, left) in zip(raw.view(torch.uint8).numpy(), places, strict=True):
             into[:] = self._files[file].row(row)[:, top : top + side, left * size : (left + side) * size]
-        return self._normalize(torch.from_numpy(stored).view(DTYPES[form.dtype]))
+        return self._normalize(raw)
 
     def _stacked_positions(self, drawn: _Drawn) -> Tensor:
         file = self._file[drawn.rows]
@@ -240,37 +238,6 @@ class Loader:
     def _log_aspect(self, drawn: _Drawn) -> np.ndarray:
         file = self._file[drawn.rows]
         return np.log(self._widths[file] / self._heights[file]).astype(np.float32)
-
-
-class Prefetch:
-    """A loader whose next batch is made in a thread while the last one is used.
-
-    Args:
-        loader: what makes the batches.
-    """
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: dict[int, Future[Batch]] = {}
-
-    def batch(self, num_images_seen: int) -> Batch:
-        """As `Loader.batch`; the one after it is begun."""
-        ready = self._ahead.pop(num_images_seen, None)
-        result = ready.result() if ready else self.loader.batch(num_images_seen)
-        following = num_images_seen + self.loader.batch_size
-        self._ahead = {following: self._thread.submit(self.loader.batch, following)}
-        return result
-
-    def close(self) -> None:
-        """End the thread; a batch under way is finished and dropped."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Prefetch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class _Normalizer:

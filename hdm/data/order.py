@@ -6,6 +6,8 @@ with any version of any library.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 ROUNDS = 8
@@ -67,6 +69,7 @@ def _feistel(values: np.ndarray, half: int, keys: list[np.ndarray]) -> np.ndarra
     return left << np.uint64(half) | right
 
 
+@lru_cache(maxsize=1024)
 def _key(*parts: int) -> np.ndarray:
     """One 64-bit number for a tuple of integers, as an array of one (scalars warn where arrays wrap)."""
     key = np.zeros(1, np.uint64)

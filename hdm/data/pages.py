@@ -165,7 +165,7 @@ class PagedColumn:
             return self._read_through_pyarrow(group)
         start, crc = found
         payload = self._bytes[start : chunk.end]
-        if zlib.crc32(memoryview(payload)) != crc:
+        if zlib.crc32(payload.data) != crc:
             raise ValueError(f"the checksum of row group {group} of column {self.column} does not hold")
         return payload
 

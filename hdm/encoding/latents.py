@@ -23,11 +23,11 @@ from hdm.data.images import BadImage, decode
 from hdm.data.latents import DTYPES, LatentFormat, LatentWriter, latent_file_name
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
-from hdm.encoding.batches import Batches, choose_device
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import resolve, weights_digest
+from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -86,7 +86,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         track(identity.name, len(pictures), "images") as bar,
         _Frames(inputs["download"], pipeline.images, framing, pipeline.encode.batch_size) as frames,
     ):
-        stage = _LatentStage(autoencoder, Batches(pipeline.encode.batch_size), frames, bar)
+        stage = _LatentStage(autoencoder, Batches(pipeline.encode.batch_size, "encode"), frames, bar)
         for file in plan:
             name = latent_file_name(file.height // form.downscale, file.width // form.downscale, file.number)
             if draft.has(name):

@@ -13,9 +13,9 @@ from hdm.config import Pipeline
 from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.pages import group_rows, paged_writer
 from hdm.data.tables import num_shards, read_table, shard_name
-from hdm.encoding.batches import Batches, choose_device
 from hdm.errors import ConfigError, HdmError
 from hdm.models.components import resolve, weights_digest
+from hdm.models.devices import Batches, choose_device
 from hdm.models.text_encoder import TextEncoder, load_text_encoder
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
@@ -47,7 +47,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     reference = resolve(pipeline.components).need("text_encoder")
     encoder = load_text_encoder(reference, choose_device(pipeline.encode.device, "the text encoder"))
     _check_width(encoder, reference, pipeline)
-    stage = _TextStage(encoder, Batches(pipeline.encode.batch_size), identity.weights)
+    stage = _TextStage(encoder, Batches(pipeline.encode.batch_size, "encode"), identity.weights)
     with store.draft(identity) as draft, track("text", tokens.counts.get("captions", 0), "captions") as bar:
         if not draft.has(EMPTY_TEXT):
             empty = pa.table({"key": [""], "index": [0], "token_ids": [tokens.summary["empty"]]})

@@ -1,0 +1,321 @@
+"""The loader: every sample is a crop, a place and a caption of its picture, and the order is a pure function of the clock."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hdm.data.captions import EMPTY_TEXT, TEXT, captions_by_key, text_metadata
+from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.loader import Batch, Loader
+from hdm.data.pages import paged_writer
+from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
+from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.positions import full_map, to_patch_grid
+from hdm.store import Draft, Identity, Output, Store
+
+SHAPES = [(4, 4), (4, 8), (10, 4), (4, 6)]
+AUTOENCODER = {"class": "AutoencoderKL", "scale": [0.5, 2.0, 0.25], "shift": [0.0, -1.0, 3.0], "weights": "cd" * 32}
+EMPTY, PAD, WIDTH = [7], 99, 6
+SIDE, PATCH = 4, 2
+
+
+@dataclass
+class World:
+    """A small data set: what was stored, by key, and the outputs that hold it."""
+
+    latents: dict[str, torch.Tensor]
+    split: dict[str, str]
+    token_ids: dict[str, list[list[int]]]
+    outputs: dict[str, Output]
+
+    def loader(self, cached: bool = False, **changes: object) -> Loader:
+        named = self.outputs
+        text = named["encode.text"] if cached else None
+        settings = {"batch_size": 12, "patch_size": PATCH, "seed": 5, **changes}
+        return Loader(named["encode.32px"], named["encode.tokens"], named["caption"], named["filter"], text, **settings)  # type: ignore[arg-type]
+
+    def normalized(self, key: str) -> torch.Tensor:
+        shift, scale = (torch.tensor(AUTOENCODER[name]).view(3, 1, 1) for name in ("shift", "scale"))
+        return (self.latents[key].float() - shift) * scale
+
+
+def text_embedding(token_ids: list[int]) -> np.ndarray:
+    """What the text encoder of this world gives: any injective function will do."""
+    rows = np.arange(len(token_ids))[:, None] + np.array(token_ids)[:, None] / 8
+    return (rows + np.arange(WIDTH) * 100).astype(np.float16)
+
+
+def make_world(root: Path, num_images: int = 61, dtype: str = "float16") -> World:
+    rng = np.random.default_rng(0)
+    keys = [f"{number:016x}" for number in rng.integers(0, 2**64, num_images, np.uint64)]
+    shapes = [SHAPES[number % len(SHAPES)] for number in range(num_images)]
+    generator = torch.Generator().manual_seed(0)
+    latents = {
+        key: torch.randn((3, *shape), generator=generator).to(getattr(torch, dtype)) for key, shape in zip(keys, shapes, strict=True)
+    }
+    split = {key: "validation" if number % 10 == 3 else "train" for number, key in enumerate(keys)}
+    token_ids = {key: [rng.integers(100, 200, rng.integers(1, 21)).tolist() for _ in range(number % 4)] for number, key in enumerate(keys)}
+    world = World(latents, split, token_ids, {})
+    store = Store(root)
+    _write_scores(world, store)
+    _write_captions(world, store)
+    _write_latents(world, store, dtype)
+    return world
+
+
+def _halves(keys: list[str]) -> list[list[str]]:
+    return [keys[: len(keys) // 2], keys[len(keys) // 2 :]]
+
+
+def _write_scores(world: World, store: Store) -> None:
+    with store.draft(Identity("filter", 1, {})) as draft:
+        for number, keys in enumerate(_halves(list(world.latents))):
+            dropped = [f"{number:016x}"]
+            rows = {
+                **{name: [None] * (len(keys) + 1) for name in SCORES.names},
+                "key": keys + dropped,
+                "decoded": ["ok"] * (len(keys) + 1),
+                "kept": [True] * len(keys) + [False],
+                "split": [world.split[key] for key in keys] + [None],
+            }
+            write_table(draft, shard_name("scores", number), SCORES, rows, {})
+        world.outputs["filter"] = draft.commit()
+
+
+def _write_captions(world: World, store: Store) -> None:
+    captions = Identity("caption", 1, {})
+    tokens = Identity("encode.tokens", 1, {"max_tokens": 20}, {"caption": captions.digest})
+    text = Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})
+    with store.draft(captions) as draft, store.draft(tokens) as token_draft, store.draft(text) as text_draft:
+        for number, keys in enumerate(_halves(list(world.latents))):
+            flat = [(key, index, ids) for key in keys for index, ids in enumerate(world.token_ids[key])]
+            columns = {"key": [key for key, _, _ in flat], "index": [index for _, index, _ in flat]}
+            words = {"caption": [" ".join(map(str, ids)) for _, _, ids in flat], "maker": ["given"] * len(flat)}
+            write_table(draft, shard_name("captions", number), CAPTIONS, {**columns, **words}, {})
+            write_table(token_draft, shard_name("tokens", number), TOKENS, {**columns, "token_ids": [ids for _, _, ids in flat]}, {})
+            _write_text(text_draft, shard_name("text", number), {**columns, "token_ids": [ids for _, _, ids in flat]})
+        _write_text(text_draft, EMPTY_TEXT, {"key": [""], "index": [0], "token_ids": [EMPTY]})
+        world.outputs["caption"] = draft.commit()
+        world.outputs["encode.tokens"] = token_draft.commit({"empty": EMPTY, "pad_id": PAD})
+        world.outputs["encode.text"] = text_draft.commit()
+
+
+def _write_text(draft: Draft, name: str, rows: dict[str, list]) -> None:
+    token_ids = rows["token_ids"]
+    table = pa.table(
+        {
+            "key": rows["key"],
+            "index": rows["index"],
+            "length": [len(ids) for ids in token_ids],
+            "embedding": [text_embedding(ids).tobytes() for ids in token_ids],
+        }
+    ).cast(TEXT)
+    with draft.write(name) as file, paged_writer(file.path, TEXT, text_metadata(WIDTH, {})) as writer:
+        for start in range(0, len(table), 5):
+            writer.write_table(table.slice(start, 5))
+
+
+def _write_latents(world: World, store: Store, dtype: str) -> None:
+    inputs = {"filter": world.outputs["filter"].digest}
+    with store.draft(Identity("encode.32px", 1, {}, inputs)) as draft:
+        for height, width in SHAPES:
+            members = [key for key, latent in world.latents.items() if latent.shape[1:] == (height, width)]
+            for number, keys in enumerate(_halves(members)):
+                form = LatentFormat(3, height, width, dtype, 32, 8, AUTOENCODER)
+                with draft.write(latent_file_name(height, width, number)) as file, LatentWriter(file.path, form, len(keys)) as writer:
+                    writer.add(keys, torch.stack([world.latents[key] for key in keys]), [(width * 8, height * 8)] * len(keys))
+        world.outputs["encode.32px"] = draft.commit()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("store"))
+
+
+def crops_like(world: World, key: str, latent: torch.Tensor) -> list[tuple[int, int]]:
+    """Every patch-aligned place where the picture's latent, cut by hand, is that crop."""
+    whole = world.normalized(key)
+    places = [(top, left) for top in range(0, whole.shape[1] - SIDE + 1, PATCH) for left in range(0, whole.shape[2] - SIDE + 1, PATCH)]
+    return [(top, left) for top, left in places if torch.equal(whole[:, top : top + SIDE, left : left + SIDE], latent)]
+
+
+def positions_of(world: World, key: str, top: int, left: int) -> torch.Tensor:
+    _, height, width = world.latents[key].shape
+    cut = full_map(height, width).view(height, width, 2)[top : top + SIDE, left : left + SIDE]
+    return to_patch_grid(cut.reshape(-1, 2), SIDE, SIDE, PATCH)
+
+
+def global_batch(parts: list[Batch]) -> Batch:
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("latent", "positions", "log_aspect", "text_mask")}
+    token_ids = torch.cat([part.token_ids for part in parts if part.token_ids is not None])
+    return Batch(tuple(key for part in parts for key in part.keys), **joined, token_ids=token_ids)
+
+
+def assert_same(first: Batch, second: Batch) -> None:
+    assert first.keys == second.keys
+    for name in ("latent", "positions", "log_aspect", "text_mask", "token_ids"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize("crop", ["shifted", "centre"])
+def test_a_sample_is_a_crop_with_its_positions_and_aspect(world: World, crop: str) -> None:
+    loader = world.loader(crop=crop)
+    places: dict[tuple[int, int], Counter[tuple[int, int]]] = {shape: Counter() for shape in SHAPES}
+    for step in range(60):
+        batch = loader.batch(step * 12)
+        assert batch.latent.shape == (12, 3, SIDE, SIDE)
+        for number, key in enumerate(batch.keys):
+            _, height, width = world.latents[key].shape
+            [place] = crops_like(world, key, batch.latent[number])
+            places[height, width][place] += 1
+            assert torch.equal(batch.positions[number], positions_of(world, key, *place))
+            assert batch.log_aspect[number].item() == pytest.approx(math.log(width / height))
+    expected = {(4, 4): [(0, 0)], (4, 8): [(0, 0), (0, 2), (0, 4)], (10, 4): [(0, 0), (2, 0), (4, 0), (6, 0)], (4, 6): [(0, 0), (0, 2)]}
+    centres = {(4, 4): (0, 0), (4, 8): (0, 2), (10, 4): (2, 0), (4, 6): (0, 0)}
+    for shape, counts in places.items():
+        if crop == "centre":
+            assert set(counts) == {centres[shape]}
+        else:
+            assert set(counts) == set(expected[shape])
+            assert min(counts.values()) > 0.6 * sum(counts.values()) / len(counts)
+
+
+def test_every_epoch_shows_every_picture_of_the_split_once(world: World) -> None:
+    for split in ("train", "validation"):
+        loader = world.loader(split=split, batch_size=7)
+        members = sorted(key for key, its in world.split.items() if its == split)
+        assert len(loader) == len(members)
+        seen = [key for step in range(3 * len(members)) for key in loader.batch(7 * step).keys]
+        epochs = [seen[start : start + len(members)] for start in range(0, 3 * len(members), len(members))]
+        assert all(sorted(epoch) == members for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+
+def test_a_batch_larger_than_the_split_goes_through_it_again(world: World) -> None:
+    loader = world.loader(split="validation", batch_size=40)
+    counts = Counter(loader.batch(0).keys)
+    assert set(counts.values()) <= {40 // len(loader), 40 // len(loader) + 1}
+
+
+@pytest.mark.parametrize("num_images_seen", [0, 12, 41, 12 * 1000])
+def test_ranks_share_one_global_batch(world: World, num_images_seen: int) -> None:
+    whole = world.loader(caption_dropout=0.3).batch(num_images_seen)
+    for world_size in (2, 4, 5):
+        parts = [world.loader(caption_dropout=0.3, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)]
+        assert_same(global_batch(parts), whole)
+
+
+def test_going_on_anywhere_gives_the_same_batches(world: World) -> None:
+    undisturbed = world.loader(caption_dropout=0.3)
+    batches = [undisturbed.batch(12 * step) for step in range(12)]
+    for step in (0, 4, 11):
+        assert_same(world.loader(caption_dropout=0.3).batch(12 * step), batches[step])
+    # Another batch size shows the same samples in the same order, but for the padding.
+    parts = [world.loader(caption_dropout=0.3, batch_size=4).batch(place) for place in range(0, 12, 4)]
+    assert tuple(key for part in parts for key in part.keys) == batches[0].keys
+    assert torch.equal(torch.cat([part.latent for part in parts]), batches[0].latent)
+    assert_same(batches[0].part(4, 8), global_batch([batches[0].part(4, 6), batches[0].part(6, 8)]))
+
+
+def test_the_order_depends_on_the_seed_and_not_on_how_shards_are_cut(world: World, tmp_path: Path) -> None:
+    assert world.loader(seed=5).batch(0).keys != world.loader(seed=6).batch(0).keys
+    recut = World(world.latents, world.split, world.token_ids, dict(world.outputs))
+    backwards = World(dict(reversed(world.latents.items())), world.split, world.token_ids, dict(world.outputs))
+    _write_latents(backwards, Store(tmp_path), "float16")
+    recut.outputs = backwards.outputs
+    assert_same(recut.loader().batch(24), world.loader().batch(24))
+
+
+def words(batch: Batch, number: int) -> list[int]:
+    assert batch.token_ids is not None
+    return batch.token_ids[number][batch.text_mask[number]].tolist()
+
+
+def test_captions_are_the_pictures_own_each_in_turn_or_the_empty_one(world: World) -> None:
+    loader, shown = world.loader(), Counter[tuple[str, tuple[int, ...]]]()
+    for step in range(400):
+        batch = loader.batch(12 * step)
+        for number, key in enumerate(batch.keys):
+            assert words(batch, number) in (world.token_ids[key] or [EMPTY])
+            shown[key, tuple(words(batch, number))] += 1
+    given = {(key, tuple(ids)) for key, captions in world.token_ids.items() if world.split[key] == "train" for ids in captions or [EMPTY]}
+    assert set(shown) == given
+
+
+def test_dropout_gives_the_empty_caption_as_often_as_asked(world: World) -> None:
+    loader = world.loader(caption_dropout=0.25, batch_size=500)
+    batch = loader.batch(0)
+    captioned = [number for number, key in enumerate(batch.keys) if world.token_ids[key]]
+    empty = sum(words(batch, number) == EMPTY for number in captioned)
+    assert abs(empty / len(captioned) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(captioned))
+
+
+def test_texts_are_padded_to_few_lengths_and_cut(world: World) -> None:
+    for step in range(20):
+        batch = world.loader(batch_size=2).batch(2 * step)
+        assert batch.token_ids is not None
+        longest = int(batch.text_mask.sum(1).max())
+        assert batch.token_ids.shape[1] == min(math.ceil(longest / 8) * 8, 20)
+        assert (batch.token_ids[~batch.text_mask] == PAD).all()
+    cut, whole = world.loader(max_tokens=5).batch(0), world.loader().batch(0)
+    assert cut.text_mask.shape[1] == 5
+    assert [words(cut, number) for number in range(12)] == [words(whole, number)[:5] for number in range(12)]
+
+
+def test_cached_text_is_the_embedding_of_the_same_captions(world: World) -> None:
+    for step in range(10):
+        live, cached = world.loader(caption_dropout=0.2).batch(12 * step), world.loader(cached=True, caption_dropout=0.2).batch(12 * step)
+        assert cached.token_ids is None
+        assert cached.text is not None
+        assert torch.equal(live.text_mask, cached.text_mask)
+        for number in range(12):
+            expected = torch.from_numpy(text_embedding(words(live, number)).astype(np.float32))
+            assert torch.equal(cached.text[number][cached.text_mask[number]], expected)
+        assert (cached.text[~cached.text_mask] == 0).all()
+
+
+def test_bfloat16_latents(tmp_path: Path) -> None:
+    world = make_world(tmp_path, 13, "bfloat16")
+    batch = world.loader().batch(0)
+    assert batch.latent.dtype == torch.float32
+    assert all(crops_like(world, key, latent) for key, latent in zip(batch.keys, batch.latent, strict=True))
+
+
+@pytest.mark.parametrize(("name", "cached"), [("encode.32px", False), ("encode.text", True)])
+def test_a_flipped_byte_is_found_when_its_row_group_is_first_touched(tmp_path: Path, name: str, cached: bool) -> None:
+    world = make_world(tmp_path)
+    path = max(world.outputs[name].paths(".parquet"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(path.read_bytes())
+    chunk = pq.read_metadata(path).row_group(0).column(3)
+    damaged[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 16
+    path.write_bytes(damaged)
+    loader = world.loader(cached=cached)
+    with pytest.raises(DamagedError, match=path.name):
+        _ = [loader.batch(12 * step) for step in range(20)]
+
+
+def test_what_does_not_belong_together_is_refused(world: World, tmp_path: Path) -> None:
+    with Store(tmp_path).draft(Identity("filter", 2, {})) as draft:
+        other = draft.commit()
+    mixed = World(world.latents, world.split, world.token_ids, {**world.outputs, "filter": other})
+    with pytest.raises(InputError, match=r"encode\.32px was not made from this filter"):
+        mixed.loader()
+    with pytest.raises(ConfigError, match="patches of 3"):
+        world.loader(patch_size=3)
+    with pytest.raises(InputError, match="no picture"):
+        world.loader(split="held_out").batch(0)
+
+
+def test_captions_by_key(world: World) -> None:
+    keys = list(world.latents)[:6]
+    found = captions_by_key(world.outputs["caption"], keys)
+    assert found == {key: [" ".join(map(str, ids)) for ids in world.token_ids[key]] for key in keys}

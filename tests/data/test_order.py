@@ -1,0 +1,58 @@
+"""Order and chance: bijections for every size, uniform and independent to what statistics can see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hdm.data.order import permuted, uniform
+
+
+@pytest.mark.parametrize("count", [*range(1, 40), 255, 256, 257, 1000, 4097, 65_536])
+def test_every_epoch_is_a_permutation(count: int) -> None:
+    for epoch in range(3):
+        found = permuted(np.arange(count), count, seed=7, epoch=epoch)
+        assert np.array_equal(np.sort(found), np.arange(count))
+
+
+def test_a_place_does_not_depend_on_what_is_asked_with_it() -> None:
+    whole = permuted(np.arange(1000), 1000, 1, 2)
+    some = np.array([999, 3, 500, 3])
+    assert np.array_equal(permuted(some, 1000, 1, 2), whole[some])
+
+
+def test_ten_million_places_cost_no_table() -> None:
+    found = permuted(np.arange(64), 10**7, 0, 0)
+    assert len(set(found.tolist())) == 64
+    assert found.max() > 10**6
+
+
+def test_order_is_unrelated_to_the_rows_and_to_other_epochs_and_seeds() -> None:
+    count = 20_000
+    orders = [permuted(np.arange(count), count, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    for first, second in [(np.arange(count), orders[0]), (orders[0], orders[1]), (orders[0], orders[2])]:
+        # Rank correlation of independent orders: mean 0, standard deviation 1/√(n-1).
+        assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(count)
+    # Rows next to each other stay so about as often as chance has it (2 of n).
+    steps = np.abs(np.diff(orders[0]))
+    assert (steps == 1).sum() < 12
+
+
+def test_small_sets_see_all_their_orders() -> None:
+    seen = np.array([permuted(np.arange(4), 4, 0, epoch) for epoch in range(1200)])
+    _, counts = np.unique(seen, axis=0, return_counts=True)
+    assert len(counts) == 24
+    # 24 orders, 50 each: chi-squared with 23 degrees of freedom is below 60 with probability 0.99996.
+    assert ((counts - 50) ** 2 / 50).sum() < 60
+
+
+def test_draws_are_uniform_and_streams_independent() -> None:
+    positions = np.arange(100_000)
+    first, second = uniform(positions, 3, 0), uniform(positions, 3, 1)
+    for drawn in (first, second, uniform(positions, 4, 0)):
+        assert drawn.min() >= 0
+        assert drawn.max() < 1
+        counts = np.histogram(drawn, 100, (0, 1))[0]
+        assert ((counts - 1000) ** 2 / 1000).sum() < 170  # 99 degrees of freedom: mean 99, standard deviation 14
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.015
+    assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.015
