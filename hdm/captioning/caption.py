@@ -1,0 +1,159 @@
+"""Give every kept picture its captions, from one maker or several in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from hdm.captioning.makers import CoCa, Given, Item, Maker, Template
+from hdm.captioning.vision_language import VisionLanguage
+from hdm.config import CaptionMaker, Pipeline
+from hdm.data.images import decode
+from hdm.data.shards import ImageReader
+from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
+from hdm.data.wording import normal_caption
+from hdm.models.components import resolve, weights_digest
+from hdm.models.contrastive import load_contrastive
+from hdm.models.devices import Batches, choose_device
+from hdm.progress import Tracker, track
+from hdm.store import Draft, Identity, Output, Store
+
+SCHEMA = 1
+LOOK_SIDE_PX = 1024  # larger pictures are reduced, so that a batch of them fits in memory
+_COMPONENTS = {"coca": "contrastive", "transformers": "captioner"}
+
+log = logging.getLogger(__name__)
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+    """What the captions depend on: the makers, the models that they use, and which pictures are kept.
+
+    Raises:
+        InputError: a maker's model is not configured or not on this machine.
+        ConfigError: a template that cannot be filled in.
+    """
+    makers = pipeline.caption.makers
+    for settings in makers:
+        if settings.kind == "template":
+            Template(settings)
+    resolved = resolve(pipeline.components)
+    components = sorted({_COMPONENTS[settings.kind] for settings in makers if settings.kind in _COMPONENTS})
+    weights = {component: weights_digest(resolved.need(component)) for component in components}
+    return Identity("caption", SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
+
+
+def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+    """Caption the kept pictures.
+
+    Returns:
+        An output of `captions-*.parquet` (CAPTIONS): a picture's captions follow each other, those of the first maker first. Pictures
+        that no maker has a caption for are not in it; the count `uncaptioned` says how many.
+    """
+    download, scores = inputs["download"], inputs["filter"]
+    shards = num_shards(download, "samples")
+    with store.draft(identity) as draft:
+        missing = [number for number in range(shards) if not draft.has(shard_name("captions", number))]
+        with _Captioner(pipeline, download) as captioner, track("caption", scores.counts.get("kept"), "pictures") as bar:
+            for number in missing:
+                captioner.write_shard(draft, number, kept_items(download, scores, number), bar)
+        output = draft.commit()
+    if left := output.counts.get("uncaptioned", 0):
+        log.warning("%d of %d kept pictures have no caption: no maker in caption.makers had one", left, output.counts["items"])
+    return output
+
+
+def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item, tuple[int, int]]]:
+    """The kept items of a shard in order, each with the place of its bytes (offset, length) in the tar."""
+    verdicts = read_table(scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]).to_pylist()
+    kept = {verdict["key"]: verdict for verdict in verdicts if verdict["kept"]}
+    columns = ["key", "source", "caption", "licence", "offset", "bytes"]
+    found = []
+    for sample in read_table(download.file(shard_name("samples", number)), columns).to_pylist():
+        verdict = kept.get(sample["key"])
+        if verdict is not None:
+            size = {"width": verdict["width"], "height": verdict["height"]}
+            fields = {"given": sample["caption"], "source": sample["source"], "licence": sample["licence"], **size}
+            found.append((Item(sample["key"], fields), (sample["offset"], sample["bytes"])))
+    return found
+
+
+class _Captioner:
+    """Makers, each loaded when the first picture needs it."""
+
+    def __init__(self, pipeline: Pipeline, download: Output) -> None:
+        self.pipeline, self.settings, self.reader = pipeline, pipeline.caption, ImageReader(download)
+        self.batches = Batches(self.settings.batch_size, "caption")
+        self.loaded: dict[int, Maker] = {}
+        self.threads = ThreadPoolExecutor(pipeline.threads or os.cpu_count(), thread_name_prefix="caption")
+
+    def __enter__(self) -> _Captioner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.shutdown(cancel_futures=True)
+
+    def write_shard(self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int]]], bar: Tracker) -> None:
+        """Write the captions of one shard's kept items."""
+        items = [replace(item, fields={**item.fields, "given": self._normal(item.fields["given"])}) for item, _ in kept]
+        places = {item.key: place for item, place in kept}
+        captions: dict[str, dict[str, str]] = {item.key: {} for item in items}  # key → caption → maker: equal ones once
+        for number, settings in enumerate(self.settings.makers):
+            wanted = [item for item in items if settings.when == "always" or not captions[item.key]]
+            for item, made in self._made(number, wanted, shard, places):
+                for caption in filter(None, map(self._normal, made)):
+                    captions[item.key].setdefault(caption, settings.kind)
+        bar.advance(len(items))
+        _write(draft, shard, captions)
+
+    def _made(self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int]]) -> list[tuple[Item, list[str]]]:
+        """What one maker says of some items."""
+        if not items:
+            return []
+        maker = self._maker(number)
+
+        def work(batch: Sequence[Item]) -> list[list[str]]:
+            shown = list(self.threads.map(lambda item: self._shown(item, shard, *places[item.key]), batch)) if maker.looks else batch
+            return maker.captions(shown)
+
+        return [pair for batch, made in self.batches.run(items, work) for pair in zip(batch, made, strict=True)]
+
+    def _maker(self, number: int) -> Maker:
+        if number not in self.loaded:
+            self.loaded[number] = _build(self.settings.makers[number], self.pipeline)
+        return self.loaded[number]
+
+    def _shown(self, item: Item, shard: int, offset: int, num_bytes: int) -> Item:
+        pixels = decode(self.reader.read(shard, offset, num_bytes), self.pipeline.images).pixels
+        factor = min(pixels.shape[:2]) // LOOK_SIDE_PX
+        return replace(item, pixels=np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels)
+
+    def _normal(self, caption: str | None) -> str | None:
+        return normal_caption(caption, self.settings.max_chars)
+
+
+def _build(settings: CaptionMaker, pipeline: Pipeline) -> Maker:
+    resolved = resolve(pipeline.components)
+    if settings.kind == "given":
+        return Given(settings)
+    if settings.kind == "template":
+        return Template(settings)
+    device = choose_device(pipeline.caption.device, "the captioner")
+    if settings.kind == "coca":
+        return CoCa(settings, load_contrastive(resolved, device))
+    return VisionLanguage(settings, resolved.need("captioner"), device)
+
+
+def _write(draft: Draft, shard: int, captions: Mapping[str, Mapping[str, str]]) -> None:
+    rows = [(key, index, maker, caption) for key, made in captions.items() for index, (caption, maker) in enumerate(made.items())]
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(CAPTIONS.names)}
+    by_maker = Counter(f"captions_{maker}" for _, _, maker, _ in rows)
+    uncaptioned = sum(not made for made in captions.values())
+    counts = {"items": len(captions), "captions": len(rows), "uncaptioned": uncaptioned, **dict(sorted(by_maker.items()))}
+    write_table(draft, shard_name("captions", shard), CAPTIONS, columns, counts)

@@ -1,0 +1,130 @@
+"""What makes captions: the given ones, a CoCa, any transformers image-text-to-text model, templates.
+
+A maker gives each item some captions, not yet normalised. Those drawn at random depend on the item's key alone, so that neither its
+neighbours, the batch size nor a restart change them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import torch
+
+from hdm.config import CaptionMaker
+from hdm.errors import ConfigError
+from hdm.models.contrastive import Contrastive
+
+ITEM_FIELDS = ("given", "source", "licence", "width", "height")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A kept picture to be captioned.
+
+    Args:
+        key: of the picture.
+        fields: by ITEM_FIELDS; `given` is the normalised given caption, None where there is none.
+        pixels: (H, W, 3) uint8; None unless a maker that looks asked for them.
+    """
+
+    key: str
+    fields: Mapping[str, Any]
+    pixels: np.ndarray | None = None
+
+
+class Maker(ABC):
+    """One entry of `caption.makers`.
+
+    Attributes:
+        looks: whether it needs the pixels.
+    """
+
+    looks = False
+
+    def __init__(self, settings: CaptionMaker) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def captions(self, items: Sequence[Item]) -> list[list[str]]:
+        """For each item its captions, best first; [] where there is none."""
+
+
+class Given(Maker):
+    """The caption that came with the picture."""
+
+    def captions(self, items: Sequence[Item]) -> list[list[str]]:
+        return [[item.fields["given"]] if item.fields["given"] else [] for item in items]
+
+
+class Template(Maker):
+    """Wordings with fields of the item; which one a picture gets is drawn by its key.
+
+    Raises:
+        ConfigError: no template, or one with a field that items do not have.
+    """
+
+    def __init__(self, settings: CaptionMaker) -> None:
+        super().__init__(settings)
+        self.wordings = [wording.strip() for wording in (settings.template or "").split("|") if wording.strip()]
+        if not self.wordings:
+            raise ConfigError("a caption maker of kind template has no template", do='write for example template: "a photo of {given}"')
+        self.needed = [_fields(wording) for wording in self.wordings]
+
+    def captions(self, items: Sequence[Item]) -> list[list[str]]:
+        return [self._of(item) for item in items]
+
+    def _of(self, item: Item) -> list[str]:
+        usable = [wording for wording, needed in zip(self.wordings, self.needed, strict=True) if all(item.fields[name] for name in needed)]
+        order = np.random.default_rng(seed_of(item.key)).permutation(len(usable))[: self.settings.count]
+        return [usable[number].format_map(item.fields) for number in order.tolist()]
+
+
+class CoCa(Maker):
+    """Captions of the contrastive model; the first of several is the likeliest, the others are drawn."""
+
+    looks = True
+
+    def __init__(self, settings: CaptionMaker, contrastive: Contrastive) -> None:
+        super().__init__(settings)
+        if not contrastive.can_caption:
+            raise ConfigError(
+                "caption.makers has a coca, and components.contrastive is not one",
+                do="name a CoCa there, or use a maker of kind transformers with components.captioner",
+            )
+        self.contrastive = contrastive
+
+    def captions(self, items: Sequence[Item]) -> list[list[str]]:
+        pictures = [item.pixels for item in items if item.pixels is not None]
+        found = [[caption] for caption in self.contrastive.caption(pictures, self.settings.max_tokens)]
+        if self.settings.count > 1:
+            for item, picture, captions in zip(items, pictures, found, strict=True):
+                captions += self._drawn(item.key, picture)
+        return found
+
+    def _drawn(self, key: str, picture: np.ndarray) -> list[str]:
+        generator = torch.Generator().manual_seed(seed_of(key))
+        wanted = [picture] * (self.settings.count - 1)
+        return self.contrastive.caption(wanted, self.settings.max_tokens, self.settings.temperature, generator)
+
+
+def seed_of(key: str) -> int:
+    """A seed below 2**63 that belongs to the item."""
+    return int(hashlib.sha256(f"caption:{key}".encode()).hexdigest()[:15], 16)
+
+
+def _fields(wording: str) -> list[str]:
+    """The names in braces; `{given.x}` and `{given[0]}` are refused like unknown names."""
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(wording) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"caption template {wording!r}: {error}", do="write {{ and }} for braces that are meant as such") from error
+    for name in names:
+        if name not in ITEM_FIELDS:
+            raise ConfigError(f"caption template {wording!r}: there is no field {{{name}}}", do=f"use {', '.join(ITEM_FIELDS)}")
+    return names

@@ -1,0 +1,92 @@
+"""Captions from any transformers image-text-to-text model: LLaVA, BLIP-2, Qwen-VL, Florence and their kin."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hdm.captioning.makers import Item, Maker, seed_of
+from hdm.config import CaptionMaker
+from hdm.errors import InputError
+from hdm.models.components import locate
+
+DEFAULT_INSTRUCTION = "Describe the picture in one sentence."
+
+
+class VisionLanguage(Maker):
+    """Captions of a transformers model; the first of several is the likeliest, the others are drawn.
+
+    Args:
+        settings: `prompt` is the instruction; None: "Describe the picture in one sentence." for models that chat, none for others.
+        reference: a local folder or `org/name[@revision]`; weights as safetensors, no code from a hub is run.
+        device: of torch.
+
+    Raises:
+        InputError: the model is missing, or is none that makes text of pictures.
+    """
+
+    looks = True
+
+    def __init__(self, settings: CaptionMaker, reference: str, device: str = "cpu") -> None:
+        super().__init__(settings)
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        folder = locate(reference, download=True)
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise InputError(
+                f"the captioner cannot be loaded: {error}",
+                where=folder,
+                do="name a transformers image-text-to-text model in components.captioner",
+            ) from error
+        self.model = model.to(device).eval()
+        if getattr(self.processor, "tokenizer", None) is not None:
+            self.processor.tokenizer.padding_side = "left"  # text goes on at the right end
+        self.text = self._instruction()
+
+    def captions(self, items: Sequence[Item]) -> list[list[str]]:
+        pictures = [Image.fromarray(item.pixels) for item in items if item.pixels is not None]
+        found = [[caption] for caption in self._generate(pictures)]
+        if self.settings.count > 1:
+            for item, picture, captions in zip(items, pictures, found, strict=True):
+                captions += self._drawn(item.key, picture)
+        return found
+
+    def _drawn(self, key: str, picture: Image.Image) -> list[str]:
+        # transformers draws from torch's global generator.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_of(key))
+            return self._generate(
+                [picture], do_sample=True, temperature=self.settings.temperature, top_k=0, num_return_sequences=self.settings.count - 1
+            )
+
+    def _instruction(self) -> str | None:
+        if not getattr(self.processor, "chat_template", None):
+            return self.settings.prompt
+        words = {"type": "text", "text": self.settings.prompt or DEFAULT_INSTRUCTION}
+        conversation = [{"role": "user", "content": [{"type": "image"}, words]}]
+        return self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+
+    @torch.inference_mode()
+    def _generate(self, pictures: list[Image.Image], do_sample: bool = False, **options: Any) -> list[str]:
+        asked = {} if self.text is None else {"text": [self.text] * len(pictures)}
+        inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **asked).to(self.model.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of defaults in models' own generation settings
+            generated = self.model.generate(**inputs, do_sample=do_sample, num_beams=1, max_new_tokens=self.settings.max_tokens, **options)
+        return self.processor.batch_decode(_answer(generated, inputs.get("input_ids")), skip_special_tokens=True)
+
+
+def _answer(generated: torch.Tensor, asked: torch.Tensor | None) -> torch.Tensor:
+    """The tokens after the prompt. Decoder-only models repeat it, encoder-decoders do not."""
+    if asked is None or generated.shape[1] < asked.shape[1]:
+        return generated
+    repeats = len(generated) // len(asked)
+    repeated = torch.equal(generated[:, : asked.shape[1]], asked.repeat_interleave(repeats, dim=0))
+    return generated[:, asked.shape[1] :] if repeated else generated

@@ -1,0 +1,72 @@
+"""Where models run, and batches that shrink when they do not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from hdm.errors import DoesNotFitError, InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+def choose_device(wanted: str, what: str) -> str:
+    """The device for some work, said aloud.
+
+    Args:
+        wanted: "auto" (the accelerator if there is one, else the CPU) or a device of torch.
+        what: the work, for the log.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"torch finds no accelerator for device {wanted!r}", do="set the device to auto or cpu, or look at nvidia-smi")
+    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        log.log(logging.WARNING if wanted == "auto" else logging.INFO, "%s runs on the CPU", what)
+    else:
+        log.info("%s runs on %s (%s)", what, device, torch.cuda.get_device_name(device) if device.startswith("cuda") else device)
+    return device
+
+
+class Batches:
+    """Run a model over many items, a batch at a time; the batch is halved where the device's memory does not hold it.
+
+    Args:
+        size: items a batch, to begin with; once halved it stays so.
+        setting: the stage whose device the error names.
+    """
+
+    def __init__(self, size: int, setting: str) -> None:
+        self.size, self.setting = size, setting
+
+    def run(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> Iterator[tuple[Sequence[Item], Result]]:
+        """Each batch and what `work` makes of it, in order; no item is dropped.
+
+        Raises:
+            DoesNotFitError: a single item does not fit.
+        """
+        done = 0
+        while done < len(items):
+            batch = items[done : done + self.size]
+            try:
+                result = work(batch)
+            except torch.OutOfMemoryError as error:
+                self._halve(len(batch), error)
+                continue
+            done += len(batch)
+            yield batch, result
+
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
+        if size == 1:
+            raise DoesNotFitError(f"one item does not fit in the device's memory: {error}", do=f"set {self.setting}.device: cpu") from error
+        self.size = size // 2
+        log.warning("a batch of %d does not fit in the device's memory; going on with %d", size, self.size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

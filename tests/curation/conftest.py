@@ -1,0 +1,66 @@
+"""Real downloads made in the test: a tar of the original bytes and its table of samples."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdm.data.tables import SAMPLES, shard_name, write_table
+from hdm.store import Identity, Output, Store
+
+MakeDownload = Callable[..., Output]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def make_download(store: Store) -> MakeDownload:
+    """Items are (file bytes, given caption); None for bytes is an item that failed."""
+
+    def make(*shards: Sequence[tuple[bytes | None, str | None]]) -> Output:
+        identity = Identity("download", 1, {"items": [len(shard) for shard in shards]})
+        with store.draft(identity) as draft:
+            for number, items in enumerate(shards):
+                rows = []
+                with draft.write(shard_name("images", number, "tar")) as file, tarfile.open(file.path, "w") as tar:
+                    for place, (data, caption) in enumerate(items):
+                        rows.append(_sample(tar, f"{number}/{place}.png", data, caption))
+                write_table(
+                    draft,
+                    shard_name("samples", number),
+                    SAMPLES,
+                    {name: [row.get(name) for row in rows] for name in SAMPLES.names},
+                    {"items": len(rows)},
+                )
+            return draft.commit()
+
+    return make
+
+
+def _sample(tar: tarfile.TarFile, source: str, data: bytes | None, caption: str | None) -> dict[str, Any]:
+    key = hashlib.sha256(source.encode()).hexdigest()[:16]
+    row = {"key": key, "source": source, "status": "http_404" if data is None else "ok", "caption": caption}
+    if data is None:
+        return row
+    member = tarfile.TarInfo(f"{key}.png")
+    member.size = len(data)
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(member, io.BytesIO(data))
+    return {**row, "sha256": hashlib.sha256(data).hexdigest(), "format": "PNG", "offset": offset, "bytes": len(data)}
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
