@@ -1,0 +1,64 @@
+"""Flow matching on straight paths: x_t = t·noise + (1-t)·latent, velocity dx/dt = noise - latent (arXiv 2209.03003, 2210.02747).
+
+All functions are plain arithmetic on tensors of shape (B, …); the timestep t is (B,), 1 is pure noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hdm.errors import InputError
+
+
+def draw_timesteps(batch: int, generator: torch.Generator | None = None, shift: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+    """Draw logit-normal times, t = sigmoid(N(0, 1)) (arXiv 2403.03206, section 3.1), then shift them.
+
+    Args:
+        generator: source of the draw, on its own device; None: torch's default.
+        shift: see `shift_timesteps`; 1 leaves them.
+
+    Returns:
+        (batch,) float32 in (0, 1) on `device`.
+    """
+    source = generator.device if generator is not None else device
+    normal = torch.randn(batch, generator=generator, device=source)
+    return shift_timesteps(normal.sigmoid(), shift).to(device)
+
+
+def shift_timesteps(timestep: Tensor, shift: float) -> Tensor:
+    """Move times towards noise: s·t / (1 + (s-1)·t), which keeps 0 and 1 (arXiv 2403.03206, equation 23)."""
+    if not shift > 0:
+        raise InputError(f"timestep shift {shift} is not above 0", do="1 is no shift, about 3 suits 1024 px")
+    return timestep if shift == 1 else shift * timestep / (1 + (shift - 1) * timestep)
+
+
+def interpolate(latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """The noisy latent t·noise + (1-t)·latent."""
+    t = timestep.view(-1, *[1] * (latent.ndim - 1))
+    return t * noise + (1 - t) * latent
+
+
+def velocity(latent: Tensor, noise: Tensor) -> Tensor:
+    """What the model learns to predict: noise - latent."""
+    return noise - latent
+
+
+def sample_losses(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each sample, (B,) float32."""
+    return (predicted.float() - wanted.float()).square().flatten(1).mean(1)
+
+
+def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tuple[Tensor, Tensor]:
+    """Sort losses into equal bins of time, for the logs; sums and counts add up over steps and processes.
+
+    Args:
+        losses, timestep: (B,).
+
+    Returns:
+        Sum of losses and number of samples in each bin, both (num_bins,) float32; bin i holds t in [i, i+1) / num_bins.
+    """
+    losses = losses.detach().float()
+    bins = (timestep * num_bins).long().clamp(0, num_bins - 1)
+    sums, counts = losses.new_zeros(num_bins), losses.new_zeros(num_bins)
+    return sums.index_add_(0, bins, losses), counts.index_add_(0, bins, torch.ones_like(losses))

@@ -1,0 +1,50 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hdm.diffusion.flow_matching import draw_timesteps, interpolate, losses_by_time, sample_losses, shift_timesteps, velocity
+from hdm.errors import InputError
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_times_are_logit_normal_and_shifting_moves_their_logit_by_its_logarithm(shift):
+    t = draw_timesteps(20_000, torch.Generator().manual_seed(0), shift).double()
+    logits = torch.log(t / (1 - t)) - math.log(shift)
+    assert abs(logits.mean().item()) < 0.03
+    assert abs(logits.std().item() - 1) < 0.03
+    inside = np.array([((logits < z).double().mean().item()) for z in (-1.0, 0.5, 2.0)])
+    np.testing.assert_allclose(inside, [0.1587, 0.6915, 0.9772], atol=0.01)
+
+
+def test_shifting_keeps_the_ends():
+    ends = torch.tensor([0.0, 1.0])
+    assert torch.equal(shift_timesteps(ends, 3.0), ends)
+    with pytest.raises(InputError, match="shift"):
+        shift_timesteps(ends, 0.0)
+
+
+def test_the_velocity_is_the_path_s_derivative():
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = torch.randn(2, 5, 4, 3, 3, generator=generator, dtype=torch.float64)
+    t = torch.rand(5, generator=generator, dtype=torch.float64)
+    slope = (interpolate(latent, noise, t + 1e-6) - interpolate(latent, noise, t - 1e-6)) / 2e-6
+    torch.testing.assert_close(slope, velocity(latent, noise), rtol=0, atol=1e-8)
+    assert torch.equal(interpolate(latent, noise, torch.zeros(5)), latent)
+    assert torch.equal(interpolate(latent, noise, torch.ones(5)), noise)
+
+
+def test_losses_add_up_over_bins_and_samples():
+    generator = torch.Generator().manual_seed(0)
+    predicted, wanted = torch.randn(2, 50, 3, 4, 4, generator=generator)
+    losses = sample_losses(predicted.bfloat16(), wanted)
+    assert losses.dtype == torch.float32
+    losses = sample_losses(predicted, wanted)
+    torch.testing.assert_close(losses.mean(), torch.nn.functional.mse_loss(predicted, wanted))
+    t = torch.cat((torch.rand(48, generator=generator), torch.tensor([0.0, 1.0])))
+    sums, counts = losses_by_time(losses, t, 4)
+    for i in range(4):
+        inside = [loss for loss, time in zip(losses.tolist(), t.tolist(), strict=True) if min(int(time * 4), 3) == i]
+        assert counts[i] == len(inside)
+        assert sums[i].item() == pytest.approx(sum(inside), rel=1e-5)

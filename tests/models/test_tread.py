@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from hdm.errors import InputError
+from hdm.models.tread import draw_kept, gather, kept_rows, num_kept, scatter
+
+
+def test_gather_and_scatter_are_what_a_loop_over_samples_does():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4, 10 + 3, 6, generator=generator)
+    kept = draw_kept(4, 10, 0.4, generator)
+    rows = kept_rows(kept, 10, 3)
+    inner = gather(tokens, rows)
+    assert inner.shape == (4, 6 + 3, 6)
+    wanted = tokens.clone()
+    for b in range(4):
+        for i, token in enumerate([*kept[b].tolist(), 10, 11, 12]):
+            assert torch.equal(inner[b, i], tokens[b, token])
+            wanted[b, token] = 2 * tokens[b, token] + 1
+    assert torch.equal(scatter(tokens, rows, 2 * inner + 1), wanted)
+
+
+def test_gradients_pass_dropped_tokens_by_and_kept_ones_through():
+    tokens = torch.randn(2, 6, 3, requires_grad=True)
+    rows = kept_rows(torch.tensor([[0, 3], [1, 2]]), 4, 2)
+    scatter(tokens, rows, 3 * gather(tokens, rows)).sum().backward()
+    wanted = torch.ones(2, 6, 3)
+    wanted[0, [0, 3, 4, 5]] = wanted[1, [1, 2, 4, 5]] = 3
+    assert torch.equal(tokens.grad, wanted)
+
+
+def test_tokens_are_drawn_uniformly_without_replacement():
+    kept = draw_kept(20_000, 8, 0.25, torch.Generator().manual_seed(3))
+    assert kept.shape == (20_000, 6)
+    assert (kept.diff(dim=1) > 0).all()
+    pairs = torch.zeros(8, 8)
+    for i in range(6):
+        for j in range(6):
+            pairs.index_put_((kept[:, i], kept[:, j]), torch.tensor(1.0), accumulate=True)
+    frequency = pairs / len(kept)
+    torch.testing.assert_close(frequency.diagonal(), torch.full((8,), 6 / 8), rtol=0, atol=0.02)
+    others = frequency[~torch.eye(8, dtype=torch.bool)]
+    torch.testing.assert_close(others, torch.full((56,), 6 / 8 * 5 / 7), rtol=0, atol=0.02)
+
+
+def test_draws_repeat_from_a_generator():
+    first, second = (draw_kept(5, 32, 0.5, torch.Generator().manual_seed(9)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, draw_kept(5, 32, 0.5, torch.Generator().manual_seed(10)))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "rate", "count"), [(16, 0.5, 8), (15, 0.5, 8), (16, 0.0, 16), (3, 0.99, 1), (1, 0.9, 1), (10, 0.05, 10)]
+)
+def test_the_number_kept_rounds_the_dropped_down(num_tokens, rate, count):
+    assert num_kept(num_tokens, rate) == count
+    drawn = draw_kept(2, num_tokens, rate)
+    assert drawn is None if count == num_tokens else drawn.shape == (2, count)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_a_rate_outside_its_range_is_refused(rate):
+    with pytest.raises(InputError, match="outside \\[0, 1\\)"):
+        draw_kept(2, 16, rate)
