@@ -1,0 +1,157 @@
+"""Who knows the truth of the scenes: prompts with known answers, scores from pixels, and an audit of the planted faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from hdm.config import ScenesSettings
+from hdm.demo.detector import Found, detect
+from hdm.demo.faults import plan
+from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, object_caption, pair_caption
+
+QUESTIONS = ("colour", "place", "kind")
+MIN_OFFSET = 0.08  # share of width or height that an object lies off the middle, to have a place
+MIN_APART = 0.15  # that two objects lie apart, to have an order
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One object of a prompt."""
+
+    kind: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class ScenePrompt:
+    """A prompt and what has to be seen: one object at a place, or two of which the first is left of or above the second."""
+
+    text: str
+    things: tuple[Asked, ...]
+    place: Literal["left", "right", "top", "bottom", "left_of", "above"]
+
+
+class SceneJudge:
+    """Asks for and judges scenes. It sees pixels only, never how they were made.
+
+    Args:
+        settings: of the data set whose faults are audited.
+    """
+
+    def __init__(self, settings: ScenesSettings) -> None:
+        self.settings = settings
+
+    def prompts(self, num_images: int, seed: int, num_objects: int = 1) -> list[ScenePrompt]:
+        """Prompts for combinations of kind and colour that are in no scene.
+
+        Args:
+            num_images: how many; one object: every held-out pair at every place in turn.
+            seed: draws the wordings (and the pairs of two objects; the first of them is a held-out one).
+            num_objects: 1 or 2.
+        """
+        rng = np.random.default_rng((seed, num_objects))
+        if num_objects == 2:
+            return [_ask_two(rng, number) for number in range(num_images)]
+        wanted = [(kind, colour, place) for place in PLACES for kind, colour in sorted(HELD_OUT)]
+        chosen = [wanted[number % len(wanted)] for number in range(num_images)]
+        return [
+            ScenePrompt(object_caption(colour, kind, place, rng), (Asked(kind, colour),), place)  # type: ignore[arg-type]
+            for kind, colour, place in chosen
+        ]
+
+    def score(self, prompt: ScenePrompt, pixels: np.ndarray) -> dict[str, bool]:
+        """Whether colour, place and kind are as asked; of two objects, each has to be right in all three.
+
+        Args:
+            prompt: one of `prompts`.
+            pixels: (H, W, 3) uint8.
+        """
+        found = detect(pixels)[: len(prompt.things)]
+        if len(found) < len(prompt.things):
+            return dict.fromkeys(QUESTIONS, False)
+        # The assignment that favours the picture most: which of two objects is meant is not written in it.
+        answers = [_compare(prompt, order) for order in permutations(found)]
+        return max(answers, key=lambda answer: sum(answer.values()))
+
+    def audit(self, samples: pa.Table, scores: pa.Table) -> dict[str, Any]:
+        """How many planted faults were caught and how many good pictures kept.
+
+        Args:
+            samples: `source`, `key`, `status` of every item that was asked for.
+            scores: `key`, `kept`, `reason` of every item that was judged.
+
+        Returns:
+            `good`: planted and kept; `caught`: planted and caught over all faults; `faults`: kind → planted, caught, and how often
+            for which reason. A fault is caught if the item was not downloaded or not kept; a copy only if, besides, its original was kept.
+        """
+        kept = dict(zip(scores["key"].to_pylist(), scores["kept"].to_pylist(), strict=True))
+        reasons = dict(zip(scores["key"].to_pylist(), scores["reason"].to_pylist(), strict=True))
+        keys = dict(zip(samples["source"].to_pylist(), samples["key"].to_pylist(), strict=True))
+        status = dict(zip(samples["source"].to_pylist(), samples["status"].to_pylist(), strict=True))
+        items = plan(self.settings)
+        good: Counter[str] = Counter()
+        faults: dict[str, Counter[str]] = {}
+        why: dict[str, Counter[str]] = {}
+        for item in items:
+            if item.url not in keys:
+                continue  # the download was told to take fewer
+            is_kept = kept.get(keys[item.url], False)
+            if item.fault is None:
+                good.update(planted=1, kept=is_kept)
+                continue
+            original_kept = item.original is None or kept.get(keys.get(items[item.original].url), False)
+            faults.setdefault(item.fault, Counter()).update(planted=1, caught=not is_kept and original_kept)
+            reason = "kept" if is_kept else reasons.get(keys[item.url]) or status[item.url]
+            why.setdefault(item.fault, Counter()).update([reason])
+        return {
+            "good": {"planted": good["planted"], "kept": good["kept"]},
+            "caught": {name: sum(counts[name] for counts in faults.values()) for name in ("planted", "caught")},
+            "faults": {
+                fault: {"planted": counts["planted"], "caught": counts["caught"], "reasons": dict(sorted(why[fault].items()))}
+                for fault, counts in sorted(faults.items())
+            },
+        }
+
+
+def _ask_two(rng: np.random.Generator, number: int) -> ScenePrompt:
+    pairs = sorted(HELD_OUT)
+    kind, colour = pairs[number % len(pairs)]
+    other_kind = [name for name in KINDS if name != kind][rng.integers(len(KINDS) - 1)]
+    other_colour = [name for name in COLOURS if name != colour][rng.integers(len(COLOURS) - 1)]
+    things = [Asked(kind, colour), Asked(other_kind, other_colour)]
+    if rng.random() < 0.5:
+        things.reverse()
+    layout: Literal["left_of", "above"] = "left_of" if number // len(pairs) % 2 == 0 else "above"
+    nouns = [f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing.colour} {thing.kind}" for thing in things]
+    return ScenePrompt(pair_caption(nouns[0], nouns[1], layout, rng), tuple(things), layout)
+
+
+def _compare(prompt: ScenePrompt, found: Sequence[Found]) -> dict[str, bool]:
+    return {
+        "colour": all(thing.colour == seen.colour for thing, seen in zip(prompt.things, found, strict=True)),
+        "place": place_of(found[0].centre) == prompt.place if len(found) == 1 else _in_order(prompt.place, found),
+        "kind": all(thing.kind == seen.kind for thing, seen in zip(prompt.things, found, strict=True)),
+    }
+
+
+def place_of(centre: tuple[float, float]) -> str:
+    """Where a point lies: the side of the axis on which it is farther off the middle; "middle" if it is hardly off at all."""
+    right, down = centre[0] - 0.5, centre[1] - 0.5
+    if max(abs(right), abs(down)) < MIN_OFFSET:
+        return "middle"
+    if abs(right) > abs(down):
+        return "right" if right > 0 else "left"
+    return "bottom" if down > 0 else "top"
+
+
+def _in_order(place: str, found: Sequence[Found]) -> bool:
+    axis = 0 if place == "left_of" else 1
+    apart = np.subtract(found[1].centre, found[0].centre)
+    return bool(apart[axis] > MIN_APART and abs(apart[axis]) > abs(apart[1 - axis]))

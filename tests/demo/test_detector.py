@@ -1,0 +1,93 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from hdm.demo.detector import detect
+from hdm.demo.scenes import draw, make_scene
+
+
+def right(scene, found):
+    """Every object found with its kind and colour, where it is, and nothing else."""
+    if sorted((thing.kind, thing.colour) for thing in scene.things) != sorted((str(f.kind), str(f.colour)) for f in found):
+        return False
+    shorter = min(scene.width, scene.height)
+    by_kind = {f.kind: f for f in found}
+    for thing in scene.things:
+        offset = np.subtract(by_kind[thing.kind].centre, thing.centre) * (scene.width, scene.height) / shorter
+        if np.abs(offset).max() > 0.04 or not 0.75 < by_kind[thing.kind].size / thing.extent < 1.35:
+            return False
+    return True
+
+
+def accuracy(scenes, change=lambda picture: picture):
+    return np.mean([right(scene, detect(np.asarray(change(Image.fromarray(draw(scene)))))) for scene in scenes])
+
+
+def scenes(first, count):
+    return [make_scene(11, index) for index in range(first, first + count)]
+
+
+def test_real_scenes_are_read_rightly():
+    assert accuracy(scenes(0, 600)) >= 0.99
+
+
+def test_other_sizes_are_read_rightly():
+    assert accuracy([make_scene(12, index, size_px) for index in range(60) for size_px in (48, 128)]) >= 0.98
+
+
+def blurred(picture):
+    return picture.filter(ImageFilter.GaussianBlur(1.5))
+
+
+def halved(picture):
+    half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    return half.resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def recompressed(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=40)
+    return Image.open(buffer)
+
+
+def grainy(picture):
+    noise = np.random.default_rng(0).normal(0, 12, (picture.height, picture.width, 3))
+    return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("change", [blurred, halved, recompressed, grainy])
+def test_softened_scenes_are_read_rightly(change):
+    assert accuracy(scenes(1000, 200), change) >= 0.97
+
+
+def test_blank_pictures_show_nothing():
+    rng = np.random.default_rng(1)
+    for colour in [(0, 0, 0), (255, 255, 255), *rng.integers(0, 256, (100, 3))]:
+        assert detect(np.broadcast_to(np.asarray(colour, np.uint8), (64, 64, 3))) == []
+
+
+def test_noise_shows_nothing():
+    rng = np.random.default_rng(2)
+    pictures = [rng.integers(0, 256, (64, 64, 3)) for _ in range(50)]
+    pictures += [rng.normal(mean, spread, (64, 64, 3)) for mean in (60, 128, 200, 230) for spread in (10, 30, 60) for _ in range(10)]
+    for picture in pictures:
+        assert detect(np.clip(picture, 0, 255).astype(np.uint8)) == []
+
+
+def test_clouds_hold_no_objects_of_a_kind():
+    rng = np.random.default_rng(3)
+    clouds = [
+        Image.fromarray(rng.integers(100, 256, (8, 8, 3)).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC) for _ in range(200)
+    ]
+    named = [any(found.kind for found in detect(np.asarray(cloud))) for cloud in clouds]
+    assert np.mean(named) < 0.02
+
+
+def test_a_shape_that_is_none_of_the_kinds_is_found_without_a_kind():
+    picture = np.full((64, 64, 3), 240, np.uint8)
+    picture[10:16, 6:56] = (36, 92, 214)  # a thin bar
+    (found,) = detect(picture)
+    assert (found.kind, found.colour) == (None, "blue")
+    assert found.centre == pytest.approx((0.484, 0.203), abs=0.01)
