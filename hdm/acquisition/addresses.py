@@ -1,0 +1,117 @@
+"""Where a download may connect to: public addresses alone, checked where the connection is made.
+
+A URL's host is looked up once, here, and the connection goes to the very address that was checked, so a name that answers public
+first and private later (DNS rebinding) gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+
+from aiohttp import ThreadedResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from hdm.acquisition.items import Unreadable
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+LOCALHOST = "localhost"
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet, and so do the IPv4 addresses wrapped in it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        wrapped = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in NAT64:
+            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.is_site_local or any(inner is not None and not is_public(inner) for inner in wrapped):
+            return False
+        # The wrappers themselves are not global by the registry's word, what they lead to was checked.
+        if any(inner is not None for inner in wrapped):
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def refuse_address() -> Unreadable:
+    """The refusal of a host that is not on the public internet. It names no address: these change."""
+    return Unreadable("refused_address", "the host is not on the public internet")
+
+
+class Addresses(AbstractResolver):
+    """Looks names up and refuses what is not public.
+
+    Args:
+        allow_loopback: let the hosts below, and URLs that name this machine themselves, lead to it.
+        hosts: host name → (loopback address, port).
+    """
+
+    def __init__(self, allow_loopback: bool, hosts: Mapping[str, tuple[str, int]]) -> None:
+        self.allow_loopback = allow_loopback
+        self.hosts = dict(hosts) if allow_loopback else {}
+        self._names = ThreadedResolver()
+
+    def check(self, url: URL, listed: URL) -> None:
+        """Refuse a URL that may not be connected to, as far as that can be told before looking its host up.
+
+        Args:
+            url: the URL, or one that it redirects to.
+            listed: the URL as listed: a redirect leads to this machine only within one host and port.
+
+        Raises:
+            Unreadable: it is refused.
+        """
+        if url.scheme not in ("http", "https"):
+            raise Unreadable("refused_scheme", "only http and https are fetched")
+        if url.user is not None or url.password is not None:
+            raise Unreadable("refused_credentials", "the URL holds a user name or password")
+        host = (url.raw_host or "").rstrip(".")
+        if not host:
+            raise Unreadable("bad_url", "the URL has no host")
+        at_home = self.allow_loopback and url.origin() == listed.origin()
+        if host == LOCALHOST and not at_home:
+            raise refuse_address()
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            if _is_disguised(host):
+                raise refuse_address() from None
+            return  # a name: `resolve` decides
+        if not is_public(address) and not (address.is_loopback and at_home):
+            raise refuse_address()
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """The checked addresses of a name.
+
+        Raises:
+            Unreadable: none of them is public.
+            OSError: the name is not known.
+        """
+        name = host.rstrip(".")
+        if name in self.hosts:
+            address, port = self.hosts[name]
+            if not ipaddress.ip_address(address).is_loopback:
+                raise refuse_address()
+            return [ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)]
+        found = await self._names.resolve(host, port, family)
+        allowed = [result for result in found if self._allowed(name, ipaddress.ip_address(result["host"].partition("%")[0]))]
+        if not allowed:
+            raise refuse_address()
+        return allowed
+
+    def _allowed(self, name: str, address: Address) -> bool:
+        return is_public(address) or (self.allow_loopback and name == LOCALHOST and address.is_loopback)
+
+    async def close(self) -> None:
+        await self._names.close()
+
+
+def _is_disguised(host: str) -> bool:
+    """Whether the system would take as an address what is not written as one: 127.1, 2130706433, 0x7f000001, 017700000001."""
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True

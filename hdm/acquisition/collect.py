@@ -1,0 +1,155 @@
+"""Items to shards: every item gets a status, every picture's bytes a place in a tar, in the order of the items."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hdm.acquisition.fetch import Fetcher
+from hdm.acquisition.items import Item, Unreadable
+from hdm.config import ImageSettings
+from hdm.data.images import BadImage, Header, inspect
+from hdm.data.shards import TarShard
+from hdm.data.tables import SAMPLES, shard_name, write_table
+from hdm.files import explain_os_error
+from hdm.progress import Tracker
+from hdm.store import Draft
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What became of an item. `sha256`, `header` and `num_bytes` are of its picture, where it has one."""
+
+    item: Item
+    status: str
+    error: str | None = None
+    sha256: str | None = None
+    header: Header | None = None
+    num_bytes: int = 0
+
+
+Found = tuple[Sample, bytes]
+
+
+def is_whole(draft: Draft, number: int) -> bool:
+    """Whether a shard's two files are there, from this run or one before it."""
+    return draft.has(shard_name("images", number, "tar")) and draft.has(shard_name("samples", number))
+
+
+def forget(draft: Draft, number: int) -> None:
+    """Remove a shard's table, so that the next run makes the shard anew."""
+    name = shard_name("samples", number)
+    draft.records.pop(name, None)
+    (draft.path / name).unlink(missing_ok=True)
+
+
+def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
+    """Write a shard's tar, then its table."""
+    samples: list[Sample] = []
+    offsets: list[int | None] = []
+    with draft.write(shard_name("images", number, "tar")) as file, TarShard(file.path) as tar:
+        for sample, data in found:
+            samples.append(sample)
+            offsets.append(tar.add(sample.item.key, sample.header.format, data) if sample.header else None)
+    rows: dict[str, list[Any]] = {
+        "key": [sample.item.key for sample in samples],
+        "source": [sample.item.source for sample in samples],
+        "status": [sample.status for sample in samples],
+        "error": [sample.error for sample in samples],
+        "caption": [sample.item.caption for sample in samples],
+        "licence": [sample.item.licence for sample in samples],
+        "sha256": [sample.sha256 for sample in samples],
+        "format": [sample.header.format if sample.header else None for sample in samples],
+        "width": [sample.header.width if sample.header else None for sample in samples],
+        "height": [sample.header.height if sample.header else None for sample in samples],
+        "offset": offsets,
+        "bytes": [sample.num_bytes if sample.header else None for sample in samples],
+    }
+    write_table(draft, shard_name("samples", number), SAMPLES, rows, _counts(samples))
+
+
+def load_pictures(items: Iterable[Item], images: ImageSettings, bar: Tracker) -> Iterator[Found]:
+    """Read items that lie on this machine, one after the other."""
+    for item in items:
+        assert item.load is not None
+        try:
+            data = item.load()
+        except Unreadable as refusal:
+            yield Sample(item, refusal.status, refusal.message), b""
+        else:
+            yield _examined(item, data, images), data
+        bar.advance()
+
+
+async def fetch_shard(draft: Draft, number: int, items: list[Item], fetcher: Fetcher, images: ImageSettings, bar: Tracker) -> None:
+    """Fetch a shard's items, many at once, and write the shard in their order."""
+    with _Spill(draft.scratch) as spill:
+        async with asyncio.TaskGroup() as tasks:
+            fetched = [tasks.create_task(_fetch(item, fetcher, images, spill, bar)) for item in items]
+        places = [task.result() for task in fetched]
+        found = ((sample, spill.read(place, sample.num_bytes)) for sample, place in places)
+        await asyncio.to_thread(write_shard, draft, number, found)
+
+
+async def _fetch(item: Item, fetcher: Fetcher, images: ImageSettings, spill: _Spill, bar: Tracker) -> tuple[Sample, int]:
+    """What became of an item, and where its bytes are in the spill."""
+    try:
+        data = item.load() if item.load else await fetcher.fetch(item.source)
+    except Unreadable as refusal:
+        sample, place = Sample(item, refusal.status, refusal.message), 0
+    else:
+        sample = _examined(item, data, images)
+        place = spill.append(data[: sample.num_bytes])
+    bar.advance()
+    return sample, place
+
+
+class _Spill:
+    """Bodies that wait on the disk for their turn; in memory, those behind a slow one could fill it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> _Spill:
+        self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)
+        self._end = 0
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def append(self, data: bytes) -> int:
+        place = self._end
+        try:
+            while data:
+                written = self._file.write(data)
+                self._end, data = self._end + written, data[written:]
+        except OSError as error:
+            raise explain_os_error(error, self.folder) from error
+        return place
+
+    def read(self, place: int, num_bytes: int) -> bytes:
+        return os.pread(self._file.fileno(), num_bytes, place)
+
+
+def _examined(item: Item, data: bytes, images: ImageSettings) -> Sample:
+    try:
+        header = inspect(data, images)
+    except BadImage as refusal:
+        return Sample(item, refusal.status, refusal.message)
+    return Sample(item, "ok", None, hashlib.sha256(data).hexdigest(), header, len(data))
+
+
+def _counts(samples: list[Sample]) -> dict[str, int]:
+    failures = Counter(f"failed_{sample.status}" for sample in samples if sample.header is None)
+    kept = len(samples) - failures.total()
+    total = {"items": len(samples), "ok": kept, "failed": failures.total(), "bytes": sum(sample.num_bytes for sample in samples)}
+    return {**total, **dict(sorted(failures.items()))}

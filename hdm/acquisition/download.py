@@ -1,0 +1,190 @@
+"""The download stage: every item of a source gets a status, and the pictures go into tar shards as they are.
+
+    images-NNNNN.tar         the original bytes, member <key>.<ext>
+    samples-NNNNN.parquet    one row an item, in the source's order
+
+A shard is finished when both files are. A rerun takes up the shards that are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, islice
+from typing import Any
+
+from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
+from hdm.acquisition.fetch import PASSING, Fetcher
+from hdm.acquisition.items import Item, Reader
+from hdm.acquisition.sources import open_source
+from hdm.config import Pipeline
+from hdm.data.sites import Site
+from hdm.data.tables import shard_name
+from hdm.errors import InputError
+from hdm.progress import Tracker, track
+from hdm.store import Draft, Identity, Output, Store
+
+__all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
+
+SCHEMA = 1
+OPEN_SHARDS = 4
+"""Shards fetched at once, so that one slow item does not keep the rest waiting."""
+ENOUGH_ITEMS = 1000
+"""So many items tell whether a source is any good."""
+
+
+@contextmanager
+def open_web(pipeline: Pipeline) -> Iterator[Site]:
+    """The source as it is set: the real web, or files on this machine."""
+    yield Site(pipeline.download.source, pipeline.download.kind, {})
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+    """What the download depends on: the content of its source (not its place) and the settings.
+
+    Raises:
+        InputError: the source is not there.
+    """
+    settings = pipeline.download
+    # Of the pictures only headers are read here, so the matte changes nothing.
+    config = {
+        **settings.result_fields(),
+        "images": {"max_megapixels": pipeline.images.max_megapixels, "animated": pipeline.images.animated},
+    }
+    if settings.kind == "scenes":
+        del config["source"]
+    else:
+        kind, reader = open_source(settings.source, settings.kind, settings)
+        del config["scenes"]
+        config |= {"kind": kind, "source": reader.fingerprint()}
+    return Identity("download", SCHEMA, config, dict(inputs))
+
+
+def make(
+    pipeline: Pipeline,
+    identity: Identity,
+    inputs: Mapping[str, Output],
+    store: Store,
+    site: Callable[[Pipeline], AbstractContextManager[Site]] = open_web,
+) -> Output:
+    """Fetch or read every item of the source.
+
+    Args:
+        pipeline: its `download` and `images`.
+        identity: as `identify` gave it.
+        inputs: none.
+        store: where the output goes.
+        site: opens the source; `open_web` for what lies on the web or on this machine.
+
+    Raises:
+        InputError: the source is empty or unusable, or more than `download.max_failed` of its items fail.
+    """
+    with store.draft(identity) as draft, site(pipeline) as ready:
+        kind, reader = open_source(ready.source, ready.kind, pipeline.download)
+        tally = _Tally(draft, pipeline.download.max_failed)
+        with track("download", _total(reader, pipeline), "items") as bar:
+            items = islice(reader.items(), pipeline.download.max_items)
+            if reader.fetched:
+                _run(_fetch_shards(pipeline, items, draft, ready, tally, bar))
+            else:
+                _load_shards(pipeline, items, draft, tally, bar)
+        if not tally.counts["items"]:
+            raise InputError("the source has no items", where=ready.source, do="look at download.source and download.kind")
+        tally.check()
+        return draft.commit({"kind": kind})
+
+
+def _total(reader: Reader, pipeline: Pipeline) -> int | None:
+    total, most = reader.total(), pipeline.download.max_items
+    return most if total is None else min(total, most or total)
+
+
+class _Tally:
+    """What became of the items so far, and whether that is still worth going on."""
+
+    def __init__(self, draft: Draft, max_failed: float) -> None:
+        self.draft, self.max_failed = draft, max_failed
+        self.counts: Counter[str] = Counter()
+        self.unlucky: list[int] = []
+
+    def add(self, number: int) -> None:
+        """Count a finished shard."""
+        counts = self.draft.records[shard_name("samples", number)].counts
+        self.counts.update(counts)
+        if sum(counts.get(f"failed_{status}", 0) for status in PASSING) > self.max_failed * counts["items"]:
+            self.unlucky.append(number)
+        if self.counts["items"] >= ENOUGH_ITEMS:
+            self.check()
+
+    def check(self) -> None:
+        """Stop if too much has failed. Shards that failed for reasons that pass, as a broken line, are then left to the next run.
+
+        Raises:
+            InputError: the share of failed items is above the limit.
+        """
+        items, failed = self.counts["items"], self.counts["failed"]
+        if failed <= self.max_failed * items:
+            return
+        for number in self.unlucky:
+            forget(self.draft, number)
+        reasons = Counter({name.removeprefix("failed_"): count for name, count in self.counts.items() if name.startswith("failed_")})
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
+        raise InputError(
+            f"{failed} of the first {items} items failed ({said}), more than download.max_failed = {self.max_failed:g} allows",
+            where=self.draft.path,
+            do="mend the network or the source and run again, or set a larger download.max_failed: finished shards are kept",
+        )
+
+
+def _load_shards(pipeline: Pipeline, items: Iterator[Item], draft: Draft, tally: _Tally, bar: Tracker) -> None:
+    number = 0
+    # One item is taken at a time: a tar's bytes can only be had before the next one is.
+    while (first := next(items, None)) is not None:
+        shard = chain([first], islice(items, pipeline.download.shard_items - 1))
+        if is_whole(draft, number):
+            for _ in shard:
+                bar.advance()
+        else:
+            write_shard(draft, number, load_pictures(shard, pipeline.images, bar))
+        tally.add(number)
+        number += 1
+
+
+async def _fetch_shards(pipeline: Pipeline, items: Iterator[Item], draft: Draft, site: Site, tally: _Tally, bar: Tracker) -> None:
+    free = asyncio.Semaphore(OPEN_SHARDS)
+
+    async def fetch(number: int, shard: list[Item]) -> None:
+        await fetch_shard(draft, number, shard, fetcher, pipeline.images, bar)
+        tally.add(number)
+        free.release()
+
+    async with Fetcher(pipeline.download, site.hosts) as fetcher, asyncio.TaskGroup() as tasks:
+        number = 0
+        while shard := list(islice(items, pipeline.download.shard_items)):
+            if is_whole(draft, number):
+                bar.advance(len(shard))
+                tally.add(number)
+            else:
+                await free.acquire()
+                tasks.create_task(fetch(number, shard))
+            number += 1
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, in a notebook too, where a loop runs already; its first error is raised as it is."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        start: Callable[[], None] = lambda: asyncio.run(work)  # noqa: E731
+    else:
+        start = lambda: ThreadPoolExecutor(1).submit(asyncio.run, work).result()  # noqa: E731
+    try:
+        start()
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

@@ -1,0 +1,169 @@
+"""Fetching pictures from the web: bounded bytes and seconds, polite repeats, and one word for whatever happened."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import socket
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from weakref import WeakValueDictionary
+
+import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
+from yarl import URL
+
+from hdm.acquisition.addresses import Addresses
+from hdm.acquisition.items import Unreadable, too_large
+from hdm.config import DownloadSettings
+
+MAX_REDIRECTS = 5
+MAX_WAIT_SEC = 60.0
+"""However long a site asks to wait."""
+FIRST_WAIT_SEC = 0.25
+PER_HOST = 8
+"""Requests under way at one host of the web at once."""
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+BUSY = frozenset({408, 429, 500, 502, 503, 504})
+PASSING = frozenset({"timeout", "cut_off", "no_connection", "unknown_host", *(f"http_{code}" for code in BUSY)})
+"""Statuses that another day may not bring again."""
+
+HEADERS = {"User-Agent": "hdm-pipeline", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+
+
+class _Busy(Exception):  # noqa: N818  (a request to come again)
+    """A failure that another try may mend, and how long to wait at least."""
+
+    def __init__(self, verdict: Unreadable, wait_sec: float = 0.0) -> None:
+        super().__init__(verdict)
+        self.verdict, self.wait_sec = verdict, wait_sec
+
+
+class Fetcher:
+    """An HTTP client for pictures. Use it in an `async with` block.
+
+    Args:
+        settings: limits, retries, and whether this machine may be reached.
+        hosts: names of this machine's own sites (see `Site`).
+    """
+
+    def __init__(self, settings: DownloadSettings, hosts: Mapping[str, tuple[str, int]]) -> None:
+        self.settings = settings
+        self._addresses = Addresses(settings.allow_loopback, hosts)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._per_host = settings.concurrency if self._addresses.hosts else PER_HOST
+        self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._not_before: dict[str, float] = {}
+
+    async def __aenter__(self) -> Fetcher:
+        connector = aiohttp.TCPConnector(resolver=self._addresses, limit=0, ttl_dns_cache=300)
+        self._session = aiohttp.ClientSession(
+            connector=connector, headers=HEADERS, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, timeout=aiohttp.ClientTimeout()
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._session.close()
+        await self._addresses.close()
+
+    async def fetch(self, address: str) -> bytes:
+        """The body that a URL leads to.
+
+        Raises:
+            Unreadable: it cannot be had; status and text are the same on every run in which the site does the same.
+        """
+        try:
+            url = URL(address)
+            self._addresses.check(url, url)
+        except (ValueError, TypeError) as error:
+            raise Unreadable("bad_url", "this is not a URL") from error
+        for number in range(self.settings.retries + 1):
+            try:
+                return await self._try(url)
+            except _Busy as busy:
+                verdict, wait_sec = busy.verdict, max(busy.wait_sec, FIRST_WAIT_SEC * 2**number)
+            if number < self.settings.retries:
+                await asyncio.sleep(min(wait_sec, MAX_WAIT_SEC))
+        raise verdict
+
+    async def _try(self, url: URL) -> bytes:
+        """One try, redirects included, within its time; waiting for a free slot does not count."""
+        host = url.host or ""
+        slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._per_host))
+        async with slots:
+            await asyncio.sleep(self._not_before.get(host, 0.0) - time.monotonic())
+            async with self._slots:
+                try:
+                    async with asyncio.timeout(self.settings.timeout_sec):
+                        return await self._follow(url)
+                except TimeoutError as error:
+                    raise _Busy(Unreadable("timeout", "no whole answer in time")) from error
+                except (aiohttp.ClientError, OSError, ValueError) as error:
+                    raise _explain(error) from error
+
+    async def _follow(self, listed: URL) -> bytes:
+        url = listed
+        for _ in range(MAX_REDIRECTS + 1):
+            self._addresses.check(url, listed)
+            async with self._session.get(url, allow_redirects=False) as answer:
+                if answer.status not in REDIRECTS:
+                    return await self._body(answer)
+                try:
+                    url = url.join(URL(answer.headers.get("Location", "")))
+                except ValueError as error:
+                    raise Unreadable("bad_redirect", "the redirect leads to no URL") from error
+        raise Unreadable("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
+
+    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
+        if answer.status != 200:
+            self._refuse(answer)
+        if (answer.content_length or 0) > self.settings.max_bytes:
+            raise too_large(self.settings.max_bytes)
+        parts, length = [], 0
+        async for part in answer.content.iter_any():
+            length += len(part)
+            if length > self.settings.max_bytes:
+                raise too_large(self.settings.max_bytes)
+            parts.append(part)
+        return b"".join(parts)
+
+    def _refuse(self, answer: aiohttp.ClientResponse) -> None:
+        verdict = Unreadable(f"http_{answer.status}", f"the site answered {answer.status}")
+        if answer.status not in BUSY:
+            raise verdict
+        wait_sec = _retry_after(answer.headers.get("Retry-After"))
+        if answer.status == 429:  # the whole host asks for rest
+            self._not_before[answer.url.host or ""] = time.monotonic() + min(wait_sec, MAX_WAIT_SEC)
+        raise _Busy(verdict, wait_sec)
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that a site asks to wait, given as a number or a date; 0 if it does not say."""
+    if value is None:
+        return 0.0
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _explain(error: Exception) -> _Busy | Unreadable:
+    """Our word for what aiohttp met; never its own text, which holds addresses and ports."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        verdict = Unreadable("unknown_host", "the host's name is not known")
+        return _Busy(verdict) if getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN else verdict
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Unreadable("bad_tls", "the site cannot prove who it is")
+    if isinstance(error, ValueError):  # among them aiohttp.InvalidURL, and names that IDNA refuses
+        return Unreadable("bad_url", "this is not a URL")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _Busy(Unreadable("no_connection", "the site does not take connections"))
+    if isinstance(error.__cause__, ContentEncodingError):
+        return Unreadable("bad_encoding", "the body's compression is damaged")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return Unreadable("bad_answer", "the answer is not HTTP")
+    return _Busy(Unreadable("cut_off", "the connection ended before the answer did"))

@@ -1,0 +1,115 @@
+"""What a source is, and the reader for it."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from itertools import islice
+from pathlib import Path
+
+from hdm.acquisition.data_set import SAVED, DataSet
+from hdm.acquisition.folder import Folder
+from hdm.acquisition.items import PICTURE_SUFFIXES, Reader
+from hdm.acquisition.tabular import TABLE_SUFFIXES
+from hdm.acquisition.tars import Tars
+from hdm.acquisition.url_list import UrlList
+from hdm.config import DownloadSettings, SourceKind
+from hdm.errors import ConfigError, InputError
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+LOOKED_AT = 10_000  # folders, to see what is in them
+
+
+def open_source(source: str, kind: SourceKind, settings: DownloadSettings) -> tuple[SourceKind, Reader]:
+    """The reader of a source, and what kind it is.
+
+    Args:
+        source: a URL list, folder, tars or data set; lists and tars may be globs, with {000..099} too.
+        kind: how to read it; "auto": decided by what it is.
+        settings: columns, metadata file, limits.
+
+    Raises:
+        ConfigError: no source is set.
+        InputError: it is not there, or not what it was said to be.
+    """
+    if not source:
+        raise ConfigError("download.source is not set", do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)")
+    place = Path(source).expanduser()
+    found = _detect(source, place) if kind == "auto" else kind
+    match found:
+        case "urls":
+            return found, UrlList(_files(source), settings)
+        case "tars":
+            return found, Tars(_tars(source, place), settings)
+        case "dataset":
+            return found, DataSet(source, settings)
+        case "folder" if place.is_dir():
+            return found, Folder(place, settings)
+        case "folder" if place.exists():
+            raise InputError("the source is a file, not a folder", where=place, do="set download.kind=auto, or name its folder")
+        case _:
+            raise _missing(place)
+
+
+def _detect(source: str, place: Path) -> SourceKind:
+    if place.is_dir():
+        return _detect_folder(place)
+    if source.lower().endswith(TAR_SUFFIXES):
+        return "tars"
+    if source.lower().endswith(TABLE_SUFFIXES):
+        return "urls"
+    if place.exists():
+        known = ", ".join((*TABLE_SUFFIXES, *TAR_SUFFIXES))
+        raise InputError(f"a source is a folder or a file that ends in one of {known}", where=place)
+    # What is left may be a name on the hub, unless it looks like a path.
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or (place.parent != Path() and place.parent.is_dir()):
+        raise _missing(place)
+    return "dataset"
+
+
+def _detect_folder(place: Path) -> SourceKind:
+    """A folder of pictures, unless it holds none but tars or tables of them."""
+    if any((place / name).is_file() for name in SAVED):
+        return "dataset"
+    suffixes = {Path(name).suffix.lower() for _, _, names in islice(os.walk(place), LOOKED_AT) for name in names}
+    if suffixes & PICTURE_SUFFIXES:
+        return "folder"
+    if ".tar" in suffixes:
+        return "tars"
+    return "dataset" if ".parquet" in suffixes else "folder"
+
+
+def _files(pattern: str) -> list[Path]:
+    """The files that a name, a glob, or a name with {000..099} means, in order.
+
+    Raises:
+        InputError: there is none.
+    """
+    from webdataset.shardlists import expand_urls
+
+    plain = Path(pattern).expanduser()
+    if plain.is_file():
+        return [plain]
+    parts = [str(Path(part).expanduser()) for part in expand_urls(pattern)]
+    names = [name for part in parts for name in sorted(glob.glob(part, recursive=True))]  # noqa: PTH207  (absolute patterns too)
+    files = [path for path in map(Path, dict.fromkeys(names)) if path.is_file()]
+    if not files:
+        raise _missing(plain)
+    return files
+
+
+def _tars(source: str, place: Path) -> list[Path]:
+    if not place.is_dir():
+        return _files(source)
+    found = sorted(path for path in place.rglob("*") if path.name.lower().endswith(TAR_SUFFIXES))
+    if not found:
+        raise InputError("there are no tars in the folder", where=place)
+    return found
+
+
+def _missing(place: Path) -> InputError:
+    beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, beside, n=1, cutoff=0.6)
+    guess = f"; did you mean {place.parent / near[0]}?" if near else ""
+    return InputError(f"the source is not there{guess}", where=place, do="set download.source to what is there")

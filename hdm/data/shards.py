@@ -1,0 +1,120 @@
+"""Tar shards of original picture files, and reading one picture out of them by its place."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+
+from hdm.data.tables import shard_name
+from hdm.errors import DamagedError
+from hdm.store import Output
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+
+MAX_OPEN = 64
+"""Tars that a reader keeps open."""
+
+
+class TarShard:
+    """A WebDataset tar being written: the same members give the same bytes. Use it in a `with` block.
+
+    Args:
+        path: where it is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  (closed in __exit__)
+
+    def add(self, key: str, format_name: str, data: bytes) -> int:
+        """Append one picture; gives the offset of its first byte."""
+        member = tarfile.TarInfo(f"{key}.{EXTENSIONS[format_name]}")  # owner, group and time are 0 or empty
+        member.size, member.mode = len(data), 0o644
+        end = self._tar.offset
+        self._tar.addfile(member, BytesIO(data))
+        return end + tarfile.BLOCKSIZE
+
+    def __enter__(self) -> TarShard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._tar.close()
+
+
+class _OpenFile:
+    """A descriptor that closes when the last thread that reads from it lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class ImageReader:
+    """Reads original picture files of a finished download, from any thread. Use it in a `with` block, or `close` it.
+
+    Args:
+        download: the download stage's output.
+    """
+
+    def __init__(self, download: Output) -> None:
+        self.download = download
+        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._opening = threading.Lock()
+
+    def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        """The bytes of one picture.
+
+        Args:
+            shard: number of the tar.
+            offset: of its first byte in the tar, as the samples table has it.
+            num_bytes: its length, likewise.
+
+        Raises:
+            DamagedError: the tar is missing or shorter than it was.
+        """
+        file = self._open(shard)
+        parts: list[bytes] = []
+        missing = num_bytes
+        while missing > 0:  # one call reads at most 2 GiB
+            part = os.pread(file.descriptor, missing, offset + num_bytes - missing)
+            if not part:
+                raise self._damage(shard, "a tar of pictures is shorter than it was")
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._opening:
+            self._files.clear()
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self, shard: int) -> _OpenFile:
+        with self._opening:
+            if shard not in self._files:
+                try:
+                    self._files[shard] = _OpenFile(self._path(shard))
+                except FileNotFoundError as error:
+                    raise self._damage(shard, "a tar of pictures is missing") from error
+                if len(self._files) > MAX_OPEN:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(shard)
+            return self._files[shard]
+
+    def _path(self, shard: int) -> Path:
+        return self.download.path / shard_name("images", shard, "tar")
+
+    def _damage(self, shard: int, what: str) -> DamagedError:
+        return DamagedError(what, where=self._path(shard), do="run the same command again: it is made anew")
