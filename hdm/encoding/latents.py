@@ -5,6 +5,7 @@ Pictures of all splits are encoded; which split one is in is looked up in traini
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import deque
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -115,17 +117,21 @@ def _check_fit(autoencoder: Autoencoder, reference: str, pipeline: Pipeline, res
 
 
 def _kept_pictures(download: Output, filter: Output) -> pa.Table:
-    """Where each kept picture lies and how large it is: key, shard, offset, bytes, width, height."""
+    """Where each kept picture lies and what it is: key, shard, offset, bytes, start of sha256, width, height."""
     tables = []
     for shard in range(num_shards(filter, "scores")):
         scores = read_table(filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height"])
         path = download.file(shard_name("samples", shard))
-        samples = read_table(path, ["key", "offset", "bytes"])
+        samples = read_table(path, ["key", "offset", "bytes", "sha256"])
         if not scores.column("key").equals(samples.column("key")):
             raise DamagedError("the items of a shard are not those that were filtered", where=path, do="run again --from download")
-        joined = scores.select(["key", "width", "height"]).append_column("shard", pa.array(np.full(len(scores), shard, np.int32)))
-        joined = joined.append_column("offset", samples.column("offset")).append_column("bytes", samples.column("bytes"))
-        tables.append(joined.filter(scores.column("kept")))
+        columns = {
+            **{name: scores.column(name) for name in ("key", "width", "height")},
+            "shard": pa.array(np.full(len(scores), shard, np.int32)),
+            **{name: samples.column(name) for name in ("offset", "bytes")},
+            "sha256": pc.utf8_slice_codeunits(samples.column("sha256"), 0, 16),  # 64 bits find any damage, and take little memory
+        }
+        tables.append(pa.table(columns).filter(scores.column("kept")))
     if not any(len(table) for table in tables):
         raise InputError("the filter kept no picture, so there is nothing to encode", where=filter.path, do="lower the filter's thresholds")
     return pa.concat_tables(tables)
@@ -156,7 +162,7 @@ class _Frames:
 
     def __init__(self, download: Output, settings: ImageSettings, framing: Framing, batch_size: int) -> None:
         self.settings, self.framing, self.ahead = settings, framing, 2 * batch_size
-        self.reader = ImageReader(download)
+        self.download, self.reader = download, ImageReader(download)
 
     def __enter__(self) -> _Frames:
         self.threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="decode")
@@ -164,6 +170,7 @@ class _Frames:
 
     def __exit__(self, *_: object) -> None:
         self.threads.shutdown(wait=True, cancel_futures=True)
+        self.reader.close()
 
     def read(self, pictures: Iterable[dict], file: PlannedFile) -> Iterator[_Frame | None]:
         """The frames in order; None for a picture that cannot be had."""
@@ -177,8 +184,12 @@ class _Frames:
 
     def _frame(self, picture: dict, size: tuple[int, int]) -> _Frame | None:
         key, width, height = picture["key"], picture["width"], picture["height"]
+        data = self.reader.read(picture["shard"], picture["offset"], picture["bytes"])
+        if not hashlib.sha256(data).hexdigest().startswith(picture["sha256"]):
+            path = self.download.path / shard_name("images", picture["shard"], "tar")
+            raise DamagedError(f"picture {key} is not what was downloaded", where=path, do="find what else is damaged with `hdm verify`")
         try:
-            pixels = decode(self.reader.read(picture["shard"], picture["offset"], picture["bytes"]), self.settings).pixels
+            pixels = decode(data, self.settings).pixels
         except BadImage as error:
             log.warning("picture %s cannot be decoded: %s", key, error)
             return None

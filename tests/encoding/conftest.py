@@ -1,0 +1,161 @@
+"""A small download with its filter's and captioner's outputs, and small models of the real classes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hdm.architecture import XUTConfig
+from hdm.config import Components, EncodeSettings, Pipeline, TrainSettings
+from hdm.data.shards import TarShard
+from hdm.data.tables import CAPTIONS, SAMPLES, SCORES, shard_name, write_table
+from hdm.store import Identity, Output, Store
+
+# Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller than 16 px.
+SIZES = [(40, 40), (64, 32), (32, 64), (100, 30), (21, 70), (40, 33), (12, 12), (10, 15), (16, 16), (57, 44)] * 3
+WORDS = ["a", "red", "blue", "circle", "square", "left", "right", "on", "the"]
+
+
+@dataclass
+class Home:
+    """A store with everything that the encode stage reads."""
+
+    root: Path
+    pipeline: Pipeline
+    inputs: dict[str, Output] = field(default_factory=dict)
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    rejected: set[str] = field(default_factory=set)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {name: output.digest for name, output in self.inputs.items()}
+
+    @property
+    def encoded(self) -> set[str]:
+        """Keys of the pictures that must have a latent."""
+        return set(self.pixels) - self.broken - self.rejected
+
+
+def noisy_picture(width: int, height: int, seed: int) -> np.ndarray:
+    """Soft colour fields with a little noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return (np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 8, 8),
+        layers_per_block=1, norm_num_groups=4, latent_channels=5, mid_block_add_attention=False,
+        latents_mean=[0.1, -0.2, 0.0, 0.3, 1.0], latents_std=[1.0, 2.0, 0.5, 1.5, 0.7],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("autoencoder")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    folder = tmp_path_factory.mktemp("text_encoder")
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **special).save_pretrained(folder)
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=12, max_position_embeddings=64,
+    )  # fmt: skip
+    Qwen3Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, autoencoder_folder: Path, text_encoder_folder: Path) -> Home:
+    pipeline = Pipeline(
+        components=Components(autoencoder=str(autoencoder_folder), text_encoder=str(text_encoder_folder)),
+        encode=EncodeSettings(max_tokens=12, batch_size=4, device="cpu", text_embeddings=True),
+        train=TrainSettings(model=XUTConfig(channels=5, patch_size=2, text_width=24)),
+    )
+    made = Home(tmp_path / "store", pipeline)
+    rng = np.random.default_rng(3)
+    for number, (width, height) in enumerate(SIZES):
+        key = f"{int(rng.integers(0, 2**63)):016x}"
+        made.pixels[key] = noisy_picture(width, height, number)
+        made.captions[key] = [" ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(number % 3)]
+    keys = list(made.pixels)
+    made.broken, made.rejected = {keys[7]}, {keys[2], keys[20]}
+    shards = [keys[:17], keys[17:]]
+    _write_download(made, shards)
+    _write_filter(made, shards)
+    _write_captions(made, shards)
+    return made
+
+
+def _write_download(home: Home, shards: list[list[str]]) -> None:
+    with home.store.draft(Identity("download", 1, {})) as draft:
+        for number, keys in enumerate(shards):
+            rows: dict[str, list] = {name: [] for name in SAMPLES.names}
+            with draft.write(shard_name("images", number, "tar")) as file, TarShard(file.path) as tar:
+                for key in keys:
+                    data = png(home.pixels[key])
+                    data = data[: len(data) // 2] if key in home.broken else data
+                    height, width = home.pixels[key].shape[:2]
+                    found = {"key": key, "source": f"{key}.png", "status": "ok", "format": "PNG", "width": width, "height": height}
+                    found |= {"offset": tar.add(key, "PNG", data), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                    for name, column in rows.items():
+                        column.append(found.get(name))
+            write_table(draft, shard_name("samples", number), SAMPLES, rows, {})
+        home.inputs["download"] = draft.commit()
+
+
+def _write_filter(home: Home, shards: list[list[str]]) -> None:
+    with home.store.draft(Identity("filter", 1, {})) as draft:
+        for number, keys in enumerate(shards):
+            sizes = [home.pixels[key].shape for key in keys]
+            kept = [key not in home.rejected for key in keys]
+            rows = {
+                **{name: [None] * len(keys) for name in SCORES.names},
+                "key": keys, "decoded": ["ok"] * len(keys), "kept": kept, "split": ["train" if good else None for good in kept],
+                "width": [width for _, width, _ in sizes], "height": [height for height, _, _ in sizes],
+            }  # fmt: skip
+            write_table(draft, shard_name("scores", number), SCORES, rows, {})
+        home.inputs["filter"] = draft.commit()
+
+
+def _write_captions(home: Home, shards: list[list[str]]) -> None:
+    with home.store.draft(Identity("caption", 1, {})) as draft:
+        for number, keys in enumerate(shards):
+            flat = [(key, index, caption) for key in keys for index, caption in enumerate(home.captions[key])]
+            columns = ([row[place] for row in flat] for place in range(3))
+            rows = dict(zip(("key", "index", "caption"), columns, strict=True))
+            write_table(draft, shard_name("captions", number), CAPTIONS, {**rows, "maker": ["given"] * len(flat)}, {})
+        home.inputs["caption"] = draft.commit()

@@ -1,0 +1,247 @@
+"""The encode stage on real files: each kept picture once, as the autoencoder gives it, whatever happens on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hdm.data.captions import key_text
+from hdm.data.latents import LatentFile
+from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
+from hdm.encoding import latents
+from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
+from hdm.models.autoencoder import Autoencoder, load_autoencoder
+from hdm.pipelines import Pipeline
+from hdm.store import Identity, Output
+
+RESOLUTION, MULTIPLE = 16, 8
+
+
+def identify(home, pipeline: Pipeline | None = None, resolution: int = RESOLUTION) -> Identity:
+    inputs = {name: home.digests[name] for name in ("download", "filter")}
+    return latents.identify(pipeline or home.pipeline, inputs, resolution)
+
+
+def encode(home, pipeline: Pipeline | None = None, resolution: int = RESOLUTION) -> Output:
+    used = pipeline or home.pipeline
+    return latents.make(used, identify(home, used, resolution), home.inputs, home.store, resolution)
+
+
+def changed(pipeline: Pipeline, **fields: object) -> Pipeline:
+    return pipeline.model_copy(update={"encode": pipeline.encode.model_copy(update=fields)})
+
+
+def rows_by_key(output: Output) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in output.paths(".parquet"):
+        file = LatentFile(path)
+        rows = dict(zip(map(key_text, file.keys), file.latents(range(len(file))), strict=True))
+        assert not set(rows) & set(found)
+        found |= rows
+    return found
+
+
+def framed_by_hand(pixels: np.ndarray, max_aspect: float = 2.0) -> torch.Tensor:
+    """(1, 3, h, w) in [-1, 1]: cut with integers where the cut is whole, brought to the nearest multiple."""
+    height, width = pixels.shape[:2]
+    longer = min(max(width, height), min(width, height) * max_aspect)
+    box = (
+        (width - min(width, longer)) / 2,
+        (height - min(height, longer)) / 2,
+        (width + min(width, longer)) / 2,
+        (height + min(height, longer)) / 2,
+    )
+    exact = RESOLUTION * longer / min(width, height)
+    side = min(round(exact / MULTIPLE + 1e-9), int(RESOLUTION * max_aspect) // MULTIPLE) * MULTIPLE
+    size = (side, RESOLUTION) if width >= height else (RESOLUTION, side)
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box=box)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def test_each_kept_picture_is_encoded_whole(home, autoencoder_folder: Path) -> None:
+    output = encode(home)
+    found = rows_by_key(output)
+    assert set(found) == home.encoded
+    autoencoder = load_autoencoder(str(autoencoder_folder))
+    for key, latent in found.items():
+        expected = autoencoder.encode(framed_by_hand(home.pixels[key]))[0]
+        assert latent.shape == expected.shape
+        torch.testing.assert_close(latent.float(), expected, rtol=2e-3, atol=2e-3)
+
+    small = {key for key in home.encoded if min(home.pixels[key].shape[:2]) < RESOLUTION}
+    assert output.counts["images"] == len(home.encoded)
+    assert output.counts["failed"] == len(home.broken) == 1
+    assert output.counts["upscaled"] == len(small) > 0
+    assert output.counts["not_finite"] == 0
+    assert output.counts["bytes"] == sum(latent.nbytes for latent in found.values())
+    assert sum(output.summary["shapes"].values()) == len(home.encoded)
+
+
+def test_the_footer_says_what_made_the_latents(home, autoencoder_folder: Path) -> None:
+    output = encode(home)
+    autoencoder = load_autoencoder(str(autoencoder_folder))
+    for path in output.paths(".parquet"):
+        file = LatentFile(path)
+        assert path.name.startswith(f"latents-{file.form.height}x{file.form.width}-")
+        assert (file.form.resolution, file.form.downscale, file.form.dtype) == (RESOLUTION, 4, "float16")
+        shift, scale = (torch.tensor(file.form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
+        raw = file.latents(range(len(file))).float()
+        torch.testing.assert_close((raw - shift) * scale, autoencoder.normalize(raw))
+        for row in file.table().to_pylist():
+            assert home.pixels[row["key"]].shape[:2] == (row["image_height"], row["image_width"])
+
+
+def test_bfloat16(home) -> None:
+    output = encode(home, changed(home.pipeline, dtype="bfloat16"))
+    found, half = rows_by_key(output), rows_by_key(encode(home))
+    for key, latent in found.items():
+        assert latent.dtype == torch.bfloat16
+        torch.testing.assert_close(latent.float(), half[key].float(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_dropped(home, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, sizes, whole = rows_by_key(encode(home)), [], Autoencoder.encode
+
+    def small_device(self: Autoencoder, image: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(image))
+        if len(image) > limit:
+            raise torch.OutOfMemoryError("the device is full")
+        return whole(self, image)
+
+    monkeypatch.setattr(Autoencoder, "encode", small_device)
+    home.root = home.root.with_name("another")
+    limit = 3
+    found = rows_by_key(encode(home, changed(home.pipeline, batch_size=16)))
+    assert max(sizes) > limit
+    assert set(found) == set(expected)
+    for key, latent in found.items():
+        torch.testing.assert_close(latent.float(), expected[key].float(), rtol=2e-3, atol=2e-3)
+    home.root, limit = home.root.with_name("a third"), 0
+    with pytest.raises(DoesNotFitError, match="one item"):
+        encode(home)
+
+
+def test_what_does_not_fit_is_refused_before_work_starts(home, autoencoder_folder: Path) -> None:
+    def with_model(**changes: int) -> Pipeline:
+        train = home.pipeline.train
+        model = type(train.model)(**{**train.model.to_dict(), **changes})
+        return home.pipeline.model_copy(update={"train": train.model_copy(update={"model": model})})
+
+    with pytest.raises(ConfigError, match=rf"{autoencoder_folder} has 5 latent channels, the model takes 4"):
+        encode(home, with_model(channels=4))
+    with pytest.raises(ConfigError, match="resolution 20 is not a multiple of 8"):
+        encode(home, resolution=20)
+    with pytest.raises(InputError, match="no accelerator") if not torch.cuda.is_available() else pytest.raises(RuntimeError):
+        encode(home, changed(home.pipeline, device="cuda:99"))
+    assert not list(home.root.glob("encode.*"))
+
+
+def test_the_identity_holds_what_changes_the_result(home, tmp_path: Path, autoencoder_folder: Path) -> None:
+    base = identify(home).digest
+    for same in (dict(batch_size=7), dict(device="auto"), dict(text_embeddings=False)):
+        assert identify(home, changed(home.pipeline, **same)).digest == base
+    for other in (dict(dtype="bfloat16"), dict(shard_mb=1), dict(max_aspect=1.5)):
+        assert identify(home, changed(home.pipeline, **other)).digest != base
+    assert identify(home, resolution=32).digest != base
+    matte = home.pipeline.model_copy(update={"images": home.pipeline.images.model_copy(update={"matte": "#000000"})})
+    assert identify(home, matte).digest != base
+
+
+def test_nothing_kept_is_an_error_that_says_so(home) -> None:
+    for name, schema in (("filter", SCORES), ("download", SAMPLES)):
+        with home.store.draft(Identity(name, 2, {})) as draft:
+            kind = "scores" if name == "filter" else "samples"
+            write_table(draft, shard_name(kind, 0), schema, {column: [] for column in schema.names}, {})
+            home.inputs[name] = draft.commit()
+    with pytest.raises(InputError, match="kept no picture"):
+        encode(home)
+
+
+def test_a_picture_that_is_not_what_was_downloaded_is_damage_not_a_picture(home) -> None:
+    path = home.inputs["download"].file("images-00001.tar")
+    damaged = bytearray(path.read_bytes())
+    damaged[600] ^= 1  # the first picture starts at 512
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedError, match=r"images-00001\.tar"):
+        encode(home)
+
+
+def contents(output_folder: Path) -> dict[str, bytes]:
+    """Every file that the digest vouches for."""
+    return {path.name: path.read_bytes() for path in output_folder.iterdir() if path.suffix == ".parquet" or path.name == "manifest.json"}
+
+
+def test_a_flipped_byte_in_a_finished_shard_is_found_and_mended(home) -> None:
+    output = encode(home)
+    before = contents(output.path)
+    path = output.paths(".parquet")[1]
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 3] ^= 4
+    path.write_bytes(damaged)
+    assert home.store.find(identify(home)) is None
+    assert contents(encode(home).path) == before
+
+
+# One process that has loaded everything forks the runs that are killed, so that their start costs nothing.
+KILLED_RUNS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import diffusers
+from diffusers import AutoencoderKL
+from hdm.config import Pipeline
+from hdm.encoding import latents
+from hdm.store import Store, read_output
+
+root, pipeline, download, kept, resolution = Path(sys.argv[1]), Pipeline.model_validate_json(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5])
+inputs = {"download": read_output(Path(download)), "filter": read_output(Path(kept))}
+identity = latents.identify(pipeline, {name: output.digest for name, output in inputs.items()}, resolution)
+
+def start(store):
+    child = os.fork()
+    if child == 0:
+        try:
+            latents.make(pipeline, identity, inputs, Store(store), resolution)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+assert os.waitpid(start(root / "undisturbed"), 0)[1] == 0
+rng, killed = random.Random(4), 0
+for enough in (1, 2, 4, 6):
+    child = start(root / "killed")
+    ended = (0, 0)
+    while not ended[0] and len(list(root.glob("killed/*/*/latents-*"))) < enough:
+        time.sleep(0.001)
+        ended = os.waitpid(child, os.WNOHANG)
+    if not ended[0]:
+        time.sleep(rng.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        ended = os.waitpid(child, 0)
+    killed += ended[1] == signal.SIGKILL
+assert os.waitpid(start(root / "killed"), 0)[1] == 0
+print("killed", killed)
+"""
+
+
+def test_runs_killed_at_any_moment_end_in_the_same_bytes(home, tmp_path: Path) -> None:
+    pipeline, paths = home.pipeline.model_dump_json(), (str(home.inputs[name].path) for name in ("download", "filter"))
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED_RUNS, str(tmp_path), pipeline, *paths, str(RESOLUTION)],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert int(finished.stdout.split()[-1]) >= 2, finished.stdout
+    identity = identify(home)
+    folders = [tmp_path / run / identity.name / identity.digest for run in ("undisturbed", "killed")]
+    assert contents(folders[0])
+    assert contents(folders[0]) == contents(folders[1])

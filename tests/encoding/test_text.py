@@ -1,0 +1,117 @@
+"""Token ids and text embeddings: the tokenizer's and the encoder's own, found again through the loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdm.data.captions import TextTable, TokenTable
+from hdm.data.loader import Loader
+from hdm.data.tables import read_tables
+from hdm.encoding import latents, text, tokens
+from hdm.errors import ConfigError
+from hdm.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
+from hdm.store import Output
+
+
+def make_tokens(home) -> Output:
+    identity = tokens.identify(home.pipeline, {"caption": home.digests["caption"]})
+    return tokens.make(home.pipeline, identity, home.inputs, home.store)
+
+
+def make_text(home) -> Output:
+    home.inputs["encode.tokens"] = make_tokens(home)
+    identity = text.identify(home.pipeline, {name: home.digests[name] for name in ("caption", "encode.tokens")})
+    return text.make(home.pipeline, identity, home.inputs, home.store)
+
+
+def make_latents(home) -> Output:
+    identity = latents.identify(home.pipeline, {name: home.digests[name] for name in ("download", "filter")}, 16)
+    return latents.make(home.pipeline, identity, home.inputs, home.store, 16)
+
+
+def test_token_ids_of_every_caption(home, text_encoder_folder: Path) -> None:
+    output = make_tokens(home)
+    tokenizer = load_tokenizer(str(text_encoder_folder))
+    expected = [
+        {"key": key, "index": index, "token_ids": tokenizer.token_ids([caption], 12)[0]}
+        for key, captions in home.captions.items()
+        for index, caption in enumerate(captions)
+    ]
+    assert read_tables(output, "tokens").to_pylist() == expected
+    lengths = [len(row["token_ids"]) for row in expected]
+    assert output.summary["empty"] == [1, 2]
+    assert output.summary["pad_id"] == 0
+    assert output.summary["longest"] == max(lengths) == 12
+    assert output.counts == {"captions": len(expected), "full_length": lengths.count(12), "tokens": sum(lengths)}
+    identity = tokens.identify(home.pipeline, {"caption": home.digests["caption"]})
+    assert output.summary["tokenizer"] == identity.weights["tokenizer"]
+
+
+def test_cached_text_is_what_the_encoder_gives_for_each_caption_alone(home, text_encoder_folder: Path) -> None:
+    output = make_text(home)
+    token_table, table = TokenTable(home.inputs["encode.tokens"]), TextTable(output)
+    encoder = load_text_encoder(str(text_encoder_folder))
+    assert table.width == output.summary["width"] == 24
+    assert table.lengths.tolist() == token_table.lengths.tolist()
+    for row in range(len(table.lengths)):
+        length = int(table.lengths[row])
+        token_ids, mask = token_table.read(torch.tensor([row]).numpy(), length)
+        cached, cached_mask = table.read(torch.tensor([row]).numpy(), length)
+        assert mask.all()
+        assert cached_mask.all()
+        # 11 bits of a float16's mantissa, and values of order 1.
+        torch.testing.assert_close(cached, encoder.encode(token_ids, mask), rtol=1e-3, atol=1e-3)
+    assert output.counts["captions"] == len(table.lengths) - 1
+
+
+def test_batches_with_cached_text_are_those_with_live_text(home, text_encoder_folder: Path) -> None:
+    cached_text, latent = make_text(home), make_latents(home)
+    named = [latent, home.inputs["encode.tokens"], home.inputs["caption"], home.inputs["filter"]]
+    settings = dict(batch_size=9, patch_size=2, seed=1, caption_dropout=0.2)
+    live, cached = Loader(*named, **settings), Loader(*named, cached_text, **settings)
+    encoder = load_text_encoder(str(text_encoder_folder))
+    assert len(live) == len(home.encoded)
+    for step in range(6):
+        first, second = live.batch(9 * step), cached.batch(9 * step)
+        assert first.keys == second.keys
+        assert torch.equal(first.latent, second.latent)
+        assert torch.equal(first.text_mask, second.text_mask)
+        assert first.token_ids is not None
+        torch.testing.assert_close(second.text, encoder.encode(first.token_ids, first.text_mask), rtol=1e-3, atol=1e-3)
+
+
+def test_small_batches_and_a_full_device_change_nothing(home, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_text(home)
+    encode = TextEncoder.encode
+
+    def small_device(self: TextEncoder, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        if len(token_ids) > 1:
+            raise torch.OutOfMemoryError("the device is full")
+        return encode(self, token_ids, text_mask)
+
+    monkeypatch.setattr(TextEncoder, "encode", small_device)
+    home.root = home.root.with_name("another")
+    again = make_text(home)
+    rows = torch.arange(len(TextTable(whole).lengths)).numpy()
+    first, second = TextTable(whole).read(rows, 12), TextTable(again).read(rows, 12)
+    torch.testing.assert_close(first[0], second[0], rtol=1e-3, atol=1e-3)
+    assert torch.equal(first[1], second[1])
+
+
+def test_a_text_encoder_of_another_width_is_refused(home, text_encoder_folder: Path) -> None:
+    train = home.pipeline.train
+    model = type(train.model)(**{**train.model.to_dict(), "text_width": 1024})
+    home.pipeline = home.pipeline.model_copy(update={"train": train.model_copy(update={"model": model})})
+    with pytest.raises(ConfigError, match=rf"{text_encoder_folder} gives embeddings of width 24, the model takes 1024"):
+        make_text(home)
+
+
+def test_made_twice_the_bytes_are_the_same(home) -> None:
+    first = make_text(home)
+    home.root = home.root.with_name("another")
+    second = make_text(home)
+    for path in first.paths():
+        assert path.read_bytes() == (second.path / path.name).read_bytes()
