@@ -13,6 +13,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Job:
     def result(self) -> Path:
         return Path(self.scratch) / "result"
 
-    @property
+    @cached_property
     def settings(self) -> Pipeline:
         return Pipeline.model_validate(self.pipeline)
 

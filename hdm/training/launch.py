@@ -104,7 +104,7 @@ def _kill(process: subprocess.Popen[bytes], job: Job) -> None:
             # A pid may have been given to another process since.
             if os.fsencode(job.path) in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:
         process.stdin.close()

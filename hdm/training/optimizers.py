@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +60,11 @@ class Optimizers:
                 weight_decay=settings.weight_decay,
             )
 
-    def set_rate(self, factor: float) -> None:
-        """Scale all rates by the schedule's factor."""
+    def step(self, factor: float) -> None:
+        """Update all parameters that have a gradient, at `factor` times the full rates."""
         for optimizer in self.all.values():
             for group in optimizer.param_groups:
                 group["lr"] = group[BASE_RATE] * factor
-
-    def step(self) -> None:
-        for optimizer in self.all.values():
             optimizer.step()
 
     def rates(self, factor: float) -> dict[str, float]:
@@ -87,7 +84,7 @@ class Optimizers:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Bring back a state from `tensors`; rates are set anew by `set_rate`."""
+        """Bring back a state from `tensors`; rates are set at each step."""
         states: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
             name, _, what = key.rpartition(":")
@@ -105,13 +102,7 @@ def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[
     for name, value in parameters.items():
         rate = settings.learning_rate / (fan_in(value) if settings.per_fan_in else 1)
         found[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
-    return [
-        {"params": values, "lr": rate, BASE_RATE: rate, "weight_decay": decay} for (rate, decay), values in sorted(found.items(), key=_key)
-    ]
-
-
-def _key(entry: tuple[tuple[float, float], list[Tensor]]) -> tuple[float, float]:
-    return entry[0]
+    return [{"params": found[key], "lr": key[0], BASE_RATE: key[0], "weight_decay": key[1]} for key in sorted(found)]
 
 
 def rate_factor(settings: Optimizer, num_images_seen: int, num_images: int) -> float:
@@ -139,8 +130,3 @@ def _after_warmup(settings: Optimizer, num_images_seen: int, num_images: int) ->
     if settings.schedule == "wsd":
         return end + (1 - end) * min(1.0, (num_images - num_images_seen) / (0.2 * num_images))
     return 1.0
-
-
-def gradients(model: nn.Module) -> Iterator[Tensor]:
-    """The gradients that are there."""
-    return (value.grad for value in model.parameters() if value.grad is not None)

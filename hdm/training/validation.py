@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -37,7 +38,8 @@ def validate(
         seed: of the noise.
 
     Returns:
-        `validation_loss`, the mean over five timesteps, and `validation_loss_by_time`, from little noise to much; {} without pictures.
+        `validation_loss`, the mean over five timesteps, and `validation_loss_by_time`, from little noise to much;
+        None for a loss that is not finite; {} without pictures.
     """
     count, sums = min(len(loader), NUM_IMAGES), torch.zeros(TIME_BINS, dtype=torch.float64)
     for start in range(0, count, loader.batch_size):
@@ -60,4 +62,8 @@ def validate(
     if not count:
         return {}
     by_time = (sums / count).tolist()
-    return {"validation_loss": sum(by_time) / TIME_BINS, "validation_loss_by_time": by_time}
+    return {"validation_loss": _finite(sum(by_time) / TIME_BINS), "validation_loss_by_time": [_finite(loss) for loss in by_time]}
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None  # JSON has no NaN

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from hdm.errors import HdmError, SavedOnSignal
+from hdm.files import explain_os_error
 from hdm.store import locked
 from hdm.training import guard
 from hdm.training.job import Job, write_outcome
@@ -33,9 +34,12 @@ def main(path: Path) -> int:
             finished = train(job, stop)
     except guard.Stopped:
         finished = False
-    except HdmError as error:
-        write_outcome(scratch, rank, "error", error)
-        return error.exit_code
+    except (HdmError, OSError) as error:
+        explained = explain_os_error(error, scratch) if isinstance(error, OSError) else error
+        if not isinstance(explained, HdmError):
+            raise
+        write_outcome(scratch, rank, "error", explained)
+        return explained.exit_code
     write_outcome(scratch, rank, "done" if finished else "saved")
     return 0 if finished else SavedOnSignal.exit_code
 

@@ -1,0 +1,128 @@
+"""The parts of a training process, made from its job: model, data, text, and the checks that they fit each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils import checkpoint as activations
+
+from hdm.data.loader import Loader
+from hdm.errors import ConfigError, InputError
+from hdm.models.xut import XUT
+from hdm.training.checkpoint import load_weights
+from hdm.training.conditioning import Conditioning
+from hdm.training.job import EMA, Job
+
+
+def make_accelerator(job: Job, device: str) -> Accelerator:
+    """Accelerate's handle on device, precision and the other processes; CPU threads are shared among these.
+
+    Raises:
+        ConfigError: there are more processes than images in a batch.
+    """
+    settings, phase = job.settings, job.phase
+    half = settings.train.precision == "bfloat16"
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if half else "no")
+    count = accelerator.num_processes
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif count > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+    if phase.batch_size < count:
+        raise ConfigError(
+            f"a batch of {phase.batch_size} cannot be shared by {count} processes",
+            where=f"train.phases.{job.number}.batch_size",
+            do="raise it or lower train.num_processes",
+        )
+    return accelerator
+
+
+def starting_model(job: Job) -> XUT:
+    """The model with the averaged weights of the phase before, or with new ones from the seed."""
+    torch.manual_seed(job.settings.train.seed)
+    model, before = XUT(job.settings.train.model), job.before()
+    if before is not None:
+        load_weights(model, load_file(before.file(EMA)), before.file(EMA))
+    return model
+
+
+def make_conditioning(job: Job, device: torch.device) -> Conditioning:
+    """The text encoder's part, with weights in 16 bits where training is."""
+    half = job.settings.train.precision == "bfloat16" and device.type == "cuda"
+    max_tokens = job.phase.max_tokens or int(job.output("encode.tokens").config["max_tokens"])
+    return Conditioning(job.text_encoder, device, torch.bfloat16 if half else torch.float32, max_tokens)
+
+
+def training_loader(job: Job, rank: int, world_size: int) -> Loader:
+    """This process's share of the training split."""
+    settings = job.settings.train
+    return _loader(
+        job,
+        split="train",
+        batch_size=job.phase.batch_size,
+        crop=settings.crop,
+        caption_dropout=settings.caption_dropout,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def validation_loader(job: Job, batch_size: int) -> Loader:
+    """The validation split, always the same way."""
+    return _loader(job, split="validation", batch_size=batch_size, crop="centre")
+
+
+def _loader(job: Job, **options: Any) -> Loader:
+    settings = job.settings.train
+    return Loader(
+        job.output(f"encode.{job.phase.name}"),
+        job.output("encode.tokens"),
+        job.output("caption"),
+        job.output("filter"),
+        job.output("encode.text") if "encode.text" in job.inputs else None,
+        patch_size=settings.model.patch_size,
+        seed=settings.seed,
+        max_tokens=job.phase.max_tokens,
+        positions=settings.model.positions,
+        **options,
+    )
+
+
+def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
+    """Latents, text embeddings and model, before the first step.
+
+    Raises:
+        InputError: they do not fit each other; both sides are named.
+    """
+    batch, model = loader.batch(0), job.settings.train.model
+    channels = batch.latent.shape[1]
+    if channels != model.channels:
+        raise InputError(
+            f"the latents have {channels} channels, the model {model.channels}",
+            where="train.model.channels",
+            do=f"set train.model.channels to {channels}",
+        )
+    width = batch.text.shape[-1] if batch.text is not None else conditioning.encoder.width
+    if width != model.text_width:
+        raise InputError(
+            f"the text encoder's embeddings are {width} wide, the model reads {model.text_width}",
+            where="train.model.text_width",
+            do=f"set train.model.text_width to {width}, or name another text encoder",
+        )
+
+
+def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
+    """The model as it is called in training: recomputing activations, in DDP, compiled, as asked."""
+    blocks = list(model.blocks())
+    for block in blocks[: round(job.phase.checkpoint_blocks * len(blocks))]:
+        block.forward = partial(activations.checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+    # Alone there is nothing to wrap: autocast is entered where the model is called.
+    wrapped = accelerator.prepare(model) if accelerator.num_processes > 1 else model
+    return torch.compile(wrapped) if job.settings.train.compile else wrapped

@@ -1,0 +1,40 @@
+"""The files of a phase's output, written once training is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from hdm.files import write_json
+from hdm.models.xut import XUT
+from hdm.training.checkpoint import save_tensors
+from hdm.training.conditioning import Conditioning
+from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
+from hdm.training.pictures import generate_grid, prompts_to_show
+from hdm.training.records import Metrics
+
+
+def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
+
+    Args:
+        job: what was trained.
+        model, average: the raw and the averaged weights.
+        conditioning: of the prompts.
+        metrics: all lines of the phase.
+        summary: what the manifest says of the whole, to which loss and prompts are added.
+    """
+    result, settings = job.result, job.settings.train
+    shutil.rmtree(result, ignore_errors=True)
+    result.mkdir()
+    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
+    generate_grid(result / GENERATED, average, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
+    save_tensors(result / WEIGHTS, model.state_dict())
+    save_tensors(result / EMA, average.state_dict())
+    write_json(result / MODEL, {"xut": settings.model.to_dict(), "resolution": job.phase.resolution, "components": job.identity["weights"]})
+    shutil.copyfile(metrics.path, result / METRICS)
+    losses = [line["loss"] for line in map(json.loads, metrics.content.splitlines()) if line.get("loss") is not None]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    write_json(result / SUMMARY, {**summary, "loss": losses[-1] if losses else None, "parameters": parameters, "prompts": prompts})

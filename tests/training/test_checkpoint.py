@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hdm.architecture import XUTConfig
+from hdm.errors import DamagedError, InputError
+from hdm.models.xut import XUT
+from hdm.training.checkpoint import newest, read_model, save
+
+CONFIG = XUTConfig(
+    width=8, num_heads=2, head_size=4, mlp_width=8, text_width=8, depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=0, post_blocks=0
+)
+
+
+def save_steps(folder: Path, *steps: int) -> None:
+    for step in steps:
+        tensors = {name: {"a.b": torch.full((3,), float(step))} for name in ("weights", "ema", "optimizer")}
+        save(folder, step, tensors, f"line {step}\n".encode(), {"position": {"step": step, "loss_sum": 0.1}})
+
+
+def test_the_newest_comes_back_as_it_was(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.state["position"] == {"step": 2, "loss_sum": 0.1}
+    assert found.metrics == b"line 2\n"
+    assert torch.equal(found.tensors("optimizer")["a.b"], torch.full((3,), 2.0))
+
+
+def test_two_are_kept(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 20, 300, 4000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000300", "checkpoint-00004000"]
+
+
+def test_nothing_saved(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "metrics.jsonl", "state.json"])
+def test_a_flipped_bit_anywhere_leads_to_the_one_before(tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+    save_steps(tmp_path, 1, 2)
+    path = tmp_path / "checkpoint-00000002" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        found = newest(tmp_path)
+    assert found is not None
+    assert found.state["position"]["step"] == 1
+    assert file in caplog.text
+    # Set aside: the same step can be saved again.
+    save_steps(tmp_path, 2)
+    again = newest(tmp_path)
+    assert again is not None
+    assert again.state["position"]["step"] == 2
+
+
+def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    half = tmp_path / ".tmp-checkpoint-00000002"
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"torn")
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.state["position"]["step"] == 1
+    assert not half.exists()
+
+
+def test_a_model_that_was_written_is_read(tmp_path: Path) -> None:
+    models = {"weights": XUT(CONFIG), "ema": XUT(CONFIG)}
+    for name, model in models.items():
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    (tmp_path / "model.json").write_text(json.dumps({"xut": CONFIG.to_dict()}))
+    for ema, name in ((True, "ema"), (False, "weights")):
+        found = read_model(tmp_path, ema=ema)
+        assert all(torch.equal(value, found.state_dict()[key]) for key, value in models[name].state_dict().items())
+        assert not found.training
+
+
+def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no trained model"):
+        read_model(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"xut": CONFIG.to_dict()}))
+    (tmp_path / "ema.safetensors").write_bytes(b"\x80\x04 a pickle, say")
+    with pytest.raises(DamagedError):
+        read_model(tmp_path)
+    tensors = XUT(CONFIG).state_dict()
+    tensors["ctx_proj.weight"] = torch.zeros(8, 5)
+    save_file(tensors, tmp_path / "ema.safetensors")
+    with pytest.raises(InputError, match=r"ctx_proj.weight \(8, 5\).*ctx_proj.weight \(8, 8\)"):
+        read_model(tmp_path)

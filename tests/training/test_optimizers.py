@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hdm.architecture import XUTConfig
+from hdm.config import Optimizer
+from hdm.models.xut import XUT
+from hdm.training.ema import Average
+from hdm.training.muon import Muon, orthogonalized
+from hdm.training.optimizers import Optimizers, rate_factor
+
+SMALL = XUTConfig(
+    width=16, num_heads=2, head_size=8, mlp_width=32, text_width=8, depth=2, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1
+)
+
+
+@pytest.mark.parametrize("modulation", ["shared", "per_block"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("per_fan_in", [False, True])
+def test_every_parameter_is_updated_once(modulation: str, kind: str, per_fan_in: bool) -> None:
+    model = XUT(replace(SMALL, modulation=modulation, qk_norm=True, final_norm=True))
+    optimizers = Optimizers(model, Optimizer(kind=kind, per_fan_in=per_fan_in))
+    taken = [id(value) for optimizer in optimizers.all.values() for group in optimizer.param_groups for value in group["params"]]
+    assert sorted(taken) == sorted(id(value) for value in model.parameters())
+
+
+def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
+    model = XUT(SMALL)
+    names = {id(value): name for name, value in model.named_parameters()}
+    groups = Optimizers(model, Optimizer(kind="muon")).all["muon"].param_groups
+    taken = {names[id(value)] for group in groups for value in group["params"]}
+    # 2 plain, 2 encoder and 2 decoder blocks: qkv, out, w12, w3; the decoder's have q, kv, out of cross-attention too.
+    assert len(taken) == 6 * 4 + 2 * 3
+    assert {name.rsplit(".", 2)[1] for name in taken} == {"qkv", "q", "kv", "out", "w12", "w3"}
+
+
+def test_rates_by_fan_in_are_those_of_the_recipe() -> None:
+    model = XUT(SMALL)
+    names = {id(value): name for name, value in model.named_parameters()}
+    adamw = Optimizers(model, Optimizer(learning_rate=0.5, per_fan_in=True)).all["adamw"]
+    rates = {names[id(value)]: group["lr"] for group in adamw.param_groups for value in group["params"]}
+    assert rates["ctx_proj.weight"] == 0.5 / 8
+    assert rates["in_patch.proj.weight"] == 0.5 / (4 * 2 * 2)
+    assert rates["ctx_proj.bias"] == 0.5 / 16
+    assert rates["backbone.enc_blocks.0.0.mlp.w3.weight"] == 0.5 / 32
+
+
+def test_only_weights_of_layers_decay() -> None:
+    model = XUT(SMALL)
+    names = {id(value): name for name, value in model.named_parameters()}
+    adamw = Optimizers(model, Optimizer(weight_decay=0.1)).all["adamw"]
+    decays = {names[id(value)]: group["weight_decay"] for group in adamw.param_groups for value in group["params"]}
+    assert decays["in_patch.proj.weight"] == decays["out_patch.proj.weight"] == 0.1
+    still = [name for name in names.values() if name.endswith((".bias", "norm.weight", "freqs"))]
+    assert still
+    assert {decays[name] for name in still} == {0.0}
+
+
+def test_cosine_with_warmup_against_its_formula() -> None:
+    settings = Optimizer(schedule="cosine", warmup_images=1000, final_rate=0.01)
+    assert rate_factor(settings, 250, 9000) == 0.25
+    assert rate_factor(settings, 1000, 9000) == 1.0
+    for seen in (2000, 5000, 8999):
+        expected = 0.01 + 0.99 * (1 + math.cos(math.pi * (seen - 1000) / 8000)) / 2
+        assert rate_factor(settings, seen, 9000) == pytest.approx(expected)
+    assert rate_factor(settings, 9000, 9000) == pytest.approx(0.01)
+
+
+def test_wsd_falls_over_the_last_fifth() -> None:
+    settings = Optimizer(schedule="wsd", final_rate=0.1)
+    assert [rate_factor(settings, seen, 1000) for seen in (1, 500, 800)] == [1, 1, 1]
+    assert rate_factor(settings, 900, 1000) == pytest.approx(0.55)
+    assert rate_factor(settings, 1000, 1000) == pytest.approx(0.1)
+
+
+def test_constant_stays() -> None:
+    assert {rate_factor(Optimizer(schedule="constant"), seen, 100) for seen in range(1, 101)} == {1.0}
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_orthogonalized_is_the_quintic_of_the_singular_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    a, b, c = 3.4445, -4.7750, 2.0315
+    left, values, right = torch.linalg.svd(matrix.double() / matrix.double().norm(), full_matrices=False)
+    for _ in range(5):
+        values = a * values + b * values**3 + c * values**5
+    expected = left @ values.diag() @ right
+    torch.testing.assert_close(orthogonalized(matrix, (a, b, c), 5, 1e-7).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_muon_updates_as_torchs_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(12, 6, generator=generator), torch.randn(3, 12, 6, generator=generator)
+    ends = []
+    for kind in (Muon, torch.optim.Muon):
+        matrix = torch.nn.Parameter(start.clone())
+        optimizer = kind([matrix], lr=0.1, weight_decay=0.05, momentum=0.9)
+        for gradient in gradients:
+            matrix.grad = gradient.clone()
+            optimizer.step()
+        ends.append(matrix.detach())
+    # torch rounds to bfloat16 on the way: 3 steps of 0.1 · √2 each, to about a hundredth.
+    torch.testing.assert_close(ends[0], ends[1], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_restored_optimizer_goes_on_as_if_nothing_had_been(kind: str) -> None:
+    torch.manual_seed(0)
+    first = XUT(SMALL)
+    gradients = [[torch.randn_like(value) for value in first.parameters()] for _ in range(4)]
+
+    def steps(model: XUT, optimizers: Optimizers, some: list[list[torch.Tensor]]) -> None:
+        for each in some:
+            for value, gradient in zip(model.parameters(), each, strict=True):
+                value.grad = gradient.clone()
+            optimizers.step(0.5)
+
+    before = Optimizers(first, Optimizer(kind=kind))
+    steps(first, before, gradients[:2])
+    second = XUT(SMALL)
+    second.load_state_dict(first.state_dict())
+    after = Optimizers(second, Optimizer(kind=kind))
+    after.load({name: value.clone() for name, value in before.tensors().items()})
+    steps(first, before, gradients[2:])
+    steps(second, after, gradients[2:])
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_average_against_a_naive_one() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    average = Average(model, 0.8)
+    expected = model.weight.detach().double().clone()
+    for step in range(40):
+        with torch.no_grad():
+            model.weight.add_(torch.randn_like(model.weight))
+        average.update(step)
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+    torch.testing.assert_close(average.model.weight.double(), expected, atol=1e-5, rtol=1e-5)

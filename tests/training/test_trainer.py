@@ -1,0 +1,194 @@
+"""The loop itself, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from hdm.errors import HdmError, InputError
+from hdm.store import read_output
+from hdm.training.guard import Stopped, StopRequest
+from hdm.training.job import Job
+from hdm.training.trainer import Trainer
+from tests.training.workshop import KEYS, Workshop, write_latents
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> Iterator[None]:
+    """What a training process would set for itself alone."""
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class StopAfter(StopRequest):
+    """A signal that comes during step number `steps`."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def _get(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def _set(self, value: bool) -> None:
+        pass
+
+    requested = property(_get, _set)  # type: ignore[assignment]
+
+
+class Finished(StopRequest):
+    """No signal, but the end comes before measuring and generating, which other tests look at."""
+
+    def release(self) -> None:
+        raise Stopped
+
+
+def run(job: Job) -> Trainer:
+    """To the last step."""
+    trainer = Trainer(job, Finished(), "cpu")
+    with pytest.raises(Stopped):
+        trainer.run()
+    return trainer
+
+
+def lines(job: Job) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(job.folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(job: Job) -> list[float]:
+    return [line["loss"] for line in lines(job) if "loss" in line]
+
+
+def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = {f"weights {name}": value for name, value in trainer.model.state_dict().items()}
+    state |= {f"ema {name}": value for name, value in trainer.average.model.state_dict().items()}
+    return state | {f"optimizer {name}": value for name, value in trainer.optimizers.tensors().items()}
+
+
+def assert_same_bits(one: Trainer, two: Trainer) -> None:
+    first, second = all_tensors(one), all_tensors(two)
+    assert first.keys() == second.keys()
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
+@pytest.fixture(scope="module")
+def straight(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """Without a stop, and without a checkpoint before the end."""
+    torch.use_deterministic_algorithms(True)
+    return run(workshop.changed(checkpoint_sec=1e9).job(tmp_path_factory.mktemp("straight")))
+
+
+def test_stops_and_checkpoints_change_no_bit(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    job = workshop.job(tmp_path)  # a checkpoint at each step
+    for steps in (1, 5, 2):
+        assert Trainer(job, StopAfter(steps), "cpu").run() is False
+    assert_same_bits(run(job), straight)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
+
+
+def test_metrics_beyond_the_checkpoint_are_forgotten(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    job = workshop.changed(checkpoint_sec=1e9).job(tmp_path)
+    assert Trainer(job, StopAfter(4), "cpu").run() is False
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    run(job)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
+
+
+def test_it_learns(straight: Trainer) -> None:
+    held_out = [line["validation_loss"] for line in lines(straight.job) if "validation_loss" in line]
+    assert held_out[-1] < held_out[0]
+
+
+def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
+    first = workshop.pipeline.model_dump(mode="json")["train"]["phases"][0]
+    return workshop.changed(phases=[{**first, **changes}])
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": None}, {"checkpoint_blocks": 1.0}])
+def test_memory_settings_change_rounding_alone(workshop: Workshop, straight: Trainer, tmp_path: Path, change: dict[str, Any]) -> None:
+    changed = with_phase(workshop, **change)
+    assert changed.identity.digest == workshop.identity.digest
+    job = changed.job(tmp_path)
+    run(job)
+    assert losses(job) == pytest.approx(losses(straight.job), rel=1e-4)
+
+
+def test_bfloat16_keeps_float32_masters(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    job = with_phase(workshop.changed(precision="bfloat16"), num_images=24).job(tmp_path)
+    trainer = run(job)
+    assert {value.dtype for value in all_tensors(trainer).values()} == {torch.float32}
+    assert losses(job)[0] == pytest.approx(losses(straight.job)[0], rel=0.02)
+    assert losses(job)[0] != losses(straight.job)[0]
+
+
+def spoil(workshop: Workshop, *keys: str) -> Workshop:
+    name = "encode.16px"
+    return replace(workshop, inputs={**workshop.inputs, name: write_latents(workshop.store, workshop.inputs["filter"], keys)})
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(workshop: Workshop, tmp_path: Path) -> None:
+    job = spoil(workshop, KEYS[3]).job(tmp_path)
+    trainer = run(job)
+    # 96 images are 3.2 epochs of 30: three or four of the steps meet that picture.
+    assert 1 <= trainer.position.skipped <= 4
+    assert lines(job)[-1]["skipped_steps"] == trainer.position.skipped
+    assert all(torch.isfinite(value).all() for value in all_tensors(trainer).values())
+    assert losses(job).count(None) == trainer.position.skipped
+
+
+def test_many_such_steps_in_a_row_end_it_with_the_batch_named(workshop: Workshop, tmp_path: Path) -> None:
+    trainer = Trainer(spoil(workshop, *KEYS).job(tmp_path), StopRequest(), "cpu")
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(HdmError, match="10 steps in a row") as caught:
+        trainer.run()
+    assert any(key in caught.value.what for key in KEYS)
+    assert "step 10, images 72 to 80" in caught.value.what
+    assert all(torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_next_phase_starts_from_the_averaged_weights(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    identity = replace(workshop.identity, name="train.8px", config={"made": "here"})
+    with workshop.store.draft(identity) as draft:
+        for name, model in (("weights", straight.model), ("ema", straight.average.model)):
+            from safetensors.torch import save_file
+
+            with draft.write(f"{name}.safetensors") as file:
+                save_file(model.state_dict(), file.path)
+        before = draft.commit()
+    job = replace(workshop, inputs={**workshop.inputs, "train.8px": before}).job(tmp_path)
+    trainer = Trainer(job, StopRequest(), "cpu")
+    averaged = load_file(read_output(before.path).file("ema.safetensors"))
+    assert all(torch.equal(value, averaged[name]) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("channels", 8, "latents have 4 channels, the model 8"), ("text_width", 24, "embeddings are 16 wide, the model reads 24")],
+)
+def test_a_model_that_does_not_fit_is_refused_before_the_first_step(
+    workshop: Workshop, tmp_path: Path, field: str, value: int, message: str
+) -> None:
+    model = {**workshop.pipeline.train.model.to_dict(), field: value}
+    with pytest.raises(InputError, match=message):
+        Trainer(workshop.changed(model=model).job(tmp_path), StopRequest(), "cpu")
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    Trainer(workshop.job(tmp_path), StopAfter(1), "cpu").run()
+    other: Callable[[], Trainer] = lambda: Trainer(workshop.changed(seed=1).job(tmp_path), StopRequest(), "cpu")  # noqa: E731
+    with pytest.raises(InputError, match="another configuration: config changed"):
+        other()
