@@ -46,12 +46,13 @@ class Addresses(AbstractResolver):
     Args:
         allow_loopback: let the hosts below, and URLs that name this machine themselves, lead to it.
         hosts: host name → (loopback address, port).
+        names: whom to ask; None: the system.
     """
 
-    def __init__(self, allow_loopback: bool, hosts: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(self, allow_loopback: bool, hosts: Mapping[str, tuple[str, int]], names: AbstractResolver | None = None) -> None:
         self.allow_loopback = allow_loopback
         self.hosts = dict(hosts) if allow_loopback else {}
-        self._names = ThreadedResolver()
+        self._names = names
 
     def check(self, url: URL, listed: URL) -> None:
         """Refuse a URL that may not be connected to, as far as that can be told before looking its host up.
@@ -95,6 +96,7 @@ class Addresses(AbstractResolver):
             if not ipaddress.ip_address(address).is_loopback:
                 raise refuse_address()
             return [ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)]
+        self._names = self._names or ThreadedResolver()
         found = await self._names.resolve(host, port, family)
         allowed = [result for result in found if self._allowed(name, ipaddress.ip_address(result["host"].partition("%")[0]))]
         if not allowed:
@@ -105,7 +107,8 @@ class Addresses(AbstractResolver):
         return is_public(address) or (self.allow_loopback and name == LOCALHOST and address.is_loopback)
 
     async def close(self) -> None:
-        await self._names.close()
+        if self._names:
+            await self._names.close()
 
 
 def _is_disguised(host: str) -> bool:

@@ -76,8 +76,7 @@ class Fetcher:
         """
         try:
             url = URL(address)
-            self._addresses.check(url, url)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise Unreadable("bad_url", "this is not a URL") from error
         for number in range(self.settings.retries + 1):
             try:

@@ -86,11 +86,11 @@ def _files(pattern: str) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    from webdataset.shardlists import expand_urls
-
     plain = Path(pattern).expanduser()
     if plain.is_file():
         return [plain]
+    from webdataset.shardlists import expand_urls  # costs seconds
+
     parts = [str(Path(part).expanduser()) for part in expand_urls(pattern)]
     names = [name for part in parts for name in sorted(glob.glob(part, recursive=True))]  # noqa: PTH207  (absolute patterns too)
     files = [path for path in map(Path, dict.fromkeys(names)) if path.is_file()]
