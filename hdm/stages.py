@@ -77,11 +77,20 @@ def steps(pipeline: Pipeline) -> list[Step]:
     return found
 
 
-def identities(pipeline: Pipeline) -> dict[str, Identity]:
-    """The identity of every output, known before anything is made."""
+def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:
+    """The identity of every output, or of `name` and all that it comes from, known before anything is made.
+
+    Models that only other outputs need may still be missing.
+    """
+    every = steps(pipeline)
+    needed = {name} if name else {step.name for step in every}
+    for step in reversed(every):
+        if step.name in needed:
+            needed.update(step.inputs)
     found: dict[str, Identity] = {}
-    for step in steps(pipeline):
-        found[step.name] = step.identify(pipeline, {name: found[name].digest for name in step.inputs})
+    for step in every:
+        if step.name in needed:
+            found[step.name] = step.identify(pipeline, {given: found[given].digest for given in step.inputs})
     return found
 
 
@@ -121,7 +130,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
     Raises:
         InputError: an input is not in the store.
     """
-    known = identities(pipeline)
+    known = identities(pipeline, name)
     step = next(step for step in steps(pipeline) if step.name == name)
     ready = store.find(known[name])
     if ready is not None:

@@ -36,6 +36,11 @@ VERIFY_BYTES = 1 << 30
 log = logging.getLogger(__name__)
 
 
+def store_root(folder: Path | None = None) -> Path:
+    """The given folder, else the environment's HDM_STORE, else ./store; absolute."""
+    return Path(folder or os.environ.get("HDM_STORE") or "store").resolve()
+
+
 @dataclass(frozen=True)
 class Identity:
     """What an output depends on.

@@ -1,0 +1,90 @@
+"""The console script `hdm`: the library's commands, and those that need Prefect or MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hdm.cli import File, Settings, StoreFolder, app
+from hdm.errors import HdmError
+from hdm.store import Store, store_root
+from tasks.services import runs, serving
+
+STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Entry of pipelines.yaml.")],
+    start_from: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="First stage; those before have to be done.")] = None,
+    stop_after: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage.")] = None,
+    settings: Settings = [],
+    as_json: Annotated[bool, typer.Option("--json", help="Tell what was made in JSON, as the last line.")] = False,
+    store: StoreFolder = None,
+    file: File = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")] = False,
+) -> None:
+    """Run a pipeline; what is finished is found and not made again."""
+    from flows.command_run import print_json, run_pipeline, tell
+
+    os.environ["HDM_STORE"] = str(store_root(store))
+    summary = run_pipeline(name, start_from, stop_after, settings, file, verbose)
+    tell(summary)
+    if as_json:
+        print_json(summary)
+
+
+@app.command()
+def serve(
+    store: StoreFolder = None,
+    file: File = None,
+    prefect_port: Annotated[int, typer.Option(help="Another is taken where this one is in use.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Another is taken where this one is in use.")] = 5000,
+) -> None:
+    """Prefect's and MLflow's pages and a worker on this machine, until Ctrl-C."""
+    from flows.command_serve import serve_pages
+
+    serve_pages(store_root(store), file, prefect_port, mlflow_port)
+
+
+@app.command()
+def status(store: StoreFolder = None) -> None:
+    """What runs, and what the store holds."""
+    root, out = store_root(store), Console(highlight=False, soft_wrap=True)
+    alive = serving(root)
+    pages = f"Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})" if alive else "no; `hdm serve` starts the pages"
+    out.print(f"serving   {pages}")
+    for found in runs(root):
+        out.print(f"running   {escape(found['pipeline'])} for {(time.time() - found['started']) / 60:.1f} min  (pid {found['pid']})")
+    for output in Store(root).outputs():
+        counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
+        out.print(f"{output.name:<16} {output.digest}  {output.run().get('seconds', 0):8.1f} s  {counts}")
+
+
+@app.command()
+def stop(
+    store: StoreFolder = None, everything: Annotated[bool, typer.Option("--all", help="The services of `hdm serve` too.")] = False
+) -> None:
+    """Ask the runs of this store to save and stop."""
+    root = store_root(store)
+    found = runs(root)
+    for one in found:
+        console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")
+        os.kill(one["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SEC
+    while (left := runs(root)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if left:
+        raise HdmError(f"still running after {STOP_SEC:.0f} s", where=", ".join(f"pid {one['pid']}" for one in left), do="again: hdm stop")
+    alive = serving(root)
+    if everything and alive:
+        console.print(f"stopping the services (pid {alive.pid})")
+        os.kill(alive.pid, signal.SIGTERM)
+    console.print("stopped; the same command goes on from here" if found else "nothing was running")

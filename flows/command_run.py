@@ -1,0 +1,175 @@
+"""`hdm run`: the flow full-pipeline in this process, and what it says on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from hdm.config import STAGES
+from hdm.errors import ConfigError, InputError, SavedOnSignal
+from hdm.pipelines import load_pipeline
+from hdm.store import read_output, store_root
+from tasks.configuration import FILE_VARIABLE
+from tasks.services import prefect_environment
+
+HEALTH_SEC = 5.0
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+OWN_SERVER = {
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # What writes to SQLite beside the run makes its requests fail with 503 and wait 2 s each; nobody looks at events here.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+}
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run_pipeline(
+    name: str, start_from: str | None, stop_after: str | None, settings: list[str], file: Path | None, verbose: bool
+) -> dict[str, Any]:
+    """Run a pipeline on the server that is there or on Prefect's own, and tell what was made.
+
+    Returns:
+        what `--json` prints.
+
+    Raises:
+        HdmError: in its own words, with its exit code; SavedOnSignal when stopped by a signal.
+    """
+    load_pipeline(name, settings, file)
+    for stage in filter(None, (start_from, stop_after)):
+        if stage.split(".")[0] not in STAGES:
+            raise ConfigError(f"there is no stage {stage!r}", do=f"use one of {', '.join(STAGES)}, or one output, as train.64px")
+    if file is not None:
+        os.environ[FILE_VARIABLE] = str(file.resolve())
+    _prepare(verbose)
+    # The seconds that torch takes pass while Prefect's server starts.
+    threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
+    records = _flow_run(name, start_from, stop_after, settings, verbose)
+    return _summary(name, records)
+
+
+def _prepare(verbose: bool) -> None:
+    """Environment and logs, before Prefect is imported."""
+    ours = {**QUIET, **prefect_environment(store_root()), "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING"}
+    os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("hdm")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(lines)
+
+
+def _flow_run(name: str, start_from: str | None, stop_after: str | None, settings: list[str], verbose: bool) -> list[Any]:
+    with _server(), _traceback_once(verbose):
+        from flows.full_pipeline import full_pipeline
+
+        state = full_pipeline(name, start_from, stop_after, settings, return_state=True)
+        if state.is_cancelled():
+            raise SavedOnSignal(state.message or "stopped")
+        found = state.result(raise_on_failure=False)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """The server whose address is set, or else Prefect's own for the time of the run."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+
+    url = get_current_settings().api.url
+    if url is None:
+        os.environ.update({key: os.environ.get(key, value) for key, value in OWN_SERVER.items()})
+        # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+        return
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=HEALTH_SEC):
+            pass
+    except (OSError, urllib.error.URLError) as error:
+        raise InputError(
+            f"no Prefect server answers: {error}", where=url, do="start it (hdm serve), or unset PREFECT_API_URL to run without one"
+        ) from error
+    yield
+
+
+@contextlib.contextmanager
+def _traceback_once(verbose: bool) -> Iterator[None]:
+    """Prefect logs an exception for every flow and task that it passes; the last one to see it tells it."""
+    from prefect.logging.configuration import setup_logging
+
+    def once(record: logging.LogRecord) -> bool:
+        return verbose or record.exc_info is None
+
+    setup_logging()
+    handlers = logging.getLogger().handlers + logging.getLogger("prefect").handlers
+    for handler in handlers:
+        handler.addFilter(once)
+    yield
+    for handler in handlers:
+        handler.removeFilter(once)
+
+
+def _summary(name: str, records: list[Any]) -> dict[str, Any]:
+    from tasks import reporter
+    from tasks.report import report_folder
+
+    stages = [
+        {"name": one.name, "digest": one.digest, "seconds": one.seconds, "cached": one.cached, "counts": one.counts} for one in records
+    ]
+    scores = {}
+    for one in records:
+        if one.name == "evaluate":
+            scores = dict(read_output(Path(one.path)).summary)
+    page = report_folder(name) / "report.html"
+    return {
+        "pipeline": name,
+        "stages": stages,
+        "scores": scores,
+        "report": str(page) if page.exists() else None,
+        "pictures": {one.name: one.path for one in records if one.stage in ("train", "evaluate")},
+        "store": str(store_root()),
+        "mlflow_run_id": reporter.last_run_id,
+    }
+
+
+def tell(summary: dict[str, Any]) -> None:
+    """Say where everything lies."""
+    console.print()
+    for what, value in summary["scores"].items():
+        if isinstance(value, float):
+            console.print(f"{what:<10} {value:.1%}" if 0 <= value <= 1 else f"{what:<10} {value:.4g}")
+    if summary["report"]:
+        console.print(f"report     {escape(summary['report'])}")
+    for output, folder in summary["pictures"].items():
+        for picture in sorted(Path(folder).glob("*.png")):
+            console.print(f"pictures   {escape(str(picture))}  ({output})")
+    console.print("MLflow     hdm serve, then its pages compare this run with others" if summary["mlflow_run_id"] else "")
+
+
+def print_json(summary: dict[str, Any]) -> None:
+    """The last line of standard output."""
+    print(json.dumps(summary, ensure_ascii=False), flush=True)

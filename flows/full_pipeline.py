@@ -1,0 +1,47 @@
+"""The whole pipeline: one flow run a stage, and one a training phase."""
+
+from typing import Literal
+
+from prefect import flow
+
+from flows.caption_images import caption_images
+from flows.download_images import download_images
+from flows.encode_latents import encode_latents
+from flows.evaluate_model import evaluate_model
+from flows.filter_images import filter_images
+from flows.train_model import train_model
+from tasks import reporter
+from tasks.outputs import planned
+from tasks.records import StageRecord, settled
+from tasks.report import report
+
+StageName = Literal["download", "filter", "caption", "encode", "train", "evaluate"]
+STAGES = {
+    "download": download_images,
+    "filter": filter_images,
+    "caption": caption_images,
+    "encode": encode_latents,
+    "train": train_model,
+    "evaluate": evaluate_model,
+}
+
+
+@flow(name="full-pipeline", flow_run_name="{pipeline}", persist_result=True)
+@settled
+def full_pipeline(
+    pipeline: str = "demo", start_from: StageName | None = None, stop_after: StageName | None = None, overrides: list[str] = []
+) -> list[StageRecord]:
+    """From a list of pictures to a trained and measured model; what is finished is found and not made again.
+
+    Args:
+        pipeline: entry of pipelines.yaml.
+        start_from: the first stage to run; the ones before have to be in the store. None: the first.
+        stop_after: the last stage to run. None: the last.
+        overrides: settings as `stage.field=value`, the last wins.
+    """
+    with reporter.run(pipeline, overrides):
+        records: list[StageRecord] = []
+        for stage, outputs in planned(pipeline, overrides, start_from, stop_after):
+            records += STAGES[stage](pipeline, outputs, overrides)
+        report(pipeline, overrides, records)
+    return records

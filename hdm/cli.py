@@ -1,0 +1,102 @@
+"""The command line of the library: what needs neither Prefect nor MLflow. `flows.cli` adds run, serve, status and stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from hdm.errors import DamagedError, HdmError
+from hdm.pipelines import load_pipeline, pipeline_names
+from hdm.store import Store, check_files, read_output, store_root
+
+Settings = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")]
+File = Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")]
+StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")]
+
+
+class Commands(TyperGroup):
+    """Commands whose known errors are told in their own words, with their exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HdmError as error:
+            Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a list of pictures to a measured text-to-image model.",
+)
+
+
+@app.command("pipelines")
+def list_pipelines(file: File = None) -> None:
+    """List the entries of pipelines.yaml."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, description in pipeline_names(file).items():
+        table.add_row(f"[bold]{escape(name)}[/]", escape(description))
+    Console().print(table)
+
+
+@app.command()
+def config(name: str, settings: Settings = [], file: File = None) -> None:  # noqa: B006
+    """Print a pipeline with every setting resolved."""
+    from ruamel.yaml import YAML
+
+    values = load_pipeline(name, settings, file).model_dump(mode="json")
+    YAML().dump(values, Console().file)
+
+
+@app.command()
+def verify(store: StoreFolder = None) -> None:
+    """Rehash every file of the store against its manifest."""
+    root = Store(store_root(store))
+    console, damaged = Console(), 0
+    for manifest in sorted(root.root.glob("*/*/manifest.json")):
+        try:
+            output = read_output(manifest.parent)
+            check_files(output)
+            console.print(
+                f"[green]whole[/]    {output.name} {output.digest}  {len(output.files)} files, {sum(f.bytes for f in output.files):,} bytes"
+            )
+        except DamagedError as error:
+            damaged += 1
+            console.print(f"[red]damaged[/]  {escape(str(error.where))}", soft_wrap=True)
+    if damaged:
+        raise DamagedError(f"{damaged} outputs are damaged", where=root.root, do="run the pipeline again: what is damaged is made anew")
+
+
+@app.command()
+def doctor(store: StoreFolder = None) -> None:
+    """Look at this machine and say what would not work."""
+    from hdm.diagnosis import checks
+
+    console, wrong = Console(), 0
+    for check in checks(store_root(store)):
+        wrong += not check.fine
+        console.print(
+            f"[{'green' if check.fine else 'red'}]{'✓' if check.fine else '✗'}[/] {check.name:<12} {escape(check.found)}", soft_wrap=True
+        )
+        if check.do:
+            console.print(f"  → {escape(check.do)}", soft_wrap=True)
+    raise typer.Exit(2 if wrong else 0)
+
+
+def main() -> None:
+    """`python -m hdm.cli`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

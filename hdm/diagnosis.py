@@ -1,0 +1,89 @@
+"""What `hdm doctor` looks at."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+DISTRIBUTION = "hdm-pipeline"
+DISK_BYTES = 2_000_000_000  # the demo's store and its services take less than half
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: what was found, whether it will do, and what to do if not."""
+
+    name: str
+    fine: bool
+    found: str
+    do: str = ""
+
+
+def checks(root: Path) -> Iterator[Check]:
+    """Look at Python, the packages' versions, the torch pair, devices and disk."""
+    yield Check(
+        "python", sys.version_info >= (3, 11), sys.version.split()[0], "" if sys.version_info >= (3, 11) else "3.11 or newer is needed"
+    )
+    yield packages()
+    yield torch_pair()
+    yield devices()
+    yield disk(root)
+
+
+def packages() -> Check:
+    """Whether what is installed lies within the bounds that were tested."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or [] if "extra ==" not in text]
+    outside = []
+    for requirement in requirements:
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            outside.append(f"{requirement} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            outside.append(f"{requirement.name} {version} is outside {requirement.specifier}")
+    found = "; ".join(outside) or f"{len(requirements)} within their bounds"
+    return Check("packages", not outside, found, "pip install -c constraints.txt -e ." if outside else "")
+
+
+def torch_pair() -> Check:
+    """Whether torch and torchvision fit: a pair that does not takes open_clip, diffusers and transformers with it."""
+    try:
+        torch, torchvision = importlib.import_module("torch"), importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:
+        return Check(
+            "torch", False, f"torch and torchvision do not fit together: {str(error).splitlines()[0]}",
+            "install both from the same place: pip install --force-reinstall -c constraints.txt torch torchvision "
+            "(or, for your own build of torch, the torchvision from the index that it came from)",
+        )  # fmt: skip
+    return Check("torch", True, f"torch {torch.__version__}, torchvision {torchvision.__version__}")
+
+
+def devices() -> Check:
+    """GPUs, or the CPU's cores."""
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, RuntimeError) as error:
+        return Check("devices", False, str(error).splitlines()[0])
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        return Check("devices", True, ", ".join(f"{card.name} with {card.total_memory / 1e9:.0f} GB" for card in cards))
+    return Check("devices", True, f"no GPU; {len(os.sched_getaffinity(0))} CPU cores, enough for the pipelines demo and folder")
+
+
+def disk(root: Path) -> Check:
+    """Room for outputs, and leave to write them."""
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        return Check("store", False, f"{root} cannot be written", "choose another with HDM_STORE or --store")
+    room = f"{root}, {free / 1e9:.1f} GB free"
+    return Check("store", free >= DISK_BYTES, room, "" if free >= DISK_BYTES else "make room or choose another with HDM_STORE or --store")

@@ -1,0 +1,93 @@
+"""What of an output is worth tracking: its numbers, series, pictures, and the data that it comes from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+LARGEST_BYTES = 30_000_000
+LOOKED_AT = (".png", ".json", ".jsonl", ".html")
+
+
+def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": [1]}}` as `a.b` → [1]; a list of mappings by position."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flattened(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for position, item in enumerate(value):
+            yield from flattened(item, f"{name}.{position}")
+    else:
+        yield name, value
+
+
+def numeric(value: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers in nested mappings, by dotted name."""
+    for name, item in flattened(value):
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            yield name, item
+
+
+def counts(manifest: dict[str, Any]) -> dict[str, int]:
+    """The counts of an output's files, summed."""
+    total: dict[str, int] = {}
+    for record in manifest["files"]:
+        for name, count in record["counts"].items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def origin(root: Path, manifest: dict[str, Any]) -> str:
+    """The digest of the download that an output comes from."""
+    if not manifest["inputs"]:
+        return manifest["digest"]
+    name, digest = next(iter(manifest["inputs"].items()))
+    return origin(root, json.loads((root / name / digest / "manifest.json").read_bytes()))
+
+
+def shown(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+    """What of an output people look at, its manifest first: that names every file with size and sha256."""
+    names = [record["name"] for record in manifest["files"] if record["name"].endswith(LOOKED_AT)]
+    return [folder / name for name in ["manifest.json", *names] if (folder / name).stat().st_size <= LARGEST_BYTES]
+
+
+class Series:
+    """The lines that were added to a JSONL file of an output, as it grows in its scratch or lies in its folder.
+
+    Args:
+        folder: the output's folder in the store.
+        name: one of FILES; keys of all but the first get its stem as prefix.
+    """
+
+    FILES: ClassVar = ("metrics.jsonl", "timing.jsonl")
+    CLOCK: ClassVar = "num_images_seen"
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.places = [folder / name, folder / ".scratch" / name, folder / ".scratch" / "result" / name]
+        self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
+        self.place, self.last = 0, -1
+
+    def added(self) -> Iterator[tuple[str, float, int, int]]:
+        """Key, value, milliseconds since 1970, images seen. What a resumed training writes again is left out."""
+        now = int(time.time() * 1000)
+        for line in self._lines():
+            seen = int(line.pop(self.CLOCK, -1))
+            if seen <= self.last:
+                continue
+            for key, value in numeric(line):
+                yield self.prefix + key, value, now, seen
+            self.last = seen
+
+    def _lines(self) -> list[dict[str, Any]]:
+        for path in self.places:
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(self.place if path.stat().st_size >= self.place else 0)
+                    start, added = file.tell(), file.read()
+                whole = added[: added.rfind(b"\n") + 1]
+                self.place = start + len(whole)
+                return [json.loads(line) for line in whole.splitlines()]
+        return []

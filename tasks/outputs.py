@@ -1,0 +1,53 @@
+"""The one way in which every task makes an output, and the list of outputs that a flow asks for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from itertools import groupby
+
+from hdm.store import Store, store_root
+from tasks import reporter
+from tasks.configuration import configured
+from tasks.records import StageRecord
+
+logger = logging.getLogger("hdm.run")
+
+
+def planned(
+    pipeline: str, overrides: Iterable[str] = (), start_from: str | None = None, stop_after: str | None = None
+) -> list[tuple[str, list[str]]]:
+    """Stage → names of its outputs, in order; every training phase for itself."""
+    from hdm.stages import chosen  # torch and the stages: seconds
+
+    names = [step.name for step in chosen(configured(pipeline, overrides), start_from, stop_after)]
+    parts = groupby(names, key=lambda name: name if name.startswith("train.") else name.split(".")[0])
+    return [(key.split(".")[0], list(part)) for key, part in parts]
+
+
+def of_stage(stage: str, pipeline: str, overrides: Iterable[str] = ()) -> list[str]:
+    """The names of a stage's outputs, in order."""
+    return [name for found, names in planned(pipeline, overrides, stage, stage) if found == stage for name in names]
+
+
+def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord:
+    """Make one output, unless it is in the store, and tell who follows the run."""
+    from hdm.stages import identities, run_step
+
+    settings, store = configured(pipeline, overrides), Store(store_root())
+    begun = time.monotonic()
+    with reporter.stage(name, store.folder(identities(settings, name)[name])):
+        made = run_step(settings, store, name)
+    output = made.output
+    record = StageRecord(name, output.digest, str(output.path), dict(output.counts), round(time.monotonic() - begun, 3), made.cached)
+    reporter.made(record)
+    logger.info("%s", told(record))
+    return record
+
+
+def told(record: StageRecord) -> str:
+    """One line about an output, for a terminal and for Prefect's log."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in record.counts.items())
+    took = "up to date" if record.cached else f"{record.seconds:.1f} s"
+    return f"{record.name:<16} {took:>10}  {counts}".rstrip()

@@ -1,0 +1,64 @@
+"""What flows and tasks hand on, and how an end is told to Prefect in words."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.exceptions import CancelledRun, TerminationSignal
+from prefect.states import Cancelled, Completed, Failed
+
+from hdm.errors import HdmError, SavedOnSignal
+
+P = ParamSpec("P")
+R = TypeVar("R")
+STOPS = (SavedOnSignal, TerminationSignal, KeyboardInterrupt, CancelledRun)
+"""What a stop looks like: the trainer saved, a signal during anything else, a stop further down."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One output of a pipeline, as made or found.
+
+    Args:
+        name: output name, as `filter` or `encode.64px`.
+        digest: what names it in the store; `path` is its folder.
+        counts: rows, kept, rejected_…, summed over its files.
+        seconds: what it took this time; next to nothing where `cached`.
+        cached: it was in the store already.
+    """
+
+    name: str
+    digest: str
+    path: str
+    counts: dict[str, int]
+    seconds: float
+    cached: bool
+
+    @property
+    def stage(self) -> str:
+        return self.name.split(".")[0]
+
+
+def settled(body: Callable[P, R]) -> Callable[P, R]:
+    """End a flow or a task in a state that says it: up to date, cancelled by a signal, or failed with what to do about it.
+
+    Put under `@flow` or `@task`. An `HdmError` is told in its own words, with no traceback; anything else stays an exception.
+    """
+
+    @functools.wraps(body)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            found: Any = body(*args, **kwargs)
+        except STOPS as stop:
+            return Cancelled(message=str(stop) or "stopped by a signal; run the same again to go on")
+        except HdmError as error:
+            return Failed(message=str(error), data=error)
+        records = found if isinstance(found, list) else [found]
+        if records and all(record.cached for record in records):
+            return Completed(name="UpToDate", message=f"in the store: {', '.join(record.name for record in records)}", data=found)
+        return found
+
+    return run

@@ -1,0 +1,147 @@
+"""Tell the tracking process what happens in a run: one JSON line an event, down a pipe.
+
+MLflow itself is in `tasks.tracker`, a process of its own: its seconds of import, its log noise and a server that hangs cost the
+stages nothing, and when the pipe closes it finishes and ends, however this process died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from hdm.config import Pipeline
+from hdm.files import canonical_json
+from hdm.store import store_root
+from tasks.configuration import configured
+from tasks.figures import flattened
+from tasks.records import STOPS, StageRecord
+from tasks.services import services, under_way
+
+SWITCH = "HDM_TRACKING"  # "off": no MLflow at all
+LAST_WORDS_SEC = {"FINISHED": 20.0, "FAILED": 5.0, "KILLED": 2.0}
+logger = logging.getLogger("hdm.run")
+
+
+class Reporter:
+    """The pipe to one tracking process."""
+
+    def __init__(self, root: Path) -> None:
+        self.run_id: str | None = None
+        with (services(root) / "tracking.log").open("wb") as log:
+            command = [sys.executable, "-m", "tasks.tracker", str(root)]
+            project = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))}
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **project}
+            )
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Send an event. A tracking process that is gone has said so already."""
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            assert self.process.stdin
+            self.process.stdin.write(json.dumps({"event": event, "at": time.time(), **facts}) + "\n")
+            self.process.stdin.flush()
+
+    def end(self, status: str) -> None:
+        """Give it a moment to write what it has. If that is too short, it goes on by itself for as long as MLflow answers."""
+        self.tell("end", status=status)
+        with contextlib.suppress(BrokenPipeError):
+            assert self.process.stdin
+            self.process.stdin.close()
+        try:
+            self.process.wait(LAST_WORDS_SEC[status])
+            self.listener.join(1)
+        except subprocess.TimeoutExpired:
+            logger.info("MLflow is still being written to, in the background")
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+                self.run_id = told.get("run_id", self.run_id)
+                if warning := told.get("warning"):
+                    logger.warning("%s", warning)
+
+
+_current: Reporter | None = None
+last_run_id: str | None = None
+"""MLflow's id of the last run of this process."""
+
+
+@contextlib.contextmanager
+def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
+    """Track what happens in the block as one run; inside another such block, as a part of that one."""
+    global _current, last_run_id
+    if _current is not None:
+        yield
+        return
+    settings, root = configured(pipeline, overrides), store_root()
+    with under_way(root, settings.name):
+        _current = None if os.environ.get(SWITCH) == "off" else Reporter(root)
+        _tell("run", **_facts(settings, overrides))
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except STOPS:
+            status = "KILLED"
+            raise
+        finally:
+            if _current is not None:
+                _current.end(status)
+                last_run_id = _current.run_id
+            _current = None
+
+
+@contextlib.contextmanager
+def stage(name: str, folder: Path) -> Iterator[None]:
+    """Track one output being made in that folder in the block."""
+    _tell("begin", name=name, folder=str(folder))
+    try:
+        yield
+    except BaseException as error:
+        _tell("failed", name=name, status="KILLED" if isinstance(error, STOPS) else "FAILED", message=str(error))
+        raise
+
+
+def made(record: StageRecord) -> None:
+    """An output is there."""
+    _tell("made", **asdict(record))
+
+
+def artifact(path: Path) -> None:
+    """A file that belongs to the whole run."""
+    _tell("artifact", path=str(path))
+
+
+def _tell(event: str, **facts: Any) -> None:
+    if _current is not None:
+        _current.tell(event, **facts)
+
+
+def _facts(settings: Pipeline, overrides: list[str]) -> dict[str, Any]:
+    recipe = {name: value for name, value in settings.result_fields().items() if name not in ("name", "description")}
+    return {
+        "pipeline": settings.name,
+        "description": settings.description,
+        "recipe": hashlib.sha256(canonical_json(recipe)).hexdigest()[:16],
+        "params": dict(flattened(settings.model_dump(mode="json", exclude={"name", "description"}))),
+        "overrides": overrides,
+        "pid": os.getpid(),
+        "flow_run": flow_run.root_flow_run_id,
+    }

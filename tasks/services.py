@@ -1,0 +1,117 @@
+"""Where Prefect's and MLflow's data lie, and whether an `hdm serve` of this store is alive.
+
+<store>/.services/prefect.db  mlflow.db       their databases
+                  results/    mlartifacts/    what they keep beside them
+                  serve.json  serve.lock      the living `hdm serve`
+                  runs/<pid>.json             a run under way
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hdm.errors import LockedError
+from hdm.files import write_json
+from hdm.store import locked
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A living `hdm serve`: its pid, its children's pids, and the addresses of the pages."""
+
+    pid: int
+    prefect: str
+    mlflow: str
+    children: dict[str, int] = field(default_factory=dict)
+
+
+def services(root: Path) -> Path:
+    """The store's folder for services, made if need be."""
+    folder = root / ".services"
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def serving(root: Path) -> Serving | None:
+    """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it left behind says nothing."""
+    if not _held(root / ".services" / "serve.lock"):
+        return None
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Serving(**json.loads((root / ".services" / "serve.json").read_bytes()))
+    return None
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Be the only `hdm serve` of this store.
+
+    Raises:
+        LockedError: there is one.
+    """
+    folder = services(root)
+    with locked(folder / "serve.lock", "the services of this store"):
+        try:
+            yield
+        finally:
+            (folder / "serve.json").unlink(missing_ok=True)
+
+
+def announce(root: Path, state: Serving) -> None:
+    """Tell everyone where the pages are."""
+    write_json(services(root) / "serve.json", asdict(state))
+
+
+@contextlib.contextmanager
+def under_way(root: Path, pipeline: str) -> Iterator[None]:
+    """Let `hdm status` and `hdm stop` know of this run."""
+    path = services(root) / "runs" / f"{os.getpid()}.json"
+    lock = path.with_suffix(".lock")
+    with locked(lock, pipeline):
+        write_json(path, {"pid": os.getpid(), "pipeline": pipeline, "started": time.time()})
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+
+
+def runs(root: Path) -> list[dict[str, Any]]:
+    """The runs under way: pid, pipeline, started (seconds since 1970). What dead ones left is removed."""
+    found = []
+    for path in sorted((root / ".services" / "runs").glob("*.json")):
+        if _held(path.with_suffix(".lock")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(path.read_bytes()))
+        else:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
+    return found
+
+
+def prefect_environment(root: Path) -> dict[str, str]:
+    """Prefect's settings that depend on the store."""
+    folder = services(root)
+    found = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(folder / "results"),
+        "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "prefect_memo.toml"),
+    }
+    alive = serving(root)
+    return {**found, "PREFECT_API_URL": f"{alive.prefect}/api"} if alive else found
+
+
+def _held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    try:
+        with locked(lock, "", shared=True):
+            return False
+    except LockedError:
+        return True

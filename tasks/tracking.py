@@ -1,0 +1,236 @@
+"""MLflow, and the only file that knows it.
+
+    experiment            the pipeline's name
+    └── run               one a pipeline run: every setting as a parameter, every figure as `<output>.<key>`, the report
+        └── child run     one an output: its own figures under fixed keys, its series over images seen, its pictures and manifest,
+                          its inputs as data sets (name and digest)
+
+Everything logged of an output comes from the store, so that what an outage lost is logged by the next run of the same pipeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.figures import Series, counts, flattened, numeric, origin, shown
+from tasks.services import services, serving
+
+Event = dict[str, Any]
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_CHARS = 900, 90, 5900  # MLflow takes 1000, 100 and 6000
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+
+def server_command(root: Path, port: int) -> list[str]:
+    """MLflow's pages on loopback, in one worker: with its defaults it takes 15 processes and 3.2 GB."""
+    return [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", database(root), "--artifacts-destination", str(services(root) / "mlartifacts"),
+    ]  # fmt: skip
+
+
+def server_environment() -> dict[str, str]:
+    """What keeps the server small and quiet."""
+    return {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+
+
+def database(root: Path) -> str:
+    """MLflow's address of the store's own database."""
+    return f"sqlite:///{services(root) / 'mlflow.db'}"
+
+
+def address(root: Path) -> str:
+    """Where to log: what the user set, the living `hdm serve`, or the database itself."""
+    alive = serving(root)
+    return os.environ.get("MLFLOW_TRACKING_URI") or (alive.mlflow if alive else database(root))
+
+
+def say(what: dict[str, str]) -> None:
+    """Tell the run's process something, if it is still there."""
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(what), flush=True)
+
+
+def passing(error: Exception) -> bool:
+    """Whether trying again can help: no connection, a busy database."""
+    return isinstance(error, OSError) or getattr(error, "error_code", None) in PASSING
+
+
+class Mirror:
+    """A run in MLflow, event by event."""
+
+    def __init__(self, root: Path) -> None:
+        from mlflow import MlflowClient
+
+        self.root, self.client = root, MlflowClient(address(root), registry_uri=address(root))
+        self.parent = self.experiment = self.pipeline = ""
+        self.tags: dict[str, str] = {}
+        self.children: dict[str, str] = {}
+        self.followed: dict[str, Series] = {}
+
+    def handle(self, event: Event) -> None:
+        """Write down one event."""
+        getattr(self, f"on_{event['event']}")(event)
+
+    def on_run(self, event: Event) -> None:
+        self.pipeline = event["pipeline"]
+        self.experiment = self._experiment(self.pipeline)
+        self.tags = {"pipeline": self.pipeline, "recipe": event["recipe"], "prefect_flow_run": str(event["flow_run"])}
+        self._end_dead_runs()
+        own = {"process": f"{os.uname().nodename}:{event['pid']}", "stage": "all", "overrides": " ".join(event["overrides"])}
+        self.parent = self._same_flow_run() or self._create(self.pipeline, event["at"], own)
+        self._params(self.parent, event["params"])
+        say({"run_id": self.parent})
+
+    def on_begin(self, event: Event) -> None:
+        name = event["name"]
+        if name not in self.children:
+            own = {"mlflow.parentRunId": self.parent, "stage": name.split(".")[0], "output": name}
+            self.children[name] = self._create(name, event["at"], own)
+        self.followed = {file: Series(Path(event["folder"]), file) for file in Series.FILES}
+        self.following = self.children[name]
+
+    def on_made(self, event: Event) -> None:
+        child, folder = self.children[event["name"]], Path(event["path"])
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        self.follow()
+        self.followed = {}
+        tags = {"digest": event["digest"], "cached": str(event["cached"]).lower(), "folder": str(folder)}
+        tags["dataset"] = self.tags["dataset"] = origin(self.root, manifest)
+        self._tag(child, tags)
+        self._tag(self.parent, {"dataset": tags["dataset"]})
+        self._params(child, dict(flattened(manifest["config"])))
+        numbers = {**event["counts"], **dict(numeric(manifest["summary"])), "seconds": event["seconds"]}
+        self._numbers(child, numbers)
+        self._numbers(self.parent, {f"{event['name']}.{key}": value for key, value in numbers.items()})
+        self._inputs(child, manifest)
+        for path in shown(folder, manifest):
+            self.client.log_artifact(child, str(path))
+        if manifest["name"].startswith("train."):
+            self._register(child, manifest, folder)
+        self.client.set_terminated(child, "FINISHED", end_time=int(event["at"] * 1000))
+
+    def on_failed(self, event: Event) -> None:
+        self.follow()
+        self.followed = {}
+        child = self.children[event["name"]]
+        self._tag(child, {"message": event["message"][:5000]})
+        self.client.set_terminated(child, event["status"], end_time=int(event["at"] * 1000))
+
+    def on_artifact(self, event: Event) -> None:
+        self.client.log_artifact(self.parent, event["path"])
+
+    def on_end(self, event: Event) -> None:
+        for child in self.children.values():
+            if self.client.get_run(child).info.status == "RUNNING":
+                self.client.set_terminated(child, event["status"])
+        self.client.set_terminated(self.parent, event["status"], end_time=int(event["at"] * 1000))
+
+    def follow(self) -> None:
+        """Log what was added to the series of the output in work."""
+        from mlflow.entities import Metric
+
+        for series in self.followed.values():
+            points = [Metric(key, value, at, step) for key, value, at, step in series.added()]
+            for start in range(0, len(points), METRICS_AT_ONCE):
+                self.client.log_batch(self.following, metrics=points[start : start + METRICS_AT_ONCE])
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        ours = "MLFLOW_TRACKING_URI" not in os.environ
+        place = (services(self.root) / "mlartifacts" / name).as_uri() if ours else None
+        return self.client.create_experiment(name, artifact_location=place)
+
+    def _same_flow_run(self) -> str | None:
+        """A retried flow run goes on in the run that it began."""
+        flow_run = self.tags["prefect_flow_run"]
+        found = self.client.search_runs([self.experiment], f"tags.prefect_flow_run = '{flow_run}' and tags.stage = 'all'", max_results=1)
+        if not found:
+            return None
+        self.client.update_run(found[0].info.run_id, status="RUNNING")
+        return found[0].info.run_id
+
+    def _end_dead_runs(self) -> None:
+        """Runs that were killed with everything else cannot say so themselves."""
+        for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
+            host, _, pid = run.data.tags.get("process", "").partition(":")
+            if host == os.uname().nodename and not Path(f"/proc/{pid}").exists():
+                for child in self.client.search_runs([self.experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'"):
+                    if child.info.status == "RUNNING":
+                        self.client.set_terminated(child.info.run_id, "KILLED")
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _create(self, name: str, at: float, tags: dict[str, str]) -> str:
+        run = self.client.create_run(self.experiment, start_time=int(at * 1000), tags={**self.tags, **tags}, run_name=name)
+        return run.info.run_id
+
+    def _tag(self, run: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _params(self, run: str, values: dict[str, Any]) -> None:
+        """Parameters that the run has not got yet: they cannot be logged twice with another value."""
+        from mlflow.entities import Param
+
+        there = self.client.get_run(run).data.params
+        params = [Param(key, plain(value)) for key, value in values.items() if key and key not in there]
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            self.client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
+
+    def _numbers(self, run: str, values: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(run, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()][:METRICS_AT_ONCE])
+
+    def _inputs(self, run: str, manifest: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        context = [InputTag("mlflow.data.context", manifest["name"])]
+        found = []
+        for name, digest in manifest["inputs"].items():
+            folder = self.root / name / digest
+            profile = json.dumps(counts(json.loads((folder / "manifest.json").read_bytes())))
+            found.append(DatasetInput(Dataset(name, digest, "local", json.dumps({"uri": str(folder)}), profile=profile), context))
+        if found:
+            self.client.log_inputs(run, found)
+
+    def _register(self, run: str, manifest: dict[str, Any], folder: Path) -> None:
+        """A version of the model for each phase; the weights stay in the store, named by path, size and sha256."""
+        from mlflow.exceptions import RestException
+
+        if self.client.search_model_versions(f"name = '{self.pipeline}' and tags.digest = '{manifest['digest']}'"):
+            return
+        if not self.client.search_registered_models(f"name = '{self.pipeline}'"):
+            self.client.create_registered_model(self.pipeline)
+        weights = [record for record in manifest["files"] if record["name"].endswith(".safetensors")]
+        self.client.log_dict(run, {"folder": str(folder), "files": weights}, "model/weights.json")
+        source = f"{self.client.get_run(run).info.artifact_uri}/model"
+        try:
+            version = self.client.create_model_version(
+                self.pipeline, source, run, tags={"digest": manifest["digest"], "folder": str(folder)}
+            )
+        except RestException:  # a server refuses sources outside its own artifacts
+            version = self.client.create_model_version(
+                self.pipeline, f"runs:/{run}/model", run, tags={"digest": manifest["digest"], "folder": str(folder)}
+            )
+        self.client.set_registered_model_alias(self.pipeline, "newest", version.version)
+
+
+def plain(value: Any) -> str:
+    """A parameter's text, no longer than MLflow takes."""
+    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:PARAM_CHARS]
