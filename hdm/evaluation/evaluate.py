@@ -1,0 +1,111 @@
+"""The stage `evaluate`: generate at fixed seeds, and measure what can be measured.
+
+<set>-NNNNN.tar      generated images, 64 PNG files a tar; prompt and settings in their text chunks
+grid.png             the first set's first 64 images; grid-<set>.png those of the others
+answers.json         what the judge says of each image, where the truth is known
+metrics.json         every number with its count and interval
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hdm.config import Pipeline
+from hdm.data.tables import read_tables
+from hdm.demo.judge import QUESTIONS, SceneJudge
+from hdm.evaluation.measuring import accuracy, ask, likeness
+from hdm.evaluation.painting import GRID_IMAGES, Painter, image_size, read_set, write_grid, write_set
+from hdm.evaluation.prompts import PromptSet, identify_prompts, prompt_sets
+from hdm.evaluation.real import RealPictures, read_real
+from hdm.models.components import resolve, weights_digest
+from hdm.models.contrastive import load_contrastive
+from hdm.models.devices import choose_device
+from hdm.progress import track
+from hdm.store import Draft, Identity, Output, Store
+
+SCHEMA = 1
+METRICS, ANSWERS = "metrics.json", "answers.json"
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | None) -> Identity:
+    """What the measurement depends on: how images are made and judged, the trained model and the real pictures.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        InputError: a model or the file of prompts is not on this machine.
+    """
+    image_size(pipeline)
+    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate, judge)}
+    config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
+    components = resolve(pipeline.components)
+    weights = {name: weights_digest(components.need(name)) for name in ("autoencoder", "text_encoder")}
+    if components.contrastive:
+        weights["contrastive"] = weights_digest(components.contrastive)
+    return Identity("evaluate", SCHEMA, config, dict(inputs), weights)
+
+
+def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, judge: SceneJudge | None) -> Output:
+    """Generate the images and measure them.
+
+    Returns:
+        An output as described above; its summary holds the headline numbers as plain fractions.
+    """
+    width, height = image_size(pipeline)
+    real = read_real(inputs, width / height, pipeline.evaluate.num_images)
+    sets = prompt_sets(pipeline.evaluate, judge, real)
+    trained = next(output for name, output in inputs.items() if name.startswith("train."))
+    with store.draft(identity) as draft:
+        with track("evaluate", sum(len(prompts.texts) for prompts in sets), "images") as bar:
+            painter = Painter(pipeline, trained)
+            for prompts in sets:
+                write_set(draft, prompts, painter, bar)
+        pictures = {prompts.name: read_set(draft.path, prompts.name, len(prompts.texts)) for prompts in sets}
+        for number, prompts in enumerate(sets):
+            told = {"prompts": prompts.texts[:GRID_IMAGES], "settings": identity.config, "model": trained.digest}
+            write_grid(draft, f"grid-{prompts.name}.png" if number else "grid.png", pictures[prompts.name], told)
+        metrics = _measure(pipeline, inputs, draft, sets, pictures, real, judge)
+        if not draft.has(METRICS):
+            draft.write_json(METRICS, metrics)
+        return draft.commit(_headlines(metrics))
+
+
+def _measure(
+    pipeline: Pipeline, inputs: Mapping[str, Output], draft: Draft, sets: list[PromptSet], pictures: Mapping[str, Any],
+    real: RealPictures, judge: SceneJudge | None,
+) -> dict[str, Any]:  # fmt: skip
+    metrics: dict[str, Any] = {
+        "images": {prompts.name: len(prompts.texts) for prompts in sets},
+        "real": {"split": real.split, "same_shape": real.same_shape, "count": len(real.captions)},
+    }
+    if judge is not None:
+        answers = {prompts.name: ask(judge, prompts, pictures[prompts.name]) for prompts in sets if prompts.asked}
+        metrics["accuracy"] = {name: accuracy(found) for name, found in answers.items()}
+        metrics["audit"] = judge.audit(read_tables(inputs["download"], "samples"), read_tables(inputs["filter"], "scores"))
+        if not draft.has(ANSWERS):
+            draft.write_json(ANSWERS, answers)
+    components = resolve(pipeline.components)
+    if components.contrastive:
+        contrastive = load_contrastive(components, choose_device(pipeline.evaluate.device, "the contrastive model"))
+        metrics |= likeness(contrastive, inputs["filter.measures"], sets, pictures, real)
+    return metrics
+
+
+def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers that a person asks for first, flat: fractions, cosines, distances."""
+    found: dict[str, float] = {}
+    for name, prefix in (("one_object", ""), ("two_objects", "two_objects_")):
+        shares = metrics.get("accuracy", {}).get(name, {})
+        found |= {f"{prefix}{question}": shares[question]["share"] for question in QUESTIONS if shares}
+    if "audit" in metrics:
+        good, caught = metrics["audit"]["good"], metrics["audit"]["caught"]
+        found["good_kept"] = good["kept"] / max(1, good["planted"])
+        found["faults_caught"] = caught["caught"] / max(1, caught["planted"])
+    for name, scores in metrics.get("clip_score", {}).items():
+        found[f"clip_score_{name}"] = scores["generated"]["mean"]
+        if "real" in scores:
+            found["clip_score_real"] = scores["real"]["mean"]
+    for name, values in metrics.get("distances", {}).items():
+        if isinstance(values, dict):
+            found |= {f"{name}_distance": values["generated"], f"{name}_distance_real": values["real"]}
+    return found

@@ -1,0 +1,101 @@
+"""Numbers about generated images: answers to prompts with known truth, likeness to the prompt, distance to real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hdm.demo.judge import QUESTIONS, SceneJudge
+from hdm.evaluation.prompts import HELD_OUT, PromptSet
+from hdm.evaluation.real import RealPictures, embeddings_of
+from hdm.evaluation.statistics import Share, frechet_distance, kernel_distance, mean_with_error
+from hdm.models.contrastive import Contrastive
+from hdm.store import Output
+
+EMBED_AT_ONCE = 64
+
+
+def ask(judge: SceneJudge, prompts: PromptSet, pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The judge's answer to every picture of a set: the prompt, and for colour, place and kind whether it is as asked."""
+    return [{"prompt": asked.text, **judge.score(asked, picture)} for asked, picture in zip(prompts.asked, pictures, strict=True)]
+
+
+def accuracy(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Share of the pictures that are right, with its interval, by question and in `all` of them."""
+    total = len(answers)
+    counts = {name: sum(bool(answer[name]) for answer in answers) for name in QUESTIONS}
+    counts["all"] = sum(all(answer[name] for name in QUESTIONS) for answer in answers)
+    return {name: Share(right, total).to_dict() for name, right in counts.items()}
+
+
+def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.ndarray:
+    """Unit embeddings (N, E) of pictures or texts, some at a time."""
+    starts = range(0, len(items), EMBED_AT_ONCE)
+    return np.concatenate([model(list(items[start : start + EMBED_AT_ONCE])) for start in starts])
+
+
+def clip_scores(prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+    """Mean cosine of pictures and texts in the contrastive model's space.
+
+    Args:
+        prompts: the set.
+        images, texts: embeddings of its generated images and its prompts.
+        real: embeddings of the pictures whose captions the prompts are, if they are.
+
+    Returns:
+        `generated`; `exchanged`, the same images with each other's prompts, which is what no likeness at all scores; and `real`.
+    """
+    scores = {"generated": mean_with_error((images * texts).sum(1)), "exchanged": _exchanged(prompts.texts, images, texts)}
+    if real is not None:
+        scores["real"] = mean_with_error((real * texts).sum(1))
+    return scores
+
+
+def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
+    """Each image with the prompt half a set further on, where that is another one."""
+    others = [(number + len(prompts) // 2) % len(prompts) for number in range(len(prompts))]
+    pairs = [(number, other) for number, other in enumerate(others) if prompts[number] != prompts[other]]
+    return mean_with_error(np.array([images[number] @ texts[other] for number, other in pairs]))
+
+
+def distances(measures: Output, real: RealPictures, generated: np.ndarray) -> dict[str, Any]:
+    """How far generated images lie from held-out pictures in embedding space, beside the same for as many training pictures.
+
+    Args:
+        measures: output `filter.measures`, which holds the embeddings of real pictures.
+        real: the pictures.
+        generated: embeddings of images of their captions.
+
+    Returns:
+        `frechet` and `kernel`, each of `generated` and of `real`; and how many pictures of each sort were compared. {} with fewer than
+        two of a sort.
+    """
+    count = min(len(generated), len(real.others))
+    held = embeddings_of(measures, list(real.captions))
+    if count < 2 or len(held) < 2:
+        return {}
+    sets = {"generated": generated[:count], "real": embeddings_of(measures, list(real.others[:count]))}
+    return {
+        "frechet": {name: frechet_distance(held, rows) for name, rows in sets.items()},
+        "kernel": {name: kernel_distance(held, rows) for name, rows in sets.items()},
+        "num_compared": count,
+        "num_held_out": len(held),
+        "embed_size": held.shape[1],
+    }
+
+
+def likeness(
+    contrastive: Contrastive, measures: Output, sets: Sequence[PromptSet], pictures: Mapping[str, Sequence[np.ndarray]], real: RealPictures
+) -> dict[str, Any]:
+    """`clip_score` by set and, for captions of held-out pictures, `distances`."""
+    found: dict[str, Any] = {"clip_score": {}, "distances": {}}
+    for prompts in sets:
+        images = embed(contrastive.embed_images, pictures[prompts.name])
+        texts = embed(contrastive.embed_texts, prompts.texts)
+        originals = embeddings_of(measures, list(prompts.keys)) if prompts.keys else None
+        found["clip_score"][prompts.name] = clip_scores(prompts, images, texts, originals)
+        if prompts.name == HELD_OUT:
+            found["distances"] = distances(measures, real, images)
+    return found

@@ -1,0 +1,103 @@
+"""What is asked of the model: sets of prompts, each with the truth or the real pictures that belong to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hdm.config import EvaluateSettings
+from hdm.demo.judge import SceneJudge, ScenePrompt
+from hdm.errors import ConfigError, InputError
+from hdm.evaluation.real import RealPictures
+
+HELD_OUT, SCENES = "held_out", "scenes"
+TWO_OBJECTS_SHARE = 4  # one image of two objects for so many of one
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of one sort, in order; image number i is generated with seed `seed + i`.
+
+    Args:
+        name: one_object, two_objects, held_out or prompts.
+        texts: the prompts.
+        asked: the truth asked for, where it is known, one for each prompt.
+        keys: the real pictures that the prompts are captions of, where they are, one for each prompt.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    asked: tuple[ScenePrompt, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+def prompt_sets(settings: EvaluateSettings, judge: SceneJudge | None, real: RealPictures) -> list[PromptSet]:
+    """The sets of an evaluation, the most telling first; captions of held-out pictures always, as distances need them.
+
+    Raises:
+        InputError: there are no prompts.
+    """
+    sets: list[PromptSet] = []
+    count = settings.num_images
+    if settings.prompts == SCENES and judge is not None:
+        sets += [_asked(judge, "one_object", count, settings.seed, 1)]
+        sets += [_asked(judge, "two_objects", max(1, count // TWO_OBJECTS_SHARE), settings.seed, 2)]
+    elif settings.prompts != HELD_OUT:
+        texts = read_prompts(Path(settings.prompts))
+        sets += [PromptSet("prompts", tuple(texts[number % len(texts)] for number in range(count)))]
+    keys = list(real.captions)
+    if keys:
+        wanted = [keys[number % len(keys)] for number in range(count if not sets else min(count, len(keys)))]
+        sets += [PromptSet(HELD_OUT, tuple(real.captions[key] for key in wanted), keys=tuple(wanted))]
+    if not sets:
+        raise InputError("no held-out picture has a caption", do="raise filter.held_out, or name a file of prompts in evaluate.prompts")
+    return sets
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: a line each, or in JSONL the field `prompt` (or `text` or `caption`) of each object.
+
+    Raises:
+        InputError: the file is missing or empty, or a line cannot be read.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the prompts: {error}", where=path, do="name a UTF-8 file in evaluate.prompts, or write held_out"
+        ) from error
+    if not lines:
+        raise InputError("there are no prompts", where=path, do="write one a line")
+    return [_from_json(line, number, path) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else lines
+
+
+def identify_prompts(settings: EvaluateSettings, judge: SceneJudge | None) -> dict[str, str]:
+    """What of the prompts belongs in the digest beyond the settings: a file's content instead of its place.
+
+    Raises:
+        ConfigError: scenes are asked for where no scenes are downloaded.
+    """
+    if settings.prompts == SCENES and judge is None:
+        raise ConfigError("evaluate.prompts: scenes needs download.kind: scenes", do="write held_out, or name a file of prompts")
+    if settings.prompts in (SCENES, HELD_OUT):
+        return {"prompts": settings.prompts}
+    return {"prompts": hashlib.sha256("\n".join(read_prompts(Path(settings.prompts))).encode()).hexdigest()}
+
+
+def _asked(judge: SceneJudge, name: str, count: int, seed: int, num_objects: int) -> PromptSet:
+    asked = judge.prompts(count, seed, num_objects)
+    return PromptSet(name, tuple(prompt.text for prompt in asked), asked=tuple(asked))
+
+
+def _from_json(line: str, number: int, path: Path) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"line {number} is not JSON: {error}", where=path) from error
+    fields = value if isinstance(value, dict) else {}
+    found = next((fields[name] for name in ("prompt", "text", "caption") if isinstance(fields.get(name), str)), None)
+    if found is None:
+        raise InputError(f"line {number} has no field prompt, text or caption", where=path)
+    return found

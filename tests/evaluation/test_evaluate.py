@@ -1,0 +1,174 @@
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdm.data.images import decode
+from hdm.data.shards import ImageReader
+from hdm.data.tables import read_tables
+from hdm.errors import ConfigError, InputError
+from hdm.evaluation.statistics import Share, frechet_distance, kernel_distance
+from hdm.models.components import resolve
+from hdm.models.contrastive import load_contrastive
+from hdm.store import MANIFEST
+
+
+@pytest.fixture(scope="module")
+def output(gallery):
+    return gallery.evaluate()
+
+
+@pytest.fixture(scope="module")
+def metrics(output):
+    return json.loads(output.file("metrics.json").read_text())
+
+
+def images_of(output, name):
+    """(member's name, picture) of all tars of a set, read with the standard library."""
+    found = []
+    for path in output.paths(".tar"):
+        if path.name.startswith(name):
+            with tarfile.open(path) as tar:
+                found += [(member.name, Image.open(io.BytesIO(tar.extractfile(member).read()))) for member in tar]
+    return found
+
+
+def real_pictures(gallery, keys):
+    samples = {row["key"]: row for row in read_tables(gallery.inputs["download"], "samples").to_pylist()}
+    shard_of = {}
+    for number, path in enumerate(gallery.inputs["download"].paths(".tar")):
+        with tarfile.open(path) as tar:
+            shard_of |= {name.split(".")[0]: number for name in tar.getnames()}
+    with ImageReader(gallery.inputs["download"]) as reader:
+        return [
+            decode(reader.read(shard_of[key], samples[key]["offset"], samples[key]["bytes"]), gallery.pipeline.images).pixels
+            for key in keys
+        ]
+
+
+def test_every_prompt_gets_its_image_with_how_it_was_made(gallery, output):
+    images = images_of(output, "one_object")
+    assert len(images) == 70
+    prompts = gallery.judge.prompts(70, 0, 1)
+    for number, (name, image) in enumerate(images):
+        assert name == f"one_object-{number:05d}.png"
+        assert image.size == (16, 16)
+        assert image.text["prompt"] == prompts[number].text
+        told = json.loads(image.text["parameters"])
+        assert (told["seed"], told["steps"]) == (number, 2)
+        assert told["model"].startswith("train.16px/")
+    assert len(images_of(output, "two_objects")) == 17
+    assert json.loads(Image.open(output.file("grid.png")).text["prompts"]) == [prompt.text for prompt in prompts[:64]]
+
+
+def test_grids_show_the_images(output):
+    grid = np.asarray(Image.open(output.file("grid.png")))
+    images = images_of(output, "one_object")
+    assert grid.shape == (8 * 18 - 2, 8 * 18 - 2, 3)
+    for place in (0, 9, 63):
+        top, left = place // 8 * 18, place % 8 * 18
+        assert np.array_equal(grid[top : top + 16, left : left + 16], np.asarray(images[place][1]))
+
+
+def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
+    answers = json.loads(output.file("answers.json").read_text())
+    prompts = gallery.judge.prompts(70, 0, 1)
+    pictures = [np.asarray(image) for _, image in images_of(output, "one_object")]
+    for question in ("colour", "place", "kind"):
+        right = sum(gallery.judge.score(prompt, picture)[question] for prompt, picture in zip(prompts, pictures, strict=True))
+        assert sum(answer[question] for answer in answers["one_object"]) == right
+        assert metrics["accuracy"]["one_object"][question] == Share(right, 70).to_dict()
+        assert output.summary[question] == right / 70
+    assert metrics["accuracy"]["two_objects"]["all"]["total"] == 17
+
+
+def test_the_audit_is_of_this_download(gallery, metrics):
+    scores = read_tables(gallery.inputs["filter"], "scores")
+    assert metrics["audit"]["good"]["planted"] == 90
+    assert metrics["audit"]["caught"]["planted"] == 18
+    kept = sum(scores["kept"].to_pylist())
+    bad_kept = sum(fault["reasons"].get("kept", 0) for fault in metrics["audit"]["faults"].values())
+    assert metrics["audit"]["good"]["kept"] == kept - bad_kept
+
+
+def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, metrics):
+    contrastive = load_contrastive(resolve(gallery.pipeline.components))
+    rows = read_tables(gallery.inputs["filter"], "scores").to_pylist()
+    captions = {row["key"]: row["caption"] for row in reversed(read_tables(gallery.inputs["caption"], "captions").to_pylist())}
+
+    def fits(row, split):
+        return row["split"] == split and (not metrics["real"]["same_shape"] or 0.8 <= row["width"] / row["height"] <= 1.25)
+
+    held, train = (sorted(row["key"] for row in rows if fits(row, split)) for split in ("held_out", "train"))
+    assert metrics["real"]["count"] == len(held) > 5
+
+    images = contrastive.embed_images([np.asarray(image) for _, image in images_of(output, "held_out")])
+    texts = contrastive.embed_texts([captions[key] for key in held])
+    pictures = contrastive.embed_images(real_pictures(gallery, held))
+    scores = metrics["clip_score"]["held_out"]
+    assert len(images) == len(held)
+    assert scores["generated"]["mean"] == pytest.approx((images * texts).sum(1).mean(), abs=1e-4)
+    assert scores["real"]["mean"] == pytest.approx((pictures * texts).sum(1).mean(), abs=1e-3)
+
+    others = contrastive.embed_images(real_pictures(gallery, train[: len(held)]))
+    found = metrics["distances"]
+    assert found["num_held_out"] == len(held)
+    assert found["num_compared"] == min(len(held), len(train))
+    assert found["frechet"]["generated"] == pytest.approx(frechet_distance(pictures, images[: found["num_compared"]]), rel=0.01)
+    assert found["frechet"]["real"] == pytest.approx(frechet_distance(pictures, others), rel=0.01)
+    assert found["kernel"]["generated"] == pytest.approx(kernel_distance(pictures, images[: found["num_compared"]]), rel=0.01, abs=1e-3)
+    # A model that has learnt nothing is farther from real pictures than these are from each other.
+    assert found["kernel"]["generated"] > found["kernel"]["real"]
+
+
+def test_an_interrupted_evaluation_ends_in_the_same_bytes(gallery, output, tmp_path):
+    again = gallery.changed(tmp_path / "store")
+    folder = again.store.folder(again.identity)
+    shutil.copytree(output.path, folder)
+    for name in (MANIFEST, "one_object-00001.tar", "metrics.json", "grid.png"):
+        (folder / name).unlink()
+    resumed = again.evaluate()
+    assert resumed.files == output.files
+    assert (resumed.path / MANIFEST).read_bytes() == (output.path / MANIFEST).read_bytes()
+
+
+def test_the_batch_size_is_no_part_of_the_result(gallery, output, tmp_path):
+    other = gallery.changed(tmp_path / "store", batch_size=7)
+    assert other.identity.digest == gallery.identity.digest
+    images = [np.asarray(image, int) for _, image in images_of(other.evaluate(), "one_object")]
+    for (_, image), same in zip(images_of(output, "one_object"), images, strict=True):
+        assert np.abs(np.asarray(image, int) - same).max() <= 1
+
+
+def test_prompts_of_a_file_in_another_shape(gallery, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "red circle"}\n\n{"caption": "blue square"}\n')
+    settings = {"prompts": str(file), "num_images": 5, "size": "32x16"}
+    other = gallery.changed(tmp_path / "store", **settings)
+    digest = other.identity.digest
+    images = images_of(other.evaluate(), "prompts")
+    assert [image.text["prompt"] for _, image in images] == ["red circle", "blue square", "red circle", "blue square", "red circle"]
+    assert {image.size for _, image in images} == {(32, 16)}
+
+    # The digest knows what the file says, not where it lies.
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_text(file.read_text())
+    assert gallery.changed(tmp_path / "store", **{**settings, "prompts": str(moved)}).identity.digest == digest
+    file.write_text('{"prompt": "red square"}\n')
+    assert gallery.changed(tmp_path / "store", **settings).identity.digest != digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"size": "16*16"}, ConfigError, "WIDTHxHEIGHT"),
+        ({"prompts": "nowhere.txt"}, InputError, "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_anything_is_loaded(gallery, tmp_path, settings, error, said):
+    with pytest.raises(error, match=said):
+        _ = gallery.changed(tmp_path, **settings).identity
