@@ -65,17 +65,17 @@ class CaptionIndex:
     """
 
     def __init__(self, keys: np.ndarray) -> None:
-        self._order = np.argsort(keys, kind="stable")
-        self._keys, self._starts, self._counts = np.unique(keys[self._order], return_index=True, return_counts=True)
+        self._order = np.argsort(keys, kind="stable").astype(np.int32)
+        self._keys, starts = np.unique(keys[self._order], return_index=True)
+        self._starts = np.append(starts, len(keys)).astype(np.int32)
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For some pictures, where their captions start in the index and how many they have: (n,) int64 each; 0 where none."""
-        places = np.searchsorted(self._keys, keys)
-        places = np.minimum(places, max(len(self._keys) - 1, 0))
+        """For some pictures, where their captions start in the index and how many they have: (n,) int32 each; 0 and 0 where none."""
         if not len(self._keys):
-            return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
+            return np.zeros(len(keys), np.int32), np.zeros(len(keys), np.int32)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         found = self._keys[places] == keys
-        return self._starts[places] * found, self._counts[places] * found
+        return self._starts[places] * found, (self._starts[places + 1] - self._starts[places]) * found
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """The table's rows at places of the index, as `find` counts them."""
