@@ -13,7 +13,7 @@ import torch
 from hdm.config import Pipeline
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.tables import CAPTIONS, SCORES, write_table
-from hdm.encoding import tokens
+from hdm.encoding import text, tokens
 from hdm.store import Identity, Output, Store
 from hdm.training import phase
 from hdm.training.job import Job
@@ -60,7 +60,9 @@ def make_pipeline(components: Path, **train: Any) -> Pipeline:
         **train,
     }  # fmt: skip
     parts = {"text_encoder": str(components / "text_encoder"), "autoencoder": str(components / "autoencoder")}
-    return Pipeline.model_validate({"name": "small", "components": parts, "encode": {"max_tokens": 8}, "train": settings, "threads": 1})
+    return Pipeline.model_validate(
+        {"name": "small", "components": parts, "encode": {"max_tokens": 8, "device": "cpu"}, "train": settings, "threads": 1}
+    )
 
 
 @dataclass
@@ -87,6 +89,13 @@ class Workshop:
         settings = {**self.pipeline.model_dump(mode="json")["train"], **train}
         values = {**self.pipeline.model_dump(mode="json"), "train": settings}
         return replace(self, pipeline=Pipeline.model_validate(values))
+
+    def cached(self) -> Workshop:
+        """The same with text embeddings from the cache."""
+        needed = {name: self.inputs[name] for name in ("caption", "encode.tokens")}
+        identity = text.identify(self.pipeline, {name: output.digest for name, output in needed.items()})
+        made = self.store.find(identity) or text.make(self.pipeline, identity, needed, self.store)
+        return replace(self, inputs={**self.inputs, made.name: made})
 
     def elsewhere(self, root: Path) -> Workshop:
         """The same data and settings with another store for what training makes."""
