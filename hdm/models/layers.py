@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
-from hdm.models.rope import RotaryPositions, rotate
+from hdm.models.fused import rms_norm, swiglu
+from hdm.models.rope import RotaryPositions
 
 
 class Modulation(NamedTuple):
-    """Shift and scale of a norm and the gate of what follows it, each (B, 1, D)."""
+    """A norm's factor 1 + scale, its shift, and the factor 1 + gate of what follows it, each (B, 1, D)."""
 
     scale: Tensor
     shift: Tensor
@@ -117,7 +118,8 @@ class ModulationNetwork(nn.Sequential):
         _zero(self[-1])
 
     def forward(self, embedding_BD: Tensor) -> Modulation:
-        return Modulation(*super().forward(embedding_BD).float()[:, None].chunk(3, -1))
+        scale, shift, gate = super().forward(embedding_BD).float()[:, None].chunk(3, -1)
+        return Modulation(1 + scale, shift, 1 + gate)
 
 
 class ModulatedNorm(nn.Module):
@@ -133,27 +135,27 @@ class ModulatedNorm(nn.Module):
             assert isinstance(modulation, Tensor)
             modulation = self.adaln(modulation)
         assert isinstance(modulation, Modulation)
-        weight = self.norm.weight * (1 + modulation.scale)
-        normed = F.rms_norm(tokens_BSD.float(), self.norm.normalized_shape, eps=self.norm.eps)
-        return torch.addcmul(modulation.shift, normed, weight), 1 + modulation.gate
+        return rms_norm(tokens_BSD, self.norm.weight * modulation.scale, modulation.shift), modulation.gate
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: rotation, QK-norm, the attention itself and the output layer."""
+    """What self- and cross-attention share: QK-norm, rotation, the attention itself and the output layer."""
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.heads = config.num_heads, config.head_size
         self.rope = RotaryPositions(config.num_heads, config.head_size, config.rope)
-        self.q_norm = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
+        if config.qk_norm:
+            self.q_norm, self.k_norm = nn.RMSNorm(config.head_size), nn.RMSNorm(config.head_size)
+        self.qk_norm = config.qk_norm
         self.out = nn.Linear(config.width, config.width)
 
-    def attend(self, q_BSD: Tensor, k_BSD: Tensor, v_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (features.unflatten(-1, (self.num_heads, -1)) for features in (q_BSD, k_BSD, v_BSD))
-        cos, sin = self.rope(positions)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    def attend(self, qk: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """qk (B, S, 2, N, K) and v (B, S, N, K) to (B, S, D)."""
+        if self.qk_norm:
+            qk = rms_norm(qk, torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]).type_as(qk)
+        q, k = self.rope(qk, positions).transpose(1, 3).unbind(2)
+        mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -163,8 +165,8 @@ class SelfAttention(Attention):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
 
     def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(tokens_BSD).chunk(3, -1)
-        return self.attend(q, k, v, positions, mask)
+        qk, v = self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)).split((2, 1), 2)
+        return self.attend(qk, v[:, :, 0], positions, mask)
 
 
 class CrossAttention(Attention):
@@ -176,8 +178,9 @@ class CrossAttention(Attention):
         self.kv = nn.Linear(config.width, 2 * config.width, bias=False)
 
     def forward(self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        k, v = self.kv(skip_BSD).chunk(2, -1)
-        return self.attend(self.q(tokens_BSD), k, v, positions, mask)
+        q = self.q(tokens_BSD).unflatten(-1, self.heads)
+        k, v = self.kv(skip_BSD).unflatten(-1, (2, *self.heads)).unbind(2)
+        return self.attend(torch.stack((q, k), 2), v, positions, mask)
 
 
 class FeedForward(nn.Module):
@@ -189,8 +192,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
-        a, b = self.w12(tokens_BSD).chunk(2, -1)
-        return self.w3(F.silu(a) * b)
+        return self.w3(swiglu(self.w12(tokens_BSD)))
 
 
 class Block(nn.Module):

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hdm.models.fused import rotate
+
 LOG_SPACED = (math.pi / 2, 8 * math.pi)
 """Lowest and highest start frequency of `log_spaced`: half a period across the picture to 16 cells' Nyquist rate."""
 
@@ -32,15 +34,6 @@ class RotaryPositions(nn.Module):
             table = spaced.view(shape[1], shape[0]).T.unsqueeze(-1).repeat(1, 1, 2)
         self.freqs = nn.Parameter(table)
 
-    def forward(self, positions_BS2: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of each token's angles, (B, S, N, K/2) float32; B is 1 where all samples lie alike."""
-        angles = positions_BS2[:, :, None, None, :] * self.freqs.float().exp()
-        angles = angles.flatten(-2)  # (feature j, axis s) → pair 2j + s
-        return angles.cos(), angles.sin()
-
-
-def rotate(features_BSNK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (u, v) of features to (u·cos - v·sin, v·cos + u·sin), in float32."""
-    u, v = features_BSNK.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((u * cos - v * sin, v * cos + u * sin), -1).flatten(-2)
-    return turned.type_as(features_BSNK)
+    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Turn queries and keys (B, S, 2, N, K) by the angles of their positions (B or 1, S, 2)."""
+        return rotate(features, positions, self.freqs)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
+from hdm.models.fused import rms_norm
 from hdm.models.layers import AspectEmbedding, Block, Conditions, ModulationNetwork, PatchEmbedding, PatchOutput, TimestepEmbedding
 from hdm.models.tread import gather, kept_rows, scatter
 from hdm.positions import full_map, to_patch_grid
@@ -84,7 +85,7 @@ class XUT(nn.Module):
         self.prev_tread_trns = Trunk(config, config.prev_blocks)
         self.backbone = Backbone(config)
         self.post_tread_trns = Trunk(config, config.post_blocks)
-        self.final_norm = nn.RMSNorm(width, eps=1e-6) if config.final_norm else nn.Identity()
+        self.final_norm = nn.RMSNorm(width) if config.final_norm else None
         self.out_patch = PatchOutput(width, config.channels, config.patch_size)
 
     def blocks(self) -> Iterator[Block]:
@@ -134,7 +135,10 @@ class XUT(nn.Module):
             rows = kept_rows(kept, num_image, num_text)
             z = scatter(z, rows, self.backbone(gather(z, rows), _only(given, rows)))
         z = self.post_tread_trns(z, given)
-        return self.out_patch(self.final_norm(z[:, :num_image]), height, width)
+        z = z[:, :num_image]
+        if self.final_norm is not None:
+            z = rms_norm(z, self.final_norm.weight)
+        return self.out_patch(z, height, width)
 
     def _conditions(self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None) -> Conditions:
         embedding = self.time_emb(timestep)
