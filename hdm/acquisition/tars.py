@@ -7,6 +7,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,8 @@ class Tars:
                 elif is_picture:
                     sample.picture, sample.load = as_text(member.name), self._loader(tar, member)
                 elif member.isreg() and member.size <= MAX_WORDS_BYTES and kind in (*CAPTIONS, "json"):
-                    sample.words[kind] = _content(tar, member)
+                    with suppress(Unreadable):  # the tar ends here, and that is told next
+                        sample.words[kind] = _content(tar, member)
             if sample is not None:
                 yield sample
 
@@ -90,7 +92,7 @@ class Tars:
             return partial(_raise, too_large(self.settings.max_bytes))
         if isinstance(tar.fileobj, io.BufferedReader):
             return partial(_content, tar, member)
-        return partial(bytes, _content(tar, member))  # a compressed tar cannot go back
+        return _read_now(tar, member)  # a compressed tar cannot go back
 
     def _words(self, sample: _Sample) -> tuple[str | None, str | None]:
         """Caption and licence."""
@@ -108,15 +110,20 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
             tar.members = []  # type: ignore[attr-defined]  # else every header of a large tar stays in memory
             if not member.isdir() and _split(member.name)[1]:
                 yield member
+        # Python takes a torn or broken header for the end; the end is a block of zeros.
+        assert tar.fileobj is not None
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            yield None
     except DAMAGE:
         yield None
 
 
 def _split(name: str) -> tuple[str, str]:
     """The name up to the first dot of its last part, and what follows the last dot: `a/b.seg.PNG` → `a/b`, `png`."""
-    folder, _, file_name = name.rpartition("/")
-    stem, _, suffixes = file_name.partition(".")
-    return f"{folder}/{stem}", suffixes.rsplit(".", 1)[-1].lower()
+    file_name = name.rpartition("/")[2]
+    suffixes = file_name.partition(".")[2]
+    return name.removesuffix(f".{suffixes}"), suffixes.rsplit(".", 1)[-1].lower()
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -128,6 +135,13 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if len(data) != member.size:
         raise Unreadable("cut_off", "the tar ends within the picture")
     return data
+
+
+def _read_now(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
+    try:
+        return partial(bytes, _content(tar, member))
+    except Unreadable as refusal:
+        return partial(_raise, refusal)
 
 
 def _raise(refusal: Unreadable) -> bytes:

@@ -2,20 +2,30 @@
 
 import io
 import socketserver
+import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 from PIL import Image
 
 Answer = bytes | Callable[["Connection"], None]
 
 
+@cache
 def png(seed: int = 0, width: int = 40, height: int = 30) -> bytes:
     buffer = io.BytesIO()
     Image.linear_gradient("L").rotate(seed * 7).resize((width, height)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises a size and ends there."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
 
 
 def http(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
