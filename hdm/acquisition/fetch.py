@@ -109,10 +109,7 @@ class Fetcher:
             async with self._session.get(url, allow_redirects=False) as answer:
                 if answer.status not in REDIRECTS:
                     return await self._body(answer)
-                try:
-                    url = url.join(URL(answer.headers.get("Location", "")))
-                except ValueError as error:
-                    raise Unreadable("bad_redirect", "the redirect leads to no URL") from error
+                url = _redirected(url, answer.headers.get("Location"))
         raise Unreadable("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
 
     async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
@@ -136,6 +133,15 @@ class Fetcher:
         if answer.status == 429:  # the whole host asks for rest
             self._not_before[answer.url.host or ""] = time.monotonic() + min(wait_sec, MAX_WAIT_SEC)
         raise _Busy(verdict, wait_sec)
+
+
+def _redirected(url: URL, location: str | None) -> URL:
+    try:
+        if location:
+            return url.join(URL(location))
+    except ValueError:
+        pass
+    raise Unreadable("bad_redirect", "the redirect leads to no URL")
 
 
 def _retry_after(value: str | None) -> float:

@@ -32,29 +32,27 @@ class UrlList:
 
     def items(self) -> Iterator[Item]:
         keys = Keys(self._survey[1])
-        for path, names in zip(self.paths, self._columns, strict=True):
+        for path, names in self._parts:
             for number, (url, caption, licence) in enumerate(map(texts, read_rows(path, names)), 1):
                 source = url.strip() if url else f"{path.name}:{number}"
                 yield Item(keys.give(source), source, caption, licence, None if url else _no_url)
 
     @cached_property
-    def _columns(self) -> list[list[str | None]]:
-        return [self._choose_columns(path) for path in self.paths]
+    def _parts(self) -> list[tuple[Path, list[str | None]]]:
+        """The files that are not empty, and their columns of URL, caption and licence."""
+        known = ((path, column_names(path, self.settings.url_column)) for path in self.paths)
+        return [(path, self._choose(path, names)) for path, names in known if names]
 
-    def _choose_columns(self, path: Path) -> list[str | None]:
-        """The columns of URL, caption and licence."""
-        known = column_names(path, self.settings.url_column)
+    def _choose(self, path: Path, known: list[str]) -> list[str | None]:
         url = need_column(self.settings.url_column, known, "url_column", path)
         if path.suffix.lower() == ".txt":
             return [url, None, None]
-        caption = caption_column(self.settings, known, path) if known else None
-        return [url, caption, next((name for name in LICENCE_COLUMNS if name in known), None)]
+        return [url, caption_column(self.settings, known, path), next((name for name in LICENCE_COLUMNS if name in known), None)]
 
     @cached_property
     def _survey(self) -> tuple[int, frozenset[str]]:
         """Number of rows, and the keys that come more than once."""
-        pairs = zip(self.paths, self._columns, strict=True)
-        return survey(row[0] for path, names in pairs for row in read_rows(path, names[:1]))
+        return survey(row[0] for path, names in self._parts for row in read_rows(path, names[:1]))
 
 
 def _no_url() -> bytes:

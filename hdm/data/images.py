@@ -237,7 +237,8 @@ def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | No
     if bits > 8 and isinstance(transparent, tuple):
         image.info["transparency"] = tuple(sample >> 8 for sample in transparent)  # as Pillow cut the samples
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or image.has_transparency_data:
-        straight = image.convert("LA" if image.mode in ("LA", "La", "L", "1") else "RGBA")
+        mode = "LA" if image.mode in ("LA", "La", "L", "1") else "RGBA"
+        straight = image if image.mode == mode else image.convert(mode)
         return straight.convert(straight.mode[:-1]), straight.getchannel("A")
     return image.convert("RGB") if image.mode == "P" else image, None
 

@@ -211,9 +211,10 @@ def test_an_empty_source(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no items"):
         make(tmp_path / "store", pipeline(source=str(tmp_path / "empty"), kind="folder"))
-    (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(InputError, match="no items"):
-        make(tmp_path / "store", pipeline(source=str(tmp_path / "empty.txt")))
+    for name, text in {"empty.txt": "\n\n", "empty.csv": "", "header.csv": "url,caption\n", "empty.jsonl": "\n"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match="no items"):
+            make(tmp_path / "store", pipeline(source=str(tmp_path / name)))
 
 
 def test_what_the_digest_depends_on(folder, tmp_path):

@@ -151,6 +151,8 @@ def test_nobody_listens(server):
         ("data:image/png;base64,AAAA", "refused_scheme"),
         ("http://user:secret@pictures.test/inner.png", "refused_credentials"),
         ("/loop.png", "too_many_redirects"),
+        ("", "bad_redirect"),
+        ("http://[", "bad_redirect"),
     ],
 )
 def test_redirects_that_are_refused(server, location, status):
