@@ -141,10 +141,10 @@ class FilterSettings(Settings):
     blurred over about a pixel, 0 one colour."""
     max_noise: float | None = None
     """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest tenth)."""
-    duplicate_distance: float | None = 0.06
+    duplicate_distance: float | None = 0.08
     """Perceptual-hash bits that may differ, as a share of all, for two pictures to be one; 0: exact copies alone."""
-    duplicate_colour: float = 12.0
-    """And the mean colour difference (grey levels) of their thumbnails that may be there."""
+    duplicate_colour: float = 4.0
+    """And the mean colour difference of their thumbnails (grey levels, overall brightness taken out) that may be there."""
     duplicate_mirrored: bool = False
     """A picture and its mirror image are one. Not where captions speak of left and right."""
     min_aesthetic: float | None = None

@@ -98,6 +98,7 @@ class _Captioner:
 
     def __exit__(self, *_: object) -> None:
         self.threads.shutdown(cancel_futures=True)
+        self.reader.close()
 
     def write_shard(self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int]]], bar: Tracker) -> None:
         """Write the captions of one shard's kept items."""

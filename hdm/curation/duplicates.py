@@ -14,6 +14,7 @@ import numpy as np
 
 from hdm.curation.fingerprints import HASH_BITS, THUMBNAIL_SIDE
 
+MAX_BRIGHTNESS = 32.0  # grey levels by which copies may differ as a whole
 _ROWS, _COLUMNS = 64, 4096  # pairs looked at together: their first words stay in the processor's cache
 
 
@@ -46,7 +47,7 @@ def find_copies(prints: Fingerprints, fit: np.ndarray, distance: float, colour: 
         prints: of all pictures, in order.
         fit: (N,) bool; only these can be originals, so that a bad copy never displaces a good one.
         distance: share of the hash's bits that may differ; 0: only equal pixels count.
-        colour: mean difference of the thumbnails, in grey levels, that may be there.
+        colour: mean difference of the thumbnails, in grey levels and with the difference in overall brightness (at most 32) taken out.
         mirrored: whether a picture and its mirror image are one.
 
     Returns:
@@ -119,7 +120,14 @@ class _Nearness:
             row, column = np.nonzero(np.bitwise_count(hashes[:, :1] ^ self.prints.hashes[some, 0]) <= self.max_bits)
             bits = np.bitwise_count(hashes[row] ^ self.prints.hashes[some[column]]).sum(axis=1)
             row, column = row[bits <= self.max_bits], column[bits <= self.max_bits]
-            colour = np.abs(thumbnails[row].astype(np.int16) - self.prints.thumbnails[some[column]]).mean(axis=(1, 2, 3))
-            rows.append(row[colour <= self.max_colour])
-            columns.append(column[colour <= self.max_colour] + start)
+            alike = self._alike(thumbnails[row], self.prints.thumbnails[some[column]])
+            rows.append(row[alike])
+            columns.append(column[alike] + start)
         return np.concatenate(rows), np.concatenate(columns)
+
+    def _alike(self, thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Whether the colours agree. A copy's brightness may have been changed as a whole, which says nothing; black is not white."""
+        difference = thumbnails.astype(np.float32) - others
+        brightness = difference.mean(axis=(1, 2, 3), keepdims=True)
+        colour = np.abs(difference - brightness).mean(axis=(1, 2, 3))
+        return (colour <= self.max_colour) & (np.abs(brightness[:, 0, 0, 0]) <= MAX_BRIGHTNESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from hdm.data.images import BadImage, decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import MEASURES, num_shards, read_table, read_tables, shard_name, write_table
 from hdm.data.wording import normal_caption
-from hdm.errors import ConfigError
+from hdm.errors import ConfigError, DamagedError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import AestheticHead, Contrastive, load_aesthetic_head, load_contrastive
 from hdm.models.devices import Batches, choose_device
@@ -140,6 +141,7 @@ class _Measurer:
 
     def __exit__(self, *_: object) -> None:
         self.threads.shutdown(cancel_futures=True)
+        self.reader.close()
 
     def write_shard(self, draft: Draft, number: int, bar: Tracker) -> None:
         """Write the tables of one shard of the download."""
@@ -156,7 +158,7 @@ class _Measurer:
         write_table(draft, shard_name("measures", number), MEASURES, rows, counts)
 
     def _batches(self, number: int) -> Iterator[list[_Look]]:
-        columns = ["key", "status", "caption", "offset", "bytes"]
+        columns = ["key", "status", "caption", "sha256", "offset", "bytes"]
         samples = read_table(self.download.file(shard_name("samples", number)), columns).to_pylist()
         items = [sample for sample in samples if sample["status"] == "ok"]
         ahead: list[Future[_Look]] = []
@@ -170,6 +172,11 @@ class _Measurer:
 
     def _read(self, number: int, item: Mapping[str, Any]) -> _Look:
         data = self.reader.read(number, item["offset"], item["bytes"])
+        if hashlib.sha256(data).hexdigest() != item["sha256"]:
+            tar = self.download.path / shard_name("images", number, "tar")
+            raise DamagedError(
+                f"the bytes of picture {item['key']} are not what was downloaded", where=tar, do="run the same command again"
+            )
         return _look(data, item["key"], normal_caption(item["caption"]), self.images)
 
     def _embed(self, looks: list[_Look]) -> None:

@@ -21,7 +21,7 @@ def normal_caption(given: object, max_chars: int = 2000) -> str | None:
     Args:
         given: text, or its bytes in UTF-8. Anything else, text that was damaged in decoding (U+FFFD, lone surrogates), and the words
             that programs write for nothing ("None", "nan", …) count as missing.
-        max_chars: what is longer is cut, between words where there is a space in the last fifth.
+        max_chars: what is longer is cut, between words where there is a space in the second half.
     """
     text = _decoded(given)
     if text is None:
@@ -50,5 +50,5 @@ def _is_mark(char: str) -> bool:
 def _cut(text: str, max_chars: int) -> str:
     if len(text) <= max_chars:
         return text
-    space = text.rfind(" ", max_chars - max_chars // 5, max_chars + 1)
+    space = text.rfind(" ", max_chars // 2, max_chars + 1)
     return text[: space if space > 0 else max_chars].rstrip()

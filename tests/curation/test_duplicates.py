@@ -22,7 +22,7 @@ def together(prints: list[Fingerprint]) -> Fingerprints:
     )
 
 
-def copies(pictures: list[np.ndarray], distance: float = 0.06, colour: float = 12, fit: list[bool] | None = None, mirrored: bool = False):
+def copies(pictures: list[np.ndarray], distance: float = 0.08, colour: float = 4, fit: list[bool] | None = None, mirrored: bool = False):
     found = find_copies(together([fingerprint(p) for p in pictures]), np.array(fit or [True] * len(pictures)), distance, colour, mirrored)
     return found.tolist()
 
@@ -49,7 +49,9 @@ def naive(hashes: list[np.ndarray], thumbnails: np.ndarray, fit: np.ndarray, max
 
     def near(a: int, b: int) -> bool:
         bits = imagehash.ImageHash(hashes[a]) - imagehash.ImageHash(hashes[b])
-        return bits <= max_bits and np.abs(thumbnails[a].astype(float) - thumbnails[b]).mean() <= colour
+        difference = thumbnails[a].astype(float) - thumbnails[b]
+        brightness = difference.mean()
+        return bits <= max_bits and abs(brightness) <= 32 and np.abs(difference - brightness).mean() <= colour
 
     found, originals = [-1] * len(fit), []
     for number in np.flatnonzero(fit).tolist():
@@ -71,12 +73,13 @@ def test_the_search_finds_what_a_naive_one_finds(seed, count, drift, distance):
         parent = int(rng.integers(-3, number)) if number else -1
         bits[number] = rng.random(HASH_BITS) < 0.5 if parent < 0 else bits[parent]
         bits[number, rng.integers(0, HASH_BITS, drift)] ^= True
-        thumbnails[number] = rng.integers(0, 256, 3) if parent < 0 else np.clip(thumbnails[parent] + rng.integers(-9, 9, 3), 0, 255)
+        shade = rng.integers(0, 256, 3) if parent < 0 else thumbnails[parent] + rng.integers(-9, 9, 3)
+        thumbnails[number] = np.clip(shade, 0, 255)
     fit = rng.random(count) < 0.8
     packed = [np.packbits(row).tobytes() for row in bits]
     prints = Fingerprints.from_columns(packed, packed, [t.tobytes() for t in thumbnails], [""] * count)
-    expected = naive([row.reshape(16, 16) for row in bits], thumbnails, fit, int(distance * HASH_BITS), 12)
-    assert find_copies(prints, fit, distance, 12).tolist() == expected
+    expected = naive([row.reshape(16, 16) for row in bits], thumbnails, fit, int(distance * HASH_BITS), 4)
+    assert find_copies(prints, fit, distance, 4).tolist() == expected
 
 
 def remade(photo: np.ndarray) -> list[np.ndarray]:
@@ -115,3 +118,10 @@ def test_one_shape_in_two_colours_is_two_pictures():
     red[16:48, 16:48], blue[16:48, 16:48] = (200, 30, 30), (30, 60, 200)
     assert copies([red, blue]) == [-1, -1]
     assert copies([red, blue], colour=255, distance=0.2) == [-1, 0]
+
+
+def test_a_copy_may_be_brighter_as_a_whole_but_black_is_not_white(photos):
+    brighter = np.clip(photos[0].astype(int) + 20, 0, 255).astype(np.uint8)
+    assert copies([photos[0], brighter]) == [-1, 0]
+    blanks = [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 128, 255, 255)]
+    assert copies(blanks) == [-1, -1, -1, 2]

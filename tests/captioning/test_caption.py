@@ -1,0 +1,120 @@
+"""The caption stage on a real download and a real CoCa, interrupted and not."""
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from hdm.captioning import caption
+from hdm.config import CaptionMaker, CaptionSettings, Components, FilterSettings, Pipeline
+from hdm.curation import decide, measure
+from hdm.data.tables import read_tables
+from hdm.demo.scenes import draw, make_scene
+from hdm.errors import InputError
+from hdm.store import Output, Store
+from tests.curation.conftest import png
+
+GIVEN = ["a red  circle", None, "None", "cats &amp; dogs", "", "a blue\x00 square\u200b", "a kept one", "too small"]
+
+
+@pytest.fixture
+def made(store: Store, make_download) -> tuple[Output, Output]:
+    """A download of two shards with one failed item and one that the filter refuses."""
+    shown = [png(draw(make_scene(5, index))) for index in range(len(GIVEN) - 1)] + [png(draw(make_scene(5, 99, size_px=16)))]
+    download = make_download(list(zip(shown[:4], GIVEN[:4], strict=True)), [(None, "gone"), *zip(shown[4:], GIVEN[4:], strict=True)])
+    pipeline = Pipeline(filter=FilterSettings(min_side_px=48))
+    inputs = {"download": download}
+    inputs["filter.measures"] = run(measure, pipeline, inputs, store)
+    return download, run(decide, pipeline, inputs, store)
+
+
+def run(stage: Any, pipeline: Pipeline, inputs: dict[str, Output], store: Store) -> Output:
+    identity = stage.identify(pipeline, {name: output.digest for name, output in inputs.items()})
+    return stage.make(pipeline, identity, inputs, store)
+
+
+def captioned(
+    made: tuple[Output, Output], store: Store, *makers: CaptionMaker, components: Components | None = None, **settings: Any
+) -> Output:
+    pipeline = Pipeline(components=components or Components(), caption=CaptionSettings(makers=makers, **settings))
+    return run(caption, pipeline, dict(zip(("download", "filter"), made, strict=True)), store)
+
+
+def by_source(made: tuple[Output, Output], output: Output) -> dict[str, list[tuple[int, str, str]]]:
+    sources = dict(zip(*(read_tables(made[0], "samples").column(name).to_pylist() for name in ("key", "source")), strict=True))
+    found: dict[str, list[tuple[int, str, str]]] = {}
+    for row in read_tables(output, "captions").to_pylist():
+        found.setdefault(sources[row["key"]], []).append((row["index"], row["maker"], row["caption"]))
+    return found
+
+
+def test_given_captions_come_back_normalised_for_kept_pictures_alone(made, store):
+    output = captioned(made, store, CaptionMaker())
+    assert by_source(made, output) == {
+        "0/0.png": [(0, "given", "a red circle")],
+        "0/3.png": [(0, "given", "cats & dogs")],
+        "1/2.png": [(0, "given", "a blue square")],
+        "1/3.png": [(0, "given", "a kept one")],
+    }
+    assert output.counts == {"items": 7, "captions": 4, "captions_given": 4, "uncaptioned": 3}
+
+
+def test_missing_ones_are_made_by_the_coca_and_templates_add_to_the_given(made, store, coca_folder):
+    makers = (
+        CaptionMaker(),
+        CaptionMaker(kind="coca", when="missing", max_tokens=6),
+        CaptionMaker(kind="template", template="see {given}"),
+    )
+    output = captioned(made, store, *makers, components=Components(contrastive=str(coca_folder)))
+    found = by_source(made, output)
+    assert found["0/0.png"] == [(0, "given", "a red circle"), (1, "template", "see a red circle")]
+    assert {source: [maker for _, maker, _ in rows] for source, rows in found.items() if rows[0][1] != "given"} == {
+        "0/1.png": ["coca"], "0/2.png": ["coca"], "1/1.png": ["coca"]
+    }  # fmt: skip
+    assert output.counts["captions_coca"] + output.counts["uncaptioned"] == 3
+
+
+def test_the_transformers_maker_runs_as_a_stage(made, store, llava_folder):
+    maker = CaptionMaker(kind="transformers", count=3, max_tokens=5)
+    output = captioned(made, store, maker, components=Components(captioner=str(llava_folder)))
+    assert output.counts["items"] == 7
+    assert output.counts["captions"] > 7
+    assert {maker for rows in by_source(made, output).values() for _, maker, _ in rows} == {"transformers"}
+
+
+def test_equal_captions_of_one_picture_are_written_once(made, store):
+    output = captioned(made, store, CaptionMaker(), CaptionMaker(kind="template", template="{given}|{given} |see {given}", count=3))
+    assert by_source(made, output)["0/0.png"] == [(0, "given", "a red circle"), (1, "template", "see a red circle")]
+
+
+def test_long_captions_are_cut(made, store):
+    assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=10))["1/3.png"] == [(0, "given", "a kept one")]
+    assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=9))["1/3.png"] == [(0, "given", "a kept")]
+
+
+def digests(output: Output) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*output.paths(), output.path / "manifest.json"]}
+
+
+def test_a_rerun_after_losing_a_table_gives_the_same_bytes(made, store, coca_folder):
+    makers = (CaptionMaker(), CaptionMaker(kind="coca", count=3, max_tokens=6))
+    output = captioned(made, store, *makers, components=Components(contrastive=str(coca_folder)))
+    before = digests(output)
+    for name in ("manifest.json", "captions-00001.parquet"):
+        (output.path / name).unlink()
+    assert digests(captioned(made, store, *makers, components=Components(contrastive=str(coca_folder)))) == before
+
+
+def test_the_batch_size_changes_neither_identity_nor_drawn_captions(made, store, tmp_path, coca_folder):
+    maker, components = CaptionMaker(kind="coca", count=3, max_tokens=6), Components(contrastive=str(coca_folder))
+    one = captioned(made, store, maker, components=components, batch_size=64)
+    other = captioned(made, Store(tmp_path / "other"), maker, components=components, batch_size=2)
+    assert one.digest == other.digest
+    assert by_source(made, one) == by_source(made, other)
+
+
+def test_a_maker_without_its_model_is_told_which_setting_is_missing(made, store):
+    with pytest.raises(InputError, match="contrastive"):
+        captioned(made, store, CaptionMaker(kind="coca"))
+    with pytest.raises(InputError, match="captioner"):
+        captioned(made, store, CaptionMaker(kind="transformers"))

@@ -1,0 +1,28 @@
+"""How well the measures tell the embedded data set's planted faults from its good pictures."""
+
+from collections import Counter
+
+from hdm.config import FilterSettings, Pipeline, ScenesSettings
+from hdm.curation import decide, measure
+from hdm.data.tables import read_tables
+from hdm.demo.faults import file_bytes, plan
+
+SEEN_BY_PIXELS = ("corrupt", "not_image", "exact_duplicate", "near_duplicate", "too_small", "blurred", "noisy")
+SETTINGS = FilterSettings(min_side_px=48, max_aspect=2.5, min_sharpness=0.35, max_noise=10.0)
+
+
+def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):
+    scenes = ScenesSettings(count=400, faults=0.5, seed=7)
+    items = [item for item in plan(scenes) if item.fault not in ("missing", "cut_off")]
+    download = make_download([(file_bytes(item, scenes, plan(scenes)), None) for item in items])
+    pipeline, inputs = Pipeline(filter=SETTINGS), {"download": download}
+    for stage in (measure, decide):
+        identity = stage.identify(pipeline, {name: output.digest for name, output in inputs.items()})
+        inputs[identity.name] = stage.make(pipeline, identity, inputs, store)
+    rows = read_tables(inputs["filter"], "scores").to_pylist()
+    total = Counter(item.fault for item in items)
+    refused = Counter(item.fault for item, row in zip(items, rows, strict=True) if not row["kept"])
+    assert refused[None] <= 0.02 * total[None]
+    for fault in SEEN_BY_PIXELS:
+        assert total[fault] > 10
+        assert refused[fault] >= 0.98 * total[fault], fault
