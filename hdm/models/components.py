@@ -6,10 +6,13 @@ A reference is one string, the same everywhere: a local folder or file; `org/nam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -217,6 +220,19 @@ def weights_digest(reference: str) -> str:
 def _sha256(path: str, size: int, changed_ns: int) -> str:
     """Kept by size and time of change, so that gigabytes are hashed once in a process."""
     return sha256_file(Path(path))
+
+
+@contextlib.contextmanager
+def hushed(library: str) -> Iterator[None]:
+    """Loading or saving without the bars of transformers or diffusers, which break the lines of logs."""
+    logging = importlib.import_module(f"{library}.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def fetch(resolved: Resolved) -> None:

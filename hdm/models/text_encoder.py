@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm.errors import InputError
-from hdm.models.components import locate
+from hdm.models.components import hushed, locate
 
 _OPEN_CLIP = "open_clip_config.json"
 
@@ -122,7 +122,8 @@ def _language_model(folder: Path) -> TextEncoder:
 
     try:
         # No code from a hub, no pickle.
-        model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        with hushed("transformers"):
+            model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the text encoder cannot be loaded: {error}", where=folder, do="name another in components.text_encoder"

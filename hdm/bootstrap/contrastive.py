@@ -1,0 +1,157 @@
+"""A small open_clip CoCa: pictures and captions in one space, captions from pictures, and a sense of quality in its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdm.bootstrap.optimizing import Trainer, halve
+from hdm.bootstrap.pictures import order
+from hdm.bootstrap.quality import spoiled
+from hdm.bootstrap.text import tokenized
+from hdm.data.examples import Example
+from hdm.files import write_json
+from hdm.models.contrastive import Contrastive
+from hdm.progress import track
+
+SIZE_PX, PATCH = 64, 8
+CONTEXT = 32
+WIDTH = 128
+BATCH = 64
+LEARNING_RATE, MUON_RATE = 2e-3, 6e-3
+CAPTION_WEIGHT, QUALITY_WEIGHT = 0.5, 0.5
+SPOILED = 0.25  # share of the pictures
+# Squashed, not cropped: a caption may speak of what lies at the edges.
+PREPROCESS = {"size": SIZE_PX, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def model_config(vocabulary: int) -> dict[str, Any]:
+    """open_clip's configuration of the model, as `open_clip_config.json` holds it."""
+    tower = {"width": WIDTH, "heads": 4, "layers": 2, "context_length": CONTEXT, "vocab_size": vocabulary}
+    return {
+        "embed_dim": WIDTH,
+        "init_logit_scale": float(np.log(10)),
+        "init_logit_bias": -8.0,
+        "vision_cfg": {
+            "image_size": SIZE_PX, "patch_size": PATCH, "width": WIDTH, "head_width": 32, "layers": 3, "mlp_ratio": 3.0,
+            "attentional_pool": True, "attn_pooler_queries": 16, "attn_pooler_heads": 4, "output_tokens": True,
+        },
+        "text_cfg": {**tower, "mlp_ratio": 3.0, "embed_cls": True, "output_tokens": True, "pad_id": 0},
+        "multimodal_cfg": {**tower, "attn_pooler_heads": 4},
+    }  # fmt: skip
+
+
+def new_contrastive(tokenizer: Any) -> Contrastive:
+    """An untrained CoCa with its tokenizer and preprocessing."""
+    from open_clip import CoCa
+    from open_clip.model import set_model_preprocess_cfg
+
+    model = CoCa(**model_config(len(tokenizer)))
+    # open_clip leaves the decoder's read-out as it came from memory.
+    nn.init.normal_(model.text_decoder.text_projection, std=WIDTH**-0.5)
+    set_model_preprocess_cfg(model, PREPROCESS)
+    return Contrastive(model, _OpenClipTokenizer(tokenizer), "cpu")
+
+
+class _OpenClipTokenizer:
+    """What open_clip makes of a transformers tokenizer found in a model's folder."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        ids = tokenized(self.tokenizer, [" ".join(text.split()) for text in texts], CONTEXT)
+        return F.pad(ids, (0, CONTEXT - ids.shape[1]), value=self.tokenizer.pad_token_id)
+
+
+def train_contrastive(tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int) -> Contrastive:
+    """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture was spoiled.
+
+    Args:
+        tokenizer: from `train_tokenizer`.
+        examples: captioned pictures; one of the captions is drawn each time.
+        num_images: images seen, repetitions counted.
+        seed: of weights, order and draws.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    contrastive = new_contrastive(tokenizer)
+    model, quality = contrastive.model.train(), nn.Linear(WIDTH, 1)
+    ids = [contrastive.tokenizer(list(example.captions)) for example in examples]
+    batch_size = min(BATCH, len(examples))
+    steps = max(1, num_images // batch_size)
+    trainer = Trainer(
+        nn.ModuleList([model, quality]), steps, LEARNING_RATE, MUON_RATE, ("embedding", "query", "text_decoder.text_projection", "1.weight")
+    )
+    batches = order(len(examples), batch_size, rng)
+    with track("contrastive", num_images, "images") as bar:
+        for step in range(steps):
+            chosen = next(batches)
+            strengths = np.where(rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0)
+            pictures = [spoiled(examples[place].pixels, strength, rng) for place, strength in zip(chosen, strengths, strict=True)]
+            texts = torch.stack([ids[place][rng.integers(len(ids[place]))] for place in chosen])
+            loss, shown = _loss(contrastive, quality, pictures, texts, torch.from_numpy(strengths).float())
+            trainer.step(step, loss)
+            bar.advance(batch_size, shown)
+    model.eval().requires_grad_(False)
+    return contrastive
+
+
+def _loss(contrastive: Contrastive, quality: nn.Linear, pictures: list[np.ndarray], texts: Tensor, strengths: Tensor) -> tuple[Tensor, str]:
+    texts = texts[:, : int((texts != 0).sum(1).max())]
+    texts = F.pad(texts, (0, CONTEXT - texts.shape[1]))  # the class token's place is the last
+    out = contrastive.model(contrastive.pixels(pictures), texts)
+    cosines = out["image_features"] @ out["text_features"].T
+    fit = _sigmoid_loss(cosines * out["logit_scale"] + out["logit_bias"])
+    words = F.cross_entropy(out["logits"].flatten(0, 1), out["labels"].flatten(), ignore_index=0)
+    rated = quality(out["image_features"])[:, 0]
+    wrong = (rated - strengths).square().mean()
+    return (
+        fit + CAPTION_WEIGHT * words + QUALITY_WEIGHT * wrong,
+        f"fit {fit.item():.3f} words {words.item():.3f} quality {wrong.item():.3f}",
+    )
+
+
+def _sigmoid_loss(logits: Tensor) -> Tensor:
+    """Every pair by itself, fitting or not (SigLIP, arXiv 2303.15343), so that one threshold serves all captions."""
+    signs = 2 * torch.eye(len(logits)) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> None:
+    """open_clip_config.json, open_clip_model.safetensors in 16 bits, and the tokenizer's files."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    config = model_config(len(tokenizer))
+    config["text_cfg"]["hf_tokenizer_name"] = "this folder"  # open_clip reads it as: the tokenizer lies beside
+    write_json(folder / "open_clip_config.json", {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": PREPROCESS})
+    weights = {name: value.contiguous() for name, value in halve(contrastive.model).state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+
+
+def measure_contrastive(contrastive: Contrastive, examples: Sequence[Example]) -> dict[str, float]:
+    """How well fitting captions are told from those of other held-out pictures, and the cosine that does it best.
+
+    Returns:
+        threshold, and the shares of fitting pairs above and of other pairs below it.
+    """
+    images = contrastive.embed_images([example.pixels for example in examples])
+    texts = contrastive.embed_texts([example.captions[0] for example in examples])
+    cosines = images @ texts.T
+    fitting, others = np.diag(cosines), cosines[~np.eye(len(cosines), dtype=bool)]
+    candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 513))
+    balance = [min((fitting >= value).mean(), (others < value).mean()) for value in candidates]
+    best = float(candidates[int(np.argmax(balance))])
+    return {
+        "threshold": round(best, 4),
+        "fitting_above": round(float((fitting >= best).mean()), 4),
+        "others_below": round(float((others < best).mean()), 4),
+    }

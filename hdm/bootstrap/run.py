@@ -1,0 +1,140 @@
+"""All small components from one source of captioned pictures, written as hub models lie in a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm.bootstrap.autoencoder import measure_autoencoder, save_autoencoder, train_autoencoder
+from hdm.bootstrap.contrastive import measure_contrastive, save_contrastive, train_contrastive
+from hdm.bootstrap.pictures import Lessons, gather
+from hdm.bootstrap.quality import measure_quality_head, save_quality_head, train_quality_head
+from hdm.bootstrap.text import measure_language_model, save_language_model, train_language_model, train_tokenizer
+from hdm.data.examples import Example
+from hdm.errors import InputError
+from hdm.files import sha256_file, write_json
+from hdm.models.autoencoder import load_autoencoder
+from hdm.models.components import MANIFEST, Resolved
+from hdm.models.contrastive import load_aesthetic_head, load_contrastive
+
+COMPONENTS = {
+    "autoencoder": "autoencoder",
+    "text_encoder": "text_encoder",
+    "contrastive": "contrastive",
+    "aesthetic_head": "aesthetic_head.safetensors",
+}
+PROBE = 12  # steps a training is timed for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each component is trained, in items seen, repetitions counted."""
+
+    autoencoder_images: int = 48_000
+    contrastive_images: int = 64_000
+    language_captions: int = 48_000
+    quality_images: int = 3_000
+
+    def scaled(self, factor: float) -> Plan:
+        return Plan(*(max(1, round(count * factor)) for count in asdict(self).values()))
+
+
+def bootstrap(
+    examples: Iterable[Example],
+    out: Path,
+    *,
+    source: str,
+    seed: int = 0,
+    minutes: float | None = None,
+    plan: Plan | None = None,
+    size_px: int = 64,
+    channels: int = 8,
+    max_pictures: int | None = None,
+    check: Callable[[Resolved], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train tokenizer, language model, autoencoder, CoCa and quality head, and write them to a folder.
+
+    Args:
+        examples: captioned pictures; a twentieth is kept out of training, for measuring.
+        out: a new folder.
+        source: what to call the examples in the record.
+        seed: of everything drawn; the same seed, examples and plan give the same weights on the CPU.
+        minutes: about how long to train; None: as the plan says.
+        plan: how long to train each; None: the default one.
+        size_px: shorter side of the pictures that the autoencoder sees most.
+        channels: of a latent.
+        max_pictures: take only the first so many examples.
+        check: measures more on the written components.
+
+    Returns:
+        What `components.json` holds: components, recipe, measured quality, and every file's size and sha256.
+
+    Raises:
+        InputError: too few captioned pictures, or `out` holds something.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError("the folder holds something already", where=out, do="name a new one with --out")
+    lessons = gather(examples, size_px, max_pictures)
+    plan = plan or Plan()
+    if minutes is not None:
+        plan = plan.scaled(60 * minutes / _seconds(lessons, plan, size_px, channels))
+    _train(lessons, out, plan, seed, size_px, channels)
+    written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
+    measured = {**_measure(lessons, written, size_px), **(check(written) if check else {})}
+    recipe = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "pictures": len(lessons.train),
+              "captions": len(lessons.captions), **asdict(plan)}  # fmt: skip
+    record = {"components": COMPONENTS, "recipe": recipe, "measured": measured, "files": _files(out)}
+    write_json(out / MANIFEST, record)
+    return record
+
+
+def _train(lessons: Lessons, out: Path, plan: Plan, seed: int, size_px: int, channels: int) -> None:
+    """One file or folder for each component, written as soon as it is trained."""
+    tokenizer = train_tokenizer(lessons.captions)
+    language_model = train_language_model(tokenizer, lessons.captions, plan.language_captions, seed)
+    save_language_model(language_model, tokenizer, out / COMPONENTS["text_encoder"])
+    autoencoder = train_autoencoder(lessons.train, plan.autoencoder_images, size_px, seed, channels)
+    save_autoencoder(autoencoder, out / COMPONENTS["autoencoder"])
+    contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
+    save_contrastive(contrastive, tokenizer, out / COMPONENTS["contrastive"])
+    # The head is fitted to the weights as they were written, in 16 bits.
+    written = load_contrastive(Resolved(contrastive=str(out / COMPONENTS["contrastive"])))
+    head = train_quality_head(written, lessons.train, plan.quality_images, seed)
+    save_quality_head(head, out / COMPONENTS["aesthetic_head"])
+
+
+def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any]:
+    """Quality on the pictures kept out, of the components as they load."""
+    contrastive, head = load_contrastive(written), load_aesthetic_head(written.need("aesthetic_head"))
+    captions = [example.captions[0] for example in lessons.held_out]
+    return {
+        "autoencoder": measure_autoencoder(load_autoencoder(written.need("autoencoder")), lessons.held_out, size_px),
+        "text_encoder": measure_language_model(Path(written.need("text_encoder")), captions),
+        "contrastive": measure_contrastive(contrastive, lessons.held_out),
+        "aesthetic_head": measure_quality_head(head, contrastive, lessons.held_out),
+    }
+
+
+def _seconds(lessons: Lessons, plan: Plan, size_px: int, channels: int) -> float:
+    """About how long the plan takes here, from a few steps of each training."""
+    tokenizer = train_tokenizer(lessons.captions)
+    few = PROBE * 64
+    trainings: list[tuple[int, int, Callable[[], object]]] = [
+        (plan.language_captions, few, lambda: train_language_model(tokenizer, lessons.captions, few, 0)),
+        (plan.autoencoder_images, few // 2, lambda: train_autoencoder(lessons.train, few // 2, size_px, 0, channels)),
+        (plan.contrastive_images, few, lambda: train_contrastive(tokenizer, lessons.train, few, 0)),
+    ]
+    total = 0.0
+    for planned, tried, train in trainings:
+        start = time.perf_counter()
+        train()
+        total += (time.perf_counter() - start) * planned / tried
+    return total
+
+
+def _files(out: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files}

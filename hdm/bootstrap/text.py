@@ -1,0 +1,141 @@
+"""A tokenizer and a small causal language model of a published class, trained on the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdm.bootstrap.optimizing import Trainer, halve
+from hdm.bootstrap.pictures import order
+from hdm.models.components import hushed
+from hdm.progress import track
+
+PAD, START, END = "<pad>", "<s>", "</s>"
+MAX_VOCABULARY = 4096
+CONTEXT = 64
+
+WIDTH, LAYERS, HEADS = 128, 3, 4
+BATCH = 64
+LEARNING_RATE, MUON_RATE = 2e-3, 1e-2
+RECALL_WEIGHT = 5.0
+
+
+def train_tokenizer(captions: Sequence[str]) -> Any:
+    """A byte-level BPE tokenizer of the captions' lower-case words, wrapped as transformers wraps its own.
+
+    Any text has tokens, and every caption starts and ends with one of its own, so that the empty one has two.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MAX_VOCABULARY,
+        min_frequency=2,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(captions, trainer)
+    ends = [(START, inner.token_to_id(START)), (END, inner.token_to_id(END))]
+    inner.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=PAD,
+        bos_token=START,
+        eos_token=END,
+        padding_side="right",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tokenized(tokenizer: Any, captions: Sequence[str], max_tokens: int = CONTEXT) -> Tensor:
+    """Token ids (N, T) int64, cut to `max_tokens` and filled up on the right with the padding token."""
+    rows = tokenizer(list(captions), truncation=True, max_length=max_tokens)["input_ids"]
+    ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+    return ids
+
+
+def new_language_model(vocabulary: int) -> Any:
+    """An untrained Qwen3 of 0.6M parameters and the words' embeddings."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=HEADS, head_dim=WIDTH // HEADS, max_position_embeddings=512, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
+
+
+def train_language_model(tokenizer: Any, captions: Sequence[str], num_captions: int, seed: int) -> Any:
+    """A language model of the captions.
+
+    Besides the next token, each last hidden state learns to tell which tokens came before it: that is what a denoiser reads
+    it for, and a small model that only predicts forgets. The read-out for it is thrown away.
+
+    Args:
+        tokenizer: from `train_tokenizer`.
+        captions: the text.
+        num_captions: captions seen, repetitions counted.
+        seed: of weights and order.
+    """
+    torch.manual_seed(seed)
+    ids = tokenized(tokenizer, captions)
+    model = new_language_model(len(tokenizer))
+    recall = nn.Linear(WIDTH, len(tokenizer))
+    batch_size = min(BATCH, len(ids))
+    steps = max(1, num_captions // batch_size)
+    trainer = Trainer(nn.ModuleList([model, recall]), steps, LEARNING_RATE, MUON_RATE, embeddings=("embed_tokens", "1.weight"))
+    batches = order(len(ids), batch_size, np.random.default_rng(seed))
+    with track("language model", num_captions, "captions") as bar:
+        for step in range(steps):
+            batch = ids[next(batches)]
+            batch = batch[:, : int((batch != 0).sum(1).max())]
+            hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state
+            guess = F.cross_entropy(model.lm_head(hidden[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), ignore_index=0)
+            trainer.step(step, guess + RECALL_WEIGHT * _recall_loss(recall(hidden), batch))
+            bar.advance(batch_size, f"loss {guess.item():.3f}")
+    return model.eval()
+
+
+def _recall_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Binary cross-entropy of which tokens came so far, averaged over real positions."""
+    seen = F.one_hot(ids, logits.shape[-1]).cumsum(1).clamp(max=1).to(logits.dtype)
+    real = (ids != 0).unsqueeze(-1)
+    return (F.binary_cross_entropy_with_logits(logits, seen, reduction="none") * real).mean(-1).sum() / real.sum()
+
+
+def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """config.json, model.safetensors in 16 bits, and the tokenizer's files."""
+    with hushed("transformers"):
+        halve(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # Sampling settings mean nothing to a text encoder.
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def measure_language_model(folder: Path, captions: Sequence[str]) -> dict[str, float]:
+    """Perplexity of captions that were kept out of training, of the model as it was written."""
+    from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    with hushed("transformers"):
+        model = Qwen3ForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    ids = tokenized(tokenizer, captions[:512])
+    logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
+    return {"perplexity": round(float(loss.exp()), 3), "vocabulary": len(tokenizer)}

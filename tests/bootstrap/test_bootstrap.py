@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hdm.bootstrap import Plan, bootstrap
+from hdm.bootstrap.optimizing import Muon, orthogonal
+from hdm.bootstrap.pictures import crops, gather, order, resized
+from hdm.bootstrap.quality import SPOILERS, spoiled
+from hdm.bootstrap.text import tokenized, train_tokenizer
+from hdm.config import Components
+from hdm.data.examples import Example
+from hdm.demo.bootstrap import scene_examples
+from hdm.errors import InputError
+from hdm.files import sha256_file
+from hdm.models.autoencoder import load_autoencoder
+from hdm.models.components import resolve
+from hdm.models.contrastive import load_aesthetic_head, load_contrastive
+from hdm.models.text_encoder import load_text_encoder, load_tokenizer
+
+BRIEF = Plan(autoencoder_images=24, contrastive_images=32, language_captions=32, quality_images=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("bootstrap") / "components"
+    bootstrap(scene_examples(48, 32), out, source="scenes", seed=3, plan=BRIEF, size_px=32, channels=4)
+    return out
+
+
+def test_every_loader_reads_what_bootstrap_wrote(folder: Path) -> None:
+    resolved = resolve(Components(folder=str(folder)))
+    picture = next(scene_examples(1, 32)).pixels
+    autoencoder = load_autoencoder(resolved.need("autoencoder"))
+    image = torch.zeros(1, 3, 32, 64)
+    assert autoencoder.encode(image).shape == (1, 4, 4, 8)
+    assert autoencoder.decode(autoencoder.encode(image)).shape == image.shape
+    contrastive = load_contrastive(resolved)
+    assert contrastive.can_caption
+    assert contrastive.embed_images([picture]).shape == contrastive.embed_texts(["a ring"]).shape == (1, contrastive.embed_size)
+    assert load_aesthetic_head(resolved.need("aesthetic_head"))(contrastive.embed_images([picture])).shape == (1,)
+    tokenizer, encoder = load_tokenizer(resolved.need("text_encoder")), load_text_encoder(resolved.need("text_encoder"))
+    ids = torch.tensor(tokenizer.token_ids(["a red circle at the top"], 32))
+    assert encoder.encode(ids, torch.ones_like(ids, dtype=torch.bool)).shape == (*ids.shape, encoder.width)
+    for model in (encoder.model, autoencoder.model, contrastive.model):
+        assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_latents_have_mean_0_and_deviation_1(folder: Path) -> None:
+    autoencoder = load_autoencoder(str(folder / "autoencoder"))
+    batches = crops(list(scene_examples(48, 32)), [32], 48, np.random.default_rng(0))
+    latent = autoencoder.normalize(autoencoder.encode(next(batches)))
+    assert latent.mean((0, 2, 3)).abs().max() < 0.3
+    assert (latent.std((0, 2, 3)) - 1).abs().max() < 0.3
+
+
+def test_the_record_names_recipe_quality_and_every_file(folder: Path) -> None:
+    record = json.loads((folder / "components.json").read_text())
+    assert record["recipe"]["seed"] == 3
+    assert record["recipe"]["pictures"] == 45
+    assert set(record["measured"]) == {"autoencoder", "text_encoder", "contrastive", "aesthetic_head"}
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"components.json"}
+    assert set(record["files"]) == written
+    for name, entry in record["files"].items():
+        assert entry == {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+
+
+def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path) -> None:
+    bootstrap(scene_examples(48, 32), tmp_path / "again", source="scenes", seed=3, plan=BRIEF, size_px=32, channels=4)
+    assert (tmp_path / "again" / "components.json").read_text() == (folder / "components.json").read_text()
+
+
+def test_a_folder_in_use_and_too_few_pictures(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds something already"):
+        bootstrap(scene_examples(48, 32), folder, source="scenes")
+    bare = [Example(("",), np.zeros((32, 32, 3), np.uint8))] * 40
+    with pytest.raises(InputError, match="found 0 captioned pictures"):
+        bootstrap(bare, tmp_path / "none", source="a folder")
+
+
+def test_gather_keeps_some_out_and_brings_pictures_to_size() -> None:
+    examples = [Example((f"picture {n}",), np.full((100, 200 + n, 3), n, np.uint8)) for n in range(40)]
+    lessons = gather(iter(examples), 50, max_pictures=30)
+    assert (len(lessons.train), len(lessons.held_out)) == (28, 2)
+    assert {example.pixels.shape[0] for example in lessons.train} == {50}
+    assert not {e.captions for e in lessons.train} & {e.captions for e in lessons.held_out}
+    small = np.zeros((20, 30, 3), np.uint8)
+    assert resized(small, 50, enlarge=False) is small
+    assert resized(small, 50).shape == (50, 75, 3)
+
+
+def test_every_place_comes_once_before_any_comes_again() -> None:
+    batches = order(10, 5, np.random.default_rng(0))
+    for _ in range(3):
+        assert sorted([*next(batches), *next(batches)]) == list(range(10))
+
+
+def test_the_tokenizer_gives_back_any_text() -> None:
+    tokenizer = train_tokenizer(["a red circle", "a red square"] * 5)
+    for text in ("a red circle", "naïve 日本 🙂", "tab\tand {braces}"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+    assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert tokenized(tokenizer, ["a red circle", ""]).shape[0] == 2
+
+
+def test_orthogonal_is_newton_schulz_on_the_whole_matrix() -> None:
+    matrices = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0))
+    naive = matrices / matrices.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = naive @ naive.mT
+        naive = 3.4445 * naive + (-4.7750 * gram + 2.0315 * gram @ gram) @ naive
+    torch.testing.assert_close(orthogonal(matrices), naive, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(orthogonal(matrices.mT), naive.mT, atol=1e-4, rtol=1e-4)
+
+
+def test_muon_takes_convolutions_and_lowers_a_loss() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    optimizer = Muon([layer.weight], lr=0.02)
+    image, target = torch.randn(4, 3, 8, 8), torch.randn(4, 8, 8, 8)
+    losses = []
+    for _ in range(20):
+        loss = (layer(image) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("spoiler", SPOILERS)
+def test_spoiling_changes_a_picture_more_the_stronger_it_is(spoiler: object) -> None:
+    from PIL import Image
+
+    pixels = next(scene_examples(1)).pixels
+    picture = Image.fromarray(pixels)
+    changes = [np.abs(np.asarray(spoiler(picture, s, np.random.default_rng(0)), float) - pixels).mean() for s in (0.3, 1.0)]  # type: ignore[operator]
+    assert 0 < changes[0] < changes[1]
+    assert spoiled(pixels, 0.0, np.random.default_rng(0)) is pixels
