@@ -25,6 +25,7 @@ from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
 SCHEMA = 1
+SHOWN_KEYS = 64  # of real pictures, named for whoever wants to look at them
 METRICS, ANSWERS = "metrics.json", "answers.json"
 
 
@@ -76,7 +77,7 @@ def _measure(
 ) -> dict[str, Any]:  # fmt: skip
     metrics: dict[str, Any] = {
         "images": {prompts.name: len(prompts.texts) for prompts in sets},
-        "real": {"split": real.split, "same_shape": real.same_shape, "count": len(real.captions)},
+        "real": {"split": real.split, "same_shape": real.same_shape, "count": len(real.captions), "keys": list(real.captions)[:SHOWN_KEYS]},
     }
     if judge is not None:
         answers = {prompts.name: ask(judge, prompts, pictures[prompts.name]) for prompts in sets if prompts.asked}

@@ -8,13 +8,14 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from hdm.config import Pipeline
 from hdm.data.shards import TarShard
@@ -134,18 +135,21 @@ def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) 
 
 def read_set(folder: Path, name: str, count: int) -> list[np.ndarray]:
     """The first `count` pictures of a set, (H, W, 3) uint8 each."""
-    pictures: list[np.ndarray] = []
-    for number in range(-(-count // IMAGES_A_TAR)):
-        pictures += _read_tar(folder / shard_name(name, number, "tar"))
-    return pictures[:count]
+    return [np.asarray(image) for image in islice(_images(folder, name), count)]
 
 
-def _read_tar(path: Path) -> Iterator[np.ndarray]:
-    with tarfile.open(path) as tar:
-        for member in tar:
-            data = tar.extractfile(member)
-            assert data is not None
-            yield np.asarray(Image.open(io.BytesIO(data.read())))
+def read_prompts_of(folder: Path, name: str, count: int) -> list[str]:
+    """The prompts of the first `count` pictures of a set, as written in their files."""
+    return [image.text["prompt"] for image in islice(_images(folder, name), count)]
+
+
+def _images(folder: Path, name: str) -> Iterator[PngImageFile]:
+    for path in sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                data = tar.extractfile(member)
+                assert data is not None
+                yield PngImageFile(io.BytesIO(data.read()))
 
 
 def write_grid(draft: Draft, name: str, pictures: Sequence[np.ndarray], told: Mapping[str, Any]) -> None:

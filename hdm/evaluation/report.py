@@ -1,0 +1,170 @@
+"""`report.html`: one page about a pipeline, with everything in it, for whoever wants to know what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import jinja2
+
+from hdm.config import Pipeline
+from hdm.demo.judge import QUESTIONS
+from hdm.evaluation.curves import PhaseCurve, loss_curve
+from hdm.evaluation.evaluate import ANSWERS, METRICS
+from hdm.evaluation.exhibits import Exhibition, data_uri, funnel
+from hdm.evaluation.painting import read_prompts_of, read_set
+from hdm.evaluation.statistics import Share
+from hdm.files import write_bytes
+from hdm.store import MANIFEST, Output
+
+PAGE, TEMPLATE = "report.html", "report.html.j2"
+KEPT, REJECTED, PAIRS = 24, 8, 12
+SHOWN = {"one_object": 32, "two_objects": 16, "prompts": 32}
+
+
+class Made(Protocol):
+    """An output that was made, or that was there already."""
+
+    @property
+    def output(self) -> Output: ...
+
+    @property
+    def cached(self) -> bool: ...
+
+
+def write_report(pipeline: Pipeline, made: Sequence[Made], folder: Path) -> Path:
+    """Write `report.html` about what has been made so far.
+
+    Args:
+        pipeline: its settings.
+        made: outputs in order of their making; a part of the pipeline's will do, and the page then tells of that part.
+        folder: where the page goes; it tells times, so that is no output's folder.
+
+    Returns:
+        The page's path. The page refers to nothing outside itself.
+    """
+    outputs = {one.output.name: one.output for one in made}
+    context = {
+        "pipeline": pipeline,
+        "written": datetime.now().astimezone().strftime("%-d %B %Y, %H:%M %Z"),
+        "stages": _stages(made),
+        "settings": json.dumps(pipeline.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        **_data(pipeline, outputs),
+        **_training(outputs),
+        **_evaluation(pipeline, outputs),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(percent=_percent, seconds=_seconds, number=_number)
+    page = folder / PAGE
+    write_bytes(page, environment.get_template(TEMPLATE).render(context).encode())
+    return page
+
+
+def _stages(made: Sequence[Made]) -> list[dict[str, Any]]:
+    found = []
+    for one in made:
+        manifest = json.loads((one.output.path / MANIFEST).read_bytes())
+        seconds = float(one.output.run().get("seconds", 0.0))
+        counts = {name.replace("_", " "): count for name, count in one.output.counts.items() if count}
+        found.append(
+            {
+                "name": one.output.name, "digest": one.output.digest, "cached": one.cached, "seconds": seconds, "counts": counts,
+                "bytes": sum(file.bytes for file in one.output.files), "weights": manifest["weights"], "inputs": manifest["inputs"],
+            }
+        )  # fmt: skip
+    longest = max((stage["seconds"] for stage in found), default=0.0) or 1.0
+    return [{**stage, "share": stage["seconds"] / longest} for stage in found]
+
+
+def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
+    if "download" not in outputs:
+        return {"funnel": [], "kept": [], "rejections": []}
+    exhibition = Exhibition(pipeline, outputs["download"], outputs.get("filter"))
+    return {
+        "funnel": funnel(exhibition.samples, exhibition.scores),
+        "kept": exhibition.kept(KEPT),
+        "rejections": exhibition.rejections(REJECTED),
+    }
+
+
+def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
+    phases = [output for name, output in outputs.items() if name.startswith("train.")]
+    curves = [_curve(output) for output in phases]
+    told = [{"name": output.name, "summary": output.summary} for output in phases]
+    return {"phases": told, "curve": loss_curve(curves) if curves else ""}
+
+
+def _curve(output: Output) -> PhaseCurve:
+    lines = [json.loads(line) for line in output.file("metrics.jsonl").read_text().splitlines() if line]
+    losses = [(line["num_images_seen"], line["loss"]) for line in lines if line.get("loss") is not None]
+    held = [(line["num_images_seen"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
+    last = max((line["num_images_seen"] for line in lines), default=0)
+    return PhaseCurve(output.name.removeprefix("train."), last, losses, held)
+
+
+def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
+    output = outputs.get("evaluate")
+    if output is None:
+        return {"metrics": {}, "sets": [], "pairs": [], "questions": QUESTIONS, "audit_shares": {}}
+    metrics = json.loads(output.file(METRICS).read_bytes())
+    answers = json.loads(output.file(ANSWERS).read_bytes()) if "accuracy" in metrics else {}
+    sets = [
+        _shown(output, name, min(count, SHOWN[name]), answers.get(name, [])) for name, count in metrics["images"].items() if name in SHOWN
+    ]
+    return {
+        "metrics": metrics, "sets": sets, "pairs": _pairs(pipeline, outputs, metrics), "questions": QUESTIONS,
+        "audit_shares": _audit_shares(metrics),
+    }  # fmt: skip
+
+
+def _audit_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    if "audit" not in metrics:
+        return {}
+    good, caught = metrics["audit"]["good"], metrics["audit"]["caught"]
+    return {"good": Share(good["kept"], good["planted"]).to_dict(), "caught": Share(caught["caught"], caught["planted"]).to_dict()}
+
+
+def _shown(output: Output, name: str, count: int, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first images of a set, with their prompts and what the judge says of them."""
+    prompts = read_prompts_of(output.path, name, count)
+    images = [data_uri(picture) for picture in read_set(output.path, name, count)]
+    marks = [{question: answer[question] for question in QUESTIONS} for answer in answers[:count]] or [{}] * count
+    tiles = [{"image": image, "prompt": prompt, "marks": mark} for image, prompt, mark in zip(images, prompts, marks, strict=True)]
+    return {"name": name, "tiles": tiles}
+
+
+def _pairs(pipeline: Pipeline, outputs: Mapping[str, Output], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Images generated from captions of real pictures, beside these."""
+    images = metrics["images"]
+    keys = metrics["real"]["keys"][: min(images.get("held_out", 0), PAIRS if len(images) > 1 else 2 * PAIRS)]
+    if not keys or "download" not in outputs:
+        return []
+    output = outputs["evaluate"]
+    generated = [data_uri(picture) for picture in read_set(output.path, "held_out", len(keys))]
+    prompts = read_prompts_of(output.path, "held_out", len(keys))
+    real = Exhibition(pipeline, outputs["download"], None).images(keys)
+    return [{"prompt": p, "generated": g, "real": r} for p, g, r in zip(prompts, generated, real, strict=True)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if 0.0005 < share < 0.9995 else f"{100 * share:.0f} %"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
