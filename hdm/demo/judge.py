@@ -102,12 +102,12 @@ class SceneJudge:
         for item in items:
             if item.url not in keys:
                 continue  # the download was told to take fewer
-            is_kept = kept.get(keys[item.url], False)
+            is_kept = bool(kept.get(keys[item.url], False))
             if item.fault is None:
-                good.update(planted=1, kept=is_kept)
+                good.update(planted=1, kept=int(is_kept))
                 continue
             original_kept = item.original is None or kept.get(keys.get(items[item.original].url), False)
-            faults.setdefault(item.fault, Counter()).update(planted=1, caught=not is_kept and original_kept)
+            faults.setdefault(item.fault, Counter()).update(planted=1, caught=int(not is_kept and bool(original_kept)))
             reason = "kept" if is_kept else reasons.get(keys[item.url]) or status[item.url]
             why.setdefault(item.fault, Counter()).update([reason])
         return {

@@ -95,6 +95,7 @@ def test_an_audit_of_a_perfect_filter(judge):
     audit = judge.audit(*tables(lambda item: item.fault is None))
     assert audit["good"] == {"planted": 300, "kept": 300}
     assert audit["caught"] == {"planted": 60, "caught": 60}
+    assert all(type(fault["caught"]) is int for fault in audit["faults"].values())
     assert audit["faults"]["missing"]["reasons"] == {"http_404": audit["faults"]["missing"]["planted"]}
 
 
