@@ -40,6 +40,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 PLACES = ("left", "right", "top", "bottom")
 GROUNDS = ("plain", "gradient", "stripes", "checks")
+GROUND_SHARES = (0.45, 0.25, 0.15, 0.15)
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     [
         ("circle", "purple"), ("square", "red"), ("triangle", "green"), ("diamond", "pink"),
@@ -107,7 +108,7 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
         A scene without any HELD_OUT pair; its aspect ratio lies in [1/2, 2] and is 1 for half of them.
     """
     rng = np.random.default_rng((seed, index))
-    count = int(rng.choice(3, p=(0.65, 0.25, 0.10))) + 1
+    count = int(rng.choice(3, p=(0.70, 0.22, 0.08))) + 1
     count = num_objects or count
     width, height = _frame(rng, size_px)
     background = _background(rng)
@@ -205,7 +206,7 @@ def _thing(rng: np.random.Generator, pair: tuple[str, str], spot: _Spot, width: 
 
 
 def _background(rng: np.random.Generator) -> Background:
-    kind = GROUNDS[rng.integers(len(GROUNDS))]
+    kind = GROUNDS[rng.choice(len(GROUNDS), p=GROUND_SHARES)]
     first = rng.integers(226, 251) + rng.integers(-10, 5, 3)
     fall = rng.integers(18, 30) if kind == "gradient" else rng.integers(13, 22)
     second = first - fall + rng.integers(-5, 6, 3)
