@@ -122,7 +122,8 @@ def _kept_pictures(download: Output, filter: Output) -> pa.Table:
     for shard in range(num_shards(filter, "scores")):
         scores = read_table(filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height"])
         path = download.file(shard_name("samples", shard))
-        samples = read_table(path, ["key", "offset", "bytes", "sha256"])
+        samples = read_table(path, ["key", "status", "offset", "bytes", "sha256"])
+        samples = samples.filter(pc.equal(samples.column("status"), "ok"))  # nothing else was there to be filtered
         if not scores.column("key").equals(samples.column("key")):
             raise DamagedError("the items of a shard are not those that were filtered", where=path, do="run again --from download")
         columns = {
