@@ -150,12 +150,13 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
         self.out = nn.Linear(config.width, config.width)
 
-    def attend(self, qk: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """qk (B, S, 2, N, K) and v (B, S, N, K) to (B, S, D)."""
+    def attend(self, qk: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
+        """qk (B, S, 2, N, K) and v (B, S, N, K) to (B, S, D), or to the first num_out tokens alone."""
         if self.qk_norm:
-            qk = rms_norm(qk, torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]).type_as(qk)
-        q, k = self.rope(qk, positions).transpose(1, 3).unbind(2)
-        mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=mask)
+            weight_2K = torch.stack((self.q_norm.weight, self.k_norm.weight))
+            qk = rms_norm(qk, weight_2K[:, None].repeat(1, self.heads[0], 1)).type_as(qk)
+        q, k = self.rope(qk, positions).unbind(2)
+        mixed = F.scaled_dot_product_attention(q[:, :num_out].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -164,9 +165,9 @@ class SelfAttention(Attention):
         super().__init__(config)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
 
-    def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
         qk, v = self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)).split((2, 1), 2)
-        return self.attend(qk, v[:, :, 0], positions, mask)
+        return self.attend(qk, v.squeeze(2), positions, mask, num_out)
 
 
 class CrossAttention(Attention):
@@ -209,9 +210,10 @@ class Block(nn.Module):
             self.xattn_pre_norm, self.xattn = ModulatedNorm(config), CrossAttention(config)
         self.mlp_pre_norm, self.mlp = ModulatedNorm(config), FeedForward(config)
 
-    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None) -> Tensor:
+        """(B, S, D) to the same, or, in a block without a skip, to its first num_out tokens: the others serve attention alone."""
         m, gate = self.attn_pre_norm(z, given.attn)
-        z = self._add(z, m, gate, self.attn(m, given.positions, given.mask))
+        z = self._add(z, m, gate, self.attn(m, given.positions, given.mask, num_out))
         if skip is not None:
             m, gate = self.xattn_pre_norm(z, given.xattn)
             z = self._add(z, m, gate, self.xattn(m, skip, given.positions, given.mask))
@@ -219,4 +221,5 @@ class Block(nn.Module):
         return self._add(z, m, gate, self.mlp(m))
 
     def _add(self, z: Tensor, m: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-        return torch.addcmul(m if self.carries_norm else z, gate, update.float())
+        carried = m if self.carries_norm else z
+        return torch.addcmul(carried[:, : update.shape[1]], gate, update.float())

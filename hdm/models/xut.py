@@ -31,9 +31,11 @@ class Stage(nn.ModuleList):
     def __init__(self, config: XUTConfig, count: int, *, cross: bool = False) -> None:
         super().__init__(Block(config, cross=cross and i == 0) for i in range(count))
 
-    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None) -> Tensor:
+        """All tokens, or only the first num_out from the last block."""
         for block in self:
-            z, skip = block(z, given, skip), None
+            z = block(z, given, skip, num_out if block is self[-1] else None)
+            skip = None
         return z
 
 
@@ -44,8 +46,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.blocks = Stage(config, count)
 
-    def forward(self, z: Tensor, given: Conditions) -> Tensor:
-        return self.blocks(z, given)
+    def forward(self, z: Tensor, given: Conditions, num_out: int | None = None) -> Tensor:
+        return self.blocks(z, given, num_out=num_out)
 
 
 class Backbone(nn.Module):
@@ -134,8 +136,8 @@ class XUT(nn.Module):
         else:
             rows = kept_rows(kept, num_image, num_text)
             z = scatter(z, rows, self.backbone(gather(z, rows), _only(given, rows)))
-        z = self.post_tread_trns(z, given)
-        z = z[:, :num_image]
+        # Text has nothing to say after the last attention.
+        z = self.post_tread_trns(z, given, num_out=num_image)[:, :num_image]
         if self.final_norm is not None:
             z = rms_norm(z, self.final_norm.weight)
         return self.out_patch(z, height, width)
