@@ -44,7 +44,7 @@ class XUTConfig:
     # last: every decoder stage sees the last encoder stage; mirrored: decoder i sees encoder depth-1-i.
     skips: Literal["last", "mirrored"] = "last"
     qk_norm: bool = False
-    # pi: every log-frequency starts at ln π; log_spaced: from π/2 up in octaves, as head size allows.
+    # pi: every log-frequency starts at ln π; log_spaced: evenly in the logarithm from π/2 to 8π, over heads and features.
     rope: Literal["pi", "log_spaced"] = "pi"
     positions: Literal["box", "area"] = "box"
     # padded: padding is attended to (published); masked: it is not.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hdm.models.fused import rotate
 
 LOG_SPACED = (math.pi / 2, 8 * math.pi)
-"""Lowest and highest start frequency of `log_spaced`: half a period across the picture to 16 cells' Nyquist rate."""
+"""Lowest and highest start frequency of `log_spaced`: from half a period across the picture to one in every two of 16 cells."""
 
 
 class RotaryPositions(nn.Module):
