@@ -1,11 +1,16 @@
 import io
+from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
+from hdm.config import Components
 from hdm.demo.detector import detect
 from hdm.demo.scenes import draw, make_scene
+from hdm.models.autoencoder import load_autoencoder
+from hdm.models.components import components_folder, resolve
 
 
 def right(scene, found):
@@ -91,3 +96,21 @@ def test_a_shape_that_is_none_of_the_kinds_is_found_without_a_kind():
     (found,) = detect(picture)
     assert (found.kind, found.colour) == (None, "blue")
     assert found.centre == pytest.approx((0.484, 0.203), abs=0.01)
+
+
+def test_scenes_are_read_rightly_after_the_autoencoder():
+    if not components_folder("demo").is_dir():
+        pytest.skip("the package's small components are not there")
+    autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
+    by_shape = defaultdict(list)
+    for scene in scenes(2000, 160):
+        by_shape[scene.height, scene.width].append(scene)
+    answers = []
+    for (height, width), alike in by_shape.items():
+        # Sides are filled up to what the autoencoder takes, and cut off again.
+        room = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
+        pixels = np.pad(np.stack([draw(scene) for scene in alike]), room, mode="edge")
+        image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        back = autoencoder.decode(autoencoder.encode(image))[:, :, :height, :width].permute(0, 2, 3, 1)
+        answers += [right(scene, detect(((one + 1) * 127.5).round().byte().numpy())) for scene, one in zip(alike, back, strict=True)]
+    assert np.mean(answers) >= 0.97
