@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from hdm.cli import show_log
 from hdm.config import STAGES
 from hdm.errors import ConfigError, InputError, SavedOnSignal
 from hdm.pipelines import load_pipeline
@@ -73,12 +74,7 @@ def _prepare(verbose: bool) -> None:
     """Environment and logs, before Prefect is imported."""
     ours = {**QUIET, **prefect_environment(store_root()), "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING"}
     os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
-    lines = logging.StreamHandler()
-    lines.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("hdm")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(lines)
+    show_log()
 
 
 def _flow_run(name: str, start_from: str | None, stop_after: str | None, settings: list[str], verbose: bool) -> list[Any]:

@@ -78,13 +78,14 @@ def _prefect(*words: str) -> list[str]:
 
 def _deploy(definitions: Path, environment: Mapping[str, str]) -> None:
     """The work pool, every deployment of pipelines.yaml, and the automation that sees dead runs."""
-    for words in (
-        ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
-        ("--no-prompt", "deploy", "--prefect-file", str(definitions), "--all"),
+    for command in (
+        _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite"),
+        _prefect("--no-prompt", "deploy", "--prefect-file", str(definitions), "--all"),
+        [sys.executable, "-m", "flows.dead_runs"],
     ):
-        done = subprocess.run(_prefect(*words), env=dict(environment), cwd=definitions.parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=dict(environment), cwd=definitions.parent, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise HdmError(f"prefect {' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}", where=definitions)
+            raise HdmError(f"{' '.join(command[1:])} failed:\n{(done.stdout + done.stderr)[-2000:]}", where=definitions)
 
 
 @contextlib.contextmanager

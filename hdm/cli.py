@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,31 @@ def config(name: str, settings: Settings = [], file: File = None) -> None:  # no
 
 
 @app.command()
+def bootstrap(
+    source: Annotated[str, typer.Option(help='A folder of captioned pictures, WebDataset tars, a data set on this machine, or "scenes".')],
+    out: Annotated[Path, typer.Option(help="A new folder; components.folder of a pipeline names it.")],
+    minutes: Annotated[float | None, typer.Option(help="About how long to train; else as long as the demo's were.")] = None,
+    seed: int = 0,
+    size_px: Annotated[int, typer.Option(help="Shorter side of the pictures that the autoencoder sees most.")] = 64,
+    channels: Annotated[int, typer.Option(help="Of a latent.")] = 8,
+    max_pictures: Annotated[int | None, typer.Option(help="Take only the first so many.")] = None,
+    caption_column: Annotated[str, typer.Option(help="Column or field that holds the caption.")] = "caption",
+    metadata: Annotated[str | None, typer.Option(help="A folder's metadata file, relative to it; else metadata.jsonl.")] = None,
+    matte: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
+) -> None:
+    """Train small components on captioned pictures: a whole pipeline without any hub."""
+    from hdm.bootstrap_sources import bootstrap_from
+
+    show_log()
+    record = bootstrap_from(
+        source, out, seed=seed, minutes=minutes, size_px=size_px, channels=channels, max_pictures=max_pictures,
+        caption_column=caption_column, metadata=metadata, matte=matte,
+    )  # fmt: skip
+    Console().print_json(data=record["measured"])
+    Console().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)
+
+
+@app.command()
 def verify(store: StoreFolder = None) -> None:
     """Rehash every file of the store against its manifest."""
     root = Store(store_root(store))
@@ -93,10 +119,15 @@ def doctor(store: StoreFolder = None) -> None:
     raise typer.Exit(2 if wrong else 0)
 
 
-def main() -> None:
-    """`python -m hdm.cli`."""
-    app()
+def show_log() -> None:
+    """The library's messages, as plain lines on standard error."""
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("hdm")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [lines]
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -68,6 +68,7 @@ class Series:
     def __init__(self, folder: Path, name: str) -> None:
         self.places = [folder / name, folder / ".scratch" / name, folder / ".scratch" / "result" / name]
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
+        self.told = ("step",) if name == self.FILES[0] else ("step", "loss")
         self.place, self.last = 0, -1
 
     def added(self) -> Iterator[tuple[str, float, int, int]]:
@@ -77,7 +78,7 @@ class Series:
             seen = int(line.pop(self.CLOCK, -1))
             if seen <= self.last:
                 continue
-            for key, value in numeric(line):
+            for key, value in numeric({name: value for name, value in line.items() if name not in self.told}):
                 yield self.prefix + key, value, now, seen
             self.last = seen
 

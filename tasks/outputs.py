@@ -11,6 +11,7 @@ from hdm.store import Store, store_root
 from tasks import reporter
 from tasks.configuration import configured
 from tasks.records import StageRecord
+from tasks.stopping import stoppable
 
 logger = logging.getLogger("hdm.run")
 
@@ -37,7 +38,7 @@ def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord
 
     settings, store = configured(pipeline, overrides), Store(store_root())
     begun = time.monotonic()
-    with reporter.stage(name, store.folder(identities(settings, name)[name])):
+    with stoppable(), reporter.stage(name, store.folder(identities(settings, name)[name])):
         made = run_step(settings, store, name)
     output = made.output
     record = StageRecord(name, output.digest, str(output.path), dict(output.counts), round(time.monotonic() - begun, 3), made.cached)

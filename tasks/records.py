@@ -53,7 +53,8 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
         try:
             found: Any = body(*args, **kwargs)
         except STOPS as stop:
-            return Cancelled(message=str(stop) or "stopped by a signal; run the same again to go on")
+            told = str(stop) if isinstance(stop, SavedOnSignal | CancelledRun) else "stopped by a signal; run the same again to go on"
+            return Cancelled(message=told)
         except HdmError as error:
             return Failed(message=str(error), data=error)
         records = found if isinstance(found, list) else [found]

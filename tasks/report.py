@@ -18,7 +18,6 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
         its path.
     """
     from hdm.evaluation.report import write_report
-
     from hdm.stages import Made, identities, steps
 
     settings, store = configured(pipeline, overrides), Store(store_root())

@@ -1,0 +1,36 @@
+"""Stopping on SIGTERM and Ctrl-C wherever a stage happens to be."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+AGAIN_SEC = 2.0
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """In the block both signals raise KeyboardInterrupt, again and again until the block is left.
+
+    Once is not enough: an exception that a signal raises in a destructor or a callback of the event loop is swallowed there. Of all
+    exceptions it is KeyboardInterrupt, since that one asyncio lets through. Training has handlers of its own meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SEC, AGAIN_SEC)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (*STOPPING, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
