@@ -25,7 +25,7 @@ CONTEXT = 32
 WIDTH = 128
 BATCH = 64
 LEARNING_RATE, MUON_RATE = 2e-3, 6e-3
-CAPTION_WEIGHT, QUALITY_WEIGHT = 0.5, 0.5
+CAPTION_WEIGHT, QUALITY_WEIGHT = 2.0, 4.0
 SPOILED = 0.25  # share of the pictures
 # Squashed, not cropped: a caption may speak of what lies at the edges.
 PREPROCESS = {"size": SIZE_PX, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -110,7 +110,7 @@ def _loss(contrastive: Contrastive, quality: nn.Linear, pictures: list[np.ndarra
     cosines = out["image_features"] @ out["text_features"].T
     fit = _sigmoid_loss(cosines * out["logit_scale"] + out["logit_bias"])
     words = F.cross_entropy(out["logits"].flatten(0, 1), out["labels"].flatten(), ignore_index=0)
-    rated = quality(out["image_features"])[:, 0]
+    rated = quality(out["image_features"] * WIDTH**0.5)[:, 0]  # numbers of about 1, for the optimizer's sake
     wrong = (rated - strengths).square().mean()
     return (
         fit + CAPTION_WEIGHT * words + QUALITY_WEIGHT * wrong,

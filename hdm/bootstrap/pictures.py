@@ -72,22 +72,15 @@ def as_image(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def crops(
-    examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, rng: np.random.Generator, side_px: int | None = None
-) -> Iterator[Tensor]:
-    """Endless batches of square crops (B, 3, S, S) in [-1, 1].
+def crops(examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Endless batches of square crops (B, 3, S, S) in [-1, 1], S drawn from `sizes_px` for each batch.
 
-    Args:
-        examples: each brought to a shorter side drawn from `sizes_px`, one for the batch.
-        sizes_px: shorter sides.
-        batch_size: crops a batch.
-        rng: draws order, sizes and places.
-        side_px: S; None: the shorter side, so that a crop shows the whole of it.
+    The shorter side is brought to S first, so that a crop shows the whole of it.
     """
     by_size = {size: [resized(example.pixels, size) for example in examples] for size in sizes_px}
     for places in order(len(examples), batch_size, rng):
         size = int(rng.choice(list(sizes_px)))
-        yield as_image(np.stack([_crop(by_size[size][place], side_px or size, rng) for place in places]))
+        yield as_image(np.stack([_crop(by_size[size][place], size, rng) for place in places]))
 
 
 def _crop(pixels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

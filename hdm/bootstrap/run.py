@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ COMPONENTS = {
     "contrastive": "contrastive",
     "aesthetic_head": "aesthetic_head.safetensors",
 }
+UNFINISHED = ".unfinished.json"
 PROBE = 12  # steps a training is timed for
 
 
@@ -59,7 +61,7 @@ def bootstrap(
 
     Args:
         examples: captioned pictures; a twentieth is kept out of training, for measuring.
-        out: a new folder.
+        out: a new folder, or one where a run of the same recipe was killed: finished components are kept.
         source: what to call the examples in the record.
         seed: of everything drawn; the same seed, examples and plan give the same weights on the CPU.
         minutes: about how long to train; None: as the plan says.
@@ -75,35 +77,62 @@ def bootstrap(
     Raises:
         InputError: too few captioned pictures, or `out` holds something.
     """
-    if out.exists() and any(out.iterdir()):
+    if (out / MANIFEST).exists() or (out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())):
         raise InputError("the folder holds something already", where=out, do="name a new one with --out")
     lessons = gather(examples, size_px, max_pictures)
     plan = plan or Plan()
     if minutes is not None:
         plan = plan.scaled(60 * minutes / _seconds(lessons, plan, size_px, channels))
-    _train(lessons, out, plan, seed, size_px, channels)
-    written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
-    measured = {**_measure(lessons, written, size_px), **(check(written) if check else {})}
     recipe = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "pictures": len(lessons.train),
               "captions": len(lessons.captions), **asdict(plan)}  # fmt: skip
+    _train(lessons, _Work(out, recipe), plan, seed, size_px, channels)
+    written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
+    measured = {**_measure(lessons, written, size_px), **(check(written) if check else {})}
     record = {"components": COMPONENTS, "recipe": recipe, "measured": measured, "files": _files(out)}
     write_json(out / MANIFEST, record)
+    (out / UNFINISHED).unlink()
     return record
 
 
-def _train(lessons: Lessons, out: Path, plan: Plan, seed: int, size_px: int, channels: int) -> None:
+class _Work:
+    """A folder under way: which components are finished, for which recipe; so that a killed run goes on where it was."""
+
+    def __init__(self, out: Path, recipe: Mapping[str, Any]) -> None:
+        self.out, self.recipe = out, recipe
+        self.done: list[str] = []
+        if (out / UNFINISHED).exists():
+            before = json.loads((out / UNFINISHED).read_text())
+            if before["recipe"] != recipe:
+                raise InputError("the folder holds an unfinished run of another recipe", where=out, do="name a new one with --out")
+            self.done = before["done"]
+        write_json(out / UNFINISHED, {"recipe": recipe, "done": self.done})
+
+    def path(self, component: str) -> Path:
+        return self.out / COMPONENTS[component]
+
+    def finish(self, component: str) -> None:
+        self.done.append(component)
+        write_json(self.out / UNFINISHED, {"recipe": self.recipe, "done": self.done})
+
+
+def _train(lessons: Lessons, work: _Work, plan: Plan, seed: int, size_px: int, channels: int) -> None:
     """One file or folder for each component, written as soon as it is trained."""
     tokenizer = train_tokenizer(lessons.captions)
-    language_model = train_language_model(tokenizer, lessons.captions, plan.language_captions, seed)
-    save_language_model(language_model, tokenizer, out / COMPONENTS["text_encoder"])
-    autoencoder = train_autoencoder(lessons.train, plan.autoencoder_images, size_px, seed, channels)
-    save_autoencoder(autoencoder, out / COMPONENTS["autoencoder"])
-    contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
-    save_contrastive(contrastive, tokenizer, out / COMPONENTS["contrastive"])
+    if "text_encoder" not in work.done:
+        language_model = train_language_model(tokenizer, lessons.captions, plan.language_captions, seed)
+        save_language_model(language_model, tokenizer, work.path("text_encoder"))
+        work.finish("text_encoder")
+    if "autoencoder" not in work.done:
+        save_autoencoder(train_autoencoder(lessons.train, plan.autoencoder_images, size_px, seed, channels), work.path("autoencoder"))
+        work.finish("autoencoder")
+    if "contrastive" not in work.done:
+        contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
+        save_contrastive(contrastive, tokenizer, work.path("contrastive"))
+        work.finish("contrastive")
     # The head is fitted to the weights as they were written, in 16 bits.
-    written = load_contrastive(Resolved(contrastive=str(out / COMPONENTS["contrastive"])))
+    written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))
     head = train_quality_head(written, lessons.train, plan.quality_images, seed)
-    save_quality_head(head, out / COMPONENTS["aesthetic_head"])
+    save_quality_head(head, work.path("aesthetic_head"))
 
 
 def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any]:
@@ -136,5 +165,5 @@ def _seconds(lessons: Lessons, plan: Plan, size_px: int, channels: int) -> float
 
 
 def _files(out: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED))
     return {path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
 
 def seen_right(scene: Scene, pixels: np.ndarray) -> bool:
     """Whether the detector finds exactly the scene's kinds and colours."""
-    return sorted((found.kind, found.colour) for found in detect(pixels)) == sorted((thing.kind, thing.colour) for thing in scene.things)
+    return Counter((found.kind, found.colour) for found in detect(pixels)) == Counter((thing.kind, thing.colour) for thing in scene.things)
 
 
 def scene_quality(resolved: Resolved, count: int = 400) -> dict[str, Any]:

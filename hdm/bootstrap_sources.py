@@ -1,0 +1,88 @@
+"""`hdm bootstrap`: small components from scenes, or from anything that a download reads on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hdm.acquisition.items import Unreadable
+from hdm.acquisition.sources import open_source
+from hdm.bootstrap import bootstrap
+from hdm.config import DownloadSettings, ImageSettings
+from hdm.data.examples import Example
+from hdm.data.images import BadImage, decode
+from hdm.demo.bootstrap import scene_examples, scene_quality
+from hdm.errors import InputError
+
+SCENES = "scenes"
+NUM_SCENES = 12_000
+
+log = logging.getLogger(__name__)
+
+
+def bootstrap_from(
+    source: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    minutes: float | None = None,
+    size_px: int = 64,
+    channels: int = 8,
+    max_pictures: int | None = None,
+    caption_column: str = "caption",
+    metadata: str | None = None,
+    matte: str = "#ffffff",
+) -> dict[str, Any]:
+    """Train tokenizer, language model, autoencoder, CoCa and quality head on a source, and write them to a folder.
+
+    Args:
+        source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data set.
+        out: a new folder.
+        seed: of everything drawn.
+        minutes: about how long to train; None: as long as the demo's components were.
+        size_px: shorter side of the pictures that the autoencoder sees most.
+        channels: of a latent.
+        max_pictures: take only the first so many; None: all, and 12,000 scenes.
+        caption_column: column or field that holds the caption.
+        metadata: a folder's metadata file, relative to it; None: metadata.jsonl where there is one.
+        matte: colour behind transparent pixels.
+
+    Returns:
+        What `components.json` holds: components, recipe, measured quality, and every file's size and sha256.
+
+    Raises:
+        InputError: the source is missing, is to be fetched, or has too few captioned pictures; or `out` holds something.
+    """
+    options: dict[str, Any] = {"seed": seed, "minutes": minutes, "size_px": size_px, "channels": channels}
+    if source == SCENES:
+        return bootstrap(scene_examples(max_pictures or NUM_SCENES, size_px), out, source=source, check=scene_quality, **options)
+    settings = DownloadSettings(source=source, caption_column=caption_column, metadata=metadata)
+    examples = captioned_pictures(settings, ImageSettings(matte=matte))
+    return bootstrap(examples, out, source=Path(source).name, max_pictures=max_pictures, **options)
+
+
+def captioned_pictures(settings: DownloadSettings, images: ImageSettings) -> Iterator[Example]:
+    """The pictures of a local source that have a caption and can be read; how many had or could not is logged at the end.
+
+    Raises:
+        InputError: the source is a list of URLs.
+    """
+    _, reader = open_source(settings.source, settings.kind, settings)
+    if reader.fetched:
+        raise InputError(
+            "bootstrap reads pictures on this machine, not URLs", where=settings.source, do="download them first, or name a folder"
+        )
+    left_out: Counter[str] = Counter()
+    for item in reader.items():
+        if item.load is None or not item.caption or not item.caption.strip():
+            left_out["without a caption"] += 1
+            continue
+        try:
+            yield Example((item.caption,), decode(item.load(), images).pixels)
+        except (Unreadable, BadImage) as error:
+            left_out[error.status] += 1
+    if left_out:
+        log.warning("left out: %s", ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()))
