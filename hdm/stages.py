@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from hdm.acquisition import download
 from hdm.captioning import caption
@@ -17,9 +18,9 @@ from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.encoding import latents, text, tokens
-from hdm.errors import ConfigError
+from hdm.errors import ConfigError, DamagedError
 from hdm.evaluation import evaluate
-from hdm.store import Identity, Output, Store
+from hdm.store import Identity, Output, Store, set_aside
 from hdm.training import phase
 
 Outputs = Mapping[str, Output]
@@ -129,6 +130,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
 
     Raises:
         InputError: an input is not in the store.
+        DamagedError: an input's file is not what was written; it was set aside, and the same command again mends it.
     """
     known = identities(pipeline, name)
     step = next(step for step in steps(pipeline) if step.name == name)
@@ -136,7 +138,14 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
     if ready is not None:
         return Made(step, ready, cached=True)
     inputs = {needed: store.need(known[needed], name) for needed in step.inputs}
-    return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
+    try:
+        return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
+    except DamagedError as error:
+        for output in inputs.values():
+            # Found only now, by a page checksum or a hash: the next run makes the file anew.
+            if Path(str(error.where)).is_relative_to(output.path):
+                set_aside(output.path, error)
+        raise
 
 
 def run(pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None) -> Iterator[Made]:
