@@ -162,7 +162,7 @@ class _Report:
         for line in self.log.lines():
             if line.startswith("WARNING "):
                 log.warning("%s", line.removeprefix("WARNING "))
-        for line in filter(None, self.timing.lines()):
+        for line in self.timing.lines():
             now = json.loads(line)
             loss = "not finite" if now["loss"] is None else f"{now['loss']:.4f}"
             note = f"loss {loss}, {now['images_per_sec']:.1f} images/s"
@@ -175,7 +175,7 @@ class _Tail:
 
     def __init__(self, path: Path, from_end: bool = False) -> None:
         self.path = path
-        self.place = path.stat().st_size if from_end and path.exists() else 0
+        self.place = path.read_bytes().rfind(b"\n") + 1 if from_end and path.exists() else 0
 
     def lines(self) -> list[str]:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from hdm.config import Pipeline
 from hdm.models.components import resolve, weights_digest
 from hdm.store import Draft, Identity, Output, Store
-from hdm.training.job import FILES, METRICS, SUMMARY, Job, num_steps
+from hdm.training.job import FILES, METRICS, SUMMARY, Job
 from hdm.training.launch import run_training
 
 SCHEMA = 1
@@ -78,6 +78,5 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _counts(job: Job) -> dict[str, Any]:
-    steps = num_steps(job.phase)
-    skipped = json.loads((job.result / SUMMARY).read_bytes())["skipped_steps"]
-    return {"steps": steps, "images_seen": steps * job.phase.batch_size, "skipped_steps": skipped}
+    summary = json.loads((job.result / SUMMARY).read_bytes())
+    return {"steps": summary["step"], "images_seen": summary["num_images_seen"], "skipped_steps": summary["skipped_steps"]}

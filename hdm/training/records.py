@@ -25,10 +25,11 @@ class Metrics:
         self.path = path
         path.write_bytes(content)
 
-    def add(self, **values: Any) -> None:
-        """Append a line."""
+    def add(self, step: int, num_images_seen: int, values: Mapping[str, Any]) -> None:
+        """Append a line: the clock, then the values in order of name, since a checkpoint may have reordered them."""
+        line = {"step": step, "num_images_seen": num_images_seen, **dict(sorted(values.items()))}
         with self.path.open("ab") as file:
-            file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     @property
     def content(self) -> bytes:
@@ -47,8 +48,9 @@ class Timing:
         self.path = path
         self._seen, self._waited_sec = num_images_seen, 0.0
         self._start = self._last = time.perf_counter()
-        with path.open("a") as file:
-            file.write("\n")  # a killed run may have left half a line
+        if path.exists():  # a killed run may have left half a line
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
 
     def add(self, step: int, num_images_seen: int, loss: float | None, waited_sec: float) -> None:
         """Append a line.

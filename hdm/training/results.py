@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 from hdm.files import write_json
@@ -16,7 +15,7 @@ from hdm.training.pictures import generate_grid, prompts_to_show
 from hdm.training.records import Metrics
 
 
-def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics) -> None:
     """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
 
     Args:
@@ -24,7 +23,6 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
         model, average: the raw and the averaged weights.
         conditioning: of the prompts.
         metrics: all lines of the phase.
-        summary: what the manifest says of the whole, to which loss and prompts are added.
     """
     result, settings = job.result, job.settings.train
     shutil.rmtree(result, ignore_errors=True)
@@ -35,6 +33,12 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     save_tensors(result / EMA, average.state_dict())
     write_json(result / MODEL, {"xut": settings.model.to_dict(), "resolution": job.phase.resolution, "components": job.identity["weights"]})
     shutil.copyfile(metrics.path, result / METRICS)
-    losses = [line["loss"] for line in map(json.loads, metrics.content.splitlines()) if line.get("loss") is not None]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_json(result / SUMMARY, {**summary, "loss": losses[-1] if losses else None, "parameters": parameters, "prompts": prompts})
+    write_json(result / SUMMARY, {**_last(metrics), "parameters": parameters, "prompts": prompts})
+
+
+def _last(metrics: Metrics) -> dict[str, Any]:
+    """What the last line says of the whole."""
+    line = json.loads(metrics.content.splitlines()[-1])
+    wanted = ("step", "num_images_seen", "skipped_steps", "loss", "validation_loss", "validation_loss_by_time")
+    return {name: line[name] for name in wanted if name in line}

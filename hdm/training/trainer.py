@@ -70,7 +70,15 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands. `loss_sum` and `loss_count` are of the steps since the last line of metrics."""
+    """Where training stands.
+
+    Args:
+        step: optimizer steps done, skipped ones too.
+        num_images_seen: the training clock.
+        skipped, skipped_in_row: steps without a finite loss or gradient.
+        loss_sum, loss_count: of the steps since the last line of metrics.
+        line: of metrics, due after this step and not written yet.
+    """
 
     step: int = 0
     num_images_seen: int = 0
@@ -78,6 +86,7 @@ class Position:
     skipped_in_row: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    line: dict[str, Any] | None = None
 
     def after(self, batch_size: int, loss: float | None) -> Position:
         """One step on; loss None: the step was skipped."""
@@ -120,20 +129,24 @@ class Trainer:
         """To the end, or to a signal; True if done."""
         self.stop.defer()
         try:
-            while self.position.step < self.num_steps:
+            while True:
                 due = time.monotonic() - self.saved_at > self.settings.checkpoint_sec
                 stopping, saving = self._agreed(self.stop.requested, due)
                 if stopping or saving:
                     self._save()
                 if stopping:
                     return False
-                self._step()
+                if self._reported():
+                    if self.position.step == self.num_steps:
+                        break
+                    self._step()
         finally:
             self.feed.close()
         self._save()
         self.stop.release()
         if self.rank == 0:
-            self._finish()
+            with self.accelerator.autocast():
+                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics)
         self.accelerator.wait_for_everyone()
         return True
 
@@ -161,7 +174,7 @@ class Trainer:
             parameter.grad = None
         self.position = self.position.after(self.phase.batch_size, loss_value if finite else None)
         self._check_skipped(example, loss_value, norm_value)
-        self._record(factor, norm_value)
+        self.position = self._with_line(factor, norm_value)
 
     def _backward(self, example: Example) -> Tensor:
         """Add up the gradients of this process's share; the loss of the global batch (a scalar on the device)."""
@@ -205,39 +218,52 @@ class Trainer:
             do="lower the learning rate or clip_norm, or look at the latents of these pictures",
         )
 
-    def _record(self, factor: float, norm: float) -> None:
-        """The lines that are due after this step."""
-        step = self.position.step
-        if step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0 or step == self.num_steps:
-            if self.rank == 0:
-                self._log(factor, norm)
-            self.position = replace(self.position, loss_sum=0.0, loss_count=0)
-        if self.settings.validate_every and step % self.settings.validate_every == 0 and step < self.num_steps:
-            if self.rank == 0:
-                self._validate()
-            self.accelerator.wait_for_everyone()
+    def _with_line(self, factor: float, norm: float) -> Position:
+        """The position with the line that is due after this step, the mean loss since the last one in it."""
+        now, line = self.position, {}
+        if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0 or now.step == self.num_steps:
+            line = {
+                "loss": now.loss_sum / now.loss_count if now.loss_count else None,
+                "grad_norm": norm if math.isfinite(norm) else None,
+                "skipped_steps": now.skipped,
+                **self.optimizers.rates(factor),
+            }
+            now = replace(now, loss_sum=0.0, loss_count=0)
+        return replace(now, line=line) if line or self._validates() else now
 
-    def _log(self, factor: float, norm: float) -> None:
-        """A line with the mean loss since the last one."""
+    def _validates(self) -> bool:
+        """Whether a held-out loss is due after this step."""
+        step, every = self.position.step, self.settings.validate_every
+        return step == self.num_steps or (every is not None and step % every == 0)
+
+    def _reported(self) -> bool:
+        """Write the line that is due, if one is; False if a signal cut its held-out loss short: it is then due again on resuming."""
         now = self.position
-        loss = now.loss_sum / now.loss_count if now.loss_count else None
-        self.metrics.add(
-            step=now.step,
-            num_images_seen=now.num_images_seen,
-            loss=loss,
-            grad_norm=norm if math.isfinite(norm) else None,
-            skipped_steps=now.skipped,
-            **self.optimizers.rates(factor),
-        )
-        self.timing.add(now.step, now.num_images_seen, loss, self.feed.waited_sec)
+        if now.line is None:
+            return True
+        measured: dict[str, Any] | None = {}
+        if self._validates():
+            if self.rank == 0:
+                measured = self._validate()
+            if any(self._agreed(measured is None)):
+                return False
+        if self.rank == 0:
+            self.metrics.add(now.step, now.num_images_seen, {**now.line, **(measured or {})})
+            if "loss" in now.line:
+                self.timing.add(now.step, now.num_images_seen, now.line["loss"], self.feed.waited_sec)
+        self.position = replace(now, line=None)
+        return True
 
-    def _validate(self) -> dict[str, Any]:
-        """A line with the held-out loss of the averaged weights."""
-        model, autocast = self.average.model, self.accelerator.autocast
-        found = validation.validate(model, self._validation_loader, self.conditioning, autocast, self.settings.seed)
-        if found:
-            self.metrics.add(step=self.position.step, num_images_seen=self.position.num_images_seen, **found)
-        return found
+    def _validate(self) -> dict[str, Any] | None:
+        """The held-out loss of the averaged weights; None if a signal came meanwhile."""
+        return validation.validate(
+            self.average.model,
+            self._validation_loader,
+            self.conditioning,
+            self.accelerator.autocast,
+            self.settings.seed,
+            cut_short=lambda: self.stop.requested,
+        )
 
     @cached_property
     def _validation_loader(self) -> Loader:
@@ -274,10 +300,3 @@ class Trainer:
                 where=found.path,
                 do="undo the change, or remove the checkpoint",
             )
-
-    def _finish(self) -> None:
-        """Measure, generate, and write the files of the output."""
-        now, measured = self.position, self._validate()
-        summary = {"steps": now.step, "num_images_seen": now.num_images_seen, "skipped_steps": now.skipped, **measured}
-        with self.accelerator.autocast():
-            write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics, summary)

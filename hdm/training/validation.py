@@ -27,7 +27,8 @@ def validate(
     conditioning: Conditioning,
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: int,
-) -> dict[str, Any]:
+    cut_short: Callable[[], bool],
+) -> dict[str, Any] | None:
     """The held-out loss of a model.
 
     Args:
@@ -36,13 +37,17 @@ def validate(
         conditioning: of its captions.
         autocast: the context of a forward pass.
         seed: of the noise.
+        cut_short: asked before each batch whether to give up.
 
     Returns:
         `validation_loss`, the mean over five timesteps, and `validation_loss_by_time`, from little noise to much;
-        None for a loss that is not finite; {} without pictures.
+        a loss that is not finite is None; {} without pictures;
+        None if it was cut short.
     """
     count, sums = min(len(loader), NUM_IMAGES), torch.zeros(TIME_BINS, dtype=torch.float64)
     for start in range(0, count, loader.batch_size):
+        if cut_short():
+            return None
         # The last batch goes on into the next epoch: cut.
         batch = loader.batch(start).part(0, count - start).to(conditioning.device)
         noise = torch.randn(batch.latent.shape, generator=generator(seed, VALIDATION, start)).to(conditioning.device)

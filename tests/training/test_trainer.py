@@ -33,11 +33,11 @@ def _fresh_process() -> Iterator[None]:
 
 
 class StopAfter(StopRequest):
-    """A signal that comes during step number `steps`."""
+    """A signal that comes after it was asked for so many times: before each step, and before each batch of the held-out loss."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, times: int) -> None:
         super().__init__()
-        self.left = steps
+        self.left = times
 
     def _get(self) -> bool:
         self.left -= 1
@@ -93,8 +93,8 @@ def straight(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Tr
 
 def test_stops_and_checkpoints_change_no_bit(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
     job = workshop.job(tmp_path)  # a checkpoint at each step
-    for steps in (1, 5, 2):
-        assert Trainer(job, StopAfter(steps), "cpu").run() is False
+    for times in (6, 1, 2):  # the first two come while the held-out loss after step 5 is measured
+        assert Trainer(job, StopAfter(times), "cpu").run() is False
     assert_same_bits(run(job), straight)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
 
