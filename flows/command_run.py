@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from flows.processes import free_port, prefect_command, running, wait_for
 from hdm.cli import show_log
 from hdm.config import STAGES
 from hdm.errors import ConfigError, InputError, SavedOnSignal
@@ -33,9 +34,6 @@ QUIET = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 OWN_SERVER = {
-    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     # What writes to SQLite beside the run makes its requests fail with 503 and wait 2 s each; nobody looks at events here.
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
@@ -92,24 +90,35 @@ def _flow_run(name: str, start_from: str | None, stop_after: str | None, setting
 
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
-    """The server whose address is set, or else Prefect's own for the time of the run."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+    """The server whose address is set, or else one for the time of the run.
 
-    url = get_current_settings().api.url
-    if url is None:
-        os.environ.update({key: os.environ.get(key, value) for key, value in OWN_SERVER.items()})
-        # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
+    Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it before the run has told it anything,
+    and where it outlives a run that is killed.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+
+    url, root = get_current_settings().api.url, store_root()
+    if url is not None:
+        _check(url)
+        yield
         return
+    address = f"http://127.0.0.1:{free_port(0)}"
+    command = prefect_command("server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui", "--analytics-off")
+    with running("prefect", command, {**os.environ, **OWN_SERVER}, root, root) as process:
+        wait_for(f"{address}/api/health", process, root)
+        # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
+        with temporary_settings({PREFECT_API_URL: f"{address}/api", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+
+def _check(url: str) -> None:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=HEALTH_SEC):
-            pass
+            return
     except (OSError, urllib.error.URLError) as error:
         raise InputError(
             f"no Prefect server answers: {error}", where=url, do="start it (hdm serve), or unset PREFECT_API_URL to run without one"
         ) from error
-    yield
 
 
 @contextlib.contextmanager

@@ -60,6 +60,8 @@ class Series:
     Args:
         folder: the output's folder in the store.
         name: one of FILES; keys of all but the first get its stem as prefix.
+
+    `final` holds the last value of each key.
     """
 
     FILES: ClassVar = ("metrics.jsonl", "timing.jsonl")
@@ -70,6 +72,7 @@ class Series:
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
         self.told = ("step",) if name == self.FILES[0] else ("step", "loss")
         self.place, self.last = 0, -1
+        self.final: dict[str, float] = {}
 
     def added(self) -> Iterator[tuple[str, float, int, int]]:
         """Key, value, milliseconds since 1970, images seen. What a resumed training writes again is left out."""
@@ -79,6 +82,7 @@ class Series:
             if seen <= self.last:
                 continue
             for key, value in numeric({name: value for name, value in line.items() if name not in self.told}):
+                self.final[self.prefix + key] = value
                 yield self.prefix + key, value, now, seen
             self.last = seen
 

@@ -78,7 +78,8 @@ class Reporter:
                     logger.warning("%s", warning)
 
 
-_current: Reporter | None = None
+_under_way = False
+_current: Reporter | None = None  # None under way: tracking is switched off
 last_run_id: str | None = None
 """MLflow's id of the last run of this process."""
 
@@ -86,13 +87,13 @@ last_run_id: str | None = None
 @contextlib.contextmanager
 def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
     """Track what happens in the block as one run; inside another such block, as a part of that one."""
-    global _current, last_run_id
-    if _current is not None:
+    global _under_way, _current, last_run_id
+    if _under_way:
         yield
         return
     settings, root = configured(pipeline, overrides), store_root()
     with under_way(root, settings.name):
-        _current = None if os.environ.get(SWITCH) == "off" else Reporter(root)
+        _under_way, _current = True, None if os.environ.get(SWITCH) == "off" else Reporter(root)
         _tell("run", **_facts(settings, overrides))
         status = "FAILED"
         try:
@@ -105,7 +106,7 @@ def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
             if _current is not None:
                 _current.end(status)
                 last_run_id = _current.run_id
-            _current = None
+            _under_way, _current = False, None
 
 
 @contextlib.contextmanager

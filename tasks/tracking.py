@@ -105,6 +105,7 @@ class Mirror:
         child, folder = self.children[event["name"]], Path(event["path"])
         manifest = json.loads((folder / "manifest.json").read_bytes())
         self.follow()
+        finals = {key: value for series in self.followed.values() for key, value in series.final.items()}
         self.followed = {}
         tags = {"digest": event["digest"], "cached": str(event["cached"]).lower(), "folder": str(folder)}
         tags["dataset"] = self.tags["dataset"] = origin(self.root, manifest)
@@ -113,7 +114,7 @@ class Mirror:
         self._params(child, dict(flattened(manifest["config"])))
         numbers = {**event["counts"], **dict(numeric(manifest["summary"])), "seconds": event["seconds"]}
         self._numbers(child, numbers)
-        self._numbers(self.parent, {f"{event['name']}.{key}": value for key, value in numbers.items()})
+        self._numbers(self.parent, {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()})
         self._inputs(child, manifest)
         for path in shown(folder, manifest):
             self.client.log_artifact(child, str(path))

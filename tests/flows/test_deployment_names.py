@@ -1,0 +1,89 @@
+"""Bare deployment names, and the server's address for the `prefect` command."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.plugins import HookContext
+
+from flows import deployment_names
+from flows.deployment_names import complete, setup_environment
+from tasks.services import Serving, alone, announce
+
+KNOWN = {"full-pipeline": ["full-pipeline", "nightly"], "train-model": ["train-model", "nightly"]}
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Answers the two requests as Prefect's server does."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            flows = [{"id": name, "name": name} for name in KNOWN]
+            deployments = [{"flow_id": flow, "name": name} for flow, names in KNOWN.items() for name in names]
+            body = json.dumps(flows if self.path == "/api/flows/filter" else deployments).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/api"
+        http.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("typed", "run"),
+    [
+        ("prefect deployment run full-pipeline", "prefect deployment run full-pipeline/full-pipeline"),
+        ("/bin/prefect deployment run train-model --param a=b", "/bin/prefect deployment run train-model/train-model --param a=b"),
+        ("prefect deployment run full-pipeline/nightly", "prefect deployment run full-pipeline/nightly"),
+        ("prefect deployment run nightly", "prefect deployment run nightly"),  # two flows have it
+        ("prefect deployment run unheard-of", "prefect deployment run unheard-of"),
+        ("prefect deployment inspect full-pipeline", "prefect deployment inspect full-pipeline"),
+        ("hdm deployment run full-pipeline", "hdm deployment run full-pipeline"),
+        ("prefect deployment run", "prefect deployment run"),
+    ],
+)
+def test_a_bare_name_is_completed_where_it_is_unique(server: str, typed: str, run: str) -> None:
+    words = typed.split()
+    complete(words, server)
+    assert words == run.split()
+
+
+def test_no_server_changes_nothing() -> None:
+    words = ["prefect", "deployment", "run", "full-pipeline"]
+    complete(words, "http://127.0.0.1:9/api")
+    complete(words, None)
+    assert words == ["prefect", "deployment", "run", "full-pipeline"]
+
+
+def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def environment(url: str | None) -> dict[str, str]:
+        result = setup_environment(ctx=HookContext("3", url, lambda name: None))  # type: ignore[arg-type,return-value]
+        return dict(result.env) if result else {}
+
+    monkeypatch.setenv("HDM_STORE", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert environment(None) == {}
+    with alone(tmp_path):
+        announce(tmp_path, Serving(1, "http://127.0.0.1:4200", "http://127.0.0.1:5000"))
+        assert environment(None)["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+        assert "PREFECT_API_URL" not in environment("http://elsewhere/api")
+    found = environment(None)
+    assert "PREFECT_API_URL" not in found
+    assert str(tmp_path) in found["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+
+
+def test_prefect_finds_the_hook() -> None:
+    assert [entry.load() for entry in entry_points(group="prefect.plugins", name="hdm")] == [deployment_names]

@@ -1,0 +1,90 @@
+"""Flows on a real Prefect server: what is made, what is found, how failures and signals show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+from flows.encode_latents import encode_latents
+from flows.full_pipeline import full_pipeline
+from hdm.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from tests.flows.conftest import SmallStages
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def under(state: Any) -> dict[str, str]:
+    """Outputs → state's name, of the flow runs under the one that ended in that state."""
+    parent = FlowRunFilterParentFlowRunId(any_=[state.state_details.flow_run_id])
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent))
+    return {" ".join(run.parameters["outputs"]): run.state.name for run in runs if run.state}
+
+
+def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_all(small_stages: SmallStages) -> None:
+    first = full_pipeline("demo", return_state=True)
+    parts = {"download", "filter.measures filter", "caption", "encode.48px encode.64px", "train.48px", "train.64px", "evaluate"}
+    assert under(first) == dict.fromkeys(parts, "Completed")
+    assert small_stages.made == list(small_stages.NAMES)
+    assert [(record.name, record.cached, record.counts) for record in first.result()] == [
+        (name, False, {"items": 3}) for name in small_stages.NAMES
+    ]
+
+    second = full_pipeline("demo", return_state=True)
+    assert second.name == "UpToDate"
+    assert under(second) == dict.fromkeys(parts, "UpToDate")
+    assert [record.digest for record in second.result()] == [record.digest for record in first.result()]
+    assert small_stages.made == list(small_stages.NAMES)
+
+    changed = full_pipeline("demo", overrides=["evaluate.seed=7"], return_state=True)
+    assert small_stages.made == [*small_stages.NAMES, "evaluate"]
+    assert under(changed) == {**dict.fromkeys(parts, "UpToDate"), "evaluate": "Completed"}
+
+
+def test_a_known_error_is_told_in_its_own_words(small_stages: SmallStages, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise InputError("the list is empty", where="urls.txt", do="write something into it")
+
+    small_stages.before["caption"] = fail
+    state = full_pipeline("demo", return_state=True)
+    assert state.is_failed()
+    error = state.result(raise_on_failure=False)
+    assert isinstance(error, InputError)
+    assert error.do == "write something into it"
+    assert str(state.message) == str(error)
+    assert "Traceback" not in capfd.readouterr().err
+
+    del small_stages.before["caption"]
+    assert [record.cached for record in full_pipeline("demo")] == [True] * 3 + [False] * 6
+
+
+def test_sigterm_in_a_stage_cancels_the_run_and_a_rerun_goes_on(small_stages: SmallStages) -> None:
+    def be_told_to_stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    small_stages.before["encode.64px"] = be_told_to_stop
+    state = full_pipeline("demo", return_state=True)
+    assert state.is_cancelled()
+    assert under(state)["encode.48px encode.64px"] == "Cancelled"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    small_stages.before.clear()
+    assert next(record.name for record in full_pipeline("demo") if not record.cached) == "encode.64px"
+
+
+def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
+    assert full_pipeline("demo", start_from="encode", return_state=True).is_failed()  # nothing to start from
+    assert [record.name for record in full_pipeline("demo", stop_after="caption")] == list(small_stages.NAMES[:4])
+    assert [record.name for record in full_pipeline("demo", start_from="encode", stop_after="encode")] == ["encode.48px", "encode.64px"]
+    assert [record.name for record in encode_latents("demo", outputs=["encode.64px"])] == ["encode.64px"]
+    backwards = full_pipeline("demo", start_from="train", stop_after="filter", return_state=True)
+    assert isinstance(backwards.result(raise_on_failure=False), ConfigError)

@@ -1,0 +1,88 @@
+"""Runs in MLflow's own database, as a person finds them there."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hdm.store import Identity, Store
+from tasks.tracker import Keeper
+from tasks.tracking import database
+
+AT = 1_700_000_000.0
+RUN = {"event": "run", "at": AT, "pipeline": "demo", "recipe": "r" * 16, "overrides": ["filter.min_side_px=64"], "pid": 1, "flow_run": "f"}
+
+
+def outputs(root: Path) -> Iterator[dict[str, Any]]:
+    """A download and a training phase, begun and made."""
+    before: dict[str, str] = {}
+    for name in ("download", "train.64px"):
+        with Store(root).draft(Identity(name, 1, {"phase": {"resolution": 64}}, before)) as draft:
+            yield {"event": "begin", "at": AT, "name": name, "folder": str(draft.path)}
+            with draft.write("metrics.jsonl") as file:
+                file.path.write_text("".join(json.dumps({"num_images_seen": 8 * n, "loss": 1 / n}) + "\n" for n in (1, 2, 4)))
+                file.counts["items"] = 7
+            draft.write_json("weights.safetensors", [])
+            output = draft.commit({"parameters": 12})
+        before = {name: output.digest}
+        yield {
+            "event": "made", "at": AT + 2, "name": name, "digest": output.digest, "path": str(output.path),
+            "counts": {"items": 7}, "seconds": 2.0, "cached": False,
+        }  # fmt: skip
+
+
+def told(root: Path, events: list[dict[str, Any]]) -> Keeper:
+    arriving: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    for event in [*events, None]:
+        arriving.put(event)
+    keeper = Keeper(root)
+    keeper.keep(arriving)
+    return keeper
+
+
+def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = {**RUN, "params": {"filter.min_side_px": 64, "train.prompts": ["a red disc"]}}
+    keeper = told(tmp_path, [run, *outputs(tmp_path), {"event": "end", "at": AT + 5, "status": "FINISHED"}])
+    assert not keeper.waiting
+    assert not keeper.warned
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database(tmp_path), registry_uri=database(tmp_path))
+    experiment = client.get_experiment_by_name("demo")
+    assert experiment
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent, download, train = runs["demo"], runs["download"], runs["train.64px"]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert parent.info.end_time - parent.info.start_time == 5000
+    assert parent.data.params["filter.min_side_px"] == "64"
+    assert parent.data.metrics["train.64px.loss"] == 0.25
+    assert parent.data.metrics["download.items"] == 7
+    assert train.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run.data.tags["dataset"] for run in runs.values()} == {download.data.tags["digest"]}
+    assert [(data.dataset.name, data.dataset.digest) for data in train.inputs.dataset_inputs] == [
+        ("download", download.data.tags["digest"])
+    ]
+    points = client.get_metric_history(train.info.run_id, "loss")
+    assert sorted({(point.step, point.value) for point in points}) == [(8, 1.0), (16, 0.5), (32, 0.25)]
+    assert client.get_model_version_by_alias("demo", "newest").run_id == train.info.run_id
+    assert "manifest.json" in [file.path for file in client.list_artifacts(train.info.run_id)]
+
+    # The same flow run again, killed without a word: the run goes on, and its end is known.
+    told(tmp_path, [run])
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id], "tags.stage = 'all'")] == ["KILLED"]
+
+
+def test_no_server_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"TRACKING_URI": "http://127.0.0.1:9", "HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "1"}.items():
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    monkeypatch.setattr("tasks.tracker.PATIENCE_SEC", 0.0)
+    keeper = told(tmp_path, [{**RUN, "params": {}}, {"event": "end", "at": AT, "status": "FINISHED"}])
+    assert [event["event"] for event in keeper.waiting] == ["run", "end"]
+    assert capsys.readouterr().out.count("warning") == 1

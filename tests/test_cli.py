@@ -1,0 +1,92 @@
+"""The command line: what it says, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from hdm import diagnosis
+from hdm.store import Identity, Store
+from tasks.services import Serving, alone, announce
+
+
+def hdm(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(tmp_path)
+    with found.draft(Identity("download", 1, {})) as draft:
+        draft.write_json("items.json", [1, 2], {"items": 2})
+        draft.commit()
+    return found
+
+
+def test_help_needs_no_heavy_library() -> None:
+    heavy = "torch prefect mlflow transformers datasets"
+    code = f"import sys, flows.cli; sys.exit(' '.join(name for name in '{heavy}'.split() if name in sys.modules) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pipelines_and_their_settings() -> None:
+    assert "hdm-xut-base" in hdm("pipelines")[1]
+    code, shown = hdm("config", "demo", "--set", "filter.min_side_px=77")
+    assert code == 0
+    assert "min_side_px: 77" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["config", "demoo"], "did you mean demo"),
+        (["config", "demo", "--set", "filter.min_aesthetc=5"], "min_aesthetic"),
+        (["run", "demo", "--from", "filtre"], "no stage 'filtre'"),
+        (["run", "nothing"], "no pipeline is called"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_starts(words: list[str], said: str, tmp_path: Path) -> None:
+    code, shown = hdm(*words, *(["--store", str(tmp_path)] if words[0] == "run" else []))
+    assert code == 2
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+def test_verify_names_a_damaged_file(store: Store) -> None:
+    assert hdm("verify", "--store", str(store.root))[0] == 0
+    path = next(store.outputs()).file("items.json")
+    path.write_bytes(path.read_bytes().replace(b"1", b"7"))
+    code, shown = hdm("verify", "--store", str(store.root))
+    assert code == 5
+    assert str(path) in shown.replace("\n", "")
+
+
+def test_status_and_stop(store: Store) -> None:
+    with alone(store.root):
+        announce(store.root, Serving(1, "http://127.0.0.1:4200", "http://127.0.0.1:5000"))
+        shown = hdm("status", "--store", str(store.root))[1]
+    assert "http://127.0.0.1:5000" in shown
+    assert "items 2" in shown
+    assert hdm("stop", "--store", str(store.root))[0] == 0
+
+
+def test_doctor_knows_the_pair_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert diagnosis.torch_pair().fine
+    assert diagnosis.packages().fine
+    (tmp_path / "torchvision.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    code = "import json, dataclasses; from hdm.diagnosis import torch_pair; print(json.dumps(dataclasses.asdict(torch_pair())))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert not found["fine"]
+    assert "nms does not exist" in found["found"]
+    assert "pip install" in found["do"]
