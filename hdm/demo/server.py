@@ -66,5 +66,7 @@ async def _serve(settings: ScenesSettings) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the end of the input is enough
+    # Both may reach the whole group, and whoever downloads may want to finish what it is at: the end of the input is enough.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(_serve(ScenesSettings.model_validate_json(sys.stdin.readline())))

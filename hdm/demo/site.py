@@ -68,7 +68,8 @@ def _write_list(pipeline: Pipeline, folder: Path) -> Path:
 
 
 def _stop(server: subprocess.Popen[str]) -> None:
-    server.terminate()
+    assert server.stdin is not None
+    server.stdin.close()
     try:
         server.wait(END_SEC)
     except subprocess.TimeoutExpired:

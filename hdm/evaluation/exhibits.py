@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from hdm.config import Pipeline
@@ -19,6 +21,8 @@ from hdm.store import Output
 
 SIDE_PX = 144  # longer side of an example
 AS_PNG_PX = 128  # up to so many pixels a side nothing is lost
+SAMPLE_COLUMNS = ("key", "source", "status", "error", "caption", "offset", "bytes")
+SCORE_COLUMNS = ("key", "kept", "reason", "detail", "split")
 REASONS = {
     "undecodable": "cannot be decoded to the last pixel",
     "too_small": "too small",
@@ -31,8 +35,8 @@ REASONS = {
     "top_fraction": "not among the best",
     "not_image": "not a picture",
     "http_404": "not there (404)",
-    "reset": "the connection broke off",
-    "timeout": "no answer in time",
+    "corrupt": "the file is damaged",
+    "cut_off": "the connection broke off within the file",
 }
 
 
@@ -68,59 +72,78 @@ class Exhibition:
 
     def __init__(self, pipeline: Pipeline, download: Output, filter: Output | None) -> None:
         self.pipeline, self.download = pipeline, download
-        self.samples: dict[str, dict] = {}
-        for number in range(num_shards(download, "samples")):
-            for row in read_table(download.file(shard_name("samples", number))).to_pylist():
-                self.samples[row["key"]] = {**row, "shard": number}
-        columns = ["key", "kept", "reason", "detail", "split"]
-        self.scores = read_tables(filter, "scores", columns).to_pylist() if filter else []
+        shards = [
+            read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS) for number in range(num_shards(download, "samples"))
+        ]
+        self.samples = pa.concat_tables(shard.append_column("shard", pa.array([n] * len(shard))) for n, shard in enumerate(shards))
+        self.scores = read_tables(filter, "scores", SCORE_COLUMNS) if filter else None
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """How many items are left after each step: what they are called, and how many."""
+        steps = [("listed", len(self.samples)), ("downloaded", _counts(self.samples, "status").get("ok", 0))]
+        if self.scores is not None:
+            steps.append(("kept", _counts(self.scores, "kept").get(True, 0)))
+            splits = _counts(self.scores, "split")
+            steps += [(name.replace("_", " "), splits[name]) for name in ("train", "validation", "held_out") if name in splits]
+        return [{"name": name, "count": count} for name, count in steps]
 
     def kept(self, count: int) -> list[Exhibit]:
         """Some of the kept pictures, drawn by their keys, which are hashes."""
-        keys = sorted(row["key"] for row in self.scores if row["kept"])[:count]
-        return [Exhibit(image, self.samples[key]["caption"] or "") for key, image in zip(keys, self.images(keys), strict=True)]
+        if self.scores is None:
+            return []
+        samples = self._of_keys(row["key"] for row in _first(self.scores, pc.field("kept"), count))
+        return [Exhibit(image, sample["caption"] or "") for sample, image in zip(samples, self._images(samples), strict=True)]
 
     def rejections(self, count: int) -> list[Rejection]:
         """What was refused and why, the most frequent reason first, with up to `count` examples each."""
-        failed = [row for row in self.samples.values() if row["status"] != "ok"]
         found = [
-            Rejection(status, _told(status), "download", number, self._failures(status, failed, count))
-            for status, number in Counter(row["status"] for row in failed).items()
+            Rejection(status, _told(status), "download", number, self._failures(status, count))
+            for status, number in _counts(self.samples, "status").items()
+            if status != "ok"
         ]
-        refused = [row for row in self.scores if not row["kept"]]
-        found += [
-            Rejection(reason, _told(reason), "filter", number, self._refusals(reason, refused, count))
-            for reason, number in Counter(row["reason"] for row in refused).items()
-        ]
+        if self.scores is not None:
+            found += [
+                Rejection(reason, _told(reason), "filter", number, self._refusals(reason, count))
+                for reason, number in _counts(self.scores, "reason").items()
+                if reason is not None
+            ]
         return sorted(found, key=lambda rejection: (-rejection.count, rejection.reason))
 
     def images(self, keys: Iterable[str]) -> list[str | None]:
         """Data URIs of pictures; None for one that cannot be decoded."""
-        with ImageReader(self.download) as reader:
-            return [self._image(reader, key) for key in keys]
+        return self._images(self._of_keys(keys))
 
-    def _image(self, reader: ImageReader, key: str) -> str | None:
-        row = self.samples[key]
-        if row["status"] != "ok":
-            return None
+    def _failures(self, status: str, count: int) -> list[Exhibit]:
+        rows = _first(self.samples, pc.field("status") == status, count)
+        return [Exhibit(None, _name(row), row["error"] or "") for row in rows]
+
+    def _refusals(self, reason: str, count: int) -> list[Exhibit]:
+        rows = _first(self.scores, pc.field("reason") == reason, count)
+        samples = self._of_keys(row["key"] for row in rows)
+        images = self._images(samples)
+        if reason == "duplicate":
+            originals = self.images(row["detail"] for row in rows)
+            return [Exhibit(image, "copy and original", "", original) for image, original in zip(images, originals, strict=True)]
+        captions = [(sample["caption"] or "") if image else _name(sample) for sample, image in zip(samples, images, strict=True)]
+        return [Exhibit(image, caption, row["detail"] or "") for image, caption, row in zip(images, captions, rows, strict=True)]
+
+    def _of_keys(self, keys: Iterable[str]) -> list[dict[str, Any]]:
+        """Rows of the samples, in the order of the keys."""
+        wanted = list(keys)
+        rows = self.samples.filter(pc.is_in(self.samples["key"], pa.array(wanted, pa.string()))).to_pylist()
+        by_key = {row["key"]: row for row in rows}
+        return [by_key[key] for key in wanted]
+
+    def _images(self, samples: Iterable[Mapping[str, Any]]) -> list[str | None]:
+        with ImageReader(self.download) as reader:
+            return [self._image(reader, sample) for sample in samples]
+
+    def _image(self, reader: ImageReader, sample: Mapping[str, Any]) -> str | None:
         try:
-            data = reader.read(row["shard"], row["offset"], row["bytes"])
+            data = reader.read(sample["shard"], sample["offset"], sample["bytes"])
             return data_uri(decode(data, self.pipeline.images).pixels)
         except BadImage:
             return None
-
-    def _failures(self, status: str, failed: list[dict], count: int) -> list[Exhibit]:
-        rows = sorted((row for row in failed if row["status"] == status), key=lambda row: row["key"])[:count]
-        return [Exhibit(None, row["source"].rsplit("/", 1)[-1], row["error"] or "") for row in rows]
-
-    def _refusals(self, reason: str, refused: list[dict], count: int) -> list[Exhibit]:
-        rows = sorted((row for row in refused if row["reason"] == reason), key=lambda row: row["key"])[:count]
-        images = self.images(row["key"] for row in rows)
-        if reason != "duplicate":
-            captions = [self.samples[row["key"]]["caption"] or "" for row in rows]
-            return [Exhibit(image, caption, row["detail"] or "") for image, caption, row in zip(images, captions, rows, strict=True)]
-        originals = self.images(row["detail"] for row in rows)
-        return [Exhibit(image, "copy and original", "", original) for image, original in zip(images, originals, strict=True)]
 
 
 def data_uri(pixels: np.ndarray) -> str:
@@ -136,14 +159,19 @@ def data_uri(pixels: np.ndarray) -> str:
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def funnel(samples: Mapping[str, dict], scores: list[dict]) -> list[dict]:
-    """How many items are left after each step: what they are called, and how many."""
-    steps = [("listed", len(samples)), ("downloaded", sum(row["status"] == "ok" for row in samples.values()))]
-    if scores:
-        steps.append(("kept", sum(row["kept"] for row in scores)))
-        splits = Counter(row["split"] for row in scores if row["kept"])
-        steps += [(name.replace("_", " "), splits[name]) for name in ("train", "validation", "held_out") if splits[name]]
-    return [{"name": name, "count": count} for name, count in steps]
+def _counts(table: pa.Table, column: str) -> dict[Any, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(table[column]).to_pylist()}
+
+
+def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[str, Any]]:
+    """The first rows by key that fulfil a condition."""
+    rows = table.filter(condition)
+    return rows.take(pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])).to_pylist()
+
+
+def _name(sample: Mapping[str, Any]) -> str:
+    """The last part of where it came from."""
+    return sample["source"].rsplit("/", 1)[-1]
 
 
 def _told(reason: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hdm.curation.measure import read_embeddings
 from hdm.data.captions import captions_by_key
@@ -42,20 +44,20 @@ def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPi
         aspect: width over height of the generated images. Pictures within a factor of 1.25 are taken where there are enough of them.
         count: at most so many training pictures.
     """
-    scores = read_tables(inputs["filter"], "scores", ["key", "split", "width", "height"]).to_pylist()
+    scores = read_tables(inputs["filter"], "scores", ["key", "split", "width", "height"])
+    scores = scores.append_column("alike", pa.array(_alike(scores, aspect)))
     for split in SPLITS:
-        held = [row for row in scores if row["split"] == split]
-        captioned = captions_by_key(inputs["caption"], [row["key"] for row in held])
-        held = [row for row in held if captioned[row["key"]]]
-        if held:
+        held = scores.filter(pc.field("split") == split)
+        captions = {key: texts[0] for key, texts in captions_by_key(inputs["caption"], held["key"].to_pylist()).items() if texts}
+        if captions:
             break
     else:
         return RealPictures("", False, {}, ())
-    alike = [row for row in held if _similar(row, aspect)]
-    same_shape = len(alike) >= min(ENOUGH, len(held))
-    chosen = sorted(row["key"] for row in (alike if same_shape else held))
-    training = sorted(row["key"] for row in scores if row["split"] == "train" and (not same_shape or _similar(row, aspect)))
-    return RealPictures(split, same_shape, {key: captioned[key][0] for key in chosen}, tuple(training[:count]))
+    alike = set(held.filter(pc.field("alike"))["key"].to_pylist()) & set(captions)
+    same_shape = len(alike) >= min(ENOUGH, len(captions))
+    training = scores.filter((pc.field("split") == "train") & (pc.field("alike") | (not same_shape)))["key"].to_pylist()
+    chosen = sorted(alike if same_shape else captions)
+    return RealPictures(split, same_shape, {key: captions[key] for key in chosen}, tuple(sorted(training)[:count]))
 
 
 def embeddings_of(measures: Output, keys: list[str]) -> np.ndarray:
@@ -68,6 +70,7 @@ def embeddings_of(measures: Output, keys: list[str]) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def _similar(row: Mapping[str, int], aspect: float) -> bool:
-    ratio = row["width"] / row["height"] / aspect
-    return 1 / SIMILAR_ASPECT <= ratio <= SIMILAR_ASPECT
+def _alike(scores: pa.Table, aspect: float) -> np.ndarray:
+    """Whether each picture's aspect ratio is near to this one; (N,) bool."""
+    width, height = (scores[name].cast(pa.float64()).to_numpy() for name in ("width", "height"))
+    return np.abs(np.log(width / height / aspect)) <= np.log(SIMILAR_ASPECT)

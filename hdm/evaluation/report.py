@@ -14,7 +14,7 @@ from hdm.config import Pipeline
 from hdm.demo.judge import QUESTIONS
 from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.evaluate import ANSWERS, METRICS
-from hdm.evaluation.exhibits import Exhibition, data_uri, funnel
+from hdm.evaluation.exhibits import Exhibition, data_uri
 from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.evaluation.statistics import Share
 from hdm.files import write_bytes
@@ -90,7 +90,7 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
         return {"funnel": [], "kept": [], "rejections": []}
     exhibition = Exhibition(pipeline, outputs["download"], outputs.get("filter"))
     return {
-        "funnel": funnel(exhibition.samples, exhibition.scores),
+        "funnel": exhibition.funnel(),
         "kept": exhibition.kept(KEPT),
         "rejections": exhibition.rejections(REJECTED),
     }
@@ -156,7 +156,7 @@ def _pairs(pipeline: Pipeline, outputs: Mapping[str, Output], metrics: Mapping[s
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if 0.0005 < share < 0.9995 else f"{100 * share:.0f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if 0.0005 < share < 0.9995 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _seconds(seconds: float) -> str:
