@@ -99,6 +99,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        path.chmod(0o644)  # the library makes it readable by its owner alone
     except SafetensorError as error:
         # The library wraps the system's error in text.
         number = re.search(r"os error (\d+)", str(error))
