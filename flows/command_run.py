@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -27,6 +28,7 @@ from tasks.configuration import FILE_VARIABLE
 from tasks.services import prefect_environment
 
 HEALTH_SEC = 5.0
+SHARES = ("colour", "place", "kind", "faults_caught", "good_kept")
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -104,11 +106,13 @@ def _server() -> Iterator[None]:
         return
     address = f"http://127.0.0.1:{free_port(0)}"
     command = prefect_command("server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui", "--analytics-off")
-    with running("prefect", command, {**os.environ, **OWN_SERVER}, root, root) as process:
-        wait_for(f"{address}/api/health", process, root)
-        # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
-        with temporary_settings({PREFECT_API_URL: f"{address}/api", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
+    process = stack.enter_context(running("prefect", command, {**os.environ, **OWN_SERVER}, root, root))
+    wait_for(f"{address}/api/health", process, root)
+    # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
+    with temporary_settings({PREFECT_API_URL: f"{address}/api", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _check(url: str) -> None:
@@ -123,11 +127,11 @@ def _check(url: str) -> None:
 
 @contextlib.contextmanager
 def _traceback_once(verbose: bool) -> Iterator[None]:
-    """Prefect logs an exception for every flow and task that it passes; the last one to see it tells it."""
+    """Prefect tells an end for every flow and task that it passes; the command line tells it once, in the end."""
     from prefect.logging.configuration import setup_logging
 
     def once(record: logging.LogRecord) -> bool:
-        return verbose or record.exc_info is None
+        return verbose or (record.exc_info is None and "Finished in state" not in str(record.msg))
 
     setup_logging()
     handlers = logging.getLogger().handlers + logging.getLogger("prefect").handlers
@@ -164,15 +168,15 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
 def tell(summary: dict[str, Any]) -> None:
     """Say where everything lies."""
     console.print()
-    for what, value in summary["scores"].items():
-        if isinstance(value, float):
-            console.print(f"{what:<10} {value:.1%}" if 0 <= value <= 1 else f"{what:<10} {value:.4g}")
+    for what in SHARES:
+        if what in summary["scores"]:
+            console.print(f"{what.replace('_', ' '):<13} {summary['scores'][what]:.1%}")
     if summary["report"]:
-        console.print(f"report     {escape(summary['report'])}")
+        console.print(f"report        {escape(summary['report'])}")
     for output, folder in summary["pictures"].items():
         for picture in sorted(Path(folder).glob("*.png")):
-            console.print(f"pictures   {escape(str(picture))}  ({output})")
-    console.print("MLflow     hdm serve, then its pages compare this run with others" if summary["mlflow_run_id"] else "")
+            console.print(f"pictures      {escape(str(picture))}  ({output})")
+    console.print("MLflow        hdm serve, then its pages compare this run with others" if summary["mlflow_run_id"] else "")
 
 
 def print_json(summary: dict[str, Any]) -> None:

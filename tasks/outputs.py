@@ -49,6 +49,6 @@ def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord
 
 def told(record: StageRecord) -> str:
     """One line about an output, for a terminal and for Prefect's log."""
-    counts = ", ".join(f"{name} {count:,}" for name, count in record.counts.items())
+    counts = ", ".join(f"{name} {count:,}" for name, count in record.counts.items() if count)
     took = "up to date" if record.cached else f"{record.seconds:.1f} s"
     return f"{record.name:<16} {took:>10}  {counts}".rstrip()
