@@ -31,7 +31,6 @@ SCALES = (0.5, 0.75)
 
 
 def new_autoencoder(channels: int = CHANNELS, widths: tuple[int, ...] = WIDTHS) -> Any:
-    widths = widths or WIDTHS
     """An untrained AutoencoderKL; no attention, so that it takes any size."""
     from diffusers import AutoencoderKL
 

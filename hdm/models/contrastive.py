@@ -63,6 +63,8 @@ class Contrastive:
     ) -> list[str]:
         """A caption for each picture.
 
+        open_clip's own `generate` needs parts that transformers 5 no longer has.
+
         Args:
             pictures: (H, W, 3) uint8, each of its own size.
             max_tokens: at most so many tokens; the model's context if that is less.
