@@ -5,10 +5,10 @@ from prefect import flow
 from tasks import reporter
 from tasks.caption import caption
 from tasks.outputs import of_stage
-from tasks.records import StageRecord, settled
+from tasks.records import StageRecord, run_name, settled
 
 
-@flow(name="caption-images", flow_run_name="caption {pipeline}", persist_result=True)
+@flow(name="caption-images", flow_run_name=run_name, persist_result=True)
 @settled
 def caption_images(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
     """Write the kept pictures' captions: given, from a model, or from a template.

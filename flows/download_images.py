@@ -5,10 +5,10 @@ from prefect import flow
 from tasks import reporter
 from tasks.download import download
 from tasks.outputs import of_stage
-from tasks.records import StageRecord, settled
+from tasks.records import StageRecord, run_name, settled
 
 
-@flow(name="download-images", flow_run_name="download {pipeline}", persist_result=True)
+@flow(name="download-images", flow_run_name=run_name, persist_result=True)
 @settled
 def download_images(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
     """Fetch the pictures of a pipeline's source into tar shards, with their given captions.

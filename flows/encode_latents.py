@@ -5,10 +5,10 @@ from prefect import flow
 from tasks import reporter
 from tasks.encode import encode
 from tasks.outputs import of_stage
-from tasks.records import StageRecord, settled
+from tasks.records import StageRecord, run_name, settled
 
 
-@flow(name="encode-latents", flow_run_name="encode {pipeline}", persist_result=True)
+@flow(name="encode-latents", flow_run_name=run_name, persist_result=True)
 @settled
 def encode_latents(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
     """Write token ids, text embeddings where asked for, and latents for every resolution.

@@ -5,10 +5,10 @@ from prefect import flow
 from tasks import reporter
 from tasks.evaluate import evaluate
 from tasks.outputs import of_stage
-from tasks.records import StageRecord, settled
+from tasks.records import StageRecord, run_name, settled
 
 
-@flow(name="evaluate-model", flow_run_name="evaluate {pipeline}", persist_result=True)
+@flow(name="evaluate-model", flow_run_name=run_name, persist_result=True)
 @settled
 def evaluate_model(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
     """Generate images at fixed seeds and score them.

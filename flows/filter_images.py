@@ -5,10 +5,10 @@ from prefect import flow
 from tasks import reporter
 from tasks.filter import filter
 from tasks.outputs import of_stage
-from tasks.records import StageRecord, settled
+from tasks.records import StageRecord, run_name, settled
 
 
-@flow(name="filter-images", flow_run_name="filter {pipeline}", persist_result=True)
+@flow(name="filter-images", flow_run_name=run_name, persist_result=True)
 @settled
 def filter_images(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
     """Measure every picture, then decide: keep or reject, why, and into which split.

@@ -4,11 +4,11 @@ from prefect import flow
 
 from tasks import reporter
 from tasks.outputs import of_stage
-from tasks.records import StageRecord, settled
+from tasks.records import StageRecord, run_name, settled
 from tasks.train import train
 
 
-@flow(name="train-model", flow_run_name="train {pipeline}", persist_result=True)
+@flow(name="train-model", flow_run_name=run_name, persist_result=True)
 @settled
 def train_model(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
     """Train the denoiser, phase by phase of rising resolution.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from prefect.exceptions import CancelledRun, TerminationSignal
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from hdm.errors import HdmError, SavedOnSignal
@@ -40,6 +41,12 @@ class StageRecord:
     @property
     def stage(self) -> str:
         return self.name.split(".")[0]
+
+
+def run_name() -> str:
+    """What a stage's flow run is called: its output if there is one alone, as `train.64px demo`, else the flow."""
+    outputs = flow_run.parameters.get("outputs") or []
+    return f"{outputs[0] if len(outputs) == 1 else flow_run.flow_name} {flow_run.parameters['pipeline']}"
 
 
 def settled(body: Callable[P, R]) -> Callable[P, R]:

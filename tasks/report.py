@@ -10,7 +10,7 @@ from tasks.configuration import configured
 from tasks.records import StageRecord
 
 
-@task(name="report", persist_result=False)
+@task(name="report", task_run_name="report", persist_result=False)
 def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> str:
     """Write the page about what is in the store with these settings.
 
