@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,18 @@ FILE_VARIABLE = "HDM_PIPELINES"
 
 
 def configured(pipeline: str, overrides: Iterable[str] = ()) -> Pipeline:
-    """The pipeline of that name, from the file that the environment's HDM_PIPELINES names, else the project's."""
-    file = os.environ.get(FILE_VARIABLE)
+    """The pipeline of that name, from the file that the environment's HDM_PIPELINES names, else the project's.
+
+    Read once a run: whoever edits the file meanwhile changes the next one.
+    """
+    return _read(pipeline, tuple(overrides), os.environ.get(FILE_VARIABLE))
+
+
+def read_anew() -> None:
+    """A run begins: what was read for the one before is forgotten."""
+    _read.cache_clear()
+
+
+@functools.lru_cache
+def _read(pipeline: str, overrides: tuple[str, ...], file: str | None) -> Pipeline:
     return load_pipeline(pipeline, overrides, Path(file) if file else None)

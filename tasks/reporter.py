@@ -25,7 +25,7 @@ from prefect.runtime import flow_run
 from hdm.config import Pipeline
 from hdm.files import canonical_json
 from hdm.store import store_root
-from tasks.configuration import configured
+from tasks.configuration import configured, read_anew
 from tasks.figures import flattened
 from tasks.records import STOPS, StageRecord
 from tasks.services import services, under_way
@@ -91,6 +91,7 @@ def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
     if _under_way:
         yield
         return
+    read_anew()
     settings, root = configured(pipeline, overrides), store_root()
     with under_way(root, settings.name):
         _under_way, _current = True, None if os.environ.get(SWITCH) == "off" else Reporter(root)

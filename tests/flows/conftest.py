@@ -15,7 +15,7 @@ from hdm.evaluation import report
 from hdm.stages import Step
 from hdm.store import Identity, Output, Store
 
-Make = Callable[[], None]
+Make = Callable[[], object]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,6 +80,18 @@ def test_sigterm_in_a_stage_cancels_the_run_and_a_rerun_goes_on(small_stages: Sm
 
     small_stages.before.clear()
     assert next(record.name for record in full_pipeline("demo") if not record.cached) == "encode.64px"
+
+
+def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
+    small_stages: SmallStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text("pipelines: {mine: {evaluate: {seed: 1}}}")
+    monkeypatch.setenv("HDM_PIPELINES", str(file))
+    small_stages.before["caption"] = lambda: bool(file.write_text("pipelines: {mine: {evaluate: {seed: 2}}}"))
+    first, second = full_pipeline("mine"), full_pipeline("mine")
+    assert [record.cached for record in second] == [True] * 8 + [False]
+    assert first[-1].digest != second[-1].digest
 
 
 def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
