@@ -1,0 +1,19 @@
+"""The whole pipeline killed at seeded moments, on the stages themselves; `make faults` does many more, through Prefect."""
+
+import pytest
+
+from tests.faults.kill_anywhere import one_try
+
+TINY = (
+    "download.scenes.count=48", "download.shard_items=24", "download.timeout_sec=3", "filter.held_out=0.1", "filter.validation=0.1",
+    "train.checkpoint_sec=0.5", "train.phases.0.num_images=128", "train.phases.0.batch_size=16",
+    "train.phases.1.num_images=128", "train.phases.1.batch_size=16", "evaluate.num_images=4", "evaluate.steps=2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_killed_and_run_again_every_byte_is_the_same(tmp_path_factory, number):
+    work = tmp_path_factory.getbasetemp() / "kill"
+    work.mkdir(exist_ok=True)
+    found = one_try(number, seed=7, through="stages", work=work, overrides=TINY)
+    assert found["wrong"] is None, found
