@@ -89,7 +89,7 @@ class Mirror:
         self.tags = {"pipeline": self.pipeline, "recipe": event["recipe"], "prefect_flow_run": str(event["flow_run"])}
         self._end_dead_runs()
         own = {"process": f"{os.uname().nodename}:{event['pid']}", "stage": "all", "overrides": " ".join(event["overrides"])}
-        self.parent = self._same_flow_run() or self._create(self.pipeline, event["at"], own)
+        self.parent = self._same_flow_run() or self._create(f"{self.pipeline} {event['recipe'][:6]}", event["at"], own)
         self._params(self.parent, event["params"])
         say({"run_id": self.parent})
 
@@ -118,6 +118,8 @@ class Mirror:
         self._inputs(child, manifest)
         for path in shown(folder, manifest):
             self.client.log_artifact(child, str(path))
+            if path.suffix == ".png":  # side by side on the comparison page
+                self.client.log_artifact(self.parent, str(path), event["name"])
         if manifest["name"].startswith("train."):
             self._register(child, manifest, folder)
         self.client.set_terminated(child, "FINISHED", end_time=int(event["at"] * 1000))
@@ -153,7 +155,8 @@ class Mirror:
             return found.experiment_id
         ours = "MLFLOW_TRACKING_URI" not in os.environ
         place = (services(self.root) / "mlartifacts" / name).as_uri() if ours else None
-        return self.client.create_experiment(name, artifact_location=place)
+        # Else its page opens on traces of language models.
+        return self.client.create_experiment(name, artifact_location=place, tags={"mlflow.experimentKind": "custom_model_development"})
 
     def _same_flow_run(self) -> str | None:
         """A retried flow run goes on in the run that it began."""

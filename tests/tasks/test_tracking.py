@@ -58,7 +58,7 @@ def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path, monkeypatch: 
     experiment = client.get_experiment_by_name("demo")
     assert experiment
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    parent, download, train = runs["demo"], runs["download"], runs["train.64px"]
+    parent, download, train = runs["demo rrrrrr"], runs["download"], runs["train.64px"]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert parent.info.end_time - parent.info.start_time == 5000
     assert parent.data.params["filter.min_side_px"] == "64"
