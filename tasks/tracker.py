@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks.tracking import SETTINGS, Event, Mirror, passing, say
 
 TICK_SEC = 3.0
-PATIENCE_SEC = 25.0  # after the end of the run
+PATIENCE_SEC = 15.0  # after the end of the run
 Arriving = queue.Queue[Event | None]
 
 
