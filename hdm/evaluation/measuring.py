@@ -54,8 +54,8 @@ def clip_scores(prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real:
 
 
 def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-    """Each image with the prompt half a set further on, where that is another one."""
-    others = [(number + len(prompts) // 2) % len(prompts) for number in range(len(prompts))]
+    """Each image with the next one's prompt, where that is another."""
+    others = [(number + 1) % len(prompts) for number in range(len(prompts))]
     pairs = [(number, other) for number, other in enumerate(others) if prompts[number] != prompts[other]]
     return mean_with_error(np.array([images[number] @ texts[other] for number, other in pairs]))
 

@@ -136,7 +136,7 @@ def test_two_ranks_see_the_same_batches_and_die_with_their_flow(undisturbed: Pat
     flow.communicate()
     wait_until(lambda: not any(map(is_alive, ranks(pair))), SURVIVORS_SEC)
     seen = losses(pair.folder / "metrics.jsonl")
-    assert len(seen) >= 4
+    assert len(seen) >= newest_step(pair) - 1, "a checkpoint carries the line that is still due"
     assert seen == pytest.approx(losses(undisturbed / "metrics.jsonl")[: len(seen)], rel=1e-4)
 
 
