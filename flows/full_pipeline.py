@@ -1,8 +1,9 @@
 """The whole pipeline: one flow run a stage, and one a training phase."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect import flow
+from pydantic import Field
 
 from flows.caption_images import caption_images
 from flows.download_images import download_images
@@ -16,6 +17,7 @@ from tasks.records import StageRecord, settled
 from tasks.report import report
 
 StageName = Literal["download", "filter", "caption", "encode", "train", "evaluate"]
+OutputName = Annotated[str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])]
 STAGES = {
     "download": download_images,
     "filter": filter_images,
@@ -29,14 +31,17 @@ STAGES = {
 @flow(name="full-pipeline", flow_run_name="{pipeline}", persist_result=True)
 @settled
 def full_pipeline(
-    pipeline: str = "demo", start_from: StageName | None = None, stop_after: StageName | None = None, overrides: list[str] = []
+    pipeline: str = "demo",
+    start_from: StageName | OutputName | None = None,
+    stop_after: StageName | OutputName | None = None,
+    overrides: list[str] = [],
 ) -> list[StageRecord]:
     """From a list of pictures to a trained and measured model; what is finished is found and not made again.
 
     Args:
         pipeline: entry of pipelines.yaml.
-        start_from: the first stage to run; the ones before have to be in the store. None: the first.
-        stop_after: the last stage to run. None: the last.
+        start_from: the first stage to run, or the first output, as train.256px; what comes before has to be in the store. None: the first.
+        stop_after: the last stage or output to run. None: the last.
         overrides: settings as `stage.field=value`, the last wins.
     """
     with reporter.run(pipeline, overrides):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm.config import Optimizer
-from hdm.training.muon import Muon
+from hdm.muon import Muon
 
 BASE_RATE = "base_rate"
 MUON_MOMENTUM = 0.95

@@ -18,7 +18,7 @@ from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import FILES, METRICS, SUMMARY, Job
 from hdm.training.launch import run_training
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Identity:

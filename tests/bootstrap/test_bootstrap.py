@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from hdm.bootstrap import Plan, bootstrap
-from hdm.bootstrap.optimizing import Muon, orthogonal
 from hdm.bootstrap.pictures import crops, gather, order, resized
 from hdm.bootstrap.quality import SPOILERS, spoiled
 from hdm.bootstrap.text import tokenized, train_tokenizer
@@ -106,31 +105,6 @@ def test_the_tokenizer_gives_back_any_text() -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
     assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
     assert tokenized(tokenizer, ["a red circle", ""]).shape[0] == 2
-
-
-def test_orthogonal_is_newton_schulz_on_the_whole_matrix() -> None:
-    matrices = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0))
-    naive = matrices / matrices.norm(dim=(1, 2), keepdim=True)
-    for _ in range(5):
-        gram = naive @ naive.mT
-        naive = 3.4445 * naive + (-4.7750 * gram + 2.0315 * gram @ gram) @ naive
-    torch.testing.assert_close(orthogonal(matrices), naive, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(orthogonal(matrices.mT), naive.mT, atol=1e-4, rtol=1e-4)
-
-
-def test_muon_takes_convolutions_and_lowers_a_loss() -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
-    optimizer = Muon([layer.weight], lr=0.02)
-    image, target = torch.randn(4, 3, 8, 8), torch.randn(4, 8, 8, 8)
-    losses = []
-    for _ in range(20):
-        loss = (layer(image) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.97 * losses[0]
 
 
 @pytest.mark.parametrize("spoiler", SPOILERS)

@@ -98,6 +98,8 @@ def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
     assert full_pipeline("demo", start_from="encode", return_state=True).is_failed()  # nothing to start from
     assert [record.name for record in full_pipeline("demo", stop_after="caption")] == list(small_stages.NAMES[:4])
     assert [record.name for record in full_pipeline("demo", start_from="encode", stop_after="encode")] == ["encode.48px", "encode.64px"]
+    assert [record.name for record in full_pipeline("demo", start_from="train.48px", stop_after="train.48px")] == ["train.48px"]
+    assert [record.name for record in full_pipeline("demo", start_from="train.64px")] == ["train.64px", "evaluate"]
     assert [record.name for record in encode_latents("demo", outputs=["encode.64px"])] == ["encode.64px"]
     backwards = full_pipeline("demo", start_from="train", stop_after="filter", return_state=True)
     assert isinstance(backwards.result(raise_on_failure=False), ConfigError)
