@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,16 +34,17 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
 def object_caption(colour: str, kind: str, place: str, rng: np.random.Generator, size: str | None = None, ground: str | None = None) -> str:
     """A caption of one object at a place; None: size or background is not mentioned."""
     thing = _noun(colour, kind, rng, size)
-    back = _background(ground)
-    wordings: list[Callable[[], str]] = [
-        lambda: f"{thing} {_WHERE[place]}{f' on {back}' if ground else ''}",
-        lambda: f"{thing} {_SIDE[place]} {back}",
-        lambda: f"{_WHERE[place]} there is {thing}{f' on {back}' if ground else ''}",
-        lambda: f"the picture shows {thing} {_WHERE[place]}",
-        lambda: f"there is {thing} {_SIDE[place]} the picture",
-        lambda: f"{back} with {thing} {_WHERE[place]}",
+    back = _background(ground) if ground else None
+    on = f" on {back}" if back else ""
+    wordings = [
+        f"{thing} {_WHERE[place]}{on}",
+        f"{thing} {_SIDE[place]} {back or 'the picture'}",
+        f"{_WHERE[place]} there is {thing}{on}",
+        f"the picture shows {thing} {_WHERE[place]}",
+        f"there is {thing} {_SIDE[place]} the picture",
+        f"{back or 'a picture'} with {thing} {_WHERE[place]}",
     ]
-    return wordings[rng.integers(len(wordings))]()
+    return wordings[rng.integers(len(wordings))]
 
 
 def pair_caption(first: str, second: str, layout: str, rng: np.random.Generator, ground: str | None = None) -> str:
@@ -90,5 +90,5 @@ def _noun(colour: str, kind: str, rng: np.random.Generator, size: str | None) ->
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _background(ground: str | None) -> str:
-    return f"a {_GROUND[ground]} background" if ground else "the background"
+def _background(ground: str) -> str:
+    return f"a {_GROUND[ground]} background"
