@@ -30,8 +30,10 @@ lint: setup      ## style, types, import rules
 serve: setup     ## Prefect, MLflow and a worker on this machine, stopped together by Ctrl-C
 	$(BIN)/hdm serve
 
-faults: setup    ## kill the pipeline at many moments and compare what comes out, byte by byte
-	$(BIN)/python tests/faults/kill_anywhere.py
+KILLS ?= 20
+faults: setup    ## kill the pipeline at many moments and compare every byte (KILLS=200 for more; an interrupted one goes on)
+	$(BIN)/python -m tests.faults.kill_anywhere --through server --kills $(KILLS)
+	$(BIN)/python -m tests.faults.kill_anywhere --through ephemeral --kills 20
 
 bench: setup     ## measure what bench/RESULTS.md reports
 	@for script in bench/*.py; do $(BIN)/python $$script || exit; done

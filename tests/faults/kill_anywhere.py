@@ -1,6 +1,6 @@
 """Kill a small pipeline at seeded moments, run the same command again, and compare every byte with an undisturbed run.
 
-    python tests/faults/kill_anywhere.py [--kills 20] [--seed 0] [--through stages|ephemeral|server] [--work DIR]
+    python -m tests.faults.kill_anywhere [--kills 20] [--seed 0] [--through stages|ephemeral|server] [--work DIR]
 
 Resumable: what was tried is in DIR/results.jsonl, and the same command goes on from there. `--through server` starts one Prefect
 server and keeps it for all tries. After each kill no process of the run may be left.
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from flows.processes import free_port, prefect_command, running, wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -136,18 +138,13 @@ def prefect_server(through: str, work: Path) -> Iterator[None]:
     if through != "server":
         yield
         return
-    port = 4291
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    address = f"http://127.0.0.1:{free_port(0)}"
+    os.environ["PREFECT_API_URL"] = f"{address}/api"
     environment = {**os.environ, "PREFECT_HOME": str(work / "prefect")}
-    words = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(port), "--no-ui"]
-    with (work / "server.log").open("ab") as log:
-        server = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        time.sleep(30)
+    words = prefect_command("server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui")
+    with running("prefect", words, environment, work / "server", PROJECT) as server:
+        wait_for(f"{address}/api/health", server, work / "server")
         yield
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
 
 
 def main() -> int:
