@@ -16,7 +16,7 @@ from tasks.outputs import planned
 from tasks.records import StageRecord, settled
 from tasks.report import report
 
-StageName = Literal["download", "filter", "caption", "encode", "train", "evaluate"]
+StageName = Annotated[Literal["download", "filter", "caption", "encode", "train", "evaluate"], Field(title="a stage")]
 OutputName = Annotated[str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])]
 STAGES = {
     "download": download_images,
