@@ -89,7 +89,10 @@ def verify(store: StoreFolder = None) -> None:
     """Rehash every file of the store against its manifest."""
     root = Store(store_root(store))
     console, damaged = Console(), 0
-    for manifest in sorted(root.root.glob("*/*/manifest.json")):
+    manifests = sorted(root.root.glob("*/*/manifest.json"))
+    if not manifests:
+        console.print(f"there is nothing in {escape(str(root.root))}", soft_wrap=True)
+    for manifest in manifests:
         try:
             output = read_output(manifest.parent)
             check_files(output)
