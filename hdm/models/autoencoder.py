@@ -1,4 +1,4 @@
-"""Images to latents and back, by a diffusers AutoencoderKL in a local folder or on the hub.
+"""Images to latents and back, by any of diffusers' image autoencoders in a local folder or on the hub.
 
 Three spaces, kept apart by name: image in [-1, 1]; raw latent, what the network gives; latent, the raw one brought to
 mean 0 and standard deviation 1 with the autoencoder's own statistics, which is what the denoiser sees.
@@ -6,55 +6,92 @@ mean 0 and standard deviation 1 with the autoencoder's own statistics, which is 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hdm.errors import InputError
-from hdm.models.components import locate, read_json
+from hdm.models.components import hushed, locate, read_json
+from hdm.models.tiling import tiled
 
 # Per-channel statistics published for autoencoders whose configuration has none (arXiv 2509.06068 for this one).
 PUBLISHED_STATISTICS = {
     "KBlueLeaf/EQ-SDXL-VAE": ([-3.8660, -1.3354, 0.8354, 0.9099], [10.0365, 6.8484, 7.2138, 5.5913]),
 }
+CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderTiny")
+CONFIG = "config.json"
+OVERLAP = 0.25  # of a tile's side
 
 
 class Autoencoder:
-    """An AutoencoderKL with its statistics.
+    """An autoencoder with its statistics.
+
+    Args:
+        model: a diffusers autoencoder, as `load_autoencoder` finds it.
+        shift, scale: by channel: latent = (raw latent - shift) · scale.
+        device: where it runs.
 
     Attributes:
         channels: of a latent.
         downscale: image pixels a latent pixel, each way.
-        identity: class, scale and shift by channel: latent = (raw latent - shift) · scale.
+        identity: class, scale and shift.
     """
 
     def __init__(self, model: Any, shift: list[float], scale: list[float], device: str) -> None:
         self.model, self.device = model, torch.device(device)
         self.channels: int = model.config.latent_channels
-        self.downscale: int = 2 ** (len(model.config.block_out_channels) - 1)
+        self.downscale = _downscale(model)
         self.identity = {"class": type(model).__name__, "scale": scale, "shift": shift}
         self._shift = torch.tensor(shift, device=self.device).view(1, -1, 1, 1)
         self._scale = torch.tensor(scale, device=self.device).view(1, -1, 1, 1)
 
     @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
-        """The mean of the posterior; no draw.
+    def encode(self, image: Tensor, generator: torch.Generator | None = None, tile_px: int | None = None) -> Tensor:
+        """The posterior's mean, or a draw from it; autoencoders without a posterior give one latent either way.
 
         Args:
             image: (B, 3, H, W) in [-1, 1]; H and W multiples of `downscale`.
+            generator: draws, on the autoencoder's device; None: the mean.
+            tile_px: larger pictures are encoded in overlapping tiles of this side, for those that do not fit; None: whole.
 
         Returns:
             Raw latent (B, C, H / downscale, W / downscale), float32.
         """
         if image.shape[-1] % self.downscale or image.shape[-2] % self.downscale:
             raise ValueError(f"image of {image.shape[-1]}x{image.shape[-2]} px: sides have to be multiples of {self.downscale}")
-        return self.model.encode(image.to(self.device, torch.float32)).latent_dist.mode()
+
+        def whole(part: Tensor) -> Tensor:
+            return _raw(self.model.encode(part), generator)
+
+        image = image.to(self.device, torch.float32)
+        if tile_px is None:
+            return whole(image)
+        tile = self._tile(tile_px)
+        return tiled(whole, image, tile, int(tile * OVERLAP), self.downscale, 1)
 
     @torch.no_grad()
-    def decode(self, raw: Tensor) -> Tensor:
-        """The image of a raw latent (B, C, h, w): (B, 3, h · downscale, w · downscale), clipped to [-1, 1]."""
-        return self.model.decode(raw.to(self.device, torch.float32)).sample.clamp(-1, 1)
+    def decode(self, raw: Tensor, tile_px: int | None = None) -> Tensor:
+        """The image of a raw latent (B, C, h, w): (B, 3, h · downscale, w · downscale), clipped to [-1, 1].
+
+        Args:
+            tile_px: as for `encode`.
+        """
+        if raw.shape[1] != self.channels:
+            raise InputError(
+                f"the latents have {raw.shape[1]} channels, the autoencoder {type(self.model).__name__} {self.channels}",
+                do="name the autoencoder that made them",
+            )
+
+        def whole(part: Tensor) -> Tensor:
+            return self.model.decode(part).sample
+
+        raw = raw.to(self.device, torch.float32)
+        if tile_px is None:
+            return whole(raw).clamp(-1, 1)
+        tile = self._tile(tile_px)
+        return tiled(whole, raw, tile, int(tile * OVERLAP), 1, self.downscale).clamp(-1, 1)
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latent to latent: mean 0 and standard deviation 1 by channel."""
@@ -64,29 +101,72 @@ class Autoencoder:
         """Latent to raw latent."""
         return latent.to(self.device) / self._scale + self._shift
 
+    def _tile(self, tile_px: int) -> int:
+        if tile_px < 4 * self.downscale:
+            raise InputError(f"tiles of {tile_px} px are too small", do=f"use {4 * self.downscale} or more; 512 is usual")
+        return tile_px // self.downscale
+
+
+def _downscale(model: Any) -> int:
+    config = model.config
+    if "num_encoder_blocks" in config:  # tiny: every stage but the first halves
+        return 2 ** (len(config.num_encoder_blocks) - 1)
+    stages = config["encoder_block_out_channels"] if "encoder_block_out_channels" in config else config["block_out_channels"]
+    return 2 ** (len(stages) - 1)
+
+
+def _raw(encoded: Any, generator: torch.Generator | None) -> Tensor:
+    """The latent in what diffusers' encoders return, each class in its own field."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode() if generator is None else encoded.latent_dist.sample(generator)
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latents
+
 
 def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
-    """The autoencoder in a local folder (config.json, diffusion_pytorch_model.safetensors) or on the hub, in float32.
+    """The autoencoder in a local folder or on the hub, in float32: diffusers' form, or a tiny autoencoder's two .pth files.
 
     Raises:
-        InputError: it is missing, of another class, or its statistics do not fit its channels.
+        InputError: it is missing, of a class that is not known here, or its statistics do not fit its channels.
     """
-    from diffusers import AutoencoderKL
-
     folder = locate(reference, download=True)
-    config = read_json(folder / "config.json", do="name a folder with a diffusers autoencoder")
-    if config.get("_class_name") != "AutoencoderKL":
-        raise InputError(
-            f"is of class {config.get('_class_name')}, not AutoencoderKL",
-            where=folder,
-            do="name another in components.autoencoder",
-        )
-    shift, scale = _statistics({**config, **_published(reference, config)}, folder)
+    config: dict[str, Any] = {}
+    pair = all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
+    if not pair or (folder / CONFIG).exists():
+        config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
+    model = _from_pair(folder) if pair else _from_diffusers(folder, config)
+    shift, scale = _statistics({**model.config, **_of_batch_norm(model), **config, **_published(reference, config)}, folder)
+    return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
+
+
+def _from_pair(folder: Path) -> Any:
+    from hdm.models.tiny_autoencoder import load_published_pair  # imports diffusers: seconds
+
+    return load_published_pair(folder)
+
+
+def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
+    import diffusers
+
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise InputError(f"is of class {name}, not one of {', '.join(CLASSES)}", where=folder, do="name another in components.autoencoder")
     try:
-        model = AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True)
+        with hushed("diffusers"):
+            return getattr(diffusers, name).from_pretrained(
+                str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again") from error
-    return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
+
+
+def _of_batch_norm(model: Any) -> dict[str, Any]:
+    """FLUX.2 keeps statistics of its latents' 2×2 patches, channel by channel, in a batch norm: those of a channel are its four places'."""
+    norm = getattr(model, "bn", None)
+    if norm is None:
+        return {}
+    mean, variance = (value.double().view(model.config.latent_channels, -1) for value in (norm.running_mean, norm.running_var))
+    whole = (variance + mean.square()).mean(1) - mean.mean(1).square()
+    return {"latents_mean": mean.mean(1).tolist(), "latents_std": (whole + norm.eps).sqrt().tolist()}
 
 
 def _published(reference: str, config: dict[str, Any]) -> dict[str, Any]:

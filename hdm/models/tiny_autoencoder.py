@@ -1,0 +1,88 @@
+"""TAESD's family of tiny autoencoders with a pooled branch (FLUX.2's), and the form in which they are published: two .pth files.
+
+Such a folder holds NAME_encoder.pth and NAME_decoder.pth, each an nn.Sequential's state, and perhaps a config.json with
+latents_mean and latents_std, which the published files lack.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+from torch import Tensor, nn
+
+from hdm.errors import InputError
+
+POOLED_CHANNELS, POOLED_GROUPS = 256, 4
+_Tensors = dict[str, Tensor]
+
+
+class PooledBlock(AutoencoderTinyBlock):
+    """A block whose input has a wider, per-pixel branch added before the convolutions."""
+
+    def __init__(self, channels: int, activation: str) -> None:
+        super().__init__(channels, channels, activation)
+        self.pool = nn.Sequential(
+            nn.Conv2d(channels, POOLED_CHANNELS, 1, bias=False),
+            nn.GroupNorm(POOLED_GROUPS, POOLED_CHANNELS),
+            nn.ReLU(),
+            nn.Conv2d(POOLED_CHANNELS, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.pool(x))
+
+
+class PooledAutoencoderTiny(AutoencoderTiny):
+    """diffusers' AutoencoderTiny with pooled blocks in the last encoder stage and the first decoder stage."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        model: Any = self  # diffusers sets its attributes where a type checker does not see them
+        last, first = model.config.num_encoder_blocks[-1], model.config.num_decoder_blocks[0]
+        encoder, decoder = model.encoder.layers, model.decoder.layers
+        # Around the blocks: in the encoder the output layer behind, in the decoder an input layer and its activation before.
+        _pool(encoder, range(len(encoder) - 1 - last, len(encoder) - 1), model.config)
+        _pool(decoder, range(2, 2 + first), model.config)
+
+
+def _pool(layers: nn.Sequential, places: range, config: Any) -> None:
+    for place in places:
+        layers[place] = PooledBlock(config.encoder_block_out_channels[-1], config.act_fn)
+
+
+def load_published_pair(folder: Path) -> Any:
+    """The tiny autoencoder in a folder's two .pth files, pooled or plain, in float32.
+
+    Raises:
+        InputError: they hold something else, or do not belong together.
+    """
+    encoder, decoder = (_state(next(folder.glob(f"*_{part}.pth"))) for part in ("encoder", "decoder"))
+    # The decoder's first layer, a clamp, has a place in the file's count and none in diffusers'.
+    decoder = {f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value for key, value in decoder.items()}
+    channels = {"the encoder": _last(encoder, "weight").shape[0], "the decoder": decoder["0.weight"].shape[1]}
+    if len(set(channels.values())) > 1:
+        raise InputError(f"latent channels differ: {channels}", where=folder, do="take both files from one place")
+    pooled = any(".pool." in key for key in encoder)
+    model: Any = (PooledAutoencoderTiny if pooled else AutoencoderTiny)(latent_channels=channels["the encoder"])
+    for part, state in ((model.encoder, encoder), (model.decoder, decoder)):
+        try:
+            part.layers.load_state_dict({key: value.float() for key, value in state.items()})
+        except RuntimeError as error:
+            raise InputError(f"is not a tiny autoencoder: {error}", where=folder, do="name a diffusers autoencoder's folder") from error
+    return model
+
+
+def _last(state: _Tensors, kind: str) -> Tensor:
+    return state[f"{max(int(key.partition('.')[0]) for key in state)}.{kind}"]
+
+
+def _state(path: Path) -> _Tensors:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"cannot be read as weights: {str(error).splitlines()[0]}", where=path, do="fetch it again") from error
