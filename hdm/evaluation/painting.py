@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from hdm.config import Pipeline
 from hdm.data.shards import TarShard
 from hdm.data.tables import shard_name
-from hdm.diffusion.sampler import generate
+from hdm.diffusion.sampler import Sampling, generate
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.prompts import PromptSet
 from hdm.models.autoencoder import load_autoencoder
@@ -83,15 +83,15 @@ class Painter:
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt given here."""
-        text, mask = self.conditioning.of_prompts([*prompts, ""])
+        text = self.conditioning.of_prompts([*prompts, ""])
         height, width = self._latent_size()
+        sampling = Sampling(self.settings.steps, self.settings.solver, self.settings.guidance)
 
         def work(numbers: Sequence[int]) -> torch.Tensor:
             rows = list(numbers)
             latent = generate(
-                self.model, text[rows], mask[rows], text[-1:], mask[-1:], height=height, width=width, seeds=[seeds[n] for n in rows],
-                steps=self.settings.steps, guidance_scale=self.settings.guidance, solver=self.settings.solver,
-            )  # fmt: skip
+                self.model, text.rows(rows), text.rows([-1]), height=height, width=width, seeds=[seeds[n] for n in rows], sampling=sampling
+            )
             return self.autoencoder.decode(self.autoencoder.denormalize(latent))
 
         images = [image for _, batch in self.batches.run(range(len(prompts)), work) for image in batch]

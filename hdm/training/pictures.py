@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hdm.data.captions import captions_by_key
 from hdm.data.tables import read_tables
-from hdm.diffusion.sampler import generate
+from hdm.diffusion.sampler import Sampling, generate
 from hdm.errors import InputError
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.xut import XUT
@@ -19,7 +19,6 @@ from hdm.store import Output
 from hdm.training.conditioning import Conditioning
 
 NUM_PICTURES, COLUMNS = 16, 4
-STEPS, GUIDANCE_SCALE = 16, 3.0
 
 
 def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -> list[str]:
@@ -62,19 +61,9 @@ def generate_grid(
         raise InputError(f"the autoencoder has {decoder.channels} channels, the model {model.config.channels}", where=autoencoder)
     side = resolution // decoder.downscale
     # The empty prompt among the others, so that all are padded alike.
-    text, text_mask = conditioning.of_prompts([*prompts, ""])
-    latent = generate(
-        model,
-        text[:-1],
-        text_mask[:-1],
-        text[-1:],
-        text_mask[-1:],
-        height=side,
-        width=side,
-        seeds=range(seed, seed + len(prompts)),
-        steps=STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-    )
+    text = conditioning.of_prompts([*prompts, ""])
+    seeds = range(seed, seed + len(prompts))
+    latent = generate(model, text.rows(slice(-1)), text.rows([-1]), height=side, width=side, seeds=seeds, sampling=Sampling())
     image = torch.cat([decoder.decode(decoder.denormalize(one[None])) for one in latent])
     grid(image).save(path)
 
