@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import interpolate, losses_by_time, sample_losses, velocity
-from hdm.training.conditioning import Conditioning
+from hdm.generation.conditioning import Conditioning
 from hdm.training.feed import VALIDATION, generator
 
 NUM_IMAGES = 256

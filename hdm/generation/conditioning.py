@@ -18,10 +18,12 @@ class Conditioning:
         device: where it runs.
         dtype: of its weights.
         max_tokens: prompts are cut to so many.
+        tokenizer: reference of the tokenizer, where it does not lie with the text encoder.
     """
 
-    def __init__(self, reference: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> None:
+    def __init__(self, reference: str, device: torch.device, dtype: torch.dtype, max_tokens: int, tokenizer: str | None = None) -> None:
         self.reference, self.device, self.dtype, self.max_tokens = reference, device, dtype, max_tokens
+        self.tokenizer = tokenizer or reference
         self._encoder: TextEncoder | None = None
 
     @property
@@ -39,7 +41,7 @@ class Conditioning:
 
     def of_prompts(self, prompts: list[str]) -> Text:
         """The texts of prompts, padded to the longest of them."""
-        tokenizer = load_tokenizer(self.reference)
+        tokenizer = load_tokenizer(self.tokenizer)
         rows = tokenizer.token_ids(prompts, self.max_tokens)
         longest = max(len(row) for row in rows)
         token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])
