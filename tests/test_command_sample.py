@@ -124,9 +124,14 @@ def test_every_setting_reaches_the_picture(folder: Path, tmp_path: Path, change:
     assert not np.array_equal(*pixels(tmp_path / "a"), *pixels(tmp_path / "b"))
 
 
-def test_a_picture_does_not_depend_on_what_is_made_beside_it(folder: Path, tmp_path: Path) -> None:
-    plain = ["--weights", folder / "trained", *parts(folder), "--steps", 2]
-    assert hdm(*plain, "--prompt", "red circle", "--prompt", "blue", "--count", 2, "--out", tmp_path / "a")[0] == 0
+@pytest.mark.parametrize("text_mask", ["masked", "padded"])
+def test_a_picture_does_not_depend_on_what_is_made_beside_it(folder: Path, tmp_path: Path, text_mask: str) -> None:
+    shutil.copytree(folder / "trained", tmp_path / "model")
+    told = json.loads((tmp_path / "model" / "model.json").read_text())
+    told["xut"]["text_mask"] = text_mask  # padded: padding is attended to
+    (tmp_path / "model" / "model.json").write_text(json.dumps(told))
+    plain = ["--weights", tmp_path / "model", *parts(folder), "--steps", 2]
+    assert hdm(*plain, "--prompt", "red red circle", "--prompt", "blue", "--count", 2, "--out", tmp_path / "a")[0] == 0
     assert hdm(*plain, "--prompt", "blue", "--seed", 1, "--out", tmp_path / "b")[0] == 0
     np.testing.assert_allclose(pixels(tmp_path / "b")[0].astype(float), pixels(tmp_path / "a")[3].astype(float), atol=1)
 

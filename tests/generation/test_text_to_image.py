@@ -71,7 +71,7 @@ def assert_same(pictures, others):
 @torch.no_grad()
 def test_a_picture_is_what_its_parts_make_of_prompt_negative_prompt_seed_and_camera(text_to_image):
     prompts, negatives, camera = ["red circle", "blue", "square"], ["blue square", "", "red red circle"], Camera(0.2, -0.1, 1.5)
-    found = call(text_to_image, prompts, [3, 4, 5], negative_prompts=negatives, camera=camera)
+    found = call(text_to_image, prompts, [3, 4, 5], at_once=2, negative_prompts=negatives, camera=camera)
     assert [picture.shape for picture in found] == [(8, 16, 3)] * 3
     expected = [by_hand(text_to_image, *three, camera) for three in zip(prompts, negatives, [3, 4, 5], strict=True)]
     assert_same(found, expected)
