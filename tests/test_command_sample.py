@@ -1,4 +1,4 @@
-"""`hdm sample`, from the words on the command line to the files, with a model that was really trained (for twelve steps)."""
+"""`hdm sample`, from the words on the command line to the files, with the output of a real training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hdm.architecture import XUTConfig
@@ -20,7 +20,7 @@ from hdm.models.components import resolve, weights_digest
 from hdm.models.xut import XUT
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import train
-from tests.training.workshop import make_workshop
+from tests.training.workshop import lively, make_workshop
 
 
 def hdm(*words: object) -> tuple[int, str]:
@@ -37,7 +37,7 @@ def refused(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """components/, trained/ (a phase's output), bare.safetensors and diffusers/, all of one model."""
+    """components/, trained/ (a phase's output, with livelier weights), bare.safetensors and diffusers/, all of one model."""
     folder = tmp_path_factory.mktemp("sample")
     workshop = make_workshop(folder)
     threads = torch.get_num_threads()
@@ -46,7 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
     shutil.copytree(job.result, folder / "trained")
-    tensors, config = load_file(folder / "trained" / "ema.safetensors"), job.settings.train.model.to_dict()
+    tensors, config = lively(XUT(job.settings.train.model)).state_dict(), job.settings.train.model.to_dict()
+    save_file(tensors, folder / "trained" / "ema.safetensors")
     save_file(
         {f"unet.model.{name}": value for name, value in tensors.items()},
         folder / "bare.safetensors",
