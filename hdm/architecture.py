@@ -58,6 +58,12 @@ class XUTConfig:
                 f"width {self.width} is not num_heads {self.num_heads} × head_size {self.head_size}",
                 do="change one of the three",
             )
+        if min(self.depth, self.enc_blocks, self.dec_blocks) < 1 or min(self.prev_blocks, self.post_blocks) < 0:
+            raise ConfigError(
+                f"a U of depth {self.depth} with {self.enc_blocks} and {self.dec_blocks} blocks a stage, between {self.prev_blocks} and "
+                f"{self.post_blocks} blocks",
+                do="depth, enc_blocks and dec_blocks are at least 1, prev_blocks and post_blocks at least 0",
+            )
         if self.head_size % 4:
             raise ConfigError(f"head_size {self.head_size} is not a multiple of 4", do="rotary positions need pairs on two axes")
 
