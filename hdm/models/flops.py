@@ -62,11 +62,9 @@ def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
 
 def _blocks_flops(config: XUTConfig, num_image: int, num_text: int, tread_rate: float, route: tuple[int, int] | None) -> list[int]:
     """Each block's, as they run, for one sample."""
-    inside = config.depth * (config.enc_blocks + config.dec_blocks)
     first_decoder = config.prev_blocks + config.depth * config.enc_blocks
     cross = {first_decoder + i * config.dec_blocks for i in range(config.depth)}
-    total = config.prev_blocks + inside + config.post_blocks
-    start, end = route or (config.prev_blocks, config.prev_blocks + inside)
+    total, (start, end) = config.num_blocks, config.tread_route(route)
     kept = num_kept(num_image, tread_rate)
     counted = []
     for number in range(total):

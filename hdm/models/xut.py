@@ -143,7 +143,7 @@ class XUT(nn.Module):
 
         rows = None if kept is None else kept_rows(kept, num_image, num_text)
         # Text has nothing to say after the last attention.
-        z = self._blocks(z, given, rows, self._route(route), num_image)[:, :num_image]
+        z = self._blocks(z, given, rows, self.config.tread_route(route), num_image)[:, :num_image]
         if self.final_norm is not None:
             z = rms_norm(z, self.final_norm.weight)
         return self.out_patch(z, height, width)
@@ -165,17 +165,6 @@ class XUT(nn.Module):
                     states[stage] = scatter(z, rows, inside[stage])
             z = scatter(z, rows, routed)
         return _run(links, z, given, states, num_out=num_image)
-
-    def _route(self, route: tuple[int, int] | None) -> tuple[int, int]:
-        config, num_blocks = self.config, sum(1 for _ in self.blocks())
-        if route is None:
-            return config.prev_blocks, num_blocks - config.post_blocks
-        if not 0 <= route[0] < route[1] <= num_blocks:
-            raise InputError(
-                f"the TREAD route {tuple(route)} is empty or reaches beyond the {num_blocks} blocks",
-                do=f"use (start, end) with 0 ≤ start < end ≤ {num_blocks}",
-            )
-        return route
 
     def _conditions(self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None) -> Conditions:
         embedding = self.time_emb(timestep)
