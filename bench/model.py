@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -18,10 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hdm.models.cpu import TRAINING_ENVIRONMENT
+
+if __name__ == "__main__" and any(name not in os.environ for name in TRAINING_ENVIRONMENT):
+    # As the training's own processes are started; torch reads it when it is imported.
+    os.execve(sys.executable, [sys.executable, *sys.argv], TRAINING_ENVIRONMENT | os.environ)
+
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hdm.architecture import XUTConfig
 from hdm.diffusion.sampler import generate
