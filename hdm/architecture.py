@@ -58,8 +58,38 @@ class XUTConfig:
                 f"width {self.width} is not num_heads {self.num_heads} × head_size {self.head_size}",
                 do="change one of the three",
             )
+        if min(self.depth, self.enc_blocks, self.dec_blocks) < 1 or min(self.prev_blocks, self.post_blocks) < 0:
+            raise ConfigError(
+                f"a U of depth {self.depth} with {self.enc_blocks} and {self.dec_blocks} blocks a stage, between {self.prev_blocks} and "
+                f"{self.post_blocks} blocks",
+                do="depth, enc_blocks and dec_blocks are at least 1, prev_blocks and post_blocks at least 0",
+            )
         if self.head_size % 4:
             raise ConfigError(f"head_size {self.head_size} is not a multiple of 4", do="rotary positions need pairs on two axes")
+
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks in all."""
+        return self.prev_blocks + self.depth * (self.enc_blocks + self.dec_blocks) + self.post_blocks
+
+    def tread_route(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+        """The blocks that only the tokens kept by TREAD pass, as (start, end) in the order in which blocks run, end exclusive.
+
+        Args:
+            wanted: None: the whole U, as published.
+
+        Raises:
+            ConfigError: there are no such blocks.
+        """
+        if wanted is None:
+            return self.prev_blocks, self.num_blocks - self.post_blocks
+        start, end = wanted
+        if not 0 <= start < end <= self.num_blocks:
+            raise ConfigError(
+                f"the TREAD route ({start}, {end}) is empty or reaches beyond the {self.num_blocks} blocks",
+                do=f"use (start, end) with 0 ≤ start < end ≤ {self.num_blocks}",
+            )
+        return start, end
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> XUTConfig:

@@ -7,14 +7,16 @@ A field made with `runtime(...)` does not change the result (workers, devices, b
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError
 
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
 
 
@@ -226,6 +228,12 @@ class Phase(Settings):
     batch_size: int = Field(ge=1)
     """Images an optimizer step, over all processes."""
     tread_rate: float = Field(0.5, ge=0, lt=1)
+    """Share of the image tokens that skip the route (TREAD, arXiv 2501.04765)."""
+    tread_schedule: tuple[tuple[Share, Rate], ...] | None = None
+    """Rates instead of the one above, as [from which share of the phase on, rate], the first from 0: [[0, 0.75], [0.9, 0]] ends the
+    phase with a tenth on all tokens (SPRINT, arXiv 2510.21986). None: `tread_rate` all along."""
+    tread_route: tuple[int, int] | None = None
+    """The blocks that dropped tokens skip, [start, end) in the order in which blocks run; None: the whole U, as published."""
     max_tokens: int | None = None
     """Text tokens a caption may have here; None: as encoded."""
     timestep_shift: float = Field(1.0, gt=0)
@@ -233,11 +241,25 @@ class Phase(Settings):
     micro_batch: int | None = runtime(None)
     """Images a forward pass on one device; None: the whole share at once."""
     checkpoint_blocks: float = runtime(0.0, ge=0, le=1)
-    """Share of the blocks whose activations are recomputed instead of kept."""
+    """Share of the blocks, spread evenly, whose activations are recomputed instead of kept."""
 
     @property
     def name(self) -> str:
         return f"{self.resolution}px"
+
+    @property
+    def tread_rates(self) -> tuple[tuple[float, float], ...]:
+        """The rate over the phase, as `tread_schedule`."""
+        return self.tread_schedule or ((0.0, self.tread_rate),)
+
+    @field_validator("tread_schedule")
+    @classmethod
+    def _in_order(cls, schedule: tuple[tuple[float, float], ...] | None) -> tuple[tuple[float, float], ...] | None:
+        if schedule is not None:
+            starts = [start for start, _ in schedule]
+            if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+                raise ValueError("the first entry begins at 0 and each later one after the one before")
+        return schedule
 
 
 class TrainSettings(Settings):
@@ -262,6 +284,7 @@ class TrainSettings(Settings):
     num_processes: int = runtime(1, ge=1)
     device: str = runtime("auto")
     compile: bool = runtime(False)
+    """Compile the blocks (torch.compile); the first steps take minutes."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> TrainSettings:
@@ -288,6 +311,15 @@ class TrainSettings(Settings):
                     where=f"train.phases.{number}.micro_batch",
                     do="make micro_batch even, or contrastive_weight 0",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _routes_exist(self) -> TrainSettings:
+        for phase in self.phases:
+            try:
+                self.model.tread_route(phase.tread_route)
+            except ConfigError as error:
+                raise ValueError(f"phase {phase.name}: {error.what}") from error
         return self
 
 

@@ -97,6 +97,20 @@ def test_the_shipped_pipelines_are_valid():
         assert load_pipeline(name, (), None, {}).name == name
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("tread_schedule=[[0.5, 0.25]]", "first entry begins at 0"),
+        ("tread_schedule=[[0, 0.5], [0.9, 0.2], [0.9, 0]]", "each later one after the one before"),
+        ("tread_schedule=[[0, 1.0]]", "less than 1"),
+        ("tread_route=[3, 40]", "reaches beyond the 8 blocks"),
+    ],
+)
+def test_a_tread_schedule_or_route_that_cannot_be_is_refused(setting, told):
+    with pytest.raises(ConfigError, match=told):
+        load_pipeline("demo", (f"train.phases.0.{setting}",), None, {})
+
+
 def test_the_published_recipe_figure_by_figure():
     """Against arXiv 2509.06068's table: samples, batches and steps agree with each other."""
     pipeline = load_pipeline("hdm-xut-base", (), None, {})

@@ -1,7 +1,8 @@
 """The three chains of elementwise arithmetic that, beside matrix products, a step of XUT consists of.
 
-Each is written as its plain formula, which a compiler fuses; and, for float32 on the CPU, where no compiler is at hand, as one
-autograd function with few passes over memory and a gradient by hand. Both give the same numbers to float32's rounding.
+Each is written as its plain formula, which a compiler fuses; and, for the CPU, where no compiler is at hand, as one autograd function
+with few passes over memory and a gradient by hand. Both give the same numbers to rounding. In bfloat16 autocast norms and rotation read
+and write bfloat16 where the products do, and compute in float32.
 
 Shapes: B batch, S tokens, D width, N heads, K head size, M feed-forward width.
 """
@@ -56,12 +57,13 @@ def swiglu(halves: Tensor) -> Tensor:
 
 
 def _by_hand(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float) -> Tensor:
+        ctx.dtype, x = x.dtype, x.float()
         scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
@@ -77,7 +79,7 @@ class _RMSNorm(torch.autograd.Function):
         grad_weight = product.sum_to_size(weight.shape)
         along = product.mul_(weight).mean(-1, keepdim=True)
         grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(scale)
-        return grad_x, grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None
+        return grad_x.to(ctx.dtype), grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None
 
 
 class _Rotate(torch.autograd.Function):
@@ -87,24 +89,27 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tensor) -> Tensor:
         angles = _angles(positions, table)
         turns = torch.complex(angles.cos(), angles.sin())
-        turned = _pairs(features) * turns
+        turned = torch.view_as_real(_pairs(features) * turns).flatten(-2).type_as(features)
         ctx.save_for_backward(turned, turns, positions, table)
-        return torch.view_as_real(turned).flatten(-2)
+        return turned
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
         turned, turns, positions, table = ctx.saved_tensors
-        grad = _pairs(grad)
-        # The derivative to the angle is i·turned: what counts of the gradient is its part along that.
-        grad_angles = torch.conj_physical(turned).mul_(grad).sum_to_size(turns.shape).imag.flatten(0, 1).flatten(1)
+        dtype, grad = grad.dtype, _pairs(grad)
+        # The derivative to the angle is i·turned: what counts of the gradient is its part along that. Summed as real numbers, since
+        # torch's sum of complex ones is several times slower.
+        along = torch.view_as_real(torch.conj_physical(_pairs(turned)).mul_(grad))
+        grad_angles = along.sum_to_size(*turns.shape, 2)[..., 1].flatten(0, 1).flatten(1)
         by_axis = (positions.flatten(0, 1).T @ grad_angles).view(2, *table.shape)
         grad_table = torch.stack((by_axis[0, ..., 0], by_axis[1, ..., 1]), -1) * table.exp()
-        return torch.view_as_real(grad * turns.conj_physical()).flatten(-2), None, grad_table
+        return torch.view_as_real(grad * turns.conj_physical()).flatten(-2).to(dtype), None, grad_table
 
 
 def _pairs(features: Tensor) -> Tensor:
-    return torch.view_as_complex(features.unflatten(-1, (-1, 2)))
+    """(…, K) of either precision to (…, K/2) complex float32."""
+    return torch.view_as_complex(features.float().unflatten(-1, (-1, 2)))
 
 
 class _SwiGLU(torch.autograd.Function):

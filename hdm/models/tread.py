@@ -6,6 +6,7 @@ Shapes: B batch, L image tokens, T text tokens, S = L + T, D width. All text tok
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,20 @@ def num_kept(num_tokens: int, rate: float) -> int:
     if not 0 <= rate < 1:
         raise InputError(f"TREAD rate {rate} is outside [0, 1)", do="0 keeps all tokens, 0.5 drops half of them")
     return num_tokens - math.floor(num_tokens * rate)
+
+
+def rate_at(schedule: Sequence[tuple[float, float]], progress: float) -> float:
+    """The drop rate at a point of training, piecewise constant.
+
+    `[(0, 0.75), (0.9, 0)]` drops three quarters and ends with a tenth of training on all tokens, as SPRINT does (arXiv 2510.21986).
+
+    Args:
+        schedule: (from which share of training on, rate), ascending, the first from 0.
+        progress: share of training that is done, in [0, 1].
+    """
+    if not schedule or schedule[0][0] > progress:
+        raise InputError(f"the TREAD schedule {list(schedule)} says nothing of {progress:g} of the training", do="let it begin at 0")
+    return [rate for start, rate in schedule if start <= progress][-1]
 
 
 def draw_kept(

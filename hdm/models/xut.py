@@ -11,7 +11,9 @@ Shapes: B batch, C channels, H W latent size, p patch size, L = (H/p)·(W/p) ima
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,29 +27,33 @@ from hdm.models.tread import gather, kept_rows, scatter
 from hdm.positions import full_map, to_patch_grid
 
 
+class Link(NamedTuple):
+    """A block as it runs: `reads` is the encoder stage whose state it cross-attends to, `writes` the one whose state it leaves."""
+
+    block: Block
+    reads: int | None = None
+    writes: int | None = None
+
+
 class Stage(nn.ModuleList):
     """Blocks one after another; the first cross-attends to a skip where the stage is built with one."""
 
     def __init__(self, config: XUTConfig, count: int, *, cross: bool = False) -> None:
         super().__init__(Block(config, cross=cross and i == 0) for i in range(count))
 
-    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None) -> Tensor:
-        """All tokens, or only the first num_out from the last block."""
-        for block in self:
-            z = block(z, given, skip, num_out if block is self[-1] else None)
-            skip = None
-        return z
+    def links(self, reads: int | None = None, writes: int | None = None) -> Iterator[Link]:
+        """The blocks as they run: the first reads a state, the last leaves one."""
+        blocks = cast("list[Block]", list(self))
+        for block in blocks:
+            yield Link(block, reads if block is blocks[0] else None, writes if block is blocks[-1] else None)
 
 
 class Trunk(nn.Module):
-    """Plain blocks on all tokens, before or after the U."""
+    """Plain blocks before or after the U."""
 
     def __init__(self, config: XUTConfig, count: int) -> None:
         super().__init__()
         self.blocks = Stage(config, count)
-
-    def forward(self, z: Tensor, given: Conditions, num_out: int | None = None) -> Tensor:
-        return self.blocks(z, given, num_out=num_out)
 
 
 class Backbone(nn.Module):
@@ -59,14 +65,13 @@ class Backbone(nn.Module):
         self.enc_blocks = nn.ModuleList(Stage(config, config.enc_blocks) for _ in range(config.depth))
         self.dec_blocks = nn.ModuleList(Stage(config, config.dec_blocks, cross=True) for _ in range(config.depth))
 
-    def forward(self, z: Tensor, given: Conditions) -> Tensor:
-        states: list[Tensor] = []
-        for stage in self.enc_blocks:
-            z = stage(z, given)
-            states.append(z)
-        for i, stage in enumerate(self.dec_blocks):
-            z = stage(z, given, states[-1 - i] if self.mirrored else states[-1])
-        return z
+    def links(self) -> Iterator[Link]:
+        encoder, decoder = (cast("list[Stage]", list(stages)) for stages in (self.enc_blocks, self.dec_blocks))
+        last = len(encoder) - 1
+        for i, stage in enumerate(encoder):
+            yield from stage.links(writes=i if self.mirrored or i == last else None)
+        for i, stage in enumerate(decoder):
+            yield from stage.links(reads=last - i if self.mirrored else last)
 
 
 class XUT(nn.Module):
@@ -92,7 +97,10 @@ class XUT(nn.Module):
 
     def blocks(self) -> Iterator[Block]:
         """All transformer blocks in the order in which they run."""
-        return (module for module in self.modules() if isinstance(module, Block))
+        return (link.block for link in self.links())
+
+    def links(self) -> Iterator[Link]:
+        return itertools.chain(self.prev_tread_trns.blocks.links(), self.backbone.links(), self.post_tread_trns.blocks.links())
 
     def forward(
         self,
@@ -104,6 +112,7 @@ class XUT(nn.Module):
         log_aspect: Tensor | None = None,
         text_mask: Tensor | None = None,
         kept: Tensor | None = None,
+        route: tuple[int, int] | None = None,
     ) -> Tensor:
         """Predict the velocity `noise - latent`.
 
@@ -115,13 +124,15 @@ class XUT(nn.Module):
                 row-major; None: the whole picture, made at patch resolution.
             log_aspect: ln(width / height) of the picture, (B,); None: a square.
             text_mask: (B, T) bool, False at padding; used where the configuration says `masked`. None: no padding.
-            kept: image tokens that pass through the U, (B, K) int64 (`tread.draw_kept`); None: all.
+            kept: image tokens that pass through the route, (B, K) int64 (`tread.draw_kept`); None: all.
+            route: (start, end), the blocks that see the kept tokens alone, counted in the order in which they run, end exclusive;
+                None: the whole U, as published. All along the route a dropped token's state is the one that it had at its start.
 
         Returns:
             (B, C, H, W).
 
         Raises:
-            InputError: the patch does not divide the size, or a width, count or shape does not fit.
+            InputError: the patch does not divide the size, a width, count or shape does not fit, or the route is empty or too long.
         """
         height, width = latent.shape[-2:]
         self._check(latent, text)
@@ -130,17 +141,30 @@ class XUT(nn.Module):
         z = torch.cat((image, self.ctx_proj(text)), 1)
         given = self._conditions(timestep, log_aspect, self._places(positions, latent, num_text), self._mask(text_mask, num_image))
 
-        z = self.prev_tread_trns(z, given)
-        if kept is None:
-            z = self.backbone(z, given)
-        else:
-            rows = kept_rows(kept, num_image, num_text)
-            z = scatter(z, rows, self.backbone(gather(z, rows), _only(given, rows)))
+        rows = None if kept is None else kept_rows(kept, num_image, num_text)
         # Text has nothing to say after the last attention.
-        z = self.post_tread_trns(z, given, num_out=num_image)[:, :num_image]
+        z = self._blocks(z, given, rows, self.config.tread_route(route), num_image)[:, :num_image]
         if self.final_norm is not None:
             z = rms_norm(z, self.final_norm.weight)
         return self.out_patch(z, height, width)
+
+    def _blocks(self, z: Tensor, given: Conditions, rows: Tensor | None, route: tuple[int, int], num_image: int) -> Tensor:
+        """All blocks, those on the route with the tokens at `rows` alone (None: all)."""
+        links = list(self.links())
+        states: dict[int, Tensor] = {}
+        if rows is not None:
+            start, end = route
+            z = _run(links[:start], z, given, states)
+            # A skip that crosses a border of the route: on the inside without the dropped tokens, on the outside with what these were
+            # before the route.
+            inside = {stage: gather(state, rows) for stage, state in states.items()}
+            routed = _run(links[start:end], gather(z, rows), _only(given, rows), inside)
+            links = links[end:]
+            for stage in {link.reads for link in links}:
+                if stage in inside and stage not in states:
+                    states[stage] = scatter(z, rows, inside[stage])
+            z = scatter(z, rows, routed)
+        return _run(links, z, given, states, num_out=num_image)
 
     def _conditions(self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None) -> Conditions:
         embedding = self.time_emb(timestep)
@@ -181,6 +205,16 @@ class XUT(nn.Module):
             )
         if len(text) != len(latent):
             raise InputError(f"{len(latent)} latents and {len(text)} text embeddings")
+
+
+def _run(links: list[Link], z: Tensor, given: Conditions, states: dict[int, Tensor], num_out: int | None = None) -> Tensor:
+    """All tokens through some of the blocks, or only the first num_out from the last one; `states` holds the encoder stages', (B, S, D)."""
+    for number, (block, reads, writes) in enumerate(links, 1):
+        alone = num_out if reads is None and number == len(links) else None
+        z = block(z, given, None if reads is None else states[reads], alone)
+        if writes is not None:
+            states[writes] = z
+    return z
 
 
 def _only(given: Conditions, rows: Tensor) -> Conditions:

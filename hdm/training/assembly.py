@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils import checkpoint as activations
 
 from hdm.data.loader import Loader
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
+from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, Job
@@ -119,10 +118,9 @@ def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
 
 
 def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
-    """The model as it is called in training: recomputing activations, in DDP, compiled, as asked."""
-    blocks = list(model.blocks())
-    for block in blocks[: round(job.phase.checkpoint_blocks * len(blocks))]:
-        block.forward = partial(activations.checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP, as asked."""
+    if job.settings.train.compile:
+        compile_blocks(model)
+    recompute_activations(model, job.phase.checkpoint_blocks)
     # Alone there is nothing to wrap: autocast is entered where the model is called.
-    wrapped = accelerator.prepare(model) if accelerator.num_processes > 1 else model
-    return torch.compile(wrapped) if job.settings.train.compile else wrapped
+    return accelerator.prepare(model) if accelerator.num_processes > 1 else model

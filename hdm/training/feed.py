@@ -7,6 +7,7 @@ they do not depend on how many there are, and no generator's state has to be sav
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from hdm.data.loader import Batch, Loader
 from hdm.diffusion.flow_matching import draw_timesteps
-from hdm.models.tread import draw_kept
+from hdm.models.tread import draw_kept, rate_at
 
 # Apart from each other and from the loader's own draws.
 TRAINING, VALIDATION = 1, 2
@@ -67,11 +68,15 @@ class Feed:
         loader: of this process.
         seed: of the draws.
         timestep_shift: of the noise schedule; 1: none.
-        tread_rate: share of the image tokens that skip the U; 0: none.
+        tread_rates: share of the image tokens that skip the route, over the phase (`tread.rate_at`).
+        num_images: of the phase.
     """
 
-    def __init__(self, loader: Loader, seed: int, timestep_shift: float, tread_rate: float) -> None:
-        self.loader, self.seed, self.timestep_shift, self.tread_rate = loader, seed, timestep_shift, tread_rate
+    def __init__(
+        self, loader: Loader, seed: int, timestep_shift: float, tread_rates: Sequence[tuple[float, float]], num_images: int
+    ) -> None:
+        self.loader, self.seed, self.timestep_shift = loader, seed, timestep_shift
+        self.tread_rates, self.num_images = tread_rates, num_images
         self.waited_sec = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: dict[int, Future[Example]] = {}
@@ -92,7 +97,7 @@ class Feed:
         size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
         timestep = draw_timesteps(size, drawn, self.timestep_shift)
         noise = torch.randn((size, *batch.latent.shape[1:]), generator=drawn)
-        kept = draw_kept(size, batch.positions.shape[1], self.tread_rate, drawn)
+        kept = draw_kept(size, batch.positions.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
         # As the loader shares: contiguous, in order of rank.
         start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
         return Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])

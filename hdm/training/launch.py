@@ -22,6 +22,7 @@ from types import FrameType
 
 import hdm
 from hdm.errors import HdmError, LockedError, SavedOnSignal
+from hdm.models.cpu import TRAINING_ENVIRONMENT
 from hdm.progress import Tracker, track
 from hdm.store import locked
 from hdm.training.job import TIMING, Job, clear_outcomes, num_steps, outcome_error, read_outcome
@@ -84,7 +85,7 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on
-            env={**_threading(job), **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env={**_environment(job), **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
         )
     try:
         yield process
@@ -96,11 +97,11 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
         _kill(process, job)
 
 
-def _threading(job: Job) -> dict[str, str]:
-    """On the CPU alone, threads that wait for the next operation without sleeping: a step is 500 operations of under a millisecond."""
+def _environment(job: Job) -> dict[str, str]:
+    """What makes training on the CPU alone quicker; the user's own environment goes before it."""
     settings = job.settings.train
     on_cpu_alone = settings.device == "cpu" and settings.num_processes == 1
-    return {"OMP_WAIT_POLICY": "active"} if on_cpu_alone else {}
+    return TRAINING_ENVIRONMENT if on_cpu_alone else {}
 
 
 def _kill(process: subprocess.Popen[bytes], job: Job) -> None:

@@ -120,7 +120,7 @@ class Trainer:
         self.conditioning = assembly.make_conditioning(job, self.device)
         loader = assembly.training_loader(job, self.rank, self.world_size)
         assembly.check_fit(job, loader, self.conditioning)
-        self.feed = Feed(loader, self.settings.seed, self.phase.timestep_shift, self.phase.tread_rate)
+        self.feed = Feed(loader, self.settings.seed, self.phase.timestep_shift, self.phase.tread_rates, self.num_images)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
         self._resume()
         self.forward = assembly.prepared(job, self.model, self.accelerator)
@@ -204,6 +204,7 @@ class Trainer:
                 log_aspect=batch.log_aspect,
                 text_mask=batch.text_mask,
                 kept=part.kept,
+                route=self.phase.tread_route,
             )
         return sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight).sum()
 

@@ -1,4 +1,4 @@
-"""The functions with gradients by hand (float32) against their plain formulas (which float64 takes)."""
+"""The functions with gradients by hand (float32, bfloat16) against their plain formulas (which float64 takes)."""
 
 from dataclasses import replace
 
@@ -26,22 +26,45 @@ CASES = {
 }
 
 
+def runner(function, inputs, learned):
+    """What gives a function's output and gradients in a precision, its first input in another."""
+
+    def run(dtype, first=None):
+        given = [tensor.to(dtype if i else first or dtype).clone().requires_grad_(i in learned) for i, tensor in enumerate(inputs)]
+        out = function(*given)
+        (out * torch.arange(out.numel()).view(out.shape).cos()).sum().backward()
+        return out, [given[i].grad for i in learned]
+
+    return run
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_by_hand_are_the_formula_s(name):
     function, inputs = CASES[name]
     learned = [i for i in range(len(inputs)) if not (function is rotate and i == 1)]  # positions are data
 
-    def run(dtype):
-        given = [tensor.to(dtype).clone().requires_grad_(i in learned) for i, tensor in enumerate(inputs)]
-        out = function(*given)
-        (out * torch.arange(out.numel()).view(out.shape).cos()).sum().backward()
-        return out, [given[i].grad for i in learned]
+    run = runner(function, inputs, learned)
 
     (ours, gradients), (plain, wanted) = run(torch.float32), run(torch.float64)
     assert type(ours.grad_fn) is not type(plain.grad_fn)
     torch.testing.assert_close(ours, plain, check_dtype=False, rtol=1e-5, atol=1e-5)
     for mine, exact in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(mine, exact, check_dtype=False, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_bfloat16_only_reading_and_writing_are_rounded(name):
+    """Values to bfloat16's 2⁻⁸ of their own size; gradients, which are sums of such, of the largest one's."""
+    function, inputs = CASES[name]
+    learned = [i for i in range(len(inputs)) if not (function is rotate and i == 1)]
+    rounded = [inputs[0].bfloat16(), *inputs[1:]]
+    run = runner(function, rounded, learned)
+    (ours, gradients), (plain, wanted) = run(torch.float32, first=torch.bfloat16), run(torch.float64)
+    assert type(ours.grad_fn) is not type(plain.grad_fn)
+    assert ours.dtype == (torch.float32 if function is rms_norm else torch.bfloat16)
+    torch.testing.assert_close(ours, plain, check_dtype=False, rtol=1e-5 if function is rms_norm else 2**-7, atol=1e-5)
+    for mine, exact in zip(gradients, wanted, strict=True):
+        assert (mine - exact).abs().max() < 2**-6 * exact.abs().max()
 
 
 def test_the_model_is_one_graph_for_a_compiler():

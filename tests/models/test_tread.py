@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hdm.errors import InputError
-from hdm.models.tread import draw_kept, gather, kept_rows, num_kept, scatter
+from hdm.models.tread import draw_kept, gather, kept_rows, num_kept, rate_at, scatter
 
 
 def test_gather_and_scatter_are_what_a_loop_over_samples_does():
@@ -56,6 +56,17 @@ def test_the_number_kept_rounds_the_dropped_down(num_tokens, rate, count):
     assert num_kept(num_tokens, rate) == count
     drawn = draw_kept(2, num_tokens, rate)
     assert drawn is None if count == num_tokens else drawn.shape == (2, count)
+
+
+@pytest.mark.parametrize(("progress", "rate"), [(0.0, 0.75), (0.499, 0.75), (0.5, 0.25), (0.89, 0.25), (0.9, 0.0), (1.0, 0.0)])
+def test_a_schedule_s_rate_holds_until_the_next_one_begins(progress, rate):
+    assert rate_at([(0, 0.75), (0.5, 0.25), (0.9, 0.0)], progress) == rate
+
+
+@pytest.mark.parametrize("schedule", [[], [(0.5, 0.25)]])
+def test_a_schedule_that_does_not_say_is_refused(schedule):
+    with pytest.raises(InputError, match="says nothing of"):
+        rate_at(schedule, 0.25)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])

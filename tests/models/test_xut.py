@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
-from hdm.errors import InputError
+from hdm.errors import ConfigError, InputError
 from hdm.models.tread import draw_kept
 from hdm.models.weights import load_xut
 from hdm.models.xut import XUT
@@ -161,6 +161,45 @@ def test_outputs_and_gradients_are_the_oracles(config, rate):
             assert relative_error(parameter.grad, weights[name].grad) < 1e-4, name  # float32's, through many layers
 
 
+ROUTES = [(0, 2), (1, 2), (2, 4), (0, 3), (3, 6), (2, 8), (0, 8), (7, 8)]
+"""Over prev 0, encoder 1 2, decoder 3-4 5-6, post 7: borders before, between and after the stages that skips join."""
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("skips", ["last", "mirrored"])
+def test_any_route_is_the_oracle_s(route, skips):
+    config = replace(TINY, skips=skips, text_mask="masked")
+    model, given = shaken(config), some_inputs(config, batch=2)
+    kept = draw_kept(2, 6, 0.5, torch.Generator().manual_seed(3))
+    rest = {name: given[name] for name in ("positions", "log_aspect", "text_mask")}
+    ours = model(*as_positional(given), **rest, kept=kept, route=route)
+    ours.square().mean().backward()
+    weights = {name: tensor.detach().double().requires_grad_() for name, tensor in model.state_dict().items()}
+    keep = torch.zeros(2, 6, dtype=torch.bool).scatter(1, kept, True)
+    exact = {name: value if value.dtype == torch.bool else value.double() for name, value in given.items()}
+    wanted = oracle.xut(weights, config, **exact, keep=keep, route=route)
+    wanted.square().mean().backward()
+    assert relative_error(ours, wanted) < 1e-5
+    for name in ("in_patch.proj.weight", "backbone.enc_blocks.0.0.attn.qkv.weight", "backbone.enc_blocks.1.0.mlp.w3.weight"):
+        assert relative_error(model.get_parameter(name).grad, weights[name].grad) < 1e-4, name
+
+
+def test_the_whole_u_is_the_route_that_was_published():
+    model, given = shaken(TINY), as_positional(some_inputs(TINY))
+    kept = draw_kept(3, 6, 0.5, torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        published = model(*given, kept=kept)
+        assert torch.equal(model(*given, kept=kept, route=(1, 7)), published)
+        assert not torch.allclose(model(*given, kept=kept, route=(2, 7)), published)
+        assert torch.equal(model(*given, route=(2, 7)), model(*given))  # nothing is dropped
+
+
+@pytest.mark.parametrize("route", [(2, 2), (3, 2), (-1, 4), (0, 9)])
+def test_a_route_that_is_empty_or_too_long_is_refused(route):
+    with pytest.raises(InputError, match="reaches beyond the 8 blocks"):
+        XUT(TINY)(*as_positional(some_inputs(TINY)), route=route)
+
+
 def test_padding_is_as_if_it_were_not_there_where_it_is_masked():
     given = some_inputs(TINY)
     latent, timestep, text = as_positional(given)
@@ -209,6 +248,12 @@ def test_errors_say_what_does_not_fit():
         model(latent, timestep, text[:2])
     with pytest.raises(InputError, match="positions of shape"):
         model(latent, timestep, text, positions=full_map(3, 3))
+
+
+@pytest.mark.parametrize("changes", [{"width": 40}, {"head_size": 6, "num_heads": 2, "width": 12}, {"enc_blocks": 0}, {"post_blocks": -1}])
+def test_sizes_that_make_no_model_are_refused(changes):
+    with pytest.raises(ConfigError):
+        replace(TINY, **changes)
 
 
 def test_autocast_keeps_the_stream_in_float32_and_stays_near():

@@ -118,6 +118,21 @@ def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
     return workshop.changed(phases=[{**first, **changes}])
 
 
+def test_a_tread_schedule_follows_the_images_seen_across_a_stop(workshop: Workshop, tmp_path: Path) -> None:
+    """Three quarters are dropped for the first half of 12 steps, from the U's first block alone; then none."""
+    changed = with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]], tread_route=[1, 2])
+    whole = run(changed.job(tmp_path / "whole"))
+    kept = [whole.feed.make(8 * step).kept for step in range(12)]
+    num_tokens = whole.feed.loader.batch(0).positions.shape[1]
+    assert [None if tokens is None else tokens.shape[1] / num_tokens for tokens in kept] == [0.25] * 6 + [None] * 6
+
+    job = changed.job(tmp_path / "stopped")
+    assert Trainer(job, StopAfter(5), "cpu").run() is False
+    assert_same_bits(run(job), whole)
+    elsewhere = run(with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]]).job(tmp_path / "default"))
+    assert losses(elsewhere.job) != losses(whole.job)
+
+
 @pytest.mark.parametrize("change", [{"micro_batch": None}, {"checkpoint_blocks": 1.0}])
 def test_memory_settings_change_rounding_alone(workshop: Workshop, straight: Trainer, tmp_path: Path, change: dict[str, Any]) -> None:
     changed = with_phase(workshop, **change)

@@ -1,0 +1,42 @@
+"""How a model's blocks are run in training: compiled, or with activations that are computed anew instead of kept.
+
+Neither changes the result beyond rounding. Both work block by block: blocks of one kind share their compiled code.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from hdm.models.xut import XUT
+
+
+def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
+    """Numbers of the blocks whose activations are not kept: `share` of them, spread evenly from the first.
+
+    The last block is spared the longest: its activations are gone before the first ones are computed anew, so that the two never add up.
+    """
+    count = round(num_blocks * share)
+    return frozenset(number for number in range(num_blocks) if -(-(number + 1) * count // num_blocks) > -(-number * count // num_blocks))
+
+
+def compile_blocks(model: XUT, backend: str = "inductor") -> None:
+    """Compile each block's forward pass, without a graph break. Sequences may then have any length without compiling anew."""
+    # Six kinds of call (with and without a skip, kept tokens and all, the last block), for each size of micro-batch.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    for block in model.blocks():
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)  # type: ignore[method-assign]
+
+
+def recompute_activations(model: XUT, share: float) -> None:
+    """Keep only the inputs of `share` of the blocks (`recomputed_blocks`) and run these again in the backward pass.
+
+    Call it after `compile_blocks`, whose code is then run twice.
+    """
+    blocks = list(model.blocks())
+    for number in recomputed_blocks(len(blocks), share):
+        block = blocks[number]
+        # Nothing in a block is drawn, so no generator's state has to be kept.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
