@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hdm.bootstrap.optimizing import Trainer, halve
 from hdm.bootstrap.pictures import as_image, crops, resized
 from hdm.data.examples import Example
 from hdm.models.autoencoder import Autoencoder
+from hdm.models.equivariance import Transform
 from hdm.progress import track
 
 CHANNELS = 8
@@ -87,21 +87,11 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
     # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv 2507.15856).
     raw = raw + float(rng.uniform(0, NOISE)) * raw.detach().std((0, 2, 3), keepdim=True) * torch.randn_like(raw)
     if rng.random() < EQUIVARIANT:
-        raw, target = _transformed(raw, image, rng)
+        raw, target = Transform(float(rng.choice(SCALES)), int(rng.integers(4))).both(raw, image)
     decoded = model.decode(raw).sample
     l1 = (decoded - target).abs().mean()
     edges = sum((decoded.diff(dim=axis) - target.diff(dim=axis)).abs().mean() for axis in (2, 3))
     return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(), l1.item()
-
-
-def _transformed(raw: Tensor, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The same scaling and turning of a latent and of its image."""
-    scale, turns = float(rng.choice(SCALES)), int(rng.integers(4))
-    side = max(2, round(raw.shape[-1] * scale))
-    pixels = side * image.shape[-1] // raw.shape[-1]
-    small = F.interpolate(raw, (side, side), mode="bicubic", antialias=True, align_corners=False)
-    target = F.interpolate(image, (pixels, pixels), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-    return torch.rot90(small, turns, (2, 3)), torch.rot90(target, turns, (2, 3))
 
 
 @torch.no_grad()
