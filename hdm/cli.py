@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from hdm import command_weights
 from hdm.errors import DamagedError, HdmError
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.store import Store, check_files, read_output, store_root
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a list of pictures to a measured text-to-image model.",
 )
+app.add_typer(command_weights.app, name="weights")
 
 
 @app.command("pipelines")

@@ -101,7 +101,9 @@ def one_sample(w, config: XUTConfig, latent, timestep, text, positions, log_aspe
     z = torch.cat((torch.stack(image), linear(w, "ctx_proj", text)))
 
     index = torch.arange(d // 2, dtype=latent.dtype)
-    angles = 1000 * timestep * torch.exp(-math.log(10000) * index / (d // 2))
+    # The published files carry these rounded to float32, which 1000·t makes visible.
+    freqs = w.get("time_emb.freqs", torch.exp(-math.log(10000) * index / (d // 2))[None])
+    angles = 1000 * timestep * freqs[0]
     embedding = mish(linear(w, "time_emb.proj.0", torch.cat((torch.cos(angles), torch.sin(angles)))))
     if config.aspect_embedding:
         embedding = embedding + linear(w, "addon_info_embs_proj.2", mish(linear(w, "addon_info_embs_proj.0", log_aspect[None])))
