@@ -81,7 +81,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 def _reason(error: BaseException) -> str:
     """The line of torch's long message that names what it refused."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0])
+    return next((line for line in lines if "GLOBAL" in line), lines[0]).split(". ")[0]
 
 
 def _named(found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -119,3 +119,10 @@ def write(path: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None)
     metadata = {} if config is None else {"config": json.dumps(config)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={**metadata, "prefix": PREFIX})
     return path
+
+
+def official(config: XUTConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Tensors of a published file: the denoiser beside a text encoder and an autoencoder."""
+    model = {PREFIX + name: tensor.detach().to(dtype) for name, tensor in shaken(config).state_dict().items()}
+    others = {"te.embed.weight": torch.randn(5, 2), "te.norm.weight": torch.ones(2), "vae.conv.weight": torch.randn(3, 3)}
+    return {**model, **others, "vae_mean": torch.zeros(1, 4, 1, 1), "vae_std": torch.ones(1, 4, 1, 1)}
