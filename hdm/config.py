@@ -6,11 +6,13 @@ A field made with `runtime(...)` does not change the result (workers, devices, b
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hdm.architecture import XUTConfig
+from hdm.errors import ConfigError
 
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
 STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
@@ -244,6 +246,8 @@ class TrainSettings(Settings):
     seed: int = 0
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of images trained with the empty caption, for guidance."""
+    contrastive_weight: float = Field(0.0, ge=0, lt=1)
+    """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the weights' moving average, per step, reached after a ramp."""
     crop: Literal["shifted", "centre"] = "shifted"
@@ -264,6 +268,26 @@ class TrainSettings(Settings):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"two phases have the same resolution: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _neighbours_stay_together(self) -> TrainSettings:
+        for number, phase in enumerate(self.phases if self.contrastive_weight else ()):
+            bounds = [phase.batch_size * rank // self.num_processes for rank in range(self.num_processes + 1)]
+            share = max(stop - start for start, stop in itertools.pairwise(bounds))
+            if any(bound % 2 for bound in bounds[1:-1]):
+                raise ConfigError(
+                    f"train.contrastive_weight pairs neighbours: {self.num_processes} processes would cut pairs of a batch of "
+                    f"{phase.batch_size}",
+                    where=f"train.phases.{number}.batch_size, train.num_processes",
+                    do=f"make batch_size a multiple of {2 * self.num_processes}, or contrastive_weight 0",
+                )
+            if phase.micro_batch is not None and phase.micro_batch % 2 and phase.micro_batch < share:
+                raise ConfigError(
+                    f"train.contrastive_weight pairs neighbours: a micro-batch of {phase.micro_batch} would cut pairs",
+                    where=f"train.phases.{number}.micro_batch",
+                    do="make micro_batch even, or contrastive_weight 0",
+                )
         return self
 
 

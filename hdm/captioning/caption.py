@@ -89,7 +89,7 @@ class _Captioner:
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
         self.pipeline, self.settings, self.reader = pipeline, pipeline.caption, ImageReader(download)
-        self.batches = Batches(self.settings.batch_size, "caption")
+        self.batches = Batches(self.settings.batch_size, "caption.device")
         self.loaded: dict[int, Maker] = {}
         self.threads = ThreadPoolExecutor(pipeline.threads or os.cpu_count(), thread_name_prefix="caption")
 

@@ -131,7 +131,7 @@ class _Measurer:
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
         self.images, self.download, self.reader = pipeline.images, download, ImageReader(download)
-        self.batches = Batches(pipeline.filter.batch_size, "filter")
+        self.batches = Batches(pipeline.filter.batch_size, "filter.device")
         self.batch_size = pipeline.filter.batch_size
         self.contrastive, self.head = _load_models(pipeline)
         self.threads = ThreadPoolExecutor(pipeline.threads or os.cpu_count(), thread_name_prefix="measure")

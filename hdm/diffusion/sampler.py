@@ -1,6 +1,6 @@
 """From noise to latent: Euler and Heun over any velocity model, and guided generation with XUT.
 
-Shapes: B batch, C channels, H W latent size, T text tokens, D text width.
+Shapes: B batch, C channels, H W latent size.
 """
 
 from __future__ import annotations
@@ -8,23 +8,62 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hdm.diffusion.flow_matching import shift_timesteps
+from hdm.diffusion.guidance import GuidedVelocity, Text
 from hdm.errors import InputError
-from hdm.models.tread import draw_kept, num_kept
+from hdm.models.tread import num_kept
 from hdm.models.xut import XUT
 from hdm.positions import Camera, full_map, to_patch_grid
 
 Solver = Literal["euler", "heun"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """model(latent (B, …), timestep (B,)) → velocity (B, …)."""
-OnStep = Callable[[int, Tensor], None]
-"""Called after each step with the number of steps done and the latent as it is now."""
+OnStep = Callable[[int, Tensor], Tensor | None]
+"""Called after each step with the number of steps done and the latent as it is now; may return another latent to go on from."""
+Seed = int | torch.Generator
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are generated; the recipe's by default.
+
+    Args:
+        steps: from noise to latent.
+        solver: euler asks the model once a step, heun twice.
+        guidance_scale: weight of classifier-free guidance; 1 is off, and the negative prompt is not looked at.
+        guidance_interval: times (1 is noise) between which there is guidance, both included; outside the prompt alone counts.
+        tread_rates: share of the image tokens that the prompt's and the negative branch drop, each in [0, 1).
+        shift: of the times towards noise (`flow_matching.shift_timesteps`); 1 is none.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    steps: int = 16
+    solver: Solver = "euler"
+    guidance_scale: float = 3.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    tread_rates: tuple[float, float] = (0.0, 0.0)
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_solver(self.solver)
+        self.times()
+        first, last = self.guidance_interval
+        if not 0 <= first <= last <= 1:
+            raise InputError(f"guidance interval {first}, {last} is not two times in order", do="from 0 (latent) to 1 (noise): 0.1, 0.8")
+        for rate in self.tread_rates:
+            num_kept(0, rate)  # refuses a rate outside [0, 1)
+
+    def times(self) -> Tensor:
+        """(steps + 1,), see `schedule`."""
+        return schedule(self.steps, self.shift)
 
 
 def schedule(steps: int, shift: float = 1.0) -> Tensor:
@@ -54,8 +93,7 @@ def sample(
     Returns:
         (B, …) like `noise`.
     """
-    if solver not in ("euler", "heun"):
-        raise InputError(f"no solver is called {solver!r}", do="use euler or heun")
+    _check_solver(solver)
     times = (schedule(steps) if isinstance(steps, int) else steps).tolist()
     latent = noise
     for done, (now, then) in enumerate(itertools.pairwise(times), 1):
@@ -65,140 +103,69 @@ def sample(
             slope = (slope + model(ahead, latent.new_full((len(latent),), then))) / 2
             ahead = latent + (then - now) * slope
         latent = ahead
-        if on_step is not None:
-            on_step(done, latent)
+        changed = on_step(done, latent) if on_step is not None else None
+        latent = latent if changed is None else changed
     return latent
 
 
 @torch.no_grad()
 def generate(
     model: XUT,
-    text: Tensor,
-    text_mask: Tensor | None,
-    empty_text: Tensor,
-    empty_mask: Tensor | None,
+    prompt: Text,
+    negative: Text,
     *,
     height: int,
     width: int,
-    seeds: Sequence[int],
-    steps: int = 16,
-    guidance_scale: float = 3.0,
-    tread_rate: float = 0.0,
-    solver: Solver = "euler",
-    shift: float = 1.0,
+    seeds: Sequence[Seed],
+    sampling: Sampling | None = None,
     camera: Camera | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Generate latents for prompts, with classifier-free guidance (arXiv 2207.12598).
+    """Generate latents for prompts.
 
     Args:
         model: the denoiser; computes on its own device, in the mode (train, eval) and autocast it is in.
-        text, text_mask: the prompts' text embedding (B, T, D) and mask (B, T); mask None: no padding.
-        empty_text, empty_mask: the same for the empty caption or for negative prompts, (1 or B, T', D) and (1 or B, T').
+        prompt: text of B prompts, on the model's device.
+        negative: text of one negative prompt or of B; the empty caption's where there is none.
         height, width: latent size; multiples of the patch size.
-        seeds: one for each prompt. A sample's noise, and its dropped tokens, come from its seed alone, whatever its batch.
-        steps: sampling steps.
-        guidance_scale: velocity is empty + scale·(prompt - empty); 1 is off, and the empty text is not looked at.
-        tread_rate: share of image tokens that the empty branch drops (TREAD guidance), in [0, 1).
-        solver, shift: see `sample` and `schedule`.
+        seeds: one a prompt: a number, or a generator on any device. A sample's noise, and the tokens it drops, come from its seed
+            alone, whatever its batch.
+        sampling: steps, solver, guidance, TREAD; None: the recipe's.
         camera: shift and zoom of the frame; None: the whole picture.
         on_step: called after each step with the steps done and the latent.
 
     Returns:
-        (B, C, height, width), normalised latents.
+        (B, C, height, width) float32, normalised latents.
+
+    Raises:
+        InputError: counts or sizes do not fit.
     """
-    if len(seeds) != len(text):
-        raise InputError(f"{len(text)} prompts and {len(seeds)} seeds", do="give one seed a prompt")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = model.config.channels, height, width
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(text.device)
+    sampling, batch = sampling or Sampling(), len(prompt.embedding)
+    if len(seeds) != batch:
+        raise InputError(f"{batch} prompts and {len(seeds)} seeds", do="give one seed a prompt")
+    device = prompt.embedding.device
     positions = (camera or Camera()).move(full_map(height, width, model.config.positions))
+    generators = [_generator(seed) for seed in seeds]
+    shape = model.config.channels, height, width
+    noise = torch.stack([torch.randn(shape, generator=source, device=source.device).to(device) for source in generators])
     guided = GuidedVelocity(
         model,
-        Text(text, text_mask),
-        Text(empty_text, empty_mask).expand(len(text)),
-        positions=to_patch_grid(positions, height, width, model.config.patch_size).to(text.device),
+        prompt,
+        negative.expand(batch),
+        positions=to_patch_grid(positions, height, width, model.config.patch_size).to(device),
         log_aspect=math.log(width / height),
-        guidance_scale=guidance_scale,
-        tread_rate=tread_rate,
+        scale=sampling.guidance_scale,
+        interval=sampling.guidance_interval,
+        tread_rates=sampling.tread_rates,
         generators=generators,
     )
-    return sample(guided, noise, schedule(steps, shift), solver=solver, on_step=on_step)
+    return sample(guided, noise, sampling.times(), solver=sampling.solver, on_step=on_step)
 
 
-class Text(NamedTuple):
-    """A text embedding (B, T, D) and its mask (B, T) bool, False at padding; mask None: no padding."""
-
-    embedding: Tensor
-    mask: Tensor | None
-
-    def expand(self, batch: int) -> Text:
-        """One row repeated for the whole batch, or as it is."""
-        embedding = self.embedding.expand(batch, -1, -1)
-        return Text(embedding, self.mask if self.mask is None else self.mask.expand(batch, -1))
-
-    def valid(self) -> Tensor:
-        """The mask, all True where there is none."""
-        return torch.ones_like(self.embedding[..., 0], dtype=torch.bool) if self.mask is None else self.mask
-
-    def padded(self, length: int) -> Text:
-        """With masked padding up to `length` tokens."""
-        missing = length - self.embedding.shape[1]
-        return Text(F.pad(self.embedding, (0, 0, 0, missing)), F.pad(self.valid(), (0, missing)))
+def _generator(seed: Seed) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
 
-class GuidedVelocity:
-    """XUT's velocity under classifier-free guidance, as a function of (latent, timestep).
-
-    Both branches go through the model as one batch where that changes nothing: the same tokens are kept in both, and
-    the texts are equally long or their padding is masked.
-    """
-
-    def __init__(
-        self,
-        model: XUT,
-        prompt: Text,
-        empty: Text,
-        *,
-        positions: Tensor,
-        log_aspect: float,
-        guidance_scale: float,
-        tread_rate: float,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        self.model, self.prompt, self.empty = model, prompt, empty
-        self.positions, self.log_aspect = positions, log_aspect
-        self.guidance_scale, self.tread_rate, self.generators = guidance_scale, tread_rate, generators
-        all_kept = num_kept(len(positions), tread_rate) == len(positions)
-        self.both = self._together() if all_kept and guidance_scale != 1 else None
-
-    def __call__(self, latent: Tensor, timestep: Tensor) -> Tensor:
-        if self.guidance_scale == 1:
-            return self._predict(latent, timestep, self.prompt)
-        if self.both is not None:
-            with_text, without = self._predict(latent.repeat(2, 1, 1, 1), timestep.repeat(2), self.both).chunk(2)
-        else:
-            with_text = self._predict(latent, timestep, self.prompt)
-            without = self._predict(latent, timestep, self.empty, self._draw_kept())
-        return without + self.guidance_scale * (with_text - without)
-
-    def _predict(self, latent: Tensor, timestep: Tensor, text: Text, kept: Tensor | None = None) -> Tensor:
-        log_aspect = timestep.new_full(timestep.shape, self.log_aspect)
-        return self.model(
-            latent, timestep, text.embedding, positions=self.positions, log_aspect=log_aspect, text_mask=text.mask, kept=kept
-        ).float()
-
-    def _draw_kept(self) -> Tensor | None:
-        """Anew at each call, each sample's from its own generator."""
-        drawn = [draw_kept(1, len(self.positions), self.tread_rate, generator) for generator in self.generators]
-        kept = [tokens for tokens in drawn if tokens is not None]
-        return torch.cat(kept).to(self.positions.device) if kept else None
-
-    def _together(self) -> Text | None:
-        length = max(self.prompt.embedding.shape[1], self.empty.embedding.shape[1])
-        if self.model.config.text_mask == "masked":
-            texts = self.prompt.padded(length), self.empty.padded(length)
-            return Text(torch.cat([text.embedding for text in texts]), torch.cat([text.valid() for text in texts]))
-        if self.prompt.embedding.shape == self.empty.embedding.shape:
-            return Text(torch.cat((self.prompt.embedding, self.empty.embedding)), None)
-        return None
+def _check_solver(solver: str) -> None:
+    if solver not in get_args(Solver):
+        raise InputError(f"no solver is called {solver!r}", do="use euler or heun")

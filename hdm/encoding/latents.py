@@ -88,7 +88,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         track(identity.name, len(pictures), "images") as bar,
         _Frames(inputs["download"], pipeline.images, framing, pipeline.encode.batch_size) as frames,
     ):
-        stage = _LatentStage(autoencoder, Batches(pipeline.encode.batch_size, "encode"), frames, bar)
+        stage = _LatentStage(autoencoder, Batches(pipeline.encode.batch_size, "encode.device"), frames, bar)
         for file in plan:
             name = latent_file_name(file.height // form.downscale, file.width // form.downscale, file.number)
             if draft.has(name):

@@ -47,7 +47,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     reference = resolve(pipeline.components).need("text_encoder")
     encoder = load_text_encoder(reference, choose_device(pipeline.encode.device, "the text encoder"))
     _check_width(encoder, reference, pipeline)
-    stage = _TextStage(encoder, Batches(pipeline.encode.batch_size, "encode"), identity.weights)
+    stage = _TextStage(encoder, Batches(pipeline.encode.batch_size, "encode.device"), identity.weights)
     with store.draft(identity) as draft, track("text", tokens.counts.get("captions", 0), "captions") as bar:
         if not draft.has(EMPTY_TEXT):
             empty = pa.table({"key": [""], "index": [0], "token_ids": [tokens.summary["empty"]]})

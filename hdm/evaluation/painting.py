@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,22 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngImageFile
 
 from hdm.config import Pipeline
 from hdm.data.shards import TarShard
 from hdm.data.tables import shard_name
-from hdm.diffusion.sampler import generate
-from hdm.errors import ConfigError, InputError
+from hdm.diffusion.sampler import Sampling
+from hdm.errors import ConfigError
 from hdm.evaluation.prompts import PromptSet
+from hdm.generation.conditioning import Conditioning
+from hdm.generation.pictures import png, read_size, sheet
+from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker
 from hdm.store import Draft, Output
 from hdm.training.checkpoint import read_model
-from hdm.training.conditioning import Conditioning
 
 IMAGES_A_TAR = 64
 GRID_COLUMNS, GRID_IMAGES, GRID_GAP_PX = 8, 64, 2
@@ -44,10 +43,7 @@ def image_size(pipeline: Pipeline) -> tuple[int, int]:
     if pipeline.evaluate.size is None:
         side = pipeline.train.phases[-1].resolution
         return side, side
-    match = re.fullmatch(r"(\d+)x(\d+)", pipeline.evaluate.size)
-    if not match:
-        raise ConfigError(f"evaluate.size = {pipeline.evaluate.size!r} is not WIDTHxHEIGHT", do="write for example 1024x768")
-    return int(match[1]), int(match[2])
+    return read_size(pipeline.evaluate.size, "evaluate.size")
 
 
 class Painter:
@@ -60,62 +56,37 @@ class Painter:
 
     def __init__(self, pipeline: Pipeline, trained: Output) -> None:
         self.settings, self.trained, self.pipeline = pipeline.evaluate, trained, pipeline
-        self.width, self.height = image_size(pipeline)
         self.components = resolve(pipeline.components)
-        self.batches = Batches(self.settings.batch_size, "evaluate")
+        self.batches = Batches(self.settings.batch_size, "evaluate.device")
+        self.sampling = Sampling(self.settings.steps, self.settings.solver, self.settings.guidance)
 
     @cached_property
-    def device(self) -> torch.device:
-        return torch.device(choose_device(self.settings.device, "generating images"))
-
-    @cached_property
-    def model(self) -> Any:
-        return read_model(self.trained).to(self.device)
-
-    @cached_property
-    def autoencoder(self) -> Any:
-        return load_autoencoder(self.components.need("autoencoder"), str(self.device))
-
-    @cached_property
-    def conditioning(self) -> Conditioning:
+    def text_to_image(self) -> TextToImage:
+        device = torch.device(choose_device(self.settings.device, "generating images"))
         max_tokens = self.pipeline.train.phases[-1].max_tokens or self.pipeline.encode.max_tokens
-        return Conditioning(self.components.need("text_encoder"), self.device, torch.float32, max_tokens)
+        return TextToImage(
+            read_model(self.trained).to(device),
+            Conditioning(self.components.need("text_encoder"), device, torch.float32, max_tokens),
+            load_autoencoder(self.components.need("autoencoder"), str(device)),
+        )
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt given here."""
-        text, mask = self.conditioning.of_prompts([*prompts, ""])
-        height, width = self._latent_size()
+        width, height = self._size()
+        return self.text_to_image(prompts, width=width, height=height, seeds=seeds, batches=self.batches, sampling=self.sampling)
 
-        def work(numbers: Sequence[int]) -> torch.Tensor:
-            rows = list(numbers)
-            latent = generate(
-                self.model, text[rows], mask[rows], text[-1:], mask[-1:], height=height, width=width, seeds=[seeds[n] for n in rows],
-                steps=self.settings.steps, guidance_scale=self.settings.guidance, solver=self.settings.solver,
-            )  # fmt: skip
-            return self.autoencoder.decode(self.autoencoder.denormalize(latent))
-
-        images = [image for _, batch in self.batches.run(range(len(prompts)), work) for image in batch]
-        return [((image.float().cpu() + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy() for image in images]
-
-    def told(self, prompt: str, seed: int) -> PngInfo:
+    def told(self, prompt: str, seed: int) -> dict[str, Any]:
         """What is written into a picture's file: prompt, and how it was made."""
-        info = PngInfo()
-        info.add_text("prompt", prompt)
         made = {"seed": seed, "steps": self.settings.steps, "guidance_scale": self.settings.guidance, "solver": self.settings.solver}
-        info.add_text("parameters", json.dumps({**made, "model": f"{self.trained.name}/{self.trained.digest}"}))
-        return info
+        return {"prompt": prompt, "parameters": {**made, "model": f"{self.trained.name}/{self.trained.digest}"}}
 
-    def _latent_size(self) -> tuple[int, int]:
-        if self.autoencoder.channels != self.model.config.channels:
-            raise InputError(
-                f"the autoencoder has {self.autoencoder.channels} channels, the model {self.model.config.channels}",
-                do="name the autoencoder that the model was trained with",
-            )
-        patch = self.model.config.patch_size
-        height, width = (side // self.autoencoder.downscale // patch * patch for side in (self.height, self.width))
-        if not height or not width:
-            raise ConfigError(f"{self.width}x{self.height} pixels are too few for this model", where="evaluate.size")
-        return height, width
+    def _size(self) -> tuple[int, int]:
+        """As asked for, cut to whole patches."""
+        wanted, unit = image_size(self.pipeline), self.text_to_image.unit_px
+        width, height = (side // unit * unit for side in wanted)
+        if not width or not height:
+            raise ConfigError(f"{wanted[0]}x{wanted[1]} pixels are too few for this model", where="evaluate.size")
+        return width, height
 
 
 def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) -> None:
@@ -128,7 +99,7 @@ def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) 
             with draft.write(name) as file:
                 with TarShard(file.path) as tar:
                     for number, (picture, text, seed) in enumerate(zip(pictures, texts, seeds, strict=True), start):
-                        tar.add(f"{prompts.name}-{number:05d}", "PNG", _png(picture, painter.told(text, seed)))
+                        tar.add(f"{prompts.name}-{number:05d}", "PNG", png(picture, painter.told(text, seed)))
                 file.counts.update(images=len(texts))
         bar.advance(len(texts))
 
@@ -156,27 +127,5 @@ def write_grid(draft: Draft, name: str, pictures: Sequence[np.ndarray], told: Ma
     """Write a PNG of up to 64 pictures in rows of eight, with `told` in its text chunks."""
     if draft.has(name):
         return
-    info = PngInfo()
-    for key, value in told.items():
-        info.add_text(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     with draft.write(name) as file:
-        file.path.write_bytes(_png(grid(pictures[:GRID_IMAGES]), info))
-
-
-def grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size side by side, eight a row, on white."""
-    height, width = pictures[0].shape[:2]
-    columns = min(len(pictures), GRID_COLUMNS)
-    rows = -(-len(pictures) // columns)
-    down, right = height + GRID_GAP_PX, width + GRID_GAP_PX
-    sheet = np.full((rows * down - GRID_GAP_PX, columns * right - GRID_GAP_PX, 3), 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // columns * down, place % columns * right
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
-
-
-def _png(pixels: np.ndarray, info: PngInfo) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+        file.path.write_bytes(png(sheet(pictures[:GRID_IMAGES], GRID_COLUMNS, GRID_GAP_PX), told))

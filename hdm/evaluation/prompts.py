@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hdm.config import EvaluateSettings
 from hdm.demo.judge import SceneJudge, ScenePrompt
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.real import RealPictures
+from hdm.generation.prompts import read_prompts
 
 HELD_OUT, SCENES = "held_out", "scenes"
 TWO_OBJECTS_SHARE = 4  # one image of two objects for so many of one
@@ -56,23 +56,6 @@ def prompt_sets(settings: EvaluateSettings, judge: SceneJudge | None, real: Real
     return sets
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: a line each, or in JSONL the field `prompt` (or `text` or `caption`) of each object.
-
-    Raises:
-        InputError: the file is missing or empty, or a line cannot be read.
-    """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read the prompts: {error}", where=path, do="name a UTF-8 file in evaluate.prompts, or write held_out"
-        ) from error
-    if not lines:
-        raise InputError("there are no prompts", where=path, do="write one a line")
-    return [_from_json(line, number, path) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else lines
-
-
 def identify_prompts(settings: EvaluateSettings, judge: SceneJudge | None) -> dict[str, str]:
     """What of the prompts belongs in the digest beyond the settings: a file's content instead of its place.
 
@@ -89,15 +72,3 @@ def identify_prompts(settings: EvaluateSettings, judge: SceneJudge | None) -> di
 def _asked(judge: SceneJudge, name: str, count: int, seed: int, num_objects: int) -> PromptSet:
     asked = judge.prompts(count, seed, num_objects)
     return PromptSet(name, tuple(prompt.text for prompt in asked), asked=tuple(asked))
-
-
-def _from_json(line: str, number: int, path: Path) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"line {number} is not JSON: {error}", where=path) from error
-    fields = value if isinstance(value, dict) else {}
-    found = next((fields[name] for name in ("prompt", "text", "caption") if isinstance(fields.get(name), str)), None)
-    if found is None:
-        raise InputError(f"line {number} has no field prompt, text or caption", where=path)
-    return found

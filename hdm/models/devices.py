@@ -40,7 +40,7 @@ class Batches:
 
     Args:
         size: items a batch, to begin with; once halved it stays so.
-        setting: the stage whose device the error names.
+        setting: what sets the device, for the error: "encode.device".
     """
 
     def __init__(self, size: int, setting: str) -> None:
@@ -65,7 +65,7 @@ class Batches:
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:
-            raise DoesNotFitError(f"one item does not fit in the device's memory: {error}", do=f"set {self.setting}.device: cpu") from error
+            raise DoesNotFitError(f"one item does not fit in the device's memory: {error}", do=f"set {self.setting} to cpu") from error
         self.size = size // 2
         log.warning("a batch of %d does not fit in the device's memory; going on with %d", size, self.size)
         if torch.cuda.is_available():

@@ -15,9 +15,9 @@ from torch.utils import checkpoint as activations
 
 from hdm.data.loader import Loader
 from hdm.errors import ConfigError, InputError
+from hdm.generation.conditioning import Conditioning
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
-from hdm.training.conditioning import Conditioning
 from hdm.training.job import EMA, Job
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow.compute as pc
-import torch
-from PIL import Image
-from torch import Tensor
 
 from hdm.data.captions import captions_by_key
 from hdm.data.tables import read_tables
-from hdm.diffusion.sampler import generate
 from hdm.errors import InputError
+from hdm.generation.conditioning import Conditioning
+from hdm.generation.pictures import png, sheet
+from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
+from hdm.models.devices import Batches
 from hdm.models.xut import XUT
 from hdm.store import Output
-from hdm.training.conditioning import Conditioning
 
 NUM_PICTURES, COLUMNS = 16, 4
-STEPS, GUIDANCE_SCALE = 16, 3.0
 
 
 def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -> list[str]:
@@ -50,40 +48,15 @@ def generate_grid(
         conditioning: of the prompts.
         autoencoder: reference of the one that made the latents.
         prompts: in order; the picture of a prompt depends on its place.
-        resolution: side of a picture in pixels.
+        resolution: side of a picture in pixels, cut to what the model's patches allow.
         seed: of the first picture's noise; the others' count up from it.
 
     Raises:
-        InputError: the autoencoder's channels are not the model's.
+        InputError: the autoencoder does not fit the model.
     """
-    device = conditioning.device
-    decoder = load_autoencoder(autoencoder, str(device))
-    if decoder.channels != model.config.channels:
-        raise InputError(f"the autoencoder has {decoder.channels} channels, the model {model.config.channels}", where=autoencoder)
-    side = resolution // decoder.downscale
-    # The empty prompt among the others, so that all are padded alike.
-    text, text_mask = conditioning.of_prompts([*prompts, ""])
-    latent = generate(
-        model,
-        text[:-1],
-        text_mask[:-1],
-        text[-1:],
-        text_mask[-1:],
-        height=side,
-        width=side,
-        seeds=range(seed, seed + len(prompts)),
-        steps=STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-    )
-    image = torch.cat([decoder.decode(decoder.denormalize(one[None])) for one in latent])
-    grid(image).save(path)
-
-
-def grid(image: Tensor) -> Image.Image:
-    """Pictures (n, 3, H, W) in [-1, 1] side by side, in rows of four, on white."""
-    count, _, height, width = image.shape
-    pixels = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    sheet = Image.new("RGB", (min(count, COLUMNS) * width, -(-count // COLUMNS) * height), "white")
-    for place, one in enumerate(pixels):
-        sheet.paste(Image.fromarray(one), (place % COLUMNS * width, place // COLUMNS * height))
-    return sheet
+    text_to_image = TextToImage(model, conditioning, load_autoencoder(autoencoder, str(conditioning.device)), decode_batch=1)
+    side = resolution // text_to_image.unit_px * text_to_image.unit_px
+    seeds = range(seed, seed + len(prompts))
+    batches = Batches(NUM_PICTURES, "train.device")
+    pictures = text_to_image(prompts, width=side, height=side, seeds=seeds, batches=batches)
+    path.write_bytes(png(sheet(pictures, COLUMNS)))

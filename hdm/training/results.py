@@ -7,9 +7,9 @@ import shutil
 from typing import Any
 
 from hdm.files import write_json
+from hdm.generation.conditioning import Conditioning
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
-from hdm.training.conditioning import Conditioning
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
 from hdm.training.pictures import generate_grid, prompts_to_show
 from hdm.training.records import Metrics

@@ -192,7 +192,7 @@ class Trainer:
         return total / self.phase.batch_size
 
     def _loss(self, part: Example) -> Tensor:
-        """Mean squared error of the velocity by sample, summed over the samples."""
+        """The velocity's loss by sample, summed over the samples."""
         batch = part.batch
         noisy = interpolate(batch.latent, part.noise, part.timestep)
         with self.accelerator.autocast():
@@ -205,7 +205,7 @@ class Trainer:
                 text_mask=batch.text_mask,
                 kept=part.kept,
             )
-        return sample_losses(predicted, velocity(batch.latent, part.noise)).sum()
+        return sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight).sum()
 
     def _check_skipped(self, example: Example, loss: float, norm: float) -> None:
         if self.position.skipped_in_row < MAX_SKIPPED_IN_A_ROW:

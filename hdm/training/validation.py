@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hdm.data.loader import Loader
-from hdm.diffusion.flow_matching import interpolate, sample_losses, velocity
-from hdm.training.conditioning import Conditioning
+from hdm.diffusion.flow_matching import interpolate, losses_by_time, sample_losses, velocity
+from hdm.generation.conditioning import Conditioning
 from hdm.training.feed import VALIDATION, generator
 
 NUM_IMAGES = 256
@@ -63,7 +63,7 @@ def validate(
                     log_aspect=batch.log_aspect,
                     text_mask=batch.text_mask,
                 )
-            sums[place] += sample_losses(predicted, target).double().sum().cpu()
+            sums += losses_by_time(sample_losses(predicted, target).double(), timestep, TIME_BINS)[0].cpu()
     if not count:
         return {}
     by_time = (sums / count).tolist()

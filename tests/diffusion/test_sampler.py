@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hdm.architecture import XUTConfig
-from hdm.diffusion.sampler import generate, sample, schedule
+from hdm.diffusion.guidance import Text
+from hdm.diffusion.sampler import Sampling, generate, sample, schedule
 from hdm.errors import InputError
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
@@ -57,6 +58,7 @@ def test_times_go_from_noise_to_latent_and_each_step_is_reported():
     assert torch.equal(sample(model, noise, 4, on_step=lambda step, latent: done.append((step, latent.shape))), noise)
     assert seen == [1.0, 0.75, 0.5, 0.25]
     assert done == [(step, (2, 3)) for step in (1, 2, 3, 4)]
+    assert torch.equal(sample(model, noise, 4, on_step=lambda step, latent: latent + step), noise + 1 + 2 + 3 + 4)
     with pytest.raises(InputError, match="0 sampling steps"):
         schedule(0)
     with pytest.raises(InputError, match="no solver"):
@@ -75,69 +77,138 @@ def model():
 
 @pytest.fixture
 def texts():
+    """Three prompts of different length, and the empty caption."""
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(5) < torch.tensor([5, 3, 4])[:, None]
-    empty = torch.randn(1, 2, 6, generator=generator)
-    return dict(
-        text=torch.randn(3, 5, 6, generator=generator), text_mask=mask, empty_text=empty, empty_mask=torch.ones(1, 2, dtype=torch.bool)
-    )
+    empty = Text(torch.randn(1, 2, 6, generator=generator), torch.ones(1, 2, dtype=torch.bool))
+    return Text(torch.randn(3, 5, 6, generator=generator), mask), empty
 
 
-SIZE = dict(height=6, width=8, steps=3)
+SIZE = dict(height=6, width=8)  # 12 patches
+SEEDS = [4, 5, 6]
 
 
-def plainly(model, texts, seeds, scale=3.0, rate=0.0, camera=None, steps=3):
-    """Guided Euler, one picture at a time, each branch by itself, padding cut off."""
+def plainly(model, prompt, negative, sampling, camera=None):
+    """Guided Euler or Heun, one picture at a time, each branch by itself, padding cut off."""
+    (rate, negative_rate), (first, last) = sampling.tread_rates, sampling.guidance_interval
+    positions = full_map(6, 8)
+    if camera:
+        positions = (positions + torch.tensor([camera.y, camera.x])) / camera.zoom
+    given = dict(positions=positions, log_aspect=torch.tensor([math.log(8 / 6)]))
     found = []
-    for i, seed in enumerate(seeds):
+    for i, seed in enumerate(SEEDS):
         generator = torch.Generator().manual_seed(seed)
+        row = i if len(negative.embedding) > 1 else 0
+        texts = [text.embedding[j : j + 1, : text.mask[j].sum()] for text, j in ((prompt, i), (negative, row))]
+
+        def slope(latent, t, generator=generator, texts=texts):
+            guided = sampling.guidance_scale != 1 and first <= t <= last
+            kept = draw_kept(1, 12, rate, generator)
+            with_prompt = model(latent, torch.tensor([t]), texts[0], kept=kept, **given)
+            if not guided:
+                return with_prompt
+            kept = kept if rate == negative_rate else draw_kept(1, 12, negative_rate, generator)
+            without = model(latent, torch.tensor([t]), texts[1], kept=kept, **given)
+            return without + sampling.guidance_scale * (with_prompt - without)
+
         latent = torch.randn(1, 4, 6, 8, generator=generator)
-        positions = full_map(6, 8)
-        if camera:
-            positions = (positions + torch.tensor([camera.y, camera.x])) / camera.zoom
-        given = dict(positions=positions, log_aspect=torch.tensor([math.log(8 / 6)]))
-        for step in range(steps):
-            t = torch.tensor([1 - step / steps])
-            kept = draw_kept(1, 12, rate, generator) if scale != 1 else None
-            prompt = model(latent, t, texts["text"][i : i + 1, : texts["text_mask"][i].sum()], **given)
-            empty = model(latent, t, texts["empty_text"], kept=kept, **given)
-            latent = latent - (empty + scale * (prompt - empty)) / steps
+        for step in range(sampling.steps):
+            now, then = (1 - (step + k) / sampling.steps for k in (0, 1))
+            v = slope(latent, now)
+            if sampling.solver == "heun":
+                v = (v + slope(latent - v / sampling.steps, then)) / 2
+            latent = latent - v / sampling.steps
         found.append(latent)
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-@pytest.mark.parametrize("rate", [0.0, 0.5])
+class Counted(torch.nn.Module):
+    """A model, and the batch size of each call."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config, self.sizes = model, model.config, []
+
+    def forward(self, latent, *args, **kwargs):
+        self.sizes.append(len(latent))
+        return self.model(latent, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "sizes"),
+    [
+        (Sampling(steps=3), [6] * 3),
+        (Sampling(steps=3, guidance_scale=1.0), [3] * 3),
+        (Sampling(steps=3, tread_rates=(0.0, 0.5)), [3, 3] * 3),
+        (Sampling(steps=3, tread_rates=(0.25, 0.75)), [3, 3] * 3),
+        (Sampling(steps=3, tread_rates=(0.5, 0.5)), [6] * 3),
+        (Sampling(steps=3, tread_rates=(0.5, 0.0), guidance_scale=1.0), [3] * 3),
+        (Sampling(steps=4, guidance_interval=(0.5, 0.8)), [3, 6, 6, 3]),
+        (Sampling(steps=4, guidance_interval=(0.3, 0.6), tread_rates=(0.25, 0.5)), [3, 3, 3, 3, 3]),
+        (Sampling(steps=4, guidance_interval=(1.0, 1.0)), [6, 3, 3, 3]),
+        (Sampling(steps=2, solver="heun"), [6] * 4),
+        (Sampling(steps=2, solver="heun", guidance_interval=(0.5, 0.5), tread_rates=(0.0, 0.5)), [3, 3, 3, 3, 3, 3]),
+    ],
+)
 @torch.no_grad()
-def test_generation_is_guided_euler(model, texts, scale, rate):
-    camera = Camera(0.1, -0.2, 1.5)
-    ours = generate(model, **texts, **SIZE, seeds=[4, 5, 6], guidance_scale=scale, tread_rate=rate, camera=camera)
-    torch.testing.assert_close(ours, plainly(model, texts, [4, 5, 6], scale, rate, camera), rtol=1e-4, atol=1e-5)
+def test_generation_is_the_solver_under_guidance_with_as_few_forwards_as_it_needs(model, texts, sampling, sizes):
+    camera, counted = Camera(0.1, -0.2, 1.5), Counted(model)
+    ours = generate(counted, *texts, **SIZE, seeds=SEEDS, sampling=sampling, camera=camera)
+    torch.testing.assert_close(ours, plainly(model, *texts, sampling, camera), rtol=1e-4, atol=1e-5)
+    assert counted.sizes == sizes
 
 
-def test_a_picture_does_not_depend_on_its_batch(model, texts):
-    for rate in (0.0, 0.5):
-        together = generate(model, **texts, **SIZE, seeds=[4, 5, 6], tread_rate=rate)
-        alone = {**texts, "text": texts["text"][1:2], "text_mask": texts["text_mask"][1:2]}
-        torch.testing.assert_close(generate(model, **alone, **SIZE, seeds=[5], tread_rate=rate), together[1:2], rtol=1e-4, atol=1e-5)
+@torch.no_grad()
+def test_each_prompt_may_have_a_negative_prompt_of_its_own(model, texts):
+    prompt, _ = texts
+    negative, sampling = prompt.rows([1, 2, 0]), Sampling(steps=3)
+    ours = generate(model, prompt, negative, **SIZE, seeds=SEEDS, sampling=sampling)
+    torch.testing.assert_close(ours, plainly(model, prompt, negative, sampling), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours, generate(model, *texts, **SIZE, seeds=SEEDS, sampling=sampling), atol=0.01)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.5)])
+def test_a_picture_does_not_depend_on_its_batch_nor_on_how_its_seed_is_given(model, texts, rates):
+    prompt, empty = texts
+    sampling = Sampling(steps=3, tread_rates=rates)
+    together = generate(model, prompt, empty, **SIZE, seeds=SEEDS, sampling=sampling)
+    alone = generate(model, prompt.rows([1]), empty, **SIZE, seeds=[torch.Generator().manual_seed(5)], sampling=sampling)
+    torch.testing.assert_close(alone, together[1:2], rtol=1e-4, atol=1e-5)
+    assert torch.equal(together, generate(model, prompt, empty, **SIZE, seeds=SEEDS, sampling=sampling))
 
 
 def test_where_padding_is_attended_to_branches_of_different_length_stay_apart(model, texts):
     padded = XUT(replace(CONFIG, text_mask="padded")).eval()
     padded.load_state_dict(model.state_dict())
-    whole = {**texts, "text_mask": torch.ones(3, 5, dtype=torch.bool)}
-    ours = generate(padded, **whole, **SIZE, seeds=[1, 2, 3])
-    torch.testing.assert_close(ours, generate(model, **whole, **SIZE, seeds=[1, 2, 3]), rtol=1e-4, atol=1e-5)
-    negative = {**whole, "empty_text": texts["text"].flip(0), "empty_mask": None}  # equally long: one batch
-    torch.testing.assert_close(
-        generate(padded, **negative, **SIZE, seeds=[1, 2, 3]), generate(model, **negative, **SIZE, seeds=[1, 2, 3]), rtol=1e-4, atol=1e-5
-    )
+    prompt, empty = Text(texts[0].embedding), texts[1]
+    for negative, sizes in ((empty, [3, 3] * 2), (Text(prompt.embedding.flip(0)), [6] * 2)):
+        counted = Counted(padded)
+        ours = generate(counted, prompt, negative, **SIZE, seeds=SEEDS, sampling=Sampling(2))
+        torch.testing.assert_close(ours, generate(model, prompt, negative, **SIZE, seeds=SEEDS, sampling=Sampling(2)), rtol=1e-4, atol=1e-5)
+        assert counted.sizes == sizes
 
 
 def test_requests_that_cannot_be_met_are_refused(model, texts):
     with pytest.raises(InputError, match="3 prompts and 2 seeds"):
-        generate(model, **texts, **SIZE, seeds=[1, 2])
+        generate(model, *texts, **SIZE, seeds=[1, 2])
+    with pytest.raises(InputError, match="3 prompts and 2 negative prompts"):
+        generate(model, texts[0], texts[0].rows([0, 1]), **SIZE, seeds=SEEDS)
     with pytest.raises(InputError, match="patches of 2"):
-        generate(model, **texts, height=5, width=8, seeds=[1, 2, 3])
-    with pytest.raises(InputError, match="TREAD rate"):
-        generate(model, **texts, **SIZE, seeds=[1, 2, 3], tread_rate=1.0)
+        generate(model, *texts, height=5, width=8, seeds=SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("steps", 0, "0 sampling steps"),
+        ("solver", "midpoint", "no solver"),
+        ("guidance_interval", (0.8, 0.2), "two times in order"),
+        ("guidance_interval", (0.0, 1.5), "two times in order"),
+        ("tread_rates", (0.0, 1.0), "TREAD rate 1.0"),
+        ("tread_rates", (-0.1, 0.0), "TREAD rate -0.1"),
+        ("shift", 0.0, "timestep shift"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field, value, said):
+    with pytest.raises(InputError, match=said):
+        Sampling(**{field: value})

@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from hdm.errors import HdmError, InputError
+from hdm.errors import ConfigError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training.guard import Stopped, StopRequest
 from hdm.training.job import Job
@@ -125,6 +125,34 @@ def test_memory_settings_change_rounding_alone(workshop: Workshop, straight: Tra
     job = changed.job(tmp_path)
     run(job)
     assert losses(job) == pytest.approx(losses(straight.job), rel=1e-4)
+
+
+def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    whole = with_phase(workshop, micro_batch=None, num_images=24).changed(contrastive_weight=0.05)
+    assert whole.identity.digest != with_phase(workshop, num_images=24).identity.digest
+    found = []
+    for micro_batch in (None, 2, 6):
+        job = with_phase(whole, micro_batch=micro_batch).job(tmp_path / str(micro_batch))
+        run(job)
+        found.append(losses(job))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
+    # At first the model says 0 everywhere: the term is 5 % of a neighbour's squared velocity, as the loss is of a sample's own.
+    assert found[0][0] == pytest.approx(0.95 * losses(straight.job)[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("phase", "train", "named"),
+    [
+        ({"micro_batch": 3}, {}, "phases.0.micro_batch"),
+        ({"micro_batch": None, "batch_size": 6}, {"num_processes": 2}, "phases.0.batch_size, train.num_processes"),
+        ({"micro_batch": None, "batch_size": 8}, {"num_processes": 3}, "phases.0.batch_size, train.num_processes"),
+    ],
+)
+def test_pairs_that_would_be_cut_are_refused(workshop: Workshop, phase: dict[str, Any], train: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        with_phase(workshop, **phase).changed(contrastive_weight=0.05, **train)
+    with_phase(workshop, **phase).changed(**train)  # without the term any cut will do
 
 
 def test_bfloat16_keeps_float32_masters(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hdm.data.loader import Batch
+from hdm.diffusion.guidance import Text
 from hdm.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
 
 
@@ -17,10 +18,12 @@ class Conditioning:
         device: where it runs.
         dtype: of its weights.
         max_tokens: prompts are cut to so many.
+        tokenizer: reference of the tokenizer, where it does not lie with the text encoder.
     """
 
-    def __init__(self, reference: str, device: torch.device, dtype: torch.dtype, max_tokens: int) -> None:
+    def __init__(self, reference: str, device: torch.device, dtype: torch.dtype, max_tokens: int, tokenizer: str | None = None) -> None:
         self.reference, self.device, self.dtype, self.max_tokens = reference, device, dtype, max_tokens
+        self.tokenizer = tokenizer or reference
         self._encoder: TextEncoder | None = None
 
     @property
@@ -36,11 +39,11 @@ class Conditioning:
         assert batch.token_ids is not None
         return self.encoder.encode(batch.token_ids, batch.text_mask)
 
-    def of_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """The text embedding of prompts (n, T, D), and its mask (n, T) bool."""
-        tokenizer = load_tokenizer(self.reference)
+    def of_prompts(self, prompts: list[str]) -> Text:
+        """The texts of prompts, padded to the longest of them."""
+        tokenizer = load_tokenizer(self.tokenizer)
         rows = tokenizer.token_ids(prompts, self.max_tokens)
         longest = max(len(row) for row in rows)
         token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])
         text_mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
-        return self.encoder.encode(token_ids, text_mask), text_mask.to(self.device)
+        return Text(self.encoder.encode(token_ids, text_mask), text_mask.to(self.device))

@@ -1,0 +1,58 @@
+"""Generated images as picture files: 8-bit pixels, sheets of many, PNG with what is told of them inside."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from hdm.errors import ConfigError
+
+
+def read_size(text: str, where: str) -> tuple[int, int]:
+    """Width and height in pixels of a size like "1024x768".
+
+    Raises:
+        ConfigError: it is not one; `where` it was written is named.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise ConfigError(f"{where} = {text!r} is not WIDTHxHEIGHT", do="write for example 1024x768")
+    return int(match[1]), int(match[2])
+
+
+def to_pixels(image: Tensor) -> list[np.ndarray]:
+    """Images (B, 3, H, W) in [-1, 1] as B pictures (H, W, 3) uint8."""
+    pixels = ((image.float().cpu() + 1) * 127.5).round().to(torch.uint8)
+    return list(pixels.permute(0, 2, 3, 1).numpy())
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int, gap_px: int = 0) -> np.ndarray:
+    """Pictures of one size side by side in rows, on white."""
+    height, width = pictures[0].shape[:2]
+    columns = min(len(pictures), columns)
+    rows = -(-len(pictures) // columns)
+    down, right = height + gap_px, width + gap_px
+    found = np.full((rows * down - gap_px, columns * right - gap_px, 3), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * down, place % columns * right
+        found[top : top + height, left : left + width] = picture
+    return found
+
+
+def png(pixels: np.ndarray, told: Mapping[str, Any] | None = None) -> bytes:
+    """A PNG file of a picture (H, W, 3) uint8, with `told` in its text chunks: strings as they are, other values as JSON."""
+    info = PngInfo()
+    for key, value in (told or {}).items():
+        info.add_text(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
