@@ -67,14 +67,52 @@ def import_weights(
     target = _new(out if out.suffix == ".safetensors" else out / f"{file.stem}.safetensors")
     save_weights(target, weights, tread_rate)
     _tell(weights, target)
+    Console().print(f"its configuration is {'as the file says' if weights.said else 'told from the shapes'}")
     if EMA in weights.passed_over:
         Console().print("the checkpoint has averaged weights too: --ema takes them")
+
+
+@app.command("export")
+def export_weights(
+    source: Annotated[Path, typer.Argument(help="A .safetensors file, what training wrote (STORE/train.64px/DIGEST), a diffusers folder.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A new .safetensors file.")] = None,
+    diffusers: Annotated[Path | None, typer.Option(metavar="DIR", help="A new diffusers folder.")] = None,
+    components: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.")] = None,
+    autoencoder: Annotated[str | None, typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Of what training wrote, the last weights, not their average.")] = False,
+    tread_rate: Rate = None,
+) -> None:
+    """Write weights for others: a safetensors file named as the published ones, or a diffusers pipeline folder.
+
+    Every tensor keeps dtype and bits. A diffusers folder holds the text encoder and the autoencoder too, so they have to be named.
+
+    Examples:
+
+    hdm weights export store/train.64px/b70a507ff6303281 --out mine.safetensors
+
+    hdm weights export mine.safetensors --diffusers mine --components demo
+    """
+    if out is None and diffusers is None:
+        raise InputError("nothing to write", do="give --out FILE, --diffusers DIR, or both")
+    from hdm.config import Components
+    from hdm.diffusers_pipeline.folder import write_folder
+    from hdm.diffusers_pipeline.sources import read_source
+    from hdm.models.components import resolve
+    from hdm.models.weights import save_weights
+
+    found = read_source(source, raw=raw)
+    if out is not None:
+        save_weights(_new(out), found.weights, tread_rate)
+        _tell(found.weights, out)
+    if diffusers is not None:
+        write_folder(diffusers, found, resolve(Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)))
+        _tell(found.weights, diffusers)
 
 
 def _tell(weights: Weights, target: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(escape(weights.describe()))
-    console.print(f"configuration {'as the file says' if weights.said else 'told from the shapes'}")
     if weights.passed_over:
         console.print("passed over: " + ", ".join(f"{count} of {escape(name)}" for name, count in weights.passed_over.items()))
     console.print(f"wrote {escape(str(target))}")

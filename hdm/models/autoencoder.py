@@ -6,6 +6,7 @@ mean 0 and standard deviation 1 with the autoencoder's own statistics, which is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
             where=folder,
             do="name another in components.autoencoder",
         )
-    shift, scale = _statistics({**config, **_published(reference, config)}, folder)
+    shift, scale = _statistics({**config, **published_statistics(reference, config)}, folder)
     try:
         model = AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -89,7 +90,18 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
     return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
 
 
-def _published(reference: str, config: dict[str, Any]) -> dict[str, Any]:
+def of_model(model: Any) -> Autoencoder:
+    """An AutoencoderKL that is loaded already, in whatever dtype and wherever it is.
+
+    Raises:
+        InputError: its statistics do not fit its channels.
+    """
+    shift, scale = _statistics(dict(model.config), type(model).__name__)
+    return Autoencoder(model, shift, scale, str(model.device))
+
+
+def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`latents_mean` and `latents_std` where they are known of an autoencoder whose configuration lacks them; else nothing."""
     known = PUBLISHED_STATISTICS.get(reference.partition("@")[0])
     return {} if known is None or config.get("latents_mean") else {"latents_mean": known[0], "latents_std": known[1]}
 
