@@ -54,7 +54,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check_solver(self.solver)
-        self.times()
+        if not math.isfinite(self.guidance_scale):
+            raise InputError(f"guidance scale {self.guidance_scale} is no number", do="1 is no guidance, 2 to 4 is usual")
+        self.times()  # refuses a number of steps or a shift that makes none
         first, last = self.guidance_interval
         if not 0 <= first <= last <= 1:
             raise InputError(f"guidance interval {first}, {last} is not two times in order", do="from 0 (latent) to 1 (noise): 0.1, 0.8")

@@ -25,6 +25,9 @@ from hdm.files import canonical_json, sha256_file
 MANIFEST = "components.json"
 DEMO = "demo"
 
+DENOISING = ("text_encoder", "autoencoder")
+"""The components that a trained denoiser cannot do without."""
+
 # What loading reads; anything else in a hub repository (other formats, pictures, code) is neither fetched nor hashed.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "open_clip_pytorch_model.bin", "*.pth")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
@@ -71,6 +74,18 @@ def resolve(components: Components) -> Resolved:
     if components.contrastive and components.contrastive_pretrained:
         found["contrastive"] = f"{components.contrastive}@{components.contrastive_pretrained}"
     return Resolved(**found)
+
+
+def portable_names(components: Components) -> dict[str, str]:
+    """Names of text encoder and autoencoder that mean the same on every machine: of the hub, and "demo" for the package's."""
+    found = {}
+    for component in DENOISING:
+        named = getattr(components, component)
+        if named is None and components.folder == DEMO:
+            found[component] = DEMO
+        elif named is not None and _HUB_NAME.fullmatch(named) and not Path(named).exists():
+            found[component] = named
+    return found
 
 
 def components_folder(name: str) -> Path:

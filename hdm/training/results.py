@@ -8,6 +8,7 @@ from typing import Any
 
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
+from hdm.models.components import portable_names
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
@@ -31,7 +32,16 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     generate_grid(result / GENERATED, average, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
     save_tensors(result / WEIGHTS, model.state_dict())
     save_tensors(result / EMA, average.state_dict())
-    write_json(result / MODEL, {"xut": settings.model.to_dict(), "resolution": job.phase.resolution, "components": job.identity["weights"]})
+    write_json(
+        result / MODEL,
+        {
+            "xut": settings.model.to_dict(),
+            "resolution": job.phase.resolution,
+            "max_tokens": conditioning.max_tokens,
+            "components": job.identity["weights"],
+            "component_names": portable_names(job.settings.components),
+        },
+    )
     shutil.copyfile(metrics.path, result / METRICS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_json(result / SUMMARY, {**_last(metrics), "parameters": parameters, "prompts": prompts})

@@ -8,7 +8,7 @@ import pytest
 
 from hdm.config import Components
 from hdm.errors import InputError
-from hdm.models.components import locate, resolve, weights_digest
+from hdm.models.components import locate, portable_names, resolve, weights_digest
 
 
 @pytest.fixture
@@ -66,6 +66,15 @@ def test_open_clip_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tm
         weights_digest("ViT-L-14@openai")
     with pytest.raises(InputError, match=r"no weights 'nosuch' of ViT-L-14(.|\n)*openai"):
         weights_digest("ViT-L-14@nosuch")
+
+
+def test_names_that_hold_on_other_machines_are_no_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Components(autoencoder="someone/a-vae", text_encoder="someone/a-model@v2", contrastive="someone/else")
+    assert portable_names(hub) == {"autoencoder": "someone/a-vae", "text_encoder": "someone/a-model@v2"}
+    assert portable_names(Components(folder="demo", autoencoder="someone/a-vae"))["text_encoder"] == "demo"
+    assert portable_names(Components(folder=str(folder), text_encoder=str(folder / "autoencoder"))) == {}
+    monkeypatch.chdir(folder.parent)
+    assert portable_names(Components(autoencoder=f"{folder.name}/autoencoder")) == {}
 
 
 @pytest.mark.parametrize("name", ["models/head.pth", "./nowhere", "/no/such/folder", "a b"])

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from hdm.errors import DoesNotFitError, HdmError
+from hdm.models.components import weights_digest
 from hdm.store import locked
 from hdm.training.checkpoint import read_model
 from hdm.training.guard import StopRequest
@@ -124,6 +125,11 @@ def test_the_files_show_what_was_learnt(undisturbed: Path, workshop: Workshop) -
     # Four captions of held-out pictures, each generated at 16 px.
     assert json.loads((undisturbed / "summary.json").read_bytes())["prompts"] == ["red square", "blue circle", "red circle", "blue square"]
     assert Image.open(undisturbed / "generated.png").size == (64, 16)
+    told = json.loads((undisturbed / "model.json").read_bytes())
+    assert (told["resolution"], told["max_tokens"]) == (16, 8)
+    components = workshop.pipeline.components
+    assert told["components"] == {name: weights_digest(getattr(components, name)) for name in ("autoencoder", "text_encoder")}
+    assert told["component_names"] == {}, "they are folders of this machine"
 
 
 def test_two_ranks_see_the_same_batches_and_die_with_their_flow(undisturbed: Path, cached: Workshop, tmp_path: Path) -> None:

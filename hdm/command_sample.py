@@ -1,0 +1,197 @@
+"""`hdm sample`: pictures of prompts."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hdm.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hdm.diffusion.sampler import Sampling
+    from hdm.loading import Loaded
+    from hdm.positions import Camera
+
+AT_ONCE = 16  # pictures; fewer where memory does not hold them
+GRID_IMAGES, GRID_COLUMNS, GRID_GAP_PX = 64, 8, 2
+SHOWN, HOW, PARTS = "What is shown", "How it is made", "Parts of the model"
+
+WEIGHTS = typer.Option(help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, or a .safetensors file.")
+PROMPT = typer.Option(help="What to show; may be given several times.", rich_help_panel=SHOWN)
+PROMPTS = typer.Option(metavar="FILE", help="Prompts, one a line; or .jsonl with a field prompt.", rich_help_panel=SHOWN)
+NEGATIVE = typer.Option(help="What guidance leads away from; else the empty caption.", rich_help_panel=SHOWN)
+COUNT = typer.Option(min=1, help="Pictures a prompt, at seeds counting up.", rich_help_panel=SHOWN)
+SEED = typer.Option(min=0, help="Of each prompt's first picture.", rich_help_panel=SHOWN)
+SIZE = typer.Option(metavar="WxH", help="Pixels, as 1024x768; else the square trained at.", rich_help_panel=SHOWN)
+CAMERA = typer.Option(metavar="X,Y,ZOOM", help="Move the frame: positions plus X and Y, through ZOOM (2 is closer).", rich_help_panel=SHOWN)
+STEPS = typer.Option(help="From noise to picture.", rich_help_panel=HOW)
+SOLVER = typer.Option(help="euler; or heun, twice the work a step and fewer steps needed.", rich_help_panel=HOW)
+GUIDANCE = typer.Option(help="How strongly the prompt leads; 1 is off.", rich_help_panel=HOW)
+INTERVAL = typer.Option(metavar="FROM,TO", help="Times with guidance, from 0 (picture) to 1 (noise); 0.1,0.8, say.", rich_help_panel=HOW)
+RATE = typer.Option(metavar="RATE", help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.", rich_help_panel=HOW)
+SHIFT = typer.Option(help="Of the times towards noise; about 3 suits 1024 px.", rich_help_panel=HOW)
+COMPONENTS = typer.Option(metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.", rich_help_panel=PARTS)
+COMPONENT = typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's.", rich_help_panel=PARTS)
+OUT = typer.Option(metavar="DIR", help="Where the pictures go; those already there stay.")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was made: prompt, seed, pixels (H, W, 3)."""
+
+    prompt: str
+    seed: int
+    pixels: np.ndarray
+
+
+def sample(
+    weights: Annotated[Path, WEIGHTS],
+    prompt: Annotated[list[str], PROMPT] = [],  # noqa: B006  (typer copies it)
+    prompts: Annotated[Path | None, PROMPTS] = None,
+    negative: Annotated[str, NEGATIVE] = "",
+    count: Annotated[int, COUNT] = 1,
+    seed: Annotated[int, SEED] = 0,
+    size: Annotated[str | None, SIZE] = None,
+    camera: Annotated[str, CAMERA] = "0,0,1",
+    steps: Annotated[int, STEPS] = 16,
+    solver: Annotated[str, SOLVER] = "euler",
+    guidance: Annotated[float, GUIDANCE] = 3.0,
+    guidance_interval: Annotated[str, INTERVAL] = "0,1",
+    tread_rate: Annotated[str, RATE] = "0",
+    shift: Annotated[float, SHIFT] = 1.0,
+    components: Annotated[str | None, COMPONENTS] = None,
+    autoencoder: Annotated[str | None, COMPONENT] = None,
+    text_encoder: Annotated[str | None, COMPONENT] = None,
+    out: Annotated[Path, OUT] = Path("pictures"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Make pictures of prompts: PNG files with their settings inside, and a grid of them.
+
+    What training wrote knows its resolution, and its text encoder and autoencoder where these have names. A diffusers folder holds
+    them. For a bare weights file they have to be named.
+
+    The picture of a prompt and a seed does not depend on what is made beside it.
+
+    Example: hdm sample --weights store/train.64px/b70a507ff6303281 --prompt "a red circle" --prompt "a blue star" --count 4
+    """
+    from hdm.config import Components
+    from hdm.diffusion.sampler import Sampling
+    from hdm.generation.pictures import read_size
+    from hdm.positions import Camera
+
+    texts = _prompts(prompt, prompts)
+    x, y, zoom = _numbers("--camera", camera, "X,Y,ZOOM", 3)
+    first, last = _numbers("--guidance-interval", guidance_interval, "FROM,TO", 2)
+    *rate, negative_rate = _numbers("--tread-rate", tread_rate, "RATE or PROMPT,NEGATIVE", 1, 2)
+    sampling = Sampling(steps, solver, guidance, (first, last), (rate[0] if rate else 0.0, negative_rate), shift)  # type: ignore[arg-type]
+    view = Camera(y, x, zoom)
+    wanted = read_size(size, "--size") if size else None
+
+    model = _loaded(weights, Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder), device)
+    width, height = wanted or _own_size(model, weights)
+    settings = {
+        "negative_prompt": negative, "size": f"{width}x{height}", **asdict(sampling), "camera": asdict(view), "model": model.name,
+    }  # fmt: skip
+    start = time.monotonic()
+    made = _make(model, texts, negative, range(seed, seed + count), (width, height), sampling, view)
+    _tell(_written(out, made, count, settings), time.monotonic() - start)
+
+
+def _prompts(named: Sequence[str], file: Path | None) -> list[str]:
+    from hdm.generation.prompts import read_prompts
+
+    found = [*named, *(read_prompts(file) if file else [])]
+    if not found:
+        raise InputError("there is no prompt", do='give --prompt "a red circle", or --prompts FILE')
+    return found
+
+
+def _numbers(option: str, text: str, form: str, *counts: int) -> list[float]:
+    """Numbers with commas between them, as many as one of `counts`."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in counts or not all(map(math.isfinite, found)):
+        raise ConfigError(f"{option} {text!r} is not {form}", do="numbers with commas between them, no spaces")
+    return found
+
+
+def _loaded(weights: Path, components: Any, device: str) -> Loaded:
+    import torch
+
+    from hdm.loading import load
+    from hdm.models.devices import choose_device
+
+    return load(weights, components, torch.device(choose_device(device, "making pictures")))
+
+
+def _own_size(model: Loaded, weights: Path) -> tuple[int, int]:
+    if model.resolution is None:
+        raise InputError("these weights do not say at what resolution they were trained", where=weights, do="give --size, as 1024x1024")
+    return model.resolution, model.resolution
+
+
+def _make(
+    model: Loaded, prompts: Sequence[str], negative: str, seeds: range, size: tuple[int, int], sampling: Sampling, camera: Camera
+) -> Iterator[Picture]:
+    """The pictures of one prompt after another: in one call, padding could make them depend on each other."""
+    from hdm.models.devices import Batches
+    from hdm.progress import track
+
+    batches = Batches(AT_ONCE, "--device")
+    with track("sample", len(prompts) * len(seeds) * sampling.steps, "steps") as bar:
+        for prompt in prompts:
+            pictures = model.text_to_image(
+                [prompt] * len(seeds), width=size[0], height=size[1], seeds=seeds, batches=batches, negative_prompts=[negative],
+                sampling=sampling, camera=camera, on_step=lambda _, latent: bar.advance(len(latent)),
+            )  # fmt: skip
+            yield from (Picture(prompt, seed, pixels) for seed, pixels in zip(seeds, pictures, strict=True))
+
+
+def _written(out: Path, made: Iterable[Picture], count: int, settings: Mapping[str, Any]) -> dict[Path, str]:
+    """Each picture's file, written as soon as it is made, and the grid's: what is told of it. Numbered on from what is there.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from hdm.generation.pictures import png, sheet
+
+    paths, shown = {}, []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=0)
+        for place, picture in enumerate(made):
+            path = out / f"{number:04d}-{place // count + 1:02d}-{_slug(picture.prompt)}-seed{picture.seed}.png"
+            path.write_bytes(png(picture.pixels, {"prompt": picture.prompt, "parameters": {"seed": picture.seed, **settings}}))
+            paths[path] = f"seed {picture.seed}  {picture.prompt}"
+            shown += [picture] if place < GRID_IMAGES else []
+        told = {"prompts": [picture.prompt for picture in shown], "seeds": [picture.seed for picture in shown], "parameters": settings}
+        columns = count if 1 < count <= GRID_COLUMNS else GRID_COLUMNS
+        grid = out / f"{number:04d}-grid.png"
+        grid.write_bytes(png(sheet([picture.pixels for picture in shown], columns, GRID_GAP_PX), told))
+    except OSError as error:
+        raise InputError(f"cannot write pictures: {error.strerror}", where=out, do="name another folder with --out") from error
+    return {**paths, grid: f"the grid of {len(shown)}"}
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "empty"
+
+
+def _tell(made: Mapping[Path, str], seconds: float) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for path, told in made.items():
+        console.print(f"{escape(str(path))}  {escape(told)}")
+    console.print(f"{len(made) - 1} pictures in {seconds:.1f} s")

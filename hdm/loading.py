@@ -1,0 +1,136 @@
+"""From a path to something that makes pictures: what training wrote, a diffusers folder, or a bare weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from hdm.architecture import XUTConfig
+from hdm.config import Components, EncodeSettings
+from hdm.errors import DamagedError, InputError
+from hdm.generation.conditioning import Conditioning
+from hdm.generation.text_to_image import TextToImage
+from hdm.models.autoencoder import load_autoencoder
+from hdm.models.components import DEMO, DENOISING, locate, read_json, resolve, weights_digest
+from hdm.models.weights import load_xut
+from hdm.models.xut import XUT
+from hdm.training.checkpoint import load_weights, read_model
+from hdm.training.job import MODEL
+
+MODEL_INDEX = "model_index.json"
+TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER = "transformer", "vae", "text_encoder", "tokenizer"
+MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default
+NAME_THEM = "name them: --components DIR (a folder that `hdm bootstrap` wrote, or demo), or --autoencoder and --text-encoder"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A text-to-image model, and what its weights say of themselves.
+
+    Args:
+        name: of the weights, the same on every machine.
+        resolution: shorter side in pixels that they were trained at; None where they do not say.
+    """
+
+    text_to_image: TextToImage
+    name: str
+    resolution: int | None
+
+
+def load(path: Path, components: Components, device: torch.device) -> Loaded:
+    """Load what makes pictures.
+
+    Args:
+        path: output folder of a training phase; diffusers folder; or .safetensors file of a denoiser.
+        components: those named by hand. A bare file needs them; a diffusers folder takes none; what training wrote names its own,
+            where it can, and takes only those that it was trained with.
+        device: where it will run.
+
+    Raises:
+        InputError: nothing of that kind is there, components are not to be had, or parts do not fit each other.
+        DamagedError: a file cannot be read.
+    """
+    named = {name: reference for name in DENOISING if (reference := getattr(resolve(components), name)) is not None}
+    if (path / MODEL_INDEX).is_file():
+        return _diffusers_folder(path, named, device)
+    if (path / MODEL).is_file():
+        return _trained(path, named, device)
+    if path.is_file():
+        return _bare_file(path, named, device)
+    what = "neither model.json (what training writes) nor model_index.json (diffusers)" if path.is_dir() else "nothing"
+    raise InputError(f"there is {what} at --weights", where=path, do="name a folder like STORE/train.64px/DIGEST, or a .safetensors file")
+
+
+def _trained(folder: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
+    """What a training phase wrote: model.json tells the digests of its components, and names where these are portable."""
+    told = read_json(folder / MODEL, do="train again, or name another folder")
+    digests, names = told.get("components", {}), told.get("component_names", {})
+    found = {
+        component: _own_component(component, digests.get(component), names.get(component, DEMO), named.get(component), folder)
+        for component in DENOISING
+    }
+    text_to_image = _assembled(read_model(folder), found, int(told.get("max_tokens", MAX_TOKENS)), device)
+    return Loaded(text_to_image, f"{folder.resolve().parent.name}/{folder.resolve().name}", told.get("resolution"))
+
+
+def _own_component(component: str, digest: str | None, portable: str, named: str | None, folder: Path) -> str:
+    """The reference of a component that a denoiser was trained with, known by its digest."""
+    what = component.replace("_", " ")
+    if named is not None:
+        if digest is not None and (other := weights_digest(named)) != digest:
+            raise InputError(
+                f"this is not the {what} that the model was trained with: sha256 {other[:16]}…, not {digest[:16]}…",
+                where=named,
+                do="name the one that it was trained with",
+            )
+        return named
+    reference = resolve(Components(folder=DEMO)).need(component) if portable == DEMO else portable
+    if digest is None or weights_digest(str(locate(reference, download=True))) != digest:
+        raise InputError(f"the model's {what} is not known here: {portable}'s is another", where=folder, do=NAME_THEM)
+    return reference
+
+
+def _bare_file(path: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
+    denoiser = load_xut(path)
+    missing = [component.replace("_", " ") for component in DENOISING if component not in named]
+    if missing:
+        raise InputError(f"a bare weights file has no {' and no '.join(missing)}", where=path, do=NAME_THEM)
+    return Loaded(_assembled(denoiser, named, MAX_TOKENS, device), path.name, None)
+
+
+def _diffusers_folder(folder: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
+    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer."""
+    if named:
+        raise InputError("a diffusers folder brings its own components", where=folder, do="leave out --components and the like")
+    components = {"autoencoder": str(folder / VAE), "text_encoder": str(folder / TEXT_ENCODER)}
+    denoiser = _transformer(folder / TRANSFORMER)
+    return Loaded(_assembled(denoiser, components, MAX_TOKENS, device, str(folder / TOKENIZER)), folder.resolve().name, None)
+
+
+def _transformer(folder: Path) -> XUT:
+    """A denoiser as diffusers saves models: config.json with XUTConfig's fields, tensors named as XUT names them."""
+    told = read_json(folder / "config.json", do="write the folder again")
+    model = XUT(XUTConfig.from_dict({name: value for name, value in told.items() if not name.startswith("_")}))
+    path = folder / "diffusion_pytorch_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"the denoiser cannot be read: {error}", where=path, do="write the folder again") from error
+    load_weights(model, tensors, path)
+    return model
+
+
+def _assembled(
+    denoiser: XUT, components: Mapping[str, str], max_tokens: int, device: torch.device, tokenizer: str | None = None
+) -> TextToImage:
+    return TextToImage(
+        denoiser.to(device).eval().requires_grad_(False),
+        Conditioning(components["text_encoder"], device, torch.float32, max_tokens, tokenizer),
+        load_autoencoder(components["autoencoder"], str(device)),
+        decode_batch=1,
+    )

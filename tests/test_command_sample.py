@@ -1,0 +1,198 @@
+"""`hdm sample`, from the words on the command line to the files, with a model that was really trained (for twelve steps)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from hdm.architecture import XUTConfig
+from hdm.cli import app
+from hdm.models.components import resolve, weights_digest
+from hdm.models.xut import XUT
+from hdm.training.guard import StopRequest
+from hdm.training.trainer import train
+from tests.training.workshop import make_workshop
+
+
+def hdm(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["sample", *map(str, words)])
+    return result.exit_code, result.output
+
+
+def refused(*words: object) -> str:
+    code, said = hdm(*words)
+    assert code == 2, said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """components/, trained/ (a phase's output), bare.safetensors and diffusers/, all of one model."""
+    folder = tmp_path_factory.mktemp("sample")
+    workshop = make_workshop(folder)
+    threads = torch.get_num_threads()
+    job = workshop.cached().changed(checkpoint_sec=1e9, validate_every=None).job(folder / "job")
+    assert train(job, StopRequest())
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    shutil.copytree(job.result, folder / "trained")
+    tensors, config = load_file(folder / "trained" / "ema.safetensors"), job.settings.train.model.to_dict()
+    save_file(
+        {f"unet.model.{name}": value for name, value in tensors.items()},
+        folder / "bare.safetensors",
+        metadata={"config": json.dumps(config)},
+    )
+    write_diffusers(folder / "diffusers", folder / "components", tensors, config)
+    return folder
+
+
+def write_diffusers(folder: Path, components: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+    shutil.copytree(components / "autoencoder", folder / "vae")
+    for name in ("transformer", "text_encoder", "tokenizer"):
+        (folder / name).mkdir()
+    for file in (components / "text_encoder").iterdir():
+        shutil.copy(file, folder / ("tokenizer" if file.name.startswith("token") else "text_encoder"))
+    save_file(tensors, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "XUT", **config}))
+    (folder / "model_index.json").write_text("{}")
+
+
+def parts(folder: Path) -> list[object]:
+    return ["--autoencoder", folder / "components" / "autoencoder", "--text-encoder", folder / "components" / "text_encoder"]
+
+
+def pictures(out: Path) -> dict[str, Image.Image]:
+    return {path.name: Image.open(path) for path in sorted(out.glob("*.png"))}
+
+
+def pixels(out: Path) -> list[np.ndarray]:
+    return [np.asarray(image) for name, image in pictures(out).items() if "grid" not in name]
+
+
+def test_pictures_and_a_grid_with_their_settings_inside(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("blue square\n")
+    words = [
+        "--weights", folder / "trained", *parts(folder), "--prompt", "red circle", "--prompts", tmp_path / "prompts.txt", "--count", 3,
+        "--seed", 5, "--size", "24x16", "--steps", 2, "--solver", "heun", "--guidance", 2.5, "--guidance-interval", "0.2,0.9",
+        "--tread-rate", 0.5, "--camera", "-0.1,0.2,1.5", "--negative", "blue", "--out", tmp_path / "out", "--device", "cpu",
+    ]  # fmt: skip
+    code, said = hdm(*words)
+    assert code == 0, said
+    made = pictures(tmp_path / "out")
+    assert [*made] == [
+        *(f"0001-01-red-circle-seed{seed}.png" for seed in (5, 6, 7)),
+        *(f"0001-02-blue-square-seed{seed}.png" for seed in (5, 6, 7)),
+        "0001-grid.png",
+    ]
+    assert all(f"{tmp_path / 'out' / name}" in said for name in made)
+    assert "6 pictures" in said
+    image = made["0001-02-blue-square-seed6.png"]
+    assert image.size == (24, 16)
+    assert image.text["prompt"] == "blue square"
+    assert json.loads(image.text["parameters"]) == {
+        "seed": 6, "negative_prompt": "blue", "size": "24x16", "steps": 2, "solver": "heun", "guidance_scale": 2.5,
+        "guidance_interval": [0.2, 0.9], "tread_rates": [0.0, 0.5], "shift": 1.0, "camera": {"x": -0.1, "y": 0.2, "zoom": 1.5},
+        "model": f"{folder.name}/trained",
+    }  # fmt: skip
+    grid = np.asarray(made["0001-grid.png"])
+    assert grid.shape == (2 * 18 - 2, 3 * 26 - 2, 3)
+    assert np.array_equal(grid[18:34, 26:50], np.asarray(image))
+    # Again: the same pictures beside the first.
+    assert hdm(*words)[0] == 0
+    again = pictures(tmp_path / "out")
+    assert np.array_equal(np.asarray(again["0002-02-blue-square-seed6.png"]), np.asarray(image))
+    assert len(again) == 14
+
+
+@pytest.mark.parametrize(
+    "change", [["--guidance", 1], ["--negative", "circle"], ["--camera", "0.5,0,1"], ["--seed", 1], ["--solver", "heun"]]
+)
+def test_every_setting_reaches_the_picture(folder: Path, tmp_path: Path, change: list[object]) -> None:
+    plain = ["--weights", folder / "trained", *parts(folder), "--prompt", "red circle", "--steps", 2]
+    assert hdm(*plain, "--out", tmp_path / "a")[0] == 0
+    assert hdm(*plain, *change, "--out", tmp_path / "b")[0] == 0
+    assert not np.array_equal(*pixels(tmp_path / "a"), *pixels(tmp_path / "b"))
+
+
+def test_a_picture_does_not_depend_on_what_is_made_beside_it(folder: Path, tmp_path: Path) -> None:
+    plain = ["--weights", folder / "trained", *parts(folder), "--steps", 2]
+    assert hdm(*plain, "--prompt", "red circle", "--prompt", "blue", "--count", 2, "--out", tmp_path / "a")[0] == 0
+    assert hdm(*plain, "--prompt", "blue", "--seed", 1, "--out", tmp_path / "b")[0] == 0
+    np.testing.assert_allclose(pixels(tmp_path / "b")[0].astype(float), pixels(tmp_path / "a")[3].astype(float), atol=1)
+
+
+def test_the_same_weights_in_any_form_make_the_same_pictures(folder: Path, tmp_path: Path) -> None:
+    forms = {
+        "trained": ["--weights", folder / "trained", *parts(folder)],
+        "bare": ["--weights", folder / "bare.safetensors", *parts(folder), "--size", "16x16"],
+        "diffusers": ["--weights", folder / "diffusers", "--size", "16x16"],
+    }
+    for name, words in forms.items():
+        code, said = hdm(*words, "--prompt", "red square", "--steps", 2, "--out", tmp_path / name)
+        assert code == 0, said
+    assert np.array_equal(*pixels(tmp_path / "trained"), *pixels(tmp_path / "bare"))
+    assert np.array_equal(*pixels(tmp_path / "trained"), *pixels(tmp_path / "diffusers"))
+
+
+def test_a_model_of_the_package_s_components_names_them_itself(tmp_path: Path) -> None:
+    from hdm.config import Components
+    from hdm.models.components import portable_names
+
+    demo = Components(folder="demo")
+    config = XUTConfig(
+        width=16,
+        num_heads=2,
+        head_size=8,
+        mlp_width=24,
+        text_width=128,
+        depth=1,
+        dec_blocks=1,
+        post_blocks=1,
+        channels=8,
+        text_mask="masked",
+    )
+    save_file(XUT(config).state_dict(), tmp_path / "ema.safetensors")
+    digests = {name: weights_digest(resolve(demo).need(name)) for name in ("autoencoder", "text_encoder")}
+    told = {"xut": config.to_dict(), "resolution": 32, "max_tokens": 16, "components": digests, "component_names": portable_names(demo)}
+    (tmp_path / "model.json").write_text(json.dumps(told))
+    code, said = hdm("--weights", tmp_path, "--prompt", "a red circle", "--steps", 1, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert pixels(tmp_path / "out")[0].shape == (32, 32, 3)
+    told["components"] = {**digests, "text_encoder": "0" * 64}
+    (tmp_path / "model.json").write_text(json.dumps(told))
+    assert "model's text encoder is not known here" in refused("--weights", tmp_path, "--prompt", "a red circle")
+
+
+def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) -> None:
+    one = ["--prompt", "red", "--out", tmp_path / "out"]
+    trained = ["--weights", folder / "trained", *parts(folder)]
+    assert "a bare weights file has no text encoder and no autoencoder" in (said := refused("--weights", folder / "bare.safetensors", *one))
+    assert "--components DIR" in said
+    assert "do not say at what resolution" in refused("--weights", folder / "bare.safetensors", *parts(folder), *one)
+    assert "text encoder is not known here" in refused("--weights", folder / "trained", *one)
+    assert "not the text encoder that the model was trained with" in refused("--weights", folder / "trained", "--components", "demo", *one)
+    assert "brings its own components" in refused("--weights", folder / "diffusers", "--components", "demo", *one)
+    assert "there is nothing" in refused("--weights", folder / "nowhere", *one)
+    assert "neither model.json" in refused("--weights", folder, *one)
+    assert "there is no prompt" in refused(*trained, "--out", tmp_path / "out")
+    assert "no solver is called 'midpoint'" in refused(*trained, *one, "--solver", "midpoint")
+    assert "not two times in order" in refused(*trained, *one, "--guidance-interval", "0.8,0.2")
+    assert "is not FROM,TO" in refused(*trained, *one, "--guidance-interval", "0.8")
+    assert "TREAD rate 1.0 is outside" in refused(*trained, *one, "--tread-rate", "0.5,1")
+    assert "is not X,Y,ZOOM" in refused(*trained, *one, "--camera", "0,0")
+    assert "zoom 0.0 is not above 0" in refused(*trained, *one, "--camera", "0,0,0")
+    assert "is not WIDTHxHEIGHT" in refused(*trained, *one, "--size", "16")
+    assert "take 16x8" in refused(*trained, *one, "--size", "17x8")
+    (tmp_path / "file").write_text("")
+    assert "cannot write pictures" in refused(*trained, "--prompt", "red", "--steps", 1, "--out", tmp_path / "file")
+    assert not (tmp_path / "out").exists() or not pictures(tmp_path / "out")
