@@ -101,6 +101,8 @@ def export_weights(
     from hdm.models.components import resolve
     from hdm.models.weights import save_weights
 
+    if diffusers is not None and components is None and (autoencoder is None or text_encoder is None):
+        raise InputError("a diffusers folder holds a text encoder and an autoencoder too", do="name them: --components DIR, or demo")
     found = read_source(source, raw=raw)
     if out is not None:
         save_weights(_new(out), found.weights, tread_rate)

@@ -17,7 +17,7 @@ class XUTTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The denoiser; see `hdm.models.xut.XUT`, which it holds as `xut`. Arguments are the fields of `XUTConfig`."""
 
     # Angles of time and place: 16 bits would be wrong by whole turns.
-    _keep_in_fp32_modules: Any = ("freqs",)
+    _keep_in_fp32_modules: Any = ["freqs"]  # noqa: RUF012  (diffusers takes nothing but a list)
 
     def _build(self, **values: Any) -> None:
         super().__init__()

@@ -119,13 +119,13 @@ def _write(folder: Path, weights: Weights, components: Resolved) -> None:
     autoencoder = locate(reference)
     _copy(autoencoder, folder / "vae", ("config.json", "diffusion_pytorch_model*.safetensors*"))
     config = read_json(autoencoder / "config.json", do="name a folder with a diffusers autoencoder")
-    if statistics := published_statistics(reference, config):
-        write_json(folder / "vae" / "config.json", {**config, **statistics})
+    # Said aloud, since diffusers takes a scale of its own where a file says none.
+    write_json(folder / "vae" / "config.json", {"scaling_factor": 1.0, **config, **published_statistics(reference, config)})
 
     language_model = locate(components.need("text_encoder"))
     _copy(language_model, folder / "text_encoder", ("config.json", "model*.safetensors*"))
-    # Weights may lie there in 16 bits; the denoiser was taught with what they give in 32.
     config = read_json(language_model / "config.json", do="name a folder with a language model")
+    # Its weights may lie there in 16 bits; the denoiser was taught with what they give in 32.
     write_json(folder / "text_encoder" / "config.json", {**config, "dtype": "float32"})
     _copy(language_model, folder / "tokenizer", TOKENIZER_FILES)
 

@@ -20,7 +20,7 @@ from hdm.diffusion.sampler import OnStep, Sampling, Seed, Solver, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import encode_prompts
 from hdm.generation.pictures import to_pixels
-from hdm.models.autoencoder import of_model
+from hdm.models.autoencoder import Autoencoder, of_model
 from hdm.models.text_encoder import TextEncoder, Tokenizer
 from hdm.models.xut import XUT
 from hdm.positions import Camera
@@ -133,7 +133,10 @@ class HDMPipeline(DiffusionPipeline):
     @property
     def vae_scale_factor(self) -> int:
         """Image pixels a latent pixel, each way."""
-        return of_model(self.vae).downscale
+        return self._autoencoder().downscale
+
+    def _autoencoder(self) -> Autoencoder:
+        return of_model(self.vae, self._execution_device)
 
     def _texts(self, prompts: list[str], negatives: list[str], count: int) -> tuple[Text, Text]:
         """Texts of the prompts, each `count` times, and of the negative prompts; encoded together, so that all are padded alike."""
@@ -147,7 +150,7 @@ class HDMPipeline(DiffusionPipeline):
 
     def _decode(self, latent: Tensor) -> Tensor:
         """Images one by one, since at high resolution the autoencoder takes much memory."""
-        autoencoder = of_model(self.vae)
+        autoencoder = self._autoencoder()
         raw = autoencoder.denormalize(latent)
         return torch.cat([autoencoder.decode(one[None]) for one in raw])
 

@@ -90,14 +90,18 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
     return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
 
 
-def of_model(model: Any) -> Autoencoder:
-    """An AutoencoderKL that is loaded already, in whatever dtype and wherever it is.
+def of_model(model: Any, device: torch.device | str) -> Autoencoder:
+    """An AutoencoderKL that is loaded already.
+
+    Args:
+        model: in whatever dtype.
+        device: where it will be when it computes.
 
     Raises:
         InputError: its statistics do not fit its channels.
     """
     shift, scale = _statistics(dict(model.config), type(model).__name__)
-    return Autoencoder(model, shift, scale, str(model.device))
+    return Autoencoder(model, shift, scale, str(device))
 
 
 def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str, Any]:
