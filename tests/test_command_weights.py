@@ -140,7 +140,7 @@ def test_mistakes_are_told(words: list[str], exit_code: int, said: str, tmp_path
 
 def test_a_model_goes_to_a_diffusers_folder_and_back(tmp_path: Path) -> None:
     config = replace(TINY, text_width=128, channels=8).recommended()
-    model = golden_files.shaken(config)
+    model = golden_files.drawn(config)
     save_xut(tmp_path / "a.safetensors", model)
     code, shown = weights("export", tmp_path / "a.safetensors", "--diffusers", tmp_path / "folder", "--components", "demo")
     assert code == 0, shown

@@ -32,7 +32,7 @@ from hdm.models.devices import Batches
 from hdm.models.weights import Weights, save_xut
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
-from tests.models.golden_files import shaken
+from tests.models.golden_files import drawn
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 
 DEMO = resolve(Components(folder="demo"))
@@ -43,7 +43,7 @@ PROMPTS = ["a red circle on the left", "a small blue star"]
 
 
 def weights(config: XUTConfig = PUBLISHED) -> Weights:
-    return Weights(config, {name: tensor.detach() for name, tensor in shaken(config).state_dict().items()})
+    return Weights(config, {name: tensor.detach() for name, tensor in drawn(config).state_dict().items()})
 
 
 def own(source: Weights, components: Resolved = DEMO) -> TextToImage:
@@ -256,7 +256,7 @@ def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
     write_json(tmp_path / "model.json", {"xut": replace(found.config, mlp_width=25).to_dict()})
     with pytest.raises(InputError, match=r"mlp\.w12\.bias is \(48,\), the model's \(50,\)"):
         read_source(tmp_path, raw=True)
-    save_xut(tmp_path / "a.safetensors", shaken(PUBLISHED))
+    save_xut(tmp_path / "a.safetensors", drawn(PUBLISHED))
     assert read_source(tmp_path / "a.safetensors").weights.config == PUBLISHED
     with pytest.raises(InputError, match="leave out --raw"):
         read_source(tmp_path / "a.safetensors", raw=True)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
-from hdm.models.golden import compare
+from hdm.models.golden import compare, relative_error
+from hdm.models.weights import read_weights
 from hdm.models.xut import XUT
 from tests.models import golden_files
 
@@ -44,7 +45,8 @@ def test_every_output_and_every_gradient_of_other_sizes_is_the_oracles(config, s
     found = {comparison.name: comparison for comparison in compare(path)}
     assert found.keys() == {name for name in tensors if name.startswith(("out.", "grad."))}
     assert {f"out.{name}" for name in ("plain", "no_pos", "camera", "tread", "loss", "grad_x")} < found.keys()
-    assert sum(name.startswith("grad.") for name in found) > 40
+    num_blocks = config.prev_blocks + config.depth * (config.enc_blocks + config.dec_blocks) + config.post_blocks
+    assert sum(name.startswith("grad.") for name in found) == num_blocks + config.depth + 4
     assert all(comparison.holds for comparison in found.values()), max(found.values(), key=lambda comparison: comparison.error)
 
 
@@ -58,6 +60,15 @@ def test_a_file_without_words_for_its_model_is_told_from_its_shapes(tmp_path):
 @pytest.fixture(scope="module")
 def given() -> dict[str, torch.Tensor]:
     return load_file(GIVEN)
+
+
+def test_the_oracle_makes_the_given_file(given):
+    state = {name.removeprefix("unet.model."): tensor for name, tensor in given.items() if name.startswith("unet.model.")}
+    inputs = {name: tensor for name, tensor in given.items() if name.startswith("in.")}
+    found = golden_files.computed(read_weights(GIVEN).config, state, inputs, given["in.tread_keep"].bool())
+    assert found.keys() == {name for name in given if name.startswith(("out.", "grad."))}
+    for name, tensor in found.items():
+        assert relative_error(tensor, given[name], name, GIVEN) < 1e-7, name
 
 
 def test_a_fresh_models_frequencies_of_time_are_the_published_ones(given):

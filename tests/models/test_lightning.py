@@ -100,7 +100,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path):
     path.write_bytes(b"no pickle at all")
     with pytest.raises((DamagedError, InputError), match=r"a\.ckpt"):
         read_checkpoint(path)
-    path.write_bytes(pickle.dumps([1, 2]))
+    path.write_bytes(pickle.dumps([1, 2], protocol=2))
     with pytest.raises(InputError, match=r"a\.ckpt"):
         read_checkpoint(path)
     torch.save([torch.zeros(2)], path)

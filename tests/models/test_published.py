@@ -45,7 +45,7 @@ def test_what_is_written_has_the_given_files_words(tmp_path):
     config = read_weights(GIVEN).config
     ours = to_published(config, 0.5)
     assert {**ours, "ctx_size": 16} == wanted
-    save_xut(tmp_path / "a.safetensors", golden_files.shaken(config))
+    save_xut(tmp_path / "a.safetensors", golden_files.drawn(config))
     assert read_weights(tmp_path / "a.safetensors").said["dim"] == 64
 
 
