@@ -104,12 +104,14 @@ def _bare_file(path: Path, named: Mapping[str, str], device: torch.device) -> Lo
 
 
 def _diffusers_folder(folder: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
-    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer."""
+    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer; its index may tell max_tokens and resolution."""
     if named:
         raise InputError("a diffusers folder brings its own components", where=folder, do="leave out --components and the like")
+    told = read_json(folder / MODEL_INDEX, do="write the folder again")
     components = {"autoencoder": str(folder / VAE), "text_encoder": str(folder / TEXT_ENCODER)}
-    denoiser = _transformer(folder / TRANSFORMER)
-    return Loaded(_assembled(denoiser, components, MAX_TOKENS, device, str(folder / TOKENIZER)), folder.resolve().name, None)
+    max_tokens, tokenizer = int(told.get("max_tokens") or MAX_TOKENS), str(folder / TOKENIZER)
+    text_to_image = _assembled(_transformer(folder / TRANSFORMER), components, max_tokens, device, tokenizer)
+    return Loaded(text_to_image, folder.resolve().name, told.get("resolution"))
 
 
 def _transformer(folder: Path) -> XUT:

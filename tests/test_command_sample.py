@@ -1,4 +1,4 @@
-"""`hdm sample`, from the words on the command line to the files, with a model that was really trained (for twelve steps)."""
+"""`hdm sample`, from the words on the command line to the files, with the output of a real training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hdm.architecture import XUTConfig
@@ -20,7 +20,7 @@ from hdm.models.components import resolve, weights_digest
 from hdm.models.xut import XUT
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import train
-from tests.training.workshop import make_workshop
+from tests.training.workshop import lively, make_workshop
 
 
 def hdm(*words: object) -> tuple[int, str]:
@@ -37,7 +37,7 @@ def refused(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """components/, trained/ (a phase's output), bare.safetensors and diffusers/, all of one model."""
+    """components/, trained/ (a phase's output, with livelier weights), bare.safetensors and diffusers/, all of one model."""
     folder = tmp_path_factory.mktemp("sample")
     workshop = make_workshop(folder)
     threads = torch.get_num_threads()
@@ -46,7 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
     shutil.copytree(job.result, folder / "trained")
-    tensors, config = load_file(folder / "trained" / "ema.safetensors"), job.settings.train.model.to_dict()
+    tensors, config = lively(XUT(job.settings.train.model)).state_dict(), job.settings.train.model.to_dict()
+    save_file(tensors, folder / "trained" / "ema.safetensors")
     save_file(
         {f"unet.model.{name}": value for name, value in tensors.items()},
         folder / "bare.safetensors",
@@ -64,7 +65,7 @@ def write_diffusers(folder: Path, components: Path, tensors: dict[str, torch.Ten
         shutil.copy(file, folder / ("tokenizer" if file.name.startswith("token") else "text_encoder"))
     save_file(tensors, folder / "transformer" / "diffusion_pytorch_model.safetensors")
     (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "XUT", **config}))
-    (folder / "model_index.json").write_text("{}")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "HDMPipeline", "max_tokens": 8, "resolution": 16}))
 
 
 def parts(folder: Path) -> list[object]:
@@ -124,9 +125,14 @@ def test_every_setting_reaches_the_picture(folder: Path, tmp_path: Path, change:
     assert not np.array_equal(*pixels(tmp_path / "a"), *pixels(tmp_path / "b"))
 
 
-def test_a_picture_does_not_depend_on_what_is_made_beside_it(folder: Path, tmp_path: Path) -> None:
-    plain = ["--weights", folder / "trained", *parts(folder), "--steps", 2]
-    assert hdm(*plain, "--prompt", "red circle", "--prompt", "blue", "--count", 2, "--out", tmp_path / "a")[0] == 0
+@pytest.mark.parametrize("text_mask", ["masked", "padded"])
+def test_a_picture_does_not_depend_on_what_is_made_beside_it(folder: Path, tmp_path: Path, text_mask: str) -> None:
+    shutil.copytree(folder / "trained", tmp_path / "model")
+    told = json.loads((tmp_path / "model" / "model.json").read_text())
+    told["xut"]["text_mask"] = text_mask  # padded: padding is attended to
+    (tmp_path / "model" / "model.json").write_text(json.dumps(told))
+    plain = ["--weights", tmp_path / "model", *parts(folder), "--steps", 2]
+    assert hdm(*plain, "--prompt", "red red circle", "--prompt", "blue", "--count", 2, "--out", tmp_path / "a")[0] == 0
     assert hdm(*plain, "--prompt", "blue", "--seed", 1, "--out", tmp_path / "b")[0] == 0
     np.testing.assert_allclose(pixels(tmp_path / "b")[0].astype(float), pixels(tmp_path / "a")[3].astype(float), atol=1)
 
@@ -135,7 +141,7 @@ def test_the_same_weights_in_any_form_make_the_same_pictures(folder: Path, tmp_p
     forms = {
         "trained": ["--weights", folder / "trained", *parts(folder)],
         "bare": ["--weights", folder / "bare.safetensors", *parts(folder), "--size", "16x16"],
-        "diffusers": ["--weights", folder / "diffusers", "--size", "16x16"],
+        "diffusers": ["--weights", folder / "diffusers"],
     }
     for name, words in forms.items():
         code, said = hdm(*words, "--prompt", "red square", "--steps", 2, "--out", tmp_path / name)

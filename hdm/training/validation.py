@@ -63,7 +63,7 @@ def validate(
                     log_aspect=batch.log_aspect,
                     text_mask=batch.text_mask,
                 )
-            sums += losses_by_time(sample_losses(predicted, target).double(), timestep, TIME_BINS)[0].cpu()
+            sums += losses_by_time(sample_losses(predicted, target).double().cpu(), timestep.cpu(), TIME_BINS)[0]
     if not count:
         return {}
     by_time = (sums / count).tolist()
