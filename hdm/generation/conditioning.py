@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hdm.data.loader import Batch
 from hdm.diffusion.guidance import Text
-from hdm.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
+from hdm.models.text_encoder import TextEncoder, Tokenizer, load_text_encoder, load_tokenizer
 
 
 class Conditioning:
@@ -41,9 +41,13 @@ class Conditioning:
 
     def of_prompts(self, prompts: list[str]) -> Text:
         """The texts of prompts, padded to the longest of them."""
-        tokenizer = load_tokenizer(self.tokenizer)
-        rows = tokenizer.token_ids(prompts, self.max_tokens)
-        longest = max(len(row) for row in rows)
-        token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])
-        text_mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
-        return Text(self.encoder.encode(token_ids, text_mask), text_mask.to(self.device))
+        return encode_prompts(load_tokenizer(self.tokenizer), self.encoder, prompts, self.max_tokens)
+
+
+def encode_prompts(tokenizer: Tokenizer, encoder: TextEncoder, prompts: list[str], max_tokens: int) -> Text:
+    """The texts of prompts, cut to max_tokens and padded to the longest of them, on the encoder's device."""
+    rows = tokenizer.token_ids(prompts, max_tokens)
+    longest = max(len(row) for row in rows)
+    token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])
+    text_mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
+    return Text(encoder.encode(token_ids, text_mask), text_mask.to(encoder.device))

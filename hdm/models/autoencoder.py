@@ -6,6 +6,7 @@ mean 0 and standard deviation 1 with the autoencoder's own statistics, which is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,9 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
     if not pair or (folder / CONFIG).exists():
         config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
     model = _from_pair(folder) if pair else _from_diffusers(folder, config)
-    shift, scale = _statistics({**model.config, **_of_batch_norm(model), **config, **_published(reference, config)}, folder)
+    # What the file says, not what diffusers fills in: a scale of 0.18 where there is none.
+    told = {"latent_channels": model.config.latent_channels, **_of_batch_norm(model), **config}
+    shift, scale = _statistics({**told, **published_statistics(reference, told)}, folder)
     return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
 
 
@@ -169,7 +172,22 @@ def _of_batch_norm(model: Any) -> dict[str, Any]:
     return {"latents_mean": mean.mean(1).tolist(), "latents_std": (whole + norm.eps).sqrt().tolist()}
 
 
-def _published(reference: str, config: dict[str, Any]) -> dict[str, Any]:
+def of_model(model: Any, device: torch.device | str) -> Autoencoder:
+    """An autoencoder that is loaded already.
+
+    Args:
+        model: in whatever dtype.
+        device: where it will be when it computes.
+
+    Raises:
+        InputError: its statistics do not fit its channels.
+    """
+    shift, scale = _statistics({**model.config, **_of_batch_norm(model)}, type(model).__name__)
+    return Autoencoder(model, shift, scale, str(device))
+
+
+def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`latents_mean` and `latents_std` where they are known of an autoencoder whose configuration lacks them; else nothing."""
     known = PUBLISHED_STATISTICS.get(reference.partition("@")[0])
     return {} if known is None or config.get("latents_mean") else {"latents_mean": known[0], "latents_std": known[1]}
 

@@ -67,7 +67,7 @@ class TextEncoder(nn.Module):
         """
         token_ids, text_mask = token_ids.to(self.device), text_mask.to(self.device)
         hidden = self._hidden(token_ids, text_mask)
-        return hidden.float() * text_mask.unsqueeze(-1)
+        return hidden.float() * text_mask.to(hidden.device).unsqueeze(-1)
 
     def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         return self.model(input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False).last_hidden_state

@@ -1,13 +1,15 @@
 """Denoiser weights as safetensors files that say themselves what model they belong to.
 
-Tensors are named as in the published files, prefix `unet.model.` and all; the metadata's `config` is JSON: ours
-(`XUTConfig.to_dict`) or the published form.
+Tensors are named as in the published files, prefix `unet.model.` and all, and keep their dtype and bits. The metadata's `config` is
+JSON: the published form where it has words for the model, else ours (`XUTConfig.to_dict`).
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,143 @@ from torch import Tensor
 
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.files import written_aside
+from hdm.models.published import RATE, TREAD, from_published, to_published
+from hdm.models.tread import num_kept
 from hdm.models.xut import XUT
 
 PREFIX = "unet.model."
-PUBLISHED_NAMES = {
-    "patch_size": "patch_size", "input_dim": "channels", "dim": "width", "ctx_dim": "text_width", "heads": "num_heads",
-    "dim_head": "head_size", "mlp_dim": "mlp_width", "depth": "depth", "enc_blocks": "enc_blocks", "dec_blocks": "dec_blocks",
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A denoiser's tensors as they lie in a file, on the CPU.
+
+    Attributes:
+        config: what model they are of; they fit it.
+        tensors: without prefix, in the file's dtypes.
+        said: the configuration as the file words it; empty where it has none.
+        passed_over: number of other tensors in the file, by the first part of their names.
+    """
+
+    config: XUTConfig
+    tensors: Mapping[str, Tensor]
+    said: Mapping[str, Any] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+    def model(self) -> XUT:
+        """The model in float32."""
+        model = _empty(self.config)
+        model.load_state_dict({name: tensor.float() for name, tensor in self.tensors.items()}, assign=True)
+        return model.requires_grad_(True)
+
+    def describe(self) -> str:
+        """Sizes, parameters and dtypes in words."""
+        config, dtypes = self.config, Counter(str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values())
+        parameters = sum(parameter.numel() for parameter in _empty(config).parameters())
+        blocks = f"{config.depth} × ({config.enc_blocks} encoder, {config.dec_blocks} decoder)"
+        return "\n".join((
+            f"{parameters:,} parameters in {', '.join(f'{count} tensors {name}' for name, count in sorted(dtypes.items()))}",
+            f"width {config.width} = {config.num_heads} × {config.head_size}, feed-forward {config.mlp_width}, text {config.text_width}",
+            f"blocks: {config.prev_blocks}, then {blocks}, then {config.post_blocks}",
+            f"{config.channels} channels, patch {config.patch_size}, {'with' if config.aspect_embedding else 'without'} aspect embedding",
+        ))  # fmt: skip
+
+
+def read_weights(path: Path, *, inferring: bool = False) -> Weights:
+    """The weights in a safetensors file, ours or a published one.
+
+    Args:
+        path: the file.
+        inferring: where the file does not say its configuration, tell it from the shapes, as a published model's.
+
+    Raises:
+        InputError: no such file, not safetensors (a pickle is never opened), no configuration, or tensors that do not fit it.
+        DamagedError: the file is cut off or garbled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such weights file", where=path)
+    if path.suffix != ".safetensors":
+        raise InputError(
+            "weights are read from .safetensors files alone: others can run code when opened",
+            where=path,
+            do="`hdm weights import` reads a Lightning checkpoint without running any",
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except SafetensorError as error:
+        raise DamagedError(f"not a whole safetensors file: {error}", where=path, do="write or fetch it again") from error
+    said = _said(metadata, path)
+    if not said and not inferring:
+        raise InputError(
+            "the weights file does not say its configuration",
+            where=path,
+            do="its metadata needs the key `config`; `hdm weights import` tells a published model from its shapes",
+        )
+    return of_tensors(tensors, said, path)
+
+
+def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Path) -> Weights:
+    """The denoiser among a file's tensors.
+
+    Args:
+        tensors: all of them, named as in the file.
+        said: the configuration in either form; empty: told from the shapes, as a published model's.
+        path: for errors.
+
+    Raises:
+        InputError: there is no denoiser, or it does not fit what is said of it.
+    """
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    if not own:
+        raise InputError(f"no tensor's name begins with {PREFIX}", where=path, do="name a file of denoiser weights")
+    try:
+        config = XUTConfig.from_dict(dict(said)) if "width" in said else from_published(said, own)
+    except InputError as error:
+        raise type(error)(error.what, where=path, do=error.do) from error
+    check_fit(own, config, path)
+    others = Counter(name.partition(".")[0] for name in tensors if not name.startswith(PREFIX))
+    return Weights(config, own, said, others)
+
+
+def load_xut(path: Path, device: torch.device | str = "cpu") -> XUT:
+    """The model in a safetensors file, in float32; see `read_weights`."""
+    return read_weights(path).model().to(device)
+
+
+def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) -> None:
+    """Write weights, names, dtypes and bits as they are. The same weights make the same bytes.
+
+    Args:
+        path: the file; it is there whole or not at all.
+        weights: what the published form does not name stays in the configuration as the file had it.
+        tread_rate: the rate that the model was trained at; None: what the file said, if anything.
+
+    Raises:
+        InputError: the rate is outside [0, 1).
+    """
+    said = weights.said if "width" not in weights.said else {}
+    if tread_rate is None:
+        tread_rate = (said.get(TREAD) or {}).get(RATE)
+    else:
+        num_kept(1, tread_rate)  # refuses a rate outside [0, 1)
+    published = to_published(weights.config, tread_rate)
+    config = weights.config.to_dict() if published is None else {**said, **published}
+    tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}
+    with written_aside(path) as aside:
+        # One metadata key alone: safetensors writes several in an order that changes from run to run.
+        save_file(tensors, aside, metadata={"config": json.dumps(config, sort_keys=True)})
+        aside.chmod(0o644)  # the library makes it readable by its owner alone
 
 
 def save_xut(path: Path, model: XUT | Mapping[str, Tensor], config: XUTConfig | None = None) -> None:
-    """Write weights and their configuration. The same weights make the same bytes.
+    """Write a model's weights and their configuration.
 
     Args:
-        path: the file to write, in place: give a temporary path where a half-written file must not be seen.
+        path: the file.
         model: the model, or its state (an average of weights, say), named as `XUT.state_dict()` is.
         config: the configuration of a state; None: the model's own.
     """
@@ -40,66 +165,32 @@ def save_xut(path: Path, model: XUT | Mapping[str, Tensor], config: XUTConfig | 
         model = model.state_dict()
     if config is None:
         raise ConfigError("a state without its configuration cannot be saved", where=path)
-    tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
-    # One metadata key alone: safetensors writes several in an order that changes from run to run.
-    save_file(tensors, path, metadata={"config": json.dumps(config.to_dict(), sort_keys=True)})
+    save_weights(path, Weights(config, model))
 
 
-def load_xut(path: Path, device: torch.device | str = "cpu") -> XUT:
-    """Read a model in float32, from our file or a published one.
-
-    Other tensors in the file (`te.*`, `vae.*`) are passed over.
+def check_fit(tensors: Mapping[str, Tensor], config: XUTConfig, path: Path) -> None:
+    """Hold tensors (without prefix) against a model's, names and shapes exactly.
 
     Raises:
-        InputError: no such file, not safetensors (a pickle is never opened), or tensors that do not fit the configuration.
-        DamagedError: the file is cut off or garbled.
+        InputError: they differ; the first difference is named with both shapes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("no such weights file", where=path)
-    if path.suffix != ".safetensors":
-        raise InputError("weights are read from .safetensors files alone: others can run code when opened", where=path)
-    try:
-        with safe_open(path, "pt") as file:
-            config = read_config(file.metadata() or {}, path)
-            names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118  (not a mapping)
-            state = {name.removeprefix(PREFIX): file.get_tensor(name).float() for name in names}
-    except SafetensorError as error:
-        raise DamagedError(f"not a whole safetensors file: {error}", where=path, do="write or fetch it again") from error
-    with torch.device("meta"):
-        model = XUT(config)
-    _check_fit(state, model.state_dict(), path)
-    model.load_state_dict(state, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model.to(device)
-
-
-def read_config(metadata: Mapping[str, str], path: Path) -> XUTConfig:
-    """The configuration in a weights file's metadata, in our form or the published one."""
-    if "config" not in metadata:
-        raise InputError("the weights file does not say its configuration", where=path, do="its metadata needs the key `config`")
-    values: dict[str, Any] = json.loads(metadata["config"])
-    return from_published(values) if "dim" in values else XUTConfig.from_dict(values)
-
-
-def from_published(values: Mapping[str, Any]) -> XUTConfig:
-    """Our configuration of the model that the published form describes.
-
-    The TREAD rate (`dropout_ratio`) is how a model is trained, not what it is: it is passed over.
-    """
-    sizes = {ours: values[theirs] for theirs, ours in PUBLISHED_NAMES.items() if theirs in values}
-    tread = values.get("tread_config") or {}
-    return XUTConfig(
-        **sizes,
-        prev_blocks=tread.get("prev_trns_depth", 1),
-        post_blocks=tread.get("post_trns_depth", 3),
-        aspect_embedding=bool(values.get("addon_info_embs_dim")),
-    )
-
-
-def _check_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    for name in sorted(found.keys() | wanted.keys()):
-        have, want = (tuple(state[name].shape) if name in state else "absent" for state in (found, wanted))
+    wanted = _empty(config).state_dict()
+    for name in sorted(tensors.keys() | wanted.keys()):
+        have, want = (tuple(state[name].shape) if name in state else "absent" for state in (tensors, wanted))
         if have != want:
             raise InputError(f"weights do not fit their configuration: {PREFIX}{name} is {have}, the model's {want}", where=path)
+
+
+def _said(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(metadata.get("config", "{}"))
+    except ValueError as error:
+        raise InputError(f"the metadata's `config` is not JSON: {error}", where=path) from error
+    if not isinstance(said, dict):
+        raise InputError("the metadata's `config` is not a JSON object", where=path)
+    return said
+
+
+def _empty(config: XUTConfig) -> XUT:
+    with torch.device("meta"):
+        return XUT(config)

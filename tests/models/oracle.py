@@ -97,7 +97,8 @@ def xut(w, config: XUTConfig, latent, timestep, text, positions=None, log_aspect
     z = torch.cat((image, linear(w, "ctx_proj", text)), 1)
 
     index = torch.arange(d // 2, dtype=timestep.dtype, device=timestep.device)
-    angles = 1000 * timestep[:, None] * torch.exp(-math.log(10000) * index / (d // 2))
+    freqs = w.get("time_emb.freqs", torch.exp(-math.log(10000) * index / (d // 2))[None])
+    angles = 1000 * timestep[:, None] * freqs
     embedding = F.mish(linear(w, "time_emb.proj.0", torch.cat((torch.cos(angles), torch.sin(angles)), -1)))
     if config.aspect_embedding:
         hidden = F.mish(linear(w, "addon_info_embs_proj.0", log_aspect[:, None]))

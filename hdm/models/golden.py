@@ -1,0 +1,150 @@
+"""Holding the model against numbers of another implementation: a file of weights, inputs, outputs and gradients.
+
+Its keys: `unet.model.*` weights; `in.x in.t in.ctx in.target`, and where what they serve is there `in.pos in.pos_camera in.log_aspect
+in.tread_keep`; `out.plain out.no_pos out.camera out.tread out.loss out.grad_x`, `grad.<weight>`. All but `out.*` and `grad.*` are
+given; those that the file holds are computed and compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hdm.errors import InputError
+from hdm.models.weights import PREFIX, read_weights
+from hdm.models.xut import XUT
+
+LIMIT = 1e-5
+_GRADIENTS = ("out.loss", "out.grad_x")
+
+
+class Comparison(NamedTuple):
+    """A golden tensor's name and ‖ours - golden‖₂ / ‖golden‖₂; 0 where both are zero, infinite where golden alone is."""
+
+    name: str
+    error: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= LIMIT  # false for NaN too
+
+
+def compare(path: Path) -> list[Comparison]:
+    """Compute all outputs and gradients that a golden file holds, on the CPU in float32, and compare them.
+
+    Raises:
+        InputError: it is not such a file, or names an output, input or weight that there is not.
+        DamagedError: it is cut off or garbled.
+    """
+    weights = read_weights(path, inferring=True)
+    golden = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(PREFIX)}
+    wanted = sorted(name for name in golden if name.startswith(("out.", "grad.")))
+    if not wanted:
+        raise InputError("holds no outputs to compare with", where=path, do="name a golden file: in.*, out.* and grad.* beside the weights")
+    try:
+        with _exact():
+            ours = _Golden(weights.model(), golden).compute(wanted)
+    except InputError as error:
+        raise InputError(error.what, where=path, do=error.do) from error
+    return [Comparison(name, relative_error(ours[name], golden[name], name, path)) for name in wanted]
+
+
+def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float:
+    """‖ours - golden‖₂ / ‖golden‖₂, in float64.
+
+    Raises:
+        InputError: their shapes differ.
+    """
+    if ours.shape != golden.shape:
+        raise InputError(f"{name} is {tuple(golden.shape)}, the model's {tuple(ours.shape)}", where=path)
+    distance, size = (ours.double() - golden.double()).norm().item(), golden.double().norm().item()
+    if size == 0:
+        return 0.0 if distance == 0 else math.inf
+    return distance / size
+
+
+class _Golden:
+    def __init__(self, model: XUT, golden: Mapping[str, Tensor]) -> None:
+        self.model, self.golden = model, golden
+        self.outputs: dict[str, Callable[[], Tensor]] = {
+            "out.plain": lambda: self.predict("in.pos"),
+            "out.no_pos": lambda: self.predict(None),
+            "out.camera": lambda: self.predict("in.pos_camera"),
+            "out.tread": lambda: self.predict("in.pos", self.kept()),
+        }
+
+    def compute(self, wanted: list[str]) -> dict[str, Tensor]:
+        gradients = [name for name in wanted if name in _GRADIENTS or name.startswith("grad.")]
+        plain = [name for name in wanted if name not in gradients]
+        unknown = [name for name in plain if name not in self.outputs]
+        if unknown:
+            raise InputError(f"no output is called {unknown[0]}", do=f"there are {', '.join((*self.outputs, *_GRADIENTS))} and grad.*")
+        self.check_shapes()
+        with torch.no_grad():
+            found = {name: self.outputs[name]() for name in plain}
+        return {**found, **(self.gradients(gradients) if gradients else {})}
+
+    def given(self, name: str) -> Tensor:
+        if name not in self.golden:
+            raise InputError(f"there is no {name}, which the outputs need")
+        return self.golden[name].float()
+
+    def check_shapes(self) -> None:
+        """The inputs to one another; what the model itself checks is left to it."""
+        latent, text = self.given("in.x"), self.given("in.ctx")
+        if latent.ndim != 4 or text.ndim != 3:
+            raise InputError(f"in.x is {tuple(latent.shape)} and in.ctx {tuple(text.shape)}, not (B, C, H, W) and (B, T, text width)")
+        batch, _, height, width = latent.shape
+        num_tokens = height * width // self.model.config.patch_size**2
+        each = {"in.t": (batch,), "in.log_aspect": (batch,), "in.target": tuple(latent.shape), "in.tread_keep": (batch, num_tokens)}
+        for name, shape in each.items():
+            if name in self.golden and tuple(self.golden[name].shape) != shape:
+                raise InputError(f"{name} is {tuple(self.golden[name].shape)}, beside this in.x it has to be {shape}")
+
+    def predict(self, positions: str | None, kept: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
+        return self.model(
+            self.given("in.x") if latent is None else latent,
+            self.given("in.t"),
+            self.given("in.ctx"),
+            positions=None if positions is None else self.given(positions),
+            log_aspect=self.given("in.log_aspect") if self.model.config.aspect_embedding else None,
+            kept=kept,
+        )
+
+    def kept(self) -> Tensor:
+        """Indices of the kept tokens (B, K), from the mask (B, L)."""
+        mask = self.given("in.tread_keep") > 0
+        counts = mask.sum(1).unique().tolist()
+        if len(counts) != 1:
+            raise InputError(f"in.tread_keep keeps {counts} tokens of different samples; it has to be one number")
+        return mask.nonzero()[:, 1].view(len(mask), int(counts[0]))
+
+    def gradients(self, names: list[str]) -> dict[str, Tensor]:
+        """Of the mean squared error of out.plain to in.target."""
+        latent = self.given("in.x").requires_grad_()
+        parameters = dict(self.model.named_parameters())
+        unknown = [name for name in names if name not in _GRADIENTS and name.removeprefix("grad.") not in parameters]
+        if unknown:
+            raise InputError(f"{unknown[0]}: the model has no such weight")
+        loss = (self.predict("in.pos", latent=latent) - self.given("in.target")).square().mean()
+        weights = {name: parameters[name.removeprefix("grad.")] for name in names if name not in _GRADIENTS}
+        slopes = torch.autograd.grad(loss, [latent, *weights.values()], materialize_grads=True)
+        return {**dict(zip(("out.grad_x", *weights), slopes, strict=True)), "out.loss": loss.detach()}
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """Products of matrices in full float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,91 @@
+"""The published files' way of saying which model they hold: names in a configuration, or shapes of tensors alone.
+
+Where the configuration is silent the tensors tell; where both speak, `weights.check_fit` holds one against the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hdm.architecture import XUTConfig
+from hdm.errors import InputError
+
+SIZES = {
+    "patch_size": "patch_size", "input_dim": "channels", "dim": "width", "ctx_dim": "text_width", "heads": "num_heads",
+    "dim_head": "head_size", "mlp_dim": "mlp_width", "depth": "depth", "enc_blocks": "enc_blocks", "dec_blocks": "dec_blocks",
+}  # fmt: skip
+TREAD_SIZES = {"prev_trns_depth": "prev_blocks", "post_trns_depth": "post_blocks"}
+ASPECT, TREAD, RATE = "addon_info_embs_dim", "tread_config", "dropout_ratio"
+
+
+def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> XUTConfig:
+    """The configuration in the published form.
+
+    Args:
+        values: any of the published keys, or none; others are passed over, and what is not said is inferred.
+        tensors: the model's, without prefix.
+
+    Raises:
+        InputError: a value is no count, or the tensors are not a XUT's.
+    """
+    tread = values.get(TREAD) or {}
+    if not isinstance(tread, Mapping):
+        raise InputError(f"{TREAD} is {tread!r}, not a set of values")
+    said = {ours: values[theirs] for theirs, ours in SIZES.items() if values.get(theirs) is not None}
+    said |= {ours: tread[theirs] for theirs, ours in TREAD_SIZES.items() if tread.get(theirs) is not None}
+    wrong = {name: value for name, value in said.items() if type(value) is not int or value < 0}
+    if wrong:
+        raise InputError(f"sizes have to be whole numbers; these are not: {wrong}")
+    if ASPECT in values:
+        said["aspect_embedding"] = bool(values[ASPECT])
+    return XUTConfig(**{**_inferred(tensors), **said})
+
+
+def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str, Any] | None:
+    """The published form of a configuration; None where it is a variant that this form has no words for."""
+    values = config.to_dict()
+    spoken = {*SIZES.values(), *TREAD_SIZES.values(), "aspect_embedding"}
+    if any(value != getattr(XUTConfig(), name) for name, value in values.items() if name not in spoken):
+        return None
+    tread: dict[str, Any] = {theirs: values[ours] for theirs, ours in TREAD_SIZES.items()}
+    if tread_rate is not None:
+        tread[RATE] = tread_rate
+    sizes = {theirs: values[ours] for theirs, ours in SIZES.items()}
+    return {**sizes, ASPECT: 1 if config.aspect_embedding else None, TREAD: tread}
+
+
+def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    rope = _first(shapes, "attn.rope.freqs", "(heads, head size / 4, 2)")
+    patch = _first(shapes, "in_patch.proj.weight", "(width, channels, patch, patch)")
+    text = _first(shapes, "ctx_proj.weight", "(width, text width)")
+    mlp = _first(shapes, "mlp.w3.weight", "(width, feed-forward width)")
+    if (len(rope), len(patch), len(text), len(mlp)) != (3, 4, 2, 2):
+        raise InputError(f"these tensors are not a XUT's: rotary table {rope}, patch embedding {patch}, text {text}, feed-forward {mlp}")
+    return {
+        "width": patch[0], "channels": patch[1], "patch_size": patch[2], "text_width": text[1], "mlp_width": mlp[1],
+        "num_heads": rope[0], "head_size": 4 * rope[1],
+        "depth": _count(shapes, r"backbone\.enc_blocks\.(\d+)\."),
+        "enc_blocks": _count(shapes, r"backbone\.enc_blocks\.\d+\.(\d+)\."),
+        "dec_blocks": _count(shapes, r"backbone\.dec_blocks\.\d+\.(\d+)\."),
+        "prev_blocks": _count(shapes, r"prev_tread_trns\.blocks\.(\d+)\."),
+        "post_blocks": _count(shapes, r"post_tread_trns\.blocks\.(\d+)\."),
+        "aspect_embedding": any(name.startswith("addon_info_embs_proj.") for name in shapes),
+    }  # fmt: skip
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], ending: str, meaning: str) -> tuple[int, ...]:
+    found = next((shapes[name] for name in sorted(shapes) if name.endswith(ending)), None)
+    if found is None:
+        raise InputError(f"these tensors are not a XUT's: none is called {ending}, {meaning}")
+    return found
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the highest number that the pattern finds; 0 where it finds none."""
+    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
