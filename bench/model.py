@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
-from hdm.diffusion.sampler import generate
+from hdm.diffusion.guidance import Text
+from hdm.diffusion.sampler import Sampling, generate
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.flops import training_flops
 from hdm.models.tread import draw_kept
@@ -211,11 +212,12 @@ def bfloat16(repeats: int) -> Figure:
 def sampling(repeats: int, steps: int = 16, scale: float = 3.0) -> Figure:
     bench = Bench(replace(WIDTH256, batch=4))
     model, text, empty = bench.model.eval(), bench.text, torch.randn_like(bench.text[:1])
+    settings = Sampling(steps, guidance_scale=scale)
     size = bench.latent.shape[-1]
     weights = dict(model.named_parameters())
 
     def ours() -> None:
-        generate(model, text, None, empty, None, height=size, width=size, seeds=range(len(text)), steps=steps, guidance_scale=scale)
+        generate(model, Text(text, None), Text(empty, None), height=size, width=size, seeds=range(len(text)), sampling=settings)
 
     @torch.no_grad()
     def plain() -> None:

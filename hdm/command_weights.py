@@ -97,9 +97,9 @@ def export_weights(
         raise InputError("nothing to write", do="give --out FILE, --diffusers DIR, or both")
     from hdm.config import Components
     from hdm.diffusers_pipeline.folder import write_folder
-    from hdm.diffusers_pipeline.sources import read_source
     from hdm.models.components import resolve
     from hdm.models.weights import save_weights
+    from hdm.weight_sources import read_source
 
     if diffusers is not None and components is None and (autoencoder is None or text_encoder is None):
         raise InputError("a diffusers folder holds a text encoder and an autoencoder too", do="name them: --components DIR, or demo")

@@ -7,23 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from hdm.architecture import XUTConfig
 from hdm.config import Components, EncodeSettings
-from hdm.errors import DamagedError, InputError
+from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
-from hdm.models.components import DEMO, DENOISING, locate, read_json, resolve, weights_digest
-from hdm.models.weights import load_xut
-from hdm.models.xut import XUT
-from hdm.training.checkpoint import load_weights, read_model
+from hdm.models.components import DEMO, DENOISING, locate, resolve, weights_digest
 from hdm.training.job import MODEL
+from hdm.weight_sources import MODEL_INDEX, Source, read_source
 
-MODEL_INDEX = "model_index.json"
-TRANSFORMER, VAE, TEXT_ENCODER, TOKENIZER = "transformer", "vae", "text_encoder", "tokenizer"
+VAE, TEXT_ENCODER, TOKENIZER = "vae", "text_encoder", "tokenizer"
 MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default
 NAME_THEM = "name them: --components DIR (a folder that `hdm bootstrap` wrote, or demo), or --autoencoder and --text-encoder"
 
@@ -56,25 +50,23 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         DamagedError: a file cannot be read.
     """
     named = {name: reference for name in DENOISING if (reference := getattr(resolve(components), name)) is not None}
-    if (path / MODEL_INDEX).is_file():
-        return _diffusers_folder(path, named, device)
+    source = read_source(path)
     if (path / MODEL).is_file():
-        return _trained(path, named, device)
-    if path.is_file():
-        return _bare_file(path, named, device)
-    what = "neither model.json (what training writes) nor model_index.json (diffusers)" if path.is_dir() else "nothing"
-    raise InputError(f"there is {what} at --weights", where=path, do="name a folder like STORE/train.64px/DIGEST, or a .safetensors file")
+        return _trained(path, source, named, device)
+    if (path / MODEL_INDEX).is_file():
+        return _diffusers_folder(path, source, named, device)
+    return _bare_file(path, source, named, device)
 
 
-def _trained(folder: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
+def _trained(folder: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
     """What a training phase wrote: model.json tells the digests of its components, and names where these are portable."""
-    told = read_json(folder / MODEL, do="train again, or name another folder")
+    told = source.told
     digests, names = told.get("components", {}), told.get("component_names", {})
     found = {
         component: _own_component(component, digests.get(component), names.get(component, DEMO), named.get(component), folder)
         for component in DENOISING
     }
-    text_to_image = _assembled(read_model(folder), found, int(told.get("max_tokens", MAX_TOKENS)), device)
+    text_to_image = _assembled(source, found, int(told.get("max_tokens", MAX_TOKENS)), device)
     return Loaded(text_to_image, f"{folder.resolve().parent.name}/{folder.resolve().name}", told.get("resolution"))
 
 
@@ -95,43 +87,29 @@ def _own_component(component: str, digest: str | None, portable: str, named: str
     return reference
 
 
-def _bare_file(path: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
-    denoiser = load_xut(path)
+def _bare_file(path: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
     missing = [component.replace("_", " ") for component in DENOISING if component not in named]
     if missing:
         raise InputError(f"a bare weights file has no {' and no '.join(missing)}", where=path, do=NAME_THEM)
-    return Loaded(_assembled(denoiser, named, MAX_TOKENS, device), path.name, None)
+    return Loaded(_assembled(source, named, MAX_TOKENS, device), path.name, None)
 
 
-def _diffusers_folder(folder: Path, named: Mapping[str, str], device: torch.device) -> Loaded:
+def _diffusers_folder(folder: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
     """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer; its index may tell max_tokens and resolution."""
     if named:
         raise InputError("a diffusers folder brings its own components", where=folder, do="leave out --components and the like")
-    told = read_json(folder / MODEL_INDEX, do="write the folder again")
+    told = source.told
     components = {"autoencoder": str(folder / VAE), "text_encoder": str(folder / TEXT_ENCODER)}
     max_tokens, tokenizer = int(told.get("max_tokens") or MAX_TOKENS), str(folder / TOKENIZER)
-    text_to_image = _assembled(_transformer(folder / TRANSFORMER), components, max_tokens, device, tokenizer)
+    text_to_image = _assembled(source, components, max_tokens, device, tokenizer)
     return Loaded(text_to_image, folder.resolve().name, told.get("resolution"))
 
 
-def _transformer(folder: Path) -> XUT:
-    """A denoiser as diffusers saves models: config.json with XUTConfig's fields, tensors named as XUT names them."""
-    told = read_json(folder / "config.json", do="write the folder again")
-    model = XUT(XUTConfig.from_dict({name: value for name, value in told.items() if not name.startswith("_")}))
-    path = folder / "diffusion_pytorch_model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedError(f"the denoiser cannot be read: {error}", where=path, do="write the folder again") from error
-    load_weights(model, tensors, path)
-    return model
-
-
 def _assembled(
-    denoiser: XUT, components: Mapping[str, str], max_tokens: int, device: torch.device, tokenizer: str | None = None
+    source: Source, components: Mapping[str, str], max_tokens: int, device: torch.device, tokenizer: str | None = None
 ) -> TextToImage:
     return TextToImage(
-        denoiser.to(device).eval().requires_grad_(False),
+        source.weights.model().to(device).eval().requires_grad_(False),
         Conditioning(components["text_encoder"], device, torch.float32, max_tokens, tokenizer),
         load_autoencoder(components["autoencoder"], str(device)),
         decode_batch=1,

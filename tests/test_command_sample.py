@@ -188,7 +188,7 @@ def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) ->
     assert "text encoder is not known here" in refused("--weights", folder / "trained", *one)
     assert "not the text encoder that the model was trained with" in refused("--weights", folder / "trained", "--components", "demo", *one)
     assert "brings its own components" in refused("--weights", folder / "diffusers", "--components", "demo", *one)
-    assert "there is nothing" in refused("--weights", folder / "nowhere", *one)
+    assert "no such weights file" in refused("--weights", folder / "nowhere", *one)
     assert "neither model.json" in refused("--weights", folder, *one)
     assert "there is no prompt" in refused(*trained, "--out", tmp_path / "out")
     assert "no solver is called 'midpoint'" in refused(*trained, *one, "--solver", "midpoint")

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from hdm.config import EncodeSettings
 from hdm.diffusers_pipeline.denoiser import XUTTransformer
 from hdm.diffusers_pipeline.pipeline import HDMPipeline
-from hdm.diffusers_pipeline.sources import MODEL_INDEX, TENSORS, TRANSFORMER, Source
 from hdm.errors import InputError
 from hdm.files import TEMPORARY, explain_os_error, write_json
 from hdm.generation.conditioning import Conditioning
@@ -33,6 +32,7 @@ from hdm.models.autoencoder import load_autoencoder, published_statistics
 from hdm.models.components import Resolved, locate, read_json, weights_digest
 from hdm.models.text_encoder import TowerEncoder, load_tokenizer
 from hdm.models.weights import Weights
+from hdm.weight_sources import MODEL_INDEX, TENSORS, TRANSFORMER, Source
 
 RESOLUTION = 1024
 """Side of a picture in pixels where nothing says what a model was trained at: the last of the published recipe."""

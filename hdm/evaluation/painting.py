@@ -28,7 +28,7 @@ from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker
 from hdm.store import Draft, Output
-from hdm.training.checkpoint import read_model
+from hdm.weight_sources import read_source
 
 IMAGES_A_TAR = 64
 GRID_COLUMNS, GRID_IMAGES, GRID_GAP_PX = 8, 64, 2
@@ -65,7 +65,7 @@ class Painter:
         device = torch.device(choose_device(self.settings.device, "generating images"))
         max_tokens = self.pipeline.train.phases[-1].max_tokens or self.pipeline.encode.max_tokens
         return TextToImage(
-            read_model(self.trained).to(device),
+            read_source(self.trained.path).weights.model().to(device).eval().requires_grad_(False),
             Conditioning(self.components.need("text_encoder"), device, torch.float32, max_tokens),
             load_autoencoder(self.components.need("autoencoder"), str(device)),
         )

@@ -28,12 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, InputError
 from hdm.files import TEMPORARY, canonical_json, explain_os_error, sha256_file, sync
-from hdm.models.xut import XUT
-from hdm.store import Output
-from hdm.training.job import EMA, METRICS, MODEL, WEIGHTS
+from hdm.training.job import METRICS
 
 STATE, SUFFIX, KEEP = "state.json", ".safetensors", 2
 
@@ -154,31 +151,6 @@ def _prune(folder: Path) -> None:
         with contextlib.suppress(OSError):
             path.rename(aside)
             shutil.rmtree(aside)
-
-
-def read_model(source: Output | Path, ema: bool = True) -> XUT:
-    """The model that a training phase made, on the CPU, in evaluation mode.
-
-    Args:
-        source: output of a phase, or its folder.
-        ema: the averaged weights; False: the raw ones.
-
-    Raises:
-        InputError: there is no model, or weights and model.json do not belong together.
-        DamagedError: a file cannot be read.
-    """
-    folder = source.path if isinstance(source, Output) else Path(source)
-    path = folder / (EMA if ema else WEIGHTS)
-    try:
-        config = XUTConfig.from_dict(json.loads((folder / MODEL).read_bytes())["xut"])
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise InputError("there is no trained model", where=folder, do="train first: --from train") from error
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"a model's file cannot be read: {error}", where=folder, do="run the same command again") from error
-    model = XUT(config)
-    load_weights(model, tensors, path)
-    return model.eval().requires_grad_(False)
 
 
 def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:

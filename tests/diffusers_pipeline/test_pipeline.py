@@ -19,7 +19,6 @@ from hdm.architecture import XUTConfig
 from hdm.config import Components
 from hdm.diffusers_pipeline import HDMPipeline
 from hdm.diffusers_pipeline.folder import write_folder
-from hdm.diffusers_pipeline.sources import Source, read_source
 from hdm.diffusion.sampler import Sampling
 from hdm.errors import DamagedError, InputError
 from hdm.files import write_json
@@ -32,6 +31,7 @@ from hdm.models.devices import Batches
 from hdm.models.weights import Weights, save_xut
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
+from hdm.weight_sources import Source, read_source
 from tests.models.golden_files import drawn
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from hdm.architecture import XUTConfig
-from hdm.errors import DamagedError, InputError
-from hdm.models.xut import XUT
-from hdm.training.checkpoint import newest, read_model, save
+from hdm.training.checkpoint import newest, save
 
 CONFIG = XUTConfig(
     width=8, num_heads=2, head_size=4, mlp_width=8, text_width=8, depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=0, post_blocks=0
@@ -70,28 +66,3 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     assert found is not None
     assert found.state["position"]["step"] == 1
     assert not half.exists()
-
-
-def test_a_model_that_was_written_is_read(tmp_path: Path) -> None:
-    models = {"weights": XUT(CONFIG), "ema": XUT(CONFIG)}
-    for name, model in models.items():
-        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
-    (tmp_path / "model.json").write_text(json.dumps({"xut": CONFIG.to_dict()}))
-    for ema, name in ((True, "ema"), (False, "weights")):
-        found = read_model(tmp_path, ema=ema)
-        assert all(torch.equal(value, found.state_dict()[key]) for key, value in models[name].state_dict().items())
-        assert not found.training
-
-
-def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no trained model"):
-        read_model(tmp_path)
-    (tmp_path / "model.json").write_text(json.dumps({"xut": CONFIG.to_dict()}))
-    (tmp_path / "ema.safetensors").write_bytes(b"\x80\x04 a pickle, say")
-    with pytest.raises(DamagedError):
-        read_model(tmp_path)
-    tensors = XUT(CONFIG).state_dict()
-    tensors["ctx_proj.weight"] = torch.zeros(8, 5)
-    save_file(tensors, tmp_path / "ema.safetensors")
-    with pytest.raises(InputError, match=r"ctx_proj.weight \(8, 5\).*ctx_proj.weight \(8, 8\)"):
-        read_model(tmp_path)

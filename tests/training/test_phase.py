@@ -21,10 +21,10 @@ from PIL import Image
 from hdm.errors import DoesNotFitError, HdmError
 from hdm.models.components import weights_digest
 from hdm.store import locked
-from hdm.training.checkpoint import read_model
 from hdm.training.guard import StopRequest
 from hdm.training.job import FILES, outcome_error, read_outcome, write_outcome
 from hdm.training.trainer import train
+from hdm.weight_sources import read_source
 from tests.training.workshop import Workshop
 
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
@@ -121,7 +121,7 @@ def test_signals_kills_and_damage_change_no_byte(undisturbed: Path, cached: Work
 
 
 def test_the_files_show_what_was_learnt(undisturbed: Path, workshop: Workshop) -> None:
-    assert read_model(undisturbed).config == workshop.pipeline.train.model
+    assert read_source(undisturbed).weights.config == workshop.pipeline.train.model
     # Four captions of held-out pictures, each generated at 16 px.
     assert json.loads((undisturbed / "summary.json").read_bytes())["prompts"] == ["red square", "blue circle", "red circle", "blue square"]
     assert Image.open(undisturbed / "generated.png").size == (64, 16)
