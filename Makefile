@@ -19,7 +19,7 @@ demo: setup      ## run the whole pipeline on the embedded data set, in minutes
 	$(BIN)/hdm run demo
 
 test: setup      ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup      ## style, types, import rules
 	$(BIN)/ruff check .
