@@ -30,7 +30,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 SURVIVORS_SEC = 20.0
 SMALL = (
-    "download.scenes.count=200", "download.shard_items=64", "download.timeout_sec=5", "train.checkpoint_sec=2",
+    "download.scenes.count=120", "download.shard_items=32", "download.timeout_sec=3", "train.checkpoint_sec=1",
+    "filter.held_out=0.1", "filter.validation=0.1", "train.prompts=[a red circle]",
     "train.phases.0.num_images=640", "train.phases.0.batch_size=32",
     "train.phases.1.num_images=640", "train.phases.1.batch_size=32",
     "evaluate.num_images=16", "evaluate.steps=4",
