@@ -21,11 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hdm.models.cpu import TRAINING_ENVIRONMENT
+from hdm.models.cpu import KEEPING_MEMORY, training_environment
 
-if __name__ == "__main__" and any(name not in os.environ for name in TRAINING_ENVIRONMENT):
+if __name__ == "__main__" and any(name not in os.environ for name in KEEPING_MEMORY):
     # As the training's own processes are started; torch reads it when it is imported.
-    os.execve(sys.executable, [sys.executable, *sys.argv], TRAINING_ENVIRONMENT | os.environ)
+    os.execve(sys.executable, [sys.executable, *sys.argv], training_environment() | os.environ)
 
 import torch
 from torch import Tensor

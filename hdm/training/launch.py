@@ -22,7 +22,7 @@ from types import FrameType
 
 import hdm
 from hdm.errors import HdmError, LockedError, SavedOnSignal
-from hdm.models.cpu import TRAINING_ENVIRONMENT
+from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
 from hdm.training.job import TIMING, Job, clear_outcomes, num_steps, outcome_error, read_outcome
@@ -101,7 +101,7 @@ def _environment(job: Job) -> dict[str, str]:
     """What makes training on the CPU alone quicker; the user's own environment goes before it."""
     settings = job.settings.train
     on_cpu_alone = settings.device == "cpu" and settings.num_processes == 1
-    return TRAINING_ENVIRONMENT if on_cpu_alone else {}
+    return training_environment() if on_cpu_alone else {}
 
 
 def _kill(process: subprocess.Popen[bytes], job: Job) -> None:
