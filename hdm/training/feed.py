@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hdm.data.loader import Batch, Loader
+from hdm.data.batch import Batch
+from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
 
@@ -96,8 +97,8 @@ class Feed:
         batch = self.loader.batch(num_images_seen)
         size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
         timestep = draw_timesteps(size, drawn, self.timestep_shift)
-        noise = torch.randn((size, *batch.latent.shape[1:]), generator=drawn)
-        kept = draw_kept(size, batch.positions.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
+        noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
+        kept = draw_kept(size, batch.crops.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
         # As the loader shares: contiguous, in order of rank.
         start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
         return Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])
