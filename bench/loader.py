@@ -31,6 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hdm.data.captions import RaggedRows
+from hdm.data.gather import gather
 from hdm.data.index import build_index
 from hdm.data.latents import LatentFile, LatentFormat, LatentWriter, latent_file_name, open_latents
 from hdm.data.loader import Loader
@@ -41,6 +42,7 @@ EXPLANATION = """\
 Rows, in fp16 at 4×32×32 (256 px), the files in the page cache; a ratio of 0.5 is half the speed of the copy:
   sequential   row groups, one after the other, into a torch buffer, after their first reading
   first        the same when each row group is read, and its checksum computed, for the first time in a process
+  gather       the shuffled batches' latents alone, the rows' places known before: what numpy takes to copy rows that lie anywhere
   shuffled     the loader's batches in training order, as they are sent to an accelerator: raw latents, crops and their positions,
                aspect, token ids and mask
   on the CPU   the same, and the normalised float32 latents and the positions by sample, as a training on the CPU reads them
@@ -59,7 +61,7 @@ MosaicML streaming asks for an older numpy than this project's. It runs with thi
 
 Examples:
   python bench/loader.py
-  python bench/loader.py --images 50000 --rounds 9 --batch-size 2048
+  python bench/loader.py --images 100000 --rounds 9 --batch-size 256
   python bench/loader.py --only shuffled --only memory
 """
 CHANNELS, SIDE, NUM_SHARDS = 4, 32, 16
@@ -165,6 +167,21 @@ def shuffled(world: World, normalized: bool) -> Callable[[], int]:
     return run
 
 
+def gathered(world: World) -> Callable[[], int]:
+    """Whole rows at random from the files' memory maps, without anything around it."""
+    # The groups hold the memory maps.
+    groups = [group for file in open_latents(world.outputs["encode.256px"]) for group in file.groups()]
+    addresses = np.concatenate([group.ctypes.data + ROW_BYTES * np.arange(len(group)) for group in groups])
+    shuffled_addresses = np.random.default_rng(0).permutation(addresses)
+
+    def run() -> int:
+        for batch in world.batches():
+            gather(shuffled_addresses[batch], ROW_BYTES)
+        return len(world.batches()) * world.batch_size if groups else 0
+
+    return run
+
+
 def webdataset(world: World) -> Callable[[], int]:
     import webdataset as wds
 
@@ -231,6 +248,7 @@ class Row:
 OURS = {
     "sequential": Row("sequential row groups, read and checked before", lambda world: sequential(world, True), 0.8, 0.95),
     "first": Row("sequential row groups, opened, checked and read for the first time", lambda world: sequential(world, False)),
+    "gather": Row("the rows of shuffled batches, copied and nothing else", gathered),
     "shuffled": Row("shuffled training batches, as sent to an accelerator", lambda world: shuffled(world, False), 0.3, 0.5),
     "on the CPU": Row("the same, normalised to float32 with positions by sample", lambda world: shuffled(world, True)),
 }
@@ -313,10 +331,9 @@ def order_table(world: World) -> None:
 
 
 def machine() -> str:
-    cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
-    )
-    return f"{cpu or platform.processor()}, 1 thread, torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{cpu}, 1 thread, torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
 
 
 def main() -> None:
@@ -325,7 +342,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=20_000, metavar="N", help="size of the data set (default %(default)s: 160 MB, 4 times)"
     )
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="samples a batch (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=2048, metavar="N", help="default: %(default)s, the recipe's")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds (default %(default)s)")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"a row; may be repeated: {', '.join(names)}")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)

@@ -50,7 +50,7 @@ class Batch:
     @cached_property
     def latent(self) -> Tensor:
         """(b, C, S, S) float32, normalised."""
-        return (self.raw.float() - self.shift) * self.scale
+        return self.raw.float().sub_(self.shift).mul_(self.scale)  # in place: one new array, not three
 
     @cached_property
     def positions(self) -> Tensor:

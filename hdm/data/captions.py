@@ -7,6 +7,7 @@ Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,7 +95,7 @@ class RaggedRows:
         return (self.starts[rows + 1] - self.starts[rows]).astype(np.int64)
 
     def _mask(self, rows: np.ndarray, num_tokens: int) -> np.ndarray:
-        return np.arange(num_tokens) < self.lengths(rows)[:, None]
+        return np.arange(num_tokens, dtype=np.int32) < self.lengths(rows).astype(np.int32)[:, None]
 
 
 class TokenTable(RaggedRows):
@@ -110,9 +111,10 @@ class TokenTable(RaggedRows):
         column = read_tables(tokens, "tokens", ["token_ids"]).column("token_ids")
         super().__init__(np.append(pc.list_value_length(column).to_numpy(), len(empty)))
         chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
-        self.pad_id, self._max_tokens = int(tokens.summary["pad_id"]), int(self.lengths(np.arange(self.empty + 1)).max())
-        # Room after the last row, so that `read` may take as many tokens as it pads to from every row's start.
-        self._token_ids = np.concatenate([*chunks, empty, np.zeros(self._max_tokens, np.int32)]).astype(np.int32, copy=False)
+        self.pad_id, self._longest = int(tokens.summary["pad_id"]), int(np.diff(self.starts).max())
+        # Room for the longest run at every caption, also the last.
+        self._token_ids = np.concatenate([*chunks, empty, np.zeros(self._longest, np.int32)]).astype(np.int32, copy=False)
+        self._runs = lru_cache(maxsize=64)(self._windows)
 
     @property
     def keys(self) -> np.ndarray:
@@ -120,13 +122,15 @@ class TokenTable(RaggedRows):
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (n, num_tokens) int64, padded with `pad_id`, and their mask (n, num_tokens) bool."""
-        taken = min(num_tokens, self._max_tokens)
-        mask = self._mask(rows, num_tokens)
+        mask, taken = self._mask(rows, num_tokens), min(num_tokens, self._longest)
         token_ids = np.full(mask.shape, self.pad_id, np.int64)
-        # Every row as long as the longest, its neighbours' tokens then overwritten: one copy of equal runs is quicker than one of some.
-        runs = np.lib.stride_tricks.sliding_window_view(self._token_ids, taken)[self.starts[rows]]
-        np.copyto(token_ids[:, :taken], runs, where=mask[:, :taken])
+        # Runs of equal length, of which the next captions' tokens are left out then: quicker than to copy each caption's own.
+        np.copyto(token_ids[:, :taken], self._runs(taken)[self.starts[rows]], where=mask[:, :taken])
         return torch.from_numpy(token_ids), torch.from_numpy(mask)
+
+    def _windows(self, length: int) -> np.ndarray:
+        """At each token, the run of so many tokens that begins there; a view."""
+        return np.lib.stride_tricks.sliding_window_view(self._token_ids, length)
 
 
 class TextTable(RaggedRows):
