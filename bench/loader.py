@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hdm.data.batch import Batch
 from hdm.data.captions import RaggedRows
 from hdm.data.gather import gather
 from hdm.data.index import build_index
@@ -49,10 +48,11 @@ Rows, in fp16 at 4×32×32 (256 px), the files in the page cache; a ratio of 0.5
   webdataset   shuffled tars of .npy (a buffer of 1000), decoded and stacked
   datasets     shuffled rows of Parquet through Hugging Face datasets in torch format
   mds          shuffled samples through MosaicML streaming, stacked; left out where it is not installed (see below)
-  memory       what a loader holds in memory at ten million pictures with a caption each (an index of random keys, no latents)
+  memory       what a loader holds in memory at ten million pictures with a caption each (an index of random keys, no latents; token
+               ids lie in a temporary file)
   order        rank correlation of the training order with the order in the shards, and share of neighbours from one shard, beside a
                permutation by numpy
-The other libraries read latents alone; the loader's batches have their captions and positions too.
+The copy is of pieces as large as the contender's: row groups, or batches. The other libraries read latents alone; the loader's batches have their captions and positions too.
 
 MosaicML streaming asks for an older numpy than this project's. It runs with this one when installed without what it asks for:
   pip install --no-deps --target FOLDER mosaicml-streaming Brotli python-snappy cramjam zstd xxhash catalogue oci paramiko \\
@@ -124,16 +124,23 @@ class World:
 # Each contender is a pass over some samples that returns how many they were. The copy's buffer is the only one that is never new.
 
 
-def copy(world: World) -> Callable[[], int]:
-    """The bytes of whole batches, from memory into a torch buffer."""
-    buffer, batches = torch.empty(world.batch_size, CHANNELS, SIDE, SIDE, dtype=torch.half), world.batches()
+def copy(world: World, parts: list[slice]) -> Callable[[], int]:
+    """Bytes from memory, in order, into a torch buffer that holds the largest part."""
+    sizes = [part.stop - part.start for part in parts]
+    buffer = torch.empty(max(sizes), CHANNELS, SIDE, SIDE, dtype=torch.half)
 
     def run() -> int:
-        for batch in batches:
-            buffer.copy_(world.latents[batch])
-        return len(batches) * world.batch_size
+        for part, size in zip(parts, sizes, strict=True):
+            buffer[:size].copy_(world.latents[part])
+        return sum(sizes)
 
     return run
+
+
+def group_parts(world: World) -> list[slice]:
+    """The rows of each row group."""
+    sizes = [len(rows) for file in open_latents(world.outputs["encode.256px"]) for rows in file.groups()]
+    return [slice(*edge) for edge in itertools.pairwise([0, *itertools.accumulate(sizes)])]
 
 
 def sequential(world: World, checked_before: bool) -> Callable[[], int]:
@@ -154,14 +161,16 @@ def sequential(world: World, checked_before: bool) -> Callable[[], int]:
 
 def shuffled(world: World, normalized: bool) -> Callable[[], int]:
     """An epoch through the loader; every run goes on with the next."""
-    loader, steps, run_number = world.loader(), len(world.batches()), iter(range(10**9))
+    loader, steps, run_number = world.loader(), len(world.batches()), itertools.count()
+
+    def use(batch: Batch) -> None:
+        if normalized:
+            assert batch.latent.dtype == batch.positions.dtype == torch.float32
 
     def run() -> int:
         first = next(run_number) * steps
         for step in range(first, first + steps):
-            batch = loader.batch(step * world.batch_size)
-            if normalized:
-                assert batch.latent.dtype == batch.positions.dtype == torch.float32
+            use(loader.batch(step * world.batch_size))  # and let go: as the copy's buffer, its memory is used again
         return steps * world.batch_size
 
     return run
@@ -252,6 +261,7 @@ OURS = {
     "shuffled": Row("shuffled training batches, as sent to an accelerator", lambda world: shuffled(world, False), 0.3, 0.5),
     "on the CPU": Row("the same, normalised to float32 with positions by sample", lambda world: shuffled(world, True)),
 }
+BY_GROUPS = ("sequential", "first")
 OTHERS = {
     "webdataset": Row("shuffled batches against WebDataset tars of .npy", webdataset, 5, 10),
     "datasets": Row("shuffled batches against Hugging Face datasets (Parquet, torch format)", datasets, 5, 10),
@@ -281,12 +291,14 @@ def speed_table(world: World, names: list[str], count: int) -> None:
     if "mds" in rows and importlib.util.find_spec("streaming") is None:
         print("mds is left out: `streaming` is not installed (see --help)\n")
         del rows["mds"]
-    found = rounds({"copy": copy(world)} | {name: row.make(world) for name, row in rows.items()}, count)
+    copies = {"copy": copy(world, world.batches()), "copy of row groups": copy(world, group_parts(world))}
+    found = rounds(copies | {name: row.make(world) for name, row in rows.items()}, count)
     copied = statistics.median(found["copy"]) * 1e6
-    print(f"the copy: {copied:.2f} µs a sample, {ROW_BYTES / copied / 1000:.1f} GB/s; ratios are to it, or to the library\n")
+    print(f"copy, batches of {world.batch_size}: {copied:.2f} µs a sample, {ROW_BYTES / copied / 1000:.1f} GB/s; ratios are to the copy\n")
     print("| row | | ratio | must | aim | µs a sample |\n|---|---|---|---|---|---|")
     for name, row in rows.items():
-        value = ratio(found["shuffled"], found[name]) if name in OTHERS else ratio(found[name], found["copy"])
+        against = "copy of row groups" if name in BY_GROUPS else "copy"
+        value = ratio(found["shuffled"], found[name]) if name in OTHERS else ratio(found[name], found[against])
         bounds = " | ".join("" if bound is None else f"≥ {bound:g}" for bound in (row.must, row.aim))
         print(f"| {name} | {row.what} | **{value:.3g}** | {bounds} | {statistics.median(found[name]) * 1e6:.2f} |", flush=True)
 
@@ -294,26 +306,27 @@ def speed_table(world: World, names: list[str], count: int) -> None:
 def memory_table() -> None:
     """Measured in a process of its own."""
     text = subprocess.run([sys.executable, __file__, "--memory-of", str(MEMORY_ROWS)], capture_output=True, text=True, check=True).stdout
-    held, peak, tokens = json.loads(text)
+    held, peak = json.loads(text)
     print("\n| row | | MB | must | aim |\n|---|---|---|---|---|")
     print(f"| memory | growth of the process for an index of {MEMORY_ROWS:.0e} pictures, a caption each | **{held:.0f}** | ≤ 500 | ≤ 200 |")
-    print(f"| | at its highest, while it is built | {peak:.0f} | | |\n| | token ids beside it, 40 a caption | {tokens:.0f} | | |")
+    print(f"| | at its highest, while it is built | {peak:.0f} | | |")
 
 
-def measure_memory(num_rows: int) -> tuple[float, float, float]:
-    """Resident megabytes that an index adds: held, at the highest; and what 40 token ids a caption take."""
+def measure_memory(num_rows: int) -> tuple[float, float]:
+    """Megabytes that an index adds to the process: held, and at the highest."""
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 2**64, num_rows, np.uint64)
     captions = rng.permutation(keys)
-    before = resident()
-    held: list[Any] = [build_index(keys, keys, captions)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    held.append(RaggedRows(rng.integers(1, 80, num_rows)))
-    return resident() - before, peak, num_rows * 40 * 4 / 1e6
+    before = memory("VmRSS")
+    held = build_index(keys, keys, captions), RaggedRows(rng.integers(1, 80, num_rows))
+    assert len(held[0]) == num_rows
+    return memory("VmRSS") - before, memory("VmHWM") - before
 
 
-def resident() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+def memory(kind: str) -> float:
+    """Of this process, in megabytes: VmRSS is resident now, VmHWM at the highest."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def order_table(world: World) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 
 from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
-from hdm.data.tables import read_tables
+from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.store import Output
 
 EMPTY_TEXT = "empty.parquet"
@@ -99,7 +100,7 @@ class RaggedRows:
 
 
 class TokenTable(RaggedRows):
-    """Token ids of every caption.
+    """Token ids of every caption, in a temporary file without a name.
 
     Args:
         tokens: the output `encode.tokens`.
@@ -108,12 +109,19 @@ class TokenTable(RaggedRows):
     def __init__(self, tokens: Output) -> None:
         self._tokens = tokens
         empty = np.asarray(tokens.summary["empty"], np.int32)
-        column = read_tables(tokens, "tokens", ["token_ids"]).column("token_ids")
-        super().__init__(np.append(pc.list_value_length(column).to_numpy(), len(empty)))
-        chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
+        lengths, self._file = [], TemporaryFile(prefix="hdm-tokens-")  # noqa: SIM115  # open as long as this object
+        for number in range(num_shards(tokens, "tokens")):
+            column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
+            lengths.append(pc.list_value_length(column).to_numpy())
+            for chunk in column.chunks:
+                self._file.write(chunk.flatten().to_numpy().astype(np.int32, copy=False).data)
+        super().__init__(np.concatenate([*lengths, [len(empty)]]))
         self.pad_id, self._longest = int(tokens.summary["pad_id"]), int(np.diff(self.starts).max())
         # Room for the longest run at every caption, also the last.
-        self._token_ids = np.concatenate([*chunks, empty, np.zeros(self._longest, np.int32)]).astype(np.int32, copy=False)
+        self._file.write(np.concatenate([empty, np.zeros(self._longest, np.int32)]).data)
+        self._file.flush()
+        # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte. Nothing of it stays behind.
+        self._token_ids = np.asarray(np.memmap(self._file, np.int32, "r"))
         self._runs = lru_cache(maxsize=64)(self._windows)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ class _Memory:
         }
 
 
+@lru_cache(maxsize=64)
+def _pages(run_bytes: int) -> np.ndarray:
+    """Offsets that lie in all the pages of a run, wherever it begins."""
+    return np.append(np.arange(0, run_bytes, PAGE_BYTES), run_bytes - 1)
+
+
 def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     """Copy runs of equal length, one after the other.
 
@@ -46,8 +53,7 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     count, places = int(addresses.max()) - lowest + 1, addresses.reshape(-1) - lowest
     if run_bytes >= PAGE_BYTES:
         # A byte of every page first: the processor looks up many pages at once, where a copy waits for one after the other.
-        pages = np.append(np.arange(0, run_bytes, PAGE_BYTES), run_bytes - 1)
-        np.asarray(_Memory(lowest, count + run_bytes - 1, 1))[places[:, None] + pages]
+        np.asarray(_Memory(lowest, count + run_bytes - 1, 1))[places[:, None] + _pages(run_bytes)]
     runs = np.asarray(_Memory(lowest, count, run_bytes))
     return runs[places].view(np.uint8).reshape(*addresses.shape, run_bytes)
 

@@ -259,11 +259,11 @@ class Loader:
     def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as they lie in the files."""
         channels, side, item = self._form.channels, self.side, DTYPES[self._form.dtype].itemsize
+        if kind == _Cut.WHOLE:
+            return gather(begin, channels * side * side * item)
         line_bytes = self._widths[groups] * item
         planes = begin[:, None] + np.arange(channels) * (self._heights[groups] * line_bytes)[:, None]
-        if kind == _Cut.WHOLE:
-            pieces = gather(begin, channels * side * side * item)
-        elif kind == _Cut.PLANES:
+        if kind == _Cut.PLANES:
             pieces = gather(planes, side * side * item)
         else:
             pieces = gather(planes[:, :, None] + np.arange(side) * line_bytes[:, None, None], side * item)
