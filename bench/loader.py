@@ -52,7 +52,8 @@ Rows, in fp16 at 4×32×32 (256 px), the files in the page cache; a ratio of 0.5
                ids lie in a temporary file)
   order        rank correlation of the training order with the order in the shards, and share of neighbours from one shard, beside a
                permutation by numpy
-The copy is of pieces as large as the contender's: row groups, or batches. The other libraries read latents alone; the loader's batches have their captions and positions too.
+The copy is of pieces as large as the contender's: row groups, or batches.
+The other libraries read latents alone; the loader's batches have their captions and positions too.
 
 MosaicML streaming asks for an older numpy than this project's. It runs with this one when installed without what it asks for:
   pip install --no-deps --target FOLDER mosaicml-streaming Brotli python-snappy cramjam zstd xxhash catalogue oci paramiko \\

@@ -7,7 +7,6 @@ Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Protocol
@@ -107,22 +106,22 @@ class TokenTable(RaggedRows):
     """
 
     def __init__(self, tokens: Output) -> None:
-        self._tokens = tokens
+        self._tokens, self.pad_id = tokens, int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
-        lengths, self._file = [], TemporaryFile(prefix="hdm-tokens-")  # noqa: SIM115  # open as long as this object
-        for number in range(num_shards(tokens, "tokens")):
-            column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
-            lengths.append(pc.list_value_length(column).to_numpy())
-            for chunk in column.chunks:
-                self._file.write(chunk.flatten().to_numpy().astype(np.int32, copy=False).data)
-        super().__init__(np.concatenate([*lengths, [len(empty)]]))
-        self.pad_id, self._longest = int(tokens.summary["pad_id"]), int(np.diff(self.starts).max())
-        # Room for the longest run at every caption, also the last.
-        self._file.write(np.concatenate([empty, np.zeros(self._longest, np.int32)]).data)
-        self._file.flush()
-        # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte. Nothing of it stays behind.
-        self._token_ids = np.asarray(np.memmap(self._file, np.int32, "r"))
-        self._runs = lru_cache(maxsize=64)(self._windows)
+        lengths = []
+        with TemporaryFile(prefix="hdm-tokens-") as file:
+            for number in range(num_shards(tokens, "tokens")):
+                column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
+                lengths.append(pc.list_value_length(column).to_numpy())
+                for chunk in column.chunks:
+                    file.write(chunk.flatten().to_numpy().data)
+            super().__init__(np.concatenate([*lengths, [len(empty)]]))
+            self._longest = int(np.diff(self.starts).max())
+            # Room for the longest run at every caption, also the last.
+            file.write(np.concatenate([empty, np.zeros(self._longest, np.int32)]).data)
+            file.flush()
+            # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte.
+            self._token_ids = np.asarray(np.memmap(file, np.int32, "r"))
 
     @property
     def keys(self) -> np.ndarray:
@@ -136,9 +135,9 @@ class TokenTable(RaggedRows):
         np.copyto(token_ids[:, :taken], self._runs(taken)[self.starts[rows]], where=mask[:, :taken])
         return torch.from_numpy(token_ids), torch.from_numpy(mask)
 
-    def _windows(self, length: int) -> np.ndarray:
+    def _runs(self, length: int) -> np.ndarray:
         """At each token, the run of so many tokens that begins there; a view."""
-        return np.lib.stride_tricks.sliding_window_view(self._token_ids, length)
+        return np.ndarray((len(self._token_ids) - length + 1, length), np.int32, self._token_ids.data, strides=(4, 4))
 
 
 class TextTable(RaggedRows):

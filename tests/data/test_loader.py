@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -325,3 +326,36 @@ def test_captions_by_key(world: World) -> None:
     keys = list(world.latents)[:6]
     found = captions_by_key(world.outputs["caption"], keys)
     assert found == {key: [" ".join(map(str, ids)) for ids in world.token_ids[key]] for key in keys}
+
+
+def test_a_batch_holds_what_was_stored_and_each_crops_positions_once(world: World) -> None:
+    batch = world.loader(batch_size=40).batch(0)
+    assert batch.raw.dtype == torch.float16
+    assert len(batch.crops) == len({tuple(map(tuple, positions.tolist())) for positions in batch.crops}) < 40
+    part = batch.part(10, 17)
+    assert part.keys == batch.keys[10:17]
+    assert torch.equal(part.latent, batch.latent[10:17])
+    assert torch.equal(part.positions, batch.positions[10:17])
+    assert torch.equal(batch.to("cpu").latent, batch.latent)
+    assert batch.latent is batch.latent  # computed once
+
+
+def test_an_epoch_of_several_blocks_is_the_same_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [world.loader(caption_dropout=0.3).batch(12 * step) for step in range(20)]
+    monkeypatch.setattr("hdm.data.loader.BLOCK", 7)
+    loader = world.loader(caption_dropout=0.3)
+    for step, expected in enumerate(whole):
+        assert_same([loader.batch(12 * step)], [expected])
+
+
+def test_nothing_of_a_loader_stays_behind(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gc.collect()
+    shared, files = set(Path("/dev/shm").iterdir()), len(list(Path("/proc/self/fd").iterdir()))
+    loader = world.loader()
+    loader.batch(0)
+    assert not list(tmp_path.iterdir())
+    assert set(Path("/dev/shm").iterdir()) == shared
+    del loader
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
