@@ -23,7 +23,7 @@ Columns, for latents in 16 bits, 8 times smaller than the picture on each axis, 
   text          of all captions, one a picture: text embeddings in 16 bits, cut to their length
   encode        hours of one accelerator for the latents: the encoder's operations (convolutions and attention of an SD-type
                 autoencoder) over what the accelerator does at the given utilisation
-  read          hours to read the latents once at the given rate: an epoch
+  read          minutes to read the latents once at the given rate: an epoch
 A picture is `--aspect` times as long as it is short, on average; the square of the same shorter side is 1.
 
 Examples:
@@ -86,8 +86,8 @@ def table(case: Case) -> None:
         for px in ENCODER_GFLOP:
             each = case.per_image(px)
             sizes = f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {count * case.text_bytes() / 1e12:.2f} TB"
-            hours = (f"{count * sec(px) / 3600:,.1f} h" for sec in (case.encode_sec, case.read_sec))
-            print(f"| {count / 1e6:g}M | {px} | {sizes} | {' | '.join(hours)} |")
+            times = f"{count * case.encode_sec(px) / 3600:,.1f} h | {count * case.read_sec(px) / 60:,.1f} min"
+            print(f"| {count / 1e6:g}M | {px} | {sizes} | {times} |")
 
 
 def main() -> None:

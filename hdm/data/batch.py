@@ -16,8 +16,9 @@ from torch import Tensor
 class Batch:
     """One process's share of a global batch.
 
-    It holds what is small: latents in 16 bits and positions by crop, not by sample. `latent` and `positions` are made from them where
-    the batch lies, when they are first asked for: on an accelerator, a copy to it has half the bytes and the CPU does no arithmetic.
+    It holds what is small: latents and texts in 16 bits, positions by crop and not by sample. `latent`, `text` and `positions` are made
+    from them where the batch lies, when they are first asked for: a copy to an accelerator has half the bytes, and the CPU does no
+    arithmetic.
 
     Args:
         rows: of the pictures in the loader's files, (b,) int64.
@@ -29,7 +30,7 @@ class Batch:
         log_aspect: (b,) float32, ln(width / height) of the whole picture as encoded.
         text_mask: (b, T) bool, True where there is text.
         token_ids: (b, T) int64, where the text encoder runs in training; else None.
-        text: (b, T, D) float32, where text embeddings are cached; else None.
+        raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached; else None.
     """
 
     rows: np.ndarray
@@ -42,7 +43,7 @@ class Batch:
     log_aspect: Tensor
     text_mask: Tensor
     token_ids: Tensor | None = None
-    text: Tensor | None = None
+    raw_text: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,6 +52,11 @@ class Batch:
     def latent(self) -> Tensor:
         """(b, C, S, S) float32, normalised."""
         return self.raw.float().sub_(self.shift).mul_(self.scale)  # in place: one new array, not three
+
+    @cached_property
+    def text(self) -> Tensor | None:
+        """(b, T, D) float32, cached text embeddings."""
+        return None if self.raw_text is None else self.raw_text.float()
 
     @cached_property
     def positions(self) -> Tensor:

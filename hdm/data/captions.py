@@ -162,7 +162,7 @@ class TextTable(RaggedRows):
         return np.concatenate([np.zeros(0, np.uint64), *map(_keys, self._paths)])
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text embeddings (n, num_tokens, width) float32, padded with zeros, and their mask (n, num_tokens) bool.
+        """Text embeddings (n, num_tokens, width) float16, padded with zeros, and their mask (n, num_tokens) bool.
 
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
@@ -171,7 +171,7 @@ class TextTable(RaggedRows):
         stored = np.zeros((*mask.shape, token_bytes), np.uint8)
         tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
         stored[mask] = gather(tokens[mask], token_bytes)
-        return torch.from_numpy(stored).view(torch.float16).float(), torch.from_numpy(mask)
+        return torch.from_numpy(stored).view(torch.float16), torch.from_numpy(mask)
 
     def _addresses(self, rows: np.ndarray) -> np.ndarray:
         """Where each row's first token lies: in PLAIN pages of binary, 4 bytes of length stand before each value."""

@@ -176,7 +176,7 @@ class Loader:
             log_aspect=torch.from_numpy(self._log_aspects[mine.groups]),
             text_mask=text_mask,
             token_ids=None if cached else text,
-            text=text if cached else None,
+            raw_text=text if cached else None,
         )
 
     def _side(self) -> int:

@@ -64,7 +64,7 @@ def test_cached_text_is_what_the_encoder_gives_for_each_caption_alone(home, text
         assert mask.all()
         assert cached_mask.all()
         # 11 bits of a float16's mantissa, and values of order 1.
-        torch.testing.assert_close(cached, encoder.encode(token_ids, mask), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(cached.float(), encoder.encode(token_ids, mask), rtol=1e-3, atol=1e-3)
     assert output.counts["captions"] == table.empty
 
 
