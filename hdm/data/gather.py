@@ -47,7 +47,7 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     Returns:
         (…, run_bytes) uint8.
     """
-    if not addresses.size:
+    if not addresses.size or not run_bytes:
         return np.empty((*addresses.shape, run_bytes), np.uint8)
     lowest = int(addresses.min())
     count, places = int(addresses.max()) - lowest + 1, addresses.reshape(-1) - lowest

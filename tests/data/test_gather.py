@@ -30,6 +30,7 @@ def test_runs_come_from_several_arrays_in_the_order_asked_for(run_bytes: int) ->
 
 def test_no_runs_give_no_bytes() -> None:
     assert gather(np.zeros((0, 4), np.int64), 8).shape == (0, 4, 8)
+    assert gather(np.zeros(3, np.int64), 0).shape == (3, 0)
 
 
 def column(path: Path, values: list[bytes], group: int) -> PagedColumn:
