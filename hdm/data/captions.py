@@ -6,9 +6,9 @@ Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
-from hdm.data.tables import read_tables
+from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.store import Output
 
 EMPTY_TEXT = "empty.parquet"
@@ -57,72 +58,86 @@ def key_text(number: int) -> str:
     return f"{int(number):016x}"
 
 
-class CaptionIndex:
-    """The rows of a table of captions, found by the picture's key.
-
-    Args:
-        keys: of the rows, (num_rows,) uint64; a picture's rows in the order of their index.
-    """
-
-    def __init__(self, keys: np.ndarray) -> None:
-        self._order = np.argsort(keys, kind="stable").astype(np.int32)
-        self._keys, starts = np.unique(keys[self._order], return_index=True)
-        self._starts = np.append(starts, len(keys)).astype(np.int32)
-
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For some pictures, where their captions start in the index and how many they have: (n,) int32 each; 0 and 0 where none."""
-        if not len(self._keys):
-            return np.zeros(len(keys), np.int32), np.zeros(len(keys), np.int32)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        found = self._keys[places] == keys
-        return self._starts[places] * found, (self._starts[places + 1] - self._starts[places]) * found
-
-    def rows(self, places: np.ndarray) -> np.ndarray:
-        """The table's rows at places of the index, as `find` counts them."""
-        return self._order[places]
-
-
 class CaptionTable(Protocol):
     """Captions in the form that a model reads; the empty caption is the row after the last."""
 
-    index: CaptionIndex
-    lengths: np.ndarray
-    """(num_rows + 1,) int64, in tokens."""
+    @property
+    def keys(self) -> np.ndarray:
+        """Of the rows' pictures, a picture's captions in the order of their index, read each time; (num_rows,) uint64."""
+        ...
+
+    @property
+    def empty(self) -> int:
+        """The row of the empty caption."""
+        ...
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Of some rows, in tokens."""
+        ...
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Some rows, cut and padded to `num_tokens`, and the mask of what is not padding, (n, num_tokens) bool."""
         ...
 
 
-class TokenTable:
-    """Token ids of every caption.
+class RaggedRows:
+    """Rows of tokens of different lengths, one after the other; 4 bytes a row as long as there are fewer than 4 · 10⁹ tokens."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        ends = np.cumsum(lengths, dtype=np.int64)
+        self.starts = np.concatenate([[0], ends]).astype(np.uint32 if ends[-1] < 2**32 else np.int64)
+
+    @property
+    def empty(self) -> int:
+        return len(self.starts) - 2
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        return (self.starts[rows + 1] - self.starts[rows]).astype(np.int64)
+
+    def _mask(self, rows: np.ndarray, num_tokens: int) -> np.ndarray:
+        return np.arange(num_tokens, dtype=np.int32) < self.lengths(rows).astype(np.int32)[:, None]
+
+
+class TokenTable(RaggedRows):
+    """Token ids of every caption, in a temporary file without a name.
 
     Args:
         tokens: the output `encode.tokens`.
     """
 
     def __init__(self, tokens: Output) -> None:
-        table = read_tables(tokens, "tokens")
+        self._tokens, self.pad_id = tokens, int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
-        column = table.column("token_ids")
-        chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
-        self.index = CaptionIndex(key_numbers(table.column("key")))
-        self.lengths = np.append(pc.list_value_length(column).to_numpy(), len(empty)).astype(np.int64)
-        self.pad_id = int(tokens.summary["pad_id"])
-        self._token_ids = np.concatenate([*chunks, empty]).astype(np.int32, copy=False)
-        self._ends = np.cumsum(self.lengths)
+        lengths = []
+        with TemporaryFile(prefix="hdm-tokens-") as file:
+            for number in range(num_shards(tokens, "tokens")):
+                column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
+                lengths.append(pc.list_value_length(column).to_numpy())
+                for chunk in column.chunks:
+                    file.write(chunk.flatten().to_numpy().data)
+            super().__init__(np.concatenate([*lengths, [len(empty)]]))
+            self._longest = int(np.diff(self.starts).max())
+            # Room for the longest run at every caption, also the last.
+            file.write(np.concatenate([empty, np.zeros(self._longest, np.int32)]).data)
+            file.flush()
+            # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte.
+            self._token_ids = np.asarray(np.memmap(file, np.int32, "r"))
+
+    @property
+    def keys(self) -> np.ndarray:
+        return key_numbers(read_tables(self._tokens, "tokens", ["key"]).column("key"))
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (n, num_tokens) int64, padded with `pad_id`, and their mask (n, num_tokens) bool."""
-        lengths = np.minimum(self.lengths[rows], num_tokens)
-        mask = np.arange(num_tokens) < lengths[:, None]
-        starts = self._ends[rows] - self.lengths[rows]
+        mask, taken = self._mask(rows, num_tokens), min(num_tokens, self._longest)
         token_ids = np.full(mask.shape, self.pad_id, np.int64)
-        token_ids[mask] = self._token_ids[(starts[:, None] + np.arange(num_tokens))[mask]]
+        # Runs of equal length, of which the next captions' tokens are left out then: quicker than to copy each caption's own.
+        runs = gather(self._token_ids.ctypes.data + 4 * self.starts[rows].astype(np.int64), 4 * taken).view(np.int32)
+        np.copyto(token_ids[:, :taken], runs, where=mask[:, :taken])
         return torch.from_numpy(token_ids), torch.from_numpy(mask)
 
 
-class TextTable:
+class TextTable(RaggedRows):
     """Text embeddings of every caption, read where they lie in the files.
 
     Args:
@@ -133,49 +148,49 @@ class TextTable:
     """
 
     def __init__(self, text: Output) -> None:
-        paths = [path for path in text.paths(".parquet") if path.name != EMPTY_TEXT]
-        self._files = [_TextFile(path) for path in [*paths, text.file(EMPTY_TEXT)]]
-        self._firsts = np.cumsum([0, *(len(file.lengths) for file in self._files)])
-        self.index = CaptionIndex(np.concatenate([np.zeros(0, np.uint64), *(file.keys for file in self._files[:-1])]))
-        self.lengths = np.concatenate([file.lengths for file in self._files])
-        self.width = self._files[-1].width
+        self._paths = [path for path in text.paths(".parquet") if path.name != EMPTY_TEXT]
+        files = [_TextFile(path) for path in [*self._paths, text.file(EMPTY_TEXT)]]
+        super().__init__(np.concatenate([file.lengths for file in files]))
+        self.width = files[-1].width
+        self._groups = RowGroups([file.column for file in files], np.concatenate([file.payload_bytes for file in files]))
+
+    @property
+    def keys(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.uint64), *map(_keys, self._paths)])
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text embeddings (n, num_tokens, width) float32, padded with zeros, and their mask (n, num_tokens) bool.
+        """Text embeddings (n, num_tokens, width) float16, padded with zeros, and their mask (n, num_tokens) bool.
 
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
         """
-        lengths = np.minimum(self.lengths[rows], num_tokens)
-        stored = np.zeros((len(rows), num_tokens, self.width * 2), np.uint8)
-        numbers = self._firsts.searchsorted(rows, side="right") - 1
-        for place, (number, row, length) in enumerate(zip(numbers, rows - self._firsts[numbers], lengths, strict=True)):
-            stored[place, :length] = self._files[number].row(int(row))[:length]
-        mask = np.arange(num_tokens) < lengths[:, None]
-        return torch.from_numpy(stored).view(torch.float16).float(), torch.from_numpy(mask)
+        mask, token_bytes = self._mask(rows, num_tokens), self.width * 2
+        stored = np.zeros((*mask.shape, token_bytes), np.uint8)
+        tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
+        stored[mask] = gather(tokens[mask], token_bytes)
+        return torch.from_numpy(stored).view(torch.float16), torch.from_numpy(mask)
+
+    def _addresses(self, rows: np.ndarray) -> np.ndarray:
+        """Where each row's first token lies: in PLAIN pages of binary, 4 bytes of length stand before each value."""
+        groups = self._groups.find(rows)
+        firsts = self._groups.firsts[groups]
+        tokens_before = self.starts[rows].astype(np.int64) - self.starts[firsts]
+        return self._groups.addresses(groups) + tokens_before * (2 * self.width) + 4 * (rows - firsts + 1)
 
 
 class _TextFile:
     def __init__(self, path: Path) -> None:
-        self.path = path
         with damage_named(path), open_file(path, TEXT) as file:
             self.width = int(read_metadata(file)["width"])
-            table = file.read(columns=["key", "length"])
-            self.keys = key_numbers(table.column("key")) if path.name != EMPTY_TEXT else np.zeros(0, np.uint64)
-            self.lengths = table.column("length").to_numpy().astype(np.int64)
-            self._pages = PagedColumn(file, path, "embedding")
-        # Where each value ends in its row group's payload: 4 bytes of length before each.
-        firsts = self._pages.firsts
-        sizes = self.lengths * (2 * self.width) + 4
-        before = np.concatenate([[0], np.cumsum(sizes)])
-        self._ends = before[1:] - np.repeat(before[firsts[:-1]], np.diff(firsts))
-        self._firsts = firsts.tolist()
+            self.lengths = file.read(columns=["length"]).column("length").to_numpy().astype(np.int64)
+            self.column = PagedColumn(file, path, "embedding")
+        before = np.concatenate([[0], np.cumsum(self.lengths * (2 * self.width) + 4, dtype=np.int64)])
+        self.payload_bytes = np.diff(before[self.column.firsts])
 
-    def row(self, row: int) -> np.ndarray:
-        """One text embedding as bytes where it lies in the file: (length, width · 2) uint8, read-only."""
-        payload = self._pages.payload(bisect_right(self._firsts, row) - 1)
-        end, row_bytes = self._ends[row], self.width * 2
-        return payload[end - self.lengths[row] * row_bytes : end].reshape(-1, row_bytes)
+
+def _keys(path: Path) -> np.ndarray:
+    with damage_named(path), open_file(path, TEXT) as file:
+        return key_numbers(file.read(columns=["key"]).column("key"))
 
 
 def text_metadata(width: int, weights: Mapping[str, str]) -> dict[str, Any]:

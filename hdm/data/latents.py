@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,7 +129,8 @@ class LatentFile:
 
     Attributes:
         form: what it holds.
-        keys: of its rows, as numbers; (num_rows,) uint64.
+        column: its latents, as they lie in the file.
+        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,) int64.
 
     Raises:
         DamagedError: it is not what was written.
@@ -142,37 +142,48 @@ class LatentFile:
             self.form = LatentFormat(**read_metadata(file))
             if file.schema_arrow.field("latent").type.byte_width != self.form.row_bytes:
                 raise ValueError("its latents have another size than its footer says")
-            self.keys = key_numbers(file.read(columns=["key"]).column("key"))
-            self._pages = PagedColumn(file, path, "latent")
-        self._firsts = self._pages.firsts.tolist()
-        self._groups: list[np.ndarray | None] = [None] * (len(self._firsts) - 1)
+            self.column, self._keys = PagedColumn(file, path, "latent"), PagedColumn(file, path, "key")
+        self.firsts = self.column.firsts
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return int(self.firsts[-1])
 
-    def row(self, row: int) -> np.ndarray:
-        """The raw latent of a row as bytes where they lie in the file: (C, h, w · itemsize) uint8, read-only.
+    @property
+    def keys(self) -> np.ndarray:
+        """Of its rows, as numbers, read and checked each time it is asked for: (num_rows,) uint64."""
+        with damage_named(self.path):
+            return key_numbers(self.table(["key"]).column("key"))
+
+    def key(self, row: int) -> str:
+        """The key of a row, from where it lies in the file: 16 bytes after 4 of length."""
+        group = self._group(row)
+        place = 20 * (row - int(self.firsts[group]))
+        return self._keys.payload(group)[place + 4 : place + 20].tobytes().decode()
+
+    def group(self, group: int) -> np.ndarray:
+        """The raw latents of a row group as bytes where they lie in the file: (n, C, h, w · itemsize) uint8, read-only.
 
         Raises:
-            DamagedError: its row group, touched for the first time, is not what was written.
+            DamagedError: the row group, touched for the first time, is not what was written.
         """
-        group = bisect_right(self._firsts, row) - 1
-        rows = self._groups[group]
-        if rows is None:
-            rows = self._groups[group] = self._shaped(group)
-        return rows[row - self._firsts[group]]
-
-    def _shaped(self, group: int) -> np.ndarray:
         form = self.form
-        return self._pages.payload(group).reshape(-1, form.channels, form.height, form.width * DTYPES[form.dtype].itemsize)
+        return self.column.payload(group).reshape(-1, form.channels, form.height, form.width * DTYPES[form.dtype].itemsize)
+
+    def groups(self) -> Iterator[np.ndarray]:
+        """Every row group, in order, as `group` gives it."""
+        return map(self.group, range(len(self.firsts) - 1))
 
     def latents(self, rows: Sequence[int]) -> torch.Tensor:
         """Raw latents of some rows, copied: (n, C, h, w) in the shard's dtype."""
         form = self.form
         latents = torch.empty((len(rows), form.channels, form.height, form.width), dtype=DTYPES[form.dtype])
         for into, row in zip(latents.view(torch.uint8).numpy(), rows, strict=True):
-            into[:] = self.row(row)
+            group = self._group(row)
+            into[:] = self.group(group)[row - int(self.firsts[group])]
         return latents
+
+    def _group(self, row: int) -> int:
+        return int(self.firsts.searchsorted(row, side="right")) - 1
 
     def table(self, columns: Sequence[str] = ("key", "image_width", "image_height")) -> pa.Table:
         """Other columns, read and checked by pyarrow."""

@@ -7,19 +7,23 @@ of a caption and its dropout are computed from the seed and the position (`hdm.d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers, key_text
-from hdm.data.latents import DTYPES, LatentFile, open_latents
+from hdm.data.batch import Batch
+from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers
+from hdm.data.gather import RowGroups, gather
+from hdm.data.index import build_index
+from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.order import permuted, uniform
-from hdm.data.tables import read_tables
+from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.errors import ConfigError, InputError
 from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
@@ -31,56 +35,47 @@ LENGTH_STEP = 8
 _CROP, _CAPTION, _DROPOUT = range(3)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One process's share of a global batch.
+BLOCK = 1 << 15
+"""Places of an epoch that are drawn at once: the draws are some thousand calls of numpy, which cost as much for few as for thousands."""
+KEPT_BLOCKS = 4
 
-    Args:
-        keys: of the pictures, b of them.
-        latent: (b, C, S, S) float32, normalised.
-        positions: (b, N, 2) float32, (y, x) of each token on the patch grid, as the crop has them in the whole picture.
-        log_aspect: (b,) float32, ln(width / height) of the whole picture as encoded.
-        text_mask: (b, T) bool, True where there is text.
-        token_ids: (b, T) int64, where the text encoder runs in training; else None.
-        text: (b, T, D) float32, where text embeddings are cached; else None.
-    """
 
-    keys: tuple[str, ...]
-    latent: Tensor
-    positions: Tensor
-    log_aspect: Tensor
-    text_mask: Tensor
-    token_ids: Tensor | None = None
-    text: Tensor | None = None
+class _Cut(IntEnum):
+    """What of a crop lies in one piece."""
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def part(self, start: int, stop: int) -> Batch:
-        """Some of its samples, as a micro-batch."""
-        parts: dict[str, Any] = {name: value[start:stop] for name, value in self._values().items() if value is not None}
-        return replace(self, **parts)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in self._values().items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
-
-    def _values(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    WHOLE, PLANES, LINES = range(3)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What the samples of a global batch are, each (batch_size,)."""
+    """What some samples are, each (n,).
+
+    Args:
+        rows: of the latents, all files laid end to end.
+        groups: their row groups.
+        crops: number of the crop's shape and place, as `_crop_number` has it.
+        cuts: a `_Cut` each.
+        offsets: from the payload's first byte to the crop's.
+        captions: rows of the captions' table.
+        lengths: of the captions, in tokens.
+    """
 
     rows: np.ndarray
-    tops: np.ndarray
-    lefts: np.ndarray
+    groups: np.ndarray
+    crops: np.ndarray
+    cuts: np.ndarray
+    offsets: np.ndarray
     captions: np.ndarray
+    lengths: np.ndarray
 
     def part(self, start: int, stop: int) -> _Drawn:
         return _Drawn(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+
+    @staticmethod
+    def join(parts: Sequence[_Drawn]) -> _Drawn:
+        if len(parts) == 1:
+            return parts[0]
+        return _Drawn(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Drawn)))
 
 
 class Loader:
@@ -134,18 +129,23 @@ class Loader:
         self._files = open_latents(latents)
         if not self._files:
             raise InputError("there are no latents", where=latents.path, do="run from the stage encode")
-        self._normalize = _Normalizer(self._files)
+        self._form = _common_form(self._files)
+        self.shift, self.scale = (torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
         self.side = self._side()
         self._captions: CaptionTable = TextTable(text) if text else TokenTable(tokens)
-        self._file, self._row, self._keys = _rows_of_split(self._files, filter, split)
-        self._first_caption, self._num_captions = self._captions.index.find(self._keys)
-        self._heights = np.array([file.form.height for file in self._files])
-        self._widths = np.array([file.form.width for file in self._files])
+        self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
+        row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
+        self._groups = RowGroups([file.column for file in self._files], row_bytes)
+        self._heights, self._widths = (
+            np.array([getattr(file.form, name) for file in self._files], np.int64)[self._groups.files] for name in ("height", "width")
+        )
+        self._log_aspects = np.log(self._widths / self._heights).astype(np.float32)
         self._positions = lru_cache(maxsize=4096)(self._crop_positions)
+        self._block = lru_cache(maxsize=KEPT_BLOCKS)(self._draw_block)
 
     def __len__(self) -> int:
         """Pictures in the split."""
-        return len(self._keys)
+        return len(self._index)
 
     def batch(self, num_images_seen: int) -> Batch:
         """This process's share of the global batch that begins after `num_images_seen` images.
@@ -158,24 +158,29 @@ class Loader:
         """
         if not len(self):
             raise InputError(f"the split {self.split} has no picture", do="lower the filter's thresholds, or raise the split's share")
-        whole = self._draw(np.arange(num_images_seen, num_images_seen + self.batch_size))
+        whole = self._draw(num_images_seen, num_images_seen + self.batch_size)
         # Padded to the longest of the global batch, so that a sample's text does not depend on its neighbours in the process.
-        num_tokens = self._padded_length(whole.captions)
+        num_tokens = self._padded_length(whole.lengths)
         mine = whole.part(*(self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1)))
         text, text_mask = self._captions.read(mine.captions, num_tokens)
         cached = text.is_floating_point()
+        crops, crop = _distinct(mine.crops)
         return Batch(
-            keys=tuple(key_text(key) for key in self._keys[mine.rows]),
-            latent=self._latent(mine),
-            positions=self._stacked_positions(mine),
-            log_aspect=torch.from_numpy(self._log_aspect(mine)),
+            rows=mine.rows,
+            key_of_row=self._key,
+            raw=self._raw(mine),
+            shift=self.shift,
+            scale=self.scale,
+            crops=torch.from_numpy(np.stack([self._positions(number) for number in crops.tolist()])),
+            crop=torch.from_numpy(crop),
+            log_aspect=torch.from_numpy(self._log_aspects[mine.groups]),
             text_mask=text_mask,
             token_ids=None if cached else text,
-            text=text if cached else None,
+            raw_text=text if cached else None,
         )
 
     def _side(self) -> int:
-        side = min(self._files[0].form.height, self._files[0].form.width)
+        side = min(self._form.height, self._form.width)
         if side % self.patch_size:
             raise ConfigError(
                 f"latents of {side} × {side} are no whole number of patches of {self.patch_size}",
@@ -184,87 +189,121 @@ class Loader:
             )
         return side
 
-    def _draw(self, positions: np.ndarray) -> _Drawn:
-        rows = self._order(positions)
-        file = self._file[rows]
-        place = uniform(positions, self.seed, _CROP) if self.crop == "shifted" else None
-        num_captions = self._num_captions[rows]
-        choice = np.floor(uniform(positions, self.seed, _CAPTION) * num_captions).astype(np.int64)
-        dropped = uniform(positions, self.seed, _DROPOUT) < self.caption_dropout
-        captions = np.full(len(rows), len(self._captions.lengths) - 1)  # the empty caption
-        given = (num_captions > 0) & ~dropped
-        captions[given] = self._captions.index.rows((self._first_caption[rows] + choice)[given])
-        return _Drawn(rows, self._offsets(self._heights[file], place), self._offsets(self._widths[file], place), captions)
+    def _key(self, row: int) -> str:
+        file = int(self._groups.files[self._groups.find(np.array(row))])
+        return self._files[file].key(row - sum(map(len, self._files[:file])))
 
-    def _order(self, positions: np.ndarray) -> np.ndarray:
-        """The split's row at each position: every epoch is a permutation of its own."""
-        epochs, places = np.divmod(positions, len(self))
-        rows = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            rows[inside] = permuted(places[inside], len(self), self.seed, int(epoch))
-        return rows
+    def _draw(self, start: int, stop: int) -> _Drawn:
+        """The samples at positions of the training clock: every epoch is a permutation of its own, drawn block by block."""
+        parts = []
+        while start < stop:
+            epoch, place = divmod(start, len(self))
+            number, inside = divmod(place, BLOCK)
+            part = self._block(epoch, number).part(inside, inside + stop - start)
+            parts.append(part)
+            start += len(part.rows)
+        return _Drawn.join(parts)
+
+    def _draw_block(self, epoch: int, number: int) -> _Drawn:
+        places = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
+        pictures, positions = permuted(places, len(self), self.seed, epoch), epoch * len(self) + places
+        rows = self._index.rows[pictures].astype(np.int64)
+        groups = self._groups.find(rows)
+        heights, widths = self._heights[groups], self._widths[groups]
+        place = uniform(positions, self.seed, _CROP) if self.crop == "shifted" else None
+        tops, lefts = self._offsets(heights, place), self._offsets(widths, place)
+        captions = self._draw_captions(pictures, positions)
+        channels, item = self._form.channels, DTYPES[self._form.dtype].itemsize
+        return _Drawn(
+            rows,
+            groups,
+            np.ravel_multi_index((heights, widths, tops, lefts), self._extent),
+            np.where(widths > self.side, _Cut.LINES, np.where(heights > self.side, _Cut.PLANES, _Cut.WHOLE)),
+            item * ((rows - self._groups.firsts[groups]) * channels * heights * widths + tops * widths + lefts),
+            captions,
+            self._captions.lengths(captions),
+        )
+
+    def _draw_captions(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        starts = self._index.caption_starts[pictures].astype(np.int64)
+        counts = self._index.caption_starts[pictures + 1] - starts
+        chosen = starts + np.floor(uniform(positions, self.seed, _CAPTION) * counts).astype(np.int64)
+        dropped = uniform(positions, self.seed, _DROPOUT) < self.caption_dropout
+        given = (counts > 0) & ~dropped
+        captions = np.full(len(pictures), self._captions.empty)
+        captions[given] = self._index.captions[chosen[given]]
+        return captions
 
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
         """Where crops begin along one axis, in latent pixels, a multiple of the patch."""
         spare = (lengths - self.side) // self.patch_size
         return self.patch_size * (spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64))
 
-    def _padded_length(self, captions: np.ndarray) -> int:
-        longest = int(self._captions.lengths[captions].max())
+    def _padded_length(self, lengths: np.ndarray) -> int:
+        longest = int(lengths.max())
         return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)
 
-    def _latent(self, drawn: _Drawn) -> Tensor:
-        form, side = self._files[0].form, self.side
-        size = DTYPES[form.dtype].itemsize
-        raw = torch.empty((len(drawn.rows), form.channels, side, side), dtype=DTYPES[form.dtype])
-        places = zip(
-            self._file[drawn.rows].tolist(), self._row[drawn.rows].tolist(), drawn.tops.tolist(), drawn.lefts.tolist(), strict=True
-        )
-        for into, (file, row, top, left) in zip(raw.view(torch.uint8).numpy(), places, strict=True):
-            into[:] = self._files[file].row(row)[:, top : top + side, left * size : (left + side) * size]
-        return self._normalize(raw)
+    def _raw(self, drawn: _Drawn) -> Tensor:
+        form, side = self._form, self.side
+        begin = self._groups.addresses(drawn.groups) + drawn.offsets
+        cuts, cut = _distinct(drawn.cuts)
+        if len(cuts) == 1:
+            raw = self._cut(cuts[0], begin, drawn.groups)
+        else:
+            raw = np.empty((len(begin), form.channels * side * side * DTYPES[form.dtype].itemsize), np.uint8)
+            for number, kind in enumerate(cuts):
+                inside = np.flatnonzero(cut == number)
+                raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
+        return torch.from_numpy(raw).view(DTYPES[form.dtype]).view(-1, form.channels, side, side)
 
-    def _stacked_positions(self, drawn: _Drawn) -> Tensor:
-        file = self._file[drawn.rows]
-        places = zip(self._heights[file].tolist(), self._widths[file].tolist(), drawn.tops.tolist(), drawn.lefts.tolist(), strict=True)
-        return torch.from_numpy(np.stack([self._positions(*place) for place in places]))
+    def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as they lie in the files."""
+        channels, side, item = self._form.channels, self.side, DTYPES[self._form.dtype].itemsize
+        if kind == _Cut.WHOLE:
+            return gather(begin, channels * side * side * item)
+        line_bytes = self._widths[groups] * item
+        planes = begin[:, None] + np.arange(channels) * (self._heights[groups] * line_bytes)[:, None]
+        if kind == _Cut.PLANES:
+            pieces = gather(planes, side * side * item)
+        else:
+            pieces = gather(planes[:, :, None] + np.arange(side) * line_bytes[:, None, None], side * item)
+        return pieces.reshape(len(begin), -1)
 
-    def _crop_positions(self, height: int, width: int, top: int, left: int) -> np.ndarray:
+    @cached_property
+    def _extent(self) -> tuple[int, int, int, int]:
+        """Ranges of a crop's height and width of the whole, top and left, by which crops are numbered."""
+        height, width = int(self._heights.max(initial=0)) + 1, int(self._widths.max(initial=0)) + 1
+        return height, width, height, width
+
+    def _crop_positions(self, number: int) -> np.ndarray:
         """(N, 2) float32 of one crop; kept, since a data set has few of them."""
+        height, width, top, left = (int(value) for value in np.unravel_index(number, self._extent))
         latent_grid = crop_map(height, width, top, left, self.side, kind=self.positions_kind)
         return to_patch_grid(latent_grid, self.side, self.side, self.patch_size).numpy()
 
-    def _log_aspect(self, drawn: _Drawn) -> np.ndarray:
-        file = self._file[drawn.rows]
-        return np.log(self._widths[file] / self._heights[file]).astype(np.float32)
+
+def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values, and which of them each one is; without sorting where there is one, as in a data set of squares."""
+    if len(values) and (values == values[0]).all():
+        return values[:1], np.zeros(len(values), np.int64)
+    return np.unique(values, return_inverse=True)
 
 
-class _Normalizer:
-    """Raw latent to latent, with the statistics that the shards' footers give."""
-
-    def __init__(self, files: Sequence[LatentFile]) -> None:
-        forms = [file.form for file in files]
-        for file, form in zip(files, forms, strict=True):
-            if (form.autoencoder, form.dtype, form.channels) != (forms[0].autoencoder, forms[0].dtype, forms[0].channels):
-                raise InputError("latents of different autoencoders cannot be mixed", where=file.path, do="encode all with the same one")
-        self.shift = torch.tensor(forms[0].autoencoder["shift"]).view(-1, 1, 1)
-        self.scale = torch.tensor(forms[0].autoencoder["scale"]).view(-1, 1, 1)
-
-    def __call__(self, raw: Tensor) -> Tensor:
-        return (raw.float() - self.shift) * self.scale
+def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
+    forms = [file.form for file in files]
+    for file, form in zip(files, forms, strict=True):
+        if (form.autoencoder, form.dtype, form.channels) != (forms[0].autoencoder, forms[0].dtype, forms[0].channels):
+            raise InputError("latents of different autoencoders cannot be mixed", where=file.path, do="encode all with the same one")
+    return forms[0]
 
 
-def _rows_of_split(files: Sequence[LatentFile], filter: Output, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """File, row in it, and key of every picture of the split, in order of key: so the order is the same however shards are cut."""
-    scores = read_tables(filter, "scores", ["key", "split"])
-    wanted = np.sort(key_numbers(scores.filter(pc.equal(scores.column("split"), split)).column("key")))
-    keys = np.concatenate([file.keys for file in files])
-    file = np.repeat(np.arange(len(files), dtype=np.int32), [len(file) for file in files])
-    row = np.concatenate([np.arange(len(file), dtype=np.int32) for file in files])
-    inside = np.flatnonzero(np.isin(keys, wanted))
-    inside = inside[np.argsort(keys[inside], kind="stable")]
-    return file[inside], row[inside], keys[inside]
+def _split_keys(filter: Output, split: str) -> np.ndarray:
+    """Keys of the pictures of a split, a table at a time."""
+    keys = [np.zeros(0, np.uint64)]
+    for number in range(num_shards(filter, "scores")):
+        scores = read_table(filter.file(shard_name("scores", number)), ["key", "split"])
+        keys.append(key_numbers(scores.filter(pc.equal(scores.column("split"), split)).column("key")))
+    return np.concatenate(keys)
 
 
 def _check_belong_together(latents: Output, tokens: Output, captions: Output, filter: Output, text: Output | None) -> None:

@@ -16,10 +16,19 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 def mix(values: np.ndarray) -> np.ndarray:
     """A bijection of 64-bit numbers in which every output bit depends on every input bit: (…) uint64 → (…) uint64."""
-    mixed = values + np.uint64(_GOLDEN)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed = values.copy()
+    _mix_in_place(mixed, np.empty_like(mixed))
+    return mixed
+
+
+def _mix_in_place(mixed: np.ndarray, shifted: np.ndarray) -> None:
+    # In place, with `shifted` as scratch: allocating and filling new arrays takes longer than the arithmetic.
+    mixed += np.uint64(_GOLDEN)
+    mixed ^= np.right_shift(mixed, np.uint64(30), out=shifted)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
 
 
 def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
@@ -53,20 +62,26 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
     """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     keys = [_key(seed, epoch, number) for number in range(ROUNDS)]
-    found = places.astype(np.uint64)
-    outside = np.arange(len(found))
+    found = _feistel(places.astype(np.uint64), half, keys)
+    outside = np.flatnonzero(found >= count)
     while len(outside):
-        found[outside] = _feistel(found[outside], half, keys)
-        outside = outside[found[outside] >= count]
+        walked = _feistel(found[outside], half, keys)
+        found[outside] = walked
+        outside = outside[walked >= count]
     return found.astype(np.int64)
 
 
 def _feistel(values: np.ndarray, half: int, keys: list[np.ndarray]) -> np.ndarray:
-    mask = np.uint64((1 << half) - 1)
-    left, right = values >> np.uint64(half), values & mask
+    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> shift, values & mask
+    mixed, scratch = np.empty_like(values), np.empty_like(values)
     for key in keys:
-        left, right = right, left ^ (mix(right ^ key) & mask)
-    return left << np.uint64(half) | right
+        _mix_in_place(np.bitwise_xor(right, key, out=mixed), scratch)
+        left ^= np.bitwise_and(mixed, mask, out=mixed)
+        left, right = right, left
+    left <<= shift
+    left |= right
+    return left
 
 
 @lru_cache(maxsize=1024)

@@ -175,7 +175,7 @@ class PagedColumn:
         if len(values) != self.firsts[group + 1] - self.firsts[group] or values.null_count:
             raise ValueError(f"row group {group} of column {self.column} lacks values")
         prefixed = not pa.types.is_fixed_size_binary(values.type)
-        parts = (value.as_py() for value in values)
+        parts = (value.as_py() for value in (values.cast(pa.binary()) if prefixed else values))
         return np.frombuffer(b"".join(len(part).to_bytes(4, "little") + part if prefixed else part for part in parts), np.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hdm.data.loader import Batch
+from hdm.data.batch import Batch
 from hdm.diffusion.guidance import Text
 from hdm.models.text_encoder import TextEncoder, Tokenizer, load_text_encoder, load_tokenizer
 

@@ -101,7 +101,7 @@ def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
         InputError: they do not fit each other; both sides are named.
     """
     batch, model = loader.batch(0), job.settings.train.model
-    channels = batch.latent.shape[1]
+    channels = batch.raw.shape[1]
     if channels != model.channels:
         raise InputError(
             f"the latents have {channels} channels, the model {model.channels}",

@@ -7,14 +7,15 @@ they do not depend on how many there are, and no generator's state has to be sav
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hdm.data.loader import Batch, Loader
+from hdm.data.batch import Batch
+from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
 
@@ -45,8 +46,14 @@ class Example:
 
     def to(self, device: torch.device) -> Example:
         """The same on a device."""
-        kept = None if self.kept is None else self.kept.to(device)
-        return Example(self.batch.to(device), self.noise.to(device), self.timestep.to(device), kept)
+        return self._with(self.batch.to(device), lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> Example:
+        """The same in memory from which an accelerator copies by itself; needs CUDA."""
+        return self._with(self.batch.pinned(), Tensor.pin_memory)
+
+    def _with(self, batch: Batch, move: Callable[[Tensor], Tensor]) -> Example:
+        return Example(batch, move(self.noise), move(self.timestep), None if self.kept is None else move(self.kept))
 
 
 def generator(seed: int, purpose: int, position: int) -> torch.Generator:
@@ -70,13 +77,20 @@ class Feed:
         timestep_shift: of the noise schedule; 1: none.
         tread_rates: share of the image tokens that skip the route, over the phase (`tread.rate_at`).
         num_images: of the phase.
+        pin: keep examples in pinned memory; needs CUDA.
     """
 
     def __init__(
-        self, loader: Loader, seed: int, timestep_shift: float, tread_rates: Sequence[tuple[float, float]], num_images: int
+        self,
+        loader: Loader,
+        seed: int,
+        timestep_shift: float,
+        tread_rates: Sequence[tuple[float, float]],
+        num_images: int,
+        pin: bool = False,
     ) -> None:
         self.loader, self.seed, self.timestep_shift = loader, seed, timestep_shift
-        self.tread_rates, self.num_images = tread_rates, num_images
+        self.tread_rates, self.num_images, self.pin = tread_rates, num_images, pin
         self.waited_sec = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: dict[int, Future[Example]] = {}
@@ -96,11 +110,12 @@ class Feed:
         batch = self.loader.batch(num_images_seen)
         size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
         timestep = draw_timesteps(size, drawn, self.timestep_shift)
-        noise = torch.randn((size, *batch.latent.shape[1:]), generator=drawn)
-        kept = draw_kept(size, batch.positions.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
+        noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
+        kept = draw_kept(size, batch.crops.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
         # As the loader shares: contiguous, in order of rank.
         start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
-        return Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])
+        example = Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])
+        return example.pinned() if self.pin else example
 
     def close(self) -> None:
         """End the thread; what it is making is dropped."""

@@ -120,7 +120,8 @@ class Trainer:
         self.conditioning = assembly.make_conditioning(job, self.device)
         loader = assembly.training_loader(job, self.rank, self.world_size)
         assembly.check_fit(job, loader, self.conditioning)
-        self.feed = Feed(loader, self.settings.seed, self.phase.timestep_shift, self.phase.tread_rates, self.num_images)
+        phase, pin = self.phase, self.device.type == "cuda"
+        self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
         self._resume()
         self.forward = assembly.prepared(job, self.model, self.accelerator)

@@ -46,7 +46,7 @@ def test_what_is_written_comes_back(tmp_path: Path, dtype: str, count: int) -> N
     latents = write(tmp_path / "a.parquet", count, form)
     file = LatentFile(tmp_path / "a.parquet")
     assert file.form == form
-    assert [key_text(key) for key in file.keys] == KEYS[:count]
+    assert [key_text(key) for key in file.keys] == [file.key(row) for row in range(count)] == KEYS[:count]
     rows = list(range(count))[::-1]
     assert torch.equal(file.latents(rows), latents[rows].to(getattr(torch, dtype)))
     assert file.table().column("image_width").to_pylist() == [100 + row for row in range(count)]
@@ -56,10 +56,10 @@ def test_rows_are_views_of_the_file_which_is_not_kept_open(tmp_path: Path) -> No
     write(tmp_path / "a.parquet", 20, latent_format())
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     files = [LatentFile(tmp_path / "a.parquet") for _ in range(20)]
-    rows = [file.row(13) for file in files]
+    groups = [file.group(5) for file in files]
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
-    assert not any(row.flags.writeable or row.flags.owndata for row in rows)
-    assert np.shares_memory(files[0].row(13), files[0].row(13))
+    assert not any(group.flags.writeable or group.flags.owndata for group in groups)
+    assert np.shares_memory(files[0].group(5), files[0].group(5))
 
 
 def test_row_groups_are_eight_or_more_and_one_page_each(tmp_path: Path) -> None:

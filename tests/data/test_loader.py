@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hdm.data.batch import Batch
 from hdm.data.captions import EMPTY_TEXT, TEXT, captions_by_key, text_metadata
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
-from hdm.data.loader import Batch, Loader
+from hdm.data.loader import Loader
 from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
 from hdm.errors import ConfigError, DamagedError, InputError
@@ -154,16 +156,21 @@ def positions_of(world: World, key: str, top: int, left: int) -> torch.Tensor:
     return to_patch_grid(cut.reshape(-1, 2), SIDE, SIDE, PATCH)
 
 
-def global_batch(parts: list[Batch]) -> Batch:
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("latent", "positions", "log_aspect", "text_mask")}
-    token_ids = torch.cat([part.token_ids for part in parts if part.token_ids is not None])
-    return Batch(tuple(key for part in parts for key in part.keys), **joined, token_ids=token_ids)
+COMPARED = ("latent", "positions", "log_aspect", "text_mask", "token_ids")
 
 
-def assert_same(first: Batch, second: Batch) -> None:
-    assert first.keys == second.keys
-    for name in ("latent", "positions", "log_aspect", "text_mask", "token_ids"):
-        assert torch.equal(getattr(first, name), getattr(second, name)), name
+def joined(parts: list[Batch]) -> dict[str, object]:
+    """What some batches hold, one after the other."""
+    return {"keys": [key for part in parts for key in part.keys]} | {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in COMPARED
+    }
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    found, expected = joined(first), joined(second)
+    assert found["keys"] == expected["keys"]
+    for name in COMPARED:
+        assert torch.equal(found[name], expected[name]), name
 
 
 @pytest.mark.parametrize("crop", ["shifted", "centre"])
@@ -211,19 +218,19 @@ def test_ranks_share_one_global_batch(world: World, num_images_seen: int) -> Non
     whole = world.loader(caption_dropout=0.3).batch(num_images_seen)
     for world_size in (2, 4, 5):
         parts = [world.loader(caption_dropout=0.3, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)]
-        assert_same(global_batch(parts), whole)
+        assert_same(parts, [whole])
 
 
 def test_going_on_anywhere_gives_the_same_batches(world: World) -> None:
     undisturbed = world.loader(caption_dropout=0.3)
     batches = [undisturbed.batch(12 * step) for step in range(12)]
     for step in (0, 4, 11):
-        assert_same(world.loader(caption_dropout=0.3).batch(12 * step), batches[step])
+        assert_same([world.loader(caption_dropout=0.3).batch(12 * step)], [batches[step]])
     # Another batch size shows the same samples in the same order, but for the padding.
     parts = [world.loader(caption_dropout=0.3, batch_size=4).batch(place) for place in range(0, 12, 4)]
     assert tuple(key for part in parts for key in part.keys) == batches[0].keys
     assert torch.equal(torch.cat([part.latent for part in parts]), batches[0].latent)
-    assert_same(batches[0].part(4, 8), global_batch([batches[0].part(4, 6), batches[0].part(6, 8)]))
+    assert_same([batches[0].part(4, 8)], [batches[0].part(4, 6), batches[0].part(6, 8)])
 
 
 def test_the_order_depends_on_the_seed_and_not_on_how_shards_are_cut(world: World, tmp_path: Path) -> None:
@@ -232,7 +239,7 @@ def test_the_order_depends_on_the_seed_and_not_on_how_shards_are_cut(world: Worl
     backwards = World(dict(reversed(world.latents.items())), world.split, world.token_ids, dict(world.outputs))
     _write_latents(backwards, Store(tmp_path), "float16")
     recut.outputs = backwards.outputs
-    assert_same(recut.loader().batch(24), world.loader().batch(24))
+    assert_same([recut.loader().batch(24)], [world.loader().batch(24)])
 
 
 def words(batch: Batch, number: int) -> list[int]:
@@ -319,3 +326,36 @@ def test_captions_by_key(world: World) -> None:
     keys = list(world.latents)[:6]
     found = captions_by_key(world.outputs["caption"], keys)
     assert found == {key: [" ".join(map(str, ids)) for ids in world.token_ids[key]] for key in keys}
+
+
+def test_a_batch_holds_what_was_stored_and_each_crops_positions_once(world: World) -> None:
+    batch = world.loader(batch_size=40).batch(0)
+    assert batch.raw.dtype == torch.float16
+    assert len(batch.crops) == len({tuple(map(tuple, positions.tolist())) for positions in batch.crops}) < 40
+    part = batch.part(10, 17)
+    assert part.keys == batch.keys[10:17]
+    assert torch.equal(part.latent, batch.latent[10:17])
+    assert torch.equal(part.positions, batch.positions[10:17])
+    assert torch.equal(batch.to("cpu").latent, batch.latent)
+    assert batch.latent is batch.latent  # computed once
+
+
+def test_an_epoch_of_several_blocks_is_the_same_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [world.loader(caption_dropout=0.3).batch(12 * step) for step in range(20)]
+    monkeypatch.setattr("hdm.data.loader.BLOCK", 7)
+    loader = world.loader(caption_dropout=0.3)
+    for step, expected in enumerate(whole):
+        assert_same([loader.batch(12 * step)], [expected])
+
+
+def test_nothing_of_a_loader_stays_behind(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gc.collect()
+    shared, files = set(Path("/dev/shm").iterdir()), len(list(Path("/proc/self/fd").iterdir()))
+    loader = world.loader()
+    loader.batch(0)
+    assert not list(tmp_path.iterdir())
+    assert set(Path("/dev/shm").iterdir()) == shared
+    del loader
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files

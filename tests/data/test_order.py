@@ -21,6 +21,37 @@ def test_a_place_does_not_depend_on_what_is_asked_with_it() -> None:
     assert np.array_equal(permuted(some, 1000, 1, 2), whole[some])
 
 
+def test_the_order_is_the_one_that_is_written_down() -> None:
+    # The same network on Python's integers: a later version that shuffled otherwise would resume an old run elsewhere.
+    def mixed(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+        value = ((value ^ value >> 27) * 0x94D049BB133111EB) % 2**64
+        return value ^ value >> 31
+
+    def key(*parts: int) -> int:
+        found = 0
+        for part in parts:
+            found = mixed(found ^ part)
+        return found
+
+    def walked(value: int, count: int, half: int, keys: list[int]) -> int:
+        while True:
+            left, right = value >> half, value % 2**half
+            for number in keys:
+                left, right = right, left ^ mixed(right ^ number) % 2**half
+            value = left << half | right
+            if value < count:
+                return value
+
+    for count, half in [(1, 1), (20, 3), (1000, 5), (5000, 7)]:
+        keys = [key(9, 4, number) for number in range(8)]
+        expected = [walked(place, count, half, keys) for place in range(count)]
+        assert permuted(np.arange(count), count, seed=9, epoch=4).tolist() == expected
+    drawn = [(mixed(mixed(position) ^ key(9, 2)) >> 11) * 2.0**-53 for position in range(100)]
+    assert uniform(np.arange(100), 9, 2).tolist() == drawn
+
+
 def test_ten_million_places_cost_no_table() -> None:
     found = permuted(np.arange(64), 10**7, 0, 0)
     assert len(set(found.tolist())) == 64

@@ -1,0 +1,107 @@
+"""Copies of many runs of bytes at once, from wherever they lie in the memory maps of many files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from hdm.data.pages import PagedColumn
+from hdm.errors import DamagedError
+
+PAGE_BYTES = 4096
+
+
+class _Memory:
+    """Memory as numpy is told of it: at each byte, the run that begins there."""
+
+    def __init__(self, address: int, count: int, run_bytes: int) -> None:
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "data": (address, True),
+            "shape": (count,),
+            "typestr": f"|V{run_bytes}",
+            "strides": (1,),
+        }
+
+
+@lru_cache(maxsize=64)
+def _pages(run_bytes: int) -> np.ndarray:
+    """Offsets that lie in all the pages of a run, wherever it begins."""
+    return np.append(np.arange(0, run_bytes, PAGE_BYTES), run_bytes - 1)
+
+
+def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
+    """Copy runs of equal length, one after the other.
+
+    One fancy index over the address space instead of a Python call a row: rows of many shards, and the pieces of a crop, lie nowhere
+    in one array, and a call costs more than the copy of a small latent. numpy keeps the index inside the lowest and the highest address;
+    that every run is there to be read, and stays so, is the caller's to see to.
+
+    Args:
+        addresses: where the runs begin, (…) int64.
+        run_bytes: of each.
+
+    Returns:
+        (…, run_bytes) uint8.
+    """
+    if not addresses.size or not run_bytes:
+        return np.empty((*addresses.shape, run_bytes), np.uint8)
+    lowest = int(addresses.min())
+    count, places = int(addresses.max()) - lowest + 1, addresses.reshape(-1) - lowest
+    if run_bytes >= PAGE_BYTES:
+        # A byte of every page first: the processor looks up many pages at once, where a copy waits for one after the other.
+        np.asarray(_Memory(lowest, count + run_bytes - 1, 1))[places[:, None] + _pages(run_bytes)]
+    runs = np.asarray(_Memory(lowest, count, run_bytes))
+    return runs[places].view(np.uint8).reshape(*addresses.shape, run_bytes)
+
+
+class RowGroups:
+    """The row groups of one column of several files, their rows numbered from the first file's first to the last one's last.
+
+    Args:
+        columns: of the files.
+        payload_bytes: of each row group, all files laid end to end, (num_groups,) int64: so that no address leads out of a payload.
+
+    Attributes:
+        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,) int64.
+        files: which column a row group is in, (num_groups,) int64.
+    """
+
+    def __init__(self, columns: Sequence[PagedColumn], payload_bytes: np.ndarray) -> None:
+        self._columns, self._payload_bytes = columns, payload_bytes  # which keep the files' memory maps
+        sizes = [np.diff(column.firsts) for column in columns]
+        self.firsts = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
+        self.files = np.repeat(np.arange(len(columns)), [len(size) for size in sizes])
+        self._within = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(size)) for size in sizes)])
+        self._addresses = np.zeros(len(self.files), np.int64)
+
+    def find(self, rows: np.ndarray) -> np.ndarray:
+        """The row group that each row is in."""
+        return self.firsts.searchsorted(rows, side="right") - 1
+
+    def addresses(self, groups: np.ndarray) -> np.ndarray:
+        """Where in memory the payloads of some row groups begin, (n,) int64.
+
+        Raises:
+            DamagedError: one, touched for the first time, is not what was written; the file is named.
+        """
+        found = self._addresses[groups]
+        if not found.all():
+            for group in np.unique(groups[found == 0]).tolist():
+                self._addresses[group] = self._address(group)
+            found = self._addresses[groups]
+        return found
+
+    def _address(self, group: int) -> int:
+        column = self._columns[self.files[group]]
+        payload = column.payload(int(self._within[group]))
+        if len(payload) != self._payload_bytes[group]:
+            raise DamagedError(
+                f"a row group of {column.column} has {len(payload)} bytes, not {self._payload_bytes[group]}",
+                where=column.path,
+                do="run the same command again: it is made anew",
+            )
+        return payload.ctypes.data

@@ -1,0 +1,57 @@
+"""Which rows of which files make up a split, and which captions are theirs: a few bytes a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Index:
+    """The pictures of a split in order of key, so that their order is the same however shards are cut.
+
+    Args:
+        rows: of the latents, all files laid end to end, (n,) int32.
+        caption_starts: where a picture's captions begin in `captions`, and their number at the end; (n + 1,) int32.
+        captions: rows of the table of captions, a picture's in the order of their index, (number of captions,) int32.
+    """
+
+    rows: np.ndarray
+    caption_starts: np.ndarray
+    captions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.rows.nbytes + self.caption_starts.nbytes + self.captions.nbytes
+
+
+def build_index(latent_keys: np.ndarray, split_keys: np.ndarray, caption_keys: np.ndarray) -> Index:
+    """Join latents, split and captions by key; keys are not kept.
+
+    Args:
+        latent_keys: of the latents' rows, (…,) uint64.
+        split_keys: of the pictures of the split; those without a latent are left out.
+        caption_keys: of the captions' rows, a picture's in the order of their index.
+    """
+    order = np.argsort(latent_keys, kind="stable").astype(np.int32)
+    rows = order[_members(latent_keys[order], split_keys)]
+    keys = latent_keys[rows]
+    order = np.argsort(caption_keys, kind="stable").astype(np.int32)
+    in_order = caption_keys[order]
+    firsts = in_order.searchsorted(keys)
+    counts = in_order.searchsorted(keys, side="right") - firsts
+    starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
+    places = np.repeat(firsts - starts[:-1], counts) + np.arange(starts[-1])
+    return Index(rows, starts, order[places])
+
+
+def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether each of some sorted keys is wanted."""
+    if not len(wanted):
+        return np.zeros(len(keys), bool)
+    wanted = np.sort(wanted)
+    return wanted[np.minimum(wanted.searchsorted(keys), len(wanted) - 1)] == keys
