@@ -17,6 +17,8 @@ from hdm.errors import ConfigError
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+SCENES_VERSION = 2
+"""Of the embedded data set: raised when the same settings give other pictures or captions."""
 STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
 
 

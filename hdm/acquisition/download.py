@@ -20,7 +20,7 @@ from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures
 from hdm.acquisition.fetch import PASSING, Fetcher
 from hdm.acquisition.items import Item, Reader
 from hdm.acquisition.sources import open_source
-from hdm.config import Pipeline
+from hdm.config import SCENES_VERSION, Pipeline
 from hdm.data.sites import Site
 from hdm.data.tables import shard_name
 from hdm.errors import InputError
@@ -56,6 +56,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     }
     if settings.kind == "scenes":
         del config["source"]
+        config["scenes"] = {**config["scenes"], "version": SCENES_VERSION}
     else:
         kind, reader = open_source(settings.source, settings.kind, settings)
         del config["scenes"]
