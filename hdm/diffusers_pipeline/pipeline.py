@@ -70,7 +70,7 @@ class HDMPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -92,7 +92,7 @@ class HDMPipeline(DiffusionPipeline):
 
         Args:
             prompt: one or several.
-            negative_prompt: what guidance leads away from, one for all or one a prompt; "" is the empty caption of training.
+            negative_prompt: what guidance leads away from, one for all or one a prompt; None or "" is the empty caption of training.
             height, width: in pixels; None: `resolution`.
             num_inference_steps, guidance_scale, solver, guidance_interval, tread_rates, shift: see `sampler.Sampling`.
             generator: of the noise, one for all, which they draw from in turn, or one a picture; None: torch's own.
@@ -109,7 +109,7 @@ class HDMPipeline(DiffusionPipeline):
             InputError: sizes or counts do not fit, or an argument is out of its range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+        negatives = [negative_prompt or ""] if negative_prompt is None or isinstance(negative_prompt, str) else list(negative_prompt)
         height, width = height or self.config.resolution, width or self.config.resolution
         sampling = Sampling(num_inference_steps, solver, guidance_scale, guidance_interval, tread_rates, shift)
         self._check(len(prompts), len(negatives), height, width, output_type, callback_on_step_end_tensor_inputs)

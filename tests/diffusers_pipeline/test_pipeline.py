@@ -119,6 +119,11 @@ def test_outputs_come_in_every_kind(pipeline: HDMPipeline) -> None:
         call("jpeg")
 
 
+def test_no_negative_prompt_is_the_empty_caption(pipeline: HDMPipeline) -> None:
+    none, empty = (pipeline(PROMPTS[0], negative, generator=seeds(3), num_inference_steps=2).images for negative in (None, ""))
+    assert same(none, [np.asarray(picture) for picture in empty])
+
+
 def test_one_generator_serves_all_and_none_means_torchs_own(pipeline: HDMPipeline) -> None:
     def call(generator: Any) -> torch.Tensor:
         return pipeline(PROMPTS, generator=generator, num_inference_steps=2, output_type="latent").images
