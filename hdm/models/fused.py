@@ -64,21 +64,21 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float) -> Tensor:
         scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_() / x.shape[-1]).add_(eps).rsqrt_()
-        normed = x * scale
         ctx.save_for_backward(x, scale, weight)
         ctx.shift_shape = None if shift is None else shift.shape
-        return normed.mul_(weight) if shift is None else torch.addcmul(shift, normed, weight)
+        normed = x * scale
+        return normed.mul_(weight) if shift is None else torch.addcmul(shift, normed, weight, out=normed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        # With n = x·r, r = (mean x² + ε)^-½: dn/dx = r·(1 - n nᵀ / D).
+        # With r = (mean x² + ε)^-½, n = x·r, w the weight: dn/dx = r·(1 - n nᵀ / D), so the gradient is r·g·w - x·r²·(r·g·x · w) / D.
         x, scale, weight = ctx.saved_tensors
-        normed = x * scale
-        product = grad * normed
+        scaled = grad * scale
+        product = scaled * x
         grad_weight = product.sum_to_size(weight.shape)
-        along = product.mul_(weight).mean(-1, keepdim=True)
-        grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(scale)
+        along = product.mul_(weight).mean(-1, keepdim=True).mul_(-scale.square())
+        grad_x = (x * along).addcmul_(scaled, weight)
         return grad_x.to(x.dtype), grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None
 
 
