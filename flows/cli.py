@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,11 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from hdm.cli import File, Settings, StoreFolder, app
-from hdm.errors import HdmError
+from hdm.errors import HdmError, InputError
 from hdm.store import Store, store_root
+from hdm.training.job import Job
+from hdm.training.running import SAMPLE, SAVE, ask, progress, trainings
 from tasks.services import runs, serving
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
+Wait = Annotated[float, typer.Option(metavar="SEC", help="How long to wait for it.")]
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -63,9 +67,45 @@ def status(store: StoreFolder = None) -> None:
     out.print(f"serving   {pages}")
     for found in runs(root):
         out.print(f"running   {escape(found['pipeline'])} for {(time.time() - found['started']) / 60:.1f} min  (pid {found['pid']})")
+    for job in trainings(root):
+        out.print(f"training  {escape(_place(job))}")
     for output in Store(root).outputs():
         counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
         out.print(f"{output.name:<16} {output.digest}  {output.run().get('seconds', 0):8.1f} s  {counts}")
+
+
+def _place(job: Job) -> str:
+    """How far a training is, in a line."""
+    now, what = progress(job), f"{job.settings.name} train.{job.phase.name}"
+    if now is None:
+        return f"{what}  starting"
+    loss = "not finite" if now.loss is None else f"{now.loss:.4f}"
+    share = now.num_images_seen / now.num_images
+    return (
+        f"{what}  {now.num_images_seen:,} of {now.num_images:,} images ({share:.0%}), {now.images_per_sec:.1f} images/s, loss {loss}, "
+        f"done in about {now.seconds_left / 60:.0f} min"
+    )
+
+
+@app.command("save-now")
+def save_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
+    """Have every training of this store write a checkpoint after its step, and go on."""
+    _ask(store_root(store), SAVE, wait)
+
+
+@app.command("sample-now")
+def sample_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
+    """Have every training of this store make pictures of its prompts with the weights it has now, and go on."""
+    _ask(store_root(store), SAMPLE, wait)
+
+
+def _ask(root: Path, what: str, timeout_sec: float) -> None:
+    found = trainings(root)
+    if not found:
+        raise InputError("nothing trains in this store", where=root, do="start a run, or name another store with --store")
+    for job in found:
+        console.print(f"{escape(_place(job))}")
+        print(ask(job, what, timeout_sec), flush=True)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -97,6 +98,18 @@ class Job:
 def num_steps(phase: Phase) -> int:
     """Optimizer steps of a phase: the last one may go a little beyond `num_images`."""
     return -(-phase.num_images // phase.batch_size)
+
+
+def living_ranks(job: Job) -> list[int]:
+    """The pids of the processes that train it now."""
+    found = []
+    for path in sorted(Path(job.scratch).glob("rank-*.pid")):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            # A pid may have been given to another process since.
+            if os.fsencode(job.path) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def clear_outcomes(scratch: Path) -> None:

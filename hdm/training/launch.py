@@ -25,7 +25,7 @@ from hdm.errors import HdmError, LockedError, SavedOnSignal
 from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
-from hdm.training.job import TIMING, Job, clear_outcomes, num_steps, outcome_error, read_outcome
+from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, num_steps, outcome_error, read_outcome
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
 LOCK_WAIT_SEC = 60.0  # for ranks of a killed run to end
@@ -106,12 +106,9 @@ def _environment(job: Job) -> dict[str, str]:
 
 def _kill(process: subprocess.Popen[bytes], job: Job) -> None:
     """SIGKILL to every rank (torchrun gives each a session of its own) and to the child's group."""
-    for path in Path(job.scratch).glob("rank-*.pid"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(path.read_text())
-            # A pid may have been given to another process since.
-            if os.fsencode(job.path) in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+    for pid in living_ranks(job):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:

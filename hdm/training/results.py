@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from hdm.files import write_json
@@ -28,8 +29,7 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     result, settings = job.result, job.settings.train
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
-    generate_grid(result / GENERATED, average, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
+    prompts = write_grid(job, average, conditioning, result / GENERATED)
     save_tensors(result / WEIGHTS, model.state_dict())
     save_tensors(result / EMA, average.state_dict())
     write_json(
@@ -45,6 +45,14 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     shutil.copyfile(metrics.path, result / METRICS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_json(result / SUMMARY, {**_last(metrics), "parameters": parameters, "prompts": prompts})
+
+
+def write_grid(job: Job, model: XUT, conditioning: Conditioning, path: Path) -> list[str]:
+    """Generate the pictures of the job's prompts at its seed; the prompts."""
+    settings = job.settings.train
+    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
+    generate_grid(path, model, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
+    return prompts
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:

@@ -7,6 +7,7 @@ checkpoint is tensors and a few numbers, and a killed run goes on bit by bit (on
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -31,10 +32,13 @@ from hdm.training.guard import StopRequest
 from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.records import Metrics, Timing, peak_memory_bytes
-from hdm.training.results import write_results
+from hdm.training.results import write_grid, write_results
+from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
 MAX_SKIPPED_IN_A_ROW = 10
+
+log = logging.getLogger(__name__)
 
 
 def train(job: Job, stop: StopRequest) -> bool:
@@ -123,6 +127,7 @@ class Trainer:
         phase, pin = self.phase, self.device.type == "cuda"
         self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
+        self.requests = Requests(Path(job.scratch))
         self._resume()
         self.forward = assembly.prepared(job, self.model, self.accelerator)
 
@@ -132,11 +137,14 @@ class Trainer:
         try:
             while True:
                 due = time.monotonic() - self.saved_at > self.settings.checkpoint_sec
-                stopping, saving = self._agreed(self.stop.requested, due)
-                if stopping or saving:
+                save, sample = (self.rank == 0 and self.requests.wants(what) for what in (SAVE, SAMPLE))
+                stopping, saving, sampling = self._agreed(self.stop.requested, due or save, sample)
+                if stopping or saving or sampling:
                     self._save()
                 if stopping:
                     return False
+                if sampling:
+                    self._sample()
                 if self._reported():
                     if self.position.step == self.num_steps:
                         break
@@ -271,12 +279,27 @@ class Trainer:
     def _validation_loader(self) -> Loader:
         return assembly.validation_loader(self.job, validation.BATCH_SIZE)
 
+    def _sample(self) -> None:
+        """Pictures of the averaged weights as they are now."""
+        if self.rank == 0:
+            path = Path(self.job.folder) / SAMPLES / f"{self.position.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            try:
+                with self.accelerator.autocast():
+                    write_grid(self.job, self.average.model, self.conditioning, path)
+            except HdmError as error:  # nobody loses a training to a wish
+                log.warning("no pictures were made: %s", error)
+            self.requests.done(SAMPLE)
+        self.accelerator.wait_for_everyone()
+
     def _save(self) -> None:
         """A checkpoint of where training stands, unless there is one already."""
         if self.position.step != self.saved_step and self.rank == 0:
             tensors = {"weights": self.model.state_dict(), "ema": self.average.model.state_dict(), "optimizer": self.optimizers.tensors()}
             state = {"digest": self.job.digest, "identity": self.job.identity, "position": asdict(self.position)}
             checkpoint.save(Path(self.job.scratch), self.position.step, tensors, self.metrics.content, state)
+        if self.rank == 0:
+            self.requests.done(SAVE)
         self.saved_step, self.saved_at = self.position.step, time.monotonic()
 
     def _resume(self) -> None:
