@@ -4,6 +4,7 @@
 <scratch>/rank-0.pid          from each rank: whom to end
 <scratch>/outcome-0.json      from each rank: how it ended
 <scratch>/result/             from rank 0: the files of the output
+<scratch>/checkpoint-00000100 after so many steps (see `checkpoint`)
 <scratch>/training.log        what they printed
 """
 
@@ -110,6 +111,11 @@ def living_ranks(job: Job) -> list[int]:
             if os.fsencode(job.path) in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
+
+
+def newest_step(scratch: Path) -> int:
+    """Of the newest checkpoint, by its name; -1 where there is none."""
+    return max((int(path.name.rpartition("-")[2]) for path in scratch.glob("checkpoint-*[0-9]")), default=-1)
 
 
 def clear_outcomes(scratch: Path) -> None:

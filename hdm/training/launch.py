@@ -25,7 +25,7 @@ from hdm.errors import HdmError, LockedError, SavedOnSignal
 from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
-from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, num_steps, outcome_error, read_outcome
+from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, newest_step, num_steps, outcome_error, read_outcome
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
 LOCK_WAIT_SEC = 60.0  # for ranks of a killed run to end
@@ -43,14 +43,37 @@ def run_training(job: Job) -> None:
         LockedError: processes of an earlier run do not end.
         HdmError: the error that a rank met, or its last lines.
     """
+    phase = job.phase
+    bar = track(f"train.{phase.name}", num_steps(phase) * phase.batch_size, "images")
+    with _signals() as signals, bar as tracker:
+        report = _Report(job, tracker)
+        while True:
+            step = newest_step(Path(job.scratch))
+            code = _run_once(job, signals, report)
+            if signals.count or not _died(job, code) or newest_step(Path(job.scratch)) == step:
+                break  # without a step further it would die again and again
+            log.warning("a training process died (%s); going on from step %d", _exit(code), newest_step(Path(job.scratch)))
+    _judge(job, code, stopped=signals.count > 0)
+
+
+def _run_once(job: Job, signals: _Signals, report: _Report) -> int:
+    """Train until the processes end; their exit code."""
     _wait_for_others(job)
     clear_outcomes(Path(job.scratch))
     job.write()
-    phase = job.phase
-    bar = track(f"train.{phase.name}", num_steps(phase) * phase.batch_size, "images")
-    with _signals() as signals, bar as tracker, _started(job) as process:
-        _follow(process, job, signals, _Report(job, tracker))
-    _judge(job, process.returncode, stopped=signals.count > 0)
+    with _started(job) as process:
+        report.log = _Tail(job.log)
+        _follow(process, job, signals, report)
+    return process.returncode
+
+
+def _died(job: Job, code: int) -> bool:
+    """Whether the processes ended without a word of their own."""
+    return code != 0 and not read_outcome(Path(job.scratch))
+
+
+def _exit(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _wait_for_others(job: Job) -> None:

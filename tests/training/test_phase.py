@@ -132,6 +132,30 @@ def test_the_files_show_what_was_learnt(undisturbed: Path, workshop: Workshop) -
     assert told["component_names"] == {}, "they are folders of this machine"
 
 
+def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(undisturbed: Path, cached: Workshop, tmp_path: Path) -> None:
+    pair = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
+    flow = start(pair, tmp_path / "told.json")
+    wait_until(lambda: newest_step(pair) >= 2)
+    first = ranks(pair)
+    os.kill(first[-1], signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, first)), 60)
+    _, errors = flow.communicate(timeout=120)
+    assert flow.returncode == 0, errors.decode()
+    assert b"going on from step" in errors
+    # Two processes sum gradients in another order than one.
+    assert losses(pair.folder / "metrics.jsonl") == pytest.approx(losses(undisturbed / "metrics.jsonl"), rel=1e-3)
+
+
+def test_a_training_that_dies_without_a_step_further_is_not_started_again(cached: Workshop, tmp_path: Path) -> None:
+    here = cached.changed(checkpoint_sec=1e9).elsewhere(tmp_path / "store")
+    flow = start(here, tmp_path / "told.json")
+    wait_until(lambda: ranks(here))
+    os.kill(ranks(here)[0], signal.SIGKILL)
+    _, errors = flow.communicate(timeout=60)
+    assert flow.returncode == 1
+    assert b"SIGKILL often means that memory ran out" in errors
+
+
 def test_two_ranks_see_the_same_batches_and_die_with_their_flow(undisturbed: Path, cached: Workshop, tmp_path: Path) -> None:
     pair = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
     assert pair.identity.digest == cached.identity.digest
