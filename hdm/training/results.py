@@ -8,7 +8,7 @@ from typing import Any
 
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
-from hdm.models.components import portable_names
+from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
@@ -38,13 +38,19 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
             "xut": settings.model.to_dict(),
             "resolution": job.phase.resolution,
             "max_tokens": conditioning.max_tokens,
-            "components": job.identity["weights"],
-            "component_names": portable_names(job.settings.components),
+            "components": {"autoencoder": weights_digest(job.autoencoder), "text_encoder": weights_digest(job.text_encoder)},
+            "component_names": _names(job),
         },
     )
     shutil.copyfile(metrics.path, result / METRICS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_json(result / SUMMARY, {**_last(metrics), "parameters": parameters, "prompts": prompts})
+
+
+def _names(job: Job) -> dict[str, str]:
+    """Of the components that have a name everywhere; a fine-tuned autoencoder has none."""
+    names = portable_names(job.settings.components)
+    return {name: told for name, told in names.items() if not (name == "autoencoder" and VAE in job.inputs)}
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:
