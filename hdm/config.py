@@ -221,7 +221,7 @@ class Optimizer(Settings):
 
 
 class VaeSettings(Settings):
-    """How an autoencoder is fine-tuned, or trained from scratch; latents come from the one that `components` names where this is not set."""
+    """How an autoencoder is fine-tuned, or trained from scratch."""
 
     scratch: bool = False
     """Start from a new small AutoencoderKL instead of `components.autoencoder`."""

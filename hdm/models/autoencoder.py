@@ -118,7 +118,7 @@ def _downscale(model: Any) -> int:
 
 
 def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
-    """The latent in what diffusers' encoders return, each class in its own field: the posterior's mean, or a draw where there is a generator."""
+    """The latent in what diffusers' encoders return, each class in its own field: the posterior's mean, or with a generator a draw."""
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode() if generator is None else encoded.latent_dist.sample(generator)
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents

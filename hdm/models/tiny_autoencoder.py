@@ -6,6 +6,7 @@ latents_mean and latents_std, which the published files lack.
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +75,8 @@ def load_pooled(folder: Path, config: Mapping[str, Any]) -> Any:
     Raises:
         InputError: weights and configuration do not belong together, or cannot be read.
     """
-    model: Any = PooledAutoencoderTiny(**{name: value for name, value in config.items() if not name.startswith("_")})
+    known = {*inspect.signature(AutoencoderTiny.__init__).parameters, *STATISTICS}  # it writes down more than it takes
+    model: Any = PooledAutoencoderTiny(**{name: value for name, value in config.items() if name in known})
     try:
         model.load_state_dict({name: value.float() for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()})
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -24,12 +24,12 @@ Features = Callable[[list[np.ndarray]], np.ndarray]
 
 BATCH = 16
 SIGMA, RADIUS = 1.5, 5
-K1, K2, RANGE = 0.01, 0.03, 2.0
+C1, C2 = 0.01**2, 0.03**2  # of values in [0, 1]
 
 
 def psnr(decoded: Tensor, image: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture, in dB, at most 100: (B,)."""
-    error = (decoded - image).square().flatten(1).mean(1) / RANGE**2
+    error = (decoded - image).square().flatten(1).mean(1) / 4  # of values in [0, 1]
     return -10 * error.clamp(min=1e-10).log10()
 
 
@@ -42,12 +42,11 @@ def ssim(decoded: Tensor, image: Tensor) -> Tensor:
     def local(values: Tensor) -> Tensor:
         return F.conv2d(values, kernel, groups=3)
 
-    x, y = decoded.double(), image.double()
+    x, y = (decoded.double() + 1) / 2, (image.double() + 1) / 2
     mean_x, mean_y = local(x), local(y)
     variance_x, variance_y = local(x * x) - mean_x**2, local(y * y) - mean_y**2
     covariance = local(x * y) - mean_x * mean_y
-    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
-    similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    similar = (2 * mean_x * mean_y + C1) * (2 * covariance + C2) / ((mean_x**2 + mean_y**2 + C1) * (variance_x + variance_y + C2))
     return similar.flatten(1).mean(1)
 
 

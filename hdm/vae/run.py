@@ -75,7 +75,7 @@ def run(reference: str | None, pictures: Pictures, settings: VaeSettings, place:
         model = starting_model(reference, settings, device)
         Finetuning(model, pictures.train, settings, place).run()
         _normalize(model, pictures.train, settings)
-        written = _write(model, place.scratch / RESULT)
+        written = write_autoencoder(model, place.scratch / RESULT)
         after = measure_quality(load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features)
     return {"before": before, "after": after}
 
@@ -121,7 +121,8 @@ def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings
     write_statistics(model, [raw_latent(model.encode(batch.image.to(device)), None).float() for batch in batches])
 
 
-def _write(model: Any, folder: Path) -> Path:
+def write_autoencoder(model: Any, folder: Path) -> Path:
+    """config.json and the weights, as diffusers loads them, the same bytes wherever the model came from; the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     with hushed("diffusers"):
         model.to("cpu").save_pretrained(folder)
