@@ -24,6 +24,7 @@ def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
         InputError: torchmetrics or VGG16's weights are not on this machine. Nothing is fetched.
     """
     try:
+        # Its public function builds the network anew at every call and refuses values beyond [-1, 1], which a decoder gives.
         from torchmetrics.functional.image.lpips import _LPIPS
     except ImportError as error:
         raise InputError(
