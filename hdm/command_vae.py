@@ -87,7 +87,8 @@ def finetune(
     if scratch == (autoencoder is not None):
         raise InputError("what to start from is not clear", do="give --autoencoder NAME or --scratch, one of them")
     show_log()
-    rates = {"kind": optimizer, "learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate, "weight_decay": 0.0}
+    usual = VaeSettings().optimizer.model_dump()
+    rates = {**usual, "kind": optimizer, "learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
     settings = _settings(
         scratch=scratch, channels=channels, num_images=images, batch_size=batch_size, size_px=size_px, perceptual_weight=perceptual,
         kl_weight=kl, equivariance_weight=equivariance, optimizer=rates, ema_decay=ema, seed=seed, device=device,

@@ -243,7 +243,7 @@ class VaeSettings(Settings):
     """Of what a scaled and turned latent decodes to, against the picture scaled and turned (EQ-VAE, arXiv 2502.09509). 0: plain."""
     scales: tuple[float, float] = (0.25, 1.0)
     """From which to below which factor latents are scaled."""
-    optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0)
+    optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0, warmup_images=800)
     """Here muon takes convolutions too."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Of the weights' moving average, which is then what is kept; 0: the last weights."""
