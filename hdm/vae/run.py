@@ -117,7 +117,8 @@ def _before(
 def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings) -> None:
     """Measure the latents' statistics on training pictures, in crops that training may have had, and write them into the model."""
     device = next(model.parameters()).device
-    batches = (make_batch(pictures, settings, step) for step in range(-(-STATISTICS_IMAGES // settings.batch_size)))
+    steps = -(-min(STATISTICS_IMAGES, len(pictures)) // settings.batch_size)
+    batches = (make_batch(pictures, settings, step) for step in range(steps))
     write_statistics(model, [raw_latent(model.encode(batch.image.to(device)), None).float() for batch in batches])
 
 
