@@ -5,6 +5,7 @@ Shapes: B batch, H W picture size; pictures (B, 3, H, W) in [-1, 1].
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from hdm.models.equivariance import Transform
 from hdm.vae.perceptual import load_perceptual
 
 Terms = dict[str, Tensor]
+log = logging.getLogger(__name__)
 
 
 def pixel_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
@@ -52,6 +54,8 @@ class Objective:
     def __init__(self, settings: VaeSettings, device: str) -> None:
         self.settings = settings
         self.perceptual = load_perceptual(device) if settings.perceptual_weight else None
+        if self.perceptual is None:
+            log.info("without a perceptual term: vae.perceptual_weight is 0")
 
     def __call__(self, model: Any, image: Tensor, transform: Transform, generator: torch.Generator) -> tuple[Tensor, Terms]:
         """The loss of a batch, and its terms by name, unweighted.

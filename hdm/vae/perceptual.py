@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from hdm.errors import InputError
 
 SMALLEST_PX = 32  # VGG16 halves four times
-log = logging.getLogger(__name__)
 
 
 def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
