@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.processes import free_port, prefect_command, running, wait_for
-from hdm.cli import show_log
 from hdm.config import STAGES
 from hdm.errors import ConfigError, InputError, SavedOnSignal
 from hdm.pipelines import load_pipeline
+from hdm.progress import show_log
 from hdm.store import read_output, store_root
 from tasks.configuration import FILE_VARIABLE
 from tasks.services import prefect_environment

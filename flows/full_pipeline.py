@@ -10,18 +10,20 @@ from flows.download_images import download_images
 from flows.encode_latents import encode_latents
 from flows.evaluate_model import evaluate_model
 from flows.filter_images import filter_images
+from flows.finetune_autoencoder import finetune_autoencoder
 from flows.train_model import train_model
 from tasks import reporter
 from tasks.outputs import planned
 from tasks.records import StageRecord, settled
 from tasks.report import report
 
-StageName = Annotated[Literal["download", "filter", "caption", "encode", "train", "evaluate"], Field(title="a stage")]
+StageName = Annotated[Literal["download", "filter", "caption", "vae", "encode", "train", "evaluate"], Field(title="a stage")]
 OutputName = Annotated[str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])]
 STAGES = {
     "download": download_images,
     "filter": filter_images,
     "caption": caption_images,
+    "vae": finetune_autoencoder,
     "encode": encode_latents,
     "train": train_model,
     "evaluate": evaluate_model,

@@ -60,12 +60,17 @@ def bootstrap_from(
     if source == SCENES:
         return bootstrap(scene_examples(max_pictures or NUM_SCENES, size_px), out, source=source, check=scene_quality, **options)
     settings = DownloadSettings(source=source, caption_column=caption_column, metadata=metadata)
-    examples = captioned_pictures(settings, ImageSettings(matte=matte))
+    examples = local_pictures(settings, ImageSettings(matte=matte))
     return bootstrap(examples, out, source=Path(source).name, max_pictures=max_pictures, **options)
 
 
-def captioned_pictures(settings: DownloadSettings, images: ImageSettings) -> Iterator[Example]:
-    """The pictures of a local source that have a caption and can be read; how many had or could not is logged at the end.
+def local_pictures(settings: DownloadSettings, images: ImageSettings, captioned: bool = True) -> Iterator[Example]:
+    """The pictures of a local source that can be read; how many could not, or had no caption, is logged at the end.
+
+    Args:
+        settings: the source, and where captions are.
+        images: how files become RGB.
+        captioned: leave out pictures without a caption; else they come without one.
 
     Raises:
         InputError: the source is a list of URLs.
@@ -73,15 +78,16 @@ def captioned_pictures(settings: DownloadSettings, images: ImageSettings) -> Ite
     _, reader = open_source(settings.source, settings.kind, settings)
     if reader.fetched:
         raise InputError(
-            "bootstrap reads pictures on this machine, not URLs", where=settings.source, do="download them first, or name a folder"
+            "pictures on this machine are read here, not URLs", where=settings.source, do="download them first, or name a folder"
         )
     left_out: Counter[str] = Counter()
     for item in reader.items():
-        if item.load is None or not item.caption or not item.caption.strip():
-            left_out["without a caption"] += 1
+        captions = (item.caption,) if item.caption and item.caption.strip() else ()
+        if item.load is None or (captioned and not captions):
+            left_out["without a caption" if captioned else "unreadable"] += 1
             continue
         try:
-            yield Example((item.caption,), decode(item.load(), images).pixels)
+            yield Example(captions, decode(item.load(), images).pixels)
         except (Unreadable, BadImage) as error:
             left_out[error.status] += 1
     if left_out:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import command_sample, command_weights
+from hdm import command_sample, command_vae, command_weights
 from hdm.errors import DamagedError, HdmError
 from hdm.pipelines import load_pipeline, pipeline_names
+from hdm.progress import show_log
 from hdm.store import Store, check_files, read_output, store_root
 
 Settings = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")]
@@ -41,6 +41,7 @@ app = typer.Typer(
     help="From a list of pictures to a measured text-to-image model.",
 )
 app.command("sample")(command_sample.sample)
+app.add_typer(command_vae.app, name="vae")
 app.add_typer(command_weights.app, name="weights")
 
 
@@ -123,16 +124,6 @@ def doctor(store: StoreFolder = None) -> None:
         if check.do:
             console.print(f"  → {escape(check.do)}", soft_wrap=True)
     raise typer.Exit(2 if wrong else 0)
-
-
-def show_log() -> None:
-    """The library's messages, as plain lines on standard error."""
-    lines = logging.StreamHandler()
-    lines.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("hdm")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.handlers = [lines]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
-STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
+STAGES = ("download", "filter", "caption", "vae", "encode", "train", "evaluate")
 
 
 def runtime(default: Any, **constraints: Any) -> Any:
@@ -220,6 +220,48 @@ class Optimizer(Settings):
     """Where the schedule ends, as a share of the rate."""
 
 
+class VaeSettings(Settings):
+    """How an autoencoder is fine-tuned, or trained from scratch."""
+
+    scratch: bool = False
+    """Start from a new small AutoencoderKL instead of `components.autoencoder`."""
+    channels: int = Field(8, ge=1)
+    """Of a latent, from scratch."""
+    num_images: int = Field(24_000, ge=1)
+    """Images seen, repetitions counted."""
+    batch_size: int = Field(8, ge=1)
+    size_px: int = Field(64, ge=16)
+    """Side of the square crops; pictures are brought to it by their shorter side."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    edge_weight: float = Field(0.25, ge=0)
+    """Of the same difference between neighbouring pixels' differences."""
+    perceptual_weight: float = Field(0.0, ge=0)
+    """Of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's cache. 0: without."""
+    kl_weight: float = Field(1e-4, ge=0)
+    """Of the posterior's divergence from a standard normal one, a latent value; where the autoencoder has a posterior."""
+    equivariance_weight: float = Field(1.0, ge=0)
+    """Of what a scaled and turned latent decodes to, against the picture scaled and turned (EQ-VAE, arXiv 2502.09509). 0: plain."""
+    scales: tuple[float, float] = (0.25, 1.0)
+    """From which to below which factor latents are scaled."""
+    optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0, warmup_images=800)
+    """Here muon takes convolutions too."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Of the weights' moving average, which is then what is kept; 0: the last weights."""
+    seed: int = 0
+    num_measured: int = Field(256, ge=1)
+    """Pictures kept out of training that quality is measured on, before and after."""
+    checkpoint_sec: float = runtime(300.0, gt=0)
+    """Seconds between checkpoints."""
+    device: str = runtime("auto")
+
+    @field_validator("scales")
+    @classmethod
+    def _rising(cls, scales: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scales[0] < scales[1] <= 1:
+            raise ValueError("the first is above 0 and below the second, which is at most 1")
+        return scales
+
+
 class Phase(Settings):
     """One step of rising resolution."""
 
@@ -349,6 +391,8 @@ class Pipeline(Settings):
     download: DownloadSettings = DownloadSettings()
     filter: FilterSettings = FilterSettings()
     caption: CaptionSettings = CaptionSettings()
+    vae: VaeSettings | None = None
+    """Fine-tune the autoencoder on the kept training pictures before encoding; None: it is used as it is."""
     encode: EncodeSettings = EncodeSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -13,7 +13,9 @@ from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
-from hdm.models.components import DEMO, DENOISING, locate, resolve, weights_digest
+from hdm.models.components import AUTOENCODER_FOLDER, DEMO, DENOISING, locate, resolve, weights_digest
+from hdm.models.components import VAE as FINETUNED
+from hdm.store import read_output
 from hdm.training.job import MODEL
 from hdm.weight_sources import MODEL_INDEX, Source, read_source
 
@@ -61,13 +63,23 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
 def _trained(folder: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
     """What a training phase wrote: model.json tells the digests of its components, and names where these are portable."""
     told = source.told
-    digests, names = told.get("components", {}), told.get("component_names", {})
+    digests, names = told.get("components", {}), {**told.get("component_names", {}), **_finetuned(folder)}
     found = {
         component: _own_component(component, digests.get(component), names.get(component, DEMO), named.get(component), folder)
         for component in DENOISING
     }
     text_to_image = _assembled(source, found, int(told.get("max_tokens", MAX_TOKENS)), device)
     return Loaded(text_to_image, f"{folder.resolve().parent.name}/{folder.resolve().name}", told.get("resolution"))
+
+
+def _finetuned(folder: Path) -> dict[str, str]:
+    """The pipeline's own autoencoder, where it has one and the output lies in its store beside it."""
+    try:
+        digest = read_output(folder).inputs[FINETUNED]
+    except (FileNotFoundError, KeyError):
+        return {}
+    place = folder.resolve().parents[1] / FINETUNED / digest / AUTOENCODER_FOLDER
+    return {"autoencoder": str(place)} if place.is_dir() else {}
 
 
 def _own_component(component: str, digest: str | None, portable: str, named: str | None, folder: Path) -> str:

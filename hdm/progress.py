@@ -1,7 +1,8 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line every 30 s elsewhere."""
+"""What is said while work goes on: a bar with rate and time left on a terminal, a line every 30 s elsewhere; and the library's log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -67,3 +68,13 @@ def track(what: str, total: int | None = None, unit: str = "items") -> Iterator[
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         yield _Bar(progress, what, total)
+
+
+def show_log() -> None:
+    """The library's messages, as plain lines on standard error."""
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("hdm")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [lines]

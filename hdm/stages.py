@@ -20,8 +20,10 @@ from hdm.demo.site import serve_scenes
 from hdm.encoding import latents, text, tokens
 from hdm.errors import ConfigError, DamagedError
 from hdm.evaluation import evaluate
+from hdm.models.components import VAE
 from hdm.store import Identity, Output, Store, set_aside
 from hdm.training import phase
+from hdm.vae import stage as vae_stage
 
 Outputs = Mapping[str, Output]
 Digests = Mapping[str, str]
@@ -47,6 +49,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
     judge = SceneJudge(pipeline.download.scenes) if scenes else None
     site: Callable[[Pipeline], AbstractContextManager[download.Site]] = serve_scenes if scenes else download.open_web
     resolutions = sorted({phase.resolution for phase in pipeline.train.phases})
+    vae = (VAE,) if pipeline.vae else ()
     texts = ("encode.text",) if pipeline.encode.text_embeddings else ()
 
     found = [
@@ -54,13 +57,14 @@ def steps(pipeline: Pipeline) -> list[Step]:
         Step("filter.measures", ("download",), measure.identify, measure.make),
         Step("filter", ("download", "filter.measures"), decide.identify, decide.make),
         Step("caption", ("download", "filter"), caption.identify, caption.make),
+        *(Step(name, ("download", "filter"), vae_stage.identify, vae_stage.make) for name in vae),
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
     ]
     found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in texts]
     found += [
         Step(
             f"encode.{size}px",
-            ("download", "filter"),
+            ("download", "filter", *vae),
             partial(latents.identify, resolution=size),
             partial(latents.make, resolution=size),
         )
@@ -69,11 +73,11 @@ def steps(pipeline: Pipeline) -> list[Step]:
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
-        inputs = ("filter", "caption", "encode.tokens", *texts, f"encode.{settings.name}", *before)
+        inputs = ("filter", "caption", "encode.tokens", *texts, f"encode.{settings.name}", *vae, *before)
         found.append(Step(name, inputs, partial(phase.identify, number=number), partial(phase.make, number=number)))
         before = (name,)
     if before:
-        inputs = ("download", "filter.measures", "filter", "caption", *before)
+        inputs = ("download", "filter.measures", "filter", "caption", *vae, *before)
         found.append(Step("evaluate", inputs, partial(evaluate.identify, judge=judge), partial(evaluate.make, judge=judge)))
     return found
 
@@ -111,6 +115,8 @@ def chosen(pipeline: Pipeline, start_from: str | None = None, stop_after: str | 
 
 def _places(every: list[Step], name: str) -> list[int]:
     places = [place for place, step in enumerate(every) if name in (step.stage, step.name)]
+    if not places and name == VAE:
+        raise ConfigError("this pipeline has no stage vae", where="vae", do="configure it, for example --set vae.num_images=24000")
     if not places:
         raise ConfigError(f"there is no stage {name!r}", do=f"use one of {', '.join((*STAGES, *(s.name for s in every if '.' in s.name)))}")
     return places

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdm.bootstrap_sources import captioned_pictures
+from hdm.bootstrap_sources import local_pictures
 from hdm.config import DownloadSettings, ImageSettings
 from hdm.errors import InputError
 
@@ -19,15 +19,16 @@ def test_a_folder_with_captions_in_a_metadata_file(tmp_path: Path, caplog: pytes
     rows = [{"file_name": "a.png", "name": "red"}, {"file_name": "b.png", "name": "nothing"}, {"file_name": "broken.png", "name": "half"}]
     (tmp_path / "names.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DownloadSettings(source=str(tmp_path), caption_column="name", metadata="names.jsonl")
-    found = list(captioned_pictures(settings, ImageSettings(matte="#102030")))
+    found = list(local_pictures(settings, ImageSettings(matte="#102030")))
     assert [example.captions for example in found] == [("red",), ("nothing",)]
     np.testing.assert_array_equal(found[0].pixels[0, 0], (255, 0, 0))
     np.testing.assert_array_equal(found[1].pixels[0, 0], (0x10, 0x20, 0x30))
     assert "1 without a caption" in caplog.text
     assert "1 corrupt" in caplog.text
+    assert len(list(local_pictures(settings, ImageSettings(), captioned=False))) == 3
 
 
 def test_urls_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://pictures.example/1.jpg\n")
     with pytest.raises(InputError, match="not URLs"):
-        list(captioned_pictures(DownloadSettings(source=str(tmp_path / "list.txt")), ImageSettings()))
+        list(local_pictures(DownloadSettings(source=str(tmp_path / "list.txt")), ImageSettings()))

@@ -18,6 +18,7 @@ from hdm.architecture import XUTConfig
 from hdm.cli import app
 from hdm.models.components import resolve, weights_digest
 from hdm.models.xut import XUT
+from hdm.store import Identity, Store
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import train
 from tests.training.workshop import lively, make_workshop
@@ -202,3 +203,25 @@ def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     assert "cannot write pictures" in refused(*trained, "--prompt", "red", "--steps", 1, "--out", tmp_path / "file")
     assert not (tmp_path / "out").exists() or not pictures(tmp_path / "out")
+
+
+def test_a_model_finds_the_autoencoder_that_its_pipeline_fine_tuned(folder: Path, tmp_path: Path) -> None:
+    """Beside it in the store, by the digest in its manifest."""
+    store = Store(tmp_path / "store")
+    with store.draft(Identity("vae", 1, {})) as draft:
+        for path in (folder / "components" / "autoencoder").iterdir():
+            with draft.write(f"autoencoder/{path.name}") as file:
+                shutil.copyfile(path, file.path)
+        vae = draft.commit()
+    with store.draft(Identity("train.16px", 1, {}, {"vae": vae.digest})) as draft:
+        for path in (folder / "trained").iterdir():
+            with draft.write(path.name) as file:
+                shutil.copyfile(path, file.path)
+        trained = draft.commit()
+    words = ["--weights", trained.path, *parts(folder)[2:], "--prompt", "red circle", "--steps", 2]
+    code, said = hdm(*words, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert hdm("--weights", folder / "trained", *parts(folder), *words[4:], "--out", tmp_path / "named")[0] == 0
+    assert np.array_equal(*pixels(tmp_path / "out"), *pixels(tmp_path / "named"))
+    shutil.rmtree(vae.path)
+    assert "autoencoder is not known here" in refused(*words, "--out", tmp_path / "out")

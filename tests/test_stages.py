@@ -45,6 +45,20 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
     assert changed("download.concurrency=3", "filter.batch_size=7", "encode.batch_size=3", "train.checkpoint_sec=1", "threads=1") == set()
 
 
+def test_an_autoencoder_of_its_own_changes_latents_and_what_comes_after() -> None:
+    after = {"encode.48px", "encode.64px", "train.48px", "train.64px", "evaluate"}
+    assert changed("vae.num_images=64") == {"vae", *after}
+    tuned = load_pipeline("demo", ["vae.num_images=64"])
+    again = load_pipeline("demo", ["vae.num_images=64", "vae.equivariance_weight=0.5"])
+    longer = load_pipeline("demo", ["vae.num_images=64", "vae.checkpoint_sec=1", "vae.device=cpu"])
+    first, second, third = (identities(found) for found in (tuned, again, longer))
+    assert {name for name in first if first[name].digest != second[name].digest} == {"vae", *after}
+    assert first["vae"].digest == third["vae"].digest
+    assert [s.name for s in chosen(tuned, "vae", "vae")] == ["vae"]
+    with pytest.raises(ConfigError, match="no stage vae"):
+        chosen(load_pipeline("demo"), "vae")
+
+
 def test_part_of_a_pipeline():
     demo = load_pipeline("demo")
     assert [s.name for s in chosen(demo, "caption", "encode")] == ["caption", "encode.tokens", "encode.text", "encode.48px", "encode.64px"]

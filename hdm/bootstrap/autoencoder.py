@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,26 @@ import torch
 from torch import Tensor
 
 from hdm.bootstrap.optimizing import Trainer, halve
-from hdm.bootstrap.pictures import as_image, crops, resized
+from hdm.bootstrap.pictures import crops
+from hdm.data.crops import as_image, middle_square
 from hdm.data.examples import Example
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import Transform
+from hdm.models.small_autoencoder import CHANNELS, new_autoencoder
 from hdm.progress import track
+from hdm.vae.losses import edge_difference
+from hdm.vae.normalization import write_statistics
+from hdm.vae.quality import psnr
 
-CHANNELS = 8
-WIDTHS = (16, 16, 32, 64)
 BATCH = 8
 LEARNING_RATE = 2e-3
 MUON_RATE = 3e-3
 EDGE_WEIGHT = 0.25
 KL_WEIGHT = 1e-4
-START_LOG_VARIANCE = -6.0
 NOISE = 0.4  # of the latents' standard deviation, at most
 EQUIVARIANT = 0.25  # share of steps that decode a scaled and turned latent
 SCALES = (0.5, 0.75)
-
-
-def new_autoencoder(channels: int = CHANNELS, widths: tuple[int, ...] = WIDTHS) -> Any:
-    """An untrained AutoencoderKL; no attention, so that it takes any size."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=widths,
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=8,
-        scaling_factor=1.0,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+STATISTICS_BATCHES = 64
 
 
 def train_autoencoder(examples: tuple[Example, ...], num_images: int, size_px: int, seed: int, channels: int = CHANNELS) -> Any:
@@ -61,8 +46,6 @@ def train_autoencoder(examples: tuple[Example, ...], num_images: int, size_px: i
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = new_autoencoder(channels).to(memory_format=torch.channels_last)
-    with torch.no_grad():  # start with a nearly sure posterior: noise of size 1 would drown the first thousand steps
-        model.encoder.conv_out.bias[channels:] = START_LOG_VARIANCE
     steps = max(1, num_images // BATCH)
     trainer = Trainer(model, steps, LEARNING_RATE, MUON_RATE)
     batches = crops(examples, _sizes(size_px), BATCH, rng)
@@ -71,8 +54,9 @@ def train_autoencoder(examples: tuple[Example, ...], num_images: int, size_px: i
             loss, shown = _loss(model, next(batches).to(memory_format=torch.channels_last), rng)
             trainer.step(step, loss)
             bar.advance(BATCH, f"L1 {shown:.4f}")
-    mean, std = _statistics(model.eval(), batches)
-    model.register_to_config(latents_mean=mean, latents_std=std)
+    model.eval()
+    with torch.no_grad():
+        write_statistics(model, [model.encode(next(batches)).latent_dist.mode() for _ in range(STATISTICS_BATCHES)])
     return model.to(memory_format=torch.contiguous_format)
 
 
@@ -90,16 +74,7 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
         raw, target = Transform(float(rng.choice(SCALES)), int(rng.integers(4))).both(raw, image)
     decoded = model.decode(raw).sample
     l1 = (decoded - target).abs().mean()
-    edges = sum((decoded.diff(dim=axis) - target.diff(dim=axis)).abs().mean() for axis in (2, 3))
-    return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(), l1.item()
-
-
-@torch.no_grad()
-def _statistics(model: Any, batches: Iterator[Tensor], num_batches: int = 64) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the raw latents, by channel."""
-    raw = [model.encode(next(batches)).latent_dist.mode().transpose(0, 1).flatten(1) for _ in range(num_batches)]
-    whole = torch.cat(raw, dim=1).double()
-    return ([round(value, 6) for value in values.tolist()] for values in (whole.mean(1), whole.std(1)))  # type: ignore[return-value]
+    return l1 + EDGE_WEIGHT * edge_difference(decoded, target) + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(), l1.item()
 
 
 def save_autoencoder(model: Any, folder: Path) -> None:
@@ -111,9 +86,6 @@ def measure_autoencoder(autoencoder: Autoencoder, examples: Sequence[Example], s
     """Mean PSNR (dB) of pictures that were kept out of training, in their middle square."""
     found = []
     for example in examples:
-        pixels = resized(example.pixels, size_px)
-        top, left = ((side - size_px) // 2 for side in pixels.shape[:2])
-        image = as_image(pixels[None, top : top + size_px, left : left + size_px])
-        error = (autoencoder.decode(autoencoder.encode(image)) - image).square().mean().item() / 4
-        found.append(-10 * np.log10(max(error, 1e-10)))
+        image = as_image(middle_square(example.pixels, size_px)[None])
+        found.append(psnr(autoencoder.decode(autoencoder.encode(image)), image).item())
     return {"psnr_db": round(float(np.mean(found)), 2)}

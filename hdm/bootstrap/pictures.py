@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
+from hdm.data.crops import as_image, random_square, resized
 from hdm.data.examples import Example
 from hdm.errors import InputError
 
@@ -57,21 +56,6 @@ def gather(examples: Iterable[Example], size_px: int, max_pictures: int | None, 
     return Lessons(tuple(kept), tuple(taken[::every]))
 
 
-def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarray:
-    """The picture with a shorter side of `size_px`; a smaller one is left alone unless `enlarge`."""
-    height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    if shorter == size_px or (shorter < size_px and not enlarge):
-        return pixels
-    size = (max(size_px, round(width * size_px / shorter)), max(size_px, round(height * size_px / shorter)))
-    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-
-
-def as_image(pixels: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def crops(examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, rng: np.random.Generator) -> Iterator[Tensor]:
     """Endless batches of square crops (B, 3, S, S) in [-1, 1], S drawn from `sizes_px` for each batch.
 
@@ -80,12 +64,7 @@ def crops(examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int,
     by_size = {size: [resized(example.pixels, size) for example in examples] for size in sizes_px}
     for places in order(len(examples), batch_size, rng):
         size = int(rng.choice(list(sizes_px)))
-        yield as_image(np.stack([_crop(by_size[size][place], size, rng) for place in places]))
-
-
-def _crop(pixels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    top, left = (int(rng.integers(side - size + 1)) for side in pixels.shape[:2])
-    return pixels[top : top + size, left : left + size]
+        yield as_image(np.stack([random_square(by_size[size][place], size, rng) for place in places]))
 
 
 def order(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

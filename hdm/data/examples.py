@@ -1,4 +1,4 @@
-"""Captioned pictures in memory, as `hdm.bootstrap` learns from them."""
+"""Pictures in memory with their captions, as small models learn from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Example:
-    """One picture (H, W, 3) uint8 and its captions; at least one."""
+    """One picture (H, W, 3) uint8 and its captions, if it has any."""
 
     captions: tuple[str, ...]
     pixels: np.ndarray

@@ -28,7 +28,7 @@ from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
-from hdm.models.components import resolve, weights_digest
+from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
 from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
@@ -42,7 +42,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
 
     Args:
         pipeline: the settings.
-        inputs: digests of `download` and `filter`.
+        inputs: digests of `download` and `filter`, and of `vae` where the pipeline fine-tunes its autoencoder.
         resolution: shorter side of the framed pictures, in pixels.
 
     Raises:
@@ -57,8 +57,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
         "resolution": resolution,
         "patch_size": pipeline.train.model.patch_size,
     }
-    weights = {"autoencoder": weights_digest(resolve(pipeline.components).need("autoencoder"))}
-    return Identity(f"encode.{resolution}px", SCHEMA, config, inputs, weights)
+    return Identity(f"encode.{resolution}px", SCHEMA, config, inputs, autoencoder_weights(inputs, pipeline.components))
 
 
 def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, resolution: int) -> Output:
@@ -73,14 +72,14 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
-    reference = resolve(pipeline.components).need("autoencoder")
+    reference = autoencoder_in(inputs, pipeline.components)
     autoencoder = load_autoencoder(reference, choose_device(pipeline.encode.device, f"the autoencoder for {identity.name}"))
     _check_fit(autoencoder, reference, pipeline, resolution)
     pictures = _kept_pictures(inputs["download"], inputs["filter"])
     framing = Framing(resolution, autoencoder.downscale * pipeline.train.model.patch_size, pipeline.encode.max_aspect)
     form = LatentFormat(
         autoencoder.channels, 0, 0, pipeline.encode.dtype, resolution, autoencoder.downscale,
-        {**autoencoder.identity, "weights": identity.weights["autoencoder"]},
+        {**autoencoder.identity, "weights": weights_digest(reference)},
     )  # fmt: skip
     plan = _plan(pictures, framing, form, pipeline.encode.shard_mb)
     with (

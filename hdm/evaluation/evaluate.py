@@ -18,7 +18,7 @@ from hdm.evaluation.measuring import accuracy, ask, likeness
 from hdm.evaluation.painting import GRID_IMAGES, Painter, image_size, read_set, write_grid, write_set
 from hdm.evaluation.prompts import PromptSet, identify_prompts, prompt_sets
 from hdm.evaluation.real import RealPictures, read_real
-from hdm.models.components import resolve, weights_digest
+from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import choose_device
 from hdm.progress import track
@@ -40,7 +40,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | 
     config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate, judge)}
     config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
     components = resolve(pipeline.components)
-    weights = {name: weights_digest(components.need(name)) for name in ("autoencoder", "text_encoder")}
+    weights = {**autoencoder_weights(inputs, pipeline.components), "text_encoder": weights_digest(components.need("text_encoder"))}
     if components.contrastive:
         weights["contrastive"] = weights_digest(components.contrastive)
     return Identity("evaluate", SCHEMA, config, dict(inputs), weights)
@@ -58,7 +58,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     trained = next(output for name, output in inputs.items() if name.startswith("train."))
     with store.draft(identity) as draft:
         with track("evaluate", sum(len(prompts.texts) for prompts in sets), "images") as bar:
-            painter = Painter(pipeline, trained)
+            painter = Painter(pipeline, trained, autoencoder_in(inputs, pipeline.components))
             for prompts in sets:
                 write_set(draft, prompts, painter, bar)
         pictures = {prompts.name: read_set(draft.path, prompts.name, len(prompts.texts)) for prompts in sets}

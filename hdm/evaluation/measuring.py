@@ -10,8 +10,8 @@ import numpy as np
 from hdm.demo.judge import QUESTIONS, SceneJudge
 from hdm.evaluation.prompts import HELD_OUT, PromptSet
 from hdm.evaluation.real import RealPictures, embeddings_of
-from hdm.evaluation.statistics import Share, frechet_distance, kernel_distance, mean_with_error
 from hdm.models.contrastive import Contrastive
+from hdm.statistics import Share, frechet_distance, kernel_distance, mean_with_error
 from hdm.store import Output
 
 EMBED_AT_ONCE = 64

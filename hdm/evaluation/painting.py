@@ -52,9 +52,11 @@ class Painter:
     Args:
         pipeline: `evaluate` says how to sample.
         trained: output of the last training phase.
+        autoencoder: the one whose latents it was trained on.
     """
 
-    def __init__(self, pipeline: Pipeline, trained: Output) -> None:
+    def __init__(self, pipeline: Pipeline, trained: Output, autoencoder: str) -> None:
+        self.autoencoder = autoencoder
         self.settings, self.trained, self.pipeline = pipeline.evaluate, trained, pipeline
         self.components = resolve(pipeline.components)
         self.batches = Batches(self.settings.batch_size, "evaluate.device")
@@ -67,7 +69,7 @@ class Painter:
         return TextToImage(
             read_source(self.trained.path).weights.model().to(device).eval().requires_grad_(False),
             Conditioning(self.components.need("text_encoder"), device, torch.float32, max_tokens),
-            load_autoencoder(self.components.need("autoencoder"), str(device)),
+            load_autoencoder(self.autoencoder, str(device)),
         )
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:

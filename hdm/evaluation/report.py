@@ -16,8 +16,8 @@ from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.evaluate import ANSWERS, METRICS
 from hdm.evaluation.exhibits import Exhibition, data_uri
 from hdm.evaluation.painting import read_prompts_of, read_set
-from hdm.evaluation.statistics import Share
 from hdm.files import write_bytes
+from hdm.statistics import Share
 from hdm.store import MANIFEST, Output
 
 PAGE, TEMPLATE = "report.html", "report.html.j2"

@@ -21,7 +21,8 @@ from hdm.models.tiling import tiled
 PUBLISHED_STATISTICS = {
     "KBlueLeaf/EQ-SDXL-VAE": ([-3.8660, -1.3354, 0.8354, 0.9099], [10.0365, 6.8484, 7.2138, 5.5913]),
 }
-CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderTiny")
+POOLED = "PooledAutoencoderTiny"  # ours
+CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderTiny", POOLED)
 CONFIG = "config.json"
 OVERLAP = 0.25  # of a tile's side
 
@@ -64,7 +65,7 @@ class Autoencoder:
             raise ValueError(f"image of {image.shape[-1]}x{image.shape[-2]} px: sides have to be multiples of {self.downscale}")
 
         def whole(part: Tensor) -> Tensor:
-            return _raw(self.model.encode(part), generator)
+            return raw_latent(self.model.encode(part), generator)
 
         image = image.to(self.device, torch.float32)
         if tile_px is None:
@@ -116,8 +117,8 @@ def _downscale(model: Any) -> int:
     return 2 ** (len(stages) - 1)
 
 
-def _raw(encoded: Any, generator: torch.Generator | None) -> Tensor:
-    """The latent in what diffusers' encoders return, each class in its own field."""
+def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
+    """The latent in what diffusers' encoders return, each class in its own field: the posterior's mean, or with a generator a draw."""
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode() if generator is None else encoded.latent_dist.sample(generator)
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents
@@ -153,6 +154,10 @@ def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
     name = config.get("_class_name")
     if name not in CLASSES:
         raise InputError(f"is of class {name}, not one of {', '.join(CLASSES)}", where=folder, do="name another in components.autoencoder")
+    if name == POOLED:
+        from hdm.models.tiny_autoencoder import load_pooled
+
+        return load_pooled(folder, config)
     try:
         with hushed("diffusers"):
             return getattr(diffusers, name).from_pretrained(

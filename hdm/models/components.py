@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +21,12 @@ from typing import Any
 from hdm.config import Components
 from hdm.errors import InputError
 from hdm.files import canonical_json, sha256_file
+from hdm.store import Output
 
 MANIFEST = "components.json"
 DEMO = "demo"
+VAE, AUTOENCODER_FOLDER = "vae", "autoencoder"
+"""The output of the stage that fine-tunes the autoencoder, and the folder in it that holds it."""
 
 DENOISING = ("text_encoder", "autoencoder")
 """The components that a trained denoiser cannot do without."""
@@ -74,6 +77,25 @@ def resolve(components: Components) -> Resolved:
     if components.contrastive and components.contrastive_pretrained:
         found["contrastive"] = f"{components.contrastive}@{components.contrastive_pretrained}"
     return Resolved(**found)
+
+
+def autoencoder_in(inputs: Mapping[str, Output], components: Components) -> str:
+    """The autoencoder that a stage uses: the fine-tuned one where that is among its inputs, else the one that the pipeline names.
+
+    Raises:
+        InputError: there is none.
+    """
+    return str(inputs[VAE].path / AUTOENCODER_FOLDER) if VAE in inputs else resolve(components).need("autoencoder")
+
+
+def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> dict[str, str]:
+    """Its part in a stage's identity: the digest of the weights that are there beforehand; a fine-tuned one is an input with a digest
+    of its own.
+
+    Raises:
+        InputError: it is not on this machine.
+    """
+    return {} if VAE in inputs else {"autoencoder": weights_digest(resolve(components).need("autoencoder"))}
 
 
 def portable_names(components: Components) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -33,6 +34,17 @@ def choose_device(wanted: str, what: str) -> str:
     else:
         log.info("%s runs on %s (%s)", what, device, torch.cuda.get_device_name(device) if device.startswith("cuda") else device)
     return device
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """The same bits at every run; for the CPU alone, since it costs speed elsewhere."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 class Batches:

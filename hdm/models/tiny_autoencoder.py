@@ -6,18 +6,24 @@ latents_mean and latents_std, which the published files lack.
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hdm.errors import InputError
 
 POOLED_CHANNELS, POOLED_GROUPS = 256, 4
+STATISTICS = ("latents_mean", "latents_std")  # diffusers' own class has none by channel
 _Tensors = dict[str, Tensor]
 
 
@@ -38,12 +44,17 @@ class PooledBlock(AutoencoderTinyBlock):
 
 
 class PooledAutoencoderTiny(AutoencoderTiny):
-    """diffusers' AutoencoderTiny with pooled blocks in the last encoder stage and the first decoder stage."""
+    """diffusers' AutoencoderTiny with pooled blocks in the last encoder stage and the first decoder stage.
+
+    Args:
+        config: AutoencoderTiny's own, latents_mean and latents_std.
+    """
 
     def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
+        super().__init__(**{name: value for name, value in config.items() if name not in STATISTICS})
         model: Any = self  # diffusers sets its attributes where a type checker does not see them
         last, first = model.config.num_encoder_blocks[-1], model.config.num_decoder_blocks[0]
+        model.register_to_config(**{name: config.get(name) for name in STATISTICS})
         encoder, decoder = model.encoder.layers, model.decoder.layers
         # Around the blocks: in the encoder the output layer behind, in the decoder an input layer and its activation before.
         _pool(encoder, range(len(encoder) - 1 - last, len(encoder) - 1), model.config)
@@ -53,6 +64,24 @@ class PooledAutoencoderTiny(AutoencoderTiny):
 def _pool(layers: nn.Sequential, places: range, config: Any) -> None:
     for place in places:
         layers[place] = PooledBlock(config.encoder_block_out_channels[-1], config.act_fn)
+
+
+def load_pooled(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The pooled autoencoder that `save_pretrained` wrote to a folder, in float32.
+
+    Args:
+        config: what its config.json says.
+
+    Raises:
+        InputError: weights and configuration do not belong together, or cannot be read.
+    """
+    known = {*inspect.signature(AutoencoderTiny.__init__).parameters, *STATISTICS}  # it writes down more than it takes
+    model: Any = PooledAutoencoderTiny(**{name: value for name, value in config.items() if name in known})
+    try:
+        model.load_state_dict({name: value.float() for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again") from error
+    return model
 
 
 def load_published_pair(folder: Path) -> Any:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 ORPHANED = 3  # exit code
@@ -63,3 +64,28 @@ class StopRequest:
         self.deferred = False
         if self.requested:
             raise Stopped
+
+
+class Signals:
+    """SIGTERM and SIGINT that came since they began to be counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+@contextlib.contextmanager
+def signals_counted() -> Iterator[Signals]:
+    """Count the signals instead of dying of them. Outside the main thread they stay with whoever handles them."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,17 +14,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import hdm
 from hdm.errors import HdmError, LockedError, SavedOnSignal
 from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
+from hdm.training.guard import Signals, signals_counted
 from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, newest_step, num_steps, outcome_error, read_outcome
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
@@ -45,7 +44,7 @@ def run_training(job: Job) -> None:
     """
     phase = job.phase
     bar = track(f"train.{phase.name}", num_steps(phase) * phase.batch_size, "images")
-    with _signals() as signals, bar as tracker:
+    with signals_counted() as signals, bar as tracker:
         report = _Report(job, tracker)
         while True:
             step = newest_step(Path(job.scratch))
@@ -56,7 +55,7 @@ def run_training(job: Job) -> None:
     _judge(job, code, stopped=signals.count > 0)
 
 
-def _run_once(job: Job, signals: _Signals, report: _Report) -> int:
+def _run_once(job: Job, signals: Signals, report: _Report) -> int:
     """Train until the processes end; their exit code."""
     _wait_for_others(job)
     clear_outcomes(Path(job.scratch))
@@ -139,32 +138,7 @@ def _kill(process: subprocess.Popen[bytes], job: Job) -> None:
     process.wait()
 
 
-class _Signals:
-    """SIGTERM and SIGINT that came since training began."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Count the signals instead of dying of them. Outside the main thread they stay with whoever handles them."""
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _follow(process: subprocess.Popen[bytes], job: Job, signals: _Signals, report: _Report) -> None:
+def _follow(process: subprocess.Popen[bytes], job: Job, signals: Signals, report: _Report) -> None:
     """Wait for the end, showing progress; obey signals."""
     deadline: float | None = None
     while process.poll() is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,14 @@ class Optimizers:
     Args:
         model: whose parameters each get into exactly one group.
         settings: kind, rates, decay.
+        for_muon: whether Muon takes a tensor of that name, if `settings` asks for Muon.
     """
 
-    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
+    def __init__(self, model: nn.Module, settings: Optimizer, for_muon: Callable[[str, Tensor], bool] = is_muon) -> None:
         self.settings = settings
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._names = {id(value): name for name, value in parameters.items()}
-        muon = {name: value for name, value in parameters.items() if settings.kind == "muon" and is_muon(name, value)}
+        muon = {name: value for name, value in parameters.items() if settings.kind == "muon" and for_muon(name, value)}
         adamw = {name: value for name, value in parameters.items() if name not in muon}
         self.all: dict[str, torch.optim.Optimizer] = {}
         if adamw:
@@ -92,8 +93,13 @@ class Optimizers:
         for optimizer in self.all.values():
             numbered = optimizer.state_dict()
             ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            named = {number: states.get(self._names[id(parameter)]) for number, parameter in enumerate(ordered)}
+            named = {number: _laid_out(states.get(self._names[id(value)], {}), value) for number, value in enumerate(ordered)}
             optimizer.load_state_dict({**numbered, "state": {number: state for number, state in named.items() if state}})
+
+
+def _laid_out(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """Tensors of a parameter's shape in its own memory format: fused updates walk through memory side by side."""
+    return {what: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value for what, value in state.items()}
 
 
 def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm.config import Pipeline
-from hdm.models.components import resolve, weights_digest
+from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import FILES, METRICS, SUMMARY, Job
 from hdm.training.launch import run_training
@@ -26,7 +26,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
     settings, phase = pipeline.train, pipeline.train.phases[number]
     shared = {name: value for name, value in settings.result_fields().items() if name != "phases"}
     components = resolve(pipeline.components)
-    weights = {name: weights_digest(components.need(name)) for name in ("autoencoder", "text_encoder")}
+    weights = {**autoencoder_weights(inputs, pipeline.components), "text_encoder": weights_digest(components.need("text_encoder"))}
     return Identity(f"train.{phase.name}", SCHEMA, {**shared, "phase": phase.result_fields()}, dict(inputs), weights)
 
 
@@ -57,7 +57,7 @@ def _job(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], d
         folder=str(draft.path.resolve()),
         scratch=str(draft.scratch.resolve()),
         text_encoder=components.need("text_encoder"),
-        autoencoder=components.need("autoencoder"),
+        autoencoder=autoencoder_in(inputs, pipeline.components),
     )
 
 

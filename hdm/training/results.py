@@ -9,7 +9,7 @@ from typing import Any
 
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
-from hdm.models.components import portable_names
+from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
@@ -38,8 +38,8 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
             "xut": settings.model.to_dict(),
             "resolution": job.phase.resolution,
             "max_tokens": conditioning.max_tokens,
-            "components": job.identity["weights"],
-            "component_names": portable_names(job.settings.components),
+            "components": {"autoencoder": weights_digest(job.autoencoder), "text_encoder": weights_digest(job.text_encoder)},
+            "component_names": _names(job),
         },
     )
     shutil.copyfile(metrics.path, result / METRICS)
@@ -53,6 +53,12 @@ def write_grid(job: Job, model: XUT, conditioning: Conditioning, path: Path) -> 
     prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
     generate_grid(path, model, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
     return prompts
+
+
+def _names(job: Job) -> dict[str, str]:
+    """Of the components that have a name everywhere; a fine-tuned autoencoder has none."""
+    names = portable_names(job.settings.components)
+    return {name: told for name, told in names.items() if not (name == "autoencoder" and VAE in job.inputs)}
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import interpolate, sample_losses, velocity
 from hdm.errors import ConfigError, DoesNotFitError, HdmError
-from hdm.models.devices import choose_device
+from hdm.models.devices import choose_device, deterministic
 from hdm.training import assembly, checkpoint, validation
 from hdm.training.checkpoint import Checkpoint, load_weights
 from hdm.training.ema import Average
@@ -51,7 +50,7 @@ def train(job: Job, stop: StopRequest) -> bool:
     """
     device = choose_device(job.settings.train.device, "training")
     try:
-        with _deterministic(device == "cpu"):
+        with deterministic(device == "cpu"):
             return Trainer(job, stop, device).run()
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(
@@ -59,17 +58,6 @@ def train(job: Job, stop: StopRequest) -> bool:
             where=f"train.phases.{job.number}",
             do="set micro_batch to half of what it is, or checkpoint_blocks: 1.0; neither changes the result",
         ) from error
-
-
-@contextlib.contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """The same bits at every run; on the CPU alone, since it costs speed elsewhere."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 @dataclass(frozen=True)

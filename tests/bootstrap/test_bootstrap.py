@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from hdm.bootstrap import Plan, bootstrap
-from hdm.bootstrap.pictures import crops, gather, order, resized
+from hdm.bootstrap.pictures import crops, gather, order
 from hdm.bootstrap.quality import SPOILERS, spoiled
 from hdm.bootstrap.text import tokenized, train_tokenizer
 from hdm.config import Components
+from hdm.data.crops import resized
 from hdm.data.examples import Example
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import InputError

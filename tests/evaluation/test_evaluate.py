@@ -11,9 +11,9 @@ from hdm.data.images import decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError, InputError
-from hdm.evaluation.statistics import Share, frechet_distance, kernel_distance
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.statistics import Share, frechet_distance, kernel_distance
 from hdm.store import MANIFEST
 
 

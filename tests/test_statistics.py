@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import linalg, optimize
 
-from hdm.evaluation.statistics import Share, frechet_distance, kernel_distance, mean_with_error
+from hdm.statistics import Share, frechet_distance, kernel_distance, mean_with_error
 
 
 @given(st.integers(1, 400), st.data())

@@ -1,0 +1,37 @@
+"""The small AutoencoderKL that is trained where there is none to be had: 8 × downscale, fully convolutional."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CHANNELS = 8
+WIDTHS = (16, 16, 32, 64)
+START_LOG_VARIANCE = -6.0
+
+
+def new_autoencoder(channels: int = CHANNELS, widths: tuple[int, ...] = WIDTHS) -> Any:
+    """An untrained AutoencoderKL; no attention, so that it takes any size.
+
+    Args:
+        channels: of a latent.
+        widths: of the stages, the widest last; every stage but the last halves.
+    """
+    from diffusers import AutoencoderKL
+
+    model: Any = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=8,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    with torch.no_grad():  # start with a nearly sure posterior: noise of size 1 would drown the first thousand steps
+        model.encoder.conv_out.bias[channels:] = START_LOG_VARIANCE
+    return model

@@ -1,0 +1,210 @@
+"""Training an autoencoder, from its first step or from a checkpoint, to its last step.
+
+Nothing random is kept: crops, transforms and draws follow from the seed and the step, so that a killed run goes on bit by bit (on the
+CPU; elsewhere to rounding).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from hdm.config import VaeSettings
+from hdm.data.crops import as_image, random_square, resized
+from hdm.data.order import permuted
+from hdm.errors import ConfigError, HdmError, SavedOnSignal
+from hdm.models.equivariance import Transform, draw_transform
+from hdm.progress import Tracker, track
+from hdm.training import checkpoint
+from hdm.training.checkpoint import load_weights
+from hdm.training.ema import Average
+from hdm.training.guard import signals_counted
+from hdm.training.job import METRICS, TIMING
+from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.records import Metrics, Timing
+from hdm.vae.losses import Objective
+
+LOG_EVERY, LINES_AT_LEAST = 10, 20  # steps a line of metrics.jsonl; fewer where the run is short
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes.
+
+    Args:
+        folder: `metrics.jsonl` and `timing.jsonl` grow here.
+        scratch: checkpoints lie here.
+        digest: of settings, pictures and the autoencoder to start from; a checkpoint of another digest is refused.
+    """
+
+    folder: Path
+    scratch: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Squares (B, 3, S, S) in [-1, 1], the transform of a step, and the seed of its draws."""
+
+    image: Tensor
+    transform: Transform
+    draw_seed: int
+
+
+def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int) -> Batch:
+    """The batch of a step: every picture once before any comes again, a square of each, anywhere along its longer side."""
+    numbers = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
+    rng = np.random.default_rng((settings.seed, step))
+    squares = []
+    for epoch, place in zip(*np.divmod(numbers, len(pictures)), strict=True):
+        chosen = permuted(np.array([place]), len(pictures), settings.seed, int(epoch))[0]
+        squares.append(random_square(resized(pictures[int(chosen)], settings.size_px), settings.size_px, rng))
+    return Batch(as_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62)))
+
+
+def takes_muon(name: str, tensor: Tensor) -> bool:
+    """Whether Muon takes a tensor of an autoencoder: convolutions and matrices with more than one row and column."""
+    return tensor.ndim >= 2 and min(tensor.shape[:2]) > 1
+
+
+@dataclass
+class _Position:
+    """Where training stands: steps done, and the terms' sums over the `count` steps since the last line of metrics."""
+
+    step: int = 0
+    count: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class Finetuning:
+    """Everything that the loop holds.
+
+    Args:
+        model: a diffusers autoencoder on its device; its weights change.
+        pictures: (H, W, 3) uint8 each, of any size.
+        settings: how.
+        place: where to write, and perhaps to go on from.
+
+    Raises:
+        ConfigError: the checkpoint there is of another run.
+        InputError: weights of a perceptual term are missing.
+    """
+
+    def __init__(self, model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings, place: Place) -> None:
+        self.model = model.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.pictures, self.settings, self.place = pictures, settings, place
+        self.device = next(model.parameters()).device
+        self.num_steps = -(-settings.num_images // settings.batch_size)
+        self.objective = Objective(settings, str(self.device))
+        self.optimizers = Optimizers(model, settings.optimizer, takes_muon)
+        self.average = Average(model, settings.ema_decay) if settings.ema_decay else None
+        self.position, self.saved_at = _Position(), time.monotonic()
+        self._resume()
+
+    def run(self) -> None:
+        """To the end; the model then has the weights that are kept, and takes no more gradients.
+
+        Raises:
+            SavedOnSignal: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
+            HdmError: the loss is not finite.
+        """
+        total = self.num_steps * self.settings.batch_size
+        with signals_counted() as signals, track("vae", total, "images") as bar:
+            bar.advance(self.num_images_seen, "")
+            for batch in self._batches():
+                self._step(batch, bar)
+                done = self.position.step == self.num_steps
+                if signals.count or done or time.monotonic() - self.saved_at > self.settings.checkpoint_sec:
+                    self._save()
+                if signals.count and not done:
+                    raise SavedOnSignal(
+                        "stopped on a signal after saving", where=self.place.folder, do="run the same command again to go on"
+                    )
+        if self.average is not None:
+            self.model.load_state_dict(self.average.model.state_dict())
+        self.model.requires_grad_(False).to(memory_format=torch.contiguous_format)
+
+    @property
+    def num_images_seen(self) -> int:
+        return self.position.step * self.settings.batch_size
+
+    def _batches(self) -> Iterator[Batch]:
+        """Of the steps that are left, each made while the one before is learned from."""
+        with ThreadPoolExecutor(1, thread_name_prefix="pictures") as thread:
+            steps = range(self.position.step, self.num_steps)
+            waiting = thread.submit(make_batch, self.pictures, self.settings, steps[0]) if steps else None
+            for step in steps:
+                assert waiting is not None
+                batch = waiting.result()
+                if step + 1 < self.num_steps:
+                    waiting = thread.submit(make_batch, self.pictures, self.settings, step + 1)
+                yield batch
+
+    def _step(self, batch: Batch, bar: Tracker) -> None:
+        now, size = self.position, self.settings.batch_size
+        generator = torch.Generator(self.device).manual_seed(batch.draw_seed)
+        image = batch.image.to(self.device, memory_format=torch.channels_last)
+        loss, terms = self.objective(self.model, image, batch.transform, generator)
+        loss.backward()
+        clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
+        values = dict(
+            zip(("loss", *terms), torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist(), strict=True)
+        )
+        if not all(map(math.isfinite, values.values())):
+            raise HdmError(f"the loss is not finite at step {now.step}: {values}", where="vae", do="lower the learning rate")
+        factor = rate_factor(self.settings.optimizer, self.num_images_seen + size, self.num_steps * size)
+        self.optimizers.step(factor)
+        self.model.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(now.step)
+        now.step, now.count = now.step + 1, now.count + 1
+        now.sums = {name: now.sums.get(name, 0.0) + value for name, value in values.items()}
+        bar.advance(size, f"loss {values['loss']:.4f}")
+        self._log(factor)
+
+    def _log(self, factor: float) -> None:
+        """Write the line that is due, if one is."""
+        now = self.position
+        if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) and now.step != self.num_steps:
+            return
+        means = {name: total / now.count for name, total in now.sums.items()}
+        self.metrics.add(now.step, self.num_images_seen, {**means, **self.optimizers.rates(factor)})
+        self.timing.add(now.step, self.num_images_seen, means["loss"], 0.0)
+        self.position = _Position(now.step)
+
+    def _save(self) -> None:
+        tensors = {"weights": self.model.state_dict(), "optimizer": self.optimizers.tensors()}
+        if self.average is not None:
+            tensors["ema"] = self.average.model.state_dict()
+        state = {"digest": self.place.digest, "position": asdict(self.position)}
+        checkpoint.save(self.place.scratch, self.position.step, tensors, self.metrics.content, state)
+        self.saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        """Go on from the newest good checkpoint, if there is one."""
+        self.place.scratch.mkdir(parents=True, exist_ok=True)
+        found = checkpoint.newest(self.place.scratch)
+        if found is not None:
+            if found.state["digest"] != self.place.digest:
+                raise ConfigError(
+                    "the checkpoint is of other settings, pictures or weights",
+                    where=found.path,
+                    do="undo the change, or name another folder",
+                )
+            load_weights(self.model, found.tensors("weights"), found.path)
+            self.optimizers.load(found.tensors("optimizer"))
+            if self.average is not None:
+                load_weights(self.average.model, found.tensors("ema"), found.path)
+            self.position = _Position(**found.state["position"])
+        self.metrics = Metrics(self.place.folder / METRICS, found.metrics if found else b"")
+        self.timing = Timing(self.place.folder / TIMING, self.num_images_seen)

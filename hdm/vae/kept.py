@@ -1,0 +1,72 @@
+"""The kept pictures of one split of a download, decoded when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import overload
+
+import numpy as np
+
+from hdm.config import ImageSettings
+from hdm.data.images import BadImage, decode
+from hdm.data.shards import ImageReader
+from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.errors import DamagedError
+from hdm.store import Output
+
+HELD_OUT = ("held_out", "validation")  # the second where nothing was held out
+
+
+class KeptPictures(Sequence[np.ndarray]):
+    """Pictures (H, W, 3) uint8 in order of the download. From any thread.
+
+    Args:
+        download, filter: outputs of these stages.
+        split: "train", "validation" or "held_out".
+        images: how files become RGB.
+        count: the first so many; None: all.
+    """
+
+    def __init__(self, download: Output, filter: Output, split: str, images: ImageSettings, count: int | None = None) -> None:
+        self.reader, self.images = ImageReader(download), images
+        self.places = list(islice(_places(download, filter, split), count))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, number: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, number: int | slice) -> np.ndarray | list[np.ndarray]:
+        """One picture, or several.
+
+        Raises:
+            DamagedError: it cannot be decoded, though it could when it was filtered.
+        """
+        if isinstance(number, slice):
+            return [self[place] for place in range(*number.indices(len(self)))]
+        shard, offset, num_bytes = self.places[number]
+        try:
+            return decode(self.reader.read(shard, offset, num_bytes), self.images).pixels
+        except BadImage as error:
+            path = self.reader.download.path / shard_name("images", shard, "tar")
+            raise DamagedError(f"a kept picture cannot be decoded: {error.message}", where=path, do="run the same command again") from error
+
+
+def held_out_pictures(download: Output, filter: Output, images: ImageSettings, count: int) -> KeptPictures:
+    """The first `count` pictures that no training sees: held out, or else of the validation split; none if there is neither."""
+    found = (KeptPictures(download, filter, split, images, count) for split in HELD_OUT)
+    return next((pictures for pictures in found if len(pictures)), KeptPictures(download, filter, HELD_OUT[0], images, 0))
+
+
+def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int, int]]:
+    """Shard, offset and length in bytes of each picture."""
+    found = []
+    for shard in range(num_shards(filter, "scores")):
+        scores = read_table(filter.file(shard_name("scores", shard)), ["key", "split"]).to_pydict()
+        wanted = {key for key, own in zip(scores["key"], scores["split"], strict=True) if own == split}
+        samples = read_table(download.file(shard_name("samples", shard)), ["key", "status", "offset", "bytes"]).to_pylist()
+        found += [(shard, row["offset"], row["bytes"]) for row in samples if row["status"] == "ok" and row["key"] in wanted]
+    return found

@@ -1,0 +1,96 @@
+"""What an autoencoder is worth: how pictures come back, and how far its latents are from equivariant.
+
+Shapes: B batch, H W picture size; pictures (B, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdm.data.crops import as_image, as_pixels, middle_square
+from hdm.models.autoencoder import Autoencoder
+from hdm.models.equivariance import equivariance_errors
+from hdm.progress import track
+from hdm.statistics import frechet_distance
+
+Features = Callable[[list[np.ndarray]], np.ndarray]
+"""Pictures (H, W, 3) uint8 → features (N, E)."""
+
+BATCH = 16
+SIGMA, RADIUS = 1.5, 5
+C1, C2 = 0.01**2, 0.03**2  # of values in [0, 1]
+
+
+def psnr(decoded: Tensor, image: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture, in dB, at most 100: (B,)."""
+    error = (decoded - image).square().flatten(1).mean(1) / 4  # of values in [0, 1]
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+def ssim(decoded: Tensor, image: Tensor) -> Tensor:
+    """Structural similarity of each picture (Wang et al. 2004: Gaussian window of 11 px, σ 1.5, whole windows alone): (B,), at most 1."""
+    window = torch.exp(-(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2) / (2 * SIGMA**2))
+    window = (window / window.sum()).to(image.device)
+    kernel = torch.outer(window, window).expand(3, 1, -1, -1)
+
+    def local(values: Tensor) -> Tensor:
+        return F.conv2d(values, kernel, groups=3)
+
+    x, y = (decoded.double() + 1) / 2, (image.double() + 1) / 2
+    mean_x, mean_y = local(x), local(y)
+    variance_x, variance_y = local(x * x) - mean_x**2, local(y * y) - mean_y**2
+    covariance = local(x * y) - mean_x * mean_y
+    similar = (2 * mean_x * mean_y + C1) * (2 * covariance + C2) / ((mean_x**2 + mean_y**2 + C1) * (variance_x + variance_y + C2))
+    return similar.flatten(1).mean(1)
+
+
+def measure_quality(
+    autoencoder: Autoencoder, pictures: Sequence[np.ndarray], size_px: int, features: Features | None = None
+) -> dict[str, float]:
+    """Reconstruction and equivariance over pictures that training has not seen, in their middle squares.
+
+    Args:
+        autoencoder: with its statistics, which errors of latents refer to.
+        pictures: (H, W, 3) uint8 each.
+        size_px: side of the squares; a multiple of the autoencoder's downscale.
+        features: what the Fréchet distance is measured in; None: no such distance.
+
+    Returns:
+        psnr_db and ssim, means over pictures; equivariance_decoded, equivariance_latent and reconstructed as `equivariance_errors` has
+        them; frechet_distance between the pictures and what comes back (FID's formula, in the given features, which are not FID's).
+    """
+    totals: dict[str, float] = {}
+    real, back = [], []
+    with track("measuring", len(pictures), "images") as bar:
+        for start in range(0, len(pictures), BATCH):
+            squares = np.stack([middle_square(picture, size_px) for picture in pictures[start : start + BATCH]])
+            image = as_image(squares).to(autoencoder.device)
+            decoded = autoencoder.decode(autoencoder.encode(image))
+            errors = equivariance_errors(autoencoder, image)
+            found = {
+                "psnr_db": psnr(decoded, image).mean().item(),
+                "ssim": ssim(decoded, image).mean().item(),
+                "reconstructed": errors["reconstructed"] ** 2,
+                "equivariance_decoded": errors["decoded"] ** 2,
+                "equivariance_latent": errors["latent"],
+            }
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value * len(image) / len(pictures)
+            real += list(squares)
+            back += list(as_pixels(decoded))
+            bar.advance(len(image))
+    for name in ("reconstructed", "equivariance_decoded"):
+        totals[name] = math.sqrt(totals[name])
+    if features is not None and len(real) > 1:
+        totals["frechet_distance"] = frechet_distance(_embedded(features, real), _embedded(features, back))
+    return {name: round(value, 5) for name, value in totals.items()}
+
+
+def _embedded(features: Features, pictures: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([features(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)])

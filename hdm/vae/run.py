@@ -1,0 +1,133 @@
+"""From an autoencoder, or none, to a better one in a folder as diffusers writes them, measured before and after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hdm.config import VaeSettings
+from hdm.errors import InputError
+from hdm.files import canonical_json, write_json
+from hdm.models.autoencoder import CONFIG, load_autoencoder, of_model, raw_latent
+from hdm.models.components import hushed
+from hdm.models.devices import choose_device, deterministic
+from hdm.models.small_autoencoder import new_autoencoder
+from hdm.vae.finetune import Finetuning, Place, make_batch
+from hdm.vae.normalization import write_statistics
+from hdm.vae.quality import Features, measure_quality
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+RESULT = "result"
+STATISTICS_IMAGES = 512
+FEWEST = 16
+LATENT_SIDE = 4  # at least, so that a scaled latent is still a picture
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures (H, W, 3) uint8 of any size: those to learn from, and those kept out of it."""
+
+    train: Sequence[np.ndarray]
+    held_out: Sequence[np.ndarray]
+
+    def digest(self) -> str:
+        """sha256 of all pixels in order, as 64 hex digits."""
+        found = hashlib.sha256()
+        for picture in (*self.train, *self.held_out):
+            found.update(canonical_json(picture.shape) + picture.tobytes())
+        return found.hexdigest()
+
+
+def run(reference: str | None, pictures: Pictures, settings: VaeSettings, place: Place, features: Features | None = None) -> dict[str, Any]:
+    """Train, and write `config.json` and the weights to the folder `result` in the place's scratch.
+
+    Args:
+        reference: the autoencoder to start from; None: a new small one.
+        pictures: what to learn from and what to measure on.
+        settings: how.
+        place: where to write; a run that was killed there goes on.
+        features: what the Fréchet distance is measured in.
+
+    Returns:
+        Quality `before` (None from scratch) and `after`, as `measure_quality` has it.
+
+    Raises:
+        InputError: too few pictures, squares that do not fit the autoencoder, or no such autoencoder.
+        SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
+    """
+    device = choose_device(settings.device, "the autoencoder's training")
+    if len(pictures.train) < FEWEST or not pictures.held_out:
+        raise InputError(
+            f"{len(pictures.train)} pictures to learn from and {len(pictures.held_out)} to measure on are too few: "
+            f"at least {FEWEST} and 1 are needed",
+            do="name a source with more",
+        )
+    with deterministic(device == "cpu"):
+        before = _before(reference, pictures, settings, place, device, features)
+        model = starting_model(reference, settings, device)
+        Finetuning(model, pictures.train, settings, place).run()
+        _normalize(model, pictures.train, settings)
+        written = write_autoencoder(model, place.scratch / RESULT)
+        after = measure_quality(load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features)
+    return {"before": before, "after": after}
+
+
+def starting_model(reference: str | None, settings: VaeSettings, device: str) -> Any:
+    """The diffusers autoencoder to train.
+
+    Raises:
+        InputError: it is not to be had, or the squares do not fit it.
+    """
+    torch.manual_seed(settings.seed)
+    autoencoder = of_model(new_autoencoder(settings.channels), "cpu") if reference is None else load_autoencoder(reference)
+    unit = autoencoder.downscale
+    if settings.size_px % unit or settings.size_px < LATENT_SIDE * unit:
+        raise InputError(
+            f"squares of {settings.size_px} px do not fit an autoencoder with downscale {unit}",
+            where="vae.size_px",
+            do=f"use a multiple of {unit}, at least {LATENT_SIDE * unit}",
+        )
+    return autoencoder.model.to(device)
+
+
+def _before(
+    reference: str | None, pictures: Pictures, settings: VaeSettings, place: Place, device: str, features: Features | None
+) -> dict[str, float] | None:
+    """Quality of the autoencoder to start from, measured once; with statistics as they will be measured afterwards."""
+    if reference is None:
+        return None
+    file = place.scratch / f"before-{place.digest[:16]}.json"
+    if not file.exists():
+        model = starting_model(reference, settings, device)
+        _normalize(model, pictures.train, settings)
+        write_json(file, measure_quality(of_model(model, device), pictures.held_out, settings.size_px, features))
+    found: dict[str, float] = json.loads(file.read_bytes())
+    return found
+
+
+@torch.no_grad()
+def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings) -> None:
+    """Measure the latents' statistics on training pictures, in crops that training may have had, and write them into the model."""
+    device = next(model.parameters()).device
+    steps = -(-min(STATISTICS_IMAGES, len(pictures)) // settings.batch_size)
+    batches = (make_batch(pictures, settings, step) for step in range(steps))
+    write_statistics(model, [raw_latent(model.encode(batch.image.to(device)), None).float() for batch in batches])
+
+
+def write_autoencoder(model: Any, folder: Path) -> Path:
+    """config.json and the weights, as diffusers loads them, the same bytes wherever the model came from; the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with hushed("diffusers"):
+        model.to("cpu").save_pretrained(folder)
+    config = json.loads((folder / CONFIG).read_bytes())
+    config.pop("_name_or_path", None)  # where it came from: a path of this machine
+    write_json(folder / CONFIG, config)
+    return folder

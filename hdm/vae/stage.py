@@ -1,0 +1,103 @@
+"""The optional stage `vae`: the autoencoder, fine-tuned on the kept training pictures, measured on those kept out.
+
+autoencoder/config.json, autoencoder/diffusion_pytorch_model.safetensors    as diffusers writes them
+metrics.jsonl                                                                the losses
+quality.json                                                                 before and after
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hdm.config import Pipeline, VaeSettings
+from hdm.errors import ConfigError
+from hdm.files import TEMPORARY
+from hdm.models.autoencoder import CONFIG
+from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
+from hdm.models.contrastive import load_contrastive
+from hdm.store import Draft, Identity, Output, Store
+from hdm.training.job import METRICS
+from hdm.vae.finetune import Place
+from hdm.vae.kept import KeptPictures, held_out_pictures
+from hdm.vae.quality import Features
+from hdm.vae.run import RESULT, WEIGHTS, Pictures, run
+
+SCHEMA = 1
+QUALITY = "quality.json"
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+    """What the fine-tuned autoencoder depends on: settings, pictures, the one that it starts from, and what measures it.
+
+    Raises:
+        InputError: a model is not on this machine.
+    """
+    components, settings = resolve(pipeline.components), _settings(pipeline)
+    weights = {} if settings.scratch else {"autoencoder": weights_digest(components.need("autoencoder"))}
+    if components.contrastive:
+        weights["contrastive"] = weights_digest(components.contrastive)
+    return Identity(VAE, SCHEMA, {**settings.result_fields(), "images": pipeline.images.result_fields()}, dict(inputs), weights)
+
+
+def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+    """Fine-tune, measure and commit.
+
+    Returns:
+        The output; its summary holds the quality before and after.
+
+    Raises:
+        SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
+        InputError: too few pictures, or squares that do not fit the autoencoder.
+    """
+    settings, download, filter = _settings(pipeline), inputs["download"], inputs["filter"]
+    if pipeline.threads is not None:
+        torch.set_num_threads(pipeline.threads)
+    pictures = Pictures(
+        KeptPictures(download, filter, "train", pipeline.images),
+        held_out_pictures(download, filter, pipeline.images, settings.num_measured),
+    )
+    reference = None if settings.scratch else resolve(pipeline.components).need("autoencoder")
+    with store.draft(identity) as draft:
+        place = Place(draft.path, draft.scratch, identity.digest)
+        quality = run(reference, pictures, settings, place, _features(pipeline, settings.device))
+        _collect(draft, place.scratch / RESULT, settings, quality)
+        return draft.commit({**quality, "pictures": len(pictures.train), "measured": len(pictures.held_out)})
+
+
+def _settings(pipeline: Pipeline) -> VaeSettings:
+    if pipeline.vae is None:
+        raise ConfigError("this pipeline has no stage vae", where="vae", do="configure it, for example --set vae.num_images=24000")
+    return pipeline.vae
+
+
+def _features(pipeline: Pipeline, device: str) -> Features | None:
+    """The contrastive model's embeddings, where the pipeline names one."""
+    components = resolve(pipeline.components)
+    if not components.contrastive:
+        return None
+    model = load_contrastive(components, device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+    def features(pictures: list[np.ndarray]) -> np.ndarray:
+        return model.embed_images(pictures)
+
+    return features
+
+
+def _collect(draft: Draft, result: Path, settings: VaeSettings, quality: Mapping[str, Any]) -> None:
+    """Move what was made to its place in the output."""
+    for leftover in (draft.path / AUTOENCODER_FOLDER).glob(f"{TEMPORARY}*"):  # of a killed run
+        leftover.unlink()
+    for name in (CONFIG, WEIGHTS):
+        with draft.write(f"{AUTOENCODER_FOLDER}/{name}") as file:
+            file.path.write_bytes((result / name).read_bytes())
+    steps = -(-settings.num_images // settings.batch_size)
+    metrics = (draft.path / METRICS).read_bytes()
+    with draft.write(METRICS) as file:
+        file.path.write_bytes(metrics)
+        file.counts.update(steps=steps, images_seen=steps * settings.batch_size)
+    draft.write_json(QUALITY, quality)

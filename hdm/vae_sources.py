@@ -1,0 +1,159 @@
+"""`hdm vae`: an autoencoder fine-tuned or measured on scenes, or on anything that a download reads on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hdm.bootstrap_sources import SCENES, local_pictures
+from hdm.config import Components, DownloadSettings, ImageSettings, VaeSettings
+from hdm.data.crops import resized
+from hdm.demo.bootstrap import scene_examples
+from hdm.errors import InputError
+from hdm.files import canonical_json, write_json
+from hdm.models.autoencoder import CONFIG, load_autoencoder
+from hdm.models.components import resolve, weights_digest
+from hdm.models.contrastive import load_contrastive
+from hdm.models.devices import choose_device
+from hdm.vae.finetune import Finetuning, Place
+from hdm.vae.quality import Features, measure_quality
+from hdm.vae.run import RESULT, WEIGHTS, Pictures, run, starting_model
+
+RECORD, UNFINISHED, PLAN = "finetune.json", ".unfinished", "plan.json"
+MAX_PICTURES = 20_000
+NUM_SCENES = 8_000
+HELD_OUT = 20  # every so many pictures one is kept out of training
+PROBE_STEPS = 12  # training is timed for
+
+log = logging.getLogger(__name__)
+
+
+def finetune_from(
+    source: str,
+    out: Path,
+    reference: str | None,
+    settings: VaeSettings,
+    *,
+    minutes: float | None = None,
+    max_pictures: int | None = None,
+    matte: str = "#ffffff",
+    contrastive: str | None = "demo",
+) -> dict[str, Any]:
+    """Fine-tune an autoencoder on a source and write it to a folder, as `components.autoencoder` takes it.
+
+    Args:
+        source: "scenes", or pictures on this machine: a folder, WebDataset tars, a data set.
+        out: a new folder, or one where the same command was stopped.
+        reference: the autoencoder to start from; None: a new small one.
+        settings: how.
+        minutes: about how long to train, instead of `settings.num_images`.
+        max_pictures: take only the first so many; None: 8,000 scenes, 20,000 others. They are held in memory.
+        matte: colour behind transparent pixels.
+        contrastive: a folder that `hdm bootstrap` wrote, whose model the Fréchet distance is measured with; None: no such distance.
+
+    Returns:
+        What `finetune.json` holds: what it started from, settings, data with their digest, quality before and after.
+
+    Raises:
+        InputError: source or autoencoder are not to be had or do not fit; or `out` holds something else.
+        SavedOnSignal: stopped; the same command goes on.
+    """
+    if (out / RECORD).exists() or (out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())):
+        raise InputError("the folder holds something already", where=out, do="name a new one with --out")
+    start = {"class": "new"} if reference is None else _start(reference)
+    pictures = _pictures(source, settings, max_pictures, matte)
+    features = _features(contrastive, settings.device)
+    scratch = out / UNFINISHED
+    scratch.mkdir(parents=True, exist_ok=True)
+    data = {"source": Path(source).name, "train": len(pictures.train), "held_out": len(pictures.held_out), "sha256": pictures.digest()}
+    settings = _planned(scratch / PLAN, reference, pictures, settings, minutes)
+    told = {"start": start, "settings": settings.result_fields(), "data": data}
+    place = Place(out, scratch, hashlib.sha256(canonical_json(told)).hexdigest())
+    quality = run(reference, pictures, settings, place, features)
+    for name in (CONFIG, WEIGHTS):
+        (scratch / RESULT / name).replace(out / name)
+    record = {**told, "quality": quality, "frechet_features": contrastive}
+    write_json(out / RECORD, record)
+    shutil.rmtree(scratch)
+    return record
+
+
+def measure_from(
+    source: str,
+    reference: str,
+    *,
+    size_px: int,
+    num_images: int,
+    matte: str = "#ffffff",
+    contrastive: str | None = "demo",
+    device: str = "auto",
+) -> dict[str, float]:
+    """What an autoencoder is worth on the first `num_images` pictures of a source; arguments as for `finetune_from`.
+
+    Raises:
+        InputError: source or autoencoder are not to be had, or the size does not fit.
+    """
+    autoencoder = load_autoencoder(reference, choose_device(device, "measuring the autoencoder"))
+    if size_px % autoencoder.downscale:
+        raise InputError(f"{size_px} px are no multiple of the autoencoder's downscale {autoencoder.downscale}", do="change --size-px")
+    pictures = list(islice(_read(source, size_px, matte), num_images))
+    if not pictures:
+        raise InputError("the source has no picture that can be read", where=source)
+    return measure_quality(autoencoder, pictures, size_px, _features(contrastive, device))
+
+
+def _start(reference: str) -> dict[str, Any]:
+    autoencoder = load_autoencoder(reference)
+    return {"class": autoencoder.identity["class"], "weights": weights_digest(reference)}
+
+
+def _read(source: str, size_px: int, matte: str) -> Iterator[np.ndarray]:
+    """Pictures with a shorter side of at most `size_px`."""
+    if source == SCENES:
+        examples = scene_examples(NUM_SCENES, size_px)
+    else:
+        examples = local_pictures(DownloadSettings(source=source), ImageSettings(matte=matte), captioned=False)
+    return (resized(example.pixels, size_px, enlarge=False) for example in examples)
+
+
+def _pictures(source: str, settings: VaeSettings, max_pictures: int | None, matte: str) -> Pictures:
+    taken = list(islice(_read(source, settings.size_px, matte), max_pictures or MAX_PICTURES))
+    # Every n-th, so that a source in some order loses none of its parts.
+    kept = [picture for place, picture in enumerate(taken) if place % HELD_OUT]
+    return Pictures(kept, taken[::HELD_OUT][: settings.num_measured])
+
+
+def _features(contrastive: str | None, device: str) -> Features | None:
+    if contrastive is None:
+        return None
+    model = load_contrastive(resolve(Components(folder=contrastive)), choose_device(device, "the contrastive model"))
+    return model.embed_images
+
+
+def _planned(file: Path, reference: str | None, pictures: Pictures, settings: VaeSettings, minutes: float | None) -> VaeSettings:
+    """The settings with as many images as fit into the minutes, told by a few steps, once: a run that goes on keeps its plan."""
+    if minutes is None:
+        return settings
+    if not file.exists():
+        device = choose_device(settings.device, "a trial of the training")
+        images = PROBE_STEPS * settings.batch_size
+        probe = settings.model_copy(update={"num_images": images})
+        aside = file.parent / "probe"
+        training = Finetuning(starting_model(reference, settings, device), pictures.train, probe, Place(aside, aside, ""))
+        start = time.perf_counter()
+        training.run()
+        seconds = time.perf_counter() - start
+        shutil.rmtree(aside)
+        write_json(file, {"num_images": max(settings.batch_size, round(60 * minutes / seconds * images))})
+    planned: int = json.loads(file.read_bytes())["num_images"]
+    log.info("%d images in about %g minutes", planned, minutes)
+    return settings.model_copy(update={"num_images": planned})
