@@ -143,7 +143,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
     except DamagedError as error:
         for output in inputs.values():
             # Found only now, by a page checksum or a hash: the next run makes the file anew.
-            if Path(str(error.where)).is_relative_to(output.path):
+            if Path(str(error.where)).resolve().is_relative_to(output.path.resolve()):
                 set_aside(output.path, error)
         raise
 
