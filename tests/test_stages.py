@@ -40,6 +40,7 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
     assert changed("filter.min_side_px=40") == after_filter
     assert changed("caption.max_chars=100") == {"caption", "encode.tokens", "encode.text", "train.48px", "train.64px", "evaluate"}
     assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", "evaluate"}
+    assert changed("train.mirror=true") == {"train.48px", "train.64px", "evaluate"}
     assert changed("evaluate.guidance=2.0") == {"evaluate"}
     assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", "evaluate"}
     assert changed("download.concurrency=3", "filter.batch_size=7", "encode.batch_size=3", "train.checkpoint_sec=1", "threads=1") == set()

@@ -24,6 +24,7 @@ from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.order import permuted, uniform
 from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.data.wording import speak_of_sides
 from hdm.errors import ConfigError, InputError
 from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
@@ -32,7 +33,7 @@ LENGTH_STEP = 8
 """Texts are padded to a multiple of it, so that a model meets few lengths."""
 
 # Which of the independent draws at a position.
-_CROP, _CAPTION, _DROPOUT = range(3)
+_CROP, _CAPTION, _DROPOUT, _MIRROR = range(4)
 
 
 BLOCK = 1 << 15
@@ -56,6 +57,7 @@ class _Drawn:
         crops: number of the crop's shape and place, as `_crop_number` has it.
         cuts: a `_Cut` each.
         offsets: from the payload's first byte to the crop's.
+        mirrored: whether left and right are exchanged; the crop's place is then the one in the mirrored picture.
         captions: rows of the captions' table.
         lengths: of the captions, in tokens.
     """
@@ -65,6 +67,7 @@ class _Drawn:
     crops: np.ndarray
     cuts: np.ndarray
     offsets: np.ndarray
+    mirrored: np.ndarray
     captions: np.ndarray
     lengths: np.ndarray
 
@@ -92,6 +95,7 @@ class Loader:
         patch_size: of the model; crops begin at multiples of it.
         seed: of the order and of every draw.
         crop: "shifted": at a uniform place along the longer side; "centre": in the middle.
+        mirror: exchange left and right in half of the samples of pictures none of whose captions speaks of sides or writing.
         caption_dropout: share of samples that get the empty caption.
         max_tokens: captions are cut to so many; None: as they were encoded.
         rank, world_size: which process this is, and of how many.
@@ -116,6 +120,7 @@ class Loader:
         patch_size: int,
         seed: int = 0,
         crop: Literal["shifted", "centre"] = "shifted",
+        mirror: bool = False,
         caption_dropout: float = 0.0,
         max_tokens: int | None = None,
         rank: int = 0,
@@ -134,6 +139,7 @@ class Loader:
         self.side = self._side()
         self._captions: CaptionTable = TextTable(text) if text else TokenTable(tokens)
         self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
+        self._mirrorable = self._index.without(_sided(captions)) if mirror else None
         row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
         self._heights, self._widths = (
@@ -212,17 +218,24 @@ class Loader:
         heights, widths = self._heights[groups], self._widths[groups]
         place = uniform(positions, self.seed, _CROP) if self.crop == "shifted" else None
         tops, lefts = self._offsets(heights, place), self._offsets(widths, place)
+        mirrored = self._draw_mirrored(pictures, positions)
         captions = self._draw_captions(pictures, positions)
         channels, item = self._form.channels, DTYPES[self._form.dtype].itemsize
         return _Drawn(
             rows,
             groups,
-            np.ravel_multi_index((heights, widths, tops, lefts), self._extent),
+            np.ravel_multi_index((heights, widths, tops, np.where(mirrored, widths - self.side - lefts, lefts)), self._extent),
             np.where(widths > self.side, _Cut.LINES, np.where(heights > self.side, _Cut.PLANES, _Cut.WHOLE)),
             item * ((rows - self._groups.firsts[groups]) * channels * heights * widths + tops * widths + lefts),
+            mirrored,
             captions,
             self._captions.lengths(captions),
         )
+
+    def _draw_mirrored(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        if self._mirrorable is None:
+            return np.zeros(len(pictures), bool)
+        return self._mirrorable[pictures] & (uniform(positions, self.seed, _MIRROR) < 0.5)
 
     def _draw_captions(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
         starts = self._index.caption_starts[pictures].astype(np.int64)
@@ -254,7 +267,11 @@ class Loader:
             for number, kind in enumerate(cuts):
                 inside = np.flatnonzero(cut == number)
                 raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
-        return torch.from_numpy(raw).view(DTYPES[form.dtype]).view(-1, form.channels, side, side)
+        found = torch.from_numpy(raw).view(DTYPES[form.dtype]).view(-1, form.channels, side, side)
+        if self._mirrorable is not None:
+            mirrored = torch.from_numpy(drawn.mirrored)
+            found[mirrored] = found[mirrored].flip(-1)
+        return found
 
     def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as they lie in the files."""
@@ -295,6 +312,15 @@ def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
         if (form.autoencoder, form.dtype, form.channels) != (forms[0].autoencoder, forms[0].dtype, forms[0].channels):
             raise InputError("latents of different autoencoders cannot be mixed", where=file.path, do="encode all with the same one")
     return forms[0]
+
+
+def _sided(captions: Output) -> np.ndarray:
+    """Which captions speak of sides or writing, a table at a time: (number of captions,) bool, in the order of the tables' rows."""
+    found = [np.zeros(0, bool)]
+    for number in range(num_shards(captions, "captions")):
+        table = read_table(captions.file(shard_name("captions", number)), ["caption"])
+        found.append(speak_of_sides(table.column("caption")).to_numpy())
+    return np.concatenate(found)
 
 
 def _split_keys(filter: Output, split: str) -> np.ndarray:

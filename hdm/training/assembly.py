@@ -67,6 +67,7 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader:
         split="train",
         batch_size=job.phase.batch_size,
         crop=settings.crop,
+        mirror=settings.mirror,
         caption_dropout=settings.caption_dropout,
         rank=rank,
         world_size=world_size,

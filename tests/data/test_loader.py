@@ -56,6 +56,11 @@ def text_embedding(token_ids: list[int]) -> np.ndarray:
     return (rows + np.arange(WIDTH) * 100).astype(np.float16)
 
 
+def caption(token_ids: list[int]) -> str:
+    """Some speak of a side."""
+    return " ".join(map(str, token_ids)) + (", seen from the LEFT" if token_ids[0] % 3 == 0 else "")
+
+
 def make_world(root: Path, num_images: int = 61, dtype: str = "float16") -> World:
     rng = np.random.default_rng(0)
     keys = [f"{number:016x}" for number in rng.integers(0, 2**64, num_images, np.uint64)]
@@ -101,7 +106,7 @@ def _write_captions(world: World, store: Store) -> None:
         for number, keys in enumerate(_halves(list(world.latents))):
             flat = [(key, index, ids) for key in keys for index, ids in enumerate(world.token_ids[key])]
             columns = {"key": [key for key, _, _ in flat], "index": [index for _, index, _ in flat]}
-            words = {"caption": [" ".join(map(str, ids)) for _, _, ids in flat], "maker": ["given"] * len(flat)}
+            words = {"caption": [caption(ids) for _, _, ids in flat], "maker": ["given"] * len(flat)}
             write_table(draft, shard_name("captions", number), CAPTIONS, {**columns, **words}, {})
             write_table(token_draft, shard_name("tokens", number), TOKENS, {**columns, "token_ids": [ids for _, _, ids in flat]}, {})
             _write_text(text_draft, shard_name("text", number), {**columns, "token_ids": [ids for _, _, ids in flat]})
@@ -196,6 +201,25 @@ def test_a_sample_is_a_crop_with_its_positions_and_aspect(world: World, crop: st
             assert min(counts.values()) > 0.6 * sum(counts.values()) / len(counts)
 
 
+def test_half_of_the_pictures_without_a_side_in_any_caption_are_mirrored_with_their_positions(world: World) -> None:
+    plain, mirrored = world.loader(caption_dropout=0.3), world.loader(caption_dropout=0.3, mirror=True)
+    counts: dict[bool, Counter[bool]] = {True: Counter(), False: Counter()}
+    for step in range(100):
+        before, after = plain.batch(12 * step), mirrored.batch(12 * step)
+        assert before.keys == after.keys
+        assert torch.equal(before.token_ids, after.token_ids)
+        for number, key in enumerate(after.keys):
+            width = world.latents[key].shape[2]
+            turned = torch.equal(after.latent[number], before.latent[number].flip(-1))
+            assert turned or torch.equal(after.latent[number], before.latent[number])
+            [(top, left)] = crops_like(world, key, before.latent[number])
+            assert torch.equal(after.positions[number], positions_of(world, key, top, width - SIDE - left if turned else left))
+            counts[any(ids[0] % 3 == 0 for ids in world.token_ids[key])][turned] += 1
+    assert not counts[True][True]
+    drawn = sum(counts[False].values())
+    assert abs(counts[False][True] - drawn / 2) < 4 * math.sqrt(drawn / 4)
+
+
 def test_every_epoch_shows_every_picture_of_the_split_once(world: World) -> None:
     for split in ("train", "validation"):
         loader = world.loader(split=split, batch_size=7)
@@ -215,9 +239,10 @@ def test_a_batch_larger_than_the_split_goes_through_it_again(world: World) -> No
 
 @pytest.mark.parametrize("num_images_seen", [0, 12, 41, 12 * 1000])
 def test_ranks_share_one_global_batch(world: World, num_images_seen: int) -> None:
-    whole = world.loader(caption_dropout=0.3).batch(num_images_seen)
+    settings = {"caption_dropout": 0.3, "mirror": True}
+    whole = world.loader(**settings).batch(num_images_seen)
     for world_size in (2, 4, 5):
-        parts = [world.loader(caption_dropout=0.3, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)]
+        parts = [world.loader(**settings, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)]
         assert_same(parts, [whole])
 
 
@@ -325,7 +350,7 @@ def test_what_does_not_belong_together_is_refused(world: World, tmp_path: Path) 
 def test_captions_by_key(world: World) -> None:
     keys = list(world.latents)[:6]
     found = captions_by_key(world.outputs["caption"], keys)
-    assert found == {key: [" ".join(map(str, ids)) for ids in world.token_ids[key]] for key in keys}
+    assert found == {key: [caption(ids) for ids in world.token_ids[key]] for key in keys}
 
 
 def test_a_batch_holds_what_was_stored_and_each_crops_positions_once(world: World) -> None:
