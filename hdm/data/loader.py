@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -131,12 +131,14 @@ class Loader:
         self.split, self.batch_size, self.patch_size, self.seed, self.crop = split, batch_size, patch_size, seed, crop
         self.caption_dropout, self.rank, self.world_size, self.positions_kind = caption_dropout, rank, world_size, positions
         self.max_tokens = max_tokens or int(tokens.config["max_tokens"])
+        self.path = latents.path
         self._files = open_latents(latents)
         if not self._files:
             raise InputError("there are no latents", where=latents.path, do="run from the stage encode")
         self._form = _common_form(self._files)
         self.shift, self.scale = (torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
         self.side = self._side()
+        self._tokenizer = tokens.summary.get("tokenizer")
         self._captions: CaptionTable = TextTable(text) if text else TokenTable(tokens)
         self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
         self._mirrorable = self._index.without(_sided(captions)) if mirror else None
@@ -153,6 +155,22 @@ class Loader:
         """Pictures in the split."""
         return len(self._index)
 
+    @property
+    def num_rows(self) -> int:
+        """Pictures in the files, of any split."""
+        return int(self._groups.firsts[-1])
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What has to be the same for samples to stand in one batch, by what it is called."""
+        return {
+            "crop side": self.side,
+            "dtype": self._form.dtype,
+            "autoencoder": dict(self._form.autoencoder),
+            "tokenizer": self._tokenizer,
+            "text": "token ids" if isinstance(self._captions, TokenTable) else "text embeddings",
+        }
+
     def batch(self, num_images_seen: int) -> Batch:
         """This process's share of the global batch that begins after `num_images_seen` images.
 
@@ -162,28 +180,38 @@ class Loader:
             InputError: the split has no picture.
             DamagedError: a row group, touched for the first time, is not what was written; the file is named.
         """
-        if not len(self):
-            raise InputError(f"the split {self.split} has no picture", do="lower the filter's thresholds, or raise the split's share")
-        whole = self._draw(num_images_seen, num_images_seen + self.batch_size)
+        start, stop = num_images_seen, num_images_seen + self.batch_size
+        begin, end = (start + self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
         # Padded to the longest of the global batch, so that a sample's text does not depend on its neighbours in the process.
-        num_tokens = self._padded_length(whole.lengths)
-        mine = whole.part(*(self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1)))
-        text, text_mask = self._captions.read(mine.captions, num_tokens)
+        return self.samples(begin, end, self.padded_length(self.longest(start, stop)))
+
+    def samples(self, start: int, stop: int, num_tokens: int) -> Batch:
+        """The samples from one position of the training clock to another, at least one, with their texts cut and padded to `num_tokens`."""
+        drawn = self._draw(start, stop)
+        text, text_mask = self._captions.read(drawn.captions, num_tokens)
         cached = text.is_floating_point()
-        crops, crop = _distinct(mine.crops)
+        crops, crop = _distinct(drawn.crops)
         return Batch(
-            rows=mine.rows,
-            key_of_row=self._key,
-            raw=self._raw(mine),
+            rows=drawn.rows,
+            key_of_row=self.key,
+            raw=self._raw(drawn),
             shift=self.shift,
             scale=self.scale,
             crops=torch.from_numpy(np.stack([self._positions(number) for number in crops.tolist()])),
             crop=torch.from_numpy(crop),
-            log_aspect=torch.from_numpy(self._log_aspects[mine.groups]),
+            log_aspect=torch.from_numpy(self._log_aspects[drawn.groups]),
             text_mask=text_mask,
             token_ids=None if cached else text,
             raw_text=text if cached else None,
         )
+
+    def longest(self, start: int, stop: int) -> int:
+        """Tokens of the longest text between two positions, before it is cut."""
+        return int(self._draw(start, stop).lengths.max())
+
+    def padded_length(self, longest: int) -> int:
+        """What texts are padded to."""
+        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)
 
     def _side(self) -> int:
         side = min(self._form.height, self._form.width)
@@ -195,12 +223,17 @@ class Loader:
             )
         return side
 
-    def _key(self, row: int) -> str:
+    def key(self, row: int) -> str:
+        """The key of the picture in a row of the files."""
         file = int(self._groups.files[self._groups.find(np.array(row))])
         return self._files[file].key(row - sum(map(len, self._files[:file])))
 
     def _draw(self, start: int, stop: int) -> _Drawn:
         """The samples at positions of the training clock: every epoch is a permutation of its own, drawn block by block."""
+        if not len(self):
+            raise InputError(
+                f"the split {self.split} has no picture", where=self.path, do="lower the filter's thresholds, or raise the split's share"
+            )
         parts = []
         while start < stop:
             epoch, place = divmod(start, len(self))
@@ -251,10 +284,6 @@ class Loader:
         """Where crops begin along one axis, in latent pixels, a multiple of the patch."""
         spare = (lengths - self.side) // self.patch_size
         return self.patch_size * (spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64))
-
-    def _padded_length(self, lengths: np.ndarray) -> int:
-        longest = int(lengths.max())
-        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)
 
     def _raw(self, drawn: _Drawn) -> Tensor:
         form, side = self._form, self.side
