@@ -270,9 +270,21 @@ class Phase(Settings):
         return schedule
 
 
+class MixedIn(Settings):
+    """Pictures of another pipeline to train on."""
+
+    pipeline: str = runtime(...)
+    """Entry of pipelines.yaml whose latents and captions they are; `hdm run NAME --until encode` makes them."""
+    weight: float = Field(1.0, gt=0)
+    """How many of them are seen for each one of this pipeline's own."""
+
+
 class TrainSettings(Settings):
     model: XUTConfig = XUTConfig()
     phases: tuple[Phase, ...] = Field((), max_length=16)
+    mix: tuple[MixedIn, ...] = later(())
+    """Other pipelines whose pictures are trained on too, as [{pipeline: NAME, weight: 0.5}]; this pipeline's own have weight 1.
+    Held-out losses, prompts and evaluation are of its own pictures alone."""
     seed: int = 0
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of images trained with the empty caption, for guidance."""
@@ -364,3 +376,5 @@ class Pipeline(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     threads: int | None = runtime(None)
     """CPU threads of torch in every stage; None: torch's choice."""
+    mixed: dict[str, Pipeline] = runtime({})
+    """The pipelines that `train.mix` names, as `load_pipeline` read them. Not for writing."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training.guard import Stopped, StopRequest
-from hdm.training.job import Job
+from hdm.training.job import Job, mixed_name
 from hdm.training.trainer import Trainer
 from tests.training.workshop import KEYS, Workshop, write_latents
 
@@ -176,6 +176,19 @@ def test_bfloat16_keeps_float32_masters(workshop: Workshop, straight: Trainer, t
     assert {value.dtype for value in all_tensors(trainer).values()} == {torch.float32}
     assert losses(job)[0] == pytest.approx(losses(straight.job)[0], rel=0.02)
     assert losses(job)[0] != losses(straight.job)[0]
+
+
+def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(workshop: Workshop, tmp_path: Path) -> None:
+    again = {mixed_name(0, name): output for name, output in workshop.inputs.items()}
+    mixed = replace(workshop.changed(mix=[{"pipeline": "again", "weight": 0.5}]), inputs={**workshop.inputs, **again})
+    whole = run(mixed.job(tmp_path / "whole"))
+    rows = [whole.feed.make(8 * step).batch.rows for step in range(12)]
+    others = [int((part >= len(KEYS)).sum()) for part in rows]
+    assert sum(others) == 32, "one of three"
+    assert max(others) - min(others) <= 1
+    job = mixed.job(tmp_path / "stopped")
+    assert Trainer(job, StopAfter(5), "cpu").run() is False
+    assert_same_bits(run(job), whole)
 
 
 def spoil(workshop: Workshop, *keys: str) -> Workshop:
