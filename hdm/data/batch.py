@@ -32,7 +32,7 @@ class Batch:
         crop: which of them each sample is, (b,) int64.
         log_aspect: (b,) float32, ln(width / height) of the whole picture as encoded.
         text_mask: (b, T) bool, True where there is text.
-        token_ids: (b, T) int64, where the text encoder runs in training; else None.
+        token_ids: (b, T) int32, where the text encoder runs in training; else None.
         raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached; else None.
     """
 

@@ -7,7 +7,7 @@ of a caption and its dropout are computed from the seed and the position (`hdm.d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hdm.data.batch import Batch
-from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers
+from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers, padded_length
 from hdm.data.gather import RowGroups, gather
 from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
@@ -28,9 +28,6 @@ from hdm.data.wording import speak_of_sides
 from hdm.errors import ConfigError, InputError
 from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
-
-LENGTH_STEP = 8
-"""Texts are padded to a multiple of it, so that a model meets few lengths."""
 
 # Which of the independent draws at a position.
 _CROP, _CAPTION, _DROPOUT, _MIRROR = range(4)
@@ -72,13 +69,13 @@ class _Drawn:
     lengths: np.ndarray
 
     def part(self, start: int, stop: int) -> _Drawn:
-        return _Drawn(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        return _Drawn(*(values[start:stop] for values in vars(self).values()))
 
     @staticmethod
     def join(parts: Sequence[_Drawn]) -> _Drawn:
         if len(parts) == 1:
             return parts[0]
-        return _Drawn(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Drawn)))
+        return _Drawn(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 class Loader:
@@ -148,7 +145,8 @@ class Loader:
             np.array([getattr(file.form, name) for file in self._files], np.int64)[self._groups.files] for name in ("height", "width")
         )
         self._log_aspects = np.log(self._widths / self._heights).astype(np.float32)
-        self._positions = lru_cache(maxsize=4096)(self._crop_positions)
+        self._crop_positions = lru_cache(maxsize=4096)(self._map_crop)
+        self._positions = lru_cache(maxsize=16)(self._stack_positions)
         self._block = lru_cache(maxsize=KEPT_BLOCKS)(self._draw_block)
 
     def __len__(self) -> int:
@@ -180,15 +178,18 @@ class Loader:
             InputError: the split has no picture.
             DamagedError: a row group, touched for the first time, is not what was written; the file is named.
         """
-        start, stop = num_images_seen, num_images_seen + self.batch_size
-        begin, end = (start + self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        whole = self._draw(num_images_seen, num_images_seen + self.batch_size)
         # Padded to the longest of the global batch, so that a sample's text does not depend on its neighbours in the process.
-        return self.samples(begin, end, self.padded_length(self.longest(start, stop)))
+        num_tokens = self.padded_length(int(whole.lengths.max()))
+        mine = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return self._batch(whole.part(*mine), num_tokens)
 
     def samples(self, start: int, stop: int, num_tokens: int) -> Batch:
         """The samples from one position of the training clock to another, at least one, with their texts cut and padded to `num_tokens`."""
-        drawn = self._draw(start, stop)
-        text, text_mask = self._captions.read(drawn.captions, num_tokens)
+        return self._batch(self._draw(start, stop), num_tokens)
+
+    def _batch(self, drawn: _Drawn, num_tokens: int) -> Batch:
+        text, text_mask = self._captions.read(drawn.captions, drawn.lengths, num_tokens)
         cached = text.is_floating_point()
         crops, crop = _distinct(drawn.crops)
         return Batch(
@@ -197,7 +198,7 @@ class Loader:
             raw=self._raw(drawn),
             shift=self.shift,
             scale=self.scale,
-            crops=torch.from_numpy(np.stack([self._positions(number) for number in crops.tolist()])),
+            crops=self._positions(tuple(crops.tolist())),
             crop=torch.from_numpy(crop),
             log_aspect=torch.from_numpy(self._log_aspects[drawn.groups]),
             text_mask=text_mask,
@@ -210,8 +211,8 @@ class Loader:
         return int(self._draw(start, stop).lengths.max())
 
     def padded_length(self, longest: int) -> int:
-        """What texts are padded to."""
-        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)
+        """What texts are padded to, or cut."""
+        return min(padded_length(longest), self.max_tokens)
 
     def _side(self) -> int:
         side = min(self._form.height, self._form.width)
@@ -296,7 +297,7 @@ class Loader:
             for number, kind in enumerate(cuts):
                 inside = np.flatnonzero(cut == number)
                 raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
-        found = torch.from_numpy(raw).view(DTYPES[form.dtype]).view(-1, form.channels, side, side)
+        found = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(DTYPES[form.dtype])
         if self._mirrorable is not None:
             mirrored = torch.from_numpy(drawn.mirrored)
             found[mirrored] = found[mirrored].flip(-1)
@@ -321,11 +322,15 @@ class Loader:
         height, width = int(self._heights.max(initial=0)) + 1, int(self._widths.max(initial=0)) + 1
         return height, width, height, width
 
-    def _crop_positions(self, number: int) -> np.ndarray:
+    def _stack_positions(self, numbers: tuple[int, ...]) -> Tensor:
+        """(number of crops, N, 2) float32; kept, since in a data set of squares all batches have the same one."""
+        return torch.stack([self._crop_positions(number) for number in numbers])
+
+    def _map_crop(self, number: int) -> Tensor:
         """(N, 2) float32 of one crop; kept, since a data set has few of them."""
         height, width, top, left = (int(value) for value in np.unravel_index(number, self._extent))
         latent_grid = crop_map(height, width, top, left, self.side, kind=self.positions_kind)
-        return to_patch_grid(latent_grid, self.side, self.side, self.patch_size).numpy()
+        return to_patch_grid(latent_grid, self.side, self.side, self.patch_size)
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
