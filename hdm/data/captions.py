@@ -6,11 +6,12 @@ Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, Protocol
+from tempfile import TemporaryFile, gettempdir
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import torch
 from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.files import explain_os_error
 from hdm.store import Output
 
 EMPTY_TEXT = "empty.parquet"
@@ -123,7 +125,7 @@ class TokenTable(RaggedRows):
         self._tokens, self.pad_id = tokens, int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
         lengths = []
-        with TemporaryFile(prefix="hdm-tokens-") as file:
+        with _unnamed_file() as file:
             for number in range(num_shards(tokens, "tokens")):
                 column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
                 lengths.append(pc.list_value_length(column).to_numpy())
@@ -154,6 +156,17 @@ class TokenTable(RaggedRows):
         """At each token, the run of so many that begins there, as one item: rows of items are copied quicker than rows of numbers."""
         count = len(self._token_ids) - num_tokens + 1
         return np.ndarray(count, f"V{4 * num_tokens}", self._token_ids.data, strides=(4,))
+
+
+@contextlib.contextmanager
+def _unnamed_file() -> Iterator[IO[bytes]]:
+    try:
+        with TemporaryFile(prefix="hdm-tokens-") as file:
+            yield file
+    except OSError as error:
+        if error.filename is not None:
+            raise  # what was read
+        raise explain_os_error(error, Path(gettempdir()) / "token ids") from error
 
 
 class TextTable(RaggedRows):

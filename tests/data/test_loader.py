@@ -6,6 +6,7 @@ import gc
 import math
 from collections import Counter
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ import torch
 
 from hdm.data.batch import Batch
 from hdm.data.captions import captions_by_key
-from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.positions import full_map, to_patch_grid
 from hdm.store import Identity, Store
 from tests.data.world import EMPTY, PAD, PATCH, SHAPES, SIDE, World, assert_same, caption, make_world, text_embedding, write_latents
@@ -244,3 +245,10 @@ def test_nothing_of_a_loader_stays_behind(world: World, tmp_path: Path, monkeypa
     del loader
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+def test_no_room_for_token_ids_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hdm.data.captions.TemporaryFile", lambda prefix: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    with pytest.raises(DoesNotFitError, match=r"no space left: [\d.]+ MB free") as caught:
+        world.loader()
+    assert Path(str(caught.value.where)).parent == Path(gettempdir())

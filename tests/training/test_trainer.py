@@ -13,11 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from hdm.errors import ConfigError, HdmError, InputError
+from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training.guard import Stopped, StopRequest
 from hdm.training.job import Job, mixed_name
-from hdm.training.trainer import Trainer
+from hdm.training.trainer import Trainer, train
 from tests.training.workshop import KEYS, Workshop, write_latents
 
 
@@ -248,3 +248,15 @@ def test_a_checkpoint_of_another_configuration_is_refused(workshop: Workshop, tm
     other: Callable[[], Trainer] = lambda: Trainer(workshop.changed(seed=1).job(tmp_path), StopRequest(), "cpu")  # noqa: E731
     with pytest.raises(InputError, match="another configuration: config changed"):
         other()
+
+
+def test_memory_that_does_not_hold_a_step_ends_it_with_what_to_set(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(trainer: Trainer, part: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(Trainer, "_loss", full)
+    with pytest.raises(DoesNotFitError, match=r"at most [\d.]+ GB were in use") as caught:
+        train(workshop.job(tmp_path), StopRequest())
+    assert "micro_batch" in (caught.value.do or "")
