@@ -84,8 +84,8 @@ class CaptionTable(Protocol):
         """Of some rows, in tokens, int32."""
         ...
 
-    def read(self, rows: np.ndarray, lengths: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some rows, whose `lengths` are known, cut and padded to `num_tokens`, and their mask (n, num_tokens) bool, False in padding."""
+    def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows, cut and padded to `num_tokens`, a padded length at most, and their mask (n, num_tokens) bool, False in padding."""
         ...
 
 
@@ -144,9 +144,9 @@ class TokenTable(RaggedRows):
     def keys(self) -> np.ndarray:
         return key_numbers(read_tables(self._tokens, "tokens", ["key"]).column("key"))
 
-    def read(self, rows: np.ndarray, lengths: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (n, num_tokens) int32, padded with `pad_id`, and their mask (n, num_tokens) bool."""
-        padding = _padding(lengths, num_tokens)
+        padding = _padding(self.lengths(rows), num_tokens)
         # Runs of equal length, of which the next captions' tokens are left out then: quicker than to copy each caption's own.
         token_ids = self._runs(num_tokens)[self.starts[rows]].view(np.int32).reshape(padding.shape)
         np.copyto(token_ids, self.pad_id, where=padding)
@@ -190,13 +190,13 @@ class TextTable(RaggedRows):
     def keys(self) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.uint64), *map(_keys, self._paths)])
 
-    def read(self, rows: np.ndarray, lengths: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Text embeddings (n, num_tokens, width) float16, padded with zeros, and their mask (n, num_tokens) bool.
 
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
         """
-        mask, token_bytes = ~_padding(lengths, num_tokens), self.width * 2
+        mask, token_bytes = ~_padding(self.lengths(rows), num_tokens), self.width * 2
         stored = np.zeros((*mask.shape, token_bytes), np.uint8)
         tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
         stored[mask] = gather(tokens[mask], token_bytes)

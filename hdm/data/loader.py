@@ -189,7 +189,7 @@ class Loader:
         return self._batch(self._draw(start, stop), num_tokens)
 
     def _batch(self, drawn: _Drawn, num_tokens: int) -> Batch:
-        text, text_mask = self._captions.read(drawn.captions, drawn.lengths, num_tokens)
+        text, text_mask = self._captions.read(drawn.captions, num_tokens)
         cached = text.is_floating_point()
         crops, crop = _distinct(drawn.crops)
         return Batch(
