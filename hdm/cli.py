@@ -59,7 +59,7 @@ def config(name: str, settings: Settings = [], file: File = None) -> None:  # no
     """Print a pipeline with every setting resolved."""
     from ruamel.yaml import YAML
 
-    values = load_pipeline(name, settings, file).model_dump(mode="json")
+    values = load_pipeline(name, settings, file).model_dump(mode="json", exclude={"mixed"})
     YAML().dump(values, Console().file)
 
 

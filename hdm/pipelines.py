@@ -39,11 +39,11 @@ def pipelines_file(path: Path | None = None) -> Path:
 def load_pipeline(
     name: str, overrides: Iterable[str] = (), file: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Pipeline:
-    """The pipeline `name` with every setting resolved.
+    """The pipeline `name` with every setting resolved, and those that `train.mix` names.
 
     Args:
         name: entry under `pipelines:`.
-        overrides: `stage.field=value`, values in YAML.
+        overrides: `stage.field=value`, values in YAML; not for the pipelines that are mixed in.
         file: pipelines.yaml; None: found as `pipelines_file` does.
         environment: where `HDM__stage__field` is looked up; None: os.environ.
 
@@ -51,9 +51,17 @@ def load_pipeline(
         ConfigError: every mistake at once, each with its file and line and the nearest known name.
     """
     path = pipelines_file(file)
-    entries = _read(path)
+    entries, variables = _read(path), _from_environment(environment)
+    found = _resolved(entries, name, path, variables, overrides)
+    mixed = {one.pipeline: _resolved(entries, one.pipeline, path, variables, ()) for one in found.train.mix}
+    return found.model_copy(update={"mixed": mixed})
+
+
+def _resolved(
+    entries: Mapping[str, CommentedMap], name: str, path: Path, variables: list[tuple[str, str]], overrides: Iterable[str]
+) -> Pipeline:
     layers = [_Layer(merged, _Places(path, merged)) for merged in _extended(entries, name, path)]
-    layers += [_assignment(key, value, "environment") for key, value in _from_environment(environment)]
+    layers += [_assignment(key, value, "environment") for key, value in variables]
     layers += [_assignment(*_split(text), "--set") for text in overrides]
     values: dict[str, Any] = {}
     for layer in layers:

@@ -18,11 +18,12 @@ from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.encoding import latents, text, tokens
-from hdm.errors import ConfigError, DamagedError
+from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
 from hdm.store import Identity, Output, Store, set_aside
 from hdm.training import phase
+from hdm.training.job import mixed_name
 from hdm.vae import stage as vae_stage
 
 Outputs = Mapping[str, Output]
@@ -50,7 +51,6 @@ def steps(pipeline: Pipeline) -> list[Step]:
     site: Callable[[Pipeline], AbstractContextManager[download.Site]] = serve_scenes if scenes else download.open_web
     resolutions = sorted({phase.resolution for phase in pipeline.train.phases})
     vae = (VAE,) if pipeline.vae else ()
-    texts = ("encode.text",) if pipeline.encode.text_embeddings else ()
 
     found = [
         Step("download", (), download.identify, partial(download.make, site=site)),
@@ -60,7 +60,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
         *(Step(name, ("download", "filter"), vae_stage.identify, vae_stage.make) for name in vae),
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
     ]
-    found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in texts]
+    found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in _texts(pipeline)]
     found += [
         Step(
             f"encode.{size}px",
@@ -73,7 +73,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
-        inputs = ("filter", "caption", "encode.tokens", *texts, f"encode.{settings.name}", *vae, *before)
+        inputs = (*_trained_on(pipeline, settings.name), *vae, *_mixed_in(pipeline, settings.name), *before)
         found.append(Step(name, inputs, partial(phase.identify, number=number), partial(phase.make, number=number)))
         before = (name,)
     if before:
@@ -82,17 +82,52 @@ def steps(pipeline: Pipeline) -> list[Step]:
     return found
 
 
+def _texts(pipeline: Pipeline) -> tuple[str, ...]:
+    return ("encode.text",) if pipeline.encode.text_embeddings else ()
+
+
+def _trained_on(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
+    """The outputs that hold what a phase trains on."""
+    return ("filter", "caption", "encode.tokens", *_texts(pipeline), f"encode.{resolution}")
+
+
+def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
+    """The same outputs of the pipelines that are mixed in."""
+    numbers = range(len(pipeline.train.mix))
+    return tuple(mixed_name(number, name) for number in numbers for name in _trained_on(pipeline, resolution))
+
+
+def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity]:
+    """The identities of some outputs of the pipelines that are mixed in, by `mixed_name`."""
+    found = {}
+    for number, entry in enumerate(pipeline.train.mix):
+        other = pipeline.mixed[entry.pipeline]
+        for step in steps(other):
+            if mixed_name(number, step.name) in names:
+                found[mixed_name(number, step.name)] = identities(other, step.name)[step.name]
+        if lacking := sorted(name for name in names - set(found) if name.startswith(mixed_name(number, ""))):
+            raise ConfigError(
+                f"{entry.pipeline} is mixed into {pipeline.name} and does not make {lacking[0].partition('/')[2]}",
+                where="train.mix",
+                do=f"give {entry.pipeline} the same resolutions in train.phases and the same encode.text_embeddings",
+            )
+    return found
+
+
 def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:
     """The identity of every output, or of `name` and all that it comes from, known before anything is made.
 
     Models that only other outputs need may still be missing.
+
+    Raises:
+        ConfigError: a pipeline that is mixed in lacks an output that is needed.
     """
     every = steps(pipeline)
     needed = {name} if name else {step.name for step in every}
     for step in reversed(every):
         if step.name in needed:
             needed.update(step.inputs)
-    found: dict[str, Identity] = {}
+    found = _mixed_identities(pipeline, needed)
     for step in every:
         if step.name in needed:
             found[step.name] = step.identify(pipeline, {given: found[given].digest for given in step.inputs})
@@ -143,15 +178,26 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
     ready = store.find(known[name])
     if ready is not None:
         return Made(step, ready, cached=True)
-    inputs = {needed: store.need(known[needed], name) for needed in step.inputs}
+    inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
     try:
         return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
     except DamagedError as error:
         for output in inputs.values():
             # Found only now, by a page checksum or a hash: the next run makes the file anew.
-            if Path(str(error.where)).is_relative_to(output.path):
+            if Path(str(error.where)).resolve().is_relative_to(output.path.resolve()):
                 set_aside(output.path, error)
         raise
+
+
+def _need(pipeline: Pipeline, store: Store, identity: Identity, name: str, asked_by: str) -> Output:
+    for number, entry in enumerate(pipeline.train.mix):
+        if name.startswith(mixed_name(number, "")) and store.find(identity) is None:
+            raise InputError(
+                f"{asked_by} needs {identity.name} of the pipeline {entry.pipeline}, which is not in the store with these settings",
+                where=store.folder(identity),
+                do=f"hdm run {entry.pipeline} --until encode",
+            )
+    return store.need(identity, asked_by)
 
 
 def run(pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None) -> Iterator[Made]:

@@ -142,7 +142,7 @@ def _facts(settings: Pipeline, overrides: list[str]) -> dict[str, Any]:
         "pipeline": settings.name,
         "description": settings.description,
         "recipe": hashlib.sha256(canonical_json(recipe)).hexdigest()[:16],
-        "params": dict(flattened(settings.model_dump(mode="json", exclude={"name", "description"}))),
+        "params": dict(flattened(settings.model_dump(mode="json", exclude={"name", "description", "mixed"}))),
         "overrides": overrides,
         "pid": os.getpid(),
         "flow_run": flow_run.root_flow_run_id,

@@ -119,3 +119,15 @@ def test_the_published_recipe_figure_by_figure():
     assert steps == [74_460, 82_705, 16_541, 14_254]
     assert [phase.resolution for phase in pipeline.train.phases] == [256, 512, 768, 1024]
     assert [phase.tread_rate for phase in pipeline.train.phases] == [0.5, 0.5, 0.5, 0.0]
+
+
+def test_pipelines_that_are_mixed_in_are_read_with_their_own_settings(file):
+    both = load_pipeline("plain", ["train.mix=[{pipeline: special, weight: 2}]", "filter.min_side_px=7"], file, {})
+    assert [(entry.pipeline, entry.weight) for entry in both.train.mix] == [("special", 2.0)]
+    assert both.filter.min_side_px == 7
+    assert both.mixed == {"special": load_pipeline("special", (), file, {})}
+    assert load_pipeline("plain", (), file, {}).mixed == {}
+    with pytest.raises(ConfigError, match="no pipeline is called 'speciel'; did you mean special"):
+        load_pipeline("plain", ["train.mix=[{pipeline: speciel}]"], file, {})
+    with pytest.raises(ConfigError, match="greater than 0"):
+        load_pipeline("plain", ["train.mix=[{pipeline: special, weight: 0}]"], file, {})

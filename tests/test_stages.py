@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, run, run_step, steps
@@ -40,6 +42,7 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
     assert changed("filter.min_side_px=40") == after_filter
     assert changed("caption.max_chars=100") == {"caption", "encode.tokens", "encode.text", "train.48px", "train.64px", "evaluate"}
     assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", "evaluate"}
+    assert changed("train.mirror=true") == {"train.48px", "train.64px", "evaluate"}
     assert changed("evaluate.guidance=2.0") == {"evaluate"}
     assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", "evaluate"}
     assert changed("download.concurrency=3", "filter.batch_size=7", "encode.batch_size=3", "train.checkpoint_sec=1", "threads=1") == set()
@@ -88,3 +91,71 @@ def test_damage_found_late_is_set_aside_and_mended_by_the_same_command(tmp_path:
     again = [(made.output.name, made.cached) for made in run(demo, Store(tmp_path, verify_bytes=0), stop_after="filter")]
     assert again == [("download", False), ("filter.measures", False), ("filter", False)]
     assert tar.read_bytes() == whole
+
+
+FOLDERS = """\
+pipelines:
+  cats:
+    components: {{folder: demo}}
+    download: {{kind: folder, source: {root}/cats}}
+    filter: &keep {{min_side_px: 16, validation: 0.0, held_out: 0.0, duplicate_distance: null}}
+    caption: {{makers: [{{kind: given}}]}}
+    encode: {{max_tokens: 16}}
+    train: &small
+      model: {{width: 32, num_heads: 2, head_size: 16, mlp_width: 64, text_width: 128, depth: 1, enc_blocks: 1, dec_blocks: 1, channels: 8}}
+      device: cpu
+      prompts: [a red circle]
+      phases: [{{resolution: 48, num_images: 16, batch_size: 4}}]
+  dogs:
+    extends: cats
+    download: {{source: {root}/dogs}}
+  both:
+    extends: cats
+    train: {{mix: [{{pipeline: dogs, weight: 0.5}}]}}
+"""
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Two folders of captioned pictures, and pipelines for each and for both."""
+    for number, name in enumerate(("cats", "dogs")):
+        (tmp_path / name).mkdir()
+        for index in range(6 + number):
+            scene = make_scene(number, index, 48)
+            Image.fromarray(draw(scene)).save(tmp_path / name / f"{index}.png")
+            (tmp_path / name / f"{index}.txt").write_text(f"a red circle {index}")
+    (tmp_path / "pipelines.yaml").write_text(FOLDERS.format(root=tmp_path))
+    return tmp_path
+
+
+def train_digest(folders: Path, text: str = "", with_text: str = "", *overrides: str) -> str:
+    file = folders / "changed.yaml"
+    file.write_text((folders / "pipelines.yaml").read_text().replace(text, with_text))
+    return identities(load_pipeline("both", overrides, file))["train.48px"].digest
+
+
+def test_two_folders_prepared_apart_are_trained_on_together(folders: Path):
+    store, file = Store(folders / "store"), folders / "pipelines.yaml"
+    cats, dogs, both = (load_pipeline(name, (), file) for name in ("cats", "dogs", "both"))
+    assert identities(both)["encode.48px"] == identities(cats)["encode.48px"], "its own pictures are the cats"
+    list(run(both, store, stop_after="encode"))
+    with pytest.raises(InputError, match="filter of the pipeline dogs") as caught:
+        run_step(both, store, "train.48px")
+    assert caught.value.do == "hdm run dogs --until encode"
+    list(run(dogs, store, stop_after="encode"))
+    made = run_step(both, store, "train.48px").output
+    assert made.inputs["mix.0/encode.48px"] == identities(dogs)["encode.48px"].digest
+    assert made.counts["images_seen"] == 16
+
+
+def test_a_mixed_training_is_named_by_what_it_is_trained_on(folders: Path):
+    plain = train_digest(folders)
+    assert train_digest(folders, " dogs", " hounds") == plain, "of the pipeline's name nothing depends"
+    assert train_digest(folders, "weight: 0.5", "weight: 0.25") != plain
+    assert train_digest(folders, "/dogs}", "/cats}") != plain
+    assert train_digest(folders, "pipeline: dogs", "pipeline: cats") != plain
+    assert identities(load_pipeline("cats", (), folders / "pipelines.yaml"))["train.48px"].digest != plain
+    with pytest.raises(ConfigError, match=r"dogs is mixed into both and does not make encode\.64px"):
+        train_digest(folders, "", "", "train.phases.0.resolution=64")
+    with pytest.raises(ConfigError, match=r"dogs is mixed into both and does not make encode\.text"):
+        train_digest(folders, "", "", "encode.text_embeddings=true")

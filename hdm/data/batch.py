@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+_SHARED = ("key_of_row", "shift", "scale", "crops")  # not by sample
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Batch:
         crop: which of them each sample is, (b,) int64.
         log_aspect: (b,) float32, ln(width / height) of the whole picture as encoded.
         text_mask: (b, T) bool, True where there is text.
-        token_ids: (b, T) int64, where the text encoder runs in training; else None.
+        token_ids: (b, T) int32, where the text encoder runs in training; else None.
         raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached; else None.
     """
 
@@ -68,10 +71,37 @@ class Batch:
         """Of the pictures, read from the files: for messages."""
         return tuple(map(self.key_of_row, self.rows.tolist()))
 
+    @classmethod
+    def woven(cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], str]) -> Batch:
+        """One batch of the samples of several, which have texts of one length and the same shift and scale.
+
+        Args:
+            parts: at least one.
+            places: where each part's samples go, together every place once.
+            key_of_row: of the rows, which are those of the parts.
+        """
+        count, first = sum(map(len, parts)), parts[0]
+
+        def weave(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if isinstance(values[0], np.ndarray):
+                woven = np.empty(count, values[0].dtype)
+            elif values[0] is not None:
+                woven = values[0].new_empty((count, *values[0].shape[1:]))
+            else:
+                return None
+            for place, value in zip(places, values, strict=True):
+                woven[place] = value
+            return woven
+
+        before = itertools.accumulate((len(part.crops) for part in parts[:-1]), initial=0)
+        parts = [replace(part, crop=part.crop + number) for part, number in zip(parts, before, strict=True)]
+        each = {field.name: weave(field.name) for field in fields(cls) if field.name not in _SHARED}
+        return cls(key_of_row=key_of_row, shift=first.shift, scale=first.scale, crops=torch.cat([part.crops for part in parts]), **each)
+
     def part(self, start: int, stop: int) -> Batch:
         """Some of its samples, as a micro-batch."""
-        shared = ("key_of_row", "shift", "scale", "crops")
-        parts = {name: value[start:stop] for name, value in self._values().items() if name not in shared and value is not None}
+        parts = {name: value[start:stop] for name, value in self._values().items() if name not in _SHARED and value is not None}
         return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> Batch:

@@ -6,10 +6,12 @@ Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, Protocol
+from tempfile import TemporaryFile, gettempdir
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +21,11 @@ import torch
 from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.files import explain_os_error
 from hdm.store import Output
 
 EMPTY_TEXT = "empty.parquet"
+LENGTH_STEP = 8
 
 TEXT = pa.schema(
     [
@@ -58,6 +62,11 @@ def key_text(number: int) -> str:
     return f"{int(number):016x}"
 
 
+def padded_length(longest: int) -> int:
+    """What texts of up to so many tokens are padded to, so that a model meets few lengths."""
+    return -(-longest // LENGTH_STEP) * LENGTH_STEP
+
+
 class CaptionTable(Protocol):
     """Captions in the form that a model reads; the empty caption is the row after the last."""
 
@@ -72,11 +81,11 @@ class CaptionTable(Protocol):
         ...
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Of some rows, in tokens."""
+        """Of some rows, in tokens, int32."""
         ...
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some rows, cut and padded to `num_tokens`, and the mask of what is not padding, (n, num_tokens) bool."""
+        """Some rows, cut and padded to `num_tokens`, a padded length at most, and their mask (n, num_tokens) bool, False in padding."""
         ...
 
 
@@ -92,10 +101,17 @@ class RaggedRows:
         return len(self.starts) - 2
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        return (self.starts[rows + 1] - self.starts[rows]).astype(np.int64)
+        return (self.starts[rows + 1] - self.starts[rows]).astype(np.int32)
 
-    def _mask(self, rows: np.ndarray, num_tokens: int) -> np.ndarray:
-        return np.arange(num_tokens, dtype=np.int32) < self.lengths(rows).astype(np.int32)[:, None]
+
+def _padding(lengths: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Where texts of these lengths have ended, (n, num_tokens) bool."""
+    return _places(num_tokens) >= lengths[:, None]
+
+
+@lru_cache(maxsize=64)
+def _places(num_tokens: int) -> np.ndarray:
+    return np.arange(num_tokens, dtype=np.int32)
 
 
 class TokenTable(RaggedRows):
@@ -109,7 +125,7 @@ class TokenTable(RaggedRows):
         self._tokens, self.pad_id = tokens, int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
         lengths = []
-        with TemporaryFile(prefix="hdm-tokens-") as file:
+        with _unnamed_file() as file:
             for number in range(num_shards(tokens, "tokens")):
                 column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
                 lengths.append(pc.list_value_length(column).to_numpy())
@@ -117,24 +133,40 @@ class TokenTable(RaggedRows):
                     file.write(chunk.flatten().to_numpy().data)
             super().__init__(np.concatenate([*lengths, [len(empty)]]))
             self._longest = int(np.diff(self.starts).max())
-            # Room for the longest run at every caption, also the last.
-            file.write(np.concatenate([empty, np.zeros(self._longest, np.int32)]).data)
+            # Room for a run of any padded length at every caption, also the last.
+            file.write(np.concatenate([empty, np.zeros(padded_length(int(np.diff(self.starts).max())), np.int32)]).data)
             file.flush()
             # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte.
             self._token_ids = np.asarray(np.memmap(file, np.int32, "r"))
+        self._runs = lru_cache(maxsize=64)(self._runs_of)
 
     @property
     def keys(self) -> np.ndarray:
         return key_numbers(read_tables(self._tokens, "tokens", ["key"]).column("key"))
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (n, num_tokens) int64, padded with `pad_id`, and their mask (n, num_tokens) bool."""
-        mask, taken = self._mask(rows, num_tokens), min(num_tokens, self._longest)
-        token_ids = np.full(mask.shape, self.pad_id, np.int64)
+        """Token ids (n, num_tokens) int32, padded with `pad_id`, and their mask (n, num_tokens) bool."""
+        padding = _padding(self.lengths(rows), num_tokens)
         # Runs of equal length, of which the next captions' tokens are left out then: quicker than to copy each caption's own.
-        runs = gather(self._token_ids.ctypes.data + 4 * self.starts[rows].astype(np.int64), 4 * taken).view(np.int32)
-        np.copyto(token_ids[:, :taken], runs, where=mask[:, :taken])
-        return torch.from_numpy(token_ids), torch.from_numpy(mask)
+        token_ids = self._runs(num_tokens)[self.starts[rows]].view(np.int32).reshape(padding.shape)
+        np.copyto(token_ids, self.pad_id, where=padding)
+        return torch.from_numpy(token_ids), torch.from_numpy(~padding)
+
+    def _runs_of(self, num_tokens: int) -> np.ndarray:
+        """At each token, the run of so many that begins there, as one item: rows of items are copied quicker than rows of numbers."""
+        count = len(self._token_ids) - num_tokens + 1
+        return np.ndarray(count, f"V{4 * num_tokens}", self._token_ids.data, strides=(4,))
+
+
+@contextlib.contextmanager
+def _unnamed_file() -> Iterator[IO[bytes]]:
+    try:
+        with TemporaryFile(prefix="hdm-tokens-") as file:
+            yield file
+    except OSError as error:
+        if error.filename is not None:
+            raise  # what was read
+        raise explain_os_error(error, Path(gettempdir()) / "token ids") from error
 
 
 class TextTable(RaggedRows):
@@ -164,7 +196,7 @@ class TextTable(RaggedRows):
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
         """
-        mask, token_bytes = self._mask(rows, num_tokens), self.width * 2
+        mask, token_bytes = ~_padding(self.lengths(rows), num_tokens), self.width * 2
         stored = np.zeros((*mask.shape, token_bytes), np.uint8)
         tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
         stored[mask] = gather(tokens[mask], token_bytes)

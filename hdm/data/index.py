@@ -24,6 +24,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def without(self, marked: np.ndarray) -> np.ndarray:
+        """Pictures none of whose captions is marked: rows of the table of captions, (…,) bool → (n,) bool."""
+        before = np.concatenate([np.zeros(1, np.int32), np.cumsum(marked[self.captions], dtype=np.int32)])
+        return before[self.caption_starts[1:]] == before[self.caption_starts[:-1]]
+
     @property
     def num_bytes(self) -> int:
         return self.rows.nbytes + self.caption_starts.nbytes + self.captions.nbytes

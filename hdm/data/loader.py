@@ -7,10 +7,10 @@ of a caption and its dropout are computed from the seed and the position (`hdm.d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,21 +18,19 @@ import torch
 from torch import Tensor
 
 from hdm.data.batch import Batch
-from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers
+from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers, padded_length
 from hdm.data.gather import RowGroups, gather
 from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.order import permuted, uniform
 from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.data.wording import speak_of_sides
 from hdm.errors import ConfigError, InputError
 from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
 
-LENGTH_STEP = 8
-"""Texts are padded to a multiple of it, so that a model meets few lengths."""
-
 # Which of the independent draws at a position.
-_CROP, _CAPTION, _DROPOUT = range(3)
+_CROP, _CAPTION, _DROPOUT, _MIRROR = range(4)
 
 
 BLOCK = 1 << 15
@@ -56,6 +54,7 @@ class _Drawn:
         crops: number of the crop's shape and place, as `_crop_number` has it.
         cuts: a `_Cut` each.
         offsets: from the payload's first byte to the crop's.
+        mirrored: whether left and right are exchanged; the crop's place is then the one in the mirrored picture.
         captions: rows of the captions' table.
         lengths: of the captions, in tokens.
     """
@@ -65,17 +64,18 @@ class _Drawn:
     crops: np.ndarray
     cuts: np.ndarray
     offsets: np.ndarray
+    mirrored: np.ndarray
     captions: np.ndarray
     lengths: np.ndarray
 
     def part(self, start: int, stop: int) -> _Drawn:
-        return _Drawn(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        return _Drawn(*(values[start:stop] for values in vars(self).values()))
 
     @staticmethod
     def join(parts: Sequence[_Drawn]) -> _Drawn:
         if len(parts) == 1:
             return parts[0]
-        return _Drawn(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Drawn)))
+        return _Drawn(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 class Loader:
@@ -92,6 +92,7 @@ class Loader:
         patch_size: of the model; crops begin at multiples of it.
         seed: of the order and of every draw.
         crop: "shifted": at a uniform place along the longer side; "centre": in the middle.
+        mirror: exchange left and right in half of the samples of pictures none of whose captions speaks of sides or writing.
         caption_dropout: share of samples that get the empty caption.
         max_tokens: captions are cut to so many; None: as they were encoded.
         rank, world_size: which process this is, and of how many.
@@ -116,6 +117,7 @@ class Loader:
         patch_size: int,
         seed: int = 0,
         crop: Literal["shifted", "centre"] = "shifted",
+        mirror: bool = False,
         caption_dropout: float = 0.0,
         max_tokens: int | None = None,
         rank: int = 0,
@@ -126,26 +128,46 @@ class Loader:
         self.split, self.batch_size, self.patch_size, self.seed, self.crop = split, batch_size, patch_size, seed, crop
         self.caption_dropout, self.rank, self.world_size, self.positions_kind = caption_dropout, rank, world_size, positions
         self.max_tokens = max_tokens or int(tokens.config["max_tokens"])
+        self.path = latents.path
         self._files = open_latents(latents)
         if not self._files:
             raise InputError("there are no latents", where=latents.path, do="run from the stage encode")
         self._form = _common_form(self._files)
         self.shift, self.scale = (torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
         self.side = self._side()
+        self._tokenizer = tokens.summary.get("tokenizer")
         self._captions: CaptionTable = TextTable(text) if text else TokenTable(tokens)
         self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
+        self._mirrorable = self._index.without(_sided(captions)) if mirror else None
         row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
         self._heights, self._widths = (
             np.array([getattr(file.form, name) for file in self._files], np.int64)[self._groups.files] for name in ("height", "width")
         )
         self._log_aspects = np.log(self._widths / self._heights).astype(np.float32)
-        self._positions = lru_cache(maxsize=4096)(self._crop_positions)
+        self._crop_positions = lru_cache(maxsize=4096)(self._map_crop)
+        self._positions = lru_cache(maxsize=16)(self._stack_positions)
         self._block = lru_cache(maxsize=KEPT_BLOCKS)(self._draw_block)
 
     def __len__(self) -> int:
         """Pictures in the split."""
         return len(self._index)
+
+    @property
+    def num_rows(self) -> int:
+        """Pictures in the files, of any split."""
+        return int(self._groups.firsts[-1])
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What has to be the same for samples to stand in one batch, by what it is called."""
+        return {
+            "crop side": self.side,
+            "dtype": self._form.dtype,
+            "autoencoder": dict(self._form.autoencoder),
+            "tokenizer": self._tokenizer,
+            "text": "token ids" if isinstance(self._captions, TokenTable) else "text embeddings",
+        }
 
     def batch(self, num_images_seen: int) -> Batch:
         """This process's share of the global batch that begins after `num_images_seen` images.
@@ -156,28 +178,41 @@ class Loader:
             InputError: the split has no picture.
             DamagedError: a row group, touched for the first time, is not what was written; the file is named.
         """
-        if not len(self):
-            raise InputError(f"the split {self.split} has no picture", do="lower the filter's thresholds, or raise the split's share")
         whole = self._draw(num_images_seen, num_images_seen + self.batch_size)
         # Padded to the longest of the global batch, so that a sample's text does not depend on its neighbours in the process.
-        num_tokens = self._padded_length(whole.lengths)
-        mine = whole.part(*(self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1)))
-        text, text_mask = self._captions.read(mine.captions, num_tokens)
+        num_tokens = self.padded_length(int(whole.lengths.max()))
+        mine = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return self._batch(whole.part(*mine), num_tokens)
+
+    def samples(self, start: int, stop: int, num_tokens: int) -> Batch:
+        """The samples from one position of the training clock to another, at least one, with their texts cut and padded to `num_tokens`."""
+        return self._batch(self._draw(start, stop), num_tokens)
+
+    def _batch(self, drawn: _Drawn, num_tokens: int) -> Batch:
+        text, text_mask = self._captions.read(drawn.captions, num_tokens)
         cached = text.is_floating_point()
-        crops, crop = _distinct(mine.crops)
+        crops, crop = _distinct(drawn.crops)
         return Batch(
-            rows=mine.rows,
-            key_of_row=self._key,
-            raw=self._raw(mine),
+            rows=drawn.rows,
+            key_of_row=self.key,
+            raw=self._raw(drawn),
             shift=self.shift,
             scale=self.scale,
-            crops=torch.from_numpy(np.stack([self._positions(number) for number in crops.tolist()])),
+            crops=self._positions(tuple(crops.tolist())),
             crop=torch.from_numpy(crop),
-            log_aspect=torch.from_numpy(self._log_aspects[mine.groups]),
+            log_aspect=torch.from_numpy(self._log_aspects[drawn.groups]),
             text_mask=text_mask,
             token_ids=None if cached else text,
             raw_text=text if cached else None,
         )
+
+    def longest(self, start: int, stop: int) -> int:
+        """Tokens of the longest text between two positions, before it is cut."""
+        return int(self._draw(start, stop).lengths.max())
+
+    def padded_length(self, longest: int) -> int:
+        """What texts are padded to, or cut."""
+        return min(padded_length(longest), self.max_tokens)
 
     def _side(self) -> int:
         side = min(self._form.height, self._form.width)
@@ -189,12 +224,17 @@ class Loader:
             )
         return side
 
-    def _key(self, row: int) -> str:
+    def key(self, row: int) -> str:
+        """The key of the picture in a row of the files."""
         file = int(self._groups.files[self._groups.find(np.array(row))])
         return self._files[file].key(row - sum(map(len, self._files[:file])))
 
     def _draw(self, start: int, stop: int) -> _Drawn:
         """The samples at positions of the training clock: every epoch is a permutation of its own, drawn block by block."""
+        if not len(self):
+            raise InputError(
+                f"the split {self.split} has no picture", where=self.path, do="lower the filter's thresholds, or raise the split's share"
+            )
         parts = []
         while start < stop:
             epoch, place = divmod(start, len(self))
@@ -212,17 +252,24 @@ class Loader:
         heights, widths = self._heights[groups], self._widths[groups]
         place = uniform(positions, self.seed, _CROP) if self.crop == "shifted" else None
         tops, lefts = self._offsets(heights, place), self._offsets(widths, place)
+        mirrored = self._draw_mirrored(pictures, positions)
         captions = self._draw_captions(pictures, positions)
         channels, item = self._form.channels, DTYPES[self._form.dtype].itemsize
         return _Drawn(
             rows,
             groups,
-            np.ravel_multi_index((heights, widths, tops, lefts), self._extent),
+            np.ravel_multi_index((heights, widths, tops, np.where(mirrored, widths - self.side - lefts, lefts)), self._extent),
             np.where(widths > self.side, _Cut.LINES, np.where(heights > self.side, _Cut.PLANES, _Cut.WHOLE)),
             item * ((rows - self._groups.firsts[groups]) * channels * heights * widths + tops * widths + lefts),
+            mirrored,
             captions,
             self._captions.lengths(captions),
         )
+
+    def _draw_mirrored(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        if self._mirrorable is None:
+            return np.zeros(len(pictures), bool)
+        return self._mirrorable[pictures] & (uniform(positions, self.seed, _MIRROR) < 0.5)
 
     def _draw_captions(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
         starts = self._index.caption_starts[pictures].astype(np.int64)
@@ -239,10 +286,6 @@ class Loader:
         spare = (lengths - self.side) // self.patch_size
         return self.patch_size * (spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64))
 
-    def _padded_length(self, lengths: np.ndarray) -> int:
-        longest = int(lengths.max())
-        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_tokens)
-
     def _raw(self, drawn: _Drawn) -> Tensor:
         form, side = self._form, self.side
         begin = self._groups.addresses(drawn.groups) + drawn.offsets
@@ -254,7 +297,11 @@ class Loader:
             for number, kind in enumerate(cuts):
                 inside = np.flatnonzero(cut == number)
                 raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
-        return torch.from_numpy(raw).view(DTYPES[form.dtype]).view(-1, form.channels, side, side)
+        found = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(DTYPES[form.dtype])
+        if self._mirrorable is not None:
+            mirrored = torch.from_numpy(drawn.mirrored)
+            found[mirrored] = found[mirrored].flip(-1)
+        return found
 
     def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as they lie in the files."""
@@ -275,11 +322,15 @@ class Loader:
         height, width = int(self._heights.max(initial=0)) + 1, int(self._widths.max(initial=0)) + 1
         return height, width, height, width
 
-    def _crop_positions(self, number: int) -> np.ndarray:
+    def _stack_positions(self, numbers: tuple[int, ...]) -> Tensor:
+        """(number of crops, N, 2) float32; kept, since in a data set of squares all batches have the same one."""
+        return torch.stack([self._crop_positions(number) for number in numbers])
+
+    def _map_crop(self, number: int) -> Tensor:
         """(N, 2) float32 of one crop; kept, since a data set has few of them."""
         height, width, top, left = (int(value) for value in np.unravel_index(number, self._extent))
         latent_grid = crop_map(height, width, top, left, self.side, kind=self.positions_kind)
-        return to_patch_grid(latent_grid, self.side, self.side, self.patch_size).numpy()
+        return to_patch_grid(latent_grid, self.side, self.side, self.patch_size)
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -295,6 +346,15 @@ def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
         if (form.autoencoder, form.dtype, form.channels) != (forms[0].autoencoder, forms[0].dtype, forms[0].channels):
             raise InputError("latents of different autoencoders cannot be mixed", where=file.path, do="encode all with the same one")
     return forms[0]
+
+
+def _sided(captions: Output) -> np.ndarray:
+    """Which captions speak of sides or writing, a table at a time: (number of captions,) bool, in the order of the tables' rows."""
+    found = [np.zeros(0, bool)]
+    for number in range(num_shards(captions, "captions")):
+        table = read_table(captions.file(shard_name("captions", number)), ["caption"])
+        found.append(speak_of_sides(table.column("caption")).to_numpy())
+    return np.concatenate(found)
 
 
 def _split_keys(filter: Output, split: str) -> np.ndarray:

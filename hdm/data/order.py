@@ -16,19 +16,15 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 def mix(values: np.ndarray) -> np.ndarray:
     """A bijection of 64-bit numbers in which every output bit depends on every input bit: (…) uint64 → (…) uint64."""
-    mixed = values.copy()
-    _mix_in_place(mixed, np.empty_like(mixed))
-    return mixed
-
-
-def _mix_in_place(mixed: np.ndarray, shifted: np.ndarray) -> None:
-    # In place, with `shifted` as scratch: allocating and filling new arrays takes longer than the arithmetic.
-    mixed += np.uint64(_GOLDEN)
-    mixed ^= np.right_shift(mixed, np.uint64(30), out=shifted)
+    # In place: allocating and filling new arrays takes longer than the arithmetic.
+    mixed = values + np.uint64(_GOLDEN)
+    shifted = np.right_shift(mixed, np.uint64(30))
+    mixed ^= shifted
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
     mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
+    return mixed
 
 
 def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
@@ -61,27 +57,31 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
         (n,) int64 in [0, count), different for different places.
     """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
-    keys = [_key(seed, epoch, number) for number in range(ROUNDS)]
-    found = _feistel(places.astype(np.uint64), half, keys)
+    tables = _round_tables(half, seed, epoch)
+    found = _feistel(places.astype(np.int64), half, tables)
     outside = np.flatnonzero(found >= count)
     while len(outside):
-        walked = _feistel(found[outside], half, keys)
+        walked = _feistel(found[outside], half, tables)
         found[outside] = walked
         outside = outside[walked >= count]
-    return found.astype(np.int64)
+    return found
 
 
-def _feistel(values: np.ndarray, half: int, keys: list[np.ndarray]) -> np.ndarray:
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = values >> shift, values & mask
-    mixed, scratch = np.empty_like(values), np.empty_like(values)
-    for key in keys:
-        _mix_in_place(np.bitwise_xor(right, key, out=mixed), scratch)
-        left ^= np.bitwise_and(mixed, mask, out=mixed)
+def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
+    left, right = values >> half, values & ((1 << half) - 1)
+    for table in tables:
+        left ^= table[right]
         left, right = right, left
-    left <<= shift
+    left <<= half
     left |= right
     return left
+
+
+@lru_cache(maxsize=8)
+def _round_tables(half: int, seed: int, epoch: int) -> np.ndarray:
+    """What each round adds to one half for every value of the other, (ROUNDS, 2^half) int64: few values, looked up far more often."""
+    values, mask = np.arange(1 << half, dtype=np.uint64), np.uint64((1 << half) - 1)
+    return np.stack([mix(values ^ _key(seed, epoch, number)) & mask for number in range(ROUNDS)]).astype(np.int64)
 
 
 @lru_cache(maxsize=1024)

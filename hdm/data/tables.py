@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hdm.errors import DamagedError
+from hdm.data.pages import damage_named
 from hdm.store import Draft, Output
 
 SAMPLES = pa.schema(
@@ -77,6 +77,8 @@ TOKENS = pa.schema(
     ]
 )
 
+_SCHEMAS = {"samples": SAMPLES, "measures": MEASURES, "scores": SCORES, "captions": CAPTIONS, "tokens": TOKENS}
+
 
 def shard_name(kind: str, number: int, suffix: str = "parquet") -> str:
     """`scores`, 3 → `scores-00003.parquet`."""
@@ -92,26 +94,32 @@ def write_table(draft: Draft, name: str, schema: pa.Schema, rows: Mapping[str, S
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table, every page checked.
+    """Read a table, every page checked, and what no page's checksum covers: its columns, their types, and that no row is missing.
 
     Raises:
-        DamagedError: a page or the footer is not what was written.
+        DamagedError: it is not what was written.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns=list(columns) if columns else None)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DamagedError("a table is damaged", where=path, do="run the same command again: it is made anew") from error
+    with damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read(columns=list(columns) if columns else None)
+        if len(table) != file.metadata.num_rows:
+            raise ValueError(f"it has {len(table)} rows where {file.metadata.num_rows} are promised")
+        schema = _SCHEMAS.get(_kind(path), table.schema)
+        for name in columns or table.column_names:
+            if table.schema.field(name).type != schema.field(name).type:
+                raise ValueError(f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}")
+        return table
+
+
+def _kind(path: Path) -> str:
+    return path.name.rsplit("-", 1)[0]
 
 
 def read_tables(output: Output, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All tables `kind-*.parquet` of an output as one, in order of shards."""
-    paths = [path for path in output.paths(".parquet") if path.name.rsplit("-", 1)[0] == kind]
+    paths = [path for path in output.paths(".parquet") if _kind(path) == kind]
     return pa.concat_tables([read_table(path, columns) for path in paths])
 
 
 def num_shards(output: Output, kind: str) -> int:
     """How many `kind-*.parquet` tables an output has."""
-    return sum(path.name.rsplit("-", 1)[0] == kind for path in output.paths(".parquet"))
+    return sum(_kind(path) == kind for path in output.paths(".parquet"))

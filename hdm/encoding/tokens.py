@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from hdm.config import Pipeline
 from hdm.data.tables import TOKENS, num_shards, read_table, shard_name, write_table
+from hdm.errors import InputError
 from hdm.models.components import resolve, weights_digest
-from hdm.models.text_encoder import Tokenizer, load_tokenizer
+from hdm.models.text_encoder import Tokenizer, load_tokenizer, num_embeddings
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -32,9 +33,14 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
 
     Returns:
         The output; its summary has the empty caption's ids, the pad id, the tokenizer's digest, and the longest caption in tokens.
+
+    Raises:
+        InputError: the tokenizer is of another model than the text encoder.
     """
     captions = inputs["caption"]
-    tokenizer = load_tokenizer(resolve(pipeline.components).need("text_encoder"))
+    reference = resolve(pipeline.components).need("text_encoder")
+    tokenizer = load_tokenizer(reference)
+    _check_fit(tokenizer, reference)
     shards = num_shards(captions, "captions")
     with store.draft(identity) as draft, track("tokens", shards, "shards") as bar:
         for number in range(shards):
@@ -42,6 +48,16 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
                 _tokenize(draft, number, captions, tokenizer, pipeline.encode.max_tokens)
             bar.advance()
         return draft.commit(_summary(draft, tokenizer, shards, identity))
+
+
+def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
+    known = num_embeddings(reference)
+    if tokenizer.largest_id >= known:
+        raise InputError(
+            f"the tokenizer gives ids up to {tokenizer.largest_id}, the text encoder has embeddings for {known}",
+            where=reference,
+            do="put the tokenizer that belongs to the model beside it, or name another components.text_encoder",
+        )
 
 
 def _tokenize(draft: Draft, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int) -> None:

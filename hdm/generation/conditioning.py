@@ -37,7 +37,7 @@ class Conditioning:
         if batch.text is not None:
             return batch.text
         assert batch.token_ids is not None
-        return self.encoder.encode(batch.token_ids, batch.text_mask)
+        return self.encoder.encode(batch.token_ids.long(), batch.text_mask)
 
     def of_prompts(self, prompts: list[str]) -> Text:
         """The texts of prompts, padded to the longest of them."""

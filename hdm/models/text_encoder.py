@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm.errors import InputError
-from hdm.models.components import hushed, locate
+from hdm.models.components import hushed, locate, read_json
 
 _OPEN_CLIP = "open_clip_config.json"
 
@@ -30,6 +30,11 @@ class Tokenizer:
         # Some tokenizers (Qwen3's) add nothing to "": one token then stands for the empty caption.
         self.empty = [next((token for token in found if token is not None), 0)]
         self.pad_id: int = next((token for token in reversed(found) if token is not None), 0)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that it may give."""
+        return max(self.tokenizer.get_vocab().values())
 
     def token_ids(self, captions: list[str], max_tokens: int) -> list[list[int]]:
         """The token ids of each caption, special tokens included, cut to `max_tokens`; at least one each."""
@@ -98,6 +103,25 @@ def load_tokenizer(reference: str) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise InputError(
             f"there is no tokenizer: {error}", where=folder, do="put tokenizer.json and tokenizer_config.json beside the model"
+        ) from error
+
+
+def num_embeddings(reference: str) -> int:
+    """How many token ids a text encoder knows, from its configuration alone.
+
+    Raises:
+        InputError: it is missing, or has no configuration that can be read.
+    """
+    from transformers import AutoConfig
+
+    folder = locate(reference, download=True)
+    if (folder / _OPEN_CLIP).is_file():
+        return int(read_json(folder / _OPEN_CLIP, "name another in components.text_encoder")["model_cfg"]["text_cfg"]["vocab_size"])
+    try:
+        return int(AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the text encoder has no configuration: {error}", where=folder, do="name another in components.text_encoder"
         ) from error
 
 

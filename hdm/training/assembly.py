@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hdm.data.loader import Loader
+from hdm.data.mixture import Mixture
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
-from hdm.training.job import EMA, Job
+from hdm.training.job import EMA, Job, mixed_name
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
@@ -59,18 +61,26 @@ def make_conditioning(job: Job, device: torch.device) -> Conditioning:
     return Conditioning(job.text_encoder, device, torch.bfloat16 if half else torch.float32, max_tokens)
 
 
-def training_loader(job: Job, rank: int, world_size: int) -> Loader:
-    """This process's share of the training split."""
+def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
+    """This process's share of the training split, other pipelines' pictures among it if they are mixed in."""
     settings = job.settings.train
-    return _loader(
-        job,
-        split="train",
-        batch_size=job.phase.batch_size,
-        crop=settings.crop,
-        caption_dropout=settings.caption_dropout,
-        rank=rank,
-        world_size=world_size,
-    )
+    options: dict[str, Any] = {
+        "split": "train",
+        "batch_size": job.phase.batch_size,
+        "crop": settings.crop,
+        "mirror": settings.mirror,
+        "caption_dropout": settings.caption_dropout,
+        "rank": rank,
+        "world_size": world_size,
+    }
+    own = _loader(job, **options)
+    if not settings.mix:
+        return own
+    # Seeds far from each other and from those that a person would try: the data sets' draws have nothing in common.
+    others = [
+        _loader(job, partial(mixed_name, number), seed=settings.seed + (number + 1 << 32), **options) for number in range(len(settings.mix))
+    ]
+    return Mixture([own, *others], [1.0, *(entry.weight for entry in settings.mix)])
 
 
 def validation_loader(job: Job, batch_size: int) -> Loader:
@@ -78,23 +88,25 @@ def validation_loader(job: Job, batch_size: int) -> Loader:
     return _loader(job, split="validation", batch_size=batch_size, crop="centre")
 
 
-def _loader(job: Job, **options: Any) -> Loader:
+def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None, **options: Any) -> Loader:
+    """A loader of the inputs that go by these names."""
     settings = job.settings.train
+    text = named("encode.text")
     return Loader(
-        job.output(f"encode.{job.phase.name}"),
-        job.output("encode.tokens"),
-        job.output("caption"),
-        job.output("filter"),
-        job.output("encode.text") if "encode.text" in job.inputs else None,
+        job.output(named(f"encode.{job.phase.name}")),
+        job.output(named("encode.tokens")),
+        job.output(named("caption")),
+        job.output(named("filter")),
+        job.output(text) if text in job.inputs else None,
         patch_size=settings.model.patch_size,
-        seed=settings.seed,
+        seed=settings.seed if seed is None else seed,
         max_tokens=job.phase.max_tokens,
         positions=settings.model.positions,
         **options,
     )
 
 
-def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
+def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) -> None:
     """Latents, text embeddings and model, before the first step.
 
     Raises:

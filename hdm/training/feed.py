@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hdm.data.batch import Batch
 from hdm.data.loader import Loader
+from hdm.data.mixture import Mixture
 from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
 
@@ -82,7 +83,7 @@ class Feed:
 
     def __init__(
         self,
-        loader: Loader,
+        loader: Loader | Mixture,
         seed: int,
         timestep_shift: float,
         tread_rates: Sequence[tuple[float, float]],

@@ -96,6 +96,11 @@ class Job:
         return cls(**json.loads(path.read_bytes()))
 
 
+def mixed_name(number: int, name: str) -> str:
+    """What an output of a pipeline that is mixed in is called among a phase's inputs: of that pipeline's own name no result depends."""
+    return f"mix.{number}/{name}"
+
+
 def num_steps(phase: Phase) -> int:
     """Optimizer steps of a phase: the last one may go a little beyond `num_images`."""
     return -(-phase.num_images // phase.batch_size)

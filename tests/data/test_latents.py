@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from hdm.data import pages
 from hdm.data.captions import key_numbers, key_text
 from hdm.data.latents import LatentFile, LatentFormat, LatentWriter, latent_schema
 from hdm.data.pages import METADATA, METADATA_CRC, group_rows, read_page_header
-from hdm.errors import DamagedError
+from hdm.errors import DamagedError, DoesNotFitError
+from hdm.files import TEMPORARY
+from hdm.store import Identity, Store
 
 AUTOENCODER = {"class": "AutoencoderKL", "scale": [0.5, 2.0, 1.0], "shift": [0.0, -1.0, 3.0], "weights": "ab" * 32}
 KEYS = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}" for number in range(400)]
@@ -209,3 +212,21 @@ def test_keys_are_numbers_and_back() -> None:
     for wrong in ("", "12", "0123456789abcdeF", "0123456789abcdeg", "01234567 9abcdef", "0123456789abcd:f"):
         with pytest.raises(ValueError, match="hex"):
             key_numbers(pa.array([KEYS[0], wrong]))
+
+
+def test_a_full_disk_leaves_no_shard_and_the_next_run_writes_it(tmp_path: Path) -> None:
+    name, identity, store = "latents-4x6-00000.parquet", Identity("encode.32px", 1, {}), Store(tmp_path)
+    with store.draft(identity) as draft:
+        full = draft.path / f"{TEMPORARY}{os.getpid()}-{name}"
+        full.symlink_to("/dev/full")
+        with pytest.raises(DoesNotFitError, match=r"no space left: [\d.]+ MB free") as caught, draft.write(name) as file:
+            write(file.path, 83, latent_format())
+        assert caught.value.where == draft.path / name
+        assert not draft.has(name)
+    assert not (draft.path / name).exists()
+    assert store.find(identity) is None
+    with store.draft(identity) as draft:
+        with draft.write(name) as file:
+            latents = write(file.path, 83, latent_format())
+        output = draft.commit()
+    assert torch.equal(LatentFile(output.file(name)).latents(range(83)), latents.half())

@@ -5,137 +5,20 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hdm.data.batch import Batch
-from hdm.data.captions import EMPTY_TEXT, TEXT, captions_by_key, text_metadata
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
-from hdm.data.loader import Loader
-from hdm.data.pages import paged_writer
-from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
-from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.data.captions import captions_by_key
+from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.positions import full_map, to_patch_grid
-from hdm.store import Draft, Identity, Output, Store
-
-SHAPES = [(4, 4), (4, 8), (10, 4), (4, 6)]
-AUTOENCODER = {"class": "AutoencoderKL", "scale": [0.5, 2.0, 0.25], "shift": [0.0, -1.0, 3.0], "weights": "cd" * 32}
-EMPTY, PAD, WIDTH = [7], 99, 6
-SIDE, PATCH = 4, 2
-
-
-@dataclass
-class World:
-    """A small data set: what was stored, by key, and the outputs that hold it."""
-
-    latents: dict[str, torch.Tensor]
-    split: dict[str, str]
-    token_ids: dict[str, list[list[int]]]
-    outputs: dict[str, Output]
-
-    def loader(self, cached: bool = False, **changes: object) -> Loader:
-        named = self.outputs
-        text = named["encode.text"] if cached else None
-        settings = {"batch_size": 12, "patch_size": PATCH, "seed": 5, **changes}
-        return Loader(named["encode.32px"], named["encode.tokens"], named["caption"], named["filter"], text, **settings)  # type: ignore[arg-type]
-
-    def normalized(self, key: str) -> torch.Tensor:
-        shift, scale = (torch.tensor(AUTOENCODER[name]).view(3, 1, 1) for name in ("shift", "scale"))
-        return (self.latents[key].float() - shift) * scale
-
-
-def text_embedding(token_ids: list[int]) -> np.ndarray:
-    """What the text encoder of this world gives: any injective function will do."""
-    rows = np.arange(len(token_ids))[:, None] + np.array(token_ids)[:, None] / 8
-    return (rows + np.arange(WIDTH) * 100).astype(np.float16)
-
-
-def make_world(root: Path, num_images: int = 61, dtype: str = "float16") -> World:
-    rng = np.random.default_rng(0)
-    keys = [f"{number:016x}" for number in rng.integers(0, 2**64, num_images, np.uint64)]
-    shapes = [SHAPES[number % len(SHAPES)] for number in range(num_images)]
-    generator = torch.Generator().manual_seed(0)
-    latents = {
-        key: torch.randn((3, *shape), generator=generator).to(getattr(torch, dtype)) for key, shape in zip(keys, shapes, strict=True)
-    }
-    split = {key: "validation" if number % 10 == 3 else "train" for number, key in enumerate(keys)}
-    token_ids = {key: [rng.integers(100, 200, rng.integers(1, 21)).tolist() for _ in range(number % 4)] for number, key in enumerate(keys)}
-    world = World(latents, split, token_ids, {})
-    store = Store(root)
-    _write_scores(world, store)
-    _write_captions(world, store)
-    _write_latents(world, store, dtype)
-    return world
-
-
-def _halves(keys: list[str]) -> list[list[str]]:
-    return [keys[: len(keys) // 2], keys[len(keys) // 2 :]]
-
-
-def _write_scores(world: World, store: Store) -> None:
-    with store.draft(Identity("filter", 1, {})) as draft:
-        for number, keys in enumerate(_halves(list(world.latents))):
-            dropped = [f"{number:016x}"]
-            rows = {
-                **{name: [None] * (len(keys) + 1) for name in SCORES.names},
-                "key": keys + dropped,
-                "decoded": ["ok"] * (len(keys) + 1),
-                "kept": [True] * len(keys) + [False],
-                "split": [world.split[key] for key in keys] + [None],
-            }
-            write_table(draft, shard_name("scores", number), SCORES, rows, {})
-        world.outputs["filter"] = draft.commit()
-
-
-def _write_captions(world: World, store: Store) -> None:
-    captions = Identity("caption", 1, {})
-    tokens = Identity("encode.tokens", 1, {"max_tokens": 20}, {"caption": captions.digest})
-    text = Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})
-    with store.draft(captions) as draft, store.draft(tokens) as token_draft, store.draft(text) as text_draft:
-        for number, keys in enumerate(_halves(list(world.latents))):
-            flat = [(key, index, ids) for key in keys for index, ids in enumerate(world.token_ids[key])]
-            columns = {"key": [key for key, _, _ in flat], "index": [index for _, index, _ in flat]}
-            words = {"caption": [" ".join(map(str, ids)) for _, _, ids in flat], "maker": ["given"] * len(flat)}
-            write_table(draft, shard_name("captions", number), CAPTIONS, {**columns, **words}, {})
-            write_table(token_draft, shard_name("tokens", number), TOKENS, {**columns, "token_ids": [ids for _, _, ids in flat]}, {})
-            _write_text(text_draft, shard_name("text", number), {**columns, "token_ids": [ids for _, _, ids in flat]})
-        _write_text(text_draft, EMPTY_TEXT, {"key": [""], "index": [0], "token_ids": [EMPTY]})
-        world.outputs["caption"] = draft.commit()
-        world.outputs["encode.tokens"] = token_draft.commit({"empty": EMPTY, "pad_id": PAD})
-        world.outputs["encode.text"] = text_draft.commit()
-
-
-def _write_text(draft: Draft, name: str, rows: dict[str, list]) -> None:
-    token_ids = rows["token_ids"]
-    table = pa.table(
-        {
-            "key": rows["key"],
-            "index": rows["index"],
-            "length": [len(ids) for ids in token_ids],
-            "embedding": [text_embedding(ids).tobytes() for ids in token_ids],
-        }
-    ).cast(TEXT)
-    with draft.write(name) as file, paged_writer(file.path, TEXT, text_metadata(WIDTH, {})) as writer:
-        for start in range(0, len(table), 5):
-            writer.write_table(table.slice(start, 5))
-
-
-def _write_latents(world: World, store: Store, dtype: str) -> None:
-    inputs = {"filter": world.outputs["filter"].digest}
-    with store.draft(Identity("encode.32px", 1, {}, inputs)) as draft:
-        for height, width in SHAPES:
-            members = [key for key, latent in world.latents.items() if latent.shape[1:] == (height, width)]
-            for number, keys in enumerate(_halves(members)):
-                form = LatentFormat(3, height, width, dtype, 32, 8, AUTOENCODER)
-                with draft.write(latent_file_name(height, width, number)) as file, LatentWriter(file.path, form, len(keys)) as writer:
-                    writer.add(keys, torch.stack([world.latents[key] for key in keys]), [(width * 8, height * 8)] * len(keys))
-        world.outputs["encode.32px"] = draft.commit()
+from hdm.store import Identity, Store
+from tests.data.world import EMPTY, PAD, PATCH, SHAPES, SIDE, World, assert_same, caption, make_world, text_embedding, write_latents
 
 
 @pytest.fixture(scope="module")
@@ -154,23 +37,6 @@ def positions_of(world: World, key: str, top: int, left: int) -> torch.Tensor:
     _, height, width = world.latents[key].shape
     cut = full_map(height, width).view(height, width, 2)[top : top + SIDE, left : left + SIDE]
     return to_patch_grid(cut.reshape(-1, 2), SIDE, SIDE, PATCH)
-
-
-COMPARED = ("latent", "positions", "log_aspect", "text_mask", "token_ids")
-
-
-def joined(parts: list[Batch]) -> dict[str, object]:
-    """What some batches hold, one after the other."""
-    return {"keys": [key for part in parts for key in part.keys]} | {
-        name: torch.cat([getattr(part, name) for part in parts]) for name in COMPARED
-    }
-
-
-def assert_same(first: list[Batch], second: list[Batch]) -> None:
-    found, expected = joined(first), joined(second)
-    assert found["keys"] == expected["keys"]
-    for name in COMPARED:
-        assert torch.equal(found[name], expected[name]), name
 
 
 @pytest.mark.parametrize("crop", ["shifted", "centre"])
@@ -196,6 +62,25 @@ def test_a_sample_is_a_crop_with_its_positions_and_aspect(world: World, crop: st
             assert min(counts.values()) > 0.6 * sum(counts.values()) / len(counts)
 
 
+def test_half_of_the_pictures_without_a_side_in_any_caption_are_mirrored_with_their_positions(world: World) -> None:
+    plain, mirrored = world.loader(caption_dropout=0.3), world.loader(caption_dropout=0.3, mirror=True)
+    counts: dict[bool, Counter[bool]] = {True: Counter(), False: Counter()}
+    for step in range(100):
+        before, after = plain.batch(12 * step), mirrored.batch(12 * step)
+        assert before.keys == after.keys
+        assert torch.equal(before.token_ids, after.token_ids)
+        for number, key in enumerate(after.keys):
+            width = world.latents[key].shape[2]
+            turned = torch.equal(after.latent[number], before.latent[number].flip(-1))
+            assert turned or torch.equal(after.latent[number], before.latent[number])
+            [(top, left)] = crops_like(world, key, before.latent[number])
+            assert torch.equal(after.positions[number], positions_of(world, key, top, width - SIDE - left if turned else left))
+            counts[any(ids[0] % 3 == 0 for ids in world.token_ids[key])][turned] += 1
+    assert not counts[True][True]
+    drawn = sum(counts[False].values())
+    assert abs(counts[False][True] - drawn / 2) < 4 * math.sqrt(drawn / 4)
+
+
 def test_every_epoch_shows_every_picture_of_the_split_once(world: World) -> None:
     for split in ("train", "validation"):
         loader = world.loader(split=split, batch_size=7)
@@ -215,9 +100,10 @@ def test_a_batch_larger_than_the_split_goes_through_it_again(world: World) -> No
 
 @pytest.mark.parametrize("num_images_seen", [0, 12, 41, 12 * 1000])
 def test_ranks_share_one_global_batch(world: World, num_images_seen: int) -> None:
-    whole = world.loader(caption_dropout=0.3).batch(num_images_seen)
+    settings = {"caption_dropout": 0.3, "mirror": True}
+    whole = world.loader(**settings).batch(num_images_seen)
     for world_size in (2, 4, 5):
-        parts = [world.loader(caption_dropout=0.3, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)]
+        parts = [world.loader(**settings, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)]
         assert_same(parts, [whole])
 
 
@@ -237,7 +123,7 @@ def test_the_order_depends_on_the_seed_and_not_on_how_shards_are_cut(world: Worl
     assert world.loader(seed=5).batch(0).keys != world.loader(seed=6).batch(0).keys
     recut = World(world.latents, world.split, world.token_ids, dict(world.outputs))
     backwards = World(dict(reversed(world.latents.items())), world.split, world.token_ids, dict(world.outputs))
-    _write_latents(backwards, Store(tmp_path), "float16")
+    write_latents(backwards, Store(tmp_path), "float16")
     recut.outputs = backwards.outputs
     assert_same([recut.loader().batch(24)], [world.loader().batch(24)])
 
@@ -325,7 +211,7 @@ def test_what_does_not_belong_together_is_refused(world: World, tmp_path: Path) 
 def test_captions_by_key(world: World) -> None:
     keys = list(world.latents)[:6]
     found = captions_by_key(world.outputs["caption"], keys)
-    assert found == {key: [" ".join(map(str, ids)) for ids in world.token_ids[key]] for key in keys}
+    assert found == {key: [caption(ids) for ids in world.token_ids[key]] for key in keys}
 
 
 def test_a_batch_holds_what_was_stored_and_each_crops_positions_once(world: World) -> None:
@@ -359,3 +245,10 @@ def test_nothing_of_a_loader_stays_behind(world: World, tmp_path: Path, monkeypa
     del loader
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+def test_no_room_for_token_ids_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hdm.data.captions.TemporaryFile", lambda prefix: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    with pytest.raises(DoesNotFitError, match=r"no space left: [\d.]+ MB free") as caught:
+        world.loader()
+    assert Path(str(caught.value.where)).parent == Path(gettempdir())

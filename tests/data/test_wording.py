@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdm.data.wording import normal_caption
+from hdm.data.wording import normal_caption, speak_of_sides
 
 
 @pytest.mark.parametrize("given_caption", [
@@ -58,3 +58,25 @@ def test_any_text_comes_back_from_parquet_as_written_and_is_not_changed_twice(tm
     path = tmp_path_factory.getbasetemp() / "captions.parquet"
     pq.write_table(pa.table({"caption": [caption]}), path)
     assert pq.read_table(path).column("caption").to_pylist() == [caption]
+
+
+def speaks(caption):
+    return speak_of_sides(pa.chunked_array([[caption]])).to_pylist() == [True]
+
+
+@pytest.mark.parametrize("caption", [
+    "a cat to the left of a dog", "Left-handed player", "the RIGHT shoe", "his rights", "leftmost", "a wheel turning clockwise",
+    "counter-clockwise", "anticlockwise", "facing north-west", "a south wind, southeast", "a stop sign", "it says hello",
+    "a T-shirt with text", "hand-written letters", "handwriting", "a bottle with a label", "an old clock", "a map of Rome",
+    'called "Mia"', "called “Mia”",
+])  # fmt: skip
+def test_captions_that_a_mirror_makes_wrong(caption):
+    assert speaks(caption)
+
+
+@pytest.mark.parametrize("caption", [
+    "", "a cat", "bright copyright frighten", "a wright at the cleft", "a yeast cake", "feast", "a designer assigns", "a sword", "mapping",
+    "a flagstone path", "foreword", "ein Hund links von einer Katze",
+])  # fmt: skip
+def test_captions_that_hold_in_a_mirror(caption):
+    assert not speaks(caption)

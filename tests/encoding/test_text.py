@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from hdm.data.captions import TextTable, TokenTable
 from hdm.data.loader import Loader
 from hdm.data.tables import read_tables
 from hdm.encoding import latents, text, tokens
-from hdm.errors import ConfigError
-from hdm.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
+from hdm.errors import ConfigError, InputError
+from hdm.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer, num_embeddings
 from hdm.store import Output
 
 
@@ -116,3 +117,16 @@ def test_made_twice_the_bytes_are_the_same(home) -> None:
     second = make_text(home)
     for path in first.paths():
         assert path.read_bytes() == (second.path / path.name).read_bytes()
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_made(home, text_encoder_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "text_encoder"
+    shutil.copytree(text_encoder_folder, folder)
+    tokenizer = load_tokenizer(str(folder)).tokenizer
+    tokenizer.add_tokens([f"more{number}" for number in range(9)])
+    tokenizer.save_pretrained(folder)
+    components = home.pipeline.components.model_copy(update={"text_encoder": str(folder)})
+    home.pipeline = home.pipeline.model_copy(update={"components": components})
+    assert num_embeddings(str(folder)) == load_text_encoder(str(folder)).model.get_input_embeddings().num_embeddings
+    with pytest.raises(InputError, match=r"the tokenizer gives ids up to \d+, the text encoder has embeddings for \d+"):
+        make_tokens(home)

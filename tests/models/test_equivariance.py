@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
-from hdm.models.autoencoder import Autoencoder
+from hdm.config import Components
+from hdm.demo.scenes import draw, make_scene
+from hdm.models.autoencoder import Autoencoder, load_autoencoder
+from hdm.models.components import resolve
 from hdm.models.equivariance import MEASURED, Transform, draw_transform, equivariance_errors
 
 
@@ -76,3 +79,16 @@ def test_drawn_transforms_fill_their_range() -> None:
     assert 0.25 <= scales.min() < 0.27
     assert 0.98 < scales.max() < 1
     assert scales.mean() == pytest.approx(0.625, abs=0.03)
+
+
+def test_a_mirrored_latent_of_the_demo_is_not_the_latent_of_the_mirrored_picture() -> None:
+    """The figures that `train.mirror` tells its reader."""
+    autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
+    pixels = [draw(make_scene(5, number)) for number in range(24)]
+    images = [torch.tensor(one[: len(one) // 8 * 8, : one.shape[1] // 8 * 8]).permute(2, 0, 1)[None].float() / 127.5 - 1 for one in pixels]
+    mirrored = [autoencoder.encode(image).flip(-1) for image in images]
+    wanted = [autoencoder.normalize(autoencoder.encode(image.flip(-1))) for image in images]
+    errors = [(autoencoder.normalize(raw) - latent).norm() / latent.norm() for raw, latent in zip(mirrored, wanted, strict=True)]
+    assert torch.stack(errors).mean().item() == pytest.approx(0.79, abs=0.03)
+    squares = [(autoencoder.decode(raw) - image.flip(-1)).square().mean() for raw, image in zip(mirrored, images, strict=True)]
+    assert -10 * torch.stack(squares).mean().div(4).log10().item() == pytest.approx(21, abs=1)

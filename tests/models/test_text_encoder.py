@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hdm.errors import InputError
-from hdm.models.text_encoder import Tokenizer, load_text_encoder, load_tokenizer
+from hdm.models.text_encoder import Tokenizer, load_text_encoder, load_tokenizer, num_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def test_a_coca_tower_sees_no_padding_either(coca_folder: Path) -> None:
     padded = encoder.encode(torch.tensor([[1, 4, 2, 0, 0]]), torch.tensor([[True, True, True, False, False]]))
     assert encoder.width == 32
     torch.testing.assert_close(padded[0, :3], alone[0])
+    assert num_embeddings(str(coca_folder)) == encoder.model.token_embedding.num_embeddings
 
 
 def test_an_empty_caption_has_a_token(language_model: Path) -> None:

@@ -13,11 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from hdm.errors import ConfigError, HdmError, InputError
+from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training.guard import Stopped, StopRequest
-from hdm.training.job import Job
-from hdm.training.trainer import Trainer
+from hdm.training.job import Job, mixed_name
+from hdm.training.trainer import Trainer, train
 from tests.training.workshop import KEYS, Workshop, write_latents
 
 
@@ -178,6 +178,19 @@ def test_bfloat16_keeps_float32_masters(workshop: Workshop, straight: Trainer, t
     assert losses(job)[0] != losses(straight.job)[0]
 
 
+def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(workshop: Workshop, tmp_path: Path) -> None:
+    again = {mixed_name(0, name): output for name, output in workshop.inputs.items()}
+    mixed = replace(workshop.changed(mix=[{"pipeline": "again", "weight": 0.5}]), inputs={**workshop.inputs, **again})
+    whole = run(mixed.job(tmp_path / "whole"))
+    rows = [whole.feed.make(8 * step).batch.rows for step in range(12)]
+    others = [int((part >= len(KEYS)).sum()) for part in rows]
+    assert sum(others) == 32, "one of three"
+    assert max(others) - min(others) <= 1
+    job = mixed.job(tmp_path / "stopped")
+    assert Trainer(job, StopAfter(5), "cpu").run() is False
+    assert_same_bits(run(job), whole)
+
+
 def spoil(workshop: Workshop, *keys: str) -> Workshop:
     name = "encode.16px"
     return replace(workshop, inputs={**workshop.inputs, name: write_latents(workshop.store, workshop.inputs["filter"], keys)})
@@ -235,3 +248,15 @@ def test_a_checkpoint_of_another_configuration_is_refused(workshop: Workshop, tm
     other: Callable[[], Trainer] = lambda: Trainer(workshop.changed(seed=1).job(tmp_path), StopRequest(), "cpu")  # noqa: E731
     with pytest.raises(InputError, match="another configuration: config changed"):
         other()
+
+
+def test_memory_that_does_not_hold_a_step_ends_it_with_what_to_set(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(trainer: Trainer, part: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(Trainer, "_loss", full)
+    with pytest.raises(DoesNotFitError, match=r"at most [\d.]+ GB were in use") as caught:
+        train(workshop.job(tmp_path), StopRequest())
+    assert "micro_batch" in (caught.value.do or "")
