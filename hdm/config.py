@@ -1,6 +1,7 @@
 """What can be set: one frozen model a stage, each field with its unit and what a special value means.
 
-A field made with `runtime(...)` does not change the result (workers, devices, batches of data stages): it stays out of digests.
+A field made with `runtime(...)` does not change the result (workers, devices, batches of data stages): it stays out of digests. One made
+with `option(...)` is in them only where it is set: an option that is added leaves the digests of what was made without it as they were.
 `hdm.pipelines` reads these from pipelines.yaml, the environment and the command line.
 """
 
@@ -17,6 +18,7 @@ from hdm.errors import ConfigError
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Length = Annotated[float, Field(gt=0, le=0.28)]
 SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
 STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
@@ -25,6 +27,11 @@ STAGES = ("download", "filter", "caption", "encode", "train", "evaluate")
 def runtime(default: Any, **constraints: Any) -> Any:
     """A field that does not change what comes out."""
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
+
+
+def option(default: Any, **constraints: Any) -> Any:
+    """A field that changes what comes out, unless it has its default."""
+    return Field(default, json_schema_extra={"option": True}, **constraints)
 
 
 class Settings(BaseModel):
@@ -36,7 +43,8 @@ class Settings(BaseModel):
         """The fields that change the result, as plain JSON values, for a digest."""
         values = {}
         for name, info in type(self).model_fields.items():
-            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("runtime"):
+            said = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+            if said.get("runtime") or (said.get("option") and getattr(self, name) == info.default):
                 continue
             values[name] = _plain(getattr(self, name))
         return values
@@ -274,6 +282,11 @@ class TrainSettings(Settings):
     """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the weights' moving average, per step, reached after a ramp."""
+    ema_lengths: tuple[Length, ...] = option(())
+    """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase; from two of them, say [0.05, 0.1],
+    `hdm ema` makes one of any length afterwards. Each costs the memory of the weights."""
+    ema_snapshots: int = option(8, ge=1)
+    """How often in a phase these are written down, evenly; each costs the room of the weights."""
     crop: Literal["shifted", "centre"] = "shifted"
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products (autocast); weights stay float32."""

@@ -1,7 +1,7 @@
 """Checkpoints: all that training needs to go on, and reading a finished model.
 
     checkpoint-00000100/
-        weights.safetensors  ema.safetensors  optimizer.safetensors
+        weights.safetensors  ema.safetensors  optimizer.safetensors  ema-0.05.safetensors …
         metrics.jsonl        as it was then, so that it goes on byte by byte
         state.json           where training stood, sha256 of every file and of itself
 

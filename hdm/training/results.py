@@ -12,11 +12,12 @@ from hdm.models.components import portable_names
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
+from hdm.training.milestones import Milestones
 from hdm.training.pictures import generate_grid, prompts_to_show
 from hdm.training.records import Metrics
 
 
-def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics) -> None:
+def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics, milestones: Milestones) -> None:
     """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
 
     Args:
@@ -24,6 +25,7 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
         model, average: the raw and the averaged weights.
         conditioning: of the prompts.
         metrics: all lines of the phase.
+        milestones: what was written while it went.
     """
     result, settings = job.result, job.settings.train
     shutil.rmtree(result, ignore_errors=True)
@@ -44,7 +46,9 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     )
     shutil.copyfile(metrics.path, result / METRICS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_json(result / SUMMARY, {**_last(metrics), "parameters": parameters, "prompts": prompts})
+    files = milestones.hand_over(result)
+    summary = {**_last(metrics), "parameters": parameters, "prompts": prompts, **({"milestones": files} if files else {})}
+    write_json(result / SUMMARY, summary)
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from hdm.training.ema import Average
 from hdm.training.feed import Example, Feed
 from hdm.training.guard import StopRequest
 from hdm.training.job import METRICS, TIMING, Job, num_steps
+from hdm.training.milestones import Milestones, even_steps
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing, peak_memory_bytes
 from hdm.training.results import write_results
 
@@ -116,6 +118,8 @@ class Trainer:
 
         self.model = assembly.starting_model(job).to(self.device).train()
         self.average = Average(self.model, self.settings.ema_decay)
+        self.tracks = PowerTracks(self.model, self.settings.ema_lengths)
+        self.milestones = Milestones(Path(job.scratch))
         self.optimizers = Optimizers(self.model, self.phase.optimizer)
         self.conditioning = assembly.make_conditioning(job, self.device)
         loader = assembly.training_loader(job, self.rank, self.world_size)
@@ -147,7 +151,7 @@ class Trainer:
         self.stop.release()
         if self.rank == 0:
             with self.accelerator.autocast():
-                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics)
+                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics, self.milestones)
         self.accelerator.wait_for_everyone()
         return True
 
@@ -171,6 +175,7 @@ class Trainer:
             clip_grads_with_norm_(self.model.parameters(), self.phase.optimizer.clip_norm, norm, foreach=True)
             self.optimizers.step(factor)
             self.average.update(self.position.step)
+        self.tracks.update(self.position.step)  # their clock goes on at a skipped step too
         for parameter in self.model.parameters():
             parameter.grad = None
         self.position = self.position.after(self.phase.batch_size, loss_value if finite else None)
@@ -231,12 +236,20 @@ class Trainer:
                 **self.optimizers.rates(factor),
             }
             now = replace(now, loss_sum=0.0, loss_count=0)
-        return replace(now, line=line) if line or self._validates() else now
+        return replace(now, line=line) if line or self._validates() or self._snapshots() else now
 
     def _validates(self) -> bool:
         """Whether a held-out loss is due after this step."""
         step, every = self.position.step, self.settings.validate_every
         return step == self.num_steps or (every is not None and step % every == 0)
+
+    def _snapshots(self) -> bool:
+        """Whether the power-function averages are written down after this step."""
+        return bool(self.settings.ema_lengths) and self.position.step in self._snapshot_steps
+
+    @cached_property
+    def _snapshot_steps(self) -> frozenset[int]:
+        return even_steps(self.num_steps, self.settings.ema_snapshots)
 
     def _reported(self) -> bool:
         """Write the line that is due, if one is; False if a signal cut its held-out loss short: it is then due again on resuming."""
@@ -250,7 +263,10 @@ class Trainer:
             if any(self._agreed(measured is None)):
                 return False
         if self.rank == 0:
-            self.metrics.add(now.step, now.num_images_seen, {**now.line, **(measured or {})})
+            if self._snapshots():
+                self.milestones.add_snapshots(now.step, self.tracks.tensors())
+            if values := {**now.line, **(measured or {})}:
+                self.metrics.add(now.step, now.num_images_seen, values)
             if "loss" in now.line:
                 self.timing.add(now.step, now.num_images_seen, now.line["loss"], self.feed.waited_sec)
         self.position = replace(now, line=None)
@@ -274,7 +290,12 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint of where training stands, unless there is one already."""
         if self.position.step != self.saved_step and self.rank == 0:
-            tensors = {"weights": self.model.state_dict(), "ema": self.average.model.state_dict(), "optimizer": self.optimizers.tensors()}
+            tensors = {
+                "weights": self.model.state_dict(),
+                "ema": self.average.model.state_dict(),
+                "optimizer": self.optimizers.tensors(),
+                **self.tracks.tensors(),
+            }
             state = {"digest": self.job.digest, "identity": self.job.identity, "position": asdict(self.position)}
             checkpoint.save(Path(self.job.scratch), self.position.step, tensors, self.metrics.content, state)
         self.saved_step, self.saved_at = self.position.step, time.monotonic()
@@ -288,6 +309,8 @@ class Trainer:
             load_weights(self.model, found.tensors("weights"), found.path)
             load_weights(self.average.model, found.tensors("ema"), found.path)
             self.optimizers.load(found.tensors("optimizer"))
+            for name in self.tracks.tensors():
+                self.tracks.load(name, found.tensors(name))
             self.position = Position(**found.state["position"])
             self.saved_step = self.position.step
         if self.rank == 0:

@@ -28,6 +28,7 @@ from hdm.weight_sources import read_source
 from tests.training.workshop import Workshop
 
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
+SNAPSHOTS = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
 SURVIVORS_SEC = 10.0
 
 
@@ -112,9 +113,9 @@ def test_signals_kills_and_damage_change_no_byte(undisturbed: Path, cached: Work
 
     output = here.train()
     assert [record.name for record in output.files] == [
-        "ema.safetensors", "generated.png", "metrics.jsonl", "model.json", "weights.safetensors"
+        *SNAPSHOTS, "ema.safetensors", "generated.png", "metrics.jsonl", "model.json", "weights.safetensors"
     ]  # fmt: skip
-    assert [name for name in FILES if output.file(name).read_bytes() != (undisturbed / name).read_bytes()] == []
+    assert [name for name in (*FILES, *SNAPSHOTS) if output.file(name).read_bytes() != (undisturbed / name).read_bytes()] == []
     assert output.summary == json.loads((undisturbed / "summary.json").read_bytes())
     assert output.counts == {"images_seen": 96, "skipped_steps": 0, "steps": 12}
     assert not scratch(here).exists()

@@ -75,6 +75,7 @@ def losses(job: Job) -> list[float]:
 def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = {f"weights {name}": value for name, value in trainer.model.state_dict().items()}
     state |= {f"ema {name}": value for name, value in trainer.average.model.state_dict().items()}
+    state |= {f"{track} {name}": value for track, tensors in trainer.tracks.tensors().items() for name, value in tensors.items()}
     return state | {f"optimizer {name}": value for name, value in trainer.optimizers.tensors().items()}
 
 
@@ -97,6 +98,12 @@ def test_stops_and_checkpoints_change_no_bit(workshop: Workshop, straight: Train
         assert Trainer(job, StopAfter(times), "cpu").run() is False
     assert_same_bits(run(job), straight)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
+    assert milestones(job) == milestones(straight.job)
+    assert list(milestones(job)) == [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
+
+
+def milestones(job: Job) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((Path(job.scratch) / "milestones").iterdir())}
 
 
 def test_metrics_beyond_the_checkpoint_are_forgotten(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def make_pipeline(components: Path, **train: Any) -> Pipeline:
     }  # fmt: skip
     settings = {
         "model": model, "phases": [first], "ema_decay": 0.9, "checkpoint_sec": 0.001, "validate_every": 5, "device": "cpu",
+        "ema_lengths": [0.1, 0.2], "ema_snapshots": 3,
         **train,
     }  # fmt: skip
     parts = {"text_encoder": str(components / "text_encoder"), "autoencoder": str(components / "autoencoder")}
