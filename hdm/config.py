@@ -292,6 +292,14 @@ class TrainSettings(Settings):
     """Of the matrix products (autocast); weights stay float32."""
     validate_every: int | None = None
     """Steps between held-out losses; None: at the end only."""
+    validate_raw: bool = option(False)
+    """Tell the held-out loss of the weights as they are too, not of their average alone."""
+    watch: Literal["validation_loss", "raw_validation_loss"] = option("validation_loss")
+    """The held-out loss that `keep` and `patience` go by."""
+    keep: Literal["last", "best"] = option("last")
+    """Which weights come out of a phase: those at its end, or those whose held-out loss was lowest."""
+    patience: int | None = option(None, ge=1)
+    """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step; None: none end it."""
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
     checkpoint_sec: float = runtime(600.0, gt=0)
@@ -306,6 +314,23 @@ class TrainSettings(Settings):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"two phases have the same resolution: {', '.join(names)}")
+        return self
+
+    @property
+    def watches(self) -> bool:
+        """Whether anything goes by the held-out loss."""
+        return self.keep == "best" or self.patience is not None
+
+    @model_validator(mode="after")
+    def _watched_is_measured(self) -> TrainSettings:
+        if self.watches and self.validate_every is None:
+            raise ConfigError(
+                "train.keep: best and train.patience go by held-out losses, of which there is one alone, at the end",
+                where="train.validate_every",
+                do="set how many steps lie between two",
+            )
+        if self.watches and self.watch == "raw_validation_loss" and not self.validate_raw:
+            raise ConfigError("train.watch names a loss that is not measured", where="train.watch", do="set train.validate_raw: true")
         return self
 
     @model_validator(mode="after")

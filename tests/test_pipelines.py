@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from hdm.architecture import XUTConfig
-from hdm.config import DownloadSettings, FilterSettings
+from hdm.config import DownloadSettings, FilterSettings, Pipeline
 from hdm.errors import ConfigError
-from hdm.config import Pipeline
 from hdm.pipelines import load_pipeline, pipeline_names
 
 TEXT = """\

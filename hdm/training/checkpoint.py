@@ -105,6 +105,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        DamagedError: it is missing or not whole.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DamagedError(f"{path.name} is damaged", where=path, do="remove the folder that holds it; the phase begins anew") from error
+
+
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that holds, or None. Damaged ones are named, set aside and passed over."""
     for leftover in folder.glob(f"{TEMPORARY}*"):

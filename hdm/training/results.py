@@ -54,5 +54,6 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
 def _last(metrics: Metrics) -> dict[str, Any]:
     """What the last line says of the whole."""
     line = json.loads(metrics.content.splitlines()[-1])
-    wanted = ("step", "num_images_seen", "skipped_steps", "loss", "validation_loss", "validation_loss_by_time")
+    held_out = ("validation_loss", "validation_loss_by_time", "raw_validation_loss")
+    wanted = ("step", "num_images_seen", "skipped_steps", "loss", *held_out, "best_step")
     return {name: line[name] for name in wanted if name in line}

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import interpolate, sample_losses, velocity
-from hdm.errors import ConfigError, DoesNotFitError, HdmError
+from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.models.devices import choose_device
+from hdm.models.xut import XUT
 from hdm.training import assembly, checkpoint, validation
+from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
 from hdm.training.ema import Average
 from hdm.training.feed import Example, Feed
@@ -31,6 +33,7 @@ from hdm.training.guard import StopRequest
 from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing, peak_memory_bytes
 from hdm.training.results import write_results
@@ -70,34 +73,6 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where training stands.
-
-    Args:
-        step: optimizer steps done, skipped ones too.
-        num_images_seen: the training clock.
-        skipped, skipped_in_row: steps without a finite loss or gradient.
-        loss_sum, loss_count: of the steps since the last line of metrics.
-        line: of metrics, due after this step and not written yet.
-    """
-
-    step: int = 0
-    num_images_seen: int = 0
-    skipped: int = 0
-    skipped_in_row: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    line: dict[str, Any] | None = None
-
-    def after(self, batch_size: int, loss: float | None) -> Position:
-        """One step on; loss None: the step was skipped."""
-        step, seen = self.step + 1, self.num_images_seen + batch_size
-        if loss is None:
-            return replace(self, step=step, num_images_seen=seen, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
-        return Position(step, seen, self.skipped, 0, self.loss_sum + loss, self.loss_count + 1)
-
-
 class Trainer:
     """Everything that a process of the training holds.
 
@@ -128,6 +103,8 @@ class Trainer:
         self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
         self._resume()
+        self.best = Best(Path(job.scratch), {"weights": self.model, "ema": self.average.model}, self.position.best_step)
+        self._check_watched()
         self.forward = assembly.prepared(job, self.model, self.accelerator)
 
     def run(self) -> bool:
@@ -142,7 +119,7 @@ class Trainer:
                 if stopping:
                     return False
                 if self._reported():
-                    if self.position.step == self.num_steps:
+                    if self.position.ended or self.position.step == self.num_steps:
                         break
                     self._step()
         finally:
@@ -150,6 +127,8 @@ class Trainer:
         self._save()
         self.stop.release()
         if self.rank == 0:
+            if self.settings.keep == "best" and self.position.best_step is not None:
+                self.best.load(self.position.best_step)
             with self.accelerator.autocast():
                 write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics, self.milestones)
         self.accelerator.wait_for_everyone()
@@ -245,43 +224,70 @@ class Trainer:
 
     def _snapshots(self) -> bool:
         """Whether the power-function averages are written down after this step."""
-        return bool(self.settings.ema_lengths) and self.position.step in self._snapshot_steps
+        return bool(self.settings.ema_lengths) and (self.position.ended or self.position.step in self._snapshot_steps)
 
     @cached_property
     def _snapshot_steps(self) -> frozenset[int]:
         return even_steps(self.num_steps, self.settings.ema_snapshots)
 
     def _reported(self) -> bool:
-        """Write the line that is due, if one is; False if a signal cut its held-out loss short: it is then due again on resuming."""
-        now = self.position
-        if now.line is None:
+        """Do and write what is due after this step; False if a signal cut its held-out loss short: it is then due again on resuming."""
+        if self.position.line is None:
             return True
-        measured: dict[str, Any] | None = {}
+        line: dict[str, Any] = dict(self.position.line)
         if self._validates():
-            if self.rank == 0:
-                measured = self._validate()
+            measured = self._validate() if self.rank == 0 else {}
             if any(self._agreed(measured is None)):
                 return False
+            line |= self._watched(measured or {})
+        now = self.position
         if self.rank == 0:
             if self._snapshots():
                 self.milestones.add_snapshots(now.step, self.tracks.tensors())
-            if values := {**now.line, **(measured or {})}:
-                self.metrics.add(now.step, now.num_images_seen, values)
-            if "loss" in now.line:
-                self.timing.add(now.step, now.num_images_seen, now.line["loss"], self.feed.waited_sec)
+            if line:
+                self.metrics.add(now.step, now.num_images_seen, line)
+            if "loss" in line:
+                self.timing.add(now.step, now.num_images_seen, line["loss"], self.feed.waited_sec)
         self.position = replace(now, line=None)
         return True
 
+    def _watched(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """What was measured, and what follows from it: the best step, and whether the phase ends here."""
+        if not self.settings.watches:
+            return measured
+        now = self.position
+        if self.rank == 0:
+            now = now.watched(measured[self.settings.watch], self.settings.patience)
+            if self.settings.keep == "best" and now.best_step == now.step:
+                self.best.add(now.step)
+            measured = {**measured, "best_step": now.best_step}
+        self.position = replace(now, ended=self._agreed(now.ended)[0])
+        return measured
+
     def _validate(self) -> dict[str, Any] | None:
-        """The held-out loss of the averaged weights; None if a signal came meanwhile."""
+        """The held-out losses of the averaged and, as asked, of the raw weights; None if a signal came meanwhile."""
+        found = self._held_out(self.average.model)
+        if found is None or not self.settings.validate_raw:
+            return found
+        raw = self._held_out(self.model.eval())
+        self.model.train()
+        return None if raw is None else {**found, **{f"raw_{name}": value for name, value in raw.items()}}
+
+    def _held_out(self, model: XUT) -> dict[str, Any] | None:
         return validation.validate(
-            self.average.model,
+            model,
             self._validation_loader,
             self.conditioning,
             self.accelerator.autocast,
             self.settings.seed,
             cut_short=lambda: self.stop.requested,
         )
+
+    def _check_watched(self) -> None:
+        if self.settings.watches and not len(self._validation_loader):
+            raise InputError(
+                "train.keep: best and train.patience need pictures held out for validation", where="filter.validation", do="raise it"
+            )
 
     @cached_property
     def _validation_loader(self) -> Loader:
@@ -298,6 +304,7 @@ class Trainer:
             }
             state = {"digest": self.job.digest, "identity": self.job.identity, "position": asdict(self.position)}
             checkpoint.save(Path(self.job.scratch), self.position.step, tensors, self.metrics.content, state)
+            self.best.saved(self.position.best_step)
         self.saved_step, self.saved_at = self.position.step, time.monotonic()
 
     def _resume(self) -> None:

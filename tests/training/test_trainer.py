@@ -140,6 +140,67 @@ def test_a_tread_schedule_follows_the_images_seen_across_a_stop(workshop: Worksh
     assert losses(elsewhere.job) != losses(whole.job)
 
 
+@pytest.fixture(scope="module")
+def spoiling(workshop: Workshop) -> Workshop:
+    """Training that soon makes things worse: a held-out loss every second step, whose lowest lies in the middle."""
+    optimizer = {"kind": "adamw", "learning_rate": 0.03, "schedule": "constant", "betas": [0.9, 0.9]}
+    return with_phase(workshop, optimizer=optimizer).cached().changed(validate_every=2, validate_raw=True, ema_lengths=[])
+
+
+def held_out(job: Job, name: str = "validation_loss") -> dict[int, float]:
+    return {line["step"]: line[name] for line in lines(job) if name in line}
+
+
+@pytest.mark.parametrize("watch", ["validation_loss", "raw_validation_loss"])
+def test_the_best_weights_come_out_across_stops(spoiling: Workshop, tmp_path: Path, watch: str) -> None:
+    changed = spoiling.changed(keep="best", watch=watch)
+    job = changed.job(tmp_path / "best")
+    for times in (5, 9):
+        assert Trainer(job, StopAfter(times), "cpu").run() is False
+    trainer = Trainer(job, StopRequest(), "cpu")
+    assert trainer.run()
+    found = held_out(job, watch)
+    best = min(found, key=found.__getitem__)
+    assert 2 < best < 12, "the test's training does not show what it is to show"
+    assert json.loads((job.result / "summary.json").read_bytes())["best_step"] == best
+
+    there = Trainer(spoiling.job(tmp_path / "there"), StopRequest(), "cpu")
+    while there.position.step < best:
+        there._step()
+    for name, model in (("weights", there.model), ("ema", there.average.model)):
+        kept = load_file(job.result / f"{name}.safetensors")
+        assert [key for key, value in model.state_dict().items() if not torch.equal(value, kept[key])] == []
+    # The raw weights' loss is told beside the average's, and is another.
+    assert held_out(job).keys() == held_out(job, "raw_validation_loss").keys()
+    assert held_out(job)[2] != held_out(job, "raw_validation_loss")[2]
+
+
+def test_a_phase_ends_where_the_held_out_loss_stays_worse(spoiling: Workshop, tmp_path: Path) -> None:
+    whole = run(spoiling.job(tmp_path / "whole"))
+    found = held_out(whole.job)
+    best = min(found, key=found.__getitem__)
+    changed = spoiling.changed(patience=2, ema_lengths=[0.1], ema_snapshots=1)
+    job = changed.job(tmp_path / "patient")
+    assert Trainer(job, StopAfter(11), "cpu").run() is False
+    ended = run(job)
+    assert ended.position.step == best + 4 < whole.num_steps
+    assert held_out(job) == {step: loss for step, loss in found.items() if step <= best + 4}
+    assert list(milestones(job)) == [f"ema-0.1-{best + 4:08d}.safetensors"], "the snapshot of the end"
+    assert run(job).position.step == best + 4, "it is not begun again"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"keep": "best", "validate_every": None}, "train.validate_every"),
+        ({"patience": 3, "watch": "raw_validation_loss"}, "train.watch"),
+    ],
+)
+def test_a_choice_by_a_loss_that_is_not_measured_is_refused(workshop: Workshop, settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        workshop.changed(**settings)
+
+
 @pytest.mark.parametrize("change", [{"micro_batch": None}, {"checkpoint_blocks": 1.0}])
 def test_memory_settings_change_rounding_alone(workshop: Workshop, straight: Trainer, tmp_path: Path, change: dict[str, Any]) -> None:
     changed = with_phase(workshop, **change)
