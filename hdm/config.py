@@ -280,6 +280,10 @@ class TrainSettings(Settings):
     """Share of images trained with the empty caption, for guidance."""
     contrastive_weight: float = Field(0.0, ge=0, lt=1)
     """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
+    min_snr_gamma: float | None = option(None, gt=0)
+    """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a mean of 1; None: all the same."""
+    dropout: float = option(0.0, ge=0, lt=1)
+    """Of what attention and feed-forward add to the tokens."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the weights' moving average, per step, reached after a ramp."""
     ema_lengths: tuple[Length, ...] = option(())

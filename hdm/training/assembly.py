@@ -14,7 +14,7 @@ from torch import Tensor
 from hdm.data.loader import Loader
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.models.execution import compile_blocks, recompute_activations
+from hdm.models.execution import compile_blocks, drop_updates, recompute_activations
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, Job
@@ -119,6 +119,7 @@ def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
 
 def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
     """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP, as asked."""
+    drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
     recompute_activations(model, job.phase.checkpoint_blocks)

@@ -20,7 +20,7 @@ from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
 
 # Apart from each other and from the loader's own draws.
-TRAINING, VALIDATION = 1, 2
+TRAINING, VALIDATION, DROPOUT = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Example:
 
 def generator(seed: int, purpose: int, position: int) -> torch.Generator:
     """The CPU generator of everything that is drawn for one purpose at one position of the training clock."""
+    return torch.Generator().manual_seed(mixed_seed(seed, purpose, position))
+
+
+def mixed_seed(seed: int, purpose: int, position: int) -> int:
+    """The seed of such a generator, in [0, 2³²)."""
     mixed = 0
     for part in (seed, purpose, position):
         # SplitMix64: neighbouring seeds give unrelated streams; torch's CPU generator takes the lower 32 bits.
@@ -65,7 +70,7 @@ def generator(seed: int, purpose: int, position: int) -> torch.Generator:
         mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
         mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
-    return torch.Generator().manual_seed(mixed % 2**32)
+    return mixed % 2**32
 
 
 class Feed:

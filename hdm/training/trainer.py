@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hdm.data.loader import Loader
-from hdm.diffusion.flow_matching import interpolate, sample_losses, velocity
+from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_losses, velocity
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.models.devices import choose_device
 from hdm.models.xut import XUT
@@ -28,7 +28,7 @@ from hdm.training import assembly, checkpoint, validation
 from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
 from hdm.training.ema import Average
-from hdm.training.feed import Example, Feed
+from hdm.training.feed import DROPOUT, Example, Feed, mixed_seed
 from hdm.training.guard import StopRequest
 from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
@@ -167,6 +167,7 @@ class Trainer:
         size = min(self.phase.micro_batch or share, share)
         for start in range(0, share, size):
             last = start + size >= share
+            self._seed_dropout(self.phase.batch_size * self.rank // self.world_size + start)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
                 loss = self._loss(example.part(start, start + size).to(self.device))
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
@@ -176,8 +177,16 @@ class Trainer:
             total = self.accelerator.reduce(total, "sum")
         return total / self.phase.batch_size
 
+    def _seed_dropout(self, first: int) -> None:
+        """Let what a micro-batch drops depend on its place in the training clock alone: no generator's state has to be saved.
+
+        Cut into other micro-batches, or among other processes, a batch drops other features, as many of them.
+        """
+        if self.settings.dropout:
+            torch.manual_seed(mixed_seed(self.settings.seed, DROPOUT, self.position.num_images_seen + first))
+
     def _loss(self, part: Example) -> Tensor:
-        """The velocity's loss by sample, summed over the samples."""
+        """The velocity's loss by sample, weighed by time as asked, summed over the samples."""
         batch = part.batch
         noisy = interpolate(batch.latent, part.noise, part.timestep)
         with self.accelerator.autocast():
@@ -191,7 +200,10 @@ class Trainer:
                 kept=part.kept,
                 route=self.phase.tread_route,
             )
-        return sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight).sum()
+        losses = sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight)
+        if self.settings.min_snr_gamma is not None:
+            losses = losses * min_snr_weights(part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift)
+        return losses.sum()
 
     def _check_skipped(self, example: Example, loss: float, norm: float) -> None:
         if self.position.skipped_in_row < MAX_SKIPPED_IN_A_ROW:

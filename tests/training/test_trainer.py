@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from hdm.diffusion.flow_matching import min_snr_weights
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training.guard import Stopped, StopRequest
@@ -222,6 +223,35 @@ def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(workshop: Wo
     assert found[2] == pytest.approx(found[0], rel=1e-4)
     # At first the model says 0 everywhere: the term is 5 % of a neighbour's squared velocity, as the loss is of a sample's own.
     assert found[0][0] == pytest.approx(0.95 * losses(straight.job)[0], rel=1e-4)
+
+
+def test_dropout_is_the_same_across_stops_and_recomputed_alike(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    changed = workshop.cached().changed(dropout=0.2, validate_every=None)
+    assert changed.identity.digest != workshop.cached().changed(validate_every=None).identity.digest
+    whole = run(changed.job(tmp_path / "whole"))
+    job = changed.job(tmp_path / "stopped")
+    assert Trainer(job, StopAfter(5), "cpu").run() is False
+    assert_same_bits(run(job), whole)
+    # By the end what is dropped shows; at first, with a zero output layer, hardly.
+    assert losses(whole.job)[-1] != pytest.approx(losses(straight.job)[-1], rel=1e-4)
+    again = run(with_phase(changed, checkpoint_blocks=1.0).job(tmp_path / "again"))
+    assert losses(again.job) == pytest.approx(losses(whole.job), rel=1e-5)
+
+
+def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(workshop: Workshop, tmp_path: Path) -> None:
+    shorter = with_phase(workshop.cached().changed(min_snr_gamma=5.0, validate_every=None), num_images=24, timestep_shift=2.0)
+    found = []
+    for micro_batch in (None, 3):
+        job = with_phase(shorter, micro_batch=micro_batch).job(tmp_path / str(micro_batch))
+        trainer = run(job)
+        found.append(losses(job))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    # At first the model says about 0 everywhere: a sample's loss is its weight times its velocity squared.
+    example = trainer.feed.make(0)
+    squares = (example.noise - example.batch.latent).square().flatten(1).mean(1)
+    weights = min_snr_weights(example.timestep, 5.0, 2.0)
+    assert found[0][0] == pytest.approx((weights * squares).mean().item(), rel=0.01)
+    assert found[0][0] != pytest.approx(squares.mean().item(), rel=0.1)
 
 
 @pytest.mark.parametrize(
