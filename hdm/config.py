@@ -1,7 +1,6 @@
 """What can be set: one frozen model a stage, each field with its unit and what a special value means.
 
-A field made with `runtime(...)` does not change the result (workers, devices, batches of data stages): it stays out of digests. One made
-with `option(...)` is in them only where it is set: an option that is added leaves the digests of what was made without it as they were.
+A field made with `runtime(...)` does not change the result (workers, devices, batches of data stages): it stays out of digests.
 `hdm.pipelines` reads these from pipelines.yaml, the environment and the command line.
 """
 
@@ -29,9 +28,9 @@ def runtime(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
 
 
-def option(default: Any, **constraints: Any) -> Any:
-    """A field that changes what comes out, unless it has its default."""
-    return Field(default, json_schema_extra={"option": True}, **constraints)
+def later(default: Any, **constraints: Any) -> Any:
+    """A field that came when outputs had been made without it: at its default it stays out of digests, and these stay as they were."""
+    return Field(default, json_schema_extra={"later": True}, **constraints)
 
 
 class Settings(BaseModel):
@@ -43,10 +42,10 @@ class Settings(BaseModel):
         """The fields that change the result, as plain JSON values, for a digest."""
         values = {}
         for name, info in type(self).model_fields.items():
-            said = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-            if said.get("runtime") or (said.get("option") and getattr(self, name) == info.default):
-                continue
-            values[name] = _plain(getattr(self, name))
+            marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+            value = getattr(self, name)
+            if not marks.get("runtime") and not (marks.get("later") and value == info.default):
+                values[name] = _plain(value)
         return values
 
 
@@ -280,29 +279,35 @@ class TrainSettings(Settings):
     """Share of images trained with the empty caption, for guidance."""
     contrastive_weight: float = Field(0.0, ge=0, lt=1)
     """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
-    min_snr_gamma: float | None = option(None, gt=0)
+    tag_drop: float = later(0.0, ge=0, lt=1)
+    group_drop: float = later(0.0, ge=0, lt=1)
+    """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of captions written
+    `kept tags ||| group %% group`, tags split by `$$`; the published recipe has 0.25 and 0.3. The text encoder has to run in training."""
+    tag_shuffle: bool = later(False)
+    """Put their groups, and the tags in each, into another order every time."""
+    min_snr_gamma: float | None = later(None, gt=0)
     """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a mean of 1; None: all the same."""
-    dropout: float = option(0.0, ge=0, lt=1)
+    dropout: float = later(0.0, ge=0, lt=1)
     """Of what attention and feed-forward add to the tokens."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the weights' moving average, per step, reached after a ramp."""
-    ema_lengths: tuple[Length, ...] = option(())
+    ema_lengths: tuple[Length, ...] = later(())
     """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase; from two of them, say [0.05, 0.1],
     `hdm ema` makes one of any length afterwards. Each costs the memory of the weights."""
-    ema_snapshots: int = option(8, ge=1)
+    ema_snapshots: int = later(8, ge=1)
     """How often in a phase these are written down, evenly; each costs the room of the weights."""
     crop: Literal["shifted", "centre"] = "shifted"
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products (autocast); weights stay float32."""
     validate_every: int | None = None
     """Steps between held-out losses; None: at the end only."""
-    validate_raw: bool = option(False)
+    validate_raw: bool = later(False)
     """Tell the held-out loss of the weights as they are too, not of their average alone."""
-    watch: Literal["validation_loss", "raw_validation_loss"] = option("validation_loss")
+    watch: Literal["validation_loss", "raw_validation_loss"] = later("validation_loss")
     """The held-out loss that `keep` and `patience` go by."""
-    keep: Literal["last", "best"] = option("last")
+    keep: Literal["last", "best"] = later("last")
     """Which weights come out of a phase: those at its end, or those whose held-out loss was lowest."""
-    patience: int | None = option(None, ge=1)
+    patience: int | None = later(None, ge=1)
     """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step; None: none end it."""
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
@@ -319,6 +324,11 @@ class TrainSettings(Settings):
         if len(set(names)) != len(names):
             raise ValueError(f"two phases have the same resolution: {', '.join(names)}")
         return self
+
+    @property
+    def redraws_tags(self) -> bool:
+        """Whether captions with tags are written anew at every image seen."""
+        return self.tag_shuffle or self.tag_drop > 0 or self.group_drop > 0
 
     @property
     def watches(self) -> bool:
@@ -396,3 +406,13 @@ class Pipeline(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     threads: int | None = runtime(None)
     """CPU threads of torch in every stage; None: torch's choice."""
+
+    @model_validator(mode="after")
+    def _drawn_captions_are_encoded_live(self) -> Pipeline:
+        if self.train.redraws_tags and self.encode.text_embeddings:
+            raise ConfigError(
+                "captions whose tags are drawn anew have no text embeddings in a cache",
+                where="encode.text_embeddings",
+                do="set it to false, or tag_drop and group_drop to 0 and tag_shuffle to false",
+            )
+        return self

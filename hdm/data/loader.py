@@ -24,6 +24,7 @@ from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.order import permuted, uniform
 from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.data.tags import TagTable
 from hdm.errors import ConfigError, InputError
 from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
@@ -93,6 +94,7 @@ class Loader:
         seed: of the order and of every draw.
         crop: "shifted": at a uniform place along the longer side; "centre": in the middle.
         caption_dropout: share of samples that get the empty caption.
+        tags: of the same captions, with their tags drawn anew at every position; None: captions as they were encoded.
         max_tokens: captions are cut to so many; None: as they were encoded.
         rank, world_size: which process this is, and of how many.
         positions: kind of the position map, "box" or "area".
@@ -117,6 +119,7 @@ class Loader:
         seed: int = 0,
         crop: Literal["shifted", "centre"] = "shifted",
         caption_dropout: float = 0.0,
+        tags: TagTable | None = None,
         max_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -132,7 +135,7 @@ class Loader:
         self._form = _common_form(self._files)
         self.shift, self.scale = (torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
         self.side = self._side()
-        self._captions: CaptionTable = TextTable(text) if text else TokenTable(tokens)
+        self._captions: CaptionTable = tags or (TextTable(text) if text else TokenTable(tokens))
         self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
         row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
@@ -232,7 +235,7 @@ class Loader:
         given = (counts > 0) & ~dropped
         captions = np.full(len(pictures), self._captions.empty)
         captions[given] = self._index.captions[chosen[given]]
-        return captions
+        return self._captions.drawn(captions, positions)
 
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
         """Where crops begin along one axis, in latent pixels, a multiple of the patch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hdm.data.loader import Loader
+from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations
+from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, Job
@@ -68,6 +71,7 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader:
         batch_size=job.phase.batch_size,
         crop=settings.crop,
         caption_dropout=settings.caption_dropout,
+        tags=_tags(job) if settings.redraws_tags else None,
         rank=rank,
         world_size=world_size,
     )
@@ -76,6 +80,14 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader:
 def validation_loader(job: Job, batch_size: int) -> Loader:
     """The validation split, always the same way."""
     return _loader(job, split="validation", batch_size=batch_size, crop="centre")
+
+
+def _tags(job: Job) -> TagTable:
+    settings, tokenizer = job.settings.train, load_tokenizer(job.text_encoder)
+    tokens = job.output("encode.tokens")
+    max_tokens = job.phase.max_tokens or int(tokens.config["max_tokens"])
+    draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, settings.seed)
+    return TagTable(job.output("caption"), draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
 
 
 def _loader(job: Job, **options: Any) -> Loader:

@@ -165,10 +165,10 @@ def write_filter(store: Store) -> Output:
         return draft.commit()
 
 
-def write_captions(store: Store) -> Output:
-    captions = [f"{WORDS[number % 2]} {WORDS[2 + number // 2 % 2]}" for number in range(NUM_PICTURES)]
+def write_captions(store: Store, form: str = "{0} {1}") -> Output:
+    captions = [form.format(WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number in range(NUM_PICTURES)]
     rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": captions}
-    with store.draft(Identity("caption", 1, {})) as draft:
+    with store.draft(Identity("caption", 1, {"form": form})) as draft:
         write_table(draft, "captions-00000.parquet", CAPTIONS, rows, {})
         return draft.commit()
 
