@@ -217,6 +217,8 @@ class Optimizer(Settings):
     """AdamW's rate; with `per_fan_in` the base rate that each tensor divides by its fan-in."""
     muon_learning_rate: float = Field(0.02, gt=0)
     per_fan_in: bool = False
+    state_bits: Literal[32, 8] = later(32)
+    """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their memory."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
