@@ -317,6 +317,10 @@ class TrainSettings(Settings):
     """Seconds between checkpoints."""
     num_processes: int = runtime(1, ge=1)
     device: str = runtime("auto")
+    peak_tflops: float | None = runtime(None, gt=0)
+    """What one device does at most, in 10¹² operations a second, for the utilisation in the logs; None: a matrix product is measured."""
+    price_per_hour: float | None = runtime(None, ge=0)
+    """Of all devices together, for the cost in the logs; None: no cost is told."""
     compile: bool = runtime(False)
     """Compile the blocks (torch.compile); the first steps take minutes."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, Job
+from hdm.training.meter import Machine, Meter
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
@@ -127,6 +128,13 @@ def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
             where="train.model.text_width",
             do=f"set train.model.text_width to {width}, or name another text encoder",
         )
+
+
+def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[str, Any]) -> Meter:
+    """Of what steps do, on this machine; `before` is the last line of `timing.jsonl`."""
+    settings = job.settings.train
+    machine = Machine.look(device, world_size, settings.precision == "bfloat16", settings.peak_tflops, settings.price_per_hour)
+    return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
 def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,17 +32,21 @@ class Example:
         noise: (b, C, S, S), standard normal.
         timestep: (b,) in [0, 1].
         kept: (b, K) indices of the image tokens that TREAD keeps; None: all.
+        tread_rate: share of the image tokens that it drops.
     """
 
     batch: Batch
     noise: Tensor
     timestep: Tensor
     kept: Tensor | None
+    tread_rate: float = 0.0
 
     def part(self, start: int, stop: int) -> Example:
         """Some of its samples, as a micro-batch."""
         kept = None if self.kept is None else self.kept[start:stop]
-        return Example(self.batch.part(start, stop), self.noise[start:stop], self.timestep[start:stop], kept)
+        return replace(
+            self, batch=self.batch.part(start, stop), noise=self.noise[start:stop], timestep=self.timestep[start:stop], kept=kept
+        )
 
     def to(self, device: torch.device) -> Example:
         """The same on a device."""
@@ -53,7 +57,8 @@ class Example:
         return self._with(self.batch.pinned(), Tensor.pin_memory)
 
     def _with(self, batch: Batch, move: Callable[[Tensor], Tensor]) -> Example:
-        return Example(batch, move(self.noise), move(self.timestep), None if self.kept is None else move(self.kept))
+        kept = None if self.kept is None else move(self.kept)
+        return replace(self, batch=batch, noise=move(self.noise), timestep=move(self.timestep), kept=kept)
 
 
 def generator(seed: int, purpose: int, position: int) -> torch.Generator:
@@ -116,10 +121,11 @@ class Feed:
         size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
         timestep = draw_timesteps(size, drawn, self.timestep_shift)
         noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
-        kept = draw_kept(size, batch.crops.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
+        rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
+        kept = draw_kept(size, batch.crops.shape[1], rate, drawn)
         # As the loader shares: contiguous, in order of rank.
         start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
-        example = Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])
+        example = Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop], rate)
         return example.pinned() if self.pin else example
 
     def close(self) -> None:

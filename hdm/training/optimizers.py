@@ -74,6 +74,11 @@ class Optimizers:
             shown["muon_learning_rate"] = self.settings.muon_learning_rate * factor
         return shown
 
+    @property
+    def num_bytes(self) -> int:
+        """What the state takes."""
+        return sum(value.nbytes for value in self.tensors().values())
+
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<parameter>:<what>` → tensor."""
         return {

@@ -52,8 +52,8 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:
-    """What the last line says of the whole."""
-    line = json.loads(metrics.content.splitlines()[-1])
+    """What was said last of each of these."""
+    line = dict(pair for text in metrics.content.splitlines() for pair in json.loads(text).items())
     held_out = ("validation_loss", "validation_loss_by_time", "raw_validation_loss")
     wanted = ("step", "num_images_seen", "skipped_steps", "loss", *held_out, "best_step")
     return {name: line[name] for name in wanted if name in line}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_losses, velocity
@@ -32,6 +32,7 @@ from hdm.training.feed import DROPOUT, Example, Feed, mixed_seed
 from hdm.training.guard import StopRequest
 from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
+from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
@@ -146,8 +147,8 @@ class Trainer:
         example = self.feed.example(self.position.num_images_seen)
         factor = rate_factor(self.phase.optimizer, self.position.num_images_seen + self.phase.batch_size, self.num_images)
         loss = self._backward(example)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = get_total_norm(gradients, foreach=True)
+        norms = tensor_norms({name: value.grad for name, value in self.model.named_parameters() if value.grad is not None})
+        norm = total_norm(list(norms.values()))
         loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's only wait for the accelerator
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
@@ -159,7 +160,9 @@ class Trainer:
             parameter.grad = None
         self.position = self.position.after(self.phase.batch_size, loss_value if finite else None)
         self._check_skipped(example, loss_value, norm_value)
-        self.position = self._with_line(factor, norm_value)
+        if self.rank == 0:
+            self.meter.count(self.phase.batch_size, example.batch.crops.shape[1], example.batch.text_mask.shape[1], example.tread_rate)
+        self.position = self._with_line(factor, norm_value, norms)
 
     def _backward(self, example: Example) -> Tensor:
         """Add up the gradients of this process's share; the loss of the global batch (a scalar on the device)."""
@@ -216,13 +219,15 @@ class Trainer:
             do="lower the learning rate or clip_norm, or look at the latents of these pictures",
         )
 
-    def _with_line(self, factor: float, norm: float) -> Position:
+    def _with_line(self, factor: float, norm: float, norms: Mapping[str, Tensor]) -> Position:
         """The position with the line that is due after this step, the mean loss since the last one in it."""
         now, line = self.position, {}
         if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0 or now.step == self.num_steps:
             line = {
                 "loss": now.loss_sum / now.loss_count if now.loss_count else None,
                 "grad_norm": norm if math.isfinite(norm) else None,
+                "grad_norm_of": by_part(norms),
+                "weight_norm_of": by_part(tensor_norms(dict(self.model.named_parameters()))),
                 "skipped_steps": now.skipped,
                 **self.optimizers.rates(factor),
             }
@@ -259,7 +264,8 @@ class Trainer:
             if line:
                 self.metrics.add(now.step, now.num_images_seen, line)
             if "loss" in line:
-                self.timing.add(now.step, now.num_images_seen, line["loss"], self.feed.waited_sec)
+                waited, held = self.feed.waited_sec, self.optimizers.num_bytes
+                self.timing.add(now.step, now.num_images_seen, line["loss"], waited, self.meter, held)
         self.position = replace(now, line=None)
         return True
 
@@ -335,6 +341,7 @@ class Trainer:
         if self.rank == 0:
             self.metrics = Metrics(Path(self.job.folder) / METRICS, found.metrics if found else b"")
             self.timing = Timing(Path(self.job.folder) / TIMING, self.position.num_images_seen)
+            self.meter = assembly.make_meter(self.job, self.device, self.world_size, self.timing.before)
 
     def _check_same_run(self, found: Checkpoint) -> None:
         if found.state["digest"] != self.job.digest:

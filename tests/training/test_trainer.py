@@ -121,6 +121,24 @@ def test_it_learns(straight: Trainer) -> None:
     assert held_out[-1] < held_out[0]
 
 
+def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> None:
+    job = straight.job
+    for line in lines(job):
+        if "loss" in line:
+            parts = line["grad_norm_of"]
+            assert line["grad_norm"] == pytest.approx(sum(norm**2 for norm in parts.values()) ** 0.5, rel=1e-5)
+            assert {"in_patch", "backbone", "out_patch"} <= parts.keys()
+    backbone = [value.double().square().sum() for value in straight.model.backbone.parameters()]
+    assert lines(job)[-1]["weight_norm_of"]["backbone"] == pytest.approx(torch.stack(backbone).sum().sqrt().item(), rel=1e-5)
+
+    timing = [json.loads(line) for line in (Path(job.folder) / "timing.jsonl").read_text().splitlines()]
+    seconds = timing[-1]["seconds"]
+    assert timing[-1]["hours"] == pytest.approx(seconds / 3600, rel=0.05)
+    assert all(0 < line["utilisation"] < 1 and line["peak_is"] == "measured" for line in timing)
+    assert all(0 <= line["data_wait"] <= 1 for line in timing)
+    assert timing[-1]["optimizer_memory_gb"] == round(straight.optimizers.num_bytes / 1e9, 4)
+
+
 def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
     first = workshop.pipeline.model_dump(mode="json")["train"]["phases"][0]
     return workshop.changed(phases=[{**first, **changes}])
