@@ -313,6 +313,8 @@ class TrainSettings(Settings):
     """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step; None: none end it."""
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
+    generate_every: int | None = later(None, ge=1)
+    """Images seen between two times that they are generated during a phase, by the averaged weights; None: at the end alone."""
     checkpoint_sec: float = runtime(600.0, gt=0)
     """Seconds between checkpoints."""
     num_processes: int = runtime(1, ge=1)

@@ -13,7 +13,7 @@ from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
 from hdm.training.milestones import Milestones
-from hdm.training.pictures import generate_grid, prompts_to_show
+from hdm.training.pictures import show
 from hdm.training.records import Metrics
 
 
@@ -30,8 +30,7 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     result, settings = job.result, job.settings.train
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
-    generate_grid(result / GENERATED, average, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
+    prompts = show(result / GENERATED, job, average, conditioning)
     save_tensors(result / WEIGHTS, model.state_dict())
     save_tensors(result / EMA, average.state_dict())
     write_json(

@@ -34,6 +34,7 @@ from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.pictures import CutShort, show
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing, peak_memory_bytes
@@ -232,7 +233,7 @@ class Trainer:
                 **self.optimizers.rates(factor),
             }
             now = replace(now, loss_sum=0.0, loss_count=0)
-        return replace(now, line=line) if line or self._validates() or self._snapshots() else now
+        return replace(now, line=line) if line or self._validates() or self._snapshots() or self._generates() else now
 
     def _validates(self) -> bool:
         """Whether a held-out loss is due after this step."""
@@ -248,14 +249,14 @@ class Trainer:
         return even_steps(self.num_steps, self.settings.ema_snapshots)
 
     def _reported(self) -> bool:
-        """Do and write what is due after this step; False if a signal cut its held-out loss short: it is then due again on resuming."""
+        """Do and write what is due after this step; False if a signal cut it short: it is then due again on resuming."""
         if self.position.line is None:
             return True
+        measured = self._measured() if self.rank == 0 else {}
+        if (self._validates() or self._generates()) and any(self._agreed(measured is None)):
+            return False
         line: dict[str, Any] = dict(self.position.line)
         if self._validates():
-            measured = self._validate() if self.rank == 0 else {}
-            if any(self._agreed(measured is None)):
-                return False
             line |= self._watched(measured or {})
         now = self.position
         if self.rank == 0:
@@ -268,6 +269,24 @@ class Trainer:
                 self.timing.add(now.step, now.num_images_seen, line["loss"], waited, self.meter, held)
         self.position = replace(now, line=None)
         return True
+
+    def _generates(self) -> bool:
+        """Whether pictures are due after this step."""
+        seen, every = self.position.num_images_seen, self.settings.generate_every
+        return every is not None and seen // every > (seen - self.phase.batch_size) // every
+
+    def _measured(self) -> dict[str, Any] | None:
+        """The held-out losses that are due, and the pictures in their file; None if a signal came meanwhile."""
+        measured = self._validate() if self._validates() else {}
+        if measured is None or not self._generates():
+            return measured
+        path = self.milestones.folder / f"generated-{self.position.num_images_seen:010d}.png"
+        try:
+            with self.accelerator.autocast():
+                show(path, self.job, self.average.model, self.conditioning, cut_short=lambda: self.stop.requested)
+        except CutShort:
+            return None
+        return measured
 
     def _watched(self, measured: dict[str, Any]) -> dict[str, Any]:
         """What was measured, and what follows from it: the best step, and whether the phase ends here."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
 from hdm.diffusion.flow_matching import min_snr_weights
@@ -137,6 +138,22 @@ def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> Non
     assert all(0 < line["utilisation"] < 1 and line["peak_is"] == "measured" for line in timing)
     assert all(0 <= line["data_wait"] <= 1 for line in timing)
     assert timing[-1]["optimizer_memory_gb"] == round(straight.optimizers.num_bytes / 1e9, 4)
+
+
+def test_pictures_every_so_many_images_across_stops(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    changed = workshop.changed(generate_every=30, ema_lengths=[])
+    whole = run(changed.job(tmp_path / "whole"))
+    names = [f"generated-{seen:010d}.png" for seen in (32, 64, 96)]  # at the end of the steps that pass 30, 60 and 90
+    assert list(milestones(whole.job)) == names
+    assert len(set(milestones(whole.job).values())) == 3, "the same prompts and noise, other weights"
+    assert Image.open(Path(whole.job.scratch) / "milestones" / names[0]).size == (64, 16)
+    assert losses(whole.job) == losses(straight.job), "they leave the training alone"
+    job = changed.job(tmp_path / "stopped")
+    for times in (6, 3, 30):  # the second comes while the first ones are made
+        assert Trainer(job, StopAfter(times), "cpu").run() is False
+    run(job)
+    assert milestones(job) == milestones(whole.job)
+    assert (tmp_path / "stopped/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
