@@ -16,7 +16,7 @@ ROUGH = 0.1  # share of a profile; the paper's own fits are far below
 
 def ema(
     source: Annotated[Path, typer.Argument(help="What training wrote with train.ema_lengths (STORE/train.64px/DIGEST).")],
-    length: Annotated[float, typer.Option(help="σ_rel of the average, as a share of the phase: 0.05 keeps about its last tenth.")],
+    length: Annotated[float, typer.Option(help="σ_rel of the average, as a share of the phase: 0.05 is short, 0.2 long.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, for hdm sample --weights DIR.")],
 ) -> None:
     """Make the average of the weights anew, at another length, from the snapshots that training wrote.
