@@ -17,6 +17,7 @@ from hdm.errors import ConfigError
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Length = Annotated[float, Field(gt=0, le=0.28)]
 SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
 STAGES = ("download", "filter", "caption", "vae", "encode", "train", "evaluate")
@@ -216,6 +217,8 @@ class Optimizer(Settings):
     """AdamW's rate; with `per_fan_in` the base rate that each tensor divides by its fan-in."""
     muon_learning_rate: float = Field(0.02, gt=0)
     per_fan_in: bool = False
+    state_bits: Literal[32, 8] = later(32)
+    """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their memory."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -332,8 +335,23 @@ class TrainSettings(Settings):
     """Share of images trained with the empty caption, for guidance."""
     contrastive_weight: float = Field(0.0, ge=0, lt=1)
     """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
+    tag_drop: float = later(0.0, ge=0, lt=1)
+    group_drop: float = later(0.0, ge=0, lt=1)
+    """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of captions written
+    `kept tags ||| group %% group`, tags split by `$$`; the published recipe has 0.25 and 0.3. The text encoder has to run in training."""
+    tag_shuffle: bool = later(False)
+    """Put their groups, and the tags in each, into another order every time."""
+    min_snr_gamma: float | None = later(None, gt=0)
+    """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a mean of 1; None: all the same."""
+    dropout: float = later(0.0, ge=0, lt=1)
+    """Of what attention and feed-forward add to the tokens."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the weights' moving average, per step, reached after a ramp."""
+    ema_lengths: tuple[Length, ...] = later(())
+    """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase; from two of them, say [0.05, 0.1],
+    `hdm ema` makes one of any length afterwards. Each costs the memory of the weights."""
+    ema_snapshots: int = later(8, ge=1)
+    """How often in a phase these are written down, evenly; each costs the room of the weights."""
     crop: Literal["shifted", "centre"] = "shifted"
     mirror: bool = later(False)
     """Exchange left and right in half of the images whose captions speak neither of sides nor of writing (English words alone are known).
@@ -343,12 +361,26 @@ class TrainSettings(Settings):
     """Of the matrix products (autocast); weights stay float32."""
     validate_every: int | None = None
     """Steps between held-out losses; None: at the end only."""
+    validate_raw: bool = later(False)
+    """Tell the held-out loss of the weights as they are too, not of their average alone."""
+    watch: Literal["validation_loss", "raw_validation_loss"] = later("validation_loss")
+    """The held-out loss that `keep` and `patience` go by."""
+    keep: Literal["last", "best"] = later("last")
+    """Which weights come out of a phase: those at its end, or those whose held-out loss was lowest."""
+    patience: int | None = later(None, ge=1)
+    """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step; None: none end it."""
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
+    generate_every: int | None = later(None, ge=1)
+    """Images seen between two times that they are generated during a phase, by the averaged weights; None: at the end alone."""
     checkpoint_sec: float = runtime(600.0, gt=0)
     """Seconds between checkpoints."""
     num_processes: int = runtime(1, ge=1)
     device: str = runtime("auto")
+    peak_tflops: float | None = runtime(None, gt=0)
+    """What one device does at most, in 10¹² operations a second, for the utilisation in the logs; None: a matrix product is measured."""
+    price_per_hour: float | None = runtime(None, ge=0)
+    """Of all devices together, for the cost in the logs; None: no cost is told."""
     compile: bool = runtime(False)
     """Compile the blocks (torch.compile); the first steps take minutes."""
 
@@ -357,6 +389,28 @@ class TrainSettings(Settings):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"two phases have the same resolution: {', '.join(names)}")
+        return self
+
+    @property
+    def redraws_tags(self) -> bool:
+        """Whether captions with tags are written anew at every image seen."""
+        return self.tag_shuffle or self.tag_drop > 0 or self.group_drop > 0
+
+    @property
+    def watches(self) -> bool:
+        """Whether anything goes by the held-out loss."""
+        return self.keep == "best" or self.patience is not None
+
+    @model_validator(mode="after")
+    def _watched_is_measured(self) -> TrainSettings:
+        if self.watches and self.validate_every is None:
+            raise ConfigError(
+                "train.keep: best and train.patience go by held-out losses, of which there is one alone, at the end",
+                where="train.validate_every",
+                do="set how many steps lie between two",
+            )
+        if self.watches and self.watch == "raw_validation_loss" and not self.validate_raw:
+            raise ConfigError("train.watch names a loss that is not measured", where="train.watch", do="set train.validate_raw: true")
         return self
 
     @model_validator(mode="after")
@@ -422,3 +476,13 @@ class Pipeline(Settings):
     """CPU threads of torch in every stage; None: torch's choice."""
     mixed: dict[str, Pipeline] = runtime({})
     """The pipelines that `train.mix` names, as `load_pipeline` read them. Not for writing."""
+
+    @model_validator(mode="after")
+    def _drawn_captions_are_encoded_live(self) -> Pipeline:
+        if self.train.redraws_tags and self.encode.text_embeddings:
+            raise ConfigError(
+                "captions whose tags are drawn anew have no text embeddings in a cache",
+                where="encode.text_embeddings",
+                do="set it to false, or tag_drop and group_drop to 0 and tag_shuffle to false",
+            )
+        return self

@@ -96,3 +96,21 @@ class Series:
                 self.place = start + len(whole)
                 return [json.loads(line) for line in whole.splitlines()]
         return []
+
+
+class Pictures:
+    """The pictures that were added to an output while it is made.
+
+    Args:
+        folder: the output's folder in the store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / ".scratch" / "milestones"
+        self.told: set[Path] = set()
+
+    def added(self) -> Iterator[Path]:
+        """Those that this did not give before, in order of name."""
+        for path in sorted(set(self.folder.glob("[!.]*.png")) - self.told):
+            yield path
+            self.told.add(path)

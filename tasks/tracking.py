@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.figures import Series, counts, flattened, numeric, origin, shown
+from tasks.figures import Pictures, Series, counts, flattened, numeric, origin, shown
 from tasks.services import services, serving
 
 Event = dict[str, Any]
@@ -78,6 +78,7 @@ class Mirror:
         self.tags: dict[str, str] = {}
         self.children: dict[str, str] = {}
         self.followed: dict[str, Series] = {}
+        self.pictures: Pictures | None = None
 
     def handle(self, event: Event) -> None:
         """Write down one event."""
@@ -99,6 +100,7 @@ class Mirror:
             own = {"mlflow.parentRunId": self.parent, "stage": name.split(".")[0], "output": name}
             self.children[name] = self._create(name, event["at"], own)
         self.followed = {file: Series(Path(event["folder"]), file) for file in Series.FILES}
+        self.pictures = Pictures(Path(event["folder"]))
         self.following = self.children[name]
 
     def on_made(self, event: Event) -> None:
@@ -106,7 +108,7 @@ class Mirror:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         self.follow()
         finals = {key: value for series in self.followed.values() for key, value in series.final.items()}
-        self.followed = {}
+        self.followed, self.pictures = {}, None
         tags = {"digest": event["digest"], "cached": str(event["cached"]).lower(), "folder": str(folder)}
         tags["dataset"] = self.tags["dataset"] = origin(self.root, manifest)
         self._tag(child, tags)
@@ -126,7 +128,7 @@ class Mirror:
 
     def on_failed(self, event: Event) -> None:
         self.follow()
-        self.followed = {}
+        self.followed, self.pictures = {}, None
         child = self.children[event["name"]]
         self._tag(child, {"message": event["message"][:5000]})
         self.client.set_terminated(child, event["status"], end_time=int(event["at"] * 1000))
@@ -141,13 +143,16 @@ class Mirror:
         self.client.set_terminated(self.parent, event["status"], end_time=int(event["at"] * 1000))
 
     def follow(self) -> None:
-        """Log what was added to the series of the output in work."""
+        """Log what was added to the series and the pictures of the output in work."""
         from mlflow.entities import Metric
 
         for series in self.followed.values():
             points = [Metric(key, value, at, step) for key, value, at, step in series.added()]
             for start in range(0, len(points), METRICS_AT_ONCE):
                 self.client.log_batch(self.following, metrics=points[start : start + METRICS_AT_ONCE])
+        for path in self.pictures.added() if self.pictures else ():
+            with contextlib.suppress(FileNotFoundError):  # it has become a file of the output, which is told of soon
+                self.client.log_artifact(self.following, str(path))
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hdm.architecture import XUTConfig
-from hdm.config import DownloadSettings, FilterSettings
+from hdm.config import DownloadSettings, FilterSettings, Pipeline
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline, pipeline_names
 
@@ -82,6 +82,14 @@ def test_names_that_are_not_there(file, tmp_path):
         load_pipeline("plain", ["filter"], file, {})
     with pytest.raises(ConfigError, match=r"no pipelines\.yaml"):
         load_pipeline("plain", (), tmp_path / "other.yaml", {})
+
+
+def test_an_option_is_in_a_digest_only_where_it_is_set() -> None:
+    plain = Pipeline.model_validate({"train": {"ema_decay": 0.9}}).train.result_fields()
+    assert "ema_lengths" not in plain
+    same = Pipeline.model_validate({"train": {"ema_decay": 0.9, "ema_lengths": []}}).train.result_fields()
+    assert same == plain
+    assert Pipeline.model_validate({"train": {"ema_decay": 0.9, "ema_lengths": [0.05]}}).train.result_fields()["ema_lengths"] == [0.05]
 
 
 def test_workers_and_batches_of_data_stages_stay_out_of_digests():

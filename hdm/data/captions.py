@@ -21,6 +21,7 @@ import torch
 from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.data.tag_form import plain_caption
 from hdm.files import explain_os_error
 from hdm.store import Output
 
@@ -80,6 +81,10 @@ class CaptionTable(Protocol):
         """The row of the empty caption."""
         ...
 
+    def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The rows as they are at positions of the training clock, where a caption differs from one to another."""
+        ...
+
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Of some rows, in tokens, int32."""
         ...
@@ -99,6 +104,9 @@ class RaggedRows:
     @property
     def empty(self) -> int:
         return len(self.starts) - 2
+
+    def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return rows
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         return (self.starts[rows + 1] - self.starts[rows]).astype(np.int32)
@@ -231,10 +239,10 @@ def text_metadata(width: int, weights: Mapping[str, str]) -> dict[str, Any]:
 
 
 def captions_by_key(captions: Output, keys: Sequence[str]) -> dict[str, list[str]]:
-    """The captions of some pictures, in the order of their index; pictures without one have an empty list."""
+    """The captions of some pictures, all tags kept, in the order of their index; pictures without one have an empty list."""
     table = read_tables(captions, "captions", ["key", "caption"])
     wanted = table.filter(pc.is_in(table.column("key"), pa.array(list(keys), pa.string())))
     found: dict[str, list[str]] = {key: [] for key in keys}
     for key, caption in zip(wanted.column("key").to_pylist(), wanted.column("caption").to_pylist(), strict=True):
-        found[key].append(caption)
+        found[key].append(plain_caption(caption))
     return found

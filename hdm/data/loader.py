@@ -24,6 +24,7 @@ from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.order import permuted, uniform
 from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.data.tags import TagTable
 from hdm.data.wording import speak_of_sides
 from hdm.errors import ConfigError, InputError
 from hdm.positions import PositionKind, crop_map, to_patch_grid
@@ -94,6 +95,7 @@ class Loader:
         crop: "shifted": at a uniform place along the longer side; "centre": in the middle.
         mirror: exchange left and right in half of the samples of pictures none of whose captions speaks of sides or writing.
         caption_dropout: share of samples that get the empty caption.
+        tags: of the same captions, with their tags drawn anew at every position; None: captions as they were encoded.
         max_tokens: captions are cut to so many; None: as they were encoded.
         rank, world_size: which process this is, and of how many.
         positions: kind of the position map, "box" or "area".
@@ -119,6 +121,7 @@ class Loader:
         crop: Literal["shifted", "centre"] = "shifted",
         mirror: bool = False,
         caption_dropout: float = 0.0,
+        tags: TagTable | None = None,
         max_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -136,7 +139,7 @@ class Loader:
         self.shift, self.scale = (torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
         self.side = self._side()
         self._tokenizer = tokens.summary.get("tokenizer")
-        self._captions: CaptionTable = TextTable(text) if text else TokenTable(tokens)
+        self._captions: CaptionTable = tags or (TextTable(text) if text else TokenTable(tokens))
         self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
         self._mirrorable = self._index.without(_sided(captions)) if mirror else None
         row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
@@ -279,7 +282,7 @@ class Loader:
         given = (counts > 0) & ~dropped
         captions = np.full(len(pictures), self._captions.empty)
         captions[given] = self._index.captions[chosen[given]]
-        return captions
+        return self._captions.drawn(captions, positions)
 
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
         """Where crops begin along one axis, in latent pixels, a multiple of the patch."""

@@ -5,6 +5,8 @@ All functions are plain arithmetic on tensors of shape (B, …); the timestep t 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -71,6 +73,34 @@ def neighbour_distances(predicted: Tensor, wanted: Tensor) -> Tensor:
     other = wanted[:paired].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     distances = (predicted[:paired] - other).square().flatten(1).mean(1)
     return torch.cat((distances, distances.new_zeros(len(wanted) - paired)))
+
+
+def min_snr_weights(timestep: Tensor, gamma: float, shift: float = 1.0) -> Tensor:
+    """How much each time's loss counts, so that times of little noise, which are easy, do not have the most of it (arXiv 2303.09556).
+
+    There the error of the predicted latent is weighed by min(SNR, γ). Here SNR = ((1-t)/t)², and since latent = x_t - t·velocity, that
+    error is t times the velocity's: its squared loss gets min(SNR, γ)·t² = min((1-t)², γ·t²), divided by the mean over the times that
+    `draw_timesteps` draws, so that the rates of plain flow matching still suit.
+
+    Args:
+        timestep: (B,) in [0, 1].
+        gamma: γ, 5 in the paper.
+        shift: with which the times are drawn.
+
+    Returns:
+        (B,) float32, 1 on average; least at both ends, most at t = 1 / (1 + √γ).
+    """
+    return _min_snr(timestep.float(), gamma) / _mean_min_snr(gamma, shift)
+
+
+def _min_snr(timestep: Tensor, gamma: float) -> Tensor:
+    return torch.minimum((1 - timestep).square(), gamma * timestep.square())
+
+
+@lru_cache
+def _mean_min_snr(gamma: float, shift: float) -> float:
+    quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    return float(_min_snr(shift_timesteps(torch.special.ndtri(quantiles).sigmoid(), shift), gamma).mean())
 
 
 def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tuple[Tensor, Tensor]:

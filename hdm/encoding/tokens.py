@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from hdm.config import Pipeline
 from hdm.data.tables import TOKENS, num_shards, read_table, shard_name, write_table
+from hdm.data.tag_form import plain_caption
 from hdm.errors import InputError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.text_encoder import Tokenizer, load_tokenizer, num_embeddings
@@ -62,7 +63,7 @@ def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
 
 def _tokenize(draft: Draft, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int) -> None:
     table = read_table(captions.file(shard_name("captions", number)), ["key", "index", "caption"])
-    token_ids = tokenizer.token_ids(table.column("caption").to_pylist(), max_tokens)
+    token_ids = tokenizer.token_ids([plain_caption(caption) for caption in table.column("caption").to_pylist()], max_tokens)
     rows = {"key": table.column("key").to_pylist(), "index": table.column("index").to_pylist(), "token_ids": token_ids}
     counts = {
         "captions": len(token_ids),

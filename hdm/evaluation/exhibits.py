@@ -146,10 +146,10 @@ class Exhibition:
             return None
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    """A picture (H, W, 3) uint8, reduced to 144 px where larger, as a data URI."""
+def data_uri(pixels: np.ndarray, side_px: int = SIDE_PX) -> str:
+    """A picture (H, W, 3) uint8, reduced to `side_px` where larger, as a data URI."""
     picture = Image.fromarray(pixels)
-    picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small = max(picture.size) <= AS_PNG_PX
     if small:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jinja2
+import numpy as np
+from PIL import Image
 
 from hdm.config import Pipeline
 from hdm.demo.judge import QUESTIONS
@@ -22,6 +24,7 @@ from hdm.store import MANIFEST, Output
 
 PAGE, TEMPLATE = "report.html", "report.html.j2"
 KEPT, REJECTED, PAIRS = 24, 8, 12
+GRID_PX = 480
 SHOWN = {"one_object": 32, "two_objects": 16, "prompts": 32}
 
 
@@ -99,8 +102,22 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
 def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
     phases = [output for name, output in outputs.items() if name.startswith("train.")]
     curves = [_curve(output) for output in phases]
-    told = [{"name": output.name, "summary": output.summary} for output in phases]
+    told = [{"name": output.name, "summary": output.summary, "grids": _grids(output)} for output in phases]
     return {"phases": told, "curve": loss_curve(curves) if curves else ""}
+
+
+def _grids(output: Output) -> list[dict[str, Any]]:
+    """The pictures that a phase generated while it went, and at its end; none where it did so at its end alone."""
+    names = sorted(record.name for record in output.files if record.name.startswith("generated-"))
+    grids = [(int(name.partition("-")[2].removesuffix(".png")), name) for name in names]
+    if grids and grids[-1][0] < output.counts["images_seen"]:
+        grids.append((output.counts["images_seen"], "generated.png"))
+    return [{"seen": seen, "image": _grid(output.file(name))} for seen, name in grids]
+
+
+def _grid(path: Path) -> str:
+    with Image.open(path) as picture:
+        return data_uri(np.asarray(picture.convert("RGB")), GRID_PX)
 
 
 def _curve(output: Output) -> PhaseCurve:

@@ -1,6 +1,7 @@
 """How a model's blocks are run in training: compiled, or with activations that are computed anew instead of kept.
 
-Neither changes the result beyond rounding. Both work block by block: blocks of one kind share their compiled code.
+Neither changes the result beyond rounding; dropout, which is set here too, does. All work block by block: blocks of one kind share
+their compiled code.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ def compile_blocks(model: XUT, backend: str = "inductor") -> None:
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)  # type: ignore[method-assign]
 
 
+def drop_updates(model: XUT, rate: float) -> None:
+    """Dropout, in training mode, of what attention and feed-forward add to the tokens: a `rate` of the features of each update.
+
+    Call it before `compile_blocks` and `recompute_activations`.
+    """
+    for block in model.blocks():
+        block.dropout = rate
+
+
 def recompute_activations(model: XUT, share: float) -> None:
     """Keep only the inputs of `share` of the blocks (`recomputed_blocks`) and run these again in the backward pass.
 
@@ -38,5 +48,6 @@ def recompute_activations(model: XUT, share: float) -> None:
     blocks = list(model.blocks())
     for number in recomputed_blocks(len(blocks), share):
         block = blocks[number]
-        # Nothing in a block is drawn, so no generator's state has to be kept.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+        # What is dropped has to be dropped again; where nothing is drawn, no generator's state has to be kept.
+        drawn = block.dropout > 0
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drawn)  # type: ignore[method-assign]

@@ -205,6 +205,7 @@ class Block(nn.Module):
     def __init__(self, config: XUTConfig, *, cross: bool = False) -> None:
         super().__init__()
         self.carries_norm = config.residual == "published"
+        self.dropout = 0.0  # of each update; a matter of training alone, see `execution.drop_updates`
         self.attn_pre_norm, self.attn = ModulatedNorm(config), SelfAttention(config)
         if cross:
             self.xattn_pre_norm, self.xattn = ModulatedNorm(config), CrossAttention(config)
@@ -222,4 +223,6 @@ class Block(nn.Module):
 
     def _add(self, z: Tensor, m: Tensor, gate: Tensor, update: Tensor) -> Tensor:
         carried = m if self.carries_norm else z
+        if self.dropout and self.training:
+            update = F.dropout(update, self.dropout)
         return torch.addcmul(carried[:, : update.shape[1]], gate, update.float())

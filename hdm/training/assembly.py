@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
+from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.models.execution import compile_blocks, recompute_activations
+from hdm.models.execution import compile_blocks, drop_updates, recompute_activations
+from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, Job, mixed_name
+from hdm.training.meter import Machine, Meter
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
@@ -70,6 +73,7 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
         "crop": settings.crop,
         "mirror": settings.mirror,
         "caption_dropout": settings.caption_dropout,
+        "redraws_tags": settings.redraws_tags,
         "rank": rank,
         "world_size": world_size,
     }
@@ -88,7 +92,15 @@ def validation_loader(job: Job, batch_size: int) -> Loader:
     return _loader(job, split="validation", batch_size=batch_size, crop="centre")
 
 
-def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None, **options: Any) -> Loader:
+def _tags(job: Job, named: Callable[[str], str]) -> TagTable:
+    settings, tokenizer = job.settings.train, load_tokenizer(job.text_encoder)
+    tokens = job.output(named("encode.tokens"))
+    max_tokens = job.phase.max_tokens or int(tokens.config["max_tokens"])
+    draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, settings.seed)
+    return TagTable(job.output(named("caption")), draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
+
+
+def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None, *, redraws_tags: bool = False, **options: Any) -> Loader:
     """A loader of the inputs that go by these names."""
     settings = job.settings.train
     text = named("encode.text")
@@ -101,6 +113,7 @@ def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None
         patch_size=settings.model.patch_size,
         seed=settings.seed if seed is None else seed,
         max_tokens=job.phase.max_tokens,
+        tags=_tags(job, named) if redraws_tags else None,
         positions=settings.model.positions,
         **options,
     )
@@ -129,8 +142,16 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
         )
 
 
+def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[str, Any]) -> Meter:
+    """Of what steps do, on this machine; `before` is the last line of `timing.jsonl`."""
+    settings = job.settings.train
+    machine = Machine.look(device, world_size, settings.precision == "bfloat16", settings.peak_tflops, settings.price_per_hour)
+    return Meter(machine, settings.model, job.phase.tread_route, before)
+
+
 def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
     """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP, as asked."""
+    drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
     recompute_activations(model, job.phase.checkpoint_blocks)

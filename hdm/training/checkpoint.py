@@ -1,7 +1,7 @@
 """Checkpoints: all that training needs to go on, and reading a finished model.
 
     checkpoint-00000100/
-        weights.safetensors  ema.safetensors  optimizer.safetensors
+        weights.safetensors  ema.safetensors  optimizer.safetensors  ema-0.05.safetensors …
         metrics.jsonl        as it was then, so that it goes on byte by byte
         state.json           where training stood, sha256 of every file and of itself
 
@@ -103,6 +103,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        DamagedError: it is missing or not whole.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DamagedError(f"{path.name} is damaged", where=path, do="remove the folder that holds it; the phase begins anew") from error
 
 
 def newest(folder: Path) -> Checkpoint | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
 
 # Apart from each other and from the loader's own draws.
-TRAINING, VALIDATION = 1, 2
+TRAINING, VALIDATION, DROPOUT = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,21 @@ class Example:
         noise: (b, C, S, S), standard normal.
         timestep: (b,) in [0, 1].
         kept: (b, K) indices of the image tokens that TREAD keeps; None: all.
+        tread_rate: share of the image tokens that it drops.
     """
 
     batch: Batch
     noise: Tensor
     timestep: Tensor
     kept: Tensor | None
+    tread_rate: float = 0.0
 
     def part(self, start: int, stop: int) -> Example:
         """Some of its samples, as a micro-batch."""
         kept = None if self.kept is None else self.kept[start:stop]
-        return Example(self.batch.part(start, stop), self.noise[start:stop], self.timestep[start:stop], kept)
+        return replace(
+            self, batch=self.batch.part(start, stop), noise=self.noise[start:stop], timestep=self.timestep[start:stop], kept=kept
+        )
 
     def to(self, device: torch.device) -> Example:
         """The same on a device."""
@@ -54,11 +58,17 @@ class Example:
         return self._with(self.batch.pinned(), Tensor.pin_memory)
 
     def _with(self, batch: Batch, move: Callable[[Tensor], Tensor]) -> Example:
-        return Example(batch, move(self.noise), move(self.timestep), None if self.kept is None else move(self.kept))
+        kept = None if self.kept is None else move(self.kept)
+        return replace(self, batch=batch, noise=move(self.noise), timestep=move(self.timestep), kept=kept)
 
 
 def generator(seed: int, purpose: int, position: int) -> torch.Generator:
     """The CPU generator of everything that is drawn for one purpose at one position of the training clock."""
+    return torch.Generator().manual_seed(mixed_seed(seed, purpose, position))
+
+
+def mixed_seed(seed: int, purpose: int, position: int) -> int:
+    """The seed of such a generator, in [0, 2³²)."""
     mixed = 0
     for part in (seed, purpose, position):
         # SplitMix64: neighbouring seeds give unrelated streams; torch's CPU generator takes the lower 32 bits.
@@ -66,7 +76,7 @@ def generator(seed: int, purpose: int, position: int) -> torch.Generator:
         mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
         mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
         mixed ^= mixed >> 31
-    return torch.Generator().manual_seed(mixed % 2**32)
+    return mixed % 2**32
 
 
 class Feed:
@@ -112,10 +122,11 @@ class Feed:
         size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
         timestep = draw_timesteps(size, drawn, self.timestep_shift)
         noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
-        kept = draw_kept(size, batch.crops.shape[1], rate_at(self.tread_rates, num_images_seen / self.num_images), drawn)
+        rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
+        kept = draw_kept(size, batch.crops.shape[1], rate, drawn)
         # As the loader shares: contiguous, in order of rank.
         start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
-        example = Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop])
+        example = Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop], rate)
         return example.pinned() if self.pin else example
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm.config import Optimizer
+from hdm.errors import ConfigError
 from hdm.muon import Muon
 
 BASE_RATE = "base_rate"
@@ -51,8 +52,7 @@ class Optimizers:
         adamw = {name: value for name, value in parameters.items() if name not in muon}
         self.all: dict[str, torch.optim.Optimizer] = {}
         if adamw:
-            # Fused: one pass over each tensor, on CPU and CUDA.
-            self.all["adamw"] = torch.optim.AdamW(_groups(adamw, settings), betas=settings.betas, fused=True)
+            self.all["adamw"] = _adamw(_groups(adamw, settings), settings)
         if muon:
             rates = {"lr": settings.muon_learning_rate, BASE_RATE: settings.muon_learning_rate}
             self.all["muon"] = Muon(
@@ -75,10 +75,15 @@ class Optimizers:
             shown["muon_learning_rate"] = self.settings.muon_learning_rate * factor
         return shown
 
+    @property
+    def num_bytes(self) -> int:
+        """What the state takes."""
+        return sum(value.nbytes for value in self.tensors().values())
+
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<parameter>:<what>` → tensor."""
         return {
-            f"{self._names[id(parameter)]}:{what}": value
+            f"{self._names[id(parameter)]}:{what}": value if isinstance(value, Tensor) else torch.tensor(value)
             for optimizer in self.all.values()
             for parameter, state in optimizer.state.items()
             for what, value in state.items()
@@ -86,10 +91,11 @@ class Optimizers:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Bring back a state from `tensors`; rates are set at each step."""
-        states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        states: dict[str, dict[str, Tensor | int]] = defaultdict(dict)
         for key, value in tensors.items():
             name, _, what = key.rpartition(":")
-            states[name][what] = value
+            # bitsandbytes counts its steps in plain integers, torch in tensors of floats.
+            states[name][what] = int(value) if value.ndim == 0 and not value.is_floating_point() else value
         for optimizer in self.all.values():
             numbered = optimizer.state_dict()
             ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -100,6 +106,21 @@ class Optimizers:
 def _laid_out(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
     """Tensors of a parameter's shape in its own memory format: fused updates walk through memory side by side."""
     return {what: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value for what, value in state.items()}
+
+
+def _adamw(groups: list[dict[str, object]], settings: Optimizer) -> torch.optim.Optimizer:
+    if settings.state_bits == 32:
+        # Fused: one pass over each tensor, on CPU and CUDA.
+        return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "AdamW with 8 bits needs the package bitsandbytes, which is not installed",
+            where="train.phases, optimizer.state_bits",
+            do="pip install bitsandbytes, or set state_bits: 32",
+        ) from error
+    return AdamW8bit(groups, betas=settings.betas)
 
 
 def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[str, object]]:

@@ -39,11 +39,10 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     """
     with store.draft(identity) as draft:
         job = _job(pipeline, identity, inputs, draft, number)
-        summary = job.result / SUMMARY
-        if not (summary.exists() and all(draft.has(name) for name in FILES)):
+        if not (job.result / SUMMARY).exists() or not all(map(draft.has, _files(job))):
             run_training(job)
             _collect(job, draft)
-        return draft.commit(json.loads(summary.read_bytes()))
+        return draft.commit(_summary(job))
 
 
 def _job(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], draft: Draft, number: int) -> Job:
@@ -63,11 +62,20 @@ def _job(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], d
 
 def _collect(job: Job, draft: Draft) -> None:
     """Move the files that training made to their places."""
-    for name in FILES:
+    for name in _files(job):
         with draft.write(name) as file:
             _move(job.result / name, file.path)
             if name == METRICS:
                 file.counts.update(_counts(job))
+
+
+def _files(job: Job) -> list[str]:
+    """What the output holds, of a phase that is done."""
+    return [*FILES, *_summary(job).get("milestones", [])]
+
+
+def _summary(job: Job) -> dict[str, Any]:
+    return json.loads((job.result / SUMMARY).read_bytes())
 
 
 def _move(source: Path, target: Path) -> None:
@@ -78,5 +86,5 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _counts(job: Job) -> dict[str, Any]:
-    summary = json.loads((job.result / SUMMARY).read_bytes())
+    summary = _summary(job)
     return {"steps": summary["step"], "images_seen": summary["num_images_seen"], "skipped_steps": summary["skipped_steps"]}

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hdm.training.meter import Meter
+
 
 class Metrics:
     """`metrics.jsonl`: one JSON object a line, with nothing in it that differs from run to run.
@@ -42,17 +44,21 @@ class Timing:
     Args:
         path: the file.
         num_images_seen: where this run starts.
+
+    `before` is the last line of an earlier run; {} for the first.
     """
 
     def __init__(self, path: Path, num_images_seen: int) -> None:
-        self.path = path
+        self.path, self.before = path, dict[str, Any]()
         self._seen, self._waited_sec = num_images_seen, 0.0
         self._start = self._last = time.perf_counter()
         if path.exists():  # a killed run may have left half a line
             content = path.read_bytes()
             os.truncate(path, content.rfind(b"\n") + 1)
+            whole = content[: content.rfind(b"\n") + 1].splitlines()
+            self.before = json.loads(whole[-1]) if whole else {}
 
-    def add(self, step: int, num_images_seen: int, loss: float | None, waited_sec: float) -> None:
+    def add(self, step: int, num_images_seen: int, loss: float | None, waited_sec: float, meter: Meter, optimizer_bytes: int) -> None:
         """Append a line.
 
         Args:
@@ -60,6 +66,8 @@ class Timing:
             num_images_seen: images seen.
             loss: for whoever watches; None if every step was skipped.
             waited_sec: spent waiting for data since this run started.
+            meter: of what was done.
+            optimizer_bytes: that the optimizers' state takes.
         """
         now = time.perf_counter()
         elapsed = max(now - self._last, 1e-9)
@@ -71,10 +79,20 @@ class Timing:
             "images_per_sec": round((num_images_seen - self._seen) / elapsed, 3),
             "data_wait": round((waited_sec - self._waited_sec) / elapsed, 4),
             "peak_memory_gb": round(peak_memory_bytes() / 1e9, 3),
+            "optimizer_memory_gb": round(optimizer_bytes / 1e9, 4),
+            **_step_memory(),
+            **meter.read(elapsed),
         }
         self._seen, self._waited_sec, self._last = num_images_seen, waited_sec, now
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _step_memory() -> dict[str, float]:
+    """What a step takes beside what stays between steps, activations and gradients that is, where the accelerator tells it."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return {}
+    return {"step_memory_gb": round((torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 1e9, 3)}
 
 
 def peak_memory_bytes() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 from hdm.files import write_json
@@ -13,11 +12,12 @@ from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
-from hdm.training.pictures import generate_grid, prompts_to_show
+from hdm.training.milestones import Milestones
+from hdm.training.pictures import show
 from hdm.training.records import Metrics
 
 
-def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics) -> None:
+def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics, milestones: Milestones) -> None:
     """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
 
     Args:
@@ -25,11 +25,12 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
         model, average: the raw and the averaged weights.
         conditioning: of the prompts.
         metrics: all lines of the phase.
+        milestones: what was written while it went.
     """
     result, settings = job.result, job.settings.train
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    prompts = write_grid(job, average, conditioning, result / GENERATED)
+    prompts = show(result / GENERATED, job, average, conditioning)
     save_tensors(result / WEIGHTS, model.state_dict())
     save_tensors(result / EMA, average.state_dict())
     write_json(
@@ -44,15 +45,9 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     )
     shutil.copyfile(metrics.path, result / METRICS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_json(result / SUMMARY, {**_last(metrics), "parameters": parameters, "prompts": prompts})
-
-
-def write_grid(job: Job, model: XUT, conditioning: Conditioning, path: Path) -> list[str]:
-    """Generate the pictures of the job's prompts at its seed; the prompts."""
-    settings = job.settings.train
-    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
-    generate_grid(path, model, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed)
-    return prompts
+    files = milestones.hand_over(result)
+    summary = {**_last(metrics), "parameters": parameters, "prompts": prompts, **({"milestones": files} if files else {})}
+    write_json(result / SUMMARY, summary)
 
 
 def _names(job: Job) -> dict[str, str]:
@@ -62,7 +57,8 @@ def _names(job: Job) -> dict[str, str]:
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:
-    """What the last line says of the whole."""
-    line = json.loads(metrics.content.splitlines()[-1])
-    wanted = ("step", "num_images_seen", "skipped_steps", "loss", "validation_loss", "validation_loss_by_time")
+    """What was said last of each of these."""
+    line = dict(pair for text in metrics.content.splitlines() for pair in json.loads(text).items())
+    held_out = ("validation_loss", "validation_loss_by_time", "raw_validation_loss")
+    wanted = ("step", "num_images_seen", "skipped_steps", "loss", *held_out, "best_step")
     return {name: line[name] for name in wanted if name in line}

@@ -10,28 +10,36 @@ import contextlib
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from hdm.data.loader import Loader
-from hdm.diffusion.flow_matching import interpolate, sample_losses, velocity
-from hdm.errors import ConfigError, DoesNotFitError, HdmError
+from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_losses, velocity
+from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.models.devices import choose_device, deterministic
+from hdm.models.xut import XUT
 from hdm.training import assembly, checkpoint, validation
+from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
 from hdm.training.ema import Average
-from hdm.training.feed import Example, Feed
+from hdm.training.feed import DROPOUT, Example, Feed, mixed_seed
 from hdm.training.guard import StopRequest
 from hdm.training.job import METRICS, TIMING, Job, num_steps
+from hdm.training.milestones import Milestones, even_steps
+from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.pictures import CutShort, show
+from hdm.training.position import Position
+from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing, peak_memory_bytes
-from hdm.training.results import write_grid, write_results
+from hdm.training.results import write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
@@ -60,34 +68,6 @@ def train(job: Job, stop: StopRequest) -> bool:
         ) from error
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where training stands.
-
-    Args:
-        step: optimizer steps done, skipped ones too.
-        num_images_seen: the training clock.
-        skipped, skipped_in_row: steps without a finite loss or gradient.
-        loss_sum, loss_count: of the steps since the last line of metrics.
-        line: of metrics, due after this step and not written yet.
-    """
-
-    step: int = 0
-    num_images_seen: int = 0
-    skipped: int = 0
-    skipped_in_row: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    line: dict[str, Any] | None = None
-
-    def after(self, batch_size: int, loss: float | None) -> Position:
-        """One step on; loss None: the step was skipped."""
-        step, seen = self.step + 1, self.num_images_seen + batch_size
-        if loss is None:
-            return replace(self, step=step, num_images_seen=seen, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
-        return Position(step, seen, self.skipped, 0, self.loss_sum + loss, self.loss_count + 1)
-
-
 class Trainer:
     """Everything that a process of the training holds.
 
@@ -108,6 +88,8 @@ class Trainer:
 
         self.model = assembly.starting_model(job).to(self.device).train()
         self.average = Average(self.model, self.settings.ema_decay)
+        self.tracks = PowerTracks(self.model, self.settings.ema_lengths)
+        self.milestones = Milestones(Path(job.scratch))
         self.optimizers = Optimizers(self.model, self.phase.optimizer)
         self.conditioning = assembly.make_conditioning(job, self.device)
         loader = assembly.training_loader(job, self.rank, self.world_size)
@@ -117,6 +99,8 @@ class Trainer:
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
         self.requests = Requests(Path(job.scratch))
         self._resume()
+        self.best = Best(Path(job.scratch), {"weights": self.model, "ema": self.average.model}, self.position.best_step)
+        self._check_watched()
         self.forward = assembly.prepared(job, self.model, self.accelerator)
 
     def run(self) -> bool:
@@ -134,7 +118,7 @@ class Trainer:
                 if sampling:
                     self._sample()
                 if self._reported():
-                    if self.position.step == self.num_steps:
+                    if self.position.ended or self.position.step == self.num_steps:
                         break
                     self._step()
         finally:
@@ -142,8 +126,10 @@ class Trainer:
         self._save()
         self.stop.release()
         if self.rank == 0:
+            if self.settings.keep == "best" and self.position.best_step is not None:
+                self.best.load(self.position.best_step)
             with self.accelerator.autocast():
-                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics)
+                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics, self.milestones)
         self.accelerator.wait_for_everyone()
         return True
 
@@ -159,19 +145,22 @@ class Trainer:
         example = self.feed.example(self.position.num_images_seen)
         factor = rate_factor(self.phase.optimizer, self.position.num_images_seen + self.phase.batch_size, self.num_images)
         loss = self._backward(example)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = get_total_norm(gradients, foreach=True)
+        norms = tensor_norms({name: value.grad for name, value in self.model.named_parameters() if value.grad is not None})
+        norm = total_norm(list(norms.values()))
         loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's only wait for the accelerator
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
             clip_grads_with_norm_(self.model.parameters(), self.phase.optimizer.clip_norm, norm, foreach=True)
             self.optimizers.step(factor)
             self.average.update(self.position.step)
+        self.tracks.update(self.position.step)  # their clock goes on at a skipped step too
         for parameter in self.model.parameters():
             parameter.grad = None
         self.position = self.position.after(self.phase.batch_size, loss_value if finite else None)
         self._check_skipped(example, loss_value, norm_value)
-        self.position = self._with_line(factor, norm_value)
+        if self.rank == 0:
+            self.meter.count(self.phase.batch_size, example.batch.crops.shape[1], example.batch.text_mask.shape[1], example.tread_rate)
+        self.position = self._with_line(factor, norm_value, norms)
 
     def _backward(self, example: Example) -> Tensor:
         """Add up the gradients of this process's share; the loss of the global batch (a scalar on the device)."""
@@ -179,6 +168,7 @@ class Trainer:
         size = min(self.phase.micro_batch or share, share)
         for start in range(0, share, size):
             last = start + size >= share
+            self._seed_dropout(self.phase.batch_size * self.rank // self.world_size + start)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
                 loss = self._loss(example.part(start, start + size).to(self.device))
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
@@ -188,8 +178,16 @@ class Trainer:
             total = self.accelerator.reduce(total, "sum")
         return total / self.phase.batch_size
 
+    def _seed_dropout(self, first: int) -> None:
+        """Let what a micro-batch drops depend on its place in the training clock alone: no generator's state has to be saved.
+
+        Cut into other micro-batches, or among other processes, a batch drops other features, as many of them.
+        """
+        if self.settings.dropout:
+            torch.manual_seed(mixed_seed(self.settings.seed, DROPOUT, self.position.num_images_seen + first))
+
     def _loss(self, part: Example) -> Tensor:
-        """The velocity's loss by sample, summed over the samples."""
+        """The velocity's loss by sample, weighed by time as asked, summed over the samples."""
         batch = part.batch
         noisy = interpolate(batch.latent, part.noise, part.timestep)
         with self.accelerator.autocast():
@@ -203,7 +201,10 @@ class Trainer:
                 kept=part.kept,
                 route=self.phase.tread_route,
             )
-        return sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight).sum()
+        losses = sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight)
+        if self.settings.min_snr_gamma is not None:
+            losses = losses * min_snr_weights(part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift)
+        return losses.sum()
 
     def _check_skipped(self, example: Example, loss: float, norm: float) -> None:
         if self.position.skipped_in_row < MAX_SKIPPED_IN_A_ROW:
@@ -216,52 +217,111 @@ class Trainer:
             do="lower the learning rate or clip_norm, or look at the latents of these pictures",
         )
 
-    def _with_line(self, factor: float, norm: float) -> Position:
+    def _with_line(self, factor: float, norm: float, norms: Mapping[str, Tensor]) -> Position:
         """The position with the line that is due after this step, the mean loss since the last one in it."""
         now, line = self.position, {}
         if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0 or now.step == self.num_steps:
             line = {
                 "loss": now.loss_sum / now.loss_count if now.loss_count else None,
                 "grad_norm": norm if math.isfinite(norm) else None,
+                "grad_norm_of": by_part(norms),
+                "weight_norm_of": by_part(tensor_norms(dict(self.model.named_parameters()))),
                 "skipped_steps": now.skipped,
                 **self.optimizers.rates(factor),
             }
             now = replace(now, loss_sum=0.0, loss_count=0)
-        return replace(now, line=line) if line or self._validates() else now
+        return replace(now, line=line) if line or self._validates() or self._snapshots() or self._generates() else now
 
     def _validates(self) -> bool:
         """Whether a held-out loss is due after this step."""
         step, every = self.position.step, self.settings.validate_every
         return step == self.num_steps or (every is not None and step % every == 0)
 
+    def _snapshots(self) -> bool:
+        """Whether the power-function averages are written down after this step."""
+        return bool(self.settings.ema_lengths) and (self.position.ended or self.position.step in self._snapshot_steps)
+
+    @cached_property
+    def _snapshot_steps(self) -> frozenset[int]:
+        return even_steps(self.num_steps, self.settings.ema_snapshots)
+
     def _reported(self) -> bool:
-        """Write the line that is due, if one is; False if a signal cut its held-out loss short: it is then due again on resuming."""
-        now = self.position
-        if now.line is None:
+        """Do and write what is due after this step; False if a signal cut it short: it is then due again on resuming."""
+        if self.position.line is None:
             return True
-        measured: dict[str, Any] | None = {}
+        measured = self._measured() if self.rank == 0 else {}
+        if (self._validates() or self._generates()) and any(self._agreed(measured is None)):
+            return False
+        line: dict[str, Any] = dict(self.position.line)
         if self._validates():
-            if self.rank == 0:
-                measured = self._validate()
-            if any(self._agreed(measured is None)):
-                return False
+            line |= self._watched(measured or {})
+        now = self.position
         if self.rank == 0:
-            self.metrics.add(now.step, now.num_images_seen, {**now.line, **(measured or {})})
-            if "loss" in now.line:
-                self.timing.add(now.step, now.num_images_seen, now.line["loss"], self.feed.waited_sec)
+            if self._snapshots():
+                self.milestones.add_snapshots(now.step, self.tracks.tensors())
+            if line:
+                self.metrics.add(now.step, now.num_images_seen, line)
+            if "loss" in line:
+                waited, held = self.feed.waited_sec, self.optimizers.num_bytes
+                self.timing.add(now.step, now.num_images_seen, line["loss"], waited, self.meter, held)
         self.position = replace(now, line=None)
         return True
 
+    def _generates(self) -> bool:
+        """Whether pictures are due after this step."""
+        seen, every = self.position.num_images_seen, self.settings.generate_every
+        return every is not None and seen // every > (seen - self.phase.batch_size) // every
+
+    def _measured(self) -> dict[str, Any] | None:
+        """The held-out losses that are due, and the pictures in their file; None if a signal came meanwhile."""
+        measured = self._validate() if self._validates() else {}
+        if measured is None or not self._generates():
+            return measured
+        path = self.milestones.folder / f"generated-{self.position.num_images_seen:010d}.png"
+        try:
+            with self.accelerator.autocast():
+                show(path, self.job, self.average.model, self.conditioning, cut_short=lambda: self.stop.requested)
+        except CutShort:
+            return None
+        return measured
+
+    def _watched(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """What was measured, and what follows from it: the best step, and whether the phase ends here."""
+        if not self.settings.watches:
+            return measured
+        now = self.position
+        if self.rank == 0:
+            now = now.watched(measured[self.settings.watch], self.settings.patience)
+            if self.settings.keep == "best" and now.best_step == now.step:
+                self.best.add(now.step)
+            measured = {**measured, "best_step": now.best_step}
+        self.position = replace(now, ended=self._agreed(now.ended)[0])
+        return measured
+
     def _validate(self) -> dict[str, Any] | None:
-        """The held-out loss of the averaged weights; None if a signal came meanwhile."""
+        """The held-out losses of the averaged and, as asked, of the raw weights; None if a signal came meanwhile."""
+        found = self._held_out(self.average.model)
+        if found is None or not self.settings.validate_raw:
+            return found
+        raw = self._held_out(self.model.eval())
+        self.model.train()
+        return None if raw is None else {**found, **{f"raw_{name}": value for name, value in raw.items()}}
+
+    def _held_out(self, model: XUT) -> dict[str, Any] | None:
         return validation.validate(
-            self.average.model,
+            model,
             self._validation_loader,
             self.conditioning,
             self.accelerator.autocast,
             self.settings.seed,
             cut_short=lambda: self.stop.requested,
         )
+
+    def _check_watched(self) -> None:
+        if self.settings.watches and not len(self._validation_loader):
+            raise InputError(
+                "train.keep: best and train.patience need pictures held out for validation", where="filter.validation", do="raise it"
+            )
 
     @cached_property
     def _validation_loader(self) -> Loader:
@@ -273,8 +333,8 @@ class Trainer:
             path = Path(self.job.folder) / SAMPLES / f"{self.position.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             try:
-                with self.accelerator.autocast():
-                    write_grid(self.job, self.average.model, self.conditioning, path)
+                with self.accelerator.autocast(), contextlib.suppress(CutShort):
+                    show(path, self.job, self.average.model, self.conditioning, cut_short=lambda: self.stop.requested)
             except HdmError as error:  # nobody loses a training to a wish
                 log.warning("no pictures were made: %s", error)
             self.requests.done(SAMPLE)
@@ -283,9 +343,15 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint of where training stands, unless there is one already."""
         if self.position.step != self.saved_step and self.rank == 0:
-            tensors = {"weights": self.model.state_dict(), "ema": self.average.model.state_dict(), "optimizer": self.optimizers.tensors()}
+            tensors = {
+                "weights": self.model.state_dict(),
+                "ema": self.average.model.state_dict(),
+                "optimizer": self.optimizers.tensors(),
+                **self.tracks.tensors(),
+            }
             state = {"digest": self.job.digest, "identity": self.job.identity, "position": asdict(self.position)}
             checkpoint.save(Path(self.job.scratch), self.position.step, tensors, self.metrics.content, state)
+            self.best.saved(self.position.best_step)
         if self.rank == 0:
             self.requests.done(SAVE)
         self.saved_step, self.saved_at = self.position.step, time.monotonic()
@@ -299,11 +365,14 @@ class Trainer:
             load_weights(self.model, found.tensors("weights"), found.path)
             load_weights(self.average.model, found.tensors("ema"), found.path)
             self.optimizers.load(found.tensors("optimizer"))
+            for name in self.tracks.tensors():
+                self.tracks.load(name, found.tensors(name))
             self.position = Position(**found.state["position"])
             self.saved_step = self.position.step
         if self.rank == 0:
             self.metrics = Metrics(Path(self.job.folder) / METRICS, found.metrics if found else b"")
             self.timing = Timing(Path(self.job.folder) / TIMING, self.position.num_images_seen)
+            self.meter = assembly.make_meter(self.job, self.device, self.world_size, self.timing.before)
 
     def _check_same_run(self, found: Checkpoint) -> None:
         if found.state["digest"] != self.job.digest:

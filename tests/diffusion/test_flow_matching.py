@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.diffusion.flow_matching import draw_timesteps, interpolate, losses_by_time, sample_losses, shift_timesteps, velocity
+from hdm.diffusion.flow_matching import (
+    draw_timesteps,
+    interpolate,
+    losses_by_time,
+    min_snr_weights,
+    sample_losses,
+    shift_timesteps,
+    velocity,
+)
 from hdm.errors import InputError
 
 
@@ -33,6 +41,24 @@ def test_the_velocity_is_the_path_s_derivative():
     torch.testing.assert_close(slope, velocity(latent, noise), rtol=0, atol=1e-8)
     assert torch.equal(interpolate(latent, noise, torch.zeros(5)), latent)
     assert torch.equal(interpolate(latent, noise, torch.ones(5)), noise)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_min_snr_weighs_the_predicted_latent_s_error_by_the_signal_to_noise_ratio(shift):
+    gamma, generator = 5.0, torch.Generator().manual_seed(0)
+    latent, noise, error = torch.randn(3, 6, 2, 4, 4, generator=generator, dtype=torch.float64)
+    t = torch.tensor([0.02, 0.1, 1 / (1 + gamma**0.5), 0.5, 0.9, 0.99], dtype=torch.float64)
+    predicted = velocity(latent, noise) + error
+    # The latent that a velocity predicts, and the paper's loss of it.
+    found = interpolate(latent, noise, t) - t.view(-1, 1, 1, 1) * predicted
+    signal_to_noise = ((1 - t) / t) ** 2
+    wanted = signal_to_noise.clamp(max=gamma) * (found - latent).square().flatten(1).mean(1)
+    ours = min_snr_weights(t, gamma, shift) * sample_losses(predicted, velocity(latent, noise))
+    ratio = ours.double() / wanted
+    torch.testing.assert_close(ratio, ratio[:1].expand(6), rtol=1e-5, atol=0)
+    assert min_snr_weights(t, gamma, shift).argmax() == 2
+    drawn = draw_timesteps(400_000, generator, shift)
+    assert min_snr_weights(drawn, gamma, shift).mean().item() == pytest.approx(1.0, abs=0.005)
 
 
 def test_losses_add_up_over_bins_and_samples():

@@ -1,14 +1,17 @@
+import base64
+import io
 import itertools
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from hdm.data.tables import read_tables
 from hdm.evaluation.curves import PhaseCurve, loss_curve, ticks
 from hdm.evaluation.report import write_report
-from hdm.store import Output
+from hdm.store import Identity, Output, Store
 
 
 @dataclass
@@ -93,6 +96,27 @@ def test_the_page_without_known_truth_or_contrastive_model(gallery, tmp_path):
     assert "<b>mine</b>" in page.text
     assert "Planted faults" not in page.text
     assert "Generated images" in page.text
+
+
+def test_what_a_phase_generated_while_it_went_stands_in_order(gallery, tmp_path):
+    colours = {"generated-0000000064.png": (255, 0, 0), "generated-0000000008.png": (0, 255, 0), "generated.png": (0, 0, 255)}
+    with Store(tmp_path / "store").draft(Identity("train.16px", 1, {})) as draft:
+        for name, colour in colours.items():
+            with draft.write(name) as file:
+                Image.new("RGB", (960, 240), colour).save(file.path, "PNG")
+        with draft.write("metrics.jsonl") as file:
+            file.path.write_text('{"step": 12, "num_images_seen": 96, "loss": 0.5}\n')
+            file.counts["images_seen"] = 96
+        output = draft.commit({"prompts": ["a <red> dot", "two dots"]})
+    page = page_of(gallery, [output], tmp_path)
+    shown = [Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))) for image in page.images]
+    assert [picture.size for picture in shown] == [(480, 120)] * 3
+    strongest = [max(range(3), key=picture.getpixel((5, 5)).__getitem__) for picture in shown]
+    assert strongest == [1, 0, 2], "by images seen, the end's last"
+    text = " ".join(page.text)
+    assert re.findall(r"after ([\d,]+) images", text) == ["8", "64", "96"]
+    assert "a <red> dot · two dots" in text
+    assert page.open == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.118, 0.2031), (0, 80000), (-3, 2), (1e-5, 3e-5)])

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from hdm.architecture import XUTConfig
-from hdm.models.execution import compile_blocks, recompute_activations, recomputed_blocks
+from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, recomputed_blocks
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 
@@ -107,3 +107,28 @@ def test_compiled_blocks_can_be_recomputed():
     compile_blocks(made, "aot_eager")
     recompute_activations(made, 1.0)
     assert_near(step(made), wanted)
+
+
+def test_dropout_leaves_out_a_share_of_every_update_and_recomputes_the_same():
+    torch.manual_seed(5)
+    wanted = step(model())
+    made = model()
+    drop_updates(made, 0.3)
+    assert_near(step(made.eval()), wanted)
+
+    made.train()
+    torch.manual_seed(5)
+    kept = step(made)
+    assert not torch.equal(kept[0], wanted[0])
+    recompute_activations(made, 1.0)
+    torch.manual_seed(5)
+    assert_near(step(made), kept)
+    torch.manual_seed(6)
+    assert not torch.equal(step(made)[0], kept[0])
+
+    # Of each update, three features in ten.
+    block = next(iter(made.blocks()))
+    z, update = torch.zeros(4, 50, 32), torch.ones(4, 50, 32)
+    added = block._add(z, z, torch.ones(4, 1, 32), update)
+    assert added.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert (added == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)

@@ -79,6 +79,23 @@ def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path, monkeypatch: 
     assert [run.info.status for run in client.search_runs([experiment.experiment_id], "tags.stage = 'all'")] == ["KILLED"]
 
 
+def test_pictures_are_there_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    milestones = tmp_path / "train.64px/1234/.scratch/milestones"
+    milestones.mkdir(parents=True)
+    for name in ("generated-0000000032.png", ".tmp-1-generated-0000000064.png", "ema-0.1-00000004.safetensors"):
+        (milestones / name).write_bytes(b"made")
+    begin = {"event": "begin", "at": AT, "name": "train.64px", "folder": str(milestones.parents[1])}
+    keeper = told(tmp_path, [{**RUN, "params": {}}, begin])  # killed in the midst of it
+    assert not keeper.warned
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database(tmp_path), registry_uri=database(tmp_path))
+    assert keeper.mirror
+    assert [file.path for file in client.list_artifacts(keeper.mirror.children["train.64px"])] == ["generated-0000000032.png"]
+
+
 def test_no_server_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in {"TRACKING_URI": "http://127.0.0.1:9", "HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "1"}.items():
         monkeypatch.setenv(f"MLFLOW_{name}", value)

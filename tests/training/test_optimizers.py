@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import torch
 
 from hdm.architecture import XUTConfig
 from hdm.config import Optimizer
+from hdm.errors import ConfigError
 from hdm.models.xut import XUT
 from hdm.training.ema import Average
 from hdm.training.optimizers import Optimizers, rate_factor
@@ -80,26 +82,62 @@ def test_constant_stays() -> None:
     assert {rate_factor(Optimizer(schedule="constant"), seen, 100) for seen in range(1, 101)} == {1.0}
 
 
+def gradients_of(model: XUT, count: int) -> list[list[torch.Tensor]]:
+    torch.manual_seed(0)
+    return [[torch.randn_like(value) for value in model.parameters()] for _ in range(count)]
+
+
+def take(model: XUT, optimizers: Optimizers, gradients: list[list[torch.Tensor]]) -> None:
+    for each in gradients:
+        for value, gradient in zip(model.parameters(), each, strict=True):
+            value.grad = gradient.clone()
+        optimizers.step(0.5)
+
+
+def test_eight_bits_move_about_as_thirty_two_do_and_are_restored_to_the_bit() -> None:
+    pytest.importorskip("bitsandbytes")
+    wide = replace(SMALL, width=64, num_heads=4, head_size=16, mlp_width=128)
+    models = [XUT(wide) for _ in range(3)]
+    start = {name: value.clone() for name, value in models[0].state_dict().items()}
+    for model in models:
+        model.load_state_dict(start)
+    gradients = gradients_of(models[0], 6)
+    settings = Optimizer(learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.99))
+    full, eight = Optimizers(models[0], settings), Optimizers(models[1], settings.model_copy(update={"state_bits": 8}))
+    take(models[0], full, gradients[:3])
+    take(models[1], eight, gradients[:3])
+    for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert (one - two).norm().item() < 0.1 * (one - start[name]).norm().item(), name
+    bytes_of = [sum(value.nbytes for value in optimizers.tensors().values()) for optimizers in (full, eight)]
+    assert bytes_of[1] < bytes_of[0] / 2, "small tensors keep 32 bits"
+
+    models[2].load_state_dict(models[1].state_dict())
+    restored = Optimizers(models[2], settings.model_copy(update={"state_bits": 8}))
+    restored.load({name: value.clone() for name, value in eight.tensors().items()})
+    take(models[1], eight, gradients[3:])
+    take(models[2], restored, gradients[3:])
+    assert all(torch.equal(one, two) for one, two in zip(models[1].parameters(), models[2].parameters(), strict=True))
+
+
+def test_eight_bits_without_their_package_are_refused() -> None:
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("it is installed")
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        Optimizers(XUT(SMALL), Optimizer(state_bits=8))
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_restored_optimizer_goes_on_as_if_nothing_had_been(kind: str) -> None:
-    torch.manual_seed(0)
     first = XUT(SMALL)
-    gradients = [[torch.randn_like(value) for value in first.parameters()] for _ in range(4)]
-
-    def steps(model: XUT, optimizers: Optimizers, some: list[list[torch.Tensor]]) -> None:
-        for each in some:
-            for value, gradient in zip(model.parameters(), each, strict=True):
-                value.grad = gradient.clone()
-            optimizers.step(0.5)
-
+    gradients = gradients_of(first, 4)
     before = Optimizers(first, Optimizer(kind=kind))
-    steps(first, before, gradients[:2])
+    take(first, before, gradients[:2])
     second = XUT(SMALL)
     second.load_state_dict(first.state_dict())
     after = Optimizers(second, Optimizer(kind=kind))
     after.load({name: value.clone() for name, value in before.tensors().items()})
-    steps(first, before, gradients[2:])
-    steps(second, after, gradients[2:])
+    take(first, before, gradients[2:])
+    take(second, after, gradients[2:])
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
 
 

@@ -28,6 +28,7 @@ from hdm.weight_sources import read_source
 from tests.training.workshop import Workshop
 
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
+SNAPSHOTS = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
 SURVIVORS_SEC = 10.0
 
 
@@ -112,9 +113,9 @@ def test_signals_kills_and_damage_change_no_byte(undisturbed: Path, cached: Work
 
     output = here.train()
     assert [record.name for record in output.files] == [
-        "ema.safetensors", "generated.png", "metrics.jsonl", "model.json", "weights.safetensors"
+        *SNAPSHOTS, "ema.safetensors", "generated.png", "metrics.jsonl", "model.json", "weights.safetensors"
     ]  # fmt: skip
-    assert [name for name in FILES if output.file(name).read_bytes() != (undisturbed / name).read_bytes()] == []
+    assert [name for name in (*FILES, *SNAPSHOTS) if output.file(name).read_bytes() != (undisturbed / name).read_bytes()] == []
     assert output.summary == json.loads((undisturbed / "summary.json").read_bytes())
     assert output.counts == {"images_seen": 96, "skipped_steps": 0, "steps": 12}
     assert not scratch(here).exists()
@@ -168,6 +169,22 @@ def test_two_ranks_see_the_same_batches_and_die_with_their_flow(undisturbed: Pat
     seen = losses(pair.folder / "metrics.jsonl")
     assert len(seen) >= newest_step(pair) - 1, "a checkpoint carries the line that is still due"
     assert seen == pytest.approx(losses(undisturbed / "metrics.jsonl")[: len(seen)], rel=1e-4)
+
+
+def test_two_ranks_end_a_phase_together_and_hand_on_its_best_weights(cached: Workshop, tmp_path: Path) -> None:
+    first = cached.pipeline.model_dump(mode="json")["train"]["phases"][0]
+    spoiling = {**first, "optimizer": {"learning_rate": 0.03, "schedule": "constant", "betas": [0.9, 0.9]}}
+    choices = {"keep": "best", "patience": 2, "validate_every": 2, "validate_raw": True, "watch": "raw_validation_loss"}
+    pair = cached.changed(phases=[spoiling], num_processes=2, generate_every=32, **choices).elsewhere(tmp_path / "store")
+    output = pair.train()
+    best = output.summary["best_step"]
+    assert output.counts["steps"] == best + 4 < 12
+    held_out = [json.loads(line) for line in output.file("metrics.jsonl").read_text().splitlines() if "raw_validation_loss" in line]
+    assert min(held_out, key=lambda line: line["raw_validation_loss"])["step"] == best
+    milestones = [f"ema-{length}-{step:08d}.safetensors" for step in (4, 8, best + 4) for length in (0.1, 0.2) if step <= best + 4]
+    pictures = [f"generated-{seen:010d}.png" for seen in (32, 64, 96) if seen <= 8 * (best + 4)]
+    assert output.summary["milestones"] == sorted({*milestones, *pictures})
+    assert {record.name for record in output.files} == {*FILES, *milestones, *pictures}
 
 
 def test_no_second_trainer_while_a_rank_lives(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

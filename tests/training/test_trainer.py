@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
+from hdm.diffusion.flow_matching import min_snr_weights
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training.guard import Stopped, StopRequest
@@ -75,6 +77,7 @@ def losses(job: Job) -> list[float]:
 def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = {f"weights {name}": value for name, value in trainer.model.state_dict().items()}
     state |= {f"ema {name}": value for name, value in trainer.average.model.state_dict().items()}
+    state |= {f"{track} {name}": value for track, tensors in trainer.tracks.tensors().items() for name, value in tensors.items()}
     return state | {f"optimizer {name}": value for name, value in trainer.optimizers.tensors().items()}
 
 
@@ -97,6 +100,12 @@ def test_stops_and_checkpoints_change_no_bit(workshop: Workshop, straight: Train
         assert Trainer(job, StopAfter(times), "cpu").run() is False
     assert_same_bits(run(job), straight)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
+    assert milestones(job) == milestones(straight.job)
+    assert list(milestones(job)) == [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
+
+
+def milestones(job: Job) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((Path(job.scratch) / "milestones").iterdir())}
 
 
 def test_metrics_beyond_the_checkpoint_are_forgotten(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
@@ -111,6 +120,40 @@ def test_metrics_beyond_the_checkpoint_are_forgotten(workshop: Workshop, straigh
 def test_it_learns(straight: Trainer) -> None:
     held_out = [line["validation_loss"] for line in lines(straight.job) if "validation_loss" in line]
     assert held_out[-1] < held_out[0]
+
+
+def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> None:
+    job = straight.job
+    for line in lines(job):
+        if "loss" in line:
+            parts = line["grad_norm_of"]
+            assert line["grad_norm"] == pytest.approx(sum(norm**2 for norm in parts.values()) ** 0.5, rel=1e-5)
+            assert {"in_patch", "backbone", "out_patch"} <= parts.keys()
+    backbone = [value.double().square().sum() for value in straight.model.backbone.parameters()]
+    assert lines(job)[-1]["weight_norm_of"]["backbone"] == pytest.approx(torch.stack(backbone).sum().sqrt().item(), rel=1e-5)
+
+    timing = [json.loads(line) for line in (Path(job.folder) / "timing.jsonl").read_text().splitlines()]
+    seconds = timing[-1]["seconds"]
+    assert timing[-1]["hours"] == pytest.approx(seconds / 3600, rel=0.05)
+    assert all(0 < line["utilisation"] < 1 and line["peak_is"] == "measured" for line in timing)
+    assert all(0 <= line["data_wait"] <= 1 for line in timing)
+    assert timing[-1]["optimizer_memory_gb"] == round(straight.optimizers.num_bytes / 1e9, 4)
+
+
+def test_pictures_every_so_many_images_across_stops(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    changed = workshop.changed(generate_every=30, ema_lengths=[])
+    whole = run(changed.job(tmp_path / "whole"))
+    names = [f"generated-{seen:010d}.png" for seen in (32, 64, 96)]  # at the end of the steps that pass 30, 60 and 90
+    assert list(milestones(whole.job)) == names
+    assert len(set(milestones(whole.job).values())) == 3, "the same prompts and noise, other weights"
+    assert Image.open(Path(whole.job.scratch) / "milestones" / names[0]).size == (64, 16)
+    assert losses(whole.job) == losses(straight.job), "they leave the training alone"
+    job = changed.job(tmp_path / "stopped")
+    for times in (6, 3, 30):  # the second comes while the first ones are made
+        assert Trainer(job, StopAfter(times), "cpu").run() is False
+    run(job)
+    assert milestones(job) == milestones(whole.job)
+    assert (tmp_path / "stopped/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
@@ -131,6 +174,67 @@ def test_a_tread_schedule_follows_the_images_seen_across_a_stop(workshop: Worksh
     assert_same_bits(run(job), whole)
     elsewhere = run(with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]]).job(tmp_path / "default"))
     assert losses(elsewhere.job) != losses(whole.job)
+
+
+@pytest.fixture(scope="module")
+def spoiling(workshop: Workshop) -> Workshop:
+    """Training that soon makes things worse: a held-out loss every second step, whose lowest lies in the middle."""
+    optimizer = {"kind": "adamw", "learning_rate": 0.03, "schedule": "constant", "betas": [0.9, 0.9]}
+    return with_phase(workshop, optimizer=optimizer).cached().changed(validate_every=2, validate_raw=True, ema_lengths=[])
+
+
+def held_out(job: Job, name: str = "validation_loss") -> dict[int, float]:
+    return {line["step"]: line[name] for line in lines(job) if name in line}
+
+
+@pytest.mark.parametrize("watch", ["validation_loss", "raw_validation_loss"])
+def test_the_best_weights_come_out_across_stops(spoiling: Workshop, tmp_path: Path, watch: str) -> None:
+    changed = spoiling.changed(keep="best", watch=watch)
+    job = changed.job(tmp_path / "best")
+    for times in (5, 9):
+        assert Trainer(job, StopAfter(times), "cpu").run() is False
+    trainer = Trainer(job, StopRequest(), "cpu")
+    assert trainer.run()
+    found = held_out(job, watch)
+    best = min(found, key=found.__getitem__)
+    assert 2 < best < 12, "the test's training does not show what it is to show"
+    assert json.loads((job.result / "summary.json").read_bytes())["best_step"] == best
+
+    there = Trainer(spoiling.job(tmp_path / "there"), StopRequest(), "cpu")
+    while there.position.step < best:
+        there._step()
+    for name, model in (("weights", there.model), ("ema", there.average.model)):
+        kept = load_file(job.result / f"{name}.safetensors")
+        assert [key for key, value in model.state_dict().items() if not torch.equal(value, kept[key])] == []
+    # The raw weights' loss is told beside the average's, and is another.
+    assert held_out(job).keys() == held_out(job, "raw_validation_loss").keys()
+    assert held_out(job)[2] != held_out(job, "raw_validation_loss")[2]
+
+
+def test_a_phase_ends_where_the_held_out_loss_stays_worse(spoiling: Workshop, tmp_path: Path) -> None:
+    whole = run(spoiling.job(tmp_path / "whole"))
+    found = held_out(whole.job)
+    best = min(found, key=found.__getitem__)
+    changed = spoiling.changed(patience=2, ema_lengths=[0.1], ema_snapshots=1)
+    job = changed.job(tmp_path / "patient")
+    assert Trainer(job, StopAfter(11), "cpu").run() is False
+    ended = run(job)
+    assert ended.position.step == best + 4 < whole.num_steps
+    assert held_out(job) == {step: loss for step, loss in found.items() if step <= best + 4}
+    assert list(milestones(job)) == [f"ema-0.1-{best + 4:08d}.safetensors"], "the snapshot of the end"
+    assert run(job).position.step == best + 4, "it is not begun again"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"keep": "best", "validate_every": None}, "train.validate_every"),
+        ({"patience": 3, "watch": "raw_validation_loss"}, "train.watch"),
+    ],
+)
+def test_a_choice_by_a_loss_that_is_not_measured_is_refused(workshop: Workshop, settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        workshop.changed(**settings)
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": None}, {"checkpoint_blocks": 1.0}])
@@ -154,6 +258,35 @@ def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(workshop: Wo
     assert found[2] == pytest.approx(found[0], rel=1e-4)
     # At first the model says 0 everywhere: the term is 5 % of a neighbour's squared velocity, as the loss is of a sample's own.
     assert found[0][0] == pytest.approx(0.95 * losses(straight.job)[0], rel=1e-4)
+
+
+def test_dropout_is_the_same_across_stops_and_recomputed_alike(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+    changed = workshop.cached().changed(dropout=0.2, validate_every=None)
+    assert changed.identity.digest != workshop.cached().changed(validate_every=None).identity.digest
+    whole = run(changed.job(tmp_path / "whole"))
+    job = changed.job(tmp_path / "stopped")
+    assert Trainer(job, StopAfter(5), "cpu").run() is False
+    assert_same_bits(run(job), whole)
+    # By the end what is dropped shows; at first, with a zero output layer, hardly.
+    assert losses(whole.job)[-1] != pytest.approx(losses(straight.job)[-1], rel=1e-4)
+    again = run(with_phase(changed, checkpoint_blocks=1.0).job(tmp_path / "again"))
+    assert losses(again.job) == pytest.approx(losses(whole.job), rel=1e-5)
+
+
+def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(workshop: Workshop, tmp_path: Path) -> None:
+    shorter = with_phase(workshop.cached().changed(min_snr_gamma=5.0, validate_every=None), num_images=24, timestep_shift=2.0)
+    found = []
+    for micro_batch in (None, 3):
+        job = with_phase(shorter, micro_batch=micro_batch).job(tmp_path / str(micro_batch))
+        trainer = run(job)
+        found.append(losses(job))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    # At first the model says about 0 everywhere: a sample's loss is its weight times its velocity squared.
+    example = trainer.feed.make(0)
+    squares = (example.noise - example.batch.latent).square().flatten(1).mean(1)
+    weights = min_snr_weights(example.timestep, 5.0, 2.0)
+    assert found[0][0] == pytest.approx((weights * squares).mean().item(), rel=0.01)
+    assert found[0][0] != pytest.approx(squares.mean().item(), rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def make_pipeline(components: Path, **train: Any) -> Pipeline:
     }  # fmt: skip
     settings = {
         "model": model, "phases": [first], "ema_decay": 0.9, "checkpoint_sec": 0.001, "validate_every": 5, "device": "cpu",
+        "ema_lengths": [0.1, 0.2], "ema_snapshots": 3,
         **train,
     }  # fmt: skip
     parts = {"text_encoder": str(components / "text_encoder"), "autoencoder": str(components / "autoencoder")}
@@ -164,10 +165,10 @@ def write_filter(store: Store) -> Output:
         return draft.commit()
 
 
-def write_captions(store: Store) -> Output:
-    captions = [f"{WORDS[number % 2]} {WORDS[2 + number // 2 % 2]}" for number in range(NUM_PICTURES)]
+def write_captions(store: Store, form: str = "{0} {1}") -> Output:
+    captions = [form.format(WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number in range(NUM_PICTURES)]
     rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": captions}
-    with store.draft(Identity("caption", 1, {})) as draft:
+    with store.draft(Identity("caption", 1, {"form": form})) as draft:
         write_table(draft, "captions-00000.parquet", CAPTIONS, rows, {})
         return draft.commit()
 

@@ -1,0 +1,54 @@
+"""`hdm ema`: the length of the weights' average, chosen after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from hdm.errors import InputError
+
+ROUGH = 0.1  # share of a profile; the paper's own fits are far below
+
+
+def ema(
+    source: Annotated[Path, typer.Argument(help="What training wrote with train.ema_lengths (STORE/train.64px/DIGEST).")],
+    length: Annotated[float, typer.Option(help="σ_rel of the average, as a share of the phase: 0.05 is short, 0.2 long.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, for hdm sample --weights DIR.")],
+) -> None:
+    """Make the average of the weights anew, at another length, from the snapshots that training wrote.
+
+    The sum of snapshots whose profile in time is closest to the wanted one (EDM2, arXiv 2312.02696). How close is printed.
+
+    Example: hdm ema store/train.64px/b70a507ff6303281 --length 0.08 --out sharper
+    """
+    from safetensors.torch import load_file
+
+    from hdm.files import write_json, written_aside
+    from hdm.models.components import read_json
+    from hdm.training.checkpoint import save_tensors
+    from hdm.training.job import EMA, MODEL
+    from hdm.training.power_ema import find_snapshots, synthesize
+
+    if out.exists():
+        raise InputError("is there already", where=out, do="name another, or remove it first")
+    told = read_json(source / MODEL, do="name the folder of a finished training phase")
+    snapshots = find_snapshots(source)
+    if not snapshots:
+        raise InputError(
+            "training wrote no snapshots of power-function averages here",
+            where=source,
+            do="train with train.ema_lengths: [0.05, 0.1]; a length cannot be chosen afterwards without them",
+        )
+    average, error = synthesize(snapshots, length)
+    with written_aside(out / EMA) as aside:
+        save_tensors(aside, {**load_file(source / EMA), **average})  # what is no parameter stays
+    write_json(out / MODEL, {**told, "ema_length": length})
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"from {len(snapshots)} snapshots; the profile is met to {100 * error:.2g} %")
+    if error > ROUGH:
+        console.print("that is rough: lengths between and around those of train.ema_lengths, and more snapshots, are met better")
+    console.print(f"wrote {escape(str(out))}")

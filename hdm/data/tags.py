@@ -1,0 +1,58 @@
+"""Captions whose tags are drawn anew at every position of the training clock, and tokenized when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hdm.data.captions import key_numbers
+from hdm.data.tables import read_tables
+from hdm.data.tag_form import TagDraws, drawn_caption
+from hdm.store import Output
+
+_ROW_BITS = 32
+
+
+class TagTable:
+    """A `CaptionTable` of token ids. The texts are in memory, once a process.
+
+    Args:
+        captions: the output `caption`.
+        draws: what is left out and moved.
+        tokenize: captions to token ids, cut as a phase wants them.
+        pad_id: fills a batch up.
+    """
+
+    def __init__(self, captions: Output, draws: TagDraws, tokenize: Callable[[list[str]], list[list[int]]], pad_id: int) -> None:
+        table = read_tables(captions, "captions", ["key", "caption"])
+        self.keys = key_numbers(table.column("key"))
+        self._texts = pa.chunked_array([*table.column("caption").chunks, pa.array([""], pa.string())])
+        self._draws, self._tokenize, self._pad_id = draws, tokenize, pad_id
+
+    @property
+    def empty(self) -> int:
+        return len(self._texts) - 1
+
+    def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Rows and positions in one number each, from which the other methods make the captions."""
+        return positions.astype(np.int64) << _ROW_BITS | rows
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([len(ids) for ids in self._token_ids(rows)], np.int64)
+
+    def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (n, num_tokens) int64, padded with the pad id, and their mask (n, num_tokens) bool."""
+        token_ids = torch.full((len(rows), num_tokens), self._pad_id)
+        mask = torch.zeros((len(rows), num_tokens), dtype=torch.bool)
+        for number, ids in enumerate(self._token_ids(rows)):
+            token_ids[number, : len(ids)] = torch.tensor(ids[:num_tokens])
+            mask[number, : len(ids)] = True
+        return token_ids, mask
+
+    def _token_ids(self, rows: np.ndarray) -> list[list[int]]:
+        texts = self._texts.take(pa.array(rows & (1 << _ROW_BITS) - 1)).to_pylist()
+        positions = (rows >> _ROW_BITS).tolist()
+        return self._tokenize([drawn_caption(text, self._draws, position) for text, position in zip(texts, positions, strict=True)])

@@ -1,0 +1,55 @@
+"""The weights with the lowest held-out loss so far, on disk until the phase is done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from hdm.files import TEMPORARY
+from hdm.training.checkpoint import load_tensors, load_weights, save_tensors
+
+FOLDER = "best"
+
+
+class Best:
+    """A folder a step, of those steps that a checkpoint may still lead back to.
+
+    Args:
+        scratch: of the phase.
+        models: name → model, what is kept of a step.
+        step: the best one so far, as the checkpoint has it that training goes on from.
+    """
+
+    def __init__(self, scratch: Path, models: dict[str, nn.Module], step: int | None) -> None:
+        self.folder, self.models = scratch / FOLDER, models
+        self._in_checkpoints = [step]
+
+    def add(self, step: int) -> None:
+        """Write down the models as they are after a step."""
+        path = self._of(step)
+        aside = path.with_name(f"{TEMPORARY}{path.name}")
+        for leftover in (aside, path):
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, model in self.models.items():
+            save_tensors(aside / f"{name}.safetensors", model.state_dict())
+        aside.rename(path)
+
+    def saved(self, step: int | None) -> None:
+        """A checkpoint was made whose best step is this one: what neither it nor the one before needs is dropped."""
+        self._in_checkpoints = [self._in_checkpoints[-1], step]
+        needed = {self._of(wanted) for wanted in self._in_checkpoints if wanted is not None}
+        for path in self.folder.glob("[0-9]*"):
+            if path not in needed:
+                shutil.rmtree(path)
+
+    def load(self, step: int) -> None:
+        """Bring a step's weights back into the models."""
+        for name, model in self.models.items():
+            path = self._of(step) / f"{name}.safetensors"
+            load_weights(model, load_tensors(path), path)
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"

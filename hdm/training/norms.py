@@ -1,0 +1,33 @@
+"""Norms of gradients and weights, of the whole model and by its parts."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The 2-norm of each tensor, by name, as scalars on its device."""
+    norms = torch._foreach_norm([value.detach() for value in tensors.values()])
+    return dict(zip(tensors, norms, strict=True))
+
+
+def total_norm(norms: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all tensors together, from their norms."""
+    return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+
+def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """The norm of each part of the model, the first word of a parameter's name, in their order; None where it is not finite.
+
+    Waits for the device.
+    """
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for name, norm in norms.items():
+        parts[name.partition(".")[0]].append(norm)
+    values = torch.stack([total_norm(part) for part in parts.values()]).tolist()
+    return {part: value if math.isfinite(value) else None for part, value in sorted(zip(parts, values, strict=True))}

@@ -1,0 +1,52 @@
+"""Where training stands: all that a checkpoint holds beside tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands.
+
+    Args:
+        step: optimizer steps done, skipped ones too.
+        num_images_seen: the training clock.
+        skipped, skipped_in_row: steps without a finite loss or gradient.
+        loss_sum, loss_count: of the steps since the last line of metrics.
+        line: of metrics, due after this step and not written yet.
+        best_step, best_loss: where the watched held-out loss was lowest; None before the first.
+        worse_in_row: held-out losses since then.
+        ended: before its last step, since they were too many.
+    """
+
+    step: int = 0
+    num_images_seen: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    line: dict[str, Any] | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    worse_in_row: int = 0
+    ended: bool = False
+
+    def after(self, batch_size: int, loss: float | None) -> Position:
+        """One step on; loss None: the step was skipped."""
+        moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
+        if loss is None:
+            return replace(moved, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
+        return replace(moved, skipped_in_row=0, loss_sum=self.loss_sum + loss, loss_count=self.loss_count + 1)
+
+    def watched(self, loss: float | None, patience: int | None) -> Position:
+        """The same with a held-out loss taken into account; one that is not finite (None) is no better than any.
+
+        Args:
+            patience: so many in a row that are not lower end the phase; None: none do.
+        """
+        if loss is not None and (self.best_loss is None or loss < self.best_loss):
+            return replace(self, best_step=self.step, best_loss=loss, worse_in_row=0)
+        worse = self.worse_in_row + 1
+        return replace(self, worse_in_row=worse, ended=patience is not None and worse >= patience)

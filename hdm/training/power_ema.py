@@ -1,0 +1,165 @@
+"""Averages of the weights whose length is chosen after training (EDM2, arXiv 2312.02696, section 3 and appendix C).
+
+At time t, counted in steps, the power-function average weighs the weights of time τ in proportion to τ^γ. Its length σ_rel is the
+standard deviation of that profile as a share of t; it grows with training, so that the beginning is forgotten at any γ. Two averages
+of different length, written down now and then, are enough to make one of another length as a sum of what was written down.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from hdm.errors import DamagedError, InputError
+
+LONGEST = 0.28
+"""Of the lengths: a plain mean over all of training has √(1/12) = 0.289."""
+_NAME = re.compile(r"ema-(?P<length>[0-9.e-]+)-(?P<step>\d{8})\.safetensors")
+
+
+def length_of(gamma: float) -> float:
+    """σ_rel of an exponent: √(γ+1) / ((γ+2)·√(γ+3)) (section 3.1)."""
+    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+
+
+def gamma_of(length: float) -> float:
+    """The exponent γ ≥ 0 of a length σ_rel: the largest root of (γ+2)²·(γ+3) = (γ+1)/σ².
+
+    Raises:
+        InputError: no power function has that length.
+    """
+    if not 0 < length <= LONGEST:
+        raise InputError(f"an average of length {length} is outside (0, {LONGEST}]", do="0.05 to 0.2 are usual")
+    inverse = length**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+class PowerTracks:
+    """Power-function averages of a model's parameters, kept while it is trained.
+
+    Args:
+        model: what is averaged.
+        lengths: σ_rel of each average.
+    """
+
+    def __init__(self, model: nn.Module, lengths: Iterable[float]) -> None:
+        self._names = [name for name, _ in model.named_parameters()]
+        self._theirs: list[Tensor] = list(model.parameters())
+        self._averages = {length: [value.detach().clone() for value in self._theirs] for length in lengths}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β = (1 - 1/t)^(γ+1) (section 3.1)."""
+        for length, mine in self._averages.items():
+            torch._foreach_lerp_(mine, self._theirs, 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1))
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """`ema-<length>` → parameter → its average."""
+        return {f"ema-{length:g}": dict(zip(self._names, mine, strict=True)) for length, mine in self._averages.items()}
+
+    @torch.no_grad()
+    def load(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Bring back one of `tensors()`."""
+        for average, saved in zip(self.tensors()[name].values(), (tensors[name] for name in self._names), strict=True):
+            average.copy_(saved)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A power-function average as it was at a step.
+
+    Args:
+        path: of its file, which its name tells the rest.
+        length: σ_rel.
+        step: optimizer steps done.
+    """
+
+    path: Path
+    length: float
+    step: int
+
+
+def snapshot_name(track: str, step: int) -> str:
+    """The file of one of `PowerTracks.tensors()` at a step."""
+    return f"{track}-{step:08d}.safetensors"
+
+
+def find_snapshots(folder: Path) -> list[Snapshot]:
+    """Those in a folder, in order of name."""
+    matches = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("ema-*"))]
+    return [Snapshot(path, float(match["length"]), int(match["step"])) for path, match in matches if match]
+
+
+def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """The inner product ∫ p·q dτ of two averages' profiles p(τ) = (γ+1)·τ^γ / t^(γ+1) on [0, t] (appendix C).
+
+    Args:
+        first, second: (γ, t) of each.
+    """
+    (a, s), (b, t) = first, second
+    shorter = math.log(min(s, t))
+    # In logarithms: t^γ overflows at the 10⁵ steps and γ = 50 of a real training.
+    return (a + 1) * (b + 1) / (a + b + 1) * math.exp((a + b + 1) * shorter - (a + 1) * math.log(s) - (b + 1) * math.log(t))
+
+
+def coefficients(snapshots: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> tuple[np.ndarray, float]:
+    """How to sum snapshots so that their profiles come closest to a wanted one's, by least squares (appendix C).
+
+    Args:
+        snapshots: (γ, t) of each.
+        wanted: (γ, t).
+
+    Returns:
+        A factor for each snapshot, (n,) float64, and what is left: the norm of the difference of the profiles as a share of the wanted
+        one's.
+    """
+    products = np.array([[overlap(one, other) for other in snapshots] for one in snapshots])
+    with_wanted, own = np.array([overlap(one, wanted) for one in snapshots]), overlap(wanted, wanted)
+    # Snapshots of one track lie close to each other: brought to one size, least squares keep the digits that there are.
+    sizes = np.sqrt(np.diag(products))
+    scaled = np.linalg.lstsq(products / np.outer(sizes, sizes), with_wanted / sizes, rcond=1e-13)[0]
+    factors = scaled / sizes
+    left = own - 2 * factors @ with_wanted + factors @ products @ factors
+    return factors, math.sqrt(max(0.0, left) / own)
+
+
+def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, Tensor], float]:
+    """The power-function average of another length at the last snapshot's step.
+
+    Args:
+        snapshots: of one training.
+        length: σ_rel.
+
+    Returns:
+        Parameter → average, float32, and how far its profile is from the wanted one, as `coefficients` tells it.
+
+    Raises:
+        InputError: the length is no power function's.
+        DamagedError: a snapshot cannot be read.
+    """
+    end = max(snapshot.step for snapshot in snapshots)
+    known = [(gamma_of(snapshot.length), float(snapshot.step)) for snapshot in snapshots]
+    factors, error = coefficients(known, (gamma_of(length), float(end)))
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(snapshot.path, "pt")) for snapshot in snapshots]
+            found = {name: _summed([file.get_tensor(name) for file in files], factors) for name in sorted(files[0].keys())}
+    except SafetensorError as problem:
+        raise DamagedError(f"a snapshot is not whole: {problem}", where=snapshots[0].path.parent, do="train again") from problem
+    return found, error
+
+
+def _summed(tensors: Sequence[Tensor], factors: np.ndarray) -> Tensor:
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for tensor, factor in zip(tensors, factors, strict=True):
+        total.add_(tensor.double(), alpha=float(factor))
+    return total.float()

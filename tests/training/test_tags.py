@@ -1,0 +1,74 @@
+"""Captions of tags in training: what a batch holds at a position is that caption, drawn for that position."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdm.config import Pipeline
+from hdm.data.captions import captions_by_key
+from hdm.data.loader import Loader
+from hdm.data.tag_form import TagDraws, drawn_caption
+from hdm.encoding import tokens
+from hdm.errors import ConfigError
+from hdm.models.text_encoder import load_tokenizer
+from hdm.training import assembly
+from tests.training.workshop import KEYS, NUM_PICTURES, WORDS, Workshop, write_captions
+
+FORM = "{0} ||| {1} $$ red %% square $$ blue $$ circle"
+DRAWS = {"tag_drop": 0.25, "group_drop": 0.3, "tag_shuffle": True}
+
+
+@pytest.fixture(scope="module")
+def tagged(workshop: Workshop) -> Workshop:
+    captions = write_captions(workshop.store, FORM)
+    identity = tokens.identify(workshop.pipeline, {"caption": captions.digest})
+    made = tokens.make(workshop.pipeline, identity, {"caption": captions}, workshop.store)
+    return replace(workshop, inputs={**workshop.inputs, "caption": captions, "encode.tokens": made})
+
+
+def texts(batch: object) -> list[list[int]]:
+    return [row[mask].tolist() for row, mask in zip(batch.token_ids, batch.text_mask, strict=True)]  # type: ignore[attr-defined]
+
+
+def loader(workshop: Workshop, folder: Path, rank: int = 0, world_size: int = 1) -> Loader:
+    return assembly.training_loader(workshop.job(folder), rank, world_size)
+
+
+def test_a_batch_holds_what_is_drawn_for_its_positions(tagged: Workshop, tmp_path: Path) -> None:
+    changed = tagged.changed(**DRAWS, caption_dropout=0.2)
+    tokenizer = load_tokenizer(str(changed.pipeline.components.text_encoder))
+    words = {key: (WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number, key in enumerate(KEYS[:NUM_PICTURES])}
+    draws = TagDraws(0.25, 0.3, True, changed.pipeline.train.seed)
+    one, seen, empty = loader(changed, tmp_path), set(), 0
+    for start in (0, 8, 80, 24, 8):
+        batch = one.batch(start)
+        for place, (key, found) in enumerate(zip(batch.keys, texts(batch), strict=True)):
+            wanted = drawn_caption(FORM.format(*words[key]), draws, start + place)
+            dropped = found == tokenizer.token_ids([""], 8)[0]
+            assert dropped or found == tokenizer.token_ids([wanted], 8)[0]
+            seen.add(wanted)
+            empty += dropped
+    assert len(seen) > 20, "they differ from one position to another"
+    assert 0 < empty < 20
+    pair = [loader(changed, tmp_path, rank, 2).batch(8) for rank in range(2)]
+    assert torch.equal(torch.cat([part.token_ids for part in pair]), one.batch(8).token_ids)  # type: ignore[list-item]
+
+
+def test_everywhere_else_a_caption_has_all_its_tags(tagged: Workshop, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tagged.pipeline.components.text_encoder))
+    found = captions_by_key(tagged.inputs["caption"], KEYS[:1])[KEYS[0]]
+    assert found == ["red, circle, red, square, blue, circle"]
+    batch = assembly.validation_loader(tagged.changed(**DRAWS).job(tmp_path), 4).batch(0)
+    numbers = [KEYS.index(key) for key in batch.keys]
+    plain = [f"{WORDS[n % 2]}, {WORDS[2 + n // 2 % 2]}, red, square, blue, circle" for n in numbers]
+    assert texts(batch) == tokenizer.token_ids(plain, 8)
+
+
+def test_a_cache_of_text_embeddings_is_refused(tagged: Workshop) -> None:
+    values = tagged.changed(**DRAWS).pipeline.model_dump(mode="json")
+    with pytest.raises(ConfigError, match="drawn anew"):
+        Pipeline.model_validate({**values, "encode": {**values["encode"], "text_embeddings": True}})
