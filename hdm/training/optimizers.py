@@ -82,7 +82,7 @@ class Optimizers:
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<parameter>:<what>` → tensor."""
         return {
-            f"{self._names[id(parameter)]}:{what}": value if isinstance(value, Tensor) else torch.tensor(value)
+            f"{self._names[id(parameter)]}:{what}": _apart(what, value)
             for optimizer in self.all.values()
             for parameter, state in optimizer.state.items()
             for what, value in state.items()
@@ -100,6 +100,13 @@ class Optimizers:
             ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
             named = {number: states.get(self._names[id(parameter)]) for number, parameter in enumerate(ordered)}
             optimizer.load_state_dict({**numbered, "state": {number: state for number, state in named.items() if state}})
+
+
+def _apart(what: str, value: Tensor | int) -> Tensor:
+    """A tensor that shares no memory with another, as files want it: of 8 bits, the table of their values is one for all parameters."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(value)
+    return value.clone() if what.startswith("qmap") else value
 
 
 def _adamw(groups: list[dict[str, object]], settings: Optimizer) -> torch.optim.Optimizer:
