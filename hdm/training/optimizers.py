@@ -83,7 +83,7 @@ class Optimizers:
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<parameter>:<what>` → tensor."""
         return {
-            f"{self._names[id(parameter)]}:{what}": value if isinstance(value, Tensor) else torch.tensor(value)
+            f"{self._names[id(parameter)]}:{what}": _apart(what, value)
             for optimizer in self.all.values()
             for parameter, state in optimizer.state.items()
             for what, value in state.items()
@@ -103,9 +103,18 @@ class Optimizers:
             optimizer.load_state_dict({**numbered, "state": {number: state for number, state in named.items() if state}})
 
 
-def _laid_out(state: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:
     """Tensors of a parameter's shape in its own memory format: fused updates walk through memory side by side."""
-    return {what: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value for what, value in state.items()}
+    alike = {what: value for what, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+    # In the state's own precision, which may be 8 bits.
+    return {**state, **{what: torch.empty_like(parameter, dtype=value.dtype).copy_(value) for what, value in alike.items()}}
+
+
+def _apart(what: str, value: Tensor | int) -> Tensor:
+    """A tensor that shares no memory with another, as files want it: of 8 bits, the table of their values is one for all parameters."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(value)
+    return value.clone() if what.startswith("qmap") else value
 
 
 def _adamw(groups: list[dict[str, object]], settings: Optimizer) -> torch.optim.Optimizer:

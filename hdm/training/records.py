@@ -58,7 +58,9 @@ class Timing:
             whole = content[: content.rfind(b"\n") + 1].splitlines()
             self.before = json.loads(whole[-1]) if whole else {}
 
-    def add(self, step: int, num_images_seen: int, loss: float | None, waited_sec: float, meter: Meter, optimizer_bytes: int) -> None:
+    def add(
+        self, step: int, num_images_seen: int, loss: float | None, waited_sec: float, meter: Meter | None = None, optimizer_bytes: int = 0
+    ) -> None:
         """Append a line.
 
         Args:
@@ -66,7 +68,7 @@ class Timing:
             num_images_seen: images seen.
             loss: for whoever watches; None if every step was skipped.
             waited_sec: spent waiting for data since this run started.
-            meter: of what was done.
+            meter: of what was done; None: nobody counts it.
             optimizer_bytes: that the optimizers' state takes.
         """
         now = time.perf_counter()
@@ -81,7 +83,7 @@ class Timing:
             "peak_memory_gb": round(peak_memory_bytes() / 1e9, 3),
             "optimizer_memory_gb": round(optimizer_bytes / 1e9, 4),
             **_step_memory(),
-            **meter.read(elapsed),
+            **(meter.read(elapsed) if meter else {}),
         }
         self._seen, self._waited_sec, self._last = num_images_seen, waited_sec, now
         with self.path.open("a") as file:

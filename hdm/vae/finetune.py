@@ -179,7 +179,7 @@ class Finetuning:
             return
         means = {name: total / now.count for name, total in now.sums.items()}
         self.metrics.add(now.step, self.num_images_seen, {**means, **self.optimizers.rates(factor)})
-        self.timing.add(now.step, self.num_images_seen, means["loss"], 0.0)
+        self.timing.add(now.step, self.num_images_seen, means["loss"], 0.0, optimizer_bytes=self.optimizers.num_bytes)
         self.position = _Position(now.step)
 
     def _save(self) -> None:

@@ -324,6 +324,17 @@ def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(workshop: W
     assert_same_bits(run(job), whole)
 
 
+def test_a_stop_changes_no_bit_of_averages_in_eight_bits(workshop: Workshop, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = {**workshop.pipeline.train.model.to_dict(), "width": 64, "head_size": 32, "mlp_width": 96}
+    changed = with_phase(workshop.cached().changed(model=model, validate_every=None), optimizer={"state_bits": 8}, num_images=48)
+    whole = run(changed.changed(checkpoint_sec=1e9).job(tmp_path / "whole"))
+    assert any(name.endswith("qmap1") for name in whole.optimizers.tensors()), "some tensors are large enough"
+    job = changed.job(tmp_path / "stopped")
+    assert Trainer(job, StopAfter(3), "cpu").run() is False
+    assert_same_bits(run(job), whole)
+
+
 def spoil(workshop: Workshop, *keys: str) -> Workshop:
     name = "encode.16px"
     return replace(workshop, inputs={**workshop.inputs, name: write_latents(workshop.store, workshop.inputs["filter"], keys)})
