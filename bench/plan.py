@@ -63,7 +63,7 @@ def fitted(cases: list[tuple[Phase, Work]]) -> Fit:
     columns = np.array([[whole.hours(phase, done), whole.hours(phase, done) / done.tokens] for phase, done in cases])
     published = np.array([PUBLISHED_HOURS[phase.name] for phase, _ in cases])
     (a, b), *_ = np.linalg.lstsq(columns / published[:, None], np.ones(len(cases)), rcond=None)
-    return Fit(1 / a, b / a)
+    return Fit(float(1 / a), float(b / a))
 
 
 def against_published() -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import command_sample, command_weights
+from hdm import command_plan, command_sample, command_weights
 from hdm.errors import DamagedError, HdmError
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.store import Store, check_files, read_output, store_root
@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a list of pictures to a measured text-to-image model.",
 )
+app.command("plan")(command_plan.plan)
 app.command("sample")(command_sample.sample)
 app.add_typer(command_weights.app, name="weights")
 

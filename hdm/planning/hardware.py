@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hdm.errors import ConfigError
 
-PEAK_SHARE = 0.62
+PEAK_SHARE = 0.618
 """Fitted, one of two: share of the peak that long sequences reach."""
-HALF_TOKENS = 303.0
+HALF_TOKENS = 309.0
 """Fitted, the other: tokens a sequence at which half of that is reached."""
 FITTED = f"a step on sequences of S tokens runs at {PEAK_SHARE} · S / (S + {HALF_TOKENS:.0f}) of the card's dense bfloat16 peak"
 
