@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hdm.errors import DoesNotFitError
+from hdm.errors import ConfigError, DoesNotFitError
 
 if TYPE_CHECKING:
     from hdm.config import Pipeline
@@ -89,7 +89,9 @@ def plan(
     pipeline = load_pipeline(name, settings, file)
     card = hardware.card(gpu) if gpu else hardware.card_for(pipeline.train.device)
     processes = num_gpus or pipeline.train.num_processes
-    measured = _measured(pipeline, live_encoders) if measure else None
+    if measure and live_encoders:
+        raise ConfigError("training here reads latents, so steps with a live autoencoder cannot be measured", do="leave one of the two out")
+    measured = _measured(pipeline, processes) if measure else None
     found = make_plan(
         Question(pipeline, Store(store_root(store)), card, processes, live_encoders, solve is not None, measured)
     )
@@ -102,10 +104,10 @@ def plan(
         raise DoesNotFitError("; ".join(found.problems), do=_advice(found, solve is not None))
 
 
-def _measured(pipeline: Pipeline, live_encoders: bool) -> Mapping[str, Measured]:
+def _measured(pipeline: Pipeline, num_processes: int) -> Mapping[str, Measured]:
     from hdm.planning.measure import measure
 
-    return {phase.name: measure(pipeline, number, live_encoders) for number, phase in enumerate(pipeline.train.phases)}
+    return {phase.name: measure(pipeline, number, num_processes) for number, phase in enumerate(pipeline.train.phases)}
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _tell(plan: Plan, prices: Prices) -> None:
         table.add_row(*_cells(row, prices, extra), "[green]done[/]" if row.done else "")
     for title, rows in (("left", plan.left), ("in all", list(plan.rows))):
         total = _sum(rows, prices)
-        cells = [f"{total['hours']:,.2f}", f"{total['wall_hours']:,.2f}", *_costs(total["hours"], prices, extra)]
+        cells = [amount(total["hours"]), amount(total["wall_hours"]), *_costs(total["hours"], prices, extra)]
         table.add_row(f"[bold]{title}[/]", "", size(total["bytes"]), *cells)
     (console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)).print(table)
     for note in plan.notes:
@@ -168,8 +170,8 @@ def _cells(row: Row, prices: Prices, extra: list[str]) -> list[str]:
         escape(row.name),
         f"{row.items:,}",
         size(row.bytes),
-        f"{row.hours:,.2f}" if worked else "",
-        f"{row.hours / row.processes:,.2f}" if worked else "",
+        amount(row.hours) if worked else "",
+        amount(row.hours / row.processes) if worked else "",
         *(_costs(row.hours, prices, extra) if worked else [""] * len(extra)),
         size(row.memory_bytes) if row.memory_bytes else "",
         f"{row.micro_batch:,}" if row.micro_batch else "",
@@ -179,7 +181,12 @@ def _cells(row: Row, prices: Prices, extra: list[str]) -> list[str]:
 def _costs(hours: float, prices: Prices, extra: list[str]) -> list[str]:
     found = prices.of(hours)
     values = {"money": found["money"], "kWh": found["kwh"], "power": found["power_money"]}
-    return [f"{values[name]:,.2f}" for name in extra]
+    return [amount(values[name] or 0.0) for name in extra]
+
+
+def amount(value: float) -> str:
+    """Hours, money or kWh: to a tenth, small ones to two digits."""
+    return f"{value:,.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
 
 
 def size(count: float) -> str:

@@ -126,17 +126,24 @@ class _Planner:
 
     def _data(self, name: str) -> Row:
         counted: dict[str, Callable[[], tuple[int, float, Work]]] = {
-            "download": lambda: (self.items, sizes.PICTURE_BYTES + sizes.TAR_BYTES, Work()),
+            "download": lambda: (self.items, self._picture_bytes() + sizes.TAR_BYTES, Work()),
             "filter.measures": lambda: (self.items, *self._measures()),
             "filter": lambda: (self.items, sizes.SCORE_BYTES, Work()),
             "caption": lambda: (self.captions, sizes.CAPTION_BYTES, Work()),
             "encode.tokens": lambda: (self.captions, sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + sizes.SMALL_BYTES, Work()),
             "encode.text": lambda: (self.captions, *self._text()),
-            "evaluate": lambda: (self.pipeline.evaluate.num_images, sizes.PICTURE_BYTES, self._pictures()),
+            "evaluate": lambda: (self.pipeline.evaluate.num_images, 3 * self._last_side() ** 2, self._pictures()),
         }
         items, each, done = counted[name]() if name in counted else (self.kept, *self._latents(int(name.removeprefix("encode.")[:-2])))
         seconds = self.asked.card.seconds(items * done.flops, done.tokens) if done.flops else 0.0
         return Row(name, items, round(items * each), seconds / 3600)
+
+    def _picture_bytes(self) -> float:
+        scenes = self.pipeline.download.kind == "scenes"
+        return sizes.SCENE_BYTES * self.pipeline.download.scenes.size_px**2 if scenes else sizes.PICTURE_BYTES
+
+    def _last_side(self) -> int:
+        return self.train.phases[-1].resolution if self.train.phases else 0
 
     def _measures(self) -> tuple[float, Work]:
         found = self._sizes("contrastive", counts.towers)

@@ -12,6 +12,7 @@ from hdm.data.pages import group_rows
 SHARD_IMAGES = 20_000  # of one shape in a file, where nothing is known
 PICTURE_BYTES = 300_000
 """Assumed, of a picture as downloaded: a million pixels at 2.4 bits each."""
+SCENE_BYTES = 0.5  # a pixel, of an embedded scene
 ASPECT = 1.33
 """Assumed: how many times as long as short a picture is, on average."""
 TAR_BYTES, MEASURE_BYTES, SCORE_BYTES, CAPTION_BYTES, TOKEN_BYTES, SMALL_BYTES = 840, 260, 40, 60, 2, 8
