@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import tempfile
@@ -14,12 +13,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hdm.config import Phase, Pipeline
+from hdm.config import Phase
 from hdm.pipelines import load_pipeline
 from hdm.planning import counts, hardware, work
 from hdm.planning.hardware import CARDS, PUBLISHED_CARD
+from hdm.planning.plan import Measured
 from hdm.planning.work import Work
 from hdm.store import Store
+from hdm.training.job import TIMING
 
 EXPLANATION = """\
 published   The four phases of arXiv 2509.06068 on four RTX 5090s: hours as published and as counted work and two fitted figures give
@@ -78,5 +79,47 @@ def against_published() -> None:
         print(f"| {shown} | {others:.0f} | {others / published - 1:+.0%} |")
 
 
+TRAINING = ("download.scenes.count=400", "train.phases.0.num_images=1920", "train.phases.1.num_images=1920")
+
+
+def against_training(settings: list[str]) -> None:
+    """Each phase is measured as the plan does, trained, and measured once more: what else the machine does changes meanwhile."""
+    from hdm.planning.measure import measure
+    from hdm.stages import run_step, steps
+
+    pipeline = load_pipeline("demo", [*TRAINING, *settings], environment={})
+    print("| phase | steps | foretold s | trained s | | foretold GB | trained GB | | foretold again s |\n" + "|---" * 9 + "|")
+    with tempfile.TemporaryDirectory(prefix="hdm-bench-") as folder:
+        store = Store(Path(folder))
+        for step in steps(pipeline):
+            if step.stage == "evaluate":
+                continue
+            number = [f"train.{phase.name}" for phase in pipeline.train.phases].index(step.name) if step.stage == "train" else None
+            before = None if number is None else measure(pipeline, number)
+            made = run_step(pipeline, store, step.name)
+            if number is not None and before is not None:
+                print(_row(pipeline.train.phases[number], before, made.output.path, measure(pipeline, number)), flush=True)
+
+
+def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
+    lines = [json.loads(line) for line in (folder / TIMING).read_text().splitlines()]
+    last, count = lines[-2], lines[-2]["step"]  # with the last one comes the held-out loss
+    seconds, memory = count * before.step_sec, before.memory_bytes / 1e9
+    time_off, memory_off = seconds / last["seconds"] - 1, memory / last["peak_memory_gb"] - 1
+    shown = f"{phase.name} | {count} | {seconds:.1f} | {last['seconds']:.1f} | **{time_off:+.0%}**"
+    return f"| {shown} | {memory:.2f} | {last['peak_memory_gb']:.2f} | **{memory_off:+.1%}** | {count * after.step_sec:.1f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["published", "training"])
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=c", help="another setting of the training")
+    given = parser.parse_args()
+    if given.what == "published":
+        against_published()
+    else:
+        against_training(given.settings)
+
+
 if __name__ == "__main__":
-    against_published()
+    main()
