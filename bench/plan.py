@@ -75,8 +75,8 @@ def against_published() -> None:
     for phase, done in cases:
         hours, published = kept.hours(phase, done), PUBLISHED_HOURS[phase.name]
         others = fitted([case for case in cases if case[0] is not phase]).hours(phase, done)
-        shown = f"{phase.name} | {done.flops / 1e9:,.0f} | {done.tokens:,.0f} | {published:.0f} | **{hours:.0f}** | {hours / published - 1:+.0%}"
-        print(f"| {shown} | {others:.0f} | {others / published - 1:+.0%} |")
+        shown = f"{phase.name} | {done.flops / 1e9:,.0f} | {done.tokens:,.0f} | {published:.0f} | **{hours:.0f}**"
+        print(f"| {shown} | {hours / published - 1:+.0%} | {others:.0f} | {others / published - 1:+.0%} |")
 
 
 TRAINING = ("download.scenes.count=400", "train.phases.0.num_images=1920", "train.phases.1.num_images=1920")

@@ -64,7 +64,9 @@ def table(case: Case) -> None:
     for count in COUNTS:
         for px in RESOLUTIONS:
             each = case.per_image(px)
-            sizes = f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {count * text_bytes(case.tokens, case.text_width) / 1e12:.2f} TB"
+            sizes = (
+                f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {count * text_bytes(case.tokens, case.text_width) / 1e12:.2f} TB"
+            )
             times = f"{count * case.encode_sec(px) / 3600:,.1f} h | {count * case.read_sec(px) / 60:,.1f} min"
             print(f"| {count / 1e6:g}M | {px} | {sizes} | {times} |")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,9 +16,8 @@ from rich.table import Table
 from hdm.errors import ConfigError, DoesNotFitError
 
 if TYPE_CHECKING:
-    from hdm.config import Pipeline
     from hdm.planning.hardware import Card
-    from hdm.planning.plan import Measured, Plan, Row
+    from hdm.planning.plan import Measured, Plan, Question, Row
 
 ON_WHAT, COSTS, HOW = "On what", "What it costs", "How it is counted"
 PLAIN_WIDTH = 160
@@ -83,31 +82,31 @@ def plan(
     """
     from hdm.pipelines import load_pipeline
     from hdm.planning import hardware
-    from hdm.planning.plan import Question, make_plan
+    from hdm.planning.plan import Question, make_plan, with_largest_micro_batches
     from hdm.store import Store, store_root
 
     pipeline = load_pipeline(name, settings, file)
-    card = hardware.card(gpu) if gpu else hardware.card_for(pipeline.train.device)
-    processes = num_gpus or pipeline.train.num_processes
-    if measure and live_encoders:
-        raise ConfigError("training here reads latents, so steps with a live autoencoder cannot be measured", do="leave one of the two out")
-    measured = _measured(pipeline, processes) if measure else None
-    found = make_plan(
-        Question(pipeline, Store(store_root(store)), card, processes, live_encoders, solve is not None, measured)
-    )
+    here = hardware.card_here(pipeline.train.device) if measure or gpu is None else None
+    card = hardware.card(gpu) if gpu else here or (hardware.cpu() if measure else hardware.CARDS[hardware.PUBLISHED_CARD])
+    asked = Question(pipeline, Store(store_root(store)), card, num_gpus or pipeline.train.num_processes, live_encoders)
+    if solve:
+        asked = replace(asked, pipeline=with_largest_micro_batches(asked))
+    found = make_plan(replace(asked, measured=_measured(asked)) if measure else asked)
     prices = Prices(card, card.price if price is None else price, power_price)
     if as_json:
         print(json.dumps(_values(found, prices), indent=1))
     else:
         _tell(found, prices)
     if found.problems:
-        raise DoesNotFitError("; ".join(found.problems), do=_advice(found, solve is not None))
+        raise DoesNotFitError("; ".join(found.problems), do=_advice(found, solved=solve is not None))
 
 
-def _measured(pipeline: Pipeline, num_processes: int) -> Mapping[str, Measured]:
+def _measured(asked: Question) -> Mapping[str, Measured]:
     from hdm.planning.measure import measure
 
-    return {phase.name: measure(pipeline, number, num_processes) for number, phase in enumerate(pipeline.train.phases)}
+    if asked.live_encoders:
+        raise ConfigError("training here reads latents, so steps with a live autoencoder cannot be measured", do="leave one of the two out")
+    return {phase.name: measure(asked.pipeline, number, asked.num_gpus) for number, phase in enumerate(asked.pipeline.train.phases)}
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,13 @@ class Prices:
 
 def _values(plan: Plan, prices: Prices) -> dict[str, Any]:
     rows = [{**asdict(row), "wall_hours": row.hours / row.processes, **prices.of(row.hours)} for row in plan.rows]
-    return {"outputs": rows, "left": _sum(plan.left, prices), "all": _sum(plan.rows, prices), "notes": plan.notes, "problems": plan.problems}
+    return {
+        "outputs": rows,
+        "left": _sum(plan.left, prices),
+        "all": _sum(plan.rows, prices),
+        "notes": plan.notes,
+        "problems": plan.problems,
+    }
 
 
 def _sum(rows: Any, prices: Prices) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def size(count: float) -> str:
     return f"{count:,.2f} TB"
 
 
-def _advice(plan: Plan, solved: bool) -> str:
+def _advice(plan: Plan, *, solved: bool) -> str:
     if any(problem.startswith("train.") for problem in plan.problems):
         more = "raise train.phases.N.checkpoint_blocks, or take a larger card"
         return more if solved else f"--solve batch_size finds micro-batches that fit; or {more}"

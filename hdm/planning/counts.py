@@ -124,7 +124,7 @@ class Tower:
 # fine-tuned ones too. ViT-L/14: arXiv 2103.00020, table 20.
 PUBLISHED_TEXT = {"Qwen/Qwen3-0.6B": LanguageModel(1024, 28, 16, 8, 128, 3072)}
 SDXL_ENCODER = ImageEncoder((128, 256, 512, 512), 2, 4)
-PUBLISHED_AUTOENCODERS = {name: SDXL_ENCODER for name in ("KBlueLeaf/EQ-SDXL-VAE", "stabilityai/sdxl-vae", "madebyollin/sdxl-vae-fp16-fix")}
+PUBLISHED_AUTOENCODERS = dict.fromkeys(("KBlueLeaf/EQ-SDXL-VAE", "stabilityai/sdxl-vae", "madebyollin/sdxl-vae-fp16-fix"), SDXL_ENCODER)
 PUBLISHED_TOWERS = {"ViT-L-14": (Tower(1024, 24, 257, patch=3 * 14**2), Tower(768, 12, 77))}
 
 

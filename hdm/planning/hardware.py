@@ -94,15 +94,24 @@ def card(name: str) -> Card:
     return CARDS[name]
 
 
-def card_for(device: str) -> Card:
-    """The card that a pipeline's device means: the CPU; for "auto", this machine's accelerator, or the published run's where it has none.
+def card_here(device: str) -> Card | None:
+    """The card of this machine that a pipeline's device means; None: it has none, and the device is "auto".
 
     Args:
         device: `train.device`.
+
+    Raises:
+        ConfigError: this machine's card is not in the table.
     """
     import torch
 
     if device == "cpu":
         return cpu()
-    found = torch.cuda.get_device_name().lower().replace(" ", "") if torch.cuda.is_available() else ""
-    return next((one for one in CARDS.values() if one.name in found), CARDS[PUBLISHED_CARD])
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_name()
+    spelled = found.lower().replace(" ", "")
+    named = next((one for one in CARDS.values() if one.name in spelled), None)
+    if named is None:
+        raise ConfigError(f"no figures of this machine's {found}", do=f"name the card nearest to it: --gpu {', '.join(CARDS)}")
+    return named

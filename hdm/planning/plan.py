@@ -68,7 +68,6 @@ class Question:
         card: on what.
         num_gpus: on how many of them training runs.
         live_encoders: the autoencoder runs in training, for every sample, and no latents are kept, as in the published run.
-        solve: take the largest micro-batch that fits instead of the one that is set.
         measured: phase name → what its steps took on this machine.
     """
 
@@ -77,7 +76,6 @@ class Question:
     card: Card
     num_gpus: int = 1
     live_encoders: bool = False
-    solve: bool = False
     measured: Mapping[str, Measured] | None = None
 
 
@@ -104,13 +102,22 @@ def make_plan(question: Question) -> Plan:
     return _Planner(question).plan()
 
 
+def with_largest_micro_batches(question: Question) -> Pipeline:
+    """The pipeline with the largest micro-batch in each phase that fits, which changes no result beyond rounding."""
+    phases = _Planner(question).largest_micro_batches()
+    return question.pipeline.model_copy(update={"train": question.pipeline.train.model_copy(update={"phases": phases})})
+
+
 class _Planner:
     def __init__(self, question: Question) -> None:
         self.asked, self.pipeline = question, question.pipeline
         train = self.pipeline.train.model_copy(update={"num_processes": question.num_gpus})
         self.train = train
         self.notes: list[str] = []
-        self.done = _done(self.pipeline, question.store)
+
+    @cached_property
+    def done(self) -> dict[str, Output]:
+        return _done(self.pipeline, self.asked.store)
 
     def plan(self) -> Plan:
         rows = [self._row(step) for step in steps(self.pipeline) if not self._skipped(step)]
@@ -170,25 +177,35 @@ class _Planner:
         settings, last = self.pipeline.evaluate, self.train.phases[-1]
         return work.sampling(self.train.model, self._tokens(last), settings.steps, guided=settings.guidance != 1)
 
+    def largest_micro_batches(self) -> tuple[Phase, ...]:
+        """The phases with the largest micro-batch that fits; 1 where not even that does."""
+        found = []
+        for phase in self.train.phases:
+            share = -(-phase.batch_size // self.train.num_processes)
+            most = min(share, self._memory(phase).largest_micro_batch(self.room))
+            if self.train.contrastive_weight and most < share:
+                most -= most % 2  # neighbours stay together
+            found.append(phase.model_copy(update={"micro_batch": max(1, most)}))
+        return tuple(found)
+
+    def _live(self) -> tuple[counts.LanguageModel | None, counts.ImageEncoder | None]:
+        """The models that run in training."""
+        return None if self.pipeline.encode.text_embeddings else self.language, self.encoder if self.asked.live_encoders else None
+
+    def _memory(self, phase: Phase) -> memory.Memory:
+        language, encoder = self._live()
+        weights = (self.item * language.num_weights if language else 0) + (4 * encoder.num_weights if encoder else 0)
+        return memory.training_memory(self.train, phase, self._tokens(phase), self.asked.card.is_cpu, weights)
+
     def _training(self, name: str) -> Row:
         phase = next(phase for phase in self.train.phases if f"train.{phase.name}" == name)
-        tokens, share = self._tokens(phase), -(-phase.batch_size // self.train.num_processes)
-        language = None if self.pipeline.encode.text_embeddings else self.language
-        encoder = self.encoder if self.asked.live_encoders else None
-        weights = (self.item * language.num_weights if language else 0) + (4 * encoder.num_weights if encoder else 0)
-        peak = memory.training_memory(self.train, phase, tokens, self.asked.card.is_cpu, weights)
-        micro_batch = peak.micro_batch
-        if self.asked.solve:
-            micro_batch = max(1, min(share, peak.largest_micro_batch(self.room)))
-            if self.train.contrastive_weight and micro_batch < share:
-                micro_batch = max(2, micro_batch // 2 * 2)
+        peak, done = self._memory(phase), work.training(self.train.model, phase, self._tokens(phase), *self._live())
         samples = num_steps(phase) * phase.batch_size
-        done = work.training(self.train.model, phase, tokens, language, encoder)
-        seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), replace(peak, micro_batch=micro_batch).total
+        seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
         if found := (self.asked.measured or {}).get(phase.name):
             seconds, total = num_steps(phase) * found.step_sec * self.train.num_processes, found.memory_bytes
         left = sizes.phase_bytes(memory.parameters(self.train.model).total)
-        return Row(name, samples, left, seconds / 3600, self.train.num_processes, total, micro_batch)
+        return Row(name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch)
 
     def _tokens(self, phase: Phase) -> tuple[int, int]:
         """Of the image and of the text; texts padded to their greatest length, which live training does where one is as long."""

@@ -17,6 +17,7 @@ from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, write_table
 from hdm.store import Identity, Output, Store
 
+Rows = dict[str, Sequence[Any]]
 NUM_PICTURES = 64
 KEYS = [f"{number:016x}" for number in range(NUM_PICTURES)]
 
@@ -49,23 +50,23 @@ class Rehearsal:
         found += [self._text(tokens)] if self.pipeline.encode.text_embeddings else []
         return {output.name: output for output in found}
 
-    def _table(self, identity: Identity, name: str, schema: pa.Schema, rows: dict[str, Sequence[Any]], **summary: Any) -> Output:
+    def _table(self, identity: Identity, name: str, schema: pa.Schema, rows: Rows, **summary: Any) -> Output:
         with self.store.draft(identity) as draft:
             write_table(draft, name, schema, rows, {})
             return draft.commit(summary)
 
     def _filter(self) -> Output:
-        rows: dict[str, Sequence[Any]] = {name: [None] * NUM_PICTURES for name in SCORES.names}
+        rows: Rows = {name: [None] * NUM_PICTURES for name in SCORES.names}
         rows |= {"key": KEYS, "decoded": ["ok"] * NUM_PICTURES, "kept": [True] * NUM_PICTURES, "split": ["train"] * NUM_PICTURES}
         return self._table(Identity("filter", 1, {}), "scores-00000.parquet", SCORES, rows)
 
     def _captions(self) -> Output:
-        rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": [""] * NUM_PICTURES}
+        rows: Rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": [""] * NUM_PICTURES}
         return self._table(Identity("caption", 1, {}), "captions-00000.parquet", CAPTIONS, rows)
 
     def _tokens(self, captions: Output) -> Output:
         identity = Identity("encode.tokens", 1, {"max_tokens": self.num_tokens}, {"caption": captions.digest})
-        rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "token_ids": [[1] * self.num_tokens] * NUM_PICTURES}
+        rows: Rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "token_ids": [[1] * self.num_tokens] * NUM_PICTURES}
         return self._table(identity, "tokens-00000.parquet", TOKENS, rows, empty=[0], pad_id=0)
 
     def _latents(self, filter: Output) -> Output:

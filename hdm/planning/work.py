@@ -27,9 +27,7 @@ class Work:
     tokens: float = 1.0
 
 
-def training(
-    model: XUTConfig, phase: Phase, tokens: tuple[int, int], language: LanguageModel | None, encoder: ImageEncoder | None
-) -> Work:
+def training(model: XUTConfig, phase: Phase, tokens: tuple[int, int], language: LanguageModel | None, encoder: ImageEncoder | None) -> Work:
     """A training step's, a sample, the optimizer's left out.
 
     Args:
