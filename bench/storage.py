@@ -1,20 +1,20 @@
 """What latents and texts of millions of pictures take on disk, and how long they take to encode and to read: arithmetic alone.
 
-The bytes are those of the files that `hdm.data.latents` writes, to a thousandth (tests/bench/test_storage.py compares them). The times
+The bytes are those of the files that `hdm.data.latents` writes, to a thousandth (tests/planning/test_sizes.py compares them). The times
 follow from published operation counts and from the rates that are given; nothing is measured here.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hdm.data.pages import group_rows
+from hdm.planning.counts import SDXL_ENCODER
+from hdm.planning.sizes import latent_row_bytes, text_bytes
 
 EXPLANATION = """\
 Columns, for latents in 16 bits, 8 times smaller than the picture on each axis, full frames with the shorter side as given:
@@ -31,23 +31,7 @@ Examples:
   python bench/storage.py --channels 16 --aspect 1.5 --tflops 209.5 --read 7
 """
 COUNTS = (7_600_000, 40_000_000, 100_000_000)
-DOWNSCALE = 8
-ENCODER_GFLOP = {256: 273, 512: 1117, 768: 2609, 1024: 4879}  # of a square, forward
-KEY_BYTES, SIZE_BYTES = 20, 8  # 16 hex digits after their length; two int32
-GROUP_BYTES = 480  # four page headers, and four column chunks in the footer
-FILE_BYTES = 900  # schema and metadata
-
-
-def latent_bytes(channels: int, height: int, width: int) -> int:
-    """Of one raw latent in 16 bits."""
-    return 2 * channels * height * width
-
-
-def shard_bytes(num_rows: int, channels: int, height: int, width: int) -> int:
-    """Of a latent shard: about, since integers in its footer take as many bytes as they need."""
-    row = latent_bytes(channels, height, width)
-    groups = math.ceil(num_rows / group_rows(num_rows, row))
-    return num_rows * (row + KEY_BYTES + SIZE_BYTES) + groups * GROUP_BYTES + FILE_BYTES
+RESOLUTIONS = (256, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
@@ -65,16 +49,11 @@ class Case:
 
     def per_image(self, resolution: int) -> float:
         """Bytes of a latent and its columns, its share of headers and footers with them."""
-        height = resolution // DOWNSCALE
-        width = round(height * self.aspect)
-        return shard_bytes(self.shard_images, self.channels, height, width) / self.shard_images
-
-    def text_bytes(self) -> int:
-        """Of one caption's text embedding, with its key, index and lengths."""
-        return 2 * self.tokens * self.text_width + 4 + KEY_BYTES + 2 * 4
+        height = resolution // SDXL_ENCODER.downscale
+        return latent_row_bytes(self.channels, height, round(height * self.aspect), self.shard_images)
 
     def encode_sec(self, resolution: int) -> float:
-        return ENCODER_GFLOP[resolution] * self.aspect / (1000 * self.tflops * self.utilisation)
+        return SDXL_ENCODER.flops(resolution, resolution) * self.aspect / (1e12 * self.tflops * self.utilisation)
 
     def read_sec(self, resolution: int) -> float:
         return self.per_image(resolution) / (self.read_gb_per_sec * 1e9)
@@ -83,9 +62,11 @@ class Case:
 def table(case: Case) -> None:
     print("| images | px | a picture | latents | text | encode | read |\n|---|---|---|---|---|---|---|")
     for count in COUNTS:
-        for px in ENCODER_GFLOP:
+        for px in RESOLUTIONS:
             each = case.per_image(px)
-            sizes = f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {count * case.text_bytes() / 1e12:.2f} TB"
+            sizes = (
+                f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {count * text_bytes(case.tokens, case.text_width) / 1e12:.2f} TB"
+            )
             times = f"{count * case.encode_sec(px) / 3600:,.1f} h | {count * case.read_sec(px) / 60:,.1f} min"
             print(f"| {count / 1e6:g}M | {px} | {sizes} | {times} |")
 

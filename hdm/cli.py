@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import command_ema, command_sample, command_vae, command_weights
+from hdm import command_ema, command_plan, command_sample, command_vae, command_weights
 from hdm.errors import DamagedError, HdmError
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a list of pictures to a measured text-to-image model.",
 )
+app.command("plan")(command_plan.plan)
 app.command("sample")(command_sample.sample)
 app.command("ema")(command_ema.ema)
 app.add_typer(command_vae.app, name="vae")

@@ -122,6 +122,8 @@ class DownloadSettings(Settings):
     """Metadata file of a folder, relative to it; None: metadata.jsonl where there is one."""
     max_items: int | None = Field(None, ge=1)
     """Take only the first so many; None: all."""
+    expected_items: int | None = runtime(None, ge=1)
+    """How many the source holds, for `hdm plan` to count with before it is read; nothing else asks."""
     shard_items: int = Field(1000, ge=1)
     """Items a tar shard."""
     max_bytes: int = 50_000_000

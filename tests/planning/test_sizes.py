@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bench.storage import Case, latent_bytes, shard_bytes
 from hdm.data.captions import TEXT, text_metadata
 from hdm.data.latents import LatentFormat, LatentWriter
 from hdm.data.pages import paged_writer
+from hdm.planning.sizes import latent_bytes, shard_bytes, text_bytes
 
 AUTOENCODER = {"class": "AutoencoderKL", "scale": [1.0] * 4, "shift": [0.0] * 4, "weights": "ab" * 32}
 
@@ -41,15 +41,8 @@ def test_a_shard_takes_what_was_reckoned(tmp_path: Path, num_rows: int, channels
 
 def test_a_text_takes_what_was_reckoned(tmp_path: Path) -> None:
     path, tokens, width, count = tmp_path / "text.parquet", 20, 64, 300
-    case = Case(4, 1.0, tokens, width, 1.0, 1.0, 1.0, 1000)
     rows = {"key": [f"{number:016x}" for number in range(count)], "index": [0] * count, "length": [tokens] * count}
     table = pa.table({**rows, "embedding": [np.zeros((tokens, width), np.float16).tobytes()] * count}).cast(TEXT)
     with paged_writer(path, TEXT, text_metadata(width, {})) as writer:
         writer.write_table(table)
-    assert count * case.text_bytes() == pytest.approx(path.stat().st_size, rel=5e-3)
-
-
-def test_times_follow_from_rates() -> None:
-    case = Case(channels=4, aspect=1.0, tokens=1, text_width=1, tflops=273.0, utilisation=0.5, read_gb_per_sec=8.22, shard_images=20_000)
-    assert case.encode_sec(256) == pytest.approx(2e-3)
-    assert case.read_sec(256) == pytest.approx(1e-6, rel=1e-3)
+    assert count * text_bytes(tokens, width) == pytest.approx(path.stat().st_size, rel=5e-3)

@@ -1,0 +1,210 @@
+"""`hdm plan`: what a pipeline takes before it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hdm.errors import ConfigError, DoesNotFitError
+
+if TYPE_CHECKING:
+    from hdm.planning.hardware import Card
+    from hdm.planning.plan import Measured, Plan, Question, Row
+
+ON_WHAT, COSTS, HOW = "On what", "What it costs", "How it is counted"
+PLAIN_WIDTH = 160
+
+NAME = typer.Argument(help="Entry of pipelines.yaml.")
+GPU = typer.Option(
+    metavar="CARD",
+    help="rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; else what train.device finds here, else rtx5090.",
+    rich_help_panel=ON_WHAT,
+)
+NUM_GPUS = typer.Option(min=1, help="On how many training runs; else train.num_processes.", rich_help_panel=ON_WHAT)
+PRICE = typer.Option(min=0, help="Of an hour of one card; else what was published for it, if anything was.", rich_help_panel=COSTS)
+POWER_PRICE = typer.Option(min=0, help="Of a kWh.", rich_help_panel=COSTS)
+LIVE = typer.Option(
+    "--live-encoders",
+    help="The autoencoder runs in training for every sample, and no latents are kept, as in the published run.",
+    rich_help_panel=HOW,
+)
+SOLVE = typer.Option(
+    metavar="batch_size", help="Find the largest micro-batch that fits, phase by phase; it changes no result.", rich_help_panel=HOW
+)
+MEASURE = typer.Option(
+    "--measure", help="Make three training steps of each phase on this machine, and reckon with what they took.", rich_help_panel=HOW
+)
+SETTINGS = typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
+
+
+def plan(
+    name: Annotated[str, NAME],
+    gpu: Annotated[str | None, GPU] = None,
+    num_gpus: Annotated[int | None, NUM_GPUS] = None,
+    price: Annotated[float | None, PRICE] = None,
+    power_price: Annotated[float | None, POWER_PRICE] = None,
+    live_encoders: Annotated[bool, LIVE] = False,
+    solve: Annotated[Literal["batch_size"] | None, SOLVE] = None,
+    measure: Annotated[bool, MEASURE] = False,
+    settings: Annotated[list[str], SETTINGS] = [],  # noqa: B006  (typer copies it)
+    as_json: Annotated[bool, typer.Option("--json", help="The same in JSON.")] = False,
+    store: Annotated[Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")] = None,
+) -> None:
+    """What a pipeline takes before it is run: items, disk, GPU-hours, money, electricity, memory.
+
+    Work is counted from the sizes of model and data, and memory from what each layer keeps; both are held against real ones by tests.
+    How much work a card does in an hour is assumed, with two figures fitted to the four phases of the published run; --measure replaces
+    the assumption by steps on this machine. Every assumption is told below the table.
+
+    Outputs that are in the store are marked and not in the sum of what is left. Data stages run on one device, and theirs are the hours
+    of its products alone: reading, decoding and the network are not in them.
+
+    Exit 0 if what is left fits, 3 if a training phase does not fit in the card's memory or the outputs not on the disk.
+
+    Examples:
+
+    hdm plan hdm-xut-fast --gpu rtx5090 --num-gpus 4 --power-price 0.30
+
+    hdm plan hdm-xut-fast --gpu h200 --price 3.50 --solve batch_size
+
+    hdm plan hdm-xut-base --gpu rtx5090 --num-gpus 4 --live-encoders     (the published run)
+
+    hdm plan demo --measure
+    """
+    from hdm.pipelines import load_pipeline
+    from hdm.planning import hardware
+    from hdm.planning.plan import Question, make_plan, with_largest_micro_batches
+    from hdm.store import Store, store_root
+
+    pipeline = load_pipeline(name, settings, file)
+    here = hardware.card_here(pipeline.train.device) if measure or gpu is None else None
+    card = hardware.card(gpu) if gpu else here or (hardware.cpu() if measure else hardware.CARDS[hardware.PUBLISHED_CARD])
+    asked = Question(pipeline, Store(store_root(store)), card, num_gpus or pipeline.train.num_processes, live_encoders)
+    if solve:
+        asked = replace(asked, pipeline=with_largest_micro_batches(asked))
+    found = make_plan(replace(asked, measured=_measured(asked)) if measure else asked)
+    prices = Prices(card, card.price if price is None else price, power_price)
+    if as_json:
+        print(json.dumps(_values(found, prices), indent=1))
+    else:
+        _tell(found, prices)
+    if found.problems:
+        raise DoesNotFitError("; ".join(found.problems), do=_advice(found, solved=solve is not None))
+
+
+def _measured(asked: Question) -> Mapping[str, Measured]:
+    from hdm.planning.measure import measure
+
+    if asked.live_encoders:
+        raise ConfigError("training here reads latents, so steps with a live autoencoder cannot be measured", do="leave one of the two out")
+    return {phase.name: measure(asked.pipeline, number, asked.num_gpus) for number, phase in enumerate(asked.pipeline.train.phases)}
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What hours of a card cost; None: not known."""
+
+    card: Card
+    hour: float | None
+    kwh: float | None
+
+    def energy_kwh(self, hours: float) -> float | None:
+        """At the board's full power, the rest of the machine left out."""
+        return hours * self.card.watts / 1000 if self.card.watts else None
+
+    def of(self, hours: float) -> dict[str, float | None]:
+        """Money for the hours, kWh, and money for these."""
+        energy = self.energy_kwh(hours)
+        return {
+            "money": None if self.hour is None else hours * self.hour,
+            "kwh": energy,
+            "power_money": None if energy is None or self.kwh is None else energy * self.kwh,
+        }
+
+
+def _values(plan: Plan, prices: Prices) -> dict[str, Any]:
+    rows = [{**asdict(row), "wall_hours": row.hours / row.processes, **prices.of(row.hours)} for row in plan.rows]
+    return {
+        "outputs": rows,
+        "left": _sum(plan.left, prices),
+        "all": _sum(plan.rows, prices),
+        "notes": plan.notes,
+        "problems": plan.problems,
+    }
+
+
+def _sum(rows: Any, prices: Prices) -> dict[str, Any]:
+    hours = sum(row.hours for row in rows)
+    wall = sum(row.hours / row.processes for row in rows)
+    return {"bytes": sum(row.bytes for row in rows), "hours": hours, "wall_hours": wall, **prices.of(hours)}
+
+
+def _tell(plan: Plan, prices: Prices) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    shown = {"money": prices.hour is not None, "kWh": bool(prices.card.watts), "power": prices.kwh is not None and bool(prices.card.watts)}
+    extra = [name for name, wanted in shown.items() if wanted]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("output")
+    unit = "CPU" if prices.card.is_cpu else "GPU"
+    for heading in ("items", "disk", f"{unit}-hours", "hours", *extra, "memory", "micro-batch"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for row in plan.rows:
+        table.add_row(*_cells(row, prices, extra), "[green]done[/]" if row.done else "")
+    for title, rows in (("left", plan.left), ("in all", list(plan.rows))):
+        total = _sum(rows, prices)
+        cells = [amount(total["hours"]), amount(total["wall_hours"]), *_costs(total["hours"], prices, extra)]
+        table.add_row(f"[bold]{title}[/]", "", size(total["bytes"]), *cells)
+    (console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)).print(table)
+    for note in plan.notes:
+        console.print(f"· {escape(note)}")
+
+
+def _cells(row: Row, prices: Prices, extra: list[str]) -> list[str]:
+    worked = row.hours > 0
+    return [
+        escape(row.name),
+        f"{row.items:,}",
+        size(row.bytes),
+        amount(row.hours) if worked else "",
+        amount(row.hours / row.processes) if worked else "",
+        *(_costs(row.hours, prices, extra) if worked else [""] * len(extra)),
+        size(row.memory_bytes) if row.memory_bytes else "",
+        f"{row.micro_batch:,}" if row.micro_batch else "",
+    ]
+
+
+def _costs(hours: float, prices: Prices, extra: list[str]) -> list[str]:
+    found = prices.of(hours)
+    values = {"money": found["money"], "kWh": found["kwh"], "power": found["power_money"]}
+    return [amount(values[name] or 0.0) for name in extra]
+
+
+def amount(value: float) -> str:
+    """Hours, money or kWh: to a tenth, small ones to two digits."""
+    return f"{value:,.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
+def size(count: float) -> str:
+    """Bytes in the largest decimal unit: 2_500_000 is 2.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.2f} TB"
+
+
+def _advice(plan: Plan, *, solved: bool) -> str:
+    if any(problem.startswith("train.") for problem in plan.problems):
+        more = "raise train.phases.N.checkpoint_blocks, or take a larger card"
+        return more if solved else f"--solve batch_size finds micro-batches that fit; or {more}"
+    return "make room, or choose another --store"

@@ -1,0 +1,204 @@
+"""Floating-point operations of the models beside the denoiser, from their sizes: two for each multiplication and addition of a product.
+
+Elementwise arithmetic is not counted, as by torch's own counter, to which a test holds these. Sizes come from the model's own
+config.json where it is on this machine, else from what was published with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm.errors import InputError
+from hdm.models.components import locate
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder-only transformer with gated feed-forward layers and grouped queries, as of Llama's or Qwen's family."""
+
+    width: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+    mlp_width: int
+
+    @property
+    def num_weights(self) -> int:
+        """Of the layers' matrices; embeddings are looked up, not multiplied."""
+        attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads)
+        return self.layers * (attention + 3 * self.width * self.mlp_width)
+
+    def flops(self, tokens: int) -> int:
+        """One forward pass of a text: 2 a weight and token, and attention over all pairs."""
+        return 2 * self.num_weights * tokens + self.layers * 4 * tokens**2 * self.heads * self.head_size
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """The encoder of an AutoencoderKL: residual stages that halve but the last, and a middle with attention.
+
+    Args:
+        channels: of each stage.
+        blocks: residual blocks a stage.
+        latent_channels: of a latent; mean and variance come out.
+        in_channels: of a picture.
+        attention: in the middle.
+        quantized: a last 1×1 convolution.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    latent_channels: int
+    in_channels: int = 3
+    attention: bool = True
+    quantized: bool = True
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent pixel, each way."""
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def num_weights(self) -> int:
+        """Of convolutions and attention; biases and norms left out."""
+        return sum(weights for _, weights in self._products())
+
+    def flops(self, height: int, width: int) -> int:
+        """One picture of so many pixels: 2 a weight and pixel that it makes, and the middle's attention over all pairs."""
+        area = height * width
+        last = area // self.downscale**2
+        pairs = 4 * last**2 * self.channels[-1] if self.attention else 0
+        return sum(2 * (area // 4**halvings) * weights for halvings, weights in self._products()) + pairs
+
+    def _products(self) -> Iterator[tuple[int, int]]:
+        """(how often the picture was halved, weights) of every convolution and linear layer."""
+        before, end = self.channels[0], len(self.channels) - 1
+        yield 0, 9 * self.in_channels * before
+        for stage, after in enumerate(self.channels):
+            for _ in range(self.blocks):
+                yield stage, _residual_weights(before, after)
+                before = after
+            if stage < end:
+                yield stage + 1, 9 * after * after
+        yield end, 2 * _residual_weights(before, before) + (4 * before**2 if self.attention else 0)
+        moments = 2 * self.latent_channels
+        yield end, 9 * before * moments + (moments**2 if self.quantized else 0)
+
+
+def _residual_weights(before: int, after: int) -> int:
+    """Two 3×3 convolutions, and a 1×1 one where the channels change."""
+    return 9 * before * after + 9 * after * after + (before * after if before != after else 0)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A plain transformer of a contrastive model: of a picture's patches and the class token, or of a text.
+
+    Args:
+        width: of a token.
+        layers: in number.
+        tokens: of an input, the class token with them.
+        mlp_ratio: hidden width over width.
+        patch: values of a patch; 0: tokens are looked up.
+    """
+
+    width: int
+    layers: int
+    tokens: int
+    mlp_ratio: float = 4.0
+    patch: int = 0
+
+    def flops(self) -> int:
+        """One forward pass; the last projection of one token is left out."""
+        weights = 4 * self.width**2 + 2 * int(self.mlp_ratio * self.width) * self.width
+        layer = 2 * self.tokens * weights + 4 * self.tokens**2 * self.width
+        return self.layers * layer + 2 * (self.tokens - 1) * self.patch * self.width
+
+
+# Qwen3-0.6B: arXiv 2505.09388, table 1, and its config.json. SDXL's autoencoder: arXiv 2307.01952; its config.json is that of the
+# fine-tuned ones too. ViT-L/14: arXiv 2103.00020, table 20.
+PUBLISHED_TEXT = {"Qwen/Qwen3-0.6B": LanguageModel(1024, 28, 16, 8, 128, 3072)}
+SDXL_ENCODER = ImageEncoder((128, 256, 512, 512), 2, 4)
+PUBLISHED_AUTOENCODERS = dict.fromkeys(("KBlueLeaf/EQ-SDXL-VAE", "stabilityai/sdxl-vae", "madebyollin/sdxl-vae-fp16-fix"), SDXL_ENCODER)
+PUBLISHED_TOWERS = {"ViT-L-14": (Tower(1024, 24, 257, patch=3 * 14**2), Tower(768, 12, 77))}
+
+
+def language_model(reference: str) -> LanguageModel | None:
+    """The text encoder of that name; None: a kind that is not counted here.
+
+    Raises:
+        InputError: it is not on this machine, and no sizes of it are known here.
+    """
+    config = _config(reference, "config.json", PUBLISHED_TEXT)
+    if config is None:
+        return PUBLISHED_TEXT[_name(reference)]
+    wanted = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+    return of_language_config(config) if wanted <= config.keys() else None
+
+
+def of_language_config(config: dict[str, Any]) -> LanguageModel:
+    """From transformers' configuration, as a dictionary."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    key_heads = config.get("num_key_value_heads") or heads
+    head_size = config.get("head_dim") or width // heads
+    return LanguageModel(width, config["num_hidden_layers"], heads, key_heads, head_size, config["intermediate_size"])
+
+
+def image_encoder(reference: str) -> ImageEncoder | None:
+    """The encoder of the autoencoder of that name; None: a kind that is not counted here.
+
+    Raises:
+        InputError: it is not on this machine, and no sizes of it are known here.
+    """
+    config = _config(reference, "config.json", PUBLISHED_AUTOENCODERS)
+    if config is None:
+        return PUBLISHED_AUTOENCODERS[_name(reference)]
+    return of_autoencoder_config(config) if config.get("_class_name") in ("AutoencoderKL", "AutoencoderKLFlux2") else None
+
+
+def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder:
+    """From diffusers' configuration, as a dictionary."""
+    return ImageEncoder(
+        tuple(config["block_out_channels"]), config["layers_per_block"], config["latent_channels"], config.get("in_channels", 3),
+        config.get("mid_block_add_attention", True), config.get("use_quant_conv", True),
+    )  # fmt: skip
+
+
+def towers(reference: str) -> tuple[Tower, Tower] | None:
+    """The contrastive model's towers of picture and text; None: a kind that is not counted here.
+
+    Raises:
+        InputError: it is not on this machine, and no sizes of it are known here.
+    """
+    name = reference.partition("@")[0]
+    if name in PUBLISHED_TOWERS:
+        return PUBLISHED_TOWERS[name]
+    config = _config(reference, "open_clip_config.json", PUBLISHED_TOWERS) or {}
+    model = config.get("model_cfg", {})
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    if not {"image_size", "patch_size", "width", "layers"} <= vision.keys() or not isinstance(vision["layers"], int):
+        return None
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    picture = Tower(vision["width"], vision["layers"], patches + 1, vision.get("mlp_ratio", 4.0), 3 * vision["patch_size"] ** 2)
+    return picture, Tower(text.get("width", 0), text.get("layers", 0), text.get("context_length", 77), text.get("mlp_ratio", 4.0))
+
+
+def _name(reference: str) -> str:
+    return reference.partition("@")[0]
+
+
+def _config(reference: str, file: str, published: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration in the model's folder; None: it is not on this machine, but its sizes are published."""
+    try:
+        folder = locate(reference)
+    except InputError:
+        if _name(reference) in published:
+            return None
+        raise
+    path: Path = folder / file
+    return json.loads(path.read_bytes()) if path.is_file() else {}

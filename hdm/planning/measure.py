@@ -1,0 +1,118 @@
+"""Three steps of a training phase on this machine: the training's own process and code, on made-up data of the same shapes.
+
+`python -m hdm.planning.measure JOB.json` is that process; it prints what the steps took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hdm
+from hdm.config import Pipeline
+from hdm.errors import ConfigError, DoesNotFitError, HdmError
+from hdm.models.components import resolve
+from hdm.models.cpu import training_environment
+from hdm.planning.counts import image_encoder
+from hdm.planning.plan import Measured
+from hdm.planning.rehearsal import Rehearsal
+from hdm.store import Store
+from hdm.training.job import Job
+
+STEPS, WARM_UP = 3, 1
+
+
+def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured:
+    """Make a phase's steps in a process of its own.
+
+    Args:
+        pipeline: resolved; its text encoder has to be on this machine, unless text embeddings are cached.
+        number: of the phase.
+        num_processes: over which the global batch is shared; one share is measured.
+
+    Raises:
+        InputError: a model is not on this machine.
+        DoesNotFitError: a step does not fit in the device's memory.
+        HdmError: the process failed otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="hdm-plan-") as folder:
+        job = _job(_share(pipeline, number, num_processes), number, Path(folder))
+        job.write()
+        package = str(Path(hdm.__file__).resolve().parent.parent)
+        paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        quicker = training_environment() if job.settings.train.device == "cpu" else {}
+        command = [sys.executable, "-m", "hdm.planning.measure", str(job.path)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**quicker, **os.environ, "PYTHONPATH": paths}, check=False)
+    if done.returncode == DoesNotFitError.exit_code:
+        raise DoesNotFitError(f"a step of {job.phase.name} does not fit in memory", do="set micro_batch lower, or checkpoint_blocks: 1.0")
+    if done.returncode:
+        raise HdmError(f"the steps of {job.phase.name} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _share(pipeline: Pipeline, number: int, num_processes: int) -> Pipeline:
+    """The pipeline with the share of one process as the phase's batch."""
+    phases = list(pipeline.train.phases)
+    batch = -(-phases[number].batch_size // num_processes)
+    phases[number] = phases[number].model_copy(update={"batch_size": batch})
+    train = pipeline.train.model_copy(update={"phases": tuple(phases), "num_processes": 1})
+    return pipeline.model_copy(update={"train": train})
+
+
+def _job(pipeline: Pipeline, number: int, folder: Path) -> Job:
+    components = resolve(pipeline.components)
+    encoder = image_encoder(components.need("autoencoder"))
+    if encoder is None:
+        raise ConfigError("how far this autoencoder scales down is not known here", where="components.autoencoder")
+    rehearsal = Rehearsal(Store(folder / "store"), pipeline, pipeline.train.phases[number], encoder.downscale)
+    inputs = rehearsal.inputs()
+    (folder / "scratch").mkdir()
+    return Job(
+        pipeline=pipeline.model_dump(mode="json"),
+        number=number,
+        identity={},
+        digest="",
+        inputs={name: str(output.path) for name, output in inputs.items()},
+        folder=str(folder),
+        scratch=str(folder / "scratch"),
+        text_encoder=components.need("text_encoder"),
+        autoencoder=components.need("autoencoder"),
+    )
+
+
+def main(path: Path) -> int:
+    """The process: print what the job's steps took, as `Measured`."""
+    import torch
+
+    from hdm.models.devices import choose_device
+    from hdm.training.guard import StopRequest
+    from hdm.training.records import peak_memory_bytes
+    from hdm.training.trainer import Trainer
+
+    job = Job.read(path)
+    device = choose_device(job.settings.train.device, "measuring")
+    torch.use_deterministic_algorithms(device == "cpu")  # as in training
+    seconds = []
+    try:
+        trainer = Trainer(job, StopRequest(), device)
+        for _ in range(WARM_UP + STEPS):
+            begun = time.perf_counter()
+            trainer._step()  # ends by reading the loss from the device
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+        trainer.feed.close()
+    except torch.OutOfMemoryError:
+        return DoesNotFitError.exit_code
+    print(json.dumps({"step_sec": statistics.median(seconds[WARM_UP:]), "memory_bytes": peak_memory_bytes()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

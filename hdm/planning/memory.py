@@ -1,0 +1,194 @@
+"""Memory of a training step: what stays, and what a forward pass keeps for the backward pass, by formula.
+
+The formulas follow `hdm.models.layers` and `hdm.models.fused` operation by operation; tests hold them against the tensors that autograd
+keeps, and the peak against a step's. Compiled blocks keep less: for them the figures are an upper bound.
+
+Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D width, M feed-forward width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hdm.architecture import XUTConfig
+from hdm.config import Phase, TrainSettings
+from hdm.models.execution import recomputed_blocks
+from hdm.models.tread import num_kept
+
+
+@dataclass(frozen=True)
+class Form:
+    """In what form a step computes.
+
+    Args:
+        item: bytes of a number in the matrix products: 4, or 2 in bfloat16 autocast.
+        by_hand: with the CPU's own gradients (`hdm.models.fused`).
+    """
+
+    item: int
+    by_hand: bool
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Of a denoiser: all, the matrices that autocast casts, and those that Muon takes."""
+
+    total: int
+    matrices: int
+    muon: int
+
+
+@lru_cache(maxsize=16)
+def parameters(config: XUTConfig) -> Parameters:
+    """Counted on the model itself, made without memory."""
+    import torch
+
+    from hdm.models.xut import XUT
+    from hdm.training.optimizers import is_muon
+
+    with torch.device("meta"):
+        named = list(XUT(config).named_parameters())
+    return Parameters(
+        sum(value.numel() for _, value in named),
+        sum(value.numel() for _, value in named if value.ndim in (2, 4)),
+        sum(value.numel() for name, value in named if is_muon(name, value)),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step on one device.
+
+    Args:
+        weights, gradients, optimizer, average: of all parameters, in float32; `average` is the moving average of the weights.
+        copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's buckets.
+        encoders: weights of models that run in training.
+        sample: of what one sample of a micro-batch keeps until the backward pass, and that needs beside.
+        micro_batch: samples.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    copies: int
+    encoders: int
+    sample: int
+    micro_batch: int
+
+    @property
+    def fixed(self) -> int:
+        """Whatever the micro-batch."""
+        return self.weights + self.gradients + self.optimizer + self.average + self.copies + self.encoders
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.sample * self.micro_batch
+
+    def largest_micro_batch(self, room: float) -> int:
+        """Samples that fit into so many bytes; 0 if not even one does."""
+        return max(0, int((room - self.fixed) // self.sample))
+
+
+def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, int], on_cpu: bool, encoders: int = 0) -> Memory:
+    """Of one step of a phase.
+
+    Args:
+        settings: model, optimizer and precision.
+        phase: batch, TREAD and recomputation.
+        tokens: of the image and of the text, of a sample.
+        on_cpu: whether on a CPU.
+        encoders: bytes of the weights of models that run in training.
+    """
+    model, half, count = settings.model, settings.precision == "bfloat16", parameters(settings.model)
+    share = -(-phase.batch_size // settings.num_processes)
+    buckets = 4 * count.total if settings.num_processes > 1 else 0
+    form = Form(2 if half else 4, by_hand=on_cpu)
+    return Memory(
+        weights=4 * count.total,
+        gradients=4 * count.total,
+        optimizer=optimizer_bytes(count, phase),
+        average=4 * count.total,
+        copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0) + buckets,
+        encoders=encoders,
+        sample=sample_bytes(model, phase, tokens, form),
+        micro_batch=min(phase.micro_batch or share, share),
+    )
+
+
+def optimizer_bytes(count: Parameters, phase: Phase) -> int:
+    """Two averages in float32 a parameter for AdamW, one for Muon."""
+    muon = count.muon if phase.optimizer.kind == "muon" else 0
+    return 8 * (count.total - muon) + 4 * muon
+
+
+def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: Form) -> int:
+    """What a sample adds to the peak, which comes where the backward pass meets the most: walked from the last block to the first."""
+    lowest = min(rate for _, rate in phase.tread_rates)  # keeps the most tokens
+    blocks = block_tokens(model, phase.tread_route, tokens, lowest)
+    again = recomputed_blocks(len(blocks), phase.checkpoint_blocks)
+    kept, peak = 0, 0
+    for number, block in enumerate(blocks):
+        needed, stream = block_bytes(model, block, form), 4 * block.seen * model.width
+        # A recomputed block keeps its input alone, and has the rest, which holds that too, when its turn comes.
+        beside = kept + (max(needed, stream) if number in again else needed)
+        kept += stream if number in again else needed
+        peak = max(peak, beside + _passing_bytes(model, block, form))
+    return peak + _input_bytes(model, tokens, form)
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Tokens that a block sees, those that it gives back, and whether it cross-attends to a skip."""
+
+    seen: int
+    given: int
+    cross: bool
+
+
+def block_tokens(model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[int, int], rate: float) -> list[BlockTokens]:
+    """Of each block, as they run, at a TREAD rate."""
+    num_image, num_text = tokens
+    first, total = model.prev_blocks + model.depth * model.enc_blocks, model.num_blocks
+    cross = {first + stage * model.dec_blocks for stage in range(model.depth)}
+    start, end = model.tread_route(route)
+    kept = num_kept(num_image, rate)
+    found = []
+    for number in range(total):
+        routed = kept < num_image and start <= number < end
+        seen = (kept if routed else num_image) + num_text
+        last = number == total - 1 and number not in cross and not routed
+        found.append(BlockTokens(seen, num_image if last else seen, number in cross))
+    return found
+
+
+def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
+    """What autograd keeps of one block, for one sample.
+
+    Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys and values, these rotated, the angles,
+    the attention's result, and the update in float32. Cross-attention: the same with the skip. Feed-forward: norm, input, both halves,
+    one of them after its activation, their product, and the update.
+    """
+    d, m, i = model.width, model.mlp_width, form.item
+    norm = (4 if form.by_hand else 8) * d
+    angles = (4 if form.by_hand else 6) * d
+    self_floats = 0 if form.by_hand or i == 4 else 8 * d
+    cross_floats = 0 if form.by_hand else 8 * d
+    qk_norm = (8 if form.by_hand else 16) * d if model.qk_norm else 0
+    attention = block.seen * (norm + i * d + 3 * i * d + self_floats + qk_norm + angles + 2 * i * d) + block.given * (i * d + 4 * d)
+    crossed = block.seen * (norm + 2 * i * d + 2 * i * d + cross_floats + qk_norm + angles + 2 * i * d + i * d + 4 * d)
+    forward = block.given * (norm + i * d + 4 * i * m + 4 * d)
+    return attention + forward + (crossed if block.cross else 0)
+
+
+def _passing_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
+    """Of the backward pass through a feed-forward layer: gradients of stream and update, of both halves and of their product."""
+    return block.given * (8 * model.width + 3 * form.item * model.mlp_width)
+
+
+def _input_bytes(model: XUTConfig, tokens: tuple[int, int], form: Form) -> int:
+    """Latent, noise, what is predicted and its differences; the text embedding as it is read and as it is multiplied."""
+    num_image, num_text = tokens
+    latent = num_image * model.channels * model.patch_size**2
+    return 4 * 6 * latent + (4 + form.item) * num_text * model.text_width

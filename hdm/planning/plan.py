@@ -1,0 +1,330 @@
+"""The plan of a pipeline: each output with its items, bytes, work, hours and memory, what is done already, and whether the rest fits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from hdm.config import Phase, Pipeline
+from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.models.components import resolve
+from hdm.planning import counts, hardware, memory, sizes, work
+from hdm.planning.hardware import Card
+from hdm.planning.work import Work
+from hdm.stages import Step, identities, steps
+from hdm.store import Output, Store, read_output
+from hdm.training.checkpoint import KEEP
+from hdm.training.job import num_steps
+
+Sizes = TypeVar("Sizes")
+RESERVED_BYTES = 1.5e9
+"""Assumed: of a GPU's memory, what its driver takes and what lies between blocks."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output.
+
+    Args:
+        name: as `encode.256px`.
+        items: pictures, captions or samples that go through.
+        bytes: that it takes in the store.
+        hours: of one device, whether done or not.
+        processes: devices that share these hours.
+        memory_bytes: peak on one device; None: batches shrink to what there is.
+        micro_batch: samples of a forward pass, in training.
+        done: it is in the store.
+    """
+
+    name: str
+    items: int
+    bytes: int
+    hours: float
+    processes: int = 1
+    memory_bytes: int | None = None
+    micro_batch: int | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What training steps took here: seconds of an optimizer step, and the most memory (bytes)."""
+
+    step_sec: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a pipeline.
+
+    Args:
+        pipeline: resolved.
+        store: where outputs lie.
+        card: on what.
+        num_gpus: on how many of them training runs.
+        live_encoders: the autoencoder runs in training, for every sample, and no latents are kept, as in the published run.
+        measured: phase name → what its steps took on this machine.
+    """
+
+    pipeline: Pipeline
+    store: Store
+    card: Card
+    num_gpus: int = 1
+    live_encoders: bool = False
+    measured: Mapping[str, Measured] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows in order, what was assumed, and what does not fit (empty: all does)."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def left(self) -> list[Row]:
+        """What is not done."""
+        return [row for row in self.rows if not row.done]
+
+
+def make_plan(question: Question) -> Plan:
+    """Count everything.
+
+    Raises:
+        ConfigError: it is not known how many pictures there are.
+    """
+    return _Planner(question).plan()
+
+
+def with_largest_micro_batches(question: Question) -> Pipeline:
+    """The pipeline with the largest micro-batch in each phase that fits, which changes no result beyond rounding."""
+    phases = _Planner(question).largest_micro_batches()
+    return question.pipeline.model_copy(update={"train": question.pipeline.train.model_copy(update={"phases": phases})})
+
+
+class _Planner:
+    def __init__(self, question: Question) -> None:
+        self.asked, self.pipeline = question, question.pipeline
+        train = self.pipeline.train.model_copy(update={"num_processes": question.num_gpus})
+        self.train = train
+        self.notes: list[str] = []
+
+    @cached_property
+    def done(self) -> dict[str, Output]:
+        return _done(self.pipeline, self.asked.store)
+
+    def plan(self) -> Plan:
+        rows = [self._row(step) for step in steps(self.pipeline) if not self._skipped(step)]
+        return Plan(tuple(rows), tuple(self._told()), tuple(self._problems(rows)))
+
+    def _skipped(self, step: Step) -> bool:
+        return self.asked.live_encoders and step.stage == "encode" and step.name.endswith("px")
+
+    def _row(self, step: Step) -> Row:
+        ready = self.done.get(step.name)
+        row = self._training(step.name) if step.stage == "train" else self._data(step.name)
+        return row if ready is None else replace(row, bytes=sum(file.bytes for file in ready.files), done=True)
+
+    def _data(self, name: str) -> Row:
+        counted: dict[str, Callable[[], tuple[int, float, Work]]] = {
+            "download": lambda: (self.items, self._picture_bytes() + sizes.TAR_BYTES, Work()),
+            "filter.measures": lambda: (self.items, *self._measures()),
+            "filter": lambda: (self.items, sizes.SCORE_BYTES, Work()),
+            "caption": lambda: (self.captions, sizes.CAPTION_BYTES, Work()),
+            "encode.tokens": lambda: (self.captions, sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + sizes.SMALL_BYTES, Work()),
+            "encode.text": lambda: (self.captions, *self._text()),
+            "evaluate": lambda: (self.pipeline.evaluate.num_images, 3 * self._last_side() ** 2, self._pictures()),
+        }
+        items, each, done = counted[name]() if name in counted else (self.kept, *self._latents(int(name.removeprefix("encode.")[:-2])))
+        seconds = self.asked.card.seconds(items * done.flops, done.tokens) if done.flops else 0.0
+        return Row(name, items, round(items * each), seconds / 3600)
+
+    def _picture_bytes(self) -> float:
+        scenes = self.pipeline.download.kind == "scenes"
+        return sizes.SCENE_BYTES * self.pipeline.download.scenes.size_px**2 if scenes else sizes.PICTURE_BYTES
+
+    def _last_side(self) -> int:
+        return self.train.phases[-1].resolution if self.train.phases else 0
+
+    def _measures(self) -> tuple[float, Work]:
+        found = self._sizes("contrastive", counts.towers)
+        if found is None:
+            return sizes.MEASURE_BYTES, Work()
+        picture, text = found
+        both = picture.flops() + (text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0)
+        return sizes.MEASURE_BYTES + 2 * text.width, Work(both, picture.tokens)
+
+    def _text(self) -> tuple[float, Work]:
+        tokens = self.pipeline.encode.max_tokens
+        each = sizes.text_bytes(tokens, self.train.model.text_width)
+        return each, Work(self.language.flops(tokens), tokens) if self.language else Work()
+
+    def _latents(self, resolution: int) -> tuple[float, Work]:
+        width = round(resolution * sizes.ASPECT)
+        side, long = resolution // self.downscale, width // self.downscale
+        each = sizes.latent_row_bytes(self.train.model.channels, side, long)
+        return each, Work(self.encoder.flops(resolution, width), side * long) if self.encoder else Work()
+
+    def _pictures(self) -> Work:
+        if not self.train.phases:
+            return Work()
+        settings, last = self.pipeline.evaluate, self.train.phases[-1]
+        return work.sampling(self.train.model, self._tokens(last), settings.steps, guided=settings.guidance != 1)
+
+    def largest_micro_batches(self) -> tuple[Phase, ...]:
+        """The phases with the largest micro-batch that fits; 1 where not even that does."""
+        found = []
+        for phase in self.train.phases:
+            share = -(-phase.batch_size // self.train.num_processes)
+            most = min(share, self._memory(phase).largest_micro_batch(self.room))
+            if self.train.contrastive_weight and most < share:
+                most -= most % 2  # neighbours stay together
+            found.append(phase.model_copy(update={"micro_batch": max(1, most)}))
+        return tuple(found)
+
+    def _live(self) -> tuple[counts.LanguageModel | None, counts.ImageEncoder | None]:
+        """The models that run in training."""
+        return None if self.pipeline.encode.text_embeddings else self.language, self.encoder if self.asked.live_encoders else None
+
+    def _memory(self, phase: Phase) -> memory.Memory:
+        language, encoder = self._live()
+        weights = (self.item * language.num_weights if language else 0) + (4 * encoder.num_weights if encoder else 0)
+        return memory.training_memory(self.train, phase, self._tokens(phase), self.asked.card.is_cpu, weights)
+
+    def _training(self, name: str) -> Row:
+        phase = next(phase for phase in self.train.phases if f"train.{phase.name}" == name)
+        peak, done = self._memory(phase), work.training(self.train.model, phase, self._tokens(phase), *self._live())
+        samples = num_steps(phase) * phase.batch_size
+        seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
+        if found := (self.asked.measured or {}).get(phase.name):
+            seconds, total = num_steps(phase) * found.step_sec * self.train.num_processes, found.memory_bytes
+        left = sizes.phase_bytes(memory.parameters(self.train.model).total)
+        return Row(name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch)
+
+    def _tokens(self, phase: Phase) -> tuple[int, int]:
+        """Of the image and of the text; texts padded to their greatest length, which live training does where one is as long."""
+        side = phase.resolution // self.downscale // self.train.model.patch_size
+        return side**2, phase.max_tokens or self.pipeline.encode.max_tokens
+
+    @cached_property
+    def room(self) -> float:
+        """Bytes of one device."""
+        card = self.asked.card
+        return 1e9 * card.memory_gb - (0 if card.is_cpu else RESERVED_BYTES)
+
+    @property
+    def item(self) -> int:
+        return 2 if self.train.precision == "bfloat16" and not self.asked.card.is_cpu else 4
+
+    @cached_property
+    def items(self) -> int:
+        """Asked for: as downloaded, else as expected."""
+        settings, ready = self.pipeline.download, self.done.get("download")
+        if ready is not None:
+            return ready.counts["items"]
+        if settings.kind == "scenes":
+            return round(settings.scenes.count * (1 + settings.scenes.faults))
+        known = [count for count in (settings.max_items, settings.expected_items) if count is not None]
+        if not known:
+            raise ConfigError(
+                "nobody knows yet how many pictures there are", where="download.expected_items",
+                do="say it: --set download.expected_items=1_000_000",
+            )  # fmt: skip
+        return min(known)
+
+    @cached_property
+    def kept(self) -> int:
+        """By the filter; before it has run, all."""
+        ready = self.done.get("filter")
+        return ready.counts["kept"] if ready is not None else self.items
+
+    @cached_property
+    def captions(self) -> int:
+        ready = self.done.get("caption")
+        if ready is not None:
+            return ready.counts["captions"]
+        return self.kept * max(1, sum(maker.count for maker in self.pipeline.caption.makers if maker.when == "always"))
+
+    @cached_property
+    def language(self) -> counts.LanguageModel | None:
+        return self._sizes("text_encoder", counts.language_model)
+
+    @cached_property
+    def encoder(self) -> counts.ImageEncoder | None:
+        return self._sizes("autoencoder", counts.image_encoder)
+
+    @property
+    def downscale(self) -> int:
+        return self.encoder.downscale if self.encoder else 8
+
+    def _sizes(self, component: str, find: Callable[[str], Sizes | None]) -> Sizes | None:
+        """A component's sizes; None, with a note, where they are not known."""
+        try:
+            reference = getattr(resolve(self.pipeline.components), component)
+            found = find(reference) if reference else None
+        except InputError:
+            found = None
+        if found is None:
+            self.notes.append(f"the work of {component} is not counted: its sizes are not known here")
+        return found
+
+    def _told(self) -> list[str]:
+        card = self.asked.card
+        told = [f"{card.name}: {card.tflops:g} TFLOP/s, {card.memory_gb:.0f} GB ({card.source})"]
+        if self.asked.measured:
+            told.append("training: three steps of each phase, measured here")
+        elif not card.is_cpu:
+            told.append(f"two figures fitted to the four published phases: {hardware.FITTED}")
+        if "filter" not in self.done:
+            told.append("before the filter has run, every picture counts as kept")
+        told.append(
+            f"assumed: {sizes.PICTURE_BYTES / 1e6:g} MB a picture, {sizes.ASPECT} times as long as short; texts padded to their limit"
+        )
+        if any(maker.kind in ("coca", "transformers") for maker in self.pipeline.caption.makers):
+            told.append("captions that a model makes are not counted")
+        if self.train.compile:
+            told.append("memory as without compile, which takes less")
+        return told + list(dict.fromkeys(self.notes))
+
+    def _problems(self, rows: Sequence[Row]) -> list[str]:
+        found = []
+        for row in rows:
+            if row.memory_bytes is not None and row.memory_bytes > self.room and not row.done:
+                found.append(
+                    f"{row.name} takes {row.memory_bytes / 1e9:.1f} GB with micro-batches of {row.micro_batch}; "
+                    f"{self.asked.card.name} has {self.room / 1e9:.1f} to spare"
+                )
+        left = sum(row.bytes for row in rows if not row.done) + self._checkpoint_bytes(rows)
+        root = self.asked.store.root
+        free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
+        if left > free:
+            found.append(f"the outputs to be made take {left / 1e9:,.1f} GB; {free / 1e9:,.1f} are free in {root}")
+        return found
+
+    def _checkpoint_bytes(self, rows: Sequence[Row]) -> int:
+        phases = [phase for phase in self.train.phases if any(row.name == f"train.{phase.name}" and not row.done for row in rows)]
+        count = memory.parameters(self.train.model)
+        sets = [memory.optimizer_bytes(count, phase) for phase in phases]
+        return max((sizes.checkpoint_bytes(count.total, state, KEEP) for state in sets), default=0)
+
+
+def _done(pipeline: Pipeline, store: Store) -> dict[str, Output]:
+    """What is in the store already. Nothing is rehashed, and nothing set aside."""
+    found: dict[str, Output] = {}
+    for step in steps(pipeline):
+        try:
+            found[step.name] = _read(store, pipeline, step.name)
+        except (InputError, FileNotFoundError, DamagedError):
+            continue  # a model that the name depends on is not here, or the output is not
+    return found
+
+
+def _read(store: Store, pipeline: Pipeline, name: str) -> Output:
+    folder: Path = store.folder(identities(pipeline, name)[name])
+    return read_output(folder)

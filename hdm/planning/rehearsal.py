@@ -1,0 +1,90 @@
+"""Made-up inputs of one training phase, with the shapes of the real ones: what training reads, before any of it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hdm.config import Phase, Pipeline
+from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
+from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.pages import paged_writer
+from hdm.data.tables import CAPTIONS, SCORES, TOKENS, write_table
+from hdm.store import Identity, Output, Store
+
+Rows = dict[str, Sequence[Any]]
+NUM_PICTURES = 64
+KEYS = [f"{number:016x}" for number in range(NUM_PICTURES)]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Writes the inputs of a phase into a store of its own.
+
+    Args:
+        store: an empty one.
+        pipeline, phase: as configured.
+        downscale: of the autoencoder.
+    """
+
+    store: Store
+    pipeline: Pipeline
+    phase: Phase
+    downscale: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of every caption: as many as it may have."""
+        return self.phase.max_tokens or self.pipeline.encode.max_tokens
+
+    def inputs(self) -> dict[str, Output]:
+        """By name, as training asks for them."""
+        filter, captions = self._filter(), self._captions()
+        tokens = self._tokens(captions)
+        found = [filter, captions, tokens, self._latents(filter)]
+        found += [self._text(tokens)] if self.pipeline.encode.text_embeddings else []
+        return {output.name: output for output in found}
+
+    def _table(self, identity: Identity, name: str, schema: pa.Schema, rows: Rows, **summary: Any) -> Output:
+        with self.store.draft(identity) as draft:
+            write_table(draft, name, schema, rows, {})
+            return draft.commit(summary)
+
+    def _filter(self) -> Output:
+        rows: Rows = {name: [None] * NUM_PICTURES for name in SCORES.names}
+        rows |= {"key": KEYS, "decoded": ["ok"] * NUM_PICTURES, "kept": [True] * NUM_PICTURES, "split": ["train"] * NUM_PICTURES}
+        return self._table(Identity("filter", 1, {}), "scores-00000.parquet", SCORES, rows)
+
+    def _captions(self) -> Output:
+        rows: Rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": [""] * NUM_PICTURES}
+        return self._table(Identity("caption", 1, {}), "captions-00000.parquet", CAPTIONS, rows)
+
+    def _tokens(self, captions: Output) -> Output:
+        identity = Identity("encode.tokens", 1, {"max_tokens": self.num_tokens}, {"caption": captions.digest})
+        rows: Rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "token_ids": [[1] * self.num_tokens] * NUM_PICTURES}
+        return self._table(identity, "tokens-00000.parquet", TOKENS, rows, empty=[0], pad_id=0)
+
+    def _latents(self, filter: Output) -> Output:
+        side, channels = self.phase.resolution // self.downscale, self.pipeline.train.model.channels
+        statistics = {"class": "made up", "weights": "", "scale": [1.0] * channels, "shift": [0.0] * channels}
+        form = LatentFormat(channels, side, side, self.pipeline.encode.dtype, self.phase.resolution, self.downscale, statistics)
+        latent = torch.randn(NUM_PICTURES, channels, side, side, generator=torch.Generator().manual_seed(0))
+        with self.store.draft(Identity(f"encode.{self.phase.name}", 1, {}, {"filter": filter.digest})) as draft:
+            with draft.write(latent_file_name(side, side, 0)) as file, LatentWriter(file.path, form, NUM_PICTURES) as writer:
+                writer.add(KEYS, latent, [(self.phase.resolution, self.phase.resolution)] * NUM_PICTURES)
+            return draft.commit()
+
+    def _text(self, tokens: Output) -> Output:
+        with self.store.draft(Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})) as draft:
+            for name, keys, length in (("text-00000.parquet", KEYS, self.num_tokens), (EMPTY_TEXT, [""], 1)):
+                width = self.pipeline.train.model.text_width
+                embedding = np.random.default_rng(0).standard_normal((length, width)).astype(np.float16).tobytes()
+                rows = {"key": keys, "index": [0] * len(keys), "length": [length] * len(keys), "embedding": [embedding] * len(keys)}
+                with draft.write(name) as file, paged_writer(file.path, TEXT, text_metadata(width, {})) as writer:
+                    writer.write_table(pa.table(rows).cast(TEXT))
+            return draft.commit()
