@@ -169,7 +169,7 @@ class Loader:
             "dtype": self._form.dtype,
             "autoencoder": dict(self._form.autoencoder),
             "tokenizer": self._tokenizer,
-            "text": "token ids" if isinstance(self._captions, TokenTable) else "text embeddings",
+            "text": "text embeddings" if isinstance(self._captions, TextTable) else "token ids",
         }
 
     def batch(self, num_images_seen: int) -> Batch:

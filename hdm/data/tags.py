@@ -41,14 +41,14 @@ class TagTable:
         return positions.astype(np.int64) << _ROW_BITS | rows
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([len(ids) for ids in self._token_ids(rows)], np.int64)
+        return np.array([len(ids) for ids in self._token_ids(rows)], np.int32)
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (n, num_tokens) int64, padded with the pad id, and their mask (n, num_tokens) bool."""
-        token_ids = torch.full((len(rows), num_tokens), self._pad_id)
+        """Token ids (n, num_tokens) int32, padded with the pad id, and their mask (n, num_tokens) bool."""
+        token_ids = torch.full((len(rows), num_tokens), self._pad_id, dtype=torch.int32)
         mask = torch.zeros((len(rows), num_tokens), dtype=torch.bool)
         for number, ids in enumerate(self._token_ids(rows)):
-            token_ids[number, : len(ids)] = torch.tensor(ids[:num_tokens])
+            token_ids[number, : len(ids)] = torch.tensor(ids[:num_tokens], dtype=torch.int32)
             mask[number, : len(ids)] = True
         return token_ids, mask
 
