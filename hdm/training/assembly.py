@@ -19,6 +19,7 @@ from hdm.generation.conditioning import Conditioning
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations
 from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
+from hdm.store import Output
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, Job
 from hdm.training.meter import Machine, Meter
@@ -72,7 +73,7 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader:
         batch_size=job.phase.batch_size,
         crop=settings.crop,
         caption_dropout=settings.caption_dropout,
-        tags=_tags(job) if settings.redraws_tags else None,
+        redraw=settings.redraws_tags,
         rank=rank,
         world_size=world_size,
     )
@@ -83,28 +84,29 @@ def validation_loader(job: Job, batch_size: int) -> Loader:
     return _loader(job, split="validation", batch_size=batch_size, crop="centre")
 
 
-def _tags(job: Job) -> TagTable:
-    settings, tokenizer = job.settings.train, load_tokenizer(job.text_encoder)
-    tokens = job.output("encode.tokens")
-    max_tokens = job.phase.max_tokens or int(tokens.config["max_tokens"])
-    draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, settings.seed)
-    return TagTable(job.output("caption"), draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
-
-
-def _loader(job: Job, **options: Any) -> Loader:
-    settings = job.settings.train
+def _loader(job: Job, redraw: bool = False, **options: Any) -> Loader:
+    settings, captions = job.settings.train, job.output("caption")
     return Loader(
         job.output(f"encode.{job.phase.name}"),
         job.output("encode.tokens"),
-        job.output("caption"),
+        captions,
         job.output("filter"),
         job.output("encode.text") if "encode.text" in job.inputs else None,
         patch_size=settings.model.patch_size,
         seed=settings.seed,
+        tags=_tags(job, captions, settings.seed) if redraw else None,
         max_tokens=job.phase.max_tokens,
         positions=settings.model.positions,
         **options,
     )
+
+
+def _tags(job: Job, captions: Output, seed: int) -> TagTable:
+    """Captions whose tags are drawn anew, as the settings ask."""
+    settings, tokenizer = job.settings.train, load_tokenizer(job.text_encoder)
+    max_tokens = job.phase.max_tokens or int(job.output("encode.tokens").config["max_tokens"])
+    draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, seed)
+    return TagTable(captions, draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
 
 
 def check_fit(job: Job, loader: Loader, conditioning: Conditioning) -> None:
