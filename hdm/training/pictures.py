@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm.data.captions import captions_by_key
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
-from hdm.files import written_aside
+from hdm.files import write_bytes
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.pictures import png, sheet
 from hdm.generation.text_to_image import TextToImage
@@ -19,7 +19,6 @@ from hdm.models.autoencoder import load_autoencoder
 from hdm.models.devices import Batches
 from hdm.models.xut import XUT
 from hdm.store import Output
-from hdm.training.job import Job
 
 NUM_PICTURES, COLUMNS = 16, 4
 
@@ -45,37 +44,40 @@ class CutShort(Exception):  # noqa: N818  (nothing went wrong)
     """Pictures were given up for something more urgent."""
 
 
-def show(path: Path, job: Job, model: XUT, conditioning: Conditioning, cut_short: Callable[[], bool] | None = None) -> list[str]:
-    """Write a PNG of square pictures, one a prompt, four in a row, always of the same prompts and noise.
+def generate_grid(
+    path: Path,
+    model: XUT,
+    conditioning: Conditioning,
+    autoencoder: str,
+    prompts: list[str],
+    resolution: int,
+    seed: int,
+    cut_short: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write a PNG of square pictures, one a prompt, four in a row.
 
     Args:
         path: the file.
-        job: names prompts, resolution, seed and the autoencoder that made the latents.
         model: in evaluation mode, on the conditioning's device.
         conditioning: of the prompts.
+        autoencoder: reference of the one that made the latents.
+        prompts: in order; the picture of a prompt depends on its place.
+        resolution: side of a picture in pixels, cut to what the model's patches allow.
+        seed: of the first picture's noise; the others' count up from it.
         cut_short: asked after each step of the sampler whether to give up.
-
-    Returns:
-        The prompts, in order.
 
     Raises:
         InputError: the autoencoder does not fit the model.
-        CutShort: it was given up.
+        CutShort: it was given up; no file is written.
     """
-    settings = job.settings.train
-    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
-    autoencoder = load_autoencoder(job.autoencoder, str(conditioning.device))
-    text_to_image = TextToImage(model, conditioning, autoencoder, decode_batch=1)
-    side = job.phase.resolution // text_to_image.unit_px * text_to_image.unit_px
-    # The picture of a prompt depends on its place: seeds count up.
-    seeds = range(settings.seed, settings.seed + len(prompts))
+    text_to_image = TextToImage(model, conditioning, load_autoencoder(autoencoder, str(conditioning.device)), decode_batch=1)
+    side = resolution // text_to_image.unit_px * text_to_image.unit_px
+    seeds = range(seed, seed + len(prompts))
+    batches = Batches(NUM_PICTURES, "train.device")
 
     def look(steps: int, latent: Tensor) -> None:
-        if cut_short is not None and cut_short():
+        if cut_short():
             raise CutShort
 
-    batches = Batches(NUM_PICTURES, "train.device")
     pictures = text_to_image(prompts, width=side, height=side, seeds=seeds, batches=batches, on_step=look)
-    with written_aside(path) as aside:
-        aside.write_bytes(png(sheet(pictures, COLUMNS)))
-    return prompts
+    write_bytes(path, png(sheet(pictures, COLUMNS)))

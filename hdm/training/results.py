@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hdm.files import write_json
@@ -13,7 +15,7 @@ from hdm.models.xut import XUT
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
 from hdm.training.milestones import Milestones
-from hdm.training.pictures import show
+from hdm.training.pictures import generate_grid, prompts_to_show
 from hdm.training.records import Metrics
 
 
@@ -30,7 +32,7 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     result, settings = job.result, job.settings.train
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    prompts = show(result / GENERATED, job, average, conditioning)
+    prompts = write_grid(job, average, conditioning, result / GENERATED)
     save_tensors(result / WEIGHTS, model.state_dict())
     save_tensors(result / EMA, average.state_dict())
     write_json(
@@ -54,6 +56,18 @@ def _names(job: Job) -> dict[str, str]:
     """Of the components that have a name everywhere; a fine-tuned autoencoder has none."""
     names = portable_names(job.settings.components)
     return {name: told for name, told in names.items() if not (name == "autoencoder" and VAE in job.inputs)}
+
+
+def write_grid(job: Job, model: XUT, conditioning: Conditioning, path: Path, cut_short: Callable[[], bool] = lambda: False) -> list[str]:
+    """Generate the pictures of the job's prompts at its seed; the prompts.
+
+    Raises:
+        CutShort: `cut_short`, asked after each step of the sampler, said so.
+    """
+    settings = job.settings.train
+    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
+    generate_grid(path, model, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed, cut_short)
+    return prompts
 
 
 def _last(metrics: Metrics) -> dict[str, Any]:

@@ -35,11 +35,11 @@ from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
-from hdm.training.pictures import CutShort, show
+from hdm.training.pictures import CutShort
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing, peak_memory_bytes
-from hdm.training.results import write_results
+from hdm.training.results import write_grid, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
@@ -280,7 +280,7 @@ class Trainer:
         path = self.milestones.folder / f"generated-{self.position.num_images_seen:010d}.png"
         try:
             with self.accelerator.autocast():
-                show(path, self.job, self.average.model, self.conditioning, cut_short=lambda: self.stop.requested)
+                write_grid(self.job, self.average.model, self.conditioning, path, cut_short=lambda: self.stop.requested)
         except CutShort:
             return None
         return measured
@@ -334,7 +334,7 @@ class Trainer:
             path.parent.mkdir(exist_ok=True)
             try:
                 with self.accelerator.autocast(), contextlib.suppress(CutShort):
-                    show(path, self.job, self.average.model, self.conditioning, cut_short=lambda: self.stop.requested)
+                    write_grid(self.job, self.average.model, self.conditioning, path, cut_short=lambda: self.stop.requested)
             except HdmError as error:  # nobody loses a training to a wish
                 log.warning("no pictures were made: %s", error)
             self.requests.done(SAMPLE)
