@@ -21,7 +21,7 @@ class Card:
     Args:
         name: as given to `--gpu`.
         tflops: dense bfloat16 products with float32 sums, a second (on a CPU: float32).
-        memory_gb: 10⁹ bytes.
+        memory_gb: 10⁹ bytes, about what the driver leaves of the nominal size.
         watts: of the whole board at full load, as specified; 0: not known.
         price: of an hour, where the published run names one; else None.
         source: of these figures.
@@ -59,13 +59,13 @@ CARDS = {
     card.name: card
     for card in (
         # $0.35 to 0.40 an hour: 1,540 hours for $535 to 620, as published with the recipe.
-        Card("rtx5090", 209.5, 34.2, 575, _BLACKWELL, price=0.375),
-        Card("rtx4090", 165.2, 25.3, 450, _ADA),
+        Card("rtx5090", 209.5, 33.7, 575, _BLACKWELL, price=0.375),
+        Card("rtx4090", 165.2, 25.2, 450, _ADA),
         Card("rtx3090", 71.0, 25.3, 350, "NVIDIA's Ampere GA102 whitepaper, table 9"),
         Card("a100", 312.0, 85.0, 400, "NVIDIA's A100 80GB SXM data sheet"),
         # Of the 989 of the data sheets, 790 were measured on an H200; the H100 is the same chip.
         Card("h100", 790.0, 85.0, 700, "NVIDIA's H100 SXM data sheet; rate as measured on an H200"),
-        Card("h200", 790.0, 151.0, 700, "NVIDIA's H200 SXM data sheet; measured rate"),
+        Card("h200", 790.0, 150.1, 700, "NVIDIA's H200 SXM data sheet; measured rate"),
     )
 }
 PUBLISHED_CARD = "rtx5090"

@@ -52,7 +52,7 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
     if done.returncode == DoesNotFitError.exit_code:
         raise DoesNotFitError(f"a step of {job.phase.name} does not fit in memory", do="set micro_batch lower, or checkpoint_blocks: 1.0")
     if done.returncode:
-        raise HdmError(f"the steps of {job.phase.name} failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise HdmError(f"the steps of {job.phase.name} failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -110,6 +110,9 @@ def main(path: Path) -> int:
         trainer.feed.close()
     except torch.OutOfMemoryError:
         return DoesNotFitError.exit_code
+    except HdmError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
     print(json.dumps({"step_sec": statistics.median(seconds[WARM_UP:]), "memory_bytes": peak_memory_bytes()}))
     return 0
 

@@ -141,7 +141,13 @@ class _Planner:
             "encode.text": lambda: (self.captions, *self._text()),
             "evaluate": lambda: (self.pipeline.evaluate.num_images, 3 * self._last_side() ** 2, self._pictures()),
         }
-        items, each, done = counted[name]() if name in counted else (self.kept, *self._latents(int(name.removeprefix("encode.")[:-2])))
+        if name in counted:
+            items, each, done = counted[name]()
+        elif name.startswith("encode."):
+            items, each, done = self.kept, *self._latents(int(name.removeprefix("encode.").removesuffix("px")))
+        else:
+            self.notes.append(f"what {name} takes is not counted")
+            items, each, done = self.kept, 0, Work()
         seconds = self.asked.card.seconds(items * done.flops, done.tokens) if done.flops else 0.0
         return Row(name, items, round(items * each), seconds / 3600)
 

@@ -13,10 +13,9 @@ from hdm.config import Pipeline
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline
 from hdm.planning.hardware import CARDS, card
-from hdm.planning.plan import Plan, Question, Row, make_plan, with_largest_micro_batches
+from hdm.planning.plan import RESERVED_BYTES, Plan, Question, Row, make_plan, with_largest_micro_batches
 from hdm.stages import identities
 from hdm.store import Store
-from tests.training.workshop import Workshop, make_workshop
 
 PUBLISHED_HOURS = {"train.256px": 174, "train.512px": 120, "train.768px": 42, "train.1024px": 49}  # of four RTX 5090s
 
@@ -32,11 +31,6 @@ def named(plan: Plan) -> dict[str, Row]:
 def hdm(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["plan", *words])
     return result.exit_code, result.output
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return make_workshop(tmp_path_factory.mktemp("plan"))
 
 
 def test_the_published_run_takes_the_hours_that_it_took(tmp_path: Path) -> None:
@@ -79,20 +73,12 @@ def test_looking_leaves_a_damaged_output_where_it_is(tmp_path: Path) -> None:
     assert manifest.exists()
 
 
-def test_a_training_leaves_the_bytes_that_were_planned(workshop: Workshop, tmp_path: Path) -> None:
-    counted = workshop.pipeline.model_copy(update={"download": workshop.pipeline.download.model_copy(update={"expected_items": 40})})
-    row = named(make_plan(Question(counted, workshop.store, card("cpu"))))["train.16px"]
-    made = workshop.elsewhere(tmp_path).train()
-    weights = sum(file.bytes for file in made.files if file.name.endswith(".safetensors"))
-    assert row.items == made.counts["images_seen"]
-    assert row.bytes == pytest.approx(weights, rel=0.2)  # names and shapes are a tenth of a model of 5,000 parameters
-
-
 def test_the_largest_micro_batches_fit(tmp_path: Path) -> None:
     asked = Question(pipeline("hdm-xut-base"), Store(tmp_path), CARDS["rtx4090"], num_gpus=4)
     solved = with_largest_micro_batches(asked)
     rows = make_plan(Question(solved, Store(tmp_path), CARDS["rtx4090"], num_gpus=4)).rows
-    assert all(0.9 * 23.8e9 < row.memory_bytes <= 23.8e9 for row in rows if row.memory_bytes)
+    room = 1e9 * CARDS["rtx4090"].memory_gb - RESERVED_BYTES
+    assert all(0.9 * room < row.memory_bytes <= room for row in rows if row.memory_bytes)
     assert [phase.micro_batch for phase in solved.train.phases] != [phase.micro_batch for phase in asked.pipeline.train.phases]
     assert solved.train.phases[0].result_fields() == asked.pipeline.train.phases[0].result_fields()
 
