@@ -199,6 +199,12 @@ class EncodeSettings(Settings):
     """Captions are cut to so many tokens."""
     text_embeddings: bool = False
     """Cache the text encoder's output (16 bits, cut to its real length) instead of running it in training."""
+    tile_px: int | None = Field(None, ge=32)
+    """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in memory. None: whole."""
+    crop_pictures: int = runtime(4, ge=0)
+    """Pictures of a resolution on which it is measured how near a crop of their latents is to encoding the crop."""
+    decode_mb: int = runtime(2048, ge=1)
+    """Memory for pictures that are being decoded or wait for the encoder; one that needs more is decoded while no other is."""
     batch_size: int = runtime(32, ge=1)
     device: str = runtime("auto")
 

@@ -62,9 +62,9 @@ def steps(pipeline: Pipeline) -> list[Step]:
             f"encode.{size}px",
             ("download", "filter"),
             partial(latents.identify, resolution=size),
-            partial(latents.make, resolution=size),
+            partial(latents.make, resolution=size, also=resolutions[number + 1 :]),
         )
-        for size in resolutions
+        for number, size in enumerate(resolutions)
     ]
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
