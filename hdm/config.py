@@ -198,7 +198,9 @@ class EncodeSettings(Settings):
     max_tokens: int = Field(256, ge=1)
     """Captions are cut to so many tokens."""
     text_embeddings: bool = False
-    """Cache the text encoder's output (16 bits, cut to its real length) instead of running it in training."""
+    """Cache the text encoder's output (cut to its real length) instead of running it in training."""
+    text_dtype: Literal["float16", "int8"] = "float16"
+    """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The stage prints what the rounding costs."""
     tile_px: int | None = Field(None, ge=32)
     """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in memory. None: whole."""
     crop_pictures: int = runtime(4, ge=0)

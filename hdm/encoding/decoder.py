@@ -22,6 +22,8 @@ from hdm.config import ImageSettings
 from hdm.data.images import BadImage, decode
 
 READY = b"ready\n"
+NICE = 5
+"""Where the encoder runs on the same cores, its threads wait for each other: one that is put off puts off all."""
 DAMAGED, REFUSED, UNREADABLE = "damaged", "refused", "unreadable"
 
 
@@ -79,6 +81,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, settings: ImageSettings) -> Non
 def main() -> None:
     """Serve the process that started this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, but the end is when its input closes
+    os.nice(NICE)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints
     serve(sys.stdin.buffer, answers, ImageSettings.model_validate_json(sys.argv[1]))
