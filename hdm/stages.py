@@ -17,7 +17,7 @@ from hdm.config import STAGES, Pipeline
 from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
-from hdm.encoding import latents, text, tokens
+from hdm.encoding import downscaled, latents, text, tokens
 from hdm.errors import ConfigError, DamagedError
 from hdm.evaluation import evaluate
 from hdm.store import Identity, Output, Store, set_aside
@@ -46,7 +46,6 @@ def steps(pipeline: Pipeline) -> list[Step]:
     scenes = pipeline.download.kind == "scenes"
     judge = SceneJudge(pipeline.download.scenes) if scenes else None
     site: Callable[[Pipeline], AbstractContextManager[download.Site]] = serve_scenes if scenes else download.open_web
-    resolutions = sorted({phase.resolution for phase in pipeline.train.phases})
     texts = ("encode.text",) if pipeline.encode.text_embeddings else ()
 
     found = [
@@ -57,15 +56,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
     ]
     found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in texts]
-    found += [
-        Step(
-            f"encode.{size}px",
-            ("download", "filter"),
-            partial(latents.identify, resolution=size),
-            partial(latents.make, resolution=size, also=resolutions[number + 1 :]),
-        )
-        for number, size in enumerate(resolutions)
-    ]
+    found += list(_latents(pipeline))
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
@@ -76,6 +67,23 @@ def steps(pipeline: Pipeline) -> list[Step]:
         inputs = ("download", "filter.measures", "filter", "caption", *before)
         found.append(Step("evaluate", inputs, partial(evaluate.identify, judge=judge), partial(evaluate.make, judge=judge)))
     return found
+
+
+def _latents(pipeline: Pipeline) -> Iterator[Step]:
+    """Latents by resolution: encoded ones with the larger ones that the same decoding can make, then those downscaled from them."""
+    encoded = [size for size, larger in pipeline.encoded_from.items() if larger is None]
+    for size, larger in pipeline.encoded_from.items():
+        name, inputs = f"encode.{size}px", ("download", "filter")
+        if larger is None:
+            also = encoded[encoded.index(size) + 1 :]
+            yield Step(name, inputs, partial(latents.identify, resolution=size), partial(latents.make, resolution=size, also=also))
+        else:
+            yield Step(
+                name,
+                (*inputs, f"encode.{larger}px"),
+                partial(downscaled.identify, resolution=size, larger=larger),
+                partial(downscaled.make, resolution=size, larger=larger),
+            )
 
 
 def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +92,7 @@ def make(
     names = ", ".join(f"{size} px" for size in (resolution, *also))
     autoencoder = load_autoencoder(reference, choose_device(pipeline.encode.device, f"the autoencoder ({names})"))
     for size in (resolution, *also):
-        _check_fit(autoencoder, reference, pipeline, size)
+        check_fit(autoencoder, reference, pipeline, size)
     pictures = kept_pictures(inputs["download"], inputs["filter"])
     with ExitStack() as stack:
         drafts = {resolution: stack.enter_context(store.draft(identity))}
@@ -106,7 +107,8 @@ def make(
     return outputs[0]
 
 
-def _check_fit(autoencoder: Autoencoder, reference: str, pipeline: Pipeline, resolution: int) -> None:
+def check_fit(autoencoder: Autoencoder, reference: str, pipeline: Pipeline, resolution: int) -> None:
+    """Raise a ConfigError where the autoencoder, the model and a resolution do not fit each other."""
     model = pipeline.train.model
     if autoencoder.channels != model.channels:
         raise ConfigError(
@@ -152,7 +154,7 @@ class _Resolution:
 
     def commit(self) -> Output:
         """Finish the output, and compare its bytes with what was told."""
-        output = self.draft.commit(_summary(self.draft, self.form))
+        output = self.draft.commit(summary(self.draft, self.form))
         images, latents, files = output.counts["images"], output.counts["bytes"], sum(record.bytes for record in output.files)
         log.info(
             "%d px: made %d pictures, %.1f MB of latents in %.1f MB of files, %d bytes a picture",
@@ -189,7 +191,7 @@ def _crop_figures(encoder: _Encoder, decoders: Decoders, pictures: pa.Table, one
     longer = [file.rows for file in one.files if file.width != file.height]
     rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[:count]
     asked = (Wanted(picture, [(one.framing, one.framing.size(picture))]) for picture in pictures.take(rows).to_pylist())
-    images = (_image(found, encoder.autoencoder.device) for found in decoders.read(asked) if found)
+    images = (images_of(found, encoder.autoencoder.device) for found in decoders.read(asked) if found)
     error = crop_error(encoder.autoencoder, images, one.framing.multiple, encoder.tile_px)
     if error is None:
         return {}
@@ -247,15 +249,15 @@ class _Encoder:
             yield batch, stored
 
     def _encode(self, frames: Sequence[Frame]) -> Tensor:
-        images = _image(frames, self.autoencoder.device)
+        images = images_of(frames, self.autoencoder.device)
         begun = time.perf_counter()
         stored = self.autoencoder.encode(images, tile_px=self.tile_px).to(self.dtype).cpu()
         self.busy_sec += time.perf_counter() - begun
         return stored
 
 
-def _image(frames: Sequence[Frame], device: torch.device) -> Tensor:
-    """(n, 3, h, w) in [-1, 1], channels last in memory."""
+def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
+    """Frames of one size for the autoencoder: (n, 3, h, w) in [-1, 1], channels last in memory."""
     pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(device)
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -306,7 +308,8 @@ class _Shard:
             self.counts["upscaled"] += sum(self.one.framing.enlarges(frame.width, frame.height) for frame in kept)
 
 
-def _summary(draft: Draft, form: LatentFormat) -> dict:
+def summary(draft: Draft, form: LatentFormat) -> dict[str, Any]:
+    """What an output of latents says of the whole."""
     shapes: dict[str, int] = {}
     for name, record in sorted(draft.records.items()):
         shape = name.split("-")[1]
