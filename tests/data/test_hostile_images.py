@@ -51,10 +51,9 @@ def tiff_of_one_huge_tile() -> bytes:
 
 
 def webp_of_a_huge_canvas() -> bytes:
-    data = bytearray(encoded(Image.new("RGBA", (16, 16), (255, 0, 0, 9)), "WEBP", lossless=True, exif=b"Exif\0\0"))
-    at = data.index(b"VP8X") + 12
-    data[at : at + 6] = (16382).to_bytes(3, "little") * 2
-    return bytes(data)
+    simple = encoded(Image.new("RGB", (16, 16), "red"), "WEBP", lossless=True)[12:]
+    extended = b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + (16382).to_bytes(3, "little") * 2 + simple
+    return b"RIFF" + (4 + len(extended)).to_bytes(4, "little") + b"WEBP" + extended
 
 
 BOMBS = {
@@ -137,23 +136,36 @@ def test_a_real_jpeg_in_cmyk_looks_as_its_rgb_twin() -> None:
     assert np.abs(255 - found - twin).mean() > 40
 
 
-def test_adobes_rgb_is_wider_than_srgb() -> None:
-    """Its green lies outside: full green of sRGB is no full green there. Values of the standards' matrices, at γ 2.2."""
-    profile = _profile_with_primaries((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
-    data = encoded(Image.new("RGB", (2, 2), (144, 255, 60)), "PNG", icc_profile=profile)
+SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
+DISPLAY_P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))
+
+
+@pytest.mark.parametrize("primaries", [ADOBE, DISPLAY_P3])
+@pytest.mark.parametrize("colour", [(150, 180, 100), (90, 60, 70), (255, 255, 255)])
+def test_wider_primaries_are_brought_to_srgb_as_the_matrices_say(primaries: tuple, colour: tuple[int, int, int]) -> None:
+    """Adobe's RGB and Display P3 under sRGB's curve, so that the primaries alone are told apart."""
+    data = encoded(Image.new("RGB", (2, 2), colour), "PNG", icc_profile=_profile_with_primaries(primaries))
     picture = decode(data, SETTINGS)
     assert picture.flags == ("icc",)
-    # Adobe RGB (144, 255, 60) is sRGB (0, 255, 0) to within 8 bits.
-    np.testing.assert_allclose(picture.pixels[0, 0], [0, 255, 0], atol=12)
+    value = np.array(colour) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    brought = np.linalg.solve(_to_xyz(SRGB), _to_xyz(primaries) @ linear).clip(0, 1)
+    expected = np.where(brought <= 0.0031308, 12.92 * brought, 1.055 * brought ** (1 / 2.4) - 0.055) * 255
+    np.testing.assert_allclose(picture.pixels[0, 0], expected, atol=2)
+    assert colour == (255, 255, 255) or np.abs(expected - colour).max() > 4
 
 
-def _profile_with_primaries(red: tuple[float, float], green: tuple[float, float], blue: tuple[float, float]) -> bytes:
+def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """Linear RGB to XYZ under D65: columns of the primaries' chromaticities, scaled so that they make white together."""
+    columns = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries]).T
+    return columns * np.linalg.solve(columns, np.array([0.9505, 1.0, 1.0891]))
+
+
+def _profile_with_primaries(primaries: tuple[tuple[float, float], ...]) -> bytes:
     """sRGB's profile, with other primaries (x, y) under D65, adapted to D50 by Bradford's matrix, and another name."""
-    white = np.array([0.9505, 1.0, 1.0891])
-    columns = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in (red, green, blue)]).T
-    to_xyz = columns * np.linalg.solve(columns, white)
     bradford = np.array([[1.0479, 0.0229, -0.0502], [0.0296, 0.9904, -0.0171], [-0.0092, 0.0151, 0.7519]])
-    adapted = bradford @ to_xyz
+    adapted = bradford @ _to_xyz(primaries)
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     tags = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)}
     for tag, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), adapted.T, strict=True):

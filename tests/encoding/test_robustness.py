@@ -117,8 +117,9 @@ def test_a_full_disk_is_said_with_what_is_free(home, tmp_path: Path, monkeypatch
     home.root, write, written = tmp_path / "full", pq.ParquetWriter.write_table, []
 
     def full(self: pq.ParquetWriter, table: pa.Table, **options: object) -> None:
-        written.append(table)
-        if len(written) > 6:
+        if self not in written:
+            written.append(self)
+        if len(written) > 2:  # the third file
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, table, **options)
 
