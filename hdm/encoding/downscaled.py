@@ -19,8 +19,9 @@ from torch import Tensor
 
 from hdm.config import Pipeline
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, LatentWriter, latent_file_name, open_latents
+from hdm.encoding.encoder import images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
-from hdm.encoding.latents import autoencoder_reference, check_fit, images_of, summary
+from hdm.encoding.latents import autoencoder_reference, check_fit, summary
 from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.devices import choose_device
