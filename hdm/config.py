@@ -207,7 +207,18 @@ class EncodeSettings(Settings):
     max_tokens: int = Field(256, ge=1)
     """Captions are cut to so many tokens."""
     text_embeddings: bool = False
-    """Cache the text encoder's output (16 bits, cut to its real length) instead of running it in training."""
+    """Cache the text encoder's output (cut to its real length) instead of running it in training."""
+    text_dtype: Literal["float16", "int8"] = "float16"
+    """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The stage prints what the rounding costs."""
+    from_larger: tuple[int, ...] = ()
+    """Resolutions whose latents are not encoded but downscaled from those of the next larger one. The stage prints how far they are from
+    encoded ones; it is near only where the autoencoder was trained for it."""
+    tile_px: int | None = Field(None, ge=32)
+    """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in memory. None: whole."""
+    crop_pictures: int = runtime(4, ge=0)
+    """Pictures of a resolution on which it is measured how near a crop of their latents is to encoding the crop."""
+    decode_mb: int = runtime(2048, ge=1)
+    """Memory for pictures that are being decoded or wait for the encoder; one that needs more is decoded while no other is."""
     batch_size: int = runtime(32, ge=1)
     device: str = runtime("auto")
 
@@ -487,4 +498,22 @@ class Pipeline(Settings):
                 where="encode.text_embeddings",
                 do="set it to false, or tag_drop and group_drop to 0 and tag_shuffle to false",
             )
+        return self
+
+    @property
+    def encoded_from(self) -> dict[int, int | None]:
+        """Resolution → the larger one whose latents it is downscaled from, or None where pictures are encoded; those first."""
+        resolutions = sorted({phase.resolution for phase in self.train.phases})
+        encoded = [size for size in resolutions if size not in self.encode.from_larger]
+        smaller = (size for size in resolutions if size in self.encode.from_larger)
+        return {**dict.fromkeys(encoded), **{size: min(larger for larger in encoded if larger > size) for size in smaller}}
+
+    @model_validator(mode="after")
+    def _larger_is_encoded(self) -> Pipeline:
+        resolutions = {phase.resolution for phase in self.train.phases}
+        for size in self.encode.from_larger:
+            if size not in resolutions:
+                raise ConfigError(f"no phase has resolution {size}", where="encode.from_larger", do="name resolutions of train.phases")
+            if not any(larger > size and larger not in self.encode.from_larger for larger in resolutions):
+                raise ConfigError(f"no larger resolution than {size} is encoded", where="encode.from_larger", do="leave it out")
         return self

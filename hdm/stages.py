@@ -17,7 +17,7 @@ from hdm.config import STAGES, Pipeline
 from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
-from hdm.encoding import latents, text, tokens
+from hdm.encoding import downscaled, latents, text, tokens
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
@@ -49,8 +49,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
     scenes = pipeline.download.kind == "scenes"
     judge = SceneJudge(pipeline.download.scenes) if scenes else None
     site: Callable[[Pipeline], AbstractContextManager[download.Site]] = serve_scenes if scenes else download.open_web
-    resolutions = sorted({phase.resolution for phase in pipeline.train.phases})
-    vae = (VAE,) if pipeline.vae else ()
+    vae = _vae(pipeline)
 
     found = [
         Step("download", (), download.identify, partial(download.make, site=site)),
@@ -61,15 +60,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
     ]
     found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in _texts(pipeline)]
-    found += [
-        Step(
-            f"encode.{size}px",
-            ("download", "filter", *vae),
-            partial(latents.identify, resolution=size),
-            partial(latents.make, resolution=size),
-        )
-        for size in resolutions
-    ]
+    found += list(_latents(pipeline))
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
@@ -80,6 +71,10 @@ def steps(pipeline: Pipeline) -> list[Step]:
         inputs = ("download", "filter.measures", "filter", "caption", *vae, *before)
         found.append(Step("evaluate", inputs, partial(evaluate.identify, judge=judge), partial(evaluate.make, judge=judge)))
     return found
+
+
+def _vae(pipeline: Pipeline) -> tuple[str, ...]:
+    return (VAE,) if pipeline.vae else ()
 
 
 def _texts(pipeline: Pipeline) -> tuple[str, ...]:
@@ -112,6 +107,23 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
                 do=f"give {entry.pipeline} the same resolutions in train.phases and the same encode.text_embeddings",
             )
     return found
+
+
+def _latents(pipeline: Pipeline) -> Iterator[Step]:
+    """Latents by resolution: encoded ones with the larger ones that the same decoding can make, then those downscaled from them."""
+    encoded = [size for size, larger in pipeline.encoded_from.items() if larger is None]
+    for size, larger in pipeline.encoded_from.items():
+        name, inputs = f"encode.{size}px", ("download", "filter", *_vae(pipeline))
+        if larger is None:
+            also = encoded[encoded.index(size) + 1 :]
+            yield Step(name, inputs, partial(latents.identify, resolution=size), partial(latents.make, resolution=size, also=also))
+        else:
+            yield Step(
+                name,
+                (*inputs, f"encode.{larger}px"),
+                partial(downscaled.identify, resolution=size, larger=larger),
+                partial(downscaled.make, resolution=size, larger=larger),
+            )
 
 
 def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:

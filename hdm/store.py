@@ -3,7 +3,7 @@
     <store>/<output name>/<digest>/      one output, e.g. store/encode.64px/3f2a…/
         manifest.json                    written last; the output exists if and only if it is there and holds
         <files>                          shards, tables, weights
-        run.json                         times and hosts of the runs that made it; outside every digest
+        run.json                         times, hosts and rates of the runs that made it; outside every digest
         .journal.jsonl                   one line a finished file, so that a restart adopts it
         .scratch/                        state for resuming (training checkpoints); gone after the commit
 
@@ -98,7 +98,7 @@ class Output:
         return [self.path / record.name for record in self.files if record.name.endswith(suffix)]
 
     def run(self) -> dict[str, Any]:
-        """`run.json`: seconds spent and hosts; {} if it was lost (nothing depends on it)."""
+        """`run.json`: seconds spent, hosts, and what was measured meanwhile; {} if it was lost (nothing depends on it)."""
         return _read_run(self.path)
 
 
@@ -173,11 +173,15 @@ class Store:
 
 
 class Draft:
-    """An output being written. Made by `Store.draft`."""
+    """An output being written. Made by `Store.draft`.
+
+    `figures` may be filled with what was measured of the making (rates, shares of time): they go to run.json.
+    """
 
     def __init__(self, identity: Identity, folder: Path) -> None:
         self.identity, self.path = identity, folder
         self.started, self.clock = time.time(), time.monotonic()
+        self.figures: dict[str, float] = {}
         for leftover in folder.glob(f"{TEMPORARY}*"):
             leftover.unlink()
         self.records = {record.name: record for record in _read_journal(folder) if _holds(folder, record, content=True)}
@@ -239,6 +243,7 @@ class Draft:
             self.path / RUN,
             {
                 "seconds": round(earlier.get("seconds", 0.0) + seconds, 3),
+                "figures": {**earlier.get("figures", {}), **{name: round(value, 4) for name, value in self.figures.items()}},
                 "runs": [*earlier.get("runs", []), {"started": self.started, "seconds": round(seconds, 3), "host": socket.gethostname()}],
             },
         )

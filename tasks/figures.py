@@ -40,6 +40,14 @@ def counts(manifest: dict[str, Any]) -> dict[str, int]:
     return total
 
 
+def measured(folder: Path) -> dict[str, float]:
+    """What was measured while an output was made (rates, shares of time), which its manifest does not hold."""
+    try:
+        return dict(numeric(json.loads((folder / "run.json").read_bytes()).get("figures", {})))
+    except (OSError, ValueError):
+        return {}
+
+
 def origin(root: Path, manifest: dict[str, Any]) -> str:
     """The digest of the download that an output comes from."""
     if not manifest["inputs"]:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.figures import Pictures, Series, counts, flattened, numeric, origin, shown
+from tasks.figures import Pictures, Series, counts, flattened, measured, numeric, origin, shown
 from tasks.services import services, serving
 
 Event = dict[str, Any]
@@ -114,7 +114,7 @@ class Mirror:
         self._tag(child, tags)
         self._tag(self.parent, {"dataset": tags["dataset"]})
         self._params(child, dict(flattened(manifest["config"])))
-        numbers = {**event["counts"], **dict(numeric(manifest["summary"])), "seconds": event["seconds"]}
+        numbers = {**event["counts"], **dict(numeric(manifest["summary"])), **measured(folder), "seconds": event["seconds"]}
         self._numbers(child, numbers)
         self._numbers(self.parent, {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()})
         self._inputs(child, manifest)

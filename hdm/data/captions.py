@@ -22,6 +22,7 @@ from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.data.tag_form import plain_caption
+from hdm.data.text_form import TextForm
 from hdm.files import explain_os_error
 from hdm.store import Output
 
@@ -33,7 +34,7 @@ TEXT = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("index", pa.int16(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),  # tokens
-        pa.field("embedding", pa.binary(), nullable=False),  # (length, width) float16, little endian
+        pa.field("embedding", pa.binary(), nullable=False),  # (length, token bytes), as TextForm packs them
     ]
 )
 
@@ -191,7 +192,8 @@ class TextTable(RaggedRows):
         self._paths = [path for path in text.paths(".parquet") if path.name != EMPTY_TEXT]
         files = [_TextFile(path) for path in [*self._paths, text.file(EMPTY_TEXT)]]
         super().__init__(np.concatenate([file.lengths for file in files]))
-        self.width = files[-1].width
+        self.form = files[-1].form
+        self.width = self.form.width
         self._groups = RowGroups([file.column for file in files], np.concatenate([file.payload_bytes for file in files]))
 
     @property
@@ -204,27 +206,28 @@ class TextTable(RaggedRows):
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
         """
-        mask, token_bytes = ~_padding(self.lengths(rows), num_tokens), self.width * 2
+        mask, token_bytes = ~_padding(self.lengths(rows), num_tokens), self.form.token_bytes
         stored = np.zeros((*mask.shape, token_bytes), np.uint8)
         tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
         stored[mask] = gather(tokens[mask], token_bytes)
-        return torch.from_numpy(stored).view(torch.float16), torch.from_numpy(mask)
+        return torch.from_numpy(self.form.unpack(stored)), torch.from_numpy(mask)
 
     def _addresses(self, rows: np.ndarray) -> np.ndarray:
         """Where each row's first token lies: in PLAIN pages of binary, 4 bytes of length stand before each value."""
         groups = self._groups.find(rows)
         firsts = self._groups.firsts[groups]
         tokens_before = self.starts[rows].astype(np.int64) - self.starts[firsts]
-        return self._groups.addresses(groups) + tokens_before * (2 * self.width) + 4 * (rows - firsts + 1)
+        return self._groups.addresses(groups) + tokens_before * self.form.token_bytes + 4 * (rows - firsts + 1)
 
 
 class _TextFile:
     def __init__(self, path: Path) -> None:
         with damage_named(path), open_file(path, TEXT) as file:
-            self.width = int(read_metadata(file)["width"])
+            told = read_metadata(file)
+            self.form = TextForm(int(told["width"]), str(told["dtype"]))
             self.lengths = file.read(columns=["length"]).column("length").to_numpy().astype(np.int64)
             self.column = PagedColumn(file, path, "embedding")
-        before = np.concatenate([[0], np.cumsum(self.lengths * (2 * self.width) + 4, dtype=np.int64)])
+        before = np.concatenate([[0], np.cumsum(self.lengths * self.form.token_bytes + 4, dtype=np.int64)])
         self.payload_bytes = np.diff(before[self.column.firsts])
 
 
@@ -233,9 +236,9 @@ def _keys(path: Path) -> np.ndarray:
         return key_numbers(file.read(columns=["key"]).column("key"))
 
 
-def text_metadata(width: int, weights: Mapping[str, str]) -> dict[str, Any]:
-    """What the footer of a text shard says: the embeddings' width, and the sha256 of what made them."""
-    return {"width": width, "dtype": "float16", "weights": dict(weights)}
+def text_metadata(width: int, weights: Mapping[str, str], dtype: str = "float16") -> dict[str, Any]:
+    """What the footer of a text shard says: width and dtype of its `TextForm`, and the sha256 of what made the embeddings."""
+    return {"width": width, "dtype": dtype, "weights": dict(weights)}
 
 
 def captions_by_key(captions: Output, keys: Sequence[str]) -> dict[str, list[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class Framing:
         longer = (np.minimum(steps, most) * self.multiple).astype(np.int64)
         return np.where(widths >= heights, longer, self.resolution), np.where(widths >= heights, self.resolution, longer)
 
+    def size(self, picture: Mapping[str, int]) -> tuple[int, int]:
+        """Width and height of one framed picture, in pixels, from its `width` and `height`."""
+        width, height = self.sizes(np.array([picture["width"]]), np.array([picture["height"]]))
+        return int(width[0]), int(height[0])
+
     def enlarges(self, width: int, height: int) -> bool:
         """Whether a picture has fewer pixels than the frame."""
         return min(width, height) < self.resolution
@@ -68,3 +74,51 @@ def plan_files(widths: np.ndarray, heights: np.ndarray, bytes_a_pixel: float, ma
         count = max(1, int(max_bytes // (height * width * bytes_a_pixel)))
         for number, start in enumerate(range(0, len(rows), count)):
             yield PlannedFile(width, height, number, rows[start : start + count])
+
+
+def bands(plans: Sequence[Sequence[PlannedFile]], num_pictures: int) -> list[list[tuple[int, PlannedFile]]]:
+    """Which files of several resolutions are made together, so that most pictures are decoded once.
+
+    A band is a shape of the first plan with the shapes of the others that most of whose pictures have it. Shapes of two resolutions part
+    pictures at different aspects, so a picture near such a place is in two bands, and decoded twice. One plan alone gives its shapes.
+
+    Args:
+        plans: of each resolution, as `plan_files` gives them, all of the same pictures; the lowest resolution first: it has the
+            fewest shapes, and so a band few files that are open at once.
+        num_pictures: that were planned.
+
+    Returns:
+        For each band its files as (number of the plan, file), those of one shape in order.
+    """
+    found: list[list[tuple[int, PlannedFile]]] = []
+    band_of = np.zeros(num_pictures, np.int64)
+    for number, plan in enumerate(plans):
+        for files in _by_shape(plan):
+            if number == 0:
+                for file in files:
+                    band_of[file.rows] = len(found)
+                found.append([])
+                band = len(found) - 1
+            else:
+                band = int(np.bincount(band_of[np.concatenate([file.rows for file in files])]).argmax())
+            found[band] += [(number, file) for file in files]
+    return found
+
+
+def _by_shape(plan: Sequence[PlannedFile]) -> list[list[PlannedFile]]:
+    shapes: dict[tuple[int, int], list[PlannedFile]] = {}
+    for file in plan:
+        shapes.setdefault((file.height, file.width), []).append(file)
+    return list(shapes.values())
+
+
+def reading_order(files: Sequence[PlannedFile]) -> Iterator[tuple[int, list[int]]]:
+    """Every row that is in one of the files, in order, with the places in `files` of those that it is in."""
+    if not files:
+        return
+    rows = np.concatenate([file.rows for file in files])
+    owners = np.repeat(np.arange(len(files)), [len(file.rows) for file in files])
+    order = np.argsort(rows, kind="stable")
+    rows, owners = rows[order], owners[order]
+    for start, end in pairwise([*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]):
+        yield int(rows[start]), owners[start:end].tolist()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdm.encoding.frames import Framing, plan_files
+from hdm.encoding.frames import Framing, bands, plan_files, reading_order
 
 
 @given(
@@ -52,3 +52,31 @@ def test_files_hold_one_shape_in_order_and_a_bounded_number_of_bytes() -> None:
     assert len(set(numbers)) == len(numbers)
     [tiny] = plan_files(np.array([4096]), np.array([4096]), 1, 10)
     assert len(tiny.rows) == 1
+
+
+def test_bands_hold_every_file_once_and_most_pictures_are_in_one_band() -> None:
+    rng = np.random.default_rng(1)
+    widths, heights = rng.integers(300, 900, (2, 3000))
+    framings = [Framing(side, 16, 2.0) for side in (64, 128, 256)]
+    plans = [list(plan_files(*framing.sizes(widths, heights), bytes_a_pixel=0.125, max_bytes=60_000)) for framing in framings]
+    found = bands(plans, len(widths))
+    assert sorted((plan, file.height, file.width, file.number) for band in found for plan, file in band) == sorted(
+        (plan, file.height, file.width, file.number) for plan, files in enumerate(plans) for file in files
+    )
+    readings = 0
+    for band in found:
+        wanted = list(reading_order([file for _, file in band]))
+        readings += len(wanted)
+        assert [row for row, _ in wanted] == sorted({int(row) for _, file in band for row in file.rows})
+        for row, places in wanted:
+            assert [place for place, (_, file) in enumerate(band) if row in file.rows] == places
+        # One file of a shape after the other: each is whole before the next begins.
+        for plan, shape in {(plan, (file.height, file.width)) for plan, file in band}:
+            rows = np.concatenate([file.rows for other, file in band if other == plan and (file.height, file.width) == shape])
+            assert (np.diff(rows) > 0).all()
+    assert readings < 1.5 * len(widths)  # three times without bands
+    assert [[file for _, file in band] for band in bands(plans[:1], len(widths))] == [
+        [file for file in plans[0] if (file.height, file.width) == shape]
+        for shape in dict.fromkeys((file.height, file.width) for file in plans[0])
+    ]
+    assert list(reading_order([])) == []

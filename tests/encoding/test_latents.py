@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hdm.data.captions import key_text
 from hdm.data.latents import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
+from hdm.encoding.pictures import _Decoder
 from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.pipelines import Pipeline
@@ -47,7 +49,7 @@ def rows_by_key(output: Output) -> dict[str, torch.Tensor]:
     return found
 
 
-def framed_by_hand(pixels: np.ndarray, max_aspect: float = 2.0) -> torch.Tensor:
+def framed_by_hand(pixels: np.ndarray, max_aspect: float = 2.0, resolution: int = RESOLUTION) -> torch.Tensor:
     """(1, 3, h, w) in [-1, 1]: cut with integers where the cut is whole, brought to the nearest multiple."""
     height, width = pixels.shape[:2]
     longer = min(max(width, height), min(width, height) * max_aspect)
@@ -57,9 +59,9 @@ def framed_by_hand(pixels: np.ndarray, max_aspect: float = 2.0) -> torch.Tensor:
         (width + min(width, longer)) / 2,
         (height + min(height, longer)) / 2,
     )
-    exact = RESOLUTION * longer / min(width, height)
-    side = min(round(exact / MULTIPLE + 1e-9), int(RESOLUTION * max_aspect) // MULTIPLE) * MULTIPLE
-    size = (side, RESOLUTION) if width >= height else (RESOLUTION, side)
+    exact = resolution * longer / min(width, height)
+    side = min(round(exact / MULTIPLE + 1e-9), int(resolution * max_aspect) // MULTIPLE) * MULTIPLE
+    size = (side, resolution) if width >= height else (resolution, side)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box=box)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
@@ -108,11 +110,11 @@ def test_bfloat16(home) -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_dropped(home, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, sizes, whole = rows_by_key(encode(home)), [], Autoencoder.encode
 
-    def small_device(self: Autoencoder, image: torch.Tensor) -> torch.Tensor:
+    def small_device(self: Autoencoder, image: torch.Tensor, **how: object) -> torch.Tensor:
         sizes.append(len(image))
         if len(image) > limit:
             raise torch.OutOfMemoryError("the device is full")
-        return whole(self, image)
+        return whole(self, image, **how)
 
     monkeypatch.setattr(Autoencoder, "encode", small_device)
     home.root = home.root.with_name("another")
@@ -172,6 +174,80 @@ def test_a_picture_that_is_not_what_was_downloaded_is_damage_not_a_picture(home)
         encode(home)
 
 
+def test_several_resolutions_from_one_decoding_are_what_each_is_alone(home, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, decoded, asked = (16, 24, 32), [], _Decoder._ask
+
+    def counted(self: _Decoder, *arguments: object) -> object:
+        decoded.append(arguments)
+        return asked(self, *arguments)  # type: ignore[arg-type]
+
+    quick = changed(home.pipeline, crop_pictures=0)
+    alone = {size: contents(encode(home, quick, size).path) for size in sizes}
+    home.root = home.root.with_name("together")
+    monkeypatch.setattr(_Decoder, "_ask", counted)
+    latents.make(quick, identify(home), home.inputs, home.store, sizes[0], also=sizes[1:])
+    for size in sizes:
+        made = home.store.find(identify(home, resolution=size))
+        assert made is not None
+        assert contents(made.path) == alone[size]
+    kept = len(home.encoded) + len(home.broken)
+    assert kept <= len(decoded) < 2 * kept  # alone they take three times as many
+
+    # Only what is missing is made: one resolution, and of another one file.
+    shutil.rmtree(home.root / "encode.24px")
+    lost = home.store.find(identify(home, resolution=32)).paths(".parquet")[0]
+    lost.unlink()
+    decoded.clear()
+    assert home.store.find(identify(home, resolution=32)) is None
+    latents.make(quick, identify(home, resolution=24), home.inputs, home.store, 24, also=(32,))
+    assert all(contents(home.store.find(identify(home, resolution=size)).path) == alone[size] for size in sizes)
+    assert len(decoded) < 1.2 * kept
+
+
+def test_another_run_that_makes_a_larger_resolution_is_left_to_it(home) -> None:
+    with home.store.draft(identify(home, resolution=32)):
+        assert latents.make(home.pipeline, identify(home), home.inputs, home.store, 16, also=(32,)).name == "encode.16px"
+    assert home.store.find(identify(home, resolution=32)) is None
+
+
+def test_the_making_is_measured_outside_the_manifest(home) -> None:
+    output = encode(home, changed(home.pipeline, crop_pictures=3), 64)
+    figures = output.run()["figures"]
+    assert 0 < figures["busy_share"] < 1
+    assert figures["images_per_sec"] > 0
+    assert 0 < figures["crop_error"] < figures["crop_error_border"]
+    assert b"busy" not in (output.path / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_cached_latents_are_those_of_live_encoding_at_any_batch_size(home, batch_size: int, autoencoder_folder: Path) -> None:
+    """Up to 16 bits: what training would compute itself, in batches of another size and order."""
+    found = rows_by_key(encode(home))
+    autoencoder = load_autoencoder(str(autoencoder_folder))
+    shapes: dict[torch.Size, list[str]] = {}
+    for key in sorted(found, reverse=True):
+        shapes.setdefault(found[key].shape, []).append(key)
+    for keys in shapes.values():
+        for start in range(0, len(keys), batch_size):
+            part = keys[start : start + batch_size]
+            live = autoencoder.encode(torch.cat([framed_by_hand(home.pixels[key]) for key in part]))
+            cached = torch.stack([found[key] for key in part]).float()
+            assert (cached - live).abs().max() <= 2**-10 * live.abs().max()
+
+
+def test_pictures_larger_than_a_tile_are_encoded_in_tiles(home, autoencoder_folder: Path) -> None:
+    settings = changed(home.pipeline, tile_px=64)
+    assert identify(home, settings).digest != identify(home).digest
+    autoencoder, found = load_autoencoder(str(autoencoder_folder)), rows_by_key(encode(home, settings, 48))
+    longer = [key for key, latent in found.items() if max(latent.shape[1:]) * 4 > 64]
+    assert 0 < len(longer) < len(found)
+    for key, latent in found.items():
+        image = framed_by_hand(home.pixels[key], resolution=48)
+        tiled, whole = autoencoder.encode(image, tile_px=64)[0], autoencoder.encode(image)[0]
+        torch.testing.assert_close(latent.float(), tiled, rtol=2e-3, atol=2e-3)
+        assert torch.equal(tiled, whole) == (key not in longer)
+
+
 def contents(output_folder: Path) -> dict[str, bytes]:
     """Every file that the digest vouches for."""
     return {path.name: path.read_bytes() for path in output_folder.iterdir() if path.suffix == ".parquet" or path.name == "manifest.json"}
@@ -198,6 +274,7 @@ import diffusers
 from diffusers import AutoencoderKL
 from hdm.config import Pipeline
 from hdm.encoding import latents
+from hdm.encoding.pictures import _Decoder
 from hdm.store import Store, read_output
 
 root, pipeline, download, kept, resolution = Path(sys.argv[1]), Pipeline.model_validate_json(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5])
@@ -208,7 +285,7 @@ def start(store):
     child = os.fork()
     if child == 0:
         try:
-            latents.make(pipeline, identity, inputs, Store(store), resolution)
+            latents.make(pipeline, identity, inputs, Store(store), resolution, also=(resolution + 8,))
         except BaseException as error:
             print(repr(error), flush=True)
             os._exit(1)
@@ -241,7 +318,7 @@ def test_runs_killed_at_any_moment_end_in_the_same_bytes(home, tmp_path: Path) -
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert int(finished.stdout.split()[-1]) >= 2, finished.stdout
-    identity = identify(home)
-    folders = [tmp_path / run / identity.name / identity.digest for run in ("undisturbed", "killed")]
-    assert contents(folders[0])
-    assert contents(folders[0]) == contents(folders[1])
+    for identity in (identify(home), identify(home, resolution=RESOLUTION + 8)):
+        folders = [tmp_path / run / identity.name / identity.digest for run in ("undisturbed", "killed")]
+        assert contents(folders[0])
+        assert contents(folders[0]) == contents(folders[1])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -67,6 +68,51 @@ def test_cached_text_is_what_the_encoder_gives_for_each_caption_alone(home, text
         # 11 bits of a float16's mantissa, and values of order 1.
         torch.testing.assert_close(cached.float(), encoder.encode(token_ids, mask), rtol=1e-3, atol=1e-3)
     assert output.counts["captions"] == table.empty
+
+
+def in_8_bits(home) -> None:
+    home.pipeline = home.pipeline.model_copy(update={"encode": home.pipeline.encode.model_copy(update={"text_dtype": "int8"})})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_every_caption_of_a_picture_has_its_own_embedding_in_the_file(home, dtype: str, text_encoder_folder: Path) -> None:
+    """Read by pyarrow and put together by hand."""
+    if dtype == "int8":
+        in_8_bits(home)
+    encoder, tokenizer = load_text_encoder(str(text_encoder_folder)), load_tokenizer(str(text_encoder_folder))
+    output, seen, lengths = make_text(home), [], 0
+    for path in output.paths(".parquet"):
+        for row in pq.read_table(path).to_pylist() if path.name.startswith("text-") else []:
+            token_ids = tokenizer.token_ids([home.captions[row["key"]][row["index"]]], 12)
+            expected = encoder.encode(torch.tensor(token_ids), torch.ones(1, len(token_ids[0]), dtype=torch.bool))[0].numpy()
+            tokens = np.frombuffer(row["embedding"], np.uint8).reshape(row["length"], -1)
+            if dtype == "int8":
+                found = tokens[:, :24].copy().view(np.int8) * tokens[:, 24:].copy().view(np.float32)
+                assert np.abs(found - expected).max() <= 0.51 * np.abs(expected).max() / 127
+            else:
+                np.testing.assert_allclose(tokens.copy().view(np.float16), expected, rtol=1e-3, atol=1e-3)
+            seen.append((row["key"], row["index"]))
+            lengths += row["length"]
+    assert seen == [(key, index) for key, captions in home.captions.items() for index in range(len(captions))]
+    assert max(index for _, index in seen) == 1
+    assert output.counts["bytes"] == (lengths + 2) * (48 if dtype == "float16" else 28)  # with the empty caption's
+
+
+def test_8_bits_through_the_loaders_table_and_what_they_cost(home, text_encoder_folder: Path) -> None:
+    exact = make_text(home)
+    in_8_bits(home)
+    rounded = make_text(home)
+    assert rounded.digest != exact.digest
+    rows = np.arange(TextTable(exact).empty + 1)
+    (first, mask), (second, same) = TextTable(exact).read(rows, 12), TextTable(rounded).read(rows, 12)
+    assert torch.equal(mask, same)
+    assert second.dtype == torch.float16
+    assert (second[~mask] == 0).all()
+    # The stage's figure is of the first 64 captions without the empty one; here are fewer, and the empty one.
+    found, truth = second[:-1][mask[:-1]].float(), first[:-1][mask[:-1]].float()
+    by_hand = ((found - truth).square().mean(0).sqrt() / truth.std(0)).median().item()
+    assert rounded.summary["error"] == pytest.approx(by_hand, rel=0.05)
+    assert 0 < exact.summary["error"] < 1e-3 < rounded.summary["error"] < 1e-2
 
 
 def test_batches_with_cached_text_are_those_with_live_text(home, text_encoder_folder: Path) -> None:

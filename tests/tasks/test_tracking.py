@@ -28,6 +28,7 @@ def outputs(root: Path) -> Iterator[dict[str, Any]]:
                 file.path.write_text("".join(json.dumps({"num_images_seen": 8 * n, "loss": 1 / n}) + "\n" for n in (1, 2, 4)))
                 file.counts["items"] = 7
             draft.write_json("weights.safetensors", [])
+            draft.figures["busy_share"] = 0.75
             output = draft.commit({"parameters": 12})
         before = {name: output.digest}
         yield {
@@ -64,6 +65,7 @@ def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path, monkeypatch: 
     assert parent.data.params["filter.min_side_px"] == "64"
     assert parent.data.metrics["train.64px.loss"] == 0.25
     assert parent.data.metrics["download.items"] == 7
+    assert parent.data.metrics["download.busy_share"] == download.data.metrics["busy_share"] == 0.75
     assert train.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert {run.data.tags["dataset"] for run in runs.values()} == {download.data.tags["digest"]}
     assert [(data.dataset.name, data.dataset.digest) for data in train.inputs.dataset_inputs] == [

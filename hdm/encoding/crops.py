@@ -1,0 +1,58 @@
+"""How near a crop of a picture's latent is to the latent of the cropped picture: what encoding once and cropping in training costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hdm.models.autoencoder import Autoencoder
+
+BORDER = 2
+"""Latent positions from a cut side that count as its border."""
+
+
+@dataclass(frozen=True)
+class CropError:
+    """Root mean square difference over the latents' standard deviation: near the sides where the crop cuts, and elsewhere."""
+
+    interior: float
+    border: float
+
+
+def crop_error(autoencoder: Autoencoder, images: Iterable[Tensor], multiple_px: int, tile_px: int | None = None) -> CropError | None:
+    """Compare square crops about the middle.
+
+    Args:
+        images: each (1, 3, H, W) in [-1, 1]; squares are left out, since training crops nothing of them.
+        multiple_px: crops begin at multiples of it, as in training: the autoencoder's downscale times the model's patch.
+        tile_px: as for `Autoencoder.encode`.
+
+    Returns:
+        None where nothing can be told: all pictures are square, or so small that all of them is border.
+    """
+    wholes, crops, borders = [], [], []
+    for image in images:
+        side, longer = sorted(image.shape[-2:])
+        if longer == side:
+            continue
+        axis = -2 if image.shape[-2] > image.shape[-1] else -1
+        start = (longer - side) // 2 // multiple_px * multiple_px
+        place, size = start // autoencoder.downscale, side // autoencoder.downscale
+        whole = autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0].narrow(axis, place, size).cpu()
+        crop = autoencoder.normalize(autoencoder.encode(image.narrow(axis, start, side), tile_px=tile_px))[0].cpu()
+        wholes.append(whole.flatten(1))
+        crops.append(crop.flatten(1))
+        near = torch.zeros(size, dtype=torch.bool)
+        near[: BORDER if start else 0] = True
+        near[size - (BORDER if start + side < longer else 0) :] = True
+        borders.append((near[:, None] if axis == -2 else near).expand(size, size).flatten())
+    if not crops:
+        return None
+    crops_CN, border = torch.cat(crops, 1), torch.cat(borders)
+    squares, spread = (torch.cat(wholes, 1) - crops_CN).square().mean(0), crops_CN.var(1).mean()
+    if border.all() or not border.any():
+        return None
+    return CropError(*((part.mean() / spread).sqrt().item() for part in (squares[~border], squares[border])))

@@ -1,0 +1,154 @@
+"""The autoencoder at work on the files that some resolutions lack: a band of files from one reading of its pictures, then the next."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
+from hdm.encoding.pictures import Decoders, Frame, Wanted
+from hdm.models.autoencoder import Autoencoder
+from hdm.models.devices import Batches
+from hdm.progress import Tracker
+from hdm.store import Draft
+
+ASKED_AT_ONCE = 1000  # pictures whose rows are Python objects at a time
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """One output in the making: its draft, how pictures are framed for it, what its files hold, and which there are."""
+
+    draft: Draft
+    framing: Framing
+    form: LatentFormat
+    files: list[PlannedFile]
+
+    def name(self, file: PlannedFile) -> str:
+        return latent_file_name(file.height // self.form.downscale, file.width // self.form.downscale, file.number)
+
+
+class Encoder:
+    """The autoencoder at work, and how long it was."""
+
+    def __init__(self, autoencoder: Autoencoder, batches: Batches, dtype: torch.dtype, tile_px: int | None) -> None:
+        self.autoencoder, self.batches, self.dtype, self.tile_px = autoencoder, batches, dtype, tile_px
+        self.busy_sec, self.num_encoded = 0.0, 0
+
+    def run(self, frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Frame], Tensor]]:
+        """Batches that fit, with their raw latents (n, C, h, w) as they are stored."""
+        for batch, stored in self.batches.run(frames, self._encode):
+            self.num_encoded += len(batch)
+            yield batch, stored
+
+    def _encode(self, frames: Sequence[Frame]) -> Tensor:
+        images = images_of(frames, self.autoencoder.device)
+        begun = time.perf_counter()
+        stored = self.autoencoder.encode(images, tile_px=self.tile_px).to(self.dtype).cpu()
+        self.busy_sec += time.perf_counter() - begun
+        return stored
+
+
+def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
+    """Frames of one size for the autoencoder: (n, 3, h, w) in [-1, 1], channels last in memory."""
+    pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(device)
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class _Shard:
+    """One file being written: open from its first picture to its last; pictures wait until there is a batch of them."""
+
+    def __init__(self, encoder: Encoder, one: Resolution, file: PlannedFile, stack: ExitStack) -> None:
+        self.encoder, self.one, self.file = encoder, one, file
+        self.form = replace(one.form, height=file.height // one.form.downscale, width=file.width // one.form.downscale)
+        self.waiting: list[Frame] = []
+        self.left = len(file.rows)
+        self.writer: LatentWriter | None = None
+        self.counts = dict.fromkeys(("images", "bytes", "upscaled", "failed", "not_finite"), 0)
+        self.open_files = ExitStack()
+        stack.push(self.open_files)
+
+    def add(self, frame: Frame | None) -> None:
+        """The next picture; None if it cannot be had."""
+        if self.writer is None:
+            self._open()
+        self.left -= 1
+        if frame is None:
+            self.counts["failed"] += 1
+        else:
+            self.waiting.append(frame)
+        if self.waiting and (len(self.waiting) >= self.encoder.batches.size or not self.left):
+            self._encode()
+        if not self.left:
+            self.pending.counts.update({**self.counts, "bytes": self.counts["images"] * self.form.row_bytes})
+            self.open_files.close()
+
+    def _open(self) -> None:
+        self.pending = self.open_files.enter_context(self.one.draft.write(self.one.name(self.file)))
+        self.writer = self.open_files.enter_context(LatentWriter(self.pending.path, self.form, len(self.file.rows)))
+
+    def _encode(self) -> None:
+        frames, self.waiting = self.waiting, []
+        for batch, stored in self.encoder.run(frames):
+            finite = stored.isfinite().flatten(1).all(1)
+            for frame in (frame for frame, good in zip(batch, finite.tolist(), strict=True) if not good):
+                log.warning("the latent of picture %s is not finite in %s", frame.key, self.form.dtype)
+            kept = [frame for frame, good in zip(batch, finite.tolist(), strict=True) if good]
+            assert self.writer is not None
+            self.writer.add([frame.key for frame in kept], stored[finite], [(frame.width, frame.height) for frame in kept])
+            self.counts["images"] += len(kept)
+            self.counts["not_finite"] += len(batch) - len(kept)
+            self.counts["upscaled"] += sum(self.one.framing.enlarges(frame.width, frame.height) for frame in kept)
+
+
+def write(encoder: Encoder, decoders: Decoders, pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> None:
+    """Write the files that the drafts lack.
+
+    Args:
+        encoder, decoders: what makes latents of pictures.
+        pictures: rows of `kept_pictures`, of which the resolutions were planned.
+        making: the resolutions, the lowest first.
+        bar: told of each picture at each resolution.
+    """
+    for band in bands([one.files for one in making], len(pictures)):
+        missing = []
+        for one, file in ((making[number], file) for number, file in band):
+            if one.draft.has(one.name(file)):
+                bar.advance(len(file.rows))
+            else:
+                missing.append((one, file))
+        _write_band(encoder, decoders, pictures, missing, bar)
+
+
+def _write_band(
+    encoder: Encoder, decoders: Decoders, pictures: pa.Table, files: Sequence[tuple[Resolution, PlannedFile]], bar: Tracker
+) -> None:
+    with ExitStack() as stack:
+        shards = [_Shard(encoder, one, file, stack) for one, file in files]
+        owners: deque[list[int]] = deque()
+        for found in decoders.read(_wanted(pictures, files, owners)):
+            for place, owner in enumerate(owners.popleft()):
+                shards[owner].add(found[place] if found else None)
+                bar.advance()
+
+
+def _wanted(pictures: pa.Table, files: Sequence[tuple[Resolution, PlannedFile]], owners: deque[list[int]]) -> Iterator[Wanted]:
+    """The pictures of some files, in order; who wants each goes to `owners`."""
+    order = reading_order([file for _, file in files])
+    while part := list(islice(order, ASKED_AT_ONCE)):
+        rows = pictures.take([row for row, _ in part]).to_pylist()
+        for picture, (_, places) in zip(rows, part, strict=True):
+            owners.append(places)
+            yield Wanted(picture, [(files[place][0].framing, (files[place][1].width, files[place][1].height)) for place in places])
