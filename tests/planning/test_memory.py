@@ -18,7 +18,7 @@ from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.planning.memory import Form, block_bytes, block_tokens, parameters, training_memory
 
-SIDE, TEXT, BATCH = 16, 64, 16
+SIDE, TEXT, BATCH = 16, 64, 8
 PUBLISHED = XUTConfig(
     width=128, num_heads=4, head_size=32, mlp_width=384, text_width=64, depth=2, enc_blocks=1, dec_blocks=2, prev_blocks=1, post_blocks=2
 )
