@@ -54,14 +54,14 @@ class Card:
         return flops / (1e12 * self.tflops * self.share(tokens))
 
 
-_ADA, _BLACKWELL = "NVIDIA's Ada architecture whitepaper, appendix A", "NVIDIA's RTX Blackwell architecture whitepaper, table 3"
+_ADA, _BLACKWELL = "NVIDIA's Ada architecture whitepaper", "NVIDIA's RTX Blackwell architecture whitepaper"
 CARDS = {
     card.name: card
     for card in (
         # $0.35 to 0.40 an hour: 1,540 hours for $535 to 620, as published with the recipe.
         Card("rtx5090", 209.5, 33.7, 575, _BLACKWELL, price=0.375),
         Card("rtx4090", 165.2, 25.2, 450, _ADA),
-        Card("rtx3090", 71.0, 25.3, 350, "NVIDIA's Ampere GA102 whitepaper, table 9"),
+        Card("rtx3090", 71.0, 25.3, 350, "NVIDIA's Ampere GA102 whitepaper"),
         Card("a100", 312.0, 85.0, 400, "NVIDIA's A100 80GB SXM data sheet"),
         # Of the 989 of the data sheets, 790 were measured on an H200; the H100 is the same chip.
         Card("h100", 790.0, 85.0, 700, "NVIDIA's H100 SXM data sheet; rate as measured on an H200"),

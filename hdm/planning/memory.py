@@ -135,7 +135,7 @@ def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: 
         beside = kept + (max(needed, stream) if number in again else needed)
         kept += stream if number in again else needed
         peak = max(peak, beside + _passing_bytes(model, block, form))
-    return peak + _input_bytes(model, tokens, form)
+    return max(peak, kept + output_bytes(model, tokens[0], form)) + input_bytes(model, tokens, form)
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,14 @@ def _passing_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     return block.given * (8 * model.width + (5 if form.by_hand else 3) * form.item * model.mlp_width)
 
 
-def _input_bytes(model: XUTConfig, tokens: tuple[int, int], form: Form) -> int:
+def input_bytes(model: XUTConfig, tokens: tuple[int, int], form: Form) -> int:
     """Latent, noise, what is predicted and its differences; the text embedding as it is read and as it is multiplied."""
     num_image, num_text = tokens
     latent = num_image * model.channels * model.patch_size**2
     return 4 * 6 * latent + (4 + form.item) * num_text * model.text_width
+
+
+def output_bytes(model: XUTConfig, num_image: int, form: Form) -> int:
+    """What the last norm and the output layer keep: gone before the blocks' backward pass begins."""
+    norm = (4 if form.by_hand else 8) if model.final_norm else 0
+    return (form.item + norm) * num_image * model.width

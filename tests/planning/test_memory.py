@@ -16,7 +16,7 @@ from hdm.models import fused
 from hdm.models.execution import recompute_activations
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
-from hdm.planning.memory import Form, block_bytes, block_tokens, parameters, training_memory
+from hdm.planning.memory import Form, block_bytes, block_tokens, input_bytes, output_bytes, parameters, training_memory
 
 SIDE, TEXT, BATCH = 16, 64, 8
 PUBLISHED = XUTConfig(
@@ -101,8 +101,8 @@ class Living(TorchDispatchMode):
 def test_blocks_keep_what_was_reckoned(name: str, half: bool, rate: float, by_hand: bool) -> None:
     config, form = MODELS[name], Form(2 if half else 4, by_hand)
     blocks = block_tokens(config, None, (SIDE**2, TEXT), rate)
-    reckoned = 4 * sum(block_bytes(config, block, form) for block in blocks) + (2 * parameters(config).matrices if half else 0)
-    # What is left are embeddings, modulation and the loss.
+    ends = input_bytes(config, (SIDE**2, TEXT), form) + output_bytes(config, SIDE**2, form)
+    reckoned = 4 * (sum(block_bytes(config, block, form) for block in blocks) + ends) + (2 * parameters(config).matrices if half else 0)
     assert reckoned == pytest.approx(kept_bytes(Step(config, 4, half, rate)), rel=0.025)
 
 
