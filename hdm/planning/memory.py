@@ -61,7 +61,7 @@ class Memory:
     """Bytes of a training step on one device.
 
     Args:
-        weights, gradients, optimizer, average: of all parameters, in float32; `average` is the moving average of the weights.
+        weights, gradients, optimizer, average: of all parameters, in float32; `average` are the moving averages of the weights.
         copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's buckets.
         encoders: weights of models that run in training.
         sample: of what one sample of a micro-batch keeps until the backward pass, and that needs beside.
@@ -109,7 +109,7 @@ def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, in
         weights=4 * count.total,
         gradients=4 * count.total,
         optimizer=optimizer_bytes(count, phase),
-        average=4 * count.total,
+        average=4 * count.total * (1 + len(settings.ema_lengths)),
         copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0) + buckets,
         encoders=encoders,
         sample=sample_bytes(model, phase, tokens, form),
@@ -118,9 +118,9 @@ def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, in
 
 
 def optimizer_bytes(count: Parameters, phase: Phase) -> int:
-    """Two averages in float32 a parameter for AdamW, one for Muon."""
+    """Two averages a parameter for AdamW, one in float32 for Muon."""
     muon = count.muon if phase.optimizer.kind == "muon" else 0
-    return 8 * (count.total - muon) + 4 * muon
+    return 2 * (phase.optimizer.state_bits // 8) * (count.total - muon) + 4 * muon
 
 
 def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: Form) -> int:

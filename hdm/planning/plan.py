@@ -210,7 +210,8 @@ class _Planner:
         seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
         if found := (self.asked.measured or {}).get(phase.name):
             seconds, total = num_steps(phase) * found.step_sec * self.train.num_processes, found.memory_bytes
-        left = sizes.phase_bytes(memory.parameters(self.train.model).total)
+        averages = len(self.train.ema_lengths) * self.train.ema_snapshots
+        left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
         return Row(name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch)
 
     def _tokens(self, phase: Phase) -> tuple[int, int]:

@@ -44,9 +44,9 @@ def text_bytes(tokens: int, width: int) -> int:
     return 2 * tokens * width + 4 + KEY_BYTES + 2 * 4
 
 
-def phase_bytes(num_parameters: int) -> int:
-    """What a training phase leaves: weights and their average in float32."""
-    return 2 * 4 * num_parameters
+def phase_bytes(num_parameters: int, snapshots: int = 0) -> int:
+    """What a training phase leaves: weights, their average, and snapshots of power-function averages, in float32."""
+    return (2 + snapshots) * 4 * num_parameters
 
 
 def checkpoint_bytes(num_parameters: int, optimizer_bytes: int, kept: int) -> int:
