@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 def rms_norm(x: Tensor, weight: Tensor, shift: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """x / √(mean x² + eps)·weight + shift over the last axis, in float32; weight and shift are broadcast."""
     if _by_hand(x):
-        return _RMSNorm.apply(x, weight, shift, eps)
+        return _RMSNorm.apply(x, weight, shift, eps, torch.is_grad_enabled())
     normed = F.rms_norm(x.float(), x.shape[-1:], eps=eps)
     return normed * weight if shift is None else torch.addcmul(shift, normed, weight)
 
@@ -48,12 +48,15 @@ def _angles(positions: Tensor, table: Tensor) -> Tensor:
     return (positions[:, :, None, None, None] * table.float().exp()).flatten(-2)
 
 
-def swiglu_linear(halves: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer of silu(a)·b for the halves a, b of the last axis: (…, 2M) → (…, D), with weight (D, M) and bias (D,)."""
+def swiglu(halves: Tensor) -> Tensor:
+    """silu(a)·b for the halves a, b of the last axis: (…, 2M) → (…, M)."""
     if _by_hand(halves):
-        return _SwiGLULinear.apply(halves, weight, bias)
+        if torch.is_grad_enabled():
+            return _SwiGLU.apply(halves)
+        a, b = halves.chunk(2, -1)
+        return F.silu(a).mul_(b)
     a, b = halves.chunk(2, -1)
-    return F.linear(F.silu(a) * b, weight, bias)
+    return F.silu(a) * b
 
 
 def _by_hand(tensor: Tensor) -> bool:
@@ -62,24 +65,26 @@ def _by_hand(tensor: Tensor) -> bool:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float) -> Tensor:
-        scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_() / x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, scale, weight)
-        ctx.shift_shape = None if shift is None else shift.shape
+    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float, keep: bool) -> Tensor:
+        ctx.dtype, x = x.dtype, x.float()
+        scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
         normed = x * scale
-        return normed.mul_(weight) if shift is None else torch.addcmul(shift, normed, weight, out=normed)
+        if not keep:  # in place: memory that was just written is quicker than new memory
+            return normed.mul_(weight) if shift is None else torch.addcmul(shift, normed, weight, out=normed)
+        ctx.save_for_backward(normed, scale, weight)
+        ctx.shift_shape = None if shift is None else shift.shape
+        return normed * weight if shift is None else torch.addcmul(shift, normed, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        # With r = (mean x² + ε)^-½, n = x·r, w the weight: dn/dx = r·(1 - n nᵀ / D), so the gradient is r·g·w - x·r²·(r·g·x · w) / D.
-        x, scale, weight = ctx.saved_tensors
-        scaled = grad * scale
-        product = scaled * x
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        # With n = x·r, r = (mean x² + ε)^-½: dn/dx = r·(1 - n nᵀ / D).
+        normed, scale, weight = ctx.saved_tensors
+        product = grad * normed
         grad_weight = product.sum_to_size(weight.shape)
-        along = product.mul_(weight).mean(-1, keepdim=True).mul_(-scale.square())
-        grad_x = (x * along).addcmul_(scaled, weight)
-        return grad_x.to(x.dtype), grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None
+        along = product.mul_(weight).mean(-1, keepdim=True)
+        grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(scale)
+        return grad_x.to(ctx.dtype), grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -112,27 +117,22 @@ def _pairs(features: Tensor) -> Tensor:
     return torch.view_as_complex(features.float().unflatten(-1, (-1, 2)))
 
 
-class _SwiGLULinear(torch.autograd.Function):
-    """Keeps its input alone: what is made of it again in the backward pass is quicker computed than written to memory and read back."""
-
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, halves: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(halves, weight)
+    def forward(ctx: Any, halves: Tensor) -> Tensor:
         a, b = halves.chunk(2, -1)
-        return F.linear(F.silu(a).mul_(b), weight.type_as(halves), bias.type_as(halves))
+        silu = F.silu(a)
+        ctx.save_for_backward(halves, silu)
+        return silu * b
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        halves, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        halves, silu = ctx.saved_tensors
         a, b = halves.chunk(2, -1)
-        silu = F.silu(a)
-        gated = silu * b
-        grad_weight = grad.flatten(0, -2).T @ gated.flatten(0, -2)
-        grad_gated = grad @ weight.type_as(grad)
         # Both halves' gradients go straight to their places: no copy joins them.
         both = torch.empty_like(halves)
         grad_a, grad_b = both.chunk(2, -1)
-        torch.mul(silu, grad_gated, out=grad_b)
-        torch.ops.aten.silu_backward.grad_input(torch.mul(grad_gated, b, out=gated), a, grad_input=grad_a)
-        return both, grad_weight.type_as(weight), grad.flatten(0, -2).sum(0).type_as(weight)
+        torch.mul(silu, grad, out=grad_b)
+        torch.ops.aten.silu_backward.grad_input(grad * b, a, grad_input=grad_a)
+        return both

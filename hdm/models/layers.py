@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
-from hdm.models.fused import rms_norm, swiglu_linear
+from hdm.models.fused import rms_norm, swiglu
 from hdm.models.rope import RotaryPositions
 
 
@@ -193,7 +193,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
-        return swiglu_linear(self.w12(tokens_BSD), self.w3.weight, self.w3.bias)
+        return self.w3(swiglu(self.w12(tokens_BSD)))
 
 
 class Block(nn.Module):

@@ -166,28 +166,25 @@ def block_tokens(model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[
 def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     """What autograd keeps of one block, for one sample.
 
-    Self-attention: the norm's input and (not by hand) result, the products' input, queries, keys and values, these rotated, the angles,
+    Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys and values, these rotated, the angles,
     the attention's result, and the update in float32. Cross-attention: the same with the skip. Feed-forward: norm, input, both halves,
-    (not by hand) one of them after its activation and their product, and the update.
+    one of them after its activation, their product, and the update.
     """
     d, m, i = model.width, model.mlp_width, form.item
     norm = (4 if form.by_hand else 8) * d
     angles = (4 if form.by_hand else 6) * d
     self_floats = 0 if form.by_hand or i == 4 else 8 * d
     cross_floats = 0 if form.by_hand else 8 * d
-    qk_norm = 16 * d if model.qk_norm and not form.by_hand else 0
-    crossed_qk_norm = 2 * i * d if model.qk_norm and form.by_hand else qk_norm  # by hand it keeps its input, there a tensor of its own
-    halves = (2 if form.by_hand else 4) * i * m
+    qk_norm = (8 if form.by_hand else 16) * d if model.qk_norm else 0
     attention = block.seen * (norm + i * d + 3 * i * d + self_floats + qk_norm + angles + 2 * i * d) + block.given * (i * d + 4 * d)
-    crossed = block.seen * (norm + 2 * i * d + 2 * i * d + cross_floats + crossed_qk_norm + angles + 2 * i * d + i * d + 4 * d)
-    forward = block.given * (norm + i * d + halves + 4 * d)
+    crossed = block.seen * (norm + 2 * i * d + 2 * i * d + cross_floats + qk_norm + angles + 2 * i * d + i * d + 4 * d)
+    forward = block.given * (norm + i * d + 4 * i * m + 4 * d)
     return attention + forward + (crossed if block.cross else 0)
 
 
 def _passing_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
-    """Of the backward pass through a feed-forward layer: gradients of stream and update, of both halves and of their product; by hand also
-    what is computed again."""
-    return block.given * (8 * model.width + (5 if form.by_hand else 3) * form.item * model.mlp_width)
+    """Of the backward pass through a feed-forward layer: gradients of stream and update, of both halves and of their product."""
+    return block.given * (8 * model.width + 3 * form.item * model.mlp_width)
 
 
 def input_bytes(model: XUTConfig, tokens: tuple[int, int], form: Form) -> int:
