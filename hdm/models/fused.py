@@ -50,13 +50,11 @@ def _angles(positions: Tensor, table: Tensor) -> Tensor:
 
 def swiglu(halves: Tensor) -> Tensor:
     """silu(a)·b for the halves a, b of the last axis: (…, 2M) → (…, M)."""
-    if _by_hand(halves):
-        if torch.is_grad_enabled():
-            return _SwiGLU.apply(halves)
-        a, b = halves.chunk(2, -1)
-        return F.silu(a).mul_(b)
+    by_hand = _by_hand(halves)
+    if by_hand and torch.is_grad_enabled():
+        return _SwiGLU.apply(halves)
     a, b = halves.chunk(2, -1)
-    return F.silu(a) * b
+    return F.silu(a).mul_(b) if by_hand else F.silu(a) * b
 
 
 def _by_hand(tensor: Tensor) -> bool:

@@ -118,9 +118,9 @@ def living_ranks(job: Job) -> list[int]:
     return found
 
 
-def newest_step(scratch: Path) -> int:
-    """Of the newest checkpoint, by its name; -1 where there is none."""
-    return max((int(path.name.rpartition("-")[2]) for path in scratch.glob("checkpoint-*[0-9]")), default=-1)
+def newest_checkpoint(scratch: Path) -> Path | None:
+    """By its name, which ends in the number of steps; None where there is none."""
+    return max(scratch.glob("checkpoint-*[0-9]"), default=None)
 
 
 def clear_outcomes(scratch: Path) -> None:

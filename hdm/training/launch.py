@@ -24,7 +24,7 @@ from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
 from hdm.training.guard import Signals, signals_counted
-from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, newest_step, num_steps, outcome_error, read_outcome
+from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, newest_checkpoint, num_steps, outcome_error, read_outcome
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
 LOCK_WAIT_SEC = 60.0  # for ranks of a killed run to end
@@ -47,11 +47,12 @@ def run_training(job: Job) -> None:
     with signals_counted() as signals, bar as tracker:
         report = _Report(job, tracker)
         while True:
-            step = newest_step(Path(job.scratch))
+            before = newest_checkpoint(Path(job.scratch))
             code = _run_once(job, signals, report)
-            if signals.count or not _died(job, code) or newest_step(Path(job.scratch)) == step:
+            newest = newest_checkpoint(Path(job.scratch))
+            if signals.count or not _died(job, code) or newest is None or newest == before:
                 break  # without a step further it would die again and again
-            log.warning("a training process died (%s); going on from step %d", _exit(code), newest_step(Path(job.scratch)))
+            log.warning("a training process died (%s); going on from step %d", _exit(code), int(newest.name.rpartition("-")[2]))
     _judge(job, code, stopped=signals.count > 0)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hdm.errors import InputError
 from hdm.store import SCRATCH
-from hdm.training.job import TIMING, Job, living_ranks, num_steps
+from hdm.training.job import TIMING, Job, living_ranks, newest_checkpoint, num_steps
 
 SAVE, SAMPLE = "save", "sample"
 SAMPLES = "samples"
@@ -84,9 +84,8 @@ def ask(job: Job, what: str, timeout_sec: float) -> Path:
             why = "training ended before it came to it" if ended else f"nothing came in {timeout_sec:.0f} s"
             raise InputError(why, where=job.log, do="see how far it is with `hdm status`")
         time.sleep(POLL_SEC)
-    made = Path(job.folder) / SAMPLES if what == SAMPLE else Path(job.scratch)
-    found = sorted(made.glob("*.png" if what == SAMPLE else "checkpoint-*[0-9]"))
-    if not found:
+    found = sorted((Path(job.folder) / SAMPLES).glob("*.png")) if what == SAMPLE else [newest_checkpoint(Path(job.scratch))]
+    if not found or found[-1] is None:
         raise InputError(f"the training could not {what}", where=job.log, do="its log says why")
     return found[-1]
 
