@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+Point = tuple[str, float, int, int]
+"""Key, value, milliseconds since 1970, images seen."""
 LARGEST_BYTES = 30_000_000
 LOOKED_AT = (".png", ".json", ".jsonl", ".html")
 
@@ -82,8 +84,8 @@ class Series:
         self.place, self.last = 0, -1
         self.final: dict[str, float] = {}
 
-    def added(self) -> Iterator[tuple[str, float, int, int]]:
-        """Key, value, milliseconds since 1970, images seen. What a resumed training writes again is left out."""
+    def added(self) -> Iterator[Point]:
+        """The points that this did not give before. What a resumed training writes again is left out."""
         now = int(time.time() * 1000)
         for line in self._lines():
             seen = int(line.pop(self.CLOCK, -1))

@@ -11,6 +11,7 @@ Everything logged of an output comes from the store, so that what an outage lost
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.figures import Pictures, Series, counts, flattened, measured, numeric, origin, shown
+from tasks.figures import Pictures, Point, Series, counts, flattened, measured, numeric, origin, shown
 from tasks.services import services, serving
 
 Event = dict[str, Any]
@@ -79,6 +80,7 @@ class Mirror:
         self.children: dict[str, str] = {}
         self.followed: dict[str, Series] = {}
         self.pictures: Pictures | None = None
+        self.unsent: list[tuple[str, Point]] = []
 
     def handle(self, event: Event) -> None:
         """Write down one event."""
@@ -143,16 +145,22 @@ class Mirror:
         self.client.set_terminated(self.parent, event["status"], end_time=int(event["at"] * 1000))
 
     def follow(self) -> None:
-        """Log what was added to the series and the pictures of the output in work."""
-        from mlflow.entities import Metric
-
+        """Log what was added to the series and the pictures of the output in work. What MLflow does not take is sent first next time."""
         for series in self.followed.values():
-            points = [Metric(key, value, at, step) for key, value, at, step in series.added()]
-            for start in range(0, len(points), METRICS_AT_ONCE):
-                self.client.log_batch(self.following, metrics=points[start : start + METRICS_AT_ONCE])
+            self.unsent += [(self.following, point) for point in series.added()]
+        self._send()
         for path in self.pictures.added() if self.pictures else ():
             with contextlib.suppress(FileNotFoundError):  # it has become a file of the output, which is told of soon
                 self.client.log_artifact(self.following, str(path))
+
+    def _send(self) -> None:
+        from mlflow.entities import Metric
+
+        while self.unsent:
+            run = self.unsent[0][0]
+            batch = [point for _, point in itertools.takewhile(lambda sent: sent[0] == run, self.unsent[:METRICS_AT_ONCE])]
+            self.client.log_batch(run, metrics=[Metric(*point) for point in batch])
+            del self.unsent[: len(batch)]
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

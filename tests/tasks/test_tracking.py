@@ -105,3 +105,37 @@ def test_no_server_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyP
     keeper = told(tmp_path, [{**RUN, "params": {}}, {"event": "end", "at": AT, "status": "FINISHED"}])
     assert [event["event"] for event in keeper.waiting] == ["run", "end"]
     assert capsys.readouterr().out.count("warning") == 1
+
+
+def test_no_point_is_lost_by_a_server_that_fails_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    folder = tmp_path / "train.64px/1234"
+    folder.mkdir(parents=True)
+    metrics = folder / "metrics.jsonl"
+    keeper = Keeper(tmp_path)
+    keeper.waiting = [{**RUN, "params": {}}, {"event": "begin", "at": AT, "name": "train.64px", "folder": str(folder)}]
+    assert keeper.hand_on()
+    works = MlflowClient.log_batch
+
+    def fails(client: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        works(client, *args, **kwargs)
+        raise MlflowException("took it, and then did not answer in time")
+
+    written = []
+    for seen in (8, 16, 24, 32):
+        written.append((seen, 1 / seen))
+        with metrics.open("a") as file:
+            file.write(json.dumps({"num_images_seen": seen, "loss": 1 / seen}) + "\n")
+        outage = {8: works, 16: _refuses, 24: fails, 32: works}[seen]
+        monkeypatch.setattr(MlflowClient, "log_batch", outage)
+        assert keeper.hand_on() == (outage is works)
+    assert keeper.mirror
+    points = MlflowClient(database(tmp_path)).get_metric_history(keeper.mirror.children["train.64px"], "loss")
+    assert sorted((point.step, point.value) for point in points) == written
+
+
+def _refuses(*args: Any, **kwargs: Any) -> None:
+    raise ConnectionError
