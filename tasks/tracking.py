@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import operator
 import os
 import sys
 import time
@@ -157,10 +158,10 @@ class Mirror:
         from mlflow.entities import Metric
 
         while self.unsent:
-            run = self.unsent[0][0]
-            batch = [point for _, point in itertools.takewhile(lambda sent: sent[0] == run, self.unsent[:METRICS_AT_ONCE])]
-            self.client.log_batch(run, metrics=[Metric(*point) for point in batch])
-            del self.unsent[: len(batch)]
+            run, batch = next(itertools.groupby(self.unsent[:METRICS_AT_ONCE], operator.itemgetter(0)))
+            points = [Metric(*point) for _, point in batch]
+            self.client.log_batch(run, metrics=points)
+            del self.unsent[: len(points)]
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

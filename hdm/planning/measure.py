@@ -103,7 +103,7 @@ def main(path: Path) -> int:
         trainer = Trainer(job, StopRequest(), device)
         for _ in range(WARM_UP + STEPS):
             begun = time.perf_counter()
-            trainer._step()  # ends by reading the loss from the device
+            trainer.step()  # ends by reading the loss from the device
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)

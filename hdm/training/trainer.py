@@ -117,10 +117,10 @@ class Trainer:
                     return False
                 if sampling:
                     self._sample()
-                if self._reported():
+                if self.report():
                     if self.position.ended or self.position.step == self.num_steps:
                         break
-                    self._step()
+                    self.step()
         finally:
             self.feed.close()
         self._save()
@@ -140,7 +140,7 @@ class Trainer:
         told = self.accelerator.reduce(torch.tensor([float(wish) for wish in wishes], device=self.device), "sum")
         return [value > 0 for value in told.tolist()]
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One optimizer step, or a skipped one where loss or gradient is not finite."""
         example = self.feed.example(self.position.num_images_seen)
         factor = rate_factor(self.phase.optimizer, self.position.num_images_seen + self.phase.batch_size, self.num_images)
@@ -245,7 +245,7 @@ class Trainer:
     def _snapshot_steps(self) -> frozenset[int]:
         return even_steps(self.num_steps, self.settings.ema_snapshots)
 
-    def _reported(self) -> bool:
+    def report(self) -> bool:
         """Do and write what is due after this step; False if a signal cut it short: it is then due again on resuming."""
         if self.position.line is None:
             return True

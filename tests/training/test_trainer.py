@@ -202,7 +202,7 @@ def test_the_best_weights_come_out_across_stops(spoiling: Workshop, tmp_path: Pa
 
     there = Trainer(spoiling.job(tmp_path / "there"), StopRequest(), "cpu")
     while there.position.step < best:
-        there._step()
+        there.step()
     for name, model in (("weights", there.model), ("ema", there.average.model)):
         kept = load_file(job.result / f"{name}.safetensors")
         assert [key for key, value in model.state_dict().items() if not torch.equal(value, kept[key])] == []
