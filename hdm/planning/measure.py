@@ -107,6 +107,7 @@ def main(path: Path) -> int:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
+            trainer.make_ready()
         trainer.feed.close()
     except torch.OutOfMemoryError:
         return DoesNotFitError.exit_code

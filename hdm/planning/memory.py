@@ -64,6 +64,7 @@ class Memory:
         weights, gradients, optimizer, average: of all parameters, in float32; `average` are the moving averages of the weights.
         copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's buckets.
         encoders: weights of models that run in training.
+        checkpoint: the copy from which one is written; on an accelerator's machine it is not in the accelerator's memory.
         sample: of what one sample of a micro-batch keeps until the backward pass, and that needs beside.
         micro_batch: samples.
     """
@@ -74,13 +75,14 @@ class Memory:
     average: int
     copies: int
     encoders: int
+    checkpoint: int
     sample: int
     micro_batch: int
 
     @property
     def fixed(self) -> int:
         """Whatever the micro-batch."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.copies + self.encoders
+        return self.weights + self.gradients + self.optimizer + self.average + self.copies + self.encoders + self.checkpoint
 
     @property
     def total(self) -> int:
@@ -105,13 +107,15 @@ def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, in
     share = -(-phase.batch_size // settings.num_processes)
     buckets = 4 * count.total if settings.num_processes > 1 else 0
     form = Form(2 if half else 4, by_hand=on_cpu)
+    weights, optimizer, average = 4 * count.total, optimizer_bytes(count, phase), 4 * count.total * (1 + len(settings.ema_lengths))
     return Memory(
-        weights=4 * count.total,
-        gradients=4 * count.total,
-        optimizer=optimizer_bytes(count, phase),
-        average=4 * count.total * (1 + len(settings.ema_lengths)),
+        weights=weights,
+        gradients=weights,
+        optimizer=optimizer,
+        average=average,
         copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0) + buckets,
         encoders=encoders,
+        checkpoint=weights + optimizer + average if on_cpu else 0,
         sample=sample_bytes(model, phase, tokens, form),
         micro_batch=min(phase.micro_batch or share, share),
     )

@@ -38,11 +38,14 @@ class Best:
         aside.rename(path)
 
     def saved(self, step: int | None) -> None:
-        """A checkpoint was made whose best step is this one: what neither it nor the one before needs is dropped."""
+        """A checkpoint was made whose best step is this one: what neither it nor the one before needs is dropped.
+
+        What has been added since it was taken, while it was being written, stays.
+        """
         self._in_checkpoints = [self._in_checkpoints[-1], step]
         needed = {self._of(wanted) for wanted in self._in_checkpoints if wanted is not None}
         for path in self.folder.glob("[0-9]*"):
-            if path not in needed:
+            if path not in needed and step is not None and path < self._of(step):
                 shutil.rmtree(path)
 
     def load(self, step: int) -> None:

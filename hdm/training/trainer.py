@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hdm.models.xut import XUT
 from hdm.training import assembly, checkpoint, validation
 from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
+from hdm.training.checkpoint_writer import CheckpointWriter
 from hdm.training.ema import Average
 from hdm.training.feed import DROPOUT, Example, Feed, mixed_seed
 from hdm.training.guard import StopRequest
@@ -97,7 +99,7 @@ class Trainer:
         phase, pin = self.phase, self.device.type == "cuda"
         self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
-        self.requests = Requests(Path(job.scratch))
+        self.requests, self.writer = Requests(Path(job.scratch)), CheckpointWriter(Path(job.scratch))
         self._resume()
         self.best = Best(Path(job.scratch), {"weights": self.model, "ema": self.average.model}, self.position.best_step)
         self._check_watched()
@@ -109,10 +111,11 @@ class Trainer:
         try:
             while True:
                 due = time.monotonic() - self.saved_at > self.settings.checkpoint_sec
-                save, sample = (self.rank == 0 and self.requests.wants(what) for what in (SAVE, SAMPLE))
-                stopping, saving, sampling = self._agreed(self.stop.requested, due or save, sample)
+                asked, sample = (self.rank == 0 and self.requests.wants(what) for what in (SAVE, SAMPLE))
+                stopping, saving, sampling = self._agreed(self.stop.requested, due or asked, sample)
+                self.writer.check()
                 if stopping or saving or sampling:
-                    self._save()
+                    self._save(wait=stopping or asked)
                 if stopping:
                     return False
                 if sampling:
@@ -121,9 +124,11 @@ class Trainer:
                     if self.position.ended or self.position.step == self.num_steps:
                         break
                     self.step()
+                    self.make_ready()
+            self._save(wait=True)
         finally:
             self.feed.close()
-        self._save()
+            self.writer.close()
         self.stop.release()
         if self.rank == 0:
             if self.settings.keep == "best" and self.position.best_step is not None:
@@ -340,20 +345,31 @@ class Trainer:
             self.requests.done(SAMPLE)
         self.accelerator.wait_for_everyone()
 
-    def _save(self) -> None:
-        """A checkpoint of where training stands, unless there is one already."""
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Of a checkpoint."""
+        return {
+            "weights": self.model.state_dict(),
+            "ema": self.average.model.state_dict(),
+            "optimizer": self.optimizers.tensors(),
+            **self.tracks.tensors(),
+        }
+
+    def make_ready(self) -> None:
+        """Memory for checkpoints, once the optimizers have had a step that was not skipped."""
+        if self.rank == 0 and not self.writer.ready and self.position.loss_count:
+            self.writer.make_ready(self._tensors())
+
+    def _save(self, *, wait: bool) -> None:
+        """A checkpoint of where training stands, unless there is one already; waits until it is there, or goes on meanwhile."""
         if self.position.step != self.saved_step and self.rank == 0:
-            tensors = {
-                "weights": self.model.state_dict(),
-                "ema": self.average.model.state_dict(),
-                "optimizer": self.optimizers.tensors(),
-                **self.tracks.tensors(),
-            }
-            state = {"digest": self.job.digest, "identity": self.job.identity, "position": asdict(self.position)}
-            checkpoint.save(Path(self.job.scratch), self.position.step, tensors, self.metrics.content, state)
-            self.best.saved(self.position.best_step)
-        if self.rank == 0:
-            self.requests.done(SAVE)
+            made_by = {"hdm-pipeline": version("hdm-pipeline"), "torch": torch.__version__}
+            state = {"digest": self.job.digest, "identity": self.job.identity, "made_by": made_by, "position": asdict(self.position)}
+            then = partial(self.best.saved, self.position.best_step)
+            self.writer.write(self.position.step, self._tensors(), self.metrics.content, state, then)
+        if wait:
+            self.writer.wait()
+            if self.rank == 0:
+                self.requests.done(SAVE)
         self.saved_step, self.saved_at = self.position.step, time.monotonic()
 
     def _resume(self) -> None:
@@ -375,6 +391,11 @@ class Trainer:
             self.meter = assembly.make_meter(self.job, self.device, self.world_size, self.timing.before)
 
     def _check_same_run(self, found: Checkpoint) -> None:
+        made_with = found.state["made_by"]["torch"]
+        if made_with != torch.__version__ and self.rank == 0:
+            log.warning(
+                "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit the same", made_with, torch.__version__
+            )
         if found.state["digest"] != self.job.digest:
             changed = sorted(key for key, value in self.job.identity.items() if found.state["identity"].get(key) != value)
             raise ConfigError(

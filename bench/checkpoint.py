@@ -1,0 +1,82 @@
+"""How long a training step waits for a checkpoint: written while it waits, and from a copy while it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hdm.architecture import XUTConfig
+from hdm.files import TEMPORARY
+from hdm.models.xut import XUT
+from hdm.training import checkpoint
+from hdm.training.checkpoint_writer import CheckpointWriter
+
+EXPLANATION = """\
+Weights, their average and Adam's two averages of xut-base (343M parameters, 5.5 GB), or of a model a quarter of that size (--quarter),
+on a memory disk, one checkpoint kept. By turns:
+  waiting    checkpoint.save: the step waits until all is written, hashed and renamed
+  aside      checkpoint_writer: the step waits for a copy in memory; that memory is made before
+
+Examples:
+  python bench/checkpoint.py --quarter       # 6 GB of memory
+  python bench/checkpoint.py                 # 23 GB
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quarter", action="store_true", help="a model of half the width")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--disk", type=Path, default=Path("/dev/shm"), metavar="DIR", help="where to write (default %(default)s)")
+    given = parser.parse_args()
+    config = XUTConfig.preset("base")
+    if given.quarter:
+        config = replace(config, width=config.width // 2, num_heads=config.num_heads // 2, mlp_width=config.mlp_width // 2)
+    model = XUT(config)
+    sets = {
+        "weights": model.state_dict(),
+        "ema": {name: value.clone() for name, value in model.state_dict().items()},
+        "optimizer": {
+            f"{name}:{what}": torch.rand_like(value) for name, value in model.named_parameters() for what in ("exp_avg", "exp_avg_sq")
+        },
+    }
+    size = sum(value.nbytes for values in sets.values() for value in values.values())
+    count = sum(value.numel() for value in model.parameters())
+    checkpoint.KEEP = 1
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=given.disk) as folder:
+        waiting, aside = pauses(Path(folder), sets, given.rounds)
+    print(f"{count / 1e6:.0f}M parameters, {size / 1e9:.2f} GB, torch {torch.__version__}, medians of {given.rounds} rounds in turns\n")
+    print("| | waiting | aside | written aside after |\n|---|---|---|---|")
+    shown = f"**{statistics.median(aside['pause']):.2f} s** | {statistics.median(aside['written']):.2f} s"
+    print(f"| pause of a step | {statistics.median(waiting):.2f} s | {shown} |")
+
+
+def pauses(folder: Path, sets: dict[str, dict[str, torch.Tensor]], rounds: int) -> tuple[list[float], dict[str, list[float]]]:
+    writer = CheckpointWriter(folder)
+    writer.make_ready(sets)  # while the first steps are made
+    waiting, aside = list[float](), {"pause": list[float](), "written": list[float]()}
+    for number in range(rounds + 1):
+        begun = time.perf_counter()
+        writer.write(2 * number, sets, b"", {}, partial(int))
+        aside["pause"].append(time.perf_counter() - begun)
+        writer.wait()
+        aside["written"].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        checkpoint.save(folder, 2 * number + 1, sets, b"", {})
+        waiting.append(time.perf_counter() - begun)
+    writer.close()
+    return waiting[1:], {name: values[1:] for name, values in aside.items()}
+
+
+if __name__ == "__main__":
+    main()

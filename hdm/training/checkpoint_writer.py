@@ -1,0 +1,122 @@
+"""Checkpoints written while training goes on: a step waits for a copy in memory, a thread does the rest.
+
+The copy lies in buffers that are made once, pinned where training is on an accelerator. One checkpoint at a time is written; the next one
+waits for it. However the process dies, what was written before is as `checkpoint.save` left it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdm.training import checkpoint
+
+Sets = Mapping[str, Mapping[str, Tensor]]
+Buffers = dict[str, dict[str, Tensor]]
+SPARED = 1 << 30  # bytes of memory that stay free
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Of one training process.
+
+    Args:
+        folder: where checkpoints lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+        self._buffers: Future[Buffers | None] | None = None
+
+    def make_ready(self, tensors: Sets) -> None:
+        """Make the buffers, in the thread: new memory takes longer than a copy. Call it when the optimizers have their state."""
+        self._buffers = self._thread.submit(_buffers, tensors)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the buffers are made, or being made."""
+        return self._buffers is not None
+
+    def write(self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None]) -> None:
+        """Copy what a checkpoint holds and have it written; the arguments are `checkpoint.save`'s.
+
+        Without buffers, before `make_ready` or for want of memory, it waits until all is written.
+
+        Args:
+            then: called in the thread when it is there.
+
+        Raises:
+            DoesNotFitError, HdmError: this one, or the one before, could not be written.
+        """
+        self.wait()
+        buffers = self._buffers.result() if self._buffers is not None else None
+        taken = tensors if buffers is None else _copied(tensors, buffers)
+        self._under_way = self._thread.submit(self._save, step, taken, metrics, state, then)
+        if buffers is None:
+            self.wait()
+
+    def _save(self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None]) -> None:
+        checkpoint.save(self.folder, step, tensors, metrics, state)
+        then()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if it is done."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            DoesNotFitError, HdmError: it could not be written.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def close(self) -> None:
+        """End the thread, when it has written what it has."""
+        self._thread.shutdown(wait=True)
+
+
+def _buffers(tensors: Sets) -> Buffers | None:
+    """Memory of the tensors' shapes, written to so that it is there; None where it would not be."""
+    needed, free = sum(value.nbytes for values in tensors.values() for value in values.values()), _available_bytes()
+    if free is not None and needed + SPARED > free:
+        log.warning(
+            "training waits while checkpoints are written: a copy to write from takes %.1f GB, and %.1f GB of memory are free",
+            *(needed / 1e9, free / 1e9),
+        )
+        return None
+    return {name: {key: _buffer(value) for key, value in values.items()} for name, values in tensors.items()}
+
+
+def _buffer(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda).zero_()
+
+
+def _copied(tensors: Sets, buffers: Buffers) -> Sets:
+    """The tensors as they are now."""
+    for name, values in tensors.items():
+        for key, value in values.items():
+            buffers[name][key].copy_(value.detach(), non_blocking=True)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return buffers
+
+
+def _available_bytes() -> int | None:
+    """Of memory, without swapping; None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    return 1024 * int(meminfo.read_text().partition("MemAvailable:")[2].split()[0])
