@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import threading
 from pathlib import Path
@@ -35,7 +34,7 @@ def lab(
     settings: Settings = [],
     show: Annotated[bool, typer.Option("--list", help="Say what would be trained, and stop.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Train nothing: write the table of what is finished.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the table's figures in JSON instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures in JSON instead of the table.")] = False,
     store: StoreFolder = None,
     file: File = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")] = False,
@@ -63,9 +62,14 @@ def lab(
     if show:
         _list(grid, file)
         return
-    if not table:
+    root = Store(store_root())
+    if table:
+        from hdm.lab.report import write_lab  # torch: seconds
+
+        write_lab(grid, root)
+    else:
         _run(grid, only, seeds, overrides, verbose)
-    _tell(grid, as_json)
+    _tell(root, name, as_json)
 
 
 def _run(grid: Grid, only: list[str], seeds: int | None, overrides: list[str], verbose: bool) -> None:
@@ -93,11 +97,10 @@ def _list(grid: Grid, file: Path | None) -> None:
     out.print(f"{len(grid.cells())} trainings of {grid.lab.name} in all, {grid.seeds} of each setting")
 
 
-def _tell(grid: Grid, as_json: bool) -> None:
-    from hdm.lab.report import FIGURE, TABLE, lab_folder, write_lab
+def _tell(store: Store, name: str, as_json: bool) -> None:
+    from hdm.lab.report import FIGURE, TABLE, TABLE_JSON, lab_folder
 
-    root = Store(store_root())
-    text, rows = write_lab(grid, root)
-    print(json.dumps([row.to_dict() for row in rows], ensure_ascii=False) if as_json else text, flush=True)
-    for name in (TABLE, FIGURE):
-        console.print(f"{escape(str(lab_folder(root, grid.lab.name) / name))}")
+    folder = lab_folder(store, name)
+    print((folder / (TABLE_JSON if as_json else TABLE)).read_text(), flush=True)
+    for file in (TABLE, FIGURE):
+        console.print(escape(str(folder / file)))

@@ -143,10 +143,12 @@ class Mirror:
         numbers = {**event["counts"], **dict(numeric(manifest["summary"])), **measured(folder), "seconds": event["seconds"]}
         if self.cell is None:
             self._numbers(child, numbers)
+        else:
+            finals = {}  # are its own series
         self._numbers(self.cell or self.parent, {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()})
         self._inputs(child, manifest)
         for path in shown(folder, manifest):
-            self.client.log_artifact(child, str(path))
+            self.client.log_artifact(child, str(path), event["name"] if self.cell else None)
             if path.suffix == ".png" and self.cell is None:  # side by side on the comparison page
                 self.client.log_artifact(self.parent, str(path), event["name"])
         if self.cell is not None:

@@ -1,7 +1,7 @@
 """What a step costs under one setting, relative to another: steps in turns, in one process, on the real data.
 
 Runs that follow each other on a machine with other work on it cannot be compared by the clock, steps that alternate can. On the CPU it is
-the processor time of the steps that is taken, which other work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json`
+the processor time of one thread that is taken, which other work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json`
 is that process; it prints the seconds.
 """
 
@@ -102,7 +102,8 @@ def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
     inputs = {needed: store.need(known[needed], "the lab") for needed in step.inputs}
     (folder / "scratch").mkdir(parents=True)
     return Job(
-        pipeline=pipeline.model_dump(mode="json"),
+        # Processor time of threads that wait awake for each other is no work.
+        pipeline=pipeline.model_copy(update={"threads": 1}).model_dump(mode="json"),
         number=0,
         identity={},
         digest="",
@@ -126,18 +127,16 @@ def _run(request: Path, device: str) -> list[list[list[float]]]:
 
 def main(path: Path) -> None:
     """The process: print the seconds of every step, by job, start and round."""
-    import torch
-
-    from hdm.models.devices import choose_device
+    from hdm.models.devices import choose_device, deterministic
     from hdm.training.guard import StopRequest
     from hdm.training.trainer import Trainer
 
     request: dict[str, Any] = json.loads(path.read_bytes())
     jobs = [Job(**values) for values in request["jobs"]]
     device = choose_device(jobs[0].settings.train.device, "timing")
-    torch.use_deterministic_algorithms(device == "cpu")  # as in training
-    trainers = [Trainer(job, StopRequest(), device) for job in jobs]
-    print(json.dumps(_in_turns(trainers, request["starts"], request["rounds"])))
+    with deterministic(device == "cpu"):  # as in training
+        trainers = [Trainer(job, StopRequest(), device) for job in jobs]
+        print(json.dumps(_in_turns(trainers, request["starts"], request["rounds"])))
     for trainer in trainers:
         trainer.feed.close()
 

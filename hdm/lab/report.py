@@ -18,7 +18,7 @@ from hdm.lab.cost import Cost, measure_costs
 from hdm.lab.figure import figure
 from hdm.lab.grid import Grid
 from hdm.lab.results import Results, read_results
-from hdm.lab.table import Row, table_rows, to_markdown
+from hdm.lab.table import table_rows, to_markdown
 from hdm.store import Store
 
 TABLE, TABLE_JSON, FIGURE, COSTS = "table.md", "table.json", "losses.svg", "costs.json"
@@ -70,12 +70,8 @@ def lab_folder(store: Store, lab: str) -> Path:
     return store.root / "reports" / f"lab-{lab}"
 
 
-def write_lab(grid: Grid, store: Store) -> tuple[str, list[Row]]:
-    """Write table and curves of what is finished.
-
-    Returns:
-        The table as Markdown, and its rows.
-    """
+def write_lab(grid: Grid, store: Store) -> None:
+    """Write table and curves of what is finished."""
     folder = lab_folder(store, grid.lab.name)
     results = read_results(grid, store)
     rows = table_rows(grid, results, CostBook(folder / COSTS, grid).costs())
@@ -83,7 +79,6 @@ def write_lab(grid: Grid, store: Store) -> tuple[str, list[Row]]:
     write_bytes(folder / TABLE, text.encode())
     write_bytes(folder / FIGURE, figure(grid, results).encode())
     write_json(folder / TABLE_JSON, {"lab": grid.lab.name, "rows": [row.to_dict() for row in rows], "cells": _cells(results)})
-    return text, rows
 
 
 def _cells(results: Results) -> list[Mapping[str, object]]:
