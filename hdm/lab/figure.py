@@ -17,15 +17,19 @@ STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.title{font-weight:600;font-size:12px}"
     ".grid{stroke:#ddd}.mean{fill:none;stroke-width:1.8}"
 )
+INSIDE = (
+    f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" width="{PANEL_WIDTH - LEFT - RIGHT}" '
+    f'height="{PANEL_HEIGHT - TOP - BOTTOM}"/></clipPath>'
+)
 
 
 def figure(grid: Grid, results: Results) -> str:
-    """The SVG; "" where no comparison has two settings with a curve."""
+    """The SVG; "" where no comparison has two settings whose curves can be compared."""
     panels = []
     for name, comparison in grid.comparisons.items():
         curves = {setting: _curves(grid, results, name, setting) for setting in comparison.settings}
         drawn = {setting: found for setting, found in curves.items() if found and len(found[0].losses) > 1}
-        if len(drawn) > 1:
+        if len(drawn) > 1 and comparison.losses_compare:
             panels.append(_panel(name, drawn))
     if not panels:
         return ""
@@ -36,7 +40,7 @@ def figure(grid: Grid, results: Results) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="held-out losses over images seen">'
-        f'<style>{STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>{placed}</svg>\n'
+        f'<style>{STYLE}</style>{INSIDE}<rect width="{width}" height="{height}" fill="#fff"/>{placed}</svg>\n'
     )
 
 
@@ -54,7 +58,7 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
 
     def place(seen: float, loss: float) -> tuple[float, float]:
-        share = (min(max(loss, low), high) - low) / (high - low)
+        share = (loss - low) / (high - low)
         return LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last, PANEL_HEIGHT - BOTTOM - (PANEL_HEIGHT - TOP - BOTTOM) * share
 
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
@@ -70,8 +74,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         mean, lowest, highest = _band(found)
         around = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in [*lowest, *reversed(highest)]))
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in mean))
-        parts.append(f'<polygon points="{around}" fill="{colour}" fill-opacity="0.15"/>')
-        parts.append(f'<polyline class="mean" points="{line}" stroke="{colour}"/>')
+        parts.append(f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}" fill-opacity="0.15"/>')
+        parts.append(f'<polyline clip-path="url(#inside)" class="mean" points="{line}" stroke="{colour}"/>')
     return "".join(parts)
 
 
