@@ -1,4 +1,4 @@
-"""What a step costs under one setting, relative to another: steps in turns, in one process, on the real data.
+"""What training on an image costs under one setting, relative to another: steps in turns, in one process, on the real data.
 
 Runs that follow each other on a machine with other work on it cannot be compared by the clock, steps that alternate can. On the CPU it is
 the processor time of one thread that is taken, which other work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json`
@@ -38,7 +38,7 @@ ROUNDS, WARM_UP = 15, 2
 
 @dataclass(frozen=True)
 class Cost:
-    """A step's time over that of the reference, along the training.
+    """The time of an image over that of the reference, along the training.
 
     Args:
         parts: (from which share of the training on, ratio), ascending, the first from 0. TREAD's schedules have several.
@@ -83,10 +83,10 @@ def measure_costs(pipelines: Mapping[str, Pipeline], store: Store, rounds: int =
         request = Path(folder) / "request.json"
         write_json(request, {"jobs": [asdict(job) for job in jobs], "starts": starts, "rounds": rounds})
         seconds = _run(request, jobs[0].settings.train.device)
-    reference = seconds[0]
+    reference, sizes = seconds[0], [job.phase.batch_size for job in jobs]
     return {
-        name: Cost(tuple((start, _ratio(part, base)) for start, part, base in zip(starts, mine, reference, strict=True)))
-        for name, mine in zip(pipelines, seconds, strict=True)
+        name: Cost(tuple((start, _ratio(part, base) * sizes[0] / size) for start, part, base in zip(starts, mine, reference, strict=True)))
+        for name, mine, size in zip(pipelines, seconds, sizes, strict=True)
     }
 
 

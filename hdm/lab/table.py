@@ -27,7 +27,7 @@ class Row:
         is_reference: the others of the comparison are compared with it; its values are means, and it has no differences.
         num_seeds: that both have finished.
         num_images: seen by the end.
-        cost: time of a whole training over the reference's; None: not measured.
+        cost: time of an image, on average over the training, over the reference's; None: not measured.
         loss, right: means of the held-out loss and of the share of prompts right by question, at the end.
         loss_at_equal_samples: difference at the end.
         loss_at_equal_time: difference when the quicker of the two is done; None where the costs are not known.
@@ -73,7 +73,7 @@ def _of_setting(grid: Grid, results: Results, comparison: str, setting: str) -> 
 def _row(
     name: str, setting: str, comparison: Comparison, mine: Sequence[Result], theirs: Sequence[Result], cost: Cost | None
 ) -> Row:  # fmt: skip
-    reference, total = setting == comparison.reference, mine[0].num_images
+    reference, total = setting == comparison.reference, min(mine[0].num_images, theirs[0].num_images)
     questions = [question for question in QUESTIONS if all(question in one.right for one in (*mine, *theirs))]
     equal_samples = equal_time = None
     if not reference and comparison.losses_compare:
@@ -88,7 +88,7 @@ def _row(
         setting=setting,
         is_reference=reference,
         num_seeds=len(mine),
-        num_images=total,
+        num_images=mine[0].num_images,
         cost=cost.whole if cost else None,
         loss=_mean(one.loss_at(total) for one in mine),
         right={question: statistics.fmean(one.right[question] for one in mine) for question in questions},
@@ -116,7 +116,7 @@ def _difference(
 
 def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
     """The table, with what a reader has to know above and below it."""
-    titles = ["", "setting", "seeds", "images", "time a step", "held-out loss", "at equal time", *QUESTIONS]
+    titles = ["", "setting", "seeds", "images", "time an image", "held-out loss", "at equal time", *QUESTIONS]
     lines = [_heading(grid, results), "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     before = ""
     for row in rows:
@@ -133,8 +133,8 @@ READING = (
     "by chance.",
     "",
     "- held-out loss: of the averaged weights when both have seen all images; less is better.",
-    "- at equal time: the same when the quicker of the two is done, read off the curves by the time a step takes, which is relative to "
-    "the reference's (steps in turns in one process, medians).",
+    "- at equal time: the same when the quicker of the two is done, read off the curves by the time an image takes, relative to "
+    "the reference (steps in turns in one process, medians).",
     "- colour, place, kind: share of prompts of one object for which that is right, at the end, in percentage points; more is better.",
 )
 

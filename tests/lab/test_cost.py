@@ -64,6 +64,17 @@ def test_steps_are_made_in_turns_at_every_point_of_the_schedule(monkeypatch: pyt
     assert {each[0] for each in rounds} == {"a", "b", "c"}, "nobody is always the first"
 
 
+def test_a_larger_batch_is_compared_by_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = make_workshop(tmp_path)
+    phase = workshop.pipeline.model_dump(mode="json")["train"]["phases"][0]
+    sizes = {size: workshop.changed(phases=[{**phase, "batch_size": size}]) for size in (8, 16)}
+    by_pipeline = {id(changed.pipeline): changed for changed in sizes.values()}
+    monkeypatch.setattr(cost, "_job", lambda pipeline, store, folder: by_pipeline[id(pipeline)].job(folder))
+    monkeypatch.setattr(cost, "_run", lambda request, device: [[[1.0, 1.0, 1.0]], [[1.5, 1.5, 1.5]]])
+    found = cost.measure_costs({"small": sizes[8].pipeline, "large": sizes[16].pipeline}, workshop.store)
+    assert {name: each.parts for name, each in found.items()} == {"small": ((0.0, 1.0),), "large": ((0.0, 0.75),)}
+
+
 def test_the_process_times_steps_of_real_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workshop = make_workshop(tmp_path)
     jobs = [workshop.job(tmp_path / name) for name in ("one", "other")]
