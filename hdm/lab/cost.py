@@ -8,6 +8,7 @@ is that process; it prints the seconds.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -143,17 +144,23 @@ def main(path: Path) -> None:
 
 def _in_turns(trainers: Sequence[Trainer], starts: Sequence[float], rounds: int) -> list[list[list[float]]]:
     seconds: list[list[list[float]]] = [[[] for _ in starts] for _ in trainers]
-    for place, start in enumerate(starts):
-        for trainer in trainers:
-            begun = -(-int(start * trainer.num_images) // trainer.phase.batch_size) * trainer.phase.batch_size
-            trainer.position = replace(trainer.position, num_images_seen=begun)
+    for place, (start, end) in enumerate(pairwise([*starts, 1.0])):
         for turn in range(WARM_UP + rounds):
             # The order changes from round to round: who comes after whom finds other things in the caches.
             for number in range(turn, turn + len(trainers)):
-                taken = _step_sec(trainers[number % len(trainers)])
+                trainer = trainers[number % len(trainers)]
+                trainer.position = replace(trainer.position, num_images_seen=_seen(trainer, start, end, turn))
+                taken = _step_sec(trainer)
                 if turn >= WARM_UP:
                     seconds[number % len(trainers)][place].append(taken)
     return seconds
+
+
+def _seen(trainer: Trainer, start: float, end: float, turn: int) -> int:
+    """Images seen at a step of a part of the training: its first, the next, …, and where it has no more, its first again."""
+    size = trainer.phase.batch_size
+    first, after = (math.ceil(share * trainer.num_images / size) for share in (start, end))
+    return (first + turn % max(1, after - first)) * size
 
 
 def _step_sec(trainer: Trainer) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,16 +49,18 @@ class Clocked:
     def _step(self) -> None:
         self.steps += 1
         first = self.steps <= cost.WARM_UP
-        self.clock.now += 100.0 if first else self.late if self.position.num_images_seen >= 70 else 1.0
+        assert self.position.num_images_seen < self.num_images
+        self.clock.now += 100.0 if first else self.late if self.position.num_images_seen >= 75 else 1.0
         self.clock.order.append(self.name)
+        self.position = replace(self.position, num_images_seen=self.position.num_images_seen + 10)
 
 
 def test_steps_are_made_in_turns_at_every_point_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0, order=[])
     monkeypatch.setattr(time, "process_time", lambda: clock.now)
     trainers: Any = [Clocked("a", clock, 1.0), Clocked("b", clock, 3.0), Clocked("c", clock, 2.0)]
-    found = cost._in_turns(trainers, [0.0, 0.75], rounds=4)
-    assert found == [[[1.0] * 4, [late] * 4] for late in (1.0, 3.0, 2.0)], "warm-up is left out, each point has its own steps"
+    found = cost._in_turns(trainers, [0.0, 0.75], rounds=12)
+    assert found == [[[1.0] * 12, [late] * 12] for late in (1.0, 3.0, 2.0)], "warm-up is left out, each point has its own steps"
     rounds = [clock.order[start : start + 3] for start in range(0, len(clock.order), 3)]
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert {each[0] for each in rounds} == {"a", "b", "c"}, "nobody is always the first"
