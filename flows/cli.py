@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.command_lab import lab
 from hdm.cli import File, Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.store import Store, store_root
@@ -85,6 +86,9 @@ def _place(job: Job) -> str:
         f"{what}  {now.num_images_seen:,} of {now.num_images:,} images ({share:.0%}), {now.images_per_sec:.1f} images/s, loss {loss}, "
         f"done in about {now.seconds_left / 60:.0f} min"
     )
+
+
+app.command()(lab)
 
 
 @app.command("save-now")

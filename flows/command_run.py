@@ -64,14 +64,14 @@ def run_pipeline(
             raise ConfigError(f"there is no stage {stage!r}", do=f"use one of {', '.join(STAGES)}, or one output, as train.64px")
     if file is not None:
         os.environ[FILE_VARIABLE] = str(file.resolve())
-    _prepare(verbose)
+    prepare(verbose)
     # The seconds that torch takes pass while Prefect's server starts.
     threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
     records = _flow_run(name, start_from, stop_after, settings, verbose)
     return _summary(name, records)
 
 
-def _prepare(verbose: bool) -> None:
+def prepare(verbose: bool) -> None:
     """Environment and logs, before Prefect is imported."""
     ours = {**QUIET, **prefect_environment(store_root()), "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING"}
     os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
@@ -79,7 +79,7 @@ def _prepare(verbose: bool) -> None:
 
 
 def _flow_run(name: str, start_from: str | None, stop_after: str | None, settings: list[str], verbose: bool) -> list[Any]:
-    with _server(), _traceback_once(verbose):
+    with server(), traceback_once(verbose):
         from flows.full_pipeline import full_pipeline
 
         state = full_pipeline(name, start_from, stop_after, settings, return_state=True)
@@ -92,7 +92,7 @@ def _flow_run(name: str, start_from: str | None, stop_after: str | None, setting
 
 
 @contextlib.contextmanager
-def _server() -> Iterator[None]:
+def server() -> Iterator[None]:
     """The server whose address is set, or else one for the time of the run.
 
     Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it before the run has told it anything,
@@ -127,7 +127,7 @@ def _check(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _traceback_once(verbose: bool) -> Iterator[None]:
+def traceback_once(verbose: bool) -> Iterator[None]:
     """Prefect tells an end for every flow and task that it passes; the command line tells it once, in the end."""
     from prefect.logging.configuration import setup_logging
 

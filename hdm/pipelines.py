@@ -51,7 +51,7 @@ def load_pipeline(
         ConfigError: every mistake at once, each with its file and line and the nearest known name.
     """
     path = pipelines_file(file)
-    entries, variables = _read(path), _from_environment(environment)
+    entries, variables = read_section(path, "pipelines"), _from_environment(environment)
     found = _resolved(entries, name, path, variables, overrides)
     mixed = {one.pipeline: _resolved(entries, one.pipeline, path, variables, ()) for one in found.train.mix}
     return found.model_copy(update={"mixed": mixed})
@@ -75,7 +75,7 @@ def _resolved(
 
 def pipeline_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every entry."""
-    return {name: str(entry.get("description", "")) for name, entry in _read(pipelines_file(file)).items()}
+    return {name: str(entry.get("description", "")) for name, entry in read_section(pipelines_file(file), "pipelines").items()}
 
 
 class _Places:
@@ -114,14 +114,19 @@ class _Layer:
         self.values, self.places = values, places
 
 
-def _read(path: Path) -> dict[str, CommentedMap]:
+def read_section(path: Path, section: str) -> dict[str, CommentedMap]:
+    """A top-level mapping of the file.
+
+    Raises:
+        ConfigError: the file is not YAML, or has no such mapping.
+    """
     try:
         document = YAML().load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
         raise ConfigError(f"not YAML: {error}", where=path) from error
-    if not isinstance(document, dict) or not isinstance(document.get("pipelines"), dict):
-        raise ConfigError("there is no `pipelines:` mapping", where=path)
-    return document["pipelines"]
+    if not isinstance(document, dict) or not isinstance(document.get(section), dict):
+        raise ConfigError(f"there is no `{section}:` mapping", where=path)
+    return document[section]
 
 
 def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> list[CommentedMap]:
@@ -132,7 +137,7 @@ def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> lis
     while current is not None:
         if current not in entries:
             raise ConfigError(
-                f"no pipeline is called {current!r}{_did_you_mean(current, entries)}", where=path, do=f"there are: {', '.join(entries)}"
+                f"no pipeline is called {current!r}{did_you_mean(current, entries)}", where=path, do=f"there are: {', '.join(entries)}"
             )
         if current in names:
             raise ConfigError(f"pipelines extend each other in a circle: {' → '.join([*names, current])}", where=path)
@@ -197,7 +202,7 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
     dotted = ".".join(str(step) for step in location)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _fields_at(location[:-1])
-        message = f"unknown key {dotted}{_did_you_mean(str(location[-1]), known)}"
+        message = f"unknown key {dotted}{did_you_mean(str(location[-1]), known)}"
     elif problem["type"] == "missing":
         place = place or next((found for layer in reversed(layers) if (found := layer.places.find(location[:-1]))), None)
         message = f"{dotted} is missing"
@@ -220,6 +225,7 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     return list(getattr(owner, "model_fields", None) or getattr(owner, "__dataclass_fields__", {}))
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names the nearest known word, if one is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""

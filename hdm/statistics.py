@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 CONFIDENCE_95 = 1.959963984540054  # standard deviations
 MMD_SIGMA, MMD_SCALE = 10.0, 1000.0
@@ -37,6 +39,26 @@ class Share:
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval
         return {"right": self.right, "total": self.total, "share": self.value, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`mean` ± `half`: Student's t interval at 95 % of the mean of some values; `half` is None of a single one."""
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """Of at least one value."""
+        count, mean = len(values), float(np.mean(values))
+        if count < 2:
+            return cls(mean, None)
+        return cls(mean, float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count)))
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.half is not None and abs(self.mean) > self.half
 
 
 def mean_with_error(values: np.ndarray) -> dict[str, Any]:

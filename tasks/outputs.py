@@ -33,6 +33,13 @@ def of_stage(stage: str, pipeline: str, overrides: Iterable[str] = ()) -> list[s
 
 
 def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord:
+    """Make one output, unless it is in the store, and tell who follows the run and the log."""
+    record = made_or_found(name, pipeline, overrides)
+    logger.info("%s", told(record))
+    return record
+
+
+def made_or_found(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord:
     """Make one output, unless it is in the store, and tell who follows the run."""
     from hdm.stages import identities, run_step
 
@@ -43,7 +50,6 @@ def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord
     output = made.output
     record = StageRecord(name, output.digest, str(output.path), dict(output.counts), round(time.monotonic() - begun, 3), made.cached)
     reporter.made(record)
-    logger.info("%s", told(record))
     return record
 
 

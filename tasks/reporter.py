@@ -85,8 +85,13 @@ last_run_id: str | None = None
 
 
 @contextlib.contextmanager
-def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
-    """Track what happens in the block as one run; inside another such block, as a part of that one."""
+def run(pipeline: str, overrides: list[str], lab: str | None = None) -> Iterator[None]:
+    """Track what happens in the block as one run; inside another such block, as a part of that one.
+
+    Args:
+        pipeline, overrides: what is run.
+        lab: the name under which the cells of a lab are kept together: its run goes on where the same lab is run again.
+    """
     global _under_way, _current, last_run_id
     if _under_way:
         yield
@@ -95,7 +100,10 @@ def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
     settings, root = configured(pipeline, overrides), store_root()
     with under_way(root, settings.name):
         _under_way, _current = True, None if os.environ.get(SWITCH) == "off" else Reporter(root)
-        _tell("run", **_facts(settings, overrides))
+        facts = _facts(settings, overrides)
+        if lab is not None:
+            facts |= {"pipeline": lab, "flow_run": f"{lab} {facts['recipe']}"}
+        _tell("run", **facts)
         status = "FAILED"
         try:
             yield
@@ -108,6 +116,21 @@ def run(pipeline: str, overrides: list[str]) -> Iterator[None]:
                 _current.end(status)
                 last_run_id = _current.run_id
             _under_way, _current = False, None
+
+
+@contextlib.contextmanager
+def cell(name: str, params: dict[str, Any]) -> Iterator[None]:
+    """Track all outputs made in the block as one child run with these parameters, unless it is there from an earlier run."""
+    _tell("cell", name=name, params=params)
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except STOPS:
+        status = "KILLED"
+        raise
+    finally:
+        _tell("cell_end", status=status)
 
 
 @contextlib.contextmanager

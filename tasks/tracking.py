@@ -5,6 +5,10 @@
         └── child run     one an output: its own figures under fixed keys, its series over images seen, its pictures and manifest,
                           its inputs as data sets (name and digest)
 
+    experiment            lab-<name>
+    └── run               one a lab, which goes on when it is run again: its settings, its table
+        └── child run     one a cell: what sets it apart as parameters, and all of its training and evaluation
+
 Everything logged of an output comes from the store, so that what an outage lost is logged by the next run of the same pipeline.
 """
 
@@ -79,12 +83,16 @@ class Mirror:
         self.parent = self.experiment = self.pipeline = ""
         self.tags: dict[str, str] = {}
         self.children: dict[str, str] = {}
+        self.cell: str | None = None
+        self.told_before = False
         self.followed: dict[str, Series] = {}
         self.pictures: Pictures | None = None
         self.unsent: list[tuple[str, Point]] = []
 
     def handle(self, event: Event) -> None:
         """Write down one event."""
+        if self.told_before and event["event"] in ("begin", "made"):
+            return
         getattr(self, f"on_{event['event']}")(event)
 
     def on_run(self, event: Event) -> None:
@@ -97,9 +105,27 @@ class Mirror:
         self._params(self.parent, event["params"])
         say({"run_id": self.parent})
 
+    def on_cell(self, event: Event) -> None:
+        of_parent = f"tags.mlflow.parentRunId = '{self.parent}' and attributes.run_name = '{event['name']}'"
+        found = self.client.search_runs([self.experiment], of_parent, max_results=1)
+        self.told_before = bool(found) and found[0].info.status == "FINISHED"
+        own = {"mlflow.parentRunId": self.parent, "stage": "cell", "output": event["name"]}
+        self.cell = found[0].info.run_id if found else self._create(event["name"], event["at"], own)
+        if not self.told_before:
+            self.client.update_run(self.cell, status="RUNNING")
+            self._params(self.cell, event["params"])
+
+    def on_cell_end(self, event: Event) -> None:
+        assert self.cell is not None
+        if not self.told_before:
+            self.client.set_terminated(self.cell, event["status"], end_time=int(event["at"] * 1000))
+        self.cell, self.told_before, self.children = None, False, {}
+
     def on_begin(self, event: Event) -> None:
         name = event["name"]
-        if name not in self.children:
+        if self.cell is not None:
+            self.children[name] = self.cell
+        elif name not in self.children:
             own = {"mlflow.parentRunId": self.parent, "stage": name.split(".")[0], "output": name}
             self.children[name] = self._create(name, event["at"], own)
         self.followed = {file: Series(Path(event["folder"]), file) for file in Series.FILES}
@@ -118,13 +144,18 @@ class Mirror:
         self._tag(self.parent, {"dataset": tags["dataset"]})
         self._params(child, dict(flattened(manifest["config"])))
         numbers = {**event["counts"], **dict(numeric(manifest["summary"])), **measured(folder), "seconds": event["seconds"]}
-        self._numbers(child, numbers)
-        self._numbers(self.parent, {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()})
+        if self.cell is None:
+            self._numbers(child, numbers)
+        else:
+            finals = {}  # are its own series
+        self._numbers(self.cell or self.parent, {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()})
         self._inputs(child, manifest)
         for path in shown(folder, manifest):
-            self.client.log_artifact(child, str(path))
-            if path.suffix == ".png":  # side by side on the comparison page
+            self.client.log_artifact(child, str(path), event["name"] if self.cell else None)
+            if path.suffix == ".png" and self.cell is None:  # side by side on the comparison page
                 self.client.log_artifact(self.parent, str(path), event["name"])
+        if self.cell is not None:
+            return
         if manifest["name"].startswith("train."):
             self._register(child, manifest, folder)
         self.client.set_terminated(child, "FINISHED", end_time=int(event["at"] * 1000))

@@ -51,6 +51,8 @@ def test_pipelines_and_their_settings() -> None:
         (["config", "demo", "--set", "filter.min_aesthetc=5"], "min_aesthetic"),
         (["run", "demo", "--from", "filtre"], "no stage 'filtre'"),
         (["run", "nothing"], "no pipeline is called"),
+        (["lab", "--only", "residul"], "did you mean residual"),
+        (["lab", "scene"], "did you mean scenes"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(words: list[str], said: str, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import linalg, optimize
+from scipy import linalg, optimize, stats
 
-from hdm.statistics import Share, frechet_distance, kernel_distance, mean_with_error
+from hdm.statistics import Interval, Share, frechet_distance, kernel_distance, mean_with_error
 
 
 @given(st.integers(1, 400), st.data())
@@ -30,6 +30,18 @@ def test_wilsons_interval_of_known_cases():
     for right, total, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]:
         assert Share(right, total).interval == pytest.approx((low, high), abs=5e-5)
     assert Share(0, 0).to_dict() == {"right": 0, "total": 0, "share": 0.0, "low": 0.0, "high": 1.0}
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_a_means_interval_is_where_the_t_test_turns(count):
+    values = np.random.default_rng(count).normal(0.3, 1.0, count)
+    found = Interval.of(list(values))
+    assert found.mean == pytest.approx(values.mean())
+    for bound in (found.mean - found.half, found.mean + found.half):
+        assert stats.ttest_1samp(values, bound).pvalue == pytest.approx(0.05)
+    assert found.excludes_zero == (stats.ttest_1samp(values, 0).pvalue < 0.05)
+    assert Interval.of([2.0]) == Interval(2.0, None)
+    assert not Interval.of([2.0]).excludes_zero
 
 
 def clouds(seed, n, m, width):

@@ -105,9 +105,11 @@ def _buffer(value: Tensor) -> Tensor:
 
 
 def _copied(tensors: Sets, buffers: Buffers) -> Sets:
-    """The tensors as they are now."""
+    """The tensors as they are now. An optimizer may have states that it had not when the buffers were made."""
     for name, values in tensors.items():
         for key, value in values.items():
+            if key not in buffers[name]:
+                buffers[name][key] = _buffer(value)
             buffers[name][key].copy_(value.detach(), non_blocking=True)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -139,3 +139,35 @@ def test_no_point_is_lost_by_a_server_that_fails_for_a_while(tmp_path: Path, mon
 
 def _refuses(*args: Any, **kwargs: Any) -> None:
     raise ConnectionError
+
+
+def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = {**RUN, "pipeline": "lab-small", "flow_run": "lab-small r", "params": {}}
+    made = list(outputs(tmp_path))
+
+    def cell(name: str) -> list[dict[str, Any]]:
+        end = {"event": "cell_end", "at": AT + 3, "status": "FINISHED"}
+        return [{"event": "cell", "at": AT, "name": name, "params": {"train.crop": "centre", "seed": 0}}, *made, end]
+
+    end = {"event": "end", "at": AT + 5, "status": "FINISHED"}
+    assert not told(tmp_path, [run, *cell("crop/centre seed 0"), end]).warned
+    assert not told(tmp_path, [run, *cell("crop/centre seed 0"), *cell("crop/centre seed 1"), end]).warned
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database(tmp_path), registry_uri=database(tmp_path))
+    experiment = client.get_experiment_by_name("lab-small")
+    assert experiment
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == ["crop/centre seed 0", "crop/centre seed 1", "lab-small rrrrrr"]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    first = runs["crop/centre seed 0"]
+    assert first.data.tags["mlflow.parentRunId"] == runs["lab-small rrrrrr"].info.run_id
+    assert first.data.params["train.crop"] == "centre"
+    assert first.data.metrics["train.64px.parameters"] == 12
+    points = client.get_metric_history(first.info.run_id, "loss")
+    assert [(point.step, point.value) for point in points].count((8, 1.0)) == 2, "of both outputs, told once"
+    assert not client.search_registered_models(), "no short training is a version of a model"

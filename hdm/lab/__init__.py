@@ -1,0 +1,1 @@
+"""`hdm lab`: many short trainings that differ in one setting each, and what can be said about these settings."""

@@ -1,0 +1,93 @@
+"""The held-out curves of a lab as one SVG: a panel a comparison, a line a setting, and how far the seeds lie apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from hdm.evaluation.curves import ticks
+from hdm.lab.grid import Grid
+from hdm.lab.results import Result, Results
+
+PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 320, 230, 3
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 44, 30
+COLOURS = ("#4b5563", "#d9480f", "#1971c2", "#2f9e44", "#9c36b5")
+STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#444}.title{font-weight:600;font-size:12px}"
+    ".grid{stroke:#ddd}.mean{fill:none;stroke-width:1.8}"
+)
+INSIDE = (
+    f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" width="{PANEL_WIDTH - LEFT - RIGHT}" '
+    f'height="{PANEL_HEIGHT - TOP - BOTTOM}"/></clipPath>'
+)
+
+
+def figure(grid: Grid, results: Results) -> str:
+    """The SVG; "" where no comparison has two settings whose curves can be compared."""
+    panels = []
+    for name, comparison in grid.comparisons.items():
+        curves = {setting: _curves(grid, results, name, setting) for setting in comparison.settings}
+        drawn = {setting: found for setting, found in curves.items() if found and len(found[0].losses) > 1}
+        if len(drawn) > 1 and comparison.losses_compare:
+            panels.append(_panel(name, drawn))
+    if not panels:
+        return ""
+    width, height = PANEL_WIDTH * min(COLUMNS, len(panels)), PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS)
+    placed = "".join(
+        f'<g transform="translate({PANEL_WIDTH * (place % COLUMNS)} {PANEL_HEIGHT * (place // COLUMNS)})">{panel}</g>'
+        for place, panel in enumerate(panels)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="held-out losses over images seen">'
+        f'<style>{STYLE}</style>{INSIDE}<rect width="{width}" height="{height}" fill="#fff"/>{placed}</svg>\n'
+    )
+
+
+def _curves(grid: Grid, results: Results, comparison: str, setting: str) -> list[Result]:
+    cells = (grid.cell(comparison, setting, seed) for seed in range(grid.seeds))
+    return [results[cell] for cell in cells if cell in results]
+
+
+def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
+    points = [point for found in curves.values() for result in found for point in result.losses]
+    last = max(seen for seen, _ in points)
+    # The first third falls so far that nothing else could be told apart.
+    losses = [loss for seen, loss in points if seen >= last / 3]
+    low, high = min(losses), max(losses)
+    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+
+    def place(seen: float, loss: float) -> tuple[float, float]:
+        share = (loss - low) / (high - low)
+        return LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last, PANEL_HEIGHT - BOTTOM - (PANEL_HEIGHT - TOP - BOTTOM) * share
+
+    parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
+    for value in ticks(low, high):
+        y = place(0, value)[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{PANEL_WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
+    parts.append(f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,} images</text>')
+    across = LEFT
+    for colour, (setting, found) in zip(COLOURS, curves.items(), strict=False):
+        parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
+        across += 7 * len(setting) + 14
+        mean, lowest, highest = _band(found)
+        around = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in [*lowest, *reversed(highest)]))
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in mean))
+        parts.append(f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}" fill-opacity="0.15"/>')
+        parts.append(f'<polyline clip-path="url(#inside)" class="mean" points="{line}" stroke="{colour}"/>')
+    return "".join(parts)
+
+
+Line = list[tuple[int, float]]
+
+
+def _band(found: Sequence[Result]) -> tuple[Line, Line, Line]:
+    """Mean, lowest and highest loss of the seeds, where all were measured."""
+    common = sorted(set.intersection(*({seen for seen, _ in result.losses} for result in found)))
+    by_seen = [(seen, [dict(result.losses)[seen] for result in found]) for seen in common]
+    return (
+        [(seen, sum(losses) / len(losses)) for seen, losses in by_seen],
+        [(seen, min(losses)) for seen, losses in by_seen],
+        [(seen, max(losses)) for seen, losses in by_seen],
+    )

@@ -1,0 +1,94 @@
+"""The folder of a lab: its table as Markdown and JSON, its curves, and the measured costs.
+
+<store>/reports/lab-<name>/
+    table.md  losses.svg    for people
+    table.json              the same figures
+    costs.json              what steps were measured to cost; kept, so that a table that is written again says the same
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from hdm.files import canonical_json, write_bytes, write_json
+from hdm.lab.cost import Cost, measure_costs
+from hdm.lab.figure import figure
+from hdm.lab.grid import Grid
+from hdm.lab.results import Results, read_results
+from hdm.lab.table import table_rows, to_markdown
+from hdm.store import Store
+
+TABLE, TABLE_JSON, FIGURE, COSTS = "table.md", "table.json", "losses.svg", "costs.json"
+
+
+class CostBook:
+    """`costs.json`: what was measured, by the settings of a comparison.
+
+    Args:
+        path: the file; made when first written to.
+        grid: whose comparisons are asked for.
+    """
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self.path, self.grid = path, grid
+        self._known: dict[str, dict[str, list[list[float]]]] = json.loads(path.read_bytes()) if path.exists() else {}
+
+    def missing(self) -> list[str]:
+        """Comparisons that were not measured with these settings."""
+        return [name for name in self.grid.comparisons if self._key(name) not in self._known]
+
+    def measure(self, comparison: str, store: Store) -> None:
+        """Measure a comparison, and write it down.
+
+        Raises:
+            InputError: the data of one of its settings is not in the store.
+            HdmError: the steps failed.
+        """
+        settings = self.grid.comparisons[comparison].settings
+        costs = measure_costs({name: self.grid.pipeline(self.grid.cell(comparison, name, 0)) for name in settings}, store)
+        self._known[self._key(comparison)] = {name: [list(part) for part in cost.parts] for name, cost in costs.items()}
+        write_json(self.path, self._known)
+
+    def costs(self) -> dict[str, dict[str, Cost]]:
+        """By comparison and setting, of those that are known."""
+        found = {name: self._known.get(self._key(name), {}) for name in self.grid.comparisons}
+        return {
+            name: {setting: Cost(tuple((start, ratio) for start, ratio in parts)) for setting, parts in by_setting.items()}
+            for name, by_setting in found.items()
+        }
+
+    def _key(self, comparison: str) -> str:
+        cells = [self.grid.cell(comparison, setting, 0).overrides for setting in self.grid.comparisons[comparison].settings]
+        return f"{comparison} {hashlib.sha256(canonical_json(cells)).hexdigest()[:12]}"
+
+
+def lab_folder(store: Store, lab: str) -> Path:
+    """Where what is written about a lab lies."""
+    return store.root / "reports" / f"lab-{lab}"
+
+
+def write_lab(grid: Grid, store: Store) -> None:
+    """Write table and curves of what is finished."""
+    folder = lab_folder(store, grid.lab.name)
+    results = read_results(grid, store)
+    rows = table_rows(grid, results, CostBook(folder / COSTS, grid).costs())
+    text = to_markdown(grid, rows, results)
+    write_bytes(folder / TABLE, text.encode())
+    write_bytes(folder / FIGURE, figure(grid, results).encode())
+    write_json(folder / TABLE_JSON, {"lab": grid.lab.name, "rows": [row.to_dict() for row in rows], "cells": _cells(results)})
+
+
+def _cells(results: Results) -> list[Mapping[str, object]]:
+    return [
+        {
+            "cell": cell.name,
+            "overrides": list(cell.overrides),
+            "losses": result.losses,
+            "right": result.right,
+            "num_images": result.num_images,
+        }
+        for cell, result in results.items()
+    ]
