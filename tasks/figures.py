@@ -80,7 +80,7 @@ class Series:
     def __init__(self, folder: Path, name: str) -> None:
         self.places = [folder / name, folder / ".scratch" / name, folder / ".scratch" / "result" / name]
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
-        self.told = ("step",) if name == self.FILES[0] else ("step", "loss")
+        self.told = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
         self.place, self.last = 0, -1
         self.final: dict[str, float] = {}
 

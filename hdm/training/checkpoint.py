@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,14 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], metrics: bytes, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint and drop all but the newest two.
+    """Write a checkpoint and drop all but it and the newest two that are good.
 
     Args:
         folder: where checkpoints lie.
         step: number of optimizer steps done; names it.
         tensors: set's name → tensor's name → tensor, on any device.
         metrics: content of metrics.jsonl.
-        state: plain JSON values.
+        state: plain JSON values; one that holds `"good": False` does not count among the two.
 
     Raises:
         DoesNotFitError: the disk is full; the checkpoints before are kept.
@@ -117,18 +117,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DamagedError(f"{path.name} is damaged", where=path, do="remove the folder that holds it; the phase begins anew") from error
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that holds, or None. Damaged ones are named, set aside and passed over."""
+def newest(folder: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda state: True) -> Checkpoint | None:
+    """The newest checkpoint that holds and whose state is wanted, or None. Damaged ones are named, set aside and passed over."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
     for path in reversed(_all(folder)):
         try:
-            return _verified(path)
+            found = _verified(path)
         except DamagedError as error:
             log.warning("%s; the checkpoint before it is used", error.what)
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+        else:
+            if wanted(found.state):
+                return found
     return None
 
 
@@ -158,11 +161,23 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 def _prune(folder: Path) -> None:
     """Drop old checkpoints; renamed first, so that a kill leaves no half of one that looks whole."""
-    for path in _all(folder)[:-KEEP]:
+    paths = _all(folder)
+    kept = {paths[-1], *[path for path in paths if _is_good(path)][-KEEP:]}
+    for path in paths:
+        if path in kept:
+            continue
         aside = path.with_name(f"{TEMPORARY}{path.name}")
         with contextlib.suppress(OSError):
             path.rename(aside)
             shutil.rmtree(aside)
+
+
+def _is_good(path: Path) -> bool:
+    """What it says of itself; whether it holds is another matter, for which there are two."""
+    try:
+        return bool(json.loads((path / STATE).read_bytes()).get("good", True))
+    except (OSError, ValueError):
+        return False
 
 
 def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:

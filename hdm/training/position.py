@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
+
+MEMORY, EARLY = 0.98, 50  # of the loss's level: decay a step, and steps before which none stands out
+STANDS_OUT = 8.0  # times the usual distance from the level, in the logarithm
+LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,10 @@ class Position:
         step: optimizer steps done, skipped ones too.
         num_images_seen: the training clock.
         skipped, skipped_in_row: steps without a finite loss or gradient.
+        gone_back: times that training went back to a checkpoint after many of these.
+        loss_level, loss_spread: moving averages of the loss's logarithm and of its distance from that.
+        spikes: losses that stood out.
+        incidents: skipped steps, spikes and returns since the last line of metrics.
         loss_sum, loss_count: of the steps since the last line of metrics.
         line: of metrics, due after this step and not written yet.
         best_step, best_loss: where the watched held-out loss was lowest; None before the first.
@@ -25,6 +34,11 @@ class Position:
     num_images_seen: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
+    gone_back: int = 0
+    loss_level: float = 0.0
+    loss_spread: float = 0.0
+    spikes: int = 0
+    incidents: tuple[dict[str, Any], ...] = ()
     loss_sum: float = 0.0
     loss_count: int = 0
     line: dict[str, Any] | None = None
@@ -38,7 +52,22 @@ class Position:
         moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
         if loss is None:
             return replace(moved, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
-        return replace(moved, skipped_in_row=0, loss_sum=self.loss_sum + loss, loss_count=self.loss_count + 1)
+        told = replace(moved, skipped_in_row=0, loss_sum=self.loss_sum + loss, loss_count=self.loss_count + 1)
+        return told if loss <= 0 else told._levelled(math.log(loss), self.stands_out(loss))
+
+    def stands_out(self, loss: float) -> bool:
+        """Whether a step's loss is far above what losses have lately been."""
+        if loss <= 0 or self.step - self.skipped < EARLY:
+            return False
+        return math.log(loss) - self.loss_level > STANDS_OUT * max(self.loss_spread, LEAST_SPREAD)
+
+    def _levelled(self, height: float, spike: bool) -> Position:
+        """With a loss's logarithm in the averages, which are plain means at first. A spike says nothing of what is usual."""
+        if spike:
+            return replace(self, spikes=self.spikes + 1)
+        weight = max(1 - MEMORY, 1 / (self.step - self.skipped))
+        level = self.loss_level + weight * (height - self.loss_level)
+        return replace(self, loss_level=level, loss_spread=self.loss_spread + weight * (abs(height - level) - self.loss_spread))
 
     def watched(self, loss: float | None, patience: int | None) -> Position:
         """The same with a held-out loss taken into account; one that is not finite (None) is no better than any.

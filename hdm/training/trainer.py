@@ -33,6 +33,7 @@ from hdm.training.checkpoint_writer import CheckpointWriter
 from hdm.training.ema import Average
 from hdm.training.feed import DROPOUT, Example, Feed, mixed_seed
 from hdm.training.guard import StopRequest
+from hdm.training.incidents import MAX_SKIPPED_IN_A_ROW, NOT_FINITE, SPIKE, WENT_BACK, hopeless, incident, spike_warning
 from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
@@ -45,7 +46,6 @@ from hdm.training.results import write_grid, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
-MAX_SKIPPED_IN_A_ROW = 10
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,12 @@ class Trainer:
         self.tracks.update(self.position.step)  # their clock goes on at a skipped step too
         for parameter in self.model.parameters():
             parameter.grad = None
+        spike = finite and self.position.stands_out(loss_value)
         self.position = self.position.after(self.phase.batch_size, loss_value if finite else None)
-        self._check_skipped(example, loss_value, norm_value)
+        if spike or not finite:
+            self._note(SPIKE if spike else NOT_FINITE, example, loss_value)
+        if self.position.skipped_in_row == MAX_SKIPPED_IN_A_ROW:
+            self._go_back(example, loss_value, norm_value)
         if self.rank == 0:
             self.meter.count(self.phase.batch_size, example.batch.crops.shape[1], example.batch.text_mask.shape[1], example.tread_rate)
         self.position = self._with_line(factor, norm_value, norms)
@@ -211,16 +215,30 @@ class Trainer:
             losses = losses * min_snr_weights(part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift)
         return losses.sum()
 
-    def _check_skipped(self, example: Example, loss: float, norm: float) -> None:
-        if self.position.skipped_in_row < MAX_SKIPPED_IN_A_ROW:
-            return
-        seen, size = self.position.num_images_seen, self.phase.batch_size
-        raise HdmError(
-            f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite loss or gradient (loss {loss}, gradient norm {norm}); the last one is "
-            f"step {self.position.step}, images {seen - size} to {seen}, pictures {', '.join(example.batch.keys[:8])}, …",
-            where=f"train.{self.phase.name}",
-            do="lower the learning rate or clip_norm, or look at the latents of these pictures",
-        )
+    def _note(self, what: str, example: Example, loss: float) -> None:
+        now = self.position
+        self.position = replace(now, incidents=(*now.incidents, incident(what, now, example, loss)))
+        if what == SPIKE and self.rank == 0:
+            log.warning("%s", spike_warning(now, loss, self.phase.batch_size))
+
+    def _go_back(self, example: Example, loss: float, norm: float) -> None:
+        """Take the weights of the last good checkpoint and go on with the batches that come next; the second time, end.
+
+        The batches between, good or bad, are not seen: the same ones on the same weights would lead here again (as PaLM was trained,
+        arXiv 2204.02311, section 5.1). Which checkpoint is the last one depends on when they were made.
+        """
+        self.writer.wait()
+        with self.accelerator.main_process_first():
+            found = checkpoint.newest(Path(self.job.scratch), lambda state: bool(state["good"]))
+        now = self.position
+        if found is None or now.gone_back:
+            raise hopeless(now, example, loss, norm, self.phase.batch_size, f"train.{self.phase.name}")
+        self._load(found)
+        self.position = replace(now, skipped_in_row=0, gone_back=1)
+        self._note(WENT_BACK, example, loss)
+        if self.rank == 0:
+            step = found.state["position"]["step"]
+            log.warning("%d steps in a row were not finite: back to the weights of step %d", MAX_SKIPPED_IN_A_ROW, step)
 
     def _with_line(self, factor: float, norm: float, norms: Mapping[str, Tensor]) -> Position:
         """The position with the line that is due after this step, the mean loss since the last one in it."""
@@ -232,9 +250,11 @@ class Trainer:
                 "grad_norm_of": by_part(norms),
                 "weight_norm_of": by_part(tensor_norms(dict(self.model.named_parameters()))),
                 "skipped_steps": now.skipped,
+                "loss_spikes": now.spikes,
+                **({"incidents": list(now.incidents)} if now.incidents else {}),
                 **self.optimizers.rates(factor),
             }
-            now = replace(now, loss_sum=0.0, loss_count=0)
+            now = replace(now, loss_sum=0.0, loss_count=0, incidents=())
         return replace(now, line=line) if line or self._validates() or self._snapshots() or self._generates() else now
 
     def _validates(self) -> bool:
@@ -363,7 +383,13 @@ class Trainer:
         """A checkpoint of where training stands, unless there is one already; waits until it is there, or goes on meanwhile."""
         if self.position.step != self.saved_step and self.rank == 0:
             made_by = {"hdm-pipeline": version("hdm-pipeline"), "torch": torch.__version__}
-            state = {"digest": self.job.digest, "identity": self.job.identity, "made_by": made_by, "position": asdict(self.position)}
+            state = {
+                "digest": self.job.digest,
+                "identity": self.job.identity,
+                "made_by": made_by,
+                "good": not self.position.skipped_in_row,
+                "position": asdict(self.position),
+            }
             then = partial(self.best.saved, self.position.best_step)
             self.writer.write(self.position.step, self._tensors(), self.metrics.content, state, then)
         if wait:
@@ -378,17 +404,21 @@ class Trainer:
             found = checkpoint.newest(Path(self.job.scratch))
         if found is not None:
             self._check_same_run(found)
-            load_weights(self.model, found.tensors("weights"), found.path)
-            load_weights(self.average.model, found.tensors("ema"), found.path)
-            self.optimizers.load(found.tensors("optimizer"))
-            for name in self.tracks.tensors():
-                self.tracks.load(name, found.tensors(name))
+            self._load(found)
             self.position = Position(**found.state["position"])
             self.saved_step = self.position.step
         if self.rank == 0:
             self.metrics = Metrics(Path(self.job.folder) / METRICS, found.metrics if found else b"")
             self.timing = Timing(Path(self.job.folder) / TIMING, self.position.num_images_seen)
             self.meter = assembly.make_meter(self.job, self.device, self.world_size, self.timing.before)
+
+    def _load(self, found: Checkpoint) -> None:
+        """Weights, averages and the optimizers' state of a checkpoint."""
+        load_weights(self.model, found.tensors("weights"), found.path)
+        load_weights(self.average.model, found.tensors("ema"), found.path)
+        self.optimizers.load(found.tensors("optimizer"))
+        for name in self.tracks.tensors():
+            self.tracks.load(name, found.tensors(name))
 
     def _check_same_run(self, found: Checkpoint) -> None:
         made_with = found.state["made_by"]["torch"]

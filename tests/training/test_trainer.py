@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from hdm.diffusion.flow_matching import min_snr_weights
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
+from hdm.training import checkpoint
+from hdm.training.feed import Example
 from hdm.training.guard import Stopped, StopRequest
 from hdm.training.job import Job, mixed_name
 from hdm.training.trainer import Trainer, train
@@ -348,16 +350,91 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(workshop: Workshop,
     assert lines(job)[-1]["skipped_steps"] == trainer.position.skipped
     assert all(torch.isfinite(value).all() for value in all_tensors(trainer).values())
     assert losses(job).count(None) == trainer.position.skipped
+    told = [incident for line in lines(job) for incident in line.get("incidents", [])]
+    assert [incident["what"] for incident in told] == ["not finite"] * trainer.position.skipped
+    assert all(KEYS[3] in incident["keys"] for incident in told)
+    assert [incident["step"] for incident in told] == [number + 1 for number, loss in enumerate(losses(job)) if loss is None]
 
 
 def test_many_such_steps_in_a_row_end_it_with_the_batch_named(workshop: Workshop, tmp_path: Path) -> None:
-    trainer = Trainer(spoil(workshop, *KEYS).job(tmp_path), StopRequest(), "cpu")
+    trainer = Trainer(spoil(longer(workshop, 160), *KEYS).job(tmp_path), StopRequest(), "cpu")
     start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(HdmError, match="10 steps in a row") as caught:
         trainer.run()
     assert any(key in caught.value.what for key in KEYS)
     assert "step 10, images 72 to 80" in caught.value.what
     assert all(torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
+
+
+def longer(workshop: Workshop, num_images: int) -> Workshop:
+    """Of so many images, with checkpoints at stops alone."""
+    phase = {**workshop.pipeline.model_dump(mode="json")["train"]["phases"][0], "num_images": num_images}
+    return workshop.changed(phases=[phase], checkpoint_sec=1e9, validate_every=None)
+
+
+class Diverging(Trainer):
+    """A trainer whose weights overflow in its fifth step."""
+
+    def step(self) -> None:
+        if self.position.step == 4:
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.fill_(1e38)
+        super().step()
+
+
+@pytest.mark.parametrize("stopped_at", [(), (4, 2, 1)], ids=["straight", "stopped"])
+def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
+    workshop: Workshop, tmp_path: Path, stopped_at: tuple[int, ...]
+) -> None:
+    job = longer(workshop, 160).job(tmp_path)
+    Trainer(job, StopAfter(3), "cpu").run()
+    kept = checkpoint.newest(Path(job.scratch))
+    assert kept
+    assert kept.path.name == "checkpoint-00000003"
+    for step in stopped_at:
+        assert not Diverging(job, StopAfter(step), "cpu").run()
+    trainer = Diverging(job, Finished(), "cpu")
+    with pytest.raises(Stopped):
+        trainer.run()
+    assert trainer.position.num_images_seen == 160, "the clock does not go back"
+    assert trainer.position.skipped == 10
+    told = [(incident["what"], incident["step"]) for line in lines(job) for incident in line.get("incidents", [])]
+    assert told == [*(("not finite", step) for step in range(5, 15)), ("went back", 14)]
+    # What comes after is what a training from those weights makes of the batches that come after.
+    naive = Trainer(longer(workshop, 160).job(tmp_path / "naive"), StopRequest(), "cpu")
+    naive._load(kept)
+    naive.position = replace(naive.position, step=14, num_images_seen=112)
+    while naive.position.step < 20:
+        naive.step()
+    assert_same_bits(trainer, naive)
+
+
+def test_going_back_is_done_once(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = longer(workshop, 240).job(tmp_path)
+    Trainer(job, StopAfter(3), "cpu").run()
+    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: torch.tensor(torch.nan, requires_grad=True))
+    with pytest.raises(HdmError, match="going back to a checkpoint had not helped"):
+        Trainer(job, StopRequest(), "cpu").run()
+
+
+def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(trainer: Trainer, example: Example) -> torch.Tensor:
+        loss = backward(trainer, example)
+        return loss * 50 if trainer.position.step == 70 else loss
+
+    backward = Trainer._backward
+    monkeypatch.setattr(Trainer, "_backward", spoilt)
+    job = longer(workshop, 800).job(tmp_path)
+    Trainer(job, StopAfter(65), "cpu").run()  # what is usual is known across a stop
+    trainer = run(job)
+    assert trainer.position.spikes == 1
+    (told,) = [incident for line in lines(job) for incident in line.get("incidents", [])]
+    assert (told["what"], told["step"], told["num_images_seen"]) == ("loss spike", 71, 568)
+    assert set(told["keys"]) == set(trainer.feed.make(560).batch.keys)
+    assert "images 560 to 568" in caplog.text
 
 
 def test_the_next_phase_starts_from_the_averaged_weights(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
