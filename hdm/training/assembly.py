@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.models.execution import compile_blocks, drop_updates, recompute_activations
+from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
@@ -55,6 +56,21 @@ def starting_model(job: Job) -> XUT:
     if before is not None:
         load_weights(model, load_file(before.file(EMA)), before.file(EMA))
     return model
+
+
+def place(job: Job, models: Iterable[XUT], accelerator: Accelerator) -> None:
+    """Bring models from the computer's memory to this process's device, whole or their shards.
+
+    Accelerate's own way to FSDP2 wraps classes of modules and final norms each for itself; of XUT's final norm the weight alone is read,
+    and one unit a block is wanted: so torch's is called directly, and Accelerate keeps devices, processes and autocast.
+    """
+    device, count = accelerator.device, accelerator.num_processes
+    mesh = init_device_mesh(device.type, (count,)) if job.settings.train.shards else None
+    for model in models:
+        if mesh is None:
+            model.to(device)
+        else:
+            shard(model, mesh)
 
 
 def make_conditioning(job: Job, device: torch.device) -> Conditioning:
@@ -150,10 +166,10 @@ def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[
 
 
 def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
-    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP, as asked."""
+    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked."""
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
     recompute_activations(model, job.phase.checkpoint_blocks)
-    # Alone there is nothing to wrap: autocast is entered where the model is called.
-    return accelerator.prepare(model) if accelerator.num_processes > 1 else model
+    # Alone, or sharded, there is nothing to wrap: autocast is entered where the model is called.
+    return accelerator.prepare(model) if accelerator.num_processes > 1 and not job.settings.train.shards else model

@@ -25,6 +25,7 @@ from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_los
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.models.devices import choose_device, deterministic
 from hdm.models.xut import XUT
+from hdm.sharding import gathered
 from hdm.training import assembly, checkpoint, validation
 from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
@@ -86,8 +87,11 @@ class Trainer:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
 
-        self.model = assembly.starting_model(job).to(self.device).train()
+        self.model = assembly.starting_model(job).train()
         self.average = Average(self.model, self.settings.ema_decay)
+        assembly.place(job, (self.model, self.average.model), self.accelerator)
+        # Whatever calls a sharded model, or puts its tensors together, is done by all processes; otherwise the first one does it alone.
+        self.takes_part = self.rank == 0 or self.settings.shards
         self.tracks = PowerTracks(self.model, self.settings.ema_lengths)
         self.milestones = Milestones(Path(job.scratch))
         self.optimizers = Optimizers(self.model, self.phase.optimizer)
@@ -125,11 +129,12 @@ class Trainer:
             self.feed.close()
         self._save()
         self.stop.release()
-        if self.rank == 0:
+        if self.takes_part:
             if self.settings.keep == "best" and self.position.best_step is not None:
                 self.best.load(self.position.best_step)
+            metrics = self.metrics if self.rank == 0 else None
             with self.accelerator.autocast():
-                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics, self.milestones)
+                write_results(self.job, self.model, self.average.model, self.conditioning, metrics, self.milestones)
         self.accelerator.wait_for_everyone()
         return True
 
@@ -169,7 +174,8 @@ class Trainer:
         for start in range(0, share, size):
             last = start + size >= share
             self._seed_dropout(self.phase.batch_size * self.rank // self.world_size + start)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
+            # Gradients that wait for the last micro-batch are whole ones: of a sharded model each micro-batch's are spread at once.
+            with contextlib.nullcontext() if last or self.settings.shards else self.accelerator.no_sync(self.forward):
                 loss = self._loss(example.part(start, start + size).to(self.device))
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
                 self.accelerator.backward(loss * (self.world_size / self.phase.batch_size))
@@ -249,16 +255,16 @@ class Trainer:
         """Do and write what is due after this step; False if a signal cut it short: it is then due again on resuming."""
         if self.position.line is None:
             return True
-        measured = self._measured() if self.rank == 0 else {}
+        measured = self._measured() if self.takes_part else {}
         if (self._validates() or self._generates()) and any(self._agreed(measured is None)):
             return False
         line: dict[str, Any] = dict(self.position.line)
         if self._validates():
             line |= self._watched(measured or {})
         now = self.position
+        if self._snapshots() and self.takes_part:
+            self.milestones.add_snapshots(now.step, self.tracks.tensors(), writes=self.rank == 0)
         if self.rank == 0:
-            if self._snapshots():
-                self.milestones.add_snapshots(now.step, self.tracks.tensors())
             if line:
                 self.metrics.add(now.step, now.num_images_seen, line)
             if "loss" in line:
@@ -279,8 +285,7 @@ class Trainer:
             return measured
         path = self.milestones.folder / f"generated-{self.position.num_images_seen:010d}.png"
         try:
-            with self.accelerator.autocast():
-                write_grid(self.job, self.average.model, self.conditioning, path, cut_short=lambda: self.stop.requested)
+            self._write_grid(path)
         except CutShort:
             return None
         return measured
@@ -292,10 +297,11 @@ class Trainer:
         now = self.position
         if self.rank == 0:
             now = now.watched(measured[self.settings.watch], self.settings.patience)
-            if self.settings.keep == "best" and now.best_step == now.step:
-                self.best.add(now.step)
             measured = {**measured, "best_step": now.best_step}
-        self.position = replace(now, ended=self._agreed(now.ended)[0])
+        ended, best = self._agreed(now.ended, now.best_step == now.step)
+        if best and self.settings.keep == "best" and self.takes_part:
+            self.best.add(now.step, writes=self.rank == 0)
+        self.position = replace(now, ended=ended, best_step=now.step if best else now.best_step)
         return measured
 
     def _validate(self) -> dict[str, Any] | None:
@@ -314,8 +320,16 @@ class Trainer:
             self.conditioning,
             self.accelerator.autocast,
             self.settings.seed,
-            cut_short=lambda: self.stop.requested,
+            self._cut_short,
         )
+
+    def _write_grid(self, path: Path) -> None:
+        with self.accelerator.autocast():
+            write_grid(self.job, self.average.model, self.conditioning, path if self.rank == 0 else None, self._cut_short)
+
+    def _cut_short(self) -> bool:
+        """Whether a signal came; processes that compute together stop together."""
+        return self._agreed(self.stop.requested)[0] if self.settings.shards else self.stop.requested
 
     def _check_watched(self) -> None:
         if self.settings.watches and not len(self._validation_loader):
@@ -329,26 +343,29 @@ class Trainer:
 
     def _sample(self) -> None:
         """Pictures of the averaged weights as they are now."""
-        if self.rank == 0:
+        if self.takes_part:
             path = Path(self.job.folder) / SAMPLES / f"{self.position.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             try:
-                with self.accelerator.autocast(), contextlib.suppress(CutShort):
-                    write_grid(self.job, self.average.model, self.conditioning, path, cut_short=lambda: self.stop.requested)
+                with contextlib.suppress(CutShort):
+                    self._write_grid(path)
             except HdmError as error:  # nobody loses a training to a wish
                 log.warning("no pictures were made: %s", error)
+        if self.rank == 0:
             self.requests.done(SAMPLE)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         """A checkpoint of where training stands, unless there is one already."""
-        if self.position.step != self.saved_step and self.rank == 0:
+        tensors = {}
+        if self.position.step != self.saved_step and self.takes_part:
             tensors = {
-                "weights": self.model.state_dict(),
-                "ema": self.average.model.state_dict(),
-                "optimizer": self.optimizers.tensors(),
-                **self.tracks.tensors(),
+                "weights": gathered(self.model.state_dict()),
+                "ema": gathered(self.average.model.state_dict()),
+                "optimizer": gathered(self.optimizers.tensors()),
+                **{name: gathered(track) for name, track in self.tracks.tensors().items()},
             }
+        if tensors and self.rank == 0:
             state = {"digest": self.job.digest, "identity": self.job.identity, "position": asdict(self.position)}
             checkpoint.save(Path(self.job.scratch), self.position.step, tensors, self.metrics.content, state)
             self.best.saved(self.position.best_step)
