@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from hdm.models.xut import XUT
@@ -63,6 +62,8 @@ def shard(model: XUT, mesh: DeviceMesh) -> None:
         model: on any device; its shards go to the mesh's.
         mesh: of the processes, of one dimension.
     """
+    from torch.distributed.fsdp import fully_shard
+
     for block in model.blocks():
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # The root too, which FSDP2 would leave whole after a pass: what follows, a step of the optimizer or another forward pass, wants shards.
