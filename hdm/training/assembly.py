@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,7 +35,9 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     """
     settings, phase = job.settings, job.phase
     half = settings.train.precision == "bfloat16"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if half else "no")
+    # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is used once.
+    autocast = AutocastKwargs(cache_enabled=not settings.train.shards)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=[autocast])
     count = accelerator.num_processes
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

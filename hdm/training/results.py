@@ -63,7 +63,9 @@ def _names(job: Job) -> dict[str, str]:
     return {name: told for name, told in names.items() if not (name == "autoencoder" and VAE in job.inputs)}
 
 
-def write_grid(job: Job, model: XUT, conditioning: Conditioning, path: Path | None, cut_short: Callable[[], bool] = lambda: False) -> list[str]:
+def write_grid(
+    job: Job, model: XUT, conditioning: Conditioning, path: Path | None, cut_short: Callable[[], bool] = lambda: False
+) -> list[str]:
     """Generate the pictures of the job's prompts at its seed, in a file unless `path` is None; the prompts.
 
     Raises:
