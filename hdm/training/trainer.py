@@ -65,7 +65,7 @@ def train(job: Job, stop: StopRequest) -> bool:
         raise DoesNotFitError(
             f"the accelerator's memory does not hold a step; at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
             where=f"train.phases.{job.number}",
-            do="set micro_batch to half of what it is, or checkpoint_blocks: 1.0; neither changes the result",
+            do="halve micro_batch, set checkpoint_blocks: 1.0, or with several devices train.sharding: full; the result stays",
         ) from error
 
 
