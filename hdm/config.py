@@ -389,6 +389,9 @@ class TrainSettings(Settings):
     checkpoint_sec: float = runtime(600.0, gt=0)
     """Seconds between checkpoints."""
     num_processes: int = runtime(1, ge=1)
+    sharding: Literal["none", "full"] = runtime("none")
+    """full: weights, gradients, averages and optimizer state are spread over the processes (FSDP2), for a model that one device does not
+    hold with them; slower, the same files. none: every process has all (DDP)."""
     device: str = runtime("auto")
     peak_tflops: float | None = runtime(None, gt=0)
     """What one device does at most, in 10¹² operations a second, for the utilisation in the logs; None: a matrix product is measured."""
@@ -424,6 +427,29 @@ class TrainSettings(Settings):
             )
         if self.watches and self.watch == "raw_validation_loss" and not self.validate_raw:
             raise ConfigError("train.watch names a loss that is not measured", where="train.watch", do="set train.validate_raw: true")
+        return self
+
+    @property
+    def shards(self) -> bool:
+        """Whether the model is spread over processes; one alone has all of it in any case."""
+        return self.sharding == "full" and self.num_processes > 1
+
+    @model_validator(mode="after")
+    def _shards_go_together(self) -> TrainSettings:
+        for number, phase in enumerate(self.phases if self.shards else ()):
+            if phase.batch_size % self.num_processes:
+                raise ConfigError(
+                    f"the processes of a sharded model need equal shares of a batch, and {self.num_processes} do not divide "
+                    f"{phase.batch_size}",
+                    where=f"train.phases.{number}.batch_size, train.num_processes",
+                    do=f"make batch_size a multiple of {self.num_processes}, or train.sharding none",
+                )
+            if phase.optimizer.state_bits == 8:
+                raise ConfigError(
+                    "bitsandbytes does not know sharded tensors, and a sharded model keeps its averages in 32 bits",
+                    where=f"train.phases.{number}.optimizer.state_bits, train.sharding",
+                    do="set state_bits: 32, or train.sharding none",
+                )
         return self
 
     @model_validator(mode="after")

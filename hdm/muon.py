@@ -4,6 +4,9 @@ torch.optim.Muon takes matrices alone, one at a time, and makes its five Newton�
 at no gain or, lacking the instructions, emulates. Here matrices of one shape go together, and on a CPU the steps are taken in float32
 on the small Gram matrix: with X wide and R = X·Xᵀ, one step X ← (a + b·R + c·R²)·X = Z·X turns R into Z·R·Z, so that X itself is
 touched twice instead of fifteen times.
+
+Of sharded matrices (`hdm.sharding`) each process keeps its rows and their averages; the direction of a move, which needs the whole
+matrix, is put together and made orthogonal by every process, as it is where every process has all.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from hdm.sharding import joined, local, share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -53,17 +58,19 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        averages = [self._average(matrix) for matrix in matrices]
+        gradients = [local(matrix.grad) for matrix in matrices if matrix.grad is not None]
+        averages = [local(self._average(matrix)) for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
-        moves = orthogonalized(torch.stack([direction.flatten(1) for direction in directions]))
+        together = [joined(direction, matrix).flatten(1) for direction, matrix in zip(directions, matrices, strict=True)]
+        moves = orthogonalized(torch.stack(together))
         rows, columns = moves.shape[1:]
         size = 0.2 * math.sqrt(max(rows, columns)) if group["size"] == "adamw" else math.sqrt(max(1.0, rows / columns))
+        weights = [local(matrix) for matrix in matrices]
         if group["weight_decay"]:
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        shaped = [move.view_as(matrix) for move, matrix in zip(moves.to(matrices[0].dtype), matrices, strict=True)]
-        torch._foreach_add_(matrices, shaped, alpha=-group["lr"] * size)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        shaped = [share(move.view(matrix.shape), matrix) for move, matrix in zip(moves.to(matrices[0].dtype), matrices, strict=True)]
+        torch._foreach_add_(weights, shaped, alpha=-group["lr"] * size)
 
     def _average(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]
@@ -77,7 +84,7 @@ def _alike(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
     for matrix in params:
         if matrix.grad is not None:
-            by_shape[len(matrix), matrix[0].numel()].append(matrix)
+            by_shape[len(matrix), matrix.numel() // len(matrix)].append(matrix)
     for (rows, columns), matrices in by_shape.items():
         count = max(1, TOGETHER // (rows * columns))
         yield from (matrices[start : start + count] for start in range(0, len(matrices), count))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from hdm.models.xut import XUT
@@ -51,3 +52,19 @@ def recompute_activations(model: XUT, share: float) -> None:
         # What is dropped has to be dropped again; where nothing is drawn, no generator's state has to be kept.
         drawn = block.dropout > 0
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drawn)  # type: ignore[method-assign]
+
+
+def shard(model: XUT, mesh: DeviceMesh) -> None:
+    """Spread a model's parameters over processes: each block is put together when its turn comes, and what lies outside them for the
+    whole pass. All processes then have to call the model together, and its parameters are others than before.
+
+    Args:
+        model: on any device; its shards go to the mesh's.
+        mesh: of the processes, of one dimension.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks():
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # The root too, which FSDP2 would leave whole after a pass: what follows, a step of the optimizer or another forward pass, wants shards.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)

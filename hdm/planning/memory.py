@@ -32,11 +32,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of a denoiser: all, the matrices that autocast casts, and those that Muon takes."""
+    """Of a denoiser: all, the matrices that autocast casts, those that Muon takes, the largest block's, and all outside the blocks."""
 
     total: int
     matrices: int
     muon: int
+    largest_block: int
+    outside: int
 
 
 @lru_cache(maxsize=16)
@@ -48,11 +50,18 @@ def parameters(config: XUTConfig) -> Parameters:
     from hdm.training.optimizers import is_muon
 
     with torch.device("meta"):
-        named = list(XUT(config).named_parameters())
-    return Parameters(
+        model = XUT(config)
+    named = list(model.named_parameters())
+    total, blocks = (
         sum(value.numel() for _, value in named),
+        [sum(value.numel() for value in block.parameters()) for block in model.blocks()],
+    )
+    return Parameters(
+        total,
         sum(value.numel() for _, value in named if value.ndim in (2, 4)),
         sum(value.numel() for name, value in named if is_muon(name, value)),
+        max(blocks),
+        total - sum(blocks),
     )
 
 
@@ -61,8 +70,10 @@ class Memory:
     """Bytes of a training step on one device.
 
     Args:
-        weights, gradients, optimizer, average: of all parameters, in float32; `average` are the moving averages of the weights.
-        copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's buckets.
+        weights, gradients, optimizer, average: of all parameters, or of a device's shard, in float32; `average` are the moving averages of
+            the weights.
+        copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's buckets; of a sharded model, what of it
+            is put together at once.
         encoders: weights of models that run in training.
         checkpoint: the copy from which one is written; on an accelerator's machine it is not in the accelerator's memory.
         sample: of what one sample of a micro-batch keeps until the backward pass, and that needs beside.
@@ -105,20 +116,33 @@ def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, in
     """
     model, half, count = settings.model, settings.precision == "bfloat16", parameters(settings.model)
     share = -(-phase.batch_size // settings.num_processes)
-    buckets = 4 * count.total if settings.num_processes > 1 else 0
+    held = count.total // (settings.num_processes if settings.shards else 1)
     form = Form(2 if half else 4, by_hand=on_cpu)
-    weights, optimizer, average = 4 * count.total, optimizer_bytes(count, phase), 4 * count.total * (1 + len(settings.ema_lengths))
+    weights, optimizer, average = 4 * held, optimizer_bytes(count, phase) * held // count.total, 4 * held * (1 + len(settings.ema_lengths))
     return Memory(
         weights=weights,
         gradients=weights,
         optimizer=optimizer,
         average=average,
-        copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0) + buckets,
+        copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0) + _exchanged_bytes(settings, phase, count),
         encoders=encoders,
-        checkpoint=weights + optimizer + average if on_cpu else 0,
+        checkpoint=weights + optimizer + average if on_cpu and not settings.shards else 0,
         sample=sample_bytes(model, phase, tokens, form),
         micro_batch=min(phase.micro_batch or share, share),
     )
+
+
+def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters) -> int:
+    """What several processes need to exchange weights and gradients.
+
+    DDP: buckets for all gradients. Sharded: what lies outside the blocks for the whole step, with its bfloat16 copies where those of the
+    blocks are not kept; and four times a block, which is itself, the next one on its way, and its gradients before and while these are
+    spread.
+    """
+    if not settings.shards:
+        return 4 * count.total if settings.num_processes > 1 else 0
+    outside = 4 + (2 * phase.checkpoint_blocks if settings.precision == "bfloat16" else 0)
+    return round(outside * count.outside) + 4 * 4 * count.largest_block
 
 
 def optimizer_bytes(count: Parameters, phase: Phase) -> int:

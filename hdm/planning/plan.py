@@ -209,7 +209,8 @@ class _Planner:
         samples = num_steps(phase) * phase.batch_size
         seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
         if found := (self.asked.measured or {}).get(phase.name):
-            seconds, total = num_steps(phase) * found.step_sec * self.train.num_processes, found.memory_bytes
+            seconds = num_steps(phase) * found.step_sec * self.train.num_processes
+            total = total if self.train.shards else found.memory_bytes  # one process alone measured, with all of the model
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
         left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
         return Row(name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch)
@@ -295,6 +296,8 @@ class _Planner:
         )
         if any(maker.kind in ("coca", "transformers") for maker in self.pipeline.caption.makers):
             told.append("captions that a model makes are not counted")
+        if self.train.shards:
+            told.append("sharded: the time in which cards send each other weights is not counted, nor is memory measured")
         if self.train.compile:
             told.append("memory as without compile, which takes less")
         return told + list(dict.fromkeys(self.notes))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.models.execution import compile_blocks, drop_updates, recompute_activations
+from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
 from hdm.training.checkpoint import load_weights
@@ -33,7 +35,9 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     """
     settings, phase = job.settings, job.phase
     half = settings.train.precision == "bfloat16"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if half else "no")
+    # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is used once.
+    autocast = AutocastKwargs(cache_enabled=not settings.train.shards)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=[autocast])
     count = accelerator.num_processes
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -55,6 +59,21 @@ def starting_model(job: Job) -> XUT:
     if before is not None:
         load_weights(model, load_file(before.file(EMA)), before.file(EMA))
     return model
+
+
+def place(job: Job, models: Iterable[XUT], accelerator: Accelerator) -> None:
+    """Bring models from the computer's memory to this process's device, whole or their shards.
+
+    Accelerate's own way to FSDP2 wraps classes of modules and final norms each for itself; of XUT's final norm the weight alone is read,
+    and one unit a block is wanted: so torch's is called directly, and Accelerate keeps devices, processes and autocast.
+    """
+    device, count = accelerator.device, accelerator.num_processes
+    mesh = init_device_mesh(device.type, (count,)) if job.settings.train.shards else None
+    for model in models:
+        if mesh is None:
+            model.to(device)
+        else:
+            shard(model, mesh)
 
 
 def make_conditioning(job: Job, device: torch.device) -> Conditioning:
@@ -150,10 +169,10 @@ def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[
 
 
 def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
-    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP, as asked."""
+    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked."""
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
     recompute_activations(model, job.phase.checkpoint_blocks)
-    # Alone there is nothing to wrap: autocast is entered where the model is called.
-    return accelerator.prepare(model) if accelerator.num_processes > 1 else model
+    # Alone, or sharded, there is nothing to wrap: autocast is entered where the model is called.
+    return accelerator.prepare(model) if accelerator.num_processes > 1 and not job.settings.train.shards else model

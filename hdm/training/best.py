@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from hdm.files import TEMPORARY
+from hdm.sharding import gathered
 from hdm.training.checkpoint import load_tensors, load_weights, save_tensors
 
 FOLDER = "best"
@@ -26,15 +27,18 @@ class Best:
         self.folder, self.models = scratch / FOLDER, models
         self._in_checkpoints = [step]
 
-    def add(self, step: int) -> None:
-        """Write down the models as they are after a step."""
+    def add(self, step: int, *, writes: bool) -> None:
+        """Write down the models as they are after a step; a process that does not write helps to put sharded ones together."""
+        found = {name: gathered(model.state_dict()) for name, model in self.models.items()}
+        if not writes:
+            return
         path = self._of(step)
         aside = path.with_name(f"{TEMPORARY}{path.name}")
         for leftover in (aside, path):
             shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir(parents=True)
-        for name, model in self.models.items():
-            save_tensors(aside / f"{name}.safetensors", model.state_dict())
+        for name, tensors in found.items():
+            save_tensors(aside / f"{name}.safetensors", tensors)
         aside.rename(path)
 
     def saved(self, step: int | None) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from hdm.errors import DamagedError, InputError
 from hdm.files import TEMPORARY, canonical_json, explain_os_error, sha256_file, sync
+from hdm.sharding import local, share
 from hdm.training.job import METRICS
 
 STATE, SUFFIX, KEEP = "state.json", ".safetensors", 2
@@ -197,4 +198,5 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: P
             where=where,
             do="train.model has to stay the same over all phases",
         )
-    model.load_state_dict(tensors)
+    for name, value in model.state_dict().items():
+        local(value).copy_(share(tensors[name], value))

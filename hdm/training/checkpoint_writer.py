@@ -46,22 +46,25 @@ class CheckpointWriter:
         """Whether the buffers are made, or being made."""
         return self._buffers is not None
 
-    def write(self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None]) -> None:
+    def write(
+        self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None], *, copied: bool = False
+    ) -> None:
         """Copy what a checkpoint holds and have it written; the arguments are `checkpoint.save`'s.
 
         Without buffers, before `make_ready` or for want of memory, it waits until all is written.
 
         Args:
             then: called in the thread when it is there.
+            copied: the tensors are copies already, which nobody changes.
 
         Raises:
             DoesNotFitError, HdmError: this one, or the one before, could not be written.
         """
         self.wait()
-        buffers = self._buffers.result() if self._buffers is not None else None
+        buffers = self._buffers.result() if self._buffers is not None and not copied else None
         taken = tensors if buffers is None else _copied(tensors, buffers)
         self._under_way = self._thread.submit(self._save, step, taken, metrics, state, then)
-        if buffers is None:
+        if buffers is None and not copied:
             self.wait()
 
     def _save(self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None]) -> None:

@@ -6,7 +6,9 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from hdm.sharding import local
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,12 +32,12 @@ class Average(Generic[Model]):
     """
 
     def __init__(self, model: Model, decay: float) -> None:
-        self.decay = decay
+        self.decay, self._averaged = decay, model
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._mine: list[Tensor] = list(self.model.parameters())
-        self._theirs: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step` (from 0)."""
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay_at(step, self.decay))
+        # Asked for anew: sharding a model exchanges its parameters.
+        mine, theirs = ([local(parameter) for parameter in model.parameters()] for model in (self.model, self._averaged))
+        torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))

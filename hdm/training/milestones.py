@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hdm.files import written_aside
+from hdm.sharding import gathered
 from hdm.training.checkpoint import save_tensors
 from hdm.training.power_ema import snapshot_name
 
@@ -39,11 +40,13 @@ class Milestones:
         """Of the files, in order."""
         return sorted(path.name for path in self.folder.glob("[!.]*"))
 
-    def add_snapshots(self, step: int, tracks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write down averages as they are after a step."""
+    def add_snapshots(self, step: int, tracks: Mapping[str, Mapping[str, Tensor]], *, writes: bool) -> None:
+        """Write down averages as they are after a step; a process that does not write helps to put sharded ones together."""
         for track, tensors in tracks.items():
-            with written_aside(self.folder / snapshot_name(track, step)) as aside:
-                save_tensors(aside, tensors)
+            found = gathered(tensors)
+            if writes:
+                with written_aside(self.folder / snapshot_name(track, step)) as aside:
+                    save_tensors(aside, found)
 
     def hand_over(self, folder: Path) -> list[str]:
         """Copy the files to a folder; their names. They stay, so that a kill later on costs nothing."""

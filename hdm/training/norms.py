@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hdm import sharding
+
 
 def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The 2-norm of each tensor, by name, as scalars on its device."""
-    norms = torch._foreach_norm([value.detach() for value in tensors.values()])
-    return dict(zip(tensors, norms, strict=True))
+    """The 2-norm of each tensor, by name, as scalars on its device. All processes have to ask where they are sharded."""
+    return dict(zip(tensors, sharding.norms(list(tensors.values())).unbind(), strict=True))
 
 
 def total_norm(norms: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hdm.config import Optimizer
 from hdm.errors import ConfigError
 from hdm.muon import Muon
+from hdm.sharding import laid_out, local
 
 BASE_RATE = "base_rate"
 MUON_MOMENTUM = 0.95
@@ -22,7 +23,7 @@ _BLOCK = re.compile(r"(^|\.)(blocks|enc_blocks|dec_blocks)\.\d+\.")
 
 def fan_in(tensor: Tensor) -> int:
     """What a rate is divided by: inputs of a matrix, inputs × kernel area of a convolution, length of a vector (recipe of HDM)."""
-    return max(1, tensor[0].numel()) if tensor.ndim > 1 else max(1, tensor.numel())
+    return max(1, math.prod(tensor.shape[1:])) if tensor.ndim > 1 else max(1, tensor.numel())
 
 
 def is_muon(name: str, tensor: Tensor) -> bool:
@@ -77,8 +78,8 @@ class Optimizers:
 
     @property
     def num_bytes(self) -> int:
-        """What the state takes."""
-        return sum(value.nbytes for value in self.tensors().values())
+        """What the state takes on this device."""
+        return sum(local(value).nbytes for value in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<parameter>:<what>` → tensor."""
@@ -107,7 +108,7 @@ def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str,
     """Tensors of a parameter's shape in its own memory format: fused updates walk through memory side by side."""
     alike = {what: value for what, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
     # In the state's own precision, which may be 8 bits.
-    return {**state, **{what: torch.empty_like(parameter, dtype=value.dtype).copy_(value) for what, value in alike.items()}}
+    return {**state, **{what: laid_out(value, parameter) for what, value in alike.items()}}
 
 
 def _apart(what: str, value: Tensor | int) -> Tensor:

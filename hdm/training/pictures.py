@@ -45,7 +45,7 @@ class CutShort(Exception):  # noqa: N818  (nothing went wrong)
 
 
 def generate_grid(
-    path: Path,
+    path: Path | None,
     model: XUT,
     conditioning: Conditioning,
     autoencoder: str,
@@ -57,7 +57,7 @@ def generate_grid(
     """Write a PNG of square pictures, one a prompt, four in a row.
 
     Args:
-        path: the file.
+        path: the file; None: another process, which calls the same sharded model, writes it.
         model: in evaluation mode, on the conditioning's device.
         conditioning: of the prompts.
         autoencoder: reference of the one that made the latents.
@@ -80,4 +80,5 @@ def generate_grid(
             raise CutShort
 
     pictures = text_to_image(prompts, width=side, height=side, seeds=seeds, batches=batches, on_step=look)
-    write_bytes(path, png(sheet(pictures, COLUMNS)))
+    if path is not None:
+        write_bytes(path, png(sheet(pictures, COLUMNS)))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hdm.errors import DamagedError, InputError
+from hdm.sharding import local, share
 
 LONGEST = 0.28
 """Of the lengths: a plain mean over all of training has √(1/12) = 0.289."""
@@ -60,7 +61,8 @@ class PowerTracks:
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β = (1 - 1/t)^(γ+1) (section 3.1)."""
         for length, mine in self._averages.items():
-            torch._foreach_lerp_(mine, self._theirs, 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1))
+            weight = 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1)
+            torch._foreach_lerp_([local(average) for average in mine], [local(value) for value in self._theirs], weight)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """`ema-<length>` → parameter → its average."""
@@ -70,7 +72,7 @@ class PowerTracks:
     def load(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Bring back one of `tensors()`."""
         for average, saved in zip(self.tensors()[name].values(), (tensors[name] for name in self._names), strict=True):
-            average.copy_(saved)
+            local(average).copy_(share(saved, average))
 
 
 @dataclass(frozen=True)

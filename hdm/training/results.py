@@ -12,6 +12,7 @@ from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.xut import XUT
+from hdm.sharding import gathered
 from hdm.training.checkpoint import save_tensors
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
 from hdm.training.milestones import Milestones
@@ -19,22 +20,26 @@ from hdm.training.pictures import generate_grid, prompts_to_show
 from hdm.training.records import Metrics
 
 
-def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics, milestones: Milestones) -> None:
+def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics | None, milestones: Milestones) -> None:
     """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
 
     Args:
         job: what was trained.
         model, average: the raw and the averaged weights.
         conditioning: of the prompts.
-        metrics: all lines of the phase.
+        metrics: all lines of the phase; None on a process that writes nothing, and takes part since the models are sharded.
         milestones: what was written while it went.
     """
     result, settings = job.result, job.settings.train
-    shutil.rmtree(result, ignore_errors=True)
-    result.mkdir()
-    prompts = write_grid(job, average, conditioning, result / GENERATED)
-    save_tensors(result / WEIGHTS, model.state_dict())
-    save_tensors(result / EMA, average.state_dict())
+    if metrics is not None:
+        shutil.rmtree(result, ignore_errors=True)
+        result.mkdir()
+    prompts = write_grid(job, average, conditioning, None if metrics is None else result / GENERATED)
+    weights, ema = gathered(model.state_dict()), gathered(average.state_dict())
+    if metrics is None:
+        return
+    save_tensors(result / WEIGHTS, weights)
+    save_tensors(result / EMA, ema)
     write_json(
         result / MODEL,
         {
@@ -58,8 +63,10 @@ def _names(job: Job) -> dict[str, str]:
     return {name: told for name, told in names.items() if not (name == "autoencoder" and VAE in job.inputs)}
 
 
-def write_grid(job: Job, model: XUT, conditioning: Conditioning, path: Path, cut_short: Callable[[], bool] = lambda: False) -> list[str]:
-    """Generate the pictures of the job's prompts at its seed; the prompts.
+def write_grid(
+    job: Job, model: XUT, conditioning: Conditioning, path: Path | None, cut_short: Callable[[], bool] = lambda: False
+) -> list[str]:
+    """Generate the pictures of the job's prompts at its seed, in a file unless `path` is None; the prompts.
 
     Raises:
         CutShort: `cut_short`, asked after each step of the sampler, said so.

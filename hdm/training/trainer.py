@@ -26,6 +26,7 @@ from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_los
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.models.devices import choose_device, deterministic
 from hdm.models.xut import XUT
+from hdm.sharding import gathered
 from hdm.training import assembly, checkpoint, validation
 from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
@@ -66,7 +67,7 @@ def train(job: Job, stop: StopRequest) -> bool:
         raise DoesNotFitError(
             f"the accelerator's memory does not hold a step; at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
             where=f"train.phases.{job.number}",
-            do="set micro_batch to half of what it is, or checkpoint_blocks: 1.0; neither changes the result",
+            do="halve micro_batch, set checkpoint_blocks: 1.0, or with several devices train.sharding: full; the result stays",
         ) from error
 
 
@@ -88,8 +89,11 @@ class Trainer:
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
 
-        self.model = assembly.starting_model(job).to(self.device).train()
+        self.model = assembly.starting_model(job).train()
         self.average = Average(self.model, self.settings.ema_decay)
+        assembly.place(job, (self.model, self.average.model), self.accelerator)
+        # Whatever calls a sharded model, or puts its tensors together, is done by all processes; otherwise the first one does it alone.
+        self.takes_part = self.rank == 0 or self.settings.shards
         self.tracks = PowerTracks(self.model, self.settings.ema_lengths)
         self.milestones = Milestones(Path(job.scratch))
         self.optimizers = Optimizers(self.model, self.phase.optimizer)
@@ -130,11 +134,12 @@ class Trainer:
             self.feed.close()
             self.writer.close()
         self.stop.release()
-        if self.rank == 0:
+        if self.takes_part:
             if self.settings.keep == "best" and self.position.best_step is not None:
                 self.best.load(self.position.best_step)
+            metrics = self.metrics if self.rank == 0 else None
             with self.accelerator.autocast():
-                write_results(self.job, self.model, self.average.model, self.conditioning, self.metrics, self.milestones)
+                write_results(self.job, self.model, self.average.model, self.conditioning, metrics, self.milestones)
         self.accelerator.wait_for_everyone()
         return True
 
@@ -178,7 +183,8 @@ class Trainer:
         for start in range(0, share, size):
             last = start + size >= share
             self._seed_dropout(self.phase.batch_size * self.rank // self.world_size + start)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
+            # Gradients that wait for the last micro-batch are whole ones: of a sharded model each micro-batch's are spread at once.
+            with contextlib.nullcontext() if last or self.settings.shards else self.accelerator.no_sync(self.forward):
                 loss = self._loss(example.part(start, start + size).to(self.device))
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
                 self.accelerator.backward(loss * (self.world_size / self.phase.batch_size))
@@ -229,7 +235,7 @@ class Trainer:
         """
         self.writer.wait()
         with self.accelerator.main_process_first():
-            found = checkpoint.newest(Path(self.job.scratch), lambda state: bool(state["good"]))
+            found = checkpoint.newest(Path(self.job.scratch), lambda state: bool(state.get("good", True)))
         now = self.position
         if found is None or now.gone_back:
             raise hopeless(now, example, loss, norm, self.phase.batch_size, f"train.{self.phase.name}")
@@ -274,16 +280,16 @@ class Trainer:
         """Do and write what is due after this step; False if a signal cut it short: it is then due again on resuming."""
         if self.position.line is None:
             return True
-        measured = self._measured() if self.rank == 0 else {}
+        measured = self._measured() if self.takes_part else {}
         if (self._validates() or self._generates()) and any(self._agreed(measured is None)):
             return False
         line: dict[str, Any] = dict(self.position.line)
         if self._validates():
             line |= self._watched(measured or {})
         now = self.position
+        if self._snapshots() and self.takes_part:
+            self.milestones.add_snapshots(now.step, self.tracks.tensors(), writes=self.rank == 0)
         if self.rank == 0:
-            if self._snapshots():
-                self.milestones.add_snapshots(now.step, self.tracks.tensors())
             if line:
                 self.metrics.add(now.step, now.num_images_seen, line)
             if "loss" in line:
@@ -304,8 +310,7 @@ class Trainer:
             return measured
         path = self.milestones.folder / f"generated-{self.position.num_images_seen:010d}.png"
         try:
-            with self.accelerator.autocast():
-                write_grid(self.job, self.average.model, self.conditioning, path, cut_short=lambda: self.stop.requested)
+            self._write_grid(path)
         except CutShort:
             return None
         return measured
@@ -317,10 +322,11 @@ class Trainer:
         now = self.position
         if self.rank == 0:
             now = now.watched(measured[self.settings.watch], self.settings.patience)
-            if self.settings.keep == "best" and now.best_step == now.step:
-                self.best.add(now.step)
             measured = {**measured, "best_step": now.best_step}
-        self.position = replace(now, ended=self._agreed(now.ended)[0])
+        ended, best = self._agreed(now.ended, now.best_step == now.step)
+        if best and self.settings.keep == "best" and self.takes_part:
+            self.best.add(now.step, writes=self.rank == 0)
+        self.position = replace(now, ended=ended, best_step=now.step if best else now.best_step)
         return measured
 
     def _validate(self) -> dict[str, Any] | None:
@@ -339,8 +345,16 @@ class Trainer:
             self.conditioning,
             self.accelerator.autocast,
             self.settings.seed,
-            cut_short=lambda: self.stop.requested,
+            self._cut_short,
         )
+
+    def _write_grid(self, path: Path) -> None:
+        with self.accelerator.autocast():
+            write_grid(self.job, self.average.model, self.conditioning, path if self.rank == 0 else None, self._cut_short)
+
+    def _cut_short(self) -> bool:
+        """Whether a signal came; processes that compute together stop together."""
+        return self._agreed(self.stop.requested)[0] if self.settings.shards else self.stop.requested
 
     def _check_watched(self) -> None:
         if self.settings.watches and not len(self._validation_loader):
@@ -354,44 +368,46 @@ class Trainer:
 
     def _sample(self) -> None:
         """Pictures of the averaged weights as they are now."""
-        if self.rank == 0:
+        if self.takes_part:
             path = Path(self.job.folder) / SAMPLES / f"{self.position.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             try:
-                with self.accelerator.autocast(), contextlib.suppress(CutShort):
-                    write_grid(self.job, self.average.model, self.conditioning, path, cut_short=lambda: self.stop.requested)
+                with contextlib.suppress(CutShort):
+                    self._write_grid(path)
             except HdmError as error:  # nobody loses a training to a wish
                 log.warning("no pictures were made: %s", error)
+        if self.rank == 0:
             self.requests.done(SAMPLE)
         self.accelerator.wait_for_everyone()
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Of a checkpoint."""
+        """Of a checkpoint; of a sharded model whole copies on the first process, made by all together."""
         return {
-            "weights": self.model.state_dict(),
-            "ema": self.average.model.state_dict(),
-            "optimizer": self.optimizers.tensors(),
-            **self.tracks.tensors(),
+            "weights": gathered(self.model.state_dict()),
+            "ema": gathered(self.average.model.state_dict()),
+            "optimizer": gathered(self.optimizers.tensors()),
+            **{name: gathered(track) for name, track in self.tracks.tensors().items()},
         }
 
     def make_ready(self) -> None:
         """Memory for checkpoints, once the optimizers have had a step that was not skipped."""
-        if self.rank == 0 and not self.writer.ready and self.position.loss_count:
+        if self.rank == 0 and not self.settings.shards and not self.writer.ready and self.position.loss_count:
             self.writer.make_ready(self._tensors())
 
     def _save(self, *, wait: bool) -> None:
         """A checkpoint of where training stands, unless there is one already; waits until it is there, or goes on meanwhile."""
-        if self.position.step != self.saved_step and self.rank == 0:
-            made_by = {"hdm-pipeline": version("hdm-pipeline"), "torch": torch.__version__}
+        tensors = self._tensors() if self.position.step != self.saved_step and self.takes_part else None
+        if tensors is not None and self.rank == 0:
             state = {
                 "digest": self.job.digest,
                 "identity": self.job.identity,
-                "made_by": made_by,
+                "made_by": {"hdm-pipeline": version("hdm-pipeline"), "torch": torch.__version__},
                 "good": not self.position.skipped_in_row,
                 "position": asdict(self.position),
             }
             then = partial(self.best.saved, self.position.best_step)
-            self.writer.write(self.position.step, self._tensors(), self.metrics.content, state, then)
+            step, metrics = self.position.step, self.metrics.content
+            self.writer.write(step, tensors, metrics, state, then, copied=self.settings.shards)
         if wait:
             self.writer.wait()
             if self.rank == 0:
@@ -421,7 +437,7 @@ class Trainer:
             self.tracks.load(name, found.tensors(name))
 
     def _check_same_run(self, found: Checkpoint) -> None:
-        made_with = found.state["made_by"]["torch"]
+        made_with = found.state.get("made_by", {}).get("torch", torch.__version__)
         if made_with != torch.__version__ and self.rank == 0:
             log.warning(
                 "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit the same", made_with, torch.__version__

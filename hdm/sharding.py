@@ -1,0 +1,80 @@
+"""Tensors that are spread over the processes of a training (FSDP2's DTensors): each process holds a shard, some rows, of each.
+
+Everything here takes plain tensors too, which are their own only shard: who updates, averages or saves tensors need not ask which they
+are. What works number by number works on shards (`local`); what needs whole tensors puts them together (`whole`, `joined`) and takes its
+share of the result (`share`). Putting together is done by all processes at the same place, or they wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:  # where nothing is sharded, nobody waits the second that this import takes
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "device_mesh")
+
+
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard, which shares its memory; of a plain tensor all of it."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """All shards put together; of a plain tensor itself."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def share(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a whole tensor that every process holds, cut as another of its shape is."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def joined(shard: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor of which every process holds a shard, cut as another of its shape is."""
+    if not is_sharded(like):
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    return whole(DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()))
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, in its own precision, in the memory format of another of its shape and spread as that is."""
+    found = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
+    local(found).copy_(share(tensor, like))
+    return found
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the first process, sharded ones in the computer's memory, one after another; {} on the others."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    found = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor)
+        if first:
+            found[name] = together.cpu() if is_sharded(tensor) else together
+    return found
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The 2-norm of each tensor, of all its shards, (len(tensors),)."""
+    found = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors]))
+    if any(map(is_sharded, tensors)):
+        squares = found.square()
+        dist.all_reduce(squares)
+        found = squares.sqrt()
+    return found
