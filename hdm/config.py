@@ -304,6 +304,11 @@ class Phase(Settings):
     """Text tokens a caption may have here; None: as encoded."""
     timestep_shift: float = Field(1.0, gt=0)
     optimizer: Optimizer = Optimizer()
+    resume_from: str | None = later(None, pattern=r"^[0-9a-f]+@[0-9]+$")
+    """DIGEST@STEP: start from a checkpoint of an unfinished training of this phase with other settings, in this store; data goes on after
+    the images that it had seen. None: from the phase before."""
+    resume_allow: tuple[str, ...] = runtime(())
+    """The settings that may differ from those, by name, as train.phases.0.optimizer.learning_rate; any other that differs is refused."""
     micro_batch: int | None = runtime(None)
     """Images a forward pass on one device; None: the whole share at once."""
     checkpoint_blocks: float = runtime(0.0, ge=0, le=1)

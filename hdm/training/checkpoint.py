@@ -124,7 +124,7 @@ def newest(folder: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda st
         shutil.rmtree(leftover)
     for path in reversed(_all(folder)):
         try:
-            found = _verified(path)
+            found = read(path)
         except DamagedError as error:
             log.warning("%s; the checkpoint before it is used", error.what)
             aside = path.with_name(f"{path.name}.damaged")
@@ -140,7 +140,12 @@ def _all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".damaged")
 
 
-def _verified(path: Path) -> Checkpoint:
+def read(path: Path) -> Checkpoint:
+    """A checkpoint, every file checked.
+
+    Raises:
+        DamagedError: one is missing or not what was written.
+    """
     try:
         state = json.loads((path / STATE).read_bytes())
         claimed = state.pop("sha256")

@@ -25,6 +25,7 @@ from hdm.progress import Tracker, track
 from hdm.store import locked
 from hdm.training.guard import Signals, signals_counted
 from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, newest_checkpoint, num_steps, outcome_error, read_outcome
+from hdm.training.origin import check_origin, notice
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
 LOCK_WAIT_SEC = 60.0  # for ranks of a killed run to end
@@ -38,10 +39,14 @@ def run_training(job: Job) -> None:
     """Train the job's phase in processes of its own, to the end.
 
     Raises:
+        InputError, ConfigError: the checkpoint of `resume_from` is not there, or was made with settings that may not differ.
         SavedOnSignal: stopped by SIGTERM or SIGINT; the next start goes on from the checkpoint.
         LockedError: processes of an earlier run do not end.
         HdmError: the error that a rank met, or its last lines.
     """
+    check_origin(job)
+    if told := notice(job):
+        log.warning("%s", told)
     phase = job.phase
     bar = track(f"train.{phase.name}", num_steps(phase) * phase.batch_size, "images")
     with signals_counted() as signals, bar as tracker:

@@ -69,6 +69,10 @@ class Position:
         level = self.loss_level + weight * (height - self.loss_level)
         return replace(self, loss_level=level, loss_spread=self.loss_spread + weight * (abs(height - level) - self.loss_spread))
 
+    def with_batches_of(self, size: int) -> Position:
+        """The same place for a training with batches of that size, which has not measured anything yet."""
+        return replace(self, step=self.num_images_seen // size, best_step=None, best_loss=None, worse_in_row=0, ended=False)
+
     def watched(self, loss: float | None, patience: int | None) -> Position:
         """The same with a held-out loss taken into account; one that is not finite (None) is no better than any.
 

@@ -39,6 +39,7 @@ from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.origin import origin_folder
 from hdm.training.pictures import CutShort
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
@@ -418,11 +419,16 @@ class Trainer:
         """Go on from the newest good checkpoint, if there is one."""
         with self.accelerator.main_process_first():  # the first one sets damaged ones aside
             found = checkpoint.newest(Path(self.job.scratch))
+        origin = origin_folder(self.job) if found is None else None
         if found is not None:
             self._check_same_run(found)
             self._load(found)
             self.position = Position(**found.state["position"])
             self.saved_step = self.position.step
+        elif origin is not None:
+            found = checkpoint.read(origin)
+            self._load(found)
+            self.position = Position(**found.state["position"]).with_batches_of(self.phase.batch_size)
         if self.rank == 0:
             self.metrics = Metrics(Path(self.job.folder) / METRICS, found.metrics if found else b"")
             self.timing = Timing(Path(self.job.folder) / TIMING, self.position.num_images_seen)

@@ -1,0 +1,131 @@
+"""Going on from a training of the same phase that was begun with other settings. Light: torch is not imported.
+
+A changed setting makes another output, which starts anew. `resume_from: DIGEST@STEP` has it start from a checkpoint of the unfinished one
+instead, if every setting that differs is allowed by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hdm.errors import ConfigError, InputError
+from hdm.store import SCRATCH
+from hdm.training.job import Job, newest_checkpoint
+
+STATE = "state.json"
+FIXED = ("train.model.", ".optimizer.kind", ".optimizer.state_bits")  # what weights and optimizer state are made for
+Differences = dict[str, tuple[Any, Any]]
+
+
+def origin_folder(job: Job) -> Path | None:
+    """The checkpoint that `resume_from` names; None where it is not set."""
+    named = job.phase.resume_from
+    if named is None:
+        return None
+    digest, _, step = named.partition("@")
+    return Path(job.folder).parent / digest / SCRATCH / f"checkpoint-{int(step):08d}"
+
+
+def check_origin(job: Job) -> None:
+    """Whether this training may go on from where `resume_from` says.
+
+    Raises:
+        InputError: there is no such checkpoint.
+        ConfigError: settings differ that `resume_allow` does not name, or the images seen do not go with this phase.
+    """
+    path = origin_folder(job)
+    if path is None:
+        return
+    field = f"train.phases.{job.number}"
+    state = _state(path)
+    if state is None:
+        there = [f"{other.parents[1].name}@{int(other.name[-8:])}" for other in _unfinished(job)]
+        raise InputError(
+            f"there is no checkpoint {job.phase.resume_from}; unfinished trainings of this phase: {', '.join(there) or 'none'}",
+            where=f"{field}.resume_from",
+            do="name one of these, or leave it out to start anew",
+        )
+    differing = differences(state["identity"], job)
+    fixed = {name: values for name, values in differing.items() if any(part in name for part in FIXED)}
+    if fixed:
+        raise ConfigError(
+            f"the weights and the optimizer's state of {job.phase.resume_from} do not fit other settings of {_told(fixed)}",
+            where=f"{field}.resume_from",
+            do="undo these changes, or start anew without resume_from",
+        )
+    refused = {name: values for name, values in differing.items() if name not in job.phase.resume_allow}
+    if refused:
+        allow = json.dumps(sorted({*job.phase.resume_allow, *refused}))
+        raise ConfigError(
+            f"the checkpoint {job.phase.resume_from} was made with other settings: {_told(refused)}",
+            where=f"{field}.resume_from",
+            do=f"undo the changes, or allow each by name: --set '{field}.resume_allow={allow}'",
+        )
+    seen = state["position"]["num_images_seen"]
+    if seen % job.phase.batch_size or seen >= job.phase.num_images:
+        raise ConfigError(
+            f"the checkpoint {job.phase.resume_from} has seen {seen} images, from where batches of {job.phase.batch_size} do not lead to "
+            f"{job.phase.num_images}",
+            where=f"{field}.batch_size, {field}.num_images",
+            do="choose a batch that divides the images seen, and more images than these",
+        )
+
+
+def differences(before: Mapping[str, Any], job: Job) -> Differences:
+    """Of two identities of one phase, by the names that `--set` knows: before and now; data sets by their digests."""
+    old, now = (dict(_named(identity, job.number)) for identity in (before, job.identity))
+    return {name: (old.get(name), now.get(name)) for name in sorted({*old, *now}) if old.get(name) != now.get(name)}
+
+
+def notice(job: Job) -> str | None:
+    """What to say where a phase starts anew beside an unfinished training of the same phase, if there is one; the newest."""
+    if job.phase.resume_from is not None or newest_checkpoint(Path(job.scratch)) is not None:
+        return None
+    for path in sorted(_unfinished(job), key=lambda path: path.stat().st_mtime, reverse=True):
+        state = _state(path)
+        if state is None:
+            continue
+        name, differing = f"{path.parents[1].name}@{state['position']['step']}", differences(state["identity"], job)
+        field, allow = f"train.phases.{job.number}", json.dumps(sorted(differing))
+        return (
+            f"starting anew, beside an unfinished training of this phase with other settings ({_told(differing)}); to go on from that one: "
+            f"--set {field}.resume_from={name} --set '{field}.resume_allow={allow}'"
+        )
+    return None
+
+
+def _unfinished(job: Job) -> list[Path]:
+    """The newest checkpoint of each other training of this phase that did not come to its end."""
+    others = [folder for folder in Path(job.folder).parent.iterdir() if folder != Path(job.folder)]
+    return [path for folder in others if (path := newest_checkpoint(folder / SCRATCH)) is not None]
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((path / STATE).read_bytes())
+    return None
+
+
+def _named(identity: Mapping[str, Any], number: int) -> Iterator[tuple[str, Any]]:
+    config = dict(identity["config"])
+    phase = {name: value for name, value in config.pop("phase", {}).items() if name != "resume_from"}
+    yield from _flat("train", config)
+    yield from _flat(f"train.phases.{number}", phase)
+    yield from _flat("inputs", identity["inputs"])
+    yield from _flat("components", identity["weights"])
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from _flat(f"{name}.{key}", item)
+
+
+def _told(differing: Differences) -> str:
+    return ", ".join(f"{name} {json.dumps(old)} → {json.dumps(now)}" for name, (old, now) in differing.items())
