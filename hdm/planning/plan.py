@@ -12,11 +12,12 @@ from typing import TypeVar
 from hdm.config import Phase, Pipeline
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
-from hdm.planning import counts, hardware, memory, sizes, work
+from hdm.planning import counts, hardware, sizes, work
 from hdm.planning.hardware import Card
 from hdm.planning.work import Work
 from hdm.stages import Step, identities, steps
 from hdm.store import Output, Store, read_output
+from hdm.training import memory
 from hdm.training.checkpoint import KEEP
 from hdm.training.job import num_steps
 

@@ -11,7 +11,7 @@ from hdm.config import Phase
 from hdm.models.execution import recomputed_blocks
 from hdm.models.flops import forward_flops, training_flops
 from hdm.planning.counts import ImageEncoder, LanguageModel
-from hdm.planning.memory import block_tokens
+from hdm.training.memory import block_tokens
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,11 @@ def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None
     )
 
 
-def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) -> None:
+def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) -> tuple[int, int]:
     """Latents, text embeddings and model, before the first step.
+
+    Returns:
+        Tokens of a sample's image, and the most that its text has.
 
     Raises:
         InputError: they do not fit each other; both sides are named.
@@ -159,6 +162,7 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
             where="train.model.text_width",
             do=f"set train.model.text_width to {width}, or name another text encoder",
         )
+    return batch.crops.shape[1], conditioning.max_tokens
 
 
 def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[str, Any]) -> Meter:

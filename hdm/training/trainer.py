@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_losses, velocity
-from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
+from hdm.errors import ConfigError, HdmError, InputError
 from hdm.models.devices import choose_device, deterministic
 from hdm.models.xut import XUT
 from hdm.sharding import gathered
@@ -40,10 +40,11 @@ from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.origin import origin_folder
+from hdm.training.out_of_memory import Advice, device_bytes, does_not_fit, is_out_of_memory
 from hdm.training.pictures import CutShort
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
-from hdm.training.records import Metrics, Timing, peak_memory_bytes
+from hdm.training.records import Metrics, Timing
 from hdm.training.results import write_grid, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
@@ -61,15 +62,15 @@ def train(job: Job, stop: StopRequest) -> bool:
         HdmError: the loss is not finite, again and again.
     """
     device = choose_device(job.settings.train.device, "training")
-    try:
-        with deterministic(device == "cpu"):
-            return Trainer(job, stop, device).run()
-    except torch.OutOfMemoryError as error:
-        raise DoesNotFitError(
-            f"the accelerator's memory does not hold a step; at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
-            where=f"train.phases.{job.number}",
-            do="halve micro_batch, set checkpoint_blocks: 1.0, or with several devices train.sharding: full; the result stays",
-        ) from error
+    with deterministic(device == "cpu"):
+        trainer = Trainer(job, stop, device)
+        try:
+            return trainer.run()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens, room = trainer.tokens, device_bytes(trainer.device)
+            raise does_not_fit(Advice(job.settings.train, job.phase, tokens, device == "cpu", room), job.number) from error
 
 
 class Trainer:
@@ -100,7 +101,7 @@ class Trainer:
         self.optimizers = Optimizers(self.model, self.phase.optimizer)
         self.conditioning = assembly.make_conditioning(job, self.device)
         loader = assembly.training_loader(job, self.rank, self.world_size)
-        assembly.check_fit(job, loader, self.conditioning)
+        self.tokens = assembly.check_fit(job, loader, self.conditioning)
         phase, pin = self.phase, self.device.type == "cuda"
         self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()

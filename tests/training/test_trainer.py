@@ -471,13 +471,25 @@ def test_a_checkpoint_of_another_configuration_is_refused(workshop: Workshop, tm
         other()
 
 
-def test_memory_that_does_not_hold_a_step_ends_it_with_what_to_set(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(trainer: Trainer, part: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("the device is full")
+def _of_the_accelerator() -> torch.Tensor:
+    raise torch.OutOfMemoryError("the device is full")
 
-    monkeypatch.setattr(Trainer, "_loss", full)
-    with pytest.raises(DoesNotFitError, match=r"at most [\d.]+ GB were in use") as caught:
+
+def _of_the_cpu() -> torch.Tensor:
+    return torch.empty(1 << 55, dtype=torch.uint8)  # more than any machine's address space
+
+
+@pytest.mark.parametrize("allocation", [_of_the_accelerator, _of_the_cpu])
+def test_memory_that_does_not_hold_a_step_ends_it_with_what_would_fit(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocation: Callable[[], torch.Tensor]
+) -> None:
+    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: allocation())
+    with pytest.raises(DoesNotFitError, match=r"micro_batch 3; at most [\d.]+ GB were in use") as caught:
         train(workshop.job(tmp_path), StopRequest())
-    assert "micro_batch" in (caught.value.do or "")
+    assert "set micro_batch: 1, or micro_batch: 3 with checkpoint_blocks: 1.0" in (caught.value.do or "")
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_is(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train(workshop.job(tmp_path), StopRequest())

@@ -21,8 +21,8 @@ from hdm.models import fused
 from hdm.models.execution import recompute_activations, shard
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
-from hdm.planning.memory import Form, block_bytes, block_tokens, input_bytes, output_bytes, parameters, training_memory
 from hdm.sharding import local
+from hdm.training.memory import Form, block_bytes, block_tokens, input_bytes, output_bytes, parameters, training_memory
 
 SIDE, TEXT, BATCH = 16, 64, 8
 PUBLISHED = XUTConfig(

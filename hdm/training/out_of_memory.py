@@ -1,0 +1,76 @@
+"""What to say where a step did not fit: how much was in use, and what would fit by the formulas of `memory`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hdm.config import Phase, TrainSettings
+from hdm.errors import DoesNotFitError
+from hdm.training.memory import training_memory
+from hdm.training.records import peak_memory_bytes
+
+SHARE = 0.9  # of the device's memory that a step may fill: the rest is the allocator's and the libraries'
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that of an allocator: the accelerator's, the CPU's (which has no class of its own), or Python's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What would fit.
+
+    Args:
+        settings, phase: of the training.
+        tokens: of the image and of the text, of a sample.
+        on_cpu: whether on a CPU.
+        room: bytes of the device.
+    """
+
+    settings: TrainSettings
+    phase: Phase
+    tokens: tuple[int, int]
+    on_cpu: bool
+    room: float
+
+    @property
+    def micro_batch(self) -> int:
+        """That was tried."""
+        return training_memory(self.settings, self.phase, self.tokens, self.on_cpu).micro_batch
+
+    def largest(self, checkpoint_blocks: float) -> int:
+        """Micro-batch that fits with that share of the blocks recomputed, smaller than the one that did not; 0 if none does."""
+        phase = self.phase.model_copy(update={"checkpoint_blocks": checkpoint_blocks})
+        fits = training_memory(self.settings, phase, self.tokens, self.on_cpu).largest_micro_batch(SHARE * self.room)
+        as_it_is = checkpoint_blocks == self.phase.checkpoint_blocks
+        return min(fits, self.micro_batch // 2 if as_it_is else self.micro_batch)
+
+    def __str__(self) -> str:
+        ways = [
+            f"micro_batch: {count}" + ("" if share == self.phase.checkpoint_blocks else f" with checkpoint_blocks: {share}")
+            for share in sorted({self.phase.checkpoint_blocks, 1.0})
+            if (count := self.largest(share))
+        ]
+        if not ways:
+            return "not even one image at a time is reckoned to fit: take a smaller model, or train.sharding: full over several devices"
+        return f"set {', or '.join(ways)} (reckoned for {self.room / 1e9:.1f} GB; the result stays the same but for rounding)"
+
+
+def does_not_fit(advice: Advice, number: int) -> DoesNotFitError:
+    """The error that ends phase number `number`."""
+    return DoesNotFitError(
+        f"memory does not hold a step with micro_batch {advice.micro_batch}; at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
+        where=f"train.phases.{number}",
+        do=str(advice),
+    )
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory of the accelerator, or of the computer."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return 1024 * int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0])
