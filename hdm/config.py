@@ -221,6 +221,7 @@ class EncodeSettings(Settings):
     """Memory for pictures that are being decoded or wait for the encoder; one that needs more is decoded while no other is."""
     batch_size: int = runtime(32, ge=1)
     device: str = runtime("auto")
+    """For latents also several, which share the shards: auto takes every accelerator, and `cuda:0,cuda:2` those two."""
 
 
 class Optimizer(Settings):

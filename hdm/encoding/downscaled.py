@@ -25,7 +25,7 @@ from hdm.encoding.latents import check_fit, summary
 from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import autoencoder_in
-from hdm.models.devices import choose_device
+from hdm.models.devices import choose_devices
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -68,7 +68,7 @@ def make(
         ConfigError: the resolution does not fit the autoencoder and the model.
     """
     reference = autoencoder_in(inputs, pipeline.components)
-    autoencoder = load_autoencoder(reference, choose_device(pipeline.encode.device, f"the autoencoder ({resolution} px)"))
+    autoencoder = load_autoencoder(reference, choose_devices(pipeline.encode.device, f"the autoencoder ({resolution} px)")[0])
     check_fit(autoencoder, reference, pipeline, resolution)
     framing = Framing(resolution, autoencoder.downscale * pipeline.train.model.patch_size, pipeline.encode.max_aspect)
     source = _Source(open_latents(inputs[f"encode.{larger}px"]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -113,15 +115,47 @@ class _Shard:
             self.counts["upscaled"] += sum(self.one.framing.enlarges(frame.width, frame.height) for frame in kept)
 
 
-def write(encoder: Encoder, decoders: Decoders, pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> None:
-    """Write the files that the drafts lack.
+def write(encoders: Sequence[Encoder], decoders: Decoders, pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> None:
+    """Write the files that the drafts lack. Encoders share them: each takes the next band of files when it is done with one.
 
     Args:
-        encoder, decoders: what makes latents of pictures.
+        encoders, decoders: what makes latents of pictures.
         pictures: rows of `kept_pictures`, of which the resolutions were planned.
         making: the resolutions, the lowest first.
         bar: told of each picture at each resolution.
     """
+    shared = _Shared(_missing(pictures, making, bar))
+    if len(encoders) == 1:
+        _work(encoders[0], decoders, pictures, shared, bar)
+        return
+    with ThreadPoolExecutor(len(encoders), thread_name_prefix="encoder") as threads:
+        working = [threads.submit(_work, encoder, decoders, pictures, shared, bar) for encoder in encoders]
+        try:
+            for ended in as_completed(working):
+                ended.result()
+        finally:  # an error of one, or a signal to all: nobody begins, or ends, another file
+            shared.over.set()
+
+
+Band = list[tuple[Resolution, PlannedFile]]
+
+
+class _Shared:
+    """Bands of files that encoders take one by one, until there are no more or it is over."""
+
+    def __init__(self, bands: Iterator[Band]) -> None:
+        self.bands, self.lock, self.over = bands, threading.Lock(), threading.Event()
+
+    def __iter__(self) -> Iterator[Band]:
+        while not self.over.is_set():
+            with self.lock:
+                band = next(self.bands, None)
+            if band is None:
+                return
+            yield band
+
+
+def _missing(pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> Iterator[Band]:
     for band in bands([one.files for one in making], len(pictures)):
         missing = []
         for one, file in ((making[number], file) for number, file in band):
@@ -129,22 +163,32 @@ def write(encoder: Encoder, decoders: Decoders, pictures: pa.Table, making: Sequ
                 bar.advance(len(file.rows))
             else:
                 missing.append((one, file))
-        _write_band(encoder, decoders, pictures, missing, bar)
+        if missing:
+            yield missing
 
 
-def _write_band(
-    encoder: Encoder, decoders: Decoders, pictures: pa.Table, files: Sequence[tuple[Resolution, PlannedFile]], bar: Tracker
-) -> None:
+def _work(encoder: Encoder, decoders: Decoders, pictures: pa.Table, shared: _Shared, bar: Tracker) -> None:
+    for band in shared:
+        _write_band(encoder, decoders, pictures, band, bar, shared.over)
+
+
+def _write_band(encoder: Encoder, decoders: Decoders, pictures: pa.Table, files: Band, bar: Tracker, over: threading.Event) -> None:
     with ExitStack() as stack:
         shards = [_Shard(encoder, one, file, stack) for one, file in files]
         owners: deque[list[int]] = deque()
         for found in decoders.read(_wanted(pictures, files, owners)):
+            if over.is_set():
+                raise _Over
             for place, owner in enumerate(owners.popleft()):
                 shards[owner].add(found[place] if found else None)
                 bar.advance()
 
 
-def _wanted(pictures: pa.Table, files: Sequence[tuple[Resolution, PlannedFile]], owners: deque[list[int]]) -> Iterator[Wanted]:
+class _Over(Exception):  # noqa: N818  (what went wrong is told by another)
+    """Half a file is left and forgotten."""
+
+
+def _wanted(pictures: pa.Table, files: Band, owners: deque[list[int]]) -> Iterator[Wanted]:
     """The pictures of some files, in order; who wants each goes to `owners`."""
     order = reading_order([file for _, file in files])
     while part := list(islice(order, ASKED_AT_ONCE)):

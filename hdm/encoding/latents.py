@@ -24,7 +24,7 @@ from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
 from hdm.errors import ConfigError, LockedError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
-from hdm.models.devices import Batches, choose_device
+from hdm.models.devices import Batches, choose_devices
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -75,9 +75,9 @@ def make(
     """
     reference = autoencoder_in(inputs, pipeline.components)
     names = ", ".join(f"{size} px" for size in (resolution, *also))
-    autoencoder = load_autoencoder(reference, choose_device(pipeline.encode.device, f"the autoencoder ({names})"))
+    autoencoders = [load_autoencoder(reference, device) for device in choose_devices(pipeline.encode.device, f"the autoencoder ({names})")]
     for size in (resolution, *also):
-        check_fit(autoencoder, reference, pipeline, size)
+        check_fit(autoencoders[0], reference, pipeline, size)
     pictures = kept_pictures(inputs["download"], inputs["filter"])
     with ExitStack() as stack:
         drafts = {resolution: stack.enter_context(store.draft(identity))}
@@ -87,8 +87,8 @@ def make(
                 if store.find(other) is None:
                     drafts[size] = stack.enter_context(store.draft(other))
         weights = weights_digest(reference)
-        making = [_plan(pipeline, autoencoder, weights, draft, size, pictures) for size, draft in drafts.items()]
-        _encode(pipeline, autoencoder, inputs["download"], pictures, making)
+        making = [_plan(pipeline, autoencoders[0], weights, draft, size, pictures) for size, draft in drafts.items()]
+        _encode(pipeline, autoencoders, inputs["download"], pictures, making)
         outputs = [_commit(one) for one in making]
     return outputs[0]
 
@@ -135,27 +135,34 @@ def _commit(one: Resolution) -> Output:
     return output
 
 
-def _encode(pipeline: Pipeline, autoencoder: Autoencoder, download: Output, pictures: pa.Table, making: Sequence[Resolution]) -> None:
+def _encode(
+    pipeline: Pipeline, autoencoders: Sequence[Autoencoder], download: Output, pictures: pa.Table, making: Sequence[Resolution]
+) -> None:
     """Make the files that the drafts lack, and note how."""
     encode = pipeline.encode
     if all(one.draft.has(one.name(file)) for one in making for file in one.files):
         return
     with (
         track(" ".join(one.draft.identity.name for one in making), len(pictures) * len(making), "images") as bar,
-        Decoders(download, pipeline.images, 2 * encode.batch_size, encode.decode_mb * 1e6) as decoders,
+        Decoders(download, pipeline.images, 2 * encode.batch_size, encode.decode_mb * 1e6 / len(autoencoders)) as decoders,
     ):
-        encoder = Encoder(autoencoder, Batches(encode.batch_size, "encode.device"), DTYPES[encode.dtype], encode.tile_px)
+        dtype, batch = DTYPES[encode.dtype], encode.batch_size
+        encoders = [Encoder(one, Batches(batch, "encode.device"), dtype, encode.tile_px) for one in autoencoders]
         begun = time.perf_counter()
-        write(encoder, decoders, pictures, making, bar)
+        write(encoders, decoders, pictures, making, bar)
         seconds = time.perf_counter() - begun
         # Last: what does not fit in the device's memory has been met by now, and said well.
-        crops = [_crop_figures(encoder, decoders, pictures, one, encode.crop_pictures) for one in making]
+        crops = [_crop_figures(encoders[0], decoders, pictures, one, encode.crop_pictures) for one in making]
+    count, busy = sum(one.num_encoded for one in encoders), sum(one.busy_sec for one in encoders) / len(encoders) / seconds
     log.info(
         "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",
-        encoder.num_encoded, seconds, encoder.num_encoded / seconds, 100 * encoder.busy_sec / seconds,
-    )  # fmt: skip
+        count,
+        seconds,
+        count / seconds,
+        100 * busy,
+    )
     for one, crop in zip(making, crops, strict=True):
-        one.draft.figures |= {**crop, "busy_share": encoder.busy_sec / seconds, "images_per_sec": encoder.num_encoded / seconds}
+        one.draft.figures |= {**crop, "busy_share": busy, "images_per_sec": count / seconds}
 
 
 def _crop_figures(encoder: Encoder, decoders: Decoders, pictures: pa.Table, one: Resolution, count: int) -> dict[str, float]:

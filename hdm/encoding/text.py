@@ -17,7 +17,7 @@ from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.text_form import TextForm
 from hdm.errors import ConfigError, HdmError
 from hdm.models.components import resolve, weights_digest
-from hdm.models.devices import Batches, choose_device
+from hdm.models.devices import Batches, choose_devices
 from hdm.models.text_encoder import TextEncoder, load_text_encoder
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
@@ -52,7 +52,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     """
     tokens = inputs["encode.tokens"]
     reference = resolve(pipeline.components).need("text_encoder")
-    encoder = load_text_encoder(reference, choose_device(pipeline.encode.device, "the text encoder"))
+    encoder = load_text_encoder(reference, choose_devices(pipeline.encode.device, "the text encoder")[0])
     _check_width(encoder, reference, pipeline)
     form = TextForm(encoder.width, pipeline.encode.text_dtype)
     stage = _TextStage(encoder, Batches(pipeline.encode.batch_size, "encode.device"), form, identity.weights)

@@ -36,6 +36,22 @@ def choose_device(wanted: str, what: str) -> str:
     return device
 
 
+def choose_devices(wanted: str, what: str) -> list[str]:
+    """All devices for work that is shared among several, said aloud.
+
+    Args:
+        wanted: "auto" or "cuda" (every accelerator there is; for "auto" the CPU where there is none), or devices of torch with commas
+            between; one that is named twice works on two things at once.
+        what: the work, for the log.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if torch.cuda.is_available() and wanted in ("auto", "cuda"):
+        wanted = ",".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    return [choose_device(name.strip(), what) for name in wanted.split(",")]
+
+
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """The same bits at every run; for the CPU alone, since it costs speed elsewhere."""

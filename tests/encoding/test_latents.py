@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from hdm.data.captions import key_text
 from hdm.data.latents import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
+from hdm.encoding.encoder import Encoder
+from hdm.encoding.frames import plan_files
 from hdm.encoding.pictures import _Decoder
 from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
@@ -174,6 +178,40 @@ def test_a_picture_that_is_not_what_was_downloaded_is_damage_not_a_picture(home)
         encode(home)
 
 
+def test_devices_share_the_shards_and_make_the_same_bytes(home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shards of a few pictures, so that there are several for each.
+    small = changed(home.pipeline, shard_mb=1)
+    monkeypatch.setattr("hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0))
+    alone = contents(encode(home, small).path)
+    shards = [name for name in alone if name.endswith(".parquet")]
+    assert len(shards) >= 4
+    workers: dict[str, str] = {}
+    encoding = Encoder.run
+
+    def seen(self: Encoder, frames: object) -> object:
+        workers[threading.current_thread().name] = "worked"
+        return encoding(self, frames)
+
+    monkeypatch.setattr(Encoder, "run", seen)
+    there = replace(home, root=tmp_path / "there")
+    assert contents(encode(there, changed(small, device="cpu,cpu")).path) == alone
+    assert len(workers) == 2, "each of them made some"
+
+
+def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0))
+    path = home.inputs["download"].file("images-00001.tar")
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[600] ^= 1
+    path.write_bytes(damaged)
+    pipeline = changed(home.pipeline, device="cpu,cpu")
+    with pytest.raises(DamagedError, match=r"images-00001\.tar"):
+        encode(home, pipeline)
+    path.write_bytes(whole)
+    assert encode(home, pipeline).counts["failed"] == 0
+
+
 def test_several_resolutions_from_one_decoding_are_what_each_is_alone(home, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, decoded, asked = (16, 24, 32), [], _Decoder._ask
 
@@ -274,6 +312,8 @@ import diffusers
 from diffusers import AutoencoderKL
 from hdm.config import Pipeline
 from hdm.encoding import latents
+from hdm.encoding.encoder import Encoder
+from hdm.encoding.frames import plan_files
 from hdm.encoding.pictures import _Decoder
 from hdm.store import Store, read_output
 
