@@ -23,8 +23,8 @@ from tests.training.run_sharded import Stopped
 from tests.training.workshop import Workshop
 
 RUN_SHARDED = Path(__file__).with_name("run_sharded.py")
-STOP, STEPS = 3, 8
-MILESTONES = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8)] + ["generated-0000000064.png"]
+STOP, STEPS = 2, 6
+MILESTONES = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (3, 6)] + ["generated-0000000048.png"]
 # Gradients that are clipped, two micro-batches a step, half of the blocks recomputed.
 PHASE = {"resolution": 16, "num_images": 8 * STEPS, "batch_size": 8, "micro_batch": 3, "checkpoint_blocks": 0.5}
 OPTIMIZERS = {kind: {"kind": kind, "learning_rate": 1e-3, "clip_norm": 0.5} for kind in ("adamw", "muon")}
@@ -33,7 +33,7 @@ OPTIMIZERS = {kind: {"kind": kind, "learning_rate": 1e-3, "clip_norm": 0.5} for 
 def job_of(workshop: Workshop, folder: Path, kind: str, num_processes: int) -> Job:
     settings = {
         "phases": [{**PHASE, "optimizer": OPTIMIZERS[kind]}], "sharding": "full", "num_processes": num_processes, "checkpoint_sec": 1e9,
-        "validate_raw": True, "keep": "best", "ema_snapshots": 2, "generate_every": 64,
+        "validate_raw": True, "keep": "best", "ema_snapshots": 2, "generate_every": 8 * STEPS,
     }  # fmt: skip
     return workshop.changed(**settings).job(folder)
 
@@ -102,7 +102,7 @@ def test_shards_come_to_what_one_process_comes_to(which: str, trained: dict[str,
             assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert sorted(path.name for path in here.result.iterdir()) == sorted(path.name for path in alone.result.iterdir())
     for path in alone.result.glob("*.safetensors"):
-        torch.testing.assert_close(load_file(here.result / path.name), load_file(path), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(load_file(here.result / path.name), load_file(path), rtol=1e-3, atol=5e-5)
 
 
 def test_stopped_and_gone_on_changes_no_byte(trained: dict[str, Job]) -> None:
