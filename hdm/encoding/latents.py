@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from hdm.config import Pipeline
+from hdm.config import EncodeSettings, Pipeline
 from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import Encoder, Resolution, images_of, write
@@ -144,12 +145,13 @@ def _encode(pipeline: Pipeline, autoencoder: Autoencoder, download: Output, pict
         track(" ".join(one.draft.identity.name for one in making), len(pictures) * len(making), "images") as bar,
         Decoders(download, pipeline.images, 2 * encode.batch_size, encode.decode_mb * 1e6) as decoders,
     ):
-        encoder = Encoder(autoencoder, Batches(encode.batch_size, "encode.device"), DTYPES[encode.dtype], encode.tile_px)
+        work = partial(autoencoder.encode, tile_px=encode.tile_px)
+        encoder = Encoder(work, autoencoder.device, Batches(encode.batch_size, "encode.device"), DTYPES[encode.dtype])
         begun = time.perf_counter()
         write(encoder, decoders, pictures, making, bar)
         seconds = time.perf_counter() - begun
         # Last: what does not fit in the device's memory has been met by now, and said well.
-        crops = [_crop_figures(encoder, decoders, pictures, one, encode.crop_pictures) for one in making]
+        crops = [_crop_figures(autoencoder, decoders, pictures, one, encode) for one in making]
     log.info(
         "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",
         encoder.num_encoded, seconds, encoder.num_encoded / seconds, 100 * encoder.busy_sec / seconds,
@@ -158,13 +160,15 @@ def _encode(pipeline: Pipeline, autoencoder: Autoencoder, download: Output, pict
         one.draft.figures |= {**crop, "busy_share": encoder.busy_sec / seconds, "images_per_sec": encoder.num_encoded / seconds}
 
 
-def _crop_figures(encoder: Encoder, decoders: Decoders, pictures: pa.Table, one: Resolution, count: int) -> dict[str, float]:
+def _crop_figures(
+    autoencoder: Autoencoder, decoders: Decoders, pictures: pa.Table, one: Resolution, encode: EncodeSettings
+) -> dict[str, float]:
     """What cropping the latents costs, on the first pictures that are not square."""
     longer = [file.rows for file in one.files if file.width != file.height]
-    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[:count]
+    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
     asked = (Wanted(picture, [(one.framing, one.framing.size(picture))]) for picture in pictures.take(rows).to_pylist())
-    images = (images_of(found, encoder.autoencoder.device) for found in decoders.read(asked) if found)
-    error = crop_error(encoder.autoencoder, images, one.framing.multiple, encoder.tile_px)
+    images = (images_of(found, autoencoder.device) for found in decoders.read(asked) if found)
+    error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
     if error is None:
         return {}
     log.info(
