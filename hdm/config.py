@@ -78,6 +78,8 @@ class Components(Settings):
     """transformers image-text-to-text model; None: captions come from the contrastive model (a CoCa)."""
     aesthetic_head: str | None = None
     """safetensors or .pth of a LAION linear or MLP head for the contrastive model's embeddings."""
+    vision: str | None = None
+    """transformers vision transformer (DINOv2, …) whose features `encode.features` caches."""
 
 
 class ImageSettings(Settings):
@@ -210,6 +212,11 @@ class EncodeSettings(Settings):
     """Cache the text encoder's output (cut to its real length) instead of running it in training."""
     text_dtype: Literal["float16", "int8"] = "float16"
     """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The stage prints what the rounding costs."""
+    features: bool = False
+    """Cache patch features of `components.vision`, for `train.align_weight`."""
+    features_px: int = Field(224, ge=14)
+    """Shorter side of the pictures that they are made of, a multiple of the vision model's patch: 224 px at 14 px a patch are 256 features
+    a square, 0.4 MB in 16 bits where they are 768 wide. One output serves all resolutions."""
     from_larger: tuple[int, ...] = ()
     """Resolutions whose latents are not encoded but downscaled from those of the next larger one. The stage prints how far they are from
     encoded ones; it is near only where the autoencoder was trained for it."""
@@ -364,6 +371,10 @@ class TrainSettings(Settings):
     """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a mean of 1; None: all the same."""
     dropout: float = later(0.0, ge=0, lt=1)
     """Of what attention and feed-forward add to the tokens."""
+    align_weight: float = later(0.0, ge=0)
+    """Of the pull of one block's image tokens towards `encode.features`, by cosine (REPA, arXiv 2410.06940: 0.5). 0: without."""
+    align_block: int | None = later(None, ge=0)
+    """Whose output is pulled, counted from 0 in the order in which blocks run; None: the one a third in."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the weights' moving average, per step, reached after a ramp."""
     ema_lengths: tuple[Length, ...] = later(())
@@ -450,6 +461,10 @@ class TrainSettings(Settings):
                     where=f"train.phases.{number}.batch_size, train.num_processes",
                     do=f"make batch_size a multiple of {self.num_processes}, or train.sharding none",
                 )
+            if self.align_weight:
+                raise ConfigError(
+                    "the projector of an alignment is not sharded", where="train.align_weight, train.sharding", do="set one of them only"
+                )
             if phase.optimizer.state_bits == 8:
                 raise ConfigError(
                     "bitsandbytes does not know sharded tensors, and a sharded model keeps its averages in 32 bits",
@@ -476,6 +491,19 @@ class TrainSettings(Settings):
                     where=f"train.phases.{number}.micro_batch",
                     do="make micro_batch even, or contrastive_weight 0",
                 )
+        return self
+
+    @property
+    def aligned_block(self) -> int:
+        """`align_block`, or its default."""
+        return self.model.num_blocks // 3 if self.align_block is None else self.align_block
+
+    @model_validator(mode="after")
+    def _aligned_block_exists(self) -> TrainSettings:
+        if self.aligned_block >= self.model.num_blocks:
+            raise ConfigError(
+                f"the model has no block {self.align_block}", where="train.align_block", do=f"use 0 to {self.model.num_blocks - 1}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -529,6 +557,16 @@ class Pipeline(Settings):
                 "captions whose tags are drawn anew have no text embeddings in a cache",
                 where="encode.text_embeddings",
                 do="set it to false, or tag_drop and group_drop to 0 and tag_shuffle to false",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _aligned_to_something(self) -> Pipeline:
+        if self.train.align_weight and not self.encode.features:
+            raise ConfigError(
+                "train.align_weight pulls towards features of a vision model, which are not made",
+                where="encode.features",
+                do="set encode.features: true and components.vision, or train.align_weight: 0",
             )
         return self
 

@@ -17,7 +17,7 @@ from hdm.config import STAGES, Pipeline
 from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
-from hdm.encoding import downscaled, latents, text, tokens
+from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
@@ -60,6 +60,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
     ]
     found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in _texts(pipeline)]
+    found += [Step(features.NAME, ("download", "filter"), features.identify, features.make)] if pipeline.encode.features else []
     found += list(_latents(pipeline))
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
@@ -83,7 +84,8 @@ def _texts(pipeline: Pipeline) -> tuple[str, ...]:
 
 def _trained_on(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     """The outputs that hold what a phase trains on."""
-    return ("filter", "caption", "encode.tokens", *_texts(pipeline), f"encode.{resolution}")
+    aligned = (features.NAME,) if pipeline.train.align_weight else ()
+    return ("filter", "caption", "encode.tokens", *_texts(pipeline), f"encode.{resolution}", *aligned)
 
 
 def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
@@ -104,7 +106,7 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
             raise ConfigError(
                 f"{entry.pipeline} is mixed into {pipeline.name} and does not make {lacking[0].partition('/')[2]}",
                 where="train.mix",
-                do=f"give {entry.pipeline} the same resolutions in train.phases and the same encode.text_embeddings",
+                do=f"give {entry.pipeline} the same resolutions in train.phases and the same encode.text_embeddings and encode.features",
             )
     return found
 

@@ -34,6 +34,7 @@ class Batch:
         text_mask: (b, T) bool, True where there is text.
         token_ids: (b, T) int32, where the text encoder runs in training; else None.
         raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached; else None.
+        features: (b, N, V) float16, of a vision model at each token, where training aligns to them; else None.
     """
 
     rows: np.ndarray
@@ -47,6 +48,7 @@ class Batch:
     text_mask: Tensor
     token_ids: Tensor | None = None
     raw_text: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -50,9 +50,9 @@ class LatentFormat:
         return self.channels * self.height * self.width * DTYPES[self.dtype].itemsize
 
 
-def latent_file_name(height: int, width: int, number: int) -> str:
+def latent_file_name(height: int, width: int, number: int, kind: str = "latents") -> str:
     """8, 16, 3 → `latents-8x16-00003.parquet`."""
-    return f"latents-{height}x{width}-{number:05d}.parquet"
+    return f"{kind}-{height}x{width}-{number:05d}.parquet"
 
 
 def latent_schema(row_bytes: int) -> pa.Schema:

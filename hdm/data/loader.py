@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hdm.data.batch import Batch
 from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers, padded_length
+from hdm.data.features import Crop, FeatureTable
 from hdm.data.gather import RowGroups, gather
 from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
@@ -88,6 +89,7 @@ class Loader:
         captions: `caption`, which `tokens` were made from.
         filter: `filter`, which says what split a picture is in.
         text: `encode.text`, for cached text embeddings; None: batches hold token ids.
+        features: `encode.features`; None: batches hold none.
         split: "train", "validation" or "held_out".
         batch_size: of the global batch, over all processes.
         patch_size: of the model; crops begin at multiples of it.
@@ -113,6 +115,7 @@ class Loader:
         captions: Output,
         filter: Output,
         text: Output | None = None,
+        features: Output | None = None,
         *,
         split: str = "train",
         batch_size: int,
@@ -127,7 +130,7 @@ class Loader:
         world_size: int = 1,
         positions: PositionKind = "box",
     ) -> None:
-        _check_belong_together(latents, tokens, captions, filter, text)
+        _check_belong_together(latents, tokens, captions, filter, text, features)
         self.split, self.batch_size, self.patch_size, self.seed, self.crop = split, batch_size, patch_size, seed, crop
         self.caption_dropout, self.rank, self.world_size, self.positions_kind = caption_dropout, rank, world_size, positions
         self.max_tokens = max_tokens or int(tokens.config["max_tokens"])
@@ -140,7 +143,9 @@ class Loader:
         self.side = self._side()
         self._tokenizer = tokens.summary.get("tokenizer")
         self._captions: CaptionTable = tags or (TextTable(text) if text else TokenTable(tokens))
-        self._index = build_index(np.concatenate([file.keys for file in self._files]), _split_keys(filter, split), self._captions.keys)
+        keys = np.concatenate([file.keys for file in self._files])
+        self._features = FeatureTable(features, keys) if features else None
+        self._index = build_index(keys, _split_keys(filter, split), self._captions.keys)
         self._mirrorable = self._index.without(_sided(captions)) if mirror else None
         row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
@@ -170,6 +175,7 @@ class Loader:
             "autoencoder": dict(self._form.autoencoder),
             "tokenizer": self._tokenizer,
             "text": "text embeddings" if isinstance(self._captions, TextTable) else "token ids",
+            "features": self._features.made_by if self._features else None,
         }
 
     def batch(self, num_images_seen: int) -> Batch:
@@ -207,7 +213,13 @@ class Loader:
             text_mask=text_mask,
             token_ids=None if cached else text,
             raw_text=text if cached else None,
+            features=self._features.read(drawn.rows, self._crops(drawn), self.patch_size) if self._features else None,
         )
+
+    def _crops(self, drawn: _Drawn) -> list[Crop]:
+        heights, widths, tops, lefts = np.unravel_index(drawn.crops, self._extent)
+        places = (array.tolist() for array in (heights, widths, tops, lefts, drawn.mirrored))
+        return [Crop(height, width, top, left, self.side, mirrored) for height, width, top, left, mirrored in zip(*places, strict=True)]
 
     def longest(self, start: int, stop: int) -> int:
         """Tokens of the longest text between two positions, before it is cut."""
@@ -369,8 +381,10 @@ def _split_keys(filter: Output, split: str) -> np.ndarray:
     return np.concatenate(keys)
 
 
-def _check_belong_together(latents: Output, tokens: Output, captions: Output, filter: Output, text: Output | None) -> None:
-    pairs = [(latents, filter), (tokens, captions), *([(text, tokens)] if text else [])]
+def _check_belong_together(
+    latents: Output, tokens: Output, captions: Output, filter: Output, text: Output | None, features: Output | None
+) -> None:
+    pairs = [(latents, filter), (tokens, captions), *([(text, tokens)] if text else []), *([(features, filter)] if features else [])]
     for output, needed in pairs:
         if output.inputs.get(needed.name) != needed.digest:
             raise InputError(

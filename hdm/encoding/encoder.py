@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +20,6 @@ from torch import Tensor
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
 from hdm.encoding.pictures import Decoders, Frame, Wanted
-from hdm.models.autoencoder import Autoencoder
 from hdm.models.devices import Batches
 from hdm.progress import Tracker
 from hdm.store import Draft
@@ -37,16 +36,24 @@ class Resolution:
     framing: Framing
     form: LatentFormat
     files: list[PlannedFile]
+    kind: str = "latents"
 
     def name(self, file: PlannedFile) -> str:
-        return latent_file_name(file.height // self.form.downscale, file.width // self.form.downscale, file.number)
+        return latent_file_name(file.height // self.form.downscale, file.width // self.form.downscale, file.number, self.kind)
 
 
 class Encoder:
-    """The autoencoder at work, and how long it was."""
+    """A model at work on pictures, and how long it was.
 
-    def __init__(self, autoencoder: Autoencoder, batches: Batches, dtype: torch.dtype, tile_px: int | None) -> None:
-        self.autoencoder, self.batches, self.dtype, self.tile_px = autoencoder, batches, dtype, tile_px
+    Args:
+        encode: images (n, 3, H, W) in [-1, 1] to what is stored of them, (n, C, h, w).
+        device: where it wants them.
+        batches: how many at once.
+        dtype: of what is stored.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], device: torch.device, batches: Batches, dtype: torch.dtype) -> None:
+        self.encode, self.device, self.batches, self.dtype = encode, device, batches, dtype
         self.busy_sec, self.num_encoded = 0.0, 0
 
     def run(self, frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Frame], Tensor]]:
@@ -56,9 +63,9 @@ class Encoder:
             yield batch, stored
 
     def _encode(self, frames: Sequence[Frame]) -> Tensor:
-        images = images_of(frames, self.autoencoder.device)
+        images = images_of(frames, self.device)
         begun = time.perf_counter()
-        stored = self.autoencoder.encode(images, tile_px=self.tile_px).to(self.dtype).cpu()
+        stored = self.encode(images).to(self.dtype).cpu()
         self.busy_sec += time.perf_counter() - begun
         return stored
 

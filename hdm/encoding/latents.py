@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from hdm.config import Pipeline
+from hdm.config import EncodeSettings, Pipeline
 from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import Encoder, Resolution, images_of, write
@@ -146,13 +147,15 @@ def _encode(
         track(" ".join(one.draft.identity.name for one in making), len(pictures) * len(making), "images") as bar,
         Decoders(download, pipeline.images, 2 * encode.batch_size, encode.decode_mb * 1e6 / len(autoencoders)) as decoders,
     ):
-        dtype, batch = DTYPES[encode.dtype], encode.batch_size
-        encoders = [Encoder(one, Batches(batch, "encode.device"), dtype, encode.tile_px) for one in autoencoders]
+        batch, dtype = encode.batch_size, DTYPES[encode.dtype]
+        encoders = [
+            Encoder(partial(one.encode, tile_px=encode.tile_px), one.device, Batches(batch, "encode.device"), dtype) for one in autoencoders
+        ]
         begun = time.perf_counter()
         write(encoders, decoders, pictures, making, bar)
         seconds = time.perf_counter() - begun
         # Last: what does not fit in the device's memory has been met by now, and said well.
-        crops = [_crop_figures(encoders[0], decoders, pictures, one, encode.crop_pictures) for one in making]
+        crops = [_crop_figures(autoencoders[0], decoders, pictures, one, encode) for one in making]
     count, busy = sum(one.num_encoded for one in encoders), sum(one.busy_sec for one in encoders) / len(encoders) / seconds
     log.info(
         "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",
@@ -165,13 +168,15 @@ def _encode(
         one.draft.figures |= {**crop, "busy_share": busy, "images_per_sec": count / seconds}
 
 
-def _crop_figures(encoder: Encoder, decoders: Decoders, pictures: pa.Table, one: Resolution, count: int) -> dict[str, float]:
+def _crop_figures(
+    autoencoder: Autoencoder, decoders: Decoders, pictures: pa.Table, one: Resolution, encode: EncodeSettings
+) -> dict[str, float]:
     """What cropping the latents costs, on the first pictures that are not square."""
     longer = [file.rows for file in one.files if file.width != file.height]
-    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[:count]
+    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
     asked = (Wanted(picture, [(one.framing, one.framing.size(picture))]) for picture in pictures.take(rows).to_pylist())
-    images = (images_of(found, encoder.autoencoder.device) for found in decoders.read(asked) if found)
-    error = crop_error(encoder.autoencoder, images, one.framing.multiple, encoder.tile_px)
+    images = (images_of(found, autoencoder.device) for found in decoders.read(asked) if found)
+    error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
     if error is None:
         return {}
     log.info(

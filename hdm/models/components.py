@@ -46,6 +46,7 @@ class Resolved:
     text_encoder: str | None = None
     captioner: str | None = None
     aesthetic_head: str | None = None
+    vision: str | None = None
 
     def need(self, component: str) -> str:
         """The reference of one component.

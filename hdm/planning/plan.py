@@ -12,6 +12,7 @@ from typing import TypeVar
 from hdm.config import Phase, Pipeline
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
+from hdm.models.vision import vision_sizes
 from hdm.planning import counts, hardware, sizes, work
 from hdm.planning.hardware import Card
 from hdm.planning.work import Work
@@ -140,6 +141,7 @@ class _Planner:
             "caption": lambda: (self.captions, sizes.CAPTION_BYTES, Work()),
             "encode.tokens": lambda: (self.captions, sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + sizes.SMALL_BYTES, Work()),
             "encode.text": lambda: (self.captions, *self._text()),
+            "encode.features": lambda: (self.kept, self._features(), Work()),
             "evaluate": lambda: (self.pipeline.evaluate.num_images, 3 * self._last_side() ** 2, self._pictures()),
         }
         if name in counted:
@@ -171,6 +173,12 @@ class _Planner:
         tokens = self.pipeline.encode.max_tokens
         each = sizes.text_bytes(tokens, self.train.model.text_width)
         return each, Work(self.language.flops(tokens), tokens) if self.language else Work()
+
+    def _features(self) -> float:
+        """Bytes of a picture's features."""
+        found, side = self._sizes("vision", vision_sizes), self.pipeline.encode.features_px
+        self.notes.append("the vision model's work, and the projector's memory and work in training, are not counted")
+        return 2 * found[0] * (side // found[1]) * (round(side * sizes.ASPECT) // found[1]) if found else 0.0
 
     def _latents(self, resolution: int) -> tuple[float, Work]:
         width = round(resolution * sizes.ASPECT)

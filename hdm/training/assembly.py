@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
@@ -22,7 +22,10 @@ from hdm.generation.conditioning import Conditioning
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
+from hdm.store import Output
+from hdm.training.alignment import Alignment
 from hdm.training.checkpoint import load_weights
+from hdm.training.feed import PROJECTION, mixed_seed
 from hdm.training.job import EMA, Job, mixed_name
 from hdm.training.meter import Machine, Meter
 
@@ -93,6 +96,7 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
         "mirror": settings.mirror,
         "caption_dropout": settings.caption_dropout,
         "redraws_tags": settings.redraws_tags,
+        "aligned": settings.align_weight > 0,
         "rank": rank,
         "world_size": world_size,
     }
@@ -119,7 +123,25 @@ def _tags(job: Job, named: Callable[[str], str]) -> TagTable:
     return TagTable(job.output(named("caption")), draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
 
 
-def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None, *, redraws_tags: bool = False, **options: Any) -> Loader:
+def _features(job: Job, name: str) -> Output:
+    if name not in job.inputs:
+        raise InputError(
+            "train.align_weight needs features of the pictures, and there are none",
+            where=name,
+            do=f"set encode.features: true and run `hdm run {job.settings.name} --until encode`",
+        )
+    return job.output(name)
+
+
+def _loader(
+    job: Job,
+    named: Callable[[str], str] = str,
+    seed: int | None = None,
+    *,
+    redraws_tags: bool = False,
+    aligned: bool = False,
+    **options: Any,
+) -> Loader:
     """A loader of the inputs that go by these names."""
     settings = job.settings.train
     text = named("encode.text")
@@ -129,6 +151,7 @@ def _loader(job: Job, named: Callable[[str], str] = str, seed: int | None = None
         job.output(named("caption")),
         job.output(named("filter")),
         job.output(text) if text in job.inputs else None,
+        _features(job, named("encode.features")) if aligned else None,
         patch_size=settings.model.patch_size,
         seed=settings.seed if seed is None else seed,
         max_tokens=job.phase.max_tokens,
@@ -172,11 +195,21 @@ def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[
     return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
-def prepared(job: Job, model: XUT, accelerator: Accelerator) -> Callable[..., Tensor]:
+def make_alignment(job: Job, model: XUT, batch: Batch) -> Alignment | None:
+    """The projector, where the model is aligned to features; a batch tells their width."""
+    settings = job.settings.train
+    if batch.features is None:
+        return None
+    seed = mixed_seed(settings.seed, PROJECTION, job.number)
+    return Alignment(model, settings.aligned_block, batch.features.shape[-1], job.phase.optimizer, seed)
+
+
+def prepared(job: Job, model: XUT, accelerator: Accelerator, alignment: Alignment | None) -> Callable[..., Any]:
     """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked."""
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
     recompute_activations(model, job.phase.checkpoint_blocks)
     # Alone, or sharded, there is nothing to wrap: autocast is entered where the model is called.
-    return accelerator.prepare(model) if accelerator.num_processes > 1 and not job.settings.train.shards else model
+    whole = model if alignment is None else alignment.aligned
+    return accelerator.prepare(whole) if accelerator.num_processes > 1 and not job.settings.train.shards else whole

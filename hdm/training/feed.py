@@ -21,7 +21,7 @@ from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
 
 # Apart from each other and from the loader's own draws.
-TRAINING, VALIDATION, DROPOUT = 1, 2, 3
+TRAINING, VALIDATION, DROPOUT, PROJECTION = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Position:
         loss_level, loss_spread: moving averages of the loss's logarithm and of its distance from that.
         spikes: losses that stood out.
         incidents: skipped steps, spikes and returns since the last line of metrics.
-        loss_sum, loss_count: of the steps since the last line of metrics.
+        loss_sum, cosine_sum, loss_count: of the steps since the last line of metrics.
         line: of metrics, due after this step and not written yet.
         best_step, best_loss: where the watched held-out loss was lowest; None before the first.
         worse_in_row: held-out losses since then.
@@ -46,13 +46,15 @@ class Position:
     best_loss: float | None = None
     worse_in_row: int = 0
     ended: bool = False
+    cosine_sum: float = 0.0
 
-    def after(self, batch_size: int, loss: float | None) -> Position:
-        """One step on; loss None: the step was skipped."""
+    def after(self, batch_size: int, loss: float | None, cosine: float = 0.0) -> Position:
+        """One step on, with its mean loss and alignment; loss None: the step was skipped."""
         moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
         if loss is None:
             return replace(moved, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
-        told = replace(moved, skipped_in_row=0, loss_sum=self.loss_sum + loss, loss_count=self.loss_count + 1)
+        sums = self.loss_sum + loss, self.cosine_sum + cosine
+        told = replace(moved, skipped_in_row=0, loss_sum=sums[0], cosine_sum=sums[1], loss_count=self.loss_count + 1)
         return told if loss <= 0 else told._levelled(math.log(loss), self.stands_out(loss))
 
     def stands_out(self, loss: float) -> bool:

@@ -102,6 +102,7 @@ class Trainer:
         self.conditioning = assembly.make_conditioning(job, self.device)
         loader = assembly.training_loader(job, self.rank, self.world_size)
         self.tokens = assembly.check_fit(job, loader, self.conditioning)
+        self.alignment = assembly.make_alignment(job, self.model, loader.batch(0))
         phase, pin = self.phase, self.device.type == "cuda"
         self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
@@ -109,7 +110,7 @@ class Trainer:
         self._resume()
         self.best = Best(Path(job.scratch), {"weights": self.model, "ema": self.average.model}, self.position.best_step)
         self._check_watched()
-        self.forward = assembly.prepared(job, self.model, self.accelerator)
+        self.forward = assembly.prepared(job, self.model, self.accelerator, self.alignment)
 
     def run(self) -> bool:
         """To the end, or to a signal; True if done."""
@@ -156,20 +157,22 @@ class Trainer:
         """One optimizer step, or a skipped one where loss or gradient is not finite."""
         example = self.feed.example(self.position.num_images_seen)
         factor = rate_factor(self.phase.optimizer, self.position.num_images_seen + self.phase.batch_size, self.num_images)
-        loss = self._backward(example)
+        loss, cosine = self._backward(example)
         norms = tensor_norms({name: value.grad for name, value in self.model.named_parameters() if value.grad is not None})
         norm = total_norm(list(norms.values()))
-        loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's only wait for the accelerator
+        loss_value, cosine_value, norm_value = torch.stack([loss, cosine, norm]).tolist()  # the step's only wait for the accelerator
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
             clip_grads_with_norm_(self.model.parameters(), self.phase.optimizer.clip_norm, norm, foreach=True)
             self.optimizers.step(factor)
+            if self.alignment is not None:
+                self.alignment.step(factor)
             self.average.update(self.position.step)
         self.tracks.update(self.position.step)  # their clock goes on at a skipped step too
-        for parameter in self.model.parameters():
+        for parameter in (self.alignment.aligned if self.alignment else self.model).parameters():
             parameter.grad = None
         spike = finite and self.position.stands_out(loss_value)
-        self.position = self.position.after(self.phase.batch_size, loss_value if finite else None)
+        self.position = self.position.after(self.phase.batch_size, loss_value if finite else None, cosine_value)
         if spike or not finite:
             self._note(SPIKE if spike else NOT_FINITE, example, loss_value)
         if self.position.skipped_in_row == MAX_SKIPPED_IN_A_ROW:
@@ -179,18 +182,19 @@ class Trainer:
         self.position = self._with_line(factor, norm_value, norms)
 
     def _backward(self, example: Example) -> Tensor:
-        """Add up the gradients of this process's share; the loss of the global batch (a scalar on the device)."""
-        share, total = len(example.batch), torch.zeros((), device=self.device)
+        """Add up the gradients of this process's share; loss and alignment of the global batch, (2,) on the device."""
+        share, total = len(example.batch), torch.zeros(2, device=self.device)
         size = min(self.phase.micro_batch or share, share)
         for start in range(0, share, size):
             last = start + size >= share
             self._seed_dropout(self.phase.batch_size * self.rank // self.world_size + start)
             # Gradients that wait for the last micro-batch are whole ones: of a sharded model each micro-batch's are spread at once.
             with contextlib.nullcontext() if last or self.settings.shards else self.accelerator.no_sync(self.forward):
-                loss = self._loss(example.part(start, start + size).to(self.device))
+                loss, cosine = self._loss(example.part(start, start + size).to(self.device))
+                objective = loss if self.alignment is None else loss - self.settings.align_weight * cosine
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
-                self.accelerator.backward(loss * (self.world_size / self.phase.batch_size))
-            total += loss.detach()
+                self.accelerator.backward(objective * (self.world_size / self.phase.batch_size))
+            total += torch.stack((loss, cosine)).detach()
         if self.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
         return total / self.phase.batch_size
@@ -203,9 +207,10 @@ class Trainer:
         if self.settings.dropout:
             torch.manual_seed(mixed_seed(self.settings.seed, DROPOUT, self.position.num_images_seen + first))
 
-    def _loss(self, part: Example) -> Tensor:
-        """The velocity's loss by sample, weighed by time as asked, summed over the samples."""
+    def _loss(self, part: Example) -> tuple[Tensor, Tensor]:
+        """The velocity's loss, weighed by time as asked, and the cosine of the alignment (0 without), summed over the samples."""
         batch = part.batch
+        aligned = {} if self.alignment is None else {"features": batch.features}
         noisy = interpolate(batch.latent, part.noise, part.timestep)
         with self.accelerator.autocast():
             predicted = self.forward(
@@ -217,11 +222,13 @@ class Trainer:
                 text_mask=batch.text_mask,
                 kept=part.kept,
                 route=self.phase.tread_route,
+                **aligned,
             )
+        predicted, cosines = predicted if aligned else (predicted, batch.latent.new_zeros(1))
         losses = sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight)
         if self.settings.min_snr_gamma is not None:
             losses = losses * min_snr_weights(part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift)
-        return losses.sum()
+        return losses.sum(), cosines.sum()
 
     def _note(self, what: str, example: Example, loss: float) -> None:
         now = self.position
@@ -254,6 +261,7 @@ class Trainer:
         if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0 or now.step == self.num_steps:
             line = {
                 "loss": now.loss_sum / now.loss_count if now.loss_count else None,
+                **({"alignment": now.cosine_sum / max(now.loss_count, 1)} if self.alignment else {}),
                 "grad_norm": norm if math.isfinite(norm) else None,
                 "grad_norm_of": by_part(norms),
                 "weight_norm_of": by_part(tensor_norms(dict(self.model.named_parameters()))),
@@ -262,7 +270,7 @@ class Trainer:
                 **({"incidents": list(now.incidents)} if now.incidents else {}),
                 **self.optimizers.rates(factor),
             }
-            now = replace(now, loss_sum=0.0, loss_count=0, incidents=())
+            now = replace(now, loss_sum=0.0, cosine_sum=0.0, loss_count=0, incidents=())
         return replace(now, line=line) if line or self._validates() or self._snapshots() or self._generates() else now
 
     def _validates(self) -> bool:
@@ -389,6 +397,7 @@ class Trainer:
             "ema": gathered(self.average.model.state_dict()),
             "optimizer": gathered(self.optimizers.tensors()),
             **{name: gathered(track) for name, track in self.tracks.tensors().items()},
+            **(self.alignment.tensors() if self.alignment else {}),
         }
 
     def make_ready(self) -> None:
@@ -442,6 +451,8 @@ class Trainer:
         self.optimizers.load(found.tensors("optimizer"))
         for name in self.tracks.tensors():
             self.tracks.load(name, found.tensors(name))
+        if self.alignment is not None:
+            self.alignment.load(found.tensors)
 
     def _check_same_run(self, found: Checkpoint) -> None:
         made_with = found.state.get("made_by", {}).get("torch", torch.__version__)

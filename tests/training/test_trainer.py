@@ -413,7 +413,7 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
 def test_going_back_is_done_once(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = longer(workshop, 240).job(tmp_path)
     Trainer(job, StopAfter(3), "cpu").run()
-    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: torch.tensor(torch.nan, requires_grad=True))
+    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: (torch.tensor(torch.nan, requires_grad=True), torch.zeros(())))
     with pytest.raises(HdmError, match="going back to a checkpoint had not helped"):
         Trainer(job, StopRequest(), "cpu").run()
 
@@ -422,7 +422,7 @@ def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
     workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(trainer: Trainer, example: Example) -> torch.Tensor:
-        loss = backward(trainer, example)
+        loss = backward(trainer, example)  # and alignment
         return loss * 50 if trainer.position.step == 70 else loss
 
     backward = Trainer._backward

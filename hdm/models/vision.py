@@ -1,0 +1,80 @@
+"""Patch features of a frozen vision transformer of transformers' kind: DINOv2, DINOv3, ViT and others that read squares of pixels."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdm.errors import InputError
+from hdm.models.components import hushed, locate, read_json
+
+_DO = "name a vision transformer of transformers in components.vision, for example facebook/dinov2-base"
+
+
+class Vision:
+    """A vision transformer with its own normalisation of pixels.
+
+    Attributes:
+        width: of a feature.
+        patch_size: pixels of a patch, on each axis.
+    """
+
+    def __init__(self, model: Any, mean: list[float], std: list[float], device: str) -> None:
+        self.model, self.device = model.to(device), torch.device(device)
+        self.width, self.patch_size = int(model.config.hidden_size), int(model.config.patch_size)
+        # Pixels come in [-1, 1], the model's own mean and deviation are of [0, 1].
+        self.mean, self.std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+        asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if asks else {}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The last layer's features of each patch, after its norm.
+
+        Args:
+            images: (n, 3, H, W) in [-1, 1], sides multiples of the patch.
+
+        Returns:
+            (n, width, H / patch, W / patch) float32.
+        """
+        height, width = (side // self.patch_size for side in images.shape[-2:])
+        pixels = (images.to(self.device) / 2 + 0.5 - self.mean) / self.std
+        states = self.model(pixel_values=pixels, **self._options).last_hidden_state
+        # Class and register tokens come first.
+        patches = states[:, states.shape[1] - height * width :]
+        return patches.float().transpose(1, 2).unflatten(2, (height, width))
+
+
+def vision_sizes(reference: str) -> tuple[int, int] | None:
+    """(width, patch size) from a model's configuration alone; None where it names none.
+
+    Raises:
+        InputError: it is not on this machine.
+    """
+    told = read_json(locate(reference) / "config.json", _DO)
+    sizes = told.get("hidden_size"), told.get("patch_size")
+    return (sizes[0], sizes[1]) if isinstance(sizes[0], int) and isinstance(sizes[1], int) else None
+
+
+def load_vision(reference: str, device: str = "cpu") -> Vision:
+    """The vision model in a local folder or on the hub, in float32, frozen.
+
+    Raises:
+        InputError: it is missing, cannot be loaded, or is no vision transformer.
+    """
+    from transformers import AutoModel
+
+    folder = locate(reference, download=True)
+    if vision_sizes(reference) is None:
+        raise InputError("is no vision transformer: its config.json has no hidden_size and patch_size", where=folder, do=_DO)
+    told = read_json(folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there")
+    try:
+        # No code from a hub, no pickle.
+        with hushed("transformers"):
+            model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        return Vision(model.eval().requires_grad_(False), told["image_mean"], told["image_std"], device)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"the vision model cannot be loaded: {error}", where=folder, do=_DO) from error
