@@ -413,7 +413,8 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
 def test_going_back_is_done_once(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = longer(workshop, 240).job(tmp_path)
     Trainer(job, StopAfter(3), "cpu").run()
-    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: (torch.tensor(torch.nan, requires_grad=True), torch.zeros(())))
+    loss = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: tuple(value * torch.nan for value in loss(trainer, part)))
     with pytest.raises(HdmError, match="going back to a checkpoint had not helped"):
         Trainer(job, StopRequest(), "cpu").run()
 
