@@ -48,15 +48,18 @@ class Vision:
         return patches.float().transpose(1, 2).unflatten(2, (height, width))
 
 
-def vision_sizes(reference: str) -> tuple[int, int] | None:
-    """(width, patch size) from a model's configuration alone; None where it names none.
+def vision_sizes(reference: str) -> tuple[int, int]:
+    """(width, patch size) from a model's configuration alone.
 
     Raises:
-        InputError: it is not on this machine.
+        InputError: it is not on this machine, or is no vision transformer.
     """
-    told = read_json(locate(reference) / "config.json", _DO)
-    sizes = told.get("hidden_size"), told.get("patch_size")
-    return (sizes[0], sizes[1]) if isinstance(sizes[0], int) and isinstance(sizes[1], int) else None
+    path = locate(reference) / "config.json"
+    told = read_json(path, _DO)
+    width, patch_size = told.get("hidden_size"), told.get("patch_size")
+    if not (isinstance(width, int) and isinstance(patch_size, int)):
+        raise InputError("is of no vision transformer: it has no hidden_size and patch_size", where=path, do=_DO)
+    return width, patch_size
 
 
 def load_vision(reference: str, device: str = "cpu") -> Vision:
@@ -68,8 +71,7 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
     from transformers import AutoModel
 
     folder = locate(reference, download=True)
-    if vision_sizes(reference) is None:
-        raise InputError("is no vision transformer: its config.json has no hidden_size and patch_size", where=folder, do=_DO)
+    vision_sizes(reference)
     told = read_json(folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there")
     try:
         # No code from a hub, no pickle.

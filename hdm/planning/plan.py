@@ -177,7 +177,7 @@ class _Planner:
     def _features(self) -> float:
         """Bytes of a picture's features."""
         found, side = self._sizes("vision", vision_sizes), self.pipeline.encode.features_px
-        self.notes.append("the vision model's work, and the projector's memory and work in training, are not counted")
+        self.notes.append("the vision model's work is not counted; that of the projector in training, and its memory, only where measured")
         return 2 * found[0] * (side // found[1]) * (round(side * sizes.ASPECT) // found[1]) if found else 0.0
 
     def _latents(self, resolution: int) -> tuple[float, Work]:

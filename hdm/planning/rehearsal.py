@@ -15,6 +15,8 @@ from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, write_table
+from hdm.models.components import resolve
+from hdm.models.vision import vision_sizes
 from hdm.store import Identity, Output, Store
 
 Rows = dict[str, Sequence[Any]]
@@ -48,6 +50,7 @@ class Rehearsal:
         tokens = self._tokens(captions)
         found = [filter, captions, tokens, self._latents(filter)]
         found += [self._text(tokens)] if self.pipeline.encode.text_embeddings else []
+        found += [self._features(filter)] if self.pipeline.train.align_weight else []
         return {output.name: output for output in found}
 
     def _table(self, identity: Identity, name: str, schema: pa.Schema, rows: Rows, **summary: Any) -> Output:
@@ -73,10 +76,21 @@ class Rehearsal:
         side, channels = self.phase.resolution // self.downscale, self.pipeline.train.model.channels
         statistics = {"class": "made up", "weights": "", "scale": [1.0] * channels, "shift": [0.0] * channels}
         form = LatentFormat(channels, side, side, self.pipeline.encode.dtype, self.phase.resolution, self.downscale, statistics)
-        latent = torch.randn(NUM_PICTURES, channels, side, side, generator=torch.Generator().manual_seed(0))
-        with self.store.draft(Identity(f"encode.{self.phase.name}", 1, {}, {"filter": filter.digest})) as draft:
-            with draft.write(latent_file_name(side, side, 0)) as file, LatentWriter(file.path, form, NUM_PICTURES) as writer:
-                writer.add(KEYS, latent, [(self.phase.resolution, self.phase.resolution)] * NUM_PICTURES)
+        return self._grids(f"encode.{self.phase.name}", filter, form)
+
+    def _features(self, filter: Output) -> Output:
+        width, patch_size = vision_sizes(resolve(self.pipeline.components).need("vision"))
+        size_px = self.pipeline.encode.features_px
+        side = size_px // patch_size
+        return self._grids("encode.features", filter, LatentFormat(width, side, side, "float16", size_px, patch_size, {"class": "made up"}))
+
+    def _grids(self, name: str, filter: Output, form: LatentFormat) -> Output:
+        """Squares of noise, one a picture."""
+        grid = torch.randn(NUM_PICTURES, form.channels, form.height, form.width, generator=torch.Generator().manual_seed(0))
+        with self.store.draft(Identity(name, 1, {}, {"filter": filter.digest})) as draft:
+            path = latent_file_name(form.height, form.width, 0)
+            with draft.write(path) as file, LatentWriter(file.path, form, NUM_PICTURES) as writer:
+                writer.add(KEYS, grid, [(form.resolution, form.resolution)] * NUM_PICTURES)
             return draft.commit()
 
     def _text(self, tokens: Output) -> Output:

@@ -10,8 +10,9 @@ import torch
 
 from hdm.data.features import Crop, at_tokens
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.mixture import Mixture
 from hdm.errors import InputError
-from hdm.store import Identity, Output
+from hdm.store import Identity, Output, Store
 from tests.data.world import PATCH, SIDE, World, make_world
 
 
@@ -40,8 +41,6 @@ def test_a_feature_that_is_its_own_place_comes_out_as_the_tokens_place(grid: tup
 
 def write_features(world: World, root: Path, keys: list[str]) -> Output:
     """Of each picture's shape: its places, and a number that is the picture's own. Two shards a shape, in another order than latents."""
-    from hdm.store import Store
-
     filter = world.outputs["filter"]
     with Store(root).draft(Identity("encode.features", 1, {}, {"filter": filter.digest})) as draft:
         shapes = sorted({tuple(world.latents[key].shape[1:]) for key in keys})
@@ -96,6 +95,15 @@ def test_pictures_without_features_have_zeros(world: World, tmp_path: Path) -> N
     zero = (batch.features == 0).flatten(1).all(1).numpy()
     assert np.array_equal(zero, np.array(batch.keys) == lacking)
     assert zero.sum() == 1
+
+
+def test_mixed_data_sets_keep_their_own_features(world: World, tmp_path: Path) -> None:
+    features = write_features(world, tmp_path, list(world.latents))
+    batch = Mixture([world.loader(features=features), world.loader(features=features, seed=9)], [1.0, 0.5]).batch(36)
+    assert batch.features is not None
+    assert batch.features[:, 0, 2].tolist() == [list(world.latents).index(key) for key in batch.keys]
+    with pytest.raises(InputError, match="features"):
+        Mixture([world.loader(features=features), world.loader()], [1.0, 0.5])
 
 
 def test_features_of_other_pictures_are_refused(world: World, tmp_path: Path) -> None:

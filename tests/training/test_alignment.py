@@ -138,6 +138,7 @@ def test_it_rises_in_a_short_training_and_off_it_is_not_told(workshop: Workshop,
     job = with_phase(workshop.cached(), num_images=8).job(tmp_path / "off")
     run(job)
     assert "alignment" not in lines(job)[0]
+    assert not any(name.startswith("align") for name in workshop.identity.config), "digests without it are as they were"
 
 
 def projector(trainer: Trainer) -> dict[str, Tensor]:
