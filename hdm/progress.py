@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -70,9 +70,17 @@ def track(what: str, total: int | None = None, unit: str = "items") -> Iterator[
         yield _Bar(progress, what, total)
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """To what standard error is at the moment: it may have been exchanged, or closed, since the handler was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def show_log() -> None:
     """The library's messages, as plain lines on standard error."""
-    lines = logging.StreamHandler()
+    lines = _ToStderr()
     lines.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("hdm")
     logger.setLevel(logging.INFO)

@@ -46,7 +46,7 @@ class Clocked:
         self.position, self.num_images = Position(), 100
         self.device, self.phase = SimpleNamespace(type="cpu"), SimpleNamespace(batch_size=10)
 
-    def _step(self) -> None:
+    def step(self) -> None:
         self.steps += 1
         first = self.steps <= cost.WARM_UP
         assert self.position.num_images_seen < self.num_images

@@ -25,8 +25,8 @@ class Stopped(Trainer):
 
     stop_step: int | None = None
 
-    def _step(self) -> None:
-        super()._step()
+    def step(self) -> None:
+        super().step()
         self.stop.requested |= self.position.step == self.stop_step and self.rank == self.world_size - 1
 
 
