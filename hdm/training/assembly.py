@@ -115,11 +115,11 @@ def validation_loader(job: Job, batch_size: int) -> Loader:
     return _loader(job, split="validation", batch_size=batch_size, crop="centre")
 
 
-def _tags(job: Job, named: Callable[[str], str]) -> TagTable:
+def _tags(job: Job, named: Callable[[str], str], seed: int) -> TagTable:
     settings, tokenizer = job.settings.train, load_tokenizer(job.text_encoder)
     tokens = job.output(named("encode.tokens"))
     max_tokens = job.phase.max_tokens or int(tokens.config["max_tokens"])
-    draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, settings.seed)
+    draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, seed)
     return TagTable(job.output(named("caption")), draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
 
 
@@ -144,6 +144,7 @@ def _loader(
 ) -> Loader:
     """A loader of the inputs that go by these names."""
     settings = job.settings.train
+    seed = settings.seed if seed is None else seed
     text = named("encode.text")
     return Loader(
         job.output(named(f"encode.{job.phase.name}")),
@@ -153,9 +154,9 @@ def _loader(
         job.output(text) if text in job.inputs else None,
         _features(job, named("encode.features")) if aligned else None,
         patch_size=settings.model.patch_size,
-        seed=settings.seed if seed is None else seed,
+        seed=seed,
         max_tokens=job.phase.max_tokens,
-        tags=_tags(job, named) if redraws_tags else None,
+        tags=_tags(job, named, seed) if redraws_tags else None,
         positions=settings.model.positions,
         **options,
     )
