@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hdm.training import checkpoint
+from hdm.training.records import system_memory_bytes
 
 Sets = Mapping[str, Mapping[str, Tensor]]
 Buffers = dict[str, dict[str, Tensor]]
@@ -93,7 +94,7 @@ class CheckpointWriter:
 
 def _buffers(tensors: Sets) -> Buffers | None:
     """Memory of the tensors' shapes, written to so that it is there; None where it would not be."""
-    needed, free = sum(value.nbytes for values in tensors.values() for value in values.values()), _available_bytes()
+    needed, free = sum(value.nbytes for values in tensors.values() for value in values.values()), system_memory_bytes("MemAvailable")
     if free is not None and needed + SPARED > free:
         log.warning(
             "training waits while checkpoints are written: a copy to write from takes %.1f GB, and %.1f GB of memory are free",
@@ -117,11 +118,3 @@ def _copied(tensors: Sets, buffers: Buffers) -> Sets:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return buffers
-
-
-def _available_bytes() -> int | None:
-    """Of memory, without swapping; None where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    return 1024 * int(meminfo.read_text().partition("MemAvailable:")[2].split()[0])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from hdm.config import Phase, TrainSettings
 from hdm.errors import DoesNotFitError
+from hdm.training.job import Job
 from hdm.training.memory import training_memory
-from hdm.training.records import peak_memory_bytes
+from hdm.training.records import peak_memory_bytes, system_memory_bytes
 
 SHARE = 0.9  # of the device's memory that a step may fill: the rest is the allocator's and the libraries'
 
@@ -60,17 +60,24 @@ class Advice:
         return f"set {', or '.join(ways)} (reckoned for {self.room / 1e9:.1f} GB; the result stays the same but for rounding)"
 
 
-def does_not_fit(advice: Advice, number: int) -> DoesNotFitError:
-    """The error that ends phase number `number`."""
-    return DoesNotFitError(
-        f"memory does not hold a step with micro_batch {advice.micro_batch}; at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
-        where=f"train.phases.{number}",
-        do=str(advice),
-    )
+def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesNotFitError:
+    """The error that ends a phase.
+
+    Args:
+        job: the training.
+        device: "cpu" or of CUDA.
+        tokens: of the image and of the text, of a sample; None: memory ended before there were any, with the model itself.
+    """
+    where, used = f"train.phases.{job.number}", f"at most {peak_memory_bytes() / 1e9:.1f} GB were in use"
+    if tokens is None:
+        do = "take a smaller model or fewer ema_lengths, or train.sharding: full over several devices"
+        return DoesNotFitError(f"memory does not hold the model and its averages; {used}", where=where, do=do)
+    advice = Advice(job.settings.train, job.phase, tokens, device == "cpu", _device_bytes(device))
+    return DoesNotFitError(f"memory does not hold a step with micro_batch {advice.micro_batch}; {used}", where=where, do=str(advice))
 
 
-def device_bytes(device: torch.device) -> int:
-    """Memory of the accelerator, or of the computer."""
-    if device.type == "cuda":
+def _device_bytes(device: str) -> float:
+    """Memory of the accelerator, or of the computer; where that is not told, what was in use, which was too little."""
+    if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
-    return 1024 * int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0])
+    return system_memory_bytes("MemTotal") or peak_memory_bytes()

@@ -55,9 +55,9 @@ class Position:
             return replace(moved, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
         sums = self.loss_sum + loss, self.cosine_sum + cosine
         told = replace(moved, skipped_in_row=0, loss_sum=sums[0], cosine_sum=sums[1], loss_count=self.loss_count + 1)
-        return told if loss <= 0 else told._levelled(math.log(loss), self.stands_out(loss))
+        return told if loss <= 0 else told._levelled(math.log(loss), self._stands_out(loss))
 
-    def stands_out(self, loss: float) -> bool:
+    def _stands_out(self, loss: float) -> bool:
         """Whether a step's loss is far above what losses have lately been."""
         if loss <= 0 or self.step - self.skipped < EARLY:
             return False

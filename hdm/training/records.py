@@ -105,3 +105,11 @@ def peak_memory_bytes() -> int:
     if status.exists():  # of this program alone: getrusage's figure begins with that of the process that started it
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Darwin counts bytes
+
+
+def system_memory_bytes(what: str) -> int | None:
+    """Of the computer, "MemTotal" or "MemAvailable" (proc(5), /proc/meminfo); None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    return 1024 * int(meminfo.read_text().partition(f"{what}:")[2].split()[0])

@@ -40,7 +40,7 @@ from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.origin import origin_folder
-from hdm.training.out_of_memory import Advice, device_bytes, does_not_fit, is_out_of_memory
+from hdm.training.out_of_memory import does_not_fit, is_out_of_memory
 from hdm.training.pictures import CutShort
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
@@ -62,15 +62,15 @@ def train(job: Job, stop: StopRequest) -> bool:
         HdmError: the loss is not finite, again and again.
     """
     device = choose_device(job.settings.train.device, "training")
-    with deterministic(device == "cpu"):
-        trainer = Trainer(job, stop, device)
-        try:
+    trainer: Trainer | None = None
+    try:
+        with deterministic(device == "cpu"):
+            trainer = Trainer(job, stop, device)
             return trainer.run()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            tokens, room = trainer.tokens, device_bytes(trainer.device)
-            raise does_not_fit(Advice(job.settings.train, job.phase, tokens, device == "cpu", room), job.number) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise does_not_fit(job, device, None if trainer is None else trainer.tokens) from error
 
 
 class Trainer:
@@ -171,10 +171,10 @@ class Trainer:
         self.tracks.update(self.position.step)  # their clock goes on at a skipped step too
         for parameter in (self.alignment.aligned if self.alignment else self.model).parameters():
             parameter.grad = None
-        spike = finite and self.position.stands_out(loss_value)
-        self.position = self.position.after(self.phase.batch_size, loss_value if finite else None, cosine_value)
-        if spike or not finite:
-            self._note(SPIKE if spike else NOT_FINITE, example, loss_value)
+        before = self.position
+        self.position = before.after(self.phase.batch_size, loss_value if finite else None, cosine_value)
+        if not finite or self.position.spikes > before.spikes:
+            self._note(SPIKE if finite else NOT_FINITE, example, loss_value)
         if self.position.skipped_in_row == MAX_SKIPPED_IN_A_ROW:
             self._go_back(example, loss_value, norm_value)
         if self.rank == 0:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from hdm.diffusion.flow_matching import min_snr_weights
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
-from hdm.training import checkpoint
+from hdm.training import assembly, checkpoint
 from hdm.training.feed import Example
 from hdm.training.guard import Stopped, StopRequest
 from hdm.training.job import Job, mixed_name
@@ -488,6 +488,12 @@ def test_memory_that_does_not_hold_a_step_ends_it_with_what_would_fit(
     with pytest.raises(DoesNotFitError, match=r"micro_batch 3; at most [\d.]+ GB were in use") as caught:
         train(workshop.job(tmp_path), StopRequest())
     assert "set micro_batch: 1, or micro_batch: 3 with checkpoint_blocks: 1.0" in (caught.value.do or "")
+
+
+def test_memory_that_does_not_hold_the_model_is_told_of_too(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "place", lambda *arguments: _of_the_accelerator())
+    with pytest.raises(DoesNotFitError, match=r"does not hold the model and its averages; at most [\d.]+ GB"):
+        train(workshop.job(tmp_path), StopRequest())
 
 
 def test_an_error_that_is_not_of_memory_stays_what_it_is(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
