@@ -98,18 +98,7 @@ def pipeline_of(case: Case, kind: str, device: str) -> Pipeline:
 def job_of(pipeline: Pipeline, folder: Path, number: int = 0) -> Job:
     """A training of one of its phases on made-up latents and text embeddings."""
     inputs = Rehearsal(Store(folder / "store"), pipeline, pipeline.train.phases[number], downscale=8).inputs()
-    (folder / "scratch").mkdir(parents=True)
-    return Job(
-        pipeline=pipeline.model_dump(mode="json"),
-        number=number,
-        identity={},
-        digest="",
-        inputs={name: str(output.path) for name, output in inputs.items()},
-        folder=str(folder),
-        scratch=str(folder / "scratch"),
-        text_encoder="",
-        autoencoder="",
-    )
+    return Job.apart(pipeline, number, inputs, folder)
 
 
 @contextlib.contextmanager

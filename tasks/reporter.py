@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,24 +104,18 @@ def run(pipeline: str, overrides: list[str], lab: str | None = None) -> Iterator
         if lab is not None:
             facts |= {"pipeline": lab, "flow_run": f"{lab} {facts['recipe']}"}
         _tell("run", **facts)
-        status = "FAILED"
         try:
-            yield
-            status = "FINISHED"
-        except STOPS:
-            status = "KILLED"
-            raise
+            with _ending(lambda status: _current.end(status) if _current is not None else None):
+                yield
         finally:
             if _current is not None:
-                _current.end(status)
                 last_run_id = _current.run_id
             _under_way, _current = False, None
 
 
 @contextlib.contextmanager
-def cell(name: str, params: dict[str, Any]) -> Iterator[None]:
-    """Track all outputs made in the block as one child run with these parameters, unless it is there from an earlier run."""
-    _tell("cell", name=name, params=params)
+def _ending(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell how the block ends, as MLflow names it."""
     status = "FAILED"
     try:
         yield
@@ -130,7 +124,15 @@ def cell(name: str, params: dict[str, Any]) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        _tell("cell_end", status=status)
+        tell(status)
+
+
+@contextlib.contextmanager
+def cell(name: str, params: dict[str, Any]) -> Iterator[None]:
+    """Track all outputs made in the block as one child run with these parameters, unless it is there from an earlier run."""
+    _tell("cell", name=name, params=params)
+    with _ending(lambda status: _tell("cell_end", status=status)):
+        yield
 
 
 @contextlib.contextmanager

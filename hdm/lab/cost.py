@@ -101,19 +101,10 @@ def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
     known = identities(pipeline, name)
     step = next(step for step in steps(pipeline) if step.name == name)
     inputs = {needed: store.need(known[needed], "the lab") for needed in step.inputs}
-    (folder / "scratch").mkdir(parents=True)
-    return Job(
-        # Processor time of threads that wait awake for each other is no work.
-        pipeline=pipeline.model_copy(update={"threads": 1}).model_dump(mode="json"),
-        number=0,
-        identity={},
-        digest="",
-        inputs={needed: str(output.path) for needed, output in inputs.items()},
-        folder=str(folder),
-        scratch=str(folder / "scratch"),
-        text_encoder=resolve(pipeline.components).need("text_encoder"),
-        autoencoder=autoencoder_in(inputs, pipeline.components),
-    )
+    # Processor time of threads that wait awake for each other is no work.
+    alone = pipeline.model_copy(update={"threads": 1})
+    components = pipeline.components
+    return Job.apart(alone, 0, inputs, folder, resolve(components).need("text_encoder"), autoencoder_in(inputs, components))
 
 
 def _run(request: Path, device: str) -> list[list[list[float]]]:

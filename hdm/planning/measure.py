@@ -72,18 +72,7 @@ def _job(pipeline: Pipeline, number: int, folder: Path) -> Job:
         raise ConfigError("how far this autoencoder scales down is not known here", where="components.autoencoder")
     rehearsal = Rehearsal(Store(folder / "store"), pipeline, pipeline.train.phases[number], encoder.downscale)
     inputs = rehearsal.inputs()
-    (folder / "scratch").mkdir()
-    return Job(
-        pipeline=pipeline.model_dump(mode="json"),
-        number=number,
-        identity={},
-        digest="",
-        inputs={name: str(output.path) for name, output in inputs.items()},
-        folder=str(folder),
-        scratch=str(folder / "scratch"),
-        text_encoder=components.need("text_encoder"),
-        autoencoder=components.need("autoencoder"),
-    )
+    return Job.apart(pipeline, number, inputs, folder, components.need("text_encoder"), components.need("autoencoder"))
 
 
 def main(path: Path) -> int:

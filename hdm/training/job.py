@@ -88,6 +88,17 @@ class Job:
         """The phase before, or None for the first."""
         return next((self.output(name) for name in self.inputs if name.startswith("train.")), None)
 
+    @classmethod
+    def apart(
+        cls, pipeline: Pipeline, number: int, inputs: Mapping[str, Output], folder: Path, text_encoder: str = "", autoencoder: str = ""
+    ) -> Job:
+        """A training in a folder of its own, of which only the steps are wanted: it has no identity, and nothing comes of it."""
+        scratch = folder / "scratch"
+        scratch.mkdir(parents=True)
+        paths = {name: str(output.path) for name, output in inputs.items()}
+        plain = pipeline.model_dump(mode="json")
+        return cls(plain, number, {}, "", paths, str(folder), str(scratch), text_encoder, autoencoder)
+
     def write(self) -> None:
         write_json(self.path, asdict(self))
 
