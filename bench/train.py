@@ -260,26 +260,20 @@ def times(count: int, work: Callable[[], object]) -> Callable[[], None]:
 
 
 def against_bare(trainer: Trainer, rounds: int) -> tuple[tuple[float, float], str]:
-    bare = Bare(trainer)
-    optimizing = Seconds([], [])
+    bare, spent = Bare(trainer), Seconds([], [])
 
-    def optimize_apart() -> None:
+    def both() -> None:
+        wall = cpu = 0.0
         for _ in range(STEPS):
             bare.forward_backward()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = wall - time.perf_counter(), cpu - time.process_time()
             bare.optimize()
-            spent[0] += time.perf_counter() - wall
-            spent[1] += time.process_time() - cpu
+            wall, cpu = wall + time.perf_counter(), cpu + time.process_time()
+        spent.wall.append(wall)
+        spent.cpu.append(cpu)
 
-    found: dict[str, Seconds] = {"trainer": Seconds([], []), "both": Seconds([], [])}
-    for _ in range(rounds):
-        spent = [0.0, 0.0]
-        part = in_turns({"trainer": times(STEPS, partial(turn, trainer)), "both": optimize_apart}, 1)
-        for name, seconds in part.items():
-            found[name].wall.extend(seconds.wall)
-            found[name].cpu.extend(seconds.cpu)
-        optimizing.wall.append(spent[0] / 2)  # of two rounds, of which the first does not count
-        optimizing.cpu.append(spent[1] / 2)
+    found = in_turns({"trainer": times(STEPS, partial(turn, trainer)), "both": both}, rounds)
+    optimizing = Seconds(spent.wall[1:], spent.cpu[1:])  # the first round does not count
     step = statistics.median(found["trainer"].wall) / STEPS
     share = statistics.median(optimizing.wall) / STEPS / step
     detail = f"step {1e3 * step:.0f} ms, optimizers {share:.0%} of it"

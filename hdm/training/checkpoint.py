@@ -31,7 +31,7 @@ from torch import Tensor
 from hdm.errors import DamagedError, InputError
 from hdm.files import TEMPORARY, canonical_json, explain_os_error, sha256_file, sync
 from hdm.sharding import local, share
-from hdm.training.job import METRICS
+from hdm.training.job import METRICS, checkpoint_folder
 
 STATE, SUFFIX, KEEP = "state.json", ".safetensors", 2
 
@@ -68,7 +68,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], m
         DoesNotFitError: the disk is full; the checkpoints before are kept.
         HdmError: the folder cannot be written.
     """
-    path = folder / f"checkpoint-{step:08d}"
+    path = checkpoint_folder(folder, step)
     aside = folder / f"{TEMPORARY}{path.name}"
     try:
         aside.mkdir(parents=True)

@@ -129,6 +129,11 @@ def living_ranks(job: Job) -> list[int]:
     return found
 
 
+def checkpoint_folder(scratch: Path, step: int) -> Path:
+    """Of the checkpoint after so many steps."""
+    return scratch / f"checkpoint-{step:08d}"
+
+
 def newest_checkpoint(scratch: Path) -> Path | None:
     """By its name, which ends in the number of steps; None where there is none."""
     return max(scratch.glob("checkpoint-*[0-9]"), default=None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from hdm.errors import ConfigError, InputError
 from hdm.store import SCRATCH
-from hdm.training.job import Job, newest_checkpoint
+from hdm.training.job import Job, checkpoint_folder, newest_checkpoint
 
 STATE = "state.json"
 FIXED = ("train.model.", ".optimizer.kind", ".optimizer.state_bits")  # what weights and optimizer state are made for
@@ -27,7 +27,7 @@ def origin_folder(job: Job) -> Path | None:
     if named is None:
         return None
     digest, _, step = named.partition("@")
-    return Path(job.folder).parent / digest / SCRATCH / f"checkpoint-{int(step):08d}"
+    return checkpoint_folder(Path(job.folder).parent / digest / SCRATCH, int(step))
 
 
 def check_origin(job: Job) -> None:
