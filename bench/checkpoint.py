@@ -22,25 +22,25 @@ from hdm.training import checkpoint
 from hdm.training.checkpoint_writer import CheckpointWriter
 
 EXPLANATION = """\
-Weights, their average and Adam's two averages of xut-base (343M parameters, 5.5 GB), or of a model a quarter of that size (--quarter),
+Weights, their average and Adam's two averages of a model a quarter of xut-base's size, or of xut-base (343M parameters, 5.5 GB) by --whole,
 on a memory disk, one checkpoint kept. By turns:
   waiting    checkpoint.save: the step waits until all is written, hashed and renamed
   aside      checkpoint_writer: the step waits for a copy in memory; that memory is made before
 
 Examples:
-  python bench/checkpoint.py --quarter       # 6 GB of memory
-  python bench/checkpoint.py                 # 23 GB
+  python bench/checkpoint.py                 # 6 GB of memory
+  python bench/checkpoint.py --whole         # 23 GB
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quarter", action="store_true", help="a model of half the width")
+    parser.add_argument("--whole", action="store_true", help="xut-base itself instead of a model of half the width")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--disk", type=Path, default=Path("/dev/shm"), metavar="DIR", help="where to write (default %(default)s)")
     given = parser.parse_args()
     config = XUTConfig.preset("base")
-    if given.quarter:
+    if not given.whole:
         config = replace(config, width=config.width // 2, num_heads=config.num_heads // 2, mlp_width=config.mlp_width // 2)
     model = XUT(config)
     sets = {

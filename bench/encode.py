@@ -56,6 +56,7 @@ Examples:
 """
 PX, PATCH = 256, 2
 RESOLUTIONS = (256, 512, 768, 1024)
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
 NAMES = ("stage", "busy", "decode", "resolutions")
 
 
@@ -212,7 +213,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds autoencoder/taesd and photos/coco51")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder that holds autoencoder/taesd and photos/coco51")
     parser.add_argument("--batches", type=int, default=4, metavar="N", help="of pictures (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
@@ -220,6 +221,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"a row; may be repeated: {', '.join(NAMES)}")
     given = parser.parse_args()
     names = given.only or list(NAMES)
+    if not (given.data / "autoencoder/taesd").is_dir():
+        parser.error(f"{given.data} holds no autoencoder/taesd: name the folder that does by --data")
     logging.getLogger("hdm").setLevel(logging.ERROR)
     print(f"{machine()}\n\n| row | | measured | must | aim | |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

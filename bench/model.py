@@ -267,9 +267,14 @@ MEMORY = {"width512": WIDTH512, "width256": WIDTH256}
 def memory(repeats: int, compiled: bool) -> Figure:
     """Whole processes: how far a step raises the peak of resident memory above what it was before the model was made."""
     peaks = {name: [_peak_bytes(name, share) for share in (0.0, 1.0)] for name in MEMORY}
-    details = [f"{name}: {none / 1e6:.0f} MB → {full / 1e6:.0f} MB ({full / none:.2f})" for name, (none, full) in peaks.items()]
+    details = []
+    for name, (none, full) in peaks.items():
+        constant = 8 * sum(value.numel() for value in XUT(MEMORY[name].config).parameters())
+        without = (full - constant) / (none - constant)
+        shown = f"{none / 1e6:.0f} MB → {full / 1e6:.0f} MB ({full / none:.2f})"
+        details.append(f"{name}: {shown}, without weights and gradients {without:.2f}")
     none, full = peaks["width512"]
-    return Figure(full / none, f"weights and gradients counted; {'; '.join(details)}")
+    return Figure(full / none, "; ".join(details))
 
 
 def _peak_bytes(name: str, share: float) -> int:

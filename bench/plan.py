@@ -112,12 +112,14 @@ def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["published", "training"])
+    parser.add_argument("what", nargs="*", default=["published", "training"], help="published, training (default: both)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=c", help="another setting of the training")
     given = parser.parse_args()
-    if given.what == "published":
+    if unknown := set(given.what) - {"published", "training"}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are published and training")
+    if "published" in given.what:
         against_published()
-    else:
+    if "training" in given.what:
         against_training(given.settings)
 
 

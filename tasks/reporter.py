@@ -22,6 +22,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
+from hdm.child import child_environment
 from hdm.config import Pipeline
 from hdm.files import canonical_json
 from hdm.store import store_root
@@ -42,9 +43,8 @@ class Reporter:
         self.run_id: str | None = None
         with (services(root) / "tracking.log").open("wb") as log:
             command = [sys.executable, "-m", "tasks.tracker", str(root)]
-            project = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))}
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **project}
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=child_environment()
             )
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hdm.child import child_environment
 from hdm.config import Pipeline
 from hdm.data.sites import Site
 from hdm.demo.faults import HOST, plan
@@ -39,10 +39,9 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
         HdmError: the server does not start.
     """
     command = [sys.executable, "-m", "hdm.demo.server"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
         tempfile.TemporaryDirectory(prefix="scenes-") as folder,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()) as server,
     ):
         assert server.stdin is not None
         assert server.stdout is not None

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-import hdm
+from hdm.child import child_environment
 from hdm.config import ImageSettings
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.decoder import DAMAGED, READY, REFUSED, UNREADABLE
@@ -176,9 +176,8 @@ class _Decoder:
     """One process of `hdm.encoding.decoder`; started anew when it ends."""
 
     def __init__(self, settings: ImageSettings) -> None:
-        package = str(Path(hdm.__file__).resolve().parent.parent)
         self.command = [sys.executable, "-m", "hdm.encoding.decoder", settings.model_dump_json()]
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        self.environment = child_environment()
         self._start()
 
     def _start(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hdm
+from hdm.child import child_environment
 from hdm.config import Pipeline
 from hdm.errors import HdmError
 from hdm.files import write_json
@@ -108,10 +107,9 @@ def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
 
 
 def _run(request: Path, device: str) -> list[list[list[float]]]:
-    paths = os.pathsep.join([str(Path(hdm.__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     quicker = training_environment() if device == "cpu" else {}
     command = [sys.executable, "-m", "hdm.lab.cost", str(request)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**quicker, **os.environ, "PYTHONPATH": paths}, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(quicker), check=False)
     if done.returncode:
         raise HdmError(f"timing the steps failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])

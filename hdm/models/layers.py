@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
 from hdm.models.fused import rms_norm, swiglu
+from hdm.models.linear import Linear, gated
 from hdm.models.rope import RotaryPositions
 
 
@@ -148,7 +149,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = nn.RMSNorm(config.head_size), nn.RMSNorm(config.head_size)
         self.qk_norm = config.qk_norm
-        self.out = nn.Linear(config.width, config.width)
+        self.out = Linear(config.width, config.width)
 
     def attend(self, qk: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
         """qk (B, S, 2, N, K) and v (B, S, N, K) to (B, S, D), or to the first num_out tokens alone."""
@@ -163,7 +164,7 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     def __init__(self, config: XUTConfig) -> None:
         super().__init__(config)
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = Linear(config.width, 3 * config.width, bias=False)
 
     def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
         qk, v = self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)).split((2, 1), 2)
@@ -175,8 +176,8 @@ class CrossAttention(Attention):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__(config)
-        self.q = nn.Linear(config.width, config.width, bias=False)
-        self.kv = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.q = Linear(config.width, config.width, bias=False)
+        self.kv = Linear(config.width, 2 * config.width, bias=False)
 
     def forward(self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q(tokens_BSD).unflatten(-1, self.heads)
@@ -189,11 +190,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
-        self.w12 = nn.Linear(config.width, 2 * config.mlp_width)
-        self.w3 = nn.Linear(config.mlp_width, config.width)
+        self.w12 = Linear(config.width, 2 * config.mlp_width)
+        self.w3 = Linear(config.mlp_width, config.width)
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
-        return self.w3(swiglu(self.w12(tokens_BSD)))
+        # An adapter in the layer's place has a forward of its own.
+        plain = type(self.w12) is Linear
+        return self.w3(gated(tokens_BSD, self.w12.weight, self.w12.bias) if plain else swiglu(self.w12(tokens_BSD)))
 
 
 class Block(nn.Module):

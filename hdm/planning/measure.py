@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import hdm
+from hdm.child import child_environment
 from hdm.config import Pipeline
 from hdm.errors import ConfigError, DoesNotFitError, HdmError
 from hdm.models.components import resolve
@@ -44,11 +43,9 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
     with tempfile.TemporaryDirectory(prefix="hdm-plan-") as folder:
         job = _job(_share(pipeline, number, num_processes), number, Path(folder))
         job.write()
-        package = str(Path(hdm.__file__).resolve().parent.parent)
-        paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         quicker = training_environment() if job.settings.train.device == "cpu" else {}
         command = [sys.executable, "-m", "hdm.planning.measure", str(job.path)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**quicker, **os.environ, "PYTHONPATH": paths}, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=child_environment(quicker), check=False)
     if done.returncode == DoesNotFitError.exit_code:
         raise DoesNotFitError(f"a step of {job.phase.name} does not fit in memory", do="set micro_batch lower, or checkpoint_blocks: 1.0")
     if done.returncode:
@@ -81,6 +78,7 @@ def main(path: Path) -> int:
 
     from hdm.models.devices import choose_device
     from hdm.training.guard import StopRequest
+    from hdm.training.out_of_memory import is_out_of_memory
     from hdm.training.records import peak_memory_bytes
     from hdm.training.trainer import Trainer
 
@@ -98,11 +96,13 @@ def main(path: Path) -> int:
             seconds.append(time.perf_counter() - begun)
             trainer.make_ready()
         trainer.feed.close()
-    except torch.OutOfMemoryError:
-        return DoesNotFitError.exit_code
     except HdmError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return DoesNotFitError.exit_code
+        raise
     print(json.dumps({"step_sec": statistics.median(seconds[WARM_UP:]), "memory_bytes": peak_memory_bytes()}))
     return 0
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hdm
+from hdm.child import child_environment
 from hdm.errors import HdmError, LockedError, SavedOnSignal
 from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
@@ -104,8 +104,6 @@ def _command(job: Job) -> list[str]:
 @contextlib.contextmanager
 def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
     """The child process; at the end of the block it and its ranks are gone."""
-    package = str(Path(hdm.__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     with job.log.open("wb") as output:
         process = subprocess.Popen(
             _command(job),
@@ -113,7 +111,7 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on
-            env={**_environment(job), **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env={**child_environment(_environment(job)), "PYTHONUNBUFFERED": "1"},
         )
     try:
         yield process

@@ -1,5 +1,6 @@
 """Counted FLOPs against torch's own counter, run over the model itself."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hdm.architecture import XUTConfig
 from hdm.models.flops import forward_flops, training_flops
+from hdm.models.linear import ONEDNN
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 
@@ -23,14 +25,21 @@ CASES = {
 }
 
 
+def product(x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+    return 2 * math.prod(out_shape) * weight[1]
+
+
 def counted(config: XUTConfig, tread_rate: float = 0.0, route: tuple[int, int] | None = None, backward: bool = False) -> int:
     """Of 2 samples with 20 image and 6 text tokens."""
     torch.manual_seed(0)
     model, p = XUT(config), config.patch_size
     latent, text = torch.randn(2, config.channels, 4 * p, 5 * p), torch.randn(2, 6, config.text_width)
     kept = draw_kept(2, 20, tread_rate)
-    # torch counts the fused attention of accelerators only: on the CPU it is made to run, and so counted, as two products.
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # torch counts the fused attention of accelerators only: on the CPU it is made to run, and so counted, as two products. oneDNN's
+    # product it does not know.
+    products = {torch.ops.mkldnn._linear_pointwise: product} if ONEDNN else {}
+    counter = FlopCounterMode(display=False, custom_mapping=products)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         out = model(latent, torch.rand(2), text, kept=kept, route=route)
         if backward:
             out.square().mean().backward()

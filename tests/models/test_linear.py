@@ -1,0 +1,57 @@
+"""The blocks' linear layer against torch's own in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hdm.models.linear import Linear, linear
+
+
+def rand(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+CASES = {
+    "long sequences": ((4, 320, 64), (192, 64), True),
+    "no bias": ((2, 40, 48), (32, 48), False),
+    "one token": ((1, 1, 16), (8, 16), True),
+    "no sequence": ((5, 16), (24, 16), True),
+    "nothing": ((2, 0, 16), (24, 16), True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("order", ["contiguous", "every other token"])
+def test_output_and_gradients_are_those_of_float64(name, order):
+    x_shape, weight_shape, has_bias = CASES[name]
+    given = [rand(*x_shape), rand(*weight_shape), *([rand(weight_shape[0])] if has_bias else [])]
+    step = 1 if order == "contiguous" else 2
+
+    def run(function, dtype):
+        x, weight, *bias = (value.to(dtype).clone().requires_grad_() for value in given)
+        out = function(x[..., ::step, :], weight, *bias or [None])
+        (out * torch.arange(out.numel(), dtype=dtype).view(out.shape).cos()).sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(function(x[..., ::step, :], weight, *bias or [None]), out)
+        return out, [value.grad for value in (x, weight, *bias)]
+
+    (ours, gradients), (exact, wanted) = run(linear, torch.float32), run(F.linear, torch.float64)
+    torch.testing.assert_close(ours, exact, check_dtype=False, rtol=1e-5, atol=1e-4)
+    for mine, true in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(mine, true, check_dtype=False, rtol=1e-5, atol=1e-4)
+
+
+def test_only_what_is_learned_has_a_gradient():
+    layer, x = Linear(16, 8), rand(3, 5, 16).requires_grad_()
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(layer.bias.grad, torch.full((8,), 15.0))
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, 5, 16))
+
+
+def test_autocast_rules_as_with_torch_s_layer():
+    layer, x = Linear(16, 8), rand(3, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert layer(x).dtype == torch.bfloat16
