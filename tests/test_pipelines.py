@@ -111,7 +111,7 @@ def test_the_shipped_pipelines_are_valid():
         ("tread_schedule=[[0.5, 0.25]]", "first entry begins at 0"),
         ("tread_schedule=[[0, 0.5], [0.9, 0.2], [0.9, 0]]", "each later one after the one before"),
         ("tread_schedule=[[0, 1.0]]", "less than 1"),
-        ("tread_route=[3, 40]", "reaches beyond the 8 blocks"),
+        ("tread_route=[3, 40]", "reaches beyond the 6 blocks"),
     ],
 )
 def test_a_tread_schedule_or_route_that_cannot_be_is_refused(setting, told):
