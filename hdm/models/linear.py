@@ -40,8 +40,7 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return swiglu(linear(x, weight, bias))
     # Both as part of the products' last step: the halves are not written, read and written once more.
     (weight_a, weight_b), (bias_a, bias_b) = weight.chunk(2), bias.chunk(2)
-    silu = torch.ops.mkldnn._linear_pointwise(x, weight_a, bias_a, "swish", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, silu, weight_b, bias_b, "mul")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, _product(x, weight_a, bias_a, "swish"), weight_b, bias_b, "mul")
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -55,8 +54,8 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
 
 
 class _Linear(torch.autograd.Function):

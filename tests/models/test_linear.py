@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm.models.linear import Linear, linear
+from hdm.models.linear import Linear, gated, linear
 
 
 def rand(*shape):
@@ -55,3 +55,11 @@ def test_autocast_rules_as_with_torch_s_layer():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_gated_product_is_its_formula_in_float64(grad):
+    x, weight, bias = 3 * rand(4, 33, 48), rand(2 * 40, 48), rand(2 * 40)
+    a, b = F.linear(x.double(), weight.double(), bias.double()).chunk(2, -1)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(gated(x, weight, bias), a / (1 + torch.exp(-a)) * b, check_dtype=False, rtol=1e-5, atol=1e-4)
