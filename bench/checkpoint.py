@@ -39,10 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--disk", type=Path, default=Path("/dev/shm"), metavar="DIR", help="where to write (default %(default)s)")
     given = parser.parse_args()
-    config = XUTConfig.preset("base")
-    if not given.whole:
-        config = replace(config, width=config.width // 2, num_heads=config.num_heads // 2, mlp_width=config.mlp_width // 2)
-    model = XUT(config)
+    model = XUT(base(given.whole))
     sets = {
         "weights": model.state_dict(),
         "ema": {name: value.clone() for name, value in model.state_dict().items()},
@@ -59,6 +56,13 @@ def main() -> None:
     print("| | waiting | aside | written aside after |\n|---|---|---|---|")
     shown = f"**{statistics.median(aside['pause']):.2f} s** | {statistics.median(aside['written']):.2f} s"
     print(f"| pause of a step | {statistics.median(waiting):.2f} s | {shown} |")
+
+
+def base(whole: bool) -> XUTConfig:
+    """xut-base, or a model a quarter of its size."""
+    config = XUTConfig.preset("base")
+    half = replace(config, width=config.width // 2, num_heads=config.num_heads // 2, mlp_width=config.mlp_width // 2)
+    return config if whole else half
 
 
 def pauses(folder: Path, sets: dict[str, dict[str, torch.Tensor]], rounds: int) -> tuple[list[float], dict[str, list[float]]]:

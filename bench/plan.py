@@ -33,6 +33,7 @@ Examples:
 """
 PUBLISHED_HOURS = {"256px": 174.0, "512px": 120.0, "768px": 42.0, "1024px": 49.0}
 PUBLISHED_GPUS = 4
+WHAT = ["published", "training"]
 
 
 def published_work() -> list[tuple[Phase, Work]]:
@@ -112,11 +113,11 @@ def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["published", "training"], help="published, training (default: both)")
+    parser.add_argument("what", nargs="*", default=WHAT, help=f"{', '.join(WHAT)} (default: both)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=c", help="another setting of the training")
     given = parser.parse_args()
-    if unknown := set(given.what) - {"published", "training"}:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are published and training")
+    if unknown := set(given.what) - set(WHAT):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {' and '.join(WHAT)}")
     if "published" in given.what:
         against_published()
     if "training" in given.what:

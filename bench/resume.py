@@ -10,14 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from checkpoint import base
 from train import job_of
 
-from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
 from hdm.files import TEMPORARY
 from hdm.pipelines import load_pipeline
@@ -59,12 +58,9 @@ def main() -> None:
 
 
 def pipeline_of(whole: bool, device: str) -> Pipeline:
-    model = XUTConfig.preset("base")
-    if not whole:
-        model = replace(model, width=model.width // 2, num_heads=model.num_heads // 2, mlp_width=model.mlp_width // 2)
     phase = {"resolution": 64, "num_images": 10**7, "batch_size": 2, "optimizer": {"kind": "adamw", "learning_rate": 1e-4}}
     settings = [
-        f"train.model={json.dumps(model.to_dict())}",
+        f"train.model={json.dumps(base(whole).to_dict())}",
         f"train.phases=[{json.dumps(phase)}]",
         f"train.device={device}",
         "encode.max_tokens=8",
