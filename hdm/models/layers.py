@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
-from hdm.models.fused import rms_norm, swiglu
+from hdm.models.fused import attend, rms_norm, swiglu
 from hdm.models.linear import Linear, gated
 from hdm.models.rope import RotaryPositions
 
@@ -151,14 +151,11 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
         self.out = Linear(config.width, config.width)
 
-    def attend(self, qk: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
-        """qk (B, S, 2, N, K) and v (B, S, N, K) to (B, S, D), or to the first num_out tokens alone."""
-        if self.qk_norm:
-            weight_2K = torch.stack((self.q_norm.weight, self.k_norm.weight))
-            qk = rms_norm(qk, weight_2K[:, None].repeat(1, self.heads[0], 1)).type_as(qk)
-        q, k = self.rope(qk, positions).unbind(2)
-        mixed = F.scaled_dot_product_attention(q[:, :num_out].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+    def attend(self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
+        """Queries, keys and values (B, S, 3, N, K) to (B, S, D), or to the first num_out tokens alone."""
+        norm = torch.stack((self.q_norm.weight, self.k_norm.weight)) if self.qk_norm else None
+        q, k, v = self.rope(qkv, positions, norm)
+        return self.out(attend(q[:, :, :num_out], k, v, mask).transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -167,8 +164,7 @@ class SelfAttention(Attention):
         self.qkv = Linear(config.width, 3 * config.width, bias=False)
 
     def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
-        qk, v = self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)).split((2, 1), 2)
-        return self.attend(qk, v.squeeze(2), positions, mask, num_out)
+        return self.attend(self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)), positions, mask, num_out)
 
 
 class CrossAttention(Attention):
@@ -180,9 +176,8 @@ class CrossAttention(Attention):
         self.kv = Linear(config.width, 2 * config.width, bias=False)
 
     def forward(self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        q = self.q(tokens_BSD).unflatten(-1, self.heads)
-        k, v = self.kv(skip_BSD).unflatten(-1, (2, *self.heads)).unbind(2)
-        return self.attend(torch.stack((q, k), 2), v, positions, mask)
+        qkv = torch.cat((self.q(tokens_BSD), self.kv(skip_BSD)), -1)
+        return self.attend(qkv.unflatten(-1, (3, *self.heads)), positions, mask)
 
 
 class FeedForward(nn.Module):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hdm.models.fused import rotate
+from hdm.models.fused import place
 
 LOG_SPACED = (math.pi / 2, 8 * math.pi)
 """Lowest and highest start frequency of `log_spaced`: from half a period across the picture to one in every two of 16 cells."""
@@ -34,6 +34,11 @@ class RotaryPositions(nn.Module):
             table = spaced.view(shape[1], shape[0]).T.unsqueeze(-1).repeat(1, 1, 2)
         self.freqs = nn.Parameter(table)
 
-    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
-        """Turn queries and keys (B, S, 2, N, K) by the angles of their positions (B or 1, S, 2)."""
-        return rotate(features, positions, self.freqs)
+    def forward(self, qkv: Tensor, positions: Tensor, norm: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, S, 3, N, K) apart, (B, S, N, K), the first two turned by the angles of their positions.
+
+        Args:
+            positions: (B or 1, S, 2).
+            norm: weights (2, K) of the norms that queries and keys pass through before; None: there are none.
+        """
+        return place(qkv, norm, positions, self.freqs)

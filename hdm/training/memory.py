@@ -194,19 +194,22 @@ def block_tokens(model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[
 def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     """What autograd keeps of one block, for one sample.
 
-    Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys and values, these rotated, the angles,
-    the attention's result, and the update in float32. Cross-attention: the same with the skip. Feed-forward: norm, input, both halves,
-    one of them after its activation, their product, and the update.
+    Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys and values, these as they were before
+    norm and rotation, the angles, the attention's result, and the update in float32. Cross-attention: the same with the skip. Feed-forward:
+    norm, input, both halves, one of them after its activation, their product, and the update.
     """
     d, m, i = model.width, model.mlp_width, form.item
-    norm = (4 if form.by_hand else 8) * d
-    angles = (4 if form.by_hand else 6) * d
-    self_floats = 0 if form.by_hand or i == 4 else 8 * d
-    cross_floats = 0 if form.by_hand else 8 * d
-    qk_norm = (8 if form.by_hand else 16) * d if model.qk_norm else 0
-    attention = block.seen * (norm + i * d + 3 * i * d + self_floats + qk_norm + angles + 2 * i * d) + block.given * (i * d + 4 * d)
-    crossed = block.seen * (norm + 2 * i * d + 2 * i * d + cross_floats + qk_norm + angles + 2 * i * d + i * d + 4 * d)
-    forward = block.given * (norm + i * d + 4 * i * m + 4 * d)
+    norm, update = (4 if form.by_hand else 8) * d, 4 * d
+    if form.by_hand:
+        # By hand the result is kept twice: head by head, and as the output layer reads it.
+        placed, result = (5 if model.qk_norm else 3) * i * d + 4 * d, 2 * i * d
+        crossing = placed
+    else:
+        common, result = 2 * i * d + (16 if model.qk_norm else 0) * d + 6 * d, i * d
+        placed, crossing = common + 3 * i * d + (0 if i == 4 else 8 * d), common + 2 * i * d + 8 * d
+    attention = block.seen * (norm + i * d + placed) + block.given * (result + update)
+    crossed = block.seen * (norm + 2 * i * d + crossing + result + update)
+    forward = block.given * (norm + i * d + 4 * i * m + update)
     return attention + forward + (crossed if block.cross else 0)
 
 

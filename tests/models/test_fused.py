@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hdm.architecture import XUTConfig
-from hdm.models.fused import rms_norm, rotate, swiglu
+from hdm.models.fused import SHORT, attend, place, rms_norm, swiglu
 from hdm.models.xut import XUT
 
 B, S, N, K = 3, 5, 2, 8
@@ -16,37 +16,53 @@ def rand(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+def unnormed(qkv, table, positions):
+    return place(qkv, None, positions, table)
+
+
+def normed(qkv, weight, table, positions):
+    return place(qkv, weight, positions, table)
+
+
+def masked(q, k, v):
+    return attend(q, k, v, torch.arange(k.shape[2]) < torch.tensor([S, 3, 1]).view(B, 1, 1, 1))
+
+
+def unmasked(q, k, v):
+    return attend(q[:, :, :2], k, v, None)
+
+
+# Each with inputs that are learned, then those that are data.
 CASES = {
-    "norm": (rms_norm, [rand(B, S, K), rand(K)]),
-    "modulated norm": (rms_norm, [rand(B, S, K), rand(B, 1, K), rand(B, 1, K)]),
-    "norm of heads": (rms_norm, [rand(B, S, 2, N, K), rand(2, N, K)]),
-    "rotation, each sample's positions": (rotate, [rand(B, S, 2, N, K), rand(B, S, 2), rand(N, K // 4, 2)]),
-    "rotation, positions alike": (rotate, [rand(B, S, 1, N, K), rand(1, S, 2), rand(N, K // 4, 2)]),
-    "swiglu": (swiglu, [rand(B, S, 2 * K)]),
+    "norm": (rms_norm, [rand(B, S, K), rand(K)], []),
+    "modulated norm": (rms_norm, [rand(B, S, K), rand(B, 1, K), rand(B, 1, K)], []),
+    "norm of heads": (rms_norm, [rand(B, S, 2, N, K), rand(2, N, K)], []),
+    "places, each sample's": (normed, [rand(B, S, 3, N, K), rand(2, K), rand(N, K // 4, 2)], [rand(B, S, 2)]),
+    "places alike": (normed, [rand(B, S, 3, N, K), rand(2, K), rand(N, K // 4, 2)], [rand(1, S, 2)]),
+    "places, no norm": (unnormed, [rand(B, S, 3, N, K), rand(N, K // 4, 2)], [rand(B, S, 2)]),
+    "swiglu": (swiglu, [rand(B, S, 2 * K)], []),
+}
+ATTENTION = {
+    "some keys": (masked, [2 * rand(B, N, S, K), rand(B, N, S, K), rand(S, N, B, K).transpose(0, 2)], []),
+    "first queries": (unmasked, [2 * rand(B, N, S, K), rand(B, N, S, K), rand(S, N, B, K).transpose(0, 2)], []),
 }
 
 
-def runner(function, inputs, learned):
-    """What gives a function's output and gradients in a precision, its first input in another."""
-
-    def run(dtype, first=None):
-        given = [tensor.to(dtype if i else first or dtype).clone().requires_grad_(i in learned) for i, tensor in enumerate(inputs)]
-        out = function(*given)
-        (out * torch.arange(out.numel()).view(out.shape).cos()).sum().backward()
-        return out, [given[i].grad for i in learned]
-
-    return run
+def run(case, dtype, first=None):
+    """A case's outputs, one after another, and gradients, in a precision, its first input in another."""
+    function, learned, data = case
+    given = [tensor.to(dtype if i else first or dtype).clone().requires_grad_() for i, tensor in enumerate(learned)]
+    out = function(*given, *(tensor.to(dtype) for tensor in data))
+    parts = out if isinstance(out, tuple) else (out,)
+    sum((part * torch.arange(part.numel()).view(part.shape).add(i).cos()).sum() for i, part in enumerate(parts)).backward()
+    return torch.cat([part.flatten() for part in parts]), [tensor.grad for tensor in given], type(parts[0].grad_fn)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *ATTENTION])
 def test_values_and_gradients_by_hand_are_the_formula_s(name):
-    function, inputs = CASES[name]
-    learned = [i for i in range(len(inputs)) if not (function is rotate and i == 1)]  # positions are data
-
-    run = runner(function, inputs, learned)
-
-    (ours, gradients), (plain, wanted) = run(torch.float32), run(torch.float64)
-    assert type(ours.grad_fn) is not type(plain.grad_fn)
+    case = (CASES | ATTENTION)[name]
+    (ours, gradients, by_hand), (plain, wanted, formula) = run(case, torch.float32), run(case, torch.float64)
+    assert by_hand is not formula
     torch.testing.assert_close(ours, plain, check_dtype=False, rtol=1e-5, atol=1e-5)
     for mine, exact in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(mine, exact, check_dtype=False, rtol=1e-4, atol=1e-4)
@@ -55,16 +71,24 @@ def test_values_and_gradients_by_hand_are_the_formula_s(name):
 @pytest.mark.parametrize("name", CASES)
 def test_in_bfloat16_only_reading_and_writing_are_rounded(name):
     """Values to bfloat16's 2⁻⁸ of their own size; gradients, which are sums of such, of the largest one's."""
-    function, inputs = CASES[name]
-    learned = [i for i in range(len(inputs)) if not (function is rotate and i == 1)]
-    rounded = [inputs[0].bfloat16(), *inputs[1:]]
-    run = runner(function, rounded, learned)
-    (ours, gradients), (plain, wanted) = run(torch.float32, first=torch.bfloat16), run(torch.float64)
-    assert type(ours.grad_fn) is not type(plain.grad_fn)
+    function, (first, *others), data = CASES[name]
+    case = function, [first.bfloat16(), *others], data
+    (ours, gradients, by_hand), (plain, wanted, formula) = run(case, torch.float32, first=torch.bfloat16), run(case, torch.float64)
+    assert by_hand is not formula
     assert ours.dtype == (torch.float32 if function is rms_norm else torch.bfloat16)
     torch.testing.assert_close(ours, plain, check_dtype=False, rtol=1e-5 if function is rms_norm else 2**-7, atol=1e-5)
     for mine, exact in zip(gradients, wanted, strict=True):
         assert (mine - exact).abs().max() < 2**-6 * exact.abs().max()
+
+
+def test_long_attention_does_not_keep_its_weights():
+    """They would be the largest thing that a step keeps."""
+    kept = []
+    q = rand(1, 2, 2 * SHORT, 8).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda _: None):
+        attend(q, q, q, None)
+    assert kept
+    assert max(kept) < (2 * SHORT) ** 2
 
 
 def test_the_model_is_one_graph_for_a_compiler():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm.models.linear import Linear, gated, linear
+from hdm.models.linear import ONEDNN, Linear, gated, linear
 
 
 def rand(*shape):
@@ -17,12 +17,19 @@ CASES = {
     "one token": ((1, 1, 16), (8, 16), True),
     "no sequence": ((5, 16), (24, 16), True),
     "nothing": ((2, 0, 16), (24, 16), True),
+    "many outputs": ((4, 80, 64), (320, 64), True),
+    "many inputs": ((4, 80, 320), (64, 320), True),
+    "nothing, many outputs": ((2, 0, 16), (320, 16), True),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("order", ["contiguous", "every other token"])
-def test_output_and_gradients_are_those_of_float64(name, order):
+@pytest.mark.parametrize("weights_too", [False, True], ids=["outputs and inputs", "weights too"])
+def test_output_and_gradients_are_those_of_float64(name, order, weights_too, monkeypatch):
+    if weights_too and not ONEDNN:
+        pytest.skip("this torch has no oneDNN product")
+    monkeypatch.setattr("hdm.models.linear.WEIGHTS_TOO", weights_too)
     x_shape, weight_shape, has_bias = CASES[name]
     given = [rand(*x_shape), rand(*weight_shape), *([rand(weight_shape[0])] if has_bias else [])]
     step = 1 if order == "contiguous" else 2
@@ -55,6 +62,19 @@ def test_autocast_rules_as_with_torch_s_layer():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         assert layer(x).dtype == torch.bfloat16
+
+
+def test_compiled_it_is_the_same():
+    layer, x = Linear(32, 320), rand(3, 5, 32)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+
+    def run(function):
+        given = x.clone().requires_grad_()
+        out = function(given)
+        return out, *torch.autograd.grad(out.cos().sum(), (given, layer.weight, layer.bias))
+
+    for ours, plain in zip(run(compiled), run(layer), strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize("grad", [False, True])
