@@ -220,7 +220,8 @@ def share_of_limit(case: Case, repeats: int, compiled: bool) -> Figure:
     ideal = [case.flops() / limits[limit][1] * value for value in seconds[limit]]
     best = max(flops / statistics.median(seconds[name]) for name, (_, flops) in quicker.items())
     of_best = ratio(ideal, seconds["ours"]) * rates[limit] / best
-    detail = f"oracle {ratio(ideal, seconds['oracle']):.2f}; limit {rates[limit] / 1e9:.0f} GFLOP/s ({limit}); {of_best:.2f} of oneDNN's {best / 1e9:.0f}"
+    shown_limit = f"limit {rates[limit] / 1e9:.0f} GFLOP/s ({limit}); {of_best:.2f} of oneDNN's {best / 1e9:.0f}"
+    detail = f"oracle {ratio(ideal, seconds['oracle']):.2f}; {shown_limit}"
     value, shown = ratio(ideal, seconds["ours"]), ratio(ideal, seconds["compiled"]) if compiled else None
     return Figure(value, f"{detail}; step {statistics.median(seconds['ours']):.3f} s", shown)
 
@@ -281,7 +282,7 @@ def tread(repeats: int, compiled: bool) -> Figure:
     return Figure(saved_time / saved_flops, f"{saved_time:.1%} of the time for {saved_flops:.1%} of the FLOPs; width 256, batch 2")
 
 
-MEMORY = {"width512": WIDTH512, "width256": WIDTH256}
+MEMORY = {"width512": WIDTH512, "width512, batch 16": replace(WIDTH512, batch=16), "width256": WIDTH256}
 
 
 def memory(repeats: int, compiled: bool) -> Figure:
