@@ -56,7 +56,7 @@ def test_a_training_step_is_three_forward_passes():
     """Less the gradients of inputs, which nobody asks for, and but for the rotation's sum over positions, written as a product."""
     ours, theirs = training_flops(SMALL, 20, 6, batch=2, tread_rate=0.5), counted(SMALL, 0.5, backward=True)
     inputs = 2 * (2 * 20 * 16 * 48 + 2 * 6 * 20 * 48 + 2 * 48 * 48 + 2 * 48)  # latent, text, timestep, aspect
-    angles = 2 * 2 * 48 // 2 * (3 * 26 + 8 * 2 * 16)  # three attentions over all tokens, eight over each sample's kept ones
+    angles = 2 * 2 * 48 * 2 * (3 * 26 + 8 * 16)  # 2 samples in three attentions over all tokens, in eight over the kept ones
     assert ours - inputs + angles == theirs
 
 

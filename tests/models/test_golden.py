@@ -29,6 +29,8 @@ OTHERS = [
     (replace(TINY, width=48, num_heads=12, head_size=4, prev_blocks=2, post_blocks=0), dict(height=2, width=6, per_sample=True)),
     (replace(TINY, width=64, num_heads=1, head_size=64, patch_size=3, channels=2), dict(height=6, width=9, batch=3)),
     (replace(NO_ASPECT, depth=2), dict(height=6, width=4)),
+    # Long and wide enough for the attention and the products that large models take.
+    (replace(TINY, width=96, num_heads=3, head_size=32, mlp_width=288), dict(height=20, width=16, rate=0.25)),
 ]
 
 
