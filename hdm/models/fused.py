@@ -66,7 +66,7 @@ def _angles(positions: Tensor, table: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q kᵀ / √K) v, of q's shape: three of (B, N, S, K), q perhaps of fewer tokens.
 
-    mask: keys that may be attended to, bool, broadcast to (B, N, S, S); None: all.
+    mask: keys that may be attended to, bool, (B, 1, 1, S); None: all.
     """
     if q.dtype is torch.float32 and _by_hand(q) and k.shape[2] <= SHORT and torch.is_grad_enabled():
         return _ShortAttention.apply(q, k, v, mask)
