@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def _times() -> tuple[int, int]:
 def mkl_takes_half_vectors() -> bool:
     """Whether this is an AMD CPU whose units are 512 bits wide (Zen 5 on, family 26): MKL multiplies with 256 there, as on all of AMD's."""
     about: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in _CPUINFO.read_text().split("\n\n", 1)[0].splitlines():
+    with contextlib.suppress(OSError), _CPUINFO.open() as lines:
+        for line in itertools.takewhile(str.strip, lines):  # the first of what may be hundreds of cores
             name, _, value = line.partition(":")
             about[name.strip()] = value.strip()
     return (

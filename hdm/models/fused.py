@@ -91,6 +91,15 @@ def _rms_factor(x: Tensor, eps: float = 1e-6) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
+def _rms_gradients(grad: Tensor, normed: Tensor, factor: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of normed·weight, normed = x·factor: those of x and of the weight, from the result's."""
+    # With n = x·r, r = (mean x² + ε)^-½: dn/dx = r·(1 - n nᵀ / D).
+    product = grad * normed
+    grad_weight = product.sum_to_size(weight.shape)
+    along = product.mul_(weight).mean(-1, keepdim=True)
+    return (grad * weight).addcmul_(normed, along, value=-1).mul_(factor), grad_weight
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float, keep: bool) -> Tensor:
@@ -106,12 +115,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        # With n = x·r, r = (mean x² + ε)^-½: dn/dx = r·(1 - n nᵀ / D).
         normed, factor, weight = ctx.saved_tensors
-        product = grad * normed
-        grad_weight = product.sum_to_size(weight.shape)
-        along = product.mul_(weight).mean(-1, keepdim=True)
-        grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(factor)
+        grad_x, grad_weight = _rms_gradients(grad, normed, factor, weight)
         return grad_x.to(ctx.dtype), grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None, None
 
 
@@ -149,12 +154,8 @@ class _Place(torch.autograd.Function):
         along_turn = torch.conj_physical(_pairs(q)).mul_(of_q).addcmul_(torch.conj_physical(_pairs(k)), of_k)
         grad_table, grad_weight = _of_table(torch.view_as_real(along_turn), positions, table), None
         if weight is not None:
-            # As in the norm's own gradient, head by head.
-            normed, spread = qk * factor, _spread(weight, qk)
-            product = grad * normed
-            grad_weight = product.flatten(1, 3).sum(1)
-            along = product.mul_(spread).mean(-1, keepdim=True)
-            grad = grad.mul_(spread).addcmul_(normed, along, value=-1).mul_(factor)
+            grad, of_spread = _rms_gradients(grad, qk * factor, factor, _spread(weight, qk))
+            grad_weight = of_spread.sum((1, 2, 3))
         places[:2], places[2] = grad, grad_v
         return grad_qkv, grad_weight, None, grad_table
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from hdm.architecture import XUTConfig
 from hdm.config import Phase, TrainSettings
 from hdm.models.execution import recomputed_blocks
+from hdm.models.fused import SHORT
 from hdm.models.tread import num_kept
 
 
@@ -201,8 +202,10 @@ def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     d, m, i = model.width, model.mlp_width, form.item
     norm, update = (4 if form.by_hand else 8) * d, 4 * d
     if form.by_hand:
-        # By hand the result is kept twice: head by head, and as the output layer reads it.
-        placed, result = (5 if model.qk_norm else 3) * i * d + 4 * d, 2 * i * d
+        # The result twice, head by head and as the output layer reads it; for few tokens the attention's weights instead of the first.
+        weights_kept = i == 4 and block.seen <= SHORT
+        placed = (5 if model.qk_norm else 3) * i * d + 4 * d
+        result = i * d + (i * model.num_heads * block.seen if weights_kept else i * d)
         crossing = placed
     else:
         common, result = 2 * i * d + (16 if model.qk_norm else 0) * d + 6 * d, i * d

@@ -106,6 +106,18 @@ def test_blocks_keep_what_was_reckoned(name: str, half: bool, rate: float, by_ha
     assert reckoned == pytest.approx(kept_bytes(Step(config, 4, half, rate)), rel=0.025)
 
 
+@pytest.mark.parametrize("sizes", [(4, 8), (7, 15)], ids=["24 tokens", "64 tokens"])
+@pytest.mark.parametrize("name", MODELS)
+def test_few_tokens_keep_the_weights_of_their_attention(name: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    (side, text), config, form, batch = sizes, MODELS[name], Form(4, by_hand=True), 64
+    monkeypatch.setattr(f"{__name__}.SIDE", side)
+    monkeypatch.setattr(f"{__name__}.TEXT", text)
+    blocks = block_tokens(config, None, (side**2, text), 0.0)
+    ends = input_bytes(config, (side**2, text), form) + output_bytes(config, side**2, form)
+    reckoned = batch * (sum(block_bytes(config, block, form) for block in blocks) + ends)
+    assert reckoned == pytest.approx(kept_bytes(Step(config, batch, half=False)), rel=0.025)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("half", [True, False], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("name", MODELS)
