@@ -34,17 +34,31 @@ Examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--whole", action="store_true", help="xut-base itself instead of a model of half the width")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="xut-base itself instead of a model of half the width"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--disk", type=Path, default=Path("/dev/shm"), metavar="DIR", help="where to write (default %(default)s)")
+    parser.add_argument(
+        "--disk",
+        type=Path,
+        default=Path("/dev/shm"),
+        metavar="DIR",
+        help="where to write (default %(default)s)",
+    )
     given = parser.parse_args()
     model = XUT(base(given.whole))
     sets = {
         "weights": model.state_dict(),
         "ema": {name: value.clone() for name, value in model.state_dict().items()},
         "optimizer": {
-            f"{name}:{what}": torch.rand_like(value) for name, value in model.named_parameters() for what in ("exp_avg", "exp_avg_sq")
+            f"{name}:{what}": torch.rand_like(value)
+            for name, value in model.named_parameters()
+            for what in ("exp_avg", "exp_avg_sq")
         },
     }
     size = sum(value.nbytes for values in sets.values() for value in values.values())
@@ -52,7 +66,9 @@ def main() -> None:
     checkpoint.KEEP = 1
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=given.disk) as folder:
         waiting, aside = pauses(Path(folder), sets, given.rounds)
-    print(f"{count / 1e6:.0f}M parameters, {size / 1e9:.2f} GB, torch {torch.__version__}, medians of {given.rounds} rounds in turns\n")
+    print(
+        f"{count / 1e6:.0f}M parameters, {size / 1e9:.2f} GB, torch {torch.__version__}, medians of {given.rounds} rounds in turns\n"
+    )
     print("| | waiting | aside | written aside after |\n|---|---|---|---|")
     shown = f"**{statistics.median(aside['pause']):.2f} s** | {statistics.median(aside['written']):.2f} s"
     print(f"| pause of a step | {statistics.median(waiting):.2f} s | {shown} |")
@@ -61,11 +77,18 @@ def main() -> None:
 def base(whole: bool) -> XUTConfig:
     """xut-base, or a model a quarter of its size."""
     config = XUTConfig.preset("base")
-    half = replace(config, width=config.width // 2, num_heads=config.num_heads // 2, mlp_width=config.mlp_width // 2)
+    half = replace(
+        config,
+        width=config.width // 2,
+        num_heads=config.num_heads // 2,
+        mlp_width=config.mlp_width // 2,
+    )
     return config if whole else half
 
 
-def pauses(folder: Path, sets: dict[str, dict[str, torch.Tensor]], rounds: int) -> tuple[list[float], dict[str, list[float]]]:
+def pauses(
+    folder: Path, sets: dict[str, dict[str, torch.Tensor]], rounds: int
+) -> tuple[list[float], dict[str, list[float]]]:
     writer = CheckpointWriter(folder)
     writer.make_ready(sets)  # while the first steps are made
     waiting, aside = list[float](), {"pause": list[float](), "written": list[float]()}

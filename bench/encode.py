@@ -73,8 +73,13 @@ class World:
         )
         photographs = sorted((data / "photos" / "coco51" / "images").glob("*.jpg"))
         # Spread over the folder, so that few batches are of different shapes too.
-        chosen = [photographs[number * len(photographs) // batches] for number in range(min(batches, len(photographs)))]
-        self.files = [path.read_bytes() for path in chosen for _ in range(batch_size)] * max(1, batches // len(photographs))
+        chosen = [
+            photographs[number * len(photographs) // batches]
+            for number in range(min(batches, len(photographs)))
+        ]
+        self.files = [path.read_bytes() for path in chosen for _ in range(batch_size)] * max(
+            1, batches // len(photographs)
+        )
         self.inputs = self._write(Store(root / "inputs"))
         self.runs = 0
 
@@ -84,15 +89,31 @@ class World:
         sizes = {"width": [shape[1] for shape in shapes], "height": [shape[0] for shape in shapes]}
         with store.draft(Identity("download", 1, {})) as draft:
             with draft.write(shard_name("images", 0, "tar")) as file, TarShard(file.path) as tar:
-                offsets = [tar.add(key, "JPEG", data) for key, data in zip(keys, self.files, strict=True)]
+                offsets = [
+                    tar.add(key, "JPEG", data) for key, data in zip(keys, self.files, strict=True)
+                ]
             rows = {name: [None] * len(keys) for name in SAMPLES.names}
-            rows |= {"key": keys, "source": keys, "status": ["ok"] * len(keys), "offset": offsets, **sizes}
-            rows |= {"bytes": [len(data) for data in self.files], "sha256": [hashlib.sha256(data).hexdigest() for data in self.files]}
+            rows |= {
+                "key": keys,
+                "source": keys,
+                "status": ["ok"] * len(keys),
+                "offset": offsets,
+                **sizes,
+            }
+            rows |= {
+                "bytes": [len(data) for data in self.files],
+                "sha256": [hashlib.sha256(data).hexdigest() for data in self.files],
+            }
             write_table(draft, shard_name("samples", 0), SAMPLES, rows, {})
             found["download"] = draft.commit()
         with store.draft(Identity("filter", 1, {})) as draft:
             rows = {name: [None] * len(keys) for name in SCORES.names}
-            known = {"key": keys, "decoded": ["ok"] * len(keys), "kept": [True] * len(keys), "split": ["train"] * len(keys)}
+            known = {
+                "key": keys,
+                "decoded": ["ok"] * len(keys),
+                "kept": [True] * len(keys),
+                "split": ["train"] * len(keys),
+            }
             write_table(draft, shard_name("scores", 0), SCORES, {**rows, **known, **sizes}, {})
             found["filter"] = draft.commit()
         return found
@@ -112,18 +133,31 @@ class World:
     def frames(self) -> list[torch.Tensor]:
         """The pictures in memory, in batches of one shape, (n, 3, h, w) in [-1, 1] with channels last, as the autoencoder is quicker."""
         framing, shapes = Framing(PX, 8 * PATCH, 2.0), {}
-        asked = [Wanted(picture, [(framing, framing.size(picture))]) for picture in kept_pictures(**self.inputs).to_pylist()]
+        asked = [
+            Wanted(picture, [(framing, framing.size(picture))])
+            for picture in kept_pictures(**self.inputs).to_pylist()
+        ]
         with Decoders(self.inputs["download"], ImageSettings(), 16, 1e9) as decoders:
             for found in decoders.read(asked):
                 assert found
                 shapes.setdefault(found[0].pixels.shape, []).append(found[0].pixels)
-        parts = [frames[at : at + self.batch_size] for frames in shapes.values() for at in range(0, len(frames), self.batch_size)]
-        return [torch.from_numpy(np.stack(part)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1 for part in parts]
+        parts = [
+            frames[at : at + self.batch_size]
+            for frames in shapes.values()
+            for at in range(0, len(frames), self.batch_size)
+        ]
+        return [
+            torch.from_numpy(np.stack(part)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            for part in parts
+        ]
 
     def decoding(self) -> float:
         """Seconds a picture of the stage's processes alone, started before."""
         framing = Framing(PX, 8 * PATCH, 2.0)
-        asked = [Wanted(picture, [(framing, framing.size(picture))]) for picture in kept_pictures(**self.inputs).to_pylist()]
+        asked = [
+            Wanted(picture, [(framing, framing.size(picture))])
+            for picture in kept_pictures(**self.inputs).to_pylist()
+        ]
         with Decoders(self.inputs["download"], ImageSettings(), 16, 1e9) as decoders:
             list(decoders.read(asked[: decoders.count]))
             begun = time.perf_counter()
@@ -176,14 +210,23 @@ def against_bare(world: World, rounds: int, names: list[str]) -> None:
                 found[run].append((time.perf_counter() - clock, cpu_sec() - cpu))
     pairs = list(zip(found[bare], found[stage], strict=True))
     ratios, work = ([first[kind] / second[kind] for first, second in pairs] for kind in (0, 1))
-    alone, whole = (statistics.median(seconds for seconds, _ in found[run]) / len(world.files) * 1e3 for run in (bare, stage))
+    alone, whole = (
+        statistics.median(seconds for seconds, _ in found[run]) / len(world.files) * 1e3
+        for run in (bare, stage)
+    )
     if "stage" in names:
-        note = f"{whole:.0f} ms a picture, {alone:.0f} ms bare; {min(ratios):.2f} to {max(ratios):.2f}"
+        note = (
+            f"{whole:.0f} ms a picture, {alone:.0f} ms bare; {min(ratios):.2f} to {max(ratios):.2f}"
+        )
         row = f"whole stage against the bare autoencoder | **{statistics.median(ratios):.2f}** | ≥ 0.85 | ≥ 0.95"
         print(f"| stage | {row} | {note} |")
-        print(f"| | the same in CPU time | {statistics.median(work):.2f} | | | {min(work):.2f} to {max(work):.2f} |")
+        print(
+            f"| | the same in CPU time | {statistics.median(work):.2f} | | | {min(work):.2f} to {max(work):.2f} |"
+        )
     if "busy" in names:
-        print(f"| busy | share of its time that the autoencoder computes | {statistics.median(busy):.3f} | | | |")
+        print(
+            f"| busy | share of its time that the autoencoder computes | {statistics.median(busy):.3f} | | | |"
+        )
 
 
 def resolutions(world: World, rounds: int) -> None:
@@ -206,23 +249,47 @@ def resolutions(world: World, rounds: int) -> None:
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     cores = len(os.sched_getaffinity(0))
     return f"{cpu}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder that holds autoencoder/taesd and photos/coco51")
-    parser.add_argument("--batches", type=int, default=4, metavar="N", help="of pictures (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=DATA,
+        help="folder that holds autoencoder/taesd and photos/coco51",
+    )
+    parser.add_argument(
+        "--batches", type=int, default=4, metavar="N", help="of pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"a row; may be repeated: {', '.join(NAMES)}")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=NAMES,
+        metavar="NAME",
+        help=f"a row; may be repeated: {', '.join(NAMES)}",
+    )
     given = parser.parse_args()
     names = given.only or list(NAMES)
     if not (given.data / "autoencoder/taesd").is_dir():
-        parser.error(f"{given.data} holds no autoencoder/taesd: name the folder that does by --data")
+        parser.error(
+            f"{given.data} holds no autoencoder/taesd: name the folder that does by --data"
+        )
     logging.getLogger("hdm").setLevel(logging.ERROR)
     print(f"{machine()}\n\n| row | | measured | must | aim | |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -67,7 +67,12 @@ Examples:
 """
 CHANNELS, SIDE, NUM_SHARDS = 4, 32, 16
 ROW_BYTES = CHANNELS * SIDE * SIDE * 2
-AUTOENCODER = {"class": "AutoencoderKL", "scale": [1.0] * CHANNELS, "shift": [0.0] * CHANNELS, "weights": "00" * 32}
+AUTOENCODER = {
+    "class": "AutoencoderKL",
+    "scale": [1.0] * CHANNELS,
+    "shift": [0.0] * CHANNELS,
+    "weights": "00" * 32,
+}
 SLOW_SAMPLES = 2048  # a round, of the libraries that are slower by far
 MEMORY_ROWS = 10**7
 
@@ -79,30 +84,50 @@ class World:
         rng = np.random.default_rng(0)
         self.root, self.batch_size = root, batch_size
         self.keys = [f"{number:016x}" for number in rng.integers(0, 2**64, num_images, np.uint64)]
-        self.latents = torch.randn(num_images, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).half()
+        self.latents = torch.randn(
+            num_images, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
+        ).half()
         self.outputs = self._write(Store(root / "store"))
 
     def _write(self, store: Store) -> dict[str, Output]:
         found, count = {}, len(self.keys)
         with store.draft(Identity("filter", 1, {})) as draft:
             rows = {name: [None] * count for name in SCORES.names}
-            known = {"key": self.keys, "decoded": ["ok"] * count, "kept": [True] * count, "split": ["train"] * count}
+            known = {
+                "key": self.keys,
+                "decoded": ["ok"] * count,
+                "kept": [True] * count,
+                "split": ["train"] * count,
+            }
             write_table(draft, shard_name("scores", 0), SCORES, {**rows, **known}, {})
             found["filter"] = draft.commit()
         captions = Identity("caption", 1, {})
         columns = {"key": self.keys, "index": [0] * count}
         with store.draft(captions) as draft:
-            write_table(draft, shard_name("captions", 0), CAPTIONS, {**columns, "caption": ["x"] * count, "maker": ["given"] * count}, {})
+            write_table(
+                draft,
+                shard_name("captions", 0),
+                CAPTIONS,
+                {**columns, "caption": ["x"] * count, "maker": ["given"] * count},
+                {},
+            )
             found["caption"] = draft.commit()
-        with store.draft(Identity("encode.tokens", 1, {"max_tokens": 64}, {"caption": captions.digest})) as draft:
+        with store.draft(
+            Identity("encode.tokens", 1, {"max_tokens": 64}, {"caption": captions.digest})
+        ) as draft:
             ids = [list(range(8 + number % 40)) for number in range(count)]
             write_table(draft, shard_name("tokens", 0), TOKENS, {**columns, "token_ids": ids}, {})
             found["encode.tokens"] = draft.commit({"empty": [0], "pad_id": 0})
         form = LatentFormat(CHANNELS, SIDE, SIDE, "float16", SIDE * 8, 8, AUTOENCODER)
-        with store.draft(Identity("encode.256px", 1, {}, {"filter": found["filter"].digest})) as draft:
+        with store.draft(
+            Identity("encode.256px", 1, {}, {"filter": found["filter"].digest})
+        ) as draft:
             for number, part in enumerate(self.parts()):
                 keys = self.keys[part]
-                with draft.write(latent_file_name(SIDE, SIDE, number)) as file, LatentWriter(file.path, form, len(keys)) as writer:
+                with (
+                    draft.write(latent_file_name(SIDE, SIDE, number)) as file,
+                    LatentWriter(file.path, form, len(keys)) as writer,
+                ):
                     writer.add(keys, self.latents[part], [(SIDE * 8, SIDE * 8)] * len(keys))
             found["encode.256px"] = draft.commit()
         return found
@@ -114,7 +139,9 @@ class World:
 
     def loader(self) -> Loader:
         names = ("encode.256px", "encode.tokens", "caption", "filter")
-        return Loader(*(self.outputs[name] for name in names), batch_size=self.batch_size, patch_size=2)  # type: ignore[arg-type]
+        return Loader(
+            *(self.outputs[name] for name in names), batch_size=self.batch_size, patch_size=2
+        )  # type: ignore[arg-type]
 
     def batches(self) -> list[slice]:
         """The whole batches of the data set, in stored order."""
@@ -140,7 +167,9 @@ def copy(world: World, parts: list[slice]) -> Callable[[], int]:
 
 def group_parts(world: World) -> list[slice]:
     """The rows of each row group."""
-    sizes = [len(rows) for file in open_latents(world.outputs["encode.256px"]) for rows in file.groups()]
+    sizes = [
+        len(rows) for file in open_latents(world.outputs["encode.256px"]) for rows in file.groups()
+    ]
     return [slice(*edge) for edge in itertools.pairwise([0, *itertools.accumulate(sizes)])]
 
 
@@ -148,7 +177,13 @@ def sequential(world: World, checked_before: bool) -> Callable[[], int]:
     """All row groups, in order."""
     paths = [file.path for file in open_latents(world.outputs["encode.256px"])]
     files = [LatentFile(path) for path in paths]
-    buffer = torch.empty(max(len(rows) for file in files for rows in file.groups()), CHANNELS, SIDE, SIDE, dtype=torch.half)
+    buffer = torch.empty(
+        max(len(rows) for file in files for rows in file.groups()),
+        CHANNELS,
+        SIDE,
+        SIDE,
+        dtype=torch.half,
+    )
     into = buffer.view(torch.uint8).numpy()
 
     def run() -> int:
@@ -171,7 +206,9 @@ def shuffled(world: World, normalized: bool) -> Callable[[], int]:
     def run() -> int:
         first = next(run_number) * steps
         for step in range(first, first + steps):
-            use(loader.batch(step * world.batch_size))  # and let go: as the copy's buffer, its memory is used again
+            use(
+                loader.batch(step * world.batch_size)
+            )  # and let go: as the copy's buffer, its memory is used again
         return steps * world.batch_size
 
     return run
@@ -180,8 +217,12 @@ def shuffled(world: World, normalized: bool) -> Callable[[], int]:
 def gathered(world: World) -> Callable[[], int]:
     """Whole rows at random from the files' memory maps, without anything around it."""
     # The groups hold the memory maps.
-    groups = [group for file in open_latents(world.outputs["encode.256px"]) for group in file.groups()]
-    addresses = np.concatenate([group.ctypes.data + ROW_BYTES * np.arange(len(group)) for group in groups])
+    groups = [
+        group for file in open_latents(world.outputs["encode.256px"]) for group in file.groups()
+    ]
+    addresses = np.concatenate(
+        [group.ctypes.data + ROW_BYTES * np.arange(len(group)) for group in groups]
+    )
     shuffled_addresses = np.random.default_rng(0).permutation(addresses)
 
     def run() -> int:
@@ -202,7 +243,9 @@ def webdataset(world: World) -> Callable[[], int]:
             for key, latent in zip(world.keys[part], world.latents[part].numpy(), strict=True):
                 writer.write({"__key__": key, "npy": latent})
     urls = [str(path) for path in sorted(folder.iterdir())]
-    data = wds.WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0).shuffle(1000).decode().to_tuple("npy")
+    data = (
+        wds.WebDataset(urls, shardshuffle=NUM_SHARDS, seed=0).shuffle(1000).decode().to_tuple("npy")
+    )
     return stacked((latent for _ in itertools.count() for (latent,) in data), world)
 
 
@@ -213,15 +256,28 @@ def datasets(world: World) -> Callable[[], int]:
     path, cache = world.root / "datasets.parquet", world.root / "cache"
     features = hf.Features({"latent": hf.Array3D((CHANNELS, SIDE, SIDE), "float16")})
     hf.Dataset.from_dict({"latent": world.latents.numpy()}, features=features).to_parquet(str(path))
-    data = hf.Dataset.from_parquet(str(path), cache_dir=str(cache)).with_format("torch").shuffle(seed=0)
-    return taken((rows["latent"] for _ in itertools.count() for rows in data.iter(world.batch_size, drop_last_batch=True)), world)
+    data = (
+        hf.Dataset.from_parquet(str(path), cache_dir=str(cache))
+        .with_format("torch")
+        .shuffle(seed=0)
+    )
+    return taken(
+        (
+            rows["latent"]
+            for _ in itertools.count()
+            for rows in data.iter(world.batch_size, drop_last_batch=True)
+        ),
+        world,
+    )
 
 
 def mds(world: World) -> Callable[[], int]:
     import streaming
 
     folder = world.root / "mds"
-    with streaming.MDSWriter(out=str(folder), columns={"latent": f"ndarray:float16:{CHANNELS},{SIDE},{SIDE}"}) as writer:
+    with streaming.MDSWriter(
+        out=str(folder), columns={"latent": f"ndarray:float16:{CHANNELS},{SIDE},{SIDE}"}
+    ) as writer:
         for latent in world.latents.numpy():
             writer.write({"latent": latent})
     data = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=world.batch_size)
@@ -230,12 +286,21 @@ def mds(world: World) -> Callable[[], int]:
 
 def stacked(latents: Iterator[np.ndarray], world: World) -> Callable[[], int]:
     """Batches of samples that come one by one."""
-    return taken((torch.from_numpy(np.stack(list(itertools.islice(latents, world.batch_size)))) for _ in itertools.count()), world)
+    return taken(
+        (
+            torch.from_numpy(np.stack(list(itertools.islice(latents, world.batch_size))))
+            for _ in itertools.count()
+        ),
+        world,
+    )
 
 
 def taken(batches: Iterator[torch.Tensor], world: World) -> Callable[[], int]:
     """Some batches a round, the rest in the next; the first, with all that is opened then, is not measured."""
-    steps, shape = max(1, SLOW_SAMPLES // world.batch_size), (world.batch_size, CHANNELS, SIDE, SIDE)
+    steps, shape = (
+        max(1, SLOW_SAMPLES // world.batch_size),
+        (world.batch_size, CHANNELS, SIDE, SIDE),
+    )
     assert next(batches).shape == shape
 
     def run() -> int:
@@ -256,16 +321,34 @@ class Row:
 
 # Against the copy, or the other way round, the loader against the libraries.
 OURS = {
-    "sequential": Row("sequential row groups, read and checked before", lambda world: sequential(world, True), 0.8, 0.95),
-    "first": Row("sequential row groups, opened, checked and read for the first time", lambda world: sequential(world, False)),
+    "sequential": Row(
+        "sequential row groups, read and checked before",
+        lambda world: sequential(world, True),
+        0.8,
+        0.95,
+    ),
+    "first": Row(
+        "sequential row groups, opened, checked and read for the first time",
+        lambda world: sequential(world, False),
+    ),
     "gather": Row("the rows of shuffled batches, copied and nothing else", gathered),
-    "shuffled": Row("shuffled training batches, as sent to an accelerator", lambda world: shuffled(world, False), 0.3, 0.5),
-    "on the CPU": Row("the same, normalised to float32 with positions by sample", lambda world: shuffled(world, True)),
+    "shuffled": Row(
+        "shuffled training batches, as sent to an accelerator",
+        lambda world: shuffled(world, False),
+        0.3,
+        0.5,
+    ),
+    "on the CPU": Row(
+        "the same, normalised to float32 with positions by sample",
+        lambda world: shuffled(world, True),
+    ),
 }
 BY_GROUPS = ("sequential", "first")
 OTHERS = {
     "webdataset": Row("shuffled batches against WebDataset tars of .npy", webdataset, 5, 10),
-    "datasets": Row("shuffled batches against Hugging Face datasets (Parquet, torch format)", datasets, 5, 10),
+    "datasets": Row(
+        "shuffled batches against Hugging Face datasets (Parquet, torch format)", datasets, 5, 10
+    ),
     "mds": Row("shuffled batches against MosaicML streaming (MDS)", mds, 5, 10),
 }
 
@@ -288,28 +371,51 @@ def ratio(first: list[float], second: list[float]) -> float:
 
 
 def speed_table(world: World, names: list[str], count: int) -> None:
-    rows = {name: row for name, row in (OURS | OTHERS).items() if name in names or name == "shuffled"}
+    rows = {
+        name: row for name, row in (OURS | OTHERS).items() if name in names or name == "shuffled"
+    }
     if "mds" in rows and importlib.util.find_spec("streaming") is None:
         print("mds is left out: `streaming` is not installed (see --help)\n")
         del rows["mds"]
-    copies = {"copy": copy(world, world.batches()), "copy of row groups": copy(world, group_parts(world))}
+    copies = {
+        "copy": copy(world, world.batches()),
+        "copy of row groups": copy(world, group_parts(world)),
+    }
     found = rounds(copies | {name: row.make(world) for name, row in rows.items()}, count)
     copied = statistics.median(found["copy"]) * 1e6
-    print(f"copy, batches of {world.batch_size}: {copied:.2f} µs a sample, {ROW_BYTES / copied / 1000:.1f} GB/s; ratios are to the copy\n")
+    print(
+        f"copy, batches of {world.batch_size}: {copied:.2f} µs a sample, {ROW_BYTES / copied / 1000:.1f} GB/s; ratios are to the copy\n"
+    )
     print("| row | | ratio | must | aim | µs a sample |\n|---|---|---|---|---|---|")
     for name, row in rows.items():
         against = "copy of row groups" if name in BY_GROUPS else "copy"
-        value = ratio(found["shuffled"], found[name]) if name in OTHERS else ratio(found[name], found[against])
-        bounds = " | ".join("" if bound is None else f"≥ {bound:g}" for bound in (row.must, row.aim))
-        print(f"| {name} | {row.what} | **{value:.3g}** | {bounds} | {statistics.median(found[name]) * 1e6:.2f} |", flush=True)
+        value = (
+            ratio(found["shuffled"], found[name])
+            if name in OTHERS
+            else ratio(found[name], found[against])
+        )
+        bounds = " | ".join(
+            "" if bound is None else f"≥ {bound:g}" for bound in (row.must, row.aim)
+        )
+        print(
+            f"| {name} | {row.what} | **{value:.3g}** | {bounds} | {statistics.median(found[name]) * 1e6:.2f} |",
+            flush=True,
+        )
 
 
 def memory_table() -> None:
     """Measured in a process of its own."""
-    text = subprocess.run([sys.executable, __file__, "--memory-of", str(MEMORY_ROWS)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, __file__, "--memory-of", str(MEMORY_ROWS)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     held, peak = json.loads(text)
     print("\n| row | | MB | must | aim |\n|---|---|---|---|---|")
-    print(f"| memory | growth of the process for an index of {MEMORY_ROWS:.0e} pictures, a caption each | **{held:.0f}** | ≤ 500 | ≤ 200 |")
+    print(
+        f"| memory | growth of the process for an index of {MEMORY_ROWS:.0e} pictures, a caption each | **{held:.0f}** | ≤ 500 | ≤ 200 |"
+    )
     print(f"| | at its highest, while it is built | {peak:.0f} | | |")
 
 
@@ -326,7 +432,9 @@ def measure_memory(num_rows: int) -> tuple[float, float]:
 
 def memory(kind: str) -> float:
     """Of this process, in megabytes: VmRSS is resident now, VmHWM at the highest."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)
+    )
     return int(line.split()[1]) * 1024 / 1e6
 
 
@@ -334,31 +442,65 @@ def order_table(world: World) -> None:
     """The first epoch's order in the rows of the shards, beside numpy's permutation."""
     count, loader = len(world.keys), world.loader()
     stored = {key: row for row, key in enumerate(world.keys)}
-    keys = [key for step in range(-(-count // loader.batch_size)) for key in loader.batch(step * loader.batch_size).keys]
-    orders = {"loader": np.array([stored[key] for key in keys[:count]]), "numpy's": np.random.default_rng(0).permutation(count)}
+    keys = [
+        key
+        for step in range(-(-count // loader.batch_size))
+        for key in loader.batch(step * loader.batch_size).keys
+    ]
+    orders = {
+        "loader": np.array([stored[key] for key in keys[:count]]),
+        "numpy's": np.random.default_rng(0).permutation(count),
+    }
     shard = np.repeat(np.arange(NUM_SHARDS), [part.stop - part.start for part in world.parts()])
     print("\n| order | rank correlation | neighbours from one shard |\n|---|---|---|")
     for name, order in orders.items():
         same = (shard[order[1:]] == shard[order[:-1]]).mean()
         print(f"| {name} | {np.corrcoef(np.arange(count), order)[0, 1]:+.4f} | {same:.2%} |")
-    print(f"\nBy chance: 0 ± {count**-0.5:.4f}, and {1 / NUM_SHARDS:.2%} ± {(1 / NUM_SHARDS / count) ** 0.5:.2%}.")
+    print(
+        f"\nBy chance: 0 ± {count**-0.5:.4f}, and {1 / NUM_SHARDS:.2%} ± {(1 / NUM_SHARDS / count) ** 0.5:.2%}."
+    )
 
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     return f"{cpu}, 1 thread, torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
 
 
 def main() -> None:
     names = [*OURS, *OTHERS, "memory", "order"]
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--images", type=int, default=20_000, metavar="N", help="size of the data set (default %(default)s: 160 MB, 4 times)"
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--batch-size", type=int, default=2048, metavar="N", help="default: %(default)s, the recipe's")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds (default %(default)s)")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"a row; may be repeated: {', '.join(names)}")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="size of the data set (default %(default)s: 160 MB, 4 times)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="default: %(default)s, the recipe's",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="rounds (default %(default)s)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=names,
+        metavar="NAME",
+        help=f"a row; may be repeated: {', '.join(names)}",
+    )
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:

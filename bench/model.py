@@ -92,7 +92,13 @@ class Case:
 
 def sized(width: int, head_size: int, **changes: object) -> XUTConfig:
     """Depth 4, enc 1, dec 3, prev 1, post 3, as xut-base; feed-forward three times the width."""
-    sizes = dict(width=width, num_heads=width // head_size, head_size=head_size, mlp_width=3 * width, text_width=width)
+    sizes = dict(
+        width=width,
+        num_heads=width // head_size,
+        head_size=head_size,
+        mlp_width=3 * width,
+        text_width=width,
+    )
     return replace(XUTConfig(), **{**sizes, **changes})
 
 
@@ -116,14 +122,24 @@ class Bench:
             compile_blocks(self.model)
         side = case.side * config.patch_size
         self.latent = torch.randn(case.batch, config.channels, side, side, device=device)
-        self.target, self.timestep = torch.randn_like(self.latent), torch.rand(case.batch, device=device)
+        self.target, self.timestep = (
+            torch.randn_like(self.latent),
+            torch.rand(case.batch, device=device),
+        )
         self.text = torch.randn(case.batch, case.num_text, config.text_width, device=device)
-        self.mask = torch.arange(case.num_text, device=device) < torch.randint(1, case.num_text + 1, (case.batch, 1), device=device)
-        self.positions, self.aspect = full_map(case.side, case.side).to(device), torch.zeros(case.batch, device=device)
+        self.mask = torch.arange(case.num_text, device=device) < torch.randint(
+            1, case.num_text + 1, (case.batch, 1), device=device
+        )
+        self.positions, self.aspect = (
+            full_map(case.side, case.side).to(device),
+            torch.zeros(case.batch, device=device),
+        )
         self.kept = draw_kept(case.batch, case.side**2, case.rate, device=device)
         self.keep = None
         if self.kept is not None:
-            self.keep = torch.zeros(case.batch, case.side**2, dtype=torch.bool, device=device).scatter(1, self.kept, True)
+            self.keep = torch.zeros(
+                case.batch, case.side**2, dtype=torch.bool, device=device
+            ).scatter(1, self.kept, True)
 
     def _learn(self, predicted: Tensor) -> None:
         (predicted.float() - self.target).square().mean().backward()
@@ -140,7 +156,15 @@ class Bench:
         self._learn(predicted)
 
     def oracle(self) -> None:
-        inputs = self.latent, self.timestep, self.text, self.positions, self.aspect, self.mask, self.keep
+        inputs = (
+            self.latent,
+            self.timestep,
+            self.text,
+            self.positions,
+            self.aspect,
+            self.mask,
+            self.keep,
+        )
         self._learn(oracle.xut({**dict(self.model.named_parameters())}, self.case.config, *inputs))
 
 
@@ -152,9 +176,14 @@ def product(
     by_layer: by the linear layer of the blocks, which on some CPUs multiplies faster than torch's matrix product.
     """
     rows, inner, columns = size
-    a, b = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
+    a, b = (
+        torch.randn(rows, inner, device=device).to(dtype),
+        torch.randn(inner, columns, device=device).to(dtype),
+    )
     out, flops = torch.empty(rows, columns, device=device, dtype=dtype), 2 * rows * inner * columns
-    multiply = partial(linear, a, b.T.contiguous(), None) if by_layer else partial(torch.mm, a, b, out=out)
+    multiply = (
+        partial(linear, a, b.T.contiguous(), None) if by_layer else partial(torch.mm, a, b, out=out)
+    )
     times = max(1, round(2e10 / flops))
 
     @torch.no_grad()
@@ -165,7 +194,9 @@ def product(
     return run, flops * times
 
 
-def in_turns(contenders: dict[str, Callable[[], None]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+def in_turns(
+    contenders: dict[str, Callable[[], None]], repeats: int, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats + 1):
@@ -202,8 +233,15 @@ def share_of_limit(case: Case, repeats: int, compiled: bool) -> Figure:
     bench = Bench(case)
     sizes = {"2048³": (2048,) * 3, "largest product": case.largest_product()}
     limits = {name: product(size, torch.float32) for name, size in sizes.items()}
-    by_layer = {f"layer, {name}": product(size, torch.float32, by_layer=True) for name, size in sizes.items()}
-    work = {"ours": bench.ours, "oracle": bench.oracle, **{name: run for name, (run, _) in (limits | by_layer).items()}}
+    by_layer = {
+        f"layer, {name}": product(size, torch.float32, by_layer=True)
+        for name, size in sizes.items()
+    }
+    work = {
+        "ours": bench.ours,
+        "oracle": bench.oracle,
+        **{name: run for name, (run, _) in (limits | by_layer).items()},
+    }
     if compiled:
         work["compiled"] = Bench(case, compiled=True).ours
     seconds = in_turns(work, repeats)
@@ -215,7 +253,10 @@ def share_of_limit(case: Case, repeats: int, compiled: bool) -> Figure:
     of_best = ratio(ideal, seconds["ours"]) * rates[limit] / best
     shown_limit = f"limit {rates[limit] / 1e9:.0f} GFLOP/s ({limit}); {of_best:.2f} of the layer's {best / 1e9:.0f}"
     detail = f"oracle {ratio(ideal, seconds['oracle']):.2f}; {shown_limit}"
-    value, shown = ratio(ideal, seconds["ours"]), ratio(ideal, seconds["compiled"]) if compiled else None
+    value, shown = (
+        ratio(ideal, seconds["ours"]),
+        ratio(ideal, seconds["compiled"]) if compiled else None,
+    )
     return Figure(value, f"{detail}; step {statistics.median(seconds['ours']):.3f} s", shown)
 
 
@@ -227,15 +268,26 @@ def against_oracle(case: Case, repeats: int, compiled: bool) -> Figure:
     seconds = in_turns(work, repeats)
     step = statistics.median(seconds["ours"])
     detail = f"step {1e3 * step:.0f} ms, {case.flops() / step / 1e9:.0f} GFLOP/s"
-    return Figure(ratio(seconds["oracle"], seconds["ours"]), detail, ratio(seconds["oracle"], seconds["compiled"]) if compiled else None)
+    return Figure(
+        ratio(seconds["oracle"], seconds["ours"]),
+        detail,
+        ratio(seconds["oracle"], seconds["compiled"]) if compiled else None,
+    )
 
 
 def bfloat16(repeats: int, compiled: bool) -> Figure:
     bench = Bench(WIDTH512)
-    products = {str(dtype): product((2048,) * 3, dtype)[0] for dtype in (torch.float32, torch.bfloat16)}
-    seconds = in_turns({"float32": bench.ours, "bfloat16": bench.ours_bfloat16, **products}, repeats)
+    products = {
+        str(dtype): product((2048,) * 3, dtype)[0] for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds = in_turns(
+        {"float32": bench.ours, "bfloat16": bench.ours_bfloat16, **products}, repeats
+    )
     machine = ratio(seconds["torch.float32"], seconds["torch.bfloat16"])
-    return Figure(ratio(seconds["float32"], seconds["bfloat16"]), f"the machine's product is {machine:.1f}× as fast")
+    return Figure(
+        ratio(seconds["float32"], seconds["bfloat16"]),
+        f"the machine's product is {machine:.1f}× as fast",
+    )
 
 
 def sampling(repeats: int, compiled: bool, steps: int = 16, scale: float = 3.0) -> Figure:
@@ -247,7 +299,15 @@ def sampling(repeats: int, compiled: bool, steps: int = 16, scale: float = 3.0) 
     weights = dict(model.named_parameters())
 
     def ours(model: XUT) -> None:
-        generate(model, Text(text, None), Text(empty, None), height=size, width=size, seeds=range(len(text)), sampling=settings)
+        generate(
+            model,
+            Text(text, None),
+            Text(empty, None),
+            height=size,
+            width=size,
+            seeds=range(len(text)),
+            sampling=settings,
+        )
 
     @torch.no_grad()
     def plain() -> None:
@@ -255,7 +315,9 @@ def sampling(repeats: int, compiled: bool, steps: int = 16, scale: float = 3.0) 
         for step in range(steps):
             timestep = torch.full((len(latent),), 1 - step / steps)
             velocities = [
-                oracle.xut(weights, model.config, latent, timestep, words, bench.positions, bench.aspect)
+                oracle.xut(
+                    weights, model.config, latent, timestep, words, bench.positions, bench.aspect
+                )
                 for words in (text, empty.expand_as(text))
             ]
             latent = latent - (velocities[1] + scale * (velocities[0] - velocities[1])) / steps
@@ -265,17 +327,31 @@ def sampling(repeats: int, compiled: bool, steps: int = 16, scale: float = 3.0) 
         work["compiled"] = partial(ours, Bench(case, compiled=True).model.eval())
     seconds = in_turns(work, repeats)
     detail = f"batch 4, {statistics.median(seconds['ours']):.2f} s"
-    return Figure(ratio(seconds["oracle"], seconds["ours"]), detail, ratio(seconds["oracle"], seconds["compiled"]) if compiled else None)
+    return Figure(
+        ratio(seconds["oracle"], seconds["ours"]),
+        detail,
+        ratio(seconds["oracle"], seconds["compiled"]) if compiled else None,
+    )
 
 
 def tread(repeats: int, compiled: bool) -> Figure:
     dense, half = Bench(replace(TREAD, rate=0.0)), Bench(TREAD)
     seconds = in_turns({"dense": dense.ours, "half": half.ours}, repeats)
-    saved_time, saved_flops = 1 - ratio(seconds["half"], seconds["dense"]), 1 - half.case.flops() / dense.case.flops()
-    return Figure(saved_time / saved_flops, f"{saved_time:.1%} of the time for {saved_flops:.1%} of the FLOPs; width 256, batch 2")
+    saved_time, saved_flops = (
+        1 - ratio(seconds["half"], seconds["dense"]),
+        1 - half.case.flops() / dense.case.flops(),
+    )
+    return Figure(
+        saved_time / saved_flops,
+        f"{saved_time:.1%} of the time for {saved_flops:.1%} of the FLOPs; width 256, batch 2",
+    )
 
 
-MEMORY = {"width512": WIDTH512, "width512, batch 16": replace(WIDTH512, batch=16), "width256": WIDTH256}
+MEMORY = {
+    "width512": WIDTH512,
+    "width512, batch 16": replace(WIDTH512, batch=16),
+    "width256": WIDTH256,
+}
 
 
 def memory(repeats: int, compiled: bool) -> Figure:
@@ -294,8 +370,16 @@ def memory(repeats: int, compiled: bool) -> Figure:
 def _peak_bytes(name: str, share: float) -> int:
     command = [sys.executable, __file__, "--memory-of", json.dumps([name, share])]
     # What is freed goes back at once, so that the peak is of memory in use.
-    returning = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | returning).stdout)
+    returning = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_MMAP_MAX_": "1000000",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+    }
+    return int(
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, env=os.environ | returning
+        ).stdout
+    )
 
 
 def measure_memory(name: str, share: float) -> int:
@@ -322,53 +406,104 @@ class Row:
 
 
 ROWS = {
-    "width512": Row("float32 step, width 512: share of the matmul rate", "≥ 0.80", "≥ 0.92", partial(share_of_limit, WIDTH512)),
-    "width256": Row("float32 step, width 256: share of the matmul rate", "≥ 0.70", "≥ 0.85", partial(share_of_limit, WIDTH256)),
-    "width128": Row("float32 step, width 128, against the oracle", "≥ 1.3", "≥ 2", partial(against_oracle, WIDTH128)),
+    "width512": Row(
+        "float32 step, width 512: share of the matmul rate",
+        "≥ 0.80",
+        "≥ 0.92",
+        partial(share_of_limit, WIDTH512),
+    ),
+    "width256": Row(
+        "float32 step, width 256: share of the matmul rate",
+        "≥ 0.70",
+        "≥ 0.85",
+        partial(share_of_limit, WIDTH256),
+    ),
+    "width128": Row(
+        "float32 step, width 128, against the oracle",
+        "≥ 1.3",
+        "≥ 2",
+        partial(against_oracle, WIDTH128),
+    ),
     "bfloat16": Row("bfloat16 autocast against float32, width 512", "≥ 1.4", "≥ 1.8", bfloat16),
-    "sampling": Row("guided sampling, 16 steps, width 256, against the oracle", "≥ 1.2", "≥ 1.6", sampling),
-    "memory": Row("peak memory of a step, all blocks recomputed against none", "≤ 0.5", "≤ 0.35", memory),
-    "tread": Row("TREAD 0.5 at 1024 image tokens: FLOPs saved that become time", "≥ 0.80", "≥ 0.95", tread),
+    "sampling": Row(
+        "guided sampling, 16 steps, width 256, against the oracle", "≥ 1.2", "≥ 1.6", sampling
+    ),
+    "memory": Row(
+        "peak memory of a step, all blocks recomputed against none", "≤ 0.5", "≤ 0.35", memory
+    ),
+    "tread": Row(
+        "TREAD 0.5 at 1024 image tokens: FLOPs saved that become time", "≥ 0.80", "≥ 0.95", tread
+    ),
 }
 
 
 def cpu_table(names: list[str], repeats: int, *, compiled: bool) -> None:
     print("| row | | measured | compiled | must | aim | |\n|---|---|---|---|---|---|---|")
     for name in names:
-        row, figure = ROWS[name], ROWS[name].measure(repeats * (5 if name == "width128" else 1), compiled)
+        row, figure = (
+            ROWS[name],
+            ROWS[name].measure(repeats * (5 if name == "width128" else 1), compiled),
+        )
         shown = "" if figure.compiled is None else f"**{figure.compiled:.2f}**"
-        print(f"| {name} | {row.what} | **{figure.value:.2f}** | {shown} | {row.must} | {row.aim} | {figure.detail} |", flush=True)
+        print(
+            f"| {name} | {row.what} | **{figure.value:.2f}** | {shown} | {row.must} | {row.aim} | {figure.detail} |",
+            flush=True,
+        )
 
 
 # The four resolutions of the published recipe: image tokens a side, text tokens, TREAD rate, micro-batch, share of recomputed blocks.
-RESOLUTIONS = {256: (16, 256, 0.5, 128, 0.0), 512: (32, 256, 0.5, 64, 1.0), 768: (48, 256, 0.5, 64, 1.0), 1024: (64, 512, 0.0, 16, 1.0)}
+RESOLUTIONS = {
+    256: (16, 256, 0.5, 128, 0.0),
+    512: (32, 256, 0.5, 64, 1.0),
+    768: (48, 256, 0.5, 64, 1.0),
+    1024: (64, 512, 0.0, 16, 1.0),
+}
 GOALS_H200 = {256: 520.0, 512: 229.0, 768: 109.0, 1024: 27.7}
 
 
-def base_table(device: str, repeats: int, *, tiny: bool, compiled: bool, share: float | None) -> None:
+def base_table(
+    device: str, repeats: int, *, tiny: bool, compiled: bool, share: float | None
+) -> None:
     """xut-base (or a tiny one) at the four resolutions."""
     peak = _product_peak(device, tiny)
     print(f"matrix product in bfloat16: {peak / 1e12:.3g} TFLOP/s\n")
-    columns = ("px", "batch", "recomputed", "images/s", "goal (H200)", "TFLOP/s", "of the product's rate", "peak memory")
+    columns = (
+        "px",
+        "batch",
+        "recomputed",
+        "images/s",
+        "goal (H200)",
+        "TFLOP/s",
+        "of the product's rate",
+        "peak memory",
+    )
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for px, (side, num_text, rate, batch, published) in RESOLUTIONS.items():
         recompute = published if share is None else share
         case = Case(XUTConfig.preset("base"), batch, side, num_text, rate)
         if tiny:
             case = Case(sized(64, 16), 2, side // 8, num_text // 32, rate)
-        images, memory_gb = _images_per_sec(case, device, repeats, compiled=compiled, share=recompute)
+        images, memory_gb = _images_per_sec(
+            case, device, repeats, compiled=compiled, share=recompute
+        )
         rate_flops = images * case.flops() / case.batch
         shown = f"{images:.1f} | {GOALS_H200[px]} | {rate_flops / 1e12:.3g} | {rate_flops / peak:.1%} | {memory_gb:.2f} GB"
         print(f"| {px} | {case.batch} | {recompute:g} | {shown} |", flush=True)
 
 
-def _images_per_sec(case: Case, device: str, repeats: int, *, compiled: bool, share: float) -> tuple[float, float]:
+def _images_per_sec(
+    case: Case, device: str, repeats: int, *, compiled: bool, share: float
+) -> tuple[float, float]:
     bench = Bench(case, device, compiled=compiled)
     recompute_activations(bench.model, share)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = in_turns({"step": bench.ours_bfloat16}, repeats, device)["step"]
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return case.batch / statistics.median(seconds), peak / 1e9
 
 
@@ -383,8 +518,13 @@ def _product_peak(device: str, tiny: bool) -> float:
 
 
 def machine(device: str) -> str:
-    cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; " if device == "cuda" else ""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")),
+        platform.processor(),
+    )
+    card = (
+        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; " if device == "cuda" else ""
+    )
     return f"{card}{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -394,16 +534,43 @@ def _cpuinfo() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", metavar="NAME", action="append", choices=list(ROWS), help="a row of the CPU's table; may be repeated")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="rounds (default %(default)s; five times as many for width128)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile block by block; on the CPU beside the same without (needs g++, a minute a row)"
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recompute", type=float, metavar="SHARE", help="share of recomputed blocks (GPU's table; default: as published)")
-    parser.add_argument("--tiny", action="store_true", help="the GPU's table with small sizes, on any device")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        choices=list(ROWS),
+        help="a row of the CPU's table; may be repeated",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=7,
+        metavar="N",
+        help="rounds (default %(default)s; five times as many for width128)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile block by block; on the CPU beside the same without (needs g++, a minute a row)",
+    )
+    parser.add_argument(
+        "--recompute",
+        type=float,
+        metavar="SHARE",
+        help="share of recomputed blocks (GPU's table; default: as published)",
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="the GPU's table with small sizes, on any device"
+    )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -413,7 +580,13 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     print(machine(arguments.device) + "\n")
     if arguments.device == "cuda" or arguments.tiny:
-        base_table(arguments.device, arguments.repeats, tiny=arguments.tiny, compiled=arguments.compile, share=arguments.recompute)
+        base_table(
+            arguments.device,
+            arguments.repeats,
+            tiny=arguments.tiny,
+            compiled=arguments.compile,
+            share=arguments.recompute,
+        )
     else:
         cpu_table(arguments.only or list(ROWS), arguments.repeats, compiled=arguments.compile)
 

@@ -41,7 +41,16 @@ def published_work() -> list[tuple[Phase, Work]]:
     train = load_pipeline("hdm-xut-base", environment={}).train
     text, pictures = counts.PUBLISHED_TEXT["Qwen/Qwen3-0.6B"], counts.SDXL_ENCODER
     return [
-        (phase, work.training(train.model, phase, ((phase.resolution // 16) ** 2, phase.max_tokens or 256), text, pictures))
+        (
+            phase,
+            work.training(
+                train.model,
+                phase,
+                ((phase.resolution // 16) ** 2, phase.max_tokens or 256),
+                text,
+                pictures,
+            ),
+        )
         for phase in train.phases
     ]
 
@@ -56,13 +65,24 @@ class Fit:
     def hours(self, phase: Phase, done: Work) -> float:
         """Of four cards."""
         share = self.peak_share * done.tokens / (done.tokens + self.half_tokens)
-        return phase.num_images * done.flops / (1e12 * CARDS[PUBLISHED_CARD].tflops * share) / 3600 / PUBLISHED_GPUS
+        return (
+            phase.num_images
+            * done.flops
+            / (1e12 * CARDS[PUBLISHED_CARD].tflops * share)
+            / 3600
+            / PUBLISHED_GPUS
+        )
 
 
 def fitted(cases: list[tuple[Phase, Work]]) -> Fit:
     """hours = a·work + b·work/tokens, by least squares of hours/published - 1."""
     whole = Fit(1.0, 0.0)
-    columns = np.array([[whole.hours(phase, done), whole.hours(phase, done) / done.tokens] for phase, done in cases])
+    columns = np.array(
+        [
+            [whole.hours(phase, done), whole.hours(phase, done) / done.tokens]
+            for phase, done in cases
+        ]
+    )
     published = np.array([PUBLISHED_HOURS[phase.name] for phase, _ in cases])
     (a, b), *_ = np.linalg.lstsq(columns / published[:, None], np.ones(len(cases)), rcond=None)
     return Fit(float(1 / a), float(b / a))
@@ -72,15 +92,23 @@ def against_published() -> None:
     cases = published_work()
     kept, anew = Fit(hardware.PEAK_SHARE, hardware.HALF_TOKENS), fitted(cases)
     print(f"in use: {kept}\nfitted anew: {anew}\n")
-    print("| phase | GFLOP an image | tokens | published h | planned h | | from the other three h | |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| phase | GFLOP an image | tokens | published h | planned h | | from the other three h | |\n|---|---|---|---|---|---|---|---|"
+    )
     for phase, done in cases:
         hours, published = kept.hours(phase, done), PUBLISHED_HOURS[phase.name]
         others = fitted([case for case in cases if case[0] is not phase]).hours(phase, done)
         shown = f"{phase.name} | {done.flops / 1e9:,.0f} | {done.tokens:,.0f} | {published:.0f} | **{hours:.0f}**"
-        print(f"| {shown} | {hours / published - 1:+.0%} | {others:.0f} | {others / published - 1:+.0%} |")
+        print(
+            f"| {shown} | {hours / published - 1:+.0%} | {others:.0f} | {others / published - 1:+.0%} |"
+        )
 
 
-TRAINING = ("download.scenes.count=400", "train.phases.0.num_images=1920", "train.phases.1.num_images=1920")
+TRAINING = (
+    "download.scenes.count=400",
+    "train.phases.0.num_images=1920",
+    "train.phases.1.num_images=1920",
+)
 
 
 def against_training(settings: list[str]) -> None:
@@ -89,17 +117,33 @@ def against_training(settings: list[str]) -> None:
     from hdm.stages import run_step, steps
 
     pipeline = load_pipeline("demo", [*TRAINING, *settings], environment={})
-    print("| phase | steps | foretold s | trained s | | foretold GB | trained GB | | foretold again s |\n" + "|---" * 9 + "|")
+    print(
+        "| phase | steps | foretold s | trained s | | foretold GB | trained GB | | foretold again s |\n"
+        + "|---" * 9
+        + "|"
+    )
     with tempfile.TemporaryDirectory(prefix="hdm-bench-") as folder:
         store = Store(Path(folder))
         for step in steps(pipeline):
             if step.stage == "evaluate":
                 continue
-            number = [f"train.{phase.name}" for phase in pipeline.train.phases].index(step.name) if step.stage == "train" else None
+            number = (
+                [f"train.{phase.name}" for phase in pipeline.train.phases].index(step.name)
+                if step.stage == "train"
+                else None
+            )
             before = None if number is None else measure(pipeline, number)
             made = run_step(pipeline, store, step.name)
             if number is not None and before is not None:
-                print(_row(pipeline.train.phases[number], before, made.output.path, measure(pipeline, number)), flush=True)
+                print(
+                    _row(
+                        pipeline.train.phases[number],
+                        before,
+                        made.output.path,
+                        measure(pipeline, number),
+                    ),
+                    flush=True,
+                )
 
 
 def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
@@ -112,9 +156,20 @@ def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("what", nargs="*", default=WHAT, help=f"{', '.join(WHAT)} (default: both)")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=c", help="another setting of the training")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="another setting of the training",
+    )
     given = parser.parse_args()
     if unknown := set(given.what) - set(WHAT):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {' and '.join(WHAT)}")

@@ -38,11 +38,22 @@ PATIENCE_SEC = 600.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--whole", action="store_true", help="xut-base itself instead of a model of half the width")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="xut-base itself instead of a model of half the width"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--disk", type=Path, metavar="DIR", help="where to write (default: the system's folder for temporary files)")
+    parser.add_argument(
+        "--disk",
+        type=Path,
+        metavar="DIR",
+        help="where to write (default: the system's folder for temporary files)",
+    )
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train is not None:
@@ -51,14 +62,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=given.disk) as folder:
         job = job_of(pipeline_of(given.whole, given.device), Path(folder))
         job.write()
-        found = [_round(job) for _ in range(given.rounds + 1)][1:]  # the first one has no checkpoint to start from
-        size = sum(path.stat().st_size for path in next(Path(job.scratch).glob("checkpoint-*")).iterdir())
-    print(f"checkpoint of {size / 1e9:.2f} GB, medians of {given.rounds} rounds (least to most)\n\n| start | step | stop |\n|---|---|---|")
-    print("| " + " | ".join(_shown([times[name] for times in found]) for name in ("start", "step", "stop")) + " |")
+        found = [_round(job) for _ in range(given.rounds + 1)][
+            1:
+        ]  # the first one has no checkpoint to start from
+        size = sum(
+            path.stat().st_size for path in next(Path(job.scratch).glob("checkpoint-*")).iterdir()
+        )
+    print(
+        f"checkpoint of {size / 1e9:.2f} GB, medians of {given.rounds} rounds (least to most)\n\n| start | step | stop |\n|---|---|---|"
+    )
+    print(
+        "| "
+        + " | ".join(_shown([times[name] for times in found]) for name in ("start", "step", "stop"))
+        + " |"
+    )
 
 
 def pipeline_of(whole: bool, device: str) -> Pipeline:
-    phase = {"resolution": 64, "num_images": 10**7, "batch_size": 2, "optimizer": {"kind": "adamw", "learning_rate": 1e-4}}
+    phase = {
+        "resolution": 64,
+        "num_images": 10**7,
+        "batch_size": 2,
+        "optimizer": {"kind": "adamw", "learning_rate": 1e-4},
+    }
     settings = [
         f"train.model={json.dumps(base(whole).to_dict())}",
         f"train.phases=[{json.dumps(phase)}]",
@@ -83,7 +109,11 @@ def _round(job: Job) -> dict[str, float]:
         process.wait(PATIENCE_SEC)
     finally:
         process.kill()
-    return {"start": started, "step": (steps[-1] - started) / len(steps), "stop": time.monotonic() - asked}
+    return {
+        "start": started,
+        "step": (steps[-1] - started) / len(steps),
+        "stop": time.monotonic() - asked,
+    }
 
 
 def _when(job: Job, count: int, process: subprocess.Popen[bytes]) -> float:
@@ -91,7 +121,9 @@ def _when(job: Job, count: int, process: subprocess.Popen[bytes]) -> float:
     deadline = time.monotonic() + PATIENCE_SEC
     while len(_lines(job)) < count:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the training made no step:\n{job.log.read_text(errors='replace')[-2000:]}")
+            raise SystemExit(
+                f"the training made no step:\n{job.log.read_text(errors='replace')[-2000:]}"
+            )
         time.sleep(0.02)
     return time.monotonic()
 

@@ -50,43 +50,85 @@ class Case:
     def per_image(self, resolution: int) -> float:
         """Bytes of a latent and its columns, its share of headers and footers with them."""
         height = resolution // SDXL_ENCODER.downscale
-        return latent_row_bytes(self.channels, height, round(height * self.aspect), self.shard_images)
+        return latent_row_bytes(
+            self.channels, height, round(height * self.aspect), self.shard_images
+        )
 
     def encode_sec(self, resolution: int) -> float:
-        return SDXL_ENCODER.flops(resolution, resolution) * self.aspect / (1e12 * self.tflops * self.utilisation)
+        return (
+            SDXL_ENCODER.flops(resolution, resolution)
+            * self.aspect
+            / (1e12 * self.tflops * self.utilisation)
+        )
 
     def read_sec(self, resolution: int) -> float:
         return self.per_image(resolution) / (self.read_gb_per_sec * 1e9)
 
 
 def table(case: Case) -> None:
-    print("| images | px | a picture | latents | text | encode | read |\n|---|---|---|---|---|---|---|")
+    print(
+        "| images | px | a picture | latents | text | encode | read |\n|---|---|---|---|---|---|---|"
+    )
     for count in COUNTS:
         for px in RESOLUTIONS:
             each = case.per_image(px)
-            sizes = (
-                f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {count * text_bytes(case.tokens, case.text_width) / 1e12:.2f} TB"
-            )
+            text_tb = count * text_bytes(case.tokens, case.text_width) / 1e12
+            sizes = f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {text_tb:.2f} TB"
             times = f"{count * case.encode_sec(px) / 3600:,.1f} h | {count * case.read_sec(px) / 60:,.1f} min"
             print(f"| {count / 1e6:g}M | {px} | {sizes} | {times} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     shown = {"help": "default: %(default)s", "metavar": "N"}
     parser.add_argument("--channels", type=int, default=4, **shown)
     parser.add_argument("--aspect", type=float, default=1.33, **shown)
-    parser.add_argument("--tokens", type=int, default=128, help="of a caption, on average (default: %(default)s)", metavar="N")
-    parser.add_argument("--text-width", type=int, default=1024, **shown)
-    parser.add_argument("--tflops", type=float, default=790.0, help="of the accelerator (default: %(default)s, an H200)", metavar="N")
-    parser.add_argument("--utilisation", type=float, default=0.5, help="share of it that becomes work (default: %(default)s)", metavar="N")
-    parser.add_argument("--read", type=float, default=2.0, help="GB/s (default: %(default)s)", metavar="N")
     parser.add_argument(
-        "--shard-images", type=int, default=20_000, help="pictures of one shape in a file (default: %(default)s)", metavar="N"
+        "--tokens",
+        type=int,
+        default=128,
+        help="of a caption, on average (default: %(default)s)",
+        metavar="N",
+    )
+    parser.add_argument("--text-width", type=int, default=1024, **shown)
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=790.0,
+        help="of the accelerator (default: %(default)s, an H200)",
+        metavar="N",
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.5,
+        help="share of it that becomes work (default: %(default)s)",
+        metavar="N",
+    )
+    parser.add_argument(
+        "--read", type=float, default=2.0, help="GB/s (default: %(default)s)", metavar="N"
+    )
+    parser.add_argument(
+        "--shard-images",
+        type=int,
+        default=20_000,
+        help="pictures of one shape in a file (default: %(default)s)",
+        metavar="N",
     )
     given = parser.parse_args()
     case = Case(
-        given.channels, given.aspect, given.tokens, given.text_width, given.tflops, given.utilisation, given.read, given.shard_images
+        given.channels,
+        given.aspect,
+        given.tokens,
+        given.text_width,
+        given.tflops,
+        given.utilisation,
+        given.read,
+        given.shard_images,
     )
     print(f"{case}\n")
     table(case)

@@ -29,7 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hdm.models.cpu import KEEPING_MEMORY, training_environment
 
-if __name__ == "__main__" and "cuda" not in sys.argv and any(name not in os.environ for name in KEEPING_MEMORY):
+if (
+    __name__ == "__main__"
+    and "cuda" not in sys.argv
+    and any(name not in os.environ for name in KEEPING_MEMORY)
+):
     # As the training's own processes are started; torch reads it when it is imported.
     os.execve(sys.executable, [sys.executable, *sys.argv], training_environment() | os.environ)
 
@@ -83,8 +87,19 @@ GOALS_H200 = {256: 520.0, 512: 229.0, 768: 109.0, 1024: 27.7}
 def pipeline_of(case: Case, kind: str, device: str) -> Pipeline:
     """The demo with one phase of the case's model, batch and lengths; long enough never to end."""
     px = case.side * case.config.patch_size * 8
-    optimizer = {"kind": kind, "learning_rate": 1e-3, "muon_learning_rate": 0.01, "schedule": "constant"}
-    phase = {"resolution": px, "num_images": 10**7, "batch_size": case.batch, "tread_rate": case.rate, "optimizer": optimizer}
+    optimizer = {
+        "kind": kind,
+        "learning_rate": 1e-3,
+        "muon_learning_rate": 0.01,
+        "schedule": "constant",
+    }
+    phase = {
+        "resolution": px,
+        "num_images": 10**7,
+        "batch_size": case.batch,
+        "tread_rate": case.rate,
+        "optimizer": optimizer,
+    }
     settings = [
         f"train.model={json.dumps(case.config.to_dict())}",
         f"train.phases=[{json.dumps(phase)}]",
@@ -97,7 +112,9 @@ def pipeline_of(case: Case, kind: str, device: str) -> Pipeline:
 
 def job_of(pipeline: Pipeline, folder: Path, number: int = 0) -> Job:
     """A training of one of its phases on made-up latents and text embeddings."""
-    inputs = Rehearsal(Store(folder / "store"), pipeline, pipeline.train.phases[number], downscale=8).inputs()
+    inputs = Rehearsal(
+        Store(folder / "store"), pipeline, pipeline.train.phases[number], downscale=8
+    ).inputs()
     return Job.apart(pipeline, number, inputs, folder)
 
 
@@ -126,14 +143,21 @@ class Bare:
         self.optimizers = Optimizers(self.model, trainer.phase.optimizer)
         self.example, self.route = trainer.feed.make(0), trainer.phase.tread_route
         self.batch = self.example.batch
-        self.noisy, self.target = torch.randn_like(self.batch.latent), torch.randn_like(self.batch.latent)
+        self.noisy, self.target = (
+            torch.randn_like(self.batch.latent),
+            torch.randn_like(self.batch.latent),
+        )
         self.positions = self.batch.positions
 
     def forward_backward(self) -> None:
         batch, example = self.batch, self.example
         assert batch.text is not None
-        given = dict(positions=self.positions, log_aspect=batch.log_aspect, text_mask=batch.text_mask)
-        predicted = self.model(self.noisy, example.timestep, batch.text, **given, kept=example.kept, route=self.route)
+        given = dict(
+            positions=self.positions, log_aspect=batch.log_aspect, text_mask=batch.text_mask
+        )
+        predicted = self.model(
+            self.noisy, example.timestep, batch.text, **given, kept=example.kept, route=self.route
+        )
         (predicted.float() - self.target).square().mean().backward()
 
     def optimize(self) -> None:
@@ -147,7 +171,10 @@ class Rows(Dataset[tuple[Tensor, ...]]):
     def __init__(self, loader: Loader, count: int) -> None:
         rows = [loader.batch(start) for start in range(0, count, loader.batch_size)]
         texts = [row.text for row in rows if row.text is not None]
-        self.columns = [torch.cat(part) for part in ([row.latent for row in rows], texts, [row.text_mask for row in rows])]
+        self.columns = [
+            torch.cat(part)
+            for part in ([row.latent for row in rows], texts, [row.text_mask for row in rows])
+        ]
         self.positions, self.log_aspect = rows[0].positions[0], rows[0].log_aspect[0]
 
     def __len__(self) -> int:
@@ -165,29 +192,57 @@ class Straightforward(torch.nn.Module):
         self.xut = XUT(config)
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, text: Tensor, *, positions: Tensor, log_aspect: Tensor, text_mask: Tensor, kept: Tensor
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        *,
+        positions: Tensor,
+        log_aspect: Tensor,
+        text_mask: Tensor,
+        kept: Tensor,
     ) -> Tensor:
         keep = torch.zeros(positions.shape[:2], dtype=torch.bool).scatter(1, kept, True)
         weights = dict(self.xut.named_parameters())
-        return oracle.xut(weights, self.xut.config, latent, timestep, text, positions, log_aspect, text_mask, keep)
+        return oracle.xut(
+            weights, self.xut.config, latent, timestep, text, positions, log_aspect, text_mask, keep
+        )
 
 
 class PlainLoop:
     """As accelerate's and diffusers' examples are written: nothing ahead, nothing fused, the loss read at every step."""
 
-    def __init__(self, trainer: Trainer, make_model: Callable[[XUTConfig], torch.nn.Module] = XUT) -> None:
+    def __init__(
+        self, trainer: Trainer, make_model: Callable[[XUTConfig], torch.nn.Module] = XUT
+    ) -> None:
         self.phase, settings = trainer.phase, trainer.phase.optimizer
         assert isinstance(trainer.feed.loader, Loader)
         rows = Rows(trainer.feed.loader, 16 * self.phase.batch_size)
         model = make_model(trainer.settings.model).train()
         self.accelerator = Accelerator(cpu=True)
         self.data = DataLoader(rows, batch_size=self.phase.batch_size, shuffle=True, drop_last=True)
-        muon = [value for name, value in model.named_parameters() if settings.kind == "muon" and is_muon(name, value)]
-        others = [value for value in model.parameters() if not any(value is taken for taken in muon)]
+        muon = [
+            value
+            for name, value in model.named_parameters()
+            if settings.kind == "muon" and is_muon(name, value)
+        ]
+        others = [
+            value for value in model.parameters() if not any(value is taken for taken in muon)
+        ]
         found = [torch.optim.AdamW(others, lr=settings.learning_rate, betas=settings.betas)]
-        found += [torch.optim.Muon(muon, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay)] if muon else []
+        found += (
+            [
+                torch.optim.Muon(
+                    muon, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay
+                )
+            ]
+            if muon
+            else []
+        )
         self.model, self.data, *self.optimizers = self.accelerator.prepare(model, self.data, *found)
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0) for optimizer in found]
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0) for optimizer in found
+        ]
         self.average = EMAModel(self.model.parameters(), decay=0.999)
         self.positions, self.log_aspect = rows.positions, rows.log_aspect
         self._batches = iter(self.data)
@@ -202,15 +257,23 @@ class PlainLoop:
     def step(self) -> float:
         latents, text, mask = self._next()
         with self.accelerator.accumulate(self.model):
-            noise, timestep = torch.randn_like(latents), draw_timesteps(len(latents), torch.default_generator)
+            noise, timestep = (
+                torch.randn_like(latents),
+                draw_timesteps(len(latents), torch.default_generator),
+            )
             noisy = timestep.view(-1, 1, 1, 1) * noise + (1 - timestep.view(-1, 1, 1, 1)) * latents
-            given = dict(positions=self.positions.expand(len(latents), -1, -1), log_aspect=self.log_aspect.expand(len(latents)))
+            given = dict(
+                positions=self.positions.expand(len(latents), -1, -1),
+                log_aspect=self.log_aspect.expand(len(latents)),
+            )
             kept = draw_kept(len(latents), len(self.positions), self.phase.tread_rate)
             predicted = self.model(noisy, timestep, text, text_mask=mask, kept=kept, **given)
             loss = F.mse_loss(predicted.float(), noise - latents, reduction="mean")
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.phase.optimizer.clip_norm)
+                self.accelerator.clip_grad_norm_(
+                    self.model.parameters(), self.phase.optimizer.clip_norm
+                )
             for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
                 optimizer.step()
                 schedule.step()
@@ -228,7 +291,12 @@ class Seconds:
     cpu: list[float]
 
     def __sub__(self, other: Seconds) -> Seconds:
-        return Seconds(*([a - b for a, b in zip(*pair, strict=True)] for pair in ((self.wall, other.wall), (self.cpu, other.cpu))))
+        return Seconds(
+            *(
+                [a - b for a, b in zip(*pair, strict=True)]
+                for pair in ((self.wall, other.wall), (self.cpu, other.cpu))
+            )
+        )
 
     def over(self, other: Seconds) -> tuple[float, float]:
         """The median ratio, by the clock and of CPU time."""
@@ -282,7 +350,10 @@ def against_bare(trainer: Trainer, rounds: int) -> tuple[tuple[float, float], st
 
 def against_plain(trainer: Trainer, rounds: int) -> tuple[tuple[float, float], str]:
     loops = {"plain": PlainLoop(trainer), "straightforward": PlainLoop(trainer, Straightforward)}
-    seconds = in_turns({"trainer": partial(turn, trainer), **{name: loop.step for name, loop in loops.items()}}, rounds * STEPS)
+    seconds = in_turns(
+        {"trainer": partial(turn, trainer), **{name: loop.step for name, loop in loops.items()}},
+        rounds * STEPS,
+    )
     eager = seconds["straightforward"].over(seconds["trainer"])[0]
     detail = f"plain step {1e3 * statistics.median(seconds['plain'].wall):.0f} ms; with the oracle's writing of the model {eager:.2f}"
     return seconds["plain"].over(seconds["trainer"]), detail
@@ -306,7 +377,9 @@ def ailing_server(kind: str) -> Iterator[str]:
     if kind == "dead":
         yield "http://127.0.0.1:9"
     elif kind == "hung":
-        with socket.create_server(("127.0.0.1", 0), backlog=64) as server:  # takes connections and says nothing
+        with socket.create_server(
+            ("127.0.0.1", 0), backlog=64
+        ) as server:  # takes connections and says nothing
             yield f"http://127.0.0.1:{server.getsockname()[1]}"
     else:
         with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
@@ -321,7 +394,9 @@ def tracking_process(folder: Path, uri: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tasks.tracker", str(folder)]
     paths = {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "MLFLOW_TRACKING_URI": uri}
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, **paths}, **quiet)  # type: ignore[call-overload]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, env={**os.environ, **paths}, **quiet
+    )  # type: ignore[call-overload]
     assert process.stdin
     run = {
         "event": "run",
@@ -333,7 +408,10 @@ def tracking_process(folder: Path, uri: str) -> Iterator[subprocess.Popen[str]]:
         "pid": 1,
         "flow_run": "",
     }
-    for event in (run, {"event": "begin", "at": time.time(), "name": "train.64px", "folder": str(folder)}):
+    for event in (
+        run,
+        {"event": "begin", "at": time.time(), "name": "train.64px", "folder": str(folder)},
+    ):
         process.stdin.write(json.dumps({**event, "at": time.time()}) + "\n")
     process.stdin.flush()
     try:
@@ -369,9 +447,18 @@ class Row:
 
 
 ROWS = {
-    "bare": Row("trainer's step against the bare model's, optimizers apart", "≤ 1.10", "≤ 1.03", against_bare),
-    "plain": Row("plain accelerate loop's step over the trainer's", "≥ 1.0", "≥ 1.3", against_plain),
-    "tracker": Row("step beside a tracker without MLflow, over one beside none", "≤ 1.01", "", beside_tracker),
+    "bare": Row(
+        "trainer's step against the bare model's, optimizers apart",
+        "≤ 1.10",
+        "≤ 1.03",
+        against_bare,
+    ),
+    "plain": Row(
+        "plain accelerate loop's step over the trainer's", "≥ 1.0", "≥ 1.3", against_plain
+    ),
+    "tracker": Row(
+        "step beside a tracker without MLflow, over one beside none", "≤ 1.01", "", beside_tracker
+    ),
 }
 CASES = {"width128": (WIDTH128, "muon"), "width256": (WIDTH256, "adamw")}
 
@@ -385,12 +472,24 @@ def cpu_table(names: list[str], rounds: int) -> None:
             with trainer_of(pipeline_of(case, kind, "cpu")) as trainer, deterministic(True):
                 (wall, cpu), detail = ROWS[name].measure(trainer, rounds)
             row = ROWS[name]
-            print(f"| {name} | {model}, {kind} | {row.what} | **{wall:.2f}** | {cpu:.2f} | {row.must} | {row.aim} | {detail} |", flush=True)
+            print(
+                f"| {name} | {model}, {kind} | {row.what} | **{wall:.2f}** | {cpu:.2f} | {row.must} | {row.aim} | {detail} |",
+                flush=True,
+            )
 
 
 def base_table(device: str, steps: int, *, tiny: bool, compiled: bool) -> None:
     """xut-base's phases, as published but for `num_processes: 1` and texts of the phase's full length, on made-up latents."""
-    columns = ("px", "micro-batch", "images/s", "goal (H200)", "TFLOP/s", "utilisation", "waiting for data", "peak memory")
+    columns = (
+        "px",
+        "micro-batch",
+        "images/s",
+        "goal (H200)",
+        "TFLOP/s",
+        "utilisation",
+        "waiting for data",
+        "peak memory",
+    )
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for number in range(4):
         with trainer_of(base_pipeline(device, number, tiny=tiny, compiled=compiled)) as trainer:
@@ -398,32 +497,83 @@ def base_table(device: str, steps: int, *, tiny: bool, compiled: bool) -> None:
                 turn(trainer)
             trainer.report()
             last = json.loads((Path(trainer.job.folder) / TIMING).read_text().splitlines()[-1])
-            px, micro = (256, 512, 768, 1024)[number], trainer.phase.micro_batch or trainer.phase.batch_size
+            px, micro = (
+                (256, 512, 768, 1024)[number],
+                trainer.phase.micro_batch or trainer.phase.batch_size,
+            )
             speed = f"{last['images_per_sec']:.1f} | {GOALS_H200[px]} | {last['tflops']:.3g} | {last['utilisation']:.1%}"
-            print(f"| {px} | {micro} | {speed} | {last['data_wait']:.1%} | {last['peak_memory_gb']:.2f} GB |", flush=True)
+            print(
+                f"| {px} | {micro} | {speed} | {last['data_wait']:.1%} | {last['peak_memory_gb']:.2f} GB |",
+                flush=True,
+            )
 
 
 def base_pipeline(device: str, number: int, *, tiny: bool, compiled: bool) -> Pipeline:
     """With that phase alone, four micro-batches a step, and text embeddings from the cache."""
-    settings = ["encode.text_embeddings=true", *(f"train.{name}=0" for name in ("tag_drop", "group_drop")), "train.tag_shuffle=false"]
+    settings = [
+        "encode.text_embeddings=true",
+        *(f"train.{name}=0" for name in ("tag_drop", "group_drop")),
+        "train.tag_shuffle=false",
+    ]
     base = load_pipeline("hdm-xut-base", settings, environment={})
-    phase = base.train.phases[number].model_copy(update={"batch_size": 4 * (base.train.phases[number].micro_batch or 1)})
+    phase = base.train.phases[number].model_copy(
+        update={"batch_size": 4 * (base.train.phases[number].micro_batch or 1)}
+    )
     model = XUTConfig.preset("base")
     if tiny:
-        phase = phase.model_copy(update={"resolution": phase.resolution // 8, "batch_size": 4, "micro_batch": 2, "max_tokens": 8})
+        phase = phase.model_copy(
+            update={
+                "resolution": phase.resolution // 8,
+                "batch_size": 4,
+                "micro_batch": 2,
+                "max_tokens": 8,
+            }
+        )
         model = replace(sized(64, 16), text_width=64)
-    changes = {"phases": (phase,), "model": model, "device": device, "compile": compiled, "num_processes": 1}
+    changes = {
+        "phases": (phase,),
+        "model": model,
+        "device": device,
+        "compile": compiled,
+        "num_processes": 1,
+    }
     return base.model_copy(update={"train": base.train.model_copy(update=changes)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", metavar="NAME", action="append", choices=list(ROWS), help="a row of the CPU's table; may be repeated")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help=f"of {STEPS} steps each (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of the GPU's table (default %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="compile block by block (GPU's table)")
-    parser.add_argument("--tiny", action="store_true", help="the GPU's table with small sizes, on any device")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        choices=list(ROWS),
+        help="a row of the CPU's table; may be repeated",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=9,
+        metavar="N",
+        help=f"of {STEPS} steps each (default %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=20,
+        metavar="N",
+        help="of the GPU's table (default %(default)s)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile block by block (GPU's table)"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="the GPU's table with small sizes, on any device"
+    )
     given = parser.parse_args()
     print(machine(given.device) + "\n")
     if given.device == "cuda" or given.tiny:

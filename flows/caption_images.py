@@ -10,7 +10,9 @@ from tasks.records import StageRecord, run_name, settled
 
 @flow(name="caption-images", flow_run_name=run_name, persist_result=True)
 @settled
-def caption_images(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def caption_images(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Write the kept pictures' captions: given, from a model, or from a template.
 
     Args:
@@ -20,5 +22,6 @@ def caption_images(pipeline: str = "demo", outputs: list[str] = [], overrides: l
     """
     with reporter.run(pipeline, overrides):
         return [
-            caption(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("caption", pipeline, overrides)
+            caption(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("caption", pipeline, overrides)
         ]

@@ -28,13 +28,22 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="Entry of pipelines.yaml.")],
-    start_from: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="First stage; those before have to be done.")] = None,
-    stop_after: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Last stage.")] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="First stage; those before have to be done."),
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Last stage.")
+    ] = None,
     settings: Settings = [],
-    as_json: Annotated[bool, typer.Option("--json", help="Tell what was made in JSON, as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell what was made in JSON, as the last line.")
+    ] = False,
     store: StoreFolder = None,
     file: File = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")
+    ] = False,
 ) -> None:
     """Run a pipeline; what is finished is found and not made again."""
     from flows.command_run import print_json, run_pipeline, tell
@@ -50,8 +59,12 @@ def run(
 def serve(
     store: StoreFolder = None,
     file: File = None,
-    prefect_port: Annotated[int, typer.Option(help="Another is taken where this one is in use.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Another is taken where this one is in use.")] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(help="Another is taken where this one is in use.")
+    ] = 4200,
+    mlflow_port: Annotated[
+        int, typer.Option(help="Another is taken where this one is in use.")
+    ] = 5000,
 ) -> None:
     """Prefect's and MLflow's pages and a worker on this machine, until Ctrl-C."""
     from flows.command_serve import serve_pages
@@ -64,15 +77,23 @@ def status(store: StoreFolder = None) -> None:
     """What runs, and what the store holds."""
     root, out = store_root(store), Console(highlight=False, soft_wrap=True)
     alive = serving(root)
-    pages = f"Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})" if alive else "no; `hdm serve` starts the pages"
+    pages = (
+        f"Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"
+        if alive
+        else "no; `hdm serve` starts the pages"
+    )
     out.print(f"serving   {pages}")
     for found in runs(root):
-        out.print(f"running   {escape(found['pipeline'])} for {(time.time() - found['started']) / 60:.1f} min  (pid {found['pid']})")
+        out.print(
+            f"running   {escape(found['pipeline'])} for {(time.time() - found['started']) / 60:.1f} min  (pid {found['pid']})"
+        )
     for job in trainings(root):
         out.print(f"training  {escape(_place(job))}")
     for output in Store(root).outputs():
         counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
-        out.print(f"{output.name:<16} {output.digest}  {output.run().get('seconds', 0):8.1f} s  {counts}")
+        out.print(
+            f"{output.name:<16} {output.digest}  {output.run().get('seconds', 0):8.1f} s  {counts}"
+        )
 
 
 def _place(job: Job) -> str:
@@ -106,7 +127,11 @@ def sample_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
 def _ask(root: Path, what: str, timeout_sec: float) -> None:
     found = trainings(root)
     if not found:
-        raise InputError("nothing trains in this store", where=root, do="start a run, or name another store with --store")
+        raise InputError(
+            "nothing trains in this store",
+            where=root,
+            do="start a run, or name another store with --store",
+        )
     for job in found:
         console.print(f"{escape(_place(job))}")
         print(ask(job, what, timeout_sec), flush=True)
@@ -114,7 +139,10 @@ def _ask(root: Path, what: str, timeout_sec: float) -> None:
 
 @app.command()
 def stop(
-    store: StoreFolder = None, everything: Annotated[bool, typer.Option("--all", help="The services of `hdm serve` too.")] = False
+    store: StoreFolder = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The services of `hdm serve` too.")
+    ] = False,
 ) -> None:
     """Ask the runs of this store to save and stop."""
     root = store_root(store)
@@ -126,7 +154,11 @@ def stop(
     while (left := runs(root)) and time.monotonic() < deadline:
         time.sleep(0.2)
     if left:
-        raise HdmError(f"still running after {STOP_SEC:.0f} s", where=", ".join(f"pid {one['pid']}" for one in left), do="again: hdm stop")
+        raise HdmError(
+            f"still running after {STOP_SEC:.0f} s",
+            where=", ".join(f"pid {one['pid']}" for one in left),
+            do="again: hdm stop",
+        )
     alive = serving(root)
     if everything and alive:
         console.print(f"stopping the services (pid {alive.pid})")

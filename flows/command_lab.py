@@ -21,7 +21,12 @@ from hdm.store import Store, store_root
 from tasks.configuration import FILE_VARIABLE
 
 Only = Annotated[
-    list[str], typer.Option("--only", metavar="COMPARISON", help="Only this one of its comparisons; may be given several times.")
+    list[str],
+    typer.Option(
+        "--only",
+        metavar="COMPARISON",
+        help="Only this one of its comparisons; may be given several times.",
+    ),
 ]
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -29,15 +34,27 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 def lab(
     name: Annotated[str, typer.Argument(help="Entry of `labs:` in pipelines.yaml.")] = "scenes",
     only: Only = [],
-    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of every setting; else as the lab says.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Seen in every training; else as the lab says.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Trainings of every setting; else as the lab says.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Seen in every training; else as the lab says.")
+    ] = None,
     settings: Settings = [],
-    show: Annotated[bool, typer.Option("--list", help="Say what would be trained, and stop.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Train nothing: write the table of what is finished.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures in JSON instead of the table.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Say what would be trained, and stop.")
+    ] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Train nothing: write the table of what is finished.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures in JSON instead of the table.")
+    ] = False,
     store: StoreFolder = None,
     file: File = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")
+    ] = False,
 ) -> None:
     """Short trainings that differ in one setting each: which setting learns better?
 
@@ -72,7 +89,9 @@ def lab(
     _tell(root, name, as_json)
 
 
-def _run(grid: Grid, only: list[str], seeds: int | None, overrides: list[str], verbose: bool) -> None:
+def _run(
+    grid: Grid, only: list[str], seeds: int | None, overrides: list[str], verbose: bool
+) -> None:
     prepare(verbose)
     threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
     with server(), traceback_once(verbose):
@@ -90,11 +109,17 @@ def _list(grid: Grid, file: Path | None) -> None:
     out = Console(highlight=False, soft_wrap=True)
     for name, description in lab_names(file).items():
         out.print(f"[bold]{escape(name)}[/]  {escape(description)}")
-    shown = Table("comparison", "settings, the reference first", "question", box=None, padding=(0, 2, 0, 0))
+    shown = Table(
+        "comparison", "settings, the reference first", "question", box=None, padding=(0, 2, 0, 0)
+    )
     for name, comparison in grid.comparisons.items():
-        shown.add_row(escape(name), escape(", ".join(comparison.settings)), escape(comparison.question))
+        shown.add_row(
+            escape(name), escape(", ".join(comparison.settings)), escape(comparison.question)
+        )
     out.print(shown)
-    out.print(f"{len(grid.cells())} trainings of {grid.lab.name} in all, {grid.seeds} of each setting")
+    out.print(
+        f"{len(grid.cells())} trainings of {grid.lab.name} in all, {grid.seeds} of each setting"
+    )
 
 
 def _tell(store: Store, name: str, as_json: bool) -> None:

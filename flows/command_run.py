@@ -48,7 +48,12 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run_pipeline(
-    name: str, start_from: str | None, stop_after: str | None, settings: list[str], file: Path | None, verbose: bool
+    name: str,
+    start_from: str | None,
+    stop_after: str | None,
+    settings: list[str],
+    file: Path | None,
+    verbose: bool,
 ) -> dict[str, Any]:
     """Run a pipeline on the server that is there or on Prefect's own, and tell what was made.
 
@@ -61,7 +66,10 @@ def run_pipeline(
     load_pipeline(name, settings, file)
     for stage in filter(None, (start_from, stop_after)):
         if stage.split(".")[0] not in STAGES:
-            raise ConfigError(f"there is no stage {stage!r}", do=f"use one of {', '.join(STAGES)}, or one output, as train.64px")
+            raise ConfigError(
+                f"there is no stage {stage!r}",
+                do=f"use one of {', '.join(STAGES)}, or one output, as train.64px",
+            )
     if file is not None:
         os.environ[FILE_VARIABLE] = str(file.resolve())
     prepare(verbose)
@@ -73,12 +81,18 @@ def run_pipeline(
 
 def prepare(verbose: bool) -> None:
     """Environment and logs, before Prefect is imported."""
-    ours = {**QUIET, **prefect_environment(store_root()), "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING"}
+    ours = {
+        **QUIET,
+        **prefect_environment(store_root()),
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
+    }
     os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
     show_log()
 
 
-def _flow_run(name: str, start_from: str | None, stop_after: str | None, settings: list[str], verbose: bool) -> list[Any]:
+def _flow_run(
+    name: str, start_from: str | None, stop_after: str | None, settings: list[str], verbose: bool
+) -> list[Any]:
     with server(), traceback_once(verbose):
         from flows.full_pipeline import full_pipeline
 
@@ -98,7 +112,12 @@ def server() -> Iterator[None]:
     Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it before the run has told it anything,
     and where it outlives a run that is killed.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
 
     url, root = get_current_settings().api.url, store_root()
     if url is not None:
@@ -106,13 +125,26 @@ def server() -> Iterator[None]:
         yield
         return
     address = f"http://127.0.0.1:{free_port(0)}"
-    command = prefect_command("server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui", "--analytics-off")
+    command = prefect_command(
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        address.rpartition(":")[2],
+        "--no-ui",
+        "--analytics-off",
+    )
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
-    process = stack.enter_context(running("prefect", command, {**os.environ, **OWN_SERVER}, root, root))
+    process = stack.enter_context(
+        running("prefect", command, {**os.environ, **OWN_SERVER}, root, root)
+    )
     wait_for(f"{address}/api/health", process, root)
     # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
-    with temporary_settings({PREFECT_API_URL: f"{address}/api", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with temporary_settings(
+        {PREFECT_API_URL: f"{address}/api", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    ):
         yield
 
 
@@ -122,7 +154,9 @@ def _check(url: str) -> None:
             return
     except (OSError, urllib.error.URLError) as error:
         raise InputError(
-            f"no Prefect server answers: {error}", where=url, do="start it (hdm serve), or unset PREFECT_API_URL to run without one"
+            f"no Prefect server answers: {error}",
+            where=url,
+            do="start it (hdm serve), or unset PREFECT_API_URL to run without one",
         ) from error
 
 
@@ -148,7 +182,14 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
     from tasks.report import report_folder
 
     stages = [
-        {"name": one.name, "digest": one.digest, "seconds": one.seconds, "cached": one.cached, "counts": one.counts} for one in records
+        {
+            "name": one.name,
+            "digest": one.digest,
+            "seconds": one.seconds,
+            "cached": one.cached,
+            "counts": one.counts,
+        }
+        for one in records
     ]
     scores = {}
     for one in records:
@@ -177,10 +218,16 @@ def tell(summary: dict[str, Any]) -> None:
     for output, folder in summary["pictures"].items():
         for picture in sorted(Path(folder).glob("*.png")):
             console.print(f"pictures      {escape(str(picture))}  ({output})")
-    trained = [folder for output, folder in summary["pictures"].items() if output.startswith("train.")]
+    trained = [
+        folder for output, folder in summary["pictures"].items() if output.startswith("train.")
+    ]
     if trained:
         console.print(f'more          hdm sample --weights {escape(trained[-1])} --prompt "…"')
-    console.print("MLflow        hdm serve, then its pages compare this run with others" if summary["mlflow_run_id"] else "")
+    console.print(
+        "MLflow        hdm serve, then its pages compare this run with others"
+        if summary["mlflow_run_id"]
+        else ""
+    )
 
 
 def print_json(summary: dict[str, Any]) -> None:

@@ -34,21 +34,42 @@ def serve_pages(root: Path, file: Path | None, prefect_port: int, mlflow_port: i
     """
     definitions = pipelines_file(file).resolve()
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
-        prefect, mlflow = f"http://127.0.0.1:{free_port(prefect_port)}", f"http://127.0.0.1:{free_port(mlflow_port)}"
+        prefect, mlflow = (
+            f"http://127.0.0.1:{free_port(prefect_port)}",
+            f"http://127.0.0.1:{free_port(mlflow_port)}",
+        )
         environment = _environment(root, definitions, f"{prefect}/api")
         started: dict[str, subprocess.Popen[bytes]] = {}
 
         def begin(name: str, command: list[str], extra: Mapping[str, str] | None = None) -> None:
-            started[name] = stack.enter_context(running(name, command, {**environment, **(extra or {})}, root, definitions.parent))
+            started[name] = stack.enter_context(
+                running(name, command, {**environment, **(extra or {})}, root, definitions.parent)
+            )
 
-        begin("prefect", prefect_command("server", "start", "--host", "127.0.0.1", "--port", prefect.rpartition(":")[2]))
+        begin(
+            "prefect",
+            prefect_command(
+                "server", "start", "--host", "127.0.0.1", "--port", prefect.rpartition(":")[2]
+            ),
+        )
         begin("mlflow", server_command(root, int(mlflow.rpartition(":")[2])), server_environment())
         console.print("starting; the first time takes a while: both make their databases")
         wait_for(f"{prefect}/api/health", started["prefect"], root)
         _deploy(definitions, environment)
-        begin("worker", prefect_command("worker", "start", "--pool", POOL, "--type", "process", "--name", POOL))
+        begin(
+            "worker",
+            prefect_command("worker", "start", "--pool", POOL, "--type", "process", "--name", POOL),
+        )
         wait_for(f"{mlflow}/health", started["mlflow"], root)
-        announce(root, Serving(os.getpid(), prefect, mlflow, {name: process.pid for name, process in started.items()}))
+        announce(
+            root,
+            Serving(
+                os.getpid(),
+                prefect,
+                mlflow,
+                {name: process.pid for name, process in started.items()},
+            ),
+        )
         console.print(
             f"Prefect   {prefect}\nMLflow    {mlflow}\nstore     {root}\nrun       prefect deployment run full-pipeline\nstop      Ctrl-C"
         )
@@ -75,9 +96,19 @@ def _deploy(definitions: Path, environment: Mapping[str, str]) -> None:
         prefect_command("--no-prompt", "deploy", "--prefect-file", str(definitions), "--all"),
         [sys.executable, "-m", "flows.dead_runs"],
     ):
-        done = subprocess.run(command, env=dict(environment), cwd=definitions.parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            env=dict(environment),
+            cwd=definitions.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            raise HdmError(f"{' '.join(command[1:])} failed:\n{(done.stdout + done.stderr)[-2000:]}", where=definitions)
+            raise HdmError(
+                f"{' '.join(command[1:])} failed:\n{(done.stdout + done.stderr)[-2000:]}",
+                where=definitions,
+            )
 
 
 @contextlib.contextmanager
@@ -104,5 +135,9 @@ def _watch(started: Mapping[str, subprocess.Popen[bytes]], root: Path) -> None:
     while True:
         for name, process in started.items():
             if process.poll() is not None:
-                raise HdmError(f"{name} ended with exit code {process.returncode}", where=services(root) / f"{name}.log", do="hdm serve")
+                raise HdmError(
+                    f"{name} ended with exit code {process.returncode}",
+                    where=services(root) / f"{name}.log",
+                    do="hdm serve",
+                )
         time.sleep(POLL_SEC)

@@ -32,29 +32,47 @@ def compare_settings(
         HdmError: cells failed; the others were trained nevertheless, and the table tells of them.
     """
     grid = configured_grid(lab, only, seeds, overrides)
-    cells, records, failed, began = grid.cells(), list[CellRecord](), dict[str, str](), time.monotonic()
+    cells, records, failed, began = (
+        grid.cells(),
+        list[CellRecord](),
+        dict[str, str](),
+        time.monotonic(),
+    )
     with reporter.run(grid.lab.pipeline, list(grid.common()), lab=f"lab-{lab}"):
         for number, one in enumerate(cells, 1):
             params = {**one.own, "seed": one.seed, "setting": one.setting}
-            state = cell(one.name, grid.lab.pipeline, list(one.overrides), params, return_state=True)
+            state = cell(
+                one.name, grid.lab.pipeline, list(one.overrides), params, return_state=True
+            )
             found = state.result(raise_on_failure=state.is_cancelled())
             if isinstance(found, CellRecord):
                 records.append(found)
             else:
                 failed[one.name] = str(found)
                 logger.warning("%s failed: %s", one.name, found)
-            logger.info("%s", progress(number, len(cells), one.name, records, time.monotonic() - began))
+            logger.info(
+                "%s", progress(number, len(cells), one.name, records, time.monotonic() - began)
+            )
         lab_table(lab, only, seeds, overrides)
     if failed:
         told = "\n".join(f"{name}: {message}" for name, message in failed.items())
-        raise HdmError(f"{len(failed)} of {len(cells)} cells failed\n{told}", do="mend the cause, then the same command")
+        raise HdmError(
+            f"{len(failed)} of {len(cells)} cells failed\n{told}",
+            do="mend the cause, then the same command",
+        )
     return records
 
 
-def progress(number: int, total: int, name: str, records: list[CellRecord], elapsed_sec: float) -> str:
+def progress(
+    number: int, total: int, name: str, records: list[CellRecord], elapsed_sec: float
+) -> str:
     """One line: which cell is done, how long it took, and how long the others will take if they are like those trained until now."""
     trained = [record for record in records if not record.cached]
     mine = next((record for record in records if record.name == name), None)
     took = "failed" if mine is None else "up to date" if mine.cached else f"{mine.seconds:.0f} s"
-    left = f"; about {(total - number) * elapsed_sec / len(trained) / 60:.0f} min left" if trained and number < total else ""
+    left = (
+        f"; about {(total - number) * elapsed_sec / len(trained) / 60:.0f} min left"
+        if trained and number < total
+        else ""
+    )
     return f"cell {number} of {total}  {name}  {took}{left}"

@@ -31,7 +31,12 @@ def create() -> None:
             threshold=1,
             within=SILENCE,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="its process is gone; retry it, or run the same again")],
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message="its process is gone; retry it, or run the same again",
+            )
+        ],
     ).create()
 
 

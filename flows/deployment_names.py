@@ -27,7 +27,11 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     if not (store_root() / ".services").is_dir():
         return None
     url = ctx.api_url
-    found = {key: value for key, value in prefect_environment(store_root()).items() if key not in os.environ}
+    found = {
+        key: value
+        for key, value in prefect_environment(store_root()).items()
+        if key not in os.environ
+    }
     if url:
         found.pop("PREFECT_API_URL", None)
     complete(sys.argv, url or found.get("PREFECT_API_URL"))
@@ -58,7 +62,10 @@ def _deployments(url: str) -> list[str]:
     """FLOW/DEPLOYMENT of all that the server knows; [] if it does not answer."""
     try:
         flows = {flow["id"]: flow["name"] for flow in _post(f"{url}/flows/filter")}
-        return [f"{flows[found['flow_id']]}/{found['name']}" for found in _post(f"{url}/deployments/filter")]
+        return [
+            f"{flows[found['flow_id']]}/{found['name']}"
+            for found in _post(f"{url}/deployments/filter")
+        ]
     except (OSError, ValueError, KeyError):
         return []
 

@@ -10,7 +10,9 @@ from tasks.records import StageRecord, run_name, settled
 
 @flow(name="download-images", flow_run_name=run_name, persist_result=True)
 @settled
-def download_images(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def download_images(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Fetch the pictures of a pipeline's source into tar shards, with their given captions.
 
     Args:
@@ -20,5 +22,6 @@ def download_images(pipeline: str = "demo", outputs: list[str] = [], overrides: 
     """
     with reporter.run(pipeline, overrides):
         return [
-            download(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("download", pipeline, overrides)
+            download(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("download", pipeline, overrides)
         ]

@@ -10,7 +10,9 @@ from tasks.records import StageRecord, run_name, settled
 
 @flow(name="encode-latents", flow_run_name=run_name, persist_result=True)
 @settled
-def encode_latents(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def encode_latents(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Write token ids, text embeddings where asked for, and latents for every resolution.
 
     Args:
@@ -20,5 +22,6 @@ def encode_latents(pipeline: str = "demo", outputs: list[str] = [], overrides: l
     """
     with reporter.run(pipeline, overrides):
         return [
-            encode(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("encode", pipeline, overrides)
+            encode(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("encode", pipeline, overrides)
         ]

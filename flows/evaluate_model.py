@@ -10,7 +10,9 @@ from tasks.records import StageRecord, run_name, settled
 
 @flow(name="evaluate-model", flow_run_name=run_name, persist_result=True)
 @settled
-def evaluate_model(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def evaluate_model(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Generate images at fixed seeds and score them.
 
     Args:
@@ -20,5 +22,6 @@ def evaluate_model(pipeline: str = "demo", outputs: list[str] = [], overrides: l
     """
     with reporter.run(pipeline, overrides):
         return [
-            evaluate(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("evaluate", pipeline, overrides)
+            evaluate(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("evaluate", pipeline, overrides)
         ]

@@ -10,7 +10,9 @@ from tasks.records import StageRecord, run_name, settled
 
 @flow(name="filter-images", flow_run_name=run_name, persist_result=True)
 @settled
-def filter_images(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def filter_images(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Measure every picture, then decide: keep or reject, why, and into which split.
 
     Args:
@@ -20,5 +22,6 @@ def filter_images(pipeline: str = "demo", outputs: list[str] = [], overrides: li
     """
     with reporter.run(pipeline, overrides):
         return [
-            filter(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("filter", pipeline, overrides)
+            filter(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("filter", pipeline, overrides)
         ]

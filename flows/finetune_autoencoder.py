@@ -10,7 +10,9 @@ from tasks.vae import vae
 
 @flow(name="finetune-autoencoder", flow_run_name=run_name, persist_result=True)
 @settled
-def finetune_autoencoder(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def finetune_autoencoder(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Fine-tune the autoencoder on the kept pictures, where the pipeline says how.
 
     Args:
@@ -19,4 +21,7 @@ def finetune_autoencoder(pipeline: str = "demo", outputs: list[str] = [], overri
         overrides: settings as `stage.field=value`, the last wins; vae.num_images=24000, for one, adds the stage to a pipeline without it.
     """
     with reporter.run(pipeline, overrides):
-        return [vae(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("vae", pipeline, overrides)]
+        return [
+            vae(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("vae", pipeline, overrides)
+        ]

@@ -17,8 +17,13 @@ from tasks.outputs import planned
 from tasks.records import StageRecord, settled
 from tasks.report import report
 
-StageName = Annotated[Literal["download", "filter", "caption", "vae", "encode", "train", "evaluate"], Field(title="a stage")]
-OutputName = Annotated[str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])]
+StageName = Annotated[
+    Literal["download", "filter", "caption", "vae", "encode", "train", "evaluate"],
+    Field(title="a stage"),
+]
+OutputName = Annotated[
+    str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])
+]
 STAGES = {
     "download": download_images,
     "filter": filter_images,

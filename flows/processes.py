@@ -27,11 +27,19 @@ def prefect_command(*words: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(name: str, command: list[str], environment: Mapping[str, str], root: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    name: str, command: list[str], environment: Mapping[str, str], root: Path, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own, its output in a log; gone, with all that it started, at the end of the block."""
     with (services(root) / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=dict(environment), cwd=folder, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+            command,
+            env=dict(environment),
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
     try:
         yield process
@@ -74,7 +82,10 @@ def wait_for(address: str, process: subprocess.Popen[bytes], root: Path) -> None
     """
     deadline = time.monotonic() + START_SEC
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(address, timeout=2):
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(address, timeout=2),
+        ):
             return
         time.sleep(POLL_SEC)
     raise HdmError(f"{address} does not answer", where=services(root), do="look at the logs there")

@@ -10,7 +10,9 @@ from tasks.train import train
 
 @flow(name="train-model", flow_run_name=run_name, persist_result=True)
 @settled
-def train_model(pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []) -> list[StageRecord]:
+def train_model(
+    pipeline: str = "demo", outputs: list[str] = [], overrides: list[str] = []
+) -> list[StageRecord]:
     """Train the denoiser, phase by phase of rising resolution.
 
     Args:
@@ -19,4 +21,7 @@ def train_model(pipeline: str = "demo", outputs: list[str] = [], overrides: list
         overrides: settings as `stage.field=value`, the last wins.
     """
     with reporter.run(pipeline, overrides):
-        return [train(name, pipeline, overrides, return_state=True).result() for name in outputs or of_stage("train", pipeline, overrides)]
+        return [
+            train(name, pipeline, overrides, return_state=True).result()
+            for name in outputs or of_stage("train", pipeline, overrides)
+        ]

@@ -58,19 +58,27 @@ class XUTConfig:
                 f"width {self.width} is not num_heads {self.num_heads} × head_size {self.head_size}",
                 do="change one of the three",
             )
-        if min(self.depth, self.enc_blocks, self.dec_blocks) < 1 or min(self.prev_blocks, self.post_blocks) < 0:
+        if (
+            min(self.depth, self.enc_blocks, self.dec_blocks) < 1
+            or min(self.prev_blocks, self.post_blocks) < 0
+        ):
             raise ConfigError(
                 f"a U of depth {self.depth} with {self.enc_blocks} and {self.dec_blocks} blocks a stage, between {self.prev_blocks} and "
                 f"{self.post_blocks} blocks",
                 do="depth, enc_blocks and dec_blocks are at least 1, prev_blocks and post_blocks at least 0",
             )
         if self.head_size % 4:
-            raise ConfigError(f"head_size {self.head_size} is not a multiple of 4", do="rotary positions need pairs on two axes")
+            raise ConfigError(
+                f"head_size {self.head_size} is not a multiple of 4",
+                do="rotary positions need pairs on two axes",
+            )
 
     @property
     def num_blocks(self) -> int:
         """Transformer blocks in all."""
-        return self.prev_blocks + self.depth * (self.enc_blocks + self.dec_blocks) + self.post_blocks
+        return (
+            self.prev_blocks + self.depth * (self.enc_blocks + self.dec_blocks) + self.post_blocks
+        )
 
     def tread_route(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
         """The blocks that only the tokens kept by TREAD pass, as (start, end) in the order in which blocks run, end exclusive.
@@ -95,12 +103,22 @@ class XUTConfig:
     def preset(cls, name: str, **changes: Any) -> XUTConfig:
         """The published size `name` ("small", "base", "large"), with fields changed as named."""
         if name not in PRESETS:
-            raise ConfigError(f"no XUT preset is called {name!r}", do=f"use one of {', '.join(PRESETS)}")
+            raise ConfigError(
+                f"no XUT preset is called {name!r}", do=f"use one of {', '.join(PRESETS)}"
+            )
         return replace(cls(), **{**PRESETS[name], **changes})
 
     def recommended(self) -> XUTConfig:
         """The same sizes with the variants that later work found better."""
-        return replace(self, residual="prenorm", skips="mirrored", qk_norm=True, rope="log_spaced", text_mask="masked", final_norm=True)
+        return replace(
+            self,
+            residual="prenorm",
+            skips="mirrored",
+            qk_norm=True,
+            rope="log_spaced",
+            text_mask="masked",
+            final_norm=True,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

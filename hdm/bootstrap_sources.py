@@ -56,15 +56,28 @@ def bootstrap_from(
     Raises:
         InputError: the source is missing, is to be fetched, or has too few captioned pictures; or `out` holds something.
     """
-    options: dict[str, Any] = {"seed": seed, "minutes": minutes, "size_px": size_px, "channels": channels}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "minutes": minutes,
+        "size_px": size_px,
+        "channels": channels,
+    }
     if source == SCENES:
-        return bootstrap(scene_examples(max_pictures or NUM_SCENES, size_px), out, source=source, check=scene_quality, **options)
+        return bootstrap(
+            scene_examples(max_pictures or NUM_SCENES, size_px),
+            out,
+            source=source,
+            check=scene_quality,
+            **options,
+        )
     settings = DownloadSettings(source=source, caption_column=caption_column, metadata=metadata)
     examples = local_pictures(settings, ImageSettings(matte=matte))
     return bootstrap(examples, out, source=Path(source).name, max_pictures=max_pictures, **options)
 
 
-def local_pictures(settings: DownloadSettings, images: ImageSettings, captioned: bool = True) -> Iterator[Example]:
+def local_pictures(
+    settings: DownloadSettings, images: ImageSettings, captioned: bool = True
+) -> Iterator[Example]:
     """The pictures of a local source that can be read; how many could not, or had no caption, is logged at the end.
 
     Args:
@@ -78,7 +91,9 @@ def local_pictures(settings: DownloadSettings, images: ImageSettings, captioned:
     _, reader = open_source(settings.source, settings.kind, settings)
     if reader.fetched:
         raise InputError(
-            "pictures on this machine are read here, not URLs", where=settings.source, do="download them first, or name a folder"
+            "pictures on this machine are read here, not URLs",
+            where=settings.source,
+            do="download them first, or name a folder",
         )
     left_out: Counter[str] = Counter()
     for item in reader.items():
@@ -91,4 +106,7 @@ def local_pictures(settings: DownloadSettings, images: ImageSettings, captioned:
         except (Unreadable, BadImage) as error:
             left_out[error.status] += 1
     if left_out:
-        log.warning("left out: %s", ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()))
+        log.warning(
+            "left out: %s",
+            ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()),
+        )

@@ -15,5 +15,8 @@ def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, st
     Args:
         defaults: variables for those that the user has not set.
     """
-    found = [str(Path(hdm.__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = [
+        str(Path(hdm.__file__).resolve().parent.parent),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     return {**(defaults or {}), **os.environ, "PYTHONPATH": os.pathsep.join(found)}

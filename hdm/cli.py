@@ -17,9 +17,13 @@ from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.store import Store, check_files, read_output, store_root
 
-Settings = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
+]
 File = Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")]
-StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")]
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")
+]
 
 
 class Commands(TyperGroup):
@@ -29,7 +33,11 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except HdmError as error:
-            Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
+            Console(stderr=True).print(
+                f"[red]{type(error).__name__}[/]: {escape(str(error))}",
+                soft_wrap=True,
+                highlight=False,
+            )
             raise typer.Exit(error.exit_code) from None
 
 
@@ -67,15 +75,31 @@ def config(name: str, settings: Settings = [], file: File = None) -> None:  # no
 
 @app.command()
 def bootstrap(
-    source: Annotated[str, typer.Option(help='A folder of captioned pictures, WebDataset tars, a data set on this machine, or "scenes".')],
-    out: Annotated[Path, typer.Option(help="A new folder; components.folder of a pipeline names it.")],
-    minutes: Annotated[float | None, typer.Option(help="About how long to train; else as long as the demo's were.")] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            help='A folder of captioned pictures, WebDataset tars, a data set on this machine, or "scenes".'
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="A new folder; components.folder of a pipeline names it.")
+    ],
+    minutes: Annotated[
+        float | None, typer.Option(help="About how long to train; else as long as the demo's were.")
+    ] = None,
     seed: int = 0,
-    size_px: Annotated[int, typer.Option(help="Shorter side of the pictures that the autoencoder sees most.")] = 64,
+    size_px: Annotated[
+        int, typer.Option(help="Shorter side of the pictures that the autoencoder sees most.")
+    ] = 64,
     channels: Annotated[int, typer.Option(help="Of a latent.")] = 8,
     max_pictures: Annotated[int | None, typer.Option(help="Take only the first so many.")] = None,
-    caption_column: Annotated[str, typer.Option(help="Column or field that holds the caption.")] = "caption",
-    metadata: Annotated[str | None, typer.Option(help="A folder's metadata file, relative to it; else metadata.jsonl.")] = None,
+    caption_column: Annotated[
+        str, typer.Option(help="Column or field that holds the caption.")
+    ] = "caption",
+    metadata: Annotated[
+        str | None,
+        typer.Option(help="A folder's metadata file, relative to it; else metadata.jsonl."),
+    ] = None,
     matte: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
 ) -> None:
     """Train small components on captioned pictures: a whole pipeline without any hub."""
@@ -109,7 +133,11 @@ def verify(store: StoreFolder = None) -> None:
             damaged += 1
             console.print(f"[red]damaged[/]  {escape(str(error.where))}", soft_wrap=True)
     if damaged:
-        raise DamagedError(f"{damaged} outputs are damaged", where=root.root, do="run the pipeline again: what is damaged is made anew")
+        raise DamagedError(
+            f"{damaged} outputs are damaged",
+            where=root.root,
+            do="run the pipeline again: what is damaged is made anew",
+        )
 
 
 @app.command()
@@ -121,7 +149,8 @@ def doctor(store: StoreFolder = None) -> None:
     for check in checks(store_root(store)):
         wrong += not check.fine
         console.print(
-            f"[{'green' if check.fine else 'red'}]{'✓' if check.fine else '✗'}[/] {check.name:<12} {escape(check.found)}", soft_wrap=True
+            f"[{'green' if check.fine else 'red'}]{'✓' if check.fine else '✗'}[/] {check.name:<12} {escape(check.found)}",
+            soft_wrap=True,
         )
         if check.do:
             console.print(f"  → {escape(check.do)}", soft_wrap=True)

@@ -15,9 +15,21 @@ ROUGH = 0.1  # share of a profile; the paper's own fits are far below
 
 
 def ema(
-    source: Annotated[Path, typer.Argument(help="What training wrote with train.ema_lengths (STORE/train.64px/DIGEST).")],
-    length: Annotated[float, typer.Option(help="σ_rel of the average, as a share of the phase: 0.05 is short, 0.2 long.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder, for hdm sample --weights DIR.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="What training wrote with train.ema_lengths (STORE/train.64px/DIGEST)."
+        ),
+    ],
+    length: Annotated[
+        float,
+        typer.Option(
+            help="σ_rel of the average, as a share of the phase: 0.05 is short, 0.2 long."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="A new folder, for hdm sample --weights DIR.")
+    ],
 ) -> None:
     """Make the average of the weights anew, at another length, from the snapshots that training wrote.
 
@@ -50,5 +62,7 @@ def ema(
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"from {len(snapshots)} snapshots; the profile is met to {100 * error:.2g} %")
     if error > ROUGH:
-        console.print("that is rough: lengths between and around those of train.ema_lengths, and more snapshots, are met better")
+        console.print(
+            "that is rough: lengths between and around those of train.ema_lengths, and more snapshots, are met better"
+        )
     console.print(f"wrote {escape(str(out))}")

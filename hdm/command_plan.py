@@ -28,8 +28,14 @@ GPU = typer.Option(
     help="rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; else what train.device finds here, else rtx5090.",
     rich_help_panel=ON_WHAT,
 )
-NUM_GPUS = typer.Option(min=1, help="On how many training runs; else train.num_processes.", rich_help_panel=ON_WHAT)
-PRICE = typer.Option(min=0, help="Of an hour of one card; else what was published for it, if anything was.", rich_help_panel=COSTS)
+NUM_GPUS = typer.Option(
+    min=1, help="On how many training runs; else train.num_processes.", rich_help_panel=ON_WHAT
+)
+PRICE = typer.Option(
+    min=0,
+    help="Of an hour of one card; else what was published for it, if anything was.",
+    rich_help_panel=COSTS,
+)
 POWER_PRICE = typer.Option(min=0, help="Of a kWh.", rich_help_panel=COSTS)
 LIVE = typer.Option(
     "--live-encoders",
@@ -37,10 +43,14 @@ LIVE = typer.Option(
     rich_help_panel=HOW,
 )
 SOLVE = typer.Option(
-    metavar="batch_size", help="Find the largest micro-batch that fits, phase by phase; it changes no result.", rich_help_panel=HOW
+    metavar="batch_size",
+    help="Find the largest micro-batch that fits, phase by phase; it changes no result.",
+    rich_help_panel=HOW,
 )
 MEASURE = typer.Option(
-    "--measure", help="Make three training steps of each phase on this machine, and reckon with what they took.", rich_help_panel=HOW
+    "--measure",
+    help="Make three training steps of each phase on this machine, and reckon with what they took.",
+    rich_help_panel=HOW,
 )
 SETTINGS = typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
 
@@ -56,7 +66,10 @@ def plan(
     measure: Annotated[bool, MEASURE] = False,
     settings: Annotated[list[str], SETTINGS] = [],  # noqa: B006  (typer copies it)
     as_json: Annotated[bool, typer.Option("--json", help="The same in JSON.")] = False,
-    store: Annotated[Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")] = None,
 ) -> None:
     """What a pipeline takes before it is run: items, disk, GPU-hours, money, electricity, memory.
@@ -87,8 +100,18 @@ def plan(
 
     pipeline = load_pipeline(name, settings, file)
     here = hardware.card_here(pipeline.train.device) if measure or gpu is None else None
-    card = hardware.card(gpu) if gpu else here or (hardware.cpu() if measure else hardware.CARDS[hardware.PUBLISHED_CARD])
-    asked = Question(pipeline, Store(store_root(store)), card, num_gpus or pipeline.train.num_processes, live_encoders)
+    card = (
+        hardware.card(gpu)
+        if gpu
+        else here or (hardware.cpu() if measure else hardware.CARDS[hardware.PUBLISHED_CARD])
+    )
+    asked = Question(
+        pipeline,
+        Store(store_root(store)),
+        card,
+        num_gpus or pipeline.train.num_processes,
+        live_encoders,
+    )
     if solve:
         asked = replace(asked, pipeline=with_largest_micro_batches(asked))
     found = make_plan(replace(asked, measured=_measured(asked)) if measure else asked)
@@ -98,15 +121,23 @@ def plan(
     else:
         _tell(found, prices)
     if found.problems:
-        raise DoesNotFitError("; ".join(found.problems), do=_advice(found, solved=solve is not None))
+        raise DoesNotFitError(
+            "; ".join(found.problems), do=_advice(found, solved=solve is not None)
+        )
 
 
 def _measured(asked: Question) -> Mapping[str, Measured]:
     from hdm.planning.measure import measure
 
     if asked.live_encoders:
-        raise ConfigError("training here reads latents, so steps with a live autoencoder cannot be measured", do="leave one of the two out")
-    return {phase.name: measure(asked.pipeline, number, asked.num_gpus) for number, phase in enumerate(asked.pipeline.train.phases)}
+        raise ConfigError(
+            "training here reads latents, so steps with a live autoencoder cannot be measured",
+            do="leave one of the two out",
+        )
+    return {
+        phase.name: measure(asked.pipeline, number, asked.num_gpus)
+        for number, phase in enumerate(asked.pipeline.train.phases)
+    }
 
 
 @dataclass(frozen=True)
@@ -132,7 +163,10 @@ class Prices:
 
 
 def _values(plan: Plan, prices: Prices) -> dict[str, Any]:
-    rows = [{**asdict(row), "wall_hours": row.hours / row.processes, **prices.of(row.hours)} for row in plan.rows]
+    rows = [
+        {**asdict(row), "wall_hours": row.hours / row.processes, **prices.of(row.hours)}
+        for row in plan.rows
+    ]
     return {
         "outputs": rows,
         "left": _sum(plan.left, prices),
@@ -145,12 +179,21 @@ def _values(plan: Plan, prices: Prices) -> dict[str, Any]:
 def _sum(rows: Any, prices: Prices) -> dict[str, Any]:
     hours = sum(row.hours for row in rows)
     wall = sum(row.hours / row.processes for row in rows)
-    return {"bytes": sum(row.bytes for row in rows), "hours": hours, "wall_hours": wall, **prices.of(hours)}
+    return {
+        "bytes": sum(row.bytes for row in rows),
+        "hours": hours,
+        "wall_hours": wall,
+        **prices.of(hours),
+    }
 
 
 def _tell(plan: Plan, prices: Prices) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    shown = {"money": prices.hour is not None, "kWh": bool(prices.card.watts), "power": prices.kwh is not None and bool(prices.card.watts)}
+    shown = {
+        "money": prices.hour is not None,
+        "kWh": bool(prices.card.watts),
+        "power": prices.kwh is not None and bool(prices.card.watts),
+    }
     extra = [name for name, wanted in shown.items() if wanted]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("output")
@@ -162,7 +205,11 @@ def _tell(plan: Plan, prices: Prices) -> None:
         table.add_row(*_cells(row, prices, extra), "[green]done[/]" if row.done else "")
     for title, rows in (("left", plan.left), ("in all", list(plan.rows))):
         total = _sum(rows, prices)
-        cells = [amount(total["hours"]), amount(total["wall_hours"]), *_costs(total["hours"], prices, extra)]
+        cells = [
+            amount(total["hours"]),
+            amount(total["wall_hours"]),
+            *_costs(total["hours"], prices, extra),
+        ]
         table.add_row(f"[bold]{title}[/]", "", size(total["bytes"]), *cells)
     (console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)).print(table)
     for note in plan.notes:

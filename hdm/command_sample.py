@@ -27,22 +27,50 @@ AT_ONCE = 16  # pictures; fewer where memory does not hold them
 GRID_IMAGES, GRID_COLUMNS, GRID_GAP_PX = 64, 8, 2
 SHOWN, HOW, PARTS = "What is shown", "How it is made", "Parts of the model"
 
-WEIGHTS = typer.Option(help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, or a .safetensors file.")
+WEIGHTS = typer.Option(
+    help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, or a .safetensors file."
+)
 PROMPT = typer.Option(help="What to show; may be given several times.", rich_help_panel=SHOWN)
-PROMPTS = typer.Option(metavar="FILE", help="Prompts, one a line; or .jsonl with a field prompt.", rich_help_panel=SHOWN)
-NEGATIVE = typer.Option(help="What guidance leads away from; else the empty caption.", rich_help_panel=SHOWN)
+PROMPTS = typer.Option(
+    metavar="FILE",
+    help="Prompts, one a line; or .jsonl with a field prompt.",
+    rich_help_panel=SHOWN,
+)
+NEGATIVE = typer.Option(
+    help="What guidance leads away from; else the empty caption.", rich_help_panel=SHOWN
+)
 COUNT = typer.Option(min=1, help="Pictures a prompt, at seeds counting up.", rich_help_panel=SHOWN)
 SEED = typer.Option(min=0, help="Of each prompt's first picture.", rich_help_panel=SHOWN)
-SIZE = typer.Option(metavar="WxH", help="Pixels, as 1024x768; else the square trained at.", rich_help_panel=SHOWN)
-CAMERA = typer.Option(metavar="X,Y,ZOOM", help="Move the frame: positions plus X and Y, through ZOOM (2 is closer).", rich_help_panel=SHOWN)
+SIZE = typer.Option(
+    metavar="WxH", help="Pixels, as 1024x768; else the square trained at.", rich_help_panel=SHOWN
+)
+CAMERA = typer.Option(
+    metavar="X,Y,ZOOM",
+    help="Move the frame: positions plus X and Y, through ZOOM (2 is closer).",
+    rich_help_panel=SHOWN,
+)
 STEPS = typer.Option(help="From noise to picture.", rich_help_panel=HOW)
-SOLVER = typer.Option(help="euler; or heun, twice the work a step and fewer steps needed.", rich_help_panel=HOW)
+SOLVER = typer.Option(
+    help="euler; or heun, twice the work a step and fewer steps needed.", rich_help_panel=HOW
+)
 GUIDANCE = typer.Option(help="How strongly the prompt leads; 1 is off.", rich_help_panel=HOW)
-INTERVAL = typer.Option(metavar="FROM,TO", help="Times with guidance, from 0 (picture) to 1 (noise); 0.1,0.8, say.", rich_help_panel=HOW)
-RATE = typer.Option(metavar="RATE", help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.", rich_help_panel=HOW)
+INTERVAL = typer.Option(
+    metavar="FROM,TO",
+    help="Times with guidance, from 0 (picture) to 1 (noise); 0.1,0.8, say.",
+    rich_help_panel=HOW,
+)
+RATE = typer.Option(
+    metavar="RATE",
+    help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.",
+    rich_help_panel=HOW,
+)
 SHIFT = typer.Option(help="Of the times towards noise; about 3 suits 1024 px.", rich_help_panel=HOW)
-COMPONENTS = typer.Option(metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.", rich_help_panel=PARTS)
-COMPONENT = typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's.", rich_help_panel=PARTS)
+COMPONENTS = typer.Option(
+    metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.", rich_help_panel=PARTS
+)
+COMPONENT = typer.Option(
+    metavar="NAME", help="Folder or hub name, instead of that folder's.", rich_help_panel=PARTS
+)
 OUT = typer.Option(metavar="DIR", help="Where the pictures go; those already there stay.")
 
 
@@ -94,11 +122,16 @@ def sample(
     x, y, zoom = _numbers("--camera", camera, "X,Y,ZOOM", 3)
     first, last = _numbers("--guidance-interval", guidance_interval, "FROM,TO", 2)
     *rate, negative_rate = _numbers("--tread-rate", tread_rate, "RATE or PROMPT,NEGATIVE", 1, 2)
-    sampling = Sampling(steps, solver, guidance, (first, last), (rate[0] if rate else 0.0, negative_rate), shift)  # type: ignore[arg-type]
+    rates = (rate[0] if rate else 0.0, negative_rate)
+    sampling = Sampling(steps, solver, guidance, (first, last), rates, shift)  # type: ignore[arg-type]
     view = Camera(y, x, zoom)
     wanted = read_size(size, "--size") if size else None
 
-    model = _loaded(weights, Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder), device)
+    model = _loaded(
+        weights,
+        Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder),
+        device,
+    )
     width, height = wanted or _own_size(model, weights)
     settings = {
         "negative_prompt": negative, "size": f"{width}x{height}", **asdict(sampling), "camera": asdict(view), "model": model.name,
@@ -124,7 +157,9 @@ def _numbers(option: str, text: str, form: str, *counts: int) -> list[float]:
     except ValueError:
         found = []
     if len(found) not in counts or not all(map(math.isfinite, found)):
-        raise ConfigError(f"{option} {text!r} is not {form}", do="numbers with commas between them, no spaces")
+        raise ConfigError(
+            f"{option} {text!r} is not {form}", do="numbers with commas between them, no spaces"
+        )
     return found
 
 
@@ -139,12 +174,22 @@ def _loaded(weights: Path, components: Any, device: str) -> Loaded:
 
 def _own_size(model: Loaded, weights: Path) -> tuple[int, int]:
     if model.resolution is None:
-        raise InputError("these weights do not say at what resolution they were trained", where=weights, do="give --size, as 1024x1024")
+        raise InputError(
+            "these weights do not say at what resolution they were trained",
+            where=weights,
+            do="give --size, as 1024x1024",
+        )
     return model.resolution, model.resolution
 
 
 def _make(
-    model: Loaded, prompts: Sequence[str], negative: str, seeds: range, size: tuple[int, int], sampling: Sampling, camera: Camera
+    model: Loaded,
+    prompts: Sequence[str],
+    negative: str,
+    seeds: range,
+    size: tuple[int, int],
+    sampling: Sampling,
+    camera: Camera,
 ) -> Iterator[Picture]:
     """The pictures of one prompt after another: in one call, padding could make them depend on each other."""
     from hdm.models.devices import Batches
@@ -157,10 +202,14 @@ def _make(
                 [prompt] * len(seeds), width=size[0], height=size[1], seeds=seeds, batches=batches, negative_prompts=[negative],
                 sampling=sampling, camera=camera, on_step=lambda _, latent: bar.advance(len(latent)),
             )  # fmt: skip
-            yield from (Picture(prompt, seed, pixels) for seed, pixels in zip(seeds, pictures, strict=True))
+            yield from (
+                Picture(prompt, seed, pixels) for seed, pixels in zip(seeds, pictures, strict=True)
+            )
 
 
-def _written(out: Path, made: Iterable[Picture], count: int, settings: Mapping[str, Any]) -> dict[Path, str]:
+def _written(
+    out: Path, made: Iterable[Picture], count: int, settings: Mapping[str, Any]
+) -> dict[Path, str]:
     """Each picture's file, written as soon as it is made, and the grid's: what is told of it. Numbered on from what is there.
 
     Raises:
@@ -171,18 +220,38 @@ def _written(out: Path, made: Iterable[Picture], count: int, settings: Mapping[s
     paths, shown = {}, []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=0)
+        number = 1 + max(
+            (int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=0
+        )
         for place, picture in enumerate(made):
-            path = out / f"{number:04d}-{place // count + 1:02d}-{_slug(picture.prompt)}-seed{picture.seed}.png"
-            path.write_bytes(png(picture.pixels, {"prompt": picture.prompt, "parameters": {"seed": picture.seed, **settings}}))
+            path = (
+                out
+                / f"{number:04d}-{place // count + 1:02d}-{_slug(picture.prompt)}-seed{picture.seed}.png"
+            )
+            path.write_bytes(
+                png(
+                    picture.pixels,
+                    {"prompt": picture.prompt, "parameters": {"seed": picture.seed, **settings}},
+                )
+            )
             paths[path] = f"seed {picture.seed}  {picture.prompt}"
             shown += [picture] if place < GRID_IMAGES else []
-        told = {"prompts": [picture.prompt for picture in shown], "seeds": [picture.seed for picture in shown], "parameters": settings}
+        told = {
+            "prompts": [picture.prompt for picture in shown],
+            "seeds": [picture.seed for picture in shown],
+            "parameters": settings,
+        }
         columns = count if 1 < count <= GRID_COLUMNS else GRID_COLUMNS
         grid = out / f"{number:04d}-grid.png"
-        grid.write_bytes(png(sheet([picture.pixels for picture in shown], columns, GRID_GAP_PX), told))
+        grid.write_bytes(
+            png(sheet([picture.pixels for picture in shown], columns, GRID_GAP_PX), told)
+        )
     except OSError as error:
-        raise InputError(f"cannot write pictures: {error.strerror}", where=out, do="name another folder with --out") from error
+        raise InputError(
+            f"cannot write pictures: {error.strerror}",
+            where=out,
+            do="name another folder with --out",
+        ) from error
     return {**paths, grid: f"the grid of {len(shown)}"}
 
 

@@ -16,37 +16,62 @@ from hdm.config import VaeSettings
 from hdm.errors import ConfigError, InputError
 from hdm.progress import show_log
 
-app = typer.Typer(no_args_is_help=True, help="Autoencoders: fine-tune with equivariance, train from scratch, measure.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Autoencoders: fine-tune with equivariance, train from scratch, measure.",
+)
 LENGTH, LOSS, START = "How long and on what", "What is made small", "What it starts from"
 
-SOURCE = typer.Option(help='A folder of pictures, WebDataset tars, a data set on this machine, or "scenes".')
-AUTOENCODER = typer.Option(metavar="NAME", help="Folder or hub name of a diffusers autoencoder.", rich_help_panel=START)
-SCRATCH = typer.Option("--scratch", help="Start from a new small AutoencoderKL, 8 × downscale.", rich_help_panel=START)
+SOURCE = typer.Option(
+    help='A folder of pictures, WebDataset tars, a data set on this machine, or "scenes".'
+)
+AUTOENCODER = typer.Option(
+    metavar="NAME", help="Folder or hub name of a diffusers autoencoder.", rich_help_panel=START
+)
+SCRATCH = typer.Option(
+    "--scratch", help="Start from a new small AutoencoderKL, 8 × downscale.", rich_help_panel=START
+)
 CHANNELS = typer.Option(help="Of a latent, with --scratch.", rich_help_panel=START)
 IMAGES = typer.Option(help="Images seen, repetitions counted.", rich_help_panel=LENGTH)
 MINUTES = typer.Option(help="About how long to train, instead of --images.", rich_help_panel=LENGTH)
 SIZE = typer.Option(help="Side of the square crops.", rich_help_panel=LENGTH)
 BATCH = typer.Option(help="Images a step.", rich_help_panel=LENGTH)
-MAX_PICTURES = typer.Option(help="Take only the first so many; they are held in memory.", rich_help_panel=LENGTH)
+MAX_PICTURES = typer.Option(
+    help="Take only the first so many; they are held in memory.", rich_help_panel=LENGTH
+)
 EQUIVARIANCE = typer.Option(
     help="Weight of EQ-VAE's term: a latent scaled and turned has to decode to the picture scaled and turned; 0 is plain.",
     rich_help_panel=LOSS,
 )
-PERCEPTUAL = typer.Option(help="Weight of LPIPS; needs torchmetrics, and VGG16's weights on this machine.", rich_help_panel=LOSS)
+PERCEPTUAL = typer.Option(
+    help="Weight of LPIPS; needs torchmetrics, and VGG16's weights on this machine.",
+    rich_help_panel=LOSS,
+)
 KL = typer.Option(help="Weight of the posterior's divergence.", rich_help_panel=LOSS)
-OPTIMIZER = typer.Option(help="adamw; or muon, for convolutions and matrices: sooner there from scratch.", rich_help_panel=LOSS)
-RATE = typer.Option(help="Of AdamW; a cosine leads down to a hundredth of it.", rich_help_panel=LOSS)
+OPTIMIZER = typer.Option(
+    help="adamw; or muon, for convolutions and matrices: sooner there from scratch.",
+    rich_help_panel=LOSS,
+)
+RATE = typer.Option(
+    help="Of AdamW; a cosine leads down to a hundredth of it.", rich_help_panel=LOSS
+)
 MUON_RATE = typer.Option(help="Of Muon.", rich_help_panel=LOSS)
-EMA = typer.Option(help="Keep an average of the weights with this decay; 0 keeps the last.", rich_help_panel=LOSS)
+EMA = typer.Option(
+    help="Keep an average of the weights with this decay; 0 keeps the last.", rich_help_panel=LOSS
+)
 MATTE = typer.Option(help="Colour behind transparent pixels.")
-CONTRASTIVE = typer.Option(metavar="DIR", help="Folder of `hdm bootstrap` whose model the Fréchet distance is measured in.")
+CONTRASTIVE = typer.Option(
+    metavar="DIR", help="Folder of `hdm bootstrap` whose model the Fréchet distance is measured in."
+)
 DEVICE = typer.Option(help="auto, cpu or cuda.")
 
 
 @app.command()
 def finetune(
     source: Annotated[str, SOURCE],
-    out: Annotated[Path, typer.Option(help="A new folder; components.autoencoder of a pipeline names it.")],
+    out: Annotated[
+        Path, typer.Option(help="A new folder; components.autoencoder of a pipeline names it.")
+    ],
     autoencoder: Annotated[str | None, AUTOENCODER] = None,
     scratch: Annotated[bool, SCRATCH] = False,
     channels: Annotated[int, CHANNELS] = 8,
@@ -85,16 +110,31 @@ def finetune(
     from hdm.vae_sources import finetune_from
 
     if scratch == (autoencoder is not None):
-        raise InputError("what to start from is not clear", do="give --autoencoder NAME or --scratch, one of them")
+        raise InputError(
+            "what to start from is not clear",
+            do="give --autoencoder NAME or --scratch, one of them",
+        )
     show_log()
     usual = VaeSettings().optimizer.model_dump()
-    rates = {**usual, "kind": optimizer, "learning_rate": learning_rate, "muon_learning_rate": muon_learning_rate}
+    rates = {
+        **usual,
+        "kind": optimizer,
+        "learning_rate": learning_rate,
+        "muon_learning_rate": muon_learning_rate,
+    }
     settings = _settings(
         scratch=scratch, channels=channels, num_images=images, batch_size=batch_size, size_px=size_px, perceptual_weight=perceptual,
         kl_weight=kl, equivariance_weight=equivariance, optimizer=rates, ema_decay=ema, seed=seed, device=device,
     )  # fmt: skip
     record = finetune_from(
-        source, out, autoencoder, settings, minutes=minutes, max_pictures=max_pictures, matte=matte, contrastive=contrastive
+        source,
+        out,
+        autoencoder,
+        settings,
+        minutes=minutes,
+        max_pictures=max_pictures,
+        matte=matte,
+        contrastive=contrastive,
     )
     _tell(record["quality"])
     Console().print(f"use it: components: {{autoencoder: {escape(str(out))}}}", soft_wrap=True)
@@ -104,7 +144,10 @@ def _settings(**values: Any) -> VaeSettings:
     try:
         return VaeSettings.model_validate(values)
     except ValidationError as error:
-        told = (f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}" for problem in error.errors())
+        told = (
+            f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}"
+            for problem in error.errors()
+        )
         raise ConfigError("; ".join(told), do="see hdm vae finetune --help") from error
 
 
@@ -112,7 +155,9 @@ def _settings(**values: Any) -> VaeSettings:
 def measure(
     source: Annotated[str, SOURCE],
     autoencoder: Annotated[str, AUTOENCODER],
-    size_px: Annotated[int, typer.Option(help="Side of the squares that are measured: pictures' middles.")] = 64,
+    size_px: Annotated[
+        int, typer.Option(help="Side of the squares that are measured: pictures' middles.")
+    ] = 64,
     images: Annotated[int, typer.Option(min=1, help="The first so many pictures.")] = 256,
     matte: Annotated[str, MATTE] = "#ffffff",
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
@@ -125,7 +170,15 @@ def measure(
     from hdm.vae_sources import measure_from
 
     show_log()
-    found = measure_from(source, autoencoder, size_px=size_px, num_images=images, matte=matte, contrastive=contrastive, device=device)
+    found = measure_from(
+        source,
+        autoencoder,
+        size_px=size_px,
+        num_images=images,
+        matte=matte,
+        contrastive=contrastive,
+        device=device,
+    )
     _tell({"before": None, "after": found})
 
 
@@ -142,7 +195,9 @@ ROWS = {
 def _tell(quality: Mapping[str, Any]) -> None:
     before, after = quality["before"], quality["after"]
     titles = ("before", "after") if before else ("",)
-    table = Table("", *(Column(title, justify="right") for title in titles), box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        "", *(Column(title, justify="right") for title in titles), box=None, padding=(0, 2, 0, 0)
+    )
     for name, title in ROWS.items():
         if name in after:
             table.add_row(title, *(f"{values[name]:.4g}" for values in (before, after) if values))

@@ -15,12 +15,22 @@ from hdm.errors import HdmError, InputError
 if TYPE_CHECKING:
     from hdm.models.weights import Weights
 
-app = typer.Typer(no_args_is_help=True, help="Published weights: import, export, and check against golden numbers.")
-Rate = Annotated[float | None, typer.Option(help="TREAD rate to write down, in [0, 1); else what the file says.")]
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Published weights: import, export, and check against golden numbers.",
+)
+Rate = Annotated[
+    float | None, typer.Option(help="TREAD rate to write down, in [0, 1); else what the file says.")
+]
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="Golden files: weights beside inputs, outputs and gradients.")]) -> None:
+def check(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Golden files: weights beside inputs, outputs and gradients."),
+    ],
+) -> None:
     """Compute a golden file's outputs and gradients, and print how far ours are from them.
 
     The error of a tensor is ‖ours - golden‖₂ / ‖golden‖₂, on the CPU in float32. Exit 0 if all are at most 1e-5, 1 if one is not.
@@ -32,9 +42,15 @@ def check(files: Annotated[list[Path], typer.Argument(help="Golden files: weight
     console, wrong = Console(soft_wrap=True, highlight=False), []
     for file in files:
         console.print(escape(str(file)))
-        table = Table(Column("tensor", overflow="fold"), "relative error", "", box=None, padding=(0, 2, 0, 0))
+        table = Table(
+            Column("tensor", overflow="fold"), "relative error", "", box=None, padding=(0, 2, 0, 0)
+        )
         for found in compare(file):
-            table.add_row(escape(found.name), f"{found.error:.2e}", "[green]✓[/]" if found.holds else "[red]✗[/]")
+            table.add_row(
+                escape(found.name),
+                f"{found.error:.2e}",
+                "[green]✓[/]" if found.holds else "[red]✗[/]",
+            )
             wrong += [] if found.holds else [f"{found.name} ({found.error:.1e})"]
         console.print(table)
     if wrong:
@@ -44,9 +60,13 @@ def check(files: Annotated[list[Path], typer.Argument(help="Golden files: weight
 @app.command("import")
 def import_weights(
     file: Annotated[Path, typer.Argument(help="Official .safetensors, or a Lightning .ckpt.")],
-    out: Annotated[Path, typer.Option(help="A new .safetensors file, or a folder for one of the same name.")],
+    out: Annotated[
+        Path, typer.Option(help="A new .safetensors file, or a folder for one of the same name.")
+    ],
     tread_rate: Rate = None,
-    ema: Annotated[bool, typer.Option("--ema", help="The averaged weights of a checkpoint that has them.")] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The averaged weights of a checkpoint that has them.")
+    ] = False,
 ) -> None:
     """Take the denoiser out of a published file: a small safetensors file that says its configuration.
 
@@ -67,20 +87,42 @@ def import_weights(
     target = _new(out if out.suffix == ".safetensors" else out / f"{file.stem}.safetensors")
     save_weights(target, weights, tread_rate)
     _tell(weights, target)
-    Console().print(f"its configuration is {'as the file says' if weights.said else 'told from the shapes'}")
+    Console().print(
+        f"its configuration is {'as the file says' if weights.said else 'told from the shapes'}"
+    )
     if EMA in weights.passed_over:
         Console().print("the checkpoint has averaged weights too: --ema takes them")
 
 
 @app.command("export")
 def export_weights(
-    source: Annotated[Path, typer.Argument(help="A .safetensors file, what training wrote (STORE/train.64px/DIGEST), a diffusers folder.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A new .safetensors file.")] = None,
-    diffusers: Annotated[Path | None, typer.Option(metavar="DIR", help="A new diffusers folder.")] = None,
-    components: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.")] = None,
-    autoencoder: Annotated[str | None, typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's.")] = None,
-    text_encoder: Annotated[str | None, typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Of what training wrote, the last weights, not their average.")] = False,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .safetensors file, what training wrote (STORE/train.64px/DIGEST), a diffusers folder."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new .safetensors file.")
+    ] = None,
+    diffusers: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new diffusers folder.")
+    ] = None,
+    components: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.")
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's."),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Folder or hub name, instead of that folder's."),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Of what training wrote, the last weights, not their average."),
+    ] = False,
     tread_rate: Rate = None,
 ) -> None:
     """Write weights for others: a safetensors file named as the published ones, or a diffusers pipeline folder.
@@ -101,14 +143,27 @@ def export_weights(
     from hdm.models.weights import save_weights
     from hdm.weight_sources import read_source
 
-    if diffusers is not None and components is None and (autoencoder is None or text_encoder is None):
-        raise InputError("a diffusers folder holds a text encoder and an autoencoder too", do="name them: --components DIR, or demo")
+    if (
+        diffusers is not None
+        and components is None
+        and (autoencoder is None or text_encoder is None)
+    ):
+        raise InputError(
+            "a diffusers folder holds a text encoder and an autoencoder too",
+            do="name them: --components DIR, or demo",
+        )
     found = read_source(source, raw=raw)
     if out is not None:
         save_weights(_new(out), found.weights, tread_rate)
         _tell(found.weights, out)
     if diffusers is not None:
-        write_folder(diffusers, found, resolve(Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)))
+        write_folder(
+            diffusers,
+            found,
+            resolve(
+                Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
+            ),
+        )
         _tell(found.weights, diffusers)
 
 
@@ -116,7 +171,10 @@ def _tell(weights: Weights, target: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(escape(weights.describe()))
     if weights.passed_over:
-        console.print("passed over: " + ", ".join(f"{count} of {escape(name)}" for name, count in weights.passed_over.items()))
+        console.print(
+            "passed over: "
+            + ", ".join(f"{count} of {escape(name)}" for name, count in weights.passed_over.items())
+        )
     console.print(f"wrote {escape(str(target))}")
 
 

@@ -333,11 +333,15 @@ class Phase(Settings):
 
     @field_validator("tread_schedule")
     @classmethod
-    def _in_order(cls, schedule: tuple[tuple[float, float], ...] | None) -> tuple[tuple[float, float], ...] | None:
+    def _in_order(
+        cls, schedule: tuple[tuple[float, float], ...] | None
+    ) -> tuple[tuple[float, float], ...] | None:
         if schedule is not None:
             starts = [start for start, _ in schedule]
             if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
-                raise ValueError("the first entry begins at 0 and each later one after the one before")
+                raise ValueError(
+                    "the first entry begins at 0 and each later one after the one before"
+                )
         return schedule
 
 
@@ -443,7 +447,11 @@ class TrainSettings(Settings):
                 do="set how many steps lie between two",
             )
         if self.watches and self.watch == "raw_validation_loss" and not self.validate_raw:
-            raise ConfigError("train.watch names a loss that is not measured", where="train.watch", do="set train.validate_raw: true")
+            raise ConfigError(
+                "train.watch names a loss that is not measured",
+                where="train.watch",
+                do="set train.validate_raw: true",
+            )
         return self
 
     @property
@@ -463,7 +471,9 @@ class TrainSettings(Settings):
                 )
             if self.align_weight:
                 raise ConfigError(
-                    "the projector of an alignment is not sharded", where="train.align_weight, train.sharding", do="set one of them only"
+                    "the projector of an alignment is not sharded",
+                    where="train.align_weight, train.sharding",
+                    do="set one of them only",
                 )
             if phase.optimizer.state_bits == 8:
                 raise ConfigError(
@@ -476,7 +486,10 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _neighbours_stay_together(self) -> TrainSettings:
         for number, phase in enumerate(self.phases if self.contrastive_weight else ()):
-            bounds = [phase.batch_size * rank // self.num_processes for rank in range(self.num_processes + 1)]
+            bounds = [
+                phase.batch_size * rank // self.num_processes
+                for rank in range(self.num_processes + 1)
+            ]
             share = max(stop - start for start, stop in itertools.pairwise(bounds))
             if any(bound % 2 for bound in bounds[1:-1]):
                 raise ConfigError(
@@ -485,7 +498,11 @@ class TrainSettings(Settings):
                     where=f"train.phases.{number}.batch_size, train.num_processes",
                     do=f"make batch_size a multiple of {2 * self.num_processes}, or contrastive_weight 0",
                 )
-            if phase.micro_batch is not None and phase.micro_batch % 2 and phase.micro_batch < share:
+            if (
+                phase.micro_batch is not None
+                and phase.micro_batch % 2
+                and phase.micro_batch < share
+            ):
                 raise ConfigError(
                     f"train.contrastive_weight pairs neighbours: a micro-batch of {phase.micro_batch} would cut pairs",
                     where=f"train.phases.{number}.micro_batch",
@@ -502,7 +519,9 @@ class TrainSettings(Settings):
     def _aligned_block_exists(self) -> TrainSettings:
         if self.aligned_block >= self.model.num_blocks:
             raise ConfigError(
-                f"the model has no block {self.align_block}", where="train.align_block", do=f"use 0 to {self.model.num_blocks - 1}"
+                f"the model has no block {self.align_block}",
+                where="train.align_block",
+                do=f"use 0 to {self.model.num_blocks - 1}",
             )
         return self
 
@@ -576,14 +595,27 @@ class Pipeline(Settings):
         resolutions = sorted({phase.resolution for phase in self.train.phases})
         encoded = [size for size in resolutions if size not in self.encode.from_larger]
         smaller = (size for size in resolutions if size in self.encode.from_larger)
-        return {**dict.fromkeys(encoded), **{size: min(larger for larger in encoded if larger > size) for size in smaller}}
+        return {
+            **dict.fromkeys(encoded),
+            **{size: min(larger for larger in encoded if larger > size) for size in smaller},
+        }
 
     @model_validator(mode="after")
     def _larger_is_encoded(self) -> Pipeline:
         resolutions = {phase.resolution for phase in self.train.phases}
         for size in self.encode.from_larger:
             if size not in resolutions:
-                raise ConfigError(f"no phase has resolution {size}", where="encode.from_larger", do="name resolutions of train.phases")
-            if not any(larger > size and larger not in self.encode.from_larger for larger in resolutions):
-                raise ConfigError(f"no larger resolution than {size} is encoded", where="encode.from_larger", do="leave it out")
+                raise ConfigError(
+                    f"no phase has resolution {size}",
+                    where="encode.from_larger",
+                    do="name resolutions of train.phases",
+                )
+            if not any(
+                larger > size and larger not in self.encode.from_larger for larger in resolutions
+            ):
+                raise ConfigError(
+                    f"no larger resolution than {size} is encoded",
+                    where="encode.from_larger",
+                    do="leave it out",
+                )
         return self

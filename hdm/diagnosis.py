@@ -30,7 +30,10 @@ class Check:
 def checks(root: Path) -> Iterator[Check]:
     """Look at Python, the packages' versions, the torch pair, devices and disk."""
     yield Check(
-        "python", sys.version_info >= (3, 11), sys.version.split()[0], "" if sys.version_info >= (3, 11) else "3.11 or newer is needed"
+        "python",
+        sys.version_info >= (3, 11),
+        sys.version.split()[0],
+        "" if sys.version_info >= (3, 11) else "3.11 or newer is needed",
     )
     yield packages()
     yield torch_pair()
@@ -40,7 +43,11 @@ def checks(root: Path) -> Iterator[Check]:
 
 def packages() -> Check:
     """Whether what is installed lies within the bounds that were tested."""
-    requirements = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or [] if "extra ==" not in text]
+    requirements = [
+        Requirement(text)
+        for text in importlib.metadata.requires(DISTRIBUTION) or []
+        if "extra ==" not in text
+    ]
     outside = []
     for requirement in requirements:
         try:
@@ -51,13 +58,18 @@ def packages() -> Check:
         if not requirement.specifier.contains(version, prereleases=True):
             outside.append(f"{requirement.name} {version} is outside {requirement.specifier}")
     found = "; ".join(outside) or f"{len(requirements)} within their bounds"
-    return Check("packages", not outside, found, "pip install -c constraints.txt -e ." if outside else "")
+    return Check(
+        "packages", not outside, found, "pip install -c constraints.txt -e ." if outside else ""
+    )
 
 
 def torch_pair() -> Check:
     """Whether torch and torchvision fit: a pair that does not takes open_clip, diffusers and transformers with it."""
     try:
-        torch, torchvision = importlib.import_module("torch"), importlib.import_module("torchvision")
+        torch, torchvision = (
+            importlib.import_module("torch"),
+            importlib.import_module("torchvision"),
+        )
     except (ImportError, RuntimeError) as error:
         return Check(
             "torch", False, f"torch and torchvision do not fit together: {str(error).splitlines()[0]}",
@@ -74,9 +86,19 @@ def devices() -> Check:
     except (ImportError, RuntimeError) as error:
         return Check("devices", False, str(error).splitlines()[0])
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-        return Check("devices", True, ", ".join(f"{card.name} with {card.total_memory / 1e9:.0f} GB" for card in cards))
-    return Check("devices", True, f"no GPU; {len(os.sched_getaffinity(0))} CPU cores, enough for the pipelines demo and folder")
+        cards = [
+            torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
+        ]
+        return Check(
+            "devices",
+            True,
+            ", ".join(f"{card.name} with {card.total_memory / 1e9:.0f} GB" for card in cards),
+        )
+    return Check(
+        "devices",
+        True,
+        f"no GPU; {len(os.sched_getaffinity(0))} CPU cores, enough for the pipelines demo and folder",
+    )
 
 
 def disk(root: Path) -> Check:
@@ -84,6 +106,13 @@ def disk(root: Path) -> Check:
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
-        return Check("store", False, f"{root} cannot be written", "choose another with HDM_STORE or --store")
+        return Check(
+            "store", False, f"{root} cannot be written", "choose another with HDM_STORE or --store"
+        )
     room = f"{root}, {free / 1e9:.1f} GB free"
-    return Check("store", free >= DISK_BYTES, room, "" if free >= DISK_BYTES else "make room or choose another with HDM_STORE or --store")
+    return Check(
+        "store",
+        free >= DISK_BYTES,
+        room,
+        "" if free >= DISK_BYTES else "make room or choose another with HDM_STORE or --store",
+    )

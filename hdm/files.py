@@ -19,7 +19,9 @@ TEMPORARY = ".tmp-"
 
 def canonical_json(value: Any) -> bytes:
     """JSON that is equal for equal values: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def sha256_file(path: Path) -> str:
@@ -55,7 +57,11 @@ def written_aside(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        if error.filename is not None and Path(error.filename) not in (temporary, path, path.parent):
+        if error.filename is not None and Path(error.filename) not in (
+            temporary,
+            path,
+            path.parent,
+        ):
             raise  # the caller's own reading failed
         raise explain_os_error(error, path) from error
     finally:
@@ -71,7 +77,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file's content with readable JSON, atomically."""
-    write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    write_bytes(
+        path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    )
 
 
 def explain_os_error(error: OSError, path: Path) -> HdmError:
@@ -81,10 +89,18 @@ def explain_os_error(error: OSError, path: Path) -> HdmError:
         with contextlib.suppress(OSError):
             free = f": {shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
         return DoesNotFitError(
-            f"no space left{free}", where=path, do="make room, then run the same command again; finished shards are kept"
+            f"no space left{free}",
+            where=path,
+            do="make room, then run the same command again; finished shards are kept",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HdmError(f"cannot write: {error.strerror}", where=path, do="choose another store with HDM_STORE or --store")
+        return HdmError(
+            f"cannot write: {error.strerror}",
+            where=path,
+            do="choose another store with HDM_STORE or --store",
+        )
     return HdmError(
-        f"cannot write: {error.strerror}", where=path, do="look at the disk and the limits of open and large files, then run again"
+        f"cannot write: {error.strerror}",
+        where=path,
+        do="look at the disk and the limits of open and large files, then run again",
     )

@@ -13,7 +13,14 @@ from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
-from hdm.models.components import AUTOENCODER_FOLDER, DEMO, DENOISING, locate, resolve, weights_digest
+from hdm.models.components import (
+    AUTOENCODER_FOLDER,
+    DEMO,
+    DENOISING,
+    locate,
+    resolve,
+    weights_digest,
+)
 from hdm.models.components import VAE as FINETUNED
 from hdm.store import read_output
 from hdm.training.job import MODEL
@@ -51,7 +58,11 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         InputError: nothing of that kind is there, components are not to be had, or parts do not fit each other.
         DamagedError: a file cannot be read.
     """
-    named = {name: reference for name in DENOISING if (reference := getattr(resolve(components), name)) is not None}
+    named = {
+        name: reference
+        for name in DENOISING
+        if (reference := getattr(resolve(components), name)) is not None
+    }
     source = read_source(path)
     if (path / MODEL).is_file():
         return _trained(path, source, named, device)
@@ -60,16 +71,31 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
     return _bare_file(path, source, named, device)
 
 
-def _trained(folder: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
+def _trained(
+    folder: Path, source: Source, named: Mapping[str, str], device: torch.device
+) -> Loaded:
     """What a training phase wrote: model.json tells the digests of its components, and names where these are portable."""
     told = source.told
-    digests, names = told.get("components", {}), {**told.get("component_names", {}), **_finetuned(folder)}
+    digests, names = (
+        told.get("components", {}),
+        {**told.get("component_names", {}), **_finetuned(folder)},
+    )
     found = {
-        component: _own_component(component, digests.get(component), names.get(component, DEMO), named.get(component), folder)
+        component: _own_component(
+            component,
+            digests.get(component),
+            names.get(component, DEMO),
+            named.get(component),
+            folder,
+        )
         for component in DENOISING
     }
     text_to_image = _assembled(source, found, int(told.get("max_tokens", MAX_TOKENS)), device)
-    return Loaded(text_to_image, f"{folder.resolve().parent.name}/{folder.resolve().name}", told.get("resolution"))
+    return Loaded(
+        text_to_image,
+        f"{folder.resolve().parent.name}/{folder.resolve().name}",
+        told.get("resolution"),
+    )
 
 
 def _finetuned(folder: Path) -> dict[str, str]:
@@ -82,7 +108,9 @@ def _finetuned(folder: Path) -> dict[str, str]:
     return {"autoencoder": str(place)} if place.is_dir() else {}
 
 
-def _own_component(component: str, digest: str | None, portable: str, named: str | None, folder: Path) -> str:
+def _own_component(
+    component: str, digest: str | None, portable: str, named: str | None, folder: Path
+) -> str:
     """The reference of a component that a denoiser was trained with, known by its digest."""
     what = component.replace("_", " ")
     if named is not None:
@@ -95,21 +123,35 @@ def _own_component(component: str, digest: str | None, portable: str, named: str
         return named
     reference = resolve(Components(folder=DEMO)).need(component) if portable == DEMO else portable
     if digest is None or weights_digest(str(locate(reference, download=True))) != digest:
-        raise InputError(f"the model's {what} is not known here: {portable}'s is another", where=folder, do=NAME_THEM)
+        raise InputError(
+            f"the model's {what} is not known here: {portable}'s is another",
+            where=folder,
+            do=NAME_THEM,
+        )
     return reference
 
 
-def _bare_file(path: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
+def _bare_file(
+    path: Path, source: Source, named: Mapping[str, str], device: torch.device
+) -> Loaded:
     missing = [component.replace("_", " ") for component in DENOISING if component not in named]
     if missing:
-        raise InputError(f"a bare weights file has no {' and no '.join(missing)}", where=path, do=NAME_THEM)
+        raise InputError(
+            f"a bare weights file has no {' and no '.join(missing)}", where=path, do=NAME_THEM
+        )
     return Loaded(_assembled(source, named, MAX_TOKENS, device), path.name, None)
 
 
-def _diffusers_folder(folder: Path, source: Source, named: Mapping[str, str], device: torch.device) -> Loaded:
+def _diffusers_folder(
+    folder: Path, source: Source, named: Mapping[str, str], device: torch.device
+) -> Loaded:
     """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer; its index may tell max_tokens and resolution."""
     if named:
-        raise InputError("a diffusers folder brings its own components", where=folder, do="leave out --components and the like")
+        raise InputError(
+            "a diffusers folder brings its own components",
+            where=folder,
+            do="leave out --components and the like",
+        )
     told = source.told
     components = {"autoencoder": str(folder / VAE), "text_encoder": str(folder / TEXT_ENCODER)}
     max_tokens, tokenizer = int(told.get("max_tokens") or MAX_TOKENS), str(folder / TOKENIZER)
@@ -118,7 +160,11 @@ def _diffusers_folder(folder: Path, source: Source, named: Mapping[str, str], de
 
 
 def _assembled(
-    source: Source, components: Mapping[str, str], max_tokens: int, device: torch.device, tokenizer: str | None = None
+    source: Source,
+    components: Mapping[str, str],
+    max_tokens: int,
+    device: torch.device,
+    tokenizer: str | None = None,
 ) -> TextToImage:
     return TextToImage(
         source.weights.model().to(device).eval().requires_grad_(False),

@@ -46,7 +46,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         size: Literal["original", "adamw"] = "original",
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "size": size})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "size": size}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -62,14 +64,24 @@ class Muon(torch.optim.Optimizer):
         averages = [local(self._average(matrix)) for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
-        together = [joined(direction, matrix).flatten(1) for direction, matrix in zip(directions, matrices, strict=True)]
+        together = [
+            joined(direction, matrix).flatten(1)
+            for direction, matrix in zip(directions, matrices, strict=True)
+        ]
         moves = orthogonalized(torch.stack(together))
         rows, columns = moves.shape[1:]
-        size = 0.2 * math.sqrt(max(rows, columns)) if group["size"] == "adamw" else math.sqrt(max(1.0, rows / columns))
+        size = (
+            0.2 * math.sqrt(max(rows, columns))
+            if group["size"] == "adamw"
+            else math.sqrt(max(1.0, rows / columns))
+        )
         weights = [local(matrix) for matrix in matrices]
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        shaped = [share(move.view(matrix.shape), matrix) for move, matrix in zip(moves.to(matrices[0].dtype), matrices, strict=True)]
+        shaped = [
+            share(move.view(matrix.shape), matrix)
+            for move, matrix in zip(moves.to(matrices[0].dtype), matrices, strict=True)
+        ]
         torch._foreach_add_(weights, shaped, alpha=-group["lr"] * size)
 
     def _average(self, matrix: Tensor) -> Tensor:

@@ -33,11 +33,18 @@ def pipelines_file(path: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ConfigError("no pipelines.yaml", where=path or Path.cwd(), do="run from the project's folder or name one with --file")
+    raise ConfigError(
+        "no pipelines.yaml",
+        where=path or Path.cwd(),
+        do="run from the project's folder or name one with --file",
+    )
 
 
 def load_pipeline(
-    name: str, overrides: Iterable[str] = (), file: Path | None = None, environment: Mapping[str, str] | None = None
+    name: str,
+    overrides: Iterable[str] = (),
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """The pipeline `name` with every setting resolved, and those that `train.mix` names.
 
@@ -53,12 +60,19 @@ def load_pipeline(
     path = pipelines_file(file)
     entries, variables = read_section(path, "pipelines"), _from_environment(environment)
     found = _resolved(entries, name, path, variables, overrides)
-    mixed = {one.pipeline: _resolved(entries, one.pipeline, path, variables, ()) for one in found.train.mix}
+    mixed = {
+        one.pipeline: _resolved(entries, one.pipeline, path, variables, ())
+        for one in found.train.mix
+    }
     return found.model_copy(update={"mixed": mixed})
 
 
 def _resolved(
-    entries: Mapping[str, CommentedMap], name: str, path: Path, variables: list[tuple[str, str]], overrides: Iterable[str]
+    entries: Mapping[str, CommentedMap],
+    name: str,
+    path: Path,
+    variables: list[tuple[str, str]],
+    overrides: Iterable[str],
 ) -> Pipeline:
     layers = [_Layer(merged, _Places(path, merged)) for merged in _extended(entries, name, path)]
     layers += [_assignment(key, value, "environment") for key, value in variables]
@@ -70,12 +84,17 @@ def _resolved(
     try:
         return Pipeline.model_validate({**values, "name": name})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, layers) for problem in error.errors())) from error
+        raise ConfigError(
+            "\n".join(_explain(problem, layers) for problem in error.errors())
+        ) from error
 
 
 def pipeline_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every entry."""
-    return {name: str(entry.get("description", "")) for name, entry in read_section(pipelines_file(file), "pipelines").items()}
+    return {
+        name: str(entry.get("description", ""))
+        for name, entry in read_section(pipelines_file(file), "pipelines").items()
+    }
 
 
 class _Places:
@@ -137,10 +156,15 @@ def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> lis
     while current is not None:
         if current not in entries:
             raise ConfigError(
-                f"no pipeline is called {current!r}{did_you_mean(current, entries)}", where=path, do=f"there are: {', '.join(entries)}"
+                f"no pipeline is called {current!r}{did_you_mean(current, entries)}",
+                where=path,
+                do=f"there are: {', '.join(entries)}",
             )
         if current in names:
-            raise ConfigError(f"pipelines extend each other in a circle: {' → '.join([*names, current])}", where=path)
+            raise ConfigError(
+                f"pipelines extend each other in a circle: {' → '.join([*names, current])}",
+                where=path,
+            )
         names.append(current)
         chain.insert(0, entries[current] or CommentedMap())
         current = chain[0].get("extends")
@@ -149,13 +173,20 @@ def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> lis
 
 def _from_environment(environment: Mapping[str, str] | None) -> list[tuple[str, str]]:
     variables = os.environ if environment is None else environment
-    return sorted((key[len(ENVIRONMENT) :].replace("__", "."), value) for key, value in variables.items() if key.startswith(ENVIRONMENT))
+    return sorted(
+        (key[len(ENVIRONMENT) :].replace("__", "."), value)
+        for key, value in variables.items()
+        if key.startswith(ENVIRONMENT)
+    )
 
 
 def _split(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r} is not FIELD=VALUE", do="write for example --set filter.min_aesthetic=5.5")
+        raise ConfigError(
+            f"--set {text!r} is not FIELD=VALUE",
+            do="write for example --set filter.min_aesthetic=5.5",
+        )
     return key.strip(), value
 
 
@@ -175,12 +206,18 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Mappings merge, everything else is replaced; in a list, `phases.0.batch_size` names an element."""
     for key, value in values.items():
         there = into.get(key)
-        if isinstance(value, Mapping) and isinstance(there, list) and all(str(step).isdigit() for step in value):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(there, list)
+            and all(str(step).isdigit() for step in value)
+        ):
             items = list(there)
             for step, item in value.items():
                 position = int(step)
                 if position >= len(items):
-                    raise ConfigError(f"{key} has {len(items)} entries, there is no {key}.{position}")
+                    raise ConfigError(
+                        f"{key} has {len(items)} entries, there is no {key}.{position}"
+                    )
                 if isinstance(item, Mapping) and isinstance(items[position], Mapping):
                     merged = dict(items[position])
                     _merge(merged, item)
@@ -198,13 +235,18 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
     location = tuple(problem["loc"])
-    place = next((found for layer in reversed(layers) if (found := layer.places.find(location))), None)
+    place = next(
+        (found for layer in reversed(layers) if (found := layer.places.find(location))), None
+    )
     dotted = ".".join(str(step) for step in location)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _fields_at(location[:-1])
         message = f"unknown key {dotted}{did_you_mean(str(location[-1]), known)}"
     elif problem["type"] == "missing":
-        place = place or next((found for layer in reversed(layers) if (found := layer.places.find(location[:-1]))), None)
+        place = place or next(
+            (found for layer in reversed(layers) if (found := layer.places.find(location[:-1]))),
+            None,
+        )
         message = f"{dotted} is missing"
     else:
         message = f"{dotted} = {problem.get('input')!r}: {problem['msg']}"
@@ -217,10 +259,20 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     for step in location:
         if isinstance(step, int):
             continue
-        annotation = owner.model_fields[step].annotation if step in getattr(owner, "model_fields", {}) else None
+        annotation = (
+            owner.model_fields[step].annotation
+            if step in getattr(owner, "model_fields", {})
+            else None
+        )
         candidates = [annotation, *get_args(annotation)]
         owner = next(
-            (c for c in candidates if isinstance(c, type) and (issubclass(c, BaseModel) or hasattr(c, "__dataclass_fields__"))), None
+            (
+                c
+                for c in candidates
+                if isinstance(c, type)
+                and (issubclass(c, BaseModel) or hasattr(c, "__dataclass_fields__"))
+            ),
+            None,
         )
     return list(getattr(owner, "model_fields", None) or getattr(owner, "__dataclass_fields__", {}))
 

@@ -29,7 +29,10 @@ class Camera:
 
     def __post_init__(self) -> None:
         if not self.zoom > 0:
-            raise InputError(f"camera zoom {self.zoom} is not above 0", do="1 leaves the picture as it is, 2 goes closer")
+            raise InputError(
+                f"camera zoom {self.zoom} is not above 0",
+                do="1 leaves the picture as it is, 2 goes closer",
+            )
 
     def move(self, positions: Tensor) -> Tensor:
         """`(positions + (y, x)) / zoom`; any shape (..., 2)."""
@@ -42,7 +45,13 @@ def full_map(height: int, width: int, kind: PositionKind = "box") -> Tensor:
 
 
 def crop_map(
-    height: int, width: int, top: int, left: int, crop_height: int, crop_width: int | None = None, kind: PositionKind = "box"
+    height: int,
+    width: int,
+    top: int,
+    left: int,
+    crop_height: int,
+    crop_width: int | None = None,
+    kind: PositionKind = "box",
 ) -> Tensor:
     """Positions that a crop keeps from the full picture's map (shifted square crop, arXiv 2509.06068).
 
@@ -55,8 +64,15 @@ def crop_map(
         (crop_height·crop_width, 2).
     """
     crop_width = crop_height if crop_width is None else crop_width
-    if not (0 <= top <= height - crop_height and 0 <= left <= width - crop_width and crop_height > 0 and crop_width > 0):
-        raise InputError(f"a crop of {crop_height}×{crop_width} at ({top}, {left}) does not lie in a grid of {height}×{width}")
+    if not (
+        0 <= top <= height - crop_height
+        and 0 <= left <= width - crop_width
+        and crop_height > 0
+        and crop_width > 0
+    ):
+        raise InputError(
+            f"a crop of {crop_height}×{crop_width} at ({top}, {left}) does not lie in a grid of {height}×{width}"
+        )
     # Cells are square in both kinds: with 2 / side as their side, the longer picture side or the picture's area is that of [-1, 1].
     side = max(height, width) if kind == "box" else (height * width) ** 0.5
     y = _centres(height, side)[top : top + crop_height]
@@ -79,9 +95,14 @@ def to_patch_grid(positions: Tensor, height: int, width: int, patch_size: int) -
         (h·w, 2) or (B, h·w, 2) with h = height / patch_size, w = width / patch_size.
     """
     if height % patch_size or width % patch_size:
-        raise InputError(f"a grid of {height}×{width} cannot be cut into patches of {patch_size}", do=f"use multiples of {patch_size}")
+        raise InputError(
+            f"a grid of {height}×{width} cannot be cut into patches of {patch_size}",
+            do=f"use multiples of {patch_size}",
+        )
     if patch_size == 1:
         return positions
     planes = positions.reshape(-1, height, width, 2).permute(0, 3, 1, 2).float()
-    small = F.interpolate(planes, (height // patch_size, width // patch_size), mode="bilinear", antialias=True)
+    small = F.interpolate(
+        planes, (height // patch_size, width // patch_size), mode="bilinear", antialias=True
+    )
     return small.flatten(2).transpose(1, 2).reshape(*positions.shape[:-2], -1, 2)

@@ -40,7 +40,11 @@ class _Lines:
         rate = self.done / max(now - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate else ""
         of = f"/{self.total}" if self.total else ""
-        print(f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class _Bar:

@@ -40,7 +40,9 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return distribute_tensor(
+        tensor, like.device_mesh, like.placements, src_data_rank=None
+    ).to_local()
 
 
 def joined(shard: Tensor, like: Tensor) -> Tensor:
@@ -49,7 +51,11 @@ def joined(shard: Tensor, like: Tensor) -> Tensor:
         return shard
     from torch.distributed.tensor import DTensor
 
-    return whole(DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()))
+    return whole(
+        DTensor.from_local(
+            shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        )
+    )
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ def steps(pipeline: Pipeline) -> list[Step]:
     """The outputs of a pipeline, each after its inputs."""
     scenes = pipeline.download.kind == "scenes"
     judge = SceneJudge(pipeline.download.scenes) if scenes else None
-    site: Callable[[Pipeline], AbstractContextManager[download.Site]] = serve_scenes if scenes else download.open_web
+    site: Callable[[Pipeline], AbstractContextManager[download.Site]] = (
+        serve_scenes if scenes else download.open_web
+    )
     vae = _vae(pipeline)
 
     found = [
@@ -59,18 +61,44 @@ def steps(pipeline: Pipeline) -> list[Step]:
         *(Step(name, ("download", "filter"), vae_stage.identify, vae_stage.make) for name in vae),
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
     ]
-    found += [Step(name, ("caption", "encode.tokens"), text.identify, text.make) for name in _texts(pipeline)]
-    found += [Step(features.NAME, ("download", "filter"), features.identify, features.make)] if pipeline.encode.features else []
+    found += [
+        Step(name, ("caption", "encode.tokens"), text.identify, text.make)
+        for name in _texts(pipeline)
+    ]
+    found += (
+        [Step(features.NAME, ("download", "filter"), features.identify, features.make)]
+        if pipeline.encode.features
+        else []
+    )
     found += list(_latents(pipeline))
     before: tuple[str, ...] = ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
-        inputs = (*_trained_on(pipeline, settings.name), *vae, *_mixed_in(pipeline, settings.name), *before)
-        found.append(Step(name, inputs, partial(phase.identify, number=number), partial(phase.make, number=number)))
+        inputs = (
+            *_trained_on(pipeline, settings.name),
+            *vae,
+            *_mixed_in(pipeline, settings.name),
+            *before,
+        )
+        found.append(
+            Step(
+                name,
+                inputs,
+                partial(phase.identify, number=number),
+                partial(phase.make, number=number),
+            )
+        )
         before = (name,)
     if before:
         inputs = ("download", "filter.measures", "filter", "caption", *vae, *before)
-        found.append(Step("evaluate", inputs, partial(evaluate.identify, judge=judge), partial(evaluate.make, judge=judge)))
+        found.append(
+            Step(
+                "evaluate",
+                inputs,
+                partial(evaluate.identify, judge=judge),
+                partial(evaluate.make, judge=judge),
+            )
+        )
     return found
 
 
@@ -85,13 +113,22 @@ def _texts(pipeline: Pipeline) -> tuple[str, ...]:
 def _trained_on(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     """The outputs that hold what a phase trains on."""
     aligned = (features.NAME,) if pipeline.train.align_weight else ()
-    return ("filter", "caption", "encode.tokens", *_texts(pipeline), f"encode.{resolution}", *aligned)
+    return (
+        "filter",
+        "caption",
+        "encode.tokens",
+        *_texts(pipeline),
+        f"encode.{resolution}",
+        *aligned,
+    )
 
 
 def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     """The same outputs of the pipelines that are mixed in."""
     numbers = range(len(pipeline.train.mix))
-    return tuple(mixed_name(number, name) for number in numbers for name in _trained_on(pipeline, resolution))
+    return tuple(
+        mixed_name(number, name) for number in numbers for name in _trained_on(pipeline, resolution)
+    )
 
 
 def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity]:
@@ -102,7 +139,9 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
         for step in steps(other):
             if mixed_name(number, step.name) in names:
                 found[mixed_name(number, step.name)] = identities(other, step.name)[step.name]
-        if lacking := sorted(name for name in names - set(found) if name.startswith(mixed_name(number, ""))):
+        if lacking := sorted(
+            name for name in names - set(found) if name.startswith(mixed_name(number, ""))
+        ):
             raise ConfigError(
                 f"{entry.pipeline} is mixed into {pipeline.name} and does not make {lacking[0].partition('/')[2]}",
                 where="train.mix",
@@ -118,7 +157,12 @@ def _latents(pipeline: Pipeline) -> Iterator[Step]:
         name, inputs = f"encode.{size}px", ("download", "filter", *_vae(pipeline))
         if larger is None:
             also = encoded[encoded.index(size) + 1 :]
-            yield Step(name, inputs, partial(latents.identify, resolution=size), partial(latents.make, resolution=size, also=also))
+            yield Step(
+                name,
+                inputs,
+                partial(latents.identify, resolution=size),
+                partial(latents.make, resolution=size, also=also),
+            )
         else:
             yield Step(
                 name,
@@ -144,11 +188,15 @@ def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identit
     found = _mixed_identities(pipeline, needed)
     for step in every:
         if step.name in needed:
-            found[step.name] = step.identify(pipeline, {given: found[given].digest for given in step.inputs})
+            found[step.name] = step.identify(
+                pipeline, {given: found[given].digest for given in step.inputs}
+            )
     return found
 
 
-def chosen(pipeline: Pipeline, start_from: str | None = None, stop_after: str | None = None) -> list[Step]:
+def chosen(
+    pipeline: Pipeline, start_from: str | None = None, stop_after: str | None = None
+) -> list[Step]:
     """The steps from one stage to another, both inclusive; `train.256px` names a single output.
 
     Raises:
@@ -158,16 +206,25 @@ def chosen(pipeline: Pipeline, start_from: str | None = None, stop_after: str | 
     first = min(_places(every, start_from)) if start_from else 0
     last = max(_places(every, stop_after)) if stop_after else len(every) - 1
     if first > last:
-        raise ConfigError(f"{start_from} comes after {stop_after}", do="exchange --from and --until")
+        raise ConfigError(
+            f"{start_from} comes after {stop_after}", do="exchange --from and --until"
+        )
     return every[first : last + 1]
 
 
 def _places(every: list[Step], name: str) -> list[int]:
     places = [place for place, step in enumerate(every) if name in (step.stage, step.name)]
     if not places and name == VAE:
-        raise ConfigError("this pipeline has no stage vae", where="vae", do="configure it, for example --set vae.num_images=24000")
+        raise ConfigError(
+            "this pipeline has no stage vae",
+            where="vae",
+            do="configure it, for example --set vae.num_images=24000",
+        )
     if not places:
-        raise ConfigError(f"there is no stage {name!r}", do=f"use one of {', '.join((*STAGES, *(s.name for s in every if '.' in s.name)))}")
+        raise ConfigError(
+            f"there is no stage {name!r}",
+            do=f"use one of {', '.join((*STAGES, *(s.name for s in every if '.' in s.name)))}",
+        )
     return places
 
 
@@ -214,7 +271,9 @@ def _need(pipeline: Pipeline, store: Store, identity: Identity, name: str, asked
     return store.need(identity, asked_by)
 
 
-def run(pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None) -> Iterator[Made]:
+def run(
+    pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
+) -> Iterator[Made]:
     """Make what is missing, in order, without Prefect."""
     for step in chosen(pipeline, start_from, stop_after):
         yield run_step(pipeline, store, step.name)

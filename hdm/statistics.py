@@ -38,7 +38,13 @@ class Share:
 
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval
-        return {"right": self.right, "total": self.total, "share": self.value, "low": low, "high": high}
+        return {
+            "right": self.right,
+            "total": self.total,
+            "share": self.value,
+            "low": low,
+            "high": high,
+        }
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,9 @@ class Interval:
         count, mean = len(values), float(np.mean(values))
         if count < 2:
             return cls(mean, None)
-        return cls(mean, float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count)))
+        return cls(
+            mean, float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))
+        )
 
     @property
     def excludes_zero(self) -> bool:
@@ -88,7 +96,12 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     # tr (C₁ C₂)^½ = tr (C₁^½ C₂ C₁^½)^½, of a symmetric matrix.
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ np.atleast_2d(two) @ root), 0, None)).sum()
     apart = first.mean(0) - second.mean(0)
-    return max(0.0, float(apart @ apart + np.trace(np.atleast_2d(one)) + np.trace(np.atleast_2d(two)) - 2 * cross))
+    return max(
+        0.0,
+        float(
+            apart @ apart + np.trace(np.atleast_2d(one)) + np.trace(np.atleast_2d(two)) - 2 * cross
+        ),
+    )
 
 
 def _square_root(symmetric: np.ndarray) -> np.ndarray:

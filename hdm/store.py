@@ -28,9 +28,23 @@ from pathlib import Path
 from typing import Any
 
 from hdm.errors import DamagedError, InputError, LockedError
-from hdm.files import TEMPORARY, canonical_json, sha256_file, sync, write_bytes, write_json, written_aside
+from hdm.files import (
+    TEMPORARY,
+    canonical_json,
+    sha256_file,
+    sync,
+    write_bytes,
+    write_json,
+    written_aside,
+)
 
-MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = "manifest.json", "run.json", ".journal.jsonl", ".scratch", ".lock"
+MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
+    "manifest.json",
+    "run.json",
+    ".journal.jsonl",
+    ".scratch",
+    ".lock",
+)
 VERIFY_BYTES = 1 << 30
 
 log = logging.getLogger(__name__)
@@ -184,7 +198,11 @@ class Draft:
         self.figures: dict[str, float] = {}
         for leftover in folder.glob(f"{TEMPORARY}*"):
             leftover.unlink()
-        self.records = {record.name: record for record in _read_journal(folder) if _holds(folder, record, content=True)}
+        self.records = {
+            record.name: record
+            for record in _read_journal(folder)
+            if _holds(folder, record, content=True)
+        }
 
     @property
     def scratch(self) -> Path:
@@ -207,7 +225,9 @@ class Draft:
             pending = PendingFile(temporary, {})
             yield pending
             sync(temporary)
-            record = FileRecord(name, temporary.stat().st_size, sha256_file(temporary), dict(pending.counts))
+            record = FileRecord(
+                name, temporary.stat().st_size, sha256_file(temporary), dict(pending.counts)
+            )
             # Before the rename: a file that is in place is always in the journal, and so can be adopted or refused.
             _append_line(self.path / JOURNAL, canonical_json(asdict(record)))
         self.records[name] = record
@@ -215,7 +235,9 @@ class Draft:
     def write_json(self, name: str, value: Any, counts: Mapping[str, int] | None = None) -> None:
         """Write one JSON file of the output."""
         with self.write(name) as file:
-            file.path.write_bytes(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.path.write_bytes(
+                json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            )
             file.counts.update(counts or {})
 
     def counts(self) -> dict[str, int]:
@@ -229,10 +251,18 @@ class Draft:
     def commit(self, summary: Mapping[str, Any] | None = None) -> Output:
         """Finish the output: the manifest is written last, then what only resuming needed is removed."""
         records = [asdict(self.records[name]) for name in sorted(self.records)]
-        body = {**asdict(self.identity), "digest": self.identity.digest, "files": records, "summary": dict(summary or {})}
+        body = {
+            **asdict(self.identity),
+            "digest": self.identity.digest,
+            "files": records,
+            "summary": dict(summary or {}),
+        }
         manifest = {**body, "manifest_sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
         self._log_run()
-        write_bytes(self.path / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        write_bytes(
+            self.path / MANIFEST,
+            json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n",
+        )
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
         return read_output(self.path)
 
@@ -243,8 +273,18 @@ class Draft:
             self.path / RUN,
             {
                 "seconds": round(earlier.get("seconds", 0.0) + seconds, 3),
-                "figures": {**earlier.get("figures", {}), **{name: round(value, 4) for name, value in self.figures.items()}},
-                "runs": [*earlier.get("runs", []), {"started": self.started, "seconds": round(seconds, 3), "host": socket.gethostname()}],
+                "figures": {
+                    **earlier.get("figures", {}),
+                    **{name: round(value, 4) for name, value in self.figures.items()},
+                },
+                "runs": [
+                    *earlier.get("runs", []),
+                    {
+                        "started": self.started,
+                        "seconds": round(seconds, 3),
+                        "host": socket.gethostname(),
+                    },
+                ],
             },
         )
 
@@ -271,7 +311,9 @@ def read_output(folder: Path) -> Output:
             raise ValueError("its hash does not hold")
         files = tuple(FileRecord(**record) for record in manifest["files"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError("a manifest is damaged", where=path, do="run the same command again: it is made anew") from error
+        raise DamagedError(
+            "a manifest is damaged", where=path, do="run the same command again: it is made anew"
+        ) from error
     counts: dict[str, int] = {}
     for record in files:
         for name, count in record.counts.items():
@@ -293,7 +335,9 @@ def check_files(output: Output, verify_bytes: int | None = None) -> None:
         budget -= record.bytes
         if not _holds(output.path, record, content=budget >= 0):
             raise DamagedError(
-                "a file is not what was written", where=output.path / record.name, do="run the same command again: it is made anew"
+                "a file is not what was written",
+                where=output.path / record.name,
+                do="run the same command again: it is made anew",
             )
 
 
@@ -326,7 +370,9 @@ def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
             ) from error
         if not shared:
             file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.write(
+                f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+            )
             file.flush()
         yield
 

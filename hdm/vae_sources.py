@@ -67,14 +67,23 @@ def finetune_from(
         InputError: source or autoencoder are not to be had or do not fit; or `out` holds something else.
         SavedOnSignal: stopped; the same command goes on.
     """
-    if (out / RECORD).exists() or (out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())):
-        raise InputError("the folder holds something already", where=out, do="name a new one with --out")
+    if (out / RECORD).exists() or (
+        out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())
+    ):
+        raise InputError(
+            "the folder holds something already", where=out, do="name a new one with --out"
+        )
     start = {"class": "new"} if reference is None else _start(reference)
     pictures = _pictures(source, settings, max_pictures, matte)
     features = _features(contrastive, settings.device)
     scratch = out / UNFINISHED
     scratch.mkdir(parents=True, exist_ok=True)
-    data = {"source": Path(source).name, "train": len(pictures.train), "held_out": len(pictures.held_out), "sha256": pictures.digest()}
+    data = {
+        "source": Path(source).name,
+        "train": len(pictures.train),
+        "held_out": len(pictures.held_out),
+        "sha256": pictures.digest(),
+    }
     settings = _planned(scratch / PLAN, reference, pictures, settings, minutes)
     told = {"start": start, "settings": settings.result_fields(), "data": data}
     place = Place(out, scratch, hashlib.sha256(canonical_json(told)).hexdigest())
@@ -104,7 +113,10 @@ def measure_from(
     """
     autoencoder = load_autoencoder(reference, choose_device(device, "measuring the autoencoder"))
     if size_px % autoencoder.downscale:
-        raise InputError(f"{size_px} px are no multiple of the autoencoder's downscale {autoencoder.downscale}", do="change --size-px")
+        raise InputError(
+            f"{size_px} px are no multiple of the autoencoder's downscale {autoencoder.downscale}",
+            do="change --size-px",
+        )
     pictures = list(islice(_read(source, size_px, matte), num_images))
     if not pictures:
         raise InputError("the source has no picture that can be read", where=source)
@@ -121,7 +133,9 @@ def _read(source: str, size_px: int, matte: str) -> Iterator[np.ndarray]:
     if source == SCENES:
         examples = scene_examples(NUM_SCENES, size_px)
     else:
-        examples = local_pictures(DownloadSettings(source=source), ImageSettings(matte=matte), captioned=False)
+        examples = local_pictures(
+            DownloadSettings(source=source), ImageSettings(matte=matte), captioned=False
+        )
     return (resized(example.pixels, size_px, enlarge=False) for example in examples)
 
 
@@ -135,11 +149,19 @@ def _pictures(source: str, settings: VaeSettings, max_pictures: int | None, matt
 def _features(contrastive: str | None, device: str) -> Features | None:
     if contrastive is None:
         return None
-    model = load_contrastive(resolve(Components(folder=contrastive)), choose_device(device, "the contrastive model"))
+    model = load_contrastive(
+        resolve(Components(folder=contrastive)), choose_device(device, "the contrastive model")
+    )
     return model.embed_images
 
 
-def _planned(file: Path, reference: str | None, pictures: Pictures, settings: VaeSettings, minutes: float | None) -> VaeSettings:
+def _planned(
+    file: Path,
+    reference: str | None,
+    pictures: Pictures,
+    settings: VaeSettings,
+    minutes: float | None,
+) -> VaeSettings:
     """The settings with as many images as fit into the minutes, told by a few steps, once: a run that goes on keeps its plan."""
     if minutes is None:
         return settings
@@ -148,12 +170,19 @@ def _planned(file: Path, reference: str | None, pictures: Pictures, settings: Va
         images = PROBE_STEPS * settings.batch_size
         probe = settings.model_copy(update={"num_images": images})
         aside = file.parent / "probe"
-        training = Finetuning(starting_model(reference, settings, device), pictures.train, probe, Place(aside, aside, ""))
+        training = Finetuning(
+            starting_model(reference, settings, device),
+            pictures.train,
+            probe,
+            Place(aside, aside, ""),
+        )
         start = time.perf_counter()
         training.run()
         seconds = time.perf_counter() - start
         shutil.rmtree(aside)
-        write_json(file, {"num_images": max(settings.batch_size, round(60 * minutes / seconds * images))})
+        write_json(
+            file, {"num_images": max(settings.batch_size, round(60 * minutes / seconds * images))}
+        )
     planned: int = json.loads(file.read_bytes())["num_images"]
     log.info("%d images in about %g minutes", planned, minutes)
     return settings.model_copy(update={"num_images": planned})

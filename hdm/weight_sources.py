@@ -40,7 +40,11 @@ def read_source(path: Path, *, raw: bool = False) -> Source:
     """
     trained = (path / MODEL).is_file()
     if raw and not trained:
-        raise InputError("raw weights lie beside averaged ones in what training wrote alone", where=path, do="leave out --raw")
+        raise InputError(
+            "raw weights lie beside averaged ones in what training wrote alone",
+            where=path,
+            do="leave out --raw",
+        )
     if trained:
         told = read_json(path / MODEL, do="train again, or name another folder")
         return Source(_beside(told.get("xut", {}), path / (WEIGHTS if raw else EMA)), told)
@@ -65,7 +69,9 @@ def _beside(values: dict[str, Any], path: Path) -> Weights:
     except FileNotFoundError as error:
         raise InputError("no such weights file", where=path, do="write the folder again") from error
     except SafetensorError as error:
-        raise DamagedError(f"not a whole safetensors file: {error}", where=path, do="write it again") from error
+        raise DamagedError(
+            f"not a whole safetensors file: {error}", where=path, do="write it again"
+        ) from error
     config = XUTConfig.from_dict(values)
     check_fit(tensors, config, path)
     return Weights(config, tensors)

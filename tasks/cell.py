@@ -40,8 +40,12 @@ def cell(name: str, pipeline: str, overrides: list[str], params: dict[str, Any])
     """
     begun = time.monotonic()
     with reporter.cell(name, params):
-        records = [made_or_found(output, pipeline, overrides) for output in _wanted(pipeline, overrides)]
-    return CellRecord(name, round(time.monotonic() - begun, 3), all(record.cached for record in records))
+        records = [
+            made_or_found(output, pipeline, overrides) for output in _wanted(pipeline, overrides)
+        ]
+    return CellRecord(
+        name, round(time.monotonic() - begun, 3), all(record.cached for record in records)
+    )
 
 
 def _wanted(pipeline: str, overrides: list[str]) -> list[str]:
@@ -52,4 +56,8 @@ def _wanted(pipeline: str, overrides: list[str]) -> list[str]:
     known = identities(settings)
     there = {name for name, identity in known.items() if store.find(identity) is not None}
     own = [step.name for step in steps(settings) if step.stage in ("train", "evaluate")]
-    return own if there.issuperset(own) else [step.name for step in steps(settings) if step.name in own or step.name not in there]
+    return (
+        own
+        if there.issuperset(own)
+        else [step.name for step in steps(settings) if step.name in own or step.name not in there]
+    )

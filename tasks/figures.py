@@ -61,7 +61,11 @@ def origin(root: Path, manifest: dict[str, Any]) -> str:
 def shown(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     """What of an output people look at, its manifest first: that names every file with size and sha256."""
     names = [record["name"] for record in manifest["files"] if record["name"].endswith(LOOKED_AT)]
-    return [folder / name for name in ["manifest.json", *names] if (folder / name).stat().st_size <= LARGEST_BYTES]
+    return [
+        folder / name
+        for name in ["manifest.json", *names]
+        if (folder / name).stat().st_size <= LARGEST_BYTES
+    ]
 
 
 class Series:
@@ -78,7 +82,11 @@ class Series:
     CLOCK: ClassVar = "num_images_seen"
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.places = [folder / name, folder / ".scratch" / name, folder / ".scratch" / "result" / name]
+        self.places = [
+            folder / name,
+            folder / ".scratch" / name,
+            folder / ".scratch" / "result" / name,
+        ]
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
         self.told = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
         self.place, self.last = 0, -1
@@ -91,7 +99,9 @@ class Series:
             seen = int(line.pop(self.CLOCK, -1))
             if seen <= self.last:
                 continue
-            for key, value in numeric({name: value for name, value in line.items() if name not in self.told}):
+            for key, value in numeric(
+                {name: value for name, value in line.items() if name not in self.told}
+            ):
                 self.final[self.prefix + key] = value
                 yield self.prefix + key, value, now, seen
             self.last = seen

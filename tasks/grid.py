@@ -10,7 +10,9 @@ from hdm.lab.grid import Grid, load_lab, plan_grid
 from tasks.configuration import FILE_VARIABLE
 
 
-def configured_grid(lab: str, only: Iterable[str] = (), seeds: int | None = None, overrides: Iterable[str] = ()) -> Grid:
+def configured_grid(
+    lab: str, only: Iterable[str] = (), seeds: int | None = None, overrides: Iterable[str] = ()
+) -> Grid:
     """The lab's comparisons asked for, from the file that the environment's HDM_PIPELINES names, else the project's."""
     file = Path(named) if (named := os.environ.get(FILE_VARIABLE)) else None
     return plan_grid(load_lab(lab, file), only, seeds, overrides, file)

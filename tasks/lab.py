@@ -31,7 +31,9 @@ def lab_table(lab: str, only: list[str], seeds: int | None, overrides: list[str]
         logger.info("timing steps: %s", comparison)
         try:
             book.measure(comparison, store)
-        except HdmError as error:  # of a cell that failed, most likely; the rest of the table needs nothing of it
+        except (
+            HdmError
+        ) as error:  # of a cell that failed, most likely; the rest of the table needs nothing of it
             logger.warning("%s has no times: %s", comparison, error)
     write_lab(grid, store)
     for name in (TABLE, FIGURE):

@@ -17,19 +17,29 @@ logger = logging.getLogger("hdm.run")
 
 
 def planned(
-    pipeline: str, overrides: Iterable[str] = (), start_from: str | None = None, stop_after: str | None = None
+    pipeline: str,
+    overrides: Iterable[str] = (),
+    start_from: str | None = None,
+    stop_after: str | None = None,
 ) -> list[tuple[str, list[str]]]:
     """Stage → names of its outputs, in order; every training phase for itself."""
     from hdm.stages import chosen  # torch and the stages: seconds
 
     names = [step.name for step in chosen(configured(pipeline, overrides), start_from, stop_after)]
-    parts = groupby(names, key=lambda name: name if name.startswith("train.") else name.split(".")[0])
+    parts = groupby(
+        names, key=lambda name: name if name.startswith("train.") else name.split(".")[0]
+    )
     return [(key.split(".")[0], list(part)) for key, part in parts]
 
 
 def of_stage(stage: str, pipeline: str, overrides: Iterable[str] = ()) -> list[str]:
     """The names of a stage's outputs, in order."""
-    return [name for found, names in planned(pipeline, overrides, stage, stage) if found == stage for name in names]
+    return [
+        name
+        for found, names in planned(pipeline, overrides, stage, stage)
+        if found == stage
+        for name in names
+    ]
 
 
 def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord:
@@ -48,7 +58,14 @@ def made_or_found(name: str, pipeline: str, overrides: Iterable[str] = ()) -> St
     with stoppable(), reporter.stage(name, store.folder(identities(settings, name)[name])):
         made = run_step(settings, store, name)
     output = made.output
-    record = StageRecord(name, output.digest, str(output.path), dict(output.counts), round(time.monotonic() - begun, 3), made.cached)
+    record = StageRecord(
+        name,
+        output.digest,
+        str(output.path),
+        dict(output.counts),
+        round(time.monotonic() - begun, 3),
+        made.cached,
+    )
     reporter.made(record)
     return record
 

@@ -60,13 +60,21 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
         try:
             found: Any = body(*args, **kwargs)
         except STOPS as stop:
-            told = str(stop) if isinstance(stop, SavedOnSignal | CancelledRun) else "stopped by a signal; run the same again to go on"
+            told = (
+                str(stop)
+                if isinstance(stop, SavedOnSignal | CancelledRun)
+                else "stopped by a signal; run the same again to go on"
+            )
             return Cancelled(message=told)
         except HdmError as error:
             return Failed(message=str(error), data=error)
         records = found if isinstance(found, list) else [found]
         if records and all(record.cached for record in records):
-            return Completed(name="UpToDate", message=f"in the store: {', '.join(record.name for record in records)}", data=found)
+            return Completed(
+                name="UpToDate",
+                message=f"in the store: {', '.join(record.name for record in records)}",
+                data=found,
+            )
         return found
 
     return run

@@ -21,11 +21,19 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
     from hdm.stages import Made, identities, steps
 
     settings, store = configured(pipeline, overrides), Store(store_root())
-    folders = {name: store.folder(known) for name, known in identities(settings, records[-1].name).items()}
+    folders = {
+        name: store.folder(known) for name, known in identities(settings, records[-1].name).items()
+    }
     folders |= {record.name: Path(record.path) for record in records}
     cached = {record.name: record.cached for record in records}
-    there = [step for step in steps(settings) if step.name in folders and (folders[step.name] / MANIFEST).exists()]
-    made = [Made(step, read_output(folders[step.name]), cached.get(step.name, True)) for step in there]
+    there = [
+        step
+        for step in steps(settings)
+        if step.name in folders and (folders[step.name] / MANIFEST).exists()
+    ]
+    made = [
+        Made(step, read_output(folders[step.name]), cached.get(step.name, True)) for step in there
+    ]
     page = write_report(settings, made, report_folder(settings.name))
     reporter.artifact(page)
     return str(page)

@@ -44,7 +44,12 @@ class Reporter:
         with (services(root) / "tracking.log").open("wb") as log:
             command = [sys.executable, "-m", "tasks.tracker", str(root)]
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=child_environment()
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=child_environment(),
             )
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
@@ -53,7 +58,9 @@ class Reporter:
         """Send an event. A tracking process that is gone has said so already."""
         with contextlib.suppress(BrokenPipeError, ValueError):
             assert self.process.stdin
-            self.process.stdin.write(json.dumps({"event": event, "at": time.time(), **facts}) + "\n")
+            self.process.stdin.write(
+                json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
+            )
             self.process.stdin.flush()
 
     def end(self, status: str) -> None:
@@ -142,7 +149,12 @@ def stage(name: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _tell("failed", name=name, status="KILLED" if isinstance(error, STOPS) else "FAILED", message=str(error))
+        _tell(
+            "failed",
+            name=name,
+            status="KILLED" if isinstance(error, STOPS) else "FAILED",
+            message=str(error),
+        )
         raise
 
 
@@ -162,12 +174,18 @@ def _tell(event: str, **facts: Any) -> None:
 
 
 def _facts(settings: Pipeline, overrides: list[str]) -> dict[str, Any]:
-    recipe = {name: value for name, value in settings.result_fields().items() if name not in ("name", "description")}
+    recipe = {
+        name: value
+        for name, value in settings.result_fields().items()
+        if name not in ("name", "description")
+    }
     return {
         "pipeline": settings.name,
         "description": settings.description,
         "recipe": hashlib.sha256(canonical_json(recipe)).hexdigest()[:16],
-        "params": dict(flattened(settings.model_dump(mode="json", exclude={"name", "description", "mixed"}))),
+        "params": dict(
+            flattened(settings.model_dump(mode="json", exclude={"name", "description", "mixed"}))
+        ),
         "overrides": overrides,
         "pid": os.getpid(),
         "flow_run": flow_run.root_flow_run_id,

@@ -24,7 +24,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.figures import Pictures, Point, Series, counts, flattened, measured, numeric, origin, shown
+from tasks.figures import (
+    Pictures,
+    Point,
+    Series,
+    counts,
+    flattened,
+    measured,
+    numeric,
+    origin,
+    shown,
+)
 from tasks.services import services, serving
 
 Event = dict[str, Any]
@@ -48,7 +58,11 @@ def server_command(root: Path, port: int) -> list[str]:
 
 def server_environment() -> dict[str, str]:
     """What keeps the server small and quiet."""
-    return {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    return {
+        **SETTINGS,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }
 
 
 def database(root: Path) -> str:
@@ -98,15 +112,27 @@ class Mirror:
     def on_run(self, event: Event) -> None:
         self.pipeline = event["pipeline"]
         self.experiment = self._experiment(self.pipeline)
-        self.tags = {"pipeline": self.pipeline, "recipe": event["recipe"], "prefect_flow_run": str(event["flow_run"])}
+        self.tags = {
+            "pipeline": self.pipeline,
+            "recipe": event["recipe"],
+            "prefect_flow_run": str(event["flow_run"]),
+        }
         self._end_dead_runs()
-        own = {"process": f"{os.uname().nodename}:{event['pid']}", "stage": "all", "overrides": " ".join(event["overrides"])}
-        self.parent = self._same_flow_run() or self._create(f"{self.pipeline} {event['recipe'][:6]}", event["at"], own)
+        own = {
+            "process": f"{os.uname().nodename}:{event['pid']}",
+            "stage": "all",
+            "overrides": " ".join(event["overrides"]),
+        }
+        self.parent = self._same_flow_run() or self._create(
+            f"{self.pipeline} {event['recipe'][:6]}", event["at"], own
+        )
         self._params(self.parent, event["params"])
         say({"run_id": self.parent})
 
     def on_cell(self, event: Event) -> None:
-        of_parent = f"tags.mlflow.parentRunId = '{self.parent}' and attributes.run_name = '{event['name']}'"
+        of_parent = (
+            f"tags.mlflow.parentRunId = '{self.parent}' and attributes.run_name = '{event['name']}'"
+        )
         found = self.client.search_runs([self.experiment], of_parent, max_results=1)
         self.told_before = bool(found) and found[0].info.status == "FINISHED"
         own = {"mlflow.parentRunId": self.parent, "stage": "cell", "output": event["name"]}
@@ -136,19 +162,33 @@ class Mirror:
         child, folder = self.children[event["name"]], Path(event["path"])
         manifest = json.loads((folder / "manifest.json").read_bytes())
         self.follow()
-        finals = {key: value for series in self.followed.values() for key, value in series.final.items()}
+        finals = {
+            key: value for series in self.followed.values() for key, value in series.final.items()
+        }
         self.followed, self.pictures = {}, None
-        tags = {"digest": event["digest"], "cached": str(event["cached"]).lower(), "folder": str(folder)}
+        tags = {
+            "digest": event["digest"],
+            "cached": str(event["cached"]).lower(),
+            "folder": str(folder),
+        }
         tags["dataset"] = self.tags["dataset"] = origin(self.root, manifest)
         self._tag(child, tags)
         self._tag(self.parent, {"dataset": tags["dataset"]})
         self._params(child, dict(flattened(manifest["config"])))
-        numbers = {**event["counts"], **dict(numeric(manifest["summary"])), **measured(folder), "seconds": event["seconds"]}
+        numbers = {
+            **event["counts"],
+            **dict(numeric(manifest["summary"])),
+            **measured(folder),
+            "seconds": event["seconds"],
+        }
         if self.cell is None:
             self._numbers(child, numbers)
         else:
             finals = {}  # are its own series
-        self._numbers(self.cell or self.parent, {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()})
+        self._numbers(
+            self.cell or self.parent,
+            {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()},
+        )
         self._inputs(child, manifest)
         for path in shown(folder, manifest):
             self.client.log_artifact(child, str(path), event["name"] if self.cell else None)
@@ -182,14 +222,18 @@ class Mirror:
             self.unsent += [(self.following, point) for point in series.added()]
         self._send()
         for path in self.pictures.added() if self.pictures else ():
-            with contextlib.suppress(FileNotFoundError):  # it has become a file of the output, which is told of soon
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # it has become a file of the output, which is told of soon
                 self.client.log_artifact(self.following, str(path))
 
     def _send(self) -> None:
         from mlflow.entities import Metric
 
         while self.unsent:
-            run, batch = next(itertools.groupby(self.unsent[:METRICS_AT_ONCE], operator.itemgetter(0)))
+            run, batch = next(
+                itertools.groupby(self.unsent[:METRICS_AT_ONCE], operator.itemgetter(0))
+            )
             points = [Metric(*point) for _, point in batch]
             self.client.log_batch(run, metrics=points)
             del self.unsent[: len(points)]
@@ -201,12 +245,20 @@ class Mirror:
         ours = "MLFLOW_TRACKING_URI" not in os.environ
         place = (services(self.root) / "mlartifacts" / name).as_uri() if ours else None
         # Else its page opens on traces of language models.
-        return self.client.create_experiment(name, artifact_location=place, tags={"mlflow.experimentKind": "custom_model_development"})
+        return self.client.create_experiment(
+            name,
+            artifact_location=place,
+            tags={"mlflow.experimentKind": "custom_model_development"},
+        )
 
     def _same_flow_run(self) -> str | None:
         """A retried flow run goes on in the run that it began."""
         flow_run = self.tags["prefect_flow_run"]
-        found = self.client.search_runs([self.experiment], f"tags.prefect_flow_run = '{flow_run}' and tags.stage = 'all'", max_results=1)
+        found = self.client.search_runs(
+            [self.experiment],
+            f"tags.prefect_flow_run = '{flow_run}' and tags.stage = 'all'",
+            max_results=1,
+        )
         if not found:
             return None
         self.client.update_run(found[0].info.run_id, status="RUNNING")
@@ -217,13 +269,17 @@ class Mirror:
         for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
             host, _, pid = run.data.tags.get("process", "").partition(":")
             if host == os.uname().nodename and not Path(f"/proc/{pid}").exists():
-                for child in self.client.search_runs([self.experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'"):
+                for child in self.client.search_runs(
+                    [self.experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'"
+                ):
                     if child.info.status == "RUNNING":
                         self.client.set_terminated(child.info.run_id, "KILLED")
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _create(self, name: str, at: float, tags: dict[str, str]) -> str:
-        run = self.client.create_run(self.experiment, start_time=int(at * 1000), tags={**self.tags, **tags}, run_name=name)
+        run = self.client.create_run(
+            self.experiment, start_time=int(at * 1000), tags={**self.tags, **tags}, run_name=name
+        )
         return run.info.run_id
 
     def _tag(self, run: str, tags: dict[str, str]) -> None:
@@ -236,7 +292,9 @@ class Mirror:
         from mlflow.entities import Param
 
         there = self.client.get_run(run).data.params
-        params = [Param(key, plain(value)) for key, value in values.items() if key and key not in there]
+        params = [
+            Param(key, plain(value)) for key, value in values.items() if key and key not in there
+        ]
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
 
@@ -244,7 +302,12 @@ class Mirror:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self.client.log_batch(run, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()][:METRICS_AT_ONCE])
+        self.client.log_batch(
+            run,
+            metrics=[Metric(key, float(value), now, 0) for key, value in values.items()][
+                :METRICS_AT_ONCE
+            ],
+        )
 
     def _inputs(self, run: str, manifest: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -254,7 +317,14 @@ class Mirror:
         for name, digest in manifest["inputs"].items():
             folder = self.root / name / digest
             profile = json.dumps(counts(json.loads((folder / "manifest.json").read_bytes())))
-            found.append(DatasetInput(Dataset(name, digest, "local", json.dumps({"uri": str(folder)}), profile=profile), context))
+            found.append(
+                DatasetInput(
+                    Dataset(
+                        name, digest, "local", json.dumps({"uri": str(folder)}), profile=profile
+                    ),
+                    context,
+                )
+            )
         if found:
             self.client.log_inputs(run, found)
 
@@ -262,24 +332,36 @@ class Mirror:
         """A version of the model for each phase; the weights stay in the store, named by path, size and sha256."""
         from mlflow.exceptions import RestException
 
-        if self.client.search_model_versions(f"name = '{self.pipeline}' and tags.digest = '{manifest['digest']}'"):
+        if self.client.search_model_versions(
+            f"name = '{self.pipeline}' and tags.digest = '{manifest['digest']}'"
+        ):
             return
         if not self.client.search_registered_models(f"name = '{self.pipeline}'"):
             self.client.create_registered_model(self.pipeline)
-        weights = [record for record in manifest["files"] if record["name"].endswith(".safetensors")]
+        weights = [
+            record for record in manifest["files"] if record["name"].endswith(".safetensors")
+        ]
         self.client.log_dict(run, {"folder": str(folder), "files": weights}, "model/weights.json")
         source = f"{self.client.get_run(run).info.artifact_uri}/model"
         try:
             version = self.client.create_model_version(
-                self.pipeline, source, run, tags={"digest": manifest["digest"], "folder": str(folder)}
+                self.pipeline,
+                source,
+                run,
+                tags={"digest": manifest["digest"], "folder": str(folder)},
             )
         except RestException:  # a server refuses sources outside its own artifacts
             version = self.client.create_model_version(
-                self.pipeline, f"runs:/{run}/model", run, tags={"digest": manifest["digest"], "folder": str(folder)}
+                self.pipeline,
+                f"runs:/{run}/model",
+                run,
+                tags={"digest": manifest["digest"], "folder": str(folder)},
             )
         self.client.set_registered_model_alias(self.pipeline, "newest", version.version)
 
 
 def plain(value: Any) -> str:
     """A parameter's text, no longer than MLflow takes."""
-    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:PARAM_CHARS]
+    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[
+        :PARAM_CHARS
+    ]

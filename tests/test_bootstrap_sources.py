@@ -12,11 +12,21 @@ from hdm.config import DownloadSettings, ImageSettings
 from hdm.errors import InputError
 
 
-def test_a_folder_with_captions_in_a_metadata_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, colour in (("a.png", (255, 0, 0, 255)), ("b.png", (0, 0, 0, 0)), ("c.png", (0, 0, 255, 255))):
+def test_a_folder_with_captions_in_a_metadata_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, colour in (
+        ("a.png", (255, 0, 0, 255)),
+        ("b.png", (0, 0, 0, 0)),
+        ("c.png", (0, 0, 255, 255)),
+    ):
         Image.new("RGBA", (20, 16), colour).save(tmp_path / name)
     (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    rows = [{"file_name": "a.png", "name": "red"}, {"file_name": "b.png", "name": "nothing"}, {"file_name": "broken.png", "name": "half"}]
+    rows = [
+        {"file_name": "a.png", "name": "red"},
+        {"file_name": "b.png", "name": "nothing"},
+        {"file_name": "broken.png", "name": "half"},
+    ]
     (tmp_path / "names.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DownloadSettings(source=str(tmp_path), caption_column="name", metadata="names.jsonl")
     found = list(local_pictures(settings, ImageSettings(matte="#102030")))

@@ -55,7 +55,9 @@ def test_pipelines_and_their_settings() -> None:
         (["lab", "scene"], "did you mean scenes"),
     ],
 )
-def test_a_mistake_is_told_before_anything_starts(words: list[str], said: str, tmp_path: Path) -> None:
+def test_a_mistake_is_told_before_anything_starts(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
     code, shown = hdm(*words, *(["--store", str(tmp_path)] if words[0] == "run" else []))
     assert code == 2
     assert said in shown
@@ -80,13 +82,20 @@ def test_status_and_stop(store: Store) -> None:
     assert hdm("stop", "--store", str(store.root))[0] == 0
 
 
-def test_doctor_knows_the_pair_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_knows_the_pair_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert diagnosis.torch_pair().fine
     assert diagnosis.packages().fine
-    (tmp_path / "torchvision.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    (tmp_path / "torchvision.py").write_text(
+        'raise RuntimeError("operator torchvision::nms does not exist")'
+    )
     code = "import json, dataclasses; from hdm.diagnosis import torch_pair; print(json.dumps(dataclasses.asdict(torch_pair())))"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = json.loads(done.stdout)
     assert not found["fine"]

@@ -39,12 +39,20 @@ def test_a_kept_length_comes_back_and_is_sampled_from(folder: Path, tmp_path: Pa
     code, said = hdm("ema", folder / "trained", "--length", 0.2, "--out", tmp_path / "made")
     assert code == 0, said
     assert "from 6 snapshots" in said
-    made, kept = load_file(tmp_path / "made/ema.safetensors"), load_file(folder / "trained/ema-0.2-00000012.safetensors")
+    made, kept = (
+        load_file(tmp_path / "made/ema.safetensors"),
+        load_file(folder / "trained/ema-0.2-00000012.safetensors"),
+    )
     for name, value in kept.items():
         torch.testing.assert_close(made[name], value, atol=1e-6, rtol=1e-5)
     assert made.keys() == load_file(folder / "trained/ema.safetensors").keys()
 
-    parts = ["--autoencoder", folder / "components/autoencoder", "--text-encoder", folder / "components/text_encoder"]
+    parts = [
+        "--autoencoder",
+        folder / "components/autoencoder",
+        "--text-encoder",
+        folder / "components/text_encoder",
+    ]
     words = ["--prompt", "red circle", "--steps", 2, "--out", tmp_path / "pictures"]
     code, said = hdm("sample", "--weights", tmp_path / "made", *parts, *words)
     assert code == 0, said

@@ -47,7 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
     shutil.copytree(job.result, folder / "trained")
-    tensors, config = lively(XUT(job.settings.train.model)).state_dict(), job.settings.train.model.to_dict()
+    tensors, config = (
+        lively(XUT(job.settings.train.model)).state_dict(),
+        job.settings.train.model.to_dict(),
+    )
     save_file(tensors, folder / "trained" / "ema.safetensors")
     save_file(
         {f"unet.model.{name}": value for name, value in tensors.items()},
@@ -58,19 +61,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_diffusers(folder: Path, components: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
+def write_diffusers(
+    folder: Path, components: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]
+) -> None:
     shutil.copytree(components / "autoencoder", folder / "vae")
     for name in ("transformer", "text_encoder", "tokenizer"):
         (folder / name).mkdir()
     for file in (components / "text_encoder").iterdir():
-        shutil.copy(file, folder / ("tokenizer" if file.name.startswith("token") else "text_encoder"))
+        shutil.copy(
+            file, folder / ("tokenizer" if file.name.startswith("token") else "text_encoder")
+        )
     save_file(tensors, folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "XUT", **config}))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "HDMPipeline", "max_tokens": 8, "resolution": 16}))
+    (folder / "transformer" / "config.json").write_text(
+        json.dumps({"_class_name": "XUT", **config})
+    )
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "HDMPipeline", "max_tokens": 8, "resolution": 16})
+    )
 
 
 def parts(folder: Path) -> list[object]:
-    return ["--autoencoder", folder / "components" / "autoencoder", "--text-encoder", folder / "components" / "text_encoder"]
+    return [
+        "--autoencoder",
+        folder / "components" / "autoencoder",
+        "--text-encoder",
+        folder / "components" / "text_encoder",
+    ]
 
 
 def pictures(out: Path) -> dict[str, Image.Image]:
@@ -117,25 +133,59 @@ def test_pictures_and_a_grid_with_their_settings_inside(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "change", [["--guidance", 1], ["--negative", "circle"], ["--camera", "0.5,0,1"], ["--seed", 1], ["--solver", "heun"]]
+    "change",
+    [
+        ["--guidance", 1],
+        ["--negative", "circle"],
+        ["--camera", "0.5,0,1"],
+        ["--seed", 1],
+        ["--solver", "heun"],
+    ],
 )
-def test_every_setting_reaches_the_picture(folder: Path, tmp_path: Path, change: list[object]) -> None:
-    plain = ["--weights", folder / "trained", *parts(folder), "--prompt", "red circle", "--steps", 2]
+def test_every_setting_reaches_the_picture(
+    folder: Path, tmp_path: Path, change: list[object]
+) -> None:
+    plain = [
+        "--weights",
+        folder / "trained",
+        *parts(folder),
+        "--prompt",
+        "red circle",
+        "--steps",
+        2,
+    ]
     assert hdm(*plain, "--out", tmp_path / "a")[0] == 0
     assert hdm(*plain, *change, "--out", tmp_path / "b")[0] == 0
     assert not np.array_equal(*pixels(tmp_path / "a"), *pixels(tmp_path / "b"))
 
 
 @pytest.mark.parametrize("text_mask", ["masked", "padded"])
-def test_a_picture_does_not_depend_on_what_is_made_beside_it(folder: Path, tmp_path: Path, text_mask: str) -> None:
+def test_a_picture_does_not_depend_on_what_is_made_beside_it(
+    folder: Path, tmp_path: Path, text_mask: str
+) -> None:
     shutil.copytree(folder / "trained", tmp_path / "model")
     told = json.loads((tmp_path / "model" / "model.json").read_text())
     told["xut"]["text_mask"] = text_mask  # padded: padding is attended to
     (tmp_path / "model" / "model.json").write_text(json.dumps(told))
     plain = ["--weights", tmp_path / "model", *parts(folder), "--steps", 2]
-    assert hdm(*plain, "--prompt", "red red circle", "--prompt", "blue", "--count", 2, "--out", tmp_path / "a")[0] == 0
+    assert (
+        hdm(
+            *plain,
+            "--prompt",
+            "red red circle",
+            "--prompt",
+            "blue",
+            "--count",
+            2,
+            "--out",
+            tmp_path / "a",
+        )[0]
+        == 0
+    )
     assert hdm(*plain, "--prompt", "blue", "--seed", 1, "--out", tmp_path / "b")[0] == 0
-    np.testing.assert_allclose(pixels(tmp_path / "b")[0].astype(float), pixels(tmp_path / "a")[3].astype(float), atol=1)
+    np.testing.assert_allclose(
+        pixels(tmp_path / "b")[0].astype(float), pixels(tmp_path / "a")[3].astype(float), atol=1
+    )
 
 
 def test_the_same_weights_in_any_form_make_the_same_pictures(folder: Path, tmp_path: Path) -> None:
@@ -169,26 +219,46 @@ def test_a_model_of_the_package_s_components_names_them_itself(tmp_path: Path) -
         text_mask="masked",
     )
     save_file(XUT(config).state_dict(), tmp_path / "ema.safetensors")
-    digests = {name: weights_digest(resolve(demo).need(name)) for name in ("autoencoder", "text_encoder")}
-    told = {"xut": config.to_dict(), "resolution": 32, "max_tokens": 16, "components": digests, "component_names": portable_names(demo)}
+    digests = {
+        name: weights_digest(resolve(demo).need(name)) for name in ("autoencoder", "text_encoder")
+    }
+    told = {
+        "xut": config.to_dict(),
+        "resolution": 32,
+        "max_tokens": 16,
+        "components": digests,
+        "component_names": portable_names(demo),
+    }
     (tmp_path / "model.json").write_text(json.dumps(told))
-    code, said = hdm("--weights", tmp_path, "--prompt", "a red circle", "--steps", 1, "--out", tmp_path / "out")
+    code, said = hdm(
+        "--weights", tmp_path, "--prompt", "a red circle", "--steps", 1, "--out", tmp_path / "out"
+    )
     assert code == 0, said
     assert pixels(tmp_path / "out")[0].shape == (32, 32, 3)
     told["components"] = {**digests, "text_encoder": "0" * 64}
     (tmp_path / "model.json").write_text(json.dumps(told))
-    assert "model's text encoder is not known here" in refused("--weights", tmp_path, "--prompt", "a red circle")
+    assert "model's text encoder is not known here" in refused(
+        "--weights", tmp_path, "--prompt", "a red circle"
+    )
 
 
 def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) -> None:
     one = ["--prompt", "red", "--out", tmp_path / "out"]
     trained = ["--weights", folder / "trained", *parts(folder)]
-    assert "a bare weights file has no text encoder and no autoencoder" in (said := refused("--weights", folder / "bare.safetensors", *one))
+    assert "a bare weights file has no text encoder and no autoencoder" in (
+        said := refused("--weights", folder / "bare.safetensors", *one)
+    )
     assert "--components DIR" in said
-    assert "do not say at what resolution" in refused("--weights", folder / "bare.safetensors", *parts(folder), *one)
+    assert "do not say at what resolution" in refused(
+        "--weights", folder / "bare.safetensors", *parts(folder), *one
+    )
     assert "text encoder is not known here" in refused("--weights", folder / "trained", *one)
-    assert "not the text encoder that the model was trained with" in refused("--weights", folder / "trained", "--components", "demo", *one)
-    assert "brings its own components" in refused("--weights", folder / "diffusers", "--components", "demo", *one)
+    assert "not the text encoder that the model was trained with" in refused(
+        "--weights", folder / "trained", "--components", "demo", *one
+    )
+    assert "brings its own components" in refused(
+        "--weights", folder / "diffusers", "--components", "demo", *one
+    )
     assert "no such weights file" in refused("--weights", folder / "nowhere", *one)
     assert "neither model.json" in refused("--weights", folder, *one)
     assert "there is no prompt" in refused(*trained, "--out", tmp_path / "out")
@@ -201,11 +271,15 @@ def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) ->
     assert "is not WIDTHxHEIGHT" in refused(*trained, *one, "--size", "16")
     assert "take 16x8" in refused(*trained, *one, "--size", "17x8")
     (tmp_path / "file").write_text("")
-    assert "cannot write pictures" in refused(*trained, "--prompt", "red", "--steps", 1, "--out", tmp_path / "file")
+    assert "cannot write pictures" in refused(
+        *trained, "--prompt", "red", "--steps", 1, "--out", tmp_path / "file"
+    )
     assert not (tmp_path / "out").exists() or not pictures(tmp_path / "out")
 
 
-def test_a_model_finds_the_autoencoder_that_its_pipeline_fine_tuned(folder: Path, tmp_path: Path) -> None:
+def test_a_model_finds_the_autoencoder_that_its_pipeline_fine_tuned(
+    folder: Path, tmp_path: Path
+) -> None:
     """Beside it in the store, by the digest in its manifest."""
     store = Store(tmp_path / "store")
     with store.draft(Identity("vae", 1, {})) as draft:
@@ -221,7 +295,12 @@ def test_a_model_finds_the_autoencoder_that_its_pipeline_fine_tuned(folder: Path
     words = ["--weights", trained.path, *parts(folder)[2:], "--prompt", "red circle", "--steps", 2]
     code, said = hdm(*words, "--out", tmp_path / "out")
     assert code == 0, said
-    assert hdm("--weights", folder / "trained", *parts(folder), *words[4:], "--out", tmp_path / "named")[0] == 0
+    assert (
+        hdm(
+            "--weights", folder / "trained", *parts(folder), *words[4:], "--out", tmp_path / "named"
+        )[0]
+        == 0
+    )
     assert np.array_equal(*pixels(tmp_path / "out"), *pixels(tmp_path / "named"))
     shutil.rmtree(vae.path)
     assert "autoencoder is not known here" in refused(*words, "--out", tmp_path / "out")

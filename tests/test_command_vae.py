@@ -35,10 +35,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "timing.jsonl"}
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "timing.jsonl"
+    }
 
 
-def test_stopped_and_run_again_the_folder_is_the_same(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_run_again_the_folder_is_the_same(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("finetune", "--source", str(pictures), "--scratch", *BRIEF)
     code, shown = hdm(*words, "--out", str(tmp_path / "one"))
     assert code == 0, shown
@@ -69,22 +73,48 @@ def test_stopped_and_run_again_the_folder_is_the_same(pictures: Path, tmp_path: 
 
 
 def test_minutes_become_a_plan_that_is_kept(pictures: Path, tmp_path: Path) -> None:
-    code, shown = hdm("finetune", "--source", str(pictures), "--scratch", *BRIEF, "--minutes", "0.01", "--out", str(tmp_path / "there"))
+    code, shown = hdm(
+        "finetune",
+        "--source",
+        str(pictures),
+        "--scratch",
+        *BRIEF,
+        "--minutes",
+        "0.01",
+        "--out",
+        str(tmp_path / "there"),
+    )
     assert code == 0, shown
     record = json.loads((tmp_path / "there" / "finetune.json").read_text())
-    seen = json.loads((tmp_path / "there" / "metrics.jsonl").read_text().splitlines()[-1])["num_images_seen"]
+    seen = json.loads((tmp_path / "there" / "metrics.jsonl").read_text().splitlines()[-1])[
+        "num_images_seen"
+    ]
     assert 0 <= seen - record["settings"]["num_images"] < 8
 
 
 def test_measure_tells_how_pictures_come_back(pictures: Path) -> None:
     demo = Path(finetune.__file__).parents[1] / "demo" / "components" / "autoencoder"
-    code, shown = hdm("measure", "--source", str(pictures), "--autoencoder", str(demo), "--size-px", "40", "--images", "8")
+    code, shown = hdm(
+        "measure",
+        "--source",
+        str(pictures),
+        "--autoencoder",
+        str(demo),
+        "--size-px",
+        "40",
+        "--images",
+        "8",
+    )
     assert code == 0, shown
     autoencoder = load_autoencoder(str(demo))
     from hdm.data.crops import as_image, middle_square
 
-    image = as_image(np.stack([middle_square(example.pixels, 40) for example in scene_examples(8, 40)]))
-    error = (autoencoder.decode(autoencoder.encode(image)) - image).square().flatten(1).mean(1).numpy() / 4
+    image = as_image(
+        np.stack([middle_square(example.pixels, 40) for example in scene_examples(8, 40)])
+    )
+    error = (autoencoder.decode(autoencoder.encode(image)) - image).square().flatten(1).mean(
+        1
+    ).numpy() / 4
     assert f"PSNR, dB {np.mean(-10 * np.log10(error)):.4g}" in shown
 
 

@@ -12,21 +12,33 @@ from hdm.muon import Muon, orthogonalized
 def test_orthogonalized_is_the_quintic_of_the_singular_values(shape: tuple[int, int]) -> None:
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     a, b, c = 3.4445, -4.7750, 2.0315
-    left, values, right = torch.linalg.svd(matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    left, values, right = torch.linalg.svd(
+        matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True), full_matrices=False
+    )
     for _ in range(5):
         values = a * values + b * values**3 + c * values**5
-    torch.testing.assert_close(orthogonalized(matrices).double(), left @ values.diag_embed() @ right, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        orthogonalized(matrices).double(), left @ values.diag_embed() @ right, atol=1e-4, rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize(("size", "torchs"), [("original", "original"), ("adamw", "match_rms_adamw")])
+@pytest.mark.parametrize(
+    ("size", "torchs"), [("original", "original"), ("adamw", "match_rms_adamw")]
+)
 def test_matrices_of_several_shapes_move_as_torchs_do(size: str, torchs: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(shape, generator=generator) for shape in ((12, 6), (6, 12), (12, 6), (5, 5))]
-    gradients = [[torch.randn(start.shape, generator=generator) for start in starts] for _ in range(3)]
+    starts = [
+        torch.randn(shape, generator=generator) for shape in ((12, 6), (6, 12), (12, 6), (5, 5))
+    ]
+    gradients = [
+        [torch.randn(start.shape, generator=generator) for start in starts] for _ in range(3)
+    ]
     ends = []
     for make in (
         lambda matrices: Muon(matrices, lr=0.1, weight_decay=0.05, momentum=0.9, size=size),
-        lambda matrices: torch.optim.Muon(matrices, lr=0.1, weight_decay=0.05, momentum=0.9, adjust_lr_fn=torchs),
+        lambda matrices: torch.optim.Muon(
+            matrices, lr=0.1, weight_decay=0.05, momentum=0.9, adjust_lr_fn=torchs
+        ),
     ):
         matrices = [torch.nn.Parameter(start.clone()) for start in starts]
         optimizer = make(matrices)

@@ -53,12 +53,17 @@ def test_each_source_overrides_the_one_before(file):
     assert min_side(HDM__filter__min_side_px="300") == 300
     assert min_side("filter.min_side_px=400", HDM__filter__min_side_px="300") == 400
     assert min_side("filter.min_side_px=null") is None
-    assert load_pipeline("special", (), file, {}).filter.max_aspect == 4, "what is not overridden is inherited"
+    assert load_pipeline("special", (), file, {}).filter.max_aspect == 4, (
+        "what is not overridden is inherited"
+    )
 
 
 def test_an_element_of_a_list_can_be_set_alone(file):
     phases = load_pipeline("plain", ["train.phases.1.batch_size=8"], file, {}).train.phases
-    assert [(p.name, p.batch_size, p.num_images) for p in phases] == [("64px", 4, 100), ("128px", 8, 50)]
+    assert [(p.name, p.batch_size, p.num_images) for p in phases] == [
+        ("64px", 4, 100),
+        ("128px", 8, 50),
+    ]
 
 
 def test_every_mistake_is_told_at_once_with_its_line(file):
@@ -87,15 +92,26 @@ def test_names_that_are_not_there(file, tmp_path):
 def test_an_option_is_in_a_digest_only_where_it_is_set() -> None:
     plain = Pipeline.model_validate({"train": {"ema_decay": 0.9}}).train.result_fields()
     assert "ema_lengths" not in plain
-    same = Pipeline.model_validate({"train": {"ema_decay": 0.9, "ema_lengths": []}}).train.result_fields()
+    same = Pipeline.model_validate(
+        {"train": {"ema_decay": 0.9, "ema_lengths": []}}
+    ).train.result_fields()
     assert same == plain
-    assert Pipeline.model_validate({"train": {"ema_decay": 0.9, "ema_lengths": [0.05]}}).train.result_fields()["ema_lengths"] == [0.05]
+    assert Pipeline.model_validate(
+        {"train": {"ema_decay": 0.9, "ema_lengths": [0.05]}}
+    ).train.result_fields()["ema_lengths"] == [0.05]
 
 
 def test_workers_and_batches_of_data_stages_stay_out_of_digests():
-    assert DownloadSettings(concurrency=3).result_fields() == DownloadSettings(concurrency=99).result_fields()
-    assert DownloadSettings(retries=1).result_fields() != DownloadSettings(retries=2).result_fields()
-    assert FilterSettings(batch_size=1).result_fields() == FilterSettings(batch_size=2).result_fields()
+    assert (
+        DownloadSettings(concurrency=3).result_fields()
+        == DownloadSettings(concurrency=99).result_fields()
+    )
+    assert (
+        DownloadSettings(retries=1).result_fields() != DownloadSettings(retries=2).result_fields()
+    )
+    assert (
+        FilterSettings(batch_size=1).result_fields() == FilterSettings(batch_size=2).result_fields()
+    )
 
 
 def test_the_shipped_pipelines_are_valid():
@@ -130,7 +146,9 @@ def test_the_published_recipe_figure_by_figure():
 
 
 def test_pipelines_that_are_mixed_in_are_read_with_their_own_settings(file):
-    both = load_pipeline("plain", ["train.mix=[{pipeline: special, weight: 2}]", "filter.min_side_px=7"], file, {})
+    both = load_pipeline(
+        "plain", ["train.mix=[{pipeline: special, weight: 2}]", "filter.min_side_px=7"], file, {}
+    )
     assert [(entry.pipeline, entry.weight) for entry in both.train.mix] == [("special", 2.0)]
     assert both.filter.min_side_px == 7
     assert both.mixed == {"special": load_pipeline("special", (), file, {})}

@@ -11,13 +11,20 @@ from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, run, run_step, steps
 from hdm.store import Store
 
-SMALL = ("download.scenes.count=12", "download.scenes.faults=0", "download.shard_items=6", "download.allow_loopback=true")
+SMALL = (
+    "download.scenes.count=12",
+    "download.scenes.faults=0",
+    "download.shard_items=6",
+    "download.allow_loopback=true",
+)
 
 
 def changed(*overrides: str) -> set[str]:
     """Outputs of the demo whose digests differ from the plain ones."""
     before, after = identities(load_pipeline("demo")), identities(load_pipeline("demo", overrides))
-    return {name for name in after if name not in before or after[name].digest != before[name].digest}
+    return {
+        name for name in after if name not in before or after[name].digest != before[name].digest
+    }
 
 
 def test_every_output_comes_after_its_inputs():
@@ -40,12 +47,28 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
         "evaluate",
     }
     assert changed("filter.min_side_px=40") == after_filter
-    assert changed("caption.max_chars=100") == {"caption", "encode.tokens", "encode.text", "train.48px", "train.64px", "evaluate"}
+    assert changed("caption.max_chars=100") == {
+        "caption",
+        "encode.tokens",
+        "encode.text",
+        "train.48px",
+        "train.64px",
+        "evaluate",
+    }
     assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", "evaluate"}
     assert changed("train.mirror=true") == {"train.48px", "train.64px", "evaluate"}
     assert changed("evaluate.guidance=2.0") == {"evaluate"}
     assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", "evaluate"}
-    assert changed("download.concurrency=3", "filter.batch_size=7", "encode.batch_size=3", "train.checkpoint_sec=1", "threads=1") == set()
+    assert (
+        changed(
+            "download.concurrency=3",
+            "filter.batch_size=7",
+            "encode.batch_size=3",
+            "train.checkpoint_sec=1",
+            "threads=1",
+        )
+        == set()
+    )
 
 
 def test_an_autoencoder_of_its_own_changes_latents_and_what_comes_after() -> None:
@@ -64,7 +87,13 @@ def test_an_autoencoder_of_its_own_changes_latents_and_what_comes_after() -> Non
 
 def test_part_of_a_pipeline():
     demo = load_pipeline("demo")
-    assert [s.name for s in chosen(demo, "caption", "encode")] == ["caption", "encode.tokens", "encode.text", "encode.48px", "encode.64px"]
+    assert [s.name for s in chosen(demo, "caption", "encode")] == [
+        "caption",
+        "encode.tokens",
+        "encode.text",
+        "encode.48px",
+        "encode.64px",
+    ]
     assert [s.name for s in chosen(demo, "train.64px")] == ["train.64px", "evaluate"]
     with pytest.raises(ConfigError, match="encode comes after caption"):
         chosen(demo, "encode", "caption")
@@ -88,7 +117,10 @@ def test_damage_found_late_is_set_aside_and_mended_by_the_same_command(tmp_path:
     tar.write_bytes(data)
     with pytest.raises(DamagedError):
         run_step(demo, Store(tmp_path, verify_bytes=0), "filter.measures")
-    again = [(made.output.name, made.cached) for made in run(demo, Store(tmp_path, verify_bytes=0), stop_after="filter")]
+    again = [
+        (made.output.name, made.cached)
+        for made in run(demo, Store(tmp_path, verify_bytes=0), stop_after="filter")
+    ]
     assert again == [("download", False), ("filter.measures", False), ("filter", False)]
     assert tar.read_bytes() == whole
 
@@ -137,7 +169,9 @@ def train_digest(folders: Path, text: str = "", with_text: str = "", *overrides:
 def test_two_folders_prepared_apart_are_trained_on_together(folders: Path):
     store, file = Store(folders / "store"), folders / "pipelines.yaml"
     cats, dogs, both = (load_pipeline(name, (), file) for name in ("cats", "dogs", "both"))
-    assert identities(both)["encode.48px"] == identities(cats)["encode.48px"], "its own pictures are the cats"
+    assert identities(both)["encode.48px"] == identities(cats)["encode.48px"], (
+        "its own pictures are the cats"
+    )
     list(run(both, store, stop_after="encode"))
     with pytest.raises(InputError, match="filter of the pipeline dogs") as caught:
         run_step(both, store, "train.48px")
@@ -150,12 +184,21 @@ def test_two_folders_prepared_apart_are_trained_on_together(folders: Path):
 
 def test_a_mixed_training_is_named_by_what_it_is_trained_on(folders: Path):
     plain = train_digest(folders)
-    assert train_digest(folders, " dogs", " hounds") == plain, "of the pipeline's name nothing depends"
+    assert train_digest(folders, " dogs", " hounds") == plain, (
+        "of the pipeline's name nothing depends"
+    )
     assert train_digest(folders, "weight: 0.5", "weight: 0.25") != plain
     assert train_digest(folders, "/dogs}", "/cats}") != plain
     assert train_digest(folders, "pipeline: dogs", "pipeline: cats") != plain
-    assert identities(load_pipeline("cats", (), folders / "pipelines.yaml"))["train.48px"].digest != plain
-    with pytest.raises(ConfigError, match=r"dogs is mixed into both and does not make encode\.64px"):
+    assert (
+        identities(load_pipeline("cats", (), folders / "pipelines.yaml"))["train.48px"].digest
+        != plain
+    )
+    with pytest.raises(
+        ConfigError, match=r"dogs is mixed into both and does not make encode\.64px"
+    ):
         train_digest(folders, "", "", "train.phases.0.resolution=64")
-    with pytest.raises(ConfigError, match=r"dogs is mixed into both and does not make encode\.text"):
+    with pytest.raises(
+        ConfigError, match=r"dogs is mixed into both and does not make encode\.text"
+    ):
         train_digest(folders, "", "", "encode.text_embeddings=true")

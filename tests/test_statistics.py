@@ -27,7 +27,12 @@ def test_wilsons_bounds_solve_the_score_equation(total, data):
 
 def test_wilsons_interval_of_known_cases():
     # Newcombe 1998, table I: 81/263 and 15/148, 0/20, 1/29
-    for right, total, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]:
+    for right, total, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
         assert Share(right, total).interval == pytest.approx((low, high), abs=5e-5)
     assert Share(0, 0).to_dict() == {"right": 0, "total": 0, "share": 0.0, "low": 0.0, "high": 1.0}
 
@@ -46,7 +51,9 @@ def test_a_means_interval_is_where_the_t_test_turns(count):
 
 def clouds(seed, n, m, width):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, width)) @ rng.normal(size=(width, width)), rng.normal(0.4, 1.5, (m, width))
+    return rng.normal(size=(n, width)) @ rng.normal(size=(width, width)), rng.normal(
+        0.4, 1.5, (m, width)
+    )
 
 
 @pytest.mark.parametrize(("n", "m", "width"), [(60, 90, 5), (200, 200, 16), (10, 12, 20)])
@@ -63,16 +70,24 @@ def test_frechet_distance_is_that_of_scipys_matrix_root(n, m, width):
 
 def test_kernel_distance_is_the_naive_double_sum():
     rng = np.random.default_rng(0)
-    first, second = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (rng.normal(size=(7, 4)), rng.normal(0.5, 1, (9, 4))))
+    first, second = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (rng.normal(size=(7, 4)), rng.normal(0.5, 1, (9, 4)))
+    )
 
     def kernel(a, b):
         return math.exp(-((a - b) ** 2).sum() / 200)
 
     within = [
-        sum(kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / len(x) / (len(x) - 1) for x in (first, second)
+        sum(kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j)
+        / len(x)
+        / (len(x) - 1)
+        for x in (first, second)
     ]
     across = sum(kernel(a, b) for a in first for b in second) / len(first) / len(second)
-    assert kernel_distance(first, second) == pytest.approx(1000 * (sum(within) - 2 * across), abs=1e-9)
+    assert kernel_distance(first, second) == pytest.approx(
+        1000 * (sum(within) - 2 * across), abs=1e-9
+    )
 
 
 def test_kernel_distance_is_zero_on_average_for_one_distribution_and_not_for_two():
@@ -90,5 +105,9 @@ def test_kernel_distance_is_zero_on_average_for_one_distribution_and_not_for_two
 
 def test_the_error_of_a_mean():
     values = np.array([1.0, 2.0, 4.0])
-    assert mean_with_error(values) == {"mean": pytest.approx(7 / 3), "standard_error": pytest.approx(math.sqrt(7 / 3 / 3)), "count": 3}
+    assert mean_with_error(values) == {
+        "mean": pytest.approx(7 / 3),
+        "standard_error": pytest.approx(math.sqrt(7 / 3 / 3)),
+        "count": 3,
+    }
     assert mean_with_error(np.array([])) == {"mean": None, "standard_error": None, "count": 0}

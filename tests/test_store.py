@@ -21,7 +21,9 @@ def identity(**changes: object) -> Identity:
     return Identity("filter", 1, {"min_side_px": 32, **changes}, {"download": "0" * 16})
 
 
-def fill(store: Store, which: Identity, names: tuple[str, ...] = ("a.json", "b.json", "c.json")) -> list[str]:
+def fill(
+    store: Store, which: Identity, names: tuple[str, ...] = ("a.json", "b.json", "c.json")
+) -> list[str]:
     """Write the output's files; the names of those that had to be made."""
     made = []
     with store.draft(which) as draft:
@@ -34,7 +36,11 @@ def fill(store: Store, which: Identity, names: tuple[str, ...] = ("a.json", "b.j
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json" and not path.name.startswith(".")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name != "run.json" and not path.name.startswith(".")
+    }
 
 
 def test_an_output_is_found_by_what_it_depends_on(tmp_path):
@@ -86,7 +92,9 @@ def test_verify_names_the_damaged_file_even_beyond_the_start_up_check(tmp_path):
         check_files(output)
 
 
-@pytest.mark.parametrize("moment", ["in_temporary", "before_rename", "before_manifest", "in_manifest"])
+@pytest.mark.parametrize(
+    "moment", ["in_temporary", "before_rename", "before_manifest", "in_manifest"]
+)
 def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(tmp_path, moment):
     """SIGKILL in a process of its own, at the four moments that differ; finished files are adopted, not redone."""
     script = textwrap.dedent(f"""
@@ -117,20 +125,28 @@ def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(tmp_path, moment):
     assert remade == (["b.json", "c.json"] if moment in ("in_temporary", "before_rename") else [])
 
     fill(Store(tmp_path / "calm"), identity())
-    assert everything(store.folder(identity())) == everything(Store(tmp_path / "calm").folder(identity()))
+    assert everything(store.folder(identity())) == everything(
+        Store(tmp_path / "calm").folder(identity())
+    )
     assert not list(store.folder(identity()).glob(".tmp-*"))
 
 
 def test_two_runs_on_one_output_the_second_names_the_first(tmp_path):
     store = Store(tmp_path)
-    with store.draft(identity()), pytest.raises(LockedError, match=f"pid {os.getpid()} on .* since"), store.draft(identity()):
+    with (
+        store.draft(identity()),
+        pytest.raises(LockedError, match=f"pid {os.getpid()} on .* since"),
+        store.draft(identity()),
+    ):
         pass
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
     script = "import sys, os, signal; sys.path.insert(0, sys.argv[2])\nfrom pathlib import Path\nfrom hdm.store import locked\n"
     script += "with locked(Path(sys.argv[1]), 'it'): os.kill(os.getpid(), signal.SIGKILL)"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "lock"), str(PROJECT)], check=False)
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "lock"), str(PROJECT)], check=False
+    )
     store = Store(tmp_path)
     (tmp_path / "filter" / identity().digest).mkdir(parents=True)
     (tmp_path / "lock").rename(tmp_path / "filter" / identity().digest / ".lock")
@@ -150,7 +166,12 @@ def test_no_space_commits_nothing_and_says_so(tmp_path):
         with Store(Path(sys.argv[1])).draft(Identity("x", 1, {})) as draft:
             draft.write_json("big.json", "x" * 5000)
     """)
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(PROJECT)], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(PROJECT)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode != 0
     assert "big.json" in run.stderr
     assert not list(tmp_path.glob("x/*/big.json"))

@@ -15,7 +15,16 @@ from hdm.models.xut import XUT
 from hdm.weight_sources import read_source
 
 CONFIG = XUTConfig(
-    width=8, num_heads=2, head_size=4, mlp_width=8, text_width=8, depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1
+    width=8,
+    num_heads=2,
+    head_size=4,
+    mlp_width=8,
+    text_width=8,
+    depth=1,
+    enc_blocks=1,
+    dec_blocks=1,
+    prev_blocks=1,
+    post_blocks=1,
 )
 
 
@@ -28,7 +37,9 @@ def test_a_model_that_was_written_is_read(tmp_path: Path) -> None:
         found = read_source(tmp_path, raw=raw)
         assert found.told["resolution"] == 64
         state = found.weights.model().state_dict()
-        assert all(torch.equal(value, state[key]) for key, value in models[name].state_dict().items())
+        assert all(
+            torch.equal(value, state[key]) for key, value in models[name].state_dict().items()
+        )
 
 
 def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

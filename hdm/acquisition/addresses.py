@@ -27,7 +27,9 @@ def is_public(address: Address) -> bool:
         wrapped = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in NAT64:
             wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.is_site_local or any(inner is not None and not is_public(inner) for inner in wrapped):
+        if address.is_site_local or any(
+            inner is not None and not is_public(inner) for inner in wrapped
+        ):
             return False
         # The wrappers themselves are not global by the registry's word, what they lead to was checked.
         if any(inner is not None for inner in wrapped):
@@ -49,7 +51,12 @@ class Addresses(AbstractResolver):
         names: whom to ask; None: the system.
     """
 
-    def __init__(self, allow_loopback: bool, hosts: Mapping[str, tuple[str, int]], names: AbstractResolver | None = None) -> None:
+    def __init__(
+        self,
+        allow_loopback: bool,
+        hosts: Mapping[str, tuple[str, int]],
+        names: AbstractResolver | None = None,
+    ) -> None:
         self.allow_loopback = allow_loopback
         self.hosts = dict(hosts) if allow_loopback else {}
         self._names = names
@@ -83,7 +90,9 @@ class Addresses(AbstractResolver):
         if not is_public(address) and not (address.is_loopback and at_home):
             raise refuse_address()
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
         """The checked addresses of a name.
 
         Raises:
@@ -95,16 +104,26 @@ class Addresses(AbstractResolver):
             address, port = self.hosts[name]
             if not ipaddress.ip_address(address).is_loopback:
                 raise refuse_address()
-            return [ResolveResult(hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0)]
+            return [
+                ResolveResult(
+                    hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
+                )
+            ]
         self._names = self._names or ThreadedResolver()
         found = await self._names.resolve(host, port, family)
-        allowed = [result for result in found if self._allowed(name, ipaddress.ip_address(result["host"].partition("%")[0]))]
+        allowed = [
+            result
+            for result in found
+            if self._allowed(name, ipaddress.ip_address(result["host"].partition("%")[0]))
+        ]
         if not allowed:
             raise refuse_address()
         return allowed
 
     def _allowed(self, name: str, address: Address) -> bool:
-        return is_public(address) or (self.allow_loopback and name == LOCALHOST and address.is_loopback)
+        return is_public(address) or (
+            self.allow_loopback and name == LOCALHOST and address.is_loopback
+        )
 
     async def close(self) -> None:
         if self._names:

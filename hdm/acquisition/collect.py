@@ -41,7 +41,9 @@ Found = tuple[Sample, bytes]
 
 def is_whole(draft: Draft, number: int) -> bool:
     """Whether a shard's two files are there, from this run or one before it."""
-    return draft.has(shard_name("images", number, "tar")) and draft.has(shard_name("samples", number))
+    return draft.has(shard_name("images", number, "tar")) and draft.has(
+        shard_name("samples", number)
+    )
 
 
 def forget(draft: Draft, number: int) -> None:
@@ -58,7 +60,9 @@ def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
     with draft.write(shard_name("images", number, "tar")) as file, TarShard(file.path) as tar:
         for sample, data in found:
             samples.append(sample)
-            offsets.append(tar.add(sample.item.key, sample.header.format, data) if sample.header else None)
+            offsets.append(
+                tar.add(sample.item.key, sample.header.format, data) if sample.header else None
+            )
     rows: dict[str, list[Any]] = {
         "key": [sample.item.key for sample in samples],
         "source": [sample.item.source for sample in samples],
@@ -89,17 +93,28 @@ def load_pictures(items: Iterable[Item], images: ImageSettings, bar: Tracker) ->
         bar.advance()
 
 
-async def fetch_shard(draft: Draft, number: int, items: list[Item], fetcher: Fetcher, images: ImageSettings, bar: Tracker) -> None:
+async def fetch_shard(
+    draft: Draft,
+    number: int,
+    items: list[Item],
+    fetcher: Fetcher,
+    images: ImageSettings,
+    bar: Tracker,
+) -> None:
     """Fetch a shard's items, many at once, and write the shard in their order."""
     with _Spill(draft.scratch) as spill:
         async with asyncio.TaskGroup() as tasks:
-            fetched = [tasks.create_task(_fetch(item, fetcher, images, spill, bar)) for item in items]
+            fetched = [
+                tasks.create_task(_fetch(item, fetcher, images, spill, bar)) for item in items
+            ]
         places = [task.result() for task in fetched]
         found = ((sample, spill.read(place, sample.num_bytes)) for sample, place in places)
         await asyncio.to_thread(write_shard, draft, number, found)
 
 
-async def _fetch(item: Item, fetcher: Fetcher, images: ImageSettings, spill: _Spill, bar: Tracker) -> tuple[Sample, int]:
+async def _fetch(
+    item: Item, fetcher: Fetcher, images: ImageSettings, spill: _Spill, bar: Tracker
+) -> tuple[Sample, int]:
     """What became of an item, and where its bytes are in the spill."""
     try:
         data = item.load() if item.load else await fetcher.fetch(item.source)
@@ -123,7 +138,12 @@ class _Spill:
         self._end = 0
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._file.close()
 
     def append(self, data: bytes) -> int:
@@ -151,5 +171,10 @@ def _examined(item: Item, data: bytes, images: ImageSettings) -> Sample:
 def _counts(samples: list[Sample]) -> dict[str, int]:
     failures = Counter(f"failed_{sample.status}" for sample in samples if sample.header is None)
     kept = len(samples) - failures.total()
-    total = {"items": len(samples), "ok": kept, "failed": failures.total(), "bytes": sum(sample.num_bytes for sample in samples)}
+    total = {
+        "items": len(samples),
+        "ok": kept,
+        "failed": failures.total(),
+        "bytes": sum(sample.num_bytes for sample in samples),
+    }
     return {**total, **dict(sorted(failures.items()))}

@@ -43,8 +43,14 @@ class DataSet:
 
     def fingerprint(self) -> dict[str, Any]:
         if self.folder.is_dir():
-            files = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-            return fingerprints.tree((path.relative_to(self.folder).as_posix(), path) for path in files)
+            files = sorted(
+                path
+                for path in self.folder.rglob("*")
+                if path.is_file() and not path.name.startswith(".")
+            )
+            return fingerprints.tree(
+                (path.relative_to(self.folder).as_posix(), path) for path in files
+            )
         return {"name": self.source, "revision": _hub_revision(self.source)}
 
     @property
@@ -71,7 +77,11 @@ class DataSet:
         settings = self.settings
         known = list(self._rows.column_names or next(iter(self._rows), {}))
         fetched = settings.image_column not in known and settings.url_column in known
-        picture = settings.url_column if fetched else need_column(settings.image_column, known, "image_column", self.source)
+        picture = (
+            settings.url_column
+            if fetched
+            else need_column(settings.image_column, known, "image_column", self.source)
+        )
         licence = next((name for name in LICENCE_COLUMNS if name in known), None)
         return (picture, caption_column(settings, known, self.source), licence), fetched
 
@@ -98,8 +108,14 @@ class DataSet:
             return saved[self.settings.split]
         if self.folder.is_dir():
             # Streamed: nothing is copied to a cache.
-            return load_dataset(str(self.folder.resolve()), split=self.settings.split, streaming=True)
-        return load_dataset(self.source.partition("@")[0], split=self.settings.split, revision=_hub_revision(self.source))
+            return load_dataset(
+                str(self.folder.resolve()), split=self.settings.split, streaming=True
+            )
+        return load_dataset(
+            self.source.partition("@")[0],
+            split=self.settings.split,
+            revision=_hub_revision(self.source),
+        )
 
 
 def _undecoded(rows: Any, column: str) -> Any:
@@ -129,7 +145,9 @@ def _hub_revision(source: str) -> str:
 
 def _content(value: Any, max_bytes: int) -> bytes:
     """The bytes of a picture as a data set holds it: bytes, or a path, or a mapping of both."""
-    data, place = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    data, place = (
+        (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    )
     if isinstance(data, str):
         data, place = None, data
     if data is None and place and "://" in place:

@@ -52,7 +52,10 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     # Of the pictures only headers are read here, so the matte changes nothing.
     config = {
         **settings.result_fields(),
-        "images": {"max_megapixels": pipeline.images.max_megapixels, "animated": pipeline.images.animated},
+        "images": {
+            "max_megapixels": pipeline.images.max_megapixels,
+            "animated": pipeline.images.animated,
+        },
     }
     if settings.kind == "scenes":
         del config["source"]
@@ -93,7 +96,11 @@ def make(
             else:
                 _load_shards(pipeline, items, draft, tally, bar)
         if not tally.counts["items"]:
-            raise InputError("the source has no items", where=ready.source, do="look at download.source and download.kind")
+            raise InputError(
+                "the source has no items",
+                where=ready.source,
+                do="look at download.source and download.kind",
+            )
         tally.check()
         return draft.commit({"kind": kind})
 
@@ -115,7 +122,10 @@ class _Tally:
         """Count a finished shard."""
         counts = self.draft.records[shard_name("samples", number)].counts
         self.counts.update(counts)
-        if sum(counts.get(f"failed_{status}", 0) for status in PASSING) > self.max_failed * counts["items"]:
+        if (
+            sum(counts.get(f"failed_{status}", 0) for status in PASSING)
+            > self.max_failed * counts["items"]
+        ):
             self.unlucky.append(number)
         if self.counts["items"] >= ENOUGH_ITEMS:
             self.check()
@@ -131,7 +141,13 @@ class _Tally:
             return
         for number in self.unlucky:
             forget(self.draft, number)
-        reasons = Counter({name.removeprefix("failed_"): count for name, count in self.counts.items() if name.startswith("failed_")})
+        reasons = Counter(
+            {
+                name.removeprefix("failed_"): count
+                for name, count in self.counts.items()
+                if name.startswith("failed_")
+            }
+        )
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
         raise InputError(
             f"{failed} of the first {items} items failed ({said}), more than download.max_failed = {self.max_failed:g} allows",
@@ -140,7 +156,9 @@ class _Tally:
         )
 
 
-def _load_shards(pipeline: Pipeline, items: Iterator[Item], draft: Draft, tally: _Tally, bar: Tracker) -> None:
+def _load_shards(
+    pipeline: Pipeline, items: Iterator[Item], draft: Draft, tally: _Tally, bar: Tracker
+) -> None:
     number = 0
     # One item is taken at a time: a tar's bytes can only be had before the next one is.
     while (first := next(items, None)) is not None:
@@ -154,7 +172,9 @@ def _load_shards(pipeline: Pipeline, items: Iterator[Item], draft: Draft, tally:
         number += 1
 
 
-async def _fetch_shards(pipeline: Pipeline, items: Iterator[Item], draft: Draft, site: Site, tally: _Tally, bar: Tracker) -> None:
+async def _fetch_shards(
+    pipeline: Pipeline, items: Iterator[Item], draft: Draft, site: Site, tally: _Tally, bar: Tracker
+) -> None:
     free = asyncio.Semaphore(OPEN_SHARDS)
 
     async def fetch(number: int, shard: list[Item]) -> None:

@@ -27,10 +27,16 @@ PER_HOST = 8
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
-PASSING = frozenset({"timeout", "cut_off", "no_connection", "unknown_host", *(f"http_{code}" for code in BUSY)})
+PASSING = frozenset(
+    {"timeout", "cut_off", "no_connection", "unknown_host", *(f"http_{code}" for code in BUSY)}
+)
 """Statuses that another day may not bring again."""
 
-HEADERS = {"User-Agent": "hdm-pipeline", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+HEADERS = {
+    "User-Agent": "hdm-pipeline",
+    "Accept": "image/*,*/*;q=0.5",
+    "Accept-Encoding": "identity",
+}
 
 
 class _Busy(Exception):  # noqa: N818  (a request to come again)
@@ -60,11 +66,20 @@ class Fetcher:
     async def __aenter__(self) -> Fetcher:
         connector = aiohttp.TCPConnector(resolver=self._addresses, limit=0, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
-            connector=connector, headers=HEADERS, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, timeout=aiohttp.ClientTimeout()
+            connector=connector,
+            headers=HEADERS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(),
         )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self._session.close()
         await self._addresses.close()
 
@@ -160,7 +175,11 @@ def _explain(error: Exception) -> _Busy | Unreadable:
     """Our word for what aiohttp met; never its own text, which holds addresses and ports."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         verdict = Unreadable("unknown_host", "the host's name is not known")
-        return _Busy(verdict) if getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN else verdict
+        return (
+            _Busy(verdict)
+            if getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN
+            else verdict
+        )
     if isinstance(error, aiohttp.ClientSSLError):
         return Unreadable("bad_tls", "the site cannot prove who it is")
     if isinstance(error, ValueError):  # among them aiohttp.InvalidURL, and names that IDNA refuses

@@ -28,7 +28,9 @@ def tree(files: Iterable[tuple[str, Path]]) -> dict[str, Any]:
     count, digest = 0, hashlib.sha256()
     for name, path in files:
         state = _state(path)
-        digest.update(canonical_json([os.fsencode(name).hex(), state[0], _edges(path, *state)]) + b"\n")
+        digest.update(
+            canonical_json([os.fsencode(name).hex(), state[0], _edges(path, *state)]) + b"\n"
+        )
         count += 1
     return {"files": count, "sha256": digest.hexdigest()}
 

@@ -44,10 +44,17 @@ class Folder:
         self.root, self.settings = root, settings
 
     def fingerprint(self) -> dict[str, Any]:
-        beside = {str(PurePosixPath(picture).with_suffix(suffix)) for picture in self._pictures for suffix in SIDECARS}
+        beside = {
+            str(PurePosixPath(picture).with_suffix(suffix))
+            for picture in self._pictures
+            for suffix in SIDECARS
+        }
         files = sorted(self._pictures | (beside & self._files.keys()))
         metadata = {self._relative(path): fingerprints.whole(path) for path in self._metadata_files}
-        return {**fingerprints.tree((name, self._files[name]) for name in files), "metadata": metadata}
+        return {
+            **fingerprints.tree((name, self._files[name]) for name in files),
+            "metadata": metadata,
+        }
 
     def total(self) -> int:
         listed = self._listed
@@ -57,7 +64,11 @@ class Folder:
         keys, listed = Keys(), self._listed
         for name in sorted(self._pictures | listed.keys()):
             for caption, licence in listed.get(name) or [self._beside(name)]:
-                load = partial(read_file, self.root / name, self.settings.max_bytes) if _inside(name) else _refused
+                load = (
+                    partial(read_file, self.root / name, self.settings.max_bytes)
+                    if _inside(name)
+                    else _refused
+                )
                 yield Item(keys.give(name), _shown(name), caption, licence, load)
 
     @cached_property
@@ -74,7 +85,9 @@ class Folder:
 
     @cached_property
     def _pictures(self) -> set[str]:
-        return {name for name in self._files if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES}
+        return {
+            name for name in self._files if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+        }
 
     @cached_property
     def _metadata_files(self) -> list[Path]:
@@ -85,7 +98,11 @@ class Folder:
         if not path.is_file():
             near = difflib.get_close_matches(wanted, self._files, n=1, cutoff=0.5)
             guess = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"there is no metadata file {wanted!r}{guess}", where=self.root, do="--set download.metadata=FILE")
+            raise InputError(
+                f"there is no metadata file {wanted!r}{guess}",
+                where=self.root,
+                do="--set download.metadata=FILE",
+            )
         return [path]
 
     @cached_property
@@ -101,7 +118,8 @@ class Folder:
             ]
             for name, caption, licence in map(texts, read_rows(path, columns)):
                 if name is not None:
-                    place = os.path.normpath(os.path.join(os.path.dirname(self._relative(path)), name))  # noqa: PTH118, PTH120
+                    beside = os.path.dirname(self._relative(path))  # noqa: PTH120
+                    place = os.path.normpath(os.path.join(beside, name))  # noqa: PTH118
                     found.setdefault(place, []).append((caption, licence))
         return found
 
@@ -110,7 +128,9 @@ class Folder:
         stem = str(PurePosixPath(name).with_suffix(""))
         if f"{stem}.json" in self._files:
             record = json_object(self._files[f"{stem}.json"].read_bytes())
-            licence = next((text for column in LICENCE_COLUMNS if (text := as_text(record.get(column)))), None)
+            licence = next(
+                (text for column in LICENCE_COLUMNS if (text := as_text(record.get(column)))), None
+            )
             caption = as_text(record.get(self.settings.caption_column))
             if caption:
                 return caption, licence

@@ -18,7 +18,9 @@ import numpy as np
 from hdm.config import DownloadSettings
 from hdm.errors import InputError
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+)
 LICENCE_COLUMNS = ("licence", "license")
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,9 @@ def need_column(name: str, known: Iterable[str], setting: str, where: object) ->
     near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     guess = f"; did you mean {lowered[near[0]]}?" if near else ""
     raise InputError(
-        f"there is no column {name!r}{guess}", where=where, do=f"--set download.{setting}=NAME, one of: {', '.join(columns) or '(none)'}"
+        f"there is no column {name!r}{guess}",
+        where=where,
+        do=f"--set download.{setting}=NAME, one of: {', '.join(columns) or '(none)'}",
     )
 
 
@@ -154,7 +158,12 @@ def caption_column(settings: DownloadSettings, known: Iterable[str], where: obje
     columns = list(known)
     usual = DownloadSettings.model_fields["caption_column"].default
     if settings.caption_column == usual and usual not in columns:
-        log.warning("no column %r in %s: the pictures come without captions (columns: %s)", usual, where, ", ".join(columns))
+        log.warning(
+            "no column %r in %s: the pictures come without captions (columns: %s)",
+            usual,
+            where,
+            ", ".join(columns),
+        )
         return None
     return need_column(settings.caption_column, columns, "caption_column", where)
 

@@ -21,7 +21,9 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LOOKED_AT = 10_000  # folders, to see what is in them
 
 
-def open_source(source: str, kind: SourceKind, settings: DownloadSettings) -> tuple[SourceKind, Reader]:
+def open_source(
+    source: str, kind: SourceKind, settings: DownloadSettings
+) -> tuple[SourceKind, Reader]:
     """The reader of a source, and what kind it is.
 
     Args:
@@ -34,7 +36,10 @@ def open_source(source: str, kind: SourceKind, settings: DownloadSettings) -> tu
         InputError: it is not there, or not what it was said to be.
     """
     if not source:
-        raise ConfigError("download.source is not set", do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)")
+        raise ConfigError(
+            "download.source is not set",
+            do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)",
+        )
     place = Path(source).expanduser()
     found = _detect(source, place) if kind == "auto" else kind
     match found:
@@ -47,7 +52,11 @@ def open_source(source: str, kind: SourceKind, settings: DownloadSettings) -> tu
         case "folder" if place.is_dir():
             return found, Folder(place, settings)
         case "folder" if place.exists():
-            raise InputError("the source is a file, not a folder", where=place, do="set download.kind=auto, or name its folder")
+            raise InputError(
+                "the source is a file, not a folder",
+                where=place,
+                do="set download.kind=auto, or name its folder",
+            )
         case _:
             raise _missing(place)
 
@@ -63,7 +72,11 @@ def _detect(source: str, place: Path) -> SourceKind:
         known = ", ".join((*TABLE_SUFFIXES, *TAR_SUFFIXES))
         raise InputError(f"a source is a folder or a file that ends in one of {known}", where=place)
     # What is left may be a name on the hub, unless it looks like a path.
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or (place.parent != Path() and place.parent.is_dir()):
+    if (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or (place.parent != Path() and place.parent.is_dir())
+    ):
         raise _missing(place)
     return "dataset"
 
@@ -72,7 +85,11 @@ def _detect_folder(place: Path) -> SourceKind:
     """A folder of pictures, unless it holds none but tars or tables of them."""
     if any((place / name).is_file() for name in SAVED):
         return "dataset"
-    suffixes = {Path(name).suffix.lower() for _, _, names in islice(os.walk(place), LOOKED_AT) for name in names}
+    suffixes = {
+        Path(name).suffix.lower()
+        for _, _, names in islice(os.walk(place), LOOKED_AT)
+        for name in names
+    }
     if suffixes & PICTURE_SUFFIXES:
         return "folder"
     if ".tar" in suffixes:
@@ -112,4 +129,6 @@ def _missing(place: Path) -> InputError:
     beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
     near = difflib.get_close_matches(place.name, beside, n=1, cutoff=0.6)
     guess = f"; did you mean {place.parent / near[0]}?" if near else ""
-    return InputError(f"the source is not there{guess}", where=place, do="set download.source to what is there")
+    return InputError(
+        f"the source is not there{guess}", where=place, do="set download.source to what is there"
+    )

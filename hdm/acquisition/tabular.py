@@ -36,7 +36,9 @@ def column_names(path: Path, text_column: str = "url") -> list[str]:
                 with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
                     return next(csv.reader(file, delimiter=_delimiter(path)), [])
             case ".jsonl":
-                return list({name: None for record in islice(_json_lines(path), 100) for name in record})
+                return list(
+                    {name: None for record in islice(_json_lines(path), 100) for name in record}
+                )
             case _:
                 return [text_column]
 
@@ -62,7 +64,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, csv.Error, UnicodeError) as error:
-        raise InputError(f"this is not a {path.suffix} table: {str(error).splitlines()[0]}", where=path) from error
+        raise InputError(
+            f"this is not a {path.suffix} table: {str(error).splitlines()[0]}", where=path
+        ) from error
 
 
 def _delimiter(path: Path) -> str:
@@ -77,7 +81,9 @@ def _parquet_rows(path: Path, columns: list[str]) -> Iterator[Row]:
 
 def _csv_rows(path: Path, columns: list[str]) -> Iterator[Row]:
     # As bytes: one badly encoded caption must not end the list.
-    convert = pa_csv.ConvertOptions(include_columns=columns, column_types={name: pa.binary() for name in columns})
+    convert = pa_csv.ConvertOptions(
+        include_columns=columns, column_types={name: pa.binary() for name in columns}
+    )
     parse = pa_csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True)
     read = pa_csv.ReadOptions(block_size=BLOCK_BYTES)
     with pa_csv.open_csv(path, read, parse, convert) as reader:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from hdm.acquisition import fingerprints
-from hdm.acquisition.items import LICENCE_COLUMNS, PICTURE_SUFFIXES, Item, Keys, Unreadable, as_text, too_large
+from hdm.acquisition.items import (
+    LICENCE_COLUMNS,
+    PICTURE_SUFFIXES,
+    Item,
+    Keys,
+    Unreadable,
+    as_text,
+    too_large,
+)
 from hdm.acquisition.tabular import json_object
 from hdm.config import DownloadSettings
 
@@ -79,7 +87,11 @@ class Tars:
                     sample.load = _damaged
                 elif is_picture:
                     sample.picture, sample.load = as_text(member.name), self._loader(tar, member)
-                elif member.isreg() and member.size <= MAX_WORDS_BYTES and kind in (*CAPTIONS, "json"):
+                elif (
+                    member.isreg()
+                    and member.size <= MAX_WORDS_BYTES
+                    and kind in (*CAPTIONS, "json")
+                ):
                     with suppress(Unreadable):  # the tar ends here, and that is told next
                         sample.words[kind] = _content(tar, member)
             if sample is not None:
@@ -97,8 +109,13 @@ class Tars:
     def _words(self, sample: _Sample) -> tuple[str | None, str | None]:
         """Caption and licence."""
         record = json_object(sample.words.get("json", b""))
-        licence = next((text for column in LICENCE_COLUMNS if (text := as_text(record.get(column)))), None)
-        texts = [record.get(self.settings.caption_column), *(sample.words.get(kind) for kind in CAPTIONS)]
+        licence = next(
+            (text for column in LICENCE_COLUMNS if (text := as_text(record.get(column)))), None
+        )
+        texts = [
+            record.get(self.settings.caption_column),
+            *(sample.words.get(kind) for kind in CAPTIONS),
+        ]
         caption = next((text for text in map(as_text, texts) if text), None)
         return caption.strip() if caption else None, licence
 

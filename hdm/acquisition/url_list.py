@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from hdm.acquisition import fingerprints
-from hdm.acquisition.items import LICENCE_COLUMNS, Item, Keys, Unreadable, caption_column, need_column, survey, texts
+from hdm.acquisition.items import (
+    LICENCE_COLUMNS,
+    Item,
+    Keys,
+    Unreadable,
+    caption_column,
+    need_column,
+    survey,
+    texts,
+)
 from hdm.acquisition.tabular import column_names, read_rows
 from hdm.config import DownloadSettings
 
@@ -47,7 +56,11 @@ class UrlList:
         url = need_column(self.settings.url_column, known, "url_column", path)
         if path.suffix.lower() == ".txt":
             return [url, None, None]
-        return [url, caption_column(self.settings, known, path), next((name for name in LICENCE_COLUMNS if name in known), None)]
+        return [
+            url,
+            caption_column(self.settings, known, path),
+            next((name for name in LICENCE_COLUMNS if name in known), None),
+        ]
 
     @cached_property
     def _survey(self) -> tuple[int, frozenset[str]]:

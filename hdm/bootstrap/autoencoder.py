@@ -33,7 +33,13 @@ SCALES = (0.5, 0.75)
 STATISTICS_BATCHES = 64
 
 
-def train_autoencoder(examples: tuple[Example, ...], num_images: int, size_px: int, seed: int, channels: int = CHANNELS) -> Any:
+def train_autoencoder(
+    examples: tuple[Example, ...],
+    num_images: int,
+    size_px: int,
+    seed: int,
+    channels: int = CHANNELS,
+) -> Any:
     """An autoencoder with its statistics in its configuration.
 
     Args:
@@ -56,7 +62,10 @@ def train_autoencoder(examples: tuple[Example, ...], num_images: int, size_px: i
             bar.advance(BATCH, f"L1 {shown:.4f}")
     model.eval()
     with torch.no_grad():
-        write_statistics(model, [model.encode(next(batches)).latent_dist.mode() for _ in range(STATISTICS_BATCHES)])
+        write_statistics(
+            model,
+            [model.encode(next(batches)).latent_dist.mode() for _ in range(STATISTICS_BATCHES)],
+        )
     return model.to(memory_format=torch.contiguous_format)
 
 
@@ -69,12 +78,16 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
     posterior = model.encode(image).latent_dist
     raw, target = posterior.sample(), image
     # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv 2507.15856).
-    raw = raw + float(rng.uniform(0, NOISE)) * raw.detach().std((0, 2, 3), keepdim=True) * torch.randn_like(raw)
+    raw = raw + float(rng.uniform(0, NOISE)) * raw.detach().std(
+        (0, 2, 3), keepdim=True
+    ) * torch.randn_like(raw)
     if rng.random() < EQUIVARIANT:
         raw, target = Transform(float(rng.choice(SCALES)), int(rng.integers(4))).both(raw, image)
     decoded = model.decode(raw).sample
     l1 = (decoded - target).abs().mean()
-    return l1 + EDGE_WEIGHT * edge_difference(decoded, target) + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(), l1.item()
+    return l1 + EDGE_WEIGHT * edge_difference(
+        decoded, target
+    ) + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(), l1.item()
 
 
 def save_autoencoder(model: Any, folder: Path) -> None:
@@ -82,7 +95,9 @@ def save_autoencoder(model: Any, folder: Path) -> None:
     halve(model).save_pretrained(folder)
 
 
-def measure_autoencoder(autoencoder: Autoencoder, examples: Sequence[Example], size_px: int) -> dict[str, float]:
+def measure_autoencoder(
+    autoencoder: Autoencoder, examples: Sequence[Example], size_px: int
+) -> dict[str, float]:
     """Mean PSNR (dB) of pictures that were kept out of training, in their middle square."""
     found = []
     for example in examples:

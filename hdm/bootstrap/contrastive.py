@@ -28,12 +28,24 @@ LEARNING_RATE, MUON_RATE = 2e-3, 6e-3
 CAPTION_WEIGHT, QUALITY_WEIGHT = 2.0, 4.0
 SPOILED = 0.25  # share of the pictures
 # Squashed, not cropped: a caption may speak of what lies at the edges.
-PREPROCESS = {"size": SIZE_PX, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+PREPROCESS = {
+    "size": SIZE_PX,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+}
 
 
 def model_config(vocabulary: int) -> dict[str, Any]:
     """open_clip's configuration of the model, as `open_clip_config.json` holds it."""
-    tower = {"width": WIDTH, "heads": 4, "layers": 2, "context_length": CONTEXT, "vocab_size": vocabulary}
+    tower = {
+        "width": WIDTH,
+        "heads": 4,
+        "layers": 2,
+        "context_length": CONTEXT,
+        "vocab_size": vocabulary,
+    }
     return {
         "embed_dim": WIDTH,
         "init_logit_scale": float(np.log(10)),
@@ -70,7 +82,9 @@ class _OpenClipTokenizer:
         return F.pad(ids, (0, CONTEXT - ids.shape[1]), value=self.tokenizer.pad_token_id)
 
 
-def train_contrastive(tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int) -> Contrastive:
+def train_contrastive(
+    tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int
+) -> Contrastive:
     """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture was spoiled.
 
     Args:
@@ -86,13 +100,24 @@ def train_contrastive(tokenizer: Any, examples: Sequence[Example], num_images: i
     ids = [contrastive.tokenizer(list(example.captions)) for example in examples]
     batch_size = min(BATCH, len(examples))
     steps = max(1, num_images // batch_size)
-    trainer = Trainer(model, steps, LEARNING_RATE, MUON_RATE, embeddings=("embedding", "query", "conv1", "text_decoder.text_projection"))
+    trainer = Trainer(
+        model,
+        steps,
+        LEARNING_RATE,
+        MUON_RATE,
+        embeddings=("embedding", "query", "conv1", "text_decoder.text_projection"),
+    )
     batches = order(len(examples), batch_size, rng)
     with track("contrastive", num_images, "images") as bar:
         for step in range(steps):
             chosen = next(batches)
-            strengths = np.where(rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0)
-            pictures = [spoiled(examples[place].pixels, strength, rng) for place, strength in zip(chosen, strengths, strict=True)]
+            strengths = np.where(
+                rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0
+            )
+            pictures = [
+                spoiled(examples[place].pixels, strength, rng)
+                for place, strength in zip(chosen, strengths, strict=True)
+            ]
             texts = torch.stack([ids[place][rng.integers(len(ids[place]))] for place in chosen])
             loss, shown = _loss(contrastive, pictures, texts, torch.from_numpy(strengths).float())
             trainer.step(step, loss)
@@ -101,7 +126,9 @@ def train_contrastive(tokenizer: Any, examples: Sequence[Example], num_images: i
     return contrastive
 
 
-def _loss(contrastive: Contrastive, pictures: list[np.ndarray], texts: Tensor, strengths: Tensor) -> tuple[Tensor, str]:
+def _loss(
+    contrastive: Contrastive, pictures: list[np.ndarray], texts: Tensor, strengths: Tensor
+) -> tuple[Tensor, str]:
     texts = texts[:, : int((texts != 0).sum(1).max())]
     texts = F.pad(texts, (0, CONTEXT - texts.shape[1]))  # the class token's place is the last
     out = contrastive.model(contrastive.pixels(pictures), texts)
@@ -130,9 +157,16 @@ def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     config = model_config(len(tokenizer))
-    config["text_cfg"]["hf_tokenizer_name"] = "this folder"  # open_clip reads it as: the tokenizer lies beside
-    write_json(folder / "open_clip_config.json", {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": PREPROCESS})
-    weights = {name: value.contiguous() for name, value in halve(contrastive.model).state_dict().items()}
+    config["text_cfg"]["hf_tokenizer_name"] = (
+        "this folder"  # open_clip reads it as: the tokenizer lies beside
+    )
+    write_json(
+        folder / "open_clip_config.json",
+        {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": PREPROCESS},
+    )
+    weights = {
+        name: value.contiguous() for name, value in halve(contrastive.model).state_dict().items()
+    }
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 

@@ -25,12 +25,26 @@ class Trainer:
         embeddings: parts of the names of matrices that AdamW takes all the same.
     """
 
-    def __init__(self, model: nn.Module, steps: int, rate: float, muon_rate: float, embeddings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: int,
+        rate: float,
+        muon_rate: float,
+        embeddings: tuple[str, ...] = (),
+    ) -> None:
         named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-        hidden = [v for name, v in named if v.ndim >= 2 and min(v.shape[:2]) > 1 and not any(part in name for part in embeddings)]
+        hidden = [
+            v
+            for name, v in named
+            if v.ndim >= 2 and min(v.shape[:2]) > 1 and not any(part in name for part in embeddings)
+        ]
         chosen = {id(value) for value in hidden}
         rest = [value for _, value in named if id(value) not in chosen]
-        self.optimizers = [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0), Muon(hidden, lr=muon_rate, size="adamw")]
+        self.optimizers = [
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
+            Muon(hidden, lr=muon_rate, size="adamw"),
+        ]
         self.parameters, self.steps = [value for _, value in named], steps
         self.rates = [rate, muon_rate]
 

@@ -29,7 +29,9 @@ class Lessons:
         return [caption for example in self.train for caption in example.captions]
 
 
-def gather(examples: Iterable[Example], size_px: int, max_pictures: int | None, held_out: float = 0.05) -> Lessons:
+def gather(
+    examples: Iterable[Example], size_px: int, max_pictures: int | None, held_out: float = 0.05
+) -> Lessons:
     """Take the examples in, each picture brought to a shorter side of at most `size_px`.
 
     Args:
@@ -48,7 +50,8 @@ def gather(examples: Iterable[Example], size_px: int, max_pictures: int | None, 
     ]
     if len(taken) < FEWEST:
         raise InputError(
-            f"found {len(taken)} captioned pictures; at least {FEWEST} are needed", do="name a source with more, or its caption column"
+            f"found {len(taken)} captioned pictures; at least {FEWEST} are needed",
+            do="name a source with more, or its caption column",
         )
     # Every n-th, so that a source in some order loses none of its parts.
     every = max(2, round(1 / held_out))
@@ -56,7 +59,9 @@ def gather(examples: Iterable[Example], size_px: int, max_pictures: int | None, 
     return Lessons(tuple(kept), tuple(taken[::every]))
 
 
-def crops(examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+def crops(
+    examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, rng: np.random.Generator
+) -> Iterator[Tensor]:
     """Endless batches of square crops (B, 3, S, S) in [-1, 1], S drawn from `sizes_px` for each batch.
 
     The shorter side is brought to S first, so that a crop shows the whole of it.
@@ -64,7 +69,9 @@ def crops(examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int,
     by_size = {size: [resized(example.pixels, size) for example in examples] for size in sizes_px}
     for places in order(len(examples), batch_size, rng):
         size = int(rng.choice(list(sizes_px)))
-        yield as_image(np.stack([random_square(by_size[size][place], size, rng) for place in places]))
+        yield as_image(
+            np.stack([random_square(by_size[size][place], size, rng) for place in places])
+        )
 
 
 def order(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -72,4 +79,7 @@ def order(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.
     batch_size = min(batch_size, count)
     while True:
         shuffled = rng.permutation(count)
-        yield from (shuffled[start : start + batch_size] for start in range(0, count - batch_size + 1, batch_size))
+        yield from (
+            shuffled[start : start + batch_size]
+            for start in range(0, count - batch_size + 1, batch_size)
+        )

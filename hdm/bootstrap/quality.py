@@ -30,7 +30,9 @@ def _blur(picture: Image.Image, strength: float, rng: np.random.Generator) -> Im
 
 def _noise(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     pixels = np.asarray(picture, np.float32)
-    return Image.fromarray(np.clip(pixels + rng.normal(0, 60 * strength, pixels.shape), 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(pixels + rng.normal(0, 60 * strength, pixels.shape), 0, 255).astype(np.uint8)
+    )
 
 
 def _compress(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
@@ -40,12 +42,16 @@ def _compress(picture: Image.Image, strength: float, rng: np.random.Generator) -
 
 
 def _coarsen(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    small = picture.resize([max(2, round(side / (1 + 5 * strength))) for side in picture.size], Image.Resampling.BOX)
+    small = picture.resize(
+        [max(2, round(side / (1 + 5 * strength))) for side in picture.size], Image.Resampling.BOX
+    )
     return small.resize(picture.size, Image.Resampling.NEAREST)
 
 
 def _wash_out(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    return Image.blend(picture, Image.new("RGB", picture.size, (int(rng.integers(90, 170)),) * 3), 0.85 * strength)
+    return Image.blend(
+        picture, Image.new("RGB", picture.size, (int(rng.integers(90, 170)),) * 3), 0.85 * strength
+    )
 
 
 SPOILERS: tuple[Spoiler, ...] = (_blur, _noise, _compress, _coarsen, _wash_out)
@@ -59,7 +65,9 @@ def spoiled(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np
     return np.asarray(spoil(Image.fromarray(pixels), float(strength), rng))
 
 
-def train_quality_head(contrastive: Contrastive, examples: Sequence[Example], num_images: int, seed: int) -> AestheticHead:
+def train_quality_head(
+    contrastive: Contrastive, examples: Sequence[Example], num_images: int, seed: int
+) -> AestheticHead:
     """Ridge regression of ratings on embeddings of pictures of which half were spoiled.
 
     Args:
@@ -71,12 +79,17 @@ def train_quality_head(contrastive: Contrastive, examples: Sequence[Example], nu
     embeddings, ratings = _rated(contrastive, examples, num_images, seed)
     centre = embeddings.mean(0)
     inputs, targets = embeddings - centre, ratings - ratings.mean()
-    weight = np.linalg.solve(inputs.T @ inputs + RIDGE * len(inputs) / inputs.shape[1] * np.eye(inputs.shape[1]), inputs.T @ targets)
+    weight = np.linalg.solve(
+        inputs.T @ inputs + RIDGE * len(inputs) / inputs.shape[1] * np.eye(inputs.shape[1]),
+        inputs.T @ targets,
+    )
     bias = ratings.mean() - centre @ weight
     return AestheticHead([(weight[None].astype(np.float32), np.array([bias], np.float32))])
 
 
-def _rated(contrastive: Contrastive, examples: Sequence[Example], num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _rated(
+    contrastive: Contrastive, examples: Sequence[Example], num_images: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (N, E) and ratings (N,), float64."""
     rng = np.random.default_rng(seed)
     strengths = np.where(rng.random(num_images) < 0.5, rng.uniform(0.5, 1, num_images), 0)
@@ -85,7 +98,10 @@ def _rated(contrastive: Contrastive, examples: Sequence[Example], num_images: in
     with track("quality head", num_images, "images") as bar:
         for start in range(0, num_images, BATCH):
             part = slice(start, start + BATCH)
-            pictures = [spoiled(examples[p].pixels, s, rng) for p, s in zip(places[part], strengths[part], strict=True)]
+            pictures = [
+                spoiled(examples[p].pixels, s, rng)
+                for p, s in zip(places[part], strengths[part], strict=True)
+            ]
             found.append(contrastive.embed_images(pictures))
             bar.advance(len(pictures))
     return np.concatenate(found).astype(np.float64), BEST - (BEST - WORST) * strengths
@@ -99,12 +115,17 @@ def save_quality_head(head: AestheticHead, file: Path) -> None:
     save_file({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)}, file)
 
 
-def measure_quality_head(head: AestheticHead, contrastive: Contrastive, examples: Sequence[Example], seed: int = 1) -> dict[str, float]:
+def measure_quality_head(
+    head: AestheticHead, contrastive: Contrastive, examples: Sequence[Example], seed: int = 1
+) -> dict[str, float]:
     """The threshold that tells held-out clean pictures from spoiled ones best, and the shares it gets right."""
     embeddings, ratings = _rated(contrastive, examples, min(512, 4 * len(examples)), seed)
     scores, clean = head(embeddings), ratings == BEST
     candidates = np.unique(scores)
-    balance = [min((scores[clean] >= value).mean(), (scores[~clean] < value).mean()) for value in candidates]
+    balance = [
+        min((scores[clean] >= value).mean(), (scores[~clean] < value).mean())
+        for value in candidates
+    ]
     best = candidates[int(np.argmax(balance))]
     return {
         "threshold": round(float(best), 2),

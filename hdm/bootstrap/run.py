@@ -13,7 +13,12 @@ from hdm.bootstrap.autoencoder import measure_autoencoder, save_autoencoder, tra
 from hdm.bootstrap.contrastive import measure_contrastive, save_contrastive, train_contrastive
 from hdm.bootstrap.pictures import Lessons, gather
 from hdm.bootstrap.quality import measure_quality_head, save_quality_head, train_quality_head
-from hdm.bootstrap.text import measure_language_model, save_language_model, train_language_model, train_tokenizer
+from hdm.bootstrap.text import (
+    measure_language_model,
+    save_language_model,
+    train_language_model,
+    train_tokenizer,
+)
 from hdm.data.examples import Example
 from hdm.errors import InputError
 from hdm.files import sha256_file, write_json
@@ -77,8 +82,12 @@ def bootstrap(
     Raises:
         InputError: too few captioned pictures, or `out` holds something.
     """
-    if (out / MANIFEST).exists() or (out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())):
-        raise InputError("the folder holds something already", where=out, do="name a new one with --out")
+    if (out / MANIFEST).exists() or (
+        out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())
+    ):
+        raise InputError(
+            "the folder holds something already", where=out, do="name a new one with --out"
+        )
     lessons = gather(examples, size_px, max_pictures)
     plan = plan or Plan()
     if minutes is not None:
@@ -88,7 +97,12 @@ def bootstrap(
     _train(lessons, _Work(out, recipe), plan, seed, size_px, channels)
     written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
     measured = {**_measure(lessons, written, size_px), **(check(written) if check else {})}
-    record = {"components": COMPONENTS, "recipe": recipe, "measured": measured, "files": _files(out)}
+    record = {
+        "components": COMPONENTS,
+        "recipe": recipe,
+        "measured": measured,
+        "files": _files(out),
+    }
     write_json(out / MANIFEST, record)
     (out / UNFINISHED).unlink()
     return record
@@ -103,7 +117,11 @@ class _Work:
         if (out / UNFINISHED).exists():
             before = json.loads((out / UNFINISHED).read_text())
             if before["recipe"] != recipe:
-                raise InputError("the folder holds an unfinished run of another recipe", where=out, do="name a new one with --out")
+                raise InputError(
+                    "the folder holds an unfinished run of another recipe",
+                    where=out,
+                    do="name a new one with --out",
+                )
             self.done = before["done"]
         write_json(out / UNFINISHED, {"recipe": recipe, "done": self.done})
 
@@ -115,15 +133,22 @@ class _Work:
         write_json(self.out / UNFINISHED, {"recipe": self.recipe, "done": self.done})
 
 
-def _train(lessons: Lessons, work: _Work, plan: Plan, seed: int, size_px: int, channels: int) -> None:
+def _train(
+    lessons: Lessons, work: _Work, plan: Plan, seed: int, size_px: int, channels: int
+) -> None:
     """One file or folder for each component, written as soon as it is trained."""
     tokenizer = train_tokenizer(lessons.captions)
     if "text_encoder" not in work.done:
-        language_model = train_language_model(tokenizer, lessons.captions, plan.language_captions, seed)
+        language_model = train_language_model(
+            tokenizer, lessons.captions, plan.language_captions, seed
+        )
         save_language_model(language_model, tokenizer, work.path("text_encoder"))
         work.finish("text_encoder")
     if "autoencoder" not in work.done:
-        save_autoencoder(train_autoencoder(lessons.train, plan.autoencoder_images, size_px, seed, channels), work.path("autoencoder"))
+        save_autoencoder(
+            train_autoencoder(lessons.train, plan.autoencoder_images, size_px, seed, channels),
+            work.path("autoencoder"),
+        )
         work.finish("autoencoder")
     if "contrastive" not in work.done:
         contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
@@ -137,10 +162,15 @@ def _train(lessons: Lessons, work: _Work, plan: Plan, seed: int, size_px: int, c
 
 def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any]:
     """Quality on the pictures kept out, of the components as they load."""
-    contrastive, head = load_contrastive(written), load_aesthetic_head(written.need("aesthetic_head"))
+    contrastive, head = (
+        load_contrastive(written),
+        load_aesthetic_head(written.need("aesthetic_head")),
+    )
     captions = [example.captions[0] for example in lessons.held_out]
     return {
-        "autoencoder": measure_autoencoder(load_autoencoder(written.need("autoencoder")), lessons.held_out, size_px),
+        "autoencoder": measure_autoencoder(
+            load_autoencoder(written.need("autoencoder")), lessons.held_out, size_px
+        ),
         "text_encoder": measure_language_model(Path(written.need("text_encoder")), captions),
         "contrastive": measure_contrastive(contrastive, lessons.held_out),
         "aesthetic_head": measure_quality_head(head, contrastive, lessons.held_out),
@@ -152,8 +182,16 @@ def _seconds(lessons: Lessons, plan: Plan, size_px: int, channels: int) -> float
     tokenizer = train_tokenizer(lessons.captions)
     few = PROBE * 64
     trainings: list[tuple[int, int, Callable[[], object]]] = [
-        (plan.language_captions, few, lambda: train_language_model(tokenizer, lessons.captions, few, 0)),
-        (plan.autoencoder_images, few // 2, lambda: train_autoencoder(lessons.train, few // 2, size_px, 0, channels)),
+        (
+            plan.language_captions,
+            few,
+            lambda: train_language_model(tokenizer, lessons.captions, few, 0),
+        ),
+        (
+            plan.autoencoder_images,
+            few // 2,
+            lambda: train_autoencoder(lessons.train, few // 2, size_px, 0, channels),
+        ),
         (plan.contrastive_images, few, lambda: train_contrastive(tokenizer, lessons.train, few, 0)),
     ]
     total = 0.0
@@ -165,5 +203,15 @@ def _seconds(lessons: Lessons, plan: Plan, size_px: int, channels: int) -> float
 
 
 def _files(out: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED))
-    return {path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in files}
+    files = sorted(
+        path
+        for path in out.rglob("*")
+        if path.is_file() and path.name not in (MANIFEST, UNFINISHED)
+    )
+    return {
+        path.relative_to(out).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+        for path in files
+    }

@@ -32,7 +32,15 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
 
     Any text has tokens, and every caption starts and ends with one of its own, so that the empty one has two.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.BPE())
@@ -48,7 +56,9 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
     )
     inner.train_from_iterator(captions, trainer)
     ends = [(START, inner.token_to_id(START)), (END, inner.token_to_id(END))]
-    inner.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=ends
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=PAD,
@@ -81,7 +91,9 @@ def new_language_model(vocabulary: int) -> Any:
     return Qwen3ForCausalLM(config)
 
 
-def train_language_model(tokenizer: Any, captions: Sequence[str], num_captions: int, seed: int) -> Any:
+def train_language_model(
+    tokenizer: Any, captions: Sequence[str], num_captions: int, seed: int
+) -> Any:
     """A language model of the captions.
 
     Besides the next token, each last hidden state learns to tell which tokens came before it: that is what a denoiser reads
@@ -99,14 +111,24 @@ def train_language_model(tokenizer: Any, captions: Sequence[str], num_captions: 
     recall = nn.Linear(WIDTH, len(tokenizer))
     batch_size = min(BATCH, len(ids))
     steps = max(1, num_captions // batch_size)
-    trainer = Trainer(nn.ModuleList([model, recall]), steps, LEARNING_RATE, MUON_RATE, embeddings=("embed_tokens", "1.weight"))
+    trainer = Trainer(
+        nn.ModuleList([model, recall]),
+        steps,
+        LEARNING_RATE,
+        MUON_RATE,
+        embeddings=("embed_tokens", "1.weight"),
+    )
     batches = order(len(ids), batch_size, np.random.default_rng(seed))
     with track("language model", num_captions, "captions") as bar:
         for step in range(steps):
             batch = ids[next(batches)]
             batch = batch[:, : int((batch != 0).sum(1).max())]
-            hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state
-            guess = F.cross_entropy(model.lm_head(hidden[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), ignore_index=0)
+            hidden = model.model(
+                input_ids=batch, attention_mask=(batch != 0).long()
+            ).last_hidden_state
+            guess = F.cross_entropy(
+                model.lm_head(hidden[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), ignore_index=0
+            )
             trainer.step(step, guess + RECALL_WEIGHT * _recall_loss(recall(hidden), batch))
             bar.advance(batch_size, f"loss {guess.item():.3f}")
     return model.eval()
@@ -116,7 +138,9 @@ def _recall_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Binary cross-entropy of which tokens came so far, averaged over real positions."""
     seen = F.one_hot(ids, logits.shape[-1]).cumsum(1).clamp(max=1).to(logits.dtype)
     real = (ids != 0).unsqueeze(-1)
-    return (F.binary_cross_entropy_with_logits(logits, seen, reduction="none") * real).mean(-1).sum() / real.sum()
+    return (F.binary_cross_entropy_with_logits(logits, seen, reduction="none") * real).mean(
+        -1
+    ).sum() / real.sum()
 
 
 def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -135,7 +159,9 @@ def measure_language_model(folder: Path, captions: Sequence[str]) -> dict[str, f
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     with hushed("transformers"):
-        model = Qwen3ForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+        model = Qwen3ForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype=torch.float32
+        )
     ids = tokenized(tokenizer, captions[:512])
     logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)

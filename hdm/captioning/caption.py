@@ -44,12 +44,16 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         if settings.kind == "template":
             Template(settings)
     resolved = resolve(pipeline.components)
-    components = sorted({_COMPONENTS[settings.kind] for settings in makers if settings.kind in _COMPONENTS})
+    components = sorted(
+        {_COMPONENTS[settings.kind] for settings in makers if settings.kind in _COMPONENTS}
+    )
     weights = {component: weights_digest(resolved.need(component)) for component in components}
     return Identity("caption", SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Caption the kept pictures.
 
     Returns:
@@ -59,19 +63,30 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     download, scores = inputs["download"], inputs["filter"]
     shards = num_shards(download, "samples")
     with store.draft(identity) as draft:
-        missing = [number for number in range(shards) if not draft.has(shard_name("captions", number))]
-        with _Captioner(pipeline, download) as captioner, track("caption", scores.counts.get("kept"), "pictures") as bar:
+        missing = [
+            number for number in range(shards) if not draft.has(shard_name("captions", number))
+        ]
+        with (
+            _Captioner(pipeline, download) as captioner,
+            track("caption", scores.counts.get("kept"), "pictures") as bar,
+        ):
             for number in missing:
                 captioner.write_shard(draft, number, kept_items(download, scores, number), bar)
         output = draft.commit()
     if left := output.counts.get("uncaptioned", 0):
-        log.warning("%d of %d kept pictures have no caption: no maker in caption.makers had one", left, output.counts["items"])
+        log.warning(
+            "%d of %d kept pictures have no caption: no maker in caption.makers had one",
+            left,
+            output.counts["items"],
+        )
     return output
 
 
 def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item, tuple[int, int]]]:
     """The kept items of a shard in order, each with the place of its bytes (offset, length) in the tar."""
-    verdicts = read_table(scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]).to_pylist()
+    verdicts = read_table(
+        scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]
+    ).to_pylist()
     kept = {verdict["key"]: verdict for verdict in verdicts if verdict["kept"]}
     columns = ["key", "source", "caption", "licence", "offset", "bytes"]
     found = []
@@ -79,7 +94,12 @@ def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item
         verdict = kept.get(sample["key"])
         if verdict is not None:
             size = {"width": verdict["width"], "height": verdict["height"]}
-            fields = {"given": sample["caption"], "source": sample["source"], "licence": sample["licence"], **size}
+            fields = {
+                "given": sample["caption"],
+                "source": sample["source"],
+                "licence": sample["licence"],
+                **size,
+            }
             found.append((Item(sample["key"], fields), (sample["offset"], sample["bytes"])))
     return found
 
@@ -88,10 +108,16 @@ class _Captioner:
     """Makers, each loaded when the first picture needs it."""
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
-        self.pipeline, self.settings, self.reader = pipeline, pipeline.caption, ImageReader(download)
+        self.pipeline, self.settings, self.reader = (
+            pipeline,
+            pipeline.caption,
+            ImageReader(download),
+        )
         self.batches = Batches(self.settings.batch_size, "caption.device")
         self.loaded: dict[int, Maker] = {}
-        self.threads = ThreadPoolExecutor(pipeline.threads or os.cpu_count(), thread_name_prefix="caption")
+        self.threads = ThreadPoolExecutor(
+            pipeline.threads or os.cpu_count(), thread_name_prefix="caption"
+        )
 
     def __enter__(self) -> _Captioner:
         return self
@@ -100,11 +126,18 @@ class _Captioner:
         self.threads.shutdown(cancel_futures=True)
         self.reader.close()
 
-    def write_shard(self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int]]], bar: Tracker) -> None:
+    def write_shard(
+        self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int]]], bar: Tracker
+    ) -> None:
         """Write the captions of one shard's kept items."""
-        items = [replace(item, fields={**item.fields, "given": self._normal(item.fields["given"])}) for item, _ in kept]
+        items = [
+            replace(item, fields={**item.fields, "given": self._normal(item.fields["given"])})
+            for item, _ in kept
+        ]
         places = {item.key: place for item, place in kept}
-        captions: dict[str, dict[str, str]] = {item.key: {} for item in items}  # key → caption → maker: equal ones once
+        captions: dict[str, dict[str, str]] = {
+            item.key: {} for item in items
+        }  # key → caption → maker: equal ones once
         for number, settings in enumerate(self.settings.makers):
             wanted = [item for item in items if settings.when == "always" or not captions[item.key]]
             for item, made in self._made(number, wanted, shard, places):
@@ -113,17 +146,31 @@ class _Captioner:
         bar.advance(len(items))
         _write(draft, shard, captions)
 
-    def _made(self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int]]) -> list[tuple[Item, list[str]]]:
+    def _made(
+        self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int]]
+    ) -> list[tuple[Item, list[str]]]:
         """What one maker says of some items."""
         if not items:
             return []
         maker = self._maker(number)
 
         def work(batch: Sequence[Item]) -> list[list[str]]:
-            shown = list(self.threads.map(lambda item: self._shown(item, shard, *places[item.key]), batch)) if maker.looks else batch
+            shown = (
+                list(
+                    self.threads.map(
+                        lambda item: self._shown(item, shard, *places[item.key]), batch
+                    )
+                )
+                if maker.looks
+                else batch
+            )
             return maker.captions(shown)
 
-        return [pair for batch, made in self.batches.run(items, work) for pair in zip(batch, made, strict=True)]
+        return [
+            pair
+            for batch, made in self.batches.run(items, work)
+            for pair in zip(batch, made, strict=True)
+        ]
 
     def _maker(self, number: int) -> Maker:
         if number not in self.loaded:
@@ -133,7 +180,10 @@ class _Captioner:
     def _shown(self, item: Item, shard: int, offset: int, num_bytes: int) -> Item:
         pixels = decode(self.reader.read(shard, offset, num_bytes), self.pipeline.images).pixels
         factor = min(pixels.shape[:2]) // LOOK_SIDE_PX
-        return replace(item, pixels=np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels)
+        return replace(
+            item,
+            pixels=np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels,
+        )
 
     def _normal(self, caption: str | None) -> str | None:
         return normal_caption(caption, self.settings.max_chars)
@@ -152,9 +202,18 @@ def _build(settings: CaptionMaker, pipeline: Pipeline) -> Maker:
 
 
 def _write(draft: Draft, shard: int, captions: Mapping[str, Mapping[str, str]]) -> None:
-    rows = [(key, index, maker, caption) for key, made in captions.items() for index, (caption, maker) in enumerate(made.items())]
+    rows = [
+        (key, index, maker, caption)
+        for key, made in captions.items()
+        for index, (caption, maker) in enumerate(made.items())
+    ]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(CAPTIONS.names)}
     by_maker = Counter(f"captions_{maker}" for _, _, maker, _ in rows)
     uncaptioned = sum(not made for made in captions.values())
-    counts = {"items": len(captions), "captions": len(rows), "uncaptioned": uncaptioned, **dict(sorted(by_maker.items()))}
+    counts = {
+        "items": len(captions),
+        "captions": len(rows),
+        "uncaptioned": uncaptioned,
+        **dict(sorted(by_maker.items())),
+    }
     write_table(draft, shard_name("captions", shard), CAPTIONS, columns, counts)

@@ -71,17 +71,28 @@ class Template(Maker):
 
     def __init__(self, settings: CaptionMaker) -> None:
         super().__init__(settings)
-        self.wordings = [wording.strip() for wording in (settings.template or "").split("|") if wording.strip()]
+        self.wordings = [
+            wording.strip() for wording in (settings.template or "").split("|") if wording.strip()
+        ]
         if not self.wordings:
-            raise ConfigError("a caption maker of kind template has no template", do='write for example template: "a photo of {given}"')
+            raise ConfigError(
+                "a caption maker of kind template has no template",
+                do='write for example template: "a photo of {given}"',
+            )
         self.needed = [_fields(wording) for wording in self.wordings]
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
         return [self._of(item) for item in items]
 
     def _of(self, item: Item) -> list[str]:
-        usable = [wording for wording, needed in zip(self.wordings, self.needed, strict=True) if all(item.fields[name] for name in needed)]
-        order = np.random.default_rng(seed_of(item.key)).permutation(len(usable))[: self.settings.count]
+        usable = [
+            wording
+            for wording, needed in zip(self.wordings, self.needed, strict=True)
+            if all(item.fields[name] for name in needed)
+        ]
+        order = np.random.default_rng(seed_of(item.key)).permutation(len(usable))[
+            : self.settings.count
+        ]
         return [usable[number].format_map(item.fields) for number in order.tolist()]
 
 
@@ -101,7 +112,9 @@ class CoCa(Maker):
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
         pictures = [item.pixels for item in items if item.pixels is not None]
-        found = [[caption] for caption in self.contrastive.caption(pictures, self.settings.max_tokens)]
+        found = [
+            [caption] for caption in self.contrastive.caption(pictures, self.settings.max_tokens)
+        ]
         if self.settings.count > 1:
             for item, picture, captions in zip(items, pictures, found, strict=True):
                 captions += self._drawn(item.key, picture)
@@ -110,7 +123,9 @@ class CoCa(Maker):
     def _drawn(self, key: str, picture: np.ndarray) -> list[str]:
         generator = torch.Generator().manual_seed(seed_of(key))
         wanted = [picture] * (self.settings.count - 1)
-        return self.contrastive.caption(wanted, self.settings.max_tokens, self.settings.temperature, generator)
+        return self.contrastive.caption(
+            wanted, self.settings.max_tokens, self.settings.temperature, generator
+        )
 
 
 def seed_of(key: str) -> int:
@@ -123,8 +138,14 @@ def _fields(wording: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in Formatter().parse(wording) if name is not None]
     except ValueError as error:
-        raise ConfigError(f"caption template {wording!r}: {error}", do="write {{ and }} for braces that are meant as such") from error
+        raise ConfigError(
+            f"caption template {wording!r}: {error}",
+            do="write {{ and }} for braces that are meant as such",
+        ) from error
     for name in names:
         if name not in ITEM_FIELDS:
-            raise ConfigError(f"caption template {wording!r}: there is no field {{{name}}}", do=f"use {', '.join(ITEM_FIELDS)}")
+            raise ConfigError(
+                f"caption template {wording!r}: there is no field {{{name}}}",
+                do=f"use {', '.join(ITEM_FIELDS)}",
+            )
     return names

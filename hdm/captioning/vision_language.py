@@ -38,7 +38,9 @@ class VisionLanguage(Maker):
         folder = locate(reference, download=True)
         try:
             self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            model: Any = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                folder, trust_remote_code=False, use_safetensors=True
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise InputError(
                 f"the captioner cannot be loaded: {error}",
@@ -63,7 +65,11 @@ class VisionLanguage(Maker):
         with torch.random.fork_rng():
             torch.manual_seed(seed_of(key))
             return self._generate(
-                [picture], do_sample=True, temperature=self.settings.temperature, top_k=0, num_return_sequences=self.settings.count - 1
+                [picture],
+                do_sample=True,
+                temperature=self.settings.temperature,
+                top_k=0,
+                num_return_sequences=self.settings.count - 1,
             )
 
     def _instruction(self) -> str | None:
@@ -71,16 +77,30 @@ class VisionLanguage(Maker):
             return self.settings.prompt
         words = {"type": "text", "text": self.settings.prompt or DEFAULT_INSTRUCTION}
         conversation = [{"role": "user", "content": [{"type": "image"}, words]}]
-        return self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=False
+        )
 
     @torch.inference_mode()
-    def _generate(self, pictures: list[Image.Image], do_sample: bool = False, **options: Any) -> list[str]:
+    def _generate(
+        self, pictures: list[Image.Image], do_sample: bool = False, **options: Any
+    ) -> list[str]:
         asked = {} if self.text is None else {"text": [self.text] * len(pictures)}
-        inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **asked).to(self.model.device)
+        inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **asked).to(
+            self.model.device
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of defaults in models' own generation settings
-            generated = self.model.generate(**inputs, do_sample=do_sample, num_beams=1, max_new_tokens=self.settings.max_tokens, **options)
-        return self.processor.batch_decode(_answer(generated, inputs.get("input_ids")), skip_special_tokens=True)
+            generated = self.model.generate(
+                **inputs,
+                do_sample=do_sample,
+                num_beams=1,
+                max_new_tokens=self.settings.max_tokens,
+                **options,
+            )
+        return self.processor.batch_decode(
+            _answer(generated, inputs.get("input_ids")), skip_special_tokens=True
+        )
 
 
 def _answer(generated: torch.Tensor, asked: torch.Tensor | None) -> torch.Tensor:

@@ -12,7 +12,17 @@ import pyarrow as pa
 from hdm.config import FilterSettings, TopFraction
 from hdm.curation.duplicates import Fingerprints, find_copies
 
-REASONS = ("undecodable", "too_small", "aspect", "blurred", "noisy", "duplicate", "aesthetic", "clip_similarity", "top_fraction")
+REASONS = (
+    "undecodable",
+    "too_small",
+    "aspect",
+    "blurred",
+    "noisy",
+    "duplicate",
+    "aesthetic",
+    "clip_similarity",
+    "top_fraction",
+)
 """In the order in which they are looked at: a picture that fails several is refused for the first."""
 
 
@@ -67,7 +77,10 @@ def _verdicts(checks: list[_Check], count: int) -> Verdicts:
     for check in checks:
         for number in np.flatnonzero(check.fails).tolist():
             if verdicts.reasons[number] is None:
-                verdicts.reasons[number], verdicts.details[number] = check.reason, check.detail(number)
+                verdicts.reasons[number], verdicts.details[number] = (
+                    check.reason,
+                    check.detail(number),
+                )
     return verdicts
 
 
@@ -75,14 +88,25 @@ def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check
     """The checks that look at one picture at a time. A measure that is not there (NaN) passes."""
     decoded = np.array(measures.column("decoded").to_pylist(), object)
     width, height = _numbers(measures, "width"), _numbers(measures, "height")
-    shorter, aspect = np.minimum(width, height), np.maximum(width, height) / np.minimum(width, height)
+    shorter, aspect = (
+        np.minimum(width, height),
+        np.maximum(width, height) / np.minimum(width, height),
+    )
     yield _Check("undecodable", decoded != "ok", lambda n: str(decoded[n]))
     if settings.min_side_px is not None:
         least = settings.min_side_px
-        yield _Check("too_small", shorter < least, lambda n: f"{width[n]:.0f} × {height[n]:.0f} px, shorter side under {least}")
+        yield _Check(
+            "too_small",
+            shorter < least,
+            lambda n: f"{width[n]:.0f} × {height[n]:.0f} px, shorter side under {least}",
+        )
     if settings.max_aspect is not None:
         most = settings.max_aspect
-        yield _Check("aspect", aspect > most, lambda n: f"{width[n]:.0f} × {height[n]:.0f} px, {aspect[n]:.2f} : 1 over {most:g} : 1")
+        yield _Check(
+            "aspect",
+            aspect > most,
+            lambda n: f"{width[n]:.0f} × {height[n]:.0f} px, {aspect[n]:.2f} : 1 over {most:g} : 1",
+        )
     if settings.max_noise is not None:
         yield _above("noisy", _numbers(measures, "noise"), settings.max_noise)
     for reason, name, threshold in (
@@ -95,7 +119,9 @@ def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check
 
 
 def _below(reason: str, name: str, values: np.ndarray, least: float) -> _Check:
-    return _Check(reason, values < least, lambda number: f"{name} {values[number]:.3g} under {least:g}")
+    return _Check(
+        reason, values < least, lambda number: f"{name} {values[number]:.3g} under {least:g}"
+    )
 
 
 def _above(reason: str, values: np.ndarray, most: float) -> _Check:
@@ -105,9 +131,24 @@ def _above(reason: str, values: np.ndarray, most: float) -> _Check:
 def _duplicates(measures: pa.Table, fit: np.ndarray, settings: FilterSettings) -> _Check:
     assert settings.duplicate_distance is not None
     decoded = np.flatnonzero([status == "ok" for status in measures.column("decoded").to_pylist()])
-    columns: Mapping[str, list] = measures.select(["perceptual_hash", "mirrored_hash", "thumbnail", "sha256"]).take(decoded).to_pydict()
-    prints = Fingerprints.from_columns(columns["perceptual_hash"], columns["mirrored_hash"], columns["thumbnail"], columns["sha256"])
-    found = find_copies(prints, fit[decoded], settings.duplicate_distance, settings.duplicate_colour, settings.duplicate_mirrored)
+    columns: Mapping[str, list] = (
+        measures.select(["perceptual_hash", "mirrored_hash", "thumbnail", "sha256"])
+        .take(decoded)
+        .to_pydict()
+    )
+    prints = Fingerprints.from_columns(
+        columns["perceptual_hash"],
+        columns["mirrored_hash"],
+        columns["thumbnail"],
+        columns["sha256"],
+    )
+    found = find_copies(
+        prints,
+        fit[decoded],
+        settings.duplicate_distance,
+        settings.duplicate_colour,
+        settings.duplicate_mirrored,
+    )
     copy_of = np.full(len(measures), -1)
     copy_of[decoded[found >= 0]] = decoded[found[found >= 0]]
     keys = measures.column("key")
@@ -122,7 +163,11 @@ def _all_but_the_best(measures: pa.Table, passed: np.ndarray, top: TopFraction) 
     worse = ranked[int(np.ceil(top.keep * len(ranked) - 1e-9)) :]
     fails = np.zeros(len(measures), bool)
     fails[worse] = True
-    return _Check("top_fraction", fails, lambda number: f"{top.by} {scores[number]:.3g} is not among the best {top.keep:.4g}")
+    return _Check(
+        "top_fraction",
+        fails,
+        lambda number: f"{top.by} {scores[number]:.3g} is not among the best {top.keep:.4g}",
+    )
 
 
 def _numbers(measures: pa.Table, name: str) -> np.ndarray:

@@ -45,16 +45,20 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     for setting, used, component in needs:
         if used and getattr(resolved, component) is None:
             raise ConfigError(
-                f"{setting} needs components.{component}, which is not set", do=f"set components.{component}, or leave {setting} out"
+                f"{setting} needs components.{component}, which is not set",
+                do=f"set components.{component}, or leave {setting} out",
             )
     if settings.validation + settings.held_out >= 1:
         raise ConfigError(
-            "filter.validation and filter.held_out together leave nothing for training", do="write shares that add up to less than 1"
+            "filter.validation and filter.held_out together leave nothing for training",
+            do="write shares that add up to less than 1",
         )
     return Identity("filter", SCHEMA, settings.result_fields(), dict(inputs))
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Decide on every downloaded item.
 
     Returns:
@@ -64,7 +68,10 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         InputError: nothing is kept; the reasons and their numbers are named.
     """
     measures = inputs["filter.measures"]
-    shards = [read_table(measures.file(shard_name("measures", number))) for number in range(num_shards(measures, "measures"))]
+    shards = [
+        read_table(measures.file(shard_name("measures", number)))
+        for number in range(num_shards(measures, "measures"))
+    ]
     table = pa.concat_tables(shards) if shards else None
     if table is None or not len(table):
         raise InputError(
@@ -81,7 +88,14 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         for number, shard in enumerate(shards):
             stop = start + len(shard)
             if not draft.has(shard_name("scores", number)):
-                _write(draft, number, shard, verdicts.reasons[start:stop], verdicts.details[start:stop], splits[start:stop])
+                _write(
+                    draft,
+                    number,
+                    shard,
+                    verdicts.reasons[start:stop],
+                    verdicts.details[start:stop],
+                    splits[start:stop],
+                )
             bar.advance(len(shard))
             start = stop
         return draft.commit()
@@ -91,17 +105,29 @@ def _splits(table: pa.Table, verdicts: Verdicts, pipeline: Pipeline) -> list[str
     kept = np.flatnonzero(verdicts.kept)
     hashes = table.column("sha256").take(pa.array(kept)).to_pylist()
     splits: list[str | None] = [None] * len(table)
-    for number, split in zip(kept.tolist(), assign_splits(hashes, pipeline.filter.validation, pipeline.filter.held_out), strict=True):
+    for number, split in zip(
+        kept.tolist(),
+        assign_splits(hashes, pipeline.filter.validation, pipeline.filter.held_out),
+        strict=True,
+    ):
         splits[number] = split
     return splits
 
 
 def _write(
-    draft: Draft, number: int, measures: pa.Table, reasons: list[str | None], details: list[str | None], splits: list[str | None]
+    draft: Draft,
+    number: int,
+    measures: pa.Table,
+    reasons: list[str | None],
+    details: list[str | None],
+    splits: list[str | None],
 ) -> None:
     kept = [reason is None for reason in reasons]
     decided: dict[str, Any] = {"kept": kept, "reason": reasons, "detail": details, "split": splits}
-    rows = {name: decided[name] if name in decided else measures.column(name).to_pylist() for name in SCORES.names}
+    rows = {
+        name: decided[name] if name in decided else measures.column(name).to_pylist()
+        for name in SCORES.names
+    }
     counts = {"items": len(kept), "kept": sum(kept)}
     counts |= {f"rejected_{reason}": reasons.count(reason) for reason in REASONS}
     counts |= {split: splits.count(split) for split in ("train", "validation", "held_out")}

@@ -15,7 +15,10 @@ import numpy as np
 from hdm.curation.fingerprints import HASH_BITS, THUMBNAIL_SIDE
 
 MAX_BRIGHTNESS = 32.0  # grey levels by which copies may differ as a whole
-_ROWS, _COLUMNS = 64, 4096  # pairs looked at together: their first words stay in the processor's cache
+_ROWS, _COLUMNS = (
+    64,
+    4096,
+)  # pairs looked at together: their first words stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,16 @@ class Fingerprints:
 
     @classmethod
     def from_columns(
-        cls, hashes: Sequence[bytes], mirrored: Sequence[bytes], thumbnails: Sequence[bytes], sha256: Sequence[str]
+        cls,
+        hashes: Sequence[bytes],
+        mirrored: Sequence[bytes],
+        thumbnails: Sequence[bytes],
+        sha256: Sequence[str],
     ) -> Fingerprints:
         """From the bytes in a table."""
-        small = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
+        small = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(
+            -1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3
+        )
         return cls(_words(hashes), _words(mirrored), small, sha256)
 
 
@@ -40,7 +49,9 @@ def _words(hashes: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, HASH_BITS // 64)
 
 
-def find_copies(prints: Fingerprints, fit: np.ndarray, distance: float, colour: float, mirrored: bool = False) -> np.ndarray:
+def find_copies(
+    prints: Fingerprints, fit: np.ndarray, distance: float, colour: float, mirrored: bool = False
+) -> np.ndarray:
     """The original that each picture is a copy of.
 
     Args:
@@ -75,7 +86,9 @@ def _equal_copies(sha256: Sequence[str], fit: np.ndarray) -> np.ndarray:
     for number in np.flatnonzero(fit).tolist():
         first.setdefault(sha256[number], number)
     found = (first.get(digest, number) for number, digest in enumerate(sha256))
-    return np.array([-1 if original == number else original for number, original in enumerate(found)], np.int64)
+    return np.array(
+        [-1 if original == number else original for number, original in enumerate(found)], np.int64
+    )
 
 
 def _sort_out(block: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], copy_of: np.ndarray) -> None:
@@ -112,13 +125,17 @@ class _Nearness:
         order = np.lexsort((columns, rows))
         return rows[order], columns[order]
 
-    def _pairs(self, hashes: np.ndarray, thumbnails: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _pairs(
+        self, hashes: np.ndarray, thumbnails: np.ndarray, others: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for start in range(0, len(others), _COLUMNS):
             some = others[start : start + _COLUMNS]
             # The first of four words alone rules out nearly all: it cannot differ by more bits than the whole.
             first = np.bitwise_count(hashes[:, :1] ^ self.prints.hashes[some, 0])
-            row, column = np.divmod(np.flatnonzero(first <= self.max_bits), len(some))  # four times as fast as np.nonzero
+            row, column = np.divmod(
+                np.flatnonzero(first <= self.max_bits), len(some)
+            )  # four times as fast as np.nonzero
             bits = np.bitwise_count(hashes[row] ^ self.prints.hashes[some[column]]).sum(axis=1)
             row, column = row[bits <= self.max_bits], column[bits <= self.max_bits]
             alike = self._alike(thumbnails[row], self.prints.thumbnails[some[column]])

@@ -32,7 +32,9 @@ def fingerprint(pixels: np.ndarray) -> Fingerprint:
     digest.update(np.ascontiguousarray(pixels).data)
     picture = Image.fromarray(pixels)
     thumbnail = picture.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-    return Fingerprint(digest.hexdigest(), _hash(picture), _hash(ImageOps.mirror(picture)), thumbnail.tobytes())
+    return Fingerprint(
+        digest.hexdigest(), _hash(picture), _hash(ImageOps.mirror(picture)), thumbnail.tobytes()
+    )
 
 
 def _hash(picture: Image.Image) -> bytes:

@@ -47,10 +47,18 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         )
     models = {"contrastive": resolved.contrastive, "aesthetic_head": resolved.aesthetic_head}
     weights = {name: weights_digest(reference) for name, reference in models.items() if reference}
-    return Identity("filter.measures", SCHEMA, {"images": pipeline.images.result_fields()}, dict(inputs), weights)
+    return Identity(
+        "filter.measures",
+        SCHEMA,
+        {"images": pipeline.images.result_fields()},
+        dict(inputs),
+        weights,
+    )
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Measure every item that was downloaded.
 
     Returns:
@@ -60,10 +68,17 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     download = inputs["download"]
     with store.draft(identity) as draft:
         shards = num_shards(download, "samples")
-        missing = [number for number in range(shards) if not all(map(draft.has, _file_names(number, identity)))]
+        missing = [
+            number
+            for number in range(shards)
+            if not all(map(draft.has, _file_names(number, identity)))
+        ]
         if missing:
             total = sum(_num_items(download, number) for number in missing)
-            with _Measurer(pipeline, download) as measurer, track("measure", total, "pictures") as bar:
+            with (
+                _Measurer(pipeline, download) as measurer,
+                track("measure", total, "pictures") as bar,
+            ):
                 for number in missing:
                     measurer.write_shard(draft, number, bar)
         return draft.commit()
@@ -78,7 +93,9 @@ def read_embeddings(measures: Output) -> tuple[list[str], np.ndarray]:
         return [], np.zeros((0, 0), np.float32)
     table = read_tables(measures, "embeddings").combine_chunks()
     width = table.schema.field("embedding").type.byte_width // 2
-    vectors = np.frombuffer(b"".join(table.column("embedding").to_pylist()), "<f2").reshape(-1, width)
+    vectors = np.frombuffer(b"".join(table.column("embedding").to_pylist()), "<f2").reshape(
+        -1, width
+    )
     return table.column("key").to_pylist(), vectors.astype(np.float32)
 
 
@@ -88,7 +105,11 @@ def _file_names(number: int, identity: Identity) -> list[str]:
 
 
 def _num_items(download: Output, number: int) -> int:
-    statuses = read_table(download.file(shard_name("samples", number)), ["status"]).column("status").to_pylist()
+    statuses = (
+        read_table(download.file(shard_name("samples", number)), ["status"])
+        .column("status")
+        .to_pylist()
+    )
     return statuses.count("ok")
 
 
@@ -134,7 +155,9 @@ class _Measurer:
         self.batches = Batches(pipeline.filter.batch_size, "filter.device")
         self.batch_size = pipeline.filter.batch_size
         self.contrastive, self.head = _load_models(pipeline)
-        self.threads = ThreadPoolExecutor(pipeline.threads or os.cpu_count(), thread_name_prefix="measure")
+        self.threads = ThreadPoolExecutor(
+            pipeline.threads or os.cpu_count(), thread_name_prefix="measure"
+        )
 
     def __enter__(self) -> _Measurer:
         return self
@@ -153,7 +176,12 @@ class _Measurer:
         rows = {name: [look.row.get(name) for look in looks] for name in MEASURES.names}
         decoded = sum(look.row["decoded"] == "ok" for look in looks)
         if self.contrastive:
-            _write_embeddings(draft, number, self.contrastive.embed_size, [look for look in looks if look.embedding])
+            _write_embeddings(
+                draft,
+                number,
+                self.contrastive.embed_size,
+                [look for look in looks if look.embedding],
+            )
         counts = {"items": len(looks), "decoded": decoded, "undecodable": len(looks) - decoded}
         write_table(draft, shard_name("measures", number), MEASURES, rows, counts)
 
@@ -163,7 +191,10 @@ class _Measurer:
         items = [sample for sample in samples if sample["status"] == "ok"]
         ahead: list[Future[_Look]] = []
         for start in range(0, len(items), self.batch_size):
-            submitted = [self.threads.submit(self._read, number, item) for item in items[start : start + self.batch_size]]
+            submitted = [
+                self.threads.submit(self._read, number, item)
+                for item in items[start : start + self.batch_size]
+            ]
             if ahead:
                 yield [future.result() for future in ahead]
             ahead = submitted
@@ -175,7 +206,9 @@ class _Measurer:
         if hashlib.sha256(data).hexdigest() != item["sha256"]:
             tar = self.download.path / shard_name("images", number, "tar")
             raise DamagedError(
-                f"the bytes of picture {item['key']} are not what was downloaded", where=tar, do="run the same command again"
+                f"the bytes of picture {item['key']} are not what was downloaded",
+                where=tar,
+                do="run the same command again",
             )
         return _look(data, item["key"], normal_caption(item["caption"]), self.images)
 
@@ -189,13 +222,17 @@ class _Measurer:
 
     def _embeddings(self, looks: Sequence[_Look]) -> np.ndarray:
         assert self.contrastive is not None
-        return self.contrastive.embed_images([look.picture for look in looks if look.picture is not None])
+        return self.contrastive.embed_images(
+            [look.picture for look in looks if look.picture is not None]
+        )
 
     def _score(self, looks: Sequence[_Look], embeddings: np.ndarray) -> None:
         assert self.contrastive is not None
         captioned = [number for number, look in enumerate(looks) if look.caption]
         texts = self.contrastive.embed_texts([looks[number].caption or "" for number in captioned])
-        for number, similarity in zip(captioned, (embeddings[captioned] * texts).sum(axis=1), strict=True):
+        for number, similarity in zip(
+            captioned, (embeddings[captioned] * texts).sum(axis=1), strict=True
+        ):
             looks[number].row["clip_similarity"] = similarity
         if self.head:
             for look, score in zip(looks, self.head(embeddings), strict=True):
@@ -208,15 +245,29 @@ def _load_models(pipeline: Pipeline) -> tuple[Contrastive | None, AestheticHead 
     resolved = resolve(pipeline.components)
     if not resolved.contrastive:
         return None, None
-    contrastive = load_contrastive(resolved, choose_device(pipeline.filter.device, "the contrastive model"))
-    return contrastive, load_aesthetic_head(resolved.aesthetic_head) if resolved.aesthetic_head else None
+    contrastive = load_contrastive(
+        resolved, choose_device(pipeline.filter.device, "the contrastive model")
+    )
+    return contrastive, load_aesthetic_head(
+        resolved.aesthetic_head
+    ) if resolved.aesthetic_head else None
 
 
 def _write_embeddings(draft: Draft, number: int, width: int, looks: Sequence[_Look]) -> None:
-    schema = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("embedding", pa.binary(width * 2), nullable=False)])
+    schema = pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("embedding", pa.binary(width * 2), nullable=False),
+        ]
+    )
     columns = [[look.row["key"] for look in looks], [look.embedding for look in looks]]
-    table = pa.table([pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
+    table = pa.table(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
     with draft.write(shard_name("embeddings", number)) as file:
         # Vectors do not compress, and stored plain they can be read where they lie.
-        pq.write_table(table, file.path, compression="none", use_dictionary=False, write_page_checksum=True)
+        pq.write_table(
+            table, file.path, compression="none", use_dictionary=False, write_page_checksum=True
+        )
         file.counts["embeddings"] = len(looks)

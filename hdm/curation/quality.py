@@ -15,7 +15,9 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as JPEG has
 def to_grey(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 → (H, W) float32 in [0, 255]."""
     # Summed one by one: a matrix product may round differently from machine to machine.
-    red, green, blue = (pixels[..., channel].astype(np.float32) * _LUMA[channel] for channel in range(3))
+    red, green, blue = (
+        pixels[..., channel].astype(np.float32) * _LUMA[channel] for channel in range(3)
+    )
     return red + green + blue
 
 
@@ -35,7 +37,13 @@ def sharpness(grey: np.ndarray) -> float:
     small = _shorter_side_at_most(grey, SHARPNESS_SIDE_PX)
     if min(small.shape) < 3:
         return 0.0
-    laplacian = small[1:-1, :-2] + small[1:-1, 2:] + small[:-2, 1:-1] + small[2:, 1:-1] - 4 * small[1:-1, 1:-1]
+    laplacian = (
+        small[1:-1, :-2]
+        + small[1:-1, 2:]
+        + small[:-2, 1:-1]
+        + small[2:, 1:-1]
+        - 4 * small[1:-1, 1:-1]
+    )
     darkest, lightest = np.percentile(small, (0.5, 99.5))
     return float(np.percentile(np.abs(laplacian), 99.5) / max(lightest - darkest, MIN_CONTRAST))
 

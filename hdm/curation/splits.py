@@ -21,9 +21,18 @@ def assign_splits(sha256: Sequence[str], validation: float, held_out: float) -> 
         "train", "validation" or "held_out" each.
     """
     places = [int(digest[:13], 16) / 16**13 for digest in sha256]
-    splits = ["held_out" if place < held_out else "validation" if place < held_out + validation else "train" for place in places]
+    splits = [
+        "held_out"
+        if place < held_out
+        else "validation"
+        if place < held_out + validation
+        else "train"
+        for place in places
+    ]
     for split, share in (("held_out", held_out), ("validation", validation)):
         if share > 0 and split not in splits and len(splits) >= MIN_PICTURES:
-            nearest = min((place, number) for number, place in enumerate(places) if splits[number] == "train")
+            nearest = min(
+                (place, number) for number, place in enumerate(places) if splits[number] == "train"
+            )
             splits[nearest[1]] = split
     return splits

@@ -56,7 +56,9 @@ class Batch:
     @cached_property
     def latent(self) -> Tensor:
         """(b, C, S, S) float32, normalised."""
-        return self.raw.float().sub_(self.shift).mul_(self.scale)  # in place: one new array, not three
+        return (
+            self.raw.float().sub_(self.shift).mul_(self.scale)
+        )  # in place: one new array, not three
 
     @cached_property
     def text(self) -> Tensor | None:
@@ -74,7 +76,9 @@ class Batch:
         return tuple(map(self.key_of_row, self.rows.tolist()))
 
     @classmethod
-    def woven(cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], str]) -> Batch:
+    def woven(
+        cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], str]
+    ) -> Batch:
         """One batch of the samples of several, which have texts of one length and the same shift and scale.
 
         Args:
@@ -97,13 +101,26 @@ class Batch:
             return woven
 
         before = itertools.accumulate((len(part.crops) for part in parts[:-1]), initial=0)
-        parts = [replace(part, crop=part.crop + number) for part, number in zip(parts, before, strict=True)]
+        parts = [
+            replace(part, crop=part.crop + number)
+            for part, number in zip(parts, before, strict=True)
+        ]
         each = {field.name: weave(field.name) for field in fields(cls) if field.name not in _SHARED}
-        return cls(key_of_row=key_of_row, shift=first.shift, scale=first.scale, crops=torch.cat([part.crops for part in parts]), **each)
+        return cls(
+            key_of_row=key_of_row,
+            shift=first.shift,
+            scale=first.scale,
+            crops=torch.cat([part.crops for part in parts]),
+            **each,
+        )
 
     def part(self, start: int, stop: int) -> Batch:
         """Some of its samples, as a micro-batch."""
-        parts = {name: value[start:stop] for name, value in self._values().items() if name not in _SHARED and value is not None}
+        parts = {
+            name: value[start:stop]
+            for name, value in self._values().items()
+            if name not in _SHARED and value is not None
+        }
         return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -115,7 +132,11 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        changed: dict[str, Any] = {name: function(value) for name, value in self._values().items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {
+            name: function(value)
+            for name, value in self._values().items()
+            if isinstance(value, Tensor)
+        }
         return replace(self, **changed)
 
     def _values(self) -> dict[str, Any]:

@@ -34,7 +34,9 @@ TEXT = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("index", pa.int16(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),  # tokens
-        pa.field("embedding", pa.binary(), nullable=False),  # (length, token bytes), as TextForm packs them
+        pa.field(
+            "embedding", pa.binary(), nullable=False
+        ),  # (length, token bytes), as TextForm packs them
     ]
 )
 
@@ -45,13 +47,19 @@ def key_numbers(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
     Raises:
         ValueError: one is not 16 lower-case hex digits.
     """
-    whole = (keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys).cast(pa.large_binary())
+    whole = (keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys).cast(
+        pa.large_binary()
+    )
     if whole.null_count or not pc.all(pc.equal(pc.binary_length(whole), 16), min_count=0).as_py():
         raise ValueError("a key is not 16 hex digits")
     data = whole.buffers()[2]
     # All values are 16 long, so they lie one after the other from the first one on.
     first = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset] if len(whole) else 0
-    text = np.frombuffer(data, np.uint8)[first : first + 16 * len(whole)].reshape(-1, 16) if len(whole) else np.zeros((0, 16), np.uint8)
+    text = (
+        np.frombuffer(data, np.uint8)[first : first + 16 * len(whole)].reshape(-1, 16)
+        if len(whole)
+        else np.zeros((0, 16), np.uint8)
+    )
     letters = text >= ord("a")
     digits = np.where(letters, text - (ord("a") - 10), text - ord("0")).astype(np.uint8)
     if (digits > 15).any() or (letters != (digits > 9)).any():
@@ -100,7 +108,9 @@ class RaggedRows:
 
     def __init__(self, lengths: np.ndarray) -> None:
         ends = np.cumsum(lengths, dtype=np.int64)
-        self.starts = np.concatenate([[0], ends]).astype(np.uint32 if ends[-1] < 2**32 else np.int64)
+        self.starts = np.concatenate([[0], ends]).astype(
+            np.uint32 if ends[-1] < 2**32 else np.int64
+        )
 
     @property
     def empty(self) -> int:
@@ -136,14 +146,20 @@ class TokenTable(RaggedRows):
         lengths = []
         with _unnamed_file() as file:
             for number in range(num_shards(tokens, "tokens")):
-                column = read_table(tokens.file(shard_name("tokens", number)), ["token_ids"]).column("token_ids")
+                column = read_table(
+                    tokens.file(shard_name("tokens", number)), ["token_ids"]
+                ).column("token_ids")
                 lengths.append(pc.list_value_length(column).to_numpy())
                 for chunk in column.chunks:
                     file.write(chunk.flatten().to_numpy().data)
             super().__init__(np.concatenate([*lengths, [len(empty)]]))
             self._longest = int(np.diff(self.starts).max())
             # Room for a run of any padded length at every caption, also the last.
-            file.write(np.concatenate([empty, np.zeros(padded_length(int(np.diff(self.starts).max())), np.int32)]).data)
+            file.write(
+                np.concatenate(
+                    [empty, np.zeros(padded_length(int(np.diff(self.starts).max())), np.int32)]
+                ).data
+            )
             file.flush()
             # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte.
             self._token_ids = np.asarray(np.memmap(file, np.int32, "r"))
@@ -194,7 +210,9 @@ class TextTable(RaggedRows):
         super().__init__(np.concatenate([file.lengths for file in files]))
         self.form = files[-1].form
         self.width = self.form.width
-        self._groups = RowGroups([file.column for file in files], np.concatenate([file.payload_bytes for file in files]))
+        self._groups = RowGroups(
+            [file.column for file in files], np.concatenate([file.payload_bytes for file in files])
+        )
 
     @property
     def keys(self) -> np.ndarray:
@@ -217,7 +235,11 @@ class TextTable(RaggedRows):
         groups = self._groups.find(rows)
         firsts = self._groups.firsts[groups]
         tokens_before = self.starts[rows].astype(np.int64) - self.starts[firsts]
-        return self._groups.addresses(groups) + tokens_before * self.form.token_bytes + 4 * (rows - firsts + 1)
+        return (
+            self._groups.addresses(groups)
+            + tokens_before * self.form.token_bytes
+            + 4 * (rows - firsts + 1)
+        )
 
 
 class _TextFile:
@@ -225,9 +247,13 @@ class _TextFile:
         with damage_named(path), open_file(path, TEXT) as file:
             told = read_metadata(file)
             self.form = TextForm(int(told["width"]), str(told["dtype"]))
-            self.lengths = file.read(columns=["length"]).column("length").to_numpy().astype(np.int64)
+            self.lengths = (
+                file.read(columns=["length"]).column("length").to_numpy().astype(np.int64)
+            )
             self.column = PagedColumn(file, path, "embedding")
-        before = np.concatenate([[0], np.cumsum(self.lengths * self.form.token_bytes + 4, dtype=np.int64)])
+        before = np.concatenate(
+            [[0], np.cumsum(self.lengths * self.form.token_bytes + 4, dtype=np.int64)]
+        )
         self.payload_bytes = np.diff(before[self.column.firsts])
 
 
@@ -246,6 +272,8 @@ def captions_by_key(captions: Output, keys: Sequence[str]) -> dict[str, list[str
     table = read_tables(captions, "captions", ["key", "caption"])
     wanted = table.filter(pc.is_in(table.column("key"), pa.array(list(keys), pa.string())))
     found: dict[str, list[str]] = {key: [] for key in keys}
-    for key, caption in zip(wanted.column("key").to_pylist(), wanted.column("caption").to_pylist(), strict=True):
+    for key, caption in zip(
+        wanted.column("key").to_pylist(), wanted.column("caption").to_pylist(), strict=True
+    ):
         found[key].append(plain_caption(caption))
     return found

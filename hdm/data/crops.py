@@ -14,7 +14,10 @@ def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarra
     shorter = min(height, width)
     if shorter == size_px or (shorter < size_px and not enlarge):
         return pixels
-    size = (max(size_px, round(width * size_px / shorter)), max(size_px, round(height * size_px / shorter)))
+    size = (
+        max(size_px, round(width * size_px / shorter)),
+        max(size_px, round(height * size_px / shorter)),
+    )
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
@@ -38,4 +41,11 @@ def as_image(pixels: np.ndarray) -> Tensor:
 
 def as_pixels(image: Tensor) -> np.ndarray:
     """(B, 3, H, W) in [-1, 1] → (B, H, W, 3) uint8."""
-    return ((image.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return (
+        ((image.permute(0, 2, 3, 1) + 1) * 127.5)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .cpu()
+        .numpy()
+    )

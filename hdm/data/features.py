@@ -44,9 +44,14 @@ def at_tokens(grid: Tensor, crop: Crop, patch_size: int) -> Tensor:
     """
     centres = patch_size * (torch.arange(crop.side // patch_size) + 0.5)
     # grid_sample's -1 and 1 are the frame's borders.
-    y, x = (2 * (start + centres) / length - 1 for start, length in ((crop.top, crop.height), (crop.left, crop.width)))
+    y, x = (
+        2 * (start + centres) / length - 1
+        for start, length in ((crop.top, crop.height), (crop.left, crop.width))
+    )
     where = torch.stack(torch.meshgrid(y, -x if crop.mirrored else x, indexing="ij"), -1).flip(-1)
-    found = F.grid_sample(grid.float()[None], where[None], mode="bilinear", padding_mode="border", align_corners=False)
+    found = F.grid_sample(
+        grid.float()[None], where[None], mode="bilinear", padding_mode="border", align_corners=False
+    )
     return found[0].flatten(1).T
 
 
@@ -73,7 +78,11 @@ class FeatureTable:
         order = np.argsort(known)
         places = np.minimum(np.searchsorted(known, keys, sorter=order), len(known) - 1)
         if not len(known) or not (known[order[places]] == keys).any():
-            raise InputError("holds no features of the pictures that are trained on", where=features.path, do="run again --from encode")
+            raise InputError(
+                "holds no features of the pictures that are trained on",
+                where=features.path,
+                do="run again --from encode",
+            )
         self._rows = np.where(known[order[places]] == keys, order[places], -1)
         if lacking := int((self._rows < 0).sum()):
             log.warning("%d of %d pictures have no features", lacking, len(keys))

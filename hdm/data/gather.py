@@ -71,11 +71,16 @@ class RowGroups:
     """
 
     def __init__(self, columns: Sequence[PagedColumn], payload_bytes: np.ndarray) -> None:
-        self._columns, self._payload_bytes = columns, payload_bytes  # which keep the files' memory maps
+        self._columns, self._payload_bytes = (
+            columns,
+            payload_bytes,
+        )  # which keep the files' memory maps
         sizes = [np.diff(column.firsts) for column in columns]
         self.firsts = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
         self.files = np.repeat(np.arange(len(columns)), [len(size) for size in sizes])
-        self._within = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(size)) for size in sizes)])
+        self._within = np.concatenate(
+            [np.zeros(0, np.int64), *(np.arange(len(size)) for size in sizes)]
+        )
         self._addresses = np.zeros(len(self.files), np.int64)
 
     def find(self, rows: np.ndarray) -> np.ndarray:

@@ -122,7 +122,9 @@ def decode(data: bytes, settings: ImageSettings) -> Picture:
         # Pillow turns TIFFs itself, while loading.
         if orientation in _UPRIGHT and name != "TIFF":
             picture = picture.transpose(_UPRIGHT[orientation])
-        flags.update(["rotated"] if orientation in _UPRIGHT else [], [] if known else ["exif_ignored"])
+        flags.update(
+            ["rotated"] if orientation in _UPRIGHT else [], [] if known else ["exif_ignored"]
+        )
         return Picture(np.array(picture), name, tuple(sorted(flags)))
 
 
@@ -159,7 +161,12 @@ def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFil
     """The format and Pillow's image, its header read and its size allowed, nothing decoded."""
     name = sniff(data)
     if name is None:
-        raise BadImage("not_image", "the file is empty" if not data else f"not a picture in a known format ({', '.join(FORMATS)})")
+        raise BadImage(
+            "not_image",
+            "the file is empty"
+            if not data
+            else f"not a picture in a known format ({', '.join(FORMATS)})",
+        )
     with _guarded(name):
         image = FORMATS[name](BytesIO(data))
         width, height = image.size
@@ -181,7 +188,9 @@ def _guarded(name: str) -> Iterator[None]:
         raise BadImage("too_large", f"{name}: more pixels than are taken") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise any kind there is
         said = re.sub(r"\s*<?[\w.]*\S* at 0x[0-9a-fA-F]+>?", "", str(error))[:200]
-        raise BadImage("corrupt", f"{name} cannot be decoded: {said or type(error).__name__}") from error
+        raise BadImage(
+            "corrupt", f"{name} cannot be decoded: {said or type(error).__name__}"
+        ) from error
 
 
 def _orientation(image: ImageFile.ImageFile) -> tuple[int, bool]:
@@ -231,11 +240,19 @@ def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | No
     transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint32)
-        alpha = None if transparent is None else Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8))
+        alpha = (
+            None
+            if transparent is None
+            else Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8))
+        )
         white = (1 << bits) - 1
-        return Image.fromarray(((grey * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)), alpha
+        return Image.fromarray(
+            ((grey * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)
+        ), alpha
     if bits > 8 and isinstance(transparent, tuple):
-        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)  # as Pillow cut the samples
+        image.info["transparency"] = tuple(
+            sample >> 8 for sample in transparent
+        )  # as Pillow cut the samples
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or image.has_transparency_data:
         mode = "LA" if image.mode in ("LA", "La", "L", "1") else "RGBA"
         straight = image if image.mode == mode else image.convert(mode)
@@ -261,7 +278,11 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
         return None
 
 
-def _transform(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
-    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+def _transform(
+    image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile
+) -> Image.Image:
+    converted = ImageCms.profileToProfile(
+        image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
     assert converted is not None  # only an in-place conversion returns nothing
     return converted

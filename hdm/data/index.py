@@ -26,7 +26,9 @@ class Index:
 
     def without(self, marked: np.ndarray) -> np.ndarray:
         """Pictures none of whose captions is marked: rows of the table of captions, (…,) bool → (n,) bool."""
-        before = np.concatenate([np.zeros(1, np.int32), np.cumsum(marked[self.captions], dtype=np.int32)])
+        before = np.concatenate(
+            [np.zeros(1, np.int32), np.cumsum(marked[self.captions], dtype=np.int32)]
+        )
         return before[self.caption_starts[1:]] == before[self.caption_starts[:-1]]
 
     @property

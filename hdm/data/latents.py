@@ -18,7 +18,14 @@ import pyarrow as pa
 import torch
 
 from hdm.data.captions import key_numbers
-from hdm.data.pages import PagedColumn, damage_named, group_rows, open_file, paged_writer, read_metadata
+from hdm.data.pages import (
+    PagedColumn,
+    damage_named,
+    group_rows,
+    open_file,
+    paged_writer,
+    read_metadata,
+)
 from hdm.store import Output
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,9 +67,13 @@ def latent_schema(row_bytes: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
-            pa.field("image_width", pa.int32(), nullable=False),  # of the picture before it was cut and resized, in pixels
+            pa.field(
+                "image_width", pa.int32(), nullable=False
+            ),  # of the picture before it was cut and resized, in pixels
             pa.field("image_height", pa.int32(), nullable=False),
-            pa.field("latent", pa.binary(row_bytes), nullable=False),  # raw latent (C, h, w), little endian
+            pa.field(
+                "latent", pa.binary(row_bytes), nullable=False
+            ),  # raw latent (C, h, w), little endian
         ]
     )
 
@@ -86,15 +97,24 @@ class LatentWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> LatentWriter:
-        self._writer = self._stack.enter_context(paged_writer(self.path, self._schema, asdict(self.form)))
+        self._writer = self._stack.enter_context(
+            paged_writer(self.path, self._schema, asdict(self.form))
+        )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is None:
             self._flush(len(self._keys))
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, keys: Sequence[str], latent: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+    def add(
+        self, keys: Sequence[str], latent: torch.Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> None:
         """Append pictures.
 
         Args:
@@ -102,7 +122,14 @@ class LatentWriter:
             latent: their raw latents (n, C, h, w), of any float dtype; cast to the shard's.
             sizes: their widths and heights as pictures, in pixels.
         """
-        stored = latent.to(DTYPES[self.form.dtype]).cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+        stored = (
+            latent.to(DTYPES[self.form.dtype])
+            .cpu()
+            .contiguous()
+            .flatten(1)
+            .view(torch.uint8)
+            .numpy()
+        )
         self._keys += keys
         self._sizes += sizes
         self._rows += list(stored)
@@ -113,10 +140,17 @@ class LatentWriter:
         if not count:
             return
         latents = pa.FixedSizeBinaryArray.from_buffers(
-            self._schema.field("latent").type, count, [None, pa.py_buffer(np.concatenate(self._rows[:count]))]
+            self._schema.field("latent").type,
+            count,
+            [None, pa.py_buffer(np.concatenate(self._rows[:count]))],
         )
         widths, heights = zip(*self._sizes[:count], strict=True)
-        columns = [pa.array(self._keys[:count]), pa.array(widths, pa.int32()), pa.array(heights, pa.int32()), latents]
+        columns = [
+            pa.array(self._keys[:count]),
+            pa.array(widths, pa.int32()),
+            pa.array(heights, pa.int32()),
+            latents,
+        ]
         self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=count)
         del self._keys[:count], self._sizes[:count], self._rows[:count]
 
@@ -142,7 +176,10 @@ class LatentFile:
             self.form = LatentFormat(**read_metadata(file))
             if file.schema_arrow.field("latent").type.byte_width != self.form.row_bytes:
                 raise ValueError("its latents have another size than its footer says")
-            self.column, self._keys = PagedColumn(file, path, "latent"), PagedColumn(file, path, "key")
+            self.column, self._keys = (
+                PagedColumn(file, path, "latent"),
+                PagedColumn(file, path, "key"),
+            )
         self.firsts = self.column.firsts
 
     def __len__(self) -> int:
@@ -167,7 +204,9 @@ class LatentFile:
             DamagedError: the row group, touched for the first time, is not what was written.
         """
         form = self.form
-        return self.column.payload(group).reshape(-1, form.channels, form.height, form.width * DTYPES[form.dtype].itemsize)
+        return self.column.payload(group).reshape(
+            -1, form.channels, form.height, form.width * DTYPES[form.dtype].itemsize
+        )
 
     def groups(self) -> Iterator[np.ndarray]:
         """Every row group, in order, as `group` gives it."""
@@ -176,7 +215,9 @@ class LatentFile:
     def latents(self, rows: Sequence[int]) -> torch.Tensor:
         """Raw latents of some rows, copied: (n, C, h, w) in the shard's dtype."""
         form = self.form
-        latents = torch.empty((len(rows), form.channels, form.height, form.width), dtype=DTYPES[form.dtype])
+        latents = torch.empty(
+            (len(rows), form.channels, form.height, form.width), dtype=DTYPES[form.dtype]
+        )
         for into, row in zip(latents.view(torch.uint8).numpy(), rows, strict=True):
             group = self._group(row)
             into[:] = self.group(group)[row - int(self.firsts[group])]

@@ -77,7 +77,9 @@ class _Drawn:
     def join(parts: Sequence[_Drawn]) -> _Drawn:
         if len(parts) == 1:
             return parts[0]
-        return _Drawn(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
+        return _Drawn(
+            *map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True))
+        )
 
 
 class Loader:
@@ -131,15 +133,30 @@ class Loader:
         positions: PositionKind = "box",
     ) -> None:
         _check_belong_together(latents, tokens, captions, filter, text, features)
-        self.split, self.batch_size, self.patch_size, self.seed, self.crop = split, batch_size, patch_size, seed, crop
-        self.caption_dropout, self.rank, self.world_size, self.positions_kind = caption_dropout, rank, world_size, positions
+        self.split, self.batch_size, self.patch_size, self.seed, self.crop = (
+            split,
+            batch_size,
+            patch_size,
+            seed,
+            crop,
+        )
+        self.caption_dropout, self.rank, self.world_size, self.positions_kind = (
+            caption_dropout,
+            rank,
+            world_size,
+            positions,
+        )
         self.max_tokens = max_tokens or int(tokens.config["max_tokens"])
         self.path = latents.path
         self._files = open_latents(latents)
         if not self._files:
-            raise InputError("there are no latents", where=latents.path, do="run from the stage encode")
+            raise InputError(
+                "there are no latents", where=latents.path, do="run from the stage encode"
+            )
         self._form = _common_form(self._files)
-        self.shift, self.scale = (torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
+        self.shift, self.scale = (
+            torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale")
+        )
         self.side = self._side()
         self._tokenizer = tokens.summary.get("tokenizer")
         self._captions: CaptionTable = tags or (TextTable(text) if text else TokenTable(tokens))
@@ -147,10 +164,15 @@ class Loader:
         self._features = FeatureTable(features, keys) if features else None
         self._index = build_index(keys, _split_keys(filter, split), self._captions.keys)
         self._mirrorable = self._index.without(_sided(captions)) if mirror else None
-        row_bytes = np.concatenate([np.diff(file.firsts) * file.form.row_bytes for file in self._files])
+        row_bytes = np.concatenate(
+            [np.diff(file.firsts) * file.form.row_bytes for file in self._files]
+        )
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
         self._heights, self._widths = (
-            np.array([getattr(file.form, name) for file in self._files], np.int64)[self._groups.files] for name in ("height", "width")
+            np.array([getattr(file.form, name) for file in self._files], np.int64)[
+                self._groups.files
+            ]
+            for name in ("height", "width")
         )
         self._log_aspects = np.log(self._widths / self._heights).astype(np.float32)
         self._crop_positions = lru_cache(maxsize=4096)(self._map_crop)
@@ -213,13 +235,18 @@ class Loader:
             text_mask=text_mask,
             token_ids=None if cached else text,
             raw_text=text if cached else None,
-            features=self._features.read(drawn.rows, self._crops(drawn), self.patch_size) if self._features else None,
+            features=self._features.read(drawn.rows, self._crops(drawn), self.patch_size)
+            if self._features
+            else None,
         )
 
     def _crops(self, drawn: _Drawn) -> list[Crop]:
         heights, widths, tops, lefts = np.unravel_index(drawn.crops, self._extent)
         places = (array.tolist() for array in (heights, widths, tops, lefts, drawn.mirrored))
-        return [Crop(height, width, top, left, self.side, mirrored) for height, width, top, left, mirrored in zip(*places, strict=True)]
+        return [
+            Crop(height, width, top, left, self.side, mirrored)
+            for height, width, top, left, mirrored in zip(*places, strict=True)
+        ]
 
     def longest(self, start: int, stop: int) -> int:
         """Tokens of the longest text between two positions, before it is cut."""
@@ -248,7 +275,9 @@ class Loader:
         """The samples at positions of the training clock: every epoch is a permutation of its own, drawn block by block."""
         if not len(self):
             raise InputError(
-                f"the split {self.split} has no picture", where=self.path, do="lower the filter's thresholds, or raise the split's share"
+                f"the split {self.split} has no picture",
+                where=self.path,
+                do="lower the filter's thresholds, or raise the split's share",
             )
         parts = []
         while start < stop:
@@ -261,7 +290,10 @@ class Loader:
 
     def _draw_block(self, epoch: int, number: int) -> _Drawn:
         places = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
-        pictures, positions = permuted(places, len(self), self.seed, epoch), epoch * len(self) + places
+        pictures, positions = (
+            permuted(places, len(self), self.seed, epoch),
+            epoch * len(self) + places,
+        )
         rows = self._index.rows[pictures].astype(np.int64)
         groups = self._groups.find(rows)
         heights, widths = self._heights[groups], self._widths[groups]
@@ -273,9 +305,21 @@ class Loader:
         return _Drawn(
             rows,
             groups,
-            np.ravel_multi_index((heights, widths, tops, np.where(mirrored, widths - self.side - lefts, lefts)), self._extent),
-            np.where(widths > self.side, _Cut.LINES, np.where(heights > self.side, _Cut.PLANES, _Cut.WHOLE)),
-            item * ((rows - self._groups.firsts[groups]) * channels * heights * widths + tops * widths + lefts),
+            np.ravel_multi_index(
+                (heights, widths, tops, np.where(mirrored, widths - self.side - lefts, lefts)),
+                self._extent,
+            ),
+            np.where(
+                widths > self.side,
+                _Cut.LINES,
+                np.where(heights > self.side, _Cut.PLANES, _Cut.WHOLE),
+            ),
+            item
+            * (
+                (rows - self._groups.firsts[groups]) * channels * heights * widths
+                + tops * widths
+                + lefts
+            ),
             mirrored,
             captions,
             self._captions.lengths(captions),
@@ -289,7 +333,9 @@ class Loader:
     def _draw_captions(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
         starts = self._index.caption_starts[pictures].astype(np.int64)
         counts = self._index.caption_starts[pictures + 1] - starts
-        chosen = starts + np.floor(uniform(positions, self.seed, _CAPTION) * counts).astype(np.int64)
+        chosen = starts + np.floor(uniform(positions, self.seed, _CAPTION) * counts).astype(
+            np.int64
+        )
         dropped = uniform(positions, self.seed, _DROPOUT) < self.caption_dropout
         given = (counts > 0) & ~dropped
         captions = np.full(len(pictures), self._captions.empty)
@@ -299,7 +345,9 @@ class Loader:
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
         """Where crops begin along one axis, in latent pixels, a multiple of the patch."""
         spare = (lengths - self.side) // self.patch_size
-        return self.patch_size * (spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64))
+        return self.patch_size * (
+            spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64)
+        )
 
     def _raw(self, drawn: _Drawn) -> Tensor:
         form, side = self._form, self.side
@@ -308,11 +356,15 @@ class Loader:
         if len(cuts) == 1:
             raw = self._cut(cuts[0], begin, drawn.groups)
         else:
-            raw = np.empty((len(begin), form.channels * side * side * DTYPES[form.dtype].itemsize), np.uint8)
+            raw = np.empty(
+                (len(begin), form.channels * side * side * DTYPES[form.dtype].itemsize), np.uint8
+            )
             for number, kind in enumerate(cuts):
                 inside = np.flatnonzero(cut == number)
                 raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
-        found = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(DTYPES[form.dtype])
+        found = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(
+            DTYPES[form.dtype]
+        )
         if self._mirrorable is not None:
             mirrored = torch.from_numpy(drawn.mirrored)
             found[mirrored] = found[mirrored].flip(-1)
@@ -324,11 +376,15 @@ class Loader:
         if kind == _Cut.WHOLE:
             return gather(begin, channels * side * side * item)
         line_bytes = self._widths[groups] * item
-        planes = begin[:, None] + np.arange(channels) * (self._heights[groups] * line_bytes)[:, None]
+        planes = (
+            begin[:, None] + np.arange(channels) * (self._heights[groups] * line_bytes)[:, None]
+        )
         if kind == _Cut.PLANES:
             pieces = gather(planes, side * side * item)
         else:
-            pieces = gather(planes[:, :, None] + np.arange(side) * line_bytes[:, None, None], side * item)
+            pieces = gather(
+                planes[:, :, None] + np.arange(side) * line_bytes[:, None, None], side * item
+            )
         return pieces.reshape(len(begin), -1)
 
     @cached_property
@@ -358,8 +414,16 @@ def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
     forms = [file.form for file in files]
     for file, form in zip(files, forms, strict=True):
-        if (form.autoencoder, form.dtype, form.channels) != (forms[0].autoencoder, forms[0].dtype, forms[0].channels):
-            raise InputError("latents of different autoencoders cannot be mixed", where=file.path, do="encode all with the same one")
+        if (form.autoencoder, form.dtype, form.channels) != (
+            forms[0].autoencoder,
+            forms[0].dtype,
+            forms[0].channels,
+        ):
+            raise InputError(
+                "latents of different autoencoders cannot be mixed",
+                where=file.path,
+                do="encode all with the same one",
+            )
     return forms[0]
 
 
@@ -377,14 +441,26 @@ def _split_keys(filter: Output, split: str) -> np.ndarray:
     keys = [np.zeros(0, np.uint64)]
     for number in range(num_shards(filter, "scores")):
         scores = read_table(filter.file(shard_name("scores", number)), ["key", "split"])
-        keys.append(key_numbers(scores.filter(pc.equal(scores.column("split"), split)).column("key")))
+        keys.append(
+            key_numbers(scores.filter(pc.equal(scores.column("split"), split)).column("key"))
+        )
     return np.concatenate(keys)
 
 
 def _check_belong_together(
-    latents: Output, tokens: Output, captions: Output, filter: Output, text: Output | None, features: Output | None
+    latents: Output,
+    tokens: Output,
+    captions: Output,
+    filter: Output,
+    text: Output | None,
+    features: Output | None,
 ) -> None:
-    pairs = [(latents, filter), (tokens, captions), *([(text, tokens)] if text else []), *([(features, filter)] if features else [])]
+    pairs = [
+        (latents, filter),
+        (tokens, captions),
+        *([(text, tokens)] if text else []),
+        *([(features, filter)] if features else []),
+    ]
     for output, needed in pairs:
         if output.inputs.get(needed.name) != needed.digest:
             raise InputError(

@@ -29,7 +29,10 @@ class Shares:
 
     def __init__(self, weights: Sequence[float]) -> None:
         rest = np.cumsum(np.asarray(weights, float)[::-1])[::-1]
-        self._shares = [round(weight / left * 2**_BITS) for weight, left in zip(weights[:-1], rest[:-1].tolist(), strict=True)]
+        self._shares = [
+            round(weight / left * 2**_BITS)
+            for weight, left in zip(weights[:-1], rest[:-1].tolist(), strict=True)
+        ]
 
     def before(self, positions: np.ndarray) -> np.ndarray:
         """How many of each set come before some positions: (n,) int64 → (number of sets, n) int64."""
@@ -67,9 +70,15 @@ class Mixture:
         """As a loader's."""
         start, stop = num_images_seen, num_images_seen + self.batch_size
         whole = self._shares.before(np.array([start, stop])).tolist()
-        longest = max(loader.longest(*span) for loader, span in zip(self._loaders, whole, strict=True) if span[0] < span[1])
+        longest = max(
+            loader.longest(*span)
+            for loader, span in zip(self._loaders, whole, strict=True)
+            if span[0] < span[1]
+        )
         num_tokens = self._loaders[0].padded_length(longest)
-        begin, end = (start + self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        begin, end = (
+            start + self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1)
+        )
         before = self._shares.before(np.arange(begin, end + 1))
         parts, places = [], []
         for number, counts in enumerate(before):

@@ -81,7 +81,9 @@ def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
 def _round_tables(half: int, seed: int, epoch: int) -> np.ndarray:
     """What each round adds to one half for every value of the other, (ROUNDS, 2^half) int64: few values, looked up far more often."""
     values, mask = np.arange(1 << half, dtype=np.uint64), np.uint64((1 << half) - 1)
-    return np.stack([mix(values ^ _key(seed, epoch, number)) & mask for number in range(ROUNDS)]).astype(np.int64)
+    return np.stack(
+        [mix(values ^ _key(seed, epoch, number)) & mask for number in range(ROUNDS)]
+    ).astype(np.int64)
 
 
 @lru_cache(maxsize=1024)

@@ -42,7 +42,9 @@ def group_rows(num_rows: int, row_bytes: int) -> int:
 
 
 @contextlib.contextmanager
-def paged_writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
+def paged_writer(
+    path: Path, schema: pa.Schema, metadata: Mapping[str, Any]
+) -> Iterator[pq.ParquetWriter]:
     """Write a Parquet file whose bytes columns can be read as views; every `write_table` makes one row group.
 
     Args:
@@ -56,7 +58,9 @@ def paged_writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> 
         data_page_size=1 << 30, write_page_checksum=True,
     ) as writer:  # fmt: skip
         yield writer
-        writer.add_key_value_metadata({METADATA: text, METADATA_CRC: f"{zlib.crc32(text):08x}".encode()})
+        writer.add_key_value_metadata(
+            {METADATA: text, METADATA_CRC: f"{zlib.crc32(text):08x}".encode()}
+        )
 
 
 @contextlib.contextmanager
@@ -70,7 +74,11 @@ def damage_named(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
             raise
-        raise DamagedError(f"a shard is damaged: {error}", where=path, do="run the same command again: it is made anew") from error
+        raise DamagedError(
+            f"a shard is damaged: {error}",
+            where=path,
+            do="run the same command again: it is made anew",
+        ) from error
 
 
 def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
@@ -87,7 +95,10 @@ def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         for field in schema:
             found = file.schema_arrow.field(field.name)
-            if found.type != field.type and not (pa.types.is_fixed_size_binary(found.type) and pa.types.is_fixed_size_binary(field.type)):
+            if found.type != field.type and not (
+                pa.types.is_fixed_size_binary(found.type)
+                and pa.types.is_fixed_size_binary(field.type)
+            ):
                 raise ValueError(f"column {field.name} is {found.type}, not {field.type}")
         _check_tiling(file.metadata)
         return file
@@ -101,7 +112,11 @@ def _check_tiling(metadata: pq.FileMetaData) -> None:
         num_rows += group.num_rows
         for column in range(metadata.num_columns):
             chunk = group.column(column)
-            start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+            start = (
+                chunk.dictionary_page_offset
+                if chunk.has_dictionary_page
+                else chunk.data_page_offset
+            )
             if start != expected:
                 raise ValueError(f"row group {number} does not start where the one before it ends")
             expected += chunk.total_compressed_size
@@ -116,7 +131,10 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
         ValueError: there is none, or it is not what was written.
     """
     found = file.metadata.metadata or {}
-    if METADATA not in found or found.get(METADATA_CRC) != f"{zlib.crc32(found[METADATA]):08x}".encode():
+    if (
+        METADATA not in found
+        or found.get(METADATA_CRC) != f"{zlib.crc32(found[METADATA]):08x}".encode()
+    ):
         raise ValueError("its footer's metadata is not what was written")
     return json.loads(found[METADATA])
 
@@ -141,7 +159,9 @@ class PagedColumn:
         self.firsts = np.cumsum([0, *(group.num_rows for group in groups)], dtype=np.int64)
         self._chunks = [_Chunk(group.column(place)) for group in groups]
         self._payloads: list[np.ndarray | None] = [None] * len(groups)
-        with pa.memory_map(str(path)) as mapped:  # the buffer keeps the map alive, and no file stays open
+        with pa.memory_map(
+            str(path)
+        ) as mapped:  # the buffer keeps the map alive, and no file stays open
             self._bytes = np.frombuffer(mapped.read_buffer(), np.uint8)
 
     def payload(self, group: int) -> np.ndarray:
@@ -161,12 +181,18 @@ class PagedColumn:
         chunk = self._chunks[group]
         found = chunk.find_page(self._bytes, int(self.firsts[group + 1] - self.firsts[group]))
         if found is None:
-            log.warning("%s: row group %d is not one plain page; read through pyarrow, which is slower", self.path, group)
+            log.warning(
+                "%s: row group %d is not one plain page; read through pyarrow, which is slower",
+                self.path,
+                group,
+            )
             return self._read_through_pyarrow(group)
         start, crc = found
         payload = self._bytes[start : chunk.end]
         if zlib.crc32(payload.data) != crc:
-            raise ValueError(f"the checksum of row group {group} of column {self.column} does not hold")
+            raise ValueError(
+                f"the checksum of row group {group} of column {self.column} does not hold"
+            )
         return payload
 
     def _read_through_pyarrow(self, group: int) -> np.ndarray:
@@ -176,7 +202,12 @@ class PagedColumn:
             raise ValueError(f"row group {group} of column {self.column} lacks values")
         prefixed = not pa.types.is_fixed_size_binary(values.type)
         parts = (value.as_py() for value in (values.cast(pa.binary()) if prefixed else values))
-        return np.frombuffer(b"".join(len(part).to_bytes(4, "little") + part if prefixed else part for part in parts), np.uint8)
+        return np.frombuffer(
+            b"".join(
+                len(part).to_bytes(4, "little") + part if prefixed else part for part in parts
+            ),
+            np.uint8,
+        )
 
 
 class _Chunk:
@@ -192,7 +223,9 @@ class _Chunk:
         if not self.plain:
             return None
         try:
-            header, length = read_page_header(data[self.start : min(self.end, self.start + MAX_HEADER_BYTES)].tobytes())
+            header, length = read_page_header(
+                data[self.start : min(self.end, self.start + MAX_HEADER_BYTES)].tobytes()
+            )
             page = header[5]
             num_bytes = self.end - self.start - length
             whole = header[1] == DATA_PAGE and header[2] == header[3] == num_bytes

@@ -14,7 +14,15 @@ from hdm.data.tables import shard_name
 from hdm.errors import DamagedError
 from hdm.store import Output
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "AVIF": "avif",
+}
 
 MAX_OPEN = 64
 """Tars that a reader keeps open."""
@@ -32,7 +40,9 @@ class TarShard:
 
     def add(self, key: str, format_name: str, data: bytes) -> int:
         """Append one picture; gives the offset of its first byte."""
-        member = tarfile.TarInfo(f"{key}.{EXTENSIONS[format_name]}")  # owner, group and time are 0 or empty
+        member = tarfile.TarInfo(
+            f"{key}.{EXTENSIONS[format_name]}"
+        )  # owner, group and time are 0 or empty
         member.size, member.mode = len(data), 0o644
         end = self._tar.offset
         self._tar.addfile(member, BytesIO(data))
@@ -41,7 +51,12 @@ class TarShard:
     def __enter__(self) -> TarShard:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._tar.close()
 
 
@@ -98,7 +113,12 @@ class ImageReader:
     def __enter__(self) -> ImageReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _open(self, shard: int) -> _OpenFile:
@@ -117,4 +137,6 @@ class ImageReader:
         return self.download.path / shard_name("images", shard, "tar")
 
     def _damage(self, shard: int, what: str) -> DamagedError:
-        return DamagedError(what, where=self._path(shard), do="run the same command again: it is made anew")
+        return DamagedError(
+            what, where=self._path(shard), do="run the same command again: it is made anew"
+        )

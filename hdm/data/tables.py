@@ -18,9 +18,13 @@ from hdm.store import Draft, Output
 
 SAMPLES = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # 16 hex digits of sha256 of the URL or relative path
+        pa.field(
+            "key", pa.string(), nullable=False
+        ),  # 16 hex digits of sha256 of the URL or relative path
         pa.field("source", pa.string(), nullable=False),  # the URL or relative path
-        pa.field("status", pa.string(), nullable=False),  # "ok" or one word for what went wrong, e.g. "http_404"
+        pa.field(
+            "status", pa.string(), nullable=False
+        ),  # "ok" or one word for what went wrong, e.g. "http_404"
         pa.field("error", pa.string()),  # a sentence with no time, address or port in it
         pa.field("caption", pa.string()),  # as given
         pa.field("licence", pa.string()),
@@ -52,7 +56,11 @@ MEASURES = pa.schema(
 
 SCORES = pa.schema(
     [
-        *(MEASURES.field(name) for name in MEASURES.names if name not in ("perceptual_hash", "mirrored_hash", "thumbnail", "sha256")),
+        *(
+            MEASURES.field(name)
+            for name in MEASURES.names
+            if name not in ("perceptual_hash", "mirrored_hash", "thumbnail", "sha256")
+        ),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),  # null if kept: the check that refused it
         pa.field("detail", pa.string()),  # its numbers, or the key of the one it copies
@@ -77,7 +85,13 @@ TOKENS = pa.schema(
     ]
 )
 
-_SCHEMAS = {"samples": SAMPLES, "measures": MEASURES, "scores": SCORES, "captions": CAPTIONS, "tokens": TOKENS}
+_SCHEMAS = {
+    "samples": SAMPLES,
+    "measures": MEASURES,
+    "scores": SCORES,
+    "captions": CAPTIONS,
+    "tokens": TOKENS,
+}
 
 
 def shard_name(kind: str, number: int, suffix: str = "parquet") -> str:
@@ -85,11 +99,22 @@ def shard_name(kind: str, number: int, suffix: str = "parquet") -> str:
     return f"{kind}-{number:05d}.{suffix}"
 
 
-def write_table(draft: Draft, name: str, schema: pa.Schema, rows: Mapping[str, Sequence[Any]], counts: Mapping[str, int]) -> None:
+def write_table(
+    draft: Draft,
+    name: str,
+    schema: pa.Schema,
+    rows: Mapping[str, Sequence[Any]],
+    counts: Mapping[str, int],
+) -> None:
     """Write one table of a stage; `rows` maps each column to its values."""
-    table = pa.table({column: pa.array(rows[column], schema.field(column).type) for column in schema.names}, schema=schema)
+    table = pa.table(
+        {column: pa.array(rows[column], schema.field(column).type) for column in schema.names},
+        schema=schema,
+    )
     with draft.write(name) as file:
-        pq.write_table(table, file.path, compression="zstd", write_page_checksum=True, store_schema=True)
+        pq.write_table(
+            table, file.path, compression="zstd", write_page_checksum=True, store_schema=True
+        )
         file.counts.update(counts)
 
 
@@ -102,11 +127,15 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read(columns=list(columns) if columns else None)
         if len(table) != file.metadata.num_rows:
-            raise ValueError(f"it has {len(table)} rows where {file.metadata.num_rows} are promised")
+            raise ValueError(
+                f"it has {len(table)} rows where {file.metadata.num_rows} are promised"
+            )
         schema = _SCHEMAS.get(_kind(path), table.schema)
         for name in columns or table.column_names:
             if table.schema.field(name).type != schema.field(name).type:
-                raise ValueError(f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}")
+                raise ValueError(
+                    f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}"
+                )
         return table
 
 

@@ -50,7 +50,12 @@ def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
     count = sum(2 + 2 * len(tags) for tags in groups)
     chance = iter(uniform(position * _MOST + np.arange(count), draws.seed, _STREAM).tolist())
     left = [
-        (place, _drawn(tags, draws.tag_drop, draws.shuffle, [(next(chance), next(chance)) for _ in tags]))
+        (
+            place,
+            _drawn(
+                tags, draws.tag_drop, draws.shuffle, [(next(chance), next(chance)) for _ in tags]
+            ),
+        )
         for tags, (drop, place) in [(tags, (next(chance), next(chance))) for tags in groups]
         if drop >= draws.group_drop
     ]
@@ -59,7 +64,9 @@ def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
     return _joined(kept, [tags for _, tags in left])
 
 
-def _drawn(tags: list[str], rate: float, shuffle: bool, chances: list[tuple[float, float]]) -> list[str]:
+def _drawn(
+    tags: list[str], rate: float, shuffle: bool, chances: list[tuple[float, float]]
+) -> list[str]:
     left = [(place, tag) for tag, (drop, place) in zip(tags, chances, strict=True) if drop >= rate]
     return [tag for _, tag in (sorted(left) if shuffle else left)]
 

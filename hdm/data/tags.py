@@ -26,10 +26,18 @@ class TagTable:
         pad_id: fills a batch up.
     """
 
-    def __init__(self, captions: Output, draws: TagDraws, tokenize: Callable[[list[str]], list[list[int]]], pad_id: int) -> None:
+    def __init__(
+        self,
+        captions: Output,
+        draws: TagDraws,
+        tokenize: Callable[[list[str]], list[list[int]]],
+        pad_id: int,
+    ) -> None:
         table = read_tables(captions, "captions", ["key", "caption"])
         self.keys = key_numbers(table.column("key"))
-        self._texts = pa.chunked_array([*table.column("caption").chunks, pa.array([""], pa.string())])
+        self._texts = pa.chunked_array(
+            [*table.column("caption").chunks, pa.array([""], pa.string())]
+        )
         self._draws, self._tokenize, self._pad_id = draws, tokenize, pad_id
 
     @property
@@ -55,4 +63,9 @@ class TagTable:
     def _token_ids(self, rows: np.ndarray) -> list[list[int]]:
         texts = self._texts.take(pa.array(rows & (1 << _ROW_BITS) - 1)).to_pylist()
         positions = (rows >> _ROW_BITS).tolist()
-        return self._tokenize([drawn_caption(text, self._draws, position) for text, position in zip(texts, positions, strict=True)])
+        return self._tokenize(
+            [
+                drawn_caption(text, self._draws, position)
+                for text, position in zip(texts, positions, strict=True)
+            ]
+        )

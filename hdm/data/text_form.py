@@ -39,5 +39,8 @@ class TextForm:
         """The inverse, up to rounding: (…, token_bytes) uint8 to (…, width) float16; zeros give zeros."""
         if self.dtype == "float16":
             return stored.view("<f2")
-        integers, scale = stored[..., : self.width].view(np.int8), np.ascontiguousarray(stored[..., self.width :]).view("<f4")
+        integers, scale = (
+            stored[..., : self.width].view(np.int8),
+            np.ascontiguousarray(stored[..., self.width :]).view("<f4"),
+        )
         return (integers * scale).astype(np.float16)

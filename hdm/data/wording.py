@@ -9,8 +9,12 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_NOTHING = frozenset({"", "none", "nan", "null", "n/a", "<na>", "undefined"})  # what programs write for a caption that is not there
-_JOINERS = frozenset("\u200c\u200d")  # invisible, but Persian, Indic scripts and emoji are written with them
+_NOTHING = frozenset(
+    {"", "none", "nan", "null", "n/a", "<na>", "undefined"}
+)  # what programs write for a caption that is not there
+_JOINERS = frozenset(
+    "\u200c\u200d"
+)  # invisible, but Persian, Indic scripts and emoji are written with them
 _SPACE = re.compile(r"\s+")
 _RAW_CHARS = 8  # entities and spaces make the given text longer than what is left of it, never by so much in earnest
 
@@ -59,7 +63,11 @@ def normal_caption(given: object, max_chars: int = 2000) -> str | None:
         return None
     bare = "".join(char for char in _SPACE.sub(" ", text) if not _is_mark(char))
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", bare)).strip()
-    return None if text.lower() in _NOTHING or text.strip("\u200c\u200d ") == "" else _cut(text, max_chars)
+    return (
+        None
+        if text.lower() in _NOTHING or text.strip("\u200c\u200d ") == ""
+        else _cut(text, max_chars)
+    )
 
 
 def _decoded(given: object) -> str | None:

@@ -17,7 +17,9 @@ from hdm.demo.shapes import KINDS, mask
 
 PALE = 150  # darkest channel of what may be ground
 MIN_GROUND = 0.35  # share of the picture that has to be ground
-MIN_CONTRAST = 50  # grey levels between an object and the ground, in the channel where they differ most
+MIN_CONTRAST = (
+    50  # grey levels between an object and the ground, in the channel where they differ most
+)
 MIN_AREA, MAX_AREA = 0.012, 0.45  # of an object, in squares of the shorter side
 MAX_COLOUR_DISTANCE = 85.0  # to the nearest colour of the palette, in RGB
 MIN_MATCH = 0.90  # correlation with the best outline
@@ -92,14 +94,19 @@ def _examine(pixels: np.ndarray, contrast: np.ndarray, inside: np.ndarray) -> Fo
     return Found(
         kind=kind if match > MIN_MATCH else None,
         colour=_nearest_colour(np.median(pixels[core], axis=0)),
-        centre=(float(columns.min() + columns.max() + 1) / 2 / width, float(rows.min() + rows.max() + 1) / 2 / height),
+        centre=(
+            float(columns.min() + columns.max() + 1) / 2 / width,
+            float(rows.min() + rows.max() + 1) / 2 / height,
+        ),
         size=float(max(np.ptp(rows), np.ptp(columns)) + 1) / min(height, width),
         match=match,
     )
 
 
 def _nearest_colour(rgb: np.ndarray) -> str | None:
-    distances = {name: float(np.linalg.norm(rgb - np.asarray(value))) for name, value in COLOURS.items()}
+    distances = {
+        name: float(np.linalg.norm(rgb - np.asarray(value))) for name, value in COLOURS.items()
+    }
     name = min(distances, key=lambda colour: distances[colour])
     return name if distances[name] < MAX_COLOUR_DISTANCE else None
 

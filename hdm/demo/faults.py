@@ -72,11 +72,15 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
     rng = np.random.default_rng((settings.seed, _PLAN))
     faults = _shared_out(FAULTS, round(settings.count * settings.faults))
     manners = _manners(settings, rng)
-    bare = set(rng.permutation(settings.count)[: round(settings.count * settings.uncaptioned)].tolist())
+    bare = set(
+        rng.permutation(settings.count)[: round(settings.count * settings.uncaptioned)].tolist()
+    )
     places = rng.random(settings.count)
 
     # (place in the list, number of the scene, fault, number of the scene it copies)
-    entries: list[tuple[float, int, str | None, int | None]] = [(float(places[n]), n, None, None) for n in range(settings.count)]
+    entries: list[tuple[float, int, str | None, int | None]] = [
+        (float(places[n]), n, None, None) for n in range(settings.count)
+    ]
     for number, planted in enumerate(faults, start=settings.count):
         if planted.endswith("duplicate"):
             copied = int(rng.integers(settings.count))
@@ -88,9 +92,15 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
     position = {scene: index for index, (_, scene, fault, _) in enumerate(entries) if fault is None}
     items = []
     for index, (_, scene, fault, source) in enumerate(entries):
-        caption = None if fault is None and scene in bare else _caption(settings, scene, index, mislabelled=fault == "mislabelled")
+        caption = (
+            None
+            if fault is None and scene in bare
+            else _caption(settings, scene, index, mislabelled=fault == "mislabelled")
+        )
         manner = manners.get(scene) if fault is None else None
-        items.append(Item(index, scene, fault, manner, None if source is None else position[source], caption))
+        items.append(
+            Item(index, scene, fault, manner, None if source is None else position[source], caption)
+        )
     return tuple(items)
 
 
@@ -121,15 +131,24 @@ def file_bytes(item: Item, settings: ScenesSettings, items: tuple[Item, ...]) ->
         picture = spoil(picture, rng)
     if item.fault == "near_duplicate":
         return _encode(picture, "JPEG", quality=80)
-    data = _encode(picture, "PNG") if item.path.endswith("png") else _encode(picture, "JPEG", quality=93)
+    data = (
+        _encode(picture, "PNG")
+        if item.path.endswith("png")
+        else _encode(picture, "JPEG", quality=93)
+    )
     return data[: int(len(data) * rng.uniform(0.25, 0.85))] if item.fault == "corrupt" else data
 
 
 def _shared_out(shares: dict[str, float], total: int) -> list[str]:
     """`total` names in proportion to their shares, evenly mixed, so that few of them are of many kinds."""
     names, limits = list(shares), list(accumulate(shares.values()))
-    spread = (np.arange(total) * 0.6180339887498949 + 0.05) % 1.0  # the golden ratio's sequence fills [0, 1) evenly
-    return [names[min(int(np.searchsorted(limits, value, side="right")), len(names) - 1)] for value in spread]
+    spread = (
+        np.arange(total) * 0.6180339887498949 + 0.05
+    ) % 1.0  # the golden ratio's sequence fills [0, 1) evenly
+    return [
+        names[min(int(np.searchsorted(limits, value, side="right")), len(names) - 1)]
+        for value in spread
+    ]
 
 
 def _manners(settings: ScenesSettings, rng: _Rng) -> dict[int, str]:
@@ -160,12 +179,16 @@ def _something_in_common(first: Scene, second: Scene) -> bool:
 def _encode(picture: Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     # Full colour resolution: at 64 px a halved one would blur every edge.
-    picture.save(buffer, kind, **({"subsampling": 0} if kind == "JPEG" else {"compress_level": 1}), **options)
+    picture.save(
+        buffer, kind, **({"subsampling": 0} if kind == "JPEG" else {"compress_level": 1}), **options
+    )
     return buffer.getvalue()
 
 
 def _blur(picture: Image.Image, rng: _Rng) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(min(picture.size) * float(rng.uniform(0.055, 0.08))))
+    return picture.filter(
+        ImageFilter.GaussianBlur(min(picture.size) * float(rng.uniform(0.055, 0.08)))
+    )
 
 
 def _add_noise(picture: Image.Image, rng: _Rng) -> Image.Image:
@@ -175,12 +198,19 @@ def _add_noise(picture: Image.Image, rng: _Rng) -> Image.Image:
 
 
 def _remake(picture: Image.Image, rng: _Rng) -> Image.Image:
-    smaller = picture.resize([round(side * float(rng.uniform(0.93, 0.97))) for side in picture.size], Image.Resampling.BICUBIC)
+    smaller = picture.resize(
+        [round(side * float(rng.uniform(0.93, 0.97))) for side in picture.size],
+        Image.Resampling.BICUBIC,
+    )
     brighter = np.asarray(smaller, np.float32) * rng.uniform(0.96, 1.04) + rng.uniform(-4, 4)
     return Image.fromarray(np.clip(brighter, 0, 255).astype(np.uint8))
 
 
-_SPOILERS: dict[str, Callable[[Image.Image, _Rng], Image.Image]] = {"blurred": _blur, "noisy": _add_noise, "near_duplicate": _remake}
+_SPOILERS: dict[str, Callable[[Image.Image, _Rng], Image.Image]] = {
+    "blurred": _blur,
+    "noisy": _add_noise,
+    "near_duplicate": _remake,
+}
 _NOT_IMAGES = (
     b"<!DOCTYPE html>\n<html><head><title>Not here</title></head><body><h1>This picture has moved.</h1></body></html>\n",
     b"Sorry, this picture is only for members.\n",

@@ -94,7 +94,9 @@ class SceneJudge:
         kept = dict(zip(scores["key"].to_pylist(), scores["kept"].to_pylist(), strict=True))
         reasons = dict(zip(scores["key"].to_pylist(), scores["reason"].to_pylist(), strict=True))
         keys = dict(zip(samples["source"].to_pylist(), samples["key"].to_pylist(), strict=True))
-        status = dict(zip(samples["source"].to_pylist(), samples["status"].to_pylist(), strict=True))
+        status = dict(
+            zip(samples["source"].to_pylist(), samples["status"].to_pylist(), strict=True)
+        )
         items = plan(self.settings)
         good: Counter[str] = Counter()
         faults: dict[str, Counter[str]] = {}
@@ -106,15 +108,26 @@ class SceneJudge:
             if item.fault is None:
                 good.update(planted=1, kept=int(is_kept))
                 continue
-            original_kept = item.original is None or kept.get(keys.get(items[item.original].url), False)
-            faults.setdefault(item.fault, Counter()).update(planted=1, caught=int(not is_kept and bool(original_kept)))
+            original_kept = item.original is None or kept.get(
+                keys.get(items[item.original].url), False
+            )
+            faults.setdefault(item.fault, Counter()).update(
+                planted=1, caught=int(not is_kept and bool(original_kept))
+            )
             reason = "kept" if is_kept else reasons.get(keys[item.url]) or status[item.url]
             why.setdefault(item.fault, Counter()).update([reason])
         return {
             "good": {"planted": good["planted"], "kept": good["kept"]},
-            "caught": {name: sum(counts[name] for counts in faults.values()) for name in ("planted", "caught")},
+            "caught": {
+                name: sum(counts[name] for counts in faults.values())
+                for name in ("planted", "caught")
+            },
             "faults": {
-                fault: {"planted": counts["planted"], "caught": counts["caught"], "reasons": dict(sorted(why[fault].items()))}
+                fault: {
+                    "planted": counts["planted"],
+                    "caught": counts["caught"],
+                    "reasons": dict(sorted(why[fault].items())),
+                }
                 for fault, counts in sorted(faults.items())
             },
         }
@@ -129,15 +142,24 @@ def _ask_two(rng: np.random.Generator, number: int) -> ScenePrompt:
     if rng.random() < 0.5:
         things.reverse()
     layout: Literal["left_of", "above"] = "left_of" if number // len(pairs) % 2 == 0 else "above"
-    nouns = [f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing.colour} {thing.kind}" for thing in things]
+    nouns = [
+        f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing.colour} {thing.kind}"
+        for thing in things
+    ]
     return ScenePrompt(pair_caption(nouns[0], nouns[1], layout, rng), tuple(things), layout)
 
 
 def _compare(prompt: ScenePrompt, found: Sequence[Found]) -> dict[str, bool]:
     return {
-        "colour": all(thing.colour == seen.colour for thing, seen in zip(prompt.things, found, strict=True)),
-        "place": place_of(found[0].centre) == prompt.place if len(found) == 1 else _in_order(prompt.place, found),
-        "kind": all(thing.kind == seen.kind for thing, seen in zip(prompt.things, found, strict=True)),
+        "colour": all(
+            thing.colour == seen.colour for thing, seen in zip(prompt.things, found, strict=True)
+        ),
+        "place": place_of(found[0].centre) == prompt.place
+        if len(found) == 1
+        else _in_order(prompt.place, found),
+        "kind": all(
+            thing.kind == seen.kind for thing, seen in zip(prompt.things, found, strict=True)
+        ),
     }
 
 

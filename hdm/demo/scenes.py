@@ -48,7 +48,9 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     ]
 )  # fmt: skip
 """(kind, colour) pairs that no scene has: each kind and each colour once. What the trained model is asked for."""
-_PAIRS = tuple((kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in HELD_OUT)
+_PAIRS = tuple(
+    (kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in HELD_OUT
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,13 @@ class Scene:
     def truth(self) -> dict[str, Any]:
         """Plain values for a JSON record: layout, and kind, colour, size, place and centre of each object."""
         things = [
-            {"kind": t.kind, "colour": t.colour, "size": t.size, "place": t.place, "centre": [round(c, 4) for c in t.centre]}
+            {
+                "kind": t.kind,
+                "colour": t.colour,
+                "size": t.size,
+                "place": t.place,
+                "centre": [round(c, 4) for c in t.centre],
+            }
             for t in self.things
         ]
         return {"layout": self.layout, "background": self.background.kind, "things": things}
@@ -114,7 +122,9 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
     background = _background(rng)
     layout, spots = _LAYOUTS[count](rng, width / height)
     pairs = _distinct_pairs(rng, count)
-    things = tuple(_thing(rng, pair, spot, width, height) for pair, spot in zip(pairs, spots, strict=True))
+    things = tuple(
+        _thing(rng, pair, spot, width, height) for pair, spot in zip(pairs, spots, strict=True)
+    )
     return Scene(width, height, background, layout, things)
 
 
@@ -124,7 +134,9 @@ def draw(scene: Scene) -> np.ndarray:
     shorter = min(scene.width, scene.height)
     for thing in scene.things:
         centre = (thing.centre[0] * scene.width, thing.centre[1] * scene.height)
-        covered, left, top = mask(thing.kind, scene.width, scene.height, centre, thing.extent * shorter, thing.angle)
+        covered, left, top = mask(
+            thing.kind, scene.width, scene.height, centre, thing.extent * shorter, thing.angle
+        )
         window = picture[top : top + covered.shape[0], left : left + covered.shape[1]]
         window += covered[:, :, None] * (np.asarray(thing.rgb, np.float32) - window)
     return (picture + 0.5).astype(np.uint8)
@@ -140,7 +152,11 @@ class _Spot:
 
 
 def _frame(rng: np.random.Generator, size_px: int) -> tuple[int, int]:
-    square, aspect, portrait = rng.random() < 0.5, np.exp(rng.uniform(np.log(1.15), np.log(2.0))), rng.random() < 0.5
+    square, aspect, portrait = (
+        rng.random() < 0.5,
+        np.exp(rng.uniform(np.log(1.15), np.log(2.0))),
+        rng.random() < 0.5,
+    )
     if square:
         return size_px, size_px
     longer = min(round(size_px * float(aspect)), 2 * size_px)
@@ -161,7 +177,9 @@ def _two(rng: np.random.Generator, aspect: float) -> tuple[Layout, list[_Spot]]:
     across = rng.uniform(0.44, 0.56, 2)
     places = ("left", "right") if beside else ("top", "bottom")
     centres = [(a, c) if beside else (c, a) for a, c in zip(along, across, strict=True)]
-    spots = [_Spot(place, centre, (0.30, 0.40)) for place, centre in zip(places, centres, strict=True)]
+    spots = [
+        _Spot(place, centre, (0.30, 0.40)) for place, centre in zip(places, centres, strict=True)
+    ]
     return ("left_of" if beside else "above"), spots
 
 
@@ -177,8 +195,12 @@ def _three(rng: np.random.Generator, aspect: float) -> tuple[Layout, list[_Spot]
         extents = (0.29, 0.40)
         centres = [(a, 0.5) if aspect > 1 else (0.5, a) for a in (0.18, 0.5, 0.82)]
         places = ("left", "middle", "right") if aspect > 1 else ("top", "middle", "bottom")
-    moved = [(x + float(dx), y + float(dy)) for (x, y), (dx, dy) in zip(centres, jitter, strict=True)]
-    return layout, [_Spot(place, centre, extents) for place, centre in zip(places, moved, strict=True)]
+    moved = [
+        (x + float(dx), y + float(dy)) for (x, y), (dx, dy) in zip(centres, jitter, strict=True)
+    ]
+    return layout, [
+        _Spot(place, centre, extents) for place, centre in zip(places, moved, strict=True)
+    ]
 
 
 _LAYOUTS = {1: _one, 2: _two, 3: _three}
@@ -194,7 +216,9 @@ def _distinct_pairs(rng: np.random.Generator, count: int) -> list[tuple[str, str
     return found
 
 
-def _thing(rng: np.random.Generator, pair: tuple[str, str], spot: _Spot, width: int, height: int) -> Thing:
+def _thing(
+    rng: np.random.Generator, pair: tuple[str, str], spot: _Spot, width: int, height: int
+) -> Thing:
     kind, colour = pair
     large = rng.random() < 0.5
     extent = spot.extents[int(large)] * rng.uniform(0.95, 1.05)
@@ -202,7 +226,16 @@ def _thing(rng: np.random.Generator, pair: tuple[str, str], spot: _Spot, width: 
     centre = (float(spot.centre[0]), float(spot.centre[1]))
     angle = float(rng.uniform(-0.09, 0.09))
     r, g, b = (int(value) for value in rgb)
-    return Thing(kind, colour, "large" if large else "small", spot.place, centre, float(extent), angle, (r, g, b))
+    return Thing(
+        kind,
+        colour,
+        "large" if large else "small",
+        spot.place,
+        centre,
+        float(extent),
+        angle,
+        (r, g, b),
+    )
 
 
 def _background(rng: np.random.Generator) -> Background:
@@ -210,7 +243,11 @@ def _background(rng: np.random.Generator) -> Background:
     first = rng.integers(226, 251) + rng.integers(-10, 5, 3)
     fall = rng.integers(18, 30) if kind == "gradient" else rng.integers(13, 22)
     second = first - fall + rng.integers(-5, 6, 3)
-    angle = float(rng.uniform(0, 2 * np.pi)) if kind == "gradient" else float(rng.integers(4)) * np.pi / 4
+    angle = (
+        float(rng.uniform(0, 2 * np.pi))
+        if kind == "gradient"
+        else float(rng.integers(4)) * np.pi / 4
+    )
     a, b, c, d, e, f = (int(value) for value in (*first, *second))
     return Background(kind, (a, b, c), (d, e, f), float(rng.uniform(0.16, 0.34)), angle)
 

@@ -48,7 +48,9 @@ def _content_type(item: Item) -> str:
 
 
 async def _cut_off(request: web.BaseRequest, data: bytes) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(len(data)), "Content-Type": "image/jpeg"})
+    response = web.StreamResponse(
+        headers={"Content-Length": str(len(data)), "Content-Type": "image/jpeg"}
+    )
     await response.prepare(request)
     await response.write(data[: len(data) // 2])
     if request.transport is not None:
@@ -57,11 +59,15 @@ async def _cut_off(request: web.BaseRequest, data: bytes) -> web.StreamResponse:
 
 
 async def _serve(settings: ScenesSettings) -> None:
-    runner = web.ServerRunner(web.Server(Pages(settings).answer, access_log=None), shutdown_timeout=1.0)
+    runner = web.ServerRunner(
+        web.Server(Pages(settings).answer, access_log=None), shutdown_timeout=1.0
+    )
     await runner.setup()
     await web.TCPSite(runner, LOOPBACK, 0, backlog=512).start()
     print(runner.addresses[0][1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # returns when the starting process closes its end, or is no more
+    await asyncio.to_thread(
+        sys.stdin.read
+    )  # returns when the starting process closes its end, or is no more
     await runner.cleanup()
 
 

@@ -29,16 +29,33 @@ def outline(kind: str) -> np.ndarray:
         radii = np.where(np.arange(10) % 2 == 0, 0.58, 0.235)
         return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
     if kind == "heart":
-        x, y = 16 * np.sin(turn) ** 3, -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
+        x, y = (
+            16 * np.sin(turn) ** 3,
+            -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)),
+        )
         return np.stack([x, y - 2.5], 1) / 31
     if kind == "cross":
         arm, bar = 0.5, 0.17
         quarter = [(-bar, -arm), (bar, -arm), (bar, -bar)]
-        return np.array([(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in quarter], float)
+        return np.array(
+            [
+                (x * c - y * s, x * s + y * c)
+                for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
+                for x, y in quarter
+            ],
+            float,
+        )
     raise ValueError(f"no kind is called {kind!r}")
 
 
-def mask(kind: str, width: int, height: int, centre: tuple[float, float], extent: float, angle: float = 0.0) -> tuple[np.ndarray, int, int]:
+def mask(
+    kind: str,
+    width: int,
+    height: int,
+    centre: tuple[float, float],
+    extent: float,
+    angle: float = 0.0,
+) -> tuple[np.ndarray, int, int]:
     """The share of every pixel that an object covers.
 
     Args:

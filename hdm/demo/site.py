@@ -41,7 +41,13 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
     command = [sys.executable, "-m", "hdm.demo.server"]
     with (
         tempfile.TemporaryDirectory(prefix="scenes-") as folder,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()) as server,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+        ) as server,
     ):
         assert server.stdin is not None
         assert server.stdout is not None
@@ -51,7 +57,11 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
             urls = _write_list(pipeline, Path(folder))
             port = server.stdout.readline()
             if not port:
-                raise HdmError("the site of the scenes does not start", where=LOOPBACK, do="its own message is above")
+                raise HdmError(
+                    "the site of the scenes does not start",
+                    where=LOOPBACK,
+                    do="its own message is above",
+                )
             yield Site(str(urls), "urls", {HOST: (LOOPBACK, int(port))})
         finally:
             _stop(server)
@@ -60,9 +70,14 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
 def _write_list(pipeline: Pipeline, folder: Path) -> Path:
     settings = pipeline.download
     items = plan(settings.scenes)
-    table = {settings.url_column: [item.url for item in items], settings.caption_column: [item.caption for item in items]}
+    table = {
+        settings.url_column: [item.url for item in items],
+        settings.caption_column: [item.caption for item in items],
+    }
     urls = folder / "scenes.parquet"
-    pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in table.items()}), urls)
+    pq.write_table(
+        pa.table({name: pa.array(values, pa.string()) for name, values in table.items()}), urls
+    )
     return urls
 
 

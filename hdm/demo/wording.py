@@ -9,8 +9,18 @@ import numpy as np
 if TYPE_CHECKING:
     from hdm.demo.scenes import Scene, Thing
 
-_WHERE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
-_SIDE = {"left": "at the left side of", "right": "at the right side of", "top": "at the top of", "bottom": "at the bottom of"}
+_WHERE = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+}
+_SIDE = {
+    "left": "at the left side of",
+    "right": "at the right side of",
+    "top": "at the top of",
+    "bottom": "at the bottom of",
+}
 _GROUND = {"plain": "plain", "gradient": "shaded", "stripes": "striped", "checks": "checked"}
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 
@@ -31,7 +41,14 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
     return [_caption(scene, rng) for _ in range(count)]
 
 
-def object_caption(colour: str, kind: str, place: str, rng: np.random.Generator, size: str | None = None, ground: str | None = None) -> str:
+def object_caption(
+    colour: str,
+    kind: str,
+    place: str,
+    rng: np.random.Generator,
+    size: str | None = None,
+    ground: str | None = None,
+) -> str:
     """A caption of one object at a place; None: size or background is not mentioned."""
     thing = _noun(colour, kind, rng, size)
     back = _background(ground) if ground else None
@@ -47,9 +64,14 @@ def object_caption(colour: str, kind: str, place: str, rng: np.random.Generator,
     return wordings[rng.integers(len(wordings))]
 
 
-def pair_caption(first: str, second: str, layout: str, rng: np.random.Generator, ground: str | None = None) -> str:
+def pair_caption(
+    first: str, second: str, layout: str, rng: np.random.Generator, ground: str | None = None
+) -> str:
     """A caption of two objects, given as noun phrases: the first is left of or above the second."""
-    one_way, other_way = {"left_of": ("to the left of", "to the right of"), "above": ("above", "below")}[layout]
+    one_way, other_way = {
+        "left_of": ("to the left of", "to the right of"),
+        "above": ("above", "below"),
+    }[layout]
     here, there = {"left_of": ("left", "right"), "above": ("top", "bottom")}[layout]
     end = f" on {_background(ground)}" if ground else ""
     wordings = [
@@ -65,17 +87,30 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
     ground = scene.background.kind if rng.random() < 0.35 else None
     if scene.layout == "one":
         thing = scene.things[0]
-        return object_caption(thing.colour, thing.kind, thing.place, rng, thing.size if rng.random() < 0.4 else None, ground)
+        return object_caption(
+            thing.colour,
+            thing.kind,
+            thing.place,
+            rng,
+            thing.size if rng.random() < 0.4 else None,
+            ground,
+        )
     nouns = [_thing(thing, rng) for thing in scene.things]
     if scene.layout in ("left_of", "above"):
         return pair_caption(nouns[0], nouns[1], scene.layout, rng, ground)
     first, second, third = nouns
     end = f" on {_background(ground)}" if ground else ""
     if scene.layout == "two_above":
-        wordings = [f"{first} and {second} above {third}{end}", f"{third} below {first} and {second}{end}"]
+        wordings = [
+            f"{first} and {second} above {third}{end}",
+            f"{third} below {first} and {second}{end}",
+        ]
     else:
         order = "left to right" if scene.layout == "row" else "top to bottom"
-        wordings = [f"{first}, {second} and {third} from {order}{end}", f"from {order}: {first}, {second} and {third}"]
+        wordings = [
+            f"{first}, {second} and {third} from {order}{end}",
+            f"from {order}: {first}, {second} and {third}",
+        ]
     return wordings[rng.integers(len(wordings))]
 
 

@@ -36,7 +36,15 @@ from hdm.weight_sources import MODEL_INDEX, TENSORS, TRANSFORMER, Source
 
 RESOLUTION = 1024
 """Side of a picture in pixels where nothing says what a model was trained at: the last of the published recipe."""
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja", "*.model")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "*.model",
+)
 
 
 def write_folder(out: Path, source: Source, components: Resolved) -> None:
@@ -52,7 +60,9 @@ def write_folder(out: Path, source: Source, components: Resolved) -> None:
         HdmError: the folder cannot be written.
     """
     if out.exists():
-        raise InputError("is there already", where=out, do="name another folder, or remove it first")
+        raise InputError(
+            "is there already", where=out, do="name another folder, or remove it first"
+        )
     _check_trained_with(source, components)
     index = _index(source, components)
     aside = out.parent / f"{TEMPORARY}{os.getpid()}-{out.name}"
@@ -82,8 +92,12 @@ def _check_trained_with(source: Source, components: Resolved) -> None:
 
 def _index(source: Source, components: Resolved) -> dict[str, Any]:
     """What model_index.json says; the components are loaded for it, so that they are known to fit."""
-    max_tokens = int(source.told.get("max_tokens") or EncodeSettings.model_fields["max_tokens"].default)
-    conditioning = Conditioning(components.need("text_encoder"), torch.device("cpu"), torch.float32, max_tokens)
+    max_tokens = int(
+        source.told.get("max_tokens") or EncodeSettings.model_fields["max_tokens"].default
+    )
+    conditioning = Conditioning(
+        components.need("text_encoder"), torch.device("cpu"), torch.float32, max_tokens
+    )
     if isinstance(conditioning.encoder, TowerEncoder):
         raise InputError(
             "the text tower of a CoCa is no model that transformers loads",
@@ -93,7 +107,11 @@ def _index(source: Source, components: Resolved) -> dict[str, Any]:
     autoencoder = load_autoencoder(components.need("autoencoder"))
     TextToImage(source.weights.model(), conditioning, autoencoder)
     if not hasattr(diffusers, str(autoencoder.identity["class"])):
-        raise InputError("is no autoencoder that diffusers loads", where=components.autoencoder, do="name one in diffusers' form")
+        raise InputError(
+            "is no autoencoder that diffusers loads",
+            where=components.autoencoder,
+            do="name one in diffusers' form",
+        )
     return {
         "_class_name": HDMPipeline.__name__,
         "_diffusers_version": diffusers.__version__,
@@ -108,7 +126,9 @@ def _index(source: Source, components: Resolved) -> dict[str, Any]:
 
 def _tokenizer_class(reference: str) -> str:
     name = type(load_tokenizer(reference).tokenizer).__name__
-    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name  # transformers 5's name for it, which 4 does not know
+    return (
+        "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    )  # transformers 5's name for it, which 4 does not know
 
 
 def _write(folder: Path, weights: Weights, components: Resolved) -> None:
@@ -116,14 +136,19 @@ def _write(folder: Path, weights: Weights, components: Resolved) -> None:
     named = {"_class_name": XUTTransformer.__name__, "_diffusers_version": diffusers.__version__}
     write_json(folder / TRANSFORMER / "config.json", {**named, **weights.config.to_dict()})
     save_file(dict(weights.tensors), folder / TRANSFORMER / TENSORS, metadata={"format": "pt"})
-    (folder / TRANSFORMER / TENSORS).chmod(0o644)  # the library makes it readable by its owner alone
+    (folder / TRANSFORMER / TENSORS).chmod(
+        0o644
+    )  # the library makes it readable by its owner alone
 
     reference = components.need("autoencoder")
     autoencoder = locate(reference)
     _copy(autoencoder, folder / "vae", ("config.json", "diffusion_pytorch_model*.safetensors*"))
     config = read_json(autoencoder / "config.json", do="name a folder with a diffusers autoencoder")
     # Said aloud, since diffusers takes a scale of its own where a file says none.
-    write_json(folder / "vae" / "config.json", {"scaling_factor": 1.0, **config, **published_statistics(reference, config)})
+    write_json(
+        folder / "vae" / "config.json",
+        {"scaling_factor": 1.0, **config, **published_statistics(reference, config)},
+    )
 
     language_model = locate(components.need("text_encoder"))
     _copy(language_model, folder / "text_encoder", ("config.json", "model*.safetensors*"))
@@ -135,5 +160,7 @@ def _write(folder: Path, weights: Weights, components: Resolved) -> None:
 
 def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
     target.mkdir()
-    for path in sorted({path for pattern in patterns for path in source.glob(pattern) if path.is_file()}):
+    for path in sorted(
+        {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
+    ):
         shutil.copyfile(path, target / path.name)

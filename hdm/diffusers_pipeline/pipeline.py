@@ -63,7 +63,9 @@ class HDMPipeline(DiffusionPipeline):
         resolution: int = 1024,
     ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+        )
         self.register_to_config(max_tokens=max_tokens, resolution=resolution)
 
     @torch.no_grad()
@@ -109,10 +111,23 @@ class HDMPipeline(DiffusionPipeline):
             InputError: sizes or counts do not fit, or an argument is out of its range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt or ""] if negative_prompt is None or isinstance(negative_prompt, str) else list(negative_prompt)
+        negatives = (
+            [negative_prompt or ""]
+            if negative_prompt is None or isinstance(negative_prompt, str)
+            else list(negative_prompt)
+        )
         height, width = height or self.config.resolution, width or self.config.resolution
-        sampling = Sampling(num_inference_steps, solver, guidance_scale, guidance_interval, tread_rates, shift)
-        self._check(len(prompts), len(negatives), height, width, output_type, callback_on_step_end_tensor_inputs)
+        sampling = Sampling(
+            num_inference_steps, solver, guidance_scale, guidance_interval, tread_rates, shift
+        )
+        self._check(
+            len(prompts),
+            len(negatives),
+            height,
+            width,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
         with self._precision(), self.progress_bar(total=num_inference_steps) as bar:
             text, negative = self._texts(prompts, negatives, num_images_per_prompt)
             latent = generate(
@@ -126,7 +141,9 @@ class HDMPipeline(DiffusionPipeline):
                 camera=camera,
                 on_step=self._on_step(callback_on_step_end, sampling, bar),
             )
-            images: Any = latent if output_type == "latent" else _converted(self._decode(latent), output_type)
+            images: Any = (
+                latent if output_type == "latent" else _converted(self._decode(latent), output_type)
+            )
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -140,12 +157,18 @@ class HDMPipeline(DiffusionPipeline):
 
     def _texts(self, prompts: list[str], negatives: list[str], count: int) -> tuple[Text, Text]:
         """Texts of the prompts, each `count` times, and of the negative prompts; encoded together, so that all are padded alike."""
-        encoder = TextEncoder(self.text_encoder, self.text_encoder.config.get_text_config().hidden_size)
-        embedding, mask = encode_prompts(Tokenizer(self.tokenizer), encoder, [*prompts, *negatives], self.config.max_tokens)
+        encoder = TextEncoder(
+            self.text_encoder, self.text_encoder.config.get_text_config().hidden_size
+        )
+        embedding, mask = encode_prompts(
+            Tokenizer(self.tokenizer), encoder, [*prompts, *negatives], self.config.max_tokens
+        )
         assert mask is not None
         texts = Text(embedding.to(self._execution_device), mask.to(self._execution_device))
         of_prompts = [row for row in range(len(prompts)) for _ in range(count)]
-        of_negatives = [len(prompts)] if len(negatives) == 1 else [len(prompts) + row for row in of_prompts]
+        of_negatives = (
+            [len(prompts)] if len(negatives) == 1 else [len(prompts) + row for row in of_prompts]
+        )
         return texts.rows(of_prompts), texts.rows(of_negatives)
 
     def _decode(self, latent: Tensor) -> Tensor:
@@ -167,17 +190,41 @@ class HDMPipeline(DiffusionPipeline):
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         """Weights of 16 bits are computed with as in training: products in 16 bits, norms and sums in 32."""
-        half = [module.dtype for module in (self.transformer, self.vae) if module.dtype in (torch.float16, torch.bfloat16)]
-        return torch.autocast(self._execution_device.type, half[0]) if half else contextlib.nullcontext()
+        half = [
+            module.dtype
+            for module in (self.transformer, self.vae)
+            if module.dtype in (torch.float16, torch.bfloat16)
+        ]
+        return (
+            torch.autocast(self._execution_device.type, half[0])
+            if half
+            else contextlib.nullcontext()
+        )
 
-    def _check(self, prompts: int, negatives: int, height: int, width: int, output_type: str, tensors: Sequence[str]) -> None:
+    def _check(
+        self,
+        prompts: int,
+        negatives: int,
+        height: int,
+        width: int,
+        output_type: str,
+        tensors: Sequence[str],
+    ) -> None:
         unit = self.vae_scale_factor * self.transformer.config.patch_size
         if height % unit or width % unit:
-            raise InputError(f"{width}x{height} px cannot be cut into this model's patches of {unit} px", do=f"use multiples of {unit}")
+            raise InputError(
+                f"{width}x{height} px cannot be cut into this model's patches of {unit} px",
+                do=f"use multiples of {unit}",
+            )
         if negatives not in (1, prompts):
-            raise InputError(f"{prompts} prompts and {negatives} negative prompts", do="give one for all, or one a prompt")
+            raise InputError(
+                f"{prompts} prompts and {negatives} negative prompts",
+                do="give one for all, or one a prompt",
+            )
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError(f"no output type is called {output_type!r}", do="use pil, np, pt or latent")
+            raise InputError(
+                f"no output type is called {output_type!r}", do="use pil, np, pt or latent"
+            )
         if not set(tensors) <= set(self._callback_tensor_inputs):
             raise InputError(f"callbacks get {self._callback_tensor_inputs}, not {list(tensors)}")
 

@@ -13,7 +13,12 @@ from torch import Tensor
 from hdm.errors import InputError
 
 
-def draw_timesteps(batch: int, generator: torch.Generator | None = None, shift: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+def draw_timesteps(
+    batch: int,
+    generator: torch.Generator | None = None,
+    shift: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Draw logit-normal times, t = sigmoid(N(0, 1)) (arXiv 2403.03206, section 3.1), then shift them.
 
     Args:
@@ -31,7 +36,9 @@ def draw_timesteps(batch: int, generator: torch.Generator | None = None, shift: 
 def shift_timesteps(timestep: Tensor, shift: float) -> Tensor:
     """Move times towards noise: s·t / (1 + (s-1)·t), which keeps 0 and 1 (arXiv 2403.03206, equation 23)."""
     if not shift > 0:
-        raise InputError(f"timestep shift {shift} is not above 0", do="1 is no shift, about 3 suits 1024 px")
+        raise InputError(
+            f"timestep shift {shift} is not above 0", do="1 is no shift, about 3 suits 1024 px"
+        )
     return timestep if shift == 1 else shift * timestep / (1 + (shift - 1) * timestep)
 
 
@@ -58,7 +65,11 @@ def sample_losses(predicted: Tensor, wanted: Tensor, contrastive_weight: float =
     """
     predicted, wanted = predicted.float(), wanted.float()
     losses = (predicted - wanted).square().flatten(1).mean(1)
-    return losses - contrastive_weight * neighbour_distances(predicted, wanted) if contrastive_weight else losses
+    return (
+        losses - contrastive_weight * neighbour_distances(predicted, wanted)
+        if contrastive_weight
+        else losses
+    )
 
 
 def neighbour_distances(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -100,7 +111,9 @@ def _min_snr(timestep: Tensor, gamma: float) -> Tensor:
 @lru_cache
 def _mean_min_snr(gamma: float, shift: float) -> float:
     quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
-    return float(_min_snr(shift_timesteps(torch.special.ndtri(quantiles).sigmoid(), shift), gamma).mean())
+    return float(
+        _min_snr(shift_timesteps(torch.special.ndtri(quantiles).sigmoid(), shift), gamma).mean()
+    )
 
 
 def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tuple[Tensor, Tensor]:

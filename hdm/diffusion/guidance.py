@@ -31,12 +31,22 @@ class Text(NamedTuple):
         """One text repeated for the whole batch, or all as they are."""
         count = len(self.embedding)
         if count not in (1, batch):
-            raise InputError(f"{batch} prompts and {count} negative prompts", do="give one for all, or one a prompt")
-        return Text(self.embedding.expand(batch, -1, -1), None if self.mask is None else self.mask.expand(batch, -1))
+            raise InputError(
+                f"{batch} prompts and {count} negative prompts",
+                do="give one for all, or one a prompt",
+            )
+        return Text(
+            self.embedding.expand(batch, -1, -1),
+            None if self.mask is None else self.mask.expand(batch, -1),
+        )
 
     def valid(self) -> Tensor:
         """The mask, all True where there is none."""
-        return torch.ones_like(self.embedding[..., 0], dtype=torch.bool) if self.mask is None else self.mask
+        return (
+            torch.ones_like(self.embedding[..., 0], dtype=torch.bool)
+            if self.mask is None
+            else self.mask
+        )
 
     def padded(self, length: int) -> Text:
         """With masked padding up to `length` tokens."""
@@ -76,7 +86,12 @@ class GuidedVelocity:
     ) -> None:
         self.model, self.prompt, self.negative = model, prompt, negative
         self.positions, self.log_aspect = positions, log_aspect
-        self.scale, self.interval, self.tread_rates, self.generators = scale, interval, tread_rates, generators
+        self.scale, self.interval, self.tread_rates, self.generators = (
+            scale,
+            interval,
+            tread_rates,
+            generators,
+        )
         kept, kept_negative = (num_kept(len(positions), rate) for rate in tread_rates)
         self.same_kept = kept == kept_negative
         self.both = self._together() if self.same_kept and scale != 1 else None
@@ -87,7 +102,9 @@ class GuidedVelocity:
             return self._predict(latent, timestep, self.prompt, kept)
         if self.both is not None:
             twice = None if kept is None else kept.repeat(2, 1)
-            with_prompt, without = self._predict(latent.repeat(2, 1, 1, 1), timestep.repeat(2), self.both, twice).chunk(2)
+            with_prompt, without = self._predict(
+                latent.repeat(2, 1, 1, 1), timestep.repeat(2), self.both, twice
+            ).chunk(2)
         else:
             with_prompt = self._predict(latent, timestep, self.prompt, kept)
             kept = kept if self.same_kept else self._draw_kept(self.tread_rates[1])
@@ -96,18 +113,28 @@ class GuidedVelocity:
 
     def _guides(self, timestep: Tensor) -> bool:
         if self.scale == 1 or self.interval == (0.0, 1.0):
-            return self.scale != 1  # without reading the time, for which an accelerator would have to be waited for
+            return (
+                self.scale != 1
+            )  # without reading the time, for which an accelerator would have to be waited for
         first, last = self.interval
         return first <= timestep[0].item() <= last
 
     def _predict(self, latent: Tensor, timestep: Tensor, text: Text, kept: Tensor | None) -> Tensor:
         log_aspect = timestep.new_full(timestep.shape, self.log_aspect)
         return self.model(
-            latent, timestep, text.embedding, positions=self.positions, log_aspect=log_aspect, text_mask=text.mask, kept=kept
+            latent,
+            timestep,
+            text.embedding,
+            positions=self.positions,
+            log_aspect=log_aspect,
+            text_mask=text.mask,
+            kept=kept,
         ).float()
 
     def _draw_kept(self, rate: float) -> Tensor | None:
-        drawn = [draw_kept(1, len(self.positions), rate, generator) for generator in self.generators]
+        drawn = [
+            draw_kept(1, len(self.positions), rate, generator) for generator in self.generators
+        ]
         kept = [tokens.to(self.positions.device) for tokens in drawn if tokens is not None]
         return torch.cat(kept) if kept else None
 
@@ -115,7 +142,10 @@ class GuidedVelocity:
         length = max(self.prompt.embedding.shape[1], self.negative.embedding.shape[1])
         if self.model.config.text_mask == "masked":
             texts = self.prompt.padded(length), self.negative.padded(length)
-            return Text(torch.cat([text.embedding for text in texts]), torch.cat([text.valid() for text in texts]))
+            return Text(
+                torch.cat([text.embedding for text in texts]),
+                torch.cat([text.valid() for text in texts]),
+            )
         if self.prompt.embedding.shape == self.negative.embedding.shape:
             return Text(torch.cat((self.prompt.embedding, self.negative.embedding)))
         return None

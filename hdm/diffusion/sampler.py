@@ -55,11 +55,17 @@ class Sampling:
     def __post_init__(self) -> None:
         _check_solver(self.solver)
         if not math.isfinite(self.guidance_scale):
-            raise InputError(f"guidance scale {self.guidance_scale} is no number", do="1 is no guidance, 2 to 4 is usual")
+            raise InputError(
+                f"guidance scale {self.guidance_scale} is no number",
+                do="1 is no guidance, 2 to 4 is usual",
+            )
         self.times()  # refuses a number of steps or a shift that makes none
         first, last = self.guidance_interval
         if not 0 <= first <= last <= 1:
-            raise InputError(f"guidance interval {first}, {last} is not two times in order", do="from 0 (latent) to 1 (noise): 0.1, 0.8")
+            raise InputError(
+                f"guidance interval {first}, {last} is not two times in order",
+                do="from 0 (latent) to 1 (noise): 0.1, 0.8",
+            )
         for rate in self.tread_rates:
             num_kept(0, rate)  # refuses a rate outside [0, 1)
 
@@ -149,7 +155,12 @@ def generate(
     positions = (camera or Camera()).move(full_map(height, width, model.config.positions))
     generators = [_generator(seed) for seed in seeds]
     shape = model.config.channels, height, width
-    noise = torch.stack([torch.randn(shape, generator=source, device=source.device).to(device) for source in generators])
+    noise = torch.stack(
+        [
+            torch.randn(shape, generator=source, device=source.device).to(device)
+            for source in generators
+        ]
+    )
     guided = GuidedVelocity(
         model,
         prompt,

@@ -22,7 +22,9 @@ class CropError:
     border: float
 
 
-def crop_error(autoencoder: Autoencoder, images: Iterable[Tensor], multiple_px: int, tile_px: int | None = None) -> CropError | None:
+def crop_error(
+    autoencoder: Autoencoder, images: Iterable[Tensor], multiple_px: int, tile_px: int | None = None
+) -> CropError | None:
     """Compare square crops about the middle.
 
     Args:
@@ -41,8 +43,14 @@ def crop_error(autoencoder: Autoencoder, images: Iterable[Tensor], multiple_px: 
         axis = -2 if image.shape[-2] > image.shape[-1] else -1
         start = (longer - side) // 2 // multiple_px * multiple_px
         place, size = start // autoencoder.downscale, side // autoencoder.downscale
-        whole = autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0].narrow(axis, place, size).cpu()
-        crop = autoencoder.normalize(autoencoder.encode(image.narrow(axis, start, side), tile_px=tile_px))[0].cpu()
+        whole = (
+            autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0]
+            .narrow(axis, place, size)
+            .cpu()
+        )
+        crop = autoencoder.normalize(
+            autoencoder.encode(image.narrow(axis, start, side), tile_px=tile_px)
+        )[0].cpu()
         wholes.append(whole.flatten(1))
         crops.append(crop.flatten(1))
         near = torch.zeros(size, dtype=torch.bool)
@@ -55,4 +63,6 @@ def crop_error(autoencoder: Autoencoder, images: Iterable[Tensor], multiple_px: 
     squares, spread = (torch.cat(wholes, 1) - crops_CN).square().mean(0), crops_CN.var(1).mean()
     if border.all() or not border.any():
         return None
-    return CropError(*((part.mean() / spread).sqrt().item() for part in (squares[~border], squares[border])))
+    return CropError(
+        *((part.mean() / spread).sqrt().item() for part in (squares[~border], squares[border]))
+    )

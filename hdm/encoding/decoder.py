@@ -27,7 +27,9 @@ NICE = 5
 DAMAGED, REFUSED, UNREADABLE = "damaged", "refused", "unreadable"
 
 
-def answer(request: Mapping[str, Any], settings: ImageSettings) -> tuple[dict[str, str], list[np.ndarray]]:
+def answer(
+    request: Mapping[str, Any], settings: ImageSettings
+) -> tuple[dict[str, str], list[np.ndarray]]:
     """Decode one picture, cut and resize it.
 
     Args:
@@ -50,9 +52,14 @@ def answer(request: Mapping[str, Any], settings: ImageSettings) -> tuple[dict[st
         return {REFUSED: f"cannot be decoded: {error}"}, []
     height, width = pixels.shape[:2]
     if (width, height) != (request["width"], request["height"]):
-        return {REFUSED: f"is {width} × {height}, and was measured as {request['width']} × {request['height']}"}, []
+        return {
+            REFUSED: f"is {width} × {height}, and was measured as {request['width']} × {request['height']}"
+        }, []
     image = Image.fromarray(pixels)
-    resized = (image.resize(tuple(size), Image.Resampling.LANCZOS, box=tuple(box)) for box, size in request["frames"])
+    resized = (
+        image.resize(tuple(size), Image.Resampling.LANCZOS, box=tuple(box))
+        for box, size in request["frames"]
+    )
     return {}, [np.asarray(frame) for frame in resized]
 
 
@@ -80,7 +87,9 @@ def serve(requests: BinaryIO, answers: BinaryIO, settings: ImageSettings) -> Non
 
 def main() -> None:
     """Serve the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, but the end is when its input closes
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches it too, but the end is when its input closes
     os.nice(NICE)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints

@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdm.config import Pipeline
-from hdm.data.latents import DTYPES, LatentFile, LatentFormat, LatentWriter, latent_file_name, open_latents
+from hdm.data.latents import (
+    DTYPES,
+    LatentFile,
+    LatentFormat,
+    LatentWriter,
+    latent_file_name,
+    open_latents,
+)
 from hdm.encoding.encoder import images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_fit, summary
@@ -35,7 +42,9 @@ MEASURED_PICTURES = 16
 log = logging.getLogger(__name__)
 
 
-def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int, larger: int) -> Identity:
+def identify(
+    pipeline: Pipeline, inputs: Mapping[str, str], resolution: int, larger: int
+) -> Identity:
     """What downscaled latents depend on: the latents that they are made from.
 
     Args:
@@ -68,22 +77,48 @@ def make(
         ConfigError: the resolution does not fit the autoencoder and the model.
     """
     reference = autoencoder_in(inputs, pipeline.components)
-    autoencoder = load_autoencoder(reference, choose_devices(pipeline.encode.device, f"the autoencoder ({resolution} px)")[0])
+    autoencoder = load_autoencoder(
+        reference, choose_devices(pipeline.encode.device, f"the autoencoder ({resolution} px)")[0]
+    )
     check_fit(autoencoder, reference, pipeline, resolution)
-    framing = Framing(resolution, autoencoder.downscale * pipeline.train.model.patch_size, pipeline.encode.max_aspect)
+    framing = Framing(
+        resolution,
+        autoencoder.downscale * pipeline.train.model.patch_size,
+        pipeline.encode.max_aspect,
+    )
     source = _Source(open_latents(inputs[f"encode.{larger}px"]))
     form = replace(source.files[0].form, resolution=resolution, dtype=pipeline.encode.dtype)
     bytes_a_pixel = form.channels * DTYPES[form.dtype].itemsize / form.downscale**2
-    plan = list(plan_files(*framing.sizes(source.widths, source.heights), bytes_a_pixel, pipeline.encode.shard_mb * 1e6))
+    plan = list(
+        plan_files(
+            *framing.sizes(source.widths, source.heights),
+            bytes_a_pixel,
+            pipeline.encode.shard_mb * 1e6,
+        )
+    )
     with store.draft(identity) as draft, track(identity.name, len(source.keys), "images") as bar:
         for file in plan:
             _write(draft, source, framing, form, file, bar)
         rows = np.concatenate([file.rows for file in plan])[:MEASURED_PICTURES]
         pictures = _pictures(inputs, [source.keys[row] for row in rows.tolist()])
-        with Decoders(inputs["download"], pipeline.images, MEASURED_PICTURES, pipeline.encode.decode_mb * 1e6) as decoders:
-            found = decoders.read(Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures)
-            encoded = [autoencoder.encode(images_of(frames, autoencoder.device))[0].cpu() for frames in found if frames]
-        error = relative_error([source.downscaled(row, latent.shape[1:]) for row, latent in zip(rows, encoded, strict=True)], encoded)
+        with Decoders(
+            inputs["download"], pipeline.images, MEASURED_PICTURES, pipeline.encode.decode_mb * 1e6
+        ) as decoders:
+            found = decoders.read(
+                Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures
+            )
+            encoded = [
+                autoencoder.encode(images_of(frames, autoencoder.device))[0].cpu()
+                for frames in found
+                if frames
+            ]
+        error = relative_error(
+            [
+                source.downscaled(row, latent.shape[1:])
+                for row, latent in zip(rows, encoded, strict=True)
+            ],
+            encoded,
+        )
         log.warning(
             "%d px: latents downscaled from %d px differ from encoded ones by %.0f %% of their standard deviation",
             resolution, larger, 100 * error,
@@ -108,16 +143,25 @@ class _Source:
         self.firsts = np.cumsum([0, *(len(file) for file in files)])
         tables = pa.concat_tables([file.table() for file in files])
         self.keys = tables.column("key").to_pylist()
-        self.widths, self.heights = (tables.column(f"image_{side}").to_numpy() for side in ("width", "height"))
+        self.widths, self.heights = (
+            tables.column(f"image_{side}").to_numpy() for side in ("width", "height")
+        )
 
     def parts(self, rows: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
         """Rows in ascending order by shard, with their raw latents (n, C, h, w) float32."""
         shard_of = (np.searchsorted(self.firsts, rows, side="right") - 1).tolist()
-        for shard, group in groupby(zip(shard_of, rows.tolist(), strict=True), key=lambda pair: pair[0]):
+        for shard, group in groupby(
+            zip(shard_of, rows.tolist(), strict=True), key=lambda pair: pair[0]
+        ):
             part = [row for _, row in group]
             for start in range(0, len(part), AT_ONCE):
                 some = part[start : start + AT_ONCE]
-                yield some, self.files[shard].latents([row - int(self.firsts[shard]) for row in some]).float()
+                yield (
+                    some,
+                    self.files[shard]
+                    .latents([row - int(self.firsts[shard]) for row in some])
+                    .float(),
+                )
 
     def downscaled(self, row: int, size: Sequence[int]) -> Tensor:
         [(_, latent)] = self.parts(np.array([row]))
@@ -129,7 +173,14 @@ def downscaled(latent: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(latent, tuple(size), mode="bilinear", antialias=True)
 
 
-def _write(draft: Draft, source: _Source, framing: Framing, form: LatentFormat, file: PlannedFile, bar: Tracker) -> None:
+def _write(
+    draft: Draft,
+    source: _Source,
+    framing: Framing,
+    form: LatentFormat,
+    file: PlannedFile,
+    bar: Tracker,
+) -> None:
     form = replace(form, height=file.height // form.downscale, width=file.width // form.downscale)
     name = latent_file_name(form.height, form.width, file.number)
     if draft.has(name):
@@ -139,10 +190,18 @@ def _write(draft: Draft, source: _Source, framing: Framing, form: LatentFormat, 
         with LatentWriter(pending.path, form, len(file.rows)) as writer:
             for rows, latent in source.parts(file.rows):
                 sizes = [(int(source.widths[row]), int(source.heights[row])) for row in rows]
-                writer.add([source.keys[row] for row in rows], downscaled(latent, (form.height, form.width)), sizes)
+                writer.add(
+                    [source.keys[row] for row in rows],
+                    downscaled(latent, (form.height, form.width)),
+                    sizes,
+                )
                 bar.advance(len(rows))
-        small = sum(framing.enlarges(int(source.widths[row]), int(source.heights[row])) for row in file.rows)
-        pending.counts.update({"images": len(file.rows), "bytes": len(file.rows) * form.row_bytes, "upscaled": small})
+        small = sum(
+            framing.enlarges(int(source.widths[row]), int(source.heights[row])) for row in file.rows
+        )
+        pending.counts.update(
+            {"images": len(file.rows), "bytes": len(file.rows) * form.row_bytes, "upscaled": small}
+        )
 
 
 def _pictures(inputs: Mapping[str, Output], keys: Sequence[str]) -> list[dict]:

@@ -39,7 +39,12 @@ class Resolution:
     kind: str = "latents"
 
     def name(self, file: PlannedFile) -> str:
-        return latent_file_name(file.height // self.form.downscale, file.width // self.form.downscale, file.number, self.kind)
+        return latent_file_name(
+            file.height // self.form.downscale,
+            file.width // self.form.downscale,
+            file.number,
+            self.kind,
+        )
 
 
 class Encoder:
@@ -52,7 +57,13 @@ class Encoder:
         dtype: of what is stored.
     """
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], device: torch.device, batches: Batches, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        device: torch.device,
+        batches: Batches,
+        dtype: torch.dtype,
+    ) -> None:
         self.encode, self.device, self.batches, self.dtype = encode, device, batches, dtype
         self.busy_sec, self.num_encoded = 0.0, 0
 
@@ -79,9 +90,15 @@ def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
 class _Shard:
     """One file being written: open from its first picture to its last; pictures wait until there is a batch of them."""
 
-    def __init__(self, encoder: Encoder, one: Resolution, file: PlannedFile, stack: ExitStack) -> None:
+    def __init__(
+        self, encoder: Encoder, one: Resolution, file: PlannedFile, stack: ExitStack
+    ) -> None:
         self.encoder, self.one, self.file = encoder, one, file
-        self.form = replace(one.form, height=file.height // one.form.downscale, width=file.width // one.form.downscale)
+        self.form = replace(
+            one.form,
+            height=file.height // one.form.downscale,
+            width=file.width // one.form.downscale,
+        )
         self.waiting: list[Frame] = []
         self.left = len(file.rows)
         self.writer: LatentWriter | None = None
@@ -101,28 +118,48 @@ class _Shard:
         if self.waiting and (len(self.waiting) >= self.encoder.batches.size or not self.left):
             self._encode()
         if not self.left:
-            self.pending.counts.update({**self.counts, "bytes": self.counts["images"] * self.form.row_bytes})
+            self.pending.counts.update(
+                {**self.counts, "bytes": self.counts["images"] * self.form.row_bytes}
+            )
             self.open_files.close()
 
     def _open(self) -> None:
         self.pending = self.open_files.enter_context(self.one.draft.write(self.one.name(self.file)))
-        self.writer = self.open_files.enter_context(LatentWriter(self.pending.path, self.form, len(self.file.rows)))
+        self.writer = self.open_files.enter_context(
+            LatentWriter(self.pending.path, self.form, len(self.file.rows))
+        )
 
     def _encode(self) -> None:
         frames, self.waiting = self.waiting, []
         for batch, stored in self.encoder.run(frames):
             finite = stored.isfinite().flatten(1).all(1)
-            for frame in (frame for frame, good in zip(batch, finite.tolist(), strict=True) if not good):
-                log.warning("the latent of picture %s is not finite in %s", frame.key, self.form.dtype)
+            for frame in (
+                frame for frame, good in zip(batch, finite.tolist(), strict=True) if not good
+            ):
+                log.warning(
+                    "the latent of picture %s is not finite in %s", frame.key, self.form.dtype
+                )
             kept = [frame for frame, good in zip(batch, finite.tolist(), strict=True) if good]
             assert self.writer is not None
-            self.writer.add([frame.key for frame in kept], stored[finite], [(frame.width, frame.height) for frame in kept])
+            self.writer.add(
+                [frame.key for frame in kept],
+                stored[finite],
+                [(frame.width, frame.height) for frame in kept],
+            )
             self.counts["images"] += len(kept)
             self.counts["not_finite"] += len(batch) - len(kept)
-            self.counts["upscaled"] += sum(self.one.framing.enlarges(frame.width, frame.height) for frame in kept)
+            self.counts["upscaled"] += sum(
+                self.one.framing.enlarges(frame.width, frame.height) for frame in kept
+            )
 
 
-def write(encoders: Sequence[Encoder], decoders: Decoders, pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> None:
+def write(
+    encoders: Sequence[Encoder],
+    decoders: Decoders,
+    pictures: pa.Table,
+    making: Sequence[Resolution],
+    bar: Tracker,
+) -> None:
     """Write the files that the drafts lack. Encoders share them: each takes the next band of files when it is done with one.
 
     Args:
@@ -136,7 +173,9 @@ def write(encoders: Sequence[Encoder], decoders: Decoders, pictures: pa.Table, m
         _work(encoders[0], decoders, pictures, shared, bar)
         return
     with ThreadPoolExecutor(len(encoders), thread_name_prefix="encoder") as threads:
-        working = [threads.submit(_work, encoder, decoders, pictures, shared, bar) for encoder in encoders]
+        working = [
+            threads.submit(_work, encoder, decoders, pictures, shared, bar) for encoder in encoders
+        ]
         try:
             for ended in as_completed(working):
                 ended.result()
@@ -174,12 +213,21 @@ def _missing(pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> 
             yield missing
 
 
-def _work(encoder: Encoder, decoders: Decoders, pictures: pa.Table, shared: _Shared, bar: Tracker) -> None:
+def _work(
+    encoder: Encoder, decoders: Decoders, pictures: pa.Table, shared: _Shared, bar: Tracker
+) -> None:
     for band in shared:
         _write_band(encoder, decoders, pictures, band, bar, shared.over)
 
 
-def _write_band(encoder: Encoder, decoders: Decoders, pictures: pa.Table, files: Band, bar: Tracker, over: threading.Event) -> None:
+def _write_band(
+    encoder: Encoder,
+    decoders: Decoders,
+    pictures: pa.Table,
+    files: Band,
+    bar: Tracker,
+    over: threading.Event,
+) -> None:
     with ExitStack() as stack:
         shards = [_Shard(encoder, one, file, stack) for one, file in files]
         owners: deque[list[int]] = deque()
@@ -202,4 +250,10 @@ def _wanted(pictures: pa.Table, files: Band, owners: deque[list[int]]) -> Iterat
         rows = pictures.take([row for row, _ in part]).to_pylist()
         for picture, (_, places) in zip(rows, part, strict=True):
             owners.append(places)
-            yield Wanted(picture, [(files[place][0].framing, (files[place][1].width, files[place][1].height)) for place in places])
+            yield Wanted(
+                picture,
+                [
+                    (files[place][0].framing, (files[place][1].width, files[place][1].height))
+                    for place in places
+                ],
+            )

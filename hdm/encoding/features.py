@@ -41,10 +41,18 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         "max_aspect": encode.max_aspect,
         "features_px": encode.features_px,
     }
-    return Identity(NAME, SCHEMA, config, inputs, {"vision": weights_digest(resolve(pipeline.components).need("vision"))})
+    return Identity(
+        NAME,
+        SCHEMA,
+        config,
+        inputs,
+        {"vision": weights_digest(resolve(pipeline.components).need("vision"))},
+    )
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Features of every kept picture, in `features-<h>x<w>-<n>.parquet`; h × w is the grid of patches.
 
     Returns:
@@ -55,13 +63,26 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
-    vision = load_vision(resolve(pipeline.components).need("vision"), choose_devices(pipeline.encode.device, "the vision model")[0])
+    vision = load_vision(
+        resolve(pipeline.components).need("vision"),
+        choose_devices(pipeline.encode.device, "the vision model")[0],
+    )
     pictures = kept_pictures(inputs["download"], inputs["filter"])
     with store.draft(identity) as draft, track(NAME, len(pictures), "images") as bar:
         one = _plan(pipeline, vision, draft, pictures)
         if not all(draft.has(one.name(file)) for file in one.files):
-            encoder = Encoder(vision.encode, vision.device, Batches(pipeline.encode.batch_size, "encode.device"), DTYPES[DTYPE])
-            with Decoders(inputs["download"], pipeline.images, 2 * pipeline.encode.batch_size, pipeline.encode.decode_mb * 1e6) as decoders:
+            encoder = Encoder(
+                vision.encode,
+                vision.device,
+                Batches(pipeline.encode.batch_size, "encode.device"),
+                DTYPES[DTYPE],
+            )
+            with Decoders(
+                inputs["download"],
+                pipeline.images,
+                2 * pipeline.encode.batch_size,
+                pipeline.encode.decode_mb * 1e6,
+            ) as decoders:
                 write([encoder], decoders, pictures, [one], bar)
         return draft.commit(summary(draft, one.form))
 
@@ -77,8 +98,21 @@ def _plan(pipeline: Pipeline, vision: Vision, draft: Draft, pictures: pa.Table) 
     made_by = {"class": type(vision.model).__name__, "weights": draft.identity.weights["vision"]}
     form = LatentFormat(vision.width, 0, 0, DTYPE, encode.features_px, vision.patch_size, made_by)
     framing = Framing(encode.features_px, vision.patch_size, encode.max_aspect)
-    widths, heights = framing.sizes(pictures.column("width").to_numpy(), pictures.column("height").to_numpy())
+    widths, heights = framing.sizes(
+        pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
+    )
     bytes_a_pixel = form.channels * DTYPES[DTYPE].itemsize / form.downscale**2
     total = float((widths * heights).sum() * bytes_a_pixel)
-    log.info("features: %d pictures, %.1f MB, %d bytes a picture", len(widths), total / 1e6, total / len(widths))
-    return Resolution(draft, framing, form, list(plan_files(widths, heights, bytes_a_pixel, encode.shard_mb * 1e6)), KIND)
+    log.info(
+        "features: %d pictures, %.1f MB, %d bytes a picture",
+        len(widths),
+        total / 1e6,
+        total / len(widths),
+    )
+    return Resolution(
+        draft,
+        framing,
+        form,
+        list(plan_files(widths, heights, bytes_a_pixel, encode.shard_mb * 1e6)),
+        KIND,
+    )

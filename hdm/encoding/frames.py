@@ -25,7 +25,10 @@ class Framing:
 
     def cut(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a picture that is kept: (left, top, right, bottom), in its pixels."""
-        kept_width, kept_height = min(width, height * self.max_aspect), min(height, width * self.max_aspect)
+        kept_width, kept_height = (
+            min(width, height * self.max_aspect),
+            min(height, width * self.max_aspect),
+        )
         left, top = (width - kept_width) / 2, (height - kept_height) / 2
         return left, top, left + kept_width, top + kept_height
 
@@ -34,11 +37,18 @@ class Framing:
 
         The longer side goes to the nearest multiple, so that nothing is cropped; at `max_aspect` to the one below it.
         """
-        aspect = np.minimum(np.maximum(widths, heights) / np.minimum(widths, heights), self.max_aspect)
+        aspect = np.minimum(
+            np.maximum(widths, heights) / np.minimum(widths, heights), self.max_aspect
+        )
         steps = np.floor(aspect * self.resolution / self.multiple + 0.5)
-        most = max(int(self.resolution * self.max_aspect + 1e-6) // self.multiple, self.resolution // self.multiple)
+        most = max(
+            int(self.resolution * self.max_aspect + 1e-6) // self.multiple,
+            self.resolution // self.multiple,
+        )
         longer = (np.minimum(steps, most) * self.multiple).astype(np.int64)
-        return np.where(widths >= heights, longer, self.resolution), np.where(widths >= heights, self.resolution, longer)
+        return np.where(widths >= heights, longer, self.resolution), np.where(
+            widths >= heights, self.resolution, longer
+        )
 
     def size(self, picture: Mapping[str, int]) -> tuple[int, int]:
         """Width and height of one framed picture, in pixels, from its `width` and `height`."""
@@ -60,7 +70,9 @@ class PlannedFile:
     rows: np.ndarray
 
 
-def plan_files(widths: np.ndarray, heights: np.ndarray, bytes_a_pixel: float, max_bytes: float) -> Iterator[PlannedFile]:
+def plan_files(
+    widths: np.ndarray, heights: np.ndarray, bytes_a_pixel: float, max_bytes: float
+) -> Iterator[PlannedFile]:
     """Group framed pictures by shape, in order of the pictures, and split each group into files.
 
     Args:
@@ -76,7 +88,9 @@ def plan_files(widths: np.ndarray, heights: np.ndarray, bytes_a_pixel: float, ma
             yield PlannedFile(width, height, number, rows[start : start + count])
 
 
-def bands(plans: Sequence[Sequence[PlannedFile]], num_pictures: int) -> list[list[tuple[int, PlannedFile]]]:
+def bands(
+    plans: Sequence[Sequence[PlannedFile]], num_pictures: int
+) -> list[list[tuple[int, PlannedFile]]]:
     """Which files of several resolutions are made together, so that most pictures are decoded once.
 
     A band is a shape of the first plan with the shapes of the others that most of whose pictures have it. Shapes of two resolutions part
@@ -100,7 +114,9 @@ def bands(plans: Sequence[Sequence[PlannedFile]], num_pictures: int) -> list[lis
                 found.append([])
                 band = len(found) - 1
             else:
-                band = int(np.bincount(band_of[np.concatenate([file.rows for file in files])]).argmax())
+                band = int(
+                    np.bincount(band_of[np.concatenate([file.rows for file in files])]).argmax()
+                )
             found[band] += [(number, file) for file in files]
     return found
 

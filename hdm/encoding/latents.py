@@ -54,11 +54,22 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
         "patch_size": pipeline.train.model.patch_size,
         **({} if encode.tile_px is None else {"tile_px": encode.tile_px}),
     }
-    return Identity(f"encode.{resolution}px", SCHEMA, config, inputs, autoencoder_weights(inputs, pipeline.components))
+    return Identity(
+        f"encode.{resolution}px",
+        SCHEMA,
+        config,
+        inputs,
+        autoencoder_weights(inputs, pipeline.components),
+    )
 
 
 def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, resolution: int, also: Sequence[int] = ()
+    pipeline: Pipeline,
+    identity: Identity,
+    inputs: Mapping[str, Output],
+    store: Store,
+    resolution: int,
+    also: Sequence[int] = (),
 ) -> Output:
     """Raw latents of every kept picture, in `latents-<h>x<w>-<n>.parquet`.
 
@@ -76,7 +87,10 @@ def make(
     """
     reference = autoencoder_in(inputs, pipeline.components)
     names = ", ".join(f"{size} px" for size in (resolution, *also))
-    autoencoders = [load_autoencoder(reference, device) for device in choose_devices(pipeline.encode.device, f"the autoencoder ({names})")]
+    autoencoders = [
+        load_autoencoder(reference, device)
+        for device in choose_devices(pipeline.encode.device, f"the autoencoder ({names})")
+    ]
     for size in (resolution, *also):
         check_fit(autoencoders[0], reference, pipeline, size)
     pictures = kept_pictures(inputs["download"], inputs["filter"])
@@ -88,13 +102,18 @@ def make(
                 if store.find(other) is None:
                     drafts[size] = stack.enter_context(store.draft(other))
         weights = weights_digest(reference)
-        making = [_plan(pipeline, autoencoders[0], weights, draft, size, pictures) for size, draft in drafts.items()]
+        making = [
+            _plan(pipeline, autoencoders[0], weights, draft, size, pictures)
+            for size, draft in drafts.items()
+        ]
         _encode(pipeline, autoencoders, inputs["download"], pictures, making)
         outputs = [_commit(one) for one in making]
     return outputs[0]
 
 
-def check_fit(autoencoder: Autoencoder, reference: str, pipeline: Pipeline, resolution: int) -> None:
+def check_fit(
+    autoencoder: Autoencoder, reference: str, pipeline: Pipeline, resolution: int
+) -> None:
     """Raise a ConfigError where the autoencoder, the model and a resolution do not fit each other."""
     model = pipeline.train.model
     if autoencoder.channels != model.channels:
@@ -113,22 +132,50 @@ def check_fit(autoencoder: Autoencoder, reference: str, pipeline: Pipeline, reso
         )
 
 
-def _plan(pipeline: Pipeline, autoencoder: Autoencoder, weights: str, draft: Draft, resolution: int, pictures: pa.Table) -> Resolution:
+def _plan(
+    pipeline: Pipeline,
+    autoencoder: Autoencoder,
+    weights: str,
+    draft: Draft,
+    resolution: int,
+    pictures: pa.Table,
+) -> Resolution:
     encode = pipeline.encode
-    framing = Framing(resolution, autoencoder.downscale * pipeline.train.model.patch_size, encode.max_aspect)
+    framing = Framing(
+        resolution, autoencoder.downscale * pipeline.train.model.patch_size, encode.max_aspect
+    )
     made_by = {**autoencoder.identity, "weights": weights}
-    form = LatentFormat(autoencoder.channels, 0, 0, encode.dtype, resolution, autoencoder.downscale, made_by)
-    widths, heights = framing.sizes(pictures.column("width").to_numpy(), pictures.column("height").to_numpy())
+    form = LatentFormat(
+        autoencoder.channels, 0, 0, encode.dtype, resolution, autoencoder.downscale, made_by
+    )
+    widths, heights = framing.sizes(
+        pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
+    )
     bytes_a_pixel = form.channels * DTYPES[form.dtype].itemsize / form.downscale**2
     total = int((widths * heights).sum() * bytes_a_pixel)
-    log.info("%d px: %d pictures, %.1f MB of latents, %d bytes a picture", resolution, len(pictures), total / 1e6, total / len(pictures))
-    return Resolution(draft, framing, form, list(plan_files(widths, heights, bytes_a_pixel, encode.shard_mb * 1e6)))
+    log.info(
+        "%d px: %d pictures, %.1f MB of latents, %d bytes a picture",
+        resolution,
+        len(pictures),
+        total / 1e6,
+        total / len(pictures),
+    )
+    return Resolution(
+        draft,
+        framing,
+        form,
+        list(plan_files(widths, heights, bytes_a_pixel, encode.shard_mb * 1e6)),
+    )
 
 
 def _commit(one: Resolution) -> Output:
     """Finish the output, and compare its bytes with what was told."""
     output = one.draft.commit(summary(one.draft, one.form))
-    images, latents, files = output.counts["images"], output.counts["bytes"], sum(record.bytes for record in output.files)
+    images, latents, files = (
+        output.counts["images"],
+        output.counts["bytes"],
+        sum(record.bytes for record in output.files),
+    )
     log.info(
         "%d px: made %d pictures, %.1f MB of latents in %.1f MB of files, %d bytes a picture",
         one.framing.resolution, images, latents / 1e6, files / 1e6, files / max(images, 1),
@@ -137,26 +184,48 @@ def _commit(one: Resolution) -> Output:
 
 
 def _encode(
-    pipeline: Pipeline, autoencoders: Sequence[Autoencoder], download: Output, pictures: pa.Table, making: Sequence[Resolution]
+    pipeline: Pipeline,
+    autoencoders: Sequence[Autoencoder],
+    download: Output,
+    pictures: pa.Table,
+    making: Sequence[Resolution],
 ) -> None:
     """Make the files that the drafts lack, and note how."""
     encode = pipeline.encode
     if all(one.draft.has(one.name(file)) for one in making for file in one.files):
         return
     with (
-        track(" ".join(one.draft.identity.name for one in making), len(pictures) * len(making), "images") as bar,
-        Decoders(download, pipeline.images, 2 * encode.batch_size, encode.decode_mb * 1e6 / len(autoencoders)) as decoders,
+        track(
+            " ".join(one.draft.identity.name for one in making),
+            len(pictures) * len(making),
+            "images",
+        ) as bar,
+        Decoders(
+            download,
+            pipeline.images,
+            2 * encode.batch_size,
+            encode.decode_mb * 1e6 / len(autoencoders),
+        ) as decoders,
     ):
         batch, dtype = encode.batch_size, DTYPES[encode.dtype]
         encoders = [
-            Encoder(partial(one.encode, tile_px=encode.tile_px), one.device, Batches(batch, "encode.device"), dtype) for one in autoencoders
+            Encoder(
+                partial(one.encode, tile_px=encode.tile_px),
+                one.device,
+                Batches(batch, "encode.device"),
+                dtype,
+            )
+            for one in autoencoders
         ]
         begun = time.perf_counter()
         write(encoders, decoders, pictures, making, bar)
         seconds = time.perf_counter() - begun
         # Last: what does not fit in the device's memory has been met by now, and said well.
         crops = [_crop_figures(autoencoders[0], decoders, pictures, one, encode) for one in making]
-    count, busy = sum(one.num_encoded for one in encoders), sum(one.busy_sec for one in encoders) / len(encoders) / seconds
+    count, busy = (
+        sum(one.num_encoded for one in encoders),
+        sum(one.busy_sec for one in encoders) / len(encoders) / seconds,
+    )
     log.info(
         "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",
         count,
@@ -169,12 +238,19 @@ def _encode(
 
 
 def _crop_figures(
-    autoencoder: Autoencoder, decoders: Decoders, pictures: pa.Table, one: Resolution, encode: EncodeSettings
+    autoencoder: Autoencoder,
+    decoders: Decoders,
+    pictures: pa.Table,
+    one: Resolution,
+    encode: EncodeSettings,
 ) -> dict[str, float]:
     """What cropping the latents costs, on the first pictures that are not square."""
     longer = [file.rows for file in one.files if file.width != file.height]
     rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
-    asked = (Wanted(picture, [(one.framing, one.framing.size(picture))]) for picture in pictures.take(rows).to_pylist())
+    asked = (
+        Wanted(picture, [(one.framing, one.framing.size(picture))])
+        for picture in pictures.take(rows).to_pylist()
+    )
     images = (images_of(found, autoencoder.device) for found in decoders.read(asked) if found)
     error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
     if error is None:

@@ -44,21 +44,35 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
     """
     tables = []
     for shard in range(num_shards(filter, "scores")):
-        scores = read_table(filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height"])
+        scores = read_table(
+            filter.file(shard_name("scores", shard)), ["key", "kept", "width", "height"]
+        )
         path = download.file(shard_name("samples", shard))
         samples = read_table(path, ["key", "status", "offset", "bytes", "sha256"])
-        samples = samples.filter(pc.equal(samples.column("status"), "ok"))  # nothing else was there to be filtered
+        samples = samples.filter(
+            pc.equal(samples.column("status"), "ok")
+        )  # nothing else was there to be filtered
         if not scores.column("key").equals(samples.column("key")):
-            raise DamagedError("the items of a shard are not those that were filtered", where=path, do="run again --from download")
+            raise DamagedError(
+                "the items of a shard are not those that were filtered",
+                where=path,
+                do="run again --from download",
+            )
         columns = {
             **{name: scores.column(name) for name in ("key", "width", "height")},
             "shard": pa.array(np.full(len(scores), shard, np.int32)),
             **{name: samples.column(name) for name in ("offset", "bytes")},
-            "sha256": pc.utf8_slice_codeunits(samples.column("sha256"), 0, 16),  # 64 bits find any damage, and take little memory
+            "sha256": pc.utf8_slice_codeunits(
+                samples.column("sha256"), 0, 16
+            ),  # 64 bits find any damage, and take little memory
         }
         tables.append(pa.table(columns).filter(scores.column("kept")))
     if not any(len(table) for table in tables):
-        raise InputError("the filter kept no picture, so there is nothing to encode", where=filter.path, do="lower the filter's thresholds")
+        raise InputError(
+            "the filter kept no picture, so there is nothing to encode",
+            where=filter.path,
+            do="lower the filter's thresholds",
+        )
     return pa.concat_tables(tables).combine_chunks()  # rows are taken from it by place
 
 
@@ -83,7 +97,11 @@ class Wanted:
     def cost_bytes(self) -> int:
         """Of memory, at most, from the reading of the file to the use of its frames."""
         pixels = self.picture["width"] * self.picture["height"]
-        return BYTES_A_PIXEL * pixels + self.picture["bytes"] + sum(3 * width * height for _, (width, height) in self.frames)
+        return (
+            BYTES_A_PIXEL * pixels
+            + self.picture["bytes"]
+            + sum(3 * width * height for _, (width, height) in self.frames)
+        )
 
 
 class Decoders:
@@ -97,15 +115,29 @@ class Decoders:
         count: processes; None: one a core.
     """
 
-    def __init__(self, download: Output, settings: ImageSettings, ahead: int, max_bytes: float, count: int | None = None) -> None:
-        self.download, self.settings, self.ahead, self.max_bytes = download, settings, ahead, max_bytes
+    def __init__(
+        self,
+        download: Output,
+        settings: ImageSettings,
+        ahead: int,
+        max_bytes: float,
+        count: int | None = None,
+    ) -> None:
+        self.download, self.settings, self.ahead, self.max_bytes = (
+            download,
+            settings,
+            ahead,
+            max_bytes,
+        )
         self.count = count or len(os.sched_getaffinity(0))
         self.idle: SimpleQueue[_Decoder] = SimpleQueue()
 
     def __enter__(self) -> Decoders:
         for _ in range(self.count):
             self.idle.put(_Decoder(self.settings))
-        self.threads = ThreadPoolExecutor(self.count, thread_name_prefix="decoder")  # each waits for one process
+        self.threads = ThreadPoolExecutor(
+            self.count, thread_name_prefix="decoder"
+        )  # each waits for one process
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,7 +154,9 @@ class Decoders:
         waiting: deque[tuple[int, Future[list[Frame] | None]]] = deque()
         held = 0
         for wanted in asked:
-            while waiting and (len(waiting) > self.ahead or held + wanted.cost_bytes > self.max_bytes):
+            while waiting and (
+                len(waiting) > self.ahead or held + wanted.cost_bytes > self.max_bytes
+            ):
                 cost, future = waiting.popleft()
                 yield future.result()
                 held -= cost
@@ -135,9 +169,14 @@ class Decoders:
         key, width, height = (wanted.picture[name] for name in ("key", "width", "height"))
         decoder = self.idle.get()
         try:
-            said, frames = decoder.ask_twice(self._request(wanted), [size for _, size in wanted.frames])
+            said, frames = decoder.ask_twice(
+                self._request(wanted), [size for _, size in wanted.frames]
+            )
         except _Ended as ended:
-            said, frames = {REFUSED: f"ends the process that decodes it, with code {ended.code}"}, []
+            said, frames = (
+                {REFUSED: f"ends the process that decodes it, with code {ended.code}"},
+                [],
+            )
             if ended.code == -signal.SIGKILL:
                 raise DoesNotFitError(
                     f"the process that decodes picture {key} ({width} × {height}) was killed twice, as when memory runs out",
@@ -147,7 +186,9 @@ class Decoders:
         finally:
             self.idle.put(decoder)
         if UNREADABLE in said:
-            raise HdmError(f"picture {key} cannot be read: {said[UNREADABLE]}", where=self._tar(wanted))
+            raise HdmError(
+                f"picture {key} cannot be read: {said[UNREADABLE]}", where=self._tar(wanted)
+            )
         if DAMAGED in said:
             do = "find what else is damaged with `hdm verify`"
             raise DamagedError(f"picture {key} {said[DAMAGED]}", where=self._tar(wanted), do=do)
@@ -158,7 +199,10 @@ class Decoders:
 
     def _request(self, wanted: Wanted) -> dict[str, Any]:
         picture = wanted.picture
-        frames = [(framing.cut(picture["width"], picture["height"]), size) for framing, size in wanted.frames]
+        frames = [
+            (framing.cut(picture["width"], picture["height"]), size)
+            for framing, size in wanted.frames
+        ]
         known = {name: picture[name] for name in ("offset", "bytes", "sha256", "width", "height")}
         return {"path": str(self._tar(wanted)), "frames": frames, **known}
 
@@ -181,7 +225,9 @@ class _Decoder:
         self._start()
 
     def _start(self) -> None:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment
+        )
         assert self.process.stdin
         assert self.process.stdout
         self.requests, self.answers, self.ready = self.process.stdin, self.process.stdout, False
@@ -199,7 +245,9 @@ class _Decoder:
     def _ask(self, request: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> _Answer:
         if not self.ready and self.answers.readline() != READY:
             self.stop()
-            raise HdmError(f"no process that decodes pictures can be started: it ended with code {self.process.returncode}")
+            raise HdmError(
+                f"no process that decodes pictures can be started: it ended with code {self.process.returncode}"
+            )
         self.ready = True
         try:
             self.requests.write(json.dumps(request).encode() + b"\n")

@@ -36,10 +36,18 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: the text encoder is not on this machine.
     """
     weights = weights_digest(resolve(pipeline.components).need("text_encoder"))
-    return Identity("encode.text", SCHEMA, {"dtype": pipeline.encode.text_dtype}, inputs, {"text_encoder": weights})
+    return Identity(
+        "encode.text",
+        SCHEMA,
+        {"dtype": pipeline.encode.text_dtype},
+        inputs,
+        {"text_encoder": weights},
+    )
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Text embeddings of every caption in `text-<n>.parquet`, and the empty caption's in `empty.parquet`.
 
     Returns:
@@ -52,12 +60,24 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
     """
     tokens = inputs["encode.tokens"]
     reference = resolve(pipeline.components).need("text_encoder")
-    encoder = load_text_encoder(reference, choose_devices(pipeline.encode.device, "the text encoder")[0])
+    encoder = load_text_encoder(
+        reference, choose_devices(pipeline.encode.device, "the text encoder")[0]
+    )
     _check_width(encoder, reference, pipeline)
     form = TextForm(encoder.width, pipeline.encode.text_dtype)
-    stage = _TextStage(encoder, Batches(pipeline.encode.batch_size, "encode.device"), form, identity.weights)
-    captions, total = tokens.counts.get("captions", 0), tokens.counts.get("tokens", 0) * form.token_bytes
-    log.info("text: %d captions, %.1f MB of embeddings, %d bytes a caption", captions, total / 1e6, total / max(captions, 1))
+    stage = _TextStage(
+        encoder, Batches(pipeline.encode.batch_size, "encode.device"), form, identity.weights
+    )
+    captions, total = (
+        tokens.counts.get("captions", 0),
+        tokens.counts.get("tokens", 0) * form.token_bytes,
+    )
+    log.info(
+        "text: %d captions, %.1f MB of embeddings, %d bytes a caption",
+        captions,
+        total / 1e6,
+        total / max(captions, 1),
+    )
     with store.draft(identity) as draft, track("text", captions, "captions") as bar:
         if not draft.has(EMPTY_TEXT):
             empty = pa.table({"key": [""], "index": [0], "token_ids": [tokens.summary["empty"]]})
@@ -89,14 +109,18 @@ def _check_width(encoder: TextEncoder, reference: str, pipeline: Pipeline) -> No
 class _TextStage:
     """The text encoder at work on one table after the other."""
 
-    def __init__(self, encoder: TextEncoder, batches: Batches, form: TextForm, weights: Mapping[str, str]) -> None:
+    def __init__(
+        self, encoder: TextEncoder, batches: Batches, form: TextForm, weights: Mapping[str, str]
+    ) -> None:
         self.encoder, self.batches, self.form, self.weights = encoder, batches, form, weights
 
     def write(self, draft: Draft, name: str, tokens: pa.Table, counts: Mapping[str, int]) -> None:
         lengths = [len(ids) for ids in tokens.column("token_ids").to_pylist()]
         rows = group_rows(len(tokens), 4 + self.form.token_bytes * max(lengths, default=1))
         with draft.write(name) as file:
-            with paged_writer(file.path, TEXT, text_metadata(self.form.width, self.weights, self.form.dtype)) as writer:
+            with paged_writer(
+                file.path, TEXT, text_metadata(self.form.width, self.weights, self.form.dtype)
+            ) as writer:
                 for start in range(0, len(tokens), rows):
                     writer.write_table(self.encode(tokens.slice(start, rows)), row_group_size=rows)
             file.counts.update({**counts, "bytes": self.form.token_bytes * sum(lengths)})
@@ -107,18 +131,37 @@ class _TextStage:
         # Those of like length together: little padding, and none of it is stored.
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         found: list[bytes] = [b""] * len(token_ids)
-        for row, embedding in zip(order, self._embeddings([token_ids[row] for row in order]), strict=True):
+        for row, embedding in zip(
+            order, self._embeddings([token_ids[row] for row in order]), strict=True
+        ):
             if not (np.abs(embedding) <= np.finfo(np.float16).max).all():
-                raise HdmError(f"the text embedding of caption {token_ids[row]} is not finite in 16 bits", do="use another text encoder")
+                raise HdmError(
+                    f"the text embedding of caption {token_ids[row]} is not finite in 16 bits",
+                    do="use another text encoder",
+                )
             found[row] = self.form.pack(embedding).tobytes()
-        columns = {"key": tokens.column("key"), "index": tokens.column("index"), "length": [len(ids) for ids in token_ids]}
+        columns = {
+            "key": tokens.column("key"),
+            "index": tokens.column("index"),
+            "length": [len(ids) for ids in token_ids],
+        }
         return pa.table({**columns, "embedding": found}).cast(TEXT)
 
     def storing_error(self, tokens: Output) -> float:
         """Of the first captions: root mean square difference over the standard deviation, by channel, the median of channels."""
-        first = read_table(tokens.file(shard_name("tokens", 0)), ["token_ids"]).column("token_ids")[:MEASURED_CAPTIONS].to_pylist()
-        exact = np.concatenate([np.zeros((0, self.form.width), np.float32), *self._embeddings(first)])
-        squares = np.square(self.form.unpack(self.form.pack(exact)) - exact).mean(0) if len(exact) else np.zeros(0)
+        first = (
+            read_table(tokens.file(shard_name("tokens", 0)), ["token_ids"])
+            .column("token_ids")[:MEASURED_CAPTIONS]
+            .to_pylist()
+        )
+        exact = np.concatenate(
+            [np.zeros((0, self.form.width), np.float32), *self._embeddings(first)]
+        )
+        squares = (
+            np.square(self.form.unpack(self.form.pack(exact)) - exact).mean(0)
+            if len(exact)
+            else np.zeros(0)
+        )
         spread = exact.std(0)
         ratios = np.sqrt(squares[spread > 0]) / spread[spread > 0]
         return float(f"{np.median(ratios):.2g}") if len(ratios) else 0.0

@@ -26,10 +26,18 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: the tokenizer is not on this machine.
     """
     tokenizer = weights_digest(resolve(pipeline.components).need("text_encoder"))
-    return Identity("encode.tokens", SCHEMA, {"max_tokens": pipeline.encode.max_tokens}, inputs, {"tokenizer": tokenizer})
+    return Identity(
+        "encode.tokens",
+        SCHEMA,
+        {"max_tokens": pipeline.encode.max_tokens},
+        inputs,
+        {"tokenizer": tokenizer},
+    )
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Token ids of every caption, in `tokens-<n>.parquet`.
 
     Returns:
@@ -61,10 +69,18 @@ def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
         )
 
 
-def _tokenize(draft: Draft, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int) -> None:
+def _tokenize(
+    draft: Draft, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int
+) -> None:
     table = read_table(captions.file(shard_name("captions", number)), ["key", "index", "caption"])
-    token_ids = tokenizer.token_ids([plain_caption(caption) for caption in table.column("caption").to_pylist()], max_tokens)
-    rows = {"key": table.column("key").to_pylist(), "index": table.column("index").to_pylist(), "token_ids": token_ids}
+    token_ids = tokenizer.token_ids(
+        [plain_caption(caption) for caption in table.column("caption").to_pylist()], max_tokens
+    )
+    rows = {
+        "key": table.column("key").to_pylist(),
+        "index": table.column("index").to_pylist(),
+        "token_ids": token_ids,
+    }
     counts = {
         "captions": len(token_ids),
         "tokens": sum(map(len, token_ids)),
@@ -77,7 +93,14 @@ def _tokenize(draft: Draft, number: int, captions: Output, tokenizer: Tokenizer,
 def _summary(draft: Draft, tokenizer: Tokenizer, shards: int, identity: Identity) -> dict[str, Any]:
     longest = 0
     for number in range(shards):
-        lengths = pc.list_value_length(read_table(draft.path / shard_name("tokens", number), ["token_ids"]).column("token_ids"))
+        lengths = pc.list_value_length(
+            read_table(draft.path / shard_name("tokens", number), ["token_ids"]).column("token_ids")
+        )
         longest = max(longest, pc.max(lengths).as_py() or 0)
     empty = tokenizer.token_ids([""], identity.config["max_tokens"])[0]
-    return {"empty": empty, "pad_id": tokenizer.pad_id, "tokenizer": identity.weights["tokenizer"], "longest": longest}
+    return {
+        "empty": empty,
+        "pad_id": tokenizer.pad_id,
+        "tokenizer": identity.weights["tokenizer"],
+        "longest": longest,
+    }

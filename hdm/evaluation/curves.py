@@ -25,8 +25,15 @@ class PhaseCurve:
 def loss_curve(phases: Sequence[PhaseCurve]) -> str:
     """The loss over images seen, one phase after the other; "" if there are fewer than two points."""
     starts = [sum(phase.num_images for phase in phases[:number]) for number in range(len(phases))]
-    losses = [[(start + seen, loss) for seen, loss in _thinned(phase.losses)] for start, phase in zip(starts, phases, strict=True)]
-    held = [(start + seen, loss) for start, phase in zip(starts, phases, strict=True) for seen, loss in phase.validation]
+    losses = [
+        [(start + seen, loss) for seen, loss in _thinned(phase.losses)]
+        for start, phase in zip(starts, phases, strict=True)
+    ]
+    held = [
+        (start + seen, loss)
+        for start, phase in zip(starts, phases, strict=True)
+        for seen, loss in phase.validation
+    ]
     every = [point for line in losses for point in line]
     if len(every) < 2:
         return ""
@@ -34,14 +41,20 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
     parts = [axes.svg()]
     for start, phase, line in zip(starts, phases, losses, strict=True):
         if start:
-            parts.append(f'<line class="phase" x1="{axes.x(start):.1f}" x2="{axes.x(start):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="name" x="{axes.x(start) + 6:.1f}" y="{TOP + 10}">{escape(phase.name)}</text>')
+            parts.append(
+                f'<line class="phase" x1="{axes.x(start):.1f}" x2="{axes.x(start):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            )
+        parts.append(
+            f'<text class="name" x="{axes.x(start) + 6:.1f}" y="{TOP + 10}">{escape(phase.name)}</text>'
+        )
         if line:
             steps = " ".join(f"{axes.x(seen):.1f},{axes.y(loss):.1f}" for seen, loss in line)
             parts.append(f'<polyline class="loss" points="{steps}"/>')
     for seen, loss in held:
         told = f"held-out loss {loss:.4f} after {seen:,} images"
-        parts.append(f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}" r="4"><title>{told}</title></circle>')
+        parts.append(
+            f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}" r="4"><title>{told}</title></circle>'
+        )
     label = f"training loss over images seen, from {every[0][1]:.3f} to {every[-1][1]:.3f}"
     return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
@@ -49,7 +62,10 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
 class _Axes:
     def __init__(self, last: int, losses: Sequence[float]) -> None:
         ordered = sorted(losses)
-        low, high = ordered[0], ordered[min(len(ordered) - 1, int(0.985 * len(ordered)))]  # the first steps would flatten all the rest
+        low, high = (
+            ordered[0],
+            ordered[min(len(ordered) - 1, int(0.985 * len(ordered)))],
+        )  # the first steps would flatten all the rest
         room = (high - low or abs(high) or 1.0) * 0.06
         self.low, self.high, self.last = low - room, high + room, max(1, last)
 
@@ -64,13 +80,19 @@ class _Axes:
         parts = []
         for value in ticks(self.low, self.high):
             y = self.y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{value:g}</text>')
+            parts.append(
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+            parts.append(
+                f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{value:g}</text>'
+            )
         for value in ticks(0, self.last):
             parts.append(
                 f'<text class="tick" text-anchor="middle" x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 18}">{_thousands(value)}</text>'
             )
-        parts.append(f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}">images seen</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}">images seen</text>'
+        )
         return "".join(parts)
 
 

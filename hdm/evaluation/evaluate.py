@@ -15,7 +15,14 @@ from hdm.config import Pipeline
 from hdm.data.tables import read_tables
 from hdm.demo.judge import QUESTIONS, SceneJudge
 from hdm.evaluation.measuring import accuracy, ask, likeness
-from hdm.evaluation.painting import GRID_IMAGES, Painter, image_size, read_set, write_grid, write_set
+from hdm.evaluation.painting import (
+    GRID_IMAGES,
+    Painter,
+    image_size,
+    read_set,
+    write_grid,
+    write_set,
+)
 from hdm.evaluation.prompts import PromptSet, identify_prompts, prompt_sets
 from hdm.evaluation.real import RealPictures, read_real
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
@@ -40,13 +47,22 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | 
     config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate, judge)}
     config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
     components = resolve(pipeline.components)
-    weights = {**autoencoder_weights(inputs, pipeline.components), "text_encoder": weights_digest(components.need("text_encoder"))}
+    weights = {
+        **autoencoder_weights(inputs, pipeline.components),
+        "text_encoder": weights_digest(components.need("text_encoder")),
+    }
     if components.contrastive:
         weights["contrastive"] = weights_digest(components.contrastive)
     return Identity("evaluate", SCHEMA, config, dict(inputs), weights)
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, judge: SceneJudge | None) -> Output:
+def make(
+    pipeline: Pipeline,
+    identity: Identity,
+    inputs: Mapping[str, Output],
+    store: Store,
+    judge: SceneJudge | None,
+) -> Output:
     """Generate the images and measure them.
 
     Returns:
@@ -61,10 +77,21 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
             painter = Painter(pipeline, trained, autoencoder_in(inputs, pipeline.components))
             for prompts in sets:
                 write_set(draft, prompts, painter, bar)
-        pictures = {prompts.name: read_set(draft.path, prompts.name, len(prompts.texts)) for prompts in sets}
+        pictures = {
+            prompts.name: read_set(draft.path, prompts.name, len(prompts.texts)) for prompts in sets
+        }
         for number, prompts in enumerate(sets):
-            told = {"prompts": prompts.texts[:GRID_IMAGES], "settings": identity.config, "model": trained.digest}
-            write_grid(draft, f"grid-{prompts.name}.png" if number else "grid.png", pictures[prompts.name], told)
+            told = {
+                "prompts": prompts.texts[:GRID_IMAGES],
+                "settings": identity.config,
+                "model": trained.digest,
+            }
+            write_grid(
+                draft,
+                f"grid-{prompts.name}.png" if number else "grid.png",
+                pictures[prompts.name],
+                told,
+            )
         metrics = _measure(pipeline, inputs, draft, sets, pictures, real, judge)
         if not draft.has(METRICS):
             draft.write_json(METRICS, metrics)
@@ -77,17 +104,30 @@ def _measure(
 ) -> dict[str, Any]:  # fmt: skip
     metrics: dict[str, Any] = {
         "images": {prompts.name: len(prompts.texts) for prompts in sets},
-        "real": {"split": real.split, "same_shape": real.same_shape, "count": len(real.captions), "keys": list(real.captions)[:SHOWN_KEYS]},
+        "real": {
+            "split": real.split,
+            "same_shape": real.same_shape,
+            "count": len(real.captions),
+            "keys": list(real.captions)[:SHOWN_KEYS],
+        },
     }
     if judge is not None:
-        answers = {prompts.name: ask(judge, prompts, pictures[prompts.name]) for prompts in sets if prompts.asked}
+        answers = {
+            prompts.name: ask(judge, prompts, pictures[prompts.name])
+            for prompts in sets
+            if prompts.asked
+        }
         metrics["accuracy"] = {name: accuracy(found) for name, found in answers.items()}
-        metrics["audit"] = judge.audit(read_tables(inputs["download"], "samples"), read_tables(inputs["filter"], "scores"))
+        metrics["audit"] = judge.audit(
+            read_tables(inputs["download"], "samples"), read_tables(inputs["filter"], "scores")
+        )
         if not draft.has(ANSWERS):
             draft.write_json(ANSWERS, answers)
     components = resolve(pipeline.components)
     if components.contrastive:
-        contrastive = load_contrastive(components, choose_device(pipeline.evaluate.device, "the contrastive model"))
+        contrastive = load_contrastive(
+            components, choose_device(pipeline.evaluate.device, "the contrastive model")
+        )
         metrics |= likeness(contrastive, inputs["filter.measures"], sets, pictures, real)
     return metrics
 
@@ -97,7 +137,9 @@ def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, prefix in (("one_object", ""), ("two_objects", "two_objects_")):
         shares = metrics.get("accuracy", {}).get(name, {})
-        found |= {f"{prefix}{question}": shares[question]["share"] for question in QUESTIONS if shares}
+        found |= {
+            f"{prefix}{question}": shares[question]["share"] for question in QUESTIONS if shares
+        }
     if "audit" in metrics:
         good, caught = metrics["audit"]["good"], metrics["audit"]["caught"]
         found["good_kept"] = good["kept"] / max(1, good["planted"])
@@ -108,5 +150,8 @@ def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
             found["clip_score_real"] = scores["real"]["mean"]
     for name, values in metrics.get("distances", {}).items():
         if isinstance(values, dict):
-            found |= {f"{name}_distance": values["generated"], f"{name}_distance_real": values["real"]}
+            found |= {
+                f"{name}_distance": values["generated"],
+                f"{name}_distance_real": values["real"],
+            }
     return found

@@ -73,18 +73,29 @@ class Exhibition:
     def __init__(self, pipeline: Pipeline, download: Output, filter: Output | None) -> None:
         self.pipeline, self.download = pipeline, download
         shards = [
-            read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS) for number in range(num_shards(download, "samples"))
+            read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS)
+            for number in range(num_shards(download, "samples"))
         ]
-        self.samples = pa.concat_tables(shard.append_column("shard", pa.array([n] * len(shard))) for n, shard in enumerate(shards))
+        self.samples = pa.concat_tables(
+            shard.append_column("shard", pa.array([n] * len(shard)))
+            for n, shard in enumerate(shards)
+        )
         self.scores = read_tables(filter, "scores", SCORE_COLUMNS) if filter else None
 
     def funnel(self) -> list[dict[str, Any]]:
         """How many items are left after each step: what they are called, and how many."""
-        steps = [("listed", len(self.samples)), ("downloaded", _counts(self.samples, "status").get("ok", 0))]
+        steps = [
+            ("listed", len(self.samples)),
+            ("downloaded", _counts(self.samples, "status").get("ok", 0)),
+        ]
         if self.scores is not None:
             steps.append(("kept", _counts(self.scores, "kept").get(True, 0)))
             splits = _counts(self.scores, "split")
-            steps += [(name.replace("_", " "), splits[name]) for name in ("train", "validation", "held_out") if name in splits]
+            steps += [
+                (name.replace("_", " "), splits[name])
+                for name in ("train", "validation", "held_out")
+                if name in splits
+            ]
         return [{"name": name, "count": count} for name, count in steps]
 
     def kept(self, count: int) -> list[Exhibit]:
@@ -92,7 +103,10 @@ class Exhibition:
         if self.scores is None:
             return []
         samples = self._of_keys(row["key"] for row in _first(self.scores, pc.field("kept"), count))
-        return [Exhibit(image, sample["caption"] or "") for sample, image in zip(samples, self._images(samples), strict=True)]
+        return [
+            Exhibit(image, sample["caption"] or "")
+            for sample, image in zip(samples, self._images(samples), strict=True)
+        ]
 
     def rejections(self, count: int) -> list[Rejection]:
         """What was refused and why, the most frequent reason first, with up to `count` examples each."""
@@ -123,14 +137,25 @@ class Exhibition:
         images = self._images(samples)
         if reason == "duplicate":
             originals = self.images(row["detail"] for row in rows)
-            return [Exhibit(image, "copy and original", "", original) for image, original in zip(images, originals, strict=True)]
-        captions = [(sample["caption"] or "") if image else _name(sample) for sample, image in zip(samples, images, strict=True)]
-        return [Exhibit(image, caption, row["detail"] or "") for image, caption, row in zip(images, captions, rows, strict=True)]
+            return [
+                Exhibit(image, "copy and original", "", original)
+                for image, original in zip(images, originals, strict=True)
+            ]
+        captions = [
+            (sample["caption"] or "") if image else _name(sample)
+            for sample, image in zip(samples, images, strict=True)
+        ]
+        return [
+            Exhibit(image, caption, row["detail"] or "")
+            for image, caption, row in zip(images, captions, rows, strict=True)
+        ]
 
     def _of_keys(self, keys: Iterable[str]) -> list[dict[str, Any]]:
         """Rows of the samples, in the order of the keys."""
         wanted = list(keys)
-        rows = self.samples.filter(pc.is_in(self.samples["key"], pa.array(wanted, pa.string()))).to_pylist()
+        rows = self.samples.filter(
+            pc.is_in(self.samples["key"], pa.array(wanted, pa.string()))
+        ).to_pylist()
         by_key = {row["key"]: row for row in rows}
         return [by_key[key] for key in wanted]
 
@@ -160,13 +185,17 @@ def data_uri(pixels: np.ndarray, side_px: int = SIDE_PX) -> str:
 
 
 def _counts(table: pa.Table, column: str) -> dict[Any, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(table[column]).to_pylist()}
+    return {
+        entry["values"]: entry["counts"] for entry in pc.value_counts(table[column]).to_pylist()
+    }
 
 
 def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[str, Any]]:
     """The first rows by key that fulfil a condition."""
     rows = table.filter(condition)
-    return rows.take(pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])).to_pylist()
+    return rows.take(
+        pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])
+    ).to_pylist()
 
 
 def _name(sample: Mapping[str, Any]) -> str:

@@ -17,9 +17,14 @@ from hdm.store import Output
 EMBED_AT_ONCE = 64
 
 
-def ask(judge: SceneJudge, prompts: PromptSet, pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+def ask(
+    judge: SceneJudge, prompts: PromptSet, pictures: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
     """The judge's answer to every picture of a set: the prompt, and for colour, place and kind whether it is as asked."""
-    return [{"prompt": asked.text, **judge.score(asked, picture)} for asked, picture in zip(prompts.asked, pictures, strict=True)]
+    return [
+        {"prompt": asked.text, **judge.score(asked, picture)}
+        for asked, picture in zip(prompts.asked, pictures, strict=True)
+    ]
 
 
 def accuracy(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -36,7 +41,9 @@ def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.
     return np.concatenate([model(list(items[start : start + EMBED_AT_ONCE])) for start in starts])
 
 
-def clip_scores(prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+def clip_scores(
+    prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real: np.ndarray | None
+) -> dict[str, Any]:
     """Mean cosine of pictures and texts in the contrastive model's space.
 
     Args:
@@ -47,7 +54,10 @@ def clip_scores(prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real:
     Returns:
         `generated`; `exchanged`, the same images with each other's prompts, which is what no likeness at all scores; and `real`.
     """
-    scores = {"generated": mean_with_error((images * texts).sum(1)), "exchanged": _exchanged(prompts.texts, images, texts)}
+    scores = {
+        "generated": mean_with_error((images * texts).sum(1)),
+        "exchanged": _exchanged(prompts.texts, images, texts),
+    }
     if real is not None:
         scores["real"] = mean_with_error((real * texts).sum(1))
     return scores
@@ -56,7 +66,9 @@ def clip_scores(prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real:
 def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
     """Each image with the next one's prompt, where that is another."""
     others = [(number + 1) % len(prompts) for number in range(len(prompts))]
-    pairs = [(number, other) for number, other in enumerate(others) if prompts[number] != prompts[other]]
+    pairs = [
+        (number, other) for number, other in enumerate(others) if prompts[number] != prompts[other]
+    ]
     return mean_with_error(np.array([images[number] @ texts[other] for number, other in pairs]))
 
 
@@ -76,7 +88,10 @@ def distances(measures: Output, real: RealPictures, generated: np.ndarray) -> di
     held = embeddings_of(measures, list(real.captions))
     if count < 2 or len(held) < 2:
         return {}
-    sets = {"generated": generated[:count], "real": embeddings_of(measures, list(real.others[:count]))}
+    sets = {
+        "generated": generated[:count],
+        "real": embeddings_of(measures, list(real.others[:count])),
+    }
     return {
         "frechet": {name: frechet_distance(held, rows) for name, rows in sets.items()},
         "kernel": {name: kernel_distance(held, rows) for name, rows in sets.items()},
@@ -87,7 +102,11 @@ def distances(measures: Output, real: RealPictures, generated: np.ndarray) -> di
 
 
 def likeness(
-    contrastive: Contrastive, measures: Output, sets: Sequence[PromptSet], pictures: Mapping[str, Sequence[np.ndarray]], real: RealPictures
+    contrastive: Contrastive,
+    measures: Output,
+    sets: Sequence[PromptSet],
+    pictures: Mapping[str, Sequence[np.ndarray]],
+    real: RealPictures,
 ) -> dict[str, Any]:
     """`clip_score` by set and, for captions of held-out pictures, `distances`."""
     found: dict[str, Any] = {"clip_score": {}, "distances": {}}

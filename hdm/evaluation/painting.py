@@ -75,33 +75,59 @@ class Painter:
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt given here."""
         width, height = self._size()
-        return self.text_to_image(prompts, width=width, height=height, seeds=seeds, batches=self.batches, sampling=self.sampling)
+        return self.text_to_image(
+            prompts,
+            width=width,
+            height=height,
+            seeds=seeds,
+            batches=self.batches,
+            sampling=self.sampling,
+        )
 
     def told(self, prompt: str, seed: int) -> dict[str, Any]:
         """What is written into a picture's file: prompt, and how it was made."""
-        made = {"seed": seed, "steps": self.settings.steps, "guidance_scale": self.settings.guidance, "solver": self.settings.solver}
-        return {"prompt": prompt, "parameters": {**made, "model": f"{self.trained.name}/{self.trained.digest}"}}
+        made = {
+            "seed": seed,
+            "steps": self.settings.steps,
+            "guidance_scale": self.settings.guidance,
+            "solver": self.settings.solver,
+        }
+        return {
+            "prompt": prompt,
+            "parameters": {**made, "model": f"{self.trained.name}/{self.trained.digest}"},
+        }
 
     def _size(self) -> tuple[int, int]:
         """As asked for, cut to whole patches."""
         wanted, unit = image_size(self.pipeline), self.text_to_image.unit_px
         width, height = (side // unit * unit for side in wanted)
         if not width or not height:
-            raise ConfigError(f"{wanted[0]}x{wanted[1]} pixels are too few for this model", where="evaluate.size")
+            raise ConfigError(
+                f"{wanted[0]}x{wanted[1]} pixels are too few for this model", where="evaluate.size"
+            )
         return width, height
 
 
 def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) -> None:
     """Generate what is missing of a set: tars of 64 PNG files, and a grid of the first 64 images."""
     for start in range(0, len(prompts.texts), IMAGES_A_TAR):
-        name, texts = shard_name(prompts.name, start // IMAGES_A_TAR, "tar"), prompts.texts[start : start + IMAGES_A_TAR]
+        name, texts = (
+            shard_name(prompts.name, start // IMAGES_A_TAR, "tar"),
+            prompts.texts[start : start + IMAGES_A_TAR],
+        )
         if not draft.has(name):
             seeds = [painter.settings.seed + start + number for number in range(len(texts))]
             pictures = painter.paint(texts, seeds)
             with draft.write(name) as file:
                 with TarShard(file.path) as tar:
-                    for number, (picture, text, seed) in enumerate(zip(pictures, texts, seeds, strict=True), start):
-                        tar.add(f"{prompts.name}-{number:05d}", "PNG", png(picture, painter.told(text, seed)))
+                    for number, (picture, text, seed) in enumerate(
+                        zip(pictures, texts, seeds, strict=True), start
+                    ):
+                        tar.add(
+                            f"{prompts.name}-{number:05d}",
+                            "PNG",
+                            png(picture, painter.told(text, seed)),
+                        )
                 file.counts.update(images=len(texts))
         bar.advance(len(texts))
 
@@ -125,7 +151,9 @@ def _images(folder: Path, name: str) -> Iterator[PngImageFile]:
                 yield PngImageFile(io.BytesIO(data.read()))
 
 
-def write_grid(draft: Draft, name: str, pictures: Sequence[np.ndarray], told: Mapping[str, Any]) -> None:
+def write_grid(
+    draft: Draft, name: str, pictures: Sequence[np.ndarray], told: Mapping[str, Any]
+) -> None:
     """Write a PNG of up to 64 pictures in rows of eight, with `told` in its text chunks."""
     if draft.has(name):
         return

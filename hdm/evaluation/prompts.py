@@ -33,7 +33,9 @@ class PromptSet:
     keys: tuple[str, ...] = ()
 
 
-def prompt_sets(settings: EvaluateSettings, judge: SceneJudge | None, real: RealPictures) -> list[PromptSet]:
+def prompt_sets(
+    settings: EvaluateSettings, judge: SceneJudge | None, real: RealPictures
+) -> list[PromptSet]:
     """The sets of an evaluation, the most telling first; captions of held-out pictures always, as distances need them.
 
     Raises:
@@ -49,10 +51,18 @@ def prompt_sets(settings: EvaluateSettings, judge: SceneJudge | None, real: Real
         sets += [PromptSet("prompts", tuple(texts[number % len(texts)] for number in range(count)))]
     keys = list(real.captions)
     if keys:
-        wanted = [keys[number % len(keys)] for number in range(count if not sets else min(count, len(keys)))]
-        sets += [PromptSet(HELD_OUT, tuple(real.captions[key] for key in wanted), keys=tuple(wanted))]
+        wanted = [
+            keys[number % len(keys)]
+            for number in range(count if not sets else min(count, len(keys)))
+        ]
+        sets += [
+            PromptSet(HELD_OUT, tuple(real.captions[key] for key in wanted), keys=tuple(wanted))
+        ]
     if not sets:
-        raise InputError("no held-out picture has a caption", do="raise filter.held_out, or name a file of prompts in evaluate.prompts")
+        raise InputError(
+            "no held-out picture has a caption",
+            do="raise filter.held_out, or name a file of prompts in evaluate.prompts",
+        )
     return sets
 
 
@@ -63,10 +73,17 @@ def identify_prompts(settings: EvaluateSettings, judge: SceneJudge | None) -> di
         ConfigError: scenes are asked for where no scenes are downloaded.
     """
     if settings.prompts == SCENES and judge is None:
-        raise ConfigError("evaluate.prompts: scenes needs download.kind: scenes", do="write held_out, or name a file of prompts")
+        raise ConfigError(
+            "evaluate.prompts: scenes needs download.kind: scenes",
+            do="write held_out, or name a file of prompts",
+        )
     if settings.prompts in (SCENES, HELD_OUT):
         return {"prompts": settings.prompts}
-    return {"prompts": hashlib.sha256("\n".join(read_prompts(Path(settings.prompts))).encode()).hexdigest()}
+    return {
+        "prompts": hashlib.sha256(
+            "\n".join(read_prompts(Path(settings.prompts))).encode()
+        ).hexdigest()
+    }
 
 
 def _asked(judge: SceneJudge, name: str, count: int, seed: int, num_objects: int) -> PromptSet:

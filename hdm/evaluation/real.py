@@ -48,16 +48,24 @@ def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPi
     scores = scores.append_column("alike", pa.array(_alike(scores, aspect)))
     for split in SPLITS:
         held = scores.filter(pc.field("split") == split)
-        captions = {key: texts[0] for key, texts in captions_by_key(inputs["caption"], held["key"].to_pylist()).items() if texts}
+        captions = {
+            key: texts[0]
+            for key, texts in captions_by_key(inputs["caption"], held["key"].to_pylist()).items()
+            if texts
+        }
         if captions:
             break
     else:
         return RealPictures("", False, {}, ())
     alike = set(held.filter(pc.field("alike"))["key"].to_pylist()) & set(captions)
     same_shape = len(alike) >= min(ENOUGH, len(captions))
-    training = scores.filter((pc.field("split") == "train") & (pc.field("alike") | (not same_shape)))["key"].to_pylist()
+    training = scores.filter(
+        (pc.field("split") == "train") & (pc.field("alike") | (not same_shape))
+    )["key"].to_pylist()
     chosen = sorted(alike if same_shape else captions)
-    return RealPictures(split, same_shape, {key: captions[key] for key in chosen}, tuple(sorted(training)[:count]))
+    return RealPictures(
+        split, same_shape, {key: captions[key] for key in chosen}, tuple(sorted(training)[:count])
+    )
 
 
 def embeddings_of(measures: Output, keys: list[str]) -> np.ndarray:

@@ -77,7 +77,9 @@ def _stages(made: Sequence[Made]) -> list[dict[str, Any]]:
     for one in made:
         manifest = json.loads((one.output.path / MANIFEST).read_bytes())
         seconds = float(one.output.run().get("seconds", 0.0))
-        counts = {name.replace("_", " "): count for name, count in one.output.counts.items() if count}
+        counts = {
+            name.replace("_", " "): count for name, count in one.output.counts.items() if count
+        }
         found.append(
             {
                 "name": one.output.name, "digest": one.output.digest, "cached": one.cached, "seconds": seconds, "counts": counts,
@@ -102,7 +104,10 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
 def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
     phases = [output for name, output in outputs.items() if name.startswith("train.")]
     curves = [_curve(output) for output in phases]
-    told = [{"name": output.name, "summary": output.summary, "grids": _grids(output)} for output in phases]
+    told = [
+        {"name": output.name, "summary": output.summary, "grids": _grids(output)}
+        for output in phases
+    ]
     return {"phases": told, "curve": loss_curve(curves) if curves else ""}
 
 
@@ -121,9 +126,17 @@ def _grid(path: Path) -> str:
 
 
 def _curve(output: Output) -> PhaseCurve:
-    lines = [json.loads(line) for line in output.file("metrics.jsonl").read_text().splitlines() if line]
-    losses = [(line["num_images_seen"], line["loss"]) for line in lines if line.get("loss") is not None]
-    held = [(line["num_images_seen"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
+    lines = [
+        json.loads(line) for line in output.file("metrics.jsonl").read_text().splitlines() if line
+    ]
+    losses = [
+        (line["num_images_seen"], line["loss"]) for line in lines if line.get("loss") is not None
+    ]
+    held = [
+        (line["num_images_seen"], line["validation_loss"])
+        for line in lines
+        if line.get("validation_loss") is not None
+    ]
     last = max((line["num_images_seen"] for line in lines), default=0)
     return PhaseCurve(output.name.removeprefix("train."), last, losses, held)
 
@@ -135,7 +148,9 @@ def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, 
     metrics = json.loads(output.file(METRICS).read_bytes())
     answers = json.loads(output.file(ANSWERS).read_bytes()) if "accuracy" in metrics else {}
     sets = [
-        _shown(output, name, min(count, SHOWN[name]), answers.get(name, [])) for name, count in metrics["images"].items() if name in SHOWN
+        _shown(output, name, min(count, SHOWN[name]), answers.get(name, []))
+        for name, count in metrics["images"].items()
+        if name in SHOWN
     ]
     return {
         "metrics": metrics, "sets": sets, "pairs": _pairs(pipeline, outputs, metrics), "questions": QUESTIONS,
@@ -147,40 +162,65 @@ def _audit_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if "audit" not in metrics:
         return {}
     good, caught = metrics["audit"]["good"], metrics["audit"]["caught"]
-    return {"good": Share(good["kept"], good["planted"]).to_dict(), "caught": Share(caught["caught"], caught["planted"]).to_dict()}
+    return {
+        "good": Share(good["kept"], good["planted"]).to_dict(),
+        "caught": Share(caught["caught"], caught["planted"]).to_dict(),
+    }
 
 
-def _shown(output: Output, name: str, count: int, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _shown(
+    output: Output, name: str, count: int, answers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The first images of a set, with their prompts and what the judge says of them."""
     prompts = read_prompts_of(output.path, name, count)
     images = [data_uri(picture) for picture in read_set(output.path, name, count)]
-    marks = [{question: answer[question] for question in QUESTIONS} for answer in answers[:count]] or [{}] * count
-    tiles = [{"image": image, "prompt": prompt, "marks": mark} for image, prompt, mark in zip(images, prompts, marks, strict=True)]
+    marks = [
+        {question: answer[question] for question in QUESTIONS} for answer in answers[:count]
+    ] or [{}] * count
+    tiles = [
+        {"image": image, "prompt": prompt, "marks": mark}
+        for image, prompt, mark in zip(images, prompts, marks, strict=True)
+    ]
     return {"name": name, "tiles": tiles}
 
 
-def _pairs(pipeline: Pipeline, outputs: Mapping[str, Output], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _pairs(
+    pipeline: Pipeline, outputs: Mapping[str, Output], metrics: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Images generated from captions of real pictures, beside these."""
     images = metrics["images"]
-    keys = metrics["real"]["keys"][: min(images.get("held_out", 0), PAIRS if len(images) > 1 else 2 * PAIRS)]
+    keys = metrics["real"]["keys"][
+        : min(images.get("held_out", 0), PAIRS if len(images) > 1 else 2 * PAIRS)
+    ]
     if not keys or "download" not in outputs:
         return []
     output = outputs["evaluate"]
     generated = [data_uri(picture) for picture in read_set(output.path, "held_out", len(keys))]
     prompts = read_prompts_of(output.path, "held_out", len(keys))
     real = Exhibition(pipeline, outputs["download"], None).images(keys)
-    return [{"prompt": p, "generated": g, "real": r} for p, g, r in zip(prompts, generated, real, strict=True)]
+    return [
+        {"prompt": p, "generated": g, "real": r}
+        for p, g, r in zip(prompts, generated, real, strict=True)
+    ]
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if 0.0005 < share < 0.9995 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    return (
+        f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+        if 0.0005 < share < 0.9995
+        else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    )
 
 
 def _seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def _number(value: float) -> str:

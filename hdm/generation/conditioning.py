@@ -21,8 +21,20 @@ class Conditioning:
         tokenizer: reference of the tokenizer, where it does not lie with the text encoder.
     """
 
-    def __init__(self, reference: str, device: torch.device, dtype: torch.dtype, max_tokens: int, tokenizer: str | None = None) -> None:
-        self.reference, self.device, self.dtype, self.max_tokens = reference, device, dtype, max_tokens
+    def __init__(
+        self,
+        reference: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_tokens: int,
+        tokenizer: str | None = None,
+    ) -> None:
+        self.reference, self.device, self.dtype, self.max_tokens = (
+            reference,
+            device,
+            dtype,
+            max_tokens,
+        )
         self.tokenizer = tokenizer or reference
         self._encoder: TextEncoder | None = None
 
@@ -41,10 +53,14 @@ class Conditioning:
 
     def of_prompts(self, prompts: list[str]) -> Text:
         """The texts of prompts, padded to the longest of them."""
-        return encode_prompts(load_tokenizer(self.tokenizer), self.encoder, prompts, self.max_tokens)
+        return encode_prompts(
+            load_tokenizer(self.tokenizer), self.encoder, prompts, self.max_tokens
+        )
 
 
-def encode_prompts(tokenizer: Tokenizer, encoder: TextEncoder, prompts: list[str], max_tokens: int) -> Text:
+def encode_prompts(
+    tokenizer: Tokenizer, encoder: TextEncoder, prompts: list[str], max_tokens: int
+) -> Text:
     """The texts of prompts, cut to max_tokens and padded to the longest of them, on the encoder's device."""
     rows = tokenizer.token_ids(prompts, max_tokens)
     longest = max(len(row) for row in rows)

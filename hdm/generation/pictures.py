@@ -25,7 +25,9 @@ def read_size(text: str, where: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
-        raise ConfigError(f"{where} = {text!r} is not WIDTHxHEIGHT", do="write for example 1024x768")
+        raise ConfigError(
+            f"{where} = {text!r} is not WIDTHxHEIGHT", do="write for example 1024x768"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -52,7 +54,9 @@ def png(pixels: np.ndarray, told: Mapping[str, Any] | None = None) -> bytes:
     """A PNG file of a picture (H, W, 3) uint8, with `told` in its text chunks: strings as they are, other values as JSON."""
     info = PngInfo()
     for key, value in (told or {}).items():
-        info.add_text(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        info.add_text(
+            key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        )
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

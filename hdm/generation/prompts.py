@@ -17,10 +17,18 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the prompts: {error}", where=path, do="name a UTF-8 text file, or a .jsonl file") from error
+        raise InputError(
+            f"cannot read the prompts: {error}",
+            where=path,
+            do="name a UTF-8 text file, or a .jsonl file",
+        ) from error
     if not lines:
         raise InputError("there are no prompts", where=path, do="write one a line")
-    return [_from_json(line, number, path) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else lines
+    return (
+        [_from_json(line, number, path) for number, line in enumerate(lines, 1)]
+        if path.suffix == ".jsonl"
+        else lines
+    )
 
 
 def _from_json(line: str, number: int, path: Path) -> str:
@@ -29,7 +37,14 @@ def _from_json(line: str, number: int, path: Path) -> str:
     except ValueError as error:
         raise InputError(f"line {number} is not JSON: {error}", where=path) from error
     fields = value if isinstance(value, dict) else {}
-    found = next((fields[name] for name in ("prompt", "text", "caption") if isinstance(fields.get(name), str)), None)
+    found = next(
+        (
+            fields[name]
+            for name in ("prompt", "text", "caption")
+            if isinstance(fields.get(name), str)
+        ),
+        None,
+    )
     if found is None:
         raise InputError(f"line {number} has no field prompt, text or caption", where=path)
     return found

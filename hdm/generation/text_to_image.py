@@ -31,8 +31,19 @@ class TextToImage:
         InputError: they do not fit each other.
     """
 
-    def __init__(self, denoiser: XUT, conditioning: Conditioning, autoencoder: Autoencoder, decode_batch: int | None = None) -> None:
-        self.denoiser, self.conditioning, self.autoencoder, self.decode_batch = denoiser, conditioning, autoencoder, decode_batch
+    def __init__(
+        self,
+        denoiser: XUT,
+        conditioning: Conditioning,
+        autoencoder: Autoencoder,
+        decode_batch: int | None = None,
+    ) -> None:
+        self.denoiser, self.conditioning, self.autoencoder, self.decode_batch = (
+            denoiser,
+            conditioning,
+            autoencoder,
+            decode_batch,
+        )
         if autoencoder.channels != denoiser.config.channels:
             raise InputError(
                 f"the autoencoder has {autoencoder.channels} channels, the model {denoiser.config.channels}",
@@ -108,10 +119,15 @@ class TextToImage:
 
     def _decode(self, latent: Tensor) -> Tensor:
         raw = self.autoencoder.denormalize(latent)
-        return torch.cat([self.autoencoder.decode(part) for part in raw.split(self.decode_batch or len(raw))])
+        return torch.cat(
+            [self.autoencoder.decode(part) for part in raw.split(self.decode_batch or len(raw))]
+        )
 
     def _check_size(self, width: int, height: int) -> None:
         unit = self.unit_px
         if width % unit or height % unit or width < unit or height < unit:
             near = "x".join(str(max(unit, round(side / unit) * unit)) for side in (width, height))
-            raise InputError(f"{width}x{height} px cannot be cut into this model's patches of {unit} px", do=f"take {near}")
+            raise InputError(
+                f"{width}x{height} px cannot be cut into this model's patches of {unit} px",
+                do=f"take {near}",
+            )

@@ -49,7 +49,10 @@ class Cost:
     def after(self, share: float) -> float:
         """The time that a share of the training takes, in whole trainings of the reference."""
         ends = [*(start for start, _ in self.parts[1:]), 1.0]
-        return sum(ratio * max(0.0, min(share, end) - start) for (start, ratio), end in zip(self.parts, ends, strict=True))
+        return sum(
+            ratio * max(0.0, min(share, end) - start)
+            for (start, ratio), end in zip(self.parts, ends, strict=True)
+        )
 
     @property
     def whole(self) -> float:
@@ -65,7 +68,9 @@ class Cost:
         return 1.0
 
 
-def measure_costs(pipelines: Mapping[str, Pipeline], store: Store, rounds: int = ROUNDS) -> dict[str, Cost]:
+def measure_costs(
+    pipelines: Mapping[str, Pipeline], store: Store, rounds: int = ROUNDS
+) -> dict[str, Cost]:
     """Time steps of some trainings in turns.
 
     Args:
@@ -77,15 +82,31 @@ def measure_costs(pipelines: Mapping[str, Pipeline], store: Store, rounds: int =
         InputError: inputs are not in the store.
         HdmError: the steps failed.
     """
-    starts = sorted({start for pipeline in pipelines.values() for start, _ in pipeline.train.phases[0].tread_rates})
+    starts = sorted(
+        {
+            start
+            for pipeline in pipelines.values()
+            for start, _ in pipeline.train.phases[0].tread_rates
+        }
+    )
     with tempfile.TemporaryDirectory(prefix="hdm-lab-") as folder:
-        jobs = [_job(pipeline, store, Path(folder) / str(number)) for number, pipeline in enumerate(pipelines.values())]
+        jobs = [
+            _job(pipeline, store, Path(folder) / str(number))
+            for number, pipeline in enumerate(pipelines.values())
+        ]
         request = Path(folder) / "request.json"
-        write_json(request, {"jobs": [asdict(job) for job in jobs], "starts": starts, "rounds": rounds})
+        write_json(
+            request, {"jobs": [asdict(job) for job in jobs], "starts": starts, "rounds": rounds}
+        )
         seconds = _run(request, jobs[0].settings.train.device)
     reference, sizes = seconds[0], [job.phase.batch_size for job in jobs]
     return {
-        name: Cost(tuple((start, _ratio(part, base) * sizes[0] / size) for start, part, base in zip(starts, mine, reference, strict=True)))
+        name: Cost(
+            tuple(
+                (start, _ratio(part, base) * sizes[0] / size)
+                for start, part, base in zip(starts, mine, reference, strict=True)
+            )
+        )
         for name, mine, size in zip(pipelines, seconds, sizes, strict=True)
     }
 
@@ -103,15 +124,26 @@ def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
     # Processor time of threads that wait awake for each other is no work.
     alone = pipeline.model_copy(update={"threads": 1})
     components = pipeline.components
-    return Job.apart(alone, 0, inputs, folder, resolve(components).need("text_encoder"), autoencoder_in(inputs, components))
+    return Job.apart(
+        alone,
+        0,
+        inputs,
+        folder,
+        resolve(components).need("text_encoder"),
+        autoencoder_in(inputs, components),
+    )
 
 
 def _run(request: Path, device: str) -> list[list[list[float]]]:
     quicker = training_environment() if device == "cpu" else {}
     command = [sys.executable, "-m", "hdm.lab.cost", str(request)]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(quicker), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_environment(quicker), check=False
+    )
     if done.returncode:
-        raise HdmError(f"timing the steps failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
+        raise HdmError(
+            f"timing the steps failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -131,14 +163,18 @@ def main(path: Path) -> None:
         trainer.feed.close()
 
 
-def _in_turns(trainers: Sequence[Trainer], starts: Sequence[float], rounds: int) -> list[list[list[float]]]:
+def _in_turns(
+    trainers: Sequence[Trainer], starts: Sequence[float], rounds: int
+) -> list[list[list[float]]]:
     seconds: list[list[list[float]]] = [[[] for _ in starts] for _ in trainers]
     for place, (start, end) in enumerate(pairwise([*starts, 1.0])):
         for turn in range(WARM_UP + rounds):
             # The order changes from round to round: who comes after whom finds other things in the caches.
             for number in range(turn, turn + len(trainers)):
                 trainer = trainers[number % len(trainers)]
-                trainer.position = replace(trainer.position, num_images_seen=_seen(trainer, start, end, turn))
+                trainer.position = replace(
+                    trainer.position, num_images_seen=_seen(trainer, start, end, turn)
+                )
                 taken = _step_sec(trainer)
                 if turn >= WARM_UP:
                     seconds[number % len(trainers)][place].append(taken)

@@ -28,12 +28,19 @@ def figure(grid: Grid, results: Results) -> str:
     panels = []
     for name, comparison in grid.comparisons.items():
         curves = {setting: _curves(grid, results, name, setting) for setting in comparison.settings}
-        drawn = {setting: found for setting, found in curves.items() if found and len(found[0].losses) > 1}
+        drawn = {
+            setting: found
+            for setting, found in curves.items()
+            if found and len(found[0].losses) > 1
+        }
         if len(drawn) > 1 and comparison.losses_compare:
             panels.append(_panel(name, drawn))
     if not panels:
         return ""
-    width, height = PANEL_WIDTH * min(COLUMNS, len(panels)), PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS)
+    width, height = (
+        PANEL_WIDTH * min(COLUMNS, len(panels)),
+        PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS),
+    )
     placed = "".join(
         f'<g transform="translate({PANEL_WIDTH * (place % COLUMNS)} {PANEL_HEIGHT * (place // COLUMNS)})">{panel}</g>'
         for place, panel in enumerate(panels)
@@ -59,23 +66,36 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
 
     def place(seen: float, loss: float) -> tuple[float, float]:
         share = (loss - low) / (high - low)
-        return LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last, PANEL_HEIGHT - BOTTOM - (PANEL_HEIGHT - TOP - BOTTOM) * share
+        return LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last, PANEL_HEIGHT - BOTTOM - (
+            PANEL_HEIGHT - TOP - BOTTOM
+        ) * share
 
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
     for value in ticks(low, high):
         y = place(0, value)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{PANEL_WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{PANEL_WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
-    parts.append(f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,} images</text>')
+    parts.append(
+        f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,} images</text>'
+    )
     across = LEFT
     for colour, (setting, found) in zip(COLOURS, curves.items(), strict=False):
         parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
         across += 7 * len(setting) + 14
         mean, lowest, highest = _band(found)
-        around = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in [*lowest, *reversed(highest)]))
+        around = " ".join(
+            f"{x:.1f},{y:.1f}"
+            for x, y in (place(*point) for point in [*lowest, *reversed(highest)])
+        )
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in mean))
-        parts.append(f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}" fill-opacity="0.15"/>')
-        parts.append(f'<polyline clip-path="url(#inside)" class="mean" points="{line}" stroke="{colour}"/>')
+        parts.append(
+            f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}" fill-opacity="0.15"/>'
+        )
+        parts.append(
+            f'<polyline clip-path="url(#inside)" class="mean" points="{line}" stroke="{colour}"/>'
+        )
     return "".join(parts)
 
 

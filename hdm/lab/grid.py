@@ -96,7 +96,12 @@ class Grid:
         found = self.comparisons[comparison]
         own = {**found.given, **found.settings[setting]}
         name = f"{comparison}/{setting}" if own else BASELINE
-        overrides = (*_assignments(self.lab.given), *_assignments(own), *self.overrides, f"train.seed={seed}")
+        overrides = (
+            *_assignments(self.lab.given),
+            *_assignments(own),
+            *self.overrides,
+            f"train.seed={seed}",
+        )
         return Cell(name, seed, overrides, own)
 
     def cells(self) -> list[Cell]:
@@ -122,7 +127,11 @@ class Grid:
         try:
             found = load_pipeline(self.lab.pipeline, cell.overrides, self.file)
         except ConfigError as error:
-            raise ConfigError(f"{cell.setting} of the lab {self.lab.name}: {error.what}", where=error.where, do=error.do) from error
+            raise ConfigError(
+                f"{cell.setting} of the lab {self.lab.name}: {error.what}",
+                where=error.where,
+                do=error.do,
+            ) from error
         if len(found.train.phases) != 1:
             raise ConfigError(
                 f"the lab {self.lab.name} trains {len(found.train.phases)} phases, and reads one curve",
@@ -134,7 +143,10 @@ class Grid:
 
 def lab_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every lab."""
-    return {name: str(entry.get("description", "")) for name, entry in read_section(pipelines_file(file), "labs").items()}
+    return {
+        name: str(entry.get("description", ""))
+        for name, entry in read_section(pipelines_file(file), "labs").items()
+    }
 
 
 def load_lab(name: str, file: Path | None = None) -> Lab:
@@ -146,16 +158,27 @@ def load_lab(name: str, file: Path | None = None) -> Lab:
     path = pipelines_file(file)
     labs = read_section(path, "labs")
     if name not in labs:
-        raise ConfigError(f"no lab is called {name!r}{did_you_mean(name, labs)}", where=path, do=f"there are: {', '.join(labs) or 'none'}")
+        raise ConfigError(
+            f"no lab is called {name!r}{did_you_mean(name, labs)}",
+            where=path,
+            do=f"there are: {', '.join(labs) or 'none'}",
+        )
     try:
         return Lab.model_validate({**(labs[name] or {}), "name": name})
     except ValidationError as error:
-        told = "\n".join(f"labs.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        told = "\n".join(
+            f"labs.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors()
+        )
         raise ConfigError(told, where=path) from error
 
 
 def plan_grid(
-    lab: Lab, only: Iterable[str] = (), seeds: int | None = None, overrides: Iterable[str] = (), file: Path | None = None
+    lab: Lab,
+    only: Iterable[str] = (),
+    seeds: int | None = None,
+    overrides: Iterable[str] = (),
+    file: Path | None = None,
 ) -> Grid:
     """The comparisons asked for, every cell's settings checked before anything is trained.
 

@@ -34,7 +34,9 @@ class CostBook:
 
     def __init__(self, path: Path, grid: Grid) -> None:
         self.path, self.grid = path, grid
-        self._known: dict[str, dict[str, list[list[float]]]] = json.loads(path.read_bytes()) if path.exists() else {}
+        self._known: dict[str, dict[str, list[list[float]]]] = (
+            json.loads(path.read_bytes()) if path.exists() else {}
+        )
 
     def missing(self) -> list[str]:
         """Comparisons that were not measured with these settings."""
@@ -48,20 +50,31 @@ class CostBook:
             HdmError: the steps failed.
         """
         settings = self.grid.comparisons[comparison].settings
-        costs = measure_costs({name: self.grid.pipeline(self.grid.cell(comparison, name, 0)) for name in settings}, store)
-        self._known[self._key(comparison)] = {name: [list(part) for part in cost.parts] for name, cost in costs.items()}
+        costs = measure_costs(
+            {name: self.grid.pipeline(self.grid.cell(comparison, name, 0)) for name in settings},
+            store,
+        )
+        self._known[self._key(comparison)] = {
+            name: [list(part) for part in cost.parts] for name, cost in costs.items()
+        }
         write_json(self.path, self._known)
 
     def costs(self) -> dict[str, dict[str, Cost]]:
         """By comparison and setting, of those that are known."""
         found = {name: self._known.get(self._key(name), {}) for name in self.grid.comparisons}
         return {
-            name: {setting: Cost(tuple((start, ratio) for start, ratio in parts)) for setting, parts in by_setting.items()}
+            name: {
+                setting: Cost(tuple((start, ratio) for start, ratio in parts))
+                for setting, parts in by_setting.items()
+            }
             for name, by_setting in found.items()
         }
 
     def _key(self, comparison: str) -> str:
-        cells = [self.grid.cell(comparison, setting, 0).overrides for setting in self.grid.comparisons[comparison].settings]
+        cells = [
+            self.grid.cell(comparison, setting, 0).overrides
+            for setting in self.grid.comparisons[comparison].settings
+        ]
         return f"{comparison} {hashlib.sha256(canonical_json(cells)).hexdigest()[:12]}"
 
 
@@ -78,7 +91,10 @@ def write_lab(grid: Grid, store: Store) -> None:
     text = to_markdown(grid, rows, results)
     write_bytes(folder / TABLE, text.encode())
     write_bytes(folder / FIGURE, figure(grid, results).encode())
-    write_json(folder / TABLE_JSON, {"lab": grid.lab.name, "rows": [row.to_dict() for row in rows], "cells": _cells(results)})
+    write_json(
+        folder / TABLE_JSON,
+        {"lab": grid.lab.name, "rows": [row.to_dict() for row in rows], "cells": _cells(results)},
+    )
 
 
 def _cells(results: Results) -> list[Mapping[str, object]]:

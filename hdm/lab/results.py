@@ -47,14 +47,28 @@ Results = Mapping[Cell, Result]
 def read_result(pipeline: Pipeline, store: Store) -> Result | None:
     """Of the pipeline's outputs in the store; None where they are not."""
     known = identities(pipeline)
-    trained, evaluated = store.find(known[f"train.{pipeline.train.phases[-1].name}"]), store.find(known["evaluate"])
+    trained, evaluated = (
+        store.find(known[f"train.{pipeline.train.phases[-1].name}"]),
+        store.find(known["evaluate"]),
+    )
     if trained is None or evaluated is None:
         return None
     lines = [json.loads(line) for line in trained.file(METRICS).read_text().splitlines()]
-    losses = [(line["num_images_seen"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
-    answers = json.loads(evaluated.file(EVALUATION).read_bytes()).get("accuracy", {}).get(ONE_OBJECT, {})
+    losses = [
+        (line["num_images_seen"], line["validation_loss"])
+        for line in lines
+        if line.get("validation_loss") is not None
+    ]
+    answers = (
+        json.loads(evaluated.file(EVALUATION).read_bytes()).get("accuracy", {}).get(ONE_OBJECT, {})
+    )
     right = {question: share["share"] for question, share in answers.items()}
-    return Result(trained.counts["images_seen"], tuple(losses), right, next((share["total"] for share in answers.values()), 0))
+    return Result(
+        trained.counts["images_seen"],
+        tuple(losses),
+        right,
+        next((share["total"] for share in answers.values()), 0),
+    )
 
 
 def read_results(grid: Grid, store: Store) -> dict[Cell, Result]:

@@ -55,13 +55,17 @@ def table_rows(grid: Grid, results: Results, costs: Costs) -> list[Row]:
     """The rows of every comparison whose reference has finished at some seed, as far as cells are finished."""
     rows = []
     for name, comparison in grid.comparisons.items():
-        found = {setting: _of_setting(grid, results, name, setting) for setting in comparison.settings}
+        found = {
+            setting: _of_setting(grid, results, name, setting) for setting in comparison.settings
+        }
         for setting, by_seed in found.items():
             shared = [seed for seed in by_seed if seed in found[comparison.reference]]
             if shared:
                 mine = [by_seed[seed] for seed in shared]
                 theirs = [found[comparison.reference][seed] for seed in shared]
-                rows.append(_row(name, setting, comparison, mine, theirs, costs.get(name, {}).get(setting)))
+                rows.append(
+                    _row(name, setting, comparison, mine, theirs, costs.get(name, {}).get(setting))
+                )
     return rows
 
 
@@ -73,15 +77,25 @@ def _of_setting(grid: Grid, results: Results, comparison: str, setting: str) -> 
 def _row(
     name: str, setting: str, comparison: Comparison, mine: Sequence[Result], theirs: Sequence[Result], cost: Cost | None
 ) -> Row:  # fmt: skip
-    reference, total = setting == comparison.reference, min(mine[0].num_images, theirs[0].num_images)
-    questions = [question for question in QUESTIONS if all(question in one.right for one in (*mine, *theirs))]
+    reference, total = (
+        setting == comparison.reference,
+        min(mine[0].num_images, theirs[0].num_images),
+    )
+    questions = [
+        question for question in QUESTIONS if all(question in one.right for one in (*mine, *theirs))
+    ]
     equal_samples = equal_time = None
     if not reference and comparison.losses_compare:
-        equal_samples = _difference(mine, theirs, lambda one: one.loss_at(total), lambda one: one.loss_at(total))
+        equal_samples = _difference(
+            mine, theirs, lambda one: one.loss_at(total), lambda one: one.loss_at(total)
+        )
         if cost is not None:
             time = min(1.0, cost.whole)
             equal_time = _difference(
-                mine, theirs, lambda one: one.loss_at(total * cost.share_at(time)), lambda one: one.loss_at(total * time)
+                mine,
+                theirs,
+                lambda one: one.loss_at(total * cost.share_at(time)),
+                lambda one: one.loss_at(total * time),
             )
     return Row(
         comparison=name,
@@ -103,11 +117,16 @@ def _row(
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = list(values)
-    return None if None in known else statistics.fmean(value for value in known if value is not None)
+    return (
+        None if None in known else statistics.fmean(value for value in known if value is not None)
+    )
 
 
 def _difference(
-    mine: Sequence[Result], theirs: Sequence[Result], read: Callable[[Result], float | None], read_other: Callable[[Result], float | None]
+    mine: Sequence[Result],
+    theirs: Sequence[Result],
+    read: Callable[[Result], float | None],
+    read_other: Callable[[Result], float | None],
 ) -> Interval | None:
     pairs = [(read(one), read_other(other)) for one, other in zip(mine, theirs, strict=True)]
     known = [one - other for one, other in pairs if one is not None and other is not None]
@@ -116,14 +135,31 @@ def _difference(
 
 def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
     """The table, with what a reader has to know above and below it."""
-    titles = ["", "setting", "seeds", "images", "time an image", "held-out loss", "at equal time", *QUESTIONS]
+    titles = [
+        "",
+        "setting",
+        "seeds",
+        "images",
+        "time an image",
+        "held-out loss",
+        "at equal time",
+        *QUESTIONS,
+    ]
     lines = [_heading(grid, results), "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     before = ""
     for row in rows:
-        lines.append(f"| {' | '.join(_cells(row, row.comparison if row.comparison != before else ''))} |")
+        lines.append(
+            f"| {' | '.join(_cells(row, row.comparison if row.comparison != before else ''))} |"
+        )
         before = row.comparison
     shown = {row.comparison for row in rows}
-    notes = [f"- {name}: {told}" for name, one in grid.comparisons.items() if name in shown for told in [_notes(one)] if told]
+    notes = [
+        f"- {name}: {told}"
+        for name, one in grid.comparisons.items()
+        if name in shown
+        for told in [_notes(one)]
+        if told
+    ]
     return "\n".join([*lines, "", *READING, *notes]) + "\n"
 
 
@@ -150,20 +186,29 @@ def _cells(row: Row, name: str) -> list[str]:
     cost = NONE if row.cost is None else f"{row.cost:.2f} ×"
     if row.is_reference:
         measured = [NONE if row.loss is None else f"{row.loss:.4f}", ""]
-        measured += [f"{100 * row.right[question]:.1f} %" if question in row.right else NONE for question in QUESTIONS]
+        measured += [
+            f"{100 * row.right[question]:.1f} %" if question in row.right else NONE
+            for question in QUESTIONS
+        ]
     else:
         measured = [_told(row.loss_at_equal_samples, 1, 4), _told(row.loss_at_equal_time, 1, 4)]
-        measured += [_told(row.right_at_equal_samples.get(question), 100, 1) for question in QUESTIONS]
+        measured += [
+            _told(row.right_at_equal_samples.get(question), 100, 1) for question in QUESTIONS
+        ]
     return [name, row.setting, str(row.num_seeds), f"{row.num_images:,}", cost, *measured]
 
 
 def _told(found: Interval | None, scale: float, digits: int) -> str:
     if found is None:
         return NONE
-    text = f"{scale * found.mean:+.{digits}f}" + ("" if found.half is None else f" ± {scale * found.half:.{digits}f}")
+    text = f"{scale * found.mean:+.{digits}f}" + (
+        "" if found.half is None else f" ± {scale * found.half:.{digits}f}"
+    )
     return f"**{text}**" if found.excludes_zero else text
 
 
 def _notes(comparison: Comparison) -> str:
-    unlike = "" if comparison.losses_compare else "losses of unlike latents or texts are not compared."
+    unlike = (
+        "" if comparison.losses_compare else "losses of unlike latents or texts are not compared."
+    )
     return " ".join(filter(None, [comparison.question, comparison.note, unlike]))

@@ -19,7 +19,10 @@ from hdm.models.tiling import tiled
 
 # Per-channel statistics published for autoencoders whose configuration has none (arXiv 2509.06068 for this one).
 PUBLISHED_STATISTICS = {
-    "KBlueLeaf/EQ-SDXL-VAE": ([-3.8660, -1.3354, 0.8354, 0.9099], [10.0365, 6.8484, 7.2138, 5.5913]),
+    "KBlueLeaf/EQ-SDXL-VAE": (
+        [-3.8660, -1.3354, 0.8354, 0.9099],
+        [10.0365, 6.8484, 7.2138, 5.5913],
+    ),
 }
 POOLED = "PooledAutoencoderTiny"  # ours
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderTiny", POOLED)
@@ -50,7 +53,9 @@ class Autoencoder:
         self._scale = torch.tensor(scale, device=self.device).view(1, -1, 1, 1)
 
     @torch.no_grad()
-    def encode(self, image: Tensor, generator: torch.Generator | None = None, tile_px: int | None = None) -> Tensor:
+    def encode(
+        self, image: Tensor, generator: torch.Generator | None = None, tile_px: int | None = None
+    ) -> Tensor:
         """The posterior's mean, or a draw from it; autoencoders without a posterior give one latent either way.
 
         Args:
@@ -62,7 +67,9 @@ class Autoencoder:
             Raw latent (B, C, H / downscale, W / downscale), float32.
         """
         if image.shape[-1] % self.downscale or image.shape[-2] % self.downscale:
-            raise ValueError(f"image of {image.shape[-1]}x{image.shape[-2]} px: sides have to be multiples of {self.downscale}")
+            raise ValueError(
+                f"image of {image.shape[-1]}x{image.shape[-2]} px: sides have to be multiples of {self.downscale}"
+            )
 
         def whole(part: Tensor) -> Tensor:
             return raw_latent(self.model.encode(part), generator)
@@ -105,7 +112,10 @@ class Autoencoder:
 
     def _tile(self, tile_px: int) -> int:
         if tile_px < 4 * self.downscale:
-            raise InputError(f"tiles of {tile_px} px are too small", do=f"use {4 * self.downscale} or more; 512 is usual")
+            raise InputError(
+                f"tiles of {tile_px} px are too small",
+                do=f"use {4 * self.downscale} or more; 512 is usual",
+            )
         return tile_px // self.downscale
 
 
@@ -113,14 +123,22 @@ def _downscale(model: Any) -> int:
     config = model.config
     if "num_encoder_blocks" in config:  # tiny: every stage but the first halves
         return 2 ** (len(config.num_encoder_blocks) - 1)
-    stages = config["encoder_block_out_channels"] if "encoder_block_out_channels" in config else config["block_out_channels"]
+    stages = (
+        config["encoder_block_out_channels"]
+        if "encoder_block_out_channels" in config
+        else config["block_out_channels"]
+    )
     return 2 ** (len(stages) - 1)
 
 
 def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
     """The latent in what diffusers' encoders return, each class in its own field: the posterior's mean, or with a generator a draw."""
     if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mode() if generator is None else encoded.latent_dist.sample(generator)
+        return (
+            encoded.latent_dist.mode()
+            if generator is None
+            else encoded.latent_dist.sample(generator)
+        )
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents
 
 
@@ -153,7 +171,11 @@ def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
 
     name = config.get("_class_name")
     if name not in CLASSES:
-        raise InputError(f"is of class {name}, not one of {', '.join(CLASSES)}", where=folder, do="name another in components.autoencoder")
+        raise InputError(
+            f"is of class {name}, not one of {', '.join(CLASSES)}",
+            where=folder,
+            do="name another in components.autoencoder",
+        )
     if name == POOLED:
         from hdm.models.tiny_autoencoder import load_pooled
 
@@ -164,7 +186,9 @@ def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
                 str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
             )
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again") from error
+        raise InputError(
+            f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again"
+        ) from error
 
 
 def _of_batch_norm(model: Any) -> dict[str, Any]:
@@ -172,9 +196,15 @@ def _of_batch_norm(model: Any) -> dict[str, Any]:
     norm = getattr(model, "bn", None)
     if norm is None:
         return {}
-    mean, variance = (value.double().view(model.config.latent_channels, -1) for value in (norm.running_mean, norm.running_var))
+    mean, variance = (
+        value.double().view(model.config.latent_channels, -1)
+        for value in (norm.running_mean, norm.running_var)
+    )
     whole = (variance + mean.square()).mean(1) - mean.mean(1).square()
-    return {"latents_mean": mean.mean(1).tolist(), "latents_std": (whole + norm.eps).sqrt().tolist()}
+    return {
+        "latents_mean": mean.mean(1).tolist(),
+        "latents_std": (whole + norm.eps).sqrt().tolist(),
+    }
 
 
 def of_model(model: Any, device: torch.device | str) -> Autoencoder:
@@ -194,7 +224,11 @@ def of_model(model: Any, device: torch.device | str) -> Autoencoder:
 def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """`latents_mean` and `latents_std` where they are known of an autoencoder whose configuration lacks them; else nothing."""
     known = PUBLISHED_STATISTICS.get(reference.partition("@")[0])
-    return {} if known is None or config.get("latents_mean") else {"latents_mean": known[0], "latents_std": known[1]}
+    return (
+        {}
+        if known is None or config.get("latents_mean")
+        else {"latents_mean": known[0], "latents_std": known[1]}
+    )
 
 
 def _statistics(config: dict[str, Any], folder: object) -> tuple[list[float], list[float]]:

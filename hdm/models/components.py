@@ -32,7 +32,15 @@ DENOISING = ("text_encoder", "autoencoder")
 """The components that a trained denoiser cannot do without."""
 
 # What loading reads; anything else in a hub repository (other formats, pictures, code) is neither fetched nor hashed.
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "open_clip_pytorch_model.bin", "*.pth")
+FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "open_clip_pytorch_model.bin",
+    "*.pth",
+)
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 
@@ -86,7 +94,11 @@ def autoencoder_in(inputs: Mapping[str, Output], components: Components) -> str:
     Raises:
         InputError: there is none.
     """
-    return str(inputs[VAE].path / AUTOENCODER_FOLDER) if VAE in inputs else resolve(components).need("autoencoder")
+    return (
+        str(inputs[VAE].path / AUTOENCODER_FOLDER)
+        if VAE in inputs
+        else resolve(components).need("autoencoder")
+    )
 
 
 def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> dict[str, str]:
@@ -96,7 +108,11 @@ def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> di
     Raises:
         InputError: it is not on this machine.
     """
-    return {} if VAE in inputs else {"autoencoder": weights_digest(resolve(components).need("autoencoder"))}
+    return (
+        {}
+        if VAE in inputs
+        else {"autoencoder": weights_digest(resolve(components).need("autoencoder"))}
+    )
 
 
 def portable_names(components: Components) -> dict[str, str]:
@@ -113,17 +129,27 @@ def portable_names(components: Components) -> dict[str, str]:
 
 def components_folder(name: str) -> Path:
     """The folder of components called `name`: "demo" is the one in the package, anything else a path."""
-    return Path(__file__).parents[1] / "demo" / "components" if name == DEMO else Path(name).expanduser()
+    return (
+        Path(__file__).parents[1] / "demo" / "components"
+        if name == DEMO
+        else Path(name).expanduser()
+    )
 
 
 def _in_folder(name: str) -> dict[str, str]:
     folder = components_folder(name)
     listed = read_json(
         folder / MANIFEST,
-        do="name a folder that `hdm bootstrap --source … --out DIR` wrote" if name != DEMO else "install the package again: it ships them",
+        do="name a folder that `hdm bootstrap --source … --out DIR` wrote"
+        if name != DEMO
+        else "install the package again: it ships them",
     )
     known = {field.name for field in fields(Resolved)}
-    return {key: str(folder / path) for key, path in listed.get("components", {}).items() if key in known}
+    return {
+        key: str(folder / path)
+        for key, path in listed.get("components", {}).items()
+        if key in known
+    }
 
 
 def read_json(path: Path, do: str) -> dict[str, Any]:
@@ -162,7 +188,11 @@ def locate(reference: str, download: bool = False) -> Path:
     if "/" not in reference and "@" in reference:
         return _open_clip_weights(reference, download)
     if reference.endswith(_FILE_SUFFIXES) or not _HUB_NAME.fullmatch(reference):
-        raise InputError(f"there is no model {reference}", where=path.absolute(), do="put it there, or name another in `components`")
+        raise InputError(
+            f"there is no model {reference}",
+            where=path.absolute(),
+            do="put it there, or name another in `components`",
+        )
     return _hub_snapshot(reference, download)
 
 
@@ -171,25 +201,42 @@ def _hub_snapshot(reference: str, download: bool) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES), local_files_only=True))
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=list(FILES), local_files_only=True
+            )
+        )
     except OSError:  # not in the cache; huggingface_hub's own error for it is an OSError too
         pass
     if download and not os.environ.get("HF_HUB_OFFLINE"):
-        return _fetched(reference, lambda: snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
+        return _fetched(
+            reference,
+            lambda: snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)),
+        )
     raise _absent(reference, "it is not in the local cache")
 
 
 def _open_clip_weights(reference: str, download: bool) -> Path:
     """The weights of open_clip's ARCHITECTURE@tag, where tag may also be a file."""
-    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip.pretrained import (
+        download_pretrained,
+        get_pretrained_cfg,
+        list_pretrained_tags_by_model,
+    )
 
     architecture, _, tag = reference.partition("@")
     if Path(tag).is_file():
         return Path(tag)
     entry = get_pretrained_cfg(architecture, tag)
     if not entry:
-        tags = ", ".join(list_pretrained_tags_by_model(architecture)) or "none: is the architecture spelled right?"
-        raise InputError(f"open_clip knows no weights {tag!r} of {architecture}", do=f"components.contrastive_pretrained may be: {tags}")
+        tags = (
+            ", ".join(list_pretrained_tags_by_model(architecture))
+            or "none: is the architecture spelled right?"
+        )
+        raise InputError(
+            f"open_clip knows no weights {tag!r} of {architecture}",
+            do=f"components.contrastive_pretrained may be: {tags}",
+        )
     cached = _cached_open_clip(entry)
     if cached is not None:
         return cached
@@ -245,10 +292,26 @@ def weights_digest(reference: str) -> str:
         InputError: the model is not local yet; says what to run. Nothing is downloaded here.
     """
     path = locate(reference)
-    files = [path] if path.is_file() else sorted({file for pattern in FILES for file in path.glob(f"**/{pattern}")})
+    files = (
+        [path]
+        if path.is_file()
+        else sorted({file for pattern in FILES for file in path.glob(f"**/{pattern}")})
+    )
     if not files:
-        raise InputError("there are no weights", where=path, do="put the model's .safetensors and .json files there")
-    states = [(file.relative_to(path).as_posix() or file.name, str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        raise InputError(
+            "there are no weights",
+            where=path,
+            do="put the model's .safetensors and .json files there",
+        )
+    states = [
+        (
+            file.relative_to(path).as_posix() or file.name,
+            str(file),
+            file.stat().st_size,
+            file.stat().st_mtime_ns,
+        )
+        for file in files
+    ]
     contents = {name: _sha256(where, size, changed) for name, where, size, changed in states}
     architecture = reference.partition("@")[0] if "/" not in reference and "@" in reference else ""
     return hashlib.sha256(canonical_json([architecture, contents])).hexdigest()

@@ -32,7 +32,9 @@ class Contrastive:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         self.model, self.tokenizer, self.device = model, tokenizer, torch.device(device)
-        self.preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        self.preprocess = image_transform_v2(
+            PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
+        )
         self.can_caption = hasattr(model, "text_decoder")
         self.embed_size: int = self._embed_texts([""]).shape[1]
 
@@ -40,7 +42,9 @@ class Contrastive:
         """The model's input (B, 3, S, S) for pictures of (H, W, 3) uint8 of any size."""
         from PIL import Image
 
-        return torch.stack([self.preprocess(Image.fromarray(picture)) for picture in pictures]).to(self.device)
+        return torch.stack([self.preprocess(Image.fromarray(picture)) for picture in pictures]).to(
+            self.device
+        )
 
     @torch.no_grad()
     def embed_images(self, pictures: list[np.ndarray]) -> Embeddings:
@@ -55,11 +59,20 @@ class Contrastive:
 
     @torch.no_grad()
     def _embed_texts(self, texts: list[str]) -> Embeddings:
-        return self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True).float().cpu().numpy()
+        return (
+            self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True)
+            .float()
+            .cpu()
+            .numpy()
+        )
 
     @torch.no_grad()
     def caption(
-        self, pictures: list[np.ndarray], max_tokens: int = 48, temperature: float = 1.0, generator: torch.Generator | None = None
+        self,
+        pictures: list[np.ndarray],
+        max_tokens: int = 48,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> list[str]:
         """A caption for each picture.
 
@@ -76,7 +89,8 @@ class Contrastive:
         """
         if not self.can_caption:
             raise InputError(
-                "this contrastive model cannot caption", do="name a CoCa in components.contrastive, or set components.captioner"
+                "this contrastive model cannot caption",
+                do="name a CoCa in components.contrastive, or set components.captioner",
             )
         if not pictures:
             return []
@@ -98,7 +112,11 @@ class Contrastive:
         """The words before the end token."""
         ids = ids[: ids.index(end)] if end in ids else ids
         inner = getattr(self.tokenizer, "tokenizer", None)
-        text = inner.decode(ids, skip_special_tokens=True) if inner is not None else self.tokenizer.decode(ids)
+        text = (
+            inner.decode(ids, skip_special_tokens=True)
+            if inner is not None
+            else self.tokenizer.decode(ids)
+        )
         return str(text).strip()
 
 
@@ -114,7 +132,11 @@ def _special_tokens(tokenizer: Any) -> tuple[int, int, int]:
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:
         return tokenizer.sot_token_id, tokenizer.eot_token_id, 0
-    start = next(token for token in (inner.bos_token_id, inner.cls_token_id, inner.eos_token_id) if token is not None)
+    start = next(
+        token
+        for token in (inner.bos_token_id, inner.cls_token_id, inner.eos_token_id)
+        if token is not None
+    )
     end = next(token for token in (inner.eos_token_id, inner.sep_token_id) if token is not None)
     return start, end, inner.pad_token_id if inner.pad_token_id is not None else end
 
@@ -139,19 +161,28 @@ def load_open_clip(reference: str) -> tuple[Any, Any]:
 
     path = locate(reference, download=True)
     if path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        raise InputError("there are no weights", where=path, do="put open_clip_model.safetensors there")
+        raise InputError(
+            "there are no weights", where=path, do="put open_clip_model.safetensors there"
+        )
     name, options = f"local-dir:{path}", {}
     if path.is_file():
         name, _, tag = reference.partition("@")
         entry = open_clip.get_pretrained_cfg(name, tag) or {}
         # The weights' own preprocessing and activation come with the tag, not with the architecture.
-        options = {"pretrained": str(path) if not entry else tag, "force_quick_gelu": bool(entry.get("quick_gelu"))}
+        options = {
+            "pretrained": str(path) if not entry else tag,
+            "force_quick_gelu": bool(entry.get("quick_gelu")),
+        }
     try:
         with _quiet():
             model = open_clip.create_model(name, weights_only=True, **options)
             tokenizer = open_clip.get_tokenizer(name)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"the contrastive model cannot be loaded: {error}", where=path, do="fetch or write it again") from error
+        raise InputError(
+            f"the contrastive model cannot be loaded: {error}",
+            where=path,
+            do="fetch or write it again",
+        ) from error
     return model, tokenizer
 
 
@@ -205,13 +236,23 @@ def load_aesthetic_head(path: str | Path) -> AestheticHead:
     """
     file = locate(str(path))
     state = _read_tensors(file)
-    names = sorted((name for name in state if name.endswith("weight")), key=lambda name: [int(n) for n in name.split(".") if n.isdigit()])
+    names = sorted(
+        (name for name in state if name.endswith("weight")),
+        key=lambda name: [int(n) for n in name.split(".") if n.isdigit()],
+    )
     biases = [name.removesuffix("weight") + "bias" for name in names]
     if not names or set(state) != {*names, *biases} or state[names[-1]].shape[0] != 1:
         raise InputError(
-            f"is not an aesthetic head: it holds {', '.join(sorted(state)[:8])}", where=file, do="name a LAION linear or MLP head"
+            f"is not an aesthetic head: it holds {', '.join(sorted(state)[:8])}",
+            where=file,
+            do="name a LAION linear or MLP head",
         )
-    return AestheticHead([(state[weight].float().numpy(), state[bias].float().numpy()) for weight, bias in zip(names, biases, strict=True)])
+    return AestheticHead(
+        [
+            (state[weight].float().numpy(), state[bias].float().numpy())
+            for weight, bias in zip(names, biases, strict=True)
+        ]
+    )
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -225,4 +266,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         return dict(torch.load(file, map_location="cpu", weights_only=True))
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"cannot be read as weights: {error}", where=file, do="fetch it again; pickled code is refused") from error
+        raise InputError(
+            f"cannot be read as weights: {error}",
+            where=file,
+            do="fetch it again; pickled code is refused",
+        ) from error

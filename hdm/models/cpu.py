@@ -50,9 +50,13 @@ def mkl_takes_half_vectors() -> bool:
     """Whether this is an AMD CPU whose units are 512 bits wide (Zen 5 on, family 26): MKL multiplies with 256 there, as on all of AMD's."""
     about: dict[str, str] = {}
     with contextlib.suppress(OSError), _CPUINFO.open() as lines:
-        for line in itertools.takewhile(str.strip, lines):  # the first of what may be hundreds of cores
+        for line in itertools.takewhile(
+            str.strip, lines
+        ):  # the first of what may be hundreds of cores
             name, _, value = line.partition(":")
             about[name.strip()] = value.strip()
     return (
-        about.get("vendor_id") == "AuthenticAMD" and int(about.get("cpu family", 0)) >= 26 and "avx512f" in about.get("flags", "").split()
+        about.get("vendor_id") == "AuthenticAMD"
+        and int(about.get("cpu family", 0)) >= 26
+        and "avx512f" in about.get("flags", "").split()
     )

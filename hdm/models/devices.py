@@ -27,12 +27,20 @@ def choose_device(wanted: str, what: str) -> str:
         InputError: there is no such device.
     """
     if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"torch finds no accelerator for device {wanted!r}", do="set the device to auto or cpu, or look at nvidia-smi")
+        raise InputError(
+            f"torch finds no accelerator for device {wanted!r}",
+            do="set the device to auto or cpu, or look at nvidia-smi",
+        )
     device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         log.log(logging.WARNING if wanted == "auto" else logging.INFO, "%s runs on the CPU", what)
     else:
-        log.info("%s runs on %s (%s)", what, device, torch.cuda.get_device_name(device) if device.startswith("cuda") else device)
+        log.info(
+            "%s runs on %s (%s)",
+            what,
+            device,
+            torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        )
     return device
 
 
@@ -74,7 +82,9 @@ class Batches:
     def __init__(self, size: int, setting: str) -> None:
         self.size, self.setting = size, setting
 
-    def run(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> Iterator[tuple[Sequence[Item], Result]]:
+    def run(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
+    ) -> Iterator[tuple[Sequence[Item], Result]]:
         """Each batch and what `work` makes of it, in order; no item is dropped.
 
         Raises:
@@ -93,8 +103,13 @@ class Batches:
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:
-            raise DoesNotFitError(f"one item does not fit in the device's memory: {error}", do=f"set {self.setting} to cpu") from error
+            raise DoesNotFitError(
+                f"one item does not fit in the device's memory: {error}",
+                do=f"set {self.setting} to cpu",
+            ) from error
         self.size = size // 2
-        log.warning("a batch of %d does not fit in the device's memory; going on with %d", size, self.size)
+        log.warning(
+            "a batch of %d does not fit in the device's memory; going on with %d", size, self.size
+        )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -45,16 +45,25 @@ def _resized(values: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(values, size, mode="bicubic", antialias=True, align_corners=False)
 
 
-def draw_transform(rng: np.random.Generator, scales: tuple[float, float] = (0.25, 1.0)) -> Transform:
+def draw_transform(
+    rng: np.random.Generator, scales: tuple[float, float] = (0.25, 1.0)
+) -> Transform:
     """A scale uniform in [low, high) and a uniform turn (EQ-VAE, section 3.2)."""
     return Transform(float(rng.uniform(*scales)), int(rng.integers(4)))
 
 
-MEASURED = tuple(Transform(scale, turns) for scale in (0.25, 0.5, 0.75, 1.0) for turns in range(4) if (scale, turns) != (1.0, 0))
+MEASURED = tuple(
+    Transform(scale, turns)
+    for scale in (0.25, 0.5, 0.75, 1.0)
+    for turns in range(4)
+    if (scale, turns) != (1.0, 0)
+)
 """The transforms that errors are measured over."""
 
 
-def equivariance_errors(autoencoder: Autoencoder, image: Tensor, transforms: Sequence[Transform] = MEASURED) -> dict[str, float]:
+def equivariance_errors(
+    autoencoder: Autoencoder, image: Tensor, transforms: Sequence[Transform] = MEASURED
+) -> dict[str, float]:
     """How far an autoencoder is from equivariance, over pictures and transforms.
 
     Args:
@@ -70,7 +79,9 @@ def equivariance_errors(autoencoder: Autoencoder, image: Tensor, transforms: Seq
     for transform in transforms:
         moved, target = transform.both(raw, image)
         decoded.append((autoencoder.decode(moved) - target).square().mean())
-        wanted, found = (autoencoder.normalize(value) for value in (autoencoder.encode(target), moved))
+        wanted, found = (
+            autoencoder.normalize(value) for value in (autoencoder.encode(target), moved)
+        )
         latent.append((found - wanted).norm() / wanted.norm())
     plain = (autoencoder.decode(raw) - image).square().mean()
     return {

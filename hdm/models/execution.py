@@ -21,7 +21,11 @@ def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
     The last block is spared the longest: its activations are gone before the first ones are computed anew, so that the two never add up.
     """
     count = round(num_blocks * share)
-    return frozenset(number for number in range(num_blocks) if -(-(number + 1) * count // num_blocks) > -(-number * count // num_blocks))
+    return frozenset(
+        number
+        for number in range(num_blocks)
+        if -(-(number + 1) * count // num_blocks) > -(-number * count // num_blocks)
+    )
 
 
 def compile_blocks(model: XUT, backend: str = "inductor") -> None:
@@ -51,7 +55,9 @@ def recompute_activations(model: XUT, share: float) -> None:
         block = blocks[number]
         # What is dropped has to be dropped again; where nothing is drawn, no generator's state has to be kept.
         drawn = block.dropout > 0
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drawn)  # type: ignore[method-assign]
+        block.forward = partial(  # type: ignore[method-assign]
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drawn
+        )
 
 
 def shard(model: XUT, mesh: DeviceMesh) -> None:

@@ -60,7 +60,13 @@ def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
     return tokens + embedding + modulation
 
 
-def _blocks_flops(config: XUTConfig, num_image: int, num_text: int, tread_rate: float, route: tuple[int, int] | None) -> list[int]:
+def _blocks_flops(
+    config: XUTConfig,
+    num_image: int,
+    num_text: int,
+    tread_rate: float,
+    route: tuple[int, int] | None,
+) -> list[int]:
     """Each block's, as they run, for one sample."""
     first_decoder = config.prev_blocks + config.depth * config.enc_blocks
     cross = {first_decoder + i * config.dec_blocks for i in range(config.depth)}

@@ -28,7 +28,9 @@ def rms_norm(x: Tensor, weight: Tensor, shift: Tensor | None = None, eps: float 
     return normed * weight if shift is None else torch.addcmul(shift, normed, weight)
 
 
-def place(qkv: Tensor, weight: Tensor | None, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def place(
+    qkv: Tensor, weight: Tensor | None, positions: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values out of one tensor: the first two normed, then turned to their positions, in float32.
 
     The norm is `rms_norm` of each head. Then pair 2j + s of a head's features turns by the angle positions[s]·exp(table[j, s]): the pair
@@ -51,7 +53,11 @@ def place(qkv: Tensor, weight: Tensor | None, positions: Tensor, table: Tensor) 
     angles = _angles(positions, table).transpose(1, 2)[:, :, None]
     cos, sin = angles.cos(), angles.sin()
     first, second = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2).type_as(qkv)
+    turned = (
+        torch.stack((first * cos - second * sin, second * cos + first * sin), -1)
+        .flatten(-2)
+        .type_as(qkv)
+    )
     q, k = turned.unbind(2)
     return q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2)
 
@@ -83,15 +89,27 @@ def swiglu(halves: Tensor) -> Tensor:
 
 
 def _by_hand(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
+    return (
+        tensor.is_cpu
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _rms_factor(x: Tensor, eps: float = 1e-6) -> Tensor:
     """(mean x² + ε)^-½ over the last axis, which stays with one element."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        .square_()
+        .div_(x.shape[-1])
+        .add_(eps)
+        .rsqrt_()
+    )
 
 
-def _rms_gradients(grad: Tensor, normed: Tensor, factor: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _rms_gradients(
+    grad: Tensor, normed: Tensor, factor: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Of normed·weight, normed = x·factor: those of x and of the weight, from the result's."""
     # With n = x·r, r = (mean x² + ε)^-½: dn/dx = r·(1 - n nᵀ / D).
     product = grad * normed
@@ -102,12 +120,18 @@ def _rms_gradients(grad: Tensor, normed: Tensor, factor: Tensor, weight: Tensor)
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float, keep: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, shift: Tensor | None, eps: float, keep: bool
+    ) -> Tensor:
         ctx.dtype, x = x.dtype, x.float()
         factor = _rms_factor(x, eps)
         normed = x * factor
         if not keep:  # in place: memory that was just written is quicker than new memory
-            return normed.mul_(weight) if shift is None else torch.addcmul(shift, normed, weight, out=normed)
+            return (
+                normed.mul_(weight)
+                if shift is None
+                else torch.addcmul(shift, normed, weight, out=normed)
+            )
         ctx.save_for_backward(normed, factor, weight)
         ctx.shift_shape = None if shift is None else shift.shape
         return normed * weight if shift is None else torch.addcmul(shift, normed, weight)
@@ -117,14 +141,22 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         normed, factor, weight = ctx.saved_tensors
         grad_x, grad_weight = _rms_gradients(grad, normed, factor, weight)
-        return grad_x.to(ctx.dtype), grad_weight, None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape), None, None
+        return (
+            grad_x.to(ctx.dtype),
+            grad_weight,
+            None if ctx.shift_shape is None else grad.sum_to_size(ctx.shift_shape),
+            None,
+            None,
+        )
 
 
 class _Place(torch.autograd.Function):
     """A pair as a complex number, turned by multiplying with e^(i·angle)."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, weight: Tensor | None, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, qkv: Tensor, weight: Tensor | None, positions: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         # Each head's tokens together: what follows then runs through memory in long rows.
         heads = qkv.permute(2, 0, 3, 1, 4)
         qk, v = heads[:2].contiguous(), heads[2].contiguous()
@@ -136,12 +168,16 @@ class _Place(torch.autograd.Function):
             factor = _rms_factor(qk.float())
             turned = _pairs((qk * factor).mul_(_spread(weight, qk))).mul_(turns)
         q, k = torch.view_as_real(turned).flatten(-2).type_as(qkv).unbind()
-        ctx.save_for_backward(q, k, None if weight is None else qk, weight, factor, turns, positions, table)
+        ctx.save_for_backward(
+            q, k, None if weight is None else qk, weight, factor, turns, positions, table
+        )
         return q, k, v
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor]:
+    def backward(
+        ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, Tensor]:
         q, k, qk, weight, factor, turns, positions, table = ctx.saved_tensors
         batch, num_heads, count, size = q.shape
         grad_qkv = grad_v.new_empty(batch, count, 3, num_heads, size)
@@ -151,7 +187,9 @@ class _Place(torch.autograd.Function):
         torch.mul(of_q, back, out=_pairs(grad[0]))
         torch.mul(of_k, back, out=_pairs(grad[1]))
         # The derivative to the angle is i·turned: what counts of the gradient is its part along that.
-        along_turn = torch.conj_physical(_pairs(q)).mul_(of_q).addcmul_(torch.conj_physical(_pairs(k)), of_k)
+        along_turn = (
+            torch.conj_physical(_pairs(q)).mul_(of_q).addcmul_(torch.conj_physical(_pairs(k)), of_k)
+        )
         grad_table, grad_weight = _of_table(torch.view_as_real(along_turn), positions, table), None
         if weight is not None:
             grad, of_spread = _rms_gradients(grad, qk * factor, factor, _spread(weight, qk))
@@ -167,7 +205,11 @@ def _spread(weight: Tensor, qk: Tensor) -> Tensor:
 
 def _of_table(along_turn: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     """The table's gradient. along_turn: (B, N, S, K/2, 2), the angles' gradients as the imaginary parts."""
-    by_axis = (positions.mT[:, None] @ along_turn.flatten(-2)).sum(0).view(len(table), 2, -1, 2, 2)[..., 1]
+    by_axis = (
+        (positions.mT[:, None] @ along_turn.flatten(-2))
+        .sum(0)
+        .view(len(table), 2, -1, 2, 2)[..., 1]
+    )
     return torch.stack((by_axis[:, 0, :, 0], by_axis[:, 1, :, 1]), -1) * table.exp()
 
 
@@ -179,7 +221,12 @@ class _ShortAttention(torch.autograd.Function):
         queries, keys, values = (x.flatten(0, 1) for x in (q, k, v))
         bias = q.new_zeros(1, 1, 1)
         if mask is not None:
-            bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf).expand(-1, q.shape[1], -1, -1).flatten(0, 1)
+            bias = (
+                q.new_zeros(mask.shape)
+                .masked_fill_(~mask, -torch.inf)
+                .expand(-1, q.shape[1], -1, -1)
+                .flatten(0, 1)
+            )
         weights = torch.baddbmm(bias, queries, keys.mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
         ctx.save_for_backward(queries, keys, values, weights)
         return (weights @ values).view(q.shape)
@@ -189,7 +236,9 @@ class _ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         queries, keys, values, weights = ctx.saved_tensors
         shape, grad = grad.shape[:2], grad.flatten(0, 1)
-        of_scores = torch._softmax_backward_data(grad @ values.mT, weights, -1, torch.float32).mul_(queries.shape[-1] ** -0.5)
+        of_scores = torch._softmax_backward_data(grad @ values.mT, weights, -1, torch.float32).mul_(
+            queries.shape[-1] ** -0.5
+        )
         of_all = of_scores @ keys, of_scores.mT @ queries, weights.mT @ grad
         return *(x.unflatten(0, shape) for x in of_all), None
 

@@ -44,16 +44,24 @@ def compare(path: Path) -> list[Comparison]:
         DamagedError: it is cut off or garbled.
     """
     weights = read_weights(path, inferring=True)
-    golden = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(PREFIX)}
+    golden = {
+        name: tensor for name, tensor in load_file(path).items() if not name.startswith(PREFIX)
+    }
     wanted = sorted(name for name in golden if name.startswith(("out.", "grad.")))
     if not wanted:
-        raise InputError("holds no outputs to compare with", where=path, do="name a golden file: in.*, out.* and grad.* beside the weights")
+        raise InputError(
+            "holds no outputs to compare with",
+            where=path,
+            do="name a golden file: in.*, out.* and grad.* beside the weights",
+        )
     try:
         with _exact():
             ours = _Golden(weights.model(), golden).compute(wanted)
     except InputError as error:
         raise InputError(error.what, where=path, do=error.do) from error
-    return [Comparison(name, relative_error(ours[name], golden[name], name, path)) for name in wanted]
+    return [
+        Comparison(name, relative_error(ours[name], golden[name], name, path)) for name in wanted
+    ]
 
 
 def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float:
@@ -63,7 +71,9 @@ def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float
         InputError: their shapes differ.
     """
     if ours.shape != golden.shape:
-        raise InputError(f"{name} is {tuple(golden.shape)}, the model's {tuple(ours.shape)}", where=path)
+        raise InputError(
+            f"{name} is {tuple(golden.shape)}, the model's {tuple(ours.shape)}", where=path
+        )
     distance, size = (ours.double() - golden.double()).norm().item(), golden.double().norm().item()
     if size == 0:
         return 0.0 if distance == 0 else math.inf
@@ -85,7 +95,10 @@ class _Golden:
         plain = [name for name in wanted if name not in gradients]
         unknown = [name for name in plain if name not in self.outputs]
         if unknown:
-            raise InputError(f"no output is called {unknown[0]}", do=f"there are {', '.join((*self.outputs, *_GRADIENTS))} and grad.*")
+            raise InputError(
+                f"no output is called {unknown[0]}",
+                do=f"there are {', '.join((*self.outputs, *_GRADIENTS))} and grad.*",
+            )
         self.check_shapes()
         with torch.no_grad():
             found = {name: self.outputs[name]() for name in plain}
@@ -100,15 +113,26 @@ class _Golden:
         """The inputs to one another; what the model itself checks is left to it."""
         latent, text = self.given("in.x"), self.given("in.ctx")
         if latent.ndim != 4 or text.ndim != 3:
-            raise InputError(f"in.x is {tuple(latent.shape)} and in.ctx {tuple(text.shape)}, not (B, C, H, W) and (B, T, text width)")
+            raise InputError(
+                f"in.x is {tuple(latent.shape)} and in.ctx {tuple(text.shape)}, not (B, C, H, W) and (B, T, text width)"
+            )
         batch, _, height, width = latent.shape
         num_tokens = height * width // self.model.config.patch_size**2
-        each = {"in.t": (batch,), "in.log_aspect": (batch,), "in.target": tuple(latent.shape), "in.tread_keep": (batch, num_tokens)}
+        each = {
+            "in.t": (batch,),
+            "in.log_aspect": (batch,),
+            "in.target": tuple(latent.shape),
+            "in.tread_keep": (batch, num_tokens),
+        }
         for name, shape in each.items():
             if name in self.golden and tuple(self.golden[name].shape) != shape:
-                raise InputError(f"{name} is {tuple(self.golden[name].shape)}, beside this in.x it has to be {shape}")
+                raise InputError(
+                    f"{name} is {tuple(self.golden[name].shape)}, beside this in.x it has to be {shape}"
+                )
 
-    def predict(self, positions: str | None, kept: Tensor | None = None, latent: Tensor | None = None) -> Tensor:
+    def predict(
+        self, positions: str | None, kept: Tensor | None = None, latent: Tensor | None = None
+    ) -> Tensor:
         return self.model(
             self.given("in.x") if latent is None else latent,
             self.given("in.t"),
@@ -123,20 +147,31 @@ class _Golden:
         mask = self.given("in.tread_keep") > 0
         counts = mask.sum(1).unique().tolist()
         if len(counts) != 1:
-            raise InputError(f"in.tread_keep keeps {counts} tokens of different samples; it has to be one number")
+            raise InputError(
+                f"in.tread_keep keeps {counts} tokens of different samples; it has to be one number"
+            )
         return mask.nonzero()[:, 1].view(len(mask), int(counts[0]))
 
     def gradients(self, names: list[str]) -> dict[str, Tensor]:
         """Of the mean squared error of out.plain to in.target."""
         latent = self.given("in.x").requires_grad_()
         parameters = dict(self.model.named_parameters())
-        unknown = [name for name in names if name not in _GRADIENTS and name.removeprefix("grad.") not in parameters]
+        unknown = [
+            name
+            for name in names
+            if name not in _GRADIENTS and name.removeprefix("grad.") not in parameters
+        ]
         if unknown:
             raise InputError(f"{unknown[0]}: the model has no such weight")
         loss = (self.predict("in.pos", latent=latent) - self.given("in.target")).square().mean()
-        weights = {name: parameters[name.removeprefix("grad.")] for name in names if name not in _GRADIENTS}
+        weights = {
+            name: parameters[name.removeprefix("grad.")] for name in names if name not in _GRADIENTS
+        }
         slopes = torch.autograd.grad(loss, [latent, *weights.values()], materialize_grads=True)
-        return {**dict(zip(("out.grad_x", *weights), slopes, strict=True)), "out.loss": loss.detach()}
+        return {
+            **dict(zip(("out.grad_x", *weights), slopes, strict=True)),
+            "out.loss": loss.detach(),
+        }
 
 
 @contextlib.contextmanager

@@ -57,7 +57,13 @@ class PatchEmbedding(nn.Module):
     def forward(self, latent_BCHW: Tensor) -> Tensor:
         # The convolution's product written as a linear layer: patches do not overlap.
         p = self.proj.kernel_size[0]
-        patches = latent_BCHW.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches = (
+            latent_BCHW.unflatten(2, (-1, p))
+            .unflatten(4, (-1, p))
+            .permute(0, 2, 4, 1, 3, 5)
+            .flatten(3)
+            .flatten(1, 2)
+        )
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -73,7 +79,9 @@ class PatchOutput(nn.Module):
 
     def forward(self, tokens_BLD: Tensor, height: int, width: int) -> Tensor:
         p = self.patch_size
-        patches = self.proj(tokens_BLD).view(-1, height // p, width // p, p, p, self.proj.out_features // (p * p))
+        patches = self.proj(tokens_BLD).view(
+            -1, height // p, width // p, p, p, self.proj.out_features // (p * p)
+        )
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens_BLD), -1, height, width)
 
 
@@ -114,8 +122,15 @@ class ModulationNetwork(nn.Sequential):
 
     def __init__(self, width: int, *, shared: bool) -> None:
         hidden = 4 * width
-        layers = [nn.LayerNorm(width), nn.Linear(width, hidden), nn.Mish(), nn.Linear(hidden, 3 * width)]
-        super().__init__(*(layers if shared else (nn.LayerNorm(width), nn.Mish(), nn.Linear(width, 3 * width))))
+        layers = [
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.Mish(),
+            nn.Linear(hidden, 3 * width),
+        ]
+        super().__init__(
+            *(layers if shared else (nn.LayerNorm(width), nn.Mish(), nn.Linear(width, 3 * width)))
+        )
         _zero(self[-1])
 
     def forward(self, embedding_BD: Tensor) -> Modulation:
@@ -129,14 +144,20 @@ class ModulatedNorm(nn.Module):
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.adaln = ModulationNetwork(config.width, shared=False) if config.modulation == "per_block" else None
+        self.adaln = (
+            ModulationNetwork(config.width, shared=False)
+            if config.modulation == "per_block"
+            else None
+        )
 
     def forward(self, tokens_BSD: Tensor, modulation: Modulation | Tensor) -> tuple[Tensor, Tensor]:
         if self.adaln is not None:
             assert isinstance(modulation, Tensor)
             modulation = self.adaln(modulation)
         assert isinstance(modulation, Modulation)
-        return rms_norm(tokens_BSD, self.norm.weight * modulation.scale, modulation.shift), modulation.gate
+        return rms_norm(
+            tokens_BSD, self.norm.weight * modulation.scale, modulation.shift
+        ), modulation.gate
 
 
 class Attention(nn.Module):
@@ -151,7 +172,9 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
         self.out = Linear(config.width, config.width)
 
-    def attend(self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
+    def attend(
+        self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
+    ) -> Tensor:
         """Queries, keys and values (B, S, 3, N, K) to (B, S, D), or to the first num_out tokens alone."""
         norm = torch.stack((self.q_norm.weight, self.k_norm.weight)) if self.qk_norm else None
         q, k, v = self.rope(qkv, positions, norm)
@@ -163,8 +186,12 @@ class SelfAttention(Attention):
         super().__init__(config)
         self.qkv = Linear(config.width, 3 * config.width, bias=False)
 
-    def forward(self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None) -> Tensor:
-        return self.attend(self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)), positions, mask, num_out)
+    def forward(
+        self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
+    ) -> Tensor:
+        return self.attend(
+            self.qkv(tokens_BSD).unflatten(-1, (3, *self.heads)), positions, mask, num_out
+        )
 
 
 class CrossAttention(Attention):
@@ -175,7 +202,9 @@ class CrossAttention(Attention):
         self.q = Linear(config.width, config.width, bias=False)
         self.kv = Linear(config.width, 2 * config.width, bias=False)
 
-    def forward(self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
         qkv = torch.cat((self.q(tokens_BSD), self.kv(skip_BSD)), -1)
         return self.attend(qkv.unflatten(-1, (3, *self.heads)), positions, mask)
 
@@ -191,7 +220,11 @@ class FeedForward(nn.Module):
     def forward(self, tokens_BSD: Tensor) -> Tensor:
         # An adapter in the layer's place has a forward of its own.
         plain = type(self.w12) is Linear
-        return self.w3(gated(tokens_BSD, self.w12.weight, self.w12.bias) if plain else swiglu(self.w12(tokens_BSD)))
+        return self.w3(
+            gated(tokens_BSD, self.w12.weight, self.w12.bias)
+            if plain
+            else swiglu(self.w12(tokens_BSD))
+        )
 
 
 class Block(nn.Module):
@@ -203,13 +236,17 @@ class Block(nn.Module):
     def __init__(self, config: XUTConfig, *, cross: bool = False) -> None:
         super().__init__()
         self.carries_norm = config.residual == "published"
-        self.dropout = 0.0  # of each update; a matter of training alone, see `execution.drop_updates`
+        self.dropout = (
+            0.0  # of each update; a matter of training alone, see `execution.drop_updates`
+        )
         self.attn_pre_norm, self.attn = ModulatedNorm(config), SelfAttention(config)
         if cross:
             self.xattn_pre_norm, self.xattn = ModulatedNorm(config), CrossAttention(config)
         self.mlp_pre_norm, self.mlp = ModulatedNorm(config), FeedForward(config)
 
-    def forward(self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None
+    ) -> Tensor:
         """(B, S, D) to the same, or, in a block without a skip, to its first num_out tokens: the others serve attention alone."""
         m, gate = self.attn_pre_norm(z, given.attn)
         z = self._add(z, m, gate, self.attn(m, given.positions, given.mask, num_out))

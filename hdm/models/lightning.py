@@ -49,22 +49,34 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Weights:
         chosen = {**own, **{f"{EMA}.{name}": tensor for name, tensor in averages.items()}}
     weights = of_tensors(chosen, {}, path)
     # Clones, since tensors may be windows on one memory, which safetensors does not write.
-    return replace(weights, tensors={name: tensor.clone() for name, tensor in weights.tensors.items()})
+    return replace(
+        weights, tensors={name: tensor.clone() for name, tensor in weights.tensors.items()}
+    )
 
 
 def _check_average(own: Mapping[str, Tensor], averages: Mapping[str, Tensor], path: Path) -> None:
     if not averages:
         raise InputError("the checkpoint has no averaged weights", where=path, do="leave out --ema")
-    missing = sorted(name for name in own.keys() - averages.keys() if name.startswith(PREFIX) and name not in BUFFERS)
+    missing = sorted(
+        name
+        for name in own.keys() - averages.keys()
+        if name.startswith(PREFIX) and name not in BUFFERS
+    )
     if missing:
-        raise InputError(f"{len(missing)} tensors have no average, {missing[0]} first", where=path, do="leave out --ema")
+        raise InputError(
+            f"{len(missing)} tensors have no average, {missing[0]} first",
+            where=path,
+            do="leave out --ema",
+        )
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError("no such checkpoint", where=path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"the checkpoint cannot be opened without running code from it: {_reason(error)}",
@@ -72,15 +84,21 @@ def _load(path: Path) -> Mapping[str, Any]:
             do="ask its maker for a safetensors file, or for a checkpoint that holds tensors and plain values alone",
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise DamagedError(f"not a whole checkpoint: {_reason(error)}", where=path, do="fetch it again") from error
+        raise DamagedError(
+            f"not a whole checkpoint: {_reason(error)}", where=path, do="fetch it again"
+        ) from error
     if not isinstance(found, Mapping):
-        raise InputError(f"the checkpoint holds a {type(found).__name__}, not named tensors", where=path)
+        raise InputError(
+            f"the checkpoint holds a {type(found).__name__}, not named tensors", where=path
+        )
     return found
 
 
 def _reason(error: BaseException) -> str:
     """The line of torch's long message that names what it refused."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     return next((line for line in lines if "GLOBAL" in line), lines[0]).split(". ")[0]
 
 
@@ -92,4 +110,8 @@ def _named(found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for key, group in groups.items():
         if key == "state_dict" or EMA in str(key):
             before = "" if key == "state_dict" else f"{key}."
-            yield from ((f"{before}{name}", value) for name, value in group.items() if isinstance(value, Tensor))
+            yield from (
+                (f"{before}{name}", value)
+                for name, value in group.items()
+                if isinstance(value, Tensor)
+            )

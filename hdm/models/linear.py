@@ -46,15 +46,25 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return swiglu(linear(x, weight, bias))
     # Both as part of the products' last step: the halves are not written, read and written once more.
     (weight_a, weight_b), (bias_a, bias_b) = weight.chunk(2), bias.chunk(2)
-    return torch.ops.mkldnn._linear_pointwise.binary(x, _pointwise(x, weight_a, bias_a, "swish"), weight_b, bias_b, "mul")
+    return torch.ops.mkldnn._linear_pointwise.binary(
+        x, _pointwise(x, weight_a, bias_a, "swish"), weight_b, bias_b, "mul"
+    )
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    return ONEDNN and x.is_cpu and x.dtype is torch.float32 and weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    return (
+        ONEDNN
+        and x.is_cpu
+        and x.dtype is torch.float32
+        and weight.dtype is torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _opaque(x, weight, bias) if torch.compiler.is_compiling() else _pointwise(x, weight, bias)
+    return (
+        _opaque(x, weight, bias) if torch.compiler.is_compiling() else _pointwise(x, weight, bias)
+    )
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:

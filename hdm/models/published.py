@@ -35,8 +35,12 @@ def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     tread = values.get(TREAD) or {}
     if not isinstance(tread, Mapping):
         raise InputError(f"{TREAD} is {tread!r}, not a set of values")
-    said = {ours: values[theirs] for theirs, ours in SIZES.items() if values.get(theirs) is not None}
-    said |= {ours: tread[theirs] for theirs, ours in TREAD_SIZES.items() if tread.get(theirs) is not None}
+    said = {
+        ours: values[theirs] for theirs, ours in SIZES.items() if values.get(theirs) is not None
+    }
+    said |= {
+        ours: tread[theirs] for theirs, ours in TREAD_SIZES.items() if tread.get(theirs) is not None
+    }
     wrong = {name: value for name, value in said.items() if type(value) is not int or value < 0}
     if wrong:
         raise InputError(f"sizes have to be whole numbers; these are not: {wrong}")
@@ -49,7 +53,9 @@ def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str
     """The published form of a configuration; None where it is a variant that this form has no words for."""
     values = config.to_dict()
     spoken = {*SIZES.values(), *TREAD_SIZES.values(), "aspect_embedding"}
-    if any(value != getattr(XUTConfig(), name) for name, value in values.items() if name not in spoken):
+    if any(
+        value != getattr(XUTConfig(), name) for name, value in values.items() if name not in spoken
+    ):
         return None
     tread: dict[str, Any] = {theirs: values[ours] for theirs, ours in TREAD_SIZES.items()}
     if tread_rate is not None:
@@ -65,7 +71,9 @@ def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     text = _first(shapes, "ctx_proj.weight", "(width, text width)")
     mlp = _first(shapes, "mlp.w3.weight", "(width, feed-forward width)")
     if (len(rope), len(patch), len(text), len(mlp)) != (3, 4, 2, 2):
-        raise InputError(f"these tensors are not a XUT's: rotary table {rope}, patch embedding {patch}, text {text}, feed-forward {mlp}")
+        raise InputError(
+            f"these tensors are not a XUT's: rotary table {rope}, patch embedding {patch}, text {text}, feed-forward {mlp}"
+        )
     return {
         "width": patch[0], "channels": patch[1], "patch_size": patch[2], "text_width": text[1], "mlp_width": mlp[1],
         "num_heads": rope[0], "head_size": 4 * rope[1],

@@ -24,17 +24,23 @@ class RotaryPositions(nn.Module):
     over heads and features, so that some heads see near tokens apart and some far ones.
     """
 
-    def __init__(self, num_heads: int, head_size: int, start: Literal["pi", "log_spaced"] = "pi") -> None:
+    def __init__(
+        self, num_heads: int, head_size: int, start: Literal["pi", "log_spaced"] = "pi"
+    ) -> None:
         super().__init__()
         shape = num_heads, head_size // 4, 2
         if start == "pi":
             table = torch.full(shape, math.log(math.pi))
         else:
-            spaced = torch.linspace(math.log(LOG_SPACED[0]), math.log(LOG_SPACED[1]), shape[0] * shape[1])
+            spaced = torch.linspace(
+                math.log(LOG_SPACED[0]), math.log(LOG_SPACED[1]), shape[0] * shape[1]
+            )
             table = spaced.view(shape[1], shape[0]).T.unsqueeze(-1).repeat(1, 1, 2)
         self.freqs = nn.Parameter(table)
 
-    def forward(self, qkv: Tensor, positions: Tensor, norm: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, qkv: Tensor, positions: Tensor, norm: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, S, 3, N, K) apart, (B, S, N, K), the first two turned by the angles of their positions.
 
         Args:

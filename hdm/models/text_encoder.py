@@ -75,7 +75,9 @@ class TextEncoder(nn.Module):
         return hidden.float() * text_mask.to(hidden.device).unsqueeze(-1)
 
     def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        return self.model(input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False).last_hidden_state
+        return self.model(
+            input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False
+        ).last_hidden_state
 
 
 class TowerEncoder(TextEncoder):
@@ -83,10 +85,14 @@ class TowerEncoder(TextEncoder):
 
     def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         tower: Any = self.model
-        embedded = tower.token_embedding(token_ids) + tower.positional_embedding[: token_ids.shape[1]]
+        embedded = (
+            tower.token_embedding(token_ids) + tower.positional_embedding[: token_ids.shape[1]]
+        )
         # Causal, and padding lies on the right: no real token sees a masked one.
         length = token_ids.shape[1]
-        return tower.ln_final(tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length]))
+        return tower.ln_final(
+            tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length])
+        )
 
 
 def load_tokenizer(reference: str) -> Tokenizer:
@@ -102,7 +108,9 @@ def load_tokenizer(reference: str) -> Tokenizer:
         return Tokenizer(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"there is no tokenizer: {error}", where=folder, do="put tokenizer.json and tokenizer_config.json beside the model"
+            f"there is no tokenizer: {error}",
+            where=folder,
+            do="put tokenizer.json and tokenizer_config.json beside the model",
         ) from error
 
 
@@ -116,16 +124,28 @@ def num_embeddings(reference: str) -> int:
 
     folder = locate(reference, download=True)
     if (folder / _OPEN_CLIP).is_file():
-        return int(read_json(folder / _OPEN_CLIP, "name another in components.text_encoder")["model_cfg"]["text_cfg"]["vocab_size"])
+        return int(
+            read_json(folder / _OPEN_CLIP, "name another in components.text_encoder")["model_cfg"][
+                "text_cfg"
+            ]["vocab_size"]
+        )
     try:
-        return int(AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config().vocab_size)
+        return int(
+            AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            .get_text_config()
+            .vocab_size
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f"the text encoder has no configuration: {error}", where=folder, do="name another in components.text_encoder"
+            f"the text encoder has no configuration: {error}",
+            where=folder,
+            do="name another in components.text_encoder",
         ) from error
 
 
-def load_text_encoder(reference: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
+def load_text_encoder(
+    reference: str, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> TextEncoder:
     """The text encoder in a local folder or on the hub, frozen.
 
     Args:
@@ -147,10 +167,14 @@ def _language_model(folder: Path) -> TextEncoder:
     try:
         # No code from a hub, no pickle.
         with hushed("transformers"):
-            model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32)
+            model = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"the text encoder cannot be loaded: {error}", where=folder, do="name another in components.text_encoder"
+            f"the text encoder cannot be loaded: {error}",
+            where=folder,
+            do="name another in components.text_encoder",
         ) from error
     config = model.config.get_text_config()
     return TextEncoder(model, config.hidden_size)
@@ -161,5 +185,9 @@ def _tower(folder: Path) -> TextEncoder:
 
     model, _ = load_open_clip(str(folder))
     if not hasattr(model, "text") or getattr(model.text, "attn_mask", None) is None:
-        raise InputError("has no causal text tower", where=folder, do="name a language model or a CoCa in components.text_encoder")
+        raise InputError(
+            "has no causal text tower",
+            where=folder,
+            do="name a language model or a CoCa in components.text_encoder",
+        )
     return TowerEncoder(model.text, model.text.width)

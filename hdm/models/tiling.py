@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 
-def tiled(apply: Callable[[Tensor], Tensor], source: Tensor, tile: int, overlap: int, cell_in: int, cell_out: int) -> Tensor:
+def tiled(
+    apply: Callable[[Tensor], Tensor],
+    source: Tensor,
+    tile: int,
+    overlap: int,
+    cell_in: int,
+    cell_out: int,
+) -> Tensor:
     """What `apply` gives of the whole, put together from tiles; weights fall linearly to each tile's edge.
 
     Args:
@@ -31,12 +38,22 @@ def tiled(apply: Callable[[Tensor], Tensor], source: Tensor, tile: int, overlap:
         return apply(source)
     total: Tensor | None = None
     weights = source.new_zeros(rows * cell_out, columns * cell_out)
-    for (top, bottom), (left, right) in product(spans(rows, tile, overlap), spans(columns, tile, overlap)):
-        part = apply(source[..., top * cell_in : bottom * cell_in, left * cell_in : right * cell_in])
+    for (top, bottom), (left, right) in product(
+        spans(rows, tile, overlap), spans(columns, tile, overlap)
+    ):
+        part = apply(
+            source[..., top * cell_in : bottom * cell_in, left * cell_in : right * cell_in]
+        )
         if total is None:
             total = part.new_zeros(*part.shape[:2], *weights.shape)
-        down, across = (_ramp(size * cell_out, overlap * cell_out).to(part) for size in (bottom - top, right - left))
-        weight, place = torch.outer(down, across), (slice(top * cell_out, bottom * cell_out), slice(left * cell_out, right * cell_out))
+        down, across = (
+            _ramp(size * cell_out, overlap * cell_out).to(part)
+            for size in (bottom - top, right - left)
+        )
+        weight, place = (
+            torch.outer(down, across),
+            (slice(top * cell_out, bottom * cell_out), slice(left * cell_out, right * cell_out)),
+        )
         total[..., place[0], place[1]] += part * weight
         weights[place] += weight
     assert total is not None

@@ -51,7 +51,9 @@ class PooledAutoencoderTiny(AutoencoderTiny):
     """
 
     def __init__(self, **config: Any) -> None:
-        super().__init__(**{name: value for name, value in config.items() if name not in STATISTICS})
+        super().__init__(
+            **{name: value for name, value in config.items() if name not in STATISTICS}
+        )
         model: Any = self  # diffusers sets its attributes where a type checker does not see them
         last, first = model.config.num_encoder_blocks[-1], model.config.num_decoder_blocks[0]
         model.register_to_config(**{name: config.get(name) for name in STATISTICS})
@@ -75,12 +77,24 @@ def load_pooled(folder: Path, config: Mapping[str, Any]) -> Any:
     Raises:
         InputError: weights and configuration do not belong together, or cannot be read.
     """
-    known = {*inspect.signature(AutoencoderTiny.__init__).parameters, *STATISTICS}  # it writes down more than it takes
-    model: Any = PooledAutoencoderTiny(**{name: value for name, value in config.items() if name in known})
+    known = {
+        *inspect.signature(AutoencoderTiny.__init__).parameters,
+        *STATISTICS,
+    }  # it writes down more than it takes
+    model: Any = PooledAutoencoderTiny(
+        **{name: value for name, value in config.items() if name in known}
+    )
     try:
-        model.load_state_dict({name: value.float() for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()})
+        model.load_state_dict(
+            {
+                name: value.float()
+                for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()
+            }
+        )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again") from error
+        raise InputError(
+            f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again"
+        ) from error
     return model
 
 
@@ -90,19 +104,35 @@ def load_published_pair(folder: Path) -> Any:
     Raises:
         InputError: they hold something else, or do not belong together.
     """
-    encoder, decoder = (_state(next(folder.glob(f"*_{part}.pth"))) for part in ("encoder", "decoder"))
+    encoder, decoder = (
+        _state(next(folder.glob(f"*_{part}.pth"))) for part in ("encoder", "decoder")
+    )
     # The decoder's first layer, a clamp, has a place in the file's count and none in diffusers'.
-    decoder = {f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value for key, value in decoder.items()}
-    channels = {"the encoder": _last(encoder, "weight").shape[0], "the decoder": decoder["0.weight"].shape[1]}
+    decoder = {
+        f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value
+        for key, value in decoder.items()
+    }
+    channels = {
+        "the encoder": _last(encoder, "weight").shape[0],
+        "the decoder": decoder["0.weight"].shape[1],
+    }
     if len(set(channels.values())) > 1:
-        raise InputError(f"latent channels differ: {channels}", where=folder, do="take both files from one place")
+        raise InputError(
+            f"latent channels differ: {channels}", where=folder, do="take both files from one place"
+        )
     pooled = any(".pool." in key for key in encoder)
-    model: Any = (PooledAutoencoderTiny if pooled else AutoencoderTiny)(latent_channels=channels["the encoder"])
+    model: Any = (PooledAutoencoderTiny if pooled else AutoencoderTiny)(
+        latent_channels=channels["the encoder"]
+    )
     for part, state in ((model.encoder, encoder), (model.decoder, decoder)):
         try:
             part.layers.load_state_dict({key: value.float() for key, value in state.items()})
         except RuntimeError as error:
-            raise InputError(f"is not a tiny autoencoder: {error}", where=folder, do="name a diffusers autoencoder's folder") from error
+            raise InputError(
+                f"is not a tiny autoencoder: {error}",
+                where=folder,
+                do="name a diffusers autoencoder's folder",
+            ) from error
     return model
 
 
@@ -114,4 +144,8 @@ def _state(path: Path) -> _Tensors:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"cannot be read as weights: {str(error).splitlines()[0]}", where=path, do="fetch it again") from error
+        raise InputError(
+            f"cannot be read as weights: {str(error).splitlines()[0]}",
+            where=path,
+            do="fetch it again",
+        ) from error

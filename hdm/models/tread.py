@@ -17,7 +17,9 @@ from hdm.errors import InputError
 def num_kept(num_tokens: int, rate: float) -> int:
     """Image tokens that stay at a drop rate: num_tokens - ⌊num_tokens · rate⌋."""
     if not 0 <= rate < 1:
-        raise InputError(f"TREAD rate {rate} is outside [0, 1)", do="0 keeps all tokens, 0.5 drops half of them")
+        raise InputError(
+            f"TREAD rate {rate} is outside [0, 1)", do="0 keeps all tokens, 0.5 drops half of them"
+        )
     return num_tokens - math.floor(num_tokens * rate)
 
 
@@ -31,12 +33,19 @@ def rate_at(schedule: Sequence[tuple[float, float]], progress: float) -> float:
         progress: share of training that is done, in [0, 1].
     """
     if not schedule or schedule[0][0] > progress:
-        raise InputError(f"the TREAD schedule {list(schedule)} says nothing of {progress:g} of the training", do="let it begin at 0")
+        raise InputError(
+            f"the TREAD schedule {list(schedule)} says nothing of {progress:g} of the training",
+            do="let it begin at 0",
+        )
     return [rate for start, rate in schedule if start <= progress][-1]
 
 
 def draw_kept(
-    batch: int, num_tokens: int, rate: float, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    batch: int,
+    num_tokens: int,
+    rate: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor | None:
     """Draw, for each sample, the image tokens that are kept, uniformly without replacement.
 
@@ -75,4 +84,8 @@ def gather(tokens_BSD: Tensor, rows: Tensor) -> Tensor:
 
 def scatter(tokens_BSD: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
     """`tokens_BSD` with the tokens at `rows` replaced by `kept`; the others as they are."""
-    return tokens_BSD.flatten(0, 1).index_copy(0, rows.flatten(), kept.flatten(0, 1)).view_as(tokens_BSD)
+    return (
+        tokens_BSD.flatten(0, 1)
+        .index_copy(0, rows.flatten(), kept.flatten(0, 1))
+        .view_as(tokens_BSD)
+    )

@@ -26,7 +26,9 @@ class Vision:
         self.model, self.device = model.to(device), torch.device(device)
         self.width, self.patch_size = int(model.config.hidden_size), int(model.config.patch_size)
         # Pixels come in [-1, 1], the model's own mean and deviation are of [0, 1].
-        self.mean, self.std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)
+        )
         asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if asks else {}
 
@@ -58,7 +60,9 @@ def vision_sizes(reference: str) -> tuple[int, int]:
     told = read_json(path, _DO)
     width, patch_size = told.get("hidden_size"), told.get("patch_size")
     if not (isinstance(width, int) and isinstance(patch_size, int)):
-        raise InputError("is of no vision transformer: it has no hidden_size and patch_size", where=path, do=_DO)
+        raise InputError(
+            "is of no vision transformer: it has no hidden_size and patch_size", where=path, do=_DO
+        )
     return width, patch_size
 
 
@@ -72,11 +76,19 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
 
     folder = locate(reference, download=True)
     vision_sizes(reference)
-    told = read_json(folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there")
+    told = read_json(
+        folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there"
+    )
     try:
         # No code from a hub, no pickle.
         with hushed("transformers"):
-            model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32)
-        return Vision(model.eval().requires_grad_(False), told["image_mean"], told["image_std"], device)
+            model = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        return Vision(
+            model.eval().requires_grad_(False), told["image_mean"], told["image_std"], device
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"the vision model cannot be loaded: {error}", where=folder, do=_DO) from error
+        raise InputError(
+            f"the vision model cannot be loaded: {error}", where=folder, do=_DO
+        ) from error

@@ -47,12 +47,17 @@ class Weights:
     def model(self) -> XUT:
         """The model in float32."""
         model = _empty(self.config)
-        model.load_state_dict({name: tensor.float() for name, tensor in self.tensors.items()}, assign=True)
+        model.load_state_dict(
+            {name: tensor.float() for name, tensor in self.tensors.items()}, assign=True
+        )
         return model.requires_grad_(True)
 
     def describe(self) -> str:
         """Sizes, parameters and dtypes in words."""
-        config, dtypes = self.config, Counter(str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values())
+        config, dtypes = (
+            self.config,
+            Counter(str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()),
+        )
         parameters = sum(parameter.numel() for parameter in _empty(config).parameters())
         blocks = f"{config.depth} × ({config.enc_blocks} encoder, {config.dec_blocks} decoder)"
         return "\n".join((
@@ -88,7 +93,9 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except SafetensorError as error:
-        raise DamagedError(f"not a whole safetensors file: {error}", where=path, do="write or fetch it again") from error
+        raise DamagedError(
+            f"not a whole safetensors file: {error}", where=path, do="write or fetch it again"
+        ) from error
     said = _said(metadata, path)
     if not said and not inferring:
         raise InputError(
@@ -110,9 +117,17 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
     Raises:
         InputError: there is no denoiser, or it does not fit what is said of it.
     """
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    own = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(PREFIX)
+    }
     if not own:
-        raise InputError(f"no tensor's name begins with {PREFIX}", where=path, do="name a file of denoiser weights")
+        raise InputError(
+            f"no tensor's name begins with {PREFIX}",
+            where=path,
+            do="name a file of denoiser weights",
+        )
     try:
         config = XUTConfig.from_dict(dict(said)) if "width" in said else from_published(said, own)
     except InputError as error:
@@ -145,14 +160,19 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
         num_kept(1, tread_rate)  # refuses a rate outside [0, 1)
     published = to_published(weights.config, tread_rate)
     config = weights.config.to_dict() if published is None else {**said, **published}
-    tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}
+    tensors = {
+        PREFIX + name: tensor.detach().cpu().contiguous()
+        for name, tensor in weights.tensors.items()
+    }
     with written_aside(path) as aside:
         # One metadata key alone: safetensors writes several in an order that changes from run to run.
         save_file(tensors, aside, metadata={"config": json.dumps(config, sort_keys=True)})
         aside.chmod(0o644)  # the library makes it readable by its owner alone
 
 
-def save_xut(path: Path, model: XUT | Mapping[str, Tensor], config: XUTConfig | None = None) -> None:
+def save_xut(
+    path: Path, model: XUT | Mapping[str, Tensor], config: XUTConfig | None = None
+) -> None:
     """Write a model's weights and their configuration.
 
     Args:
@@ -176,9 +196,14 @@ def check_fit(tensors: Mapping[str, Tensor], config: XUTConfig, path: Path) -> N
     """
     wanted = _empty(config).state_dict()
     for name in sorted(tensors.keys() | wanted.keys()):
-        have, want = (tuple(state[name].shape) if name in state else "absent" for state in (tensors, wanted))
+        have, want = (
+            tuple(state[name].shape) if name in state else "absent" for state in (tensors, wanted)
+        )
         if have != want:
-            raise InputError(f"weights do not fit their configuration: {PREFIX}{name} is {have}, the model's {want}", where=path)
+            raise InputError(
+                f"weights do not fit their configuration: {PREFIX}{name} is {have}, the model's {want}",
+                where=path,
+            )
 
 
 def _said(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
 from hdm.models.fused import rms_norm
-from hdm.models.layers import AspectEmbedding, Block, Conditions, ModulationNetwork, PatchEmbedding, PatchOutput, TimestepEmbedding
+from hdm.models.layers import (
+    AspectEmbedding,
+    Block,
+    Conditions,
+    ModulationNetwork,
+    PatchEmbedding,
+    PatchOutput,
+    TimestepEmbedding,
+)
 from hdm.models.tread import gather, kept_rows, scatter
 from hdm.positions import full_map, to_patch_grid
 
@@ -45,7 +53,11 @@ class Stage(nn.ModuleList):
         """The blocks as they run: the first reads a state, the last leaves one."""
         blocks = cast("list[Block]", list(self))
         for block in blocks:
-            yield Link(block, reads if block is blocks[0] else None, writes if block is blocks[-1] else None)
+            yield Link(
+                block,
+                reads if block is blocks[0] else None,
+                writes if block is blocks[-1] else None,
+            )
 
 
 class Trunk(nn.Module):
@@ -62,11 +74,17 @@ class Backbone(nn.Module):
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
         self.mirrored = config.skips == "mirrored"
-        self.enc_blocks = nn.ModuleList(Stage(config, config.enc_blocks) for _ in range(config.depth))
-        self.dec_blocks = nn.ModuleList(Stage(config, config.dec_blocks, cross=True) for _ in range(config.depth))
+        self.enc_blocks = nn.ModuleList(
+            Stage(config, config.enc_blocks) for _ in range(config.depth)
+        )
+        self.dec_blocks = nn.ModuleList(
+            Stage(config, config.dec_blocks, cross=True) for _ in range(config.depth)
+        )
 
     def links(self) -> Iterator[Link]:
-        encoder, decoder = (cast("list[Stage]", list(stages)) for stages in (self.enc_blocks, self.dec_blocks))
+        encoder, decoder = (
+            cast("list[Stage]", list(stages)) for stages in (self.enc_blocks, self.dec_blocks)
+        )
         last = len(encoder) - 1
         for i, stage in enumerate(encoder):
             yield from stage.links(writes=i if self.mirrored or i == last else None)
@@ -100,7 +118,11 @@ class XUT(nn.Module):
         return (link.block for link in self.links())
 
     def links(self) -> Iterator[Link]:
-        return itertools.chain(self.prev_tread_trns.blocks.links(), self.backbone.links(), self.post_tread_trns.blocks.links())
+        return itertools.chain(
+            self.prev_tread_trns.blocks.links(),
+            self.backbone.links(),
+            self.post_tread_trns.blocks.links(),
+        )
 
     def forward(
         self,
@@ -139,7 +161,12 @@ class XUT(nn.Module):
         image = self.in_patch(latent)
         num_image, num_text = image.shape[1], text.shape[1]
         z = torch.cat((image, self.ctx_proj(text)), 1)
-        given = self._conditions(timestep, log_aspect, self._places(positions, latent, num_text), self._mask(text_mask, num_image))
+        given = self._conditions(
+            timestep,
+            log_aspect,
+            self._places(positions, latent, num_text),
+            self._mask(text_mask, num_image),
+        )
 
         rows = None if kept is None else kept_rows(kept, num_image, num_text)
         # Text has nothing to say after the last attention.
@@ -148,7 +175,14 @@ class XUT(nn.Module):
             z = rms_norm(z, self.final_norm.weight)
         return self.out_patch(z, height, width)
 
-    def _blocks(self, z: Tensor, given: Conditions, rows: Tensor | None, route: tuple[int, int], num_image: int) -> Tensor:
+    def _blocks(
+        self,
+        z: Tensor,
+        given: Conditions,
+        rows: Tensor | None,
+        route: tuple[int, int],
+        num_image: int,
+    ) -> Tensor:
         """All blocks, those on the route with the tokens at `rows` alone (None: all)."""
         links = list(self.links())
         states: dict[int, Tensor] = {}
@@ -166,13 +200,21 @@ class XUT(nn.Module):
             z = scatter(z, rows, routed)
         return _run(links, z, given, states, num_out=num_image)
 
-    def _conditions(self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None) -> Conditions:
+    def _conditions(
+        self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None
+    ) -> Conditions:
         embedding = self.time_emb(timestep)
         if self.config.aspect_embedding:
-            embedding = embedding + self.addon_info_embs_proj(torch.zeros_like(timestep) if log_aspect is None else log_aspect)
+            embedding = embedding + self.addon_info_embs_proj(
+                torch.zeros_like(timestep) if log_aspect is None else log_aspect
+            )
         if self.config.modulation == "per_block":
             return Conditions(embedding, embedding, embedding, positions, mask)
-        attn, xattn, mlp = self.shared_adaln_attn(embedding), self.shared_adaln_xattn(embedding), self.shared_adaln_ffw(embedding)
+        attn, xattn, mlp = (
+            self.shared_adaln_attn(embedding),
+            self.shared_adaln_xattn(embedding),
+            self.shared_adaln_ffw(embedding),
+        )
         return Conditions(attn, xattn, mlp, positions, mask)
 
     def _places(self, positions: Tensor | None, latent: Tensor, num_text: int) -> Tensor:
@@ -183,8 +225,12 @@ class XUT(nn.Module):
             positions = full_map(height // p, width // p, self.config.positions).to(latent.device)
         elif positions.shape[-2] == height * width:
             positions = to_patch_grid(positions, height, width, p)
-        if positions.shape[-2:] != (num_image, 2) or (positions.ndim == 3 and len(positions) not in (1, len(latent))):
-            raise InputError(f"positions of shape {tuple(positions.shape)} do not fit latents of {tuple(latent.shape)}, patch {p}")
+        if positions.shape[-2:] != (num_image, 2) or (
+            positions.ndim == 3 and len(positions) not in (1, len(latent))
+        ):
+            raise InputError(
+                f"positions of shape {tuple(positions.shape)} do not fit latents of {tuple(latent.shape)}, patch {p}"
+            )
         return F.pad(positions.float().view(-1, num_image, 2), (0, 0, 0, num_text))
 
     def _mask(self, text_mask: Tensor | None, num_image: int) -> Tensor | None:
@@ -195,19 +241,32 @@ class XUT(nn.Module):
     def _check(self, latent: Tensor, text: Tensor) -> None:
         p = self.config.patch_size
         if latent.shape[1] != self.config.channels:
-            raise InputError(f"the latent has {latent.shape[1]} channels, the model {self.config.channels}", do="use its autoencoder")
+            raise InputError(
+                f"the latent has {latent.shape[1]} channels, the model {self.config.channels}",
+                do="use its autoencoder",
+            )
         if latent.shape[2] % p or latent.shape[3] % p:
             height, width = latent.shape[2:]
-            raise InputError(f"a latent of {height}×{width} cannot be cut into patches of {p}", do=f"use multiples of {p}")
+            raise InputError(
+                f"a latent of {height}×{width} cannot be cut into patches of {p}",
+                do=f"use multiples of {p}",
+            )
         if text.shape[-1] != self.config.text_width:
             raise InputError(
-                f"the text embedding is {text.shape[-1]} wide, the model wants {self.config.text_width}", do="use its text encoder"
+                f"the text embedding is {text.shape[-1]} wide, the model wants {self.config.text_width}",
+                do="use its text encoder",
             )
         if len(text) != len(latent):
             raise InputError(f"{len(latent)} latents and {len(text)} text embeddings")
 
 
-def _run(links: list[Link], z: Tensor, given: Conditions, states: dict[int, Tensor], num_out: int | None = None) -> Tensor:
+def _run(
+    links: list[Link],
+    z: Tensor,
+    given: Conditions,
+    states: dict[int, Tensor],
+    num_out: int | None = None,
+) -> Tensor:
     """All tokens through some of the blocks, or only the first num_out from the last one; `states` holds the encoder stages', (B, S, D)."""
     for number, (block, reads, writes) in enumerate(links, 1):
         alone = num_out if reads is None and number == len(links) else None

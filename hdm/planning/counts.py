@@ -35,7 +35,10 @@ class LanguageModel:
 
     def flops(self, tokens: int) -> int:
         """One forward pass of a text: 2 a weight and token, and attention over all pairs."""
-        return 2 * self.num_weights * tokens + self.layers * 4 * tokens**2 * self.heads * self.head_size
+        return (
+            2 * self.num_weights * tokens
+            + self.layers * 4 * tokens**2 * self.heads * self.head_size
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class ImageEncoder:
         area = height * width
         last = area // self.downscale**2
         pairs = 4 * last**2 * self.channels[-1] if self.attention else 0
-        return sum(2 * (area // 4**halvings) * weights for halvings, weights in self._products()) + pairs
+        return (
+            sum(2 * (area // 4**halvings) * weights for halvings, weights in self._products())
+            + pairs
+        )
 
     def _products(self) -> Iterator[tuple[int, int]]:
         """(how often the picture was halved, weights) of every convolution and linear layer."""
@@ -124,7 +130,9 @@ class Tower:
 # fine-tuned ones too. ViT-L/14: arXiv 2103.00020, table 20.
 PUBLISHED_TEXT = {"Qwen/Qwen3-0.6B": LanguageModel(1024, 28, 16, 8, 128, 3072)}
 SDXL_ENCODER = ImageEncoder((128, 256, 512, 512), 2, 4)
-PUBLISHED_AUTOENCODERS = dict.fromkeys(("KBlueLeaf/EQ-SDXL-VAE", "stabilityai/sdxl-vae", "madebyollin/sdxl-vae-fp16-fix"), SDXL_ENCODER)
+PUBLISHED_AUTOENCODERS = dict.fromkeys(
+    ("KBlueLeaf/EQ-SDXL-VAE", "stabilityai/sdxl-vae", "madebyollin/sdxl-vae-fp16-fix"), SDXL_ENCODER
+)
 PUBLISHED_TOWERS = {"ViT-L-14": (Tower(1024, 24, 257, patch=3 * 14**2), Tower(768, 12, 77))}
 
 
@@ -146,7 +154,9 @@ def of_language_config(config: dict[str, Any]) -> LanguageModel:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
     head_size = config.get("head_dim") or width // heads
-    return LanguageModel(width, config["num_hidden_layers"], heads, key_heads, head_size, config["intermediate_size"])
+    return LanguageModel(
+        width, config["num_hidden_layers"], heads, key_heads, head_size, config["intermediate_size"]
+    )
 
 
 def image_encoder(reference: str) -> ImageEncoder | None:
@@ -158,7 +168,11 @@ def image_encoder(reference: str) -> ImageEncoder | None:
     config = _config(reference, "config.json", PUBLISHED_AUTOENCODERS)
     if config is None:
         return PUBLISHED_AUTOENCODERS[_name(reference)]
-    return of_autoencoder_config(config) if config.get("_class_name") in ("AutoencoderKL", "AutoencoderKLFlux2") else None
+    return (
+        of_autoencoder_config(config)
+        if config.get("_class_name") in ("AutoencoderKL", "AutoencoderKLFlux2")
+        else None
+    )
 
 
 def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder:
@@ -181,11 +195,24 @@ def towers(reference: str) -> tuple[Tower, Tower] | None:
     config = _config(reference, "open_clip_config.json", PUBLISHED_TOWERS) or {}
     model = config.get("model_cfg", {})
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    if not {"image_size", "patch_size", "width", "layers"} <= vision.keys() or not isinstance(vision["layers"], int):
+    if not {"image_size", "patch_size", "width", "layers"} <= vision.keys() or not isinstance(
+        vision["layers"], int
+    ):
         return None
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    picture = Tower(vision["width"], vision["layers"], patches + 1, vision.get("mlp_ratio", 4.0), 3 * vision["patch_size"] ** 2)
-    return picture, Tower(text.get("width", 0), text.get("layers", 0), text.get("context_length", 77), text.get("mlp_ratio", 4.0))
+    picture = Tower(
+        vision["width"],
+        vision["layers"],
+        patches + 1,
+        vision.get("mlp_ratio", 4.0),
+        3 * vision["patch_size"] ** 2,
+    )
+    return picture, Tower(
+        text.get("width", 0),
+        text.get("layers", 0),
+        text.get("context_length", 77),
+        text.get("mlp_ratio", 4.0),
+    )
 
 
 def _name(reference: str) -> str:

@@ -54,7 +54,10 @@ class Card:
         return flops / (1e12 * self.tflops * self.share(tokens))
 
 
-_ADA, _BLACKWELL = "NVIDIA's Ada architecture whitepaper", "NVIDIA's RTX Blackwell architecture whitepaper"
+_ADA, _BLACKWELL = (
+    "NVIDIA's Ada architecture whitepaper",
+    "NVIDIA's RTX Blackwell architecture whitepaper",
+)
 CARDS = {
     card.name: card
     for card in (
@@ -78,7 +81,15 @@ def cpu() -> Card:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     source = f"{cores} cores at {CPU_GFLOPS_A_CORE:g} GFLOP/s, as measured on another CPU"
-    return Card("cpu", cores * CPU_GFLOPS_A_CORE / 1000, memory, 0, source, peak_share=CPU_SHARE, half_tokens=0.0)
+    return Card(
+        "cpu",
+        cores * CPU_GFLOPS_A_CORE / 1000,
+        memory,
+        0,
+        source,
+        peak_share=CPU_SHARE,
+        half_tokens=0.0,
+    )
 
 
 def card(name: str) -> Card:
@@ -90,7 +101,11 @@ def card(name: str) -> Card:
     if name == "cpu":
         return cpu()
     if name not in CARDS:
-        raise ConfigError(f"no figures of a card {name!r}", where="--gpu", do=f"use one of {', '.join(CARDS)}, cpu")
+        raise ConfigError(
+            f"no figures of a card {name!r}",
+            where="--gpu",
+            do=f"use one of {', '.join(CARDS)}, cpu",
+        )
     return CARDS[name]
 
 
@@ -113,5 +128,8 @@ def card_here(device: str) -> Card | None:
     spelled = found.lower().replace(" ", "")
     named = next((one for one in CARDS.values() if one.name in spelled), None)
     if named is None:
-        raise ConfigError(f"no figures of this machine's {found}", do=f"name the card nearest to it: --gpu {', '.join(CARDS)}")
+        raise ConfigError(
+            f"no figures of this machine's {found}",
+            do=f"name the card nearest to it: --gpu {', '.join(CARDS)}",
+        )
     return named

@@ -45,11 +45,18 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
         job.write()
         quicker = training_environment() if job.settings.train.device == "cpu" else {}
         command = [sys.executable, "-m", "hdm.planning.measure", str(job.path)]
-        done = subprocess.run(command, capture_output=True, text=True, env=child_environment(quicker), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=child_environment(quicker), check=False
+        )
     if done.returncode == DoesNotFitError.exit_code:
-        raise DoesNotFitError(f"a step of {job.phase.name} does not fit in memory", do="set micro_batch lower, or checkpoint_blocks: 1.0")
+        raise DoesNotFitError(
+            f"a step of {job.phase.name} does not fit in memory",
+            do="set micro_batch lower, or checkpoint_blocks: 1.0",
+        )
     if done.returncode:
-        raise HdmError(f"the steps of {job.phase.name} failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}")
+        raise HdmError(
+            f"the steps of {job.phase.name} failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
+        )
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -66,10 +73,21 @@ def _job(pipeline: Pipeline, number: int, folder: Path) -> Job:
     components = resolve(pipeline.components)
     encoder = image_encoder(components.need("autoencoder"))
     if encoder is None:
-        raise ConfigError("how far this autoencoder scales down is not known here", where="components.autoencoder")
-    rehearsal = Rehearsal(Store(folder / "store"), pipeline, pipeline.train.phases[number], encoder.downscale)
+        raise ConfigError(
+            "how far this autoencoder scales down is not known here", where="components.autoencoder"
+        )
+    rehearsal = Rehearsal(
+        Store(folder / "store"), pipeline, pipeline.train.phases[number], encoder.downscale
+    )
     inputs = rehearsal.inputs()
-    return Job.apart(pipeline, number, inputs, folder, components.need("text_encoder"), components.need("autoencoder"))
+    return Job.apart(
+        pipeline,
+        number,
+        inputs,
+        folder,
+        components.need("text_encoder"),
+        components.need("autoencoder"),
+    )
 
 
 def main(path: Path) -> int:
@@ -103,7 +121,11 @@ def main(path: Path) -> int:
         if is_out_of_memory(error):
             return DoesNotFitError.exit_code
         raise
-    print(json.dumps({"step_sec": statistics.median(seconds[WARM_UP:]), "memory_bytes": peak_memory_bytes()}))
+    print(
+        json.dumps(
+            {"step_sec": statistics.median(seconds[WARM_UP:]), "memory_bytes": peak_memory_bytes()}
+        )
+    )
     return 0
 
 

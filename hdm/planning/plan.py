@@ -107,7 +107,9 @@ def make_plan(question: Question) -> Plan:
 def with_largest_micro_batches(question: Question) -> Pipeline:
     """The pipeline with the largest micro-batch in each phase that fits, which changes no result beyond rounding."""
     phases = _Planner(question).largest_micro_batches()
-    return question.pipeline.model_copy(update={"train": question.pipeline.train.model_copy(update={"phases": phases})})
+    return question.pipeline.model_copy(
+        update={"train": question.pipeline.train.model_copy(update={"phases": phases})}
+    )
 
 
 class _Planner:
@@ -131,7 +133,11 @@ class _Planner:
     def _row(self, step: Step) -> Row:
         ready = self.done.get(step.name)
         row = self._training(step.name) if step.stage == "train" else self._data(step.name)
-        return row if ready is None else replace(row, bytes=sum(file.bytes for file in ready.files), done=True)
+        return (
+            row
+            if ready is None
+            else replace(row, bytes=sum(file.bytes for file in ready.files), done=True)
+        )
 
     def _data(self, name: str) -> Row:
         counted: dict[str, Callable[[], tuple[int, float, Work]]] = {
@@ -139,15 +145,26 @@ class _Planner:
             "filter.measures": lambda: (self.items, *self._measures()),
             "filter": lambda: (self.items, sizes.SCORE_BYTES, Work()),
             "caption": lambda: (self.captions, sizes.CAPTION_BYTES, Work()),
-            "encode.tokens": lambda: (self.captions, sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + sizes.SMALL_BYTES, Work()),
+            "encode.tokens": lambda: (
+                self.captions,
+                sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + sizes.SMALL_BYTES,
+                Work(),
+            ),
             "encode.text": lambda: (self.captions, *self._text()),
             "encode.features": lambda: (self.kept, self._features(), Work()),
-            "evaluate": lambda: (self.pipeline.evaluate.num_images, 3 * self._last_side() ** 2, self._pictures()),
+            "evaluate": lambda: (
+                self.pipeline.evaluate.num_images,
+                3 * self._last_side() ** 2,
+                self._pictures(),
+            ),
         }
         if name in counted:
             items, each, done = counted[name]()
         elif name.startswith("encode."):
-            items, each, done = self.kept, *self._latents(int(name.removeprefix("encode.").removesuffix("px")))
+            items, each, done = (
+                self.kept,
+                *self._latents(int(name.removeprefix("encode.").removesuffix("px"))),
+            )
         else:
             self.notes.append(f"what {name} takes is not counted")
             items, each, done = self.kept, 0, Work()
@@ -156,7 +173,11 @@ class _Planner:
 
     def _picture_bytes(self) -> float:
         scenes = self.pipeline.download.kind == "scenes"
-        return sizes.SCENE_BYTES * self.pipeline.download.scenes.size_px**2 if scenes else sizes.PICTURE_BYTES
+        return (
+            sizes.SCENE_BYTES * self.pipeline.download.scenes.size_px**2
+            if scenes
+            else sizes.PICTURE_BYTES
+        )
 
     def _last_side(self) -> int:
         return self.train.phases[-1].resolution if self.train.phases else 0
@@ -166,7 +187,9 @@ class _Planner:
         if found is None:
             return sizes.MEASURE_BYTES, Work()
         picture, text = found
-        both = picture.flops() + (text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0)
+        both = picture.flops() + (
+            text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0
+        )
         return sizes.MEASURE_BYTES + 2 * text.width, Work(both, picture.tokens)
 
     def _text(self) -> tuple[float, Work]:
@@ -177,20 +200,30 @@ class _Planner:
     def _features(self) -> float:
         """Bytes of a picture's features."""
         found, side = self._sizes("vision", vision_sizes), self.pipeline.encode.features_px
-        self.notes.append("the vision model's work is not counted; that of the projector in training, and its memory, only where measured")
-        return 2 * found[0] * (side // found[1]) * (round(side * sizes.ASPECT) // found[1]) if found else 0.0
+        self.notes.append(
+            "the vision model's work is not counted; that of the projector in training, and its memory, only where measured"
+        )
+        return (
+            2 * found[0] * (side // found[1]) * (round(side * sizes.ASPECT) // found[1])
+            if found
+            else 0.0
+        )
 
     def _latents(self, resolution: int) -> tuple[float, Work]:
         width = round(resolution * sizes.ASPECT)
         side, long = resolution // self.downscale, width // self.downscale
         each = sizes.latent_row_bytes(self.train.model.channels, side, long)
-        return each, Work(self.encoder.flops(resolution, width), side * long) if self.encoder else Work()
+        return each, Work(
+            self.encoder.flops(resolution, width), side * long
+        ) if self.encoder else Work()
 
     def _pictures(self) -> Work:
         if not self.train.phases:
             return Work()
         settings, last = self.pipeline.evaluate, self.train.phases[-1]
-        return work.sampling(self.train.model, self._tokens(last), settings.steps, guided=settings.guidance != 1)
+        return work.sampling(
+            self.train.model, self._tokens(last), settings.steps, guided=settings.guidance != 1
+        )
 
     def largest_micro_batches(self) -> tuple[Phase, ...]:
         """The phases with the largest micro-batch that fits; 1 where not even that does."""
@@ -205,24 +238,38 @@ class _Planner:
 
     def _live(self) -> tuple[counts.LanguageModel | None, counts.ImageEncoder | None]:
         """The models that run in training."""
-        return None if self.pipeline.encode.text_embeddings else self.language, self.encoder if self.asked.live_encoders else None
+        return (
+            None if self.pipeline.encode.text_embeddings else self.language,
+            self.encoder if self.asked.live_encoders else None,
+        )
 
     def _memory(self, phase: Phase) -> memory.Memory:
         language, encoder = self._live()
-        weights = (self.item * language.num_weights if language else 0) + (4 * encoder.num_weights if encoder else 0)
-        return memory.training_memory(self.train, phase, self._tokens(phase), self.asked.card.is_cpu, weights)
+        weights = (self.item * language.num_weights if language else 0) + (
+            4 * encoder.num_weights if encoder else 0
+        )
+        return memory.training_memory(
+            self.train, phase, self._tokens(phase), self.asked.card.is_cpu, weights
+        )
 
     def _training(self, name: str) -> Row:
         phase = next(phase for phase in self.train.phases if f"train.{phase.name}" == name)
-        peak, done = self._memory(phase), work.training(self.train.model, phase, self._tokens(phase), *self._live())
+        peak, done = (
+            self._memory(phase),
+            work.training(self.train.model, phase, self._tokens(phase), *self._live()),
+        )
         samples = num_steps(phase) * phase.batch_size
         seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
         if found := (self.asked.measured or {}).get(phase.name):
             seconds = num_steps(phase) * found.step_sec * self.train.num_processes
-            total = total if self.train.shards else found.memory_bytes  # one process alone measured, with all of the model
+            total = (
+                total if self.train.shards else found.memory_bytes
+            )  # one process alone measured, with all of the model
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
         left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
-        return Row(name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch)
+        return Row(
+            name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch
+        )
 
     def _tokens(self, phase: Phase) -> tuple[int, int]:
         """Of the image and of the text; texts padded to their greatest length, which live training does where one is as long."""
@@ -247,7 +294,9 @@ class _Planner:
             return ready.counts["items"]
         if settings.kind == "scenes":
             return round(settings.scenes.count * (1 + settings.scenes.faults))
-        known = [count for count in (settings.max_items, settings.expected_items) if count is not None]
+        known = [
+            count for count in (settings.max_items, settings.expected_items) if count is not None
+        ]
         if not known:
             raise ConfigError(
                 "nobody knows yet how many pictures there are", where="download.expected_items",
@@ -266,7 +315,9 @@ class _Planner:
         ready = self.done.get("caption")
         if ready is not None:
             return ready.counts["captions"]
-        return self.kept * max(1, sum(maker.count for maker in self.pipeline.caption.makers if maker.when == "always"))
+        return self.kept * max(
+            1, sum(maker.count for maker in self.pipeline.caption.makers if maker.when == "always")
+        )
 
     @cached_property
     def language(self) -> counts.LanguageModel | None:
@@ -288,7 +339,9 @@ class _Planner:
         except InputError:
             found = None
         if found is None:
-            self.notes.append(f"the work of {component} is not counted: its sizes are not known here")
+            self.notes.append(
+                f"the work of {component} is not counted: its sizes are not known here"
+            )
         return found
 
     def _told(self) -> list[str]:
@@ -306,7 +359,9 @@ class _Planner:
         if any(maker.kind in ("coca", "transformers") for maker in self.pipeline.caption.makers):
             told.append("captions that a model makes are not counted")
         if self.train.shards:
-            told.append("sharded: the time in which cards send each other weights is not counted, nor is memory measured")
+            told.append(
+                "sharded: the time in which cards send each other weights is not counted, nor is memory measured"
+            )
         if self.train.compile:
             told.append("memory as without compile, which takes less")
         return told + list(dict.fromkeys(self.notes))
@@ -321,13 +376,21 @@ class _Planner:
                 )
         left = sum(row.bytes for row in rows if not row.done) + self._checkpoint_bytes(rows)
         root = self.asked.store.root
-        free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
+        free = shutil.disk_usage(
+            next(folder for folder in (root, *root.parents) if folder.exists())
+        ).free
         if left > free:
-            found.append(f"the outputs to be made take {left / 1e9:,.1f} GB; {free / 1e9:,.1f} are free in {root}")
+            found.append(
+                f"the outputs to be made take {left / 1e9:,.1f} GB; {free / 1e9:,.1f} are free in {root}"
+            )
         return found
 
     def _checkpoint_bytes(self, rows: Sequence[Row]) -> int:
-        phases = [phase for phase in self.train.phases if any(row.name == f"train.{phase.name}" and not row.done for row in rows)]
+        phases = [
+            phase
+            for phase in self.train.phases
+            if any(row.name == f"train.{phase.name}" and not row.done for row in rows)
+        ]
         count = memory.parameters(self.train.model)
         sets = [memory.optimizer_bytes(count, phase) for phase in phases]
         return max((sizes.checkpoint_bytes(count.total, state, KEEP) for state in sets), default=0)

@@ -53,40 +53,81 @@ class Rehearsal:
         found += [self._features(filter)] if self.pipeline.train.align_weight else []
         return {output.name: output for output in found}
 
-    def _table(self, identity: Identity, name: str, schema: pa.Schema, rows: Rows, **summary: Any) -> Output:
+    def _table(
+        self, identity: Identity, name: str, schema: pa.Schema, rows: Rows, **summary: Any
+    ) -> Output:
         with self.store.draft(identity) as draft:
             write_table(draft, name, schema, rows, {})
             return draft.commit(summary)
 
     def _filter(self) -> Output:
         rows: Rows = {name: [None] * NUM_PICTURES for name in SCORES.names}
-        rows |= {"key": KEYS, "decoded": ["ok"] * NUM_PICTURES, "kept": [True] * NUM_PICTURES, "split": ["train"] * NUM_PICTURES}
+        rows |= {
+            "key": KEYS,
+            "decoded": ["ok"] * NUM_PICTURES,
+            "kept": [True] * NUM_PICTURES,
+            "split": ["train"] * NUM_PICTURES,
+        }
         return self._table(Identity("filter", 1, {}), "scores-00000.parquet", SCORES, rows)
 
     def _captions(self) -> Output:
-        rows: Rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": [""] * NUM_PICTURES}
+        rows: Rows = {
+            "key": KEYS,
+            "index": [0] * NUM_PICTURES,
+            "maker": ["given"] * NUM_PICTURES,
+            "caption": [""] * NUM_PICTURES,
+        }
         return self._table(Identity("caption", 1, {}), "captions-00000.parquet", CAPTIONS, rows)
 
     def _tokens(self, captions: Output) -> Output:
-        identity = Identity("encode.tokens", 1, {"max_tokens": self.num_tokens}, {"caption": captions.digest})
-        rows: Rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "token_ids": [[1] * self.num_tokens] * NUM_PICTURES}
+        identity = Identity(
+            "encode.tokens", 1, {"max_tokens": self.num_tokens}, {"caption": captions.digest}
+        )
+        rows: Rows = {
+            "key": KEYS,
+            "index": [0] * NUM_PICTURES,
+            "token_ids": [[1] * self.num_tokens] * NUM_PICTURES,
+        }
         return self._table(identity, "tokens-00000.parquet", TOKENS, rows, empty=[0], pad_id=0)
 
     def _latents(self, filter: Output) -> Output:
         side, channels = self.phase.resolution // self.downscale, self.pipeline.train.model.channels
-        statistics = {"class": "made up", "weights": "", "scale": [1.0] * channels, "shift": [0.0] * channels}
-        form = LatentFormat(channels, side, side, self.pipeline.encode.dtype, self.phase.resolution, self.downscale, statistics)
+        statistics = {
+            "class": "made up",
+            "weights": "",
+            "scale": [1.0] * channels,
+            "shift": [0.0] * channels,
+        }
+        form = LatentFormat(
+            channels,
+            side,
+            side,
+            self.pipeline.encode.dtype,
+            self.phase.resolution,
+            self.downscale,
+            statistics,
+        )
         return self._grids(f"encode.{self.phase.name}", filter, form)
 
     def _features(self, filter: Output) -> Output:
         width, patch_size = vision_sizes(resolve(self.pipeline.components).need("vision"))
         size_px = self.pipeline.encode.features_px
         side = size_px // patch_size
-        return self._grids("encode.features", filter, LatentFormat(width, side, side, "float16", size_px, patch_size, {"class": "made up"}))
+        return self._grids(
+            "encode.features",
+            filter,
+            LatentFormat(width, side, side, "float16", size_px, patch_size, {"class": "made up"}),
+        )
 
     def _grids(self, name: str, filter: Output, form: LatentFormat) -> Output:
         """Squares of noise, one a picture."""
-        grid = torch.randn(NUM_PICTURES, form.channels, form.height, form.width, generator=torch.Generator().manual_seed(0))
+        grid = torch.randn(
+            NUM_PICTURES,
+            form.channels,
+            form.height,
+            form.width,
+            generator=torch.Generator().manual_seed(0),
+        )
         with self.store.draft(Identity(name, 1, {}, {"filter": filter.digest})) as draft:
             path = latent_file_name(form.height, form.width, 0)
             with draft.write(path) as file, LatentWriter(file.path, form, NUM_PICTURES) as writer:
@@ -94,11 +135,29 @@ class Rehearsal:
             return draft.commit()
 
     def _text(self, tokens: Output) -> Output:
-        with self.store.draft(Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})) as draft:
-            for name, keys, length in (("text-00000.parquet", KEYS, self.num_tokens), (EMPTY_TEXT, [""], 1)):
+        with self.store.draft(
+            Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})
+        ) as draft:
+            for name, keys, length in (
+                ("text-00000.parquet", KEYS, self.num_tokens),
+                (EMPTY_TEXT, [""], 1),
+            ):
                 width = self.pipeline.train.model.text_width
-                embedding = np.random.default_rng(0).standard_normal((length, width)).astype(np.float16).tobytes()
-                rows = {"key": keys, "index": [0] * len(keys), "length": [length] * len(keys), "embedding": [embedding] * len(keys)}
-                with draft.write(name) as file, paged_writer(file.path, TEXT, text_metadata(width, {})) as writer:
+                embedding = (
+                    np.random.default_rng(0)
+                    .standard_normal((length, width))
+                    .astype(np.float16)
+                    .tobytes()
+                )
+                rows = {
+                    "key": keys,
+                    "index": [0] * len(keys),
+                    "length": [length] * len(keys),
+                    "embedding": [embedding] * len(keys),
+                }
+                with (
+                    draft.write(name) as file,
+                    paged_writer(file.path, TEXT, text_metadata(width, {})) as writer,
+                ):
                     writer.write_table(pa.table(rows).cast(TEXT))
             return draft.commit()

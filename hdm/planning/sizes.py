@@ -15,7 +15,14 @@ PICTURE_BYTES = 300_000
 SCENE_BYTES = 0.5  # a pixel, of an embedded scene
 ASPECT = 1.33
 """Assumed: how many times as long as short a picture is, on average."""
-TAR_BYTES, MEASURE_BYTES, SCORE_BYTES, CAPTION_BYTES, TOKEN_BYTES, SMALL_BYTES = 840, 260, 40, 60, 2, 8
+TAR_BYTES, MEASURE_BYTES, SCORE_BYTES, CAPTION_BYTES, TOKEN_BYTES, SMALL_BYTES = (
+    840,
+    260,
+    40,
+    60,
+    2,
+    8,
+)
 
 KEY_BYTES, SIZE_BYTES = 20, 8  # 16 hex digits after their length; two int32
 GROUP_BYTES = 480  # four page headers, and four column chunks in the footer
@@ -34,7 +41,9 @@ def shard_bytes(num_rows: int, channels: int, height: int, width: int) -> int:
     return num_rows * (row + KEY_BYTES + SIZE_BYTES) + groups * GROUP_BYTES + FILE_BYTES
 
 
-def latent_row_bytes(channels: int, height: int, width: int, shard_images: int = SHARD_IMAGES) -> float:
+def latent_row_bytes(
+    channels: int, height: int, width: int, shard_images: int = SHARD_IMAGES
+) -> float:
     """Of a latent and its columns, its share of headers and footers with them."""
     return shard_bytes(shard_images, channels, height, width) / shard_images
 

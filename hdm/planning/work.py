@@ -27,7 +27,13 @@ class Work:
     tokens: float = 1.0
 
 
-def training(model: XUTConfig, phase: Phase, tokens: tuple[int, int], language: LanguageModel | None, encoder: ImageEncoder | None) -> Work:
+def training(
+    model: XUTConfig,
+    phase: Phase,
+    tokens: tuple[int, int],
+    language: LanguageModel | None,
+    encoder: ImageEncoder | None,
+) -> Work:
     """A training step's, a sample, the optimizer's left out.
 
     Args:
@@ -39,9 +45,15 @@ def training(model: XUTConfig, phase: Phase, tokens: tuple[int, int], language: 
     again = recomputed_blocks(model.num_blocks, phase.checkpoint_blocks)
     flops, seen = 0.0, 0.0
     for share, rate in _shares(phase):
-        flops += share * training_flops(model, *tokens, tread_rate=rate, route=phase.tread_route, recomputed=again)
-        seen += share * fmean(block.seen for block in block_tokens(model, phase.tread_route, tokens, rate))
-    live = (language.flops(tokens[1]) if language else 0) + (encoder.flops(phase.resolution, phase.resolution) if encoder else 0)
+        flops += share * training_flops(
+            model, *tokens, tread_rate=rate, route=phase.tread_route, recomputed=again
+        )
+        seen += share * fmean(
+            block.seen for block in block_tokens(model, phase.tread_route, tokens, rate)
+        )
+    live = (language.flops(tokens[1]) if language else 0) + (
+        encoder.flops(phase.resolution, phase.resolution) if encoder else 0
+    )
     return Work(flops + live, seen)
 
 
@@ -49,7 +61,10 @@ def _shares(phase: Phase) -> list[tuple[float, float]]:
     """(share of the phase, TREAD rate), over the phase."""
     starts = [*(start for start, _ in phase.tread_rates), 1.0]
     rates = (rate for _, rate in phase.tread_rates)
-    return [(after - before, rate) for (before, after), rate in zip(itertools.pairwise(starts), rates, strict=True)]
+    return [
+        (after - before, rate)
+        for (before, after), rate in zip(itertools.pairwise(starts), rates, strict=True)
+    ]
 
 
 def sampling(model: XUTConfig, tokens: tuple[int, int], steps: int, guided: bool) -> Work:

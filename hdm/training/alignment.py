@@ -38,14 +38,26 @@ class Aligned(nn.Module):
 
     def __init__(self, model: XUT, block: int, feature_width: int) -> None:
         super().__init__()
-        width, hidden = model.config.width, 2 * model.config.width  # 2048, as in the paper, where the model is 1024 wide
+        width, hidden = (
+            model.config.width,
+            2 * model.config.width,
+        )  # 2048, as in the paper, where the model is 1024 wide
         self.model, self.block = model, block
         self.projector = nn.Sequential(
-            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, feature_width)
+            nn.Linear(width, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, feature_width),
         )
 
     def forward(
-        self, *given: Tensor, features: Tensor, kept: Tensor | None = None, route: tuple[int, int] | None = None, **more: Any
+        self,
+        *given: Tensor,
+        features: Tensor,
+        kept: Tensor | None = None,
+        route: tuple[int, int] | None = None,
+        **more: Any,
     ) -> tuple[Tensor, Tensor]:
         """The velocity, and the mean cosine of each sample, (B,).
 
@@ -55,7 +67,9 @@ class Aligned(nn.Module):
         """
         states: list[Tensor] = []
         # A hook for this call: it sees what a compiled or recomputed block gives, and whoever calls the model itself pays nothing.
-        hook = list(self.model.blocks())[self.block].register_forward_hook(lambda _block, _given, state: states.append(state))
+        hook = list(self.model.blocks())[self.block].register_forward_hook(
+            lambda _block, _given, state: states.append(state)
+        )
         try:
             velocity = self.model(*given, kept=kept, route=route, **more)
         finally:
@@ -76,7 +90,9 @@ class Alignment:
         seed: of its first weights.
     """
 
-    def __init__(self, model: XUT, block: int, feature_width: int, settings: Optimizer, seed: int) -> None:
+    def __init__(
+        self, model: XUT, block: int, feature_width: int, settings: Optimizer, seed: int
+    ) -> None:
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -91,7 +107,10 @@ class Alignment:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds of it, as named sets."""
-        return {PROJECTOR: self.aligned.projector.state_dict(), PROJECTOR_OPTIMIZER: self.optimizers.tensors()}
+        return {
+            PROJECTOR: self.aligned.projector.state_dict(),
+            PROJECTOR_OPTIMIZER: self.optimizers.tensors(),
+        }
 
     def load(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
         """Bring it back from a checkpoint's sets."""

@@ -40,7 +40,9 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     half = settings.train.precision == "bfloat16"
     # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is used once.
     autocast = AutocastKwargs(cache_enabled=not settings.train.shards)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=[autocast])
+    accelerator = Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=[autocast]
+    )
     count = accelerator.num_processes
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -83,7 +85,9 @@ def make_conditioning(job: Job, device: torch.device) -> Conditioning:
     """The text encoder's part, with weights in 16 bits where training is."""
     half = job.settings.train.precision == "bfloat16" and device.type == "cuda"
     max_tokens = job.phase.max_tokens or int(job.output("encode.tokens").config["max_tokens"])
-    return Conditioning(job.text_encoder, device, torch.bfloat16 if half else torch.float32, max_tokens)
+    return Conditioning(
+        job.text_encoder, device, torch.bfloat16 if half else torch.float32, max_tokens
+    )
 
 
 def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
@@ -105,7 +109,10 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
         return own
     # Seeds far from each other and from those that a person would try: the data sets' draws have nothing in common.
     others = [
-        _loader(job, partial(mixed_name, number), seed=settings.seed + (number + 1 << 32), **options) for number in range(len(settings.mix))
+        _loader(
+            job, partial(mixed_name, number), seed=settings.seed + (number + 1 << 32), **options
+        )
+        for number in range(len(settings.mix))
     ]
     return Mixture([own, *others], [1.0, *(entry.weight for entry in settings.mix)])
 
@@ -120,7 +127,12 @@ def _tags(job: Job, named: Callable[[str], str], seed: int) -> TagTable:
     tokens = job.output(named("encode.tokens"))
     max_tokens = job.phase.max_tokens or int(tokens.config["max_tokens"])
     draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, seed)
-    return TagTable(job.output(named("caption")), draws, partial(tokenizer.token_ids, max_tokens=max_tokens), tokenizer.pad_id)
+    return TagTable(
+        job.output(named("caption")),
+        draws,
+        partial(tokenizer.token_ids, max_tokens=max_tokens),
+        tokenizer.pad_id,
+    )
 
 
 def _features(job: Job, name: str) -> Output:
@@ -192,7 +204,13 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
 def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[str, Any]) -> Meter:
     """Of what steps do, on this machine; `before` is the last line of `timing.jsonl`."""
     settings = job.settings.train
-    machine = Machine.look(device, world_size, settings.precision == "bfloat16", settings.peak_tflops, settings.price_per_hour)
+    machine = Machine.look(
+        device,
+        world_size,
+        settings.precision == "bfloat16",
+        settings.peak_tflops,
+        settings.price_per_hour,
+    )
     return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
@@ -202,10 +220,14 @@ def make_alignment(job: Job, model: XUT, batch: Batch) -> Alignment | None:
     if batch.features is None:
         return None
     seed = mixed_seed(settings.seed, PROJECTION, job.number)
-    return Alignment(model, settings.aligned_block, batch.features.shape[-1], job.phase.optimizer, seed)
+    return Alignment(
+        model, settings.aligned_block, batch.features.shape[-1], job.phase.optimizer, seed
+    )
 
 
-def prepared(job: Job, model: XUT, accelerator: Accelerator, alignment: Alignment | None) -> Callable[..., Any]:
+def prepared(
+    job: Job, model: XUT, accelerator: Accelerator, alignment: Alignment | None
+) -> Callable[..., Any]:
     """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked."""
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
@@ -213,4 +235,8 @@ def prepared(job: Job, model: XUT, accelerator: Accelerator, alignment: Alignmen
     recompute_activations(model, job.phase.checkpoint_blocks)
     # Alone, or sharded, there is nothing to wrap: autocast is entered where the model is called.
     whole = model if alignment is None else alignment.aligned
-    return accelerator.prepare(whole) if accelerator.num_processes > 1 and not job.settings.train.shards else whole
+    return (
+        accelerator.prepare(whole)
+        if accelerator.num_processes > 1 and not job.settings.train.shards
+        else whole
+    )

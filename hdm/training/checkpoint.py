@@ -54,7 +54,13 @@ class Checkpoint:
         return (self.path / METRICS).read_bytes()
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], metrics: bytes, state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    metrics: bytes,
+    state: Mapping[str, Any],
+) -> Path:
     """Write a checkpoint and drop all but it and the newest two that are good.
 
     Args:
@@ -96,7 +102,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: it cannot be written.
     """
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path
+        )
         path.chmod(0o644)  # the library makes it readable by its owner alone
     except SafetensorError as error:
         # The library wraps the system's error in text.
@@ -115,10 +123,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise DamagedError(f"{path.name} is damaged", where=path, do="remove the folder that holds it; the phase begins anew") from error
+        raise DamagedError(
+            f"{path.name} is damaged",
+            where=path,
+            do="remove the folder that holds it; the phase begins anew",
+        ) from error
 
 
-def newest(folder: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda state: True) -> Checkpoint | None:
+def newest(
+    folder: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda state: True
+) -> Checkpoint | None:
     """The newest checkpoint that holds and whose state is wanted, or None. Damaged ones are named, set aside and passed over."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
@@ -195,8 +209,12 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: P
     have = {name: tuple(value.shape) for name, value in tensors.items()}
     want = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if have != want:
-        file_has = [f"{name} {shape}" for name, shape in have.items() if want.get(name) != shape][:3]
-        model_has = [f"{name} {shape}" for name, shape in want.items() if have.get(name) != shape][:3]
+        file_has = [f"{name} {shape}" for name, shape in have.items() if want.get(name) != shape][
+            :3
+        ]
+        model_has = [f"{name} {shape}" for name, shape in want.items() if have.get(name) != shape][
+            :3
+        ]
         raise InputError(
             f"the weights do not fit the model: the file has {', '.join(file_has) or 'nothing more'}, "
             f"the model has {', '.join(model_has) or 'nothing more'}",

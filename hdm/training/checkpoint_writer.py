@@ -48,7 +48,14 @@ class CheckpointWriter:
         return self._buffers is not None
 
     def write(
-        self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None], *, copied: bool = False
+        self,
+        step: int,
+        tensors: Sets,
+        metrics: bytes,
+        state: Mapping[str, Any],
+        then: Callable[[], None],
+        *,
+        copied: bool = False,
     ) -> None:
         """Copy what a checkpoint holds and have it written; the arguments are `checkpoint.save`'s.
 
@@ -68,7 +75,14 @@ class CheckpointWriter:
         if buffers is None and not copied:
             self.wait()
 
-    def _save(self, step: int, tensors: Sets, metrics: bytes, state: Mapping[str, Any], then: Callable[[], None]) -> None:
+    def _save(
+        self,
+        step: int,
+        tensors: Sets,
+        metrics: bytes,
+        state: Mapping[str, Any],
+        then: Callable[[], None],
+    ) -> None:
         checkpoint.save(self.folder, step, tensors, metrics, state)
         then()
 
@@ -94,14 +108,20 @@ class CheckpointWriter:
 
 def _buffers(tensors: Sets) -> Buffers | None:
     """Memory of the tensors' shapes, written to so that it is there; None where it would not be."""
-    needed, free = sum(value.nbytes for values in tensors.values() for value in values.values()), system_memory_bytes("MemAvailable")
+    needed, free = (
+        sum(value.nbytes for values in tensors.values() for value in values.values()),
+        system_memory_bytes("MemAvailable"),
+    )
     if free is not None and needed + SPARED > free:
         log.warning(
             "training waits while checkpoints are written: a copy to write from takes %.1f GB, and %.1f GB of memory are free",
             *(needed / 1e9, free / 1e9),
         )
         return None
-    return {name: {key: _buffer(value) for key, value in values.items()} for name, values in tensors.items()}
+    return {
+        name: {key: _buffer(value) for key, value in values.items()}
+        for name, values in tensors.items()
+    }
 
 
 def _buffer(value: Tensor) -> Tensor:

@@ -39,5 +39,8 @@ class Average(Generic[Model]):
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step` (from 0)."""
         # Asked for anew: sharding a model exchanges its parameters.
-        mine, theirs = ([local(parameter) for parameter in model.parameters()] for model in (self.model, self._averaged))
+        mine, theirs = (
+            [local(parameter) for parameter in model.parameters()]
+            for model in (self.model, self._averaged)
+        )
         torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))

@@ -46,7 +46,11 @@ class Example:
         """Some of its samples, as a micro-batch."""
         kept = None if self.kept is None else self.kept[start:stop]
         return replace(
-            self, batch=self.batch.part(start, stop), noise=self.noise[start:stop], timestep=self.timestep[start:stop], kept=kept
+            self,
+            batch=self.batch.part(start, stop),
+            noise=self.noise[start:stop],
+            timestep=self.timestep[start:stop],
+            kept=kept,
         )
 
     def to(self, device: torch.device) -> Example:
@@ -59,7 +63,9 @@ class Example:
 
     def _with(self, batch: Batch, move: Callable[[Tensor], Tensor]) -> Example:
         kept = None if self.kept is None else move(self.kept)
-        return replace(self, batch=batch, noise=move(self.noise), timestep=move(self.timestep), kept=kept)
+        return replace(
+            self, batch=batch, noise=move(self.noise), timestep=move(self.timestep), kept=kept
+        )
 
 
 def generator(seed: int, purpose: int, position: int) -> torch.Generator:
@@ -125,8 +131,17 @@ class Feed:
         rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
         kept = draw_kept(size, batch.crops.shape[1], rate, drawn)
         # As the loader shares: contiguous, in order of rank.
-        start, stop = (size * rank // self.loader.world_size for rank in (self.loader.rank, self.loader.rank + 1))
-        example = Example(batch, noise[start:stop], timestep[start:stop], None if kept is None else kept[start:stop], rate)
+        start, stop = (
+            size * rank // self.loader.world_size
+            for rank in (self.loader.rank, self.loader.rank + 1)
+        )
+        example = Example(
+            batch,
+            noise[start:stop],
+            timestep[start:stop],
+            None if kept is None else kept[start:stop],
+            rate,
+        )
         return example.pinned() if self.pin else example
 
     def close(self) -> None:

@@ -83,7 +83,9 @@ def signals_counted() -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield signals
     finally:

@@ -34,7 +34,9 @@ def spike_warning(now: Position, loss: float, batch_size: int) -> str:
     return f"step {now.step} has a loss of {loss:.4g} where {usual:.4g} is usual: images {seen - batch_size} to {seen}"
 
 
-def hopeless(now: Position, example: Example, loss: float, norm: float, batch_size: int, where: str) -> HdmError:
+def hopeless(
+    now: Position, example: Example, loss: float, norm: float, batch_size: int, where: str
+) -> HdmError:
     """The error that ends a training whose steps are all skipped."""
     seen, keys = now.num_images_seen, ", ".join(example.batch.keys[:KEYS_SAID])
     tried = "; going back to a checkpoint had not helped" if now.gone_back else ""

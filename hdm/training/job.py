@@ -25,7 +25,13 @@ from hdm.errors import HdmError
 from hdm.files import write_json
 from hdm.store import Output, read_output
 
-WEIGHTS, EMA, MODEL, METRICS, GENERATED = "weights.safetensors", "ema.safetensors", "model.json", "metrics.jsonl", "generated.png"
+WEIGHTS, EMA, MODEL, METRICS, GENERATED = (
+    "weights.safetensors",
+    "ema.safetensors",
+    "model.json",
+    "metrics.jsonl",
+    "generated.png",
+)
 FILES = (WEIGHTS, EMA, MODEL, METRICS, GENERATED)
 SUMMARY = "summary.json"  # goes into the manifest
 TIMING = "timing.jsonl"  # speed and memory: beside the output, in no manifest
@@ -90,14 +96,22 @@ class Job:
 
     @classmethod
     def apart(
-        cls, pipeline: Pipeline, number: int, inputs: Mapping[str, Output], folder: Path, text_encoder: str = "", autoencoder: str = ""
+        cls,
+        pipeline: Pipeline,
+        number: int,
+        inputs: Mapping[str, Output],
+        folder: Path,
+        text_encoder: str = "",
+        autoencoder: str = "",
     ) -> Job:
         """A training in a folder of its own, of which only the steps are wanted: it has no identity, and nothing comes of it."""
         scratch = folder / "scratch"
         scratch.mkdir(parents=True)
         paths = {name: str(output.path) for name, output in inputs.items()}
         plain = pipeline.model_dump(mode="json")
-        return cls(plain, number, {}, "", paths, str(folder), str(scratch), text_encoder, autoencoder)
+        return cls(
+            plain, number, {}, "", paths, str(folder), str(scratch), text_encoder, autoencoder
+        )
 
     def write(self) -> None:
         write_json(self.path, asdict(self))
@@ -149,7 +163,12 @@ def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None =
     """How a rank ended: `done`, `saved`, or `error` with the error itself."""
     told = {"state": state}
     if error is not None:
-        told |= {"kind": type(error).__name__, "what": error.what, "where": str(error.where or ""), "do": error.do or ""}
+        told |= {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "where": str(error.where or ""),
+            "do": error.do or "",
+        }
     write_json(scratch / f"outcome-{rank}.json", told)
 
 
@@ -159,7 +178,9 @@ def read_outcome(scratch: Path) -> dict[str, str]:
     for path in sorted(scratch.glob("outcome-*.json")):
         with contextlib.suppress(OSError, ValueError):
             told.append(json.loads(path.read_bytes()))
-    return next((outcome for outcome in told if outcome["state"] == "error"), told[0] if told else {})
+    return next(
+        (outcome for outcome in told if outcome["state"] == "error"), told[0] if told else {}
+    )
 
 
 def outcome_error(outcome: Mapping[str, str]) -> HdmError:

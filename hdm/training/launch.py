@@ -24,7 +24,16 @@ from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
 from hdm.training.guard import Signals, signals_counted
-from hdm.training.job import TIMING, Job, clear_outcomes, living_ranks, newest_checkpoint, num_steps, outcome_error, read_outcome
+from hdm.training.job import (
+    TIMING,
+    Job,
+    clear_outcomes,
+    living_ranks,
+    newest_checkpoint,
+    num_steps,
+    outcome_error,
+    read_outcome,
+)
 from hdm.training.origin import check_origin, notice
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
@@ -57,7 +66,11 @@ def run_training(job: Job) -> None:
             newest = newest_checkpoint(Path(job.scratch))
             if signals.count or not _died(job, code) or newest is None or newest == before:
                 break  # without a step further it would die again and again
-            log.warning("a training process died (%s); going on from step %d", _exit(code), int(newest.name.rpartition("-")[2]))
+            log.warning(
+                "a training process died (%s); going on from step %d",
+                _exit(code),
+                int(newest.name.rpartition("-")[2]),
+            )
     _judge(job, code, stopped=signals.count > 0)
 
 
@@ -98,7 +111,17 @@ def _command(job: Job) -> list[str]:
     worker = ["-m", "hdm.training.worker", str(job.path)]
     if count == 1:
         return [sys.executable, *worker]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc_per_node", str(count), *worker]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nnodes",
+        "1",
+        "--nproc_per_node",
+        str(count),
+        *worker,
+    ]
 
 
 @contextlib.contextmanager
@@ -148,7 +171,10 @@ def _follow(process: subprocess.Popen[bytes], job: Job, signals: Signals, report
     while process.poll() is None:
         report.update()
         if signals.count and deadline is None:
-            log.warning("stopping: a checkpoint is being saved (up to %.0f s; once more to stop at once)", GRACE_SEC)
+            log.warning(
+                "stopping: a checkpoint is being saved (up to %.0f s; once more to stop at once)",
+                GRACE_SEC,
+            )
             process.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + GRACE_SEC
         if signals.count > 1 or (deadline is not None and time.monotonic() > deadline):
@@ -202,16 +228,28 @@ def _judge(job: Job, code: int, stopped: bool) -> None:
     if state == "done" and code == 0:
         return
     if state == "saved":
-        raise SavedOnSignal("training stopped on a signal after saving", where=job.folder, do="run the same command again to go on")
+        raise SavedOnSignal(
+            "training stopped on a signal after saving",
+            where=job.folder,
+            do="run the same command again to go on",
+        )
     if stopped:
         raise SavedOnSignal(
-            "training was killed before it had saved; the checkpoint before is kept", where=job.folder, do="run the same command again"
+            "training was killed before it had saved; the checkpoint before is kept",
+            where=job.folder,
+            do="run the same command again",
         )
     if state == "error":
         raise outcome_error(outcome)
     killed = "; SIGKILL often means that memory ran out" if -code == signal.SIGKILL else ""
-    raise HdmError(f"training ended with exit code {code}{killed}", where=job.log, do="its last lines:\n" + _last_lines(job.log))
+    raise HdmError(
+        f"training ended with exit code {code}{killed}",
+        where=job.log,
+        do="its last lines:\n" + _last_lines(job.log),
+    )
 
 
 def _last_lines(path: Path) -> str:
-    return "\n".join(f"    {line}" for line in path.read_text(errors="replace").splitlines()[-LAST_LINES:])
+    return "\n".join(
+        f"    {line}" for line in path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    )

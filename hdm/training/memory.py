@@ -94,7 +94,15 @@ class Memory:
     @property
     def fixed(self) -> int:
         """Whatever the micro-batch."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.copies + self.encoders + self.checkpoint
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.average
+            + self.copies
+            + self.encoders
+            + self.checkpoint
+        )
 
     @property
     def total(self) -> int:
@@ -105,7 +113,9 @@ class Memory:
         return max(0, int((room - self.fixed) // self.sample))
 
 
-def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, int], on_cpu: bool, encoders: int = 0) -> Memory:
+def training_memory(
+    settings: TrainSettings, phase: Phase, tokens: tuple[int, int], on_cpu: bool, encoders: int = 0
+) -> Memory:
     """Of one step of a phase.
 
     Args:
@@ -115,17 +125,26 @@ def training_memory(settings: TrainSettings, phase: Phase, tokens: tuple[int, in
         on_cpu: whether on a CPU.
         encoders: bytes of the weights of models that run in training.
     """
-    model, half, count = settings.model, settings.precision == "bfloat16", parameters(settings.model)
+    model, half, count = (
+        settings.model,
+        settings.precision == "bfloat16",
+        parameters(settings.model),
+    )
     share = -(-phase.batch_size // settings.num_processes)
     held = count.total // (settings.num_processes if settings.shards else 1)
     form = Form(2 if half else 4, by_hand=on_cpu)
-    weights, optimizer, average = 4 * held, optimizer_bytes(count, phase) * held // count.total, 4 * held * (1 + len(settings.ema_lengths))
+    weights, optimizer, average = (
+        4 * held,
+        optimizer_bytes(count, phase) * held // count.total,
+        4 * held * (1 + len(settings.ema_lengths)),
+    )
     return Memory(
         weights=weights,
         gradients=weights,
         optimizer=optimizer,
         average=average,
-        copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0) + _exchanged_bytes(settings, phase, count),
+        copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0)
+        + _exchanged_bytes(settings, phase, count),
         encoders=encoders,
         checkpoint=weights + optimizer + average if on_cpu and not settings.shards else 0,
         sample=sample_bytes(model, phase, tokens, form),
@@ -176,7 +195,9 @@ class BlockTokens:
     cross: bool
 
 
-def block_tokens(model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[int, int], rate: float) -> list[BlockTokens]:
+def block_tokens(
+    model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[int, int], rate: float
+) -> list[BlockTokens]:
     """Of each block, as they run, at a TREAD rate."""
     num_image, num_text = tokens
     first, total = model.prev_blocks + model.depth * model.enc_blocks, model.num_blocks

@@ -66,7 +66,12 @@ class Machine:
 
     @classmethod
     def look(
-        cls, device: torch.device, count: int, half: bool, peak_tflops: float | None = None, price_per_hour: float | None = None
+        cls,
+        device: torch.device,
+        count: int,
+        half: bool,
+        peak_tflops: float | None = None,
+        price_per_hour: float | None = None,
     ) -> Machine:
         """This machine; a peak that is not given is measured, which takes a tenth of a second.
 
@@ -74,7 +79,11 @@ class Machine:
             half: whether matrix products are taken in bfloat16.
         """
         measured = peak_tflops is None
-        peak = product_rate(device, torch.bfloat16 if half else torch.float32) / 1e12 if peak_tflops is None else peak_tflops
+        peak = (
+            product_rate(device, torch.bfloat16 if half else torch.float32) / 1e12
+            if peak_tflops is None
+            else peak_tflops
+        )
         return cls(device, count, peak, "measured" if measured else "set", price_per_hour)
 
 
@@ -87,15 +96,26 @@ class Meter:
         before: the last line that an earlier run of the same phase wrote, whose totals go on.
     """
 
-    def __init__(self, machine: Machine, model: XUTConfig, route: tuple[int, int] | None, before: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        model: XUTConfig,
+        route: tuple[int, int] | None,
+        before: Mapping[str, Any],
+    ) -> None:
         self.machine, self.model, self.route = machine, model, route
         self._tokens, self._flops = 0, 0
-        self._hours, self._energy_kwh = float(before.get("hours", 0.0)), float(before.get("energy_kwh", 0.0))
+        self._hours, self._energy_kwh = (
+            float(before.get("hours", 0.0)),
+            float(before.get("energy_kwh", 0.0)),
+        )
 
     def count(self, batch: int, num_image: int, num_text: int, tread_rate: float) -> None:
         """A step of `batch` samples over all processes, each of so many image tokens and, padded, text tokens."""
         self._tokens += batch * (num_image + num_text)
-        self._flops += training_flops(self.model, num_image, num_text, batch, tread_rate, self.route)
+        self._flops += training_flops(
+            self.model, num_image, num_text, batch, tread_rate, self.route
+        )
 
     def read(self, elapsed_sec: float) -> dict[str, Any]:
         """What happened in the seconds since this was last called.

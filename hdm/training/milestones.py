@@ -40,7 +40,9 @@ class Milestones:
         """Of the files, in order."""
         return sorted(path.name for path in self.folder.glob("[!.]*"))
 
-    def add_snapshots(self, step: int, tracks: Mapping[str, Mapping[str, Tensor]], *, writes: bool) -> None:
+    def add_snapshots(
+        self, step: int, tracks: Mapping[str, Mapping[str, Tensor]], *, writes: bool
+    ) -> None:
         """Write down averages as they are after a step; a process that does not write helps to put sharded ones together."""
         for track, tensors in tracks.items():
             found = gathered(tensors)

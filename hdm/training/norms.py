@@ -31,4 +31,7 @@ def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:
     for name, norm in norms.items():
         parts[name.partition(".")[0]].append(norm)
     values = torch.stack([total_norm(part) for part in parts.values()]).tolist()
-    return {part: value if math.isfinite(value) else None for part, value in sorted(zip(parts, values, strict=True))}
+    return {
+        part: value if math.isfinite(value) else None
+        for part, value in sorted(zip(parts, values, strict=True))
+    }

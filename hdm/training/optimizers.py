@@ -28,7 +28,12 @@ def fan_in(tensor: Tensor) -> int:
 
 def is_muon(name: str, tensor: Tensor) -> bool:
     """Whether Muon takes a tensor: a weight matrix of a block."""
-    return tensor.ndim == 2 and _BLOCK.search(name) is not None and "adaln" not in name and name.endswith(".weight")
+    return (
+        tensor.ndim == 2
+        and _BLOCK.search(name) is not None
+        and "adaln" not in name
+        and name.endswith(".weight")
+    )
 
 
 def decays(name: str, tensor: Tensor) -> bool:
@@ -45,11 +50,22 @@ class Optimizers:
         for_muon: whether Muon takes a tensor of that name, if `settings` asks for Muon.
     """
 
-    def __init__(self, model: nn.Module, settings: Optimizer, for_muon: Callable[[str, Tensor], bool] = is_muon) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Optimizer,
+        for_muon: Callable[[str, Tensor], bool] = is_muon,
+    ) -> None:
         self.settings = settings
-        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        parameters = {
+            name: value for name, value in model.named_parameters() if value.requires_grad
+        }
         self._names = {id(value): name for name, value in parameters.items()}
-        muon = {name: value for name, value in parameters.items() if settings.kind == "muon" and for_muon(name, value)}
+        muon = {
+            name: value
+            for name, value in parameters.items()
+            if settings.kind == "muon" and for_muon(name, value)
+        }
         adamw = {name: value for name, value in parameters.items() if name not in muon}
         self.all: dict[str, torch.optim.Optimizer] = {}
         if adamw:
@@ -96,17 +112,30 @@ class Optimizers:
         for key, value in tensors.items():
             name, _, what = key.rpartition(":")
             # bitsandbytes counts its steps in plain integers, torch in tensors of floats.
-            states[name][what] = int(value) if value.ndim == 0 and not value.is_floating_point() else value
+            states[name][what] = (
+                int(value) if value.ndim == 0 and not value.is_floating_point() else value
+            )
         for optimizer in self.all.values():
             numbered = optimizer.state_dict()
-            ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            named = {number: _laid_out(states.get(self._names[id(value)], {}), value) for number, value in enumerate(ordered)}
-            optimizer.load_state_dict({**numbered, "state": {number: state for number, state in named.items() if state}})
+            ordered = (
+                parameter for group in optimizer.param_groups for parameter in group["params"]
+            )
+            named = {
+                number: _laid_out(states.get(self._names[id(value)], {}), value)
+                for number, value in enumerate(ordered)
+            }
+            optimizer.load_state_dict(
+                {**numbered, "state": {number: state for number, state in named.items() if state}}
+            )
 
 
 def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:
     """Tensors of a parameter's shape in its own memory format: fused updates walk through memory side by side."""
-    alike = {what: value for what, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+    alike = {
+        what: value
+        for what, value in state.items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+    }
     # In the state's own precision, which may be 8 bits.
     return {**state, **{what: laid_out(value, parameter) for what, value in alike.items()}}
 
@@ -139,7 +168,10 @@ def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[
     for name, value in parameters.items():
         rate = settings.learning_rate / (fan_in(value) if settings.per_fan_in else 1)
         found[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
-    return [{"params": found[key], "lr": key[0], BASE_RATE: key[0], "weight_decay": key[1]} for key in sorted(found)]
+    return [
+        {"params": found[key], "lr": key[0], BASE_RATE: key[0], "weight_decay": key[1]}
+        for key in sorted(found)
+    ]
 
 
 def rate_factor(settings: Optimizer, num_images_seen: int, num_images: int) -> float:

@@ -17,7 +17,11 @@ from hdm.store import SCRATCH
 from hdm.training.job import Job, checkpoint_folder, newest_checkpoint
 
 STATE = "state.json"
-FIXED = ("train.model.", ".optimizer.kind", ".optimizer.state_bits")  # what weights and optimizer state are made for
+FIXED = (
+    "train.model.",
+    ".optimizer.kind",
+    ".optimizer.state_bits",
+)  # what weights and optimizer state are made for
 Differences = dict[str, tuple[Any, Any]]
 
 
@@ -50,14 +54,18 @@ def check_origin(job: Job) -> None:
             do="name one of these, or leave it out to start anew",
         )
     differing = differences(state["identity"], job)
-    fixed = {name: values for name, values in differing.items() if any(part in name for part in FIXED)}
+    fixed = {
+        name: values for name, values in differing.items() if any(part in name for part in FIXED)
+    }
     if fixed:
         raise ConfigError(
             f"the weights and the optimizer's state of {job.phase.resume_from} do not fit other settings of {_told(fixed)}",
             where=f"{field}.resume_from",
             do="undo these changes, or start anew without resume_from",
         )
-    refused = {name: values for name, values in differing.items() if name not in job.phase.resume_allow}
+    refused = {
+        name: values for name, values in differing.items() if name not in job.phase.resume_allow
+    }
     if refused:
         allow = json.dumps(sorted({*job.phase.resume_allow, *refused}))
         raise ConfigError(
@@ -78,7 +86,11 @@ def check_origin(job: Job) -> None:
 def differences(before: Mapping[str, Any], job: Job) -> Differences:
     """Of two identities of one phase, by the names that `--set` knows: before and now; data sets by their digests."""
     old, now = (dict(_named(identity, job.number)) for identity in (before, job.identity))
-    return {name: (old.get(name), now.get(name)) for name in sorted({*old, *now}) if old.get(name) != now.get(name)}
+    return {
+        name: (old.get(name), now.get(name))
+        for name in sorted({*old, *now})
+        if old.get(name) != now.get(name)
+    }
 
 
 def notice(job: Job) -> str | None:
@@ -89,7 +101,10 @@ def notice(job: Job) -> str | None:
         state = _state(path)
         if state is None:
             continue
-        name, differing = f"{path.parents[1].name}@{state['position']['step']}", differences(state["identity"], job)
+        name, differing = (
+            f"{path.parents[1].name}@{state['position']['step']}",
+            differences(state["identity"], job),
+        )
         field, allow = f"train.phases.{job.number}", json.dumps(sorted(differing))
         return (
             f"starting anew, beside an unfinished training of this phase with other settings ({_told(differing)}); to go on from that one: "
@@ -112,7 +127,9 @@ def _state(path: Path) -> dict[str, Any] | None:
 
 def _named(identity: Mapping[str, Any], number: int) -> Iterator[tuple[str, Any]]:
     config = dict(identity["config"])
-    phase = {name: value for name, value in config.pop("phase", {}).items() if name != "resume_from"}
+    phase = {
+        name: value for name, value in config.pop("phase", {}).items() if name != "resume_from"
+    }
     yield from _flat("train", config)
     yield from _flat(f"train.phases.{number}", phase)
     yield from _flat("inputs", identity["inputs"])
@@ -128,4 +145,6 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _told(differing: Differences) -> str:
-    return ", ".join(f"{name} {json.dumps(old)} → {json.dumps(now)}" for name, (old, now) in differing.items())
+    return ", ".join(
+        f"{name} {json.dumps(old)} → {json.dumps(now)}" for name, (old, now) in differing.items()
+    )

@@ -17,7 +17,9 @@ SHARE = 0.9  # of the device's memory that a step may fill: the rest is the allo
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error is that of an allocator: the accelerator's, the CPU's (which has no class of its own), or Python's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ class Advice:
     def largest(self, checkpoint_blocks: float) -> int:
         """Micro-batch that fits with that share of the blocks recomputed, smaller than the one that did not; 0 if none does."""
         phase = self.phase.model_copy(update={"checkpoint_blocks": checkpoint_blocks})
-        fits = training_memory(self.settings, phase, self.tokens, self.on_cpu).largest_micro_batch(SHARE * self.room)
+        fits = training_memory(self.settings, phase, self.tokens, self.on_cpu).largest_micro_batch(
+            SHARE * self.room
+        )
         as_it_is = checkpoint_blocks == self.phase.checkpoint_blocks
         return min(fits, self.micro_batch // 2 if as_it_is else self.micro_batch)
 
     def __str__(self) -> str:
         ways = [
-            f"micro_batch: {count}" + ("" if share == self.phase.checkpoint_blocks else f" with checkpoint_blocks: {share}")
+            f"micro_batch: {count}"
+            + ("" if share == self.phase.checkpoint_blocks else f" with checkpoint_blocks: {share}")
             for share in sorted({self.phase.checkpoint_blocks, 1.0})
             if (count := self.largest(share))
         ]
@@ -68,12 +73,21 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
         device: "cpu" or of CUDA.
         tokens: of the image and of the text, of a sample; None: memory ended before there were any, with the model itself.
     """
-    where, used = f"train.phases.{job.number}", f"at most {peak_memory_bytes() / 1e9:.1f} GB were in use"
+    where, used = (
+        f"train.phases.{job.number}",
+        f"at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
+    )
     if tokens is None:
         do = "take a smaller model or fewer ema_lengths, or train.sharding: full over several devices"
-        return DoesNotFitError(f"memory does not hold the model and its averages; {used}", where=where, do=do)
+        return DoesNotFitError(
+            f"memory does not hold the model and its averages; {used}", where=where, do=do
+        )
     advice = Advice(job.settings.train, job.phase, tokens, device == "cpu", _device_bytes(device))
-    return DoesNotFitError(f"memory does not hold a step with micro_batch {advice.micro_batch}; {used}", where=where, do=str(advice))
+    return DoesNotFitError(
+        f"memory does not hold a step with micro_batch {advice.micro_batch}; {used}",
+        where=where,
+        do=str(advice),
+    )
 
 
 def _device_bytes(device: str) -> float:

@@ -26,11 +26,22 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
     settings, phase = pipeline.train, pipeline.train.phases[number]
     shared = {name: value for name, value in settings.result_fields().items() if name != "phases"}
     components = resolve(pipeline.components)
-    weights = {**autoencoder_weights(inputs, pipeline.components), "text_encoder": weights_digest(components.need("text_encoder"))}
-    return Identity(f"train.{phase.name}", SCHEMA, {**shared, "phase": phase.result_fields()}, dict(inputs), weights)
+    weights = {
+        **autoencoder_weights(inputs, pipeline.components),
+        "text_encoder": weights_digest(components.need("text_encoder")),
+    }
+    return Identity(
+        f"train.{phase.name}",
+        SCHEMA,
+        {**shared, "phase": phase.result_fields()},
+        dict(inputs),
+        weights,
+    )
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, number: int) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, number: int
+) -> Output:
     """Train phase `number` in processes of its own and commit what it wrote.
 
     Raises:
@@ -45,7 +56,9 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         return draft.commit(_summary(job))
 
 
-def _job(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], draft: Draft, number: int) -> Job:
+def _job(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], draft: Draft, number: int
+) -> Job:
     components = resolve(pipeline.components)
     return Job(
         pipeline=pipeline.model_dump(mode="json"),
@@ -87,4 +100,8 @@ def _move(source: Path, target: Path) -> None:
 
 def _counts(job: Job) -> dict[str, Any]:
     summary = _summary(job)
-    return {"steps": summary["step"], "images_seen": summary["num_images_seen"], "skipped_steps": summary["skipped_steps"]}
+    return {
+        "steps": summary["step"],
+        "images_seen": summary["num_images_seen"],
+        "skipped_steps": summary["skipped_steps"],
+    }

@@ -33,11 +33,15 @@ def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -
         return list(wanted[:NUM_PICTURES])
     scores = read_tables(filter, "scores", ["key", "split"])
     for split in ("held_out", "validation", "train"):
-        keys = sorted(scores.filter(pc.equal(scores.column("split"), split)).column("key").to_pylist())
+        keys = sorted(
+            scores.filter(pc.equal(scores.column("split"), split)).column("key").to_pylist()
+        )
         found = [texts[0] for texts in captions_by_key(captions, keys).values() if texts]
         if found:
             return found[:NUM_PICTURES]
-    raise InputError("no kept picture has a caption", where=captions.path, do="name prompts in train.prompts")
+    raise InputError(
+        "no kept picture has a caption", where=captions.path, do="name prompts in train.prompts"
+    )
 
 
 class CutShort(Exception):  # noqa: N818  (nothing went wrong)
@@ -70,7 +74,9 @@ def generate_grid(
         InputError: the autoencoder does not fit the model.
         CutShort: it was given up; no file is written.
     """
-    text_to_image = TextToImage(model, conditioning, load_autoencoder(autoencoder, str(conditioning.device)), decode_batch=1)
+    text_to_image = TextToImage(
+        model, conditioning, load_autoencoder(autoencoder, str(conditioning.device)), decode_batch=1
+    )
     side = resolution // text_to_image.unit_px * text_to_image.unit_px
     seeds = range(seed, seed + len(prompts))
     batches = Batches(NUM_PICTURES, "train.device")
@@ -79,6 +85,8 @@ def generate_grid(
         if cut_short():
             raise CutShort
 
-    pictures = text_to_image(prompts, width=side, height=side, seeds=seeds, batches=batches, on_step=look)
+    pictures = text_to_image(
+        prompts, width=side, height=side, seeds=seeds, batches=batches, on_step=look
+    )
     if path is not None:
         write_bytes(path, png(sheet(pictures, COLUMNS)))

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-MEMORY, EARLY = 0.98, 50  # of the loss's level: decay a step, and steps before which none stands out
+MEMORY, EARLY = (
+    0.98,
+    50,
+)  # of the loss's level: decay a step, and steps before which none stands out
 STANDS_OUT = 8.0  # times the usual distance from the level, in the logarithm
 LEAST_SPREAD = 0.01
 
@@ -54,7 +57,13 @@ class Position:
         if loss is None:
             return replace(moved, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
         sums = self.loss_sum + loss, self.cosine_sum + cosine
-        told = replace(moved, skipped_in_row=0, loss_sum=sums[0], cosine_sum=sums[1], loss_count=self.loss_count + 1)
+        told = replace(
+            moved,
+            skipped_in_row=0,
+            loss_sum=sums[0],
+            cosine_sum=sums[1],
+            loss_count=self.loss_count + 1,
+        )
         return told if loss <= 0 else told._levelled(math.log(loss), self._stands_out(loss))
 
     def _stands_out(self, loss: float) -> bool:
@@ -69,11 +78,22 @@ class Position:
             return replace(self, spikes=self.spikes + 1)
         weight = max(1 - MEMORY, 1 / (self.step - self.skipped))
         level = self.loss_level + weight * (height - self.loss_level)
-        return replace(self, loss_level=level, loss_spread=self.loss_spread + weight * (abs(height - level) - self.loss_spread))
+        return replace(
+            self,
+            loss_level=level,
+            loss_spread=self.loss_spread + weight * (abs(height - level) - self.loss_spread),
+        )
 
     def with_batches_of(self, size: int) -> Position:
         """The same place for a training with batches of that size, which has not measured anything yet."""
-        return replace(self, step=self.num_images_seen // size, best_step=None, best_loss=None, worse_in_row=0, ended=False)
+        return replace(
+            self,
+            step=self.num_images_seen // size,
+            best_step=None,
+            best_loss=None,
+            worse_in_row=0,
+            ended=False,
+        )
 
     def watched(self, loss: float | None, patience: int | None) -> Position:
         """The same with a held-out loss taken into account; one that is not finite (None) is no better than any.

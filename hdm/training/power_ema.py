@@ -39,7 +39,9 @@ def gamma_of(length: float) -> float:
         InputError: no power function has that length.
     """
     if not 0 < length <= LONGEST:
-        raise InputError(f"an average of length {length} is outside (0, {LONGEST}]", do="0.05 to 0.2 are usual")
+        raise InputError(
+            f"an average of length {length} is outside (0, {LONGEST}]", do="0.05 to 0.2 are usual"
+        )
     inverse = length**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
@@ -55,23 +57,34 @@ class PowerTracks:
     def __init__(self, model: nn.Module, lengths: Iterable[float]) -> None:
         self._names = [name for name, _ in model.named_parameters()]
         self._theirs: list[Tensor] = list(model.parameters())
-        self._averages = {length: [value.detach().clone() for value in self._theirs] for length in lengths}
+        self._averages = {
+            length: [value.detach().clone() for value in self._theirs] for length in lengths
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β = (1 - 1/t)^(γ+1) (section 3.1)."""
         for length, mine in self._averages.items():
             weight = 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1)
-            torch._foreach_lerp_([local(average) for average in mine], [local(value) for value in self._theirs], weight)
+            torch._foreach_lerp_(
+                [local(average) for average in mine],
+                [local(value) for value in self._theirs],
+                weight,
+            )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """`ema-<length>` → parameter → its average."""
-        return {f"ema-{length:g}": dict(zip(self._names, mine, strict=True)) for length, mine in self._averages.items()}
+        return {
+            f"ema-{length:g}": dict(zip(self._names, mine, strict=True))
+            for length, mine in self._averages.items()
+        }
 
     @torch.no_grad()
     def load(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Bring back one of `tensors()`."""
-        for average, saved in zip(self.tensors()[name].values(), (tensors[name] for name in self._names), strict=True):
+        for average, saved in zip(
+            self.tensors()[name].values(), (tensors[name] for name in self._names), strict=True
+        ):
             local(average).copy_(share(saved, average))
 
 
@@ -98,7 +111,11 @@ def snapshot_name(track: str, step: int) -> str:
 def find_snapshots(folder: Path) -> list[Snapshot]:
     """Those in a folder, in order of name."""
     matches = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("ema-*"))]
-    return [Snapshot(path, float(match["length"]), int(match["step"])) for path, match in matches if match]
+    return [
+        Snapshot(path, float(match["length"]), int(match["step"]))
+        for path, match in matches
+        if match
+    ]
 
 
 def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
@@ -110,10 +127,17 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
     (a, s), (b, t) = first, second
     shorter = math.log(min(s, t))
     # In logarithms: t^γ overflows at the 10⁵ steps and γ = 50 of a real training.
-    return (a + 1) * (b + 1) / (a + b + 1) * math.exp((a + b + 1) * shorter - (a + 1) * math.log(s) - (b + 1) * math.log(t))
+    return (
+        (a + 1)
+        * (b + 1)
+        / (a + b + 1)
+        * math.exp((a + b + 1) * shorter - (a + 1) * math.log(s) - (b + 1) * math.log(t))
+    )
 
 
-def coefficients(snapshots: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> tuple[np.ndarray, float]:
+def coefficients(
+    snapshots: Sequence[tuple[float, float]], wanted: tuple[float, float]
+) -> tuple[np.ndarray, float]:
     """How to sum snapshots so that their profiles come closest to a wanted one's, by least squares (appendix C).
 
     Args:
@@ -125,7 +149,10 @@ def coefficients(snapshots: Sequence[tuple[float, float]], wanted: tuple[float, 
         one's.
     """
     products = np.array([[overlap(one, other) for other in snapshots] for one in snapshots])
-    with_wanted, own = np.array([overlap(one, wanted) for one in snapshots]), overlap(wanted, wanted)
+    with_wanted, own = (
+        np.array([overlap(one, wanted) for one in snapshots]),
+        overlap(wanted, wanted),
+    )
     # Snapshots of one track lie close to each other: brought to one size, least squares keep the digits that there are.
     sizes = np.sqrt(np.diag(products))
     scaled = np.linalg.lstsq(products / np.outer(sizes, sizes), with_wanted / sizes, rcond=1e-13)[0]
@@ -154,9 +181,14 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(snapshot.path, "pt")) for snapshot in snapshots]
-            found = {name: _summed([file.get_tensor(name) for file in files], factors) for name in sorted(files[0].keys())}
+            found = {
+                name: _summed([file.get_tensor(name) for file in files], factors)
+                for name in sorted(files[0].keys())
+            }
     except SafetensorError as problem:
-        raise DamagedError(f"a snapshot is not whole: {problem}", where=snapshots[0].path.parent, do="train again") from problem
+        raise DamagedError(
+            f"a snapshot is not whole: {problem}", where=snapshots[0].path.parent, do="train again"
+        ) from problem
     return found, error
 
 

@@ -59,7 +59,13 @@ class Timing:
             self.before = json.loads(whole[-1]) if whole else {}
 
     def add(
-        self, step: int, num_images_seen: int, loss: float | None, waited_sec: float, meter: Meter | None = None, optimizer_bytes: int = 0
+        self,
+        step: int,
+        num_images_seen: int,
+        loss: float | None,
+        waited_sec: float,
+        meter: Meter | None = None,
+        optimizer_bytes: int = 0,
     ) -> None:
         """Append a line.
 
@@ -94,7 +100,11 @@ def _step_memory() -> dict[str, float]:
     """What a step takes beside what stays between steps, activations and gradients that is, where the accelerator tells it."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
-    return {"step_memory_gb": round((torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 1e9, 3)}
+    return {
+        "step_memory_gb": round(
+            (torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 1e9, 3
+        )
+    }
 
 
 def peak_memory_bytes() -> int:
@@ -102,7 +112,9 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # of this program alone: getrusage's figure begins with that of the process that started it
+    if (
+        status.exists()
+    ):  # of this program alone: getrusage's figure begins with that of the process that started it
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Darwin counts bytes
 

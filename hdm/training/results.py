@@ -20,7 +20,14 @@ from hdm.training.pictures import generate_grid, prompts_to_show
 from hdm.training.records import Metrics
 
 
-def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning, metrics: Metrics | None, milestones: Milestones) -> None:
+def write_results(
+    job: Job,
+    model: XUT,
+    average: XUT,
+    conditioning: Conditioning,
+    metrics: Metrics | None,
+    milestones: Milestones,
+) -> None:
     """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
 
     Args:
@@ -34,7 +41,9 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
     if metrics is not None:
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir()
-    prompts = write_grid(job, average, conditioning, None if metrics is None else result / GENERATED)
+    prompts = write_grid(
+        job, average, conditioning, None if metrics is None else result / GENERATED
+    )
     weights, ema = gathered(model.state_dict()), gathered(average.state_dict())
     if metrics is None:
         return
@@ -46,25 +55,41 @@ def write_results(job: Job, model: XUT, average: XUT, conditioning: Conditioning
             "xut": settings.model.to_dict(),
             "resolution": job.phase.resolution,
             "max_tokens": conditioning.max_tokens,
-            "components": {"autoencoder": weights_digest(job.autoencoder), "text_encoder": weights_digest(job.text_encoder)},
+            "components": {
+                "autoencoder": weights_digest(job.autoencoder),
+                "text_encoder": weights_digest(job.text_encoder),
+            },
             "component_names": _names(job),
         },
     )
     shutil.copyfile(metrics.path, result / METRICS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     files = milestones.hand_over(result)
-    summary = {**_last(metrics), "parameters": parameters, "prompts": prompts, **({"milestones": files} if files else {})}
+    summary = {
+        **_last(metrics),
+        "parameters": parameters,
+        "prompts": prompts,
+        **({"milestones": files} if files else {}),
+    }
     write_json(result / SUMMARY, summary)
 
 
 def _names(job: Job) -> dict[str, str]:
     """Of the components that have a name everywhere; a fine-tuned autoencoder has none."""
     names = portable_names(job.settings.components)
-    return {name: told for name, told in names.items() if not (name == "autoencoder" and VAE in job.inputs)}
+    return {
+        name: told
+        for name, told in names.items()
+        if not (name == "autoencoder" and VAE in job.inputs)
+    }
 
 
 def write_grid(
-    job: Job, model: XUT, conditioning: Conditioning, path: Path | None, cut_short: Callable[[], bool] = lambda: False
+    job: Job,
+    model: XUT,
+    conditioning: Conditioning,
+    path: Path | None,
+    cut_short: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Generate the pictures of the job's prompts at its seed, in a file unless `path` is None; the prompts.
 
@@ -73,7 +98,16 @@ def write_grid(
     """
     settings = job.settings.train
     prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
-    generate_grid(path, model, conditioning, job.autoencoder, prompts, job.phase.resolution, settings.seed, cut_short)
+    generate_grid(
+        path,
+        model,
+        conditioning,
+        job.autoencoder,
+        prompts,
+        job.phase.resolution,
+        settings.seed,
+        cut_short,
+    )
     return prompts
 
 

@@ -81,10 +81,18 @@ def ask(job: Job, what: str, timeout_sec: float) -> Path:
         ended = not living_ranks(job)
         if ended or time.monotonic() > deadline:
             request.unlink(missing_ok=True)
-            why = "training ended before it came to it" if ended else f"nothing came in {timeout_sec:.0f} s"
+            why = (
+                "training ended before it came to it"
+                if ended
+                else f"nothing came in {timeout_sec:.0f} s"
+            )
             raise InputError(why, where=job.log, do="see how far it is with `hdm status`")
         time.sleep(POLL_SEC)
-    found = sorted((Path(job.folder) / SAMPLES).glob("*.png")) if what == SAMPLE else [newest_checkpoint(Path(job.scratch))]
+    found = (
+        sorted((Path(job.folder) / SAMPLES).glob("*.png"))
+        if what == SAMPLE
+        else [newest_checkpoint(Path(job.scratch))]
+    )
     if not found or found[-1] is None:
         raise InputError(f"the training could not {what}", where=job.log, do="its log says why")
     return found[-1]

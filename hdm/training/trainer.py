@@ -34,7 +34,15 @@ from hdm.training.checkpoint_writer import CheckpointWriter
 from hdm.training.ema import Average
 from hdm.training.feed import DROPOUT, Example, Feed, mixed_seed
 from hdm.training.guard import StopRequest
-from hdm.training.incidents import MAX_SKIPPED_IN_A_ROW, NOT_FINITE, SPIKE, WENT_BACK, hopeless, incident, spike_warning
+from hdm.training.incidents import (
+    MAX_SKIPPED_IN_A_ROW,
+    NOT_FINITE,
+    SPIKE,
+    WENT_BACK,
+    hopeless,
+    incident,
+    spike_warning,
+)
 from hdm.training.job import METRICS, TIMING, Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.norms import by_part, tensor_norms, total_norm
@@ -104,11 +112,25 @@ class Trainer:
         self.tokens = assembly.check_fit(job, loader, self.conditioning)
         self.alignment = assembly.make_alignment(job, self.model, loader.batch(0))
         phase, pin = self.phase, self.device.type == "cuda"
-        self.feed = Feed(loader, self.settings.seed, phase.timestep_shift, phase.tread_rates, self.num_images, pin)
+        self.feed = Feed(
+            loader,
+            self.settings.seed,
+            phase.timestep_shift,
+            phase.tread_rates,
+            self.num_images,
+            pin,
+        )
         self.position, self.saved_step, self.saved_at = Position(), -1, time.monotonic()
-        self.requests, self.writer = Requests(Path(job.scratch)), CheckpointWriter(Path(job.scratch))
+        self.requests, self.writer = (
+            Requests(Path(job.scratch)),
+            CheckpointWriter(Path(job.scratch)),
+        )
         self._resume()
-        self.best = Best(Path(job.scratch), {"weights": self.model, "ema": self.average.model}, self.position.best_step)
+        self.best = Best(
+            Path(job.scratch),
+            {"weights": self.model, "ema": self.average.model},
+            self.position.best_step,
+        )
         self._check_watched()
         self.forward = assembly.prepared(job, self.model, self.accelerator, self.alignment)
 
@@ -118,7 +140,9 @@ class Trainer:
         try:
             while True:
                 due = time.monotonic() - self.saved_at > self.settings.checkpoint_sec
-                asked, sample = (self.rank == 0 and self.requests.wants(what) for what in (SAVE, SAMPLE))
+                asked, sample = (
+                    self.rank == 0 and self.requests.wants(what) for what in (SAVE, SAMPLE)
+                )
                 stopping, saving, sampling = self._agreed(self.stop.requested, due or asked, sample)
                 self.writer.check()
                 if stopping or saving or sampling:
@@ -142,7 +166,14 @@ class Trainer:
                 self.best.load(self.position.best_step)
             metrics = self.metrics if self.rank == 0 else None
             with self.accelerator.autocast():
-                write_results(self.job, self.model, self.average.model, self.conditioning, metrics, self.milestones)
+                write_results(
+                    self.job,
+                    self.model,
+                    self.average.model,
+                    self.conditioning,
+                    metrics,
+                    self.milestones,
+                )
         self.accelerator.wait_for_everyone()
         return True
 
@@ -150,20 +181,36 @@ class Trainer:
         """What any process wishes, known to all at the same step."""
         if self.world_size == 1:
             return list(wishes)
-        told = self.accelerator.reduce(torch.tensor([float(wish) for wish in wishes], device=self.device), "sum")
+        told = self.accelerator.reduce(
+            torch.tensor([float(wish) for wish in wishes], device=self.device), "sum"
+        )
         return [value > 0 for value in told.tolist()]
 
     def step(self) -> None:
         """One optimizer step, or a skipped one where loss or gradient is not finite."""
         example = self.feed.example(self.position.num_images_seen)
-        factor = rate_factor(self.phase.optimizer, self.position.num_images_seen + self.phase.batch_size, self.num_images)
+        factor = rate_factor(
+            self.phase.optimizer,
+            self.position.num_images_seen + self.phase.batch_size,
+            self.num_images,
+        )
         loss, cosine = self._backward(example)
-        norms = tensor_norms({name: value.grad for name, value in self.model.named_parameters() if value.grad is not None})
+        norms = tensor_norms(
+            {
+                name: value.grad
+                for name, value in self.model.named_parameters()
+                if value.grad is not None
+            }
+        )
         norm = total_norm(list(norms.values()))
-        loss_value, cosine_value, norm_value = torch.stack([loss, cosine, norm]).tolist()  # the step's only wait for the accelerator
+        loss_value, cosine_value, norm_value = torch.stack(
+            [loss, cosine, norm]
+        ).tolist()  # the step's only wait for the accelerator
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
-            clip_grads_with_norm_(self.model.parameters(), self.phase.optimizer.clip_norm, norm, foreach=True)
+            clip_grads_with_norm_(
+                self.model.parameters(), self.phase.optimizer.clip_norm, norm, foreach=True
+            )
             self.optimizers.step(factor)
             if self.alignment is not None:
                 self.alignment.step(factor)
@@ -172,13 +219,20 @@ class Trainer:
         for parameter in (self.alignment.aligned if self.alignment else self.model).parameters():
             parameter.grad = None
         before = self.position
-        self.position = before.after(self.phase.batch_size, loss_value if finite else None, cosine_value)
+        self.position = before.after(
+            self.phase.batch_size, loss_value if finite else None, cosine_value
+        )
         if not finite or self.position.spikes > before.spikes:
             self._note(SPIKE if finite else NOT_FINITE, example, loss_value)
         if self.position.skipped_in_row == MAX_SKIPPED_IN_A_ROW:
             self._go_back(example, loss_value, norm_value)
         if self.rank == 0:
-            self.meter.count(self.phase.batch_size, example.batch.crops.shape[1], example.batch.text_mask.shape[1], example.tread_rate)
+            self.meter.count(
+                self.phase.batch_size,
+                example.batch.crops.shape[1],
+                example.batch.text_mask.shape[1],
+                example.tread_rate,
+            )
         self.position = self._with_line(factor, norm_value, norms)
 
     def _backward(self, example: Example) -> Tensor:
@@ -189,9 +243,15 @@ class Trainer:
             last = start + size >= share
             self._seed_dropout(self.phase.batch_size * self.rank // self.world_size + start)
             # Gradients that wait for the last micro-batch are whole ones: of a sharded model each micro-batch's are spread at once.
-            with contextlib.nullcontext() if last or self.settings.shards else self.accelerator.no_sync(self.forward):
+            with (
+                contextlib.nullcontext()
+                if last or self.settings.shards
+                else self.accelerator.no_sync(self.forward)
+            ):
                 loss, cosine = self._loss(example.part(start, start + size).to(self.device))
-                objective = loss if self.alignment is None else loss - self.settings.align_weight * cosine
+                objective = (
+                    loss if self.alignment is None else loss - self.settings.align_weight * cosine
+                )
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
                 self.accelerator.backward(objective * (self.world_size / self.phase.batch_size))
             total += torch.stack((loss, cosine)).detach()
@@ -205,7 +265,9 @@ class Trainer:
         Cut into other micro-batches, or among other processes, a batch drops other features, as many of them.
         """
         if self.settings.dropout:
-            torch.manual_seed(mixed_seed(self.settings.seed, DROPOUT, self.position.num_images_seen + first))
+            torch.manual_seed(
+                mixed_seed(self.settings.seed, DROPOUT, self.position.num_images_seen + first)
+            )
 
     def _loss(self, part: Example) -> tuple[Tensor, Tensor]:
         """The velocity's loss, weighed by time as asked, and the cosine of the alignment (0 without), summed over the samples."""
@@ -225,9 +287,13 @@ class Trainer:
                 **aligned,
             )
         predicted, cosines = predicted if aligned else (predicted, batch.latent.new_zeros(1))
-        losses = sample_losses(predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight)
+        losses = sample_losses(
+            predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight
+        )
         if self.settings.min_snr_gamma is not None:
-            losses = losses * min_snr_weights(part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift)
+            losses = losses * min_snr_weights(
+                part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift
+            )
         return losses.sum(), cosines.sum()
 
     def _note(self, what: str, example: Example, loss: float) -> None:
@@ -244,24 +310,37 @@ class Trainer:
         """
         self.writer.wait()
         with self.accelerator.main_process_first():
-            found = checkpoint.newest(Path(self.job.scratch), lambda state: bool(state.get("good", True)))
+            found = checkpoint.newest(
+                Path(self.job.scratch), lambda state: bool(state.get("good", True))
+            )
         now = self.position
         if found is None or now.gone_back:
-            raise hopeless(now, example, loss, norm, self.phase.batch_size, f"train.{self.phase.name}")
+            raise hopeless(
+                now, example, loss, norm, self.phase.batch_size, f"train.{self.phase.name}"
+            )
         self._load(found)
         self.position = replace(now, skipped_in_row=0, gone_back=1)
         self._note(WENT_BACK, example, loss)
         if self.rank == 0:
             step = found.state["position"]["step"]
-            log.warning("%d steps in a row were not finite: back to the weights of step %d", MAX_SKIPPED_IN_A_ROW, step)
+            log.warning(
+                "%d steps in a row were not finite: back to the weights of step %d",
+                MAX_SKIPPED_IN_A_ROW,
+                step,
+            )
 
     def _with_line(self, factor: float, norm: float, norms: Mapping[str, Tensor]) -> Position:
         """The position with the line that is due after this step, the mean loss since the last one in it."""
         now, line = self.position, {}
-        if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0 or now.step == self.num_steps:
+        if (
+            now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) == 0
+            or now.step == self.num_steps
+        ):
             line = {
                 "loss": now.loss_sum / now.loss_count if now.loss_count else None,
-                **({"alignment": now.cosine_sum / max(now.loss_count, 1)} if self.alignment else {}),
+                **(
+                    {"alignment": now.cosine_sum / max(now.loss_count, 1)} if self.alignment else {}
+                ),
                 "grad_norm": norm if math.isfinite(norm) else None,
                 "grad_norm_of": by_part(norms),
                 "weight_norm_of": by_part(tensor_norms(dict(self.model.named_parameters()))),
@@ -271,7 +350,11 @@ class Trainer:
                 **self.optimizers.rates(factor),
             }
             now = replace(now, loss_sum=0.0, cosine_sum=0.0, loss_count=0, incidents=())
-        return replace(now, line=line) if line or self._validates() or self._snapshots() or self._generates() else now
+        return (
+            replace(now, line=line)
+            if line or self._validates() or self._snapshots() or self._generates()
+            else now
+        )
 
     def _validates(self) -> bool:
         """Whether a held-out loss is due after this step."""
@@ -280,7 +363,9 @@ class Trainer:
 
     def _snapshots(self) -> bool:
         """Whether the power-function averages are written down after this step."""
-        return bool(self.settings.ema_lengths) and (self.position.ended or self.position.step in self._snapshot_steps)
+        return bool(self.settings.ema_lengths) and (
+            self.position.ended or self.position.step in self._snapshot_steps
+        )
 
     @cached_property
     def _snapshot_steps(self) -> frozenset[int]:
@@ -304,7 +389,9 @@ class Trainer:
                 self.metrics.add(now.step, now.num_images_seen, line)
             if "loss" in line:
                 waited, held = self.feed.waited_sec, self.optimizers.num_bytes
-                self.timing.add(now.step, now.num_images_seen, line["loss"], waited, self.meter, held)
+                self.timing.add(
+                    now.step, now.num_images_seen, line["loss"], waited, self.meter, held
+                )
         self.position = replace(now, line=None)
         return True
 
@@ -346,7 +433,11 @@ class Trainer:
             return found
         raw = self._held_out(self.model.eval())
         self.model.train()
-        return None if raw is None else {**found, **{f"raw_{name}": value for name, value in raw.items()}}
+        return (
+            None
+            if raw is None
+            else {**found, **{f"raw_{name}": value for name, value in raw.items()}}
+        )
 
     def _held_out(self, model: XUT) -> dict[str, Any] | None:
         return validation.validate(
@@ -360,7 +451,13 @@ class Trainer:
 
     def _write_grid(self, path: Path) -> None:
         with self.accelerator.autocast():
-            write_grid(self.job, self.average.model, self.conditioning, path if self.rank == 0 else None, self._cut_short)
+            write_grid(
+                self.job,
+                self.average.model,
+                self.conditioning,
+                path if self.rank == 0 else None,
+                self._cut_short,
+            )
 
     def _cut_short(self) -> bool:
         """Whether a signal came; processes that compute together stop together."""
@@ -369,7 +466,9 @@ class Trainer:
     def _check_watched(self) -> None:
         if self.settings.watches and not len(self._validation_loader):
             raise InputError(
-                "train.keep: best and train.patience need pictures held out for validation", where="filter.validation", do="raise it"
+                "train.keep: best and train.patience need pictures held out for validation",
+                where="filter.validation",
+                do="raise it",
             )
 
     @cached_property
@@ -402,12 +501,19 @@ class Trainer:
 
     def make_ready(self) -> None:
         """Memory for checkpoints, once the optimizers have had a step that was not skipped."""
-        if self.rank == 0 and not self.settings.shards and not self.writer.ready and self.position.loss_count:
+        if (
+            self.rank == 0
+            and not self.settings.shards
+            and not self.writer.ready
+            and self.position.loss_count
+        ):
             self.writer.make_ready(self._tensors())
 
     def _save(self, *, wait: bool) -> None:
         """A checkpoint of where training stands, unless there is one already; waits until it is there, or goes on meanwhile."""
-        tensors = self._tensors() if self.position.step != self.saved_step and self.takes_part else None
+        tensors = (
+            self._tensors() if self.position.step != self.saved_step and self.takes_part else None
+        )
         if tensors is not None and self.rank == 0:
             state = {
                 "digest": self.job.digest,
@@ -438,11 +544,15 @@ class Trainer:
         elif origin is not None:
             found = checkpoint.read(origin)
             self._load(found)
-            self.position = Position(**found.state["position"]).with_batches_of(self.phase.batch_size)
+            self.position = Position(**found.state["position"]).with_batches_of(
+                self.phase.batch_size
+            )
         if self.rank == 0:
             self.metrics = Metrics(Path(self.job.folder) / METRICS, found.metrics if found else b"")
             self.timing = Timing(Path(self.job.folder) / TIMING, self.position.num_images_seen)
-            self.meter = assembly.make_meter(self.job, self.device, self.world_size, self.timing.before)
+            self.meter = assembly.make_meter(
+                self.job, self.device, self.world_size, self.timing.before
+            )
 
     def _load(self, found: Checkpoint) -> None:
         """Weights, averages and the optimizers' state of a checkpoint."""
@@ -458,10 +568,16 @@ class Trainer:
         made_with = found.state.get("made_by", {}).get("torch", torch.__version__)
         if made_with != torch.__version__ and self.rank == 0:
             log.warning(
-                "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit the same", made_with, torch.__version__
+                "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit the same",
+                made_with,
+                torch.__version__,
             )
         if found.state["digest"] != self.job.digest:
-            changed = sorted(key for key, value in self.job.identity.items() if found.state["identity"].get(key) != value)
+            changed = sorted(
+                key
+                for key, value in self.job.identity.items()
+                if found.state["identity"].get(key) != value
+            )
             raise ConfigError(
                 f"the checkpoint is of another configuration: {', '.join(changed)} changed",
                 where=found.path,

@@ -50,10 +50,14 @@ def validate(
             return None
         # The last batch goes on into the next epoch: cut.
         batch = loader.batch(start).part(0, count - start).to(conditioning.device)
-        noise = torch.randn(batch.latent.shape, generator=generator(seed, VALIDATION, start)).to(conditioning.device)
+        noise = torch.randn(batch.latent.shape, generator=generator(seed, VALIDATION, start)).to(
+            conditioning.device
+        )
         target = velocity(batch.latent, noise)
         for place in range(TIME_BINS):
-            timestep = torch.full((len(batch),), (place + 0.5) / TIME_BINS, device=conditioning.device)
+            timestep = torch.full(
+                (len(batch),), (place + 0.5) / TIME_BINS, device=conditioning.device
+            )
             with autocast():
                 predicted: Tensor = model(
                     interpolate(batch.latent, noise, timestep),
@@ -63,11 +67,16 @@ def validate(
                     log_aspect=batch.log_aspect,
                     text_mask=batch.text_mask,
                 )
-            sums += losses_by_time(sample_losses(predicted, target).double().cpu(), timestep.cpu(), TIME_BINS)[0]
+            sums += losses_by_time(
+                sample_losses(predicted, target).double().cpu(), timestep.cpu(), TIME_BINS
+            )[0]
     if not count:
         return {}
     by_time = (sums / count).tolist()
-    return {"validation_loss": _finite(sum(by_time) / TIME_BINS), "validation_loss_by_time": [_finite(loss) for loss in by_time]}
+    return {
+        "validation_loss": _finite(sum(by_time) / TIME_BINS),
+        "validation_loss_by_time": [_finite(loss) for loss in by_time],
+    }
 
 
 def _finite(loss: float) -> float | None:

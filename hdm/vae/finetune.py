@@ -68,8 +68,12 @@ def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int)
     squares = []
     for epoch, place in zip(*np.divmod(numbers, len(pictures)), strict=True):
         chosen = permuted(np.array([place]), len(pictures), settings.seed, int(epoch))[0]
-        squares.append(random_square(resized(pictures[int(chosen)], settings.size_px), settings.size_px, rng))
-    return Batch(as_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62)))
+        squares.append(
+            random_square(resized(pictures[int(chosen)], settings.size_px), settings.size_px, rng)
+        )
+    return Batch(
+        as_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62))
+    )
 
 
 def takes_muon(name: str, tensor: Tensor) -> bool:
@@ -100,7 +104,9 @@ class Finetuning:
         InputError: weights of a perceptual term are missing.
     """
 
-    def __init__(self, model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings, place: Place) -> None:
+    def __init__(
+        self, model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings, place: Place
+    ) -> None:
         self.model = model.requires_grad_(True).to(memory_format=torch.channels_last)
         self.pictures, self.settings, self.place = pictures, settings, place
         self.device = next(model.parameters()).device
@@ -124,11 +130,17 @@ class Finetuning:
             for batch in self._batches():
                 self._step(batch, bar)
                 done = self.position.step == self.num_steps
-                if signals.count or done or time.monotonic() - self.saved_at > self.settings.checkpoint_sec:
+                if (
+                    signals.count
+                    or done
+                    or time.monotonic() - self.saved_at > self.settings.checkpoint_sec
+                ):
                     self._save()
                 if signals.count and not done:
                     raise SavedOnSignal(
-                        "stopped on a signal after saving", where=self.place.folder, do="run the same command again to go on"
+                        "stopped on a signal after saving",
+                        where=self.place.folder,
+                        do="run the same command again to go on",
                     )
         if self.average is not None:
             self.model.load_state_dict(self.average.model.state_dict())
@@ -142,7 +154,9 @@ class Finetuning:
         """Of the steps that are left, each made while the one before is learned from."""
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as thread:
             steps = range(self.position.step, self.num_steps)
-            waiting = thread.submit(make_batch, self.pictures, self.settings, steps[0]) if steps else None
+            waiting = (
+                thread.submit(make_batch, self.pictures, self.settings, steps[0]) if steps else None
+            )
             for step in steps:
                 assert waiting is not None
                 batch = waiting.result()
@@ -158,11 +172,21 @@ class Finetuning:
         loss.backward()
         clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
         values = dict(
-            zip(("loss", *terms), torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist(), strict=True)
+            zip(
+                ("loss", *terms),
+                torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist(),
+                strict=True,
+            )
         )
         if not all(map(math.isfinite, values.values())):
-            raise HdmError(f"the loss is not finite at step {now.step}: {values}", where="vae", do="lower the learning rate")
-        factor = rate_factor(self.settings.optimizer, self.num_images_seen + size, self.num_steps * size)
+            raise HdmError(
+                f"the loss is not finite at step {now.step}: {values}",
+                where="vae",
+                do="lower the learning rate",
+            )
+        factor = rate_factor(
+            self.settings.optimizer, self.num_images_seen + size, self.num_steps * size
+        )
         self.optimizers.step(factor)
         self.model.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -175,11 +199,20 @@ class Finetuning:
     def _log(self, factor: float) -> None:
         """Write the line that is due, if one is."""
         now = self.position
-        if now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST)) and now.step != self.num_steps:
+        if (
+            now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST))
+            and now.step != self.num_steps
+        ):
             return
         means = {name: total / now.count for name, total in now.sums.items()}
         self.metrics.add(now.step, self.num_images_seen, {**means, **self.optimizers.rates(factor)})
-        self.timing.add(now.step, self.num_images_seen, means["loss"], 0.0, optimizer_bytes=self.optimizers.num_bytes)
+        self.timing.add(
+            now.step,
+            self.num_images_seen,
+            means["loss"],
+            0.0,
+            optimizer_bytes=self.optimizers.num_bytes,
+        )
         self.position = _Position(now.step)
 
     def _save(self) -> None:
@@ -187,7 +220,9 @@ class Finetuning:
         if self.average is not None:
             tensors["ema"] = self.average.model.state_dict()
         state = {"digest": self.place.digest, "position": asdict(self.position)}
-        checkpoint.save(self.place.scratch, self.position.step, tensors, self.metrics.content, state)
+        checkpoint.save(
+            self.place.scratch, self.position.step, tensors, self.metrics.content, state
+        )
         self.saved_at = time.monotonic()
 
     def _resume(self) -> None:

@@ -28,7 +28,14 @@ class KeptPictures(Sequence[np.ndarray]):
         count: the first so many; None: all.
     """
 
-    def __init__(self, download: Output, filter: Output, split: str, images: ImageSettings, count: int | None = None) -> None:
+    def __init__(
+        self,
+        download: Output,
+        filter: Output,
+        split: str,
+        images: ImageSettings,
+        count: int | None = None,
+    ) -> None:
         self.reader, self.images = ImageReader(download), images
         self.places = list(islice(_places(download, filter, split), count))
 
@@ -52,13 +59,22 @@ class KeptPictures(Sequence[np.ndarray]):
             return decode(self.reader.read(shard, offset, num_bytes), self.images).pixels
         except BadImage as error:
             path = self.reader.download.path / shard_name("images", shard, "tar")
-            raise DamagedError(f"a kept picture cannot be decoded: {error.message}", where=path, do="run the same command again") from error
+            raise DamagedError(
+                f"a kept picture cannot be decoded: {error.message}",
+                where=path,
+                do="run the same command again",
+            ) from error
 
 
-def held_out_pictures(download: Output, filter: Output, images: ImageSettings, count: int) -> KeptPictures:
+def held_out_pictures(
+    download: Output, filter: Output, images: ImageSettings, count: int
+) -> KeptPictures:
     """The first `count` pictures that no training sees: held out, or else of the validation split; none if there is neither."""
     found = (KeptPictures(download, filter, split, images, count) for split in HELD_OUT)
-    return next((pictures for pictures in found if len(pictures)), KeptPictures(download, filter, HELD_OUT[0], images, 0))
+    return next(
+        (pictures for pictures in found if len(pictures)),
+        KeptPictures(download, filter, HELD_OUT[0], images, 0),
+    )
 
 
 def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int, int]]:
@@ -66,7 +82,15 @@ def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int
     found = []
     for shard in range(num_shards(filter, "scores")):
         scores = read_table(filter.file(shard_name("scores", shard)), ["key", "split"]).to_pydict()
-        wanted = {key for key, own in zip(scores["key"], scores["split"], strict=True) if own == split}
-        samples = read_table(download.file(shard_name("samples", shard)), ["key", "status", "offset", "bytes"]).to_pylist()
-        found += [(shard, row["offset"], row["bytes"]) for row in samples if row["status"] == "ok" and row["key"] in wanted]
+        wanted = {
+            key for key, own in zip(scores["key"], scores["split"], strict=True) if own == split
+        }
+        samples = read_table(
+            download.file(shard_name("samples", shard)), ["key", "status", "offset", "bytes"]
+        ).to_pylist()
+        found += [
+            (shard, row["offset"], row["bytes"])
+            for row in samples
+            if row["status"] == "ok" and row["key"] in wanted
+        ]
     return found

@@ -28,7 +28,10 @@ def pixel_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tenso
 
 def edge_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
     """The same of the differences between neighbouring pixels, downwards plus sideways: what blurs edges costs more."""
-    return sum((pixel_difference(decoded.diff(dim=axis), target.diff(dim=axis), kind) for axis in (2, 3)), decoded.new_zeros(()))
+    return sum(
+        (pixel_difference(decoded.diff(dim=axis), target.diff(dim=axis), kind) for axis in (2, 3)),
+        decoded.new_zeros(()),
+    )
 
 
 def divergence(posterior: Any) -> Tensor:
@@ -57,7 +60,9 @@ class Objective:
         if self.perceptual is None:
             log.info("without a perceptual term: vae.perceptual_weight is 0")
 
-    def __call__(self, model: Any, image: Tensor, transform: Transform, generator: torch.Generator) -> tuple[Tensor, Terms]:
+    def __call__(
+        self, model: Any, image: Tensor, transform: Transform, generator: torch.Generator
+    ) -> tuple[Tensor, Terms]:
         """The loss of a batch, and its terms by name, unweighted.
 
         With E, D the autoencoder, z a draw from E(x) and τ the transform: L(D(z), x) + w·L(D(τz), τx) + v·KL (EQ-VAE, arXiv 2502.09509,
@@ -86,7 +91,9 @@ class Objective:
         settings = self.settings
         total = pixel_difference(decoded, target, settings.reconstruction)
         if settings.edge_weight:
-            total = total + settings.edge_weight * edge_difference(decoded, target, settings.reconstruction)
+            total = total + settings.edge_weight * edge_difference(
+                decoded, target, settings.reconstruction
+            )
         if self.perceptual is not None:
             total = total + settings.perceptual_weight * self.perceptual(decoded, target)
         return total

@@ -39,7 +39,11 @@ def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
             where=weights,
             do=f"put {url} there, or set vae.perceptual_weight=0",
         )
-    network = _LPIPS(pretrained=True, net="vgg", use_dropout=True, eval_mode=True).to(device).requires_grad_(False)
+    network = (
+        _LPIPS(pretrained=True, net="vgg", use_dropout=True, eval_mode=True)
+        .to(device)
+        .requires_grad_(False)
+    )
 
     def distance(decoded: Tensor, target: Tensor) -> Tensor:
         return network(_enlarged(decoded), _enlarged(target)).mean()
@@ -51,4 +55,6 @@ def _enlarged(image: Tensor) -> Tensor:
     shorter = min(image.shape[-2:])
     if shorter >= SMALLEST_PX:
         return image
-    return torch.nn.functional.interpolate(image, scale_factor=-(-SMALLEST_PX // shorter), mode="nearest")
+    return torch.nn.functional.interpolate(
+        image, scale_factor=-(-SMALLEST_PX // shorter), mode="nearest"
+    )

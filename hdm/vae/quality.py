@@ -35,7 +35,9 @@ def psnr(decoded: Tensor, image: Tensor) -> Tensor:
 
 def ssim(decoded: Tensor, image: Tensor) -> Tensor:
     """Structural similarity of each picture (Wang et al. 2004: Gaussian window of 11 px, σ 1.5, whole windows alone): (B,), at most 1."""
-    window = torch.exp(-(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2) / (2 * SIGMA**2))
+    window = torch.exp(
+        -(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2) / (2 * SIGMA**2)
+    )
     window = (window / window.sum()).to(image.device)
     kernel = torch.outer(window, window).expand(3, 1, -1, -1)
 
@@ -46,12 +48,19 @@ def ssim(decoded: Tensor, image: Tensor) -> Tensor:
     mean_x, mean_y = local(x), local(y)
     variance_x, variance_y = local(x * x) - mean_x**2, local(y * y) - mean_y**2
     covariance = local(x * y) - mean_x * mean_y
-    similar = (2 * mean_x * mean_y + C1) * (2 * covariance + C2) / ((mean_x**2 + mean_y**2 + C1) * (variance_x + variance_y + C2))
+    similar = (
+        (2 * mean_x * mean_y + C1)
+        * (2 * covariance + C2)
+        / ((mean_x**2 + mean_y**2 + C1) * (variance_x + variance_y + C2))
+    )
     return similar.flatten(1).mean(1)
 
 
 def measure_quality(
-    autoencoder: Autoencoder, pictures: Sequence[np.ndarray], size_px: int, features: Features | None = None
+    autoencoder: Autoencoder,
+    pictures: Sequence[np.ndarray],
+    size_px: int,
+    features: Features | None = None,
 ) -> dict[str, float]:
     """Reconstruction and equivariance over pictures that training has not seen, in their middle squares.
 
@@ -69,7 +78,9 @@ def measure_quality(
     real, back = [], []
     with track("measuring", len(pictures), "images") as bar:
         for start in range(0, len(pictures), BATCH):
-            squares = np.stack([middle_square(picture, size_px) for picture in pictures[start : start + BATCH]])
+            squares = np.stack(
+                [middle_square(picture, size_px) for picture in pictures[start : start + BATCH]]
+            )
             image = as_image(squares).to(autoencoder.device)
             decoded = autoencoder.decode(autoencoder.encode(image))
             errors = equivariance_errors(autoencoder, image)
@@ -88,9 +99,13 @@ def measure_quality(
     for name in ("reconstructed", "equivariance_decoded"):
         totals[name] = math.sqrt(totals[name])
     if features is not None and len(real) > 1:
-        totals["frechet_distance"] = frechet_distance(_embedded(features, real), _embedded(features, back))
+        totals["frechet_distance"] = frechet_distance(
+            _embedded(features, real), _embedded(features, back)
+        )
     return {name: round(value, 5) for name, value in totals.items()}
 
 
 def _embedded(features: Features, pictures: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([features(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)])
+    return np.concatenate(
+        [features(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
+    )

@@ -46,7 +46,13 @@ class Pictures:
         return found.hexdigest()
 
 
-def run(reference: str | None, pictures: Pictures, settings: VaeSettings, place: Place, features: Features | None = None) -> dict[str, Any]:
+def run(
+    reference: str | None,
+    pictures: Pictures,
+    settings: VaeSettings,
+    place: Place,
+    features: Features | None = None,
+) -> dict[str, Any]:
     """Train, and write `config.json` and the weights to the folder `result` in the place's scratch.
 
     Args:
@@ -76,7 +82,9 @@ def run(reference: str | None, pictures: Pictures, settings: VaeSettings, place:
         Finetuning(model, pictures.train, settings, place).run()
         _normalize(model, pictures.train, settings)
         written = write_autoencoder(model, place.scratch / RESULT)
-        after = measure_quality(load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features)
+        after = measure_quality(
+            load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features
+        )
     return {"before": before, "after": after}
 
 
@@ -87,7 +95,11 @@ def starting_model(reference: str | None, settings: VaeSettings, device: str) ->
         InputError: it is not to be had, or the squares do not fit it.
     """
     torch.manual_seed(settings.seed)
-    autoencoder = of_model(new_autoencoder(settings.channels), "cpu") if reference is None else load_autoencoder(reference)
+    autoencoder = (
+        of_model(new_autoencoder(settings.channels), "cpu")
+        if reference is None
+        else load_autoencoder(reference)
+    )
     unit = autoencoder.downscale
     if settings.size_px % unit or settings.size_px < LATENT_SIDE * unit:
         raise InputError(
@@ -99,7 +111,12 @@ def starting_model(reference: str | None, settings: VaeSettings, device: str) ->
 
 
 def _before(
-    reference: str | None, pictures: Pictures, settings: VaeSettings, place: Place, device: str, features: Features | None
+    reference: str | None,
+    pictures: Pictures,
+    settings: VaeSettings,
+    place: Place,
+    device: str,
+    features: Features | None,
 ) -> dict[str, float] | None:
     """Quality of the autoencoder to start from, measured once; with statistics as they will be measured afterwards."""
     if reference is None:
@@ -108,7 +125,10 @@ def _before(
     if not file.exists():
         model = starting_model(reference, settings, device)
         _normalize(model, pictures.train, settings)
-        write_json(file, measure_quality(of_model(model, device), pictures.held_out, settings.size_px, features))
+        write_json(
+            file,
+            measure_quality(of_model(model, device), pictures.held_out, settings.size_px, features),
+        )
     found: dict[str, float] = json.loads(file.read_bytes())
     return found
 
@@ -119,7 +139,9 @@ def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings
     device = next(model.parameters()).device
     steps = -(-min(STATISTICS_IMAGES, len(pictures)) // settings.batch_size)
     batches = (make_batch(pictures, settings, step) for step in range(steps))
-    write_statistics(model, [raw_latent(model.encode(batch.image.to(device)), None).float() for batch in batches])
+    write_statistics(
+        model, [raw_latent(model.encode(batch.image.to(device)), None).float() for batch in batches]
+    )
 
 
 def write_autoencoder(model: Any, folder: Path) -> Path:

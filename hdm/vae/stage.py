@@ -38,13 +38,23 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: a model is not on this machine.
     """
     components, settings = resolve(pipeline.components), _settings(pipeline)
-    weights = {} if settings.scratch else {"autoencoder": weights_digest(components.need("autoencoder"))}
+    weights = (
+        {} if settings.scratch else {"autoencoder": weights_digest(components.need("autoencoder"))}
+    )
     if components.contrastive:
         weights["contrastive"] = weights_digest(components.contrastive)
-    return Identity(VAE, SCHEMA, {**settings.result_fields(), "images": pipeline.images.result_fields()}, dict(inputs), weights)
+    return Identity(
+        VAE,
+        SCHEMA,
+        {**settings.result_fields(), "images": pipeline.images.result_fields()},
+        dict(inputs),
+        weights,
+    )
 
 
-def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
     """Fine-tune, measure and commit.
 
     Returns:
@@ -66,12 +76,18 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], s
         place = Place(draft.path, draft.scratch, identity.digest)
         quality = run(reference, pictures, settings, place, _features(pipeline, settings.device))
         _collect(draft, place.scratch / RESULT, settings, quality)
-        return draft.commit({**quality, "pictures": len(pictures.train), "measured": len(pictures.held_out)})
+        return draft.commit(
+            {**quality, "pictures": len(pictures.train), "measured": len(pictures.held_out)}
+        )
 
 
 def _settings(pipeline: Pipeline) -> VaeSettings:
     if pipeline.vae is None:
-        raise ConfigError("this pipeline has no stage vae", where="vae", do="configure it, for example --set vae.num_images=24000")
+        raise ConfigError(
+            "this pipeline has no stage vae",
+            where="vae",
+            do="configure it, for example --set vae.num_images=24000",
+        )
     return pipeline.vae
 
 
@@ -80,7 +96,9 @@ def _features(pipeline: Pipeline, device: str) -> Features | None:
     components = resolve(pipeline.components)
     if not components.contrastive:
         return None
-    model = load_contrastive(components, device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_contrastive(
+        components, device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
 
     def features(pictures: list[np.ndarray]) -> np.ndarray:
         return model.embed_images(pictures)

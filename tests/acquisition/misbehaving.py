@@ -25,13 +25,24 @@ def png(seed: int = 0, width: int = 40, height: int = 30) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that promises a size and ends there."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + b"\0\0\0\0IDAT"
+    )
 
 
 def http(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
     fields = {"Content-Length": str(len(body)), "Connection": "close"}
     fields |= {name.replace("_", "-"): text for name, text in headers.items()}
-    head = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in fields.items() if text), "", ""]
+    head = [
+        f"HTTP/1.1 {status}",
+        *(f"{name}: {text}" for name, text in fields.items() if text),
+        "",
+        "",
+    ]
     return "\r\n".join(head).encode() + body
 
 

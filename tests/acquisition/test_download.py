@@ -29,26 +29,41 @@ HOST = "pictures.test"
 
 
 def pipeline(**settings):
-    web = {"allow_loopback": True, "retries": 1, "timeout_sec": 0.5, "max_bytes": 200_000} if settings.get("kind", "urls") == "urls" else {}
+    web = (
+        {"allow_loopback": True, "retries": 1, "timeout_sec": 0.5, "max_bytes": 200_000}
+        if settings.get("kind", "urls") == "urls"
+        else {}
+    )
     return Pipeline(name="test", download=DownloadSettings(**{"kind": "urls", **web, **settings}))
 
 
 def make(store, chosen, server=None):
     @contextmanager
     def site(chosen):
-        yield Site(chosen.download.source, chosen.download.kind, {HOST: ("127.0.0.1", server.port)} if server else {})
+        yield Site(
+            chosen.download.source,
+            chosen.download.kind,
+            {HOST: ("127.0.0.1", server.port)} if server else {},
+        )
 
     return download.make(chosen, download.identify(chosen, {}), {}, Store(store), site=site)
 
 
 def write_list(path, pages, extra=()):
     urls = [f"http://{HOST}{page}" for page in pages] + list(extra)
-    pq.write_table(pa.table({"url": urls, "caption": [f"caption {number}" for number in range(len(urls))]}), path)
+    pq.write_table(
+        pa.table({"url": urls, "caption": [f"caption {number}" for number in range(len(urls))]}),
+        path,
+    )
     return str(path)
 
 
 def content(output):
-    return {path.name: path.read_bytes() for path in output.path.iterdir() if not path.name.startswith(".") and path.name != "run.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in output.path.iterdir()
+        if not path.name.startswith(".") and path.name != "run.json"
+    }
 
 
 FAULTS = {
@@ -75,7 +90,14 @@ def faulty(server):
 
 
 def test_every_item_of_a_list_gets_a_status_and_good_ones_their_bytes(faulty, tmp_path):
-    pages = ["/0.png", "/missing.png", "/1.png", "/0.png", *[name for name in FAULTS if name != "/missing.png"], "/liar.png"]
+    pages = [
+        "/0.png",
+        "/missing.png",
+        "/1.png",
+        "/0.png",
+        *[name for name in FAULTS if name != "/missing.png"],
+        "/liar.png",
+    ]
     pages += [f"/{number}.png" for number in range(2, 10)]
     source = write_list(tmp_path / "list.parquet", pages)
     output = make(tmp_path / "store", pipeline(source=source, shard_items=7), faulty)
@@ -85,12 +107,26 @@ def test_every_item_of_a_list_gets_a_status_and_good_ones_their_bytes(faulty, tm
     rows = table.to_pylist()
     assert [row["source"] for row in rows] == [f"http://{HOST}{page}" for page in pages]
     assert [row["caption"] for row in rows] == [f"caption {number}" for number in range(len(pages))]
-    assert {page: row["status"] for page, row in zip(pages, rows, strict=True) if page in FAULTS} == FAULTS
+    assert {
+        page: row["status"] for page, row in zip(pages, rows, strict=True) if page in FAULTS
+    } == FAULTS
     good = [row for page, row in zip(pages, rows, strict=True) if page not in FAULTS]
     assert {row["status"] for row in good} == {"ok"}
-    assert all(row["error"] and row["sha256"] is row["offset"] is row["bytes"] is None for row in rows if row["status"] != "ok")
-    assert not [row["error"] for row in rows if row["error"] and (str(faulty.port) in row["error"] or "127.0" in row["error"])]
-    assert rows[3]["key"] == rows[0]["key"] + "#1" == hashlib.sha256(rows[0]["source"].encode()).hexdigest()[:16] + "#1"
+    assert all(
+        row["error"] and row["sha256"] is row["offset"] is row["bytes"] is None
+        for row in rows
+        if row["status"] != "ok"
+    )
+    assert not [
+        row["error"]
+        for row in rows
+        if row["error"] and (str(faulty.port) in row["error"] or "127.0" in row["error"])
+    ]
+    assert (
+        rows[3]["key"]
+        == rows[0]["key"] + "#1"
+        == hashlib.sha256(rows[0]["source"].encode()).hexdigest()[:16] + "#1"
+    )
     assert output.counts == {
         "items": len(pages), "ok": 12, "failed": 12, "bytes": sum(row["bytes"] for row in good),
         "failed_http_404": 1, "failed_http_410": 1, "failed_not_image": 3, "failed_cut_off": 1, "failed_too_large": 2, "failed_timeout": 1,
@@ -109,13 +145,21 @@ def test_every_item_of_a_list_gets_a_status_and_good_ones_their_bytes(faulty, tm
 
 def test_our_shards_are_read_by_webdataset(faulty, tmp_path):
     pages = [f"/{number}.png" for number in range(10)]
-    output = make(tmp_path / "store", pipeline(source=write_list(tmp_path / "l.parquet", pages), shard_items=4), faulty)
+    output = make(
+        tmp_path / "store",
+        pipeline(source=write_list(tmp_path / "l.parquet", pages), shard_items=4),
+        faulty,
+    )
     tars = [str(path) for path in output.paths(".tar")]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
     assert [sample["png"] for sample in samples] == [png(number) for number in range(10)]
-    assert [sample["__key__"] for sample in samples] == read_tables(output, "samples")["key"].to_pylist()
+    assert [sample["__key__"] for sample in samples] == read_tables(output, "samples")[
+        "key"
+    ].to_pylist()
     with tarfile.open(tars[0]) as tar:
-        assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in tar} == {(0, 0, 0, "", 0o644)}
+        assert {
+            (member.mtime, member.uid, member.gid, member.uname, member.mode) for member in tar
+        } == {(0, 0, 0, "", 0o644)}
 
 
 def test_the_same_bytes_whatever_the_haste(faulty, tmp_path):
@@ -123,7 +167,11 @@ def test_the_same_bytes_whatever_the_haste(faulty, tmp_path):
     source = write_list(tmp_path / "list.parquet", pages)
     one = make(tmp_path / "one", pipeline(source=source, shard_items=3, concurrency=1), faulty)
     faulty.asked.clear()
-    other = make(tmp_path / "other", pipeline(source=source, shard_items=3, concurrency=32, timeout_sec=0.7), faulty)
+    other = make(
+        tmp_path / "other",
+        pipeline(source=source, shard_items=3, concurrency=32, timeout_sec=0.7),
+        faulty,
+    )
     assert one.digest == other.digest
     assert content(one) == content(other)
 
@@ -142,8 +190,12 @@ def test_a_finished_shard_is_not_fetched_again(faulty, tmp_path):
 
 
 def test_too_many_failures_stop_the_stage_and_a_larger_limit_goes_on(faulty, tmp_path):
-    source = write_list(tmp_path / "list.parquet", ["/0.png", "/missing.png", "/page.png", "/x.png"])
-    with pytest.raises(InputError, match=r"3 of the first 4 items failed \(2 http_404, 1 not_image\)") as error:
+    source = write_list(
+        tmp_path / "list.parquet", ["/0.png", "/missing.png", "/page.png", "/x.png"]
+    )
+    with pytest.raises(
+        InputError, match=r"3 of the first 4 items failed \(2 http_404, 1 not_image\)"
+    ) as error:
         make(tmp_path / "store", pipeline(source=source), faulty)
     assert "download.max_failed" in str(error.value)
     asked = dict(faulty.asked)
@@ -163,8 +215,12 @@ def test_failures_that_pass_are_tried_again_by_the_next_run(server, tmp_path):
 
 
 def test_loopback_needs_its_permission(faulty, tmp_path):
-    source = write_list(tmp_path / "list.parquet", ["/0.png"], [f"http://127.0.0.1:{faulty.port}/1.png"])
-    output = make(tmp_path / "store", pipeline(source=source, allow_loopback=False, max_failed=1.0), faulty)
+    source = write_list(
+        tmp_path / "list.parquet", ["/0.png"], [f"http://127.0.0.1:{faulty.port}/1.png"]
+    )
+    output = make(
+        tmp_path / "store", pipeline(source=source, allow_loopback=False, max_failed=1.0), faulty
+    )
     assert read_tables(output, "samples")["status"].to_pylist()[1] == "refused_address"
     assert output.counts["failed"] == 2
     assert not faulty.asked
@@ -189,7 +245,9 @@ def test_a_folder(folder, tmp_path):
     assert output.counts["items"] == 9
     assert output.counts["failed_not_image"] == 1
     assert len(output.paths(".tar")) == 3
-    assert read_tables(output, "samples")["caption"].to_pylist() == [f"caption {number}" for number in range(9)]
+    assert read_tables(output, "samples")["caption"].to_pylist() == [
+        f"caption {number}" for number in range(9)
+    ]
     assert json.loads((output.path / "manifest.json").read_text())["summary"] == {"kind": "folder"}
 
 
@@ -203,7 +261,9 @@ def test_our_own_tars_are_a_source_too(folder, tmp_path):
 
 
 def test_only_the_first_so_many(folder, tmp_path):
-    output = make(tmp_path / "store", pipeline(source=str(folder), kind="folder", shard_items=2, max_items=3))
+    output = make(
+        tmp_path / "store", pipeline(source=str(folder), kind="folder", shard_items=2, max_items=3)
+    )
     assert read_tables(output, "samples")["source"].to_pylist() == ["0.png", "1.png", "2.png"]
 
 
@@ -211,7 +271,12 @@ def test_an_empty_source(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no items"):
         make(tmp_path / "store", pipeline(source=str(tmp_path / "empty"), kind="folder"))
-    for name, text in {"empty.txt": "\n\n", "empty.csv": "", "header.csv": "url,caption\n", "empty.jsonl": "\n"}.items():
+    for name, text in {
+        "empty.txt": "\n\n",
+        "empty.csv": "",
+        "header.csv": "url,caption\n",
+        "empty.jsonl": "\n",
+    }.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match="no items"):
             make(tmp_path / "store", pipeline(source=str(tmp_path / name)))
@@ -228,12 +293,18 @@ def test_what_the_digest_depends_on(folder, tmp_path):
     ]  # fmt: skip
     assert len({digest(chosen) for chosen in same}) == 1
     moved = folder.rename(tmp_path / "moved")
-    assert digest(pipeline(source=str(moved), kind="folder")) == digest(pipeline(**{**local, "source": str(moved)}))
+    assert digest(pipeline(source=str(moved), kind="folder")) == digest(
+        pipeline(**{**local, "source": str(moved)})
+    )
     others = [{"max_items": 3}, {"caption_column": "name"}, {"shard_items": 3}, {"max_bytes": 5}]
-    assert len({digest(pipeline(**{**local, "source": str(moved), **other})) for other in others}) == len(others)
+    assert len(
+        {digest(pipeline(**{**local, "source": str(moved), **other})) for other in others}
+    ) == len(others)
     scenes = pipeline(kind="scenes")
     assert digest(scenes) == digest(pipeline(kind="scenes", source="anything"))
-    assert str(tmp_path) not in json.dumps(download.identify(pipeline(source=str(moved), kind="folder"), {}).config)
+    assert str(tmp_path) not in json.dumps(
+        download.identify(pipeline(source=str(moved), kind="folder"), {}).config
+    )
 
 
 def test_a_file_that_cannot_grow_is_named(folder, tmp_path):
@@ -253,13 +324,18 @@ def test_a_file_that_cannot_grow_is_named(folder, tmp_path):
             print(type(error).__name__, error)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(folder), str(tmp_path / "store")], cwd=PROJECT, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(script), str(folder), str(tmp_path / "store")],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
     )
     assert "cannot write" in done.stdout, done.stderr
     assert "images-00000.tar" in done.stdout
 
 
-@pytest.mark.parametrize(("kind", "seen"), [("folder", "images-00003.tar"), ("urls", "samples-00001.parquet")])
+@pytest.mark.parametrize(
+    ("kind", "seen"), [("folder", "images-00003.tar"), ("urls", "samples-00001.parquet")]
+)
 def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
     """SIGKILL as soon as a file is there; the same command then gives what an undisturbed run gives."""
     root = tmp_path / "pictures"
@@ -267,7 +343,9 @@ def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
     for number in range(60):
         (root / f"{number:02d}.png").write_bytes(png(number, 200, 200))
         server.pages[f"/{number}.png"] = http(png(number, 200, 200))
-    source = str(root) if kind == "folder" else write_list(tmp_path / "list.parquet", list(server.pages))
+    source = (
+        str(root) if kind == "folder" else write_list(tmp_path / "list.parquet", list(server.pages))
+    )
     chosen = pipeline(source=source, kind=kind, shard_items=6, allow_loopback=kind == "urls")
     undisturbed = make(tmp_path / "undisturbed", chosen, server)
 
@@ -284,13 +362,21 @@ def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
     """
     arguments = [chosen.model_dump_json(), str(tmp_path / "killed"), str(server.port)]
     folder = tmp_path / "killed" / "download" / undisturbed.digest
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=PROJECT) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], cwd=PROJECT
+    ) as child:
         while child.poll() is None and not (folder / seen).exists():
             time.sleep(0.0005)
         child.kill()
     assert (folder / seen).exists()
-    finished = {path.name[8:13] for path in folder.glob("samples-*")} & {path.name[7:12] for path in folder.glob("images-*")}
-    stamps = {path: path.stat().st_mtime_ns for number in finished for path in folder.glob(f"*-{number}.*")}
+    finished = {path.name[8:13] for path in folder.glob("samples-*")} & {
+        path.name[7:12] for path in folder.glob("images-*")
+    }
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for number in finished
+        for path in folder.glob(f"*-{number}.*")
+    }
     again = make(tmp_path / "killed", chosen, server)
     assert content(again) == content(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps

@@ -26,7 +26,9 @@ def fetch(server, url, **settings):
 
 
 def fetch_all(server, urls, **settings):
-    limits = DownloadSettings(**{"allow_loopback": True, "retries": 1, "timeout_sec": 5, **settings})
+    limits = DownloadSettings(
+        **{"allow_loopback": True, "retries": 1, "timeout_sec": 5, **settings}
+    )
 
     messages = []
 
@@ -42,7 +44,11 @@ def fetch_all(server, urls, **settings):
             return await asyncio.gather(*(one(fetcher, url) for url in urls))
 
     found = asyncio.run(everything())
-    assert not [said for said in messages if str(server.port) in said or "127.0.0.1" in said or " at 0x" in said]
+    assert not [
+        said
+        for said in messages
+        if str(server.port) in said or "127.0.0.1" in said or " at 0x" in said
+    ]
     return found
 
 
@@ -51,7 +57,10 @@ def test_a_picture_comes_as_it_is(server):
     assert fetch(server, "/a.png") == png()
 
 
-@pytest.mark.parametrize("status", ["404 Not Found", "403 Forbidden", "410 Gone", "204 No Content", "206 Partial Content"])
+@pytest.mark.parametrize(
+    "status",
+    ["404 Not Found", "403 Forbidden", "410 Gone", "204 No Content", "206 Partial Content"],
+)
 def test_other_answers_are_named_by_their_number_and_not_repeated(server, status):
     server.pages["/a.png"] = http(png() if status[:3] != "204" else b"", status)
     assert fetch(server, "/a.png") == f"http_{status[:3]}"
@@ -60,7 +69,9 @@ def test_other_answers_are_named_by_their_number_and_not_repeated(server, status
 
 @pytest.mark.parametrize("status", ["503 Busy", "500 Oops", "429 Slow down"])
 def test_a_busy_site_is_asked_again(server, status):
-    server.pages["/a.png"] = lambda c: c.wfile.write(http(png()) if c.number > 1 else http(b"", status, Retry_After="0"))
+    server.pages["/a.png"] = lambda c: c.wfile.write(
+        http(png()) if c.number > 1 else http(b"", status, Retry_After="0")
+    )
     assert fetch(server, "/a.png") == png()
     assert server.asked["/a.png"] == 2
 
@@ -110,7 +121,10 @@ def test_a_compression_bomb_is_unpacked_no_further_than_the_limit(server):
 
 
 def test_honest_and_broken_compression(server):
-    server.pages |= {"/a.png": http(gzip.compress(png()), Content_Encoding="gzip"), "/b.png": http(png(), Content_Encoding="gzip")}
+    server.pages |= {
+        "/a.png": http(gzip.compress(png()), Content_Encoding="gzip"),
+        "/b.png": http(png(), Content_Encoding="gzip"),
+    }
     assert fetch_all(server, ["/a.png", "/b.png"]) == [png(), "bad_encoding"]
 
 
@@ -171,7 +185,10 @@ def test_redirects_within_the_site_are_followed(server):
     assert fetch(server, "/a.png") == png()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/a.png", "http://localhost:{port}/a.png", f"http://{HOST}/a.png"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:{port}/a.png", "http://localhost:{port}/a.png", f"http://{HOST}/a.png"],
+)
 def test_this_machine_is_reached_by_permission_alone(server, url):
     server.pages["/a.png"] = http(png())
     url = url.format(port=server.port)
@@ -204,17 +221,24 @@ class Names(AbstractResolver):
         pass
 
     async def resolve(self, host, port=0, family=0):
-        return [dict(hostname=host, host=address, port=port, family=family, proto=0, flags=0) for address in self.answers.pop(0)]
+        return [
+            dict(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in self.answers.pop(0)
+        ]
 
 
 def test_a_name_that_turns_private_gains_nothing():
     names = Names(["93.184.216.34"], ["127.0.0.1"], ["10.0.0.1", "93.184.216.34"])
     addresses = Addresses(allow_loopback=True, hosts={}, names=names)
-    assert [found["host"] for found in asyncio.run(addresses.resolve("rebinding.test", 80))] == ["93.184.216.34"]
+    assert [found["host"] for found in asyncio.run(addresses.resolve("rebinding.test", 80))] == [
+        "93.184.216.34"
+    ]
     with pytest.raises(Unreadable, match="refused_address"):
         asyncio.run(addresses.resolve("rebinding.test", 80))
     # Of a mixed answer the public part alone is connected to.
-    assert [found["host"] for found in asyncio.run(addresses.resolve("rebinding.test", 80))] == ["93.184.216.34"]
+    assert [found["host"] for found in asyncio.run(addresses.resolve("rebinding.test", 80))] == [
+        "93.184.216.34"
+    ]
 
 
 def test_a_site_on_this_machine_cannot_name_another_one():
@@ -223,7 +247,10 @@ def test_a_site_on_this_machine_cannot_name_another_one():
         asyncio.run(addresses.resolve("inner.test", 80))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"])
+@pytest.mark.parametrize(
+    "address",
+    ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"],
+)
 def test_public_addresses(address):
     assert is_public(ipaddress.ip_address(address))
 

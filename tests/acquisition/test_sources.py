@@ -53,21 +53,33 @@ def write_list(path: Path, url="url", caption="caption") -> Path:
         path.write_text("# a comment\n\n" + "\r\n".join(URLS))
     else:
         separator = "\t" if path.suffix == ".tsv" else ","
-        quoted = [separator.join('"' + text.replace('"', '""') + '"' for text in row.values()) for row in rows]
+        quoted = [
+            separator.join('"' + text.replace('"', '""') + '"' for text in row.values())
+            for row in rows
+        ]
         path.write_text("\ufeff" + separator.join(rows[0]) + "\n" + "\n".join(quoted))
     return path
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl", ".txt"])
 def test_a_list_in_any_form(tmp_path, suffix):
-    kind, reader = open_source(str(write_list(tmp_path / f"list{suffix}")), "auto", DownloadSettings())
+    kind, reader = open_source(
+        str(write_list(tmp_path / f"list{suffix}")), "auto", DownloadSettings()
+    )
     items = list(reader.items())
     assert kind == "urls"
     assert reader.total() == 4
     assert [item.source for item in items] == URLS
-    assert [item.key for item in items] == [key(URLS[0]), key(URLS[1]), key(URLS[0], "#1"), key(URLS[3])]
+    assert [item.key for item in items] == [
+        key(URLS[0]),
+        key(URLS[1]),
+        key(URLS[0], "#1"),
+        key(URLS[3]),
+    ]
     plain = suffix == ".txt"
-    assert [item.caption for item in items] == ([None] * 4 if plain else [CAPTIONS[0], None, *CAPTIONS[2:]])
+    assert [item.caption for item in items] == (
+        [None] * 4 if plain else [CAPTIONS[0], None, *CAPTIONS[2:]]
+    )
     assert {item.licence for item in items} == {None if plain else "CC0"}
     assert all(item.load is None for item in items)
 
@@ -113,11 +125,18 @@ def test_a_list_without_captions_is_taken_and_that_is_said(tmp_path, caplog):
 def test_rows_without_a_url_get_a_status(tmp_path, suffix):
     path = tmp_path / f"list{suffix}"
     if suffix == ".parquet":
-        pq.write_table(pa.table({"url": ["http://a.test/1", None, "  "], "caption": [["one", "two"], None, []]}), path)
+        pq.write_table(
+            pa.table(
+                {"url": ["http://a.test/1", None, "  "], "caption": [["one", "two"], None, []]}
+            ),
+            path,
+        )
     elif suffix == ".csv":
         path.write_bytes(b"url,caption\nhttp://a.test/1,one\n,two\n  ,\xff\xfe\n")
     else:
-        path.write_text('{"url": "http://a.test/1", "caption": ["one", "two"]}\n{"url": nothing}\n{"caption": "\\ud800"}\n')
+        path.write_text(
+            '{"url": "http://a.test/1", "caption": ["one", "two"]}\n{"url": nothing}\n{"caption": "\\ud800"}\n'
+        )
     items = read(path)
     assert items[0].caption == "one"
     assert items[0].load is None
@@ -128,14 +147,21 @@ def test_rows_without_a_url_get_a_status(tmp_path, suffix):
 
 def test_what_is_no_table(tmp_path):
     for name in ("list.parquet", "list.csv"):
-        (tmp_path / name).write_bytes(b"PAR1 no table at all" if name.endswith("parquet") else b"url,caption\na,b\na,b,c,d\n")
+        (tmp_path / name).write_bytes(
+            b"PAR1 no table at all" if name.endswith("parquet") else b"url,caption\na,b\na,b,c,d\n"
+        )
         with pytest.raises(InputError, match="this is not a"):
             read(tmp_path / name)
 
 
 def test_numbers_for_urls_are_no_urls_but_no_crash(tmp_path):
-    pq.write_table(pa.table({"url": [1, 2], "caption": [0.5, float("nan")]}), tmp_path / "list.parquet")
-    assert [(item.source, item.caption) for item in read(tmp_path / "list.parquet")] == [("1", "0.5"), ("2", None)]
+    pq.write_table(
+        pa.table({"url": [1, 2], "caption": [0.5, float("nan")]}), tmp_path / "list.parquet"
+    )
+    assert [(item.source, item.caption) for item in read(tmp_path / "list.parquet")] == [
+        ("1", "0.5"),
+        ("2", None),
+    ]
 
 
 def test_repeated_urls_are_found_in_a_long_list():
@@ -174,7 +200,9 @@ def test_captions_stay_as_given(value, text):
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / "my pictures ü"
-    for number, name in enumerate(["b.png", "a.JPG", "sub/c.webp", ".hidden.png", ".cache/d.png", "sub/notes.md"]):
+    for number, name in enumerate(
+        ["b.png", "a.JPG", "sub/c.webp", ".hidden.png", ".cache/d.png", "sub/notes.md"]
+    ):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(number))
@@ -203,20 +231,29 @@ def test_metadata_name_pictures_relative_to_their_own_folder(folder):
     items = read(folder, metadata="sub/captions.jsonl", caption_column="name")
     found = {item.source: item for item in items}
     assert [item.caption for item in items if item.source == "b.png"] == ["one", "two"]
-    assert [item.key for item in items if item.source == "b.png"] == [key("b.png"), key("b.png", "#1")]
+    assert [item.key for item in items if item.source == "b.png"] == [
+        key("b.png"),
+        key("b.png", "#1"),
+    ]
     assert found["sub/c.webp"].caption == "a cat"
     assert found["a.JPG"].caption is None
     assert status(found["sub/gone.png"]) == "missing_file"
     assert status(found["../outside.png"]) == "refused_path"
     assert status(found["/etc/passwd"]) == "refused_path"
-    assert open_source(str(folder), "folder", DownloadSettings(metadata="sub/captions.jsonl", caption_column="name"))[1].total() == len(
-        items
-    )
+    assert open_source(
+        str(folder),
+        "folder",
+        DownloadSettings(metadata="sub/captions.jsonl", caption_column="name"),
+    )[1].total() == len(items)
 
 
 def test_metadata_jsonl_is_found_by_itself(folder):
     (folder / "sub" / "metadata.jsonl").write_text('{"file_name": "c.webp", "caption": "a cat"}')
-    assert {item.source: item.caption for item in read(folder)} == {"a.JPG": None, "b.png": None, "sub/c.webp": "a cat"}
+    assert {item.source: item.caption for item in read(folder)} == {
+        "a.JPG": None,
+        "b.png": None,
+        "sub/c.webp": "a cat",
+    }
 
 
 def test_mistakes_about_metadata_are_named(folder):
@@ -244,7 +281,10 @@ def test_real_pictures_with_their_metadata():
     if not emoji.is_dir():
         pytest.skip("shared/data/emoji is not here")
     items = read(emoji, metadata="metadata.dev.jsonl", caption_column="name")
-    names = {line["file_name"]: line["name"] for line in map(json.loads, (emoji / "metadata.dev.jsonl").read_text().splitlines())}
+    names = {
+        line["file_name"]: line["name"]
+        for line in map(json.loads, (emoji / "metadata.dev.jsonl").read_text().splitlines())
+    }
     assert {item.source: item.caption for item in items} == names
     assert len(items) == 3053
 
@@ -278,7 +318,12 @@ def test_kinds_are_told_apart(folder, tmp_path):
     with tarfile.open(tmp_path / "t" / "one.tar", "w"):
         pass
     assert kind(folder) == "folder"
-    assert kind(tmp_path / "t") == kind(tmp_path / "t" / "one.tar") == kind(tmp_path / "t" / "*.tar") == "tars"
+    assert (
+        kind(tmp_path / "t")
+        == kind(tmp_path / "t" / "one.tar")
+        == kind(tmp_path / "t" / "*.tar")
+        == "tars"
+    )
     assert kind("someone/pictures") == kind("someone/pictures@main") == kind("mnist") == "dataset"
 
 
@@ -313,12 +358,30 @@ def test_tars_that_webdataset_wrote(tmp_path, suffix):
     for shard in range(2):
         with webdataset.TarWriter(str(tmp_path / f"part-{shard}{suffix}")) as writer:
             for number in range(3):
-                writer.write({"__key__": f"sub/{number:03d}", "png": png(number), "txt": f"caption {shard} {number}"})
-            writer.write({"__key__": "last", "jpg": png(9), "json": {"caption": "from json", "license": "CC0"}, "cls": 3})
+                writer.write(
+                    {
+                        "__key__": f"sub/{number:03d}",
+                        "png": png(number),
+                        "txt": f"caption {shard} {number}",
+                    }
+                )
+            writer.write(
+                {
+                    "__key__": "last",
+                    "jpg": png(9),
+                    "json": {"caption": "from json", "license": "CC0"},
+                    "cls": 3,
+                }
+            )
     reader = open_source(str(tmp_path / f"part-{{0..1}}{suffix}"), "auto", DownloadSettings())[1]
     seen = [(item.source, item.caption, item.licence, item.load()) for item in reader.items()]
-    assert [row[0] for row in seen[:4]] == [f"part-0{suffix}/{name}" for name in ("sub/000.png", "sub/001.png", "sub/002.png", "last.jpg")]
-    assert [row[1] for row in seen] == [text for s in "01" for text in (*(f"caption {s} {n}" for n in range(3)), "from json")]
+    assert [row[0] for row in seen[:4]] == [
+        f"part-0{suffix}/{name}"
+        for name in ("sub/000.png", "sub/001.png", "sub/002.png", "last.jpg")
+    ]
+    assert [row[1] for row in seen] == [
+        text for s in "01" for text in (*(f"caption {s} {n}" for n in range(3)), "from json")
+    ]
     assert [row[3] for row in seen] == [png(0), png(1), png(2), png(9)] * 2
     assert seen[3][2] == "CC0"
 
@@ -402,21 +465,36 @@ def test_a_data_set_saved_to_disk_and_as_parquet(rows, tmp_path):
 
 def test_splits_of_a_data_set(rows, tmp_path):
     datasets = pytest.importorskip("datasets")
-    datasets.DatasetDict({"train": rows.select(range(3)), "test": rows.select(range(3, 5))}).save_to_disk(str(tmp_path / "both"))
-    assert [item.source for item in read(tmp_path / "both", image_column="picture", split="test")] == ["test/0", "test/1"]
-    with pytest.raises(InputError, match=r"split 'trian' cannot be loaded: its splits are train, test"):
+    datasets.DatasetDict(
+        {"train": rows.select(range(3)), "test": rows.select(range(3, 5))}
+    ).save_to_disk(str(tmp_path / "both"))
+    assert [
+        item.source for item in read(tmp_path / "both", image_column="picture", split="test")
+    ] == ["test/0", "test/1"]
+    with pytest.raises(
+        InputError, match=r"split 'trian' cannot be loaded: its splits are train, test"
+    ):
         read(tmp_path / "both", image_column="picture", split="trian")
 
 
 def test_a_picture_folder_read_as_a_data_set(folder):
-    (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "{name}", "text": "{name}"}}\n' for name in ("a.JPG", "b.png")))
+    (folder / "metadata.jsonl").write_text(
+        "".join(f'{{"file_name": "{name}", "text": "{name}"}}\n' for name in ("a.JPG", "b.png"))
+    )
     items = read(folder, kind="dataset", caption_column="text")
     assert {item.caption: item.load() for item in items} == {"a.JPG": png(1), "b.png": png(0)}
 
 
 def test_a_data_set_of_urls_is_fetched(tmp_path):
     datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_dict({"url": URLS, "caption": CAPTIONS}).save_to_disk(str(tmp_path / "urls"))
+    datasets.Dataset.from_dict({"url": URLS, "caption": CAPTIONS}).save_to_disk(
+        str(tmp_path / "urls")
+    )
     reader = open_source(str(tmp_path / "urls"), "auto", DownloadSettings())[1]
     assert reader.fetched
-    assert [item.key for item in reader.items()] == [key(URLS[0]), key(URLS[1]), key(URLS[0], "#1"), key(URLS[3])]
+    assert [item.key for item in reader.items()] == [
+        key(URLS[0]),
+        key(URLS[1]),
+        key(URLS[0], "#1"),
+        key(URLS[3]),
+    ]

@@ -29,7 +29,9 @@ BRIEF = Plan(autoencoder_images=24, contrastive_images=32, language_captions=32,
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("bootstrap") / "components"
-    bootstrap(scene_examples(48, 32), out, source="scenes", seed=3, plan=BRIEF, size_px=32, channels=4)
+    bootstrap(
+        scene_examples(48, 32), out, source="scenes", seed=3, plan=BRIEF, size_px=32, channels=4
+    )
     return out
 
 
@@ -42,11 +44,23 @@ def test_every_loader_reads_what_bootstrap_wrote(folder: Path) -> None:
     assert autoencoder.decode(autoencoder.encode(image)).shape == image.shape
     contrastive = load_contrastive(resolved)
     assert contrastive.can_caption
-    assert contrastive.embed_images([picture]).shape == contrastive.embed_texts(["a ring"]).shape == (1, contrastive.embed_size)
-    assert load_aesthetic_head(resolved.need("aesthetic_head"))(contrastive.embed_images([picture])).shape == (1,)
-    tokenizer, encoder = load_tokenizer(resolved.need("text_encoder")), load_text_encoder(resolved.need("text_encoder"))
+    assert (
+        contrastive.embed_images([picture]).shape
+        == contrastive.embed_texts(["a ring"]).shape
+        == (1, contrastive.embed_size)
+    )
+    assert load_aesthetic_head(resolved.need("aesthetic_head"))(
+        contrastive.embed_images([picture])
+    ).shape == (1,)
+    tokenizer, encoder = (
+        load_tokenizer(resolved.need("text_encoder")),
+        load_text_encoder(resolved.need("text_encoder")),
+    )
     ids = torch.tensor(tokenizer.token_ids(["a red circle at the top"], 32))
-    assert encoder.encode(ids, torch.ones_like(ids, dtype=torch.bool)).shape == (*ids.shape, encoder.width)
+    assert encoder.encode(ids, torch.ones_like(ids, dtype=torch.bool)).shape == (
+        *ids.shape,
+        encoder.width,
+    )
     for model in (encoder.model, autoencoder.model, contrastive.model):
         assert {value.dtype for value in model.parameters()} == {torch.float32}
 
@@ -63,16 +77,36 @@ def test_the_record_names_recipe_quality_and_every_file(folder: Path) -> None:
     record = json.loads((folder / "components.json").read_text())
     assert record["recipe"]["seed"] == 3
     assert record["recipe"]["pictures"] == 45
-    assert set(record["measured"]) == {"autoencoder", "text_encoder", "contrastive", "aesthetic_head"}
-    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"components.json"}
+    assert set(record["measured"]) == {
+        "autoencoder",
+        "text_encoder",
+        "contrastive",
+        "aesthetic_head",
+    }
+    written = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    } - {"components.json"}
     assert set(record["files"]) == written
     for name, entry in record["files"].items():
-        assert entry == {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        assert entry == {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": sha256_file(folder / name),
+        }
 
 
 def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path) -> None:
-    bootstrap(scene_examples(48, 32), tmp_path / "again", source="scenes", seed=3, plan=BRIEF, size_px=32, channels=4)
-    assert (tmp_path / "again" / "components.json").read_text() == (folder / "components.json").read_text()
+    bootstrap(
+        scene_examples(48, 32),
+        tmp_path / "again",
+        source="scenes",
+        seed=3,
+        plan=BRIEF,
+        size_px=32,
+        channels=4,
+    )
+    assert (tmp_path / "again" / "components.json").read_text() == (
+        folder / "components.json"
+    ).read_text()
 
 
 def test_a_folder_in_use_and_too_few_pictures(folder: Path, tmp_path: Path) -> None:
@@ -84,7 +118,9 @@ def test_a_folder_in_use_and_too_few_pictures(folder: Path, tmp_path: Path) -> N
 
 
 def test_gather_keeps_some_out_and_brings_pictures_to_size() -> None:
-    examples = [Example((f"picture {n}",), np.full((100, 200 + n, 3), n, np.uint8)) for n in range(40)]
+    examples = [
+        Example((f"picture {n}",), np.full((100, 200 + n, 3), n, np.uint8)) for n in range(40)
+    ]
     lessons = gather(iter(examples), 50, max_pictures=30)
     assert (len(lessons.train), len(lessons.held_out)) == (28, 2)
     assert {example.pixels.shape[0] for example in lessons.train} == {50}
@@ -103,7 +139,9 @@ def test_every_place_comes_once_before_any_comes_again() -> None:
 def test_the_tokenizer_gives_back_any_text() -> None:
     tokenizer = train_tokenizer(["a red circle", "a red square"] * 5)
     for text in ("a red circle", "naïve 日本 🙂", "tab\tand {braces}"):
-        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+        assert (
+            tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+        )
     assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
     assert tokenized(tokenizer, ["a red circle", ""]).shape[0] == 2
 
@@ -114,6 +152,9 @@ def test_spoiling_changes_a_picture_more_the_stronger_it_is(spoiler: object) -> 
 
     pixels = next(scene_examples(1)).pixels
     picture = Image.fromarray(pixels)
-    changes = [np.abs(np.asarray(spoiler(picture, s, np.random.default_rng(0)), float) - pixels).mean() for s in (0.3, 1.0)]  # type: ignore[operator]
+    changes = [
+        np.abs(np.asarray(spoiler(picture, s, np.random.default_rng(0)), float) - pixels).mean()
+        for s in (0.3, 1.0)
+    ]  # type: ignore[operator]
     assert 0 < changes[0] < changes[1]
     assert spoiled(pixels, 0.0, np.random.default_rng(0)) is pixels

@@ -14,14 +14,28 @@ from hdm.errors import InputError
 from hdm.store import Output, Store
 from tests.curation.conftest import png
 
-GIVEN = ["a red  circle", None, "None", "cats &amp; dogs", "", "a blue\x00 square\u200b", "a kept one", "too small"]
+GIVEN = [
+    "a red  circle",
+    None,
+    "None",
+    "cats &amp; dogs",
+    "",
+    "a blue\x00 square\u200b",
+    "a kept one",
+    "too small",
+]
 
 
 @pytest.fixture
 def made(store: Store, make_download) -> tuple[Output, Output]:
     """A download of two shards with one failed item and one that the filter refuses."""
-    shown = [png(draw(make_scene(5, index))) for index in range(len(GIVEN) - 1)] + [png(draw(make_scene(5, 99, size_px=16)))]
-    download = make_download(list(zip(shown[:4], GIVEN[:4], strict=True)), [(None, "gone"), *zip(shown[4:], GIVEN[4:], strict=True)])
+    shown = [png(draw(make_scene(5, index))) for index in range(len(GIVEN) - 1)] + [
+        png(draw(make_scene(5, 99, size_px=16)))
+    ]
+    download = make_download(
+        list(zip(shown[:4], GIVEN[:4], strict=True)),
+        [(None, "gone"), *zip(shown[4:], GIVEN[4:], strict=True)],
+    )
     pipeline = Pipeline(filter=FilterSettings(min_side_px=48))
     inputs = {"download": download}
     inputs["filter.measures"] = run(measure, pipeline, inputs, store)
@@ -34,17 +48,33 @@ def run(stage: Any, pipeline: Pipeline, inputs: dict[str, Output], store: Store)
 
 
 def captioned(
-    made: tuple[Output, Output], store: Store, *makers: CaptionMaker, components: Components | None = None, **settings: Any
+    made: tuple[Output, Output],
+    store: Store,
+    *makers: CaptionMaker,
+    components: Components | None = None,
+    **settings: Any,
 ) -> Output:
-    pipeline = Pipeline(components=components or Components(), caption=CaptionSettings(makers=makers, **settings))
+    pipeline = Pipeline(
+        components=components or Components(), caption=CaptionSettings(makers=makers, **settings)
+    )
     return run(caption, pipeline, dict(zip(("download", "filter"), made, strict=True)), store)
 
 
 def by_source(made: tuple[Output, Output], output: Output) -> dict[str, list[tuple[int, str, str]]]:
-    sources = dict(zip(*(read_tables(made[0], "samples").column(name).to_pylist() for name in ("key", "source")), strict=True))
+    sources = dict(
+        zip(
+            *(
+                read_tables(made[0], "samples").column(name).to_pylist()
+                for name in ("key", "source")
+            ),
+            strict=True,
+        )
+    )
     found: dict[str, list[tuple[int, str, str]]] = {}
     for row in read_tables(output, "captions").to_pylist():
-        found.setdefault(sources[row["key"]], []).append((row["index"], row["maker"], row["caption"]))
+        found.setdefault(sources[row["key"]], []).append(
+            (row["index"], row["maker"], row["caption"])
+        )
     return found
 
 
@@ -79,21 +109,38 @@ def test_the_transformers_maker_runs_as_a_stage(made, store, llava_folder):
     output = captioned(made, store, maker, components=Components(captioner=str(llava_folder)))
     assert output.counts["items"] == 7
     assert output.counts["captions"] > 7
-    assert {maker for rows in by_source(made, output).values() for _, maker, _ in rows} == {"transformers"}
+    assert {maker for rows in by_source(made, output).values() for _, maker, _ in rows} == {
+        "transformers"
+    }
 
 
 def test_equal_captions_of_one_picture_are_written_once(made, store):
-    output = captioned(made, store, CaptionMaker(), CaptionMaker(kind="template", template="{given}|{given} |see {given}", count=3))
-    assert by_source(made, output)["0/0.png"] == [(0, "given", "a red circle"), (1, "template", "see a red circle")]
+    output = captioned(
+        made,
+        store,
+        CaptionMaker(),
+        CaptionMaker(kind="template", template="{given}|{given} |see {given}", count=3),
+    )
+    assert by_source(made, output)["0/0.png"] == [
+        (0, "given", "a red circle"),
+        (1, "template", "see a red circle"),
+    ]
 
 
 def test_long_captions_are_cut(made, store):
-    assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=10))["1/3.png"] == [(0, "given", "a kept one")]
-    assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=9))["1/3.png"] == [(0, "given", "a kept")]
+    assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=10))["1/3.png"] == [
+        (0, "given", "a kept one")
+    ]
+    assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=9))["1/3.png"] == [
+        (0, "given", "a kept")
+    ]
 
 
 def digests(output: Output) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*output.paths(), output.path / "manifest.json"]}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*output.paths(), output.path / "manifest.json"]
+    }
 
 
 def test_a_rerun_after_losing_a_table_gives_the_same_bytes(made, store, coca_folder):
@@ -102,11 +149,21 @@ def test_a_rerun_after_losing_a_table_gives_the_same_bytes(made, store, coca_fol
     before = digests(output)
     for name in ("manifest.json", "captions-00001.parquet"):
         (output.path / name).unlink()
-    assert digests(captioned(made, store, *makers, components=Components(contrastive=str(coca_folder)))) == before
+    assert (
+        digests(
+            captioned(made, store, *makers, components=Components(contrastive=str(coca_folder)))
+        )
+        == before
+    )
 
 
-def test_the_batch_size_changes_neither_identity_nor_drawn_captions(made, store, tmp_path, coca_folder):
-    maker, components = CaptionMaker(kind="coca", count=3, max_tokens=6), Components(contrastive=str(coca_folder))
+def test_the_batch_size_changes_neither_identity_nor_drawn_captions(
+    made, store, tmp_path, coca_folder
+):
+    maker, components = (
+        CaptionMaker(kind="coca", count=3, max_tokens=6),
+        Components(contrastive=str(coca_folder)),
+    )
     one = captioned(made, store, maker, components=components, batch_size=64)
     other = captioned(made, Store(tmp_path / "other"), maker, components=components, batch_size=2)
     assert one.digest == other.digest

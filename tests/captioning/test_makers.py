@@ -49,10 +49,26 @@ def test_wordings_whose_fields_are_missing_are_not_used():
 
 
 def test_braces_in_captions_are_only_text():
-    assert template("a {given} {{x}}").captions([item(given="{source} {0.__class__} %s")]) == [["a {source} {0.__class__} %s {x}"]]
+    assert template("a {given} {{x}}").captions([item(given="{source} {0.__class__} %s")]) == [
+        ["a {source} {0.__class__} %s {x}"]
+    ]
 
 
-@pytest.mark.parametrize("text", [None, "", " | ", "a {name}", "a {}", "a {0}", "a {given.__class__}", "a {given[0]}", "a {given", "a } b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        " | ",
+        "a {name}",
+        "a {}",
+        "a {0}",
+        "a {given.__class__}",
+        "a {given[0]}",
+        "a {given",
+        "a } b",
+    ],
+)
 def test_templates_that_cannot_be_filled_in_are_refused(text):
     with pytest.raises(ConfigError, match="template"):
         template(text)
@@ -65,7 +81,10 @@ def contrastive(coca_folder):
 
 @pytest.fixture(scope="module")
 def seen() -> list[Item]:
-    return [Item(f"{index:016x}", dict.fromkeys(ITEM_FIELDS), draw(make_scene(5, index))) for index in range(5)]
+    return [
+        Item(f"{index:016x}", dict.fromkeys(ITEM_FIELDS), draw(make_scene(5, index)))
+        for index in range(5)
+    ]
 
 
 def test_a_coca_says_its_likeliest_caption_first_and_draws_the_others_by_key(contrastive, seen):
@@ -74,7 +93,9 @@ def test_a_coca_says_its_likeliest_caption_first_and_draws_the_others_by_key(con
         CoCa(CaptionMaker(kind="coca", max_tokens=8, count=5), contrastive),
     )
     greedy = one.captions(seen)
-    assert greedy == [[caption] for caption in contrastive.caption([item.pixels for item in seen], 8)]
+    assert greedy == [
+        [caption] for caption in contrastive.caption([item.pixels for item in seen], 8)
+    ]
     made = several.captions(seen)
     assert [captions[:1] for captions in made] == greedy
     assert several.captions(seen[2:]) == made[2:]

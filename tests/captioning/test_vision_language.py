@@ -29,17 +29,27 @@ def test_captions_are_what_the_model_itself_generates_for_one_picture(request, m
     made = maker(request.getfixturevalue(model)).captions(items)
     alone = [maker(request.getfixturevalue(model)).captions([item])[0] for item in items]
     assert made == alone
-    assert len({caption for captions in made for caption in captions}) > 1, "the pictures should matter"
+    assert len({caption for captions in made for caption in captions}) > 1, (
+        "the pictures should matter"
+    )
     assert all(len(caption.split()) <= 6 for captions in made for caption in captions)
 
 
 def test_the_instruction_matters_and_is_not_repeated_in_the_caption(llava_folder, items):
-    plain, asked = maker(llava_folder).captions(items), maker(llava_folder, prompt="name it").captions(items)
+    plain, asked = (
+        maker(llava_folder).captions(items),
+        maker(llava_folder, prompt="name it").captions(items),
+    )
     assert plain != asked
     assert all(not caption.startswith("name it") for captions in asked for caption in captions)
-    processor, model = AutoProcessor.from_pretrained(llava_folder), AutoModelForImageTextToText.from_pretrained(llava_folder)
+    processor, model = (
+        AutoProcessor.from_pretrained(llava_folder),
+        AutoModelForImageTextToText.from_pretrained(llava_folder),
+    )
     inputs = processor(images=[items[0].pixels], text=["<s><image> name it"], return_tensors="pt")
-    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert asked[0] == [processor.decode(answer, skip_special_tokens=True)]
 
 
@@ -47,7 +57,9 @@ def test_drawn_captions_depend_on_the_key_alone(llava_folder, items):
     several = maker(llava_folder, count=4)
     made, again = several.captions(items), several.captions(items[3:])
     assert made[3:] == again
-    assert [captions[0] for captions in made] == [captions[0] for captions in maker(llava_folder).captions(items)]
+    assert [captions[0] for captions in made] == [
+        captions[0] for captions in maker(llava_folder).captions(items)
+    ]
     assert all(len(captions) == 4 and len(set(captions)) > 1 for captions in made)
     other = several.captions([Item("f" * 16, NOTHING, items[0].pixels)])
     assert other[0][0] == made[0][0]

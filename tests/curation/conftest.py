@@ -33,7 +33,10 @@ def make_download(store: Store) -> MakeDownload:
         with store.draft(identity) as draft:
             for number, items in enumerate(shards):
                 rows = []
-                with draft.write(shard_name("images", number, "tar")) as file, tarfile.open(file.path, "w") as tar:
+                with (
+                    draft.write(shard_name("images", number, "tar")) as file,
+                    tarfile.open(file.path, "w") as tar,
+                ):
                     for place, (data, caption) in enumerate(items):
                         rows.append(_sample(tar, f"{number}/{place}.png", data, caption))
                 write_table(
@@ -48,16 +51,29 @@ def make_download(store: Store) -> MakeDownload:
     return make
 
 
-def _sample(tar: tarfile.TarFile, source: str, data: bytes | None, caption: str | None) -> dict[str, Any]:
+def _sample(
+    tar: tarfile.TarFile, source: str, data: bytes | None, caption: str | None
+) -> dict[str, Any]:
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
-    row = {"key": key, "source": source, "status": "http_404" if data is None else "ok", "caption": caption}
+    row = {
+        "key": key,
+        "source": source,
+        "status": "http_404" if data is None else "ok",
+        "caption": caption,
+    }
     if data is None:
         return row
     member = tarfile.TarInfo(f"{key}.png")
     member.size = len(data)
     offset = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(member, io.BytesIO(data))
-    return {**row, "sha256": hashlib.sha256(data).hexdigest(), "format": "PNG", "offset": offset, "bytes": len(data)}
+    return {
+        **row,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "format": "PNG",
+        "offset": offset,
+        "bytes": len(data),
+    }
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -26,9 +26,22 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     filled = []
     for number, row in enumerate(rows):
         shown = asdict(fingerprint(picture(row.pop("seed", 1000 + number))))
-        usual = {"key": f"{number:016x}", "decoded": "ok", "width": 100, "height": 100, "sharpness": 1.0, "noise": 0.0, **shown}
+        usual = {
+            "key": f"{number:016x}",
+            "decoded": "ok",
+            "width": 100,
+            "height": 100,
+            "sharpness": 1.0,
+            "noise": 0.0,
+            **shown,
+        }
         filled.append({**usual, **row})
-    return pa.table({name: pa.array([row.get(name) for row in filled], MEASURES.field(name).type) for name in MEASURES.names})
+    return pa.table(
+        {
+            name: pa.array([row.get(name) for row in filled], MEASURES.field(name).type)
+            for name in MEASURES.names
+        }
+    )
 
 
 def reasons(measures: pa.Table, **settings: Any) -> list[str | None]:
@@ -38,24 +51,50 @@ def reasons(measures: pa.Table, **settings: Any) -> list[str | None]:
 def test_every_threshold_refuses_what_lies_beyond_it_and_keeps_what_lies_on_it():
     sides = table({"width": 31, "height": 90}, {"width": 32, "height": 90})
     assert reasons(sides, min_side_px=32) == ["too_small", None]
-    assert reasons(table({"width": 100, "height": 301}, {"width": 300, "height": 100}), max_aspect=3.0) == ["aspect", None]
-    assert reasons(table({"sharpness": 0.25}, {"sharpness": 0.5}), min_sharpness=0.5) == ["blurred", None]
+    assert reasons(
+        table({"width": 100, "height": 301}, {"width": 300, "height": 100}), max_aspect=3.0
+    ) == ["aspect", None]
+    assert reasons(table({"sharpness": 0.25}, {"sharpness": 0.5}), min_sharpness=0.5) == [
+        "blurred",
+        None,
+    ]
     assert reasons(table({"noise": 8.5}, {"noise": 8.0}), max_noise=8.0) == ["noisy", None]
-    assert reasons(table({"aesthetic": 4.0}, {"aesthetic": 5.0}), min_aesthetic=5.0) == ["aesthetic", None]
-    captions = table({"clip_similarity": 0.125}, {"clip_similarity": 0.25}, {"clip_similarity": None})
+    assert reasons(table({"aesthetic": 4.0}, {"aesthetic": 5.0}), min_aesthetic=5.0) == [
+        "aesthetic",
+        None,
+    ]
+    captions = table(
+        {"clip_similarity": 0.125}, {"clip_similarity": 0.25}, {"clip_similarity": None}
+    )
     assert reasons(captions, min_clip_similarity=0.25) == ["clip_similarity", None, None]
 
 
 def test_what_cannot_be_decoded_is_refused_with_its_status_and_stands_in_nobodys_way():
-    nothing = dict.fromkeys(("width", "height", "sharpness", "noise", "perceptual_hash", "mirrored_hash", "thumbnail", "sha256"))
-    verdicts = judge(table({"decoded": "corrupt", **nothing}, {"seed": 1}, {"seed": 1}), FilterSettings(min_sharpness=0.1))
+    nothing = dict.fromkeys(
+        (
+            "width",
+            "height",
+            "sharpness",
+            "noise",
+            "perceptual_hash",
+            "mirrored_hash",
+            "thumbnail",
+            "sha256",
+        )
+    )
+    verdicts = judge(
+        table({"decoded": "corrupt", **nothing}, {"seed": 1}, {"seed": 1}),
+        FilterSettings(min_sharpness=0.1),
+    )
     assert verdicts.reasons == ["undecodable", None, "duplicate"]
     assert verdicts.details[0] == "corrupt"
     assert verdicts.counts() == {"undecodable": 1, "duplicate": 1}
 
 
 def test_a_picture_that_fails_several_checks_is_refused_for_the_first_with_its_numbers():
-    verdicts = judge(table({"width": 20, "height": 200, "sharpness": 0.1}), FilterSettings(min_sharpness=0.4))
+    verdicts = judge(
+        table({"width": 20, "height": 200, "sharpness": 0.1}), FilterSettings(min_sharpness=0.4)
+    )
     assert verdicts.reasons == ["too_small"]
     assert verdicts.details[0] is not None
     assert "20 × 200" in verdicts.details[0]
@@ -63,31 +102,49 @@ def test_a_picture_that_fails_several_checks_is_refused_for_the_first_with_its_n
 
 
 def test_the_original_of_a_copy_is_the_first_that_passes_everything_else():
-    rows = table({"seed": 1, "sharpness": 0.1}, {"seed": 1, "aesthetic": 1.0}, {"seed": 1, "aesthetic": 9.0}, {"seed": 1, "aesthetic": 9.5})
+    rows = table(
+        {"seed": 1, "sharpness": 0.1},
+        {"seed": 1, "aesthetic": 1.0},
+        {"seed": 1, "aesthetic": 9.0},
+        {"seed": 1, "aesthetic": 9.5},
+    )
     verdicts = judge(rows, FilterSettings(min_sharpness=0.4, min_aesthetic=5.0))
     assert verdicts.reasons == ["blurred", "duplicate", None, "duplicate"]
     assert verdicts.details[1] == verdicts.details[3] == f"{2:016x}"
 
 
 def test_the_top_fraction_ranks_what_is_left_and_lets_unscored_ones_pass():
-    rows = table(*({"aesthetic": value} for value in (5.0, 7.0, 6.0, 6.0, 9.0, None)), {"aesthetic": 9.9, "sharpness": 0.0})
+    rows = table(
+        *({"aesthetic": value} for value in (5.0, 7.0, 6.0, 6.0, 9.0, None)),
+        {"aesthetic": 9.9, "sharpness": 0.0},
+    )
     found = reasons(rows, min_sharpness=0.5, top_fraction=TopFraction(by="aesthetic", keep=0.6))
     assert found == ["top_fraction", None, None, "top_fraction", None, None, "blurred"]
 
 
 def test_copies_do_not_count_in_the_top_fraction():
-    rows = table(*({"seed": seed, "aesthetic": value} for seed, value in ((1, 9.0), (1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0))))
+    rows = table(
+        *(
+            {"seed": seed, "aesthetic": value}
+            for seed, value in ((1, 9.0), (1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0))
+        )
+    )
     found = reasons(rows, duplicate_distance=0.06, top_fraction=TopFraction(keep=0.5))
     assert found == [None, "duplicate", None, "top_fraction", "top_fraction"]
 
 
 def hashes(count: int, seed: int = 0) -> list[str]:
-    return [row.tobytes().hex() for row in np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)]
+    return [
+        row.tobytes().hex()
+        for row in np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)
+    ]
 
 
 def test_splits_have_their_shares():
     splits = assign_splits(hashes(20_000), validation=0.1, held_out=0.2)
-    shares = {split: splits.count(split) / len(splits) for split in ("train", "validation", "held_out")}
+    shares = {
+        split: splits.count(split) / len(splits) for split in ("train", "validation", "held_out")
+    }
     assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "held_out": 0.2}, abs=0.015)
 
 
@@ -95,7 +152,9 @@ def test_a_pictures_split_depends_on_nothing_but_its_content():
     pictures = hashes(1000)
     whole = assign_splits(pictures, 0.2, 0.2)
     some = np.random.default_rng(1).permutation(1000)[:100].tolist()
-    assert assign_splits([pictures[number] for number in some], 0.2, 0.2) == [whole[number] for number in some]
+    assert assign_splits([pictures[number] for number in some], 0.2, 0.2) == [
+        whole[number] for number in some
+    ]
 
 
 def test_held_out_pictures_stay_so_when_the_other_share_changes():
@@ -105,6 +164,10 @@ def test_held_out_pictures_stay_so_when_the_other_share_changes():
 
 def test_a_small_set_has_one_of_each_split_that_is_asked_for():
     for seed in range(20):
-        assert sorted(assign_splits(hashes(3, seed), 0.01, 0.01)) == ["held_out", "train", "validation"]
+        assert sorted(assign_splits(hashes(3, seed), 0.01, 0.01)) == [
+            "held_out",
+            "train",
+            "validation",
+        ]
         assert assign_splits(hashes(2, seed), 1e-9, 1e-9) == ["train", "train"]
         assert assign_splits(hashes(3, seed), 0, 0) == ["train"] * 3

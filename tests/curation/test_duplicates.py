@@ -18,12 +18,27 @@ PHOTOS = Path(__file__).resolve().parents[3] / "shared/data/photos/coco51/images
 
 def together(prints: list[Fingerprint]) -> Fingerprints:
     return Fingerprints.from_columns(
-        [p.perceptual_hash for p in prints], [p.mirrored_hash for p in prints], [p.thumbnail for p in prints], [p.sha256 for p in prints]
+        [p.perceptual_hash for p in prints],
+        [p.mirrored_hash for p in prints],
+        [p.thumbnail for p in prints],
+        [p.sha256 for p in prints],
     )
 
 
-def copies(pictures: list[np.ndarray], distance: float = 0.08, colour: float = 4, fit: list[bool] | None = None, mirrored: bool = False):
-    found = find_copies(together([fingerprint(p) for p in pictures]), np.array(fit or [True] * len(pictures)), distance, colour, mirrored)
+def copies(
+    pictures: list[np.ndarray],
+    distance: float = 0.08,
+    colour: float = 4,
+    fit: list[bool] | None = None,
+    mirrored: bool = False,
+):
+    found = find_copies(
+        together([fingerprint(p) for p in pictures]),
+        np.array(fit or [True] * len(pictures)),
+        distance,
+        colour,
+        mirrored,
+    )
     return found.tolist()
 
 
@@ -38,20 +53,28 @@ def test_the_hash_is_imagehashs_and_the_pixel_hash_knows_the_shape():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     one = fingerprint(pixels)
     expected = imagehash.phash(Image.fromarray(pixels), hash_size=16).hash
-    assert (np.unpackbits(np.frombuffer(one.perceptual_hash, np.uint8)).reshape(16, 16) == expected).all()
+    assert (
+        np.unpackbits(np.frombuffer(one.perceptual_hash, np.uint8)).reshape(16, 16) == expected
+    ).all()
     assert one.mirrored_hash == fingerprint(np.ascontiguousarray(pixels[:, ::-1])).perceptual_hash
     assert one.sha256 == fingerprint(pixels.copy()).sha256
     assert one.sha256 != fingerprint(pixels.reshape(60, 40, 3)).sha256
 
 
-def naive(hashes: list[np.ndarray], thumbnails: np.ndarray, fit: np.ndarray, max_bits: int, colour: float) -> list[int]:
+def naive(
+    hashes: list[np.ndarray], thumbnails: np.ndarray, fit: np.ndarray, max_bits: int, colour: float
+) -> list[int]:
     """One picture after the other, every pair compared with imagehash."""
 
     def near(a: int, b: int) -> bool:
         bits = imagehash.ImageHash(hashes[a]) - imagehash.ImageHash(hashes[b])
         difference = thumbnails[a].astype(float) - thumbnails[b]
         brightness = difference.mean()
-        return bits <= max_bits and abs(brightness) <= 32 and np.abs(difference - brightness).mean() <= colour
+        return (
+            bits <= max_bits
+            and abs(brightness) <= 32
+            and np.abs(difference - brightness).mean() <= colour
+        )
 
     found, originals = [-1] * len(fit), []
     for number in np.flatnonzero(fit).tolist():
@@ -64,7 +87,12 @@ def naive(hashes: list[np.ndarray], thumbnails: np.ndarray, fit: np.ndarray, max
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32), count=st.integers(1, 170), drift=st.integers(0, 12), distance=st.sampled_from([0.004, 0.03, 0.06]))
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 170),
+    drift=st.integers(0, 12),
+    distance=st.sampled_from([0.004, 0.03, 0.06]),
+)
 def test_the_search_finds_what_a_naive_one_finds(seed, count, drift, distance):
     rng = np.random.default_rng(seed)
     bits = np.zeros((count, HASH_BITS), bool)
@@ -73,12 +101,18 @@ def test_the_search_finds_what_a_naive_one_finds(seed, count, drift, distance):
         parent = int(rng.integers(-3, number)) if number else -1
         bits[number] = rng.random(HASH_BITS) < 0.5 if parent < 0 else bits[parent]
         bits[number, rng.integers(0, HASH_BITS, drift)] ^= True
-        shade = rng.integers(0, 256, 3) if parent < 0 else thumbnails[parent] + rng.integers(-9, 9, 3)
+        shade = (
+            rng.integers(0, 256, 3) if parent < 0 else thumbnails[parent] + rng.integers(-9, 9, 3)
+        )
         thumbnails[number] = np.clip(shade, 0, 255)
     fit = rng.random(count) < 0.8
     packed = [np.packbits(row).tobytes() for row in bits]
-    prints = Fingerprints.from_columns(packed, packed, [t.tobytes() for t in thumbnails], [""] * count)
-    expected = naive([row.reshape(16, 16) for row in bits], thumbnails, fit, int(distance * HASH_BITS), 4)
+    prints = Fingerprints.from_columns(
+        packed, packed, [t.tobytes() for t in thumbnails], [""] * count
+    )
+    expected = naive(
+        [row.reshape(16, 16) for row in bits], thumbnails, fit, int(distance * HASH_BITS), 4
+    )
     assert find_copies(prints, fit, distance, 4).tolist() == expected
 
 
@@ -93,11 +127,16 @@ def remade(photo: np.ndarray) -> list[np.ndarray]:
 
 def test_real_photographs_are_kept_apart_and_their_copies_found(photos):
     made = [(number, copy) for number, photo in enumerate(photos[:12]) for copy in remade(photo)]
-    assert copies([*photos, *(copy for _, copy in made)]) == [-1] * len(photos) + [number for number, _ in made]
+    assert copies([*photos, *(copy for _, copy in made)]) == [-1] * len(photos) + [
+        number for number, _ in made
+    ]
 
 
 def test_mirror_images_are_copies_only_where_asked(photos):
-    pictures = [*photos[:6], *(np.asarray(ImageOps.mirror(Image.fromarray(photo))) for photo in photos[:6])]
+    pictures = [
+        *photos[:6],
+        *(np.asarray(ImageOps.mirror(Image.fromarray(photo))) for photo in photos[:6]),
+    ]
     assert copies(pictures) == [-1] * 12
     assert copies(pictures, mirrored=True) == [-1] * 6 + list(range(6))
 

@@ -32,40 +32,63 @@ def run(stage: Any, pipeline: Pipeline, inputs: dict[str, Output], store: Store)
 
 def filtered(download: Output, store: Store, pipeline: Pipeline) -> tuple[Output, Output]:
     measures = run(measure, pipeline, {"download": download}, store)
-    return measures, run(decide, pipeline, {"download": download, "filter.measures": measures}, store)
+    return measures, run(
+        decide, pipeline, {"download": download, "filter.measures": measures}, store
+    )
 
 
 def digests(output: Output) -> Digests:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*output.paths(), output.path / "manifest.json"]}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*output.paths(), output.path / "manifest.json"]
+    }
 
 
 def test_every_downloaded_item_has_a_row_in_order_and_its_measures(store, make_download):
     wide = scene(1)
-    download = make_download([(png(wide), None), (None, None)], [(png(scene(2))[:100], None), (b"<html>", None), (png(scene(3)), "x")])
-    rows = read_tables(run(measure, Pipeline(), {"download": download}, store), "measures").to_pylist()
+    download = make_download(
+        [(png(wide), None), (None, None)],
+        [(png(scene(2))[:100], None), (b"<html>", None), (png(scene(3)), "x")],
+    )
+    rows = read_tables(
+        run(measure, Pipeline(), {"download": download}, store), "measures"
+    ).to_pylist()
     samples = [row for row in read_tables(download, "samples").to_pylist() if row["status"] == "ok"]
     assert [row["key"] for row in rows] == [row["key"] for row in samples]
     assert [row["decoded"] for row in rows] == ["ok", "corrupt", "not_image", "ok"]
     assert (rows[0]["height"], rows[0]["width"]) == wide.shape[:2]
     assert all(row["aesthetic"] is None and row["clip_similarity"] is None for row in rows)
-    assert all(rows[1][name] is None for name in ("width", "sharpness", "noise", "perceptual_hash", "thumbnail", "sha256"))
+    assert all(
+        rows[1][name] is None
+        for name in ("width", "sharpness", "noise", "perceptual_hash", "thumbnail", "sha256")
+    )
 
 
 def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_download):
     """Black, white, one colour, noise, exact and near duplicates, mirrored."""
     good = [scene(index) for index in range(4)]
-    smaller = np.asarray(Image.fromarray(good[0]).resize([side * 19 // 20 for side in good[0].shape[1::-1]], Image.Resampling.BICUBIC))
+    smaller = np.asarray(
+        Image.fromarray(good[0]).resize(
+            [side * 19 // 20 for side in good[0].shape[1::-1]], Image.Resampling.BICUBIC
+        )
+    )
     planted = {
         "black": (np.zeros((64, 64, 3), np.uint8), "blurred"),
         "white": (np.full((64, 64, 3), 255, np.uint8), "blurred"),
         "one colour": (np.full((64, 90, 3), (20, 160, 90), np.uint8), "blurred"),
         "noise": (np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "noisy"),
-        "out of focus": (np.asarray(Image.fromarray(good[1]).filter(ImageFilter.GaussianBlur(4))), "blurred"),
+        "out of focus": (
+            np.asarray(Image.fromarray(good[1]).filter(ImageFilter.GaussianBlur(4))),
+            "blurred",
+        ),
         "exact": (good[2], "duplicate"),
         "near": (smaller, "duplicate"),
         "mirrored": (np.asarray(ImageOps.mirror(Image.fromarray(good[3]))), "duplicate"),
     }
-    download = make_download([(png(pixels), None) for pixels in good], [(png(pixels), None) for pixels, _ in planted.values()])
+    download = make_download(
+        [(png(pixels), None) for pixels in good],
+        [(png(pixels), None) for pixels, _ in planted.values()],
+    )
     settings = FilterSettings(min_sharpness=0.35, max_noise=10.0, duplicate_mirrored=True)
     _, scores = filtered(download, store, Pipeline(filter=settings))
     rows = read_tables(scores, "scores").to_pylist()
@@ -84,7 +107,9 @@ def test_the_matte_belongs_to_the_measures_and_thresholds_do_not(make_download):
     def identities(**settings: Any) -> tuple[str, str]:
         pipeline = Pipeline(**settings)
         first = measure.identify(pipeline, {"download": "0" * 16})
-        return first.digest, decide.identify(pipeline, {"download": "0" * 16, "filter.measures": first.digest}).digest
+        return first.digest, decide.identify(
+            pipeline, {"download": "0" * 16, "filter.measures": first.digest}
+        ).digest
 
     plain, strict = identities(), identities(filter=FilterSettings(min_sharpness=0.3))
     assert plain[0] == strict[0]
@@ -97,7 +122,8 @@ def test_the_matte_belongs_to_the_measures_and_thresholds_do_not(make_download):
 def scored(store, make_download, coca_folder):  # noqa: F811
     captions = ["a red circle on the left", None, "None", "a blue square"]
     download = make_download(
-        [(png(scene(index)), caption) for index, caption in enumerate(captions)], [(b"", "x"), (png(scene(9)), "&nbsp;")]
+        [(png(scene(index)), caption) for index, caption in enumerate(captions)],
+        [(b"", "x"), (png(scene(9)), "&nbsp;")],
     )
     return download, Components(contrastive=str(coca_folder))
 
@@ -115,17 +141,26 @@ def test_embeddings_and_similarities_are_the_models_own(store, scored):
     similarity = [row["clip_similarity"] for row in rows]
     texts = model.embed_texts(["a red circle on the left", "a blue square"])
     assert [value is None for value in similarity] == [False, True, True, False, True, True]
-    np.testing.assert_allclose([similarity[0], similarity[3]], (expected[[0, 3]] * texts).sum(1), atol=1e-5)
+    np.testing.assert_allclose(
+        [similarity[0], similarity[3]], (expected[[0, 3]] * texts).sum(1), atol=1e-5
+    )
 
 
 def test_the_batch_size_changes_embeddings_by_rounding_alone(store, scored, tmp_path):
     download, components = scored
     one, other = (
-        run(measure, Pipeline(components=components, filter=FilterSettings(batch_size=size)), {"download": download}, where)
+        run(
+            measure,
+            Pipeline(components=components, filter=FilterSettings(batch_size=size)),
+            {"download": download},
+            where,
+        )
         for size, where in ((64, store), (2, Store(tmp_path / "other")))
     )
     assert one.digest == other.digest
-    np.testing.assert_allclose(measure.read_embeddings(one)[1], measure.read_embeddings(other)[1], atol=1e-3)
+    np.testing.assert_allclose(
+        measure.read_embeddings(one)[1], measure.read_embeddings(other)[1], atol=1e-3
+    )
 
 
 def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_path):
@@ -135,7 +170,9 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
     weight = torch.linspace(-1, 1, 32)[None]
     torch.save({"weight": weight, "bias": torch.tensor([5.0])}, tmp_path / "head.pth")
     components = components.model_copy(update={"aesthetic_head": str(tmp_path / "head.pth")})
-    pipeline = Pipeline(components=components, filter=FilterSettings(top_fraction=TopFraction(keep=0.4)))
+    pipeline = Pipeline(
+        components=components, filter=FilterSettings(top_fraction=TopFraction(keep=0.4))
+    )
     measures, scores = filtered(download, store, pipeline)
     expected = measure.read_embeddings(measures)[1] @ weight[0].numpy() + 5
     rows = [row for row in read_tables(scores, "scores").to_pylist() if row["decoded"] == "ok"]
@@ -149,7 +186,12 @@ def test_a_rerun_after_losing_tables_gives_the_same_bytes(store, scored):
     pipeline = Pipeline(components=components)
     before = [digests(output) for output in filtered(download, store, pipeline)]
     for output in filtered(download, store, pipeline):
-        for name in ("manifest.json", "measures-00000.parquet", "embeddings-00001.parquet", "scores-00001.parquet"):
+        for name in (
+            "manifest.json",
+            "measures-00000.parquet",
+            "embeddings-00001.parquet",
+            "scores-00001.parquet",
+        ):
             (output.path / name).unlink(missing_ok=True)
     assert [digests(output) for output in filtered(download, store, pipeline)] == before
 
@@ -187,8 +229,12 @@ def test_an_aesthetic_head_without_a_contrastive_model_is_refused():
 
 
 def test_when_nothing_is_kept_the_reasons_and_their_numbers_are_named(store, make_download):
-    download = make_download([(png(scene(index, size_px=20)), None) for index in range(3)], [(b"nothing", None)])
-    with pytest.raises(InputError, match=r"none of 4 pictures: 3 too_small, 1 undecodable(.|\n)*filter.min_side_px"):
+    download = make_download(
+        [(png(scene(index, size_px=20)), None) for index in range(3)], [(b"nothing", None)]
+    )
+    with pytest.raises(
+        InputError, match=r"none of 4 pictures: 3 too_small, 1 undecodable(.|\n)*filter.min_side_px"
+    ):
         filtered(download, store, Pipeline())
     with pytest.raises(InputError, match="no picture was downloaded"):
         filtered(make_download([(None, None)]), store, Pipeline())

@@ -7,7 +7,15 @@ from hdm.curation import decide, measure
 from hdm.data.tables import read_tables
 from hdm.demo.faults import file_bytes, plan
 
-SEEN_BY_PIXELS = ("corrupt", "not_image", "exact_duplicate", "near_duplicate", "too_small", "blurred", "noisy")
+SEEN_BY_PIXELS = (
+    "corrupt",
+    "not_image",
+    "exact_duplicate",
+    "near_duplicate",
+    "too_small",
+    "blurred",
+    "noisy",
+)
 SETTINGS = FilterSettings(min_side_px=48, max_aspect=2.5, min_sharpness=0.35, max_noise=10.0)
 
 
@@ -17,7 +25,9 @@ def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):
     download = make_download([(file_bytes(item, scenes, plan(scenes)), None) for item in items])
     pipeline, inputs = Pipeline(filter=SETTINGS), {"download": download}
     for stage in (measure, decide):
-        identity = stage.identify(pipeline, {name: output.digest for name, output in inputs.items()})
+        identity = stage.identify(
+            pipeline, {name: output.digest for name, output in inputs.items()}
+        )
         inputs[identity.name] = stage.make(pipeline, identity, inputs, store)
     rows = read_tables(inputs["filter"], "scores").to_pylist()
     total = Counter(item.fault for item in items)

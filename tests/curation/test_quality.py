@@ -36,7 +36,10 @@ def with_noise(pixels: np.ndarray, sigma: float, seed: int) -> np.ndarray:
 
 def test_grey_is_pillows():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    assert np.abs(to_grey(pixels) - np.asarray(Image.fromarray(pixels).convert("L"), np.float32)).max() <= 0.51
+    assert (
+        np.abs(to_grey(pixels) - np.asarray(Image.fromarray(pixels).convert("L"), np.float32)).max()
+        <= 0.51
+    )
 
 
 @pytest.mark.parametrize("contrast", [40, 200])
@@ -70,7 +73,10 @@ def test_tiny_and_thin_pictures_have_values():
 
 def test_drawings_are_not_noisy_and_noise_is_found_on_them(scenes):
     assert max(noise(to_grey(scene)) for scene in scenes) < 3.8
-    assert min(noise(to_grey(with_noise(scene, 10, number))) for number, scene in enumerate(scenes)) > 3.8
+    assert (
+        min(noise(to_grey(with_noise(scene, 10, number))) for number, scene in enumerate(scenes))
+        > 3.8
+    )
 
 
 def test_blurred_scenes_are_told_from_sharp_ones_whatever_their_colours(scenes):
@@ -82,4 +88,7 @@ def test_photographs_are_told_from_blurred_and_from_noisy_ones(photos):
     assert min(sharpness(to_grey(photo)) for photo in photos) > 0.3
     assert max(sharpness(to_grey(blurred(photo, 2))) for photo in photos) < 0.3
     assert max(noise(to_grey(photo)) for photo in photos) < 3.6
-    assert min(noise(to_grey(with_noise(photo, 10, number))) for number, photo in enumerate(photos)) > 3.6
+    assert (
+        min(noise(to_grey(with_noise(photo, 10, number))) for number, photo in enumerate(photos))
+        > 3.6
+    )

@@ -20,11 +20,15 @@ def test_runs_come_from_several_arrays_in_the_order_asked_for(run_bytes: int) ->
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, size, np.uint8) for size in (run_bytes, 50_000, 20_001)]
     which = rng.integers(0, 3, (7, 5))
-    starts = np.array([[rng.integers(0, len(arrays[number]) - run_bytes + 1) for number in row] for row in which])
+    starts = np.array(
+        [[rng.integers(0, len(arrays[number]) - run_bytes + 1) for number in row] for row in which]
+    )
     found = gather(np.array([array.ctypes.data for array in arrays])[which] + starts, run_bytes)
     assert found.shape == (7, 5, run_bytes)
     for place in np.ndindex(7, 5):
-        assert np.array_equal(found[place], arrays[which[place]][starts[place] : starts[place] + run_bytes])
+        assert np.array_equal(
+            found[place], arrays[which[place]][starts[place] : starts[place] + run_bytes]
+        )
     assert not any(np.shares_memory(found, array) for array in arrays)
 
 

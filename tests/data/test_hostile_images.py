@@ -45,21 +45,30 @@ def tiff_of_one_huge_tile() -> bytes:
             data[at + 8 : at + 12] = (65520).to_bytes(4, "little")
         if tag == 277:  # samples a pixel: a place for the tile's length
             data[at : at + 12] = (
-                (323).to_bytes(2, "little") + (4).to_bytes(2, "little") + (1).to_bytes(4, "little") + (65520).to_bytes(4, "little")
+                (323).to_bytes(2, "little")
+                + (4).to_bytes(2, "little")
+                + (1).to_bytes(4, "little")
+                + (65520).to_bytes(4, "little")
             )
     return bytes(data)
 
 
 def webp_of_a_huge_canvas() -> bytes:
     simple = encoded(Image.new("RGB", (16, 16), "red"), "WEBP", lossless=True)[12:]
-    extended = b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + (16382).to_bytes(3, "little") * 2 + simple
+    extended = (
+        b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + (16382).to_bytes(3, "little") * 2 + simple
+    )
     return b"RIFF" + (4 + len(extended)).to_bytes(4, "little") + b"WEBP" + extended
 
 
 BOMBS = {
     "png of 20000 x 20000": lambda: png(20_000, 20_000, 1, 0, b"\0" * 2501 * 20_000),
-    "png with a text of 200 MB": lambda: png(4, 4, 8, 0, b"\0\7\7\7\7" * 4, chunk(b"zTXt", b"a\0\0" + _zeros(200_000_000))),
-    "png with a profile of 200 MB": lambda: png(4, 4, 8, 0, b"\0\7\7\7\7" * 4, chunk(b"iCCP", b"a\0\0" + _zeros(200_000_000))),
+    "png with a text of 200 MB": lambda: png(
+        4, 4, 8, 0, b"\0\7\7\7\7" * 4, chunk(b"zTXt", b"a\0\0" + _zeros(200_000_000))
+    ),
+    "png with a profile of 200 MB": lambda: png(
+        4, 4, 8, 0, b"\0\7\7\7\7" * 4, chunk(b"iCCP", b"a\0\0" + _zeros(200_000_000))
+    ),
     "png with more rows than its header says": lambda: png(64, 64, 8, 0, b"\0" * 300_000_000),
     "gif of 100000 frames": lambda: gif_of_many_frames(100_000),
     "tiff of one huge tile": tiff_of_one_huge_tile,
@@ -96,7 +105,12 @@ def test_a_bomb_takes_bounded_memory(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb"
     path.write_bytes(BOMBS[name]())
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(GROWTH), str(path)], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", textwrap.dedent(GROWTH), str(path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     growth, said = done.stdout.strip().split(" ", 1)
     assert float(growth) < 100, done.stdout
@@ -130,7 +144,10 @@ def test_real_animations_and_pages_are_told() -> None:
 def test_a_real_jpeg_in_cmyk_looks_as_its_rgb_twin() -> None:
     """Photoshop's: YCCK, inverted, as printers want it; without its profile the colours are near, not equal."""
     folder = shared("robustness/pillow")
-    found, twin = (decode((folder / f"pil_sample_{mode}.jpg").read_bytes(), SETTINGS).pixels.astype(int) for mode in ("cmyk", "rgb"))
+    found, twin = (
+        decode((folder / f"pil_sample_{mode}.jpg").read_bytes(), SETTINGS).pixels.astype(int)
+        for mode in ("cmyk", "rgb")
+    )
     assert found.shape == twin.shape
     assert np.abs(found - twin).mean() < 8
     assert np.abs(255 - found - twin).mean() > 40
@@ -143,15 +160,21 @@ DISPLAY_P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))
 
 @pytest.mark.parametrize("primaries", [ADOBE, DISPLAY_P3])
 @pytest.mark.parametrize("colour", [(150, 180, 100), (90, 60, 70), (255, 255, 255)])
-def test_wider_primaries_are_brought_to_srgb_as_the_matrices_say(primaries: tuple, colour: tuple[int, int, int]) -> None:
+def test_wider_primaries_are_brought_to_srgb_as_the_matrices_say(
+    primaries: tuple, colour: tuple[int, int, int]
+) -> None:
     """Adobe's RGB and Display P3 under sRGB's curve, so that the primaries alone are told apart."""
-    data = encoded(Image.new("RGB", (2, 2), colour), "PNG", icc_profile=_profile_with_primaries(primaries))
+    data = encoded(
+        Image.new("RGB", (2, 2), colour), "PNG", icc_profile=_profile_with_primaries(primaries)
+    )
     picture = decode(data, SETTINGS)
     assert picture.flags == ("icc",)
     value = np.array(colour) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     brought = np.linalg.solve(_to_xyz(SRGB), _to_xyz(primaries) @ linear).clip(0, 1)
-    expected = np.where(brought <= 0.0031308, 12.92 * brought, 1.055 * brought ** (1 / 2.4) - 0.055) * 255
+    expected = (
+        np.where(brought <= 0.0031308, 12.92 * brought, 1.055 * brought ** (1 / 2.4) - 0.055) * 255
+    )
     np.testing.assert_allclose(picture.pixels[0, 0], expected, atol=2)
     assert colour == (255, 255, 255) or np.abs(expected - colour).max() > 4
 
@@ -164,14 +187,23 @@ def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 def _profile_with_primaries(primaries: tuple[tuple[float, float], ...]) -> bytes:
     """sRGB's profile, with other primaries (x, y) under D65, adapted to D50 by Bradford's matrix, and another name."""
-    bradford = np.array([[1.0479, 0.0229, -0.0502], [0.0296, 0.9904, -0.0171], [-0.0092, 0.0151, 0.7519]])
+    bradford = np.array(
+        [[1.0479, 0.0229, -0.0502], [0.0296, 0.9904, -0.0171], [-0.0092, 0.0151, 0.7519]]
+    )
     adapted = bradford @ _to_xyz(primaries)
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    tags = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)}
+    tags = {
+        bytes(data[at : at + 4]): at
+        for at in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)
+    }
     for tag, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), adapted.T, strict=True):
         place = int.from_bytes(data[tags[tag] + 4 : tags[tag] + 8], "big") + 8
-        data[place : place + 12] = b"".join(round(value * 65536).to_bytes(4, "big", signed=True) for value in column)
-    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "wider primary".encode("utf-16-be"))
+        data[place : place + 12] = b"".join(
+            round(value * 65536).to_bytes(4, "big", signed=True) for value in column
+        )
+    return bytes(data).replace(
+        "sRGB built-in".encode("utf-16-be"), "wider primary".encode("utf-16-be")
+    )
 
 
 def test_a_grey_profile_in_a_colour_picture_is_ignored_and_flagged() -> None:
@@ -184,16 +216,33 @@ def test_a_grey_profile_in_a_colour_picture_is_ignored_and_flagged() -> None:
 
 def test_broken_exif_costs_no_picture() -> None:
     whole = encoded(photograph(), "JPEG", quality=95)
-    for block in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\x12" * 40):
+    for block in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0nonsense",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\x12" * 40,
+    ):
         broken = whole[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + whole[2:]
-        np.testing.assert_array_equal(decode(broken, SETTINGS).pixels, decode(whole, SETTINGS).pixels)
+        np.testing.assert_array_equal(
+            decode(broken, SETTINGS).pixels, decode(whole, SETTINGS).pixels
+        )
     folder = shared("robustness/pillow")
-    for name in ("broken_exif_dpi.jpg", "exif_typeerror.jpg", "empty_gps_ifd.jpg", "multiple_exif.jpg"):
+    for name in (
+        "broken_exif_dpi.jpg",
+        "exif_typeerror.jpg",
+        "empty_gps_ifd.jpg",
+        "multiple_exif.jpg",
+    ):
         data = (folder / name).read_bytes()
-        assert decode(data, SETTINGS).pixels.shape[:2] in (Image.open(io.BytesIO(data)).size[::-1], Image.open(io.BytesIO(data)).size)
+        assert decode(data, SETTINGS).pixels.shape[:2] in (
+            Image.open(io.BytesIO(data)).size[::-1],
+            Image.open(io.BytesIO(data)).size,
+        )
 
 
-@pytest.mark.parametrize("name", ["hopper_orientation_4.jpg", "hopper_orientation_8.jpg", "hopper_orientation_7.webp"])
+@pytest.mark.parametrize(
+    "name", ["hopper_orientation_4.jpg", "hopper_orientation_8.jpg", "hopper_orientation_7.webp"]
+)
 def test_real_orientations_bring_the_same_picture_upright(name: str) -> None:
     folder = shared("robustness/pillow")
     upright = decode((folder / "hopper.jpg").read_bytes(), SETTINGS).pixels.astype(int)

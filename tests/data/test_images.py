@@ -34,17 +34,27 @@ def encoded(image: Image.Image, name: str, **options: object) -> bytes:
 
 def photograph(width: int = 48, height: int = 32) -> Image.Image:
     y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) * 3 % 256], -1).astype(np.uint8))
+    return Image.fromarray(
+        np.stack([x * 255 // width, y * 255 // height, (x + y) * 3 % 256], -1).astype(np.uint8)
+    )
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes = b"", extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, bits: int, colour: int, rows: bytes = b"", extra: bytes = b""
+) -> bytes:
     """A PNG written by hand, so that its samples are known without Pillow."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 # What a picture must look like
@@ -59,7 +69,10 @@ def test_lossless_formats_give_their_pixels(name):
     np.testing.assert_array_equal(picture.pixels, np.asarray(image))
 
 
-@pytest.mark.parametrize(("name", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95}), ("AVIF", {"quality": 95})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95}), ("AVIF", {"quality": 95})],
+)
 def test_lossy_formats_come_close(name, options):
     image = photograph()
     picture = decode(encoded(image, name, **options), SETTINGS)
@@ -76,20 +89,41 @@ def test_16_bit_grey_is_scaled_and_not_clipped():
 
 
 def test_16_bit_grey_with_a_transparent_value_shows_the_matte_there():
-    data = png(3, 1, 16, 0, b"\0" + struct.pack(">3H", 0, 1000, 65535), extra=chunk(b"tRNS", struct.pack(">H", 1000)))
+    data = png(
+        3,
+        1,
+        16,
+        0,
+        b"\0" + struct.pack(">3H", 0, 1000, 65535),
+        extra=chunk(b"tRNS", struct.pack(">H", 1000)),
+    )
     picture = decode(data, ImageSettings(matte="#102030"))
     assert picture.pixels[0].tolist() == [[0, 0, 0], [0x10, 0x20, 0x30], [255, 255, 255]]
 
 
 def test_16_bit_colour_spans_black_to_white():
-    data = png(3, 1, 16, 2, b"\0" + struct.pack(">9H", 0, 32768, 65535, 65535, 65535, 65535, 257, 257, 257))
+    data = png(
+        3, 1, 16, 2, b"\0" + struct.pack(">9H", 0, 32768, 65535, 65535, 65535, 65535, 257, 257, 257)
+    )
     picture = decode(data, SETTINGS)
-    np.testing.assert_allclose(picture.pixels[0], [[0, 128, 255], [255, 255, 255], [1, 1, 1]], atol=1)
+    np.testing.assert_allclose(
+        picture.pixels[0], [[0, 128, 255], [255, 255, 255], [1, 1, 1]], atol=1
+    )
 
 
 def test_12_bit_tiff_white_is_white():
     # Little-endian, one strip of two 12-bit samples: 0xfff and 0x800.
-    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 3)]
+    entries = [
+        (256, 2),
+        (257, 1),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 200),
+        (277, 1),
+        (278, 1),
+        (279, 3),
+    ]
     fields = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
     header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0)
     picture = decode(header.ljust(200, b"\0") + bytes([0xFF, 0xF8, 0x00]), SETTINGS)
@@ -102,9 +136,14 @@ def test_the_colour_hidden_under_transparency_is_never_shown(name):
     rgba[:2] = (255, 0, 0, 0)
     rgba[2] = (200, 100, 0, 128)
     rgba[3] = (1, 2, 3, 255)
-    picture = decode(encoded(Image.fromarray(rgba), name, lossless=True), ImageSettings(matte="#00ff00"))
+    picture = decode(
+        encoded(Image.fromarray(rgba), name, lossless=True), ImageSettings(matte="#00ff00")
+    )
     assert (picture.pixels[:2] == (0, 255, 0)).all()
-    expected = [round(colour * 128 / 255 + matte * 127 / 255) for colour, matte in zip((200, 100, 0), (0, 255, 0), strict=True)]
+    expected = [
+        round(colour * 128 / 255 + matte * 127 / 255)
+        for colour, matte in zip((200, 100, 0), (0, 255, 0), strict=True)
+    ]
     np.testing.assert_allclose(picture.pixels[2], np.tile(expected, (4, 1)), atol=1)
     assert (picture.pixels[3] == (1, 2, 3)).all()
     assert picture.flags == ("transparent",)
@@ -128,8 +167,13 @@ def test_transparent_grey():
 def test_one_bit_and_grey():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
-    assert decode(encoded(image, "PNG"), SETTINGS).pixels[0].tolist() == [[0, 0, 0], [255, 255, 255]]
-    assert decode(encoded(Image.new("L", (1, 1), 77), "PNG"), SETTINGS).pixels[0].tolist() == [[77, 77, 77]]
+    assert decode(encoded(image, "PNG"), SETTINGS).pixels[0].tolist() == [
+        [0, 0, 0],
+        [255, 255, 255],
+    ]
+    assert decode(encoded(Image.new("L", (1, 1), 77), "PNG"), SETTINGS).pixels[0].tolist() == [
+        [77, 77, 77]
+    ]
 
 
 @pytest.mark.parametrize("name", ["JPEG", "TIFF"])
@@ -138,7 +182,9 @@ def test_cmyk_primaries(name):
     image.paste((0, 255, 255, 0), (0, 0, 16, 16))
     image.paste((0, 0, 0, 255), (16, 0, 32, 16))
     picture = decode(encoded(image, name), SETTINGS)
-    np.testing.assert_allclose(picture.pixels[8, [8, 24, 56]], [[255, 0, 0], [0, 0, 0], [255, 255, 255]], atol=4)
+    np.testing.assert_allclose(
+        picture.pixels[8, [8, 24, 56]], [[255, 0, 0], [0, 0, 0], [255, 255, 255]], atol=4
+    )
 
 
 def test_lab_grey_stays_grey():
@@ -149,7 +195,9 @@ def test_lab_grey_stays_grey():
 
 def test_a_profile_is_brought_to_srgb():
     linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
-    assert decode(encoded(Image.new("RGB", (2, 2), (9, 9, 9)), "PNG", icc_profile=linear), SETTINGS).flags == ("icc_ignored",)
+    assert decode(
+        encoded(Image.new("RGB", (2, 2), (9, 9, 9)), "PNG", icc_profile=linear), SETTINGS
+    ).flags == ("icc_ignored",)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     same = decode(encoded(photograph(), "PNG", icc_profile=srgb), SETTINGS)
     np.testing.assert_array_equal(same.pixels, np.asarray(photograph()))
@@ -158,12 +206,22 @@ def test_a_profile_is_brought_to_srgb():
 
 def test_swapped_primaries_of_a_profile_are_swapped_back():
     srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    tags = {bytes(srgb[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132], "big"), 12)}
+    tags = {
+        bytes(srgb[at : at + 4]): at
+        for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132], "big"), 12)
+    }
     # The file claims that its red channel is blue light: exchange where the two tags point, and the name that says sRGB.
     red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
-    srgb[red + 4 : red + 12], srgb[blue + 4 : blue + 12] = srgb[blue + 4 : blue + 12], srgb[red + 4 : red + 12]
-    swapped = bytes(srgb).replace("sRGB built-in".encode("utf-16-be"), "swapped chan.".encode("utf-16-be"))
-    picture = decode(encoded(Image.new("RGB", (2, 2), (250, 120, 10)), "PNG", icc_profile=swapped), SETTINGS)
+    srgb[red + 4 : red + 12], srgb[blue + 4 : blue + 12] = (
+        srgb[blue + 4 : blue + 12],
+        srgb[red + 4 : red + 12],
+    )
+    swapped = bytes(srgb).replace(
+        "sRGB built-in".encode("utf-16-be"), "swapped chan.".encode("utf-16-be")
+    )
+    picture = decode(
+        encoded(Image.new("RGB", (2, 2), (250, 120, 10)), "PNG", icc_profile=swapped), SETTINGS
+    )
     np.testing.assert_allclose(picture.pixels[0, 0], [10, 120, 250], atol=2)
 
 
@@ -191,8 +249,15 @@ def test_exif_orientation(name, orientation):
 
 
 def test_photographs_with_orientation():
-    pictures = [decode((shared("photos/exif_orientation") / f"Landscape_{n}.jpg").read_bytes(), SETTINGS).pixels for n in (1, 6, 8)]
-    small = [np.asarray(Image.fromarray(pixels).resize((90, 60))).astype(int) for pixels in pictures]
+    pictures = [
+        decode(
+            (shared("photos/exif_orientation") / f"Landscape_{n}.jpg").read_bytes(), SETTINGS
+        ).pixels
+        for n in (1, 6, 8)
+    ]
+    small = [
+        np.asarray(Image.fromarray(pixels).resize((90, 60))).astype(int) for pixels in pictures
+    ]
     assert pictures[0].shape[1] > pictures[0].shape[0]
     assert {pixels.shape for pixels in pictures} == {pictures[0].shape}
     assert np.abs(small[0] - small[1]).mean() < 12
@@ -214,8 +279,14 @@ def test_an_animation_gives_its_first_frame_or_is_rejected():
 def test_one_artwork_in_many_formats_looks_the_same():
     folder = shared("photos/met_public_domain")
     truth = decode((folder / "hibiscus.regular.png").read_bytes(), SETTINGS).pixels.astype(int)
-    for name in ("hibiscus.regular.jpeg", "hibiscus.regular.lossless.webp", "hibiscus.regular.lossy.webp"):
-        assert np.abs(decode((folder / name).read_bytes(), SETTINGS).pixels - truth).mean() < 8, name
+    for name in (
+        "hibiscus.regular.jpeg",
+        "hibiscus.regular.lossless.webp",
+        "hibiscus.regular.lossy.webp",
+    ):
+        assert np.abs(decode((folder / name).read_bytes(), SETTINGS).pixels - truth).mean() < 8, (
+            name
+        )
 
 
 # What must be refused
@@ -235,7 +306,10 @@ def test_what_is_no_picture(data):
         assert refusal.value.status == "not_image"
 
 
-@pytest.mark.parametrize(("width", "height"), [(12000, 12000), (20000, 20000), (65535, 1), (1, 65535), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(12000, 12000), (20000, 20000), (65535, 1), (1, 65535), (2**31 - 1, 2**31 - 1)],
+)
 def test_sizes_are_refused_from_the_header(width, height):
     headers = [png(width, height, 8, 2)]
     if max(width, height) < 2**16:
@@ -275,7 +349,9 @@ def test_floating_point_samples_are_refused_aloud():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about each broken tag
-@pytest.mark.parametrize("folder", ["robustness/pillow", "robustness/pngsuite", "photos/met_public_domain"])
+@pytest.mark.parametrize(
+    "folder", ["robustness/pillow", "robustness/pngsuite", "photos/met_public_domain"]
+)
 def test_every_odd_file_is_a_picture_or_a_refusal(folder):
     """Size in the header and size of the pixels agree; no message holds an address of the moment."""
     statuses, messages = [], []
@@ -299,11 +375,16 @@ def test_every_odd_file_is_a_picture_or_a_refusal(folder):
 def test_pngsuite_reference_pictures_agree_with_pillow():
     """8-bit opaque files: nothing to convert, so an independent reading gives the same pixels."""
     for path in sorted(shared("robustness/pngsuite").glob("bas*[2]c08.png")):
-        np.testing.assert_array_equal(decode(path.read_bytes(), SETTINGS).pixels, np.asarray(Image.open(path).convert("RGB")))
+        np.testing.assert_array_equal(
+            decode(path.read_bytes(), SETTINGS).pixels, np.asarray(Image.open(path).convert("RGB"))
+        )
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(list(FORMATS)), changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12))
+@given(
+    name=st.sampled_from(list(FORMATS)),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12),
+)
 def test_mutated_files_are_pictures_or_refusals(name, changes):
     data = bytearray(encoded(photograph(), name))
     for place, value in changes:

@@ -16,11 +16,15 @@ def test_it_joins_as_dictionaries_do(latents: int, captions: int) -> None:
     split_keys = rng.choice(pool, 150, replace=False)
     caption_keys = rng.choice(pool, captions)
     index = build_index(latent_keys, split_keys, caption_keys)
-    row_of = {key: row for row, key in enumerate(latent_keys.tolist()) if key in set(split_keys.tolist())}
+    row_of = {
+        key: row for row, key in enumerate(latent_keys.tolist()) if key in set(split_keys.tolist())
+    }
     assert [int(row) for row in index.rows] == [row_of[key] for key in sorted(row_of)]
     for number, key in enumerate(sorted(row_of)):
         own = index.captions[index.caption_starts[number] : index.caption_starts[number + 1]]
-        assert own.tolist() == [row for row, other in enumerate(caption_keys.tolist()) if other == key]
+        assert own.tolist() == [
+            row for row, other in enumerate(caption_keys.tolist()) if other == key
+        ]
     assert index.num_bytes <= 8 * len(index) + 4 + 4 * captions
 
 

@@ -21,7 +21,12 @@ from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import TEMPORARY
 from hdm.store import Identity, Store
 
-AUTOENCODER = {"class": "AutoencoderKL", "scale": [0.5, 2.0, 1.0], "shift": [0.0, -1.0, 3.0], "weights": "ab" * 32}
+AUTOENCODER = {
+    "class": "AutoencoderKL",
+    "scale": [0.5, 2.0, 1.0],
+    "shift": [0.0, -1.0, 3.0],
+    "weights": "ab" * 32,
+}
 KEYS = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}" for number in range(400)]
 
 
@@ -30,7 +35,10 @@ def latent_format(height: int = 4, width: int = 6, dtype: str = "float16") -> La
 
 
 def random_latents(count: int, form: LatentFormat, seed: int = 0) -> torch.Tensor:
-    return torch.randn((count, form.channels, form.height, form.width), generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        (count, form.channels, form.height, form.width),
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def write(path: Path, count: int, form: LatentFormat, batch: int = 5) -> torch.Tensor:
@@ -38,7 +46,11 @@ def write(path: Path, count: int, form: LatentFormat, batch: int = 5) -> torch.T
     with LatentWriter(path, form, count) as writer:
         for start in range(0, count, batch):
             stop = min(start + batch, count)
-            writer.add(KEYS[start:stop], latents[start:stop], [(100 + row, 50 + row) for row in range(start, stop)])
+            writer.add(
+                KEYS[start:stop],
+                latents[start:stop],
+                [(100 + row, 50 + row) for row in range(start, stop)],
+            )
     return latents
 
 
@@ -49,7 +61,11 @@ def test_what_is_written_comes_back(tmp_path: Path, dtype: str, count: int) -> N
     latents = write(tmp_path / "a.parquet", count, form)
     file = LatentFile(tmp_path / "a.parquet")
     assert file.form == form
-    assert [key_text(key) for key in file.keys] == [file.key(row) for row in range(count)] == KEYS[:count]
+    assert (
+        [key_text(key) for key in file.keys]
+        == [file.key(row) for row in range(count)]
+        == KEYS[:count]
+    )
     rows = list(range(count))[::-1]
     assert torch.equal(file.latents(rows), latents[rows].to(getattr(torch, dtype)))
     assert file.table().column("image_width").to_pylist() == [100 + row for row in range(count)]
@@ -70,7 +86,11 @@ def test_row_groups_are_eight_or_more_and_one_page_each(tmp_path: Path) -> None:
     metadata = pq.read_metadata(tmp_path / "a.parquet")
     assert metadata.num_row_groups >= 8
     chunk = metadata.row_group(0).column(3)
-    assert (chunk.compression, chunk.has_dictionary_page, chunk.is_stats_set) == ("UNCOMPRESSED", False, False)
+    assert (chunk.compression, chunk.has_dictionary_page, chunk.is_stats_set) == (
+        "UNCOMPRESSED",
+        False,
+        False,
+    )
     assert group_rows(10**6, 8192) * 8192 <= 64 << 20
     assert group_rows(10**6, 16) == 20_000
 
@@ -85,14 +105,18 @@ def test_any_other_reader_opens_them(tmp_path: Path) -> None:
     frame = pd.read_parquet(tmp_path / "a.parquet")
     assert frame["latent"].tolist() == expected
     assert frame["key"].tolist() == KEYS[:21]
-    loaded = datasets.Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.Dataset.from_parquet(
+        str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "cache")
+    )
     assert loaded[20]["latent"] == expected[20]
 
 
 def test_the_page_header_is_read_as_parquet_defines_it(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", 16, latent_format())
     chunk = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(3)
-    data = (tmp_path / "a.parquet").read_bytes()[chunk.data_page_offset :][: chunk.total_compressed_size]
+    data = (tmp_path / "a.parquet").read_bytes()[chunk.data_page_offset :][
+        : chunk.total_compressed_size
+    ]
     header, length = read_page_header(data)
     assert header[5][1] == 2
     assert header[2] == header[3] == len(data) - length == 2 * latent_format().row_bytes
@@ -104,11 +128,15 @@ def rewritten(path: Path, **options: object) -> None:
     schema = latent_schema(latent_format().row_bytes)
     with pq.ParquetWriter(path, schema, store_schema=False, **options) as writer:
         writer.write_table(table.cast(schema))
-        writer.add_key_value_metadata({METADATA: metadata[METADATA], METADATA_CRC: metadata[METADATA_CRC]})
+        writer.add_key_value_metadata(
+            {METADATA: metadata[METADATA], METADATA_CRC: metadata[METADATA_CRC]}
+        )
 
 
 LAYOUTS: dict[str, dict[str, object]] = {
-    "several pages": dict(compression="NONE", use_dictionary=False, data_page_size=64, write_batch_size=1),
+    "several pages": dict(
+        compression="NONE", use_dictionary=False, data_page_size=64, write_batch_size=1
+    ),
     "dictionary": dict(compression="NONE", use_dictionary=True),
     "compressed": dict(compression="zstd", use_dictionary=False),
     "pages of version 2": dict(compression="NONE", use_dictionary=False, data_page_version="2.0"),
@@ -117,7 +145,9 @@ LAYOUTS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_other_layouts_are_read_through_pyarrow_and_it_is_said(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_layouts_are_read_through_pyarrow_and_it_is_said(
+    tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
     latents = write(tmp_path / "a.parquet", 30, latent_format())
     rewritten(tmp_path / "a.parquet", **LAYOUTS[layout])
     file = LatentFile(tmp_path / "a.parquet")
@@ -128,10 +158,17 @@ def test_other_layouts_are_read_through_pyarrow_and_it_is_said(tmp_path: Path, l
 def read_everything(path: Path) -> tuple[object, ...]:
     file = LatentFile(path)
     content = file.latents(range(len(file))).numpy().tobytes()
-    return file.form, file.keys.tolist(), content, file.table(["key", "image_width", "image_height"]).to_pydict()
+    return (
+        file.form,
+        file.keys.tolist(),
+        content,
+        file.table(["key", "image_width", "image_height"]).to_pydict(),
+    )
 
 
-def found_by_flipping(path: Path, positions: Iterable[int], read: Callable[[Path], object]) -> set[int]:
+def found_by_flipping(
+    path: Path, positions: Iterable[int], read: Callable[[Path], object]
+) -> set[int]:
     """Flip one bit of each byte in turn: the positions where reading says so.
 
     Fails where a flipped byte gives other content without an error.
@@ -152,7 +189,9 @@ def found_by_flipping(path: Path, positions: Iterable[int], read: Callable[[Path
     return found
 
 
-def test_every_flipped_byte_of_a_page_is_found_and_none_elsewhere_changes_what_is_read(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_a_page_is_found_and_none_elsewhere_changes_what_is_read(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "latents-2x2-00000.parquet"
     write(path, 8, latent_format(2, 2))
     whole, metadata = path.read_bytes(), pq.read_metadata(path)
@@ -186,13 +225,17 @@ def test_a_missing_file_is_missing_not_damaged(tmp_path: Path) -> None:
 def test_a_footer_of_other_latents_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", 8, latent_format())
     table = pq.read_table(tmp_path / "a.parquet")
-    with pages.paged_writer(tmp_path / "b.parquet", table.schema, {**LatentFormat(**vars(latent_format(4, 4))).__dict__}) as writer:
+    with pages.paged_writer(
+        tmp_path / "b.parquet", table.schema, {**LatentFormat(**vars(latent_format(4, 4))).__dict__}
+    ) as writer:
         writer.write_table(table)
     with pytest.raises(DamagedError, match="another size"):
         LatentFile(tmp_path / "b.parquet")
 
 
-def test_each_row_group_is_checked_once_when_first_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_row_group_is_checked_once_when_first_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "a.parquet", 16, latent_format())
     checked: list[int] = []
     crc32 = pages.zlib.crc32
@@ -209,17 +252,31 @@ def test_keys_are_numbers_and_back() -> None:
     assert key_numbers(keys.slice(3, 4)).tolist() == [int(key, 16) for key in KEYS[3:7]]
     assert [key_text(number) for number in key_numbers(keys)] == KEYS[:9]
     assert key_numbers(pa.chunked_array([], pa.string())).tolist() == []
-    for wrong in ("", "12", "0123456789abcdeF", "0123456789abcdeg", "01234567 9abcdef", "0123456789abcd:f"):
+    for wrong in (
+        "",
+        "12",
+        "0123456789abcdeF",
+        "0123456789abcdeg",
+        "01234567 9abcdef",
+        "0123456789abcd:f",
+    ):
         with pytest.raises(ValueError, match="hex"):
             key_numbers(pa.array([KEYS[0], wrong]))
 
 
 def test_a_full_disk_leaves_no_shard_and_the_next_run_writes_it(tmp_path: Path) -> None:
-    name, identity, store = "latents-4x6-00000.parquet", Identity("encode.32px", 1, {}), Store(tmp_path)
+    name, identity, store = (
+        "latents-4x6-00000.parquet",
+        Identity("encode.32px", 1, {}),
+        Store(tmp_path),
+    )
     with store.draft(identity) as draft:
         full = draft.path / f"{TEMPORARY}{os.getpid()}-{name}"
         full.symlink_to("/dev/full")
-        with pytest.raises(DoesNotFitError, match=r"no space left: [\d.]+ MB free") as caught, draft.write(name) as file:
+        with (
+            pytest.raises(DoesNotFitError, match=r"no space left: [\d.]+ MB free") as caught,
+            draft.write(name) as file,
+        ):
             write(file.path, 83, latent_format())
         assert caught.value.where == draft.path / name
         assert not draft.has(name)

@@ -24,14 +24,22 @@ SIZES = [61, 200, 37]
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
-    return [make_world(tmp_path_factory.mktemp("store"), size, seed=number) for number, size in enumerate(SIZES)]
+    return [
+        make_world(tmp_path_factory.mktemp("store"), size, seed=number)
+        for number, size in enumerate(SIZES)
+    ]
 
 
 def loaders(worlds: Sequence[World], **settings: object) -> list[Loader]:
-    return [world.loader(**{"caption_dropout": 0.3, "seed": number, **settings}) for number, world in enumerate(worlds)]
+    return [
+        world.loader(**{"caption_dropout": 0.3, "seed": number, **settings})
+        for number, world in enumerate(worlds)
+    ]
 
 
-def mixture(worlds: Sequence[World], weights: Sequence[float] = WEIGHTS, **settings: object) -> Mixture:
+def mixture(
+    worlds: Sequence[World], weights: Sequence[float] = WEIGHTS, **settings: object
+) -> Mixture:
     return Mixture(loaders(worlds, **settings), weights)
 
 
@@ -39,7 +47,10 @@ def set_of_each(shares: Shares, count: int) -> np.ndarray:
     return np.diff(shares.before(np.arange(count + 1))).argmax(0)
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 1], [3, 1, 1.5], [0.01, 5], [5, 0.01], [1, 2, 3, 4, 5], [1 / 3, 2 / 3], [1e-4, 1]])
+@pytest.mark.parametrize(
+    "weights",
+    [[1], [1, 1], [3, 1, 1.5], [0.01, 5], [5, 0.01], [1, 2, 3, 4, 5], [1 / 3, 2 / 3], [1e-4, 1]],
+)
 def test_in_every_stretch_shares_are_as_the_weights_say(weights: list[float]) -> None:
     count = 4000
     taken = np.diff(Shares(weights).before(np.arange(count + 1)))
@@ -75,13 +86,19 @@ def test_samples_are_those_of_each_sets_own_clock(worlds: list[World]) -> None:
                 assert torch.equal(getattr(sample, name), getattr(expected, name))
             assert sample.token_ids is not None
             assert expected.token_ids is not None
-            assert torch.equal(sample.token_ids[sample.text_mask], expected.token_ids[expected.text_mask])
-        assert batch.text_mask.shape[1] == min(math.ceil(int(batch.text_mask.sum(1).max()) / 8) * 8, 20)
+            assert torch.equal(
+                sample.token_ids[sample.text_mask], expected.token_ids[expected.text_mask]
+            )
+        assert batch.text_mask.shape[1] == min(
+            math.ceil(int(batch.text_mask.sum(1).max()) / 8) * 8, 20
+        )
 
 
 def test_every_set_goes_through_its_own_epochs(worlds: list[World]) -> None:
     whole = mixture(worlds)
-    assert len(whole) == sum(sum(split == "train" for split in world.split.values()) for world in worlds)
+    assert len(whole) == sum(
+        sum(split == "train" for split in world.split.values()) for world in worlds
+    )
     seen = Counter(key for step in range(200) for key in whole.batch(12 * step).keys)
     for world in worlds:
         counts = [seen[key] for key, split in world.split.items() if split == "train"]
@@ -89,10 +106,18 @@ def test_every_set_goes_through_its_own_epochs(worlds: list[World]) -> None:
 
 
 @pytest.mark.parametrize("num_images_seen", [0, 12, 41, 12 * 1000])
-def test_ranks_share_one_global_batch_and_any_position_can_be_asked_for(worlds: list[World], num_images_seen: int) -> None:
+def test_ranks_share_one_global_batch_and_any_position_can_be_asked_for(
+    worlds: list[World], num_images_seen: int
+) -> None:
     whole = mixture(worlds).batch(num_images_seen)
     for world_size in (2, 4, 5):
-        assert_same([mixture(worlds, rank=rank, world_size=world_size).batch(num_images_seen) for rank in range(world_size)], [whole])
+        assert_same(
+            [
+                mixture(worlds, rank=rank, world_size=world_size).batch(num_images_seen)
+                for rank in range(world_size)
+            ],
+            [whole],
+        )
     parts = [mixture(worlds, batch_size=4).batch(num_images_seen + place) for place in (0, 4, 8)]
     assert tuple(key for part in parts for key in part.keys) == whole.keys
     assert torch.equal(torch.cat([part.latent for part in parts]), whole.latent)
@@ -106,8 +131,12 @@ def test_a_set_that_no_batch_of_a_process_meets(worlds: list[World]) -> None:
 
 
 def test_cached_text_is_woven_too(worlds: list[World]) -> None:
-    whole = Mixture([world.loader(cached=True, seed=number) for number, world in enumerate(worlds)], WEIGHTS).batch(24)
-    live = Mixture([world.loader(seed=number) for number, world in enumerate(worlds)], WEIGHTS).batch(24)
+    whole = Mixture(
+        [world.loader(cached=True, seed=number) for number, world in enumerate(worlds)], WEIGHTS
+    ).batch(24)
+    live = Mixture(
+        [world.loader(seed=number) for number, world in enumerate(worlds)], WEIGHTS
+    ).batch(24)
     assert whole.text is not None
     assert torch.equal(whole.text_mask, live.text_mask)
     assert whole.keys == live.keys
@@ -122,7 +151,11 @@ def test_order_is_as_good_as_a_permutation(tmp_path: Path) -> None:
     places = [{key: place for place, key in enumerate(world.latents)} for world in pair]
     keys = [key for step in range(14) for key in whole.batch(100 * step).keys]
     orders = [np.array([place[key] for key in keys if key in place]) for place in places]
-    for first, second in ((np.arange(700), orders[0][:700]), (np.arange(700), orders[1][:700]), (orders[0][:700], orders[1][:700])):
+    for first, second in (
+        (np.arange(700), orders[0][:700]),
+        (np.arange(700), orders[1][:700]),
+        (orders[0][:700], orders[1][:700]),
+    ):
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(700)
 
 

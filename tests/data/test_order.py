@@ -60,8 +60,14 @@ def test_ten_million_places_cost_no_table() -> None:
 
 def test_order_is_unrelated_to_the_rows_and_to_other_epochs_and_seeds() -> None:
     count = 20_000
-    orders = [permuted(np.arange(count), count, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
-    for first, second in [(np.arange(count), orders[0]), (orders[0], orders[1]), (orders[0], orders[2])]:
+    orders = [
+        permuted(np.arange(count), count, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+    ]
+    for first, second in [
+        (np.arange(count), orders[0]),
+        (orders[0], orders[1]),
+        (orders[0], orders[2]),
+    ]:
         # Rank correlation of independent orders: mean 0, standard deviation 1/√(n-1).
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(count)
     # Rows next to each other stay so about as often as chance has it (2 of n).
@@ -84,6 +90,8 @@ def test_draws_are_uniform_and_streams_independent() -> None:
         assert drawn.min() >= 0
         assert drawn.max() < 1
         counts = np.histogram(drawn, 100, (0, 1))[0]
-        assert ((counts - 1000) ** 2 / 1000).sum() < 170  # 99 degrees of freedom: mean 99, standard deviation 14
+        assert (
+            (counts - 1000) ** 2 / 1000
+        ).sum() < 170  # 99 degrees of freedom: mean 99, standard deviation 14
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.015
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.015

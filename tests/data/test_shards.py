@@ -22,22 +22,32 @@ def filled(root: Path, num_shards: int, members: int = 5):
         for number in range(num_shards):
             with draft.write(f"images-{number:05d}.tar") as file, TarShard(file.path) as tar:
                 contents = [os.urandom(37 * (number + member)) for member in range(members)]
-                places[number] = [(tar.add(f"{member:016x}", "PNG", data), data) for member, data in enumerate(contents)]
+                places[number] = [
+                    (tar.add(f"{member:016x}", "PNG", data), data)
+                    for member, data in enumerate(contents)
+                ]
         return draft.commit(), places
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)  # each example overwrites the file
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)  # each example overwrites the file
 @given(contents=st.lists(st.binary(max_size=1500), max_size=8))
 def test_offsets_are_where_tarfile_finds_the_members(tmp_path, contents):
     path = tmp_path / "shard.tar"
     with TarShard(path) as tar:
-        offsets = [tar.add(f"{number:016x}#1", "JPEG", data) for number, data in enumerate(contents)]
+        offsets = [
+            tar.add(f"{number:016x}#1", "JPEG", data) for number, data in enumerate(contents)
+        ]
     with tarfile.open(path) as tar:
         members = tar.getmembers()
         assert [member.offset_data for member in members] == offsets
         assert [tar.extractfile(member).read() for member in members] == contents
     data = path.read_bytes()
-    assert [data[offset : offset + len(content)] for offset, content in zip(offsets, contents, strict=True)] == contents
+    assert [
+        data[offset : offset + len(content)]
+        for offset, content in zip(offsets, contents, strict=True)
+    ] == contents
 
 
 def test_equal_members_make_equal_bytes(tmp_path):
@@ -52,7 +62,12 @@ def test_equal_members_make_equal_bytes(tmp_path):
 def test_many_threads_read_more_shards_than_stay_open(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "MAX_OPEN", 2)
     output, places = filled(tmp_path, num_shards=9)
-    wanted = [(shard, offset, data) for _ in range(20) for shard, found in places.items() for offset, data in found]
+    wanted = [
+        (shard, offset, data)
+        for _ in range(20)
+        for shard, found in places.items()
+        for offset, data in found
+    ]
     with ImageReader(output) as reader, ThreadPoolExecutor(8) as pool:
         read = list(pool.map(lambda place: reader.read(place[0], place[1], len(place[2])), wanted))
     assert read == [data for _, _, data in wanted]

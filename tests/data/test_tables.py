@@ -15,8 +15,14 @@ from hdm.store import Identity, Store
 
 KEYS = {"key": [f"{number:016x}" for number in range(12)], "index": [0] * 12}
 TABLES = {
-    "tokens-00000.parquet": (TOKENS, {**KEYS, "token_ids": [list(range(number + 1)) for number in range(12)]}),
-    "captions-00000.parquet": (CAPTIONS, {**KEYS, "caption": [f"a cat {number}" for number in range(12)], "maker": ["given"] * 12}),
+    "tokens-00000.parquet": (
+        TOKENS,
+        {**KEYS, "token_ids": [list(range(number + 1)) for number in range(12)]},
+    ),
+    "captions-00000.parquet": (
+        CAPTIONS,
+        {**KEYS, "caption": [f"a cat {number}" for number in range(12)], "maker": ["given"] * 12},
+    ),
 }
 
 
@@ -41,14 +47,20 @@ def test_no_flipped_byte_of_a_table_changes_what_is_read_unseen(tmp_path: Path, 
         write_table(draft, name, schema, rows, {})
     path = draft.path / name
     whole, truth = bytearray(path.read_bytes()), read_table(path, schema.names)
-    rng, found, tried = np.random.default_rng(0), 0, sorted(set(range(len(whole))) - page_headers(path))
+    rng, found, tried = (
+        np.random.default_rng(0),
+        0,
+        sorted(set(range(len(whole))) - page_headers(path)),
+    )
     for position in tried:
         bit = 1 << int(rng.integers(8))
         whole[position] ^= bit
         path.write_bytes(whole)
         whole[position] ^= bit
         try:
-            assert read_table(path, schema.names).equals(truth), f"the flipped byte {position} changed the content unseen"
+            assert read_table(path, schema.names).equals(truth), (
+                f"the flipped byte {position} changed the content unseen"
+            )
         except DamagedError as error:
             found += error.where == path
     assert found > len(tried) / 2

@@ -9,7 +9,11 @@ import numpy as np
 from hdm.data.tag_form import TagDraws, drawn_caption, plain_caption
 
 CAPTION = "masterpiece $$ safe ||| one girl $$ red hair $$ smile %% a girl sits on a wall, smiling. %% outdoors $$ sky"
-GROUPS = [["one girl", "red hair", "smile"], ["a girl sits on a wall, smiling."], ["outdoors", "sky"]]
+GROUPS = [
+    ["one girl", "red hair", "smile"],
+    ["a girl sits on a wall, smiling."],
+    ["outdoors", "sky"],
+]
 RECIPE = TagDraws(tag_drop=0.25, group_drop=0.3, shuffle=True, seed=3)
 
 
@@ -23,7 +27,10 @@ def read_back(text: str) -> list[str]:
 
 
 def test_all_tags_in_their_order() -> None:
-    assert plain_caption(CAPTION) == "masterpiece, safe, one girl, red hair, smile, a girl sits on a wall, smiling., outdoors, sky"
+    assert (
+        plain_caption(CAPTION)
+        == "masterpiece, safe, one girl, red hair, smile, a girl sits on a wall, smiling., outdoors, sky"
+    )
     for caption in ("a %% b $$ c", "a | b || c", ""):  # no |||: none of ours
         assert plain_caption(caption) == drawn_caption(caption, RECIPE, 5) == caption
     assert plain_caption("||| a $$ $$ b %% %%") == "a, b"
@@ -46,7 +53,9 @@ def test_shares_of_groups_and_tags_that_are_left_out() -> None:
 
 def test_every_order_of_tags_and_groups_is_as_likely() -> None:
     whole = TagDraws(0.0, 0.0, True, 3)
-    orders: Counter[tuple[str, ...]] = Counter(tuple(read_back(drawn_caption(CAPTION, whole, position))) for position in range(14_400))
+    orders: Counter[tuple[str, ...]] = Counter(
+        tuple(read_back(drawn_caption(CAPTION, whole, position))) for position in range(14_400)
+    )
     assert len(orders) == 6 * 6 * 2  # of groups, of the first's three tags, of the last's two
     assert max(abs(number / 14_400 - 1 / 72) for number in orders.values()) < 0.005
     for order in orders:  # groups stay together
@@ -64,4 +73,7 @@ def test_a_pure_function_of_seed_and_position() -> None:
     drawn = {position: drawn_caption(CAPTION, RECIPE, position) for position in positions.tolist()}
     assert all(drawn_caption(CAPTION, RECIPE, position) == text for position, text in drawn.items())
     other = TagDraws(0.25, 0.3, True, 4)
-    assert sum(drawn_caption(CAPTION, other, position) == text for position, text in drawn.items()) < 40
+    assert (
+        sum(drawn_caption(CAPTION, other, position) == text for position, text in drawn.items())
+        < 40
+    )

@@ -22,11 +22,17 @@ def test_8_bits_are_within_half_a_step_of_the_tokens_own_scale(embedding: np.nda
     assert found.dtype == np.float16
     step = np.abs(embedding).max(axis=1, keepdims=True) / 127
     # Half a step, and what 16 bits round: 11 bits of mantissa, and 2^-24 where numbers are tiny.
-    assert (np.abs(found.astype(np.float64) - embedding) <= 0.5001 * step + np.abs(embedding) * 2**-10 + 2**-24).all()
+    assert (
+        np.abs(found.astype(np.float64) - embedding)
+        <= 0.5001 * step + np.abs(embedding) * 2**-10 + 2**-24
+    ).all()
 
 
 def test_a_large_token_costs_the_others_nothing() -> None:
-    form, embedding = TextForm(64, "int8"), np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    form, embedding = (
+        TextForm(64, "int8"),
+        np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32),
+    )
     alone = form.unpack(form.pack(embedding[1:]))
     embedding[0] *= 10_000
     np.testing.assert_array_equal(form.unpack(form.pack(embedding))[1:], alone)

@@ -48,7 +48,9 @@ def test_long_text_is_cut_between_words_where_it_can_be():
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=120))
-def test_any_text_comes_back_from_parquet_as_written_and_is_not_changed_twice(tmp_path_factory, text):
+def test_any_text_comes_back_from_parquet_as_written_and_is_not_changed_twice(
+    tmp_path_factory, text
+):
     caption = normal_caption(text, max_chars=80)
     if caption is None:
         return

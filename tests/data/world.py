@@ -18,7 +18,12 @@ from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
 from hdm.store import Draft, Identity, Output, Store
 
 SHAPES = [(4, 4), (4, 8), (10, 4), (4, 6)]
-AUTOENCODER = {"class": "AutoencoderKL", "scale": [0.5, 2.0, 0.25], "shift": [0.0, -1.0, 3.0], "weights": "cd" * 32}
+AUTOENCODER = {
+    "class": "AutoencoderKL",
+    "scale": [0.5, 2.0, 0.25],
+    "shift": [0.0, -1.0, 3.0],
+    "weights": "cd" * 32,
+}
 EMPTY, PAD, WIDTH = [7], 99, 6
 SIDE, PATCH = 4, 2
 
@@ -36,10 +41,19 @@ class World:
         named = self.outputs
         text = named["encode.text"] if cached else None
         settings = {"batch_size": 12, "patch_size": PATCH, "seed": 5, **changes}
-        return Loader(named["encode.32px"], named["encode.tokens"], named["caption"], named["filter"], text, **settings)  # type: ignore[arg-type]
+        return Loader(
+            named["encode.32px"],
+            named["encode.tokens"],
+            named["caption"],
+            named["filter"],
+            text,
+            **settings,
+        )  # type: ignore[arg-type]
 
     def normalized(self, key: str) -> torch.Tensor:
-        shift, scale = (torch.tensor(AUTOENCODER[name]).view(3, 1, 1) for name in ("shift", "scale"))
+        shift, scale = (
+            torch.tensor(AUTOENCODER[name]).view(3, 1, 1) for name in ("shift", "scale")
+        )
         return (self.latents[key].float() - shift) * scale
 
 
@@ -60,10 +74,14 @@ def make_world(root: Path, num_images: int = 61, dtype: str = "float16", seed: i
     shapes = [SHAPES[number % len(SHAPES)] for number in range(num_images)]
     generator = torch.Generator().manual_seed(seed)
     latents = {
-        key: torch.randn((3, *shape), generator=generator).to(getattr(torch, dtype)) for key, shape in zip(keys, shapes, strict=True)
+        key: torch.randn((3, *shape), generator=generator).to(getattr(torch, dtype))
+        for key, shape in zip(keys, shapes, strict=True)
     }
     split = {key: "validation" if number % 10 == 3 else "train" for number, key in enumerate(keys)}
-    token_ids = {key: [rng.integers(100, 200, rng.integers(1, 21)).tolist() for _ in range(number % 4)] for number, key in enumerate(keys)}
+    token_ids = {
+        key: [rng.integers(100, 200, rng.integers(1, 21)).tolist() for _ in range(number % 4)]
+        for number, key in enumerate(keys)
+    }
     world = World(latents, split, token_ids, {})
     store = Store(root)
     _write_scores(world, store)
@@ -95,14 +113,33 @@ def _write_captions(world: World, store: Store) -> None:
     captions = Identity("caption", 1, {})
     tokens = Identity("encode.tokens", 1, {"max_tokens": 20}, {"caption": captions.digest})
     text = Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})
-    with store.draft(captions) as draft, store.draft(tokens) as token_draft, store.draft(text) as text_draft:
+    with (
+        store.draft(captions) as draft,
+        store.draft(tokens) as token_draft,
+        store.draft(text) as text_draft,
+    ):
         for number, keys in enumerate(_halves(list(world.latents))):
-            flat = [(key, index, ids) for key in keys for index, ids in enumerate(world.token_ids[key])]
+            flat = [
+                (key, index, ids) for key in keys for index, ids in enumerate(world.token_ids[key])
+            ]
             columns = {"key": [key for key, _, _ in flat], "index": [index for _, index, _ in flat]}
-            words = {"caption": [caption(ids) for _, _, ids in flat], "maker": ["given"] * len(flat)}
+            words = {
+                "caption": [caption(ids) for _, _, ids in flat],
+                "maker": ["given"] * len(flat),
+            }
             write_table(draft, shard_name("captions", number), CAPTIONS, {**columns, **words}, {})
-            write_table(token_draft, shard_name("tokens", number), TOKENS, {**columns, "token_ids": [ids for _, _, ids in flat]}, {})
-            _write_text(text_draft, shard_name("text", number), {**columns, "token_ids": [ids for _, _, ids in flat]})
+            write_table(
+                token_draft,
+                shard_name("tokens", number),
+                TOKENS,
+                {**columns, "token_ids": [ids for _, _, ids in flat]},
+                {},
+            )
+            _write_text(
+                text_draft,
+                shard_name("text", number),
+                {**columns, "token_ids": [ids for _, _, ids in flat]},
+            )
         _write_text(text_draft, EMPTY_TEXT, {"key": [""], "index": [0], "token_ids": [EMPTY]})
         world.outputs["caption"] = draft.commit()
         world.outputs["encode.tokens"] = token_draft.commit({"empty": EMPTY, "pad_id": PAD})
@@ -119,7 +156,10 @@ def _write_text(draft: Draft, name: str, rows: dict[str, list]) -> None:
             "embedding": [text_embedding(ids).tobytes() for ids in token_ids],
         }
     ).cast(TEXT)
-    with draft.write(name) as file, paged_writer(file.path, TEXT, text_metadata(WIDTH, {})) as writer:
+    with (
+        draft.write(name) as file,
+        paged_writer(file.path, TEXT, text_metadata(WIDTH, {})) as writer,
+    ):
         for start in range(0, len(table), 5):
             writer.write_table(table.slice(start, 5))
 
@@ -128,11 +168,20 @@ def write_latents(world: World, store: Store, dtype: str) -> None:
     inputs = {"filter": world.outputs["filter"].digest}
     with store.draft(Identity("encode.32px", 1, {}, inputs)) as draft:
         for height, width in SHAPES:
-            members = [key for key, latent in world.latents.items() if latent.shape[1:] == (height, width)]
+            members = [
+                key for key, latent in world.latents.items() if latent.shape[1:] == (height, width)
+            ]
             for number, keys in enumerate(_halves(members)):
                 form = LatentFormat(3, height, width, dtype, 32, 8, AUTOENCODER)
-                with draft.write(latent_file_name(height, width, number)) as file, LatentWriter(file.path, form, len(keys)) as writer:
-                    writer.add(keys, torch.stack([world.latents[key] for key in keys]), [(width * 8, height * 8)] * len(keys))
+                with (
+                    draft.write(latent_file_name(height, width, number)) as file,
+                    LatentWriter(file.path, form, len(keys)) as writer,
+                ):
+                    writer.add(
+                        keys,
+                        torch.stack([world.latents[key] for key in keys]),
+                        [(width * 8, height * 8)] * len(keys),
+                    )
         world.outputs["encode.32px"] = draft.commit()
 
 

@@ -33,12 +33,19 @@ def test_they_are_small_and_as_recorded() -> None:
 def test_the_detector_sees_scenes_through_the_autoencoder() -> None:
     autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
     scenes = [make_scene(77, index) for index in range(200)]
-    assert np.mean([seen_right(scene, round_trip(autoencoder, draw(scene))) for scene in scenes]) >= 0.97
+    assert (
+        np.mean([seen_right(scene, round_trip(autoencoder, draw(scene))) for scene in scenes])
+        >= 0.97
+    )
 
 
 def test_latents_have_mean_0_and_deviation_1() -> None:
     autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
-    square = [draw(scene) for scene in (make_scene(78, index) for index in range(120)) if scene.width == scene.height]
+    square = [
+        draw(scene)
+        for scene in (make_scene(78, index) for index in range(120))
+        if scene.width == scene.height
+    ]
     image = torch.tensor(np.stack(square)).permute(0, 3, 1, 2).float() / 127.5 - 1
     latent = autoencoder.normalize(autoencoder.encode(image))
     assert latent.mean((0, 2, 3)).abs().max() < 0.15
@@ -58,9 +65,15 @@ def test_fitting_captions_are_told_from_others(quality: dict[str, float]) -> Non
 
 def test_spoiled_pictures_rate_lower() -> None:
     resolved = resolve(Components(folder="demo"))
-    contrastive, head = load_contrastive(resolved), load_aesthetic_head(resolved.need("aesthetic_head"))
+    contrastive, head = (
+        load_contrastive(resolved),
+        load_aesthetic_head(resolved.need("aesthetic_head")),
+    )
     clean = [draw(make_scene(79, index)) for index in range(60)]
-    noisy = [np.clip(p + np.random.default_rng(0).normal(0, 50, p.shape), 0, 255).astype(np.uint8) for p in clean]
+    noisy = [
+        np.clip(p + np.random.default_rng(0).normal(0, 50, p.shape), 0, 255).astype(np.uint8)
+        for p in clean
+    ]
     scores = head(contrastive.embed_images(clean)), head(contrastive.embed_images(noisy))
     assert np.mean(scores[0]) > np.mean(scores[1]) + 1
 

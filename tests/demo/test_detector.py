@@ -15,19 +15,27 @@ from hdm.models.components import components_folder, resolve
 
 def right(scene, found):
     """Every object found with its kind and colour, where it is, and nothing else."""
-    if sorted((thing.kind, thing.colour) for thing in scene.things) != sorted((str(f.kind), str(f.colour)) for f in found):
+    if sorted((thing.kind, thing.colour) for thing in scene.things) != sorted(
+        (str(f.kind), str(f.colour)) for f in found
+    ):
         return False
     shorter = min(scene.width, scene.height)
     by_kind = {f.kind: f for f in found}
     for thing in scene.things:
-        offset = np.subtract(by_kind[thing.kind].centre, thing.centre) * (scene.width, scene.height) / shorter
+        offset = (
+            np.subtract(by_kind[thing.kind].centre, thing.centre)
+            * (scene.width, scene.height)
+            / shorter
+        )
         if np.abs(offset).max() > 0.04 or not 0.75 < by_kind[thing.kind].size / thing.extent < 1.35:
             return False
     return True
 
 
 def accuracy(scenes, change=lambda picture: picture):
-    return np.mean([right(scene, detect(np.asarray(change(Image.fromarray(draw(scene)))))) for scene in scenes])
+    return np.mean(
+        [right(scene, detect(np.asarray(change(Image.fromarray(draw(scene)))))) for scene in scenes]
+    )
 
 
 def scenes(first, count):
@@ -39,7 +47,10 @@ def test_real_scenes_are_read_rightly():
 
 
 def test_other_sizes_are_read_rightly():
-    assert accuracy([make_scene(12, index, size_px) for index in range(60) for size_px in (48, 128)]) >= 0.98
+    assert (
+        accuracy([make_scene(12, index, size_px) for index in range(60) for size_px in (48, 128)])
+        >= 0.98
+    )
 
 
 def blurred(picture):
@@ -76,7 +87,12 @@ def test_blank_pictures_show_nothing():
 def test_noise_shows_nothing():
     rng = np.random.default_rng(2)
     pictures = [rng.integers(0, 256, (64, 64, 3)) for _ in range(50)]
-    pictures += [rng.normal(mean, spread, (64, 64, 3)) for mean in (60, 128, 200, 230) for spread in (10, 30, 60) for _ in range(10)]
+    pictures += [
+        rng.normal(mean, spread, (64, 64, 3))
+        for mean in (60, 128, 200, 230)
+        for spread in (10, 30, 60)
+        for _ in range(10)
+    ]
     for picture in pictures:
         assert detect(np.clip(picture, 0, 255).astype(np.uint8)) == []
 
@@ -84,7 +100,10 @@ def test_noise_shows_nothing():
 def test_clouds_hold_no_objects_of_a_kind():
     rng = np.random.default_rng(3)
     clouds = [
-        Image.fromarray(rng.integers(100, 256, (8, 8, 3)).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC) for _ in range(200)
+        Image.fromarray(rng.integers(100, 256, (8, 8, 3)).astype(np.uint8)).resize(
+            (64, 64), Image.Resampling.BICUBIC
+        )
+        for _ in range(200)
     ]
     named = [any(found.kind for found in detect(np.asarray(cloud))) for cloud in clouds]
     assert np.mean(named) < 0.02
@@ -111,6 +130,11 @@ def test_scenes_are_read_rightly_after_the_autoencoder():
         room = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
         pixels = np.pad(np.stack([draw(scene) for scene in alike]), room, mode="edge")
         image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        back = autoencoder.decode(autoencoder.encode(image))[:, :, :height, :width].permute(0, 2, 3, 1)
-        answers += [right(scene, detect(((one + 1) * 127.5).round().byte().numpy())) for scene, one in zip(alike, back, strict=True)]
+        back = autoencoder.decode(autoencoder.encode(image))[:, :, :height, :width].permute(
+            0, 2, 3, 1
+        )
+        answers += [
+            right(scene, detect(((one + 1) * 127.5).round().byte().numpy()))
+            for scene, one in zip(alike, back, strict=True)
+        ]
     assert np.mean(answers) >= 0.97

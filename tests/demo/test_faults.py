@@ -25,7 +25,9 @@ def pixels_of(item, items):
 
 def sharpness(pixels):
     grey = pixels.mean(2)
-    return np.var(grey[1:-1, 1:-1] * 4 - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:])
+    return np.var(
+        grey[1:-1, 1:-1] * 4 - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    )
 
 
 def test_the_plan_has_what_the_settings_ask_for(items):
@@ -54,12 +56,18 @@ def test_copies_follow_good_originals(items):
 def test_exact_duplicates_share_bytes_and_near_ones_only_the_picture(items):
     for item in items:
         if item.fault == "exact_duplicate":
-            assert file_bytes(item, SETTINGS, items) == file_bytes(items[item.original], SETTINGS, items)
+            assert file_bytes(item, SETTINGS, items) == file_bytes(
+                items[item.original], SETTINGS, items
+            )
         if item.fault == "near_duplicate":
             copy, original = pixels_of(item, items), pixels_of(items[item.original], items)
             assert copy.shape != original.shape
             small = [
-                np.asarray(Image.fromarray(p.astype(np.uint8)).resize((16, 16), Image.Resampling.BOX), float) for p in (copy, original)
+                np.asarray(
+                    Image.fromarray(p.astype(np.uint8)).resize((16, 16), Image.Resampling.BOX),
+                    float,
+                )
+                for p in (copy, original)
             ]
             assert np.abs(small[0] - small[1]).mean() < 14
 

@@ -20,7 +20,8 @@ def judge():
 def repainted(scene, things):
     """The scene with kinds and colours of its things replaced."""
     changed = [
-        replace(old, kind=kind, colour=colour, rgb=COLOURS[colour]) for old, (kind, colour) in zip(scene.things, things, strict=True)
+        replace(old, kind=kind, colour=colour, rgb=COLOURS[colour])
+        for old, (kind, colour) in zip(scene.things, things, strict=True)
     ]
     return draw(replace(scene, things=tuple(changed)))
 
@@ -33,7 +34,11 @@ def test_prompts_ask_for_every_held_out_pair_at_every_place(judge):
         words = prompt.text.split()
         assert f"{prompt.things[0].colour} {prompt.things[0].kind}" in prompt.text
         assert [word for word in words if word in PLACES] == [prompt.place]
-    assert prompts == judge.prompts(64, seed=0, num_objects=1) != judge.prompts(64, seed=1, num_objects=1)
+    assert (
+        prompts
+        == judge.prompts(64, seed=0, num_objects=1)
+        != judge.prompts(64, seed=1, num_objects=1)
+    )
 
 
 def test_prompts_of_two_objects_differ_in_kind_and_colour_and_hold_an_unseen_pair(judge):
@@ -52,21 +57,49 @@ def test_drawn_answers_are_right_and_others_are_not(judge):
     for prompt, scene in zip(judge.prompts(60, seed=0, num_objects=1), scenes, strict=True):
         asked = prompt.things[0]
         there = scene.things[0].place == prompt.place
-        assert judge.score(prompt, repainted(scene, [(asked.kind, asked.colour)])) == {"colour": True, "place": there, "kind": True}
+        assert judge.score(prompt, repainted(scene, [(asked.kind, asked.colour)])) == {
+            "colour": True,
+            "place": there,
+            "kind": True,
+        }
         other_kind = "circle" if asked.kind != "circle" else "star"
         other_colour = "red" if asked.colour != "red" else "blue"
-        assert judge.score(prompt, repainted(scene, [(other_kind, other_colour)])) == {"colour": False, "place": there, "kind": False}
+        assert judge.score(prompt, repainted(scene, [(other_kind, other_colour)])) == {
+            "colour": False,
+            "place": there,
+            "kind": False,
+        }
 
 
 def test_two_objects_are_right_only_together_and_in_order(judge):
-    scene = next(scene for scene in (make_scene(22, index, num_objects=2) for index in range(20)) if scene.layout == "left_of")
-    prompt = ScenePrompt("a red star to the left of a blue ring", (Asked("star", "red"), Asked("ring", "blue")), "left_of")
-    assert judge.score(prompt, repainted(scene, [("star", "red"), ("ring", "blue")])) == {"colour": True, "place": True, "kind": True}
-    assert judge.score(prompt, repainted(scene, [("ring", "blue"), ("star", "red")])) == {"colour": True, "place": False, "kind": True}
-    assert not judge.score(prompt, repainted(scene, [("star", "blue"), ("ring", "green")]))["colour"]
+    scene = next(
+        scene
+        for scene in (make_scene(22, index, num_objects=2) for index in range(20))
+        if scene.layout == "left_of"
+    )
+    prompt = ScenePrompt(
+        "a red star to the left of a blue ring",
+        (Asked("star", "red"), Asked("ring", "blue")),
+        "left_of",
+    )
+    assert judge.score(prompt, repainted(scene, [("star", "red"), ("ring", "blue")])) == {
+        "colour": True,
+        "place": True,
+        "kind": True,
+    }
+    assert judge.score(prompt, repainted(scene, [("ring", "blue"), ("star", "red")])) == {
+        "colour": True,
+        "place": False,
+        "kind": True,
+    }
+    assert not judge.score(prompt, repainted(scene, [("star", "blue"), ("ring", "green")]))[
+        "colour"
+    ]
     alone = draw(replace(scene, things=scene.things[:1]))
     assert not any(judge.score(prompt, alone).values())
-    assert not judge.score(replace(prompt, place="above"), repainted(scene, [("star", "red"), ("ring", "blue")]))["place"]
+    assert not judge.score(
+        replace(prompt, place="above"), repainted(scene, [("star", "red"), ("ring", "blue")])
+    )["place"]
 
 
 def test_noise_answers_nothing(judge):
@@ -75,7 +108,11 @@ def test_noise_answers_nothing(judge):
 
 
 def test_the_middle_is_no_place():
-    assert [place_of(centre) for centre in ((0.5, 0.55), (0.3, 0.45), (0.45, 0.8))] == ["middle", "left", "bottom"]
+    assert [place_of(centre) for centre in ((0.5, 0.55), (0.3, 0.45), (0.45, 0.8))] == [
+        "middle",
+        "left",
+        "bottom",
+    ]
 
 
 def tables(kept_by_index):
@@ -87,7 +124,13 @@ def tables(kept_by_index):
     judged = [item for item in items if item.fault != "missing"]
     kept = [kept_by_index(item) for item in judged]
     reasons = [None if keep else "duplicate" for keep in kept]
-    scores = pa.table({"key": [keys[item.index] for item in judged], "kept": kept, "reason": pa.array(reasons, pa.string())})
+    scores = pa.table(
+        {
+            "key": [keys[item.index] for item in judged],
+            "kept": kept,
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
     return samples, scores
 
 
@@ -96,7 +139,9 @@ def test_an_audit_of_a_perfect_filter(judge):
     assert audit["good"] == {"planted": 300, "kept": 300}
     assert audit["caught"] == {"planted": 60, "caught": 60}
     assert all(type(fault["caught"]) is int for fault in audit["faults"].values())
-    assert audit["faults"]["missing"]["reasons"] == {"http_404": audit["faults"]["missing"]["planted"]}
+    assert audit["faults"]["missing"]["reasons"] == {
+        "http_404": audit["faults"]["missing"]["planted"]
+    }
 
 
 def test_an_audit_of_filters_that_keep_or_refuse_all(judge):

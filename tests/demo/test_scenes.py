@@ -32,7 +32,11 @@ def test_held_out_pairs_use_every_kind_and_colour_once_and_are_never_drawn(scene
 
 def test_frames_and_numbers_of_objects(scenes):
     aspects = np.array([scene.width / scene.height for scene in scenes])
-    assert min(min(scene.width, scene.height) for scene in scenes) == max(min(scene.width, scene.height) for scene in scenes) == 64
+    assert (
+        min(min(scene.width, scene.height) for scene in scenes)
+        == max(min(scene.width, scene.height) for scene in scenes)
+        == 64
+    )
     assert aspects.min() >= 0.5
     assert aspects.max() <= 2
     assert 0.45 < (aspects == 1).mean() < 0.55
@@ -63,7 +67,11 @@ def test_place_is_the_axis_on_which_the_object_is_off_the_middle(scenes):
             thing = scene.things[0]
             dx, dy = thing.centre[0] - 0.5, thing.centre[1] - 0.5
             assert max(abs(dx), abs(dy)) > 3 * min(abs(dx), abs(dy))
-            assert thing.place == (("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("top" if dy < 0 else "bottom"))
+            assert thing.place == (
+                ("left" if dx < 0 else "right")
+                if abs(dx) > abs(dy)
+                else ("top" if dy < 0 else "bottom")
+            )
 
 
 def test_masks_have_the_areas_that_geometry_gives():
@@ -112,7 +120,9 @@ def test_pair_captions_name_the_order(scenes):
             continue
         first, second = scene.things
         caption = captions(scene, rng)[0]
-        in_order = caption.index(f"{first.colour} {first.kind}") < caption.index(f"{second.colour} {second.kind}")
+        in_order = caption.index(f"{first.colour} {first.kind}") < caption.index(
+            f"{second.colour} {second.kind}"
+        )
         mirrored = "to the right of" in caption or " below " in caption
         assert in_order != mirrored
         axis = 0 if scene.layout == "left_of" else 1

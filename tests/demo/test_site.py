@@ -32,7 +32,11 @@ def get(site, path):
 
 
 def first(**wanted):
-    return next(item for item in plan(SETTINGS) if all(getattr(item, name) == value for name, value in wanted.items()))
+    return next(
+        item
+        for item in plan(SETTINGS)
+        if all(getattr(item, name) == value for name, value in wanted.items())
+    )
 
 
 def test_the_list_names_every_item_at_a_host_without_a_port(site):
@@ -81,7 +85,9 @@ def test_the_server_ends_with_a_killed_process():
         "with serve_scenes(Pipeline()) as site:\n"
         "    print(site.hosts['scenes.test'][1], flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as client:
         port = int(client.stdout.readline())
         socket.create_connection(("127.0.0.1", port)).close()
         client.kill()

@@ -43,12 +43,21 @@ PROMPTS = ["a red circle on the left", "a small blue star"]
 
 
 def weights(config: XUTConfig = PUBLISHED) -> Weights:
-    return Weights(config, {name: tensor.detach() for name, tensor in drawn(config).state_dict().items()})
+    return Weights(
+        config, {name: tensor.detach() for name, tensor in drawn(config).state_dict().items()}
+    )
 
 
 def own(source: Weights, components: Resolved = DEMO) -> TextToImage:
-    conditioning = Conditioning(components.need("text_encoder"), torch.device("cpu"), torch.float32, 256)
-    return TextToImage(source.model().eval(), conditioning, load_autoencoder(components.need("autoencoder")), decode_batch=1)
+    conditioning = Conditioning(
+        components.need("text_encoder"), torch.device("cpu"), torch.float32, 256
+    )
+    return TextToImage(
+        source.model().eval(),
+        conditioning,
+        load_autoencoder(components.need("autoencoder")),
+        decode_batch=1,
+    )
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -57,7 +66,10 @@ def seeds(*numbers: int) -> list[torch.Generator]:
 
 def same(pictures: Any, wanted: list[np.ndarray]) -> bool:
     assert len(pictures) == len(wanted)
-    return all(np.array_equal(np.asarray(picture), one) for picture, one in zip(pictures, wanted, strict=True))
+    return all(
+        np.array_equal(np.asarray(picture), one)
+        for picture, one in zip(pictures, wanted, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +97,9 @@ pictures = pipeline({PROMPTS!r}, generator=[torch.Generator().manual_seed(seed) 
 numpy.save({str(tmp_path / "a.npy")!r}, numpy.stack([numpy.asarray(picture) for picture in pictures]))
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    wanted = own(weights())(PROMPTS, width=32, height=32, seeds=[3, 4], batches=Batches(2, "a"), sampling=Sampling(4))
+    wanted = own(weights())(
+        PROMPTS, width=32, height=32, seeds=[3, 4], batches=Batches(2, "a"), sampling=Sampling(4)
+    )
     assert same(np.load(tmp_path / "a.npy"), wanted)
     assert np.stack(wanted).std() > 5  # pictures, not a plain grey
 
@@ -105,7 +119,9 @@ def test_every_argument_means_what_it_means_to_the_sampler(pipeline: HDMPipeline
 
 def test_outputs_come_in_every_kind(pipeline: HDMPipeline) -> None:
     def call(kind: str, **given: Any) -> Any:
-        return pipeline(PROMPTS[0], generator=seeds(5), num_inference_steps=2, output_type=kind, **given)
+        return pipeline(
+            PROMPTS[0], generator=seeds(5), num_inference_steps=2, output_type=kind, **given
+        )
 
     pil, array, tensor, latent = (call(kind).images for kind in ("pil", "np", "pt", "latent"))
     assert pil[0].size == (32, 32)
@@ -120,13 +136,18 @@ def test_outputs_come_in_every_kind(pipeline: HDMPipeline) -> None:
 
 
 def test_no_negative_prompt_is_the_empty_caption(pipeline: HDMPipeline) -> None:
-    none, empty = (pipeline(PROMPTS[0], negative, generator=seeds(3), num_inference_steps=2).images for negative in (None, ""))
+    none, empty = (
+        pipeline(PROMPTS[0], negative, generator=seeds(3), num_inference_steps=2).images
+        for negative in (None, "")
+    )
     assert same(none, [np.asarray(picture) for picture in empty])
 
 
 def test_one_generator_serves_all_and_none_means_torchs_own(pipeline: HDMPipeline) -> None:
     def call(generator: Any) -> torch.Tensor:
-        return pipeline(PROMPTS, generator=generator, num_inference_steps=2, output_type="latent").images
+        return pipeline(
+            PROMPTS, generator=generator, num_inference_steps=2, output_type="latent"
+        ).images
 
     first = call(torch.Generator().manual_seed(6))
     assert torch.equal(first, call(torch.Generator().manual_seed(6)))
@@ -140,7 +161,9 @@ def test_one_generator_serves_all_and_none_means_torchs_own(pipeline: HDMPipelin
 def test_a_callback_sees_every_step_and_may_change_the_latent(pipeline: HDMPipeline) -> None:
     seen = []
 
-    def on_step_end(pipe: HDMPipeline, step: int, time: float, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def on_step_end(
+        pipe: HDMPipeline, step: int, time: float, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         assert pipe is pipeline
         seen.append((step, time))
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
@@ -152,11 +175,17 @@ def test_a_callback_sees_every_step_and_may_change_the_latent(pipeline: HDMPipel
     assert seen == [(0, 0.75), (1, 0.5), (2, 0.25), (3, 0.0)]
     assert not found.images.any()
     with pytest.raises(InputError, match="callbacks get"):
-        pipeline(PROMPTS[0], callback_on_step_end=on_step_end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+        pipeline(
+            PROMPTS[0],
+            callback_on_step_end=on_step_end,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
 
 
 def test_requests_that_cannot_be_met_are_refused(pipeline: HDMPipeline) -> None:
-    with pytest.raises(InputError, match="40x32 px cannot be cut into this model's patches of 16 px"):
+    with pytest.raises(
+        InputError, match="40x32 px cannot be cut into this model's patches of 16 px"
+    ):
         pipeline(PROMPTS[0], width=40)
     with pytest.raises(InputError, match="2 prompts and 3 negative prompts"):
         pipeline(PROMPTS, ["a", "b", "c"])
@@ -164,7 +193,9 @@ def test_requests_that_cannot_be_met_are_refused(pipeline: HDMPipeline) -> None:
         pipeline(PROMPTS, num_inference_steps=0)
 
 
-def test_it_is_saved_again_as_diffusers_saves(pipeline: HDMPipeline, folder: Path, tmp_path: Path) -> None:
+def test_it_is_saved_again_as_diffusers_saves(
+    pipeline: HDMPipeline, folder: Path, tmp_path: Path
+) -> None:
     pipeline.save_pretrained(tmp_path / "again")
     again = DiffusionPipeline.from_pretrained(tmp_path / "again")
     assert type(again) is HDMPipeline
@@ -175,40 +206,70 @@ def test_it_is_saved_again_as_diffusers_saves(pipeline: HDMPipeline, folder: Pat
         assert torch.equal(saved.tensors[name], tensor), name
 
 
-def test_in_16_bits_angles_stay_in_32_and_pictures_near(folder: Path, pipeline: HDMPipeline) -> None:
+def test_in_16_bits_angles_stay_in_32_and_pictures_near(
+    folder: Path, pipeline: HDMPipeline
+) -> None:
     half = HDMPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
-    dtypes = {(name.endswith("freqs"), tensor.dtype) for name, tensor in half.transformer.state_dict().items()}
+    dtypes = {
+        (name.endswith("freqs"), tensor.dtype)
+        for name, tensor in half.transformer.state_dict().items()
+    }
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
     near, exact = (
-        each(PROMPTS, generator=seeds(1, 2), num_inference_steps=4, output_type="latent").images.float() for each in (half, pipeline)
+        each(
+            PROMPTS, generator=seeds(1, 2), num_inference_steps=4, output_type="latent"
+        ).images.float()
+        for each in (half, pipeline)
     )
     assert 0 < (near - exact).norm() / exact.norm() < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_folder_keeps_every_bit_and_is_computed_in_32(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_folder_keeps_every_bit_and_is_computed_in_32(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     source = weights()
-    source = replace(source, tensors={name: tensor.to(dtype) for name, tensor in source.tensors.items()})
+    source = replace(
+        source, tensors={name: tensor.to(dtype) for name, tensor in source.tensors.items()}
+    )
     write_folder(tmp_path / "model", Source(source), DEMO)
     found = read_source(tmp_path / "model").weights
     assert found.config == source.config
-    assert {name: tensor.dtype for name, tensor in found.tensors.items()} == dict.fromkeys(source.tensors, dtype)
+    assert {name: tensor.dtype for name, tensor in found.tensors.items()} == dict.fromkeys(
+        source.tensors, dtype
+    )
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in source.tensors.items())
     pipeline = HDMPipeline.from_pretrained(tmp_path / "model")
-    picture = pipeline(PROMPTS[0], width=16, height=32, generator=seeds(1), num_inference_steps=2).images
-    assert same(picture, own(source)(PROMPTS[:1], width=16, height=32, seeds=[1], batches=Batches(1, "a"), sampling=Sampling(2)))
+    picture = pipeline(
+        PROMPTS[0], width=16, height=32, generator=seeds(1), num_inference_steps=2
+    ).images
+    assert same(
+        picture,
+        own(source)(
+            PROMPTS[:1],
+            width=16,
+            height=32,
+            seeds=[1],
+            batches=Batches(1, "a"),
+            sampling=Sampling(2),
+        ),
+    )
     assert pipeline.config.resolution == 1024  # the recipe's last, where nothing is said
 
 
 @pytest.mark.parametrize("statistics", ["in its file", "published", "none"])
-def test_other_components_and_their_statistics(statistics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_components_and_their_statistics(
+    statistics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = write_components(tmp_path / "parts")
     told = json.loads((parts / "autoencoder/config.json").read_text())
     if statistics != "in its file":
         del told["scaling_factor"]
     (parts / "autoencoder/config.json").write_text(json.dumps(told))
-    components = Resolved(text_encoder=str(parts / "text_encoder"), autoencoder=str(parts / "autoencoder"))
+    components = Resolved(
+        text_encoder=str(parts / "text_encoder"), autoencoder=str(parts / "autoencoder")
+    )
     if statistics == "published":
         known = ([0.5] * CHANNELS, [2.0 + channel for channel in range(CHANNELS)])
         monkeypatch.setitem(autoencoder.PUBLISHED_STATISTICS, str(parts / "autoencoder"), known)
@@ -216,7 +277,9 @@ def test_other_components_and_their_statistics(statistics: str, tmp_path: Path, 
     write_folder(tmp_path / "model", Source(weights(config)), components)
     found = HDMPipeline.from_pretrained(tmp_path / "model")
     found.set_progress_bar_config(disable=True)
-    wanted = own(weights(config), components)(["red circle", ""], width=16, height=8, seeds=[1, 2], batches=Batches(2, "a"))
+    wanted = own(weights(config), components)(
+        ["red circle", ""], width=16, height=8, seeds=[1, 2], batches=Batches(2, "a")
+    )
     assert same(found(["red circle", ""], width=16, height=8, generator=seeds(1, 2)).images, wanted)
     monkeypatch.undo()  # the folder says its statistics itself
     assert same(found(["red circle", ""], width=16, height=8, generator=seeds(1, 2)).images, wanted)
@@ -226,10 +289,22 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     parts = write_components(tmp_path / "parts")
     other_text = replace(DEMO, text_encoder=str(parts / "text_encoder"))
     cases = [
-        (Source(weights()), other_text, f"text encoder's embeddings are {TEXT_WIDTH} wide, the model reads 128"),
-        (Source(weights()), replace(DEMO, autoencoder=str(parts / "autoencoder")), f"autoencoder has {CHANNELS} channels, the model 8"),
+        (
+            Source(weights()),
+            other_text,
+            f"text encoder's embeddings are {TEXT_WIDTH} wide, the model reads 128",
+        ),
+        (
+            Source(weights()),
+            replace(DEMO, autoencoder=str(parts / "autoencoder")),
+            f"autoencoder has {CHANNELS} channels, the model 8",
+        ),
         (Source(weights()), replace(DEMO, text_encoder=DEMO.contrastive), "text tower of a CoCa"),
-        (Source(weights(), {"components": {"text_encoder": "0" * 64}}), DEMO, "not the text_encoder that the model was trained with"),
+        (
+            Source(weights(), {"components": {"text_encoder": "0" * 64}}),
+            DEMO,
+            "not the text_encoder that the model was trained with",
+        ),
         (Source(weights()), replace(DEMO, autoencoder=None), "names no autoencoder"),
     ]
     for source, components, said in cases:
@@ -247,11 +322,16 @@ def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
     save_tensors(tmp_path / "ema.safetensors", found.tensors)
     save_tensors(tmp_path / "weights.safetensors", raw)
     digests = {"text_encoder": weights_digest(DEMO.need("text_encoder"))}
-    write_json(tmp_path / "model.json", {"xut": found.config.to_dict(), "resolution": 64, "components": digests})
+    write_json(
+        tmp_path / "model.json",
+        {"xut": found.config.to_dict(), "resolution": 64, "components": digests},
+    )
     source = read_source(tmp_path)
     assert source.weights.config == found.config
     assert torch.equal(source.weights.tensors["ctx_proj.bias"], found.tensors["ctx_proj.bias"])
-    assert torch.equal(read_source(tmp_path, raw=True).weights.tensors["ctx_proj.bias"], raw["ctx_proj.bias"])
+    assert torch.equal(
+        read_source(tmp_path, raw=True).weights.tensors["ctx_proj.bias"], raw["ctx_proj.bias"]
+    )
     write_folder(tmp_path / "model", source, DEMO)
     assert json.loads((tmp_path / "model/model_index.json").read_text())["resolution"] == 64
 
@@ -270,9 +350,15 @@ def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
 
 
 def test_the_folders_files_are_the_components_own(folder: Path) -> None:
-    for ours, theirs in (("vae/diffusion_pytorch_model", "autoencoder"), ("text_encoder/model", "text_encoder")):
+    for ours, theirs in (
+        ("vae/diffusion_pytorch_model", "autoencoder"),
+        ("text_encoder/model", "text_encoder"),
+    ):
         path = Path(DEMO.need(theirs)) / f"{Path(ours).name}.safetensors"
         assert (folder / f"{ours}.safetensors").read_bytes() == path.read_bytes()
     names = {path.name for path in (folder / "tokenizer").iterdir()}
     assert names == {"tokenizer.json", "tokenizer_config.json"}
-    assert load_file(folder / "transformer/diffusion_pytorch_model.safetensors").keys() == weights().tensors.keys()
+    assert (
+        load_file(folder / "transformer/diffusion_pytorch_model.safetensors").keys()
+        == weights().tensors.keys()
+    )

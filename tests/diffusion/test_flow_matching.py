@@ -71,18 +71,29 @@ def test_losses_add_up_over_bins_and_samples():
     t = torch.cat((torch.rand(48, generator=generator), torch.tensor([0.0, 1.0])))
     sums, counts = losses_by_time(losses, t, 4)
     for i in range(4):
-        inside = [loss for loss, time in zip(losses.tolist(), t.tolist(), strict=True) if min(int(time * 4), 3) == i]
+        inside = [
+            loss
+            for loss, time in zip(losses.tolist(), t.tolist(), strict=True)
+            if min(int(time * 4), 3) == i
+        ]
         assert counts[i] == len(inside)
         assert sums[i].item() == pytest.approx(sum(inside), rel=1e-5)
 
 
 def test_the_contrastive_term_is_the_squared_distance_to_the_neighbour_s_velocity():
-    predicted, wanted = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    predicted, wanted = torch.randn(
+        2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     losses = sample_losses(predicted, wanted, 0.05)
     for i, j in enumerate([1, 0, 3, 2, None]):
-        own, other = (0.0 if k is None else (predicted[i] - wanted[k]).square().mean().item() for k in (i, j))
+        own, other = (
+            0.0 if k is None else (predicted[i] - wanted[k]).square().mean().item() for k in (i, j)
+        )
         assert losses[i].item() == pytest.approx(own - 0.05 * other, rel=1e-5)
-    parts = [sample_losses(predicted[start : start + 2], wanted[start : start + 2], 0.05) for start in (0, 2, 4)]
+    parts = [
+        sample_losses(predicted[start : start + 2], wanted[start : start + 2], 0.05)
+        for start in (0, 2, 4)
+    ]
     torch.testing.assert_close(torch.cat(parts), losses)
     # For a pair its minimum is where the paper puts it: (wanted - λ·other) / (1 - λ).
     best = ((wanted[:2] - 0.05 * wanted[:2].flip(0)) / 0.95).requires_grad_()

@@ -14,7 +14,15 @@ from hdm.models.xut import XUT
 from hdm.positions import Camera, full_map
 
 CONFIG = XUTConfig(
-    width=32, num_heads=2, head_size=16, mlp_width=24, text_width=6, depth=1, dec_blocks=1, post_blocks=1, text_mask="masked"
+    width=32,
+    num_heads=2,
+    head_size=16,
+    mlp_width=24,
+    text_width=6,
+    depth=1,
+    dec_blocks=1,
+    post_blocks=1,
+    text_mask="masked",
 )
 
 
@@ -55,10 +63,15 @@ def test_times_go_from_noise_to_latent_and_each_step_is_reported():
         return torch.zeros_like(x)
 
     noise = torch.randn(2, 3)
-    assert torch.equal(sample(model, noise, 4, on_step=lambda step, latent: done.append((step, latent.shape))), noise)
+    assert torch.equal(
+        sample(model, noise, 4, on_step=lambda step, latent: done.append((step, latent.shape))),
+        noise,
+    )
     assert seen == [1.0, 0.75, 0.5, 0.25]
     assert done == [(step, (2, 3)) for step in (1, 2, 3, 4)]
-    assert torch.equal(sample(model, noise, 4, on_step=lambda step, latent: latent + step), noise + 1 + 2 + 3 + 4)
+    assert torch.equal(
+        sample(model, noise, 4, on_step=lambda step, latent: latent + step), noise + 1 + 2 + 3 + 4
+    )
     with pytest.raises(InputError, match="0 sampling steps"):
         schedule(0)
     with pytest.raises(InputError, match="no solver"):
@@ -99,7 +112,10 @@ def plainly(model, prompt, negative, sampling, camera=None):
     for i, seed in enumerate(SEEDS):
         generator = torch.Generator().manual_seed(seed)
         row = i if len(negative.embedding) > 1 else 0
-        texts = [text.embedding[j : j + 1, : text.mask[j].sum()] for text, j in ((prompt, i), (negative, row))]
+        texts = [
+            text.embedding[j : j + 1, : text.mask[j].sum()]
+            for text, j in ((prompt, i), (negative, row))
+        ]
 
         def slope(latent, t, generator=generator, texts=texts):
             guided = sampling.guidance_scale != 1 and first <= t <= last
@@ -147,11 +163,16 @@ class Counted(torch.nn.Module):
         (Sampling(steps=4, guidance_interval=(0.3, 0.6), tread_rates=(0.25, 0.5)), [3, 3, 3, 3, 3]),
         (Sampling(steps=4, guidance_interval=(1.0, 1.0)), [6, 3, 3, 3]),
         (Sampling(steps=2, solver="heun"), [6] * 4),
-        (Sampling(steps=2, solver="heun", guidance_interval=(0.5, 0.5), tread_rates=(0.0, 0.5)), [3, 3, 3, 3, 3, 3]),
+        (
+            Sampling(steps=2, solver="heun", guidance_interval=(0.5, 0.5), tread_rates=(0.0, 0.5)),
+            [3, 3, 3, 3, 3, 3],
+        ),
     ],
 )
 @torch.no_grad()
-def test_generation_is_the_solver_under_guidance_with_as_few_forwards_as_it_needs(model, texts, sampling, sizes):
+def test_generation_is_the_solver_under_guidance_with_as_few_forwards_as_it_needs(
+    model, texts, sampling, sizes
+):
     camera, counted = Camera(0.1, -0.2, 1.5), Counted(model)
     ours = generate(counted, *texts, **SIZE, seeds=SEEDS, sampling=sampling, camera=camera)
     torch.testing.assert_close(ours, plainly(model, *texts, sampling, camera), rtol=1e-4, atol=1e-5)
@@ -163,8 +184,12 @@ def test_each_prompt_may_have_a_negative_prompt_of_its_own(model, texts):
     prompt, _ = texts
     negative, sampling = prompt.rows([1, 2, 0]), Sampling(steps=3)
     ours = generate(model, prompt, negative, **SIZE, seeds=SEEDS, sampling=sampling)
-    torch.testing.assert_close(ours, plainly(model, prompt, negative, sampling), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(ours, generate(model, *texts, **SIZE, seeds=SEEDS, sampling=sampling), atol=0.01)
+    torch.testing.assert_close(
+        ours, plainly(model, prompt, negative, sampling), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(
+        ours, generate(model, *texts, **SIZE, seeds=SEEDS, sampling=sampling), atol=0.01
+    )
 
 
 @pytest.mark.parametrize("rates", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.5)])
@@ -172,9 +197,18 @@ def test_a_picture_does_not_depend_on_its_batch_nor_on_how_its_seed_is_given(mod
     prompt, empty = texts
     sampling = Sampling(steps=3, tread_rates=rates)
     together = generate(model, prompt, empty, **SIZE, seeds=SEEDS, sampling=sampling)
-    alone = generate(model, prompt.rows([1]), empty, **SIZE, seeds=[torch.Generator().manual_seed(5)], sampling=sampling)
+    alone = generate(
+        model,
+        prompt.rows([1]),
+        empty,
+        **SIZE,
+        seeds=[torch.Generator().manual_seed(5)],
+        sampling=sampling,
+    )
     torch.testing.assert_close(alone, together[1:2], rtol=1e-4, atol=1e-5)
-    assert torch.equal(together, generate(model, prompt, empty, **SIZE, seeds=SEEDS, sampling=sampling))
+    assert torch.equal(
+        together, generate(model, prompt, empty, **SIZE, seeds=SEEDS, sampling=sampling)
+    )
 
 
 def test_where_padding_is_attended_to_branches_of_different_length_stay_apart(model, texts):
@@ -184,7 +218,12 @@ def test_where_padding_is_attended_to_branches_of_different_length_stay_apart(mo
     for negative, sizes in ((empty, [3, 3] * 2), (Text(prompt.embedding.flip(0)), [6] * 2)):
         counted = Counted(padded)
         ours = generate(counted, prompt, negative, **SIZE, seeds=SEEDS, sampling=Sampling(2))
-        torch.testing.assert_close(ours, generate(model, prompt, negative, **SIZE, seeds=SEEDS, sampling=Sampling(2)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            ours,
+            generate(model, prompt, negative, **SIZE, seeds=SEEDS, sampling=Sampling(2)),
+            rtol=1e-4,
+            atol=1e-5,
+        )
         assert counted.sizes == sizes
 
 

@@ -19,7 +19,18 @@ from hdm.data.tables import CAPTIONS, SAMPLES, SCORES, shard_name, write_table
 from hdm.store import Identity, Output, Store
 
 # Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller than 16 px.
-SIZES = [(40, 40), (64, 32), (32, 64), (100, 30), (21, 70), (40, 33), (12, 12), (10, 15), (16, 16), (57, 44)] * 3
+SIZES = [
+    (40, 40),
+    (64, 32),
+    (32, 64),
+    (100, 30),
+    (21, 70),
+    (40, 33),
+    (12, 12),
+    (10, 15),
+    (16, 16),
+    (57, 44),
+] * 3
 WORDS = ["a", "red", "blue", "circle", "square", "left", "right", "on", "the"]
 
 
@@ -52,8 +63,14 @@ class Home:
 def noisy_picture(width: int, height: int, seed: int) -> np.ndarray:
     """Soft colour fields with a little noise."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    return (np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    return (
+        (np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3)))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -83,12 +100,18 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
     words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     folder = tmp_path_factory.mktemp("text_encoder")
     special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="right", **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, padding_side="right", **special
+    ).save_pretrained(folder)
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -101,7 +124,9 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, autoencoder_folder: Path, text_encoder_folder: Path) -> Home:
     pipeline = Pipeline(
-        components=Components(autoencoder=str(autoencoder_folder), text_encoder=str(text_encoder_folder)),
+        components=Components(
+            autoencoder=str(autoencoder_folder), text_encoder=str(text_encoder_folder)
+        ),
         encode=EncodeSettings(max_tokens=12, batch_size=4, device="cpu", text_embeddings=True),
         train=TrainSettings(model=XUTConfig(channels=5, patch_size=2, text_width=24)),
     )
@@ -110,7 +135,9 @@ def home(tmp_path: Path, autoencoder_folder: Path, text_encoder_folder: Path) ->
     for number, (width, height) in enumerate(SIZES):
         key = f"{int(rng.integers(0, 2**63)):016x}"
         made.pixels[key] = noisy_picture(width, height, number)
-        made.captions[key] = [" ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(number % 3)]
+        made.captions[key] = [
+            " ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(number % 3)
+        ]
     keys = list(made.pixels)
     made.broken, made.rejected = {keys[7]}, {keys[2], keys[20]}
     shards = [keys[:17], keys[17:]]
@@ -124,13 +151,27 @@ def _write_download(home: Home, shards: list[list[str]]) -> None:
     with home.store.draft(Identity("download", 1, {})) as draft:
         for number, keys in enumerate(shards):
             rows: dict[str, list] = {name: [] for name in SAMPLES.names}
-            with draft.write(shard_name("images", number, "tar")) as file, TarShard(file.path) as tar:
+            with (
+                draft.write(shard_name("images", number, "tar")) as file,
+                TarShard(file.path) as tar,
+            ):
                 for key in keys:
                     data = png(home.pixels[key])
                     data = data[: len(data) // 2] if key in home.broken else data
                     height, width = home.pixels[key].shape[:2]
-                    found = {"key": key, "source": f"{key}.png", "status": "ok", "format": "PNG", "width": width, "height": height}
-                    found |= {"offset": tar.add(key, "PNG", data), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                    found = {
+                        "key": key,
+                        "source": f"{key}.png",
+                        "status": "ok",
+                        "format": "PNG",
+                        "width": width,
+                        "height": height,
+                    }
+                    found |= {
+                        "offset": tar.add(key, "PNG", data),
+                        "bytes": len(data),
+                        "sha256": hashlib.sha256(data).hexdigest(),
+                    }
                     for name, column in rows.items():
                         column.append(found.get(name))
             write_table(draft, shard_name("samples", number), SAMPLES, rows, {})
@@ -154,8 +195,18 @@ def _write_filter(home: Home, shards: list[list[str]]) -> None:
 def _write_captions(home: Home, shards: list[list[str]]) -> None:
     with home.store.draft(Identity("caption", 1, {})) as draft:
         for number, keys in enumerate(shards):
-            flat = [(key, index, caption) for key in keys for index, caption in enumerate(home.captions[key])]
+            flat = [
+                (key, index, caption)
+                for key in keys
+                for index, caption in enumerate(home.captions[key])
+            ]
             columns = ([row[place] for row in flat] for place in range(3))
             rows = dict(zip(("key", "index", "caption"), columns, strict=True))
-            write_table(draft, shard_name("captions", number), CAPTIONS, {**rows, "maker": ["given"] * len(flat)}, {})
+            write_table(
+                draft,
+                shard_name("captions", number),
+                CAPTIONS,
+                {**rows, "maker": ["given"] * len(flat)},
+                {},
+            )
         home.inputs["caption"] = draft.commit()

@@ -29,11 +29,15 @@ class Filter:
 
 
 def images(*sizes: tuple[int, int]) -> list[Tensor]:
-    return [torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])) for size in sizes]
+    return [
+        torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])) for size in sizes
+    ]
 
 
 def error_of(encode: Callable[[Tensor], Tensor], *sizes: tuple[int, int]):
-    return crop_error(Autoencoder(Filter(encode), [0.0] * 3, [1.0] * 3, "cpu"), images(*sizes), MULTIPLE)
+    return crop_error(
+        Autoencoder(Filter(encode), [0.0] * 3, [1.0] * 3, "cpu"), images(*sizes), MULTIPLE
+    )
 
 
 def blurred(image: Tensor, reach: int) -> Tensor:
@@ -50,14 +54,19 @@ def test_a_network_that_looks_at_one_cell_loses_nothing() -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (64, 128)])
 def test_the_error_lies_within_the_networks_reach_of_the_cut(size: tuple[int, int]) -> None:
-    within, beyond = error_of(lambda image: blurred(image, BORDER), size), error_of(lambda image: blurred(image, BORDER + 1), size)
+    within, beyond = (
+        error_of(lambda image: blurred(image, BORDER), size),
+        error_of(lambda image: blurred(image, BORDER + 1), size),
+    )
     assert within.interior < 1e-6
     assert within.border > 0.1
     assert beyond.interior > 1e-3
 
 
 def test_it_is_measured_in_standard_deviations_and_so_whatever_the_scale() -> None:
-    one, ten = (error_of(lambda image, by=by: by * blurred(image, 2) + by, (64, 96)) for by in (1, 10))
+    one, ten = (
+        error_of(lambda image, by=by: by * blurred(image, 2) + by, (64, 96)) for by in (1, 10)
+    )
     assert ten.border == pytest.approx(one.border, rel=1e-5)
     # The padding's zeros stand for what was cut off. White noise averaged over n = 25 cells has 1/n of its variance; at the cut 2 and
     # then 1 of 5 columns are missing, which is 10/625 and 5/625 of the noise's variance, 0.3 of the average's own on average.
@@ -68,4 +77,9 @@ def test_it_is_measured_in_standard_deviations_and_so_whatever_the_scale() -> No
 def test_squares_and_pictures_that_are_all_border_tell_nothing() -> None:
     assert error_of(lambda image: F.avg_pool2d(image, 4), (64, 64)) is None
     assert error_of(lambda image: F.avg_pool2d(image, 4), (8, 24)) is None
-    assert crop_error(Autoencoder(Filter(lambda image: image), [0.0] * 3, [1.0] * 3, "cpu"), [], MULTIPLE) is None
+    assert (
+        crop_error(
+            Autoencoder(Filter(lambda image: image), [0.0] * 3, [1.0] * 3, "cpu"), [], MULTIPLE
+        )
+        is None
+    )

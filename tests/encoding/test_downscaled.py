@@ -30,12 +30,18 @@ def rows_by_key(output: Output) -> dict[str, torch.Tensor]:
 
 def encoded(home, size: int) -> Output:
     given = {name: home.digests[name] for name in ("download", "filter")}
-    return latents.make(home.pipeline, latents.identify(home.pipeline, given, size), home.inputs, home.store, size)
+    return latents.make(
+        home.pipeline, latents.identify(home.pipeline, given, size), home.inputs, home.store, size
+    )
 
 
 def made(home) -> Output:
-    inputs = {name: home.inputs[name] for name in ("download", "filter")} | {f"encode.{LARGE}px": encoded(home, LARGE)}
-    identity = downscaled.identify(home.pipeline, {name: output.digest for name, output in inputs.items()}, SMALL, LARGE)
+    inputs = {name: home.inputs[name] for name in ("download", "filter")} | {
+        f"encode.{LARGE}px": encoded(home, LARGE)
+    }
+    identity = downscaled.identify(
+        home.pipeline, {name: output.digest for name, output in inputs.items()}, SMALL, LARGE
+    )
     return downscaled.make(home.pipeline, identity, inputs, home.store, SMALL, LARGE)
 
 
@@ -43,15 +49,23 @@ def test_pictures_shapes_and_values(home) -> None:
     output, truth = made(home), encoded(home, SMALL)
     assert output.name == truth.name
     assert output.digest != truth.digest
-    found, larger, exact = rows_by_key(output), rows_by_key(encoded(home, LARGE)), rows_by_key(truth)
-    assert {key: latent.shape for key, latent in found.items()} == {key: latent.shape for key, latent in exact.items()}
+    found, larger, exact = (
+        rows_by_key(output),
+        rows_by_key(encoded(home, LARGE)),
+        rows_by_key(truth),
+    )
+    assert {key: latent.shape for key, latent in found.items()} == {
+        key: latent.shape for key, latent in exact.items()
+    }
     assert output.summary["shapes"] == truth.summary["shapes"]
     for name in ("images", "bytes", "upscaled"):
         assert output.counts[name] == truth.counts[name]
     for key, latent in found.items():
         for channel, source in zip(latent, larger[key], strict=True):
             size = (channel.shape[1], channel.shape[0])
-            by_pillow = np.asarray(Image.fromarray(source.float().numpy()).resize(size, Image.Resampling.BILINEAR))
+            by_pillow = np.asarray(
+                Image.fromarray(source.float().numpy()).resize(size, Image.Resampling.BILINEAR)
+            )
             np.testing.assert_allclose(channel.float(), by_pillow, rtol=2e-3, atol=2e-3)
     for file in open_latents(output):
         assert (file.form.resolution, file.form.downscale) == (SMALL, 4)
@@ -63,21 +77,33 @@ def test_what_it_costs_is_told(home, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         output = made(home)
     assert "% of their standard deviation" in caplog.text
-    keys = [key_text(key) for file in open_latents(output) for key in file.keys][: downscaled.MEASURED_PICTURES]
+    keys = [key_text(key) for file in open_latents(output) for key in file.keys][
+        : downscaled.MEASURED_PICTURES
+    ]
     found, exact = rows_by_key(output), rows_by_key(encoded(home, SMALL))
-    difference = torch.cat([(found[key].float() - exact[key].float()).flatten(1) for key in keys], 1)
+    difference = torch.cat(
+        [(found[key].float() - exact[key].float()).flatten(1) for key in keys], 1
+    )
     values = torch.cat([exact[key].float().flatten(1) for key in keys], 1)
-    assert output.summary["error"] == pytest.approx(float(difference.square().mean() / values.var(1).mean()) ** 0.5, rel=0.05)
+    assert output.summary["error"] == pytest.approx(
+        float(difference.square().mean() / values.var(1).mean()) ** 0.5, rel=0.05
+    )
 
 
 def pipeline(*resolutions: int, from_larger: tuple[int, ...]) -> Pipeline:
     phases = tuple(Phase(resolution=size, num_images=1, batch_size=1) for size in resolutions)
-    return Pipeline(train=TrainSettings(phases=phases), encode=EncodeSettings(from_larger=from_larger))
+    return Pipeline(
+        train=TrainSettings(phases=phases), encode=EncodeSettings(from_larger=from_larger)
+    )
 
 
 def test_it_is_made_after_the_next_larger_one_that_is_encoded() -> None:
     every = steps(pipeline(64, 128, 256, 512, from_larger=(64, 128)))
-    found = {step.name: step.inputs for step in every if step.stage == "encode" and step.name.endswith("px")}
+    found = {
+        step.name: step.inputs
+        for step in every
+        if step.stage == "encode" and step.name.endswith("px")
+    }
     assert list(found) == ["encode.256px", "encode.512px", "encode.64px", "encode.128px"]
     assert found["encode.64px"] == found["encode.128px"] == ("download", "filter", "encode.256px")
     assert found["encode.512px"] == ("download", "filter")

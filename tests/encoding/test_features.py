@@ -28,11 +28,18 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     config = Dinov2Config(
-        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=PATCH, layerscale_value=1.0
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=PATCH,
+        layerscale_value=1.0,
     )
     folder = tmp_path_factory.mktemp("vision")
     Dinov2Model(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": MEAN, "image_std": STD})
+    )
     return folder
 
 
@@ -45,18 +52,32 @@ def seeing(home, vision_folder: Path):
 
 def encode(home) -> Output:
     inputs = {name: home.digests[name] for name in ("download", "filter")}
-    return features.make(home.pipeline, features.identify(home.pipeline, inputs), home.inputs, home.store)
+    return features.make(
+        home.pipeline, features.identify(home.pipeline, inputs), home.inputs, home.store
+    )
 
 
 def by_hand(folder: Path, pixels: np.ndarray) -> torch.Tensor:
     """Square pictures alone: resized, normalised with the published figures, through transformers' own class."""
     from transformers import Dinov2Model
 
-    image = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32) / 255
-    normal = torch.from_numpy((image - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).permute(2, 0, 1)
+    image = (
+        np.asarray(
+            Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float32
+        )
+        / 255
+    )
+    normal = torch.from_numpy(
+        (image - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    ).permute(2, 0, 1)
     with torch.no_grad():
         tokens = Dinov2Model.from_pretrained(folder)(normal[None]).last_hidden_state[0, 1:]
-    return torch.stack([torch.stack([tokens[row * SIDE // PATCH + column] for column in range(SIDE // PATCH)]) for row in range(4)])
+    return torch.stack(
+        [
+            torch.stack([tokens[row * SIDE // PATCH + column] for column in range(SIDE // PATCH)])
+            for row in range(4)
+        ]
+    )
 
 
 def test_each_kept_picture_has_the_models_own_features(seeing, vision_folder: Path) -> None:
@@ -69,15 +90,26 @@ def test_each_kept_picture_has_the_models_own_features(seeing, vision_folder: Pa
     for key in squares[:4]:
         truth = by_hand(vision_folder, seeing.pixels[key])
         torch.testing.assert_close(found[key].float().permute(1, 2, 0), truth, rtol=2e-3, atol=2e-3)
-    assert {(WIDTH, 4, 8), (WIDTH, 8, 4), (WIDTH, 4, 4)} <= {tuple(grid.shape) for grid in found.values()}
+    assert {(WIDTH, 4, 8), (WIDTH, 8, 4), (WIDTH, 4, 4)} <= {
+        tuple(grid.shape) for grid in found.values()
+    }
     for path in output.paths(".parquet"):
         form = LatentFile(path).form
         assert path.name.startswith(f"features-{form.height}x{form.width}-")
-        assert (form.resolution, form.downscale, form.autoencoder["class"]) == (SIDE, PATCH, "Dinov2Model")
+        assert (form.resolution, form.downscale, form.autoencoder["class"]) == (
+            SIDE,
+            PATCH,
+            "Dinov2Model",
+        )
 
 
-def test_a_kill_costs_one_shard_and_a_damaged_one_is_named(seeing, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = {path.name: path.read_bytes() for path in encode(replace(seeing, root=seeing.root / "other")).paths(".parquet")}
+def test_a_kill_costs_one_shard_and_a_damaged_one_is_named(
+    seeing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {
+        path.name: path.read_bytes()
+        for path in encode(replace(seeing, root=seeing.root / "other")).paths(".parquet")
+    }
     calls, encode_images = [], features.Vision.encode
 
     def stopping(vision: features.Vision, images: torch.Tensor) -> torch.Tensor:
@@ -96,7 +128,9 @@ def test_a_kill_costs_one_shard_and_a_damaged_one_is_named(seeing, monkeypatch: 
 
     path = output.paths(".parquet")[0]
     damaged = bytearray(path.read_bytes())
-    place = damaged.find(bytes(LatentFile(path).latents([0]).view(torch.uint8).numpy().tobytes()[:64]))
+    place = damaged.find(
+        bytes(LatentFile(path).latents([0]).view(torch.uint8).numpy().tobytes()[:64])
+    )
     damaged[place] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(DamagedError, match=path.name):
@@ -108,17 +142,28 @@ def test_what_does_not_fit_is_said(seeing) -> None:
         encode(replace(seeing, pipeline=changed(seeing.pipeline, features_px=18)))
     nameless = seeing.pipeline.components.model_copy(update={"vision": None})
     with pytest.raises(InputError, match=r"no vision"):
-        encode(replace(seeing, pipeline=seeing.pipeline.model_copy(update={"components": nameless})))
+        encode(
+            replace(seeing, pipeline=seeing.pipeline.model_copy(update={"components": nameless}))
+        )
 
 
 def test_it_is_made_where_asked_for_and_trained_on_where_aligned(seeing) -> None:
     def planned(pipeline) -> dict[str, tuple[str, ...]]:
         phases = [{"resolution": 16, "num_images": 8, "batch_size": 4}]
-        values = {**pipeline.model_dump(mode="json"), "train": {**pipeline.train.model_dump(mode="json"), "phases": phases}}
+        values = {
+            **pipeline.model_dump(mode="json"),
+            "train": {**pipeline.train.model_dump(mode="json"), "phases": phases},
+        }
         return {step.name: step.inputs for step in steps(type(pipeline).model_validate(values))}
 
     off, on = planned(changed(seeing.pipeline, features=False)), planned(seeing.pipeline)
-    weighed = planned(seeing.pipeline.model_copy(update={"train": seeing.pipeline.train.model_copy(update={"align_weight": 0.5})}))
+    weighed = planned(
+        seeing.pipeline.model_copy(
+            update={"train": seeing.pipeline.train.model_copy(update={"align_weight": 0.5})}
+        )
+    )
     assert set(on) - set(off) == {"encode.features"}
-    assert {name: on[name] for name in off} == off, "a phase that is not aligned depends on no features"
+    assert {name: on[name] for name in off} == off, (
+        "a phase that is not aligned depends on no features"
+    )
     assert set(weighed["train.16px"]) - set(on["train.16px"]) == {"encode.features"}

@@ -53,7 +53,9 @@ def rows_by_key(output: Output) -> dict[str, torch.Tensor]:
     return found
 
 
-def framed_by_hand(pixels: np.ndarray, max_aspect: float = 2.0, resolution: int = RESOLUTION) -> torch.Tensor:
+def framed_by_hand(
+    pixels: np.ndarray, max_aspect: float = 2.0, resolution: int = RESOLUTION
+) -> torch.Tensor:
     """(1, 3, h, w) in [-1, 1]: cut with integers where the cut is whole, brought to the nearest multiple."""
     height, width = pixels.shape[:2]
     longer = min(max(width, height), min(width, height) * max_aspect)
@@ -95,8 +97,14 @@ def test_the_footer_says_what_made_the_latents(home, autoencoder_folder: Path) -
     for path in output.paths(".parquet"):
         file = LatentFile(path)
         assert path.name.startswith(f"latents-{file.form.height}x{file.form.width}-")
-        assert (file.form.resolution, file.form.downscale, file.form.dtype) == (RESOLUTION, 4, "float16")
-        shift, scale = (torch.tensor(file.form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale"))
+        assert (file.form.resolution, file.form.downscale, file.form.dtype) == (
+            RESOLUTION,
+            4,
+            "float16",
+        )
+        shift, scale = (
+            torch.tensor(file.form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale")
+        )
         raw = file.latents(range(len(file))).float()
         torch.testing.assert_close((raw - shift) * scale, autoencoder.normalize(raw))
         for row in file.table().to_pylist():
@@ -111,7 +119,9 @@ def test_bfloat16(home) -> None:
         torch.testing.assert_close(latent.float(), half[key].float(), rtol=1e-2, atol=1e-2)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_dropped(home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_dropped(
+    home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, sizes, whole = rows_by_key(encode(home)), [], Autoencoder.encode
 
     def small_device(self: Autoencoder, image: torch.Tensor, **how: object) -> torch.Tensor:
@@ -139,23 +149,33 @@ def test_what_does_not_fit_is_refused_before_work_starts(home, autoencoder_folde
         model = type(train.model)(**{**train.model.to_dict(), **changes})
         return home.pipeline.model_copy(update={"train": train.model_copy(update={"model": model})})
 
-    with pytest.raises(ConfigError, match=rf"{autoencoder_folder} has 5 latent channels, the model takes 4"):
+    with pytest.raises(
+        ConfigError, match=rf"{autoencoder_folder} has 5 latent channels, the model takes 4"
+    ):
         encode(home, with_model(channels=4))
     with pytest.raises(ConfigError, match="resolution 20 is not a multiple of 8"):
         encode(home, resolution=20)
-    with pytest.raises(InputError, match="no accelerator") if not torch.cuda.is_available() else pytest.raises(RuntimeError):
+    with (
+        pytest.raises(InputError, match="no accelerator")
+        if not torch.cuda.is_available()
+        else pytest.raises(RuntimeError)
+    ):
         encode(home, changed(home.pipeline, device="cuda:99"))
     assert not list(home.root.glob("encode.*"))
 
 
-def test_the_identity_holds_what_changes_the_result(home, tmp_path: Path, autoencoder_folder: Path) -> None:
+def test_the_identity_holds_what_changes_the_result(
+    home, tmp_path: Path, autoencoder_folder: Path
+) -> None:
     base = identify(home).digest
     for same in (dict(batch_size=7), dict(device="auto"), dict(text_embeddings=False)):
         assert identify(home, changed(home.pipeline, **same)).digest == base
     for other in (dict(dtype="bfloat16"), dict(shard_mb=1), dict(max_aspect=1.5)):
         assert identify(home, changed(home.pipeline, **other)).digest != base
     assert identify(home, resolution=32).digest != base
-    matte = home.pipeline.model_copy(update={"images": home.pipeline.images.model_copy(update={"matte": "#000000"})})
+    matte = home.pipeline.model_copy(
+        update={"images": home.pipeline.images.model_copy(update={"matte": "#000000"})}
+    )
     assert identify(home, matte).digest != base
 
 
@@ -163,7 +183,9 @@ def test_nothing_kept_is_an_error_that_says_so(home) -> None:
     for name, schema in (("filter", SCORES), ("download", SAMPLES)):
         with home.store.draft(Identity(name, 2, {})) as draft:
             kind = "scores" if name == "filter" else "samples"
-            write_table(draft, shard_name(kind, 0), schema, {column: [] for column in schema.names}, {})
+            write_table(
+                draft, shard_name(kind, 0), schema, {column: [] for column in schema.names}, {}
+            )
             home.inputs[name] = draft.commit()
     with pytest.raises(InputError, match="kept no picture"):
         encode(home)
@@ -178,10 +200,14 @@ def test_a_picture_that_is_not_what_was_downloaded_is_damage_not_a_picture(home)
         encode(home)
 
 
-def test_devices_share_the_shards_and_make_the_same_bytes(home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_share_the_shards_and_make_the_same_bytes(
+    home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Shards of a few pictures, so that there are several for each.
     small = changed(home.pipeline, shard_mb=1)
-    monkeypatch.setattr("hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0))
+    monkeypatch.setattr(
+        "hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
+    )
     alone = contents(encode(home, small).path)
     shards = [name for name in alone if name.endswith(".parquet")]
     assert len(shards) >= 4
@@ -198,8 +224,12 @@ def test_devices_share_the_shards_and_make_the_same_bytes(home, tmp_path: Path, 
     assert len(workers) == 2, "each of them made some"
 
 
-def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0))
+def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(
+    home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
+    )
     path = home.inputs["download"].file("images-00001.tar")
     whole = path.read_bytes()
     damaged = bytearray(whole)
@@ -212,7 +242,9 @@ def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(home,
     assert encode(home, pipeline).counts["images"] == len(home.encoded)
 
 
-def test_several_resolutions_from_one_decoding_are_what_each_is_alone(home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_resolutions_from_one_decoding_are_what_each_is_alone(
+    home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes, decoded, asked = (16, 24, 32), [], _Decoder._ask
 
     def counted(self: _Decoder, *arguments: object) -> object:
@@ -238,13 +270,21 @@ def test_several_resolutions_from_one_decoding_are_what_each_is_alone(home, monk
     decoded.clear()
     assert home.store.find(identify(home, resolution=32)) is None
     latents.make(quick, identify(home, resolution=24), home.inputs, home.store, 24, also=(32,))
-    assert all(contents(home.store.find(identify(home, resolution=size)).path) == alone[size] for size in sizes)
+    assert all(
+        contents(home.store.find(identify(home, resolution=size)).path) == alone[size]
+        for size in sizes
+    )
     assert len(decoded) < 1.2 * kept
 
 
 def test_another_run_that_makes_a_larger_resolution_is_left_to_it(home) -> None:
     with home.store.draft(identify(home, resolution=32)):
-        assert latents.make(home.pipeline, identify(home), home.inputs, home.store, 16, also=(32,)).name == "encode.16px"
+        assert (
+            latents.make(
+                home.pipeline, identify(home), home.inputs, home.store, 16, also=(32,)
+            ).name
+            == "encode.16px"
+        )
     assert home.store.find(identify(home, resolution=32)) is None
 
 
@@ -258,7 +298,9 @@ def test_the_making_is_measured_outside_the_manifest(home) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_cached_latents_are_those_of_live_encoding_at_any_batch_size(home, batch_size: int, autoencoder_folder: Path) -> None:
+def test_cached_latents_are_those_of_live_encoding_at_any_batch_size(
+    home, batch_size: int, autoencoder_folder: Path
+) -> None:
     """Up to 16 bits: what training would compute itself, in batches of another size and order."""
     found = rows_by_key(encode(home))
     autoencoder = load_autoencoder(str(autoencoder_folder))
@@ -276,7 +318,10 @@ def test_cached_latents_are_those_of_live_encoding_at_any_batch_size(home, batch
 def test_pictures_larger_than_a_tile_are_encoded_in_tiles(home, autoencoder_folder: Path) -> None:
     settings = changed(home.pipeline, tile_px=64)
     assert identify(home, settings).digest != identify(home).digest
-    autoencoder, found = load_autoencoder(str(autoencoder_folder)), rows_by_key(encode(home, settings, 48))
+    autoencoder, found = (
+        load_autoencoder(str(autoencoder_folder)),
+        rows_by_key(encode(home, settings, 48)),
+    )
     longer = [key for key, latent in found.items() if max(latent.shape[1:]) * 4 > 64]
     assert 0 < len(longer) < len(found)
     for key, latent in found.items():
@@ -288,7 +333,11 @@ def test_pictures_larger_than_a_tile_are_encoded_in_tiles(home, autoencoder_fold
 
 def contents(output_folder: Path) -> dict[str, bytes]:
     """Every file that the digest vouches for."""
-    return {path.name: path.read_bytes() for path in output_folder.iterdir() if path.suffix == ".parquet" or path.name == "manifest.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in output_folder.iterdir()
+        if path.suffix == ".parquet" or path.name == "manifest.json"
+    }
 
 
 def test_a_flipped_byte_in_a_finished_shard_is_found_and_mended(home) -> None:
@@ -351,7 +400,10 @@ print("killed", killed)
 
 
 def test_runs_killed_at_any_moment_end_in_the_same_bytes(home, tmp_path: Path) -> None:
-    pipeline, paths = home.pipeline.model_dump_json(), (str(home.inputs[name].path) for name in ("download", "filter"))
+    pipeline, paths = (
+        home.pipeline.model_dump_json(),
+        (str(home.inputs[name].path) for name in ("download", "filter")),
+    )
     finished = subprocess.run(
         [sys.executable, "-c", KILLED_RUNS, str(tmp_path), pipeline, *paths, str(RESOLUTION)],
         capture_output=True, text=True, timeout=240, check=False,
@@ -359,6 +411,8 @@ def test_runs_killed_at_any_moment_end_in_the_same_bytes(home, tmp_path: Path) -
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert int(finished.stdout.split()[-1]) >= 2, finished.stdout
     for identity in (identify(home), identify(home, resolution=RESOLUTION + 8)):
-        folders = [tmp_path / run / identity.name / identity.digest for run in ("undisturbed", "killed")]
+        folders = [
+            tmp_path / run / identity.name / identity.digest for run in ("undisturbed", "killed")
+        ]
         assert contents(folders[0])
         assert contents(folders[0]) == contents(folders[1])

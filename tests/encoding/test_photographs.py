@@ -28,23 +28,50 @@ pytestmark = pytest.mark.skipif(not TAESD.is_dir(), reason="needs ../shared/data
 
 def photographs(count: int) -> dict[str, bytes]:
     paths = sorted((DATA / "photos" / "coco51" / "images").glob("*.jpg"))[:count]
-    return {hashlib.sha256(path.name.encode()).hexdigest()[:16]: path.read_bytes() for path in paths}
+    return {
+        hashlib.sha256(path.name.encode()).hexdigest()[:16]: path.read_bytes() for path in paths
+    }
 
 
 def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
     made, keys = {}, list(files)
     sizes = [Image.open(io.BytesIO(data)).size for data in files.values()]
-    known = {"key": keys, "width": [width for width, _ in sizes], "height": [height for _, height in sizes]}
+    known = {
+        "key": keys,
+        "width": [width for width, _ in sizes],
+        "height": [height for _, height in sizes],
+    }
     with store.draft(Identity("download", 1, {})) as draft:
         with draft.write(shard_name("images", 0, "tar")) as file, TarShard(file.path) as tar:
             offsets = [tar.add(key, "JPEG", data) for key, data in files.items()]
-        found = {"source": keys, "status": ["ok"] * len(keys), "offset": offsets, "bytes": [len(data) for data in files.values()]}
+        found = {
+            "source": keys,
+            "status": ["ok"] * len(keys),
+            "offset": offsets,
+            "bytes": [len(data) for data in files.values()],
+        }
         found["sha256"] = [hashlib.sha256(data).hexdigest() for data in files.values()]
-        write_table(draft, shard_name("samples", 0), SAMPLES, {name: [None] * len(keys) for name in SAMPLES.names} | known | found, {})
+        write_table(
+            draft,
+            shard_name("samples", 0),
+            SAMPLES,
+            {name: [None] * len(keys) for name in SAMPLES.names} | known | found,
+            {},
+        )
         made["download"] = draft.commit()
     with store.draft(Identity("filter", 1, {})) as draft:
-        found = {"decoded": ["ok"] * len(keys), "kept": [True] * len(keys), "split": ["train"] * len(keys)}
-        write_table(draft, shard_name("scores", 0), SCORES, {name: [None] * len(keys) for name in SCORES.names} | known | found, {})
+        found = {
+            "decoded": ["ok"] * len(keys),
+            "kept": [True] * len(keys),
+            "split": ["train"] * len(keys),
+        }
+        write_table(
+            draft,
+            shard_name("scores", 0),
+            SCORES,
+            {name: [None] * len(keys) for name in SCORES.names} | known | found,
+            {},
+        )
         made["filter"] = draft.commit()
     return made
 
@@ -57,15 +84,25 @@ def test_photographs_come_back_from_their_shards_and_crops_are_near(tmp_path: Pa
         train=TrainSettings(model=XUTConfig(channels=32, patch_size=2)),
     )
     given = inputs(store, files)
-    identity = latents.identify(pipeline, {name: output.digest for name, output in given.items()}, PX)
+    identity = latents.identify(
+        pipeline, {name: output.digest for name, output in given.items()}, PX
+    )
     output = latents.make(pipeline, identity, given, store, PX)
     autoencoder, seen, noise = load_autoencoder(str(TAESD)), [], []
     for file in open_latents(output):
-        for key, latent in zip(map(key_text, file.keys), file.latents(range(len(file))), strict=True):
+        for key, latent in zip(
+            map(key_text, file.keys), file.latents(range(len(file))), strict=True
+        ):
             image = Image.open(io.BytesIO(files[key])).convert("RGB")
             size = (file.form.width * 8, file.form.height * 8)
             assert abs(size[0] / size[1] - image.width / image.height) < 0.1  # the whole picture
-            truth = torch.from_numpy(np.asarray(image.resize(size, Image.Resampling.LANCZOS)).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+            truth = (
+                torch.from_numpy(
+                    np.asarray(image.resize(size, Image.Resampling.LANCZOS)).copy()
+                ).permute(2, 0, 1)[None]
+                / 127.5
+                - 1
+            )
             # Cached in a batch, up to 16 bits what encoding it alone gives.
             live = autoencoder.encode(truth)[0]
             assert (latent.float() - live).abs().max() <= 2**-10 * live.abs().max()

@@ -26,7 +26,10 @@ FRAMINGS = (Framing(16, 8, 2.0), Framing(32, 8, 1.0))
 
 def wanted(home) -> list[Wanted]:
     pictures = kept_pictures(home.inputs["download"], home.inputs["filter"]).to_pylist()
-    return [Wanted(picture, [(framing, framing.size(picture)) for framing in FRAMINGS]) for picture in pictures]
+    return [
+        Wanted(picture, [(framing, framing.size(picture)) for framing in FRAMINGS])
+        for picture in pictures
+    ]
 
 
 def decoders(download: Output, ahead: int = 5, max_bytes: float = 1e9) -> Decoders:
@@ -44,15 +47,25 @@ def test_frames_of_several_sizes_from_one_decoding_in_order(home) -> None:
         for (framing, size), frame in zip(one.frames, frames or [], strict=frames is not None):
             pixels = home.pixels[key]
             height, width = pixels.shape[:2]
-            expected = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box=framing.cut(width, height))
+            expected = Image.fromarray(pixels).resize(
+                size, Image.Resampling.LANCZOS, box=framing.cut(width, height)
+            )
             np.testing.assert_array_equal(frame.pixels, np.asarray(expected))
             assert (frame.key, frame.width, frame.height) == (key, width, height)
 
 
 @pytest.mark.parametrize("pixels", [1, 3000, 20_000])
-def test_pictures_under_way_take_no_more_memory_than_allowed(home, monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+def test_pictures_under_way_take_no_more_memory_than_allowed(
+    home, monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
     """Counted as the stage counts it; one that alone is over the limit is still decoded, by itself."""
-    limit, lock, under_way, most, whole = pixels * BYTES_A_PIXEL, threading.Lock(), [], [], Decoders._frames
+    limit, lock, under_way, most, whole = (
+        pixels * BYTES_A_PIXEL,
+        threading.Lock(),
+        [],
+        [],
+        Decoders._frames,
+    )
 
     def counted(self: Decoders, one: Wanted) -> object:
         with lock:
@@ -87,7 +100,9 @@ def test_a_decoder_that_is_killed_loses_no_picture(home) -> None:
                 decoder = reading.idle.get()
                 kill(decoder.process.pid)
                 reading.idle.put(decoder)
-    assert [frames is None for frames in found] == [one.picture["key"] in home.broken for one in asked]
+    assert [frames is None for frames in found] == [
+        one.picture["key"] in home.broken for one in asked
+    ]
 
 
 # A decoder like the real one, but for the end that one picture is given.
@@ -105,7 +120,9 @@ decoder.main()
 
 
 @pytest.mark.parametrize("end", ["SIGSEGV", "SIGKILL"])
-def test_a_picture_that_ends_its_decoder_is_named(home, end: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_picture_that_ends_its_decoder_is_named(
+    home, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = wanted(home)
     deadly = asked[12].picture
     program = DEADLY.format(offset=deadly["offset"], tar=f"{deadly['shard']:05d}.tar", end=end)
@@ -116,7 +133,9 @@ def test_a_picture_that_ends_its_decoder_is_named(home, end: str, caplog: pytest
             decoder.command = [sys.executable, "-c", program, decoder.command[-1]]
             decoder._start()
             reading.idle.put(decoder)
-        if end == "SIGKILL":  # so the kernel ends what takes too much memory: nothing that may be left out silently
+        if (
+            end == "SIGKILL"
+        ):  # so the kernel ends what takes too much memory: nothing that may be left out silently
             with pytest.raises(DoesNotFitError, match=deadly["key"]):
                 list(reading.read(asked))
             return
@@ -124,22 +143,35 @@ def test_a_picture_that_ends_its_decoder_is_named(home, end: str, caplog: pytest
             found = list(reading.read(asked))
     lost = {one.picture["key"] for one, frames in zip(asked, found, strict=True) if frames is None}
     assert lost == home.broken | {deadly["key"]}
-    assert any(deadly["key"] in record.message and "-11" in record.message for record in caplog.records)
+    assert any(
+        deadly["key"] in record.message and "-11" in record.message for record in caplog.records
+    )
 
 
-def test_decoders_that_cannot_start_are_an_error_and_no_lost_picture(home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_that_cannot_start_are_an_error_and_no_lost_picture(
+    home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(HdmError, match="can be started"), decoders(home.inputs["download"]) as reading:
+    with (
+        pytest.raises(HdmError, match="can be started"),
+        decoders(home.inputs["download"]) as reading,
+    ):
         list(reading.read(wanted(home)))
 
 
 def test_what_is_not_what_was_downloaded_is_damage(home) -> None:
     path = home.inputs["download"].file("images-00001.tar")
     path.unlink()
-    with pytest.raises(DamagedError, match=r"images-00001\.tar"), decoders(home.inputs["download"]) as reading:
+    with (
+        pytest.raises(DamagedError, match=r"images-00001\.tar"),
+        decoders(home.inputs["download"]) as reading,
+    ):
         list(reading.read(wanted(home)))
     path.mkdir()
-    with pytest.raises(HdmError, match="cannot be read") as error, decoders(home.inputs["download"]) as reading:
+    with (
+        pytest.raises(HdmError, match="cannot be read") as error,
+        decoders(home.inputs["download"]) as reading,
+    ):
         list(reading.read(wanted(home)))
     assert not isinstance(error.value, DamagedError)
 
@@ -161,7 +193,9 @@ with Decoders(read_output(Path(sys.argv[1])), ImageSettings(), 4, 1e9, count=2) 
 
 def test_decoders_do_not_outlive_the_process_that_started_them(home) -> None:
     path = str(home.inputs["download"].path)
-    with subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2

@@ -48,29 +48,50 @@ def as_inputs(root: Path) -> dict:
     known = {"width": [width for _, width, _ in rows], "height": [height for _, _, height in rows]}
     with store.draft(Identity("download", 1, {})) as draft:
         with draft.write(shard_name("images", 0, "tar")) as file, TarShard(file.path) as tar:
-            offsets = [tar.add(key, sniff(data) or "", data) for key, (data, _, _) in zip(keys, rows, strict=True)]
+            offsets = [
+                tar.add(key, sniff(data) or "", data)
+                for key, (data, _, _) in zip(keys, rows, strict=True)
+            ]
         table = {name: [None] * len(keys) for name in SAMPLES.names} | known
         table |= {"key": keys, "source": keys, "status": ["ok"] * len(keys), "offset": offsets}
-        table |= {"bytes": [len(data) for data, _, _ in rows], "sha256": [hashlib.sha256(data).hexdigest() for data, _, _ in rows]}
+        table |= {
+            "bytes": [len(data) for data, _, _ in rows],
+            "sha256": [hashlib.sha256(data).hexdigest() for data, _, _ in rows],
+        }
         write_table(draft, shard_name("samples", 0), SAMPLES, table, {})
         inputs["download"] = draft.commit()
     with store.draft(Identity("filter", 1, {})) as draft:
         table = {name: [None] * len(keys) for name in SCORES.names} | known
-        table |= {"key": keys, "decoded": ["ok"] * len(keys), "kept": [True] * len(keys), "split": ["train"] * len(keys)}
+        table |= {
+            "key": keys,
+            "decoded": ["ok"] * len(keys),
+            "kept": [True] * len(keys),
+            "split": ["train"] * len(keys),
+        }
         write_table(draft, shard_name("scores", 0), SCORES, table, {})
         inputs["filter"] = draft.commit()
     return inputs
 
 
 @needs_data
-def test_all_odd_files_pass_through_the_decoders_or_are_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_odd_files_pass_through_the_decoders_or_are_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     inputs, framing = as_inputs(tmp_path), Framing(16, 8, 2.0)
     pictures = kept_pictures(**inputs).to_pylist()
     asked = [Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures]
     with Decoders(inputs["download"], ImageSettings(), 8, 5e8, count=2) as decoders:
-        started = {decoder.process.pid for decoder in (decoders.idle.get() for _ in range(2)) if decoders.idle.put(decoder) is None}
+        started = {
+            decoder.process.pid
+            for decoder in (decoders.idle.get() for _ in range(2))
+            if decoders.idle.put(decoder) is None
+        }
         found = list(decoders.read(asked))
-        ended = {decoder.process.pid for decoder in (decoders.idle.get() for _ in range(2)) if decoders.idle.put(decoder) is None}
+        ended = {
+            decoder.process.pid
+            for decoder in (decoders.idle.get() for _ in range(2))
+            if decoders.idle.put(decoder) is None
+        }
     assert len(found) == len(asked) > 300
     assert started == ended  # no file ended a process
     path = inputs["download"].file("images-00000.tar").read_bytes()
@@ -87,7 +108,9 @@ def test_all_odd_files_pass_through_the_decoders_or_are_refused_by_name(tmp_path
 @needs_data
 def test_the_stage_encodes_what_is_good_and_counts_the_rest(home, tmp_path: Path) -> None:
     inputs = as_inputs(tmp_path / "odd")
-    identity = latents.identify(home.pipeline, {name: output.digest for name, output in inputs.items()}, 16)
+    identity = latents.identify(
+        home.pipeline, {name: output.digest for name, output in inputs.items()}, 16
+    )
     output = latents.make(home.pipeline, identity, inputs, home.store, 16)
     kept = pq.read_table(inputs["filter"].file("scores-00000.parquet")).num_rows
     assert output.counts["images"] + output.counts["failed"] + output.counts["not_finite"] == kept
@@ -95,7 +118,9 @@ def test_the_stage_encodes_what_is_good_and_counts_the_rest(home, tmp_path: Path
     assert 0 < output.counts["failed"] < 0.1 * kept
 
 
-def test_a_shard_that_cannot_grow_stops_the_stage_by_name_and_is_made_when_there_is_room(home, tmp_path: Path) -> None:
+def test_a_shard_that_cannot_grow_stops_the_stage_by_name_and_is_made_when_there_is_room(
+    home, tmp_path: Path
+) -> None:
     undisturbed = contents(encode(home).path)
     home.root = tmp_path / "small"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -112,7 +137,9 @@ def test_a_shard_that_cannot_grow_stops_the_stage_by_name_and_is_made_when_there
     assert contents(encode(home).path) == undisturbed
 
 
-def test_a_full_disk_is_said_with_what_is_free(home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_with_what_is_free(
+    home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     undisturbed = contents(encode(home).path)
     home.root, write, written = tmp_path / "full", pq.ParquetWriter.write_table, []
 
@@ -128,6 +155,9 @@ def test_a_full_disk_is_said_with_what_is_free(home, tmp_path: Path, monkeypatch
         with pytest.raises(DoesNotFitError, match=r"MB free.*latents-") as error:
             encode(home)
     assert "make room" in str(error.value)
-    kept = {path.name: path.read_bytes() for path in (home.store.folder(identify(home))).glob("latents-*")}
+    kept = {
+        path.name: path.read_bytes()
+        for path in (home.store.folder(identify(home))).glob("latents-*")
+    }
     assert kept  # what was finished stays
     assert contents(encode(home).path) == undisturbed

@@ -40,7 +40,9 @@ class Gallery:
 
     @property
     def identity(self) -> Identity:
-        return evaluate.identify(self.pipeline, {name: output.digest for name, output in self.inputs.items()}, self.judge)
+        return evaluate.identify(
+            self.pipeline, {name: output.digest for name, output in self.inputs.items()}, self.judge
+        )
 
     def evaluate(self) -> Output:
         return evaluate.make(self.pipeline, self.identity, self.inputs, self.store, self.judge)
@@ -60,21 +62,34 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, coca_folder: Path) -> Gall
     store = Store(folder / "store")
     digests: dict[str, str] = {}
     made: dict[str, Output] = {}
-    made["download"] = download.make(pipeline, download.identify(pipeline, digests), made, store, site=serve_scenes)
+    made["download"] = download.make(
+        pipeline, download.identify(pipeline, digests), made, store, site=serve_scenes
+    )
     for name, stage, needs in [
         ("filter.measures", measure, ["download"]),
         ("filter", decide, ["download", "filter.measures"]),
         ("caption", caption, ["download", "filter"]),
     ]:
         inputs = {need: made[need] for need in needs}
-        identity = stage.identify(pipeline, {need: output.digest for need, output in inputs.items()})
+        identity = stage.identify(
+            pipeline, {need: output.digest for need, output in inputs.items()}
+        )
         made[name] = stage.make(pipeline, identity, inputs, store)
     made[f"train.{SIDE_PX}px"] = write_model(pipeline, store)
     return Gallery(pipeline, store, made)
 
 
 def make_pipeline(components: Path, coca: Path) -> Pipeline:
-    sizes = dict(width=16, num_heads=2, head_size=8, mlp_width=32, text_width=TEXT_WIDTH, depth=1, enc_blocks=1, dec_blocks=1)
+    sizes = dict(
+        width=16,
+        num_heads=2,
+        head_size=8,
+        mlp_width=32,
+        text_width=TEXT_WIDTH,
+        depth=1,
+        enc_blocks=1,
+        dec_blocks=1,
+    )
     return Pipeline.model_validate(
         {
             "name": "small",
@@ -90,9 +105,22 @@ def make_pipeline(components: Path, coca: Path) -> Pipeline:
                 "allow_loopback": True,
             },
             "filter": {"min_side_px": 24, "held_out": 0.3, "device": "cpu"},
-            "caption": {"makers": [{"kind": "given"}, {"kind": "template", "template": "a picture", "when": "missing"}], "device": "cpu"},
+            "caption": {
+                "makers": [
+                    {"kind": "given"},
+                    {"kind": "template", "template": "a picture", "when": "missing"},
+                ],
+                "device": "cpu",
+            },
             "train": {
-                "model": {**sizes, "prev_blocks": 1, "post_blocks": 1, "channels": 4, "patch_size": 2, "text_mask": "masked"},
+                "model": {
+                    **sizes,
+                    "prev_blocks": 1,
+                    "post_blocks": 1,
+                    "channels": 4,
+                    "patch_size": 2,
+                    "text_mask": "masked",
+                },
                 "phases": [{"resolution": SIDE_PX, "num_images": 8, "batch_size": 8}],
             },
             "evaluate": {"prompts": "scenes", "num_images": 70, "steps": 2, "device": "cpu"},
@@ -111,9 +139,14 @@ def write_model(pipeline: Pipeline, store: Store) -> Output:
         for name in ("weights.safetensors", "ema.safetensors"):
             with draft.write(name) as file:
                 save_file(model.state_dict(), file.path)
-        draft.write_json("model.json", {"xut": pipeline.train.model.to_dict(), "resolution": SIDE_PX})
+        draft.write_json(
+            "model.json", {"xut": pipeline.train.model.to_dict(), "resolution": SIDE_PX}
+        )
         with draft.write("metrics.jsonl") as file:
-            lines = [{"step": step, "num_images_seen": 8 * step, "loss": 1 / step, "lr": 0.1} for step in range(1, 30)]
+            lines = [
+                {"step": step, "num_images_seen": 8 * step, "loss": 1 / step, "lr": 0.1}
+                for step in range(1, 30)
+            ]
             lines.append({"step": 29, "num_images_seen": 232, "validation_loss": 0.1})
             file.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return draft.commit({"steps": 29, "loss": 0.03})

@@ -33,19 +33,27 @@ def images_of(output, name):
     for path in output.paths(".tar"):
         if path.name.startswith(name):
             with tarfile.open(path) as tar:
-                found += [(member.name, Image.open(io.BytesIO(tar.extractfile(member).read()))) for member in tar]
+                found += [
+                    (member.name, Image.open(io.BytesIO(tar.extractfile(member).read())))
+                    for member in tar
+                ]
     return found
 
 
 def real_pictures(gallery, keys):
-    samples = {row["key"]: row for row in read_tables(gallery.inputs["download"], "samples").to_pylist()}
+    samples = {
+        row["key"]: row for row in read_tables(gallery.inputs["download"], "samples").to_pylist()
+    }
     shard_of = {}
     for number, path in enumerate(gallery.inputs["download"].paths(".tar")):
         with tarfile.open(path) as tar:
             shard_of |= {name.split(".")[0]: number for name in tar.getnames()}
     with ImageReader(gallery.inputs["download"]) as reader:
         return [
-            decode(reader.read(shard_of[key], samples[key]["offset"], samples[key]["bytes"]), gallery.pipeline.images).pixels
+            decode(
+                reader.read(shard_of[key], samples[key]["offset"], samples[key]["bytes"]),
+                gallery.pipeline.images,
+            ).pixels
             for key in keys
         ]
 
@@ -62,7 +70,9 @@ def test_every_prompt_gets_its_image_with_how_it_was_made(gallery, output):
         assert (told["seed"], told["steps"]) == (number, 2)
         assert told["model"].startswith("train.16px/")
     assert len(images_of(output, "two_objects")) == 17
-    assert json.loads(Image.open(output.file("grid.png")).text["prompts"]) == [prompt.text for prompt in prompts[:64]]
+    assert json.loads(Image.open(output.file("grid.png")).text["prompts"]) == [
+        prompt.text for prompt in prompts[:64]
+    ]
 
 
 def test_grids_show_the_images(output):
@@ -79,7 +89,10 @@ def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
     prompts = gallery.judge.prompts(70, 0, 1)
     pictures = [np.asarray(image) for _, image in images_of(output, "one_object")]
     for question in ("colour", "place", "kind"):
-        right = sum(gallery.judge.score(prompt, picture)[question] for prompt, picture in zip(prompts, pictures, strict=True))
+        right = sum(
+            gallery.judge.score(prompt, picture)[question]
+            for prompt, picture in zip(prompts, pictures, strict=True)
+        )
         assert sum(answer[question] for answer in answers["one_object"]) == right
         assert metrics["accuracy"]["one_object"][question] == Share(right, 70).to_dict()
         assert output.summary[question] == right / 70
@@ -98,15 +111,24 @@ def test_the_audit_is_of_this_download(gallery, metrics):
 def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, metrics):
     contrastive = load_contrastive(resolve(gallery.pipeline.components))
     rows = read_tables(gallery.inputs["filter"], "scores").to_pylist()
-    captions = {row["key"]: row["caption"] for row in reversed(read_tables(gallery.inputs["caption"], "captions").to_pylist())}
+    captions = {
+        row["key"]: row["caption"]
+        for row in reversed(read_tables(gallery.inputs["caption"], "captions").to_pylist())
+    }
 
     def fits(row, split):
-        return row["split"] == split and (not metrics["real"]["same_shape"] or 0.8 <= row["width"] / row["height"] <= 1.25)
+        return row["split"] == split and (
+            not metrics["real"]["same_shape"] or 0.8 <= row["width"] / row["height"] <= 1.25
+        )
 
-    held, train = (sorted(row["key"] for row in rows if fits(row, split)) for split in ("held_out", "train"))
+    held, train = (
+        sorted(row["key"] for row in rows if fits(row, split)) for split in ("held_out", "train")
+    )
     assert metrics["real"]["count"] == len(held) > 5
 
-    images = contrastive.embed_images([np.asarray(image) for _, image in images_of(output, "held_out")])
+    images = contrastive.embed_images(
+        [np.asarray(image) for _, image in images_of(output, "held_out")]
+    )
     texts = contrastive.embed_texts([captions[key] for key in held])
     pictures = contrastive.embed_images(real_pictures(gallery, held))
     scores = metrics["clip_score"]["held_out"]
@@ -118,9 +140,13 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
     found = metrics["distances"]
     assert found["num_held_out"] == len(held)
     assert found["num_compared"] == min(len(held), len(train))
-    assert found["frechet"]["generated"] == pytest.approx(frechet_distance(pictures, images[: found["num_compared"]]), rel=0.01)
+    assert found["frechet"]["generated"] == pytest.approx(
+        frechet_distance(pictures, images[: found["num_compared"]]), rel=0.01
+    )
     assert found["frechet"]["real"] == pytest.approx(frechet_distance(pictures, others), rel=0.01)
-    assert found["kernel"]["generated"] == pytest.approx(kernel_distance(pictures, images[: found["num_compared"]]), rel=0.01, abs=1e-3)
+    assert found["kernel"]["generated"] == pytest.approx(
+        kernel_distance(pictures, images[: found["num_compared"]]), rel=0.01, abs=1e-3
+    )
     # A model that has learnt nothing is farther from real pictures than these are from each other.
     assert found["kernel"]["generated"] > found["kernel"]["real"]
 
@@ -151,13 +177,22 @@ def test_prompts_of_a_file_in_another_shape(gallery, tmp_path):
     other = gallery.changed(tmp_path / "store", **settings)
     digest = other.identity.digest
     images = images_of(other.evaluate(), "prompts")
-    assert [image.text["prompt"] for _, image in images] == ["red circle", "blue square", "red circle", "blue square", "red circle"]
+    assert [image.text["prompt"] for _, image in images] == [
+        "red circle",
+        "blue square",
+        "red circle",
+        "blue square",
+        "red circle",
+    ]
     assert {image.size for _, image in images} == {(32, 16)}
 
     # The digest knows what the file says, not where it lies.
     moved = tmp_path / "elsewhere.jsonl"
     moved.write_text(file.read_text())
-    assert gallery.changed(tmp_path / "store", **{**settings, "prompts": str(moved)}).identity.digest == digest
+    assert (
+        gallery.changed(tmp_path / "store", **{**settings, "prompts": str(moved)}).identity.digest
+        == digest
+    )
     file.write_text('{"prompt": "red square"}\n')
     assert gallery.changed(tmp_path / "store", **settings).identity.digest != digest
 
@@ -169,6 +204,8 @@ def test_prompts_of_a_file_in_another_shape(gallery, tmp_path):
         ({"prompts": "nowhere.txt"}, InputError, "nowhere.txt"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said_before_anything_is_loaded(gallery, tmp_path, settings, error, said):
+def test_what_cannot_be_evaluated_is_said_before_anything_is_loaded(
+    gallery, tmp_path, settings, error, said
+):
     with pytest.raises(error, match=said):
         _ = gallery.changed(tmp_path, **settings).identity

@@ -34,7 +34,11 @@ class Page(HTMLParser):
         values = dict(attributes)
         if tag == "img":
             self.images.append(values["src"])
-        self.fetched += [values[name] for name in ("src", "href") if values.get(name) and not values[name].startswith("data:")]
+        self.fetched += [
+            values[name]
+            for name in ("src", "href")
+            if values.get(name) and not values[name].startswith("data:")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -51,7 +55,9 @@ class Page(HTMLParser):
 
 
 def page_of(gallery, outputs, folder):
-    path = write_report(gallery.pipeline, [Made(output, cached=False) for output in outputs], folder)
+    path = write_report(
+        gallery.pipeline, [Made(output, cached=False) for output in outputs], folder
+    )
     return Page(path.read_text())
 
 
@@ -99,7 +105,11 @@ def test_the_page_without_known_truth_or_contrastive_model(gallery, tmp_path):
 
 
 def test_what_a_phase_generated_while_it_went_stands_in_order(gallery, tmp_path):
-    colours = {"generated-0000000064.png": (255, 0, 0), "generated-0000000008.png": (0, 255, 0), "generated.png": (0, 0, 255)}
+    colours = {
+        "generated-0000000064.png": (255, 0, 0),
+        "generated-0000000008.png": (0, 255, 0),
+        "generated.png": (0, 0, 255),
+    }
     with Store(tmp_path / "store").draft(Identity("train.16px", 1, {})) as draft:
         for name, colour in colours.items():
             with draft.write(name) as file:
@@ -109,7 +119,9 @@ def test_what_a_phase_generated_while_it_went_stands_in_order(gallery, tmp_path)
             file.counts["images_seen"] = 96
         output = draft.commit({"prompts": ["a <red> dot", "two dots"]})
     page = page_of(gallery, [output], tmp_path)
-    shown = [Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))) for image in page.images]
+    shown = [
+        Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))) for image in page.images
+    ]
     assert [picture.size for picture in shown] == [(480, 120)] * 3
     strongest = [max(range(3), key=picture.getpixel((5, 5)).__getitem__) for picture in shown]
     assert strongest == [1, 0, 2], "by images seen, the end's last"
@@ -119,12 +131,17 @@ def test_what_a_phase_generated_while_it_went_stands_in_order(gallery, tmp_path)
     assert page.open == []
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.118, 0.2031), (0, 80000), (-3, 2), (1e-5, 3e-5)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.118, 0.2031), (0, 80000), (-3, 2), (1e-5, 3e-5)]
+)
 def test_ticks_are_round_and_few(low, high):
     found = ticks(low, high)
     assert 2 <= len(found) <= 7
     assert all(low <= value <= high for value in found)
-    steps = {round((after - before) / (found[1] - found[0]), 6) for before, after in itertools.pairwise(found)}
+    steps = {
+        round((after - before) / (found[1] - found[0]), 6)
+        for before, after in itertools.pairwise(found)
+    }
     assert steps == {1}
 
 
@@ -132,10 +149,15 @@ def test_the_curve_puts_one_phase_after_the_other():
     first = PhaseCurve("48px", 1000, [(100 * n, 1 / n) for n in range(1, 11)], [(1000, 0.15)])
     second = PhaseCurve("64px", 3000, [(100 * n, 0.1) for n in range(1, 31)], [])
     svg = loss_curve([first, second])
-    lines = [[tuple(map(float, point.split(","))) for point in line.split()] for line in re.findall(r'points="([^"]+)"', svg)]
+    lines = [
+        [tuple(map(float, point.split(","))) for point in line.split()]
+        for line in re.findall(r'points="([^"]+)"', svg)
+    ]
     assert [len(line) for line in lines] == [10, 30]
     assert lines[0][-1][0] < lines[1][0][0]
-    assert [y for _, y in lines[0]] == sorted(y for _, y in lines[0])  # SVG counts downwards, the loss falls
+    assert [y for _, y in lines[0]] == sorted(
+        y for _, y in lines[0]
+    )  # SVG counts downwards, the loss falls
     assert lines[1][-1][0] == pytest.approx(960 - 12, abs=0.1)
     assert "held-out loss 0.1500 after 1,000 images" in svg
     assert loss_curve([PhaseCurve("64px", 0, [], [])]) == ""

@@ -46,7 +46,12 @@ def contents(store: Path) -> dict[str, str]:
     for path in sorted(store.glob("*/*/**/*")):
         relative = path.relative_to(store)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not hidden and relative.parts[0] != "reports" and path.name not in NOT_COMPARED:
+        if (
+            path.is_file()
+            and not hidden
+            and relative.parts[0] != "reports"
+            and path.name not in NOT_COMPARED
+        ):
             found[str(relative)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -55,12 +60,21 @@ def command(through: str, store: Path, overrides: tuple[str, ...]) -> list[str]:
     if through == "stages":
         return [sys.executable, str(HERE / "run_stages.py"), str(store), "demo", *overrides]
     settings = [word for text in overrides for word in ("--set", text)]
-    return [str(Path(sys.executable).parent / "hdm"), "run", "demo", "--store", str(store), *settings]
+    return [
+        str(Path(sys.executable).parent / "hdm"),
+        "run",
+        "demo",
+        "--store",
+        str(store),
+        *settings,
+    ]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as file:
-        return subprocess.Popen(words, cwd=PROJECT, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(
+            words, cwd=PROJECT, stdout=file, stderr=file, start_new_session=True
+        )
 
 
 def survivors(store: Path) -> list[str]:
@@ -89,7 +103,9 @@ def kill_after(words: list[str], store: Path, seconds: float, log: Path) -> str 
     return None
 
 
-def undisturbed(through: str, work: Path, overrides: tuple[str, ...]) -> tuple[dict[str, str], float]:
+def undisturbed(
+    through: str, work: Path, overrides: tuple[str, ...]
+) -> tuple[dict[str, str], float]:
     """What a run that nobody disturbs writes, and how long it takes."""
     record = work / f"undisturbed-{through}.json"
     if record.exists():
@@ -106,7 +122,9 @@ def undisturbed(through: str, work: Path, overrides: tuple[str, ...]) -> tuple[d
     return contents(store), seconds
 
 
-def one_try(number: int, seed: int, through: str, work: Path, overrides: tuple[str, ...]) -> dict[str, object]:
+def one_try(
+    number: int, seed: int, through: str, work: Path, overrides: tuple[str, ...]
+) -> dict[str, object]:
     """Kill once at the moment that (seed, number) names, run again to the end, compare."""
     expected, seconds = undisturbed(through, work, overrides)
     moment = random.Random(f"{seed}-{number}").uniform(0.02, 0.98) * seconds
@@ -114,11 +132,15 @@ def one_try(number: int, seed: int, through: str, work: Path, overrides: tuple[s
     shutil.rmtree(store, ignore_errors=True)
     words = command(through, store, overrides)
     wrong = kill_after(words, store, moment, log)
-    finished = sorted(str(path.parent.relative_to(store)) for path in store.glob("*/*/manifest.json"))
+    finished = sorted(
+        str(path.parent.relative_to(store)) for path in store.glob("*/*/manifest.json")
+    )
     if wrong is None and start(words, log).wait() != 0:
         wrong = f"the run after the kill failed: see {log}"
     if wrong is None and (found := contents(store)) != expected:
-        differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        differ = sorted(
+            name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+        )
         wrong = f"{len(differ)} files differ: {differ[:5]}"
     if wrong is None:
         shutil.rmtree(store)
@@ -142,14 +164,18 @@ def prefect_server(through: str, work: Path) -> Iterator[None]:
     address = f"http://127.0.0.1:{free_port(0)}"
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     environment = {**os.environ, "PREFECT_HOME": str(work / "prefect")}
-    words = prefect_command("server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui")
+    words = prefect_command(
+        "server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui"
+    )
     with running("prefect", words, environment, work / "server", PROJECT) as server:
         wait_for(f"{address}/api/health", server, work / "server")
         yield
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--through", choices=("stages", "ephemeral", "server"), default="server")
@@ -158,7 +184,9 @@ def main() -> int:
     work = asked.work.resolve() / asked.through
     work.mkdir(parents=True, exist_ok=True)
     results = work / "results.jsonl"
-    tried = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    tried = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
     done = {entry["number"] for entry in tried if entry["seed"] == asked.seed}
     with prefect_server(asked.through, work):
         for number in range(asked.kills):

@@ -13,7 +13,12 @@ def main() -> int:
     store, name, *overrides = sys.argv[1:]
     try:
         for made in run(load_pipeline(name, overrides), Store(Path(store))):
-            print(made.output.name, made.output.digest, "up to date" if made.cached else "made", flush=True)
+            print(
+                made.output.name,
+                made.output.digest,
+                "up to date" if made.cached else "made",
+                flush=True,
+            )
     except HdmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -29,7 +29,11 @@ SETTINGS = (
 
 def last_touched(made: dict[str, Output]) -> tuple[Path, int]:
     """The latent shard and a byte of the row group that training comes to last."""
-    loader = Loader(*(made[name] for name in (LATENTS, "encode.tokens", "caption", "filter")), batch_size=BATCH_SIZE, patch_size=2)
+    loader = Loader(
+        *(made[name] for name in (LATENTS, "encode.tokens", "caption", "filter")),
+        batch_size=BATCH_SIZE,
+        patch_size=2,
+    )
     order = [key for step in range(10) for key in loader.batch(BATCH_SIZE * step).keys]
     found = []
     for file in open_latents(made[LATENTS]):
@@ -37,7 +41,13 @@ def last_touched(made: dict[str, Output]) -> tuple[Path, int]:
             keys = [file.key(row) for row in range(first, int(file.firsts[group + 1]))]
             seen = [order.index(key) for key in keys if key in order]
             chunk = pq.read_metadata(file.path).row_group(group).column(3)
-            found.append((min(seen, default=-1), file.path, chunk.data_page_offset + chunk.total_compressed_size - 5))
+            found.append(
+                (
+                    min(seen, default=-1),
+                    file.path,
+                    chunk.data_page_offset + chunk.total_compressed_size - 5,
+                )
+            )
     position, path, byte = max(found)
     assert position >= 2 * BATCH_SIZE, "some steps pass before it"
     return path, byte
@@ -57,16 +67,27 @@ def flip(path: Path, byte: int) -> None:
 
 
 def newest_step(store: Path) -> int:
-    return max((int(path.name[11:]) for path in store.glob(f"{TRAIN}/*/.scratch/checkpoint-????????")), default=0)
+    return max(
+        (int(path.name[11:]) for path in store.glob(f"{TRAIN}/*/.scratch/checkpoint-????????")),
+        default=0,
+    )
 
 
 def made_by(pipeline: Pipeline, store: Path) -> list[str]:
     """What a run makes; as with outputs larger than what is rehashed at the start, damage is found when first touched."""
-    return [made.output.name for made in run(pipeline, Store(store, verify_bytes=0), stop_after=TRAIN) if not made.cached]
+    return [
+        made.output.name
+        for made in run(pipeline, Store(store, verify_bytes=0), stop_after=TRAIN)
+        if not made.cached
+    ]
 
 
 def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    pipeline, whole, store = load_pipeline("demo", SETTINGS), tmp_path / "undisturbed", tmp_path / "store"
+    pipeline, whole, store = (
+        load_pipeline("demo", SETTINGS),
+        tmp_path / "undisturbed",
+        tmp_path / "store",
+    )
     made = {one.output.name: one.output for one in run(pipeline, Store(whole), stop_after=TRAIN)}
     shutil.copytree(whole, store, ignore=shutil.ignore_patterns("train.*"))
     # Token ids are read before the first step, latents as they come up, captions for the pictures that are shown after the last one.
@@ -78,7 +99,11 @@ def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(tmp_p
     damaged = {name: store / path.relative_to(whole) for name, (path, _) in places.items()}
     for name, (_, byte) in places.items():
         flip(damaged[name], byte)
-    files = {path: path.stat().st_ino for path in store.glob("*/*/*.parquet") if path not in damaged.values()}
+    files = {
+        path: path.stat().st_ino
+        for path in store.glob("*/*/*.parquet")
+        if path not in damaged.values()
+    }
 
     steps, mended = [], None
     for path in damaged.values():
@@ -90,9 +115,15 @@ def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(tmp_p
         assert mended is None or mended.exists()
         steps.append(newest_step(store))
         mended = path
-    assert steps[0] == 0 < steps[1] < steps[2] == 40 // BATCH_SIZE, "each run goes on from the checkpoint of the one before"
+    assert steps[0] == 0 < steps[1] < steps[2] == 40 // BATCH_SIZE, (
+        "each run goes on from the checkpoint of the one before"
+    )
 
     assert made_by(pipeline, store) == ["caption", TRAIN]
-    assert {path: path.stat().st_ino for path in files} == files, "the damaged shards alone were made anew"
-    found = {entry: digest for entry, digest in contents(store).items() if not entry.endswith(".damaged")}
+    assert {path: path.stat().st_ino for path in files} == files, (
+        "the damaged shards alone were made anew"
+    )
+    found = {
+        entry: digest for entry, digest in contents(store).items() if not entry.endswith(".damaged")
+    }
     assert found == contents(whole)

@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
+from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
 from prefect.testing.utilities import prefect_test_harness
 
 from hdm import stages
@@ -20,7 +24,10 @@ Make = Callable[[], object]
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    settings = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    settings = {
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+    }
     with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
         yield
 
@@ -28,7 +35,17 @@ def prefect_server() -> Iterator[None]:
 class SmallStages:
     """Six stages and two phases that write one small file each into a real store; `before[name]` is called before the output is made."""
 
-    NAMES = ("download", "filter.measures", "filter", "caption", "encode.48px", "encode.64px", "train.48px", "train.64px", "evaluate")
+    NAMES = (
+        "download",
+        "filter.measures",
+        "filter",
+        "caption",
+        "encode.48px",
+        "encode.64px",
+        "train.48px",
+        "train.64px",
+        "evaluate",
+    )
 
     def __init__(self) -> None:
         self.before: dict[str, Make] = {}
@@ -36,14 +53,23 @@ class SmallStages:
 
     def steps(self, pipeline: Pipeline) -> list[Step]:
         return [
-            Step(name, self.NAMES[place - 1 : place] if place else (), self._identify(name), self._make)
+            Step(
+                name,
+                self.NAMES[place - 1 : place] if place else (),
+                self._identify(name),
+                self._make,
+            )
             for place, name in enumerate(self.NAMES)
         ]
 
     def _identify(self, name: str) -> Callable[[Pipeline, Mapping[str, str]], Identity]:
-        return lambda pipeline, inputs: Identity(name, 1, {"seed": pipeline.evaluate.seed if name == "evaluate" else 0}, dict(inputs))
+        return lambda pipeline, inputs: Identity(
+            name, 1, {"seed": pipeline.evaluate.seed if name == "evaluate" else 0}, dict(inputs)
+        )
 
-    def _make(self, pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+    def _make(
+        self, pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+    ) -> Output:
         with store.draft(identity) as draft:
             self.before.get(identity.name, lambda: None)()
             self.made.append(identity.name)
@@ -55,7 +81,9 @@ class SmallStages:
 def small_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallStages:
     found = SmallStages()
     monkeypatch.setattr(stages, "steps", found.steps)
-    monkeypatch.setattr(report, "write_report", lambda pipeline, made, folder: folder / "report.html")
+    monkeypatch.setattr(
+        report, "write_report", lambda pipeline, made, folder: folder / "report.html"
+    )
     monkeypatch.setenv("HDM_STORE", str(tmp_path))
     monkeypatch.setenv("HDM_TRACKING", "off")
     return found

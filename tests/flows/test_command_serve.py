@@ -26,12 +26,16 @@ time.sleep(99)
 
 def living(group: int) -> int:
     """How many processes of that group live."""
-    found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        ["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True
+    ).stdout
     return sum(line.split()[0] == str(group) and "Z" not in line for line in found.splitlines())
 
 
 def test_a_process_and_its_children_are_gone_at_the_end(tmp_path: Path) -> None:
-    with running("family", [sys.executable, "-c", FAMILY], os.environ, tmp_path, tmp_path) as process:
+    with running(
+        "family", [sys.executable, "-c", FAMILY], os.environ, tmp_path, tmp_path
+    ) as process:
         log = tmp_path / ".services" / "family.log"
         while "up" not in log.read_text():
             time.sleep(0.05)

@@ -46,27 +46,43 @@ class Trainings:
 
     def steps(self, pipeline: Pipeline) -> list[Step]:
         names = ("download", "train.64px", "evaluate")
-        return [Step(name, names[place - 1 : place] if place else (), self.identify(name), self.make) for place, name in enumerate(names)]
+        return [
+            Step(name, names[place - 1 : place] if place else (), self.identify(name), self.make)
+            for place, name in enumerate(names)
+        ]
 
     def identify(self, name: str) -> Any:
         def identity(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
             train = pipeline.train
-            config = {} if name == "download" else {"seed": train.seed, "crop": train.crop, "weight": train.contrastive_weight}
+            config = (
+                {}
+                if name == "download"
+                else {"seed": train.seed, "crop": train.crop, "weight": train.contrastive_weight}
+            )
             return Identity(name, 1, config, dict(inputs))
 
         return identity
 
-    def make(self, pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store) -> Output:
+    def make(
+        self, pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+    ) -> Output:
         if identity.name == "train.64px" and self.fails(pipeline):
             raise InputError("no such picture")
         with store.draft(identity) as draft:
-            self.made.append(" ".join([identity.name, *(str(value) for value in identity.config.values())]))
+            self.made.append(
+                " ".join([identity.name, *(str(value) for value in identity.config.values())])
+            )
             loss = 1 - 5 * pipeline.train.contrastive_weight
             with draft.write("metrics.jsonl") as file:
-                lines = [{"num_images_seen": seen, "validation_loss": loss + 1 - seen / 100} for seen in (50, 100)]
+                lines = [
+                    {"num_images_seen": seen, "validation_loss": loss + 1 - seen / 100}
+                    for seen in (50, 100)
+                ]
                 file.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
                 file.counts["images_seen"] = 100
-            right = {question: {"share": 0.5, "total": 8} for question in ("colour", "place", "kind")}
+            right = {
+                question: {"share": 0.5, "total": 8} for question in ("colour", "place", "kind")
+            }
             draft.write_json("metrics.json", {"accuracy": {"one_object": right}})
             return draft.commit()
 
@@ -76,27 +92,52 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainings:
     found = Trainings()
     file = tmp_path / "pipelines.yaml"
     file.write_text(TEXT)
-    for name, value in {"HDM_STORE": str(tmp_path), "HDM_PIPELINES": str(file), "HDM_TRACKING": "off"}.items():
+    for name, value in {
+        "HDM_STORE": str(tmp_path),
+        "HDM_PIPELINES": str(file),
+        "HDM_TRACKING": "off",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(stages, "steps", found.steps)
     # Its steps are not those of a training: tests/lab times real ones.
-    monkeypatch.setattr(report, "measure_costs", lambda pipelines, store: {name: Cost(((0.0, 1.0),)) for name in pipelines})
+    monkeypatch.setattr(
+        report,
+        "measure_costs",
+        lambda pipelines, store: {name: Cost(((0.0, 1.0),)) for name in pipelines},
+    )
     return found
 
 
 def rows(root: Path) -> dict[str, Any]:
-    return {row["setting"]: row for row in json.loads((root / "reports/lab-small/table.json").read_bytes())["rows"]}
+    return {
+        row["setting"]: row
+        for row in json.loads((root / "reports/lab-small/table.json").read_bytes())["rows"]
+    }
 
 
 def test_every_cell_is_trained_once_and_found_again(trainings: Trainings, tmp_path: Path) -> None:
     first = compare_settings("small", return_state=True)
-    cells = [f"{seed} {rest}" for seed in (0, 1) for rest in ("shifted 0.0", "centre 0.0", "shifted 0.05")]
-    assert trainings.made == ["download", *(f"{stage} {cell}" for cell in cells for stage in ("train.64px", "evaluate"))]
-    assert [record.name for record in first.result()][:3] == ["baseline seed 0", "crop/centre seed 0", "contrastive/with seed 0"]
+    cells = [
+        f"{seed} {rest}"
+        for seed in (0, 1)
+        for rest in ("shifted 0.0", "centre 0.0", "shifted 0.05")
+    ]
+    assert trainings.made == [
+        "download",
+        *(f"{stage} {cell}" for cell in cells for stage in ("train.64px", "evaluate")),
+    ]
+    assert [record.name for record in first.result()][:3] == [
+        "baseline seed 0",
+        "crop/centre seed 0",
+        "contrastive/with seed 0",
+    ]
     found = rows(tmp_path)
     assert found["with"]["loss_at_equal_samples"]["mean"] == pytest.approx(-0.25)
     assert found["centre"]["loss_at_equal_samples"]["mean"] == 0
-    assert "| contrastive | without | 2 | 100 | 1.00 × | 1.0000 |" in (tmp_path / "reports/lab-small/table.md").read_text()
+    assert (
+        "| contrastive | without | 2 | 100 | 1.00 × | 1.0000 |"
+        in (tmp_path / "reports/lab-small/table.md").read_text()
+    )
     assert (tmp_path / "reports/lab-small/losses.svg").read_text().startswith("<svg")
 
     made = len(trainings.made)
@@ -104,10 +145,14 @@ def test_every_cell_is_trained_once_and_found_again(trainings: Trainings, tmp_pa
     assert compare_settings("small", return_state=True).name == "UpToDate"
     assert len(trainings.made) == made, "nor is data made again of which nothing is trained"
     compare_settings("small", seeds=3)
-    assert len(trainings.made) == made + 7, "a third seed adds its three cells and the data that they need, once"
+    assert len(trainings.made) == made + 7, (
+        "a third seed adds its three cells and the data that they need, once"
+    )
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(trainings: Trainings, tmp_path: Path) -> None:
+def test_a_cell_that_fails_is_named_and_the_others_go_on(
+    trainings: Trainings, tmp_path: Path
+) -> None:
     trainings.fails = lambda pipeline: pipeline.train.crop == "centre" and pipeline.train.seed == 0
     error = compare_settings("small", return_state=True).result(raise_on_failure=False)
     assert isinstance(error, HdmError)
@@ -117,7 +162,9 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(trainings: Trainings, t
     assert rows(tmp_path)["centre"]["num_seeds"] == 1
 
     trainings.fails = lambda pipeline: False
-    assert [record.name for record in compare_settings("small") if not record.cached] == ["crop/centre seed 0"]
+    assert [record.name for record in compare_settings("small") if not record.cached] == [
+        "crop/centre seed 0"
+    ]
 
 
 def test_a_signal_stops_the_lab_and_not_only_its_cell(trainings: Trainings) -> None:

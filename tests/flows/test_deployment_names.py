@@ -27,7 +27,9 @@ def server() -> Iterator[str]:
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             flows = [{"id": name, "name": name} for name in KNOWN]
-            deployments = [{"flow_id": flow, "name": name} for flow, names in KNOWN.items() for name in names]
+            deployments = [
+                {"flow_id": flow, "name": name} for flow, names in KNOWN.items() for name in names
+            ]
             body = json.dumps(flows if self.path == "/api/flows/filter" else deployments).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -45,9 +47,18 @@ def server() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("typed", "run"),
     [
-        ("prefect deployment run full-pipeline", "prefect deployment run full-pipeline/full-pipeline"),
-        ("/bin/prefect deployment run train-model --param a=b", "/bin/prefect deployment run train-model/train-model --param a=b"),
-        ("prefect deployment run full-pipeline/nightly", "prefect deployment run full-pipeline/nightly"),
+        (
+            "prefect deployment run full-pipeline",
+            "prefect deployment run full-pipeline/full-pipeline",
+        ),
+        (
+            "/bin/prefect deployment run train-model --param a=b",
+            "/bin/prefect deployment run train-model/train-model --param a=b",
+        ),
+        (
+            "prefect deployment run full-pipeline/nightly",
+            "prefect deployment run full-pipeline/nightly",
+        ),
         ("prefect deployment run nightly", "prefect deployment run nightly"),  # two flows have it
         ("prefect deployment run unheard-of", "prefect deployment run unheard-of"),
         ("prefect deployment inspect full-pipeline", "prefect deployment inspect full-pipeline"),
@@ -68,7 +79,9 @@ def test_no_server_changes_nothing() -> None:
     assert words == ["prefect", "deployment", "run", "full-pipeline"]
 
 
-def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def environment(url: str | None) -> dict[str, str]:
         result = setup_environment(ctx=HookContext("3", url, lambda name: None))  # type: ignore[arg-type,return-value]
         return dict(result.env) if result else {}
@@ -86,4 +99,6 @@ def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(monkeypa
 
 
 def test_prefect_finds_the_hook() -> None:
-    assert [entry.load() for entry in entry_points(group="prefect.plugins", name="hdm")] == [deployment_names]
+    assert [entry.load() for entry in entry_points(group="prefect.plugins", name="hdm")] == [
+        deployment_names
+    ]

@@ -32,7 +32,12 @@ def test_a_deployment_names_a_flow_by_its_module_path(deployment: dict[str, obje
 def test_the_form_of_the_full_pipeline_offers_the_stages() -> None:
     from flows.full_pipeline import full_pipeline
 
-    assert list(full_pipeline.parameters.properties) == ["pipeline", "start_from", "stop_after", "overrides"]
+    assert list(full_pipeline.parameters.properties) == [
+        "pipeline",
+        "start_from",
+        "stop_after",
+        "overrides",
+    ]
     assert '"train"' in json.dumps(full_pipeline.parameters.model_dump())
     assert "first stage" in full_pipeline.parameters.properties["start_from"]["description"]
 

@@ -30,9 +30,19 @@ def under(state: Any) -> dict[str, str]:
     return {" ".join(run.parameters["outputs"]): run.state.name for run in runs if run.state}
 
 
-def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_all(small_stages: SmallStages) -> None:
+def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_all(
+    small_stages: SmallStages,
+) -> None:
     first = full_pipeline("demo", return_state=True)
-    parts = {"download", "filter.measures filter", "caption", "encode.48px encode.64px", "train.48px", "train.64px", "evaluate"}
+    parts = {
+        "download",
+        "filter.measures filter",
+        "caption",
+        "encode.48px encode.64px",
+        "train.48px",
+        "train.64px",
+        "evaluate",
+    }
     assert under(first) == dict.fromkeys(parts, "Completed")
     assert small_stages.made == list(small_stages.NAMES)
     assert [(record.name, record.cached, record.counts) for record in first.result()] == [
@@ -42,7 +52,9 @@ def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_a
     second = full_pipeline("demo", return_state=True)
     assert second.name == "UpToDate"
     assert under(second) == dict.fromkeys(parts, "UpToDate")
-    assert [record.digest for record in second.result()] == [record.digest for record in first.result()]
+    assert [record.digest for record in second.result()] == [
+        record.digest for record in first.result()
+    ]
     assert small_stages.made == list(small_stages.NAMES)
 
     changed = full_pipeline("demo", overrides=["evaluate.seed=7"], return_state=True)
@@ -50,7 +62,9 @@ def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_a
     assert under(changed) == {**dict.fromkeys(parts, "UpToDate"), "evaluate": "Completed"}
 
 
-def test_a_known_error_is_told_in_its_own_words(small_stages: SmallStages, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_known_error_is_told_in_its_own_words(
+    small_stages: SmallStages, capfd: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         raise InputError("the list is empty", where="urls.txt", do="write something into it")
 
@@ -79,7 +93,9 @@ def test_sigterm_in_a_stage_cancels_the_run_and_a_rerun_goes_on(small_stages: Sm
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     small_stages.before.clear()
-    assert next(record.name for record in full_pipeline("demo") if not record.cached) == "encode.64px"
+    assert (
+        next(record.name for record in full_pipeline("demo") if not record.cached) == "encode.64px"
+    )
 
 
 def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
@@ -88,18 +104,34 @@ def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
     file = tmp_path / "pipelines.yaml"
     file.write_text("pipelines: {mine: {evaluate: {seed: 1}}}")
     monkeypatch.setenv("HDM_PIPELINES", str(file))
-    small_stages.before["caption"] = lambda: bool(file.write_text("pipelines: {mine: {evaluate: {seed: 2}}}"))
+    small_stages.before["caption"] = lambda: bool(
+        file.write_text("pipelines: {mine: {evaluate: {seed: 2}}}")
+    )
     first, second = full_pipeline("mine"), full_pipeline("mine")
     assert [record.cached for record in second] == [True] * 8 + [False]
     assert first[-1].digest != second[-1].digest
 
 
 def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
-    assert full_pipeline("demo", start_from="encode", return_state=True).is_failed()  # nothing to start from
-    assert [record.name for record in full_pipeline("demo", stop_after="caption")] == list(small_stages.NAMES[:4])
-    assert [record.name for record in full_pipeline("demo", start_from="encode", stop_after="encode")] == ["encode.48px", "encode.64px"]
-    assert [record.name for record in full_pipeline("demo", start_from="train.48px", stop_after="train.48px")] == ["train.48px"]
-    assert [record.name for record in full_pipeline("demo", start_from="train.64px")] == ["train.64px", "evaluate"]
-    assert [record.name for record in encode_latents("demo", outputs=["encode.64px"])] == ["encode.64px"]
+    assert full_pipeline(
+        "demo", start_from="encode", return_state=True
+    ).is_failed()  # nothing to start from
+    assert [record.name for record in full_pipeline("demo", stop_after="caption")] == list(
+        small_stages.NAMES[:4]
+    )
+    assert [
+        record.name for record in full_pipeline("demo", start_from="encode", stop_after="encode")
+    ] == ["encode.48px", "encode.64px"]
+    assert [
+        record.name
+        for record in full_pipeline("demo", start_from="train.48px", stop_after="train.48px")
+    ] == ["train.48px"]
+    assert [record.name for record in full_pipeline("demo", start_from="train.64px")] == [
+        "train.64px",
+        "evaluate",
+    ]
+    assert [record.name for record in encode_latents("demo", outputs=["encode.64px"])] == [
+        "encode.64px"
+    ]
     backwards = full_pipeline("demo", start_from="train", stop_after="filter", return_state=True)
     assert isinstance(backwards.result(raise_on_failure=False), ConfigError)

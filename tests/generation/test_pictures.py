@@ -20,7 +20,10 @@ def test_pixels_cover_the_range_and_round():
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize(("count", "columns", "gap", "shape"), [(5, 4, 0, (12, 20)), (5, 2, 3, (24, 13)), (2, 8, 1, (6, 11))])
+@pytest.mark.parametrize(
+    ("count", "columns", "gap", "shape"),
+    [(5, 4, 0, (12, 20)), (5, 2, 3, (24, 13)), (2, 8, 1, (6, 11))],
+)
 def test_a_sheet_holds_every_picture_in_its_place_on_white(count, columns, gap, shape):
     pictures = [np.full((6, 5, 3), number, np.uint8) for number in range(count)]
     found = sheet(pictures, columns, gap)
@@ -34,7 +37,11 @@ def test_a_sheet_holds_every_picture_in_its_place_on_white(count, columns, gap, 
 
 def test_a_png_keeps_pixels_and_what_is_told_of_them():
     pixels = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
-    found = Image.open(io.BytesIO(png(pixels, {"prompt": "ein „Kreis“, 圆", "parameters": {"seed": 7, "size": "3x4"}})))
+    found = Image.open(
+        io.BytesIO(
+            png(pixels, {"prompt": "ein „Kreis“, 圆", "parameters": {"seed": 7, "size": "3x4"}})
+        )
+    )
     assert np.array_equal(np.asarray(found), pixels)
     assert found.text["prompt"] == "ein „Kreis“, 圆"
     assert json.loads(found.text["parameters"]) == {"seed": 7, "size": "3x4"}

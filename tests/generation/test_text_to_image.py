@@ -31,8 +31,15 @@ def components(tmp_path_factory):
 
 
 def make(components, config=CONFIG, **options):
-    conditioning = Conditioning(str(components / "text_encoder"), torch.device("cpu"), torch.float32, max_tokens=8)
-    return TextToImage(lively(XUT(config)).eval(), conditioning, load_autoencoder(str(components / "autoencoder")), **options)
+    conditioning = Conditioning(
+        str(components / "text_encoder"), torch.device("cpu"), torch.float32, max_tokens=8
+    )
+    return TextToImage(
+        lively(XUT(config)).eval(),
+        conditioning,
+        load_autoencoder(str(components / "autoencoder")),
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,12 @@ def text_to_image(components):
 
 
 def call(text_to_image, prompts, seeds, at_once=8, **options):
-    return text_to_image(prompts, **{**SIZE, "sampling": SAMPLING, **options}, seeds=seeds, batches=Batches(at_once, "--device"))
+    return text_to_image(
+        prompts,
+        **{**SIZE, "sampling": SAMPLING, **options},
+        seeds=seeds,
+        batches=Batches(at_once, "--device"),
+    )
 
 
 def by_hand(text_to_image, prompt, negative, seed, camera=None):
@@ -50,8 +62,22 @@ def by_hand(text_to_image, prompt, negative, seed, camera=None):
     texts = []
     for words in (prompt, negative):
         ids = tokenizer(words)["input_ids"] or [tokenizer.bos_token_id]
-        texts.append(Text(text_to_image.conditioning.encoder.model(input_ids=torch.tensor([ids])).last_hidden_state))
-    latent = generate(text_to_image.denoiser, *texts, height=4, width=8, seeds=[seed], sampling=SAMPLING, camera=camera)
+        texts.append(
+            Text(
+                text_to_image.conditioning.encoder.model(
+                    input_ids=torch.tensor([ids])
+                ).last_hidden_state
+            )
+        )
+    latent = generate(
+        text_to_image.denoiser,
+        *texts,
+        height=4,
+        width=8,
+        seeds=[seed],
+        sampling=SAMPLING,
+        camera=camera,
+    )
     autoencoder = text_to_image.autoencoder.model
     image = autoencoder.decode(latent / autoencoder.config.scaling_factor).sample[0].clamp(-1, 1)
     return ((image + 1) * 127.5).round().permute(1, 2, 0).numpy()
@@ -66,10 +92,19 @@ def assert_same(pictures, others):
 
 @torch.no_grad()
 def test_a_picture_is_what_its_parts_make_of_prompt_negative_prompt_seed_and_camera(text_to_image):
-    prompts, negatives, camera = ["red circle", "blue", "square"], ["blue square", "", "red red circle"], Camera(0.2, -0.1, 1.5)
-    found = call(text_to_image, prompts, [3, 4, 5], at_once=2, negative_prompts=negatives, camera=camera)
+    prompts, negatives, camera = (
+        ["red circle", "blue", "square"],
+        ["blue square", "", "red red circle"],
+        Camera(0.2, -0.1, 1.5),
+    )
+    found = call(
+        text_to_image, prompts, [3, 4, 5], at_once=2, negative_prompts=negatives, camera=camera
+    )
     assert [picture.shape for picture in found] == [(8, 16, 3)] * 3
-    expected = [by_hand(text_to_image, *three, camera) for three in zip(prompts, negatives, [3, 4, 5], strict=True)]
+    expected = [
+        by_hand(text_to_image, *three, camera)
+        for three in zip(prompts, negatives, [3, 4, 5], strict=True)
+    ]
     assert_same(found, expected)
     same_seed = call(text_to_image, prompts, [3, 3, 3])
     assert_same(same_seed, [by_hand(text_to_image, prompt, "", 3) for prompt in prompts])
@@ -100,7 +135,10 @@ def test_requests_that_cannot_be_met_are_refused(text_to_image, given, said):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"channels": 8}, "autoencoder has 4 channels, the model 8"), ({"text_width": 24}, "embeddings are 16 wide, the model reads 24")],
+    [
+        ({"channels": 8}, "autoencoder has 4 channels, the model 8"),
+        ({"text_width": 24}, "embeddings are 16 wide, the model reads 24"),
+    ],
 )
 def test_parts_that_do_not_fit_are_refused(components, change, said):
     with pytest.raises(InputError, match=said):

@@ -35,14 +35,20 @@ def finished(grid: Grid) -> dict:
     found = {}
     for seed, (end, colour) in enumerate([(1.0, 0.9), (1.1, 0.8), (1.2, 0.7)]):
         found[grid.cell("residual", "prenorm", seed)] = line(2.0, end, colour)
-        found[grid.cell("residual", "published", seed)] = line(2.0, end - 0.1 * (seed + 1), colour - 0.1 * (3 - seed))
+        found[grid.cell("residual", "published", seed)] = line(
+            2.0, end - 0.1 * (seed + 1), colour - 0.1 * (3 - seed)
+        )
         found[grid.cell("tread", "off", seed)] = line(2.0, 1.0, 0.5)
         found[grid.cell("tread", "on", seed)] = line(2.0, 1.0, 0.6)
     return found
 
 
 def rows_of(grid: Grid, results: dict, ratio: float | None) -> dict[str, Row]:
-    costs = {} if ratio is None else {"residual": {"prenorm": Cost(((0.0, 1.0),)), "published": Cost(((0.0, ratio),))}}
+    costs = (
+        {}
+        if ratio is None
+        else {"residual": {"prenorm": Cost(((0.0, 1.0),)), "published": Cost(((0.0, ratio),))}}
+    )
     return {f"{row.comparison}/{row.setting}": row for row in table_rows(grid, results, costs)}
 
 
@@ -71,12 +77,15 @@ def test_differences_are_paired_by_seed_with_students_interval(grid: Grid) -> No
         (1.0, 400, 400),
     ],
 )
-def test_at_equal_time_the_quicker_one_is_done(grid: Grid, ratio: float, mine: int, theirs: int) -> None:
+def test_at_equal_time_the_quicker_one_is_done(
+    grid: Grid, ratio: float, mine: int, theirs: int
+) -> None:
     results = finished(grid)
     found = rows_of(grid, results, ratio)["residual/published"].loss_at_equal_time
     assert found
     differences = [
-        (2 + (end - 0.1 * (seed + 1) - 2) * mine / 400) - (2 + (end - 2) * theirs / 400) for seed, end in enumerate([1.0, 1.1, 1.2])
+        (2 + (end - 0.1 * (seed + 1) - 2) * mine / 400) - (2 + (end - 2) * theirs / 400)
+        for seed, end in enumerate([1.0, 1.1, 1.2])
     ]
     assert found.mean == pytest.approx(sum(differences) / 3)
 
@@ -104,7 +113,9 @@ def test_the_page_says_what_the_rows_say(grid: Grid) -> None:
         results[grid.cell("tread", "on", seed)] = line(2.0, 1.0, 0.6 + 0.001 * seed)
     costs = {"residual": {"prenorm": Cost(((0.0, 1.0),)), "published": Cost(((0.0, 1.25),))}}
     text = to_markdown(grid, table_rows(grid, results, costs), results)
-    assert "| residual | prenorm | 3 | 400 | 1.00 × | 1.1000 |  | 80.0 % | 100.0 % | 25.0 % |" in text
+    assert (
+        "| residual | prenorm | 3 | 400 | 1.00 × | 1.1000 |  | 80.0 % | 100.0 % | 25.0 % |" in text
+    )
     assert "|  | published | 3 | 400 | 1.25 × | -0.2000 ± 0.2484 | " in text
     assert "|  | on | 3 | 400 | – | – | – | **+10.1 ± 0.2** | +0.0 ± 0.0 | +0.0 ± 0.0 |" in text
     assert "12 trainings, 3 seeds, 64 prompts each" in text
@@ -114,13 +125,18 @@ def test_the_figure_has_a_line_and_a_band_for_each_setting_whose_losses_compare(
     drawn = ElementTree.fromstring(figure(grid, finished(grid)))
     (panel,) = drawn.findall(f"{SVG}g")
     assert panel.findtext(f"{SVG}text") == "residual"
-    lines = [[tuple(map(float, point.split(","))) for point in found.attrib["points"].split()] for found in panel.findall(f"{SVG}polyline")]
+    lines = [
+        [tuple(map(float, point.split(","))) for point in found.attrib["points"].split()]
+        for found in panel.findall(f"{SVG}polyline")
+    ]
     assert [len(points) for points in lines] == [5, 5]
     for points in lines:  # evenly spaced in images and in loss, as these curves are
         across, down = zip(*points, strict=True)
         assert np.diff(across) == pytest.approx(np.full(4, across[1] - across[0]), abs=0.2)
         assert np.diff(down) == pytest.approx(np.full(4, down[1] - down[0]), abs=0.2)
     falls = [points[-1][1] - points[0][1] for points in lines]
-    assert falls[1] / falls[0] == pytest.approx(1.1 / 0.9, rel=0.01), "means fall from 2 to 1.1 and to 0.9: 0.9 and 1.1"
+    assert falls[1] / falls[0] == pytest.approx(1.1 / 0.9, rel=0.01), (
+        "means fall from 2 to 1.1 and to 0.9: 0.9 and 1.1"
+    )
     assert len(panel.findall(f"{SVG}polygon")) == 2
     assert figure(grid, {}) == ""

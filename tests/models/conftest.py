@@ -15,13 +15,36 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", "left", "right", "on", "the"]
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "a",
+        "red",
+        "blue",
+        "circle",
+        "square",
+        "left",
+        "right",
+        "on",
+        "the",
+    ]
+    inner = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     folder = tmp_path_factory.mktemp("tokenizer")
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="right",
     )
     wrapped.save_pretrained(folder)
     return folder
@@ -31,7 +54,15 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coca_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     from open_clip import CoCa
 
-    text = {"context_length": 12, "vocab_size": 13, "width": 32, "heads": 2, "layers": 1, "embed_cls": True, "output_tokens": True}
+    text = {
+        "context_length": 12,
+        "vocab_size": 13,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+        "embed_cls": True,
+        "output_tokens": True,
+    }
     config = {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "attentional_pool": True,
@@ -41,12 +72,24 @@ def coca_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path
     }  # fmt: skip
     torch.manual_seed(0)
     model = CoCa(**config)
-    torch.nn.init.normal_(model.text_decoder.text_projection, std=0.5)  # CoCa's own initialisation leaves it unset
+    torch.nn.init.normal_(
+        model.text_decoder.text_projection, std=0.5
+    )  # CoCa's own initialisation leaves it unset
     folder = tmp_path_factory.mktemp("coca")
     for file in tokenizer_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config["text_cfg"] = {**text, "hf_tokenizer_name": "tokenizer"}
-    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "resize_mode": "longest", "interpolation": "bicubic"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": preprocess}))
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    preprocess = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.5, 0.25, 0.2],
+        "resize_mode": "longest",
+        "interpolation": "bicubic",
+    }
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": preprocess})
+    )
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return folder

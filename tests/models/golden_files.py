@@ -52,7 +52,11 @@ def box(height: int, width: int) -> Tensor:
     """The full picture's map by its definition, float64."""
     longest = max(height, width)
     return torch.tensor(
-        [[(2 * y + 1 - height) / longest, (2 * x + 1 - width) / longest] for y in range(height) for x in range(width)]
+        [
+            [(2 * y + 1 - height) / longest, (2 * x + 1 - width) / longest]
+            for y in range(height)
+            for x in range(width)
+        ]
     ).double()
 
 
@@ -60,7 +64,9 @@ def on_patches(positions: Tensor, height: int, width: int, patch: int) -> Tensor
     if patch == 1:
         return positions
     planes = positions.view(-1, height, width, 2).permute(0, 3, 1, 2)
-    small = F.interpolate(planes, (height // patch, width // patch), mode="bilinear", antialias=True)
+    small = F.interpolate(
+        planes, (height // patch, width // patch), mode="bilinear", antialias=True
+    )
     return small.flatten(2).transpose(1, 2).reshape(*positions.shape[:-2], -1, 2)
 
 
@@ -87,7 +93,9 @@ def golden(
     pixels = box(height, width)
     if per_sample:
         pixels = pixels + torch.rand(batch, 1, 2, generator=random)
-    keep = torch.stack([torch.randperm(num_tokens, generator=random) for _ in range(batch)]) >= math.floor(num_tokens * rate)
+    keep = torch.stack(
+        [torch.randperm(num_tokens, generator=random) for _ in range(batch)]
+    ) >= math.floor(num_tokens * rate)
     given = {
         "in.x": torch.randn(batch, config.channels, height, width, generator=random),
         "in.t": torch.rand(batch, generator=random),
@@ -99,24 +107,44 @@ def golden(
         "in.tread_keep": keep.to(torch.uint8),
     }  # fmt: skip
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return {**{PREFIX + name: tensor for name, tensor in state.items()}, **given, **computed(config, state, given, keep)}
+    return {
+        **{PREFIX + name: tensor for name, tensor in state.items()},
+        **given,
+        **computed(config, state, given, keep),
+    }
 
 
-def computed(config: XUTConfig, state: dict[str, Tensor], given: dict[str, Tensor], keep: Tensor) -> dict[str, Tensor]:
+def computed(
+    config: XUTConfig, state: dict[str, Tensor], given: dict[str, Tensor], keep: Tensor
+) -> dict[str, Tensor]:
     """Outputs and gradients, by the oracle in float64: of weights named as XUT names them, inputs `in.*` and the mask of kept tokens."""
-    weights = {name: tensor.double().requires_grad_(name != "time_emb.freqs") for name, tensor in state.items()}
+    weights = {
+        name: tensor.double().requires_grad_(name != "time_emb.freqs")
+        for name, tensor in state.items()
+    }
     exact = {name: tensor.double() for name, tensor in given.items()}
     latent, p = exact["in.x"].requires_grad_(), config.patch_size
     height, width = latent.shape[2:]
 
     def predict(positions: Tensor, keep: Tensor | None = None) -> Tensor:
-        return oracle.xut(weights, config, latent, exact["in.t"], exact["in.ctx"], positions, exact["in.log_aspect"], keep=keep)
+        return oracle.xut(
+            weights,
+            config,
+            latent,
+            exact["in.t"],
+            exact["in.ctx"],
+            positions,
+            exact["in.log_aspect"],
+            keep=keep,
+        )
 
     at = {name: on_patches(exact[name], height, width, p) for name in ("in.pos", "in.pos_camera")}
     plain = predict(at["in.pos"])
     loss = (plain - exact["in.target"]).square().mean()
     loss.backward()
-    gradients = {f"grad.{name}": tensor.grad for name, tensor in weights.items() if GRADIENTS.match(name)}
+    gradients = {
+        f"grad.{name}": tensor.grad for name, tensor in weights.items() if GRADIENTS.match(name)
+    }
     with torch.no_grad():
         outputs = {
             "out.plain": plain, "out.no_pos": predict(box(height // p, width // p)), "out.camera": predict(at["in.pos_camera"]),
@@ -127,12 +155,28 @@ def computed(config: XUTConfig, state: dict[str, Tensor], given: dict[str, Tenso
 
 def write(path: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None) -> Path:
     metadata = {} if config is None else {"config": json.dumps(config)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={**metadata, "prefix": PREFIX})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+        metadata={**metadata, "prefix": PREFIX},
+    )
     return path
 
 
 def official(config: XUTConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Tensors of a published file: the denoiser beside a text encoder and an autoencoder."""
-    model = {PREFIX + name: tensor.detach().to(dtype) for name, tensor in drawn(config).state_dict().items()}
-    others = {"te.embed.weight": torch.randn(5, 2), "te.norm.weight": torch.ones(2), "vae.conv.weight": torch.randn(3, 3)}
-    return {**model, **others, "vae_mean": torch.zeros(1, 4, 1, 1), "vae_std": torch.ones(1, 4, 1, 1)}
+    model = {
+        PREFIX + name: tensor.detach().to(dtype)
+        for name, tensor in drawn(config).state_dict().items()
+    }
+    others = {
+        "te.embed.weight": torch.randn(5, 2),
+        "te.norm.weight": torch.ones(2),
+        "vae.conv.weight": torch.randn(3, 3),
+    }
+    return {
+        **model,
+        **others,
+        "vae_mean": torch.zeros(1, 4, 1, 1),
+        "vae_std": torch.ones(1, 4, 1, 1),
+    }

@@ -29,9 +29,15 @@ def saved(folder: Path, **options: object) -> Path:
 
 def test_statistics_by_channel(tmp_path: Path) -> None:
     mean, std = [1.0, -2.0, 0.5], [2.0, 4.0, 0.25]
-    autoencoder = load_autoencoder(str(saved(tmp_path, latents_mean=mean, latents_std=std, scaling_factor=0.5)))
+    autoencoder = load_autoencoder(
+        str(saved(tmp_path, latents_mean=mean, latents_std=std, scaling_factor=0.5))
+    )
     assert (autoencoder.channels, autoencoder.downscale) == (3, 4)
-    assert autoencoder.identity == {"class": "AutoencoderKL", "scale": [0.5, 0.25, 4.0], "shift": mean}
+    assert autoencoder.identity == {
+        "class": "AutoencoderKL",
+        "scale": [0.5, 0.25, 4.0],
+        "shift": mean,
+    }
     raw = torch.randn(2, 3, 4, 6)
     for channel in range(3):
         expected = (raw[:, channel] - mean[channel]) / std[channel]
@@ -53,7 +59,9 @@ def test_encode_gives_the_posterior_mean_and_decode_an_image(tmp_path: Path) -> 
     raw = autoencoder.encode(image)
     assert raw.shape == (2, 3, 4, 6)
     with torch.no_grad():
-        torch.testing.assert_close(raw, AutoencoderKL.from_pretrained(tmp_path).encode(image).latent_dist.mean)
+        torch.testing.assert_close(
+            raw, AutoencoderKL.from_pretrained(tmp_path).encode(image).latent_dist.mean
+        )
     decoded = autoencoder.decode(raw * 50)
     assert decoded.shape == image.shape
     assert decoded.abs().max() <= 1
@@ -127,8 +135,12 @@ def _deep() -> object:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "channels", "downscale", "scale"), [(_tiny, 5, 4, 0.5), (_deep, 4, 4, 0.25)])
-def test_autoencoders_without_a_posterior(make: object, channels: int, downscale: int, scale: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "channels", "downscale", "scale"), [(_tiny, 5, 4, 0.5), (_deep, 4, 4, 0.25)]
+)
+def test_autoencoders_without_a_posterior(
+    make: object, channels: int, downscale: int, scale: float, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = make()  # type: ignore[operator]
     model.save_pretrained(tmp_path)
@@ -140,7 +152,9 @@ def test_autoencoders_without_a_posterior(make: object, channels: int, downscale
     assert raw.shape == (1, channels, 4, 6)
     assert autoencoder.decode(raw).shape == image.shape
     with torch.no_grad():
-        torch.testing.assert_close(autoencoder.decode(raw), model.eval().decode(raw).sample.clamp(-1, 1))
+        torch.testing.assert_close(
+            autoencoder.decode(raw), model.eval().decode(raw).sample.clamp(-1, 1)
+        )
 
 
 def test_flux_2_keeps_its_statistics_by_place_in_a_patch(tmp_path: Path) -> None:
@@ -152,9 +166,9 @@ def test_flux_2_keeps_its_statistics_by_place_in_a_patch(tmp_path: Path) -> None
         latent_channels=4, norm_num_groups=4, mid_block_add_attention=False,
     )  # fmt: skip
     # Latents whose channels differ in mean and spread, cut into 2×2 patches as FLUX.2 does.
-    raw = torch.randn(4, 4, 32, 32) * torch.tensor([1.0, 2.0, 0.5, 3.0]).view(1, 4, 1, 1) + torch.tensor([0.0, 1.0, -2.0, 5.0]).view(
+    raw = torch.randn(4, 4, 32, 32) * torch.tensor([1.0, 2.0, 0.5, 3.0]).view(
         1, 4, 1, 1
-    )
+    ) + torch.tensor([0.0, 1.0, -2.0, 5.0]).view(1, 4, 1, 1)
     raw[:, :, ::2, ::2] += 1  # and by place
     patches = raw.view(4, 4, 16, 2, 16, 2).permute(0, 1, 3, 5, 2, 4).reshape(4, 16, 16, 16)
     model.bn.running_mean.copy_(patches.mean((0, 2, 3)))
@@ -162,7 +176,9 @@ def test_flux_2_keeps_its_statistics_by_place_in_a_patch(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     latent = load_autoencoder(str(tmp_path)).normalize(raw)
     torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latent.std((0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        latent.std((0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3, rtol=0
+    )
 
 
 def test_latents_of_other_channels_are_refused_with_both_counts(tmp_path: Path) -> None:

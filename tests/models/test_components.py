@@ -15,12 +15,16 @@ from hdm.models.components import locate, portable_names, resolve, weights_diges
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "autoencoder").mkdir()
     (tmp_path / "autoencoder" / "config.json").write_text("{}")
-    (tmp_path / "components.json").write_text(json.dumps({"components": {"autoencoder": "autoencoder", "contrastive": "coca"}}))
+    (tmp_path / "components.json").write_text(
+        json.dumps({"components": {"autoencoder": "autoencoder", "contrastive": "coca"}})
+    )
     return tmp_path
 
 
 def test_the_folder_gives_what_is_not_named(folder: Path) -> None:
-    resolved = resolve(Components(folder=str(folder), contrastive="ViT-L-14", contrastive_pretrained="openai"))
+    resolved = resolve(
+        Components(folder=str(folder), contrastive="ViT-L-14", contrastive_pretrained="openai")
+    )
     assert resolved.autoencoder == str(folder / "autoencoder")
     assert resolved.contrastive == "ViT-L-14@openai"
     assert resolved.text_encoder is None
@@ -36,7 +40,9 @@ def test_a_folder_that_bootstrap_did_not_write(tmp_path: Path) -> None:
         resolve(Components(folder=str(tmp_path)))
 
 
-def test_the_digest_follows_contents_and_names_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_digest_follows_contents_and_names_alone(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     moved = tmp_path_factory.mktemp("moved") / "elsewhere"
     shutil.copytree(folder, moved)
     before = weights_digest(str(folder))
@@ -49,30 +55,53 @@ def test_the_digest_follows_contents_and_names_alone(folder: Path, tmp_path_fact
     assert weights_digest(str(folder)) != before
 
 
-def test_a_hub_model_that_is_not_here_names_model_revision_and_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_model_that_is_not_here_names_model_revision_and_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for download in (False, True):
         with pytest.raises(InputError) as caught:
             locate("someone/some-model@v1.2", download=download)
-        for part in ("someone/some-model", "v1.2", "hf download someone/some-model --revision v1.2"):
+        for part in (
+            "someone/some-model",
+            "v1.2",
+            "hf download someone/some-model --revision v1.2",
+        ):
             assert part in str(caught.value)
 
 
-def test_open_clip_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_open_clip_weights_that_are_not_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"ViT-L-14, revision openai(.|\n)*create_model\('ViT-L-14', 'openai'\)"):
+    with pytest.raises(
+        InputError, match=r"ViT-L-14, revision openai(.|\n)*create_model\('ViT-L-14', 'openai'\)"
+    ):
         weights_digest("ViT-L-14@openai")
     with pytest.raises(InputError, match=r"no weights 'nosuch' of ViT-L-14(.|\n)*openai"):
         weights_digest("ViT-L-14@nosuch")
 
 
-def test_names_that_hold_on_other_machines_are_no_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Components(autoencoder="someone/a-vae", text_encoder="someone/a-model@v2", contrastive="someone/else")
-    assert portable_names(hub) == {"autoencoder": "someone/a-vae", "text_encoder": "someone/a-model@v2"}
-    assert portable_names(Components(folder="demo", autoencoder="someone/a-vae"))["text_encoder"] == "demo"
-    assert portable_names(Components(folder=str(folder), text_encoder=str(folder / "autoencoder"))) == {}
+def test_names_that_hold_on_other_machines_are_no_paths(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Components(
+        autoencoder="someone/a-vae", text_encoder="someone/a-model@v2", contrastive="someone/else"
+    )
+    assert portable_names(hub) == {
+        "autoencoder": "someone/a-vae",
+        "text_encoder": "someone/a-model@v2",
+    }
+    assert (
+        portable_names(Components(folder="demo", autoencoder="someone/a-vae"))["text_encoder"]
+        == "demo"
+    )
+    assert (
+        portable_names(Components(folder=str(folder), text_encoder=str(folder / "autoencoder")))
+        == {}
+    )
     monkeypatch.chdir(folder.parent)
     assert portable_names(Components(autoencoder=f"{folder.name}/autoencoder")) == {}
 

@@ -21,18 +21,27 @@ def coca(coca_folder: Path) -> Contrastive:
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((32, 32), (40, 20), (17, 64))]
+    return [
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for height, width in ((32, 32), (40, 20), (17, 64))
+    ]
 
 
-def test_embeddings_are_those_of_open_clip(coca: Contrastive, coca_folder: Path, pictures: list[np.ndarray]) -> None:
+def test_embeddings_are_those_of_open_clip(
+    coca: Contrastive, coca_folder: Path, pictures: list[np.ndarray]
+) -> None:
     import open_clip
     from PIL import Image
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{coca_folder}")
     model.eval()
     with torch.no_grad():
-        expected = model.encode_image(torch.stack([preprocess(Image.fromarray(picture)) for picture in pictures]))
-        texts = model.encode_text(open_clip.get_tokenizer(f"local-dir:{coca_folder}")(["a red circle", ""]))
+        expected = model.encode_image(
+            torch.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
+        )
+        texts = model.encode_text(
+            open_clip.get_tokenizer(f"local-dir:{coca_folder}")(["a red circle", ""])
+        )
     np.testing.assert_allclose(coca.embed_images(pictures), expected.numpy(), atol=1e-6)
     np.testing.assert_allclose(coca.embed_texts(["a red circle", ""]), texts.numpy(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(coca.embed_images(pictures), axis=1), 1, atol=1e-6)
@@ -45,28 +54,38 @@ def test_pictures_get_the_models_own_mean_std_and_size(coca: Contrastive) -> Non
     torch.testing.assert_close(pixels[0, :, 5, 5], torch.tensor([1.0, 2.4, 3.5]))
 
 
-def test_greedy_captions_are_those_of_the_whole_model_word_by_word(coca: Contrastive, pictures: list[np.ndarray]) -> None:
+def test_greedy_captions_are_those_of_the_whole_model_word_by_word(
+    coca: Contrastive, pictures: list[np.ndarray]
+) -> None:
     captions = coca.caption(pictures, max_tokens=8)
     for picture, caption in zip(pictures, captions, strict=True):
         tokens = [1]
         while len(tokens) < 9 and tokens[-1] != 2:
             with torch.no_grad():
-                logits = coca.model(coca.pixels([picture]), torch.tensor([tokens]), output_labels=False)["logits"]
+                logits = coca.model(
+                    coca.pixels([picture]), torch.tensor([tokens]), output_labels=False
+                )["logits"]
             tokens.append(int(logits[0, -1].argmax()))
-        words = coca.tokenizer.tokenizer.decode([token for token in tokens if token not in (1, 2)], skip_special_tokens=True)
+        words = coca.tokenizer.tokenizer.decode(
+            [token for token in tokens if token not in (1, 2)], skip_special_tokens=True
+        )
         assert caption == words.strip()
     assert len(set(captions)) > 1
 
 
 def test_drawn_captions_follow_the_generator(coca: Contrastive, pictures: list[np.ndarray]) -> None:
     def drawn(seed: int) -> list[str]:
-        return coca.caption(pictures, 8, temperature=2.0, generator=torch.Generator().manual_seed(seed))
+        return coca.caption(
+            pictures, 8, temperature=2.0, generator=torch.Generator().manual_seed(seed)
+        )
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
 
 
-def test_a_clip_cannot_caption(coca: Contrastive, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_cannot_caption(
+    coca: Contrastive, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(coca, "can_caption", False)
     with pytest.raises(InputError, match=r"components\.captioner"):
         coca.caption(pictures)
@@ -82,13 +101,20 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
     [
         ("laion_aes/sa_0_4_vit_l_14_linear.pth", "vit_l_14", [-2.458, 1.895, 5.100, 7.787, 10.226]),
         ("laion_aes/sa_0_4_vit_b_32_linear.pth", "vit_b_32", [-1.470, 1.990, 5.087, 7.668, 9.917]),
-        ("improved_aes/sac+logos+ava1-l14-linearMSE.pth", "vit_l_14", [1.66, 3.07, 4.24, 5.07, 5.58]),
+        (
+            "improved_aes/sac+logos+ava1-l14-linearMSE.pth",
+            "vit_l_14",
+            [1.66, 3.07, 4.24, 5.07, 5.58],
+        ),
     ],
 )
 def test_known_answers_of_real_heads(head: str, vectors: str, expected: list[float]) -> None:
     if not AESTHETIC.is_dir():
         pytest.skip("needs the real aesthetic heads in ../shared/data/aesthetic")
-    ratings = [np.load(AESTHETIC / "laion_aes" / f"{vectors}_embeddings" / f"rating{n}.npy").ravel() for n in (0, 2, 4, 6, 8)]
+    ratings = [
+        np.load(AESTHETIC / "laion_aes" / f"{vectors}_embeddings" / f"rating{n}.npy").ravel()
+        for n in (0, 2, 4, 6, 8)
+    ]
     scores = load_aesthetic_head(AESTHETIC / head)(np.stack(ratings).astype(np.float32))
     np.testing.assert_allclose(scores, expected, atol=0.006)
 

@@ -55,7 +55,9 @@ def test_picture_and_latent_are_turned_and_scaled_alike() -> None:
     assert torch.equal(Transform(1.0, 3).both(raw, image)[1], image.rot90(3, (2, 3)))
 
 
-def test_an_equivariant_autoencoder_has_next_to_no_error_and_a_skewed_one_much_at_equal_reconstruction() -> None:
+def test_an_equivariant_autoencoder_has_next_to_no_error_and_a_skewed_one_much_at_equal_reconstruction() -> (
+    None
+):
     plain, skewed = (equivariance_errors(wrapped(skew), smooth()) for skew in (0.0, 0.5))
     assert plain["latent"] < 0.05
     assert skewed["latent"] > 10 * plain["latent"]
@@ -85,10 +87,23 @@ def test_a_mirrored_latent_of_the_demo_is_not_the_latent_of_the_mirrored_picture
     """The figures that `train.mirror` tells its reader."""
     autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
     pixels = [draw(make_scene(5, number)) for number in range(24)]
-    images = [torch.tensor(one[: len(one) // 8 * 8, : one.shape[1] // 8 * 8]).permute(2, 0, 1)[None].float() / 127.5 - 1 for one in pixels]
+    images = [
+        torch.tensor(one[: len(one) // 8 * 8, : one.shape[1] // 8 * 8])
+        .permute(2, 0, 1)[None]
+        .float()
+        / 127.5
+        - 1
+        for one in pixels
+    ]
     mirrored = [autoencoder.encode(image).flip(-1) for image in images]
     wanted = [autoencoder.normalize(autoencoder.encode(image.flip(-1))) for image in images]
-    errors = [(autoencoder.normalize(raw) - latent).norm() / latent.norm() for raw, latent in zip(mirrored, wanted, strict=True)]
+    errors = [
+        (autoencoder.normalize(raw) - latent).norm() / latent.norm()
+        for raw, latent in zip(mirrored, wanted, strict=True)
+    ]
     assert torch.stack(errors).mean().item() == pytest.approx(0.79, abs=0.03)
-    squares = [(autoencoder.decode(raw) - image.flip(-1)).square().mean() for raw, image in zip(mirrored, images, strict=True)]
+    squares = [
+        (autoencoder.decode(raw) - image.flip(-1)).square().mean()
+        for raw, image in zip(mirrored, images, strict=True)
+    ]
     assert -10 * torch.stack(squares).mean().div(4).log10().item() == pytest.approx(21, abs=1)

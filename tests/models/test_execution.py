@@ -8,12 +8,26 @@ import torch
 from torch._dynamo.utils import counters
 
 from hdm.architecture import XUTConfig
-from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, recomputed_blocks
+from hdm.models.execution import (
+    compile_blocks,
+    drop_updates,
+    recompute_activations,
+    recomputed_blocks,
+)
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 
 CONFIG = XUTConfig(
-    width=32, num_heads=2, head_size=16, mlp_width=48, text_width=12, depth=3, enc_blocks=1, dec_blocks=2, prev_blocks=1, post_blocks=2
+    width=32,
+    num_heads=2,
+    head_size=16,
+    mlp_width=48,
+    text_width=12,
+    depth=3,
+    enc_blocks=1,
+    dec_blocks=2,
+    prev_blocks=1,
+    post_blocks=2,
 )
 
 
@@ -38,14 +52,27 @@ def step(made: XUT, num_text: int = 6, rate: float = 0.5, seed: int = 1) -> list
     """A training step on 4 × 4 image tokens: its loss and all gradients."""
     generator = torch.Generator().manual_seed(seed)
     batch = 2
-    latent, text = torch.randn(batch, 4, 8, 8, generator=generator), torch.randn(batch, num_text, 12, generator=generator)
+    latent, text = (
+        torch.randn(batch, 4, 8, 8, generator=generator),
+        torch.randn(batch, num_text, 12, generator=generator),
+    )
     mask, kept = torch.arange(num_text).expand(batch, -1) < 4, draw_kept(batch, 16, rate, generator)
     positions = torch.rand(batch, 16, 2, generator=generator)
-    out = made(latent, torch.rand(batch, generator=generator), text, positions=positions, text_mask=mask, kept=kept)
+    out = made(
+        latent,
+        torch.rand(batch, generator=generator),
+        text,
+        positions=positions,
+        text_mask=mask,
+        kept=kept,
+    )
     loss = (out - latent).square().mean()
     made.zero_grad()
     loss.backward()
-    return [loss.detach(), *(parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None)]
+    return [
+        loss.detach(),
+        *(parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None),
+    ]
 
 
 def assert_near(ours: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
@@ -53,7 +80,10 @@ def assert_near(ours: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_blocks", "share", "numbers"), [(8, 0, []), (8, 1, range(8)), (8, 0.5, [0, 2, 4, 6]), (5, 0.4, [0, 2])])
+@pytest.mark.parametrize(
+    ("num_blocks", "share", "numbers"),
+    [(8, 0, []), (8, 1, range(8)), (8, 0.5, [0, 2, 4, 6]), (5, 0.4, [0, 2])],
+)
 def test_recomputed_blocks_are_spread_and_spare_the_last(num_blocks, share, numbers):
     assert sorted(recomputed_blocks(num_blocks, share)) == list(numbers)
 
@@ -78,7 +108,11 @@ def saved_bytes(share: float) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = made(torch.randn(4, 4, 8, 8), torch.rand(4), torch.randn(4, 6, 12))
     assert out.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in held.items() if pointer not in weights)
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for pointer, tensor in held.items()
+        if pointer not in weights
+    )
 
 
 def test_the_more_blocks_are_recomputed_the_less_is_kept():
@@ -88,7 +122,12 @@ def test_the_more_blocks_are_recomputed_the_less_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("config", "rate"), [(CONFIG, 0.5), (CONFIG.recommended(), 0.5), (replace(CONFIG.recommended(), modulation="per_block"), 0.0)]
+    ("config", "rate"),
+    [
+        (CONFIG, 0.5),
+        (CONFIG.recommended(), 0.5),
+        (replace(CONFIG.recommended(), modulation="per_block"), 0.0),
+    ],
 )
 def test_compiled_blocks_break_no_graph_and_are_not_compiled_anew_in_later_steps(config, rate):
     """Captions are longer and shorter from step to step."""

@@ -13,27 +13,52 @@ from hdm.models.linear import ONEDNN
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 
-SMALL = XUTConfig(width=48, num_heads=3, head_size=16, mlp_width=80, text_width=20, depth=2, dec_blocks=2, post_blocks=2)
+SMALL = XUTConfig(
+    width=48,
+    num_heads=3,
+    head_size=16,
+    mlp_width=80,
+    text_width=20,
+    depth=2,
+    dec_blocks=2,
+    post_blocks=2,
+)
 CASES = {
     "published": (SMALL, {}),
     "half dropped": (SMALL, {"tread_rate": 0.5}),
     "recommended": (SMALL.recommended(), {"tread_rate": 0.3}),
-    "per block": (replace(SMALL, modulation="per_block", aspect_embedding=False, patch_size=1, channels=3), {"tread_rate": 0.5}),
+    "per block": (
+        replace(SMALL, modulation="per_block", aspect_embedding=False, patch_size=1, channels=3),
+        {"tread_rate": 0.5},
+    ),
     "a route of its own": (SMALL, {"tread_rate": 0.5, "route": (2, 6)}),
     "a route to the end": (SMALL, {"tread_rate": 0.5, "route": (1, 9)}),
-    "ends in a decoder": (replace(SMALL, dec_blocks=1, post_blocks=0, prev_blocks=0, depth=3), {"tread_rate": 0.25}),
+    "ends in a decoder": (
+        replace(SMALL, dec_blocks=1, post_blocks=0, prev_blocks=0, depth=3),
+        {"tread_rate": 0.25},
+    ),
 }
 
 
-def product(x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+def product(
+    x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object
+) -> int:
     return 2 * math.prod(out_shape) * weight[1]
 
 
-def counted(config: XUTConfig, tread_rate: float = 0.0, route: tuple[int, int] | None = None, backward: bool = False) -> int:
+def counted(
+    config: XUTConfig,
+    tread_rate: float = 0.0,
+    route: tuple[int, int] | None = None,
+    backward: bool = False,
+) -> int:
     """Of 2 samples with 20 image and 6 text tokens."""
     torch.manual_seed(0)
     model, p = XUT(config), config.patch_size
-    latent, text = torch.randn(2, config.channels, 4 * p, 5 * p), torch.randn(2, 6, config.text_width)
+    latent, text = (
+        torch.randn(2, config.channels, 4 * p, 5 * p),
+        torch.randn(2, 6, config.text_width),
+    )
     kept = draw_kept(2, 20, tread_rate)
     # torch counts the fused attention of accelerators only: on the CPU it is made to run, and so counted, as two products. oneDNN's
     # product it does not know.
@@ -54,14 +79,23 @@ def test_a_forward_pass_counts_as_torch_counts_it(name):
 
 def test_a_training_step_is_three_forward_passes():
     """Less the gradients of inputs, which nobody asks for, and but for the rotation's sum over positions, written as a product."""
-    ours, theirs = training_flops(SMALL, 20, 6, batch=2, tread_rate=0.5), counted(SMALL, 0.5, backward=True)
-    inputs = 2 * (2 * 20 * 16 * 48 + 2 * 6 * 20 * 48 + 2 * 48 * 48 + 2 * 48)  # latent, text, timestep, aspect
-    angles = 2 * 2 * 48 * 2 * (3 * 26 + 8 * 16)  # 2 samples in three attentions over all tokens, in eight over the kept ones
+    ours, theirs = (
+        training_flops(SMALL, 20, 6, batch=2, tread_rate=0.5),
+        counted(SMALL, 0.5, backward=True),
+    )
+    inputs = 2 * (
+        2 * 20 * 16 * 48 + 2 * 6 * 20 * 48 + 2 * 48 * 48 + 2 * 48
+    )  # latent, text, timestep, aspect
+    angles = (
+        2 * 2 * 48 * 2 * (3 * 26 + 8 * 16)
+    )  # 2 samples in three attentions over all tokens, in eight over the kept ones
     assert ours - inputs + angles == theirs
 
 
 def test_recomputed_blocks_are_counted_once_more():
-    plain, everything = (training_flops(SMALL, 20, 6, recomputed=frozenset(blocks)) for blocks in ((), range(9)))
+    plain, everything = (
+        training_flops(SMALL, 20, 6, recomputed=frozenset(blocks)) for blocks in ((), range(9))
+    )
     ends = forward_flops(replace(SMALL, prev_blocks=0, post_blocks=0), 20, 6)
     assert plain == 3 * forward_flops(SMALL, 20, 6)
     assert everything - plain < forward_flops(SMALL, 20, 6)

@@ -18,24 +18,55 @@ from tests.models import golden_files
 
 GIVEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
 TINY = XUTConfig(
-    width=32, num_heads=2, head_size=16, mlp_width=24, text_width=10, depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1
+    width=32,
+    num_heads=2,
+    head_size=16,
+    mlp_width=24,
+    text_width=10,
+    depth=1,
+    enc_blocks=1,
+    dec_blocks=1,
+    prev_blocks=1,
+    post_blocks=1,
 )
 NO_ASPECT = replace(TINY, aspect_embedding=False)
 OTHERS = [
     (TINY, dict(height=4, width=8)),
     (replace(TINY, patch_size=1, channels=16), dict(height=5, width=2, rate=0.25)),
-    (replace(TINY, depth=3, dec_blocks=3, mlp_width=40), dict(height=4, width=4, rate=0.75, batch=1)),
-    (replace(TINY, enc_blocks=2, prev_blocks=0, post_blocks=2, text_width=7), dict(height=8, width=2, rate=0.0, num_text=1)),
-    (replace(TINY, width=48, num_heads=12, head_size=4, prev_blocks=2, post_blocks=0), dict(height=2, width=6, per_sample=True)),
-    (replace(TINY, width=64, num_heads=1, head_size=64, patch_size=3, channels=2), dict(height=6, width=9, batch=3)),
+    (
+        replace(TINY, depth=3, dec_blocks=3, mlp_width=40),
+        dict(height=4, width=4, rate=0.75, batch=1),
+    ),
+    (
+        replace(TINY, enc_blocks=2, prev_blocks=0, post_blocks=2, text_width=7),
+        dict(height=8, width=2, rate=0.0, num_text=1),
+    ),
+    (
+        replace(TINY, width=48, num_heads=12, head_size=4, prev_blocks=2, post_blocks=0),
+        dict(height=2, width=6, per_sample=True),
+    ),
+    (
+        replace(TINY, width=64, num_heads=1, head_size=64, patch_size=3, channels=2),
+        dict(height=6, width=9, batch=3),
+    ),
     (replace(NO_ASPECT, depth=2), dict(height=6, width=4)),
     # Long and wide enough for the attention and the products that large models take.
-    (replace(TINY, width=96, num_heads=3, head_size=32, mlp_width=288), dict(height=20, width=16, rate=0.25)),
+    (
+        replace(TINY, width=96, num_heads=3, head_size=32, mlp_width=288),
+        dict(height=20, width=16, rate=0.25),
+    ),
 ]
 
 
 def names(config: XUTConfig) -> str:
-    return ",".join(f"{name}={value}" for name, value in config.to_dict().items() if value != getattr(TINY, name)) or "tiny"
+    return (
+        ",".join(
+            f"{name}={value}"
+            for name, value in config.to_dict().items()
+            if value != getattr(TINY, name)
+        )
+        or "tiny"
+    )
 
 
 @pytest.mark.parametrize(("config", "shape"), OTHERS, ids=[names(config) for config, _ in OTHERS])
@@ -43,19 +74,35 @@ def test_every_output_and_every_gradient_of_other_sizes_is_the_oracles(config, s
     tensors = golden_files.golden(config, **shape)
     if not config.aspect_embedding:
         del tensors["in.log_aspect"]
-    path = golden_files.write(tmp_path / "a.safetensors", tensors, golden_files.published_form(config, shape.get("rate", 0.5)))
+    path = golden_files.write(
+        tmp_path / "a.safetensors",
+        tensors,
+        golden_files.published_form(config, shape.get("rate", 0.5)),
+    )
     found = {comparison.name: comparison for comparison in compare(path)}
     assert found.keys() == {name for name in tensors if name.startswith(("out.", "grad."))}
-    assert {f"out.{name}" for name in ("plain", "no_pos", "camera", "tread", "loss", "grad_x")} < found.keys()
-    num_blocks = config.prev_blocks + config.depth * (config.enc_blocks + config.dec_blocks) + config.post_blocks
+    assert {
+        f"out.{name}" for name in ("plain", "no_pos", "camera", "tread", "loss", "grad_x")
+    } < found.keys()
+    num_blocks = (
+        config.prev_blocks
+        + config.depth * (config.enc_blocks + config.dec_blocks)
+        + config.post_blocks
+    )
     assert sum(name.startswith("grad.") for name in found) == num_blocks + config.depth + 4
-    assert all(comparison.holds for comparison in found.values()), max(found.values(), key=lambda comparison: comparison.error)
+    assert all(comparison.holds for comparison in found.values()), max(
+        found.values(), key=lambda comparison: comparison.error
+    )
 
 
 def test_a_file_without_words_for_its_model_is_told_from_its_shapes(tmp_path):
     tensors = golden_files.golden(TINY, height=4, width=2)
     silent = golden_files.write(tmp_path / "silent.safetensors", tensors, None)
-    brief = golden_files.write(tmp_path / "brief.safetensors", tensors, {"dim": 32, "tread_config": None, "something_new": [1]})
+    brief = golden_files.write(
+        tmp_path / "brief.safetensors",
+        tensors,
+        {"dim": 32, "tread_config": None, "something_new": [1]},
+    )
     assert all(comparison.holds for path in (silent, brief) for comparison in compare(path))
 
 
@@ -65,9 +112,15 @@ def given() -> dict[str, torch.Tensor]:
 
 
 def test_the_oracle_makes_the_given_file(given):
-    state = {name.removeprefix("unet.model."): tensor for name, tensor in given.items() if name.startswith("unet.model.")}
+    state = {
+        name.removeprefix("unet.model."): tensor
+        for name, tensor in given.items()
+        if name.startswith("unet.model.")
+    }
     inputs = {name: tensor for name, tensor in given.items() if name.startswith("in.")}
-    found = golden_files.computed(read_weights(GIVEN).config, state, inputs, given["in.tread_keep"].bool())
+    found = golden_files.computed(
+        read_weights(GIVEN).config, state, inputs, given["in.tread_keep"].bool()
+    )
     assert found.keys() == {name for name in given if name.startswith(("out.", "grad."))}
     for name, tensor in found.items():
         assert relative_error(tensor, given[name], name, GIVEN) < 1e-7, name
@@ -98,7 +151,11 @@ def test_a_change_just_above_the_limit_fails_and_one_just_below_does_not(given, 
     direction = torch.randn(given["out.plain"].shape, generator=torch.Generator().manual_seed(0))
     direction *= given["out.plain"].norm() / direction.norm()
     for size, failing in ((1.2e-5, ["out.plain"]), (0.8e-5, [])):
-        path = golden_files.write(tmp_path / "a.safetensors", {**given, "out.plain": given["out.plain"] + size * direction}, None)
+        path = golden_files.write(
+            tmp_path / "a.safetensors",
+            {**given, "out.plain": given["out.plain"] + size * direction},
+            None,
+        )
         assert [found.name for found in compare(path) if not found.holds] == failing
 
 
@@ -107,11 +164,16 @@ def test_one_changed_weight_fails_all_that_it_reaches(given, tmp_path):
     changed = given[name].clone()
     changed[0] += 1e-3
     found = compare(golden_files.write(tmp_path / "a.safetensors", {**given, name: changed}, None))
-    assert {"out.plain", "out.tread", "out.no_pos", "out.camera", "out.grad_x"} <= {each.name for each in found if not each.holds}
+    assert {"out.plain", "out.tread", "out.no_pos", "out.camera", "out.grad_x"} <= {
+        each.name for each in found if not each.holds
+    }
 
 
 def test_what_is_not_a_number_or_zero_is_not_passed(given, tmp_path):
-    bad = {"out.plain": given["out.plain"] * torch.nan, "out.camera": torch.zeros_like(given["out.camera"])}
+    bad = {
+        "out.plain": given["out.plain"] * torch.nan,
+        "out.camera": torch.zeros_like(given["out.camera"]),
+    }
     found = compare(golden_files.write(tmp_path / "a.safetensors", {**given, **bad}, None))
     assert {each.name for each in found if not each.holds} == set(bad)
 
@@ -125,7 +187,10 @@ def test_what_is_not_a_number_or_zero_is_not_passed(given, tmp_path):
         ({"in.t": torch.zeros(2)}, r"in.t is \(2,\), beside this in.x it has to be \(3,\)"),
         ({"in.ctx": torch.zeros(3, 7, 47)}, "text embedding is 47 wide, the model wants 48"),
         ({"in.tread_keep": torch.ones(3, 24).tril(1)}, "tokens of different samples"),
-        ({"out.tread": torch.zeros(3, 4, 12, 9)}, r"out.tread is \(3, 4, 12, 9\), the model's \(3, 4, 12, 8\)"),
+        (
+            {"out.tread": torch.zeros(3, 4, 12, 9)},
+            r"out.tread is \(3, 4, 12, 9\), the model's \(3, 4, 12, 8\)",
+        ),
     ],
 )
 def test_a_file_that_is_not_quite_golden_is_told(given, change, said, tmp_path):
@@ -142,14 +207,34 @@ def test_weights_alone_are_no_golden_file(given, tmp_path):
 
 def test_words_and_tensors_that_contradict_each_other_are_refused(given, tmp_path):
     said = golden_files.published_form(
-        replace(XUTConfig(), width=64, num_heads=4, head_size=16, mlp_width=96, text_width=48, depth=2, dec_blocks=2, post_blocks=2), 0.5
+        replace(
+            XUTConfig(),
+            width=64,
+            num_heads=4,
+            head_size=16,
+            mlp_width=96,
+            text_width=48,
+            depth=2,
+            dec_blocks=2,
+            post_blocks=2,
+        ),
+        0.5,
     )
     cases = [
-        ({"mlp_dim": 80}, r"backbone\.dec_blocks\.0\.0\.mlp\.w12\.bias is \(192,\), the model's \(160,\)"),
+        (
+            {"mlp_dim": 80},
+            r"backbone\.dec_blocks\.0\.0\.mlp\.w12\.bias is \(192,\), the model's \(160,\)",
+        ),
         ({"heads": 8, "dim_head": 8}, r"attn\.rope\.freqs is \(4, 4, 2\), the model's \(8, 2, 2\)"),
         ({"depth": 3}, r"dec_blocks\.2\.0\.attn\.out\.bias is absent, the model's \(64,\)"),
-        ({"addon_info_embs_dim": None}, r"addon_info_embs_proj\.0\.bias is \(64,\), the model's absent"),
-        ({"tread_config": {"post_trns_depth": 1}}, r"post_tread_trns\.blocks\.1\.attn\.out\.bias is \(64,\), the model's absent"),
+        (
+            {"addon_info_embs_dim": None},
+            r"addon_info_embs_proj\.0\.bias is \(64,\), the model's absent",
+        ),
+        (
+            {"tread_config": {"post_trns_depth": 1}},
+            r"post_tread_trns\.blocks\.1\.attn\.out\.bias is \(64,\), the model's absent",
+        ),
         ({"dim": 65}, "width 65 is not num_heads 4"),
         ({"heads": "4"}, "sizes have to be whole numbers"),
         ({"tread_config": 0.5}, "tread_config is 0.5"),

@@ -44,15 +44,24 @@ def test_a_state_without_the_rest_and_an_old_file_are_read_too(tmp_path):
 @pytest.mark.parametrize("form", ["beside", "inside", "renamed"])
 def test_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, form):
     state = golden_files.official(TINY)
-    average = {name: tensor + 1 for name, tensor in state.items() if name.startswith(PREFIX) and name != f"{PREFIX}time_emb.freqs"}
+    average = {
+        name: tensor + 1
+        for name, tensor in state.items()
+        if name.startswith(PREFIX) and name != f"{PREFIX}time_emb.freqs"
+    }
     if form == "beside":
         saved = checkpoint(state, ema_state_dict=average)
     elif form == "inside":
-        saved = checkpoint({**state, **{f"ema.module.{name}": tensor for name, tensor in average.items()}})
+        saved = checkpoint(
+            {**state, **{f"ema.module.{name}": tensor for name, tensor in average.items()}}
+        )
     else:
         saved = checkpoint({**state, **{f"ema_{name}": tensor for name, tensor in average.items()}})
     torch.save(saved, tmp_path / "a.ckpt")
-    plain, averaged = read_checkpoint(tmp_path / "a.ckpt"), read_checkpoint(tmp_path / "a.ckpt", ema=True)
+    plain, averaged = (
+        read_checkpoint(tmp_path / "a.ckpt"),
+        read_checkpoint(tmp_path / "a.ckpt", ema=True),
+    )
     assert plain.passed_over[EMA] == len(average)
     assert plain.tensors.keys() == averaged.tensors.keys()
     for name, tensor in plain.tensors.items():
@@ -65,7 +74,10 @@ def test_averages_that_are_missing_are_told(tmp_path):
     torch.save(checkpoint(state), tmp_path / "none.ckpt")
     with pytest.raises(InputError, match="no averaged weights"):
         read_checkpoint(tmp_path / "none.ckpt", ema=True)
-    torch.save(checkpoint(state, ema_state_dict={f"{PREFIX}ctx_proj.bias": torch.zeros(32)}), tmp_path / "few.ckpt")
+    torch.save(
+        checkpoint(state, ema_state_dict={f"{PREFIX}ctx_proj.bias": torch.zeros(32)}),
+        tmp_path / "few.ckpt",
+    )
     with pytest.raises(InputError, match="tensors have no average"):
         read_checkpoint(tmp_path / "few.ckpt", ema=True)
 
@@ -83,7 +95,11 @@ class Trap:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_needs_code_is_refused_and_not_run(tmp_path, zipped):
     trap = tmp_path / "sprung"
-    torch.save(checkpoint(golden_files.official(TINY), callbacks=Trap(trap)), tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        checkpoint(golden_files.official(TINY), callbacks=Trap(trap)),
+        tmp_path / "a.ckpt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(InputError, match=r"cannot be opened without running code from it: .*mkdir"):
         read_checkpoint(tmp_path / "a.ckpt")
     assert not trap.exists()
@@ -94,7 +110,12 @@ def test_what_is_no_checkpoint_is_told(tmp_path):
     with pytest.raises(InputError, match="no such checkpoint"):
         read_checkpoint(path)
     torch.save(checkpoint(golden_files.official(TINY)), path)
-    for content in (path.read_bytes()[:-2000], b"no pickle at all", b"", pickle.dumps([1, 2], protocol=2)):
+    for content in (
+        path.read_bytes()[:-2000],
+        b"no pickle at all",
+        b"",
+        pickle.dumps([1, 2], protocol=2),
+    ):
         path.write_bytes(content)
         with pytest.raises((DamagedError, InputError), match=r"a\.ckpt"):
             read_checkpoint(path)

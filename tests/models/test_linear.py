@@ -83,4 +83,10 @@ def test_the_gated_product_is_its_formula_in_float64(grad):
     x, weight, bias = 3 * rand(4, 33, 48), rand(2 * 40, 48), rand(2 * 40)
     a, b = F.linear(x.double(), weight.double(), bias.double()).chunk(2, -1)
     with torch.set_grad_enabled(grad):
-        torch.testing.assert_close(gated(x, weight, bias), a / (1 + torch.exp(-a)) * b, check_dtype=False, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            gated(x, weight, bias),
+            a / (1 + torch.exp(-a)) * b,
+            check_dtype=False,
+            rtol=1e-5,
+            atol=1e-4,
+        )

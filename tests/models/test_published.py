@@ -26,7 +26,9 @@ def empty(config: XUTConfig) -> dict[str, torch.Tensor]:
 PUBLISHED = [XUTConfig.preset(name) for name in PRESETS] + [config for config, _ in OTHERS]
 
 
-@pytest.mark.parametrize("config", PUBLISHED, ids=[f"{config.width}:{names(config)}" for config in PUBLISHED])
+@pytest.mark.parametrize(
+    "config", PUBLISHED, ids=[f"{config.width}:{names(config)}" for config in PUBLISHED]
+)
 def test_shapes_tell_the_whole_configuration(config):
     assert from_published({}, empty(config)) == config
 
@@ -49,7 +51,10 @@ def test_what_is_written_has_the_given_files_words(tmp_path):
     assert read_weights(tmp_path / "a.safetensors").said["dim"] == 64
 
 
-@pytest.mark.parametrize("change", [{"residual": "prenorm"}, {"skips": "mirrored"}, {"text_mask": "masked"}, {"qk_norm": True}])
+@pytest.mark.parametrize(
+    "change",
+    [{"residual": "prenorm"}, {"skips": "mirrored"}, {"text_mask": "masked"}, {"qk_norm": True}],
+)
 def test_a_variant_has_no_published_form(change, tmp_path):
     config = replace(TINY, **change)
     assert to_published(config) is None

@@ -50,7 +50,9 @@ def test_padding_changes_nothing_and_is_zero(language_model: Path) -> None:
 def test_a_coca_tower_sees_no_padding_either(coca_folder: Path) -> None:
     encoder = load_text_encoder(str(coca_folder))
     alone = encoder.encode(torch.tensor([[1, 4, 2]]), torch.ones(1, 3, dtype=torch.bool))
-    padded = encoder.encode(torch.tensor([[1, 4, 2, 0, 0]]), torch.tensor([[True, True, True, False, False]]))
+    padded = encoder.encode(
+        torch.tensor([[1, 4, 2, 0, 0]]), torch.tensor([[True, True, True, False, False]])
+    )
     assert encoder.width == 32
     torch.testing.assert_close(padded[0, :3], alone[0])
     assert num_embeddings(str(coca_folder)) == encoder.model.token_embedding.num_embeddings

@@ -13,7 +13,9 @@ from hdm.models.tiling import spans, tiled
 PICTURE = torch.randn(2, 3, 88, 136, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(11, 4, 1), (17, 16, 4), (64, 16, 4), (5, 8, 2), (33, 4, 3)])
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"), [(11, 4, 1), (17, 16, 4), (64, 16, 4), (5, 8, 2), (33, 4, 3)]
+)
 def test_tiles_cover_a_side_and_overlap(length: int, tile: int, overlap: int) -> None:
     found = spans(length, tile, overlap)
     assert found[0][0] == 0
@@ -29,14 +31,18 @@ def test_a_network_that_looks_at_one_cell_is_the_same_in_tiles() -> None:
     torch.testing.assert_close(up, F.interpolate(down, scale_factor=8))
 
 
-def test_a_network_with_some_reach_differs_near_the_tiles_edges_alone_and_less_where_they_overlap_more() -> None:
+def test_a_network_with_some_reach_differs_near_the_tiles_edges_alone_and_less_where_they_overlap_more() -> (
+    None
+):
     kernel = torch.ones(3, 3, 9, 9) / 243
 
     def blur(part: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(F.conv2d(part, kernel, padding=4), 8)
 
     whole = blur(PICTURE)
-    errors = [(tiled(blur, PICTURE, 6, overlap, 8, 1) - whole).abs().mean().item() for overlap in (1, 3)]
+    errors = [
+        (tiled(blur, PICTURE, 6, overlap, 8, 1) - whole).abs().mean().item() for overlap in (1, 3)
+    ]
     assert 0 < errors[1] < errors[0]
     inside = tiled(blur, PICTURE, 6, 2, 8, 1)[..., :1, :1] - whole[..., :1, :1]
     assert inside.abs().max() < 1e-6

@@ -21,27 +21,42 @@ def psnr(autoencoder: Autoencoder, picture: Image.Image, tile_px: int | None = N
     width, height = (side // 8 * 8 for side in picture.size)
     pixels = np.asarray(picture.convert("RGB").crop((0, 0, width, height)))
     image = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    error = (autoencoder.decode(autoencoder.encode(image, tile_px=tile_px), tile_px=tile_px) - image).square().mean().item() / 4
+    error = (
+        autoencoder.decode(autoencoder.encode(image, tile_px=tile_px), tile_px=tile_px) - image
+    ).square().mean().item() / 4
     return -10 * float(np.log10(error))
 
 
 def photographs(count: int) -> list[Image.Image]:
     paths = sorted((DATA / "photos" / "coco51").rglob("*.jpg"))[:count]
-    return [Image.open(path).convert("RGB").resize((320, 216), Image.Resampling.LANCZOS) for path in paths]
+    return [
+        Image.open(path).convert("RGB").resize((320, 216), Image.Resampling.LANCZOS)
+        for path in paths
+    ]
 
 
 def published(decoder: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A decoder's state as its authors count layers: a clamp comes first."""
-    return {f"{int(key.partition('.')[0]) + 1}.{key.partition('.')[2]}": value for key, value in decoder.state_dict().items()}
+    return {
+        f"{int(key.partition('.')[0]) + 1}.{key.partition('.')[2]}": value
+        for key, value in decoder.state_dict().items()
+    }
 
 
 @needs_data
 def test_real_pictures_come_back_as_well_as_its_authors_files_can() -> None:
     autoencoder = load_autoencoder(str(TAESD))
     assert (autoencoder.channels, autoencoder.downscale) == (32, 8)
-    assert np.mean([psnr(autoencoder, photograph) for photograph in photographs(4)]) > 28  # 16 with the pooled branch in a wrong place
+    assert (
+        np.mean([psnr(autoencoder, photograph) for photograph in photographs(4)]) > 28
+    )  # 16 with the pooled branch in a wrong place
     emoji = Image.new("RGB", (128, 128), "white")
-    emoji.paste(picture := Image.open(DATA / "emoji" / "noto128" / "images" / "emoji_u1f600.png").convert("RGBA"), mask=picture)
+    emoji.paste(
+        picture := Image.open(DATA / "emoji" / "noto128" / "images" / "emoji_u1f600.png").convert(
+            "RGBA"
+        ),
+        mask=picture,
+    )
     assert psnr(autoencoder, emoji) > 28
 
 
@@ -57,7 +72,9 @@ def test_halves_that_do_not_belong_together(tmp_path: Path) -> None:
     from diffusers import AutoencoderTiny
 
     (tmp_path / "one_encoder.pth").write_bytes((TAESD / "taef2_encoder.pth").read_bytes())
-    torch.save(published(AutoencoderTiny(latent_channels=4).decoder.layers), tmp_path / "one_decoder.pth")
+    torch.save(
+        published(AutoencoderTiny(latent_channels=4).decoder.layers), tmp_path / "one_decoder.pth"
+    )
     with pytest.raises(InputError, match=r"encoder': 32, 'the decoder': 4"):
         load_autoencoder(str(tmp_path))
 
@@ -69,10 +86,13 @@ def test_a_plain_pair_is_read_as_diffusers_own(tmp_path: Path) -> None:
     model = AutoencoderTiny(latent_channels=4)
     torch.save(model.encoder.layers.state_dict(), tmp_path / "taesd_encoder.pth")
     decoder = {
-        f"{int(key.partition('.')[0]) + 1}.{key.partition('.')[2]}": value for key, value in model.decoder.layers.state_dict().items()
+        f"{int(key.partition('.')[0]) + 1}.{key.partition('.')[2]}": value
+        for key, value in model.decoder.layers.state_dict().items()
     }
     torch.save(decoder, tmp_path / "taesd_decoder.pth")
-    (tmp_path / "config.json").write_text('{"latents_mean": [1, 2, 3, 4], "latents_std": [2, 2, 2, 2]}')
+    (tmp_path / "config.json").write_text(
+        '{"latents_mean": [1, 2, 3, 4], "latents_std": [2, 2, 2, 2]}'
+    )
     autoencoder = load_autoencoder(str(tmp_path))
     assert autoencoder.identity["shift"] == [1, 2, 3, 4]
     image = torch.rand(1, 3, 32, 32) * 2 - 1

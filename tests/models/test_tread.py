@@ -50,7 +50,8 @@ def test_draws_repeat_from_a_generator():
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "rate", "count"), [(16, 0.5, 8), (15, 0.5, 8), (16, 0.0, 16), (3, 0.99, 1), (1, 0.9, 1), (10, 0.05, 10)]
+    ("num_tokens", "rate", "count"),
+    [(16, 0.5, 8), (15, 0.5, 8), (16, 0.0, 16), (3, 0.99, 1), (1, 0.9, 1), (10, 0.05, 10)],
 )
 def test_the_number_kept_rounds_the_dropped_down(num_tokens, rate, count):
     assert num_kept(num_tokens, rate) == count
@@ -58,7 +59,10 @@ def test_the_number_kept_rounds_the_dropped_down(num_tokens, rate, count):
     assert drawn is None if count == num_tokens else drawn.shape == (2, count)
 
 
-@pytest.mark.parametrize(("progress", "rate"), [(0.0, 0.75), (0.499, 0.75), (0.5, 0.25), (0.89, 0.25), (0.9, 0.0), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("progress", "rate"),
+    [(0.0, 0.75), (0.499, 0.75), (0.5, 0.25), (0.89, 0.25), (0.9, 0.0), (1.0, 0.0)],
+)
 def test_a_schedule_s_rate_holds_until_the_next_one_begins(progress, rate):
     assert rate_at([(0, 0.75), (0.5, 0.25), (0.9, 0.0)], progress) == rate
 

@@ -11,7 +11,16 @@ from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.weights import load_xut, save_xut
 from hdm.models.xut import XUT
 
-CONFIG = XUTConfig(width=32, num_heads=2, head_size=16, mlp_width=24, text_width=10, depth=1, dec_blocks=1, post_blocks=1).recommended()
+CONFIG = XUTConfig(
+    width=32,
+    num_heads=2,
+    head_size=16,
+    mlp_width=24,
+    text_width=10,
+    depth=1,
+    dec_blocks=1,
+    post_blocks=1,
+).recommended()
 
 
 @pytest.fixture
@@ -45,7 +54,9 @@ def test_other_parts_of_a_published_file_are_passed_over(model, tmp_path):
 
 def test_weights_of_another_shape_are_refused_by_name(model, tmp_path):
     save_xut(tmp_path / "a.safetensors", model.state_dict(), replace(CONFIG, text_width=12))
-    with pytest.raises(InputError, match=r"unet\.model\.ctx_proj\.weight is \(32, 10\), the model's \(32, 12\)"):
+    with pytest.raises(
+        InputError, match=r"unet\.model\.ctx_proj\.weight is \(32, 10\), the model's \(32, 12\)"
+    ):
         load_xut(tmp_path / "a.safetensors")
     save_xut(tmp_path / "b.safetensors", model.state_dict(), replace(CONFIG, final_norm=False))
     with pytest.raises(InputError, match=r"final_norm\.weight is \(32,\), the model's absent"):
@@ -65,7 +76,11 @@ def test_files_that_cannot_be_read_are_named(model, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-9])
     with pytest.raises(DamagedError, match=r"cut\.safetensors"):
         load_xut(tmp_path / "cut.safetensors")
-    save_file({"unet.model.x": torch.zeros(1)}, tmp_path / "silent.safetensors", metadata={"other": json.dumps({})})
+    save_file(
+        {"unet.model.x": torch.zeros(1)},
+        tmp_path / "silent.safetensors",
+        metadata={"other": json.dumps({})},
+    )
     with pytest.raises(InputError, match="does not say its configuration"):
         load_xut(tmp_path / "silent.safetensors")
     with pytest.raises(ConfigError, match="without its configuration"):

@@ -16,7 +16,16 @@ from tests.models import oracle
 
 GOLDEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
 TINY = XUTConfig(
-    width=32, num_heads=2, head_size=16, mlp_width=24, text_width=10, depth=2, enc_blocks=1, dec_blocks=2, prev_blocks=1, post_blocks=1
+    width=32,
+    num_heads=2,
+    head_size=16,
+    mlp_width=24,
+    text_width=10,
+    depth=2,
+    enc_blocks=1,
+    dec_blocks=2,
+    prev_blocks=1,
+    post_blocks=1,
 )
 
 
@@ -36,7 +45,14 @@ def model():
 
 def call(model, golden, positions="in.pos", **given):
     where = golden[positions] if positions else None
-    return model(golden["in.x"], golden["in.t"], golden["in.ctx"], positions=where, log_aspect=golden["in.log_aspect"], **given)
+    return model(
+        golden["in.x"],
+        golden["in.t"],
+        golden["in.ctx"],
+        positions=where,
+        log_aspect=golden["in.log_aspect"],
+        **given,
+    )
 
 
 def test_the_golden_file_names_every_tensor_of_the_model(golden, model):
@@ -68,7 +84,9 @@ def test_gradients_are_those_of_the_published_code(golden, model):
     names = [name for name in golden if name.startswith("grad.")]
     assert len(names) == 15
     for name in names:
-        assert relative_error(parameters[name.removeprefix("grad.")].grad, golden[name]) < 1e-5, name
+        assert relative_error(parameters[name.removeprefix("grad.")].grad, golden[name]) < 1e-5, (
+            name
+        )
 
 
 def test_the_golden_file_says_which_model_it_is(model):
@@ -80,7 +98,9 @@ def test_the_golden_file_says_which_model_it_is(model):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("small", 237_290_128), ("base", 343_176_208), ("large", 555_628_816)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("small", 237_290_128), ("base", 343_176_208), ("large", 555_628_816)]
+)
 def test_the_published_sizes(name, parameters):
     with torch.device("meta"):
         model = XUT(XUTConfig.preset(name))
@@ -98,7 +118,9 @@ VARIANTS = [
     replace(TINY, final_norm=True),
     replace(TINY, aspect_embedding=False),
     replace(TINY, positions="area"),
-    replace(TINY, patch_size=1, channels=3, enc_blocks=2, dec_blocks=1, prev_blocks=0, post_blocks=0),
+    replace(
+        TINY, patch_size=1, channels=3, enc_blocks=2, dec_blocks=1, prev_blocks=0, post_blocks=0
+    ),
     replace(TINY, patch_size=3, depth=3, residual="prenorm", modulation="per_block").recommended(),
 ]
 
@@ -132,12 +154,22 @@ def as_positional(given: dict) -> tuple:
 
 
 def changes(config: XUTConfig) -> str:
-    return ",".join(f"{name}={value}" for name, value in config.to_dict().items() if value != getattr(TINY, name)) or "published"
+    return (
+        ",".join(
+            f"{name}={value}"
+            for name, value in config.to_dict().items()
+            if value != getattr(TINY, name)
+        )
+        or "published"
+    )
 
 
 @pytest.mark.parametrize(
     ("config", "rate"),
-    [pytest.param(TINY, 0.0, id="all-tokens"), *(pytest.param(config, 0.5, id=changes(config)) for config in VARIANTS)],
+    [
+        pytest.param(TINY, 0.0, id="all-tokens"),
+        *(pytest.param(config, 0.5, id=changes(config)) for config in VARIANTS),
+    ],
 )
 def test_outputs_and_gradients_are_the_oracles(config, rate):
     model, given = shaken(config), some_inputs(config, batch=2)
@@ -147,9 +179,15 @@ def test_outputs_and_gradients_are_the_oracles(config, rate):
     ours = model(latent, timestep, text, **rest, kept=kept)
     ours.square().mean().backward()
 
-    weights = {name: tensor.detach().double().requires_grad_() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().double().requires_grad_()
+        for name, tensor in model.state_dict().items()
+    }
     keep = None if kept is None else torch.zeros(2, 6, dtype=torch.bool).scatter(1, kept, True)
-    exact = {name: value if value.dtype == torch.bool else value.double() for name, value in given.items()}
+    exact = {
+        name: value if value.dtype == torch.bool else value.double()
+        for name, value in given.items()
+    }
     wanted = oracle.xut(weights, config, **exact, keep=keep)
     wanted.square().mean().backward()
 
@@ -158,7 +196,9 @@ def test_outputs_and_gradients_are_the_oracles(config, rate):
         if weights[name].grad is None:
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
-            assert relative_error(parameter.grad, weights[name].grad) < 1e-4, name  # float32's, through many layers
+            assert relative_error(parameter.grad, weights[name].grad) < 1e-4, (
+                name
+            )  # float32's, through many layers
 
 
 ROUTES = [(0, 2), (1, 2), (2, 4), (0, 3), (3, 6), (2, 8), (0, 8), (7, 8)]
@@ -174,13 +214,23 @@ def test_any_route_is_the_oracle_s(route, skips):
     rest = {name: given[name] for name in ("positions", "log_aspect", "text_mask")}
     ours = model(*as_positional(given), **rest, kept=kept, route=route)
     ours.square().mean().backward()
-    weights = {name: tensor.detach().double().requires_grad_() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().double().requires_grad_()
+        for name, tensor in model.state_dict().items()
+    }
     keep = torch.zeros(2, 6, dtype=torch.bool).scatter(1, kept, True)
-    exact = {name: value if value.dtype == torch.bool else value.double() for name, value in given.items()}
+    exact = {
+        name: value if value.dtype == torch.bool else value.double()
+        for name, value in given.items()
+    }
     wanted = oracle.xut(weights, config, **exact, keep=keep, route=route)
     wanted.square().mean().backward()
     assert relative_error(ours, wanted) < 1e-5
-    for name in ("in_patch.proj.weight", "backbone.enc_blocks.0.0.attn.qkv.weight", "backbone.enc_blocks.1.0.mlp.w3.weight"):
+    for name in (
+        "in_patch.proj.weight",
+        "backbone.enc_blocks.0.0.attn.qkv.weight",
+        "backbone.enc_blocks.1.0.mlp.w3.weight",
+    ):
         assert relative_error(model.get_parameter(name).grad, weights[name].grad) < 1e-4, name
 
 
@@ -207,9 +257,16 @@ def test_padding_is_as_if_it_were_not_there_where_it_is_masked():
     masked, padded = shaken(replace(TINY, text_mask="masked")), shaken(TINY)
     with torch.no_grad():
         cut = masked(latent[1:2], timestep[1:2], text[1:2, :2], **rest)
-        torch.testing.assert_close(masked(latent[1:2], timestep[1:2], text[1:2], text_mask=given["text_mask"][1:2], **rest), cut)
+        torch.testing.assert_close(
+            masked(
+                latent[1:2], timestep[1:2], text[1:2], text_mask=given["text_mask"][1:2], **rest
+            ),
+            cut,
+        )
         torch.testing.assert_close(padded(latent[1:2], timestep[1:2], text[1:2, :2], **rest), cut)
-        attended = padded(latent[1:2], timestep[1:2], text[1:2], text_mask=given["text_mask"][1:2], **rest)
+        attended = padded(
+            latent[1:2], timestep[1:2], text[1:2], text_mask=given["text_mask"][1:2], **rest
+        )
     assert relative_error(attended, cut) > 1e-3
 
 
@@ -230,7 +287,9 @@ def test_a_fresh_model_predicts_next_to_nothing_and_is_unmodulated():
     model, given = XUT(TINY), some_inputs(TINY)
     with torch.no_grad():
         first = model(*as_positional(given))
-        later = model(given["latent"], 1 - given["timestep"], given["text"], log_aspect=given["log_aspect"])
+        later = model(
+            given["latent"], 1 - given["timestep"], given["text"], log_aspect=given["log_aspect"]
+        )
     assert first.std() < 0.02
     assert torch.equal(first, later)
 
@@ -250,7 +309,15 @@ def test_errors_say_what_does_not_fit():
         model(latent, timestep, text, positions=full_map(3, 3))
 
 
-@pytest.mark.parametrize("changes", [{"width": 40}, {"head_size": 6, "num_heads": 2, "width": 12}, {"enc_blocks": 0}, {"post_blocks": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 40},
+        {"head_size": 6, "num_heads": 2, "width": 12},
+        {"enc_blocks": 0},
+        {"post_blocks": -1},
+    ],
+)
 def test_sizes_that_make_no_model_are_refused(changes):
     with pytest.raises(ConfigError):
         replace(TINY, **changes)

@@ -26,7 +26,10 @@ SMALL = dict(
 def counted(run: Callable[[], Any]) -> int:
     # torch counts the fused attention of accelerators only: on the CPU it is made to run, and so counted, as two products. And with
     # gradients, since without them whole layers may run as one operation.
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         run()
     return counter.get_total_flops()
 
@@ -42,7 +45,9 @@ def test_a_language_model_counts_as_torch_counts_it(key_heads: int) -> None:
     model, ours = Qwen3Model(config), counts.of_language_config(config.to_dict())
     found = counted(lambda: model(input_ids=torch.zeros(1, 11, dtype=torch.int64), use_cache=False))
     assert ours.flops(11) == found
-    assert ours.num_weights == sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
+    assert ours.num_weights == sum(
+        p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name
+    )
 
 
 def test_the_published_text_encoder_has_the_parameters_of_its_name() -> None:
@@ -60,7 +65,9 @@ def test_the_published_text_encoder_has_the_parameters_of_its_name() -> None:
         (SDXL, (512, 768)),
     ],
 )
-def test_an_autoencoder_counts_as_torch_counts_it(sizes: dict[str, Any], shape: tuple[int, int]) -> None:
+def test_an_autoencoder_counts_as_torch_counts_it(
+    sizes: dict[str, Any], shape: tuple[int, int]
+) -> None:
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -68,19 +75,36 @@ def test_an_autoencoder_counts_as_torch_counts_it(sizes: dict[str, Any], shape: 
     ours = counts.of_autoencoder_config(dict(model.config))
     assert ours.flops(*shape) == counted(lambda: model.encode(picture))
     parts = [model.encoder, *([model.quant_conv] if model.quant_conv is not None else [])]
-    assert ours.num_weights == sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1)
+    assert ours.num_weights == sum(
+        p.numel() for part in parts for p in part.parameters() if p.ndim > 1
+    )
     assert sizes is not SDXL or ours == counts.SDXL_ENCODER
 
 
 def test_a_contrastive_model_counts_as_torch_counts_it() -> None:
     import open_clip
 
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 8, "layers": 2, "mlp_ratio": 3.0}
-    model = open_clip.CLIP(16, vision, {"context_length": 12, "vocab_size": 40, "width": 24, "heads": 3, "layers": 2}).eval()
+    vision = {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "head_width": 8,
+        "layers": 2,
+        "mlp_ratio": 3.0,
+    }
+    model = open_clip.CLIP(
+        16, vision, {"context_length": 12, "vocab_size": 40, "width": 24, "heads": 3, "layers": 2}
+    ).eval()
     picture, text = Tower(32, 2, 17, 3.0, 3 * 8**2), Tower(24, 2, 12)
     # The last projection of one token is left out.
-    assert picture.flops() == counted(lambda: model.encode_image(torch.zeros(1, 3, 32, 32))) - 2 * 32 * 16
-    assert text.flops() == counted(lambda: model.encode_text(torch.ones(1, 12, dtype=torch.int64))) - 2 * 24 * 16
+    assert (
+        picture.flops()
+        == counted(lambda: model.encode_image(torch.zeros(1, 3, 32, 32))) - 2 * 32 * 16
+    )
+    assert (
+        text.flops()
+        == counted(lambda: model.encode_text(torch.ones(1, 12, dtype=torch.int64))) - 2 * 24 * 16
+    )
 
 
 def test_a_model_that_is_neither_here_nor_published_is_named() -> None:

@@ -23,7 +23,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     small = make_workshop(tmp_path_factory.mktemp("measure"))
     train = small.pipeline.model_dump(mode="json")["train"]
     phase = {**train["phases"][0], "batch_size": 160, "num_images": 3 * 160, "micro_batch": None}
-    return small.changed(model={**train["model"], **WIDE}, phases=[phase], checkpoint_sec=600, validate_every=None)
+    return small.changed(
+        model={**train["model"], **WIDE}, phases=[phase], checkpoint_sec=600, validate_every=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,9 @@ def trained(workshop: Workshop) -> Output:
     return workshop.train()
 
 
-def test_the_peak_memory_of_its_steps_is_that_of_the_training(workshop: Workshop, trained: Output) -> None:
+def test_the_peak_memory_of_its_steps_is_that_of_the_training(
+    workshop: Workshop, trained: Output
+) -> None:
     found = measure(workshop.pipeline, 0)
     lines = [json.loads(line) for line in (trained.path / TIMING).read_text().splitlines()]
     # With the last line comes the held-out loss.
@@ -41,10 +45,16 @@ def test_the_peak_memory_of_its_steps_is_that_of_the_training(workshop: Workshop
 
 def test_a_training_leaves_what_was_planned(workshop: Workshop, trained: Output) -> None:
     download = workshop.pipeline.download.model_copy(update={"expected_items": 40})
-    plan = make_plan(Question(workshop.pipeline.model_copy(update={"download": download}), workshop.store, card("cpu")))
+    plan = make_plan(
+        Question(
+            workshop.pipeline.model_copy(update={"download": download}), workshop.store, card("cpu")
+        )
+    )
     row = next(row for row in plan.rows if row.name == trained.name)
     assert row.items == trained.counts["images_seen"]
-    assert row.bytes == pytest.approx(sum(file.bytes for file in trained.files if file.name.endswith(".safetensors")), rel=0.01)
+    assert row.bytes == pytest.approx(
+        sum(file.bytes for file in trained.files if file.name.endswith(".safetensors")), rel=0.01
+    )
 
 
 def test_it_says_what_the_steps_died_of(workshop: Workshop) -> None:

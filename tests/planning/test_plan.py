@@ -13,11 +13,23 @@ from hdm.config import Pipeline
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline
 from hdm.planning.hardware import CARDS, card
-from hdm.planning.plan import RESERVED_BYTES, Plan, Question, Row, make_plan, with_largest_micro_batches
+from hdm.planning.plan import (
+    RESERVED_BYTES,
+    Plan,
+    Question,
+    Row,
+    make_plan,
+    with_largest_micro_batches,
+)
 from hdm.stages import identities
 from hdm.store import Store
 
-PUBLISHED_HOURS = {"train.256px": 174, "train.512px": 120, "train.768px": 42, "train.1024px": 49}  # of four RTX 5090s
+PUBLISHED_HOURS = {
+    "train.256px": 174,
+    "train.512px": 120,
+    "train.768px": 42,
+    "train.1024px": 49,
+}  # of four RTX 5090s
 
 
 def pipeline(name: str, *settings: str) -> Pipeline:
@@ -34,9 +46,13 @@ def hdm(*words: str) -> tuple[int, str]:
 
 
 def test_the_published_run_takes_the_hours_that_it_took(tmp_path: Path) -> None:
-    asked = Question(pipeline("hdm-xut-base"), Store(tmp_path), CARDS["rtx5090"], num_gpus=4, live_encoders=True)
+    asked = Question(
+        pipeline("hdm-xut-base"), Store(tmp_path), CARDS["rtx5090"], num_gpus=4, live_encoders=True
+    )
     rows = named(make_plan(asked))
-    assert {name: rows[name].hours / 4 for name in PUBLISHED_HOURS} == pytest.approx(PUBLISHED_HOURS, rel=0.2)
+    assert {name: rows[name].hours / 4 for name in PUBLISHED_HOURS} == pytest.approx(
+        PUBLISHED_HOURS, rel=0.2
+    )
     assert not any(name.startswith("encode.") and name.endswith("px") for name in rows)
 
 
@@ -79,7 +95,9 @@ def test_the_largest_micro_batches_fit(tmp_path: Path) -> None:
     rows = make_plan(Question(solved, Store(tmp_path), CARDS["rtx4090"], num_gpus=4)).rows
     room = 1e9 * CARDS["rtx4090"].memory_gb - RESERVED_BYTES
     assert all(0.9 * room < row.memory_bytes <= room for row in rows if row.memory_bytes)
-    assert [phase.micro_batch for phase in solved.train.phases] != [phase.micro_batch for phase in asked.pipeline.train.phases]
+    assert [phase.micro_batch for phase in solved.train.phases] != [
+        phase.micro_batch for phase in asked.pipeline.train.phases
+    ]
     assert solved.train.phases[0].result_fields() == asked.pipeline.train.phases[0].result_fields()
 
 
@@ -98,7 +116,18 @@ def test_exit_codes_and_what_is_told(tmp_path: Path) -> None:
 
 
 def test_costs_in_json(tmp_path: Path) -> None:
-    code, told = hdm("demo", "--gpu", "h100", "--price", "2", "--power-price", "0.5", "--json", "--store", str(tmp_path))
+    code, told = hdm(
+        "demo",
+        "--gpu",
+        "h100",
+        "--price",
+        "2",
+        "--power-price",
+        "0.5",
+        "--json",
+        "--store",
+        str(tmp_path),
+    )
     found = json.loads(told)
     assert code == 0
     hours = found["all"]["hours"]

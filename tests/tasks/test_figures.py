@@ -10,18 +10,30 @@ from tasks.figures import Series, counts, flattened, numeric, origin, shown
 
 
 def test_settings_become_flat_parameters() -> None:
-    nested = {"train": {"seed": 3, "phases": [{"resolution": 48}, {"resolution": 64}]}, "betas": [0.9, 0.99]}
+    nested = {
+        "train": {"seed": 3, "phases": [{"resolution": 48}, {"resolution": 64}]},
+        "betas": [0.9, 0.99],
+    }
     assert dict(flattened(nested)) == {
         "train.seed": 3, "train.phases.0.resolution": 48, "train.phases.1.resolution": 64, "betas": [0.9, 0.99],
     }  # fmt: skip
-    assert dict(numeric({"a": {"b": 1}, "yes": True, "name": "x", "c": 0.5})) == {"a.b": 1, "c": 0.5}
+    assert dict(numeric({"a": {"b": 1}, "yes": True, "name": "x", "c": 0.5})) == {
+        "a.b": 1,
+        "c": 0.5,
+    }
 
 
 def test_a_series_grows_without_saying_anything_twice(tmp_path: Path) -> None:
     path, series = tmp_path / "metrics.jsonl", Series(tmp_path, "metrics.jsonl")
 
     def write(lines: list[tuple[int, float]], torn: str = "") -> None:
-        path.write_text("".join(json.dumps({"step": n, "num_images_seen": 8 * n, "loss": loss}) + "\n" for n, loss in lines) + torn)
+        path.write_text(
+            "".join(
+                json.dumps({"step": n, "num_images_seen": 8 * n, "loss": loss}) + "\n"
+                for n, loss in lines
+            )
+            + torn
+        )
 
     def read() -> list[tuple[str, float, int]]:
         return [(key, value, seen) for key, value, _, seen in series.added()]
@@ -49,4 +61,7 @@ def test_an_output_names_the_download_that_it_comes_from(tmp_path: Path) -> None
         manifest = json.loads((output.path / "manifest.json").read_bytes())
         assert origin(tmp_path, manifest) == next(store.outputs()).digest
         assert counts(manifest) == {"items": 2}
-        assert [path.name for path in shown(output.path, manifest)] == ["manifest.json", "figures.json"]
+        assert [path.name for path in shown(output.path, manifest)] == [
+            "manifest.json",
+            "figures.json",
+        ]

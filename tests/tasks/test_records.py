@@ -32,7 +32,10 @@ def test_up_to_date_only_if_all_of_it_is() -> None:
     assert settled(lambda: [])() == []
 
 
-@pytest.mark.parametrize("stop", [SavedOnSignal("saved"), TerminationSignal(15), KeyboardInterrupt(), CancelledRun("saved")])
+@pytest.mark.parametrize(
+    "stop",
+    [SavedOnSignal("saved"), TerminationSignal(15), KeyboardInterrupt(), CancelledRun("saved")],
+)
 def test_a_stop_is_a_cancelled_run(stop: BaseException) -> None:
     assert ending(stop).is_cancelled()
     assert "saved" in ending(stop).message or "run the same again" in ending(stop).message

@@ -23,7 +23,9 @@ with alone(root), under_way(root, "demo"):
 def test_a_killed_serve_and_a_killed_run_are_seen_as_gone(tmp_path: Path) -> None:
     assert serving(tmp_path) is None
     assert runs(tmp_path) == []
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout
         other.stdout.readline()
         assert serving(tmp_path) == Serving(1, "http://p", "http://m", {"worker": 2})

@@ -13,7 +13,9 @@ from tasks.stopping import stoppable
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_exception_swallowed_in_a_destructor_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_swallowed_in_a_destructor_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(stopping, "AGAIN_SEC", 0.1)
 
     class Swallows:

@@ -15,7 +15,15 @@ from tasks.tracker import Keeper
 from tasks.tracking import database
 
 AT = 1_700_000_000.0
-RUN = {"event": "run", "at": AT, "pipeline": "demo", "recipe": "r" * 16, "overrides": ["filter.min_side_px=64"], "pid": 1, "flow_run": "f"}
+RUN = {
+    "event": "run",
+    "at": AT,
+    "pipeline": "demo",
+    "recipe": "r" * 16,
+    "overrides": ["filter.min_side_px=64"],
+    "pid": 1,
+    "flow_run": "f",
+}
 
 
 def outputs(root: Path) -> Iterator[dict[str, Any]]:
@@ -25,7 +33,12 @@ def outputs(root: Path) -> Iterator[dict[str, Any]]:
         with Store(root).draft(Identity(name, 1, {"phase": {"resolution": 64}}, before)) as draft:
             yield {"event": "begin", "at": AT, "name": name, "folder": str(draft.path)}
             with draft.write("metrics.jsonl") as file:
-                file.path.write_text("".join(json.dumps({"num_images_seen": 8 * n, "loss": 1 / n}) + "\n" for n in (1, 2, 4)))
+                file.path.write_text(
+                    "".join(
+                        json.dumps({"num_images_seen": 8 * n, "loss": 1 / n}) + "\n"
+                        for n in (1, 2, 4)
+                    )
+                )
                 file.counts["items"] = 7
             draft.write_json("weights.safetensors", [])
             draft.figures["busy_share"] = 0.75
@@ -46,10 +59,14 @@ def told(root: Path, events: list[dict[str, Any]]) -> Keeper:
     return keeper
 
 
-def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_its_outputs_series_inputs_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = {**RUN, "params": {"filter.min_side_px": 64, "train.prompts": ["a red disc"]}}
-    keeper = told(tmp_path, [run, *outputs(tmp_path), {"event": "end", "at": AT + 5, "status": "FINISHED"}])
+    keeper = told(
+        tmp_path, [run, *outputs(tmp_path), {"event": "end", "at": AT + 5, "status": "FINISHED"}]
+    )
     assert not keeper.waiting
     assert not keeper.warned
 
@@ -72,20 +89,33 @@ def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path, monkeypatch: 
         ("download", download.data.tags["digest"])
     ]
     points = client.get_metric_history(train.info.run_id, "loss")
-    assert sorted({(point.step, point.value) for point in points}) == [(8, 1.0), (16, 0.5), (32, 0.25)]
+    assert sorted({(point.step, point.value) for point in points}) == [
+        (8, 1.0),
+        (16, 0.5),
+        (32, 0.25),
+    ]
     assert client.get_model_version_by_alias("demo", "newest").run_id == train.info.run_id
     assert "manifest.json" in [file.path for file in client.list_artifacts(train.info.run_id)]
 
     # The same flow run again, killed without a word: the run goes on, and its end is known.
     told(tmp_path, [run])
-    assert [run.info.status for run in client.search_runs([experiment.experiment_id], "tags.stage = 'all'")] == ["KILLED"]
+    assert [
+        run.info.status
+        for run in client.search_runs([experiment.experiment_id], "tags.stage = 'all'")
+    ] == ["KILLED"]
 
 
-def test_pictures_are_there_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_there_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     milestones = tmp_path / "train.64px/1234/.scratch/milestones"
     milestones.mkdir(parents=True)
-    for name in ("generated-0000000032.png", ".tmp-1-generated-0000000064.png", "ema-0.1-00000004.safetensors"):
+    for name in (
+        "generated-0000000032.png",
+        ".tmp-1-generated-0000000064.png",
+        "ema-0.1-00000004.safetensors",
+    ):
         (milestones / name).write_bytes(b"made")
     begin = {"event": "begin", "at": AT, "name": "train.64px", "folder": str(milestones.parents[1])}
     keeper = told(tmp_path, [{**RUN, "params": {}}, begin])  # killed in the midst of it
@@ -95,19 +125,31 @@ def test_pictures_are_there_while_training_goes_on(tmp_path: Path, monkeypatch: 
 
     client = MlflowClient(database(tmp_path), registry_uri=database(tmp_path))
     assert keeper.mirror
-    assert [file.path for file in client.list_artifacts(keeper.mirror.children["train.64px"])] == ["generated-0000000032.png"]
+    assert [file.path for file in client.list_artifacts(keeper.mirror.children["train.64px"])] == [
+        "generated-0000000032.png"
+    ]
 
 
-def test_no_server_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"TRACKING_URI": "http://127.0.0.1:9", "HTTP_REQUEST_MAX_RETRIES": "0", "HTTP_REQUEST_TIMEOUT": "1"}.items():
+def test_no_server_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "TRACKING_URI": "http://127.0.0.1:9",
+        "HTTP_REQUEST_MAX_RETRIES": "0",
+        "HTTP_REQUEST_TIMEOUT": "1",
+    }.items():
         monkeypatch.setenv(f"MLFLOW_{name}", value)
     monkeypatch.setattr("tasks.tracker.PATIENCE_SEC", 0.0)
-    keeper = told(tmp_path, [{**RUN, "params": {}}, {"event": "end", "at": AT, "status": "FINISHED"}])
+    keeper = told(
+        tmp_path, [{**RUN, "params": {}}, {"event": "end", "at": AT, "status": "FINISHED"}]
+    )
     assert [event["event"] for event in keeper.waiting] == ["run", "end"]
     assert capsys.readouterr().out.count("warning") == 1
 
 
-def test_no_point_is_lost_by_a_server_that_fails_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_point_is_lost_by_a_server_that_fails_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -116,7 +158,10 @@ def test_no_point_is_lost_by_a_server_that_fails_for_a_while(tmp_path: Path, mon
     folder.mkdir(parents=True)
     metrics = folder / "metrics.jsonl"
     keeper = Keeper(tmp_path)
-    keeper.waiting = [{**RUN, "params": {}}, {"event": "begin", "at": AT, "name": "train.64px", "folder": str(folder)}]
+    keeper.waiting = [
+        {**RUN, "params": {}},
+        {"event": "begin", "at": AT, "name": "train.64px", "folder": str(folder)},
+    ]
     assert keeper.hand_on()
     works = MlflowClient.log_batch
 
@@ -133,7 +178,9 @@ def test_no_point_is_lost_by_a_server_that_fails_for_a_while(tmp_path: Path, mon
         monkeypatch.setattr(MlflowClient, "log_batch", outage)
         assert keeper.hand_on() == (outage is works)
     assert keeper.mirror
-    points = MlflowClient(database(tmp_path)).get_metric_history(keeper.mirror.children["train.64px"], "loss")
+    points = MlflowClient(database(tmp_path)).get_metric_history(
+        keeper.mirror.children["train.64px"], "loss"
+    )
     assert sorted((point.step, point.value) for point in points) == written
 
 
@@ -150,11 +197,22 @@ def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_
 
     def cell(name: str) -> list[dict[str, Any]]:
         end = {"event": "cell_end", "at": AT + 3, "status": "FINISHED"}
-        return [{"event": "cell", "at": AT, "name": name, "params": {"train.crop": "centre", "seed": 0}}, *made, end]
+        return [
+            {
+                "event": "cell",
+                "at": AT,
+                "name": name,
+                "params": {"train.crop": "centre", "seed": 0},
+            },
+            *made,
+            end,
+        ]
 
     end = {"event": "end", "at": AT + 5, "status": "FINISHED"}
     assert not told(tmp_path, [run, *cell("crop/centre seed 0"), end]).warned
-    assert not told(tmp_path, [run, *cell("crop/centre seed 0"), *cell("crop/centre seed 1"), end]).warned
+    assert not told(
+        tmp_path, [run, *cell("crop/centre seed 0"), *cell("crop/centre seed 1"), end]
+    ).warned
 
     from mlflow import MlflowClient
 
@@ -169,5 +227,7 @@ def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_
     assert first.data.params["train.crop"] == "centre"
     assert first.data.metrics["train.64px.parameters"] == 12
     points = client.get_metric_history(first.info.run_id, "loss")
-    assert [(point.step, point.value) for point in points].count((8, 1.0)) == 2, "of both outputs, told once"
+    assert [(point.step, point.value) for point in points].count((8, 1.0)) == 2, (
+        "of both outputs, told once"
+    )
     assert not client.search_registered_models(), "no short training is a version of a model"

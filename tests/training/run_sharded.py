@@ -27,12 +27,17 @@ class Stopped(Trainer):
 
     def step(self) -> None:
         super().step()
-        self.stop.requested |= self.position.step == self.stop_step and self.rank == self.world_size - 1
+        self.stop.requested |= (
+            self.position.step == self.stop_step and self.rank == self.world_size - 1
+        )
 
 
 def held_bytes(trainer: Trainer) -> dict[str, int]:
     models = {"weights": trainer.model, "average": trainer.average.model}
-    found = {name: sum(local(value).nbytes for value in model.parameters()) for name, model in models.items()}
+    found = {
+        name: sum(local(value).nbytes for value in model.parameters())
+        for name, model in models.items()
+    }
     return {**found, "optimizer": trainer.optimizers.num_bytes}
 
 
@@ -43,4 +48,6 @@ if __name__ == "__main__":
         trainer = Stopped(job, StopRequest(), "cpu")
         trainer.stop_step = stop_step
         assert trainer.run() == (stop_step is None)
-        (Path(job.scratch) / f"held-{trainer.rank}.json").write_text(json.dumps(held_bytes(trainer)))
+        (Path(job.scratch) / f"held-{trainer.rank}.json").write_text(
+            json.dumps(held_bytes(trainer))
+        )

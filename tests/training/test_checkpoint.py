@@ -10,14 +10,31 @@ from hdm.architecture import XUTConfig
 from hdm.training.checkpoint import newest, save
 
 CONFIG = XUTConfig(
-    width=8, num_heads=2, head_size=4, mlp_width=8, text_width=8, depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=0, post_blocks=0
+    width=8,
+    num_heads=2,
+    head_size=4,
+    mlp_width=8,
+    text_width=8,
+    depth=1,
+    enc_blocks=1,
+    dec_blocks=1,
+    prev_blocks=0,
+    post_blocks=0,
 )
 
 
 def save_steps(folder: Path, *steps: int) -> None:
     for step in steps:
-        tensors = {name: {"a.b": torch.full((3,), float(step))} for name in ("weights", "ema", "optimizer")}
-        save(folder, step, tensors, f"line {step}\n".encode(), {"position": {"step": step, "loss_sum": 0.1}})
+        tensors = {
+            name: {"a.b": torch.full((3,), float(step))} for name in ("weights", "ema", "optimizer")
+        }
+        save(
+            folder,
+            step,
+            tensors,
+            f"line {step}\n".encode(),
+            {"position": {"step": step, "loss_sum": 0.1}},
+        )
 
 
 def test_the_newest_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -31,15 +48,29 @@ def test_the_newest_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_two_are_kept(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 20, 300, 4000)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000300", "checkpoint-00004000"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-00000300",
+        "checkpoint-00004000",
+    ]
 
 
 def test_nothing_saved(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "metrics.jsonl", "state.json"])
-def test_a_flipped_bit_anywhere_leads_to_the_one_before(tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "file",
+    [
+        "weights.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "metrics.jsonl",
+        "state.json",
+    ],
+)
+def test_a_flipped_bit_anywhere_leads_to_the_one_before(
+    tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     save_steps(tmp_path, 1, 2)
     path = tmp_path / "checkpoint-00000002" / file
     content = bytearray(path.read_bytes())

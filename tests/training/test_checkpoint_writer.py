@@ -17,7 +17,10 @@ SIZE = 1 << 20
 
 
 def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
-    return {"weights": {"a": torch.full((SIZE,), value), "b": torch.full((3, 2), value).T}, "optimizer": {}}
+    return {
+        "weights": {"a": torch.full((SIZE,), value), "b": torch.full((3, 2), value).T},
+        "optimizer": {},
+    }
 
 
 @pytest.mark.parametrize("ready", [True, False], ids=["copied", "in turn"])
@@ -41,7 +44,9 @@ def test_what_was_there_when_it_was_asked_for_is_written(tmp_path: Path, ready: 
     for name, values in now.items():
         assert found.tensors(name).keys() == values.keys()
         assert all(bool((value == 3).all()) for value in found.tensors(name).values())
-    assert [path and path.name for path in told] == [f"checkpoint-{step:08d}" for step in (1, 2, 3)], "called when it is there"
+    assert [path and path.name for path in told] == [
+        f"checkpoint-{step:08d}" for step in (1, 2, 3)
+    ], "called when it is there"
     assert len(list(tmp_path.iterdir())) == checkpoint.KEEP
     writer.close()
 
@@ -52,7 +57,12 @@ def _newest(folder: Path) -> Path | None:
 
 
 def test_the_step_goes_on_while_it_is_written(tmp_path: Path) -> None:
-    now, writer, gone_on, written = state(1.0), CheckpointWriter(tmp_path), threading.Event(), list[bool]()
+    now, writer, gone_on, written = (
+        state(1.0),
+        CheckpointWriter(tmp_path),
+        threading.Event(),
+        list[bool](),
+    )
     writer.make_ready(now)
     writer.write(1, now, b"", {}, lambda: written.append(gone_on.wait(60)))
     gone_on.set()  # had `write` waited for the thread, nobody would ever have come here
@@ -61,7 +71,9 @@ def test_the_step_goes_on_while_it_is_written(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_full_disk_is_told_at_the_next_look_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_at_the_next_look_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, writer = state(1.0), CheckpointWriter(tmp_path)
     writer.make_ready(now)
     writer.write(1, now, b"", {}, lambda: None)
@@ -81,7 +93,9 @@ def test_a_full_disk_is_told_at_the_next_look_and_leaves_what_was_there(tmp_path
     writer.close()
 
 
-def test_without_memory_for_a_copy_it_says_so_and_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_memory_for_a_copy_it_says_so_and_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # Tensors that take no memory and would take more than any machine has.
     vast = {"weights": {"a": torch.zeros(1).expand(1 << 50)}}
     writer = CheckpointWriter(tmp_path)

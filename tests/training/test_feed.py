@@ -26,7 +26,11 @@ class Watched:
     def __init__(self, loader: Loader, fail_at: int | None = None) -> None:
         self.loader, self.fail_at = loader, fail_at
         self.threads: dict[int, str] = {}
-        self.batch_size, self.rank, self.world_size = loader.batch_size, loader.rank, loader.world_size
+        self.batch_size, self.rank, self.world_size = (
+            loader.batch_size,
+            loader.rank,
+            loader.world_size,
+        )
         self.begun = threading.Condition()
 
     def batch(self, num_images_seen: int) -> Batch:
@@ -67,7 +71,10 @@ def test_the_next_example_is_made_while_one_is_used(loader: Loader) -> None:
     assert watched.wait_for(8).startswith("feed"), "nobody has asked for it yet"
     for start in (8, 16, 40):  # 40: as after a resume, not the one that was made ahead
         expected = feed(loader).make(start)
-        assert all(torch.equal(one, two) for one, two in zip(tensors(ahead.example(start)), tensors(expected), strict=True))
+        assert all(
+            torch.equal(one, two)
+            for one, two in zip(tensors(ahead.example(start)), tensors(expected), strict=True)
+        )
     ahead.close()
 
 
@@ -83,7 +90,9 @@ def test_an_error_reaches_who_asks_for_that_example(loader: Loader) -> None:
 
 def shared_memory() -> list[str]:
     """What this process has mapped of it."""
-    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line]
+    return [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line
+    ]
 
 
 def test_nothing_is_left_behind(loader: Loader) -> None:

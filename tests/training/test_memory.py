@@ -22,11 +22,28 @@ from hdm.models.execution import recompute_activations, shard
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.sharding import local
-from hdm.training.memory import Form, block_bytes, block_tokens, input_bytes, output_bytes, parameters, training_memory
+from hdm.training.memory import (
+    Form,
+    block_bytes,
+    block_tokens,
+    input_bytes,
+    output_bytes,
+    parameters,
+    training_memory,
+)
 
 SIDE, TEXT, BATCH = 16, 64, 8
 PUBLISHED = XUTConfig(
-    width=128, num_heads=4, head_size=32, mlp_width=384, text_width=64, depth=2, enc_blocks=1, dec_blocks=2, prev_blocks=1, post_blocks=2
+    width=128,
+    num_heads=4,
+    head_size=32,
+    mlp_width=384,
+    text_width=64,
+    depth=2,
+    enc_blocks=1,
+    dec_blocks=2,
+    prev_blocks=1,
+    post_blocks=2,
 )
 MODELS = {"published": PUBLISHED, "recommended": PUBLISHED.recommended()}
 ACCELERATOR, CPU = False, True
@@ -54,7 +71,9 @@ class Step:
         }  # fmt: skip
 
     def loss(self) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=not dist.is_initialized()):
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=self.half, cache_enabled=not dist.is_initialized()
+        ):
             predicted = self.model(self.latent, **self.given)
         return (predicted.float() - self.latent).square().mean()
 
@@ -89,9 +108,15 @@ class Living(TorchDispatchMode):
                 storage = local(leaf).untyped_storage()
                 self._storages[storage._cdata] = weakref.ref(storage)
         # Looked at anew each time: of a sharded model storages are emptied and filled again.
-        self._storages = {place: reference for place, reference in self._storages.items() if reference() is not None}
+        self._storages = {
+            place: reference
+            for place, reference in self._storages.items()
+            if reference() is not None
+        }
         living = (reference() for reference in self._storages.values())
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in living if storage is not None))
+        self.peak = max(
+            self.peak, sum(storage.nbytes() for storage in living if storage is not None)
+        )
         return result
 
 
@@ -102,13 +127,17 @@ def test_blocks_keep_what_was_reckoned(name: str, half: bool, rate: float, by_ha
     config, form = MODELS[name], Form(2 if half else 4, by_hand)
     blocks = block_tokens(config, None, (SIDE**2, TEXT), rate)
     ends = input_bytes(config, (SIDE**2, TEXT), form) + output_bytes(config, SIDE**2, form)
-    reckoned = 4 * (sum(block_bytes(config, block, form) for block in blocks) + ends) + (2 * parameters(config).matrices if half else 0)
+    reckoned = 4 * (sum(block_bytes(config, block, form) for block in blocks) + ends) + (
+        2 * parameters(config).matrices if half else 0
+    )
     assert reckoned == pytest.approx(kept_bytes(Step(config, 4, half, rate)), rel=0.025)
 
 
 @pytest.mark.parametrize("sizes", [(4, 8), (7, 15)], ids=["24 tokens", "64 tokens"])
 @pytest.mark.parametrize("name", MODELS)
-def test_few_tokens_keep_the_weights_of_their_attention(name: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_tokens_keep_the_weights_of_their_attention(
+    name: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (side, text), config, form, batch = sizes, MODELS[name], Form(4, by_hand=True), 64
     monkeypatch.setattr(f"{__name__}.SIDE", side)
     monkeypatch.setattr(f"{__name__}.TEXT", text)
@@ -121,16 +150,22 @@ def test_few_tokens_keep_the_weights_of_their_attention(name: str, sizes: tuple[
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("half", [True, False], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_peaks_where_it_was_reckoned(name: str, half: bool, share: float, by_hand: bool) -> None:
+def test_a_step_peaks_where_it_was_reckoned(
+    name: str, half: bool, share: float, by_hand: bool
+) -> None:
     step = Step(MODELS[name], BATCH, half)
     recompute_activations(step.model, share)
     with Living() as living:
         for _ in range(2):  # gradients of the first are there in the second
             step.loss().backward()
-    phase = Phase(resolution=256, num_images=1, batch_size=BATCH, tread_rate=0.0, checkpoint_blocks=share)
+    phase = Phase(
+        resolution=256, num_images=1, batch_size=BATCH, tread_rate=0.0, checkpoint_blocks=share
+    )
     settings = TrainSettings(model=MODELS[name], precision="bfloat16" if half else "float32")
     found = training_memory(settings, phase, (SIDE**2, TEXT), on_cpu=by_hand)
-    assert found.gradients + found.copies + found.sample * BATCH == pytest.approx(living.peak, rel=0.1)
+    assert found.gradients + found.copies + found.sample * BATCH == pytest.approx(
+        living.peak, rel=0.1
+    )
 
 
 @pytest.fixture
@@ -143,7 +178,9 @@ def four_processes() -> Iterator[DeviceMesh]:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("half", [True, False], ids=["bfloat16", "float32"])
-def test_a_sharded_step_peaks_where_it_was_reckoned(half: bool, share: float, four_processes: DeviceMesh) -> None:
+def test_a_sharded_step_peaks_where_it_was_reckoned(
+    half: bool, share: float, four_processes: DeviceMesh
+) -> None:
     wide = replace(PUBLISHED, width=256, head_size=64, mlp_width=768, enc_blocks=2)
     step = Step(wide, 1, half)
     shard(step.model, four_processes)
@@ -151,8 +188,12 @@ def test_a_sharded_step_peaks_where_it_was_reckoned(half: bool, share: float, fo
     with Living() as living:
         for _ in range(2):
             step.loss().backward()
-    phase = Phase(resolution=256, num_images=1, batch_size=4, tread_rate=0.0, checkpoint_blocks=share)
-    settings = TrainSettings(model=wide, precision="bfloat16" if half else "float32", num_processes=4, sharding="full")
+    phase = Phase(
+        resolution=256, num_images=1, batch_size=4, tread_rate=0.0, checkpoint_blocks=share
+    )
+    settings = TrainSettings(
+        model=wide, precision="bfloat16" if half else "float32", num_processes=4, sharding="full"
+    )
     found = training_memory(settings, phase, (SIDE**2, TEXT), on_cpu=True)
     # The four blocks that are reckoned with are not all there where activations are the most.
     assert 0.85 < living.peak / (found.gradients + found.copies + found.sample) < 1.05
@@ -176,7 +217,10 @@ def test_parameters_and_what_optimizers_keep_of_them() -> None:
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     phase = Phase(resolution=256, num_images=1, batch_size=512, micro_batch=8)
-    found, room = training_memory(TrainSettings(model=PUBLISHED), phase, (256, 64), on_cpu=False), 2e9
+    found, room = (
+        training_memory(TrainSettings(model=PUBLISHED), phase, (256, 64), on_cpu=False),
+        2e9,
+    )
     most = found.largest_micro_batch(room)
     assert found.fixed + most * found.sample <= room < found.fixed + (most + 1) * found.sample
     assert found.largest_micro_batch(found.weights) == 0

@@ -15,7 +15,16 @@ from hdm.training.records import Timing
 
 CPU = torch.device("cpu")
 MODEL = XUTConfig(
-    width=16, num_heads=2, head_size=8, mlp_width=32, text_width=8, depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1
+    width=16,
+    num_heads=2,
+    head_size=8,
+    mlp_width=32,
+    text_width=8,
+    depth=1,
+    enc_blocks=1,
+    dec_blocks=1,
+    prev_blocks=1,
+    post_blocks=1,
 )
 
 

@@ -15,7 +15,16 @@ from hdm.training.ema import Average
 from hdm.training.optimizers import Optimizers, rate_factor
 
 SMALL = XUTConfig(
-    width=16, num_heads=2, head_size=8, mlp_width=32, text_width=8, depth=2, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1
+    width=16,
+    num_heads=2,
+    head_size=8,
+    mlp_width=32,
+    text_width=8,
+    depth=2,
+    enc_blocks=1,
+    dec_blocks=1,
+    prev_blocks=1,
+    post_blocks=1,
 )
 
 
@@ -25,7 +34,12 @@ SMALL = XUTConfig(
 def test_every_parameter_is_updated_once(modulation: str, kind: str, per_fan_in: bool) -> None:
     model = XUT(replace(SMALL, modulation=modulation, qk_norm=True, final_norm=True))
     optimizers = Optimizers(model, Optimizer(kind=kind, per_fan_in=per_fan_in))
-    taken = [id(value) for optimizer in optimizers.all.values() for group in optimizer.param_groups for value in group["params"]]
+    taken = [
+        id(value)
+        for optimizer in optimizers.all.values()
+        for group in optimizer.param_groups
+        for value in group["params"]
+    ]
     assert sorted(taken) == sorted(id(value) for value in model.parameters())
 
 
@@ -43,7 +57,9 @@ def test_rates_by_fan_in_are_those_of_the_recipe() -> None:
     model = XUT(SMALL)
     names = {id(value): name for name, value in model.named_parameters()}
     adamw = Optimizers(model, Optimizer(learning_rate=0.5, per_fan_in=True)).all["adamw"]
-    rates = {names[id(value)]: group["lr"] for group in adamw.param_groups for value in group["params"]}
+    rates = {
+        names[id(value)]: group["lr"] for group in adamw.param_groups for value in group["params"]
+    }
     assert rates["ctx_proj.weight"] == 0.5 / 8
     assert rates["in_patch.proj.weight"] == 0.5 / (4 * 2 * 2)
     assert rates["ctx_proj.bias"] == 0.5 / 16
@@ -54,7 +70,11 @@ def test_only_weights_of_layers_decay() -> None:
     model = XUT(SMALL)
     names = {id(value): name for name, value in model.named_parameters()}
     adamw = Optimizers(model, Optimizer(weight_decay=0.1)).all["adamw"]
-    decays = {names[id(value)]: group["weight_decay"] for group in adamw.param_groups for value in group["params"]}
+    decays = {
+        names[id(value)]: group["weight_decay"]
+        for group in adamw.param_groups
+        for value in group["params"]
+    }
     assert decays["in_patch.proj.weight"] == decays["out_patch.proj.weight"] == 0.1
     still = [name for name in names.values() if name.endswith((".bias", "norm.weight", "freqs"))]
     assert still
@@ -79,7 +99,9 @@ def test_wsd_falls_over_the_last_fifth() -> None:
 
 
 def test_constant_stays() -> None:
-    assert {rate_factor(Optimizer(schedule="constant"), seen, 100) for seen in range(1, 101)} == {1.0}
+    assert {rate_factor(Optimizer(schedule="constant"), seen, 100) for seen in range(1, 101)} == {
+        1.0
+    }
 
 
 def gradients_of(model: XUT, count: int) -> list[list[torch.Tensor]]:
@@ -103,12 +125,17 @@ def test_eight_bits_move_about_as_thirty_two_do_and_are_restored_to_the_bit() ->
         model.load_state_dict(start)
     gradients = gradients_of(models[0], 6)
     settings = Optimizer(learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.99))
-    full, eight = Optimizers(models[0], settings), Optimizers(models[1], settings.model_copy(update={"state_bits": 8}))
+    full, eight = (
+        Optimizers(models[0], settings),
+        Optimizers(models[1], settings.model_copy(update={"state_bits": 8})),
+    )
     take(models[0], full, gradients[:3])
     take(models[1], eight, gradients[:3])
     for (name, one), two in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert (one - two).norm().item() < 0.1 * (one - start[name]).norm().item(), name
-    bytes_of = [sum(value.nbytes for value in optimizers.tensors().values()) for optimizers in (full, eight)]
+    bytes_of = [
+        sum(value.nbytes for value in optimizers.tensors().values()) for optimizers in (full, eight)
+    ]
     assert bytes_of[1] < bytes_of[0] / 2, "small tensors keep 32 bits"
 
     models[2].load_state_dict(models[1].state_dict())
@@ -116,7 +143,10 @@ def test_eight_bits_move_about_as_thirty_two_do_and_are_restored_to_the_bit() ->
     restored.load({name: value.clone() for name, value in eight.tensors().items()})
     take(models[1], eight, gradients[3:])
     take(models[2], restored, gradients[3:])
-    assert all(torch.equal(one, two) for one, two in zip(models[1].parameters(), models[2].parameters(), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(models[1].parameters(), models[2].parameters(), strict=True)
+    )
 
 
 def test_eight_bits_without_their_package_are_refused() -> None:
@@ -138,7 +168,10 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_been(kind: str) -> None:
     after.load({name: value.clone() for name, value in before.tensors().items()})
     take(first, before, gradients[2:])
     take(second, after, gradients[2:])
-    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 def test_average_against_a_naive_one() -> None:

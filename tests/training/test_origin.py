@@ -63,7 +63,9 @@ def trained(job: Job, after: int | None = None) -> Trainer:
     return trainer
 
 
-def job_of(workshop: Workshop, store: Path, optimizer: dict[str, Any] | None = None, **phase: Any) -> Job:
+def job_of(
+    workshop: Workshop, store: Path, optimizer: dict[str, Any] | None = None, **phase: Any
+) -> Job:
     """The phase's training as it lies in a store, with changed settings."""
     before = workshop.pipeline.model_dump(mode="json")["train"]["phases"][0]
     changed = {**before, **phase, "optimizer": {**before["optimizer"], **(optimizer or {})}}
@@ -74,7 +76,9 @@ def job_of(workshop: Workshop, store: Path, optimizer: dict[str, Any] | None = N
     return replace(job, folder=str(folder), scratch=str(folder / SCRATCH))
 
 
-def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     old = job_of(workshop, tmp_path)
     trained(old, after=5)
     origin, other = f"{old.digest}@5", {"learning_rate": 0.01}
@@ -100,26 +104,51 @@ def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(worksho
     naive.position = Position(**kept.state["position"])
     while naive.position.step < 12:
         naive.step()
-    for mine, oracle in ((trainer.model, naive.model), (trainer.average.model, naive.average.model)):
-        assert all(torch.equal(value, oracle.state_dict()[name]) for name, value in mine.state_dict().items())
+    for mine, oracle in (
+        (trainer.model, naive.model),
+        (trainer.average.model, naive.average.model),
+    ):
+        assert all(
+            torch.equal(value, oracle.state_dict()[name])
+            for name, value in mine.state_dict().items()
+        )
     lines = (Path(job.folder) / "metrics.jsonl").read_bytes()
     assert lines.startswith(kept.metrics), "the curve goes on"
-    assert job.digest not in (old.digest, job_of(workshop, tmp_path, other).digest), "what comes out tells where it came from"
+    assert job.digest not in (old.digest, job_of(workshop, tmp_path, other).digest), (
+        "what comes out tells where it came from"
+    )
 
 
 def test_what_cannot_be_gone_on_from_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     old = job_of(workshop, tmp_path)
     trained(old, after=5)
-    with pytest.raises(InputError, match=f"there is no checkpoint 0abc@7; unfinished trainings of this phase: {old.digest}@5"):
+    with pytest.raises(
+        InputError,
+        match=f"there is no checkpoint 0abc@7; unfinished trainings of this phase: {old.digest}@5",
+    ):
         check_origin(job_of(workshop, tmp_path, resume_from="0abc@7"))
     field = "train.phases.0.optimizer.kind"
     with pytest.raises(ConfigError, match=r'do not fit other settings of .*kind "muon" → "adamw"'):
-        check_origin(job_of(workshop, tmp_path, {"kind": "adamw"}, resume_from=f"{old.digest}@5", resume_allow=[field]))
+        check_origin(
+            job_of(
+                workshop,
+                tmp_path,
+                {"kind": "adamw"},
+                resume_from=f"{old.digest}@5",
+                resume_allow=[field],
+            )
+        )
     allowed = {"resume_from": f"{old.digest}@5", "resume_allow": ["train.phases.0.batch_size"]}
-    with pytest.raises(ConfigError, match="has seen 40 images, from where batches of 12 do not lead to 96"):
+    with pytest.raises(
+        ConfigError, match="has seen 40 images, from where batches of 12 do not lead to 96"
+    ):
         check_origin(job_of(workshop, tmp_path, batch_size=12, **allowed))
     job = job_of(workshop, tmp_path, batch_size=4, **allowed)
     check_origin(job)
     trainer = Trainer(job, StopRequest(), "cpu")
-    assert (trainer.position.step, trainer.position.num_images_seen, trainer.num_steps) == (10, 40, 24)
+    assert (trainer.position.step, trainer.position.num_images_seen, trainer.num_steps) == (
+        10,
+        40,
+        24,
+    )
     trainer.feed.close()

@@ -42,7 +42,11 @@ def wait_until(happened: Callable[[], Any], seconds: float = 120.0) -> None:
 def start(workshop: Workshop, path: Path) -> subprocess.Popen[bytes]:
     """A flow's process that trains the phase."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, RUN_PHASE, workshop.describe(path)], env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, RUN_PHASE, workshop.describe(path)],
+        env=environment,
+        stderr=subprocess.PIPE,
+    )
 
 
 def scratch(workshop: Workshop) -> Path:
@@ -50,7 +54,9 @@ def scratch(workshop: Workshop) -> Path:
 
 
 def newest_step(workshop: Workshop) -> int:
-    return max((int(path.name[11:]) for path in scratch(workshop).glob("checkpoint-????????")), default=0)
+    return max(
+        (int(path.name[11:]) for path in scratch(workshop).glob("checkpoint-????????")), default=0
+    )
 
 
 def ranks(workshop: Workshop) -> list[int]:
@@ -81,10 +87,14 @@ def undisturbed(cached: Workshop, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def losses(path: Path) -> list[float]:
-    return [line["loss"] for line in map(json.loads, path.read_text().splitlines()) if "loss" in line]
+    return [
+        line["loss"] for line in map(json.loads, path.read_text().splitlines()) if "loss" in line
+    ]
 
 
-def test_signals_kills_and_damage_change_no_byte(undisturbed: Path, cached: Workshop, tmp_path: Path) -> None:
+def test_signals_kills_and_damage_change_no_byte(
+    undisturbed: Path, cached: Workshop, tmp_path: Path
+) -> None:
     here = cached.elsewhere(tmp_path / "store")
 
     # SIGTERM: saved, and said so.
@@ -115,7 +125,11 @@ def test_signals_kills_and_damage_change_no_byte(undisturbed: Path, cached: Work
     assert [record.name for record in output.files] == [
         *SNAPSHOTS, "ema.safetensors", "generated.png", "metrics.jsonl", "model.json", "weights.safetensors"
     ]  # fmt: skip
-    assert [name for name in (*FILES, *SNAPSHOTS) if output.file(name).read_bytes() != (undisturbed / name).read_bytes()] == []
+    assert [
+        name
+        for name in (*FILES, *SNAPSHOTS)
+        if output.file(name).read_bytes() != (undisturbed / name).read_bytes()
+    ] == []
     assert output.summary == json.loads((undisturbed / "summary.json").read_bytes())
     assert output.counts == {"images_seen": 96, "skipped_steps": 0, "steps": 12}
     assert not scratch(here).exists()
@@ -124,16 +138,25 @@ def test_signals_kills_and_damage_change_no_byte(undisturbed: Path, cached: Work
 def test_the_files_show_what_was_learnt(undisturbed: Path, workshop: Workshop) -> None:
     assert read_source(undisturbed).weights.config == workshop.pipeline.train.model
     # Four captions of held-out pictures, each generated at 16 px.
-    assert json.loads((undisturbed / "summary.json").read_bytes())["prompts"] == ["red square", "blue circle", "red circle", "blue square"]
+    assert json.loads((undisturbed / "summary.json").read_bytes())["prompts"] == [
+        "red square",
+        "blue circle",
+        "red circle",
+        "blue square",
+    ]
     assert Image.open(undisturbed / "generated.png").size == (64, 16)
     told = json.loads((undisturbed / "model.json").read_bytes())
     assert (told["resolution"], told["max_tokens"]) == (16, 8)
     components = workshop.pipeline.components
-    assert told["components"] == {name: weights_digest(getattr(components, name)) for name in ("autoencoder", "text_encoder")}
+    assert told["components"] == {
+        name: weights_digest(getattr(components, name)) for name in ("autoencoder", "text_encoder")
+    }
     assert told["component_names"] == {}, "they are folders of this machine"
 
 
-def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(undisturbed: Path, cached: Workshop, tmp_path: Path) -> None:
+def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(
+    undisturbed: Path, cached: Workshop, tmp_path: Path
+) -> None:
     pair = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
     flow = start(pair, tmp_path / "told.json")
     wait_until(lambda: newest_step(pair) >= 2)
@@ -144,10 +167,14 @@ def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(undisturbed
     assert flow.returncode == 0, errors.decode()
     assert b"going on from step" in errors
     # Two processes sum gradients in another order than one.
-    assert losses(pair.folder / "metrics.jsonl") == pytest.approx(losses(undisturbed / "metrics.jsonl"), rel=1e-3)
+    assert losses(pair.folder / "metrics.jsonl") == pytest.approx(
+        losses(undisturbed / "metrics.jsonl"), rel=1e-3
+    )
 
 
-def test_a_training_that_dies_without_a_step_further_is_not_started_again(cached: Workshop, tmp_path: Path) -> None:
+def test_a_training_that_dies_without_a_step_further_is_not_started_again(
+    cached: Workshop, tmp_path: Path
+) -> None:
     here = cached.changed(checkpoint_sec=1e9).elsewhere(tmp_path / "store")
     flow = start(here, tmp_path / "told.json")
     wait_until(lambda: ranks(here))
@@ -157,7 +184,9 @@ def test_a_training_that_dies_without_a_step_further_is_not_started_again(cached
     assert b"SIGKILL often means that memory ran out" in errors
 
 
-def test_two_ranks_see_the_same_batches_and_die_with_their_flow(undisturbed: Path, cached: Workshop, tmp_path: Path) -> None:
+def test_two_ranks_see_the_same_batches_and_die_with_their_flow(
+    undisturbed: Path, cached: Workshop, tmp_path: Path
+) -> None:
     pair = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
     assert pair.identity.digest == cached.identity.digest
     flow = start(pair, tmp_path / "told.json")
@@ -171,27 +200,54 @@ def test_two_ranks_see_the_same_batches_and_die_with_their_flow(undisturbed: Pat
     assert seen == pytest.approx(losses(undisturbed / "metrics.jsonl")[: len(seen)], rel=1e-4)
 
 
-def test_two_ranks_end_a_phase_together_and_hand_on_its_best_weights(cached: Workshop, tmp_path: Path) -> None:
+def test_two_ranks_end_a_phase_together_and_hand_on_its_best_weights(
+    cached: Workshop, tmp_path: Path
+) -> None:
     first = cached.pipeline.model_dump(mode="json")["train"]["phases"][0]
-    spoiling = {**first, "optimizer": {"learning_rate": 0.03, "schedule": "constant", "betas": [0.9, 0.9]}}
-    choices = {"keep": "best", "patience": 2, "validate_every": 2, "validate_raw": True, "watch": "raw_validation_loss"}
-    pair = cached.changed(phases=[spoiling], num_processes=2, generate_every=32, **choices).elsewhere(tmp_path / "store")
+    spoiling = {
+        **first,
+        "optimizer": {"learning_rate": 0.03, "schedule": "constant", "betas": [0.9, 0.9]},
+    }
+    choices = {
+        "keep": "best",
+        "patience": 2,
+        "validate_every": 2,
+        "validate_raw": True,
+        "watch": "raw_validation_loss",
+    }
+    pair = cached.changed(
+        phases=[spoiling], num_processes=2, generate_every=32, **choices
+    ).elsewhere(tmp_path / "store")
     output = pair.train()
     best = output.summary["best_step"]
     assert output.counts["steps"] == best + 4 < 12
-    held_out = [json.loads(line) for line in output.file("metrics.jsonl").read_text().splitlines() if "raw_validation_loss" in line]
+    held_out = [
+        json.loads(line)
+        for line in output.file("metrics.jsonl").read_text().splitlines()
+        if "raw_validation_loss" in line
+    ]
     assert min(held_out, key=lambda line: line["raw_validation_loss"])["step"] == best
-    milestones = [f"ema-{length}-{step:08d}.safetensors" for step in (4, 8, best + 4) for length in (0.1, 0.2) if step <= best + 4]
+    milestones = [
+        f"ema-{length}-{step:08d}.safetensors"
+        for step in (4, 8, best + 4)
+        for length in (0.1, 0.2)
+        if step <= best + 4
+    ]
     pictures = [f"generated-{seen:010d}.png" for seen in (32, 64, 96) if seen <= 8 * (best + 4)]
     assert output.summary["milestones"] == sorted({*milestones, *pictures})
     assert {record.name for record in output.files} == {*FILES, *milestones, *pictures}
 
 
-def test_no_second_trainer_while_a_rank_lives(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_second_trainer_while_a_rank_lives(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hdm.training.launch.LOCK_WAIT_SEC", 0.2)
     elsewhere = workshop.elsewhere(tmp_path / "store")
     scratch(elsewhere).mkdir(parents=True)
-    with locked(scratch(elsewhere) / "training.lock", "what a rank would hold", shared=True), pytest.raises(HdmError, match="another run"):
+    with (
+        locked(scratch(elsewhere) / "training.lock", "what a rank would hold", shared=True),
+        pytest.raises(HdmError, match="another run"),
+    ):
         elsewhere.train()
 
 

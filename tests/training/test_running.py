@@ -21,8 +21,15 @@ from tests.training.workshop import Workshop
 @pytest.fixture
 def training(workshop: Workshop, tmp_path: Path) -> Iterator[Workshop]:
     """One that would go on for long, and saves nothing unasked."""
-    phases = [{**phase.model_dump(mode="json"), "num_images": 10**7} for phase in workshop.pipeline.train.phases]
-    here = workshop.cached().changed(phases=phases, checkpoint_sec=1e9, validate_every=None).elsewhere(tmp_path / "store")
+    phases = [
+        {**phase.model_dump(mode="json"), "num_images": 10**7}
+        for phase in workshop.pipeline.train.phases
+    ]
+    here = (
+        workshop.cached()
+        .changed(phases=phases, checkpoint_sec=1e9, validate_every=None)
+        .elsewhere(tmp_path / "store")
+    )
     flow = start(here, tmp_path / "told.json")
     wait_until(lambda: trainings(here.store.root))
     yield here
@@ -47,9 +54,16 @@ def test_saving_and_sampling_are_had_at_once_and_training_goes_on(training: Work
     assert Image.open(picture).size == (64, 16), "four prompts at 16 px"
     assert int(picture.stem) >= int(checkpoint.name[11:]), "of the weights as they are now"
 
-    wait_until(lambda: (now := progress(trainings(root)[0])) and now.num_images_seen > 8 * int(picture.stem))
+    wait_until(
+        lambda: (
+            (now := progress(trainings(root)[0])) and now.num_images_seen > 8 * int(picture.stem)
+        )
+    )
     status = hdm("status", store=root).stdout
-    assert re.search(r"small train\.16px +[\d,]+ of 10,000,000 images \(0%\), [\d.]+ images/s, loss [\d.]+, done in about \d+ min", status)
+    assert re.search(
+        r"small train\.16px +[\d,]+ of 10,000,000 images \(0%\), [\d.]+ images/s, loss [\d.]+, done in about \d+ min",
+        status,
+    )
 
 
 def test_where_nothing_trains_a_wish_is_refused(workshop: Workshop, tmp_path: Path) -> None:

@@ -24,10 +24,20 @@ from tests.training.workshop import Workshop
 
 RUN_SHARDED = Path(__file__).with_name("run_sharded.py")
 STOP, STEPS = 2, 6
-MILESTONES = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (3, 6)] + ["generated-0000000048.png"]
+MILESTONES = [
+    f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (3, 6)
+] + ["generated-0000000048.png"]
 # Gradients that are clipped, two micro-batches a step, half of the blocks recomputed.
-PHASE = {"resolution": 16, "num_images": 8 * STEPS, "batch_size": 8, "micro_batch": 3, "checkpoint_blocks": 0.5}
-OPTIMIZERS = {kind: {"kind": kind, "learning_rate": 1e-3, "clip_norm": 0.5} for kind in ("adamw", "muon")}
+PHASE = {
+    "resolution": 16,
+    "num_images": 8 * STEPS,
+    "batch_size": 8,
+    "micro_batch": 3,
+    "checkpoint_blocks": 0.5,
+}
+OPTIMIZERS = {
+    kind: {"kind": kind, "learning_rate": 1e-3, "clip_norm": 0.5} for kind in ("adamw", "muon")
+}
 
 
 def job_of(workshop: Workshop, folder: Path, kind: str, num_processes: int) -> Job:
@@ -54,7 +64,16 @@ def together(jobs: list[tuple[Job, int | None]], folder: Path) -> None:
         job.write()
     told = folder / "told.json"
     told.write_text(json.dumps([[str(job.path), stop] for job, stop in jobs]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(RUN_SHARDED), str(told)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(RUN_SHARDED),
+        str(told),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -74,7 +93,10 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dic
     """Trainings by one process and by two that share the model, and some that went on from what others left."""
     root, cached = tmp_path_factory.mktemp("sharded"), workshop.cached()
     counts = {"adamw, 1": 1, "adamw, 2": 2, "muon, 1": 1, "muon, 2": 2, "muon, 2 to 2": 2}
-    jobs = {name: job_of(cached, root / name, name.partition(",")[0], count) for name, count in counts.items()}
+    jobs = {
+        name: job_of(cached, root / name, name.partition(",")[0], count)
+        for name, count in counts.items()
+    }
     alone(jobs["adamw, 1"])
     alone(jobs["muon, 1"], STOP)
     copy_at_stop(jobs["muon, 1"], root / "muon, 1 to 2")
@@ -100,15 +122,23 @@ def test_shards_come_to_what_one_process_comes_to(which: str, trained: dict[str,
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
             assert mine[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    assert sorted(path.name for path in here.result.iterdir()) == sorted(path.name for path in alone.result.iterdir())
+    assert sorted(path.name for path in here.result.iterdir()) == sorted(
+        path.name for path in alone.result.iterdir()
+    )
     for path in alone.result.glob("*.safetensors"):
-        torch.testing.assert_close(load_file(here.result / path.name), load_file(path), rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(
+            load_file(here.result / path.name), load_file(path), rtol=1e-3, atol=5e-5
+        )
 
 
 def test_stopped_and_gone_on_changes_no_byte(trained: dict[str, Job]) -> None:
     undisturbed, disturbed = (trained[name].result for name in ("muon, 2", "muon, 2 to 2"))
     assert {*FILES, *MILESTONES} < {path.name for path in disturbed.iterdir()}
-    assert [path.name for path in undisturbed.iterdir() if path.read_bytes() != (disturbed / path.name).read_bytes()] == []
+    assert [
+        path.name
+        for path in undisturbed.iterdir()
+        if path.read_bytes() != (disturbed / path.name).read_bytes()
+    ] == []
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -131,4 +161,6 @@ def test_what_cannot_be_sharded_is_refused(workshop: Workshop) -> None:
     assert TrainSettings.model_validate({**uneven, "num_processes": 1}).sharding == "full"
     eight = {**settings["phases"][0], "optimizer": {"state_bits": 8}}
     with pytest.raises(ConfigError, match="bitsandbytes"):
-        TrainSettings.model_validate({**settings, "phases": [eight], "num_processes": 2, "sharding": "full"})
+        TrainSettings.model_validate(
+            {**settings, "phases": [eight], "num_processes": 2, "sharding": "full"}
+        )

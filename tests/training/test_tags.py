@@ -41,7 +41,10 @@ def loader(workshop: Workshop, folder: Path, rank: int = 0, world_size: int = 1)
 def test_a_batch_holds_what_is_drawn_for_its_positions(tagged: Workshop, tmp_path: Path) -> None:
     changed = tagged.changed(**DRAWS, caption_dropout=0.2)
     tokenizer = load_tokenizer(str(changed.pipeline.components.text_encoder))
-    words = {key: (WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number, key in enumerate(KEYS[:NUM_PICTURES])}
+    words = {
+        key: (WORDS[number % 2], WORDS[2 + number // 2 % 2])
+        for number, key in enumerate(KEYS[:NUM_PICTURES])
+    }
     draws = TagDraws(0.25, 0.3, True, changed.pipeline.train.seed)
     one, seen, empty = loader(changed, tmp_path), set(), 0
     for start in (0, 8, 80, 24, 8):

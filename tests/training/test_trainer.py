@@ -69,7 +69,9 @@ def run(job: Job) -> Trainer:
 
 
 def lines(job: Job) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(job.folder) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (Path(job.folder) / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def losses(job: Job) -> list[float]:
@@ -79,8 +81,14 @@ def losses(job: Job) -> list[float]:
 def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = {f"weights {name}": value for name, value in trainer.model.state_dict().items()}
     state |= {f"ema {name}": value for name, value in trainer.average.model.state_dict().items()}
-    state |= {f"{track} {name}": value for track, tensors in trainer.tracks.tensors().items() for name, value in tensors.items()}
-    return state | {f"optimizer {name}": value for name, value in trainer.optimizers.tensors().items()}
+    state |= {
+        f"{track} {name}": value
+        for track, tensors in trainer.tracks.tensors().items()
+        for name, value in tensors.items()
+    }
+    return state | {
+        f"optimizer {name}": value for name, value in trainer.optimizers.tensors().items()
+    }
 
 
 def assert_same_bits(one: Trainer, two: Trainer) -> None:
@@ -96,31 +104,46 @@ def straight(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Tr
     return run(workshop.changed(checkpoint_sec=1e9).job(tmp_path_factory.mktemp("straight")))
 
 
-def test_stops_and_checkpoints_change_no_bit(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_stops_and_checkpoints_change_no_bit(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     job = workshop.job(tmp_path)  # a checkpoint at each step
     for times in (6, 1, 2):  # the first two come while the held-out loss after step 5 is measured
         assert Trainer(job, StopAfter(times), "cpu").run() is False
     assert_same_bits(run(job), straight)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        Path(straight.job.folder) / "metrics.jsonl"
+    ).read_bytes()
     assert milestones(job) == milestones(straight.job)
-    assert list(milestones(job)) == [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
+    assert list(milestones(job)) == [
+        f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)
+    ]
 
 
 def milestones(job: Job) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((Path(job.scratch) / "milestones").iterdir())}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted((Path(job.scratch) / "milestones").iterdir())
+    }
 
 
-def test_metrics_beyond_the_checkpoint_are_forgotten(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_metrics_beyond_the_checkpoint_are_forgotten(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     job = workshop.changed(checkpoint_sec=1e9).job(tmp_path)
     assert Trainer(job, StopAfter(4), "cpu").run() is False
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
     run(job)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (Path(straight.job.folder) / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (
+        Path(straight.job.folder) / "metrics.jsonl"
+    ).read_bytes()
 
 
 def test_it_learns(straight: Trainer) -> None:
-    held_out = [line["validation_loss"] for line in lines(straight.job) if "validation_loss" in line]
+    held_out = [
+        line["validation_loss"] for line in lines(straight.job) if "validation_loss" in line
+    ]
     assert held_out[-1] < held_out[0]
 
 
@@ -129,12 +152,18 @@ def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> Non
     for line in lines(job):
         if "loss" in line:
             parts = line["grad_norm_of"]
-            assert line["grad_norm"] == pytest.approx(sum(norm**2 for norm in parts.values()) ** 0.5, rel=1e-5)
+            assert line["grad_norm"] == pytest.approx(
+                sum(norm**2 for norm in parts.values()) ** 0.5, rel=1e-5
+            )
             assert {"in_patch", "backbone", "out_patch"} <= parts.keys()
     backbone = [value.double().square().sum() for value in straight.model.backbone.parameters()]
-    assert lines(job)[-1]["weight_norm_of"]["backbone"] == pytest.approx(torch.stack(backbone).sum().sqrt().item(), rel=1e-5)
+    assert lines(job)[-1]["weight_norm_of"]["backbone"] == pytest.approx(
+        torch.stack(backbone).sum().sqrt().item(), rel=1e-5
+    )
 
-    timing = [json.loads(line) for line in (Path(job.folder) / "timing.jsonl").read_text().splitlines()]
+    timing = [
+        json.loads(line) for line in (Path(job.folder) / "timing.jsonl").read_text().splitlines()
+    ]
     seconds = timing[-1]["seconds"]
     assert timing[-1]["hours"] == pytest.approx(seconds / 3600, rel=0.05)
     assert all(0 < line["utilisation"] < 1 and line["peak_is"] == "measured" for line in timing)
@@ -142,12 +171,18 @@ def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> Non
     assert timing[-1]["optimizer_memory_gb"] == round(straight.optimizers.num_bytes / 1e9, 4)
 
 
-def test_pictures_every_so_many_images_across_stops(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_pictures_every_so_many_images_across_stops(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     changed = workshop.changed(generate_every=30, ema_lengths=[])
     whole = run(changed.job(tmp_path / "whole"))
-    names = [f"generated-{seen:010d}.png" for seen in (32, 64, 96)]  # at the end of the steps that pass 30, 60 and 90
+    names = [
+        f"generated-{seen:010d}.png" for seen in (32, 64, 96)
+    ]  # at the end of the steps that pass 30, 60 and 90
     assert list(milestones(whole.job)) == names
-    assert len(set(milestones(whole.job).values())) == 3, "the same prompts and noise, other weights"
+    assert len(set(milestones(whole.job).values())) == 3, (
+        "the same prompts and noise, other weights"
+    )
     assert Image.open(Path(whole.job.scratch) / "milestones" / names[0]).size == (64, 16)
     assert losses(whole.job) == losses(straight.job), "they leave the training alone"
     job = changed.job(tmp_path / "stopped")
@@ -155,7 +190,9 @@ def test_pictures_every_so_many_images_across_stops(workshop: Workshop, straight
         assert Trainer(job, StopAfter(times), "cpu").run() is False
     run(job)
     assert milestones(job) == milestones(whole.job)
-    assert (tmp_path / "stopped/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert (tmp_path / "stopped/metrics.jsonl").read_bytes() == (
+        tmp_path / "whole/metrics.jsonl"
+    ).read_bytes()
 
 
 def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
@@ -163,26 +200,41 @@ def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
     return workshop.changed(phases=[{**first, **changes}])
 
 
-def test_a_tread_schedule_follows_the_images_seen_across_a_stop(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     """Three quarters are dropped for the first half of 12 steps, from the U's first block alone; then none."""
     changed = with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]], tread_route=[1, 2])
     whole = run(changed.job(tmp_path / "whole"))
     kept = [whole.feed.make(8 * step).kept for step in range(12)]
     num_tokens = whole.feed.loader.batch(0).positions.shape[1]
-    assert [None if tokens is None else tokens.shape[1] / num_tokens for tokens in kept] == [0.25] * 6 + [None] * 6
+    assert [None if tokens is None else tokens.shape[1] / num_tokens for tokens in kept] == [
+        0.25
+    ] * 6 + [None] * 6
 
     job = changed.job(tmp_path / "stopped")
     assert Trainer(job, StopAfter(5), "cpu").run() is False
     assert_same_bits(run(job), whole)
-    elsewhere = run(with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]]).job(tmp_path / "default"))
+    elsewhere = run(
+        with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]]).job(tmp_path / "default")
+    )
     assert losses(elsewhere.job) != losses(whole.job)
 
 
 @pytest.fixture(scope="module")
 def spoiling(workshop: Workshop) -> Workshop:
     """Training that soon makes things worse: a held-out loss every second step, whose lowest lies in the middle."""
-    optimizer = {"kind": "adamw", "learning_rate": 0.03, "schedule": "constant", "betas": [0.9, 0.9]}
-    return with_phase(workshop, optimizer=optimizer).cached().changed(validate_every=2, validate_raw=True, ema_lengths=[])
+    optimizer = {
+        "kind": "adamw",
+        "learning_rate": 0.03,
+        "schedule": "constant",
+        "betas": [0.9, 0.9],
+    }
+    return (
+        with_phase(workshop, optimizer=optimizer)
+        .cached()
+        .changed(validate_every=2, validate_raw=True, ema_lengths=[])
+    )
 
 
 def held_out(job: Job, name: str = "validation_loss") -> dict[int, float]:
@@ -190,7 +242,9 @@ def held_out(job: Job, name: str = "validation_loss") -> dict[int, float]:
 
 
 @pytest.mark.parametrize("watch", ["validation_loss", "raw_validation_loss"])
-def test_the_best_weights_come_out_across_stops(spoiling: Workshop, tmp_path: Path, watch: str) -> None:
+def test_the_best_weights_come_out_across_stops(
+    spoiling: Workshop, tmp_path: Path, watch: str
+) -> None:
     changed = spoiling.changed(keep="best", watch=watch)
     job = changed.job(tmp_path / "best")
     for times in (5, 9):
@@ -207,13 +261,17 @@ def test_the_best_weights_come_out_across_stops(spoiling: Workshop, tmp_path: Pa
         there.step()
     for name, model in (("weights", there.model), ("ema", there.average.model)):
         kept = load_file(job.result / f"{name}.safetensors")
-        assert [key for key, value in model.state_dict().items() if not torch.equal(value, kept[key])] == []
+        assert [
+            key for key, value in model.state_dict().items() if not torch.equal(value, kept[key])
+        ] == []
     # The raw weights' loss is told beside the average's, and is another.
     assert held_out(job).keys() == held_out(job, "raw_validation_loss").keys()
     assert held_out(job)[2] != held_out(job, "raw_validation_loss")[2]
 
 
-def test_a_phase_ends_where_the_held_out_loss_stays_worse(spoiling: Workshop, tmp_path: Path) -> None:
+def test_a_phase_ends_where_the_held_out_loss_stays_worse(
+    spoiling: Workshop, tmp_path: Path
+) -> None:
     whole = run(spoiling.job(tmp_path / "whole"))
     found = held_out(whole.job)
     best = min(found, key=found.__getitem__)
@@ -223,7 +281,9 @@ def test_a_phase_ends_where_the_held_out_loss_stays_worse(spoiling: Workshop, tm
     ended = run(job)
     assert ended.position.step == best + 4 < whole.num_steps
     assert held_out(job) == {step: loss for step, loss in found.items() if step <= best + 4}
-    assert list(milestones(job)) == [f"ema-0.1-{best + 4:08d}.safetensors"], "the snapshot of the end"
+    assert list(milestones(job)) == [f"ema-0.1-{best + 4:08d}.safetensors"], (
+        "the snapshot of the end"
+    )
     assert run(job).position.step == best + 4, "it is not begun again"
 
 
@@ -234,13 +294,17 @@ def test_a_phase_ends_where_the_held_out_loss_stays_worse(spoiling: Workshop, tm
         ({"patience": 3, "watch": "raw_validation_loss"}, "train.watch"),
     ],
 )
-def test_a_choice_by_a_loss_that_is_not_measured_is_refused(workshop: Workshop, settings: dict[str, Any], named: str) -> None:
+def test_a_choice_by_a_loss_that_is_not_measured_is_refused(
+    workshop: Workshop, settings: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ConfigError, match=named):
         workshop.changed(**settings)
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": None}, {"checkpoint_blocks": 1.0}])
-def test_memory_settings_change_rounding_alone(workshop: Workshop, straight: Trainer, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_memory_settings_change_rounding_alone(
+    workshop: Workshop, straight: Trainer, tmp_path: Path, change: dict[str, Any]
+) -> None:
     changed = with_phase(workshop, **change)
     assert changed.identity.digest == workshop.identity.digest
     job = changed.job(tmp_path)
@@ -248,7 +312,9 @@ def test_memory_settings_change_rounding_alone(workshop: Workshop, straight: Tra
     assert losses(job) == pytest.approx(losses(straight.job), rel=1e-4)
 
 
-def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     whole = with_phase(workshop, micro_batch=None, num_images=24).changed(contrastive_weight=0.05)
     assert whole.identity.digest != with_phase(workshop, num_images=24).identity.digest
     found = []
@@ -262,7 +328,9 @@ def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(workshop: Wo
     assert found[0][0] == pytest.approx(0.95 * losses(straight.job)[0], rel=1e-4)
 
 
-def test_dropout_is_the_same_across_stops_and_recomputed_alike(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_dropout_is_the_same_across_stops_and_recomputed_alike(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     changed = workshop.cached().changed(dropout=0.2, validate_every=None)
     assert changed.identity.digest != workshop.cached().changed(validate_every=None).identity.digest
     whole = run(changed.job(tmp_path / "whole"))
@@ -275,8 +343,14 @@ def test_dropout_is_the_same_across_stops_and_recomputed_alike(workshop: Worksho
     assert losses(again.job) == pytest.approx(losses(whole.job), rel=1e-5)
 
 
-def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(workshop: Workshop, tmp_path: Path) -> None:
-    shorter = with_phase(workshop.cached().changed(min_snr_gamma=5.0, validate_every=None), num_images=24, timestep_shift=2.0)
+def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    shorter = with_phase(
+        workshop.cached().changed(min_snr_gamma=5.0, validate_every=None),
+        num_images=24,
+        timestep_shift=2.0,
+    )
     found = []
     for micro_batch in (None, 3):
         job = with_phase(shorter, micro_batch=micro_batch).job(tmp_path / str(micro_batch))
@@ -295,17 +369,29 @@ def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(workshop: Workshop,
     ("phase", "train", "named"),
     [
         ({"micro_batch": 3}, {}, "phases.0.micro_batch"),
-        ({"micro_batch": None, "batch_size": 6}, {"num_processes": 2}, "phases.0.batch_size, train.num_processes"),
-        ({"micro_batch": None, "batch_size": 8}, {"num_processes": 3}, "phases.0.batch_size, train.num_processes"),
+        (
+            {"micro_batch": None, "batch_size": 6},
+            {"num_processes": 2},
+            "phases.0.batch_size, train.num_processes",
+        ),
+        (
+            {"micro_batch": None, "batch_size": 8},
+            {"num_processes": 3},
+            "phases.0.batch_size, train.num_processes",
+        ),
     ],
 )
-def test_pairs_that_would_be_cut_are_refused(workshop: Workshop, phase: dict[str, Any], train: dict[str, Any], named: str) -> None:
+def test_pairs_that_would_be_cut_are_refused(
+    workshop: Workshop, phase: dict[str, Any], train: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ConfigError, match=named):
         with_phase(workshop, **phase).changed(contrastive_weight=0.05, **train)
     with_phase(workshop, **phase).changed(**train)  # without the term any cut will do
 
 
-def test_bfloat16_keeps_float32_masters(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_bfloat16_keeps_float32_masters(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     job = with_phase(workshop.changed(precision="bfloat16"), num_images=24).job(tmp_path)
     trainer = run(job)
     assert {value.dtype for value in all_tensors(trainer).values()} == {torch.float32}
@@ -313,9 +399,14 @@ def test_bfloat16_keeps_float32_masters(workshop: Workshop, straight: Trainer, t
     assert losses(job)[0] != losses(straight.job)[0]
 
 
-def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(workshop: Workshop, tmp_path: Path) -> None:
+def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     again = {mixed_name(0, name): output for name, output in workshop.inputs.items()}
-    mixed = replace(workshop.changed(mix=[{"pipeline": "again", "weight": 0.5}]), inputs={**workshop.inputs, **again})
+    mixed = replace(
+        workshop.changed(mix=[{"pipeline": "again", "weight": 0.5}]),
+        inputs={**workshop.inputs, **again},
+    )
     whole = run(mixed.job(tmp_path / "whole"))
     rows = [whole.feed.make(8 * step).batch.rows for step in range(12)]
     others = [int((part >= len(KEYS)).sum()) for part in rows]
@@ -326,12 +417,25 @@ def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(workshop: W
     assert_same_bits(run(job), whole)
 
 
-def test_a_stop_changes_no_bit_of_averages_in_eight_bits(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_stop_changes_no_bit_of_averages_in_eight_bits(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     pytest.importorskip("bitsandbytes")
-    model = {**workshop.pipeline.train.model.to_dict(), "width": 64, "head_size": 32, "mlp_width": 96}
-    changed = with_phase(workshop.cached().changed(model=model, validate_every=None), optimizer={"state_bits": 8}, num_images=48)
+    model = {
+        **workshop.pipeline.train.model.to_dict(),
+        "width": 64,
+        "head_size": 32,
+        "mlp_width": 96,
+    }
+    changed = with_phase(
+        workshop.cached().changed(model=model, validate_every=None),
+        optimizer={"state_bits": 8},
+        num_images=48,
+    )
     whole = run(changed.changed(checkpoint_sec=1e9).job(tmp_path / "whole"))
-    assert any(name.endswith("qmap1") for name in whole.optimizers.tensors()), "some tensors are large enough"
+    assert any(name.endswith("qmap1") for name in whole.optimizers.tensors()), (
+        "some tensors are large enough"
+    )
     job = changed.job(tmp_path / "stopped")
     assert Trainer(job, StopAfter(3), "cpu").run() is False
     assert_same_bits(run(job), whole)
@@ -339,10 +443,18 @@ def test_a_stop_changes_no_bit_of_averages_in_eight_bits(workshop: Workshop, tmp
 
 def spoil(workshop: Workshop, *keys: str) -> Workshop:
     name = "encode.16px"
-    return replace(workshop, inputs={**workshop.inputs, name: write_latents(workshop.store, workshop.inputs["filter"], keys)})
+    return replace(
+        workshop,
+        inputs={
+            **workshop.inputs,
+            name: write_latents(workshop.store, workshop.inputs["filter"], keys),
+        },
+    )
 
 
-def test_a_step_without_a_finite_loss_is_skipped_and_counted(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     job = spoil(workshop, KEYS[3]).job(tmp_path)
     trainer = run(job)
     # 96 images are 3.2 epochs of 30: three or four of the steps meet that picture.
@@ -353,22 +465,31 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(workshop: Workshop,
     told = [incident for line in lines(job) for incident in line.get("incidents", [])]
     assert [incident["what"] for incident in told] == ["not finite"] * trainer.position.skipped
     assert all(KEYS[3] in incident["keys"] for incident in told)
-    assert [incident["step"] for incident in told] == [number + 1 for number, loss in enumerate(losses(job)) if loss is None]
+    assert [incident["step"] for incident in told] == [
+        number + 1 for number, loss in enumerate(losses(job)) if loss is None
+    ]
 
 
-def test_many_such_steps_in_a_row_end_it_with_the_batch_named(workshop: Workshop, tmp_path: Path) -> None:
+def test_many_such_steps_in_a_row_end_it_with_the_batch_named(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     trainer = Trainer(spoil(longer(workshop, 160), *KEYS).job(tmp_path), StopRequest(), "cpu")
     start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(HdmError, match="10 steps in a row") as caught:
         trainer.run()
     assert any(key in caught.value.what for key in KEYS)
     assert "step 10, images 72 to 80" in caught.value.what
-    assert all(torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
+    assert all(
+        torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items()
+    )
 
 
 def longer(workshop: Workshop, num_images: int) -> Workshop:
     """Of so many images, with checkpoints at stops alone."""
-    phase = {**workshop.pipeline.model_dump(mode="json")["train"]["phases"][0], "num_images": num_images}
+    phase = {
+        **workshop.pipeline.model_dump(mode="json")["train"]["phases"][0],
+        "num_images": num_images,
+    }
     return workshop.changed(phases=[phase], checkpoint_sec=1e9, validate_every=None)
 
 
@@ -399,7 +520,11 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
         trainer.run()
     assert trainer.position.num_images_seen == 160, "the clock does not go back"
     assert trainer.position.skipped == 10
-    told = [(incident["what"], incident["step"]) for line in lines(job) for incident in line.get("incidents", [])]
+    told = [
+        (incident["what"], incident["step"])
+        for line in lines(job)
+        for incident in line.get("incidents", [])
+    ]
     assert told == [*(("not finite", step) for step in range(5, 15)), ("went back", 14)]
     # What comes after is what a training from those weights makes of the batches that come after.
     naive = Trainer(longer(workshop, 160).job(tmp_path / "naive"), StopRequest(), "cpu")
@@ -410,17 +535,26 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
     assert_same_bits(trainer, naive)
 
 
-def test_going_back_is_done_once(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_back_is_done_once(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = longer(workshop, 240).job(tmp_path)
     Trainer(job, StopAfter(3), "cpu").run()
     loss = Trainer._loss
-    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: tuple(value * torch.nan for value in loss(trainer, part)))
+    monkeypatch.setattr(
+        Trainer,
+        "_loss",
+        lambda trainer, part: tuple(value * torch.nan for value in loss(trainer, part)),
+    )
     with pytest.raises(HdmError, match="going back to a checkpoint had not helped"):
         Trainer(job, StopRequest(), "cpu").run()
 
 
 def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
-    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def spoilt(trainer: Trainer, example: Example) -> torch.Tensor:
         loss = backward(trainer, example)  # and alignment
@@ -438,7 +572,9 @@ def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
     assert "images 560 to 568" in caplog.text
 
 
-def test_the_next_phase_starts_from_the_averaged_weights(workshop: Workshop, straight: Trainer, tmp_path: Path) -> None:
+def test_the_next_phase_starts_from_the_averaged_weights(
+    workshop: Workshop, straight: Trainer, tmp_path: Path
+) -> None:
     identity = replace(workshop.identity, name="train.8px", config={"made": "here"})
     with workshop.store.draft(identity) as draft:
         for name, model in (("weights", straight.model), ("ema", straight.average.model)):
@@ -450,12 +586,17 @@ def test_the_next_phase_starts_from_the_averaged_weights(workshop: Workshop, str
     job = replace(workshop, inputs={**workshop.inputs, "train.8px": before}).job(tmp_path)
     trainer = Trainer(job, StopRequest(), "cpu")
     averaged = load_file(read_output(before.path).file("ema.safetensors"))
-    assert all(torch.equal(value, averaged[name]) for name, value in trainer.model.state_dict().items())
+    assert all(
+        torch.equal(value, averaged[name]) for name, value in trainer.model.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("channels", 8, "latents have 4 channels, the model 8"), ("text_width", 24, "embeddings are 16 wide, the model reads 24")],
+    [
+        ("channels", 8, "latents have 4 channels, the model 8"),
+        ("text_width", 24, "embeddings are 16 wide, the model reads 24"),
+    ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_the_first_step(
     workshop: Workshop, tmp_path: Path, field: str, value: int, message: str
@@ -465,9 +606,14 @@ def test_a_model_that_does_not_fit_is_refused_before_the_first_step(
         Trainer(workshop.changed(model=model).job(tmp_path), StopRequest(), "cpu")
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_refused(
+    workshop: Workshop, tmp_path: Path
+) -> None:
     Trainer(workshop.job(tmp_path), StopAfter(1), "cpu").run()
-    other: Callable[[], Trainer] = lambda: Trainer(workshop.changed(seed=1).job(tmp_path), StopRequest(), "cpu")  # noqa: E731
+
+    def other() -> Trainer:
+        return Trainer(workshop.changed(seed=1).job(tmp_path), StopRequest(), "cpu")
+
     with pytest.raises(InputError, match="another configuration: config changed"):
         other()
 
@@ -482,21 +628,34 @@ def _of_the_cpu() -> torch.Tensor:
 
 @pytest.mark.parametrize("allocation", [_of_the_accelerator, _of_the_cpu])
 def test_memory_that_does_not_hold_a_step_ends_it_with_what_would_fit(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocation: Callable[[], torch.Tensor]
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allocation: Callable[[], torch.Tensor],
 ) -> None:
     monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: allocation())
-    with pytest.raises(DoesNotFitError, match=r"micro_batch 3; at most [\d.]+ GB were in use") as caught:
+    with pytest.raises(
+        DoesNotFitError, match=r"micro_batch 3; at most [\d.]+ GB were in use"
+    ) as caught:
         train(workshop.job(tmp_path), StopRequest())
-    assert "set micro_batch: 1, or micro_batch: 3 with checkpoint_blocks: 1.0" in (caught.value.do or "")
+    assert "set micro_batch: 1, or micro_batch: 3 with checkpoint_blocks: 1.0" in (
+        caught.value.do or ""
+    )
 
 
-def test_memory_that_does_not_hold_the_model_is_told_of_too(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_does_not_hold_the_model_is_told_of_too(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(assembly, "place", lambda *arguments: _of_the_accelerator())
-    with pytest.raises(DoesNotFitError, match=r"does not hold the model and its averages; at most [\d.]+ GB"):
+    with pytest.raises(
+        DoesNotFitError, match=r"does not hold the model and its averages; at most [\d.]+ GB"
+    ):
         train(workshop.job(tmp_path), StopRequest())
 
 
-def test_an_error_that_is_not_of_memory_stays_what_it_is(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_of_memory_stays_what_it_is(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         train(workshop.job(tmp_path), StopRequest())

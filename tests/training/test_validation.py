@@ -16,7 +16,13 @@ from tests.training.workshop import Workshop
 class SaysTheTime(torch.nn.Module):
     """Predicts a velocity of t everywhere."""
 
-    def forward(self, latent: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        latent: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        **given: torch.Tensor,
+    ) -> torch.Tensor:
         return timestep.view(-1, 1, 1, 1).expand_as(latent)
 
 
@@ -24,13 +30,24 @@ def test_the_held_out_loss_is_told_by_time_too(workshop: Workshop, tmp_path: Pat
     job = workshop.cached().job(tmp_path)
     loader = assembly.validation_loader(job, 4)
     conditioning = assembly.make_conditioning(job, torch.device("cpu"))
-    found = validation.validate(SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: False)
+    found = validation.validate(
+        SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: False
+    )
     assert found is not None
     velocities = []
     for start in (0, 4):  # six pictures
         latent = loader.batch(start).latent[: 6 - start]
-        velocities.append(torch.randn(latent.shape, generator=generator(3, VALIDATION, start)) - latent)
-    by_time = [(t - torch.cat(velocities)).square().mean().item() for t in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        velocities.append(
+            torch.randn(latent.shape, generator=generator(3, VALIDATION, start)) - latent
+        )
+    by_time = [
+        (t - torch.cat(velocities)).square().mean().item() for t in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
     assert found["validation_loss_by_time"] == pytest.approx(by_time, rel=1e-5)
     assert found["validation_loss"] == pytest.approx(sum(by_time) / 5, rel=1e-5)
-    assert validation.validate(SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: True) is None
+    assert (
+        validation.validate(
+            SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: True
+        )
+        is None
+    )

@@ -31,13 +31,27 @@ def write_components(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(["<pad>", "<s>", "<unk>", *WORDS])}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel(
+            {word: number for number, word in enumerate(["<pad>", "<s>", "<unk>", *WORDS])},
+            unk_token="<unk>",
+        )
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", padding_side="right"
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        padding_side="right",
     ).save_pretrained(folder / "text_encoder")
     language = LlamaConfig(
-        vocab_size=8, hidden_size=TEXT_WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16
+        vocab_size=8,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
     )
     LlamaModel(language).save_pretrained(folder / "text_encoder")
     AutoencoderKL(
@@ -52,14 +66,32 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 and "norm" in name else 0.0, spread)
+        torch.nn.init.normal_(
+            parameter, 1.0 if parameter.ndim == 1 and "norm" in name else 0.0, spread
+        )
     return model
 
 
 def make_pipeline(components: Path, **train: Any) -> Pipeline:
     """A pipeline of one phase of 12 steps, with everything switched on."""
-    sizes = dict(width=16, num_heads=2, head_size=8, mlp_width=32, text_width=TEXT_WIDTH, depth=1, enc_blocks=1, dec_blocks=1)
-    model = {**sizes, "prev_blocks": 1, "post_blocks": 1, "channels": CHANNELS, "patch_size": 2, "text_mask": "masked"}
+    sizes = dict(
+        width=16,
+        num_heads=2,
+        head_size=8,
+        mlp_width=32,
+        text_width=TEXT_WIDTH,
+        depth=1,
+        enc_blocks=1,
+        dec_blocks=1,
+    )
+    model = {
+        **sizes,
+        "prev_blocks": 1,
+        "post_blocks": 1,
+        "channels": CHANNELS,
+        "patch_size": 2,
+        "text_mask": "masked",
+    }
     first = {
         "resolution": 2 * SIDE, "num_images": 96, "batch_size": 8, "micro_batch": 3,
         "optimizer": {"kind": "muon", "learning_rate": 1e-3, "warmup_images": 16},
@@ -69,9 +101,18 @@ def make_pipeline(components: Path, **train: Any) -> Pipeline:
         "ema_lengths": [0.1, 0.2], "ema_snapshots": 3,
         **train,
     }  # fmt: skip
-    parts = {"text_encoder": str(components / "text_encoder"), "autoencoder": str(components / "autoencoder")}
+    parts = {
+        "text_encoder": str(components / "text_encoder"),
+        "autoencoder": str(components / "autoencoder"),
+    }
     return Pipeline.model_validate(
-        {"name": "small", "components": parts, "encode": {"max_tokens": 8, "device": "cpu"}, "train": settings, "threads": 1}
+        {
+            "name": "small",
+            "components": parts,
+            "encode": {"max_tokens": 8, "device": "cpu"},
+            "train": settings,
+            "threads": 1,
+        }
     )
 
 
@@ -85,7 +126,9 @@ class Workshop:
 
     @property
     def identity(self) -> Identity:
-        return phase.identify(self.pipeline, {name: output.digest for name, output in self.inputs.items()}, 0)
+        return phase.identify(
+            self.pipeline, {name: output.digest for name, output in self.inputs.items()}, 0
+        )
 
     @property
     def folder(self) -> Path:
@@ -103,7 +146,9 @@ class Workshop:
     def cached(self) -> Workshop:
         """The same with text embeddings from the cache."""
         needed = {name: self.inputs[name] for name in ("caption", "encode.tokens")}
-        identity = text.identify(self.pipeline, {name: output.digest for name, output in needed.items()})
+        identity = text.identify(
+            self.pipeline, {name: output.digest for name, output in needed.items()}
+        )
         made = self.store.find(identity) or text.make(self.pipeline, identity, needed, self.store)
         return replace(self, inputs={**self.inputs, made.name: made})
 
@@ -141,33 +186,61 @@ class Workshop:
 
 def write_latents(store: Store, filter: Output, spoilt: tuple[str, ...] = ()) -> Output:
     """Latents of two shapes that carry something to learn: their mean follows the caption's colour. Those of `spoilt` are infinite."""
-    identity = Identity(f"encode.{2 * SIDE}px", 1, {"spoilt": list(spoilt)}, {"filter": filter.digest})
+    identity = Identity(
+        f"encode.{2 * SIDE}px", 1, {"spoilt": list(spoilt)}, {"filter": filter.digest}
+    )
     generator = torch.Generator().manual_seed(1)
-    statistics = {"class": "AutoencoderKL", "weights": "0", "scale": [0.5] * CHANNELS, "shift": [0.1] * CHANNELS}
+    statistics = {
+        "class": "AutoencoderKL",
+        "weights": "0",
+        "scale": [0.5] * CHANNELS,
+        "shift": [0.1] * CHANNELS,
+    }
     with store.draft(identity) as draft:
         for number, (height, width) in enumerate([(SIDE, SIDE), (SIDE, 2 * SIDE)]):
             keys = KEYS[number::2]
             form = LatentFormat(CHANNELS, height, width, "float16", 2 * SIDE, 2, statistics)
             colour = torch.tensor([KEYS.index(key) % 4 - 1.5 for key in keys]).view(-1, 1, 1, 1)
-            latent = torch.randn((len(keys), CHANNELS, height, width), generator=generator) * 0.3 + colour
+            latent = (
+                torch.randn((len(keys), CHANNELS, height, width), generator=generator) * 0.3
+                + colour
+            )
             latent[[place for place, key in enumerate(keys) if key in spoilt]] = torch.inf
-            with draft.write(latent_file_name(height, width, 0)) as file, LatentWriter(file.path, form, len(keys)) as writer:
+            with (
+                draft.write(latent_file_name(height, width, 0)) as file,
+                LatentWriter(file.path, form, len(keys)) as writer,
+            ):
                 writer.add(keys, latent, [(2 * width, 2 * height)] * len(keys))
         return draft.commit()
 
 
 def write_filter(store: Store) -> Output:
-    splits = ["validation" if number >= 34 else "held_out" if number >= 30 else "train" for number in range(NUM_PICTURES)]
+    splits = [
+        "validation" if number >= 34 else "held_out" if number >= 30 else "train"
+        for number in range(NUM_PICTURES)
+    ]
     rows: dict[str, Any] = {name: [None] * NUM_PICTURES for name in SCORES.names}
-    rows |= {"key": KEYS, "decoded": ["ok"] * NUM_PICTURES, "kept": [True] * NUM_PICTURES, "split": splits}
+    rows |= {
+        "key": KEYS,
+        "decoded": ["ok"] * NUM_PICTURES,
+        "kept": [True] * NUM_PICTURES,
+        "split": splits,
+    }
     with store.draft(Identity("filter", 1, {})) as draft:
         write_table(draft, "scores-00000.parquet", SCORES, rows, {})
         return draft.commit()
 
 
 def write_captions(store: Store, form: str = "{0} {1}") -> Output:
-    captions = [form.format(WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number in range(NUM_PICTURES)]
-    rows = {"key": KEYS, "index": [0] * NUM_PICTURES, "maker": ["given"] * NUM_PICTURES, "caption": captions}
+    captions = [
+        form.format(WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number in range(NUM_PICTURES)
+    ]
+    rows = {
+        "key": KEYS,
+        "index": [0] * NUM_PICTURES,
+        "maker": ["given"] * NUM_PICTURES,
+        "caption": captions,
+    }
     with store.draft(Identity("caption", 1, {"form": form})) as draft:
         write_table(draft, "captions-00000.parquet", CAPTIONS, rows, {})
         return draft.commit()
@@ -181,4 +254,6 @@ def make_workshop(root: Path) -> Workshop:
     identity = tokens.identify(pipeline, {"caption": captions.digest})
     made = tokens.make(pipeline, identity, {"caption": captions}, store)
     latents = write_latents(store, filter)
-    return Workshop(pipeline, store, {output.name: output for output in (filter, captions, made, latents)})
+    return Workshop(
+        pipeline, store, {output.name: output for output in (filter, captions, made, latents)}
+    )

@@ -38,7 +38,11 @@ def tiny(kind: type = AutoencoderTiny) -> Any:
 def every_class() -> dict[str, Any]:
     """One small untrained autoencoder of each class that is known, 4 × downscale."""
     torch.manual_seed(0)
-    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 8, 8))
+    blocks = dict(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+    )
     return {
         "AutoencoderKL": new_autoencoder(4, (8, 8, 8)),
         "AutoencoderKLFlux2": AutoencoderKLFlux2(**blocks, layers_per_block=1, latent_channels=4, norm_num_groups=4),

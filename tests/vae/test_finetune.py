@@ -19,10 +19,14 @@ from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.run import Pictures, run, write_autoencoder
 
 MUON = Optimizer(kind="muon", learning_rate=2e-3, muon_learning_rate=0.01, weight_decay=0.0)
-BRIEF = VaeSettings(num_images=96, batch_size=8, size_px=32, optimizer=MUON, ema_decay=0.5, checkpoint_sec=1e9)
+BRIEF = VaeSettings(
+    num_images=96, batch_size=8, size_px=32, optimizer=MUON, ema_decay=0.5, checkpoint_sec=1e9
+)
 
 
-def trained(scenes: list[np.ndarray], where: Path, settings: VaeSettings = BRIEF) -> dict[str, bytes]:
+def trained(
+    scenes: list[np.ndarray], where: Path, settings: VaeSettings = BRIEF
+) -> dict[str, bytes]:
     """Weights and metrics of a run to the end."""
     torch.manual_seed(0)
     model = new_autoencoder(4, (8, 8, 8))
@@ -35,7 +39,10 @@ def trained(scenes: list[np.ndarray], where: Path, settings: VaeSettings = BRIEF
 def test_every_picture_comes_once_before_any_comes_again() -> None:
     flat = [np.full((32, 40, 3), number, np.uint8) for number in range(24)]
     settings = BRIEF.model_copy(update={"batch_size": 8})
-    seen = [((make_batch(flat, settings, step).image[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for step in range(6)]
+    seen = [
+        ((make_batch(flat, settings, step).image[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+        for step in range(6)
+    ]
     epochs = [[place for batch in part for place in batch] for part in (seen[:3], seen[3:])]
     assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2
     assert epochs[0] != epochs[1]
@@ -77,7 +84,12 @@ def test_stopped_by_a_signal_and_killed_it_ends_in_the_same_bytes(
 def test_a_checkpoint_of_another_run_is_refused(scenes: list[np.ndarray], tmp_path: Path) -> None:
     trained(scenes, tmp_path, BRIEF.model_copy(update={"num_images": 8}))
     with pytest.raises(ConfigError, match="of other settings"):
-        Finetuning(new_autoencoder(4, (8, 8, 8)), scenes, BRIEF, Place(tmp_path, tmp_path / "scratch", "another"))
+        Finetuning(
+            new_autoencoder(4, (8, 8, 8)),
+            scenes,
+            BRIEF,
+            Place(tmp_path, tmp_path / "scratch", "another"),
+        )
 
 
 def test_a_loss_that_is_not_finite_ends_it(scenes: list[np.ndarray], tmp_path: Path) -> None:
@@ -94,19 +106,37 @@ def test_equivariance_falls_and_the_picture_stays(scenes: list[np.ndarray], tmp_
     start = write_autoencoder(new_autoencoder(8, (16, 16)), tmp_path / "start")
     pictures, after = Pictures(scenes[8:], scenes[:8]), {}
     for weight in (0.0, 1.0):
-        settings = VaeSettings(num_images=640, size_px=16, equivariance_weight=weight, optimizer=Optimizer(learning_rate=5e-3))
-        found = run(str(start), pictures, settings, Place(tmp_path, tmp_path / f"tuned-{weight}", f"tuned-{weight}"))
+        settings = VaeSettings(
+            num_images=640,
+            size_px=16,
+            equivariance_weight=weight,
+            optimizer=Optimizer(learning_rate=5e-3),
+        )
+        found = run(
+            str(start),
+            pictures,
+            settings,
+            Place(tmp_path, tmp_path / f"tuned-{weight}", f"tuned-{weight}"),
+        )
         after[weight] = found["after"]
         assert found["after"]["psnr_db"] > found["before"]["psnr_db"] + 5
     # Error of transformed latents, decoded, against that of pictures that only come back.
-    plain, tuned = (after[weight]["equivariance_decoded"] / after[weight]["reconstructed"] for weight in (0.0, 1.0))
+    plain, tuned = (
+        after[weight]["equivariance_decoded"] / after[weight]["reconstructed"]
+        for weight in (0.0, 1.0)
+    )
     assert plain > 1.05
     assert tuned < plain - 0.1
     assert after[1.0]["equivariance_latent"] < 0.92 * after[0.0]["equivariance_latent"]
 
 
-def test_pictures_that_are_too_few_or_squares_that_do_not_fit(scenes: list[np.ndarray], tmp_path: Path) -> None:
-    settings, place = VaeSettings(scratch=True, num_images=8, size_px=36), Place(tmp_path, tmp_path, "digest")
+def test_pictures_that_are_too_few_or_squares_that_do_not_fit(
+    scenes: list[np.ndarray], tmp_path: Path
+) -> None:
+    settings, place = (
+        VaeSettings(scratch=True, num_images=8, size_px=36),
+        Place(tmp_path, tmp_path, "digest"),
+    )
     with pytest.raises(InputError, match="multiple of 8"):
         run(None, Pictures(scenes[8:], scenes[:8]), settings, place)
     with pytest.raises(InputError, match="3 pictures to learn from"):

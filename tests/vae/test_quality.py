@@ -35,20 +35,30 @@ def naive_ssim(x: np.ndarray, y: np.ndarray) -> float:
             for left in range(x.shape[1] - 10):
                 a, b = (v[top : top + 11, left : left + 11, channel] for v in (x, y))
                 ma, mb = (window * a).sum(), (window * b).sum()
-                va, vb, vab = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum(), (window * (a - ma) * (b - mb)).sum()
-                found.append((2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+                va, vb, vab = (
+                    (window * (a - ma) ** 2).sum(),
+                    (window * (b - mb) ** 2).sum(),
+                    (window * (a - ma) * (b - mb)).sum(),
+                )
+                found.append(
+                    (2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+                )
     return float(np.mean(found))
 
 
 def test_structural_similarity_window_by_window() -> None:
     first, second = pair(20)
-    assert ssim(image(first), image(second)).item() == pytest.approx(naive_ssim(first, second), rel=1e-6)
+    assert ssim(image(first), image(second)).item() == pytest.approx(
+        naive_ssim(first, second), rel=1e-6
+    )
     assert ssim(image(first), image(first)).item() == pytest.approx(1)
 
 
 def test_psnr_in_grey_levels() -> None:
     first, second = pair(9)
-    assert psnr(image(first), image(second)).item() == pytest.approx(10 * np.log10(255**2 / ((first - second) ** 2).mean()))
+    assert psnr(image(first), image(second)).item() == pytest.approx(
+        10 * np.log10(255**2 / ((first - second) ** 2).mean())
+    )
 
 
 def test_quality_over_batches_is_that_over_all_pictures(scenes: list[np.ndarray]) -> None:
@@ -65,4 +75,6 @@ def test_quality_over_batches_is_that_over_all_pictures(scenes: list[np.ndarray]
     error = ((real - back) ** 2).mean((1, 2, 3))
     assert found["psnr_db"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), abs=0.02)
     assert found["reconstructed"] == pytest.approx(np.sqrt(error.mean()) / 127.5, abs=2e-3)
-    assert found["frechet_distance"] == pytest.approx(frechet_distance(real.mean((1, 2)), back.mean((1, 2))), rel=1e-3)
+    assert found["frechet_distance"] == pytest.approx(
+        frechet_distance(real.mean((1, 2)), back.mean((1, 2))), rel=1e-3
+    )

@@ -35,13 +35,19 @@ def stage(store: Store, name: str) -> Output:
 
 
 def test_no_picture_that_is_kept_out_is_learned_from(store: Store) -> None:
-    download, filter, images = stage(store, "download"), stage(store, "filter"), load_pipeline("demo").images
+    download, filter, images = (
+        stage(store, "download"),
+        stage(store, "filter"),
+        load_pipeline("demo").images,
+    )
     splits = read_tables(filter, "scores", ["split"])["split"].to_pylist()
     training = KeptPictures(download, filter, "train", images)
     kept_out = held_out_pictures(download, filter, images, 100)
     assert len(training) == splits.count("train")
     assert len(kept_out) == splits.count("held_out")
-    assert not {picture.tobytes() for picture in training} & {picture.tobytes() for picture in kept_out}
+    assert not {picture.tobytes() for picture in training} & {
+        picture.tobytes() for picture in kept_out
+    }
     assert {picture.dtype for picture in training} == {np.dtype(np.uint8)}
 
 
@@ -52,7 +58,9 @@ def test_latents_come_from_the_fine_tuned_autoencoder(store: Store) -> None:
     quality = json.loads(vae.file("quality.json").read_bytes())
     assert quality["before"].keys() == quality["after"].keys()
     assert quality["before"] != quality["after"]
-    assert latents.summary["autoencoder"]["weights"] == weights_digest(str(vae.path / "autoencoder"))
+    assert latents.summary["autoencoder"]["weights"] == weights_digest(
+        str(vae.path / "autoencoder")
+    )
     assert latents.inputs["vae"] == vae.digest
 
     again = run_step(load_pipeline("demo", [*SMALL, *VAE]), Store(store.root), "vae")
@@ -60,6 +68,8 @@ def test_latents_come_from_the_fine_tuned_autoencoder(store: Store) -> None:
 
 
 def test_too_few_pictures_to_learn_from(store: Store, tmp_path: Path) -> None:
-    few = load_pipeline("demo", ["download.scenes.count=12", "download.timeout_sec=3", "filter.held_out=0.1", *VAE])
+    few = load_pipeline(
+        "demo", ["download.scenes.count=12", "download.timeout_sec=3", "filter.held_out=0.1", *VAE]
+    )
     with pytest.raises(InputError, match="are too few"):
         list(run(few, Store(tmp_path), stop_after="vae"))
