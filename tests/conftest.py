@@ -1,0 +1,55 @@
+"""The environment of every test: nothing of this machine's user, of the shell or of the working folder's store.
+
+Pytest imports this file before any test module, and so before Prefect, MLflow, accelerate or the Hugging Face libraries read their
+settings; every worker of pytest-xdist is a process of its own and gets a home of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+OTHERS = (
+    # libraries
+    "ACCELERATE_",
+    "DATASETS_",
+    "DIFFUSERS_",
+    "HF_",
+    "HUGGINGFACE_",
+    "MLFLOW_",
+    "OTEL_",
+    "PREFECT_",
+    "TRANSFORMERS_",
+    "XDG_",
+    # the product: HDM_STORE, HDM_TRACKING, HDM_PIPELINES and HDM__stage__field
+    "HDM_",
+    # a launcher of several processes
+    "LOCAL_",
+    "MASTER_",
+    "TORCHELASTIC_",
+)
+NAMES = {"RANK", "WORLD_SIZE", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"}
+PROXY = "_proxy"
+loaded = {"prefect", "mlflow", "accelerate", "huggingface_hub"} & sys.modules.keys()
+assert not loaded, f"read their settings before the tests' were made: {', '.join(loaded)}"
+
+home = Path(tempfile.mkdtemp(prefix="hdm-tests-"))
+for name in list(os.environ):
+    if name.startswith(OTHERS) or name in NAMES or name.lower().endswith(PROXY):
+        del os.environ[name]
+os.environ |= {
+    "HOME": str(home),
+    "PREFECT_HOME": str(home / "prefect"),
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "HF_HOME": str(home / "huggingface"),
+    "HDM_STORE": str(home / "store"),
+    "DO_NOT_TRACK": "1",
+}
+
+
+def pytest_unconfigure() -> None:
+    """Prefect's and MLflow's last threads may still write there."""
+    shutil.rmtree(home, ignore_errors=True)
