@@ -29,7 +29,7 @@ from hdm.store import Draft, Identity, Output, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
-SCHEMA = 1
+SCHEMA = 2
 OPEN_SHARDS = 4
 """Shards fetched at once, so that one slow item does not keep the rest waiting."""
 ENOUGH_ITEMS = 1000

@@ -28,7 +28,7 @@ from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 1
+SCHEMA = 2
 EMBED_SIDE_PX = 768  # no contrastive model looks closer; larger pictures wait for theirs reduced
 
 

@@ -1,8 +1,8 @@
 """Picture files of unknown origin to upright RGB with a defined look, or a refusal with its reason.
 
 Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores EXIF orientation and ICC
-profiles, only warns of pictures of 89 megapixels, and would hand EPS to a PostScript interpreter. Here the format is decided by the
-first bytes, from a short list, and its reader is called directly; sizes are checked before anything is decoded.
+profiles, only warns of pictures of 89 megapixels, and would hand EPS to a PostScript interpreter. Here `hdm.data.formats` decides the
+format by the first bytes, from a short list, and its reader is called directly; sizes are checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -14,25 +14,32 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, features
+import pi_heif
+from PIL import Image, ImageCms, ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from hdm.config import ImageSettings
+from hdm.data.formats import foreign_format, sniff
 
 MAX_SIDE_PX = 32_768
 """Longer pictures are refused, however thin: 65535 × 1 is an attack or an accident."""
 
 FORMATS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile, "BMP": BmpImageFile,
-    "TIFF": TiffImageFile, "AVIF": AvifImageFile,
+    "TIFF": TiffImageFile, "AVIF": AvifImageFile, "HEIF": pi_heif.HeifImageFile, "JPEG2000": Jpeg2KImageFile,
 }  # fmt: skip
+
+# Of a HEIF file the picture alone is wanted, and decoding happens in processes, one a core.
+pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
+pi_heif.options.DECODE_THREADS = 1
 
 # EXIF's eight orientations as what brings the picture upright.
 _UPRIGHT = {
@@ -128,45 +135,11 @@ def decode(data: bytes, settings: ImageSettings) -> Picture:
         return Picture(np.array(picture), name, tuple(sorted(flags)))
 
 
-def sniff(data: bytes) -> str | None:
-    """The format that the first bytes promise, by Pillow's name; None: none that is read here."""
-    start = data[:12]
-    if start.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if start.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if start.startswith(b"RIFF") and start[8:] == b"WEBP":
-        return "WEBP"
-    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    # "BM" begins many a text; the size of BMP's second header does not.
-    if start.startswith(b"BM") and data[14:18] in _BMP_HEADERS:
-        return "BMP"
-    if start[4:8] == b"ftyp" and _brands(data) & {b"avif", b"avis"} and features.check("avif"):
-        return "AVIF"
-    return None
-
-
-_BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)}
-
-
-def _brands(data: bytes) -> set[bytes]:
-    end = min(int.from_bytes(data[:4], "big"), 256)
-    return {data[place : place + 4] for place in range(8, end, 4)}
-
-
 def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFile]:
     """The format and Pillow's image, its header read and its size allowed, nothing decoded."""
     name = sniff(data)
     if name is None:
-        raise BadImage(
-            "not_image",
-            "the file is empty"
-            if not data
-            else f"not a picture in a known format ({', '.join(FORMATS)})",
-        )
+        raise _refusal(data)
     with _guarded(name):
         image = FORMATS[name](BytesIO(data))
         width, height = image.size
@@ -175,6 +148,16 @@ def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFil
         if settings.animated == "reject" and getattr(image, "is_animated", False):
             raise BadImage("animated", "an animation or a file of several pages")
     return name, image
+
+
+def _refusal(data: bytes) -> BadImage:
+    """Why a file in none of the formats is refused."""
+    if not data:
+        return BadImage("not_image", "the file is empty")
+    foreign = foreign_format(data)
+    if foreign:
+        return BadImage("unsupported", f"{foreign}: not read; convert it to PNG")
+    return BadImage("not_image", f"not a picture in a known format ({', '.join(FORMATS)})")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ EXTENSIONS = {
     "BMP": "bmp",
     "TIFF": "tif",
     "AVIF": "avif",
+    "HEIF": "heic",
+    "JPEG2000": "jp2",
 }
 
 MAX_OPEN = 64

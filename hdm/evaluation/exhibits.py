@@ -34,6 +34,7 @@ REASONS = {
     "clip_similarity": "the caption does not fit the picture",
     "top_fraction": "not among the best",
     "not_image": "not a picture",
+    "unsupported": "in a format that is not read",
     "http_404": "not there (404)",
     "corrupt": "the file is damaged",
     "cut_off": "the connection broke off within the file",

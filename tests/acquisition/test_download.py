@@ -67,7 +67,7 @@ def content(output):
 
 
 FAULTS = {
-    "/missing.png": "http_404", "/gone.png": "http_410", "/page.png": "not_image", "/svg.png": "not_image", "/empty.png": "not_image",
+    "/missing.png": "http_404", "/gone.png": "http_410", "/page.png": "not_image", "/svg.png": "unsupported", "/empty.png": "not_image",
     "/cut.png": "cut_off", "/endless.png": "too_large", "/slow.png": "timeout", "/inward.png": "refused_address",
     "/file.png": "refused_scheme", "/torn.png": "corrupt", "/huge.png": "too_large",
 }  # fmt: skip
@@ -129,7 +129,8 @@ def test_every_item_of_a_list_gets_a_status_and_good_ones_their_bytes(faulty, tm
     )
     assert output.counts == {
         "items": len(pages), "ok": 12, "failed": 12, "bytes": sum(row["bytes"] for row in good),
-        "failed_http_404": 1, "failed_http_410": 1, "failed_not_image": 3, "failed_cut_off": 1, "failed_too_large": 2, "failed_timeout": 1,
+        "failed_http_404": 1, "failed_http_410": 1, "failed_not_image": 2, "failed_unsupported": 1,
+        "failed_cut_off": 1, "failed_too_large": 2, "failed_timeout": 1,
         "failed_refused_address": 1, "failed_refused_scheme": 1, "failed_corrupt": 1,
     }  # fmt: skip
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from hdm.config import ImageSettings
+from hdm.data.formats import HEAD_BYTES, foreign_format
 from hdm.data.images import FORMATS, BadImage, decode, inspect, sniff
 
+HEIF = Path(__file__).resolve().parent / "heif"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETTINGS = ImageSettings()
 
@@ -24,6 +26,10 @@ def shared(folder: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"shared/data/{folder} is not here")
     return path
+
+
+WRITTEN = [name for name in FORMATS if name != "HEIF"]
+"""Formats that Pillow writes; HEIC files lie in a folder."""
 
 
 def encoded(image: Image.Image, name: str, **options: object) -> bytes:
@@ -60,7 +66,7 @@ def png(
 # What a picture must look like
 
 
-@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF", "JPEG2000"])
 def test_lossless_formats_give_their_pixels(name):
     image = photograph()
     picture = decode(encoded(image, name), SETTINGS)
@@ -78,6 +84,26 @@ def test_lossy_formats_come_close(name, options):
     picture = decode(encoded(image, name, **options), SETTINGS)
     assert picture.format == name
     assert np.abs(picture.pixels.astype(int) - np.asarray(image)).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["plain", "turned", "two"])
+def test_heic_comes_close_and_upright(name):
+    """A telephone's file says its rotation twice, in HEIF's own terms and in EXIF: it is applied once."""
+    data, truth = (HEIF / f"{name}.heic").read_bytes(), np.asarray(photograph(96, 64)).astype(int)
+    picture = decode(data, SETTINGS)
+    assert picture.format == "HEIF"
+    assert picture.flags == (("animated",) if name == "two" else ())
+    assert np.abs(picture.pixels - truth).mean() < 3
+    header = inspect(data, SETTINGS)
+    assert (header.format, header.width, header.height) == ("HEIF", 96, 64)
+
+
+def test_a_transparent_heic_shows_the_matte():
+    picture = decode((HEIF / "transparent.heic").read_bytes(), ImageSettings(matte="#00ff00"))
+    assert picture.flags == ("transparent",)
+    assert np.abs(picture.pixels[:, :44].astype(int) - (0, 255, 0)).mean() < 3
+    truth = np.asarray(photograph(96, 64))[:, 52:].astype(int)
+    assert np.abs(picture.pixels[:, 52:] - truth).mean() < 3
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped():
@@ -295,8 +321,8 @@ def test_one_artwork_in_many_formats_looks_the_same():
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"<html><body>404</body></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"PK\x03\x04abcd",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n", b"BMW is not a bitmap, and this text is long enough", b"\0" * 64, b"GIF",
+        b"", b"<html><body>404</body></html>", b"PK\x03\x04abcd", b"BMW is not a bitmap, and this text is long enough",
+        b"\0" * 64, b"GIF", b"<html><body><svg/></body></html>", b"P1 is a plan", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
     ],
 )  # fmt: skip
 def test_what_is_no_picture(data):
@@ -304,6 +330,41 @@ def test_what_is_no_picture(data):
         with pytest.raises(BadImage) as refusal:
             reader(data, SETTINGS)
         assert refusal.value.status == "not_image"
+
+
+FOREIGN = [
+    ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ("PDF", b"%PDF-1.7\n"), ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+    ("SVG", b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<!DOCTYPE svg PUBLIC 'x' 'y'>\n<svg>"),
+    ("JPEG XL", b"\xff\x0a\xfa\x1f"), ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl "),
+    ("PSD", b"8BPS\0\1\0\0"), ("XCF", b"gimp xcf v011\0"), ("ICO", b"\0\0\1\0\1\0"), ("PNM", b"P6\n# made\n2 2\n255\n"),
+    ("RAW", b"II*\0\x10\0\0\0CR\2\0"), ("RAW", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom"), ("RAW", b"FUJIFILMCCD-RAW 0201"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data"), FOREIGN)
+def test_known_formats_that_are_not_read_are_refused_by_name(name, data):
+    assert sniff(data) is None
+    assert foreign_format(data) == name
+    for reader in (inspect, decode):
+        with pytest.raises(BadImage) as refusal:
+            reader(data, SETTINGS)
+        assert refusal.value.status == "unsupported"
+        assert refusal.value.message == f"{name}: not read; convert it to PNG"
+
+
+def test_the_first_bytes_tell_the_format_whatever_the_name():
+    files = {name: encoded(photograph(), name) for name in WRITTEN}
+    files["HEIF"] = (HEIF / "plain.heic").read_bytes()
+    for name, data in files.items():
+        assert sniff(data) == sniff(data[:HEAD_BYTES]) == name
+        assert foreign_format(data) is None
+
+
+def test_every_real_file_is_recognised_by_its_first_bytes():
+    for path in sorted(path for path in shared("robustness").rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        assert sniff(data[:HEAD_BYTES]) == sniff(data), path.name
+        assert foreign_format(data[:HEAD_BYTES]) == foreign_format(data), path.name
 
 
 @pytest.mark.parametrize(
@@ -327,7 +388,8 @@ def test_sizes_are_refused_from_the_header(width, height):
 @pytest.mark.parametrize("name", FORMATS)
 def test_cut_files_are_corrupt(name):
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    data = encoded(Image.fromarray(noise), name)
+    heic = (HEIF / "plain.heic").read_bytes()
+    data = heic if name == "HEIF" else encoded(Image.fromarray(noise), name)
     for part in (0.1, 0.6, 0.95):
         with pytest.raises(BadImage) as refusal:
             decode(data[: int(len(data) * part)], SETTINGS)
@@ -386,7 +448,8 @@ def test_pngsuite_reference_pictures_agree_with_pillow():
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12),
 )
 def test_mutated_files_are_pictures_or_refusals(name, changes):
-    data = bytearray(encoded(photograph(), name))
+    heic = (HEIF / "plain.heic").read_bytes()
+    data = bytearray(heic if name == "HEIF" else encoded(photograph(), name))
     for place, value in changes:
         data[int(place * len(data))] = value
     with contextlib.suppress(BadImage):
@@ -396,3 +459,4 @@ def test_mutated_files_are_pictures_or_refusals(name, changes):
 @given(data=st.binary(max_size=64))
 def test_sniffing_takes_any_bytes(data):
     assert sniff(data) in {None, *FORMATS}
+    assert sniff(data) is None or foreign_format(data) is None
