@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hdm.errors import ConfigError
+from hdm.values import Blocks, Few, PositiveBlocks, Width, Within
 
 PRESETS: dict[str, dict[str, int]] = {
     #            width    heads          head size      hidden             text width       stages    blocks a stage
@@ -26,18 +27,18 @@ class XUTConfig:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a configuration holds this)
 
-    width: int = 1024
-    num_heads: int = 16
-    head_size: int = 64
-    mlp_width: int = 3072
-    text_width: int = 1024
-    depth: int = 4
-    enc_blocks: int = 1
-    dec_blocks: int = 3
-    prev_blocks: int = 1
-    post_blocks: int = 3
-    channels: int = 4
-    patch_size: int = 2
+    width: Width = 1024
+    num_heads: Few = 16
+    head_size: Width = 64
+    mlp_width: Width = 3072
+    text_width: Width = 1024
+    depth: PositiveBlocks = 4
+    enc_blocks: PositiveBlocks = 1
+    dec_blocks: PositiveBlocks = 3
+    prev_blocks: Blocks = 1
+    post_blocks: Blocks = 3
+    channels: Few = 4
+    patch_size: Annotated[int, Within(1, 64)] = 2
     aspect_embedding: bool = True
     # published: the modulated norm is carried onward; prenorm: the raw stream is.
     residual: Literal["published", "prenorm"] = "published"

@@ -7,19 +7,21 @@ A field made with `runtime(...)` does not change the result (workers, devices, b
 from __future__ import annotations
 
 import itertools
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hdm import values
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError
+from hdm.values import Within
 
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Length = Annotated[float, Field(gt=0, le=0.28)]
 SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
+ITEM_FIELDS = ("given", "source", "licence", "width", "height")
+"""Fields of a picture that a caption template may name."""
 STAGES = ("download", "filter", "caption", "vae", "encode", "train", "evaluate")
 
 
@@ -87,7 +89,7 @@ class ImageSettings(Settings):
 
     matte: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$")
     """Colour that shows behind transparent pixels, as #rrggbb."""
-    max_megapixels: float = Field(144.0, gt=0)
+    max_megapixels: values.Megapixels = 144.0
     """Pictures of so many million pixels or more are refused before decoding."""
     animated: Literal["first_frame", "reject"] = "first_frame"
 
@@ -95,14 +97,14 @@ class ImageSettings(Settings):
 class ScenesSettings(Settings):
     """The embedded data set: pictures with known truth, made from a seed."""
 
-    count: int = Field(4000, ge=1)
+    count: Annotated[int, Within(1, 10_000_000)] = 4000
     """Good pictures."""
-    seed: int = 0
-    faults: float = Field(0.12, ge=0, le=0.5)
+    seed: values.Seed = 0
+    faults: Annotated[float, Within(0, 0.5)] = 0.12
     """Planted bad items (corrupt, duplicate, blurred, mislabelled, …) as a share of `count`."""
-    size_px: int = Field(64, ge=16)
+    size_px: Annotated[int, Within(16, 2048)] = 64
     """Shorter side."""
-    uncaptioned: float = Field(0.1, ge=0, le=1)
+    uncaptioned: values.Share = 0.1
     """Share of good pictures served without a caption, for the captioner."""
 
 
@@ -122,91 +124,127 @@ class DownloadSettings(Settings):
     """Split of a data set."""
     metadata: str | None = None
     """Metadata file of a folder, relative to it; None: metadata.jsonl where there is one."""
-    max_items: int | None = Field(None, ge=1)
+    max_items: values.Count | None = None
     """Take only the first so many; None: all."""
-    expected_items: int | None = runtime(None, ge=1)
+    expected_items: values.Count | None = runtime(None)
     """How many the source holds, for `hdm plan` to count with before it is read; nothing else asks."""
-    shard_items: int = Field(1000, ge=1)
+    shard_items: Annotated[int, Within(1, 1_000_000)] = 1000
     """Items a tar shard."""
-    max_bytes: int = 50_000_000
+    max_bytes: values.FileBytes = 50_000_000
     """A larger file is refused."""
-    max_failed: float = runtime(0.5, ge=0, le=1)
+    max_failed: values.Share = runtime(0.5)
     """The stage stops when a larger share of the items fails; with a larger value a rerun keeps what is there."""
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
-    retries: int = Field(3, ge=0)
+    retries: values.Retries = 3
     """Further tries after 429, 5xx, a time-out or a reset."""
-    timeout_sec: float = runtime(30.0, gt=0)
+    timeout_sec: values.Seconds = runtime(30.0)
     """For one try."""
-    concurrency: int = runtime(64, ge=1)
+    concurrency: values.Workers = runtime(64)
     """Requests under way at once."""
 
 
 class TopFraction(Settings):
     by: Literal["aesthetic", "clip_similarity", "sharpness"] = "aesthetic"
-    keep: float = Field(1.0, gt=0, le=1)
+    keep: values.PositiveShare = 1.0
 
 
 class FilterSettings(Settings):
     """Thresholds; None switches a check off."""
 
-    min_side_px: int | None = 32
-    max_aspect: float | None = 3.0
+    min_side_px: values.MinimumSide | None = 32
+    max_aspect: values.Aspect | None = 3.0
     """Longer side over shorter side."""
-    min_sharpness: float | None = None
+    min_sharpness: values.Share | None = None
     """Steepness of the steepest edges, shorter side brought to 256 px where larger: 1 is a step from one pixel to the next, 0.25 edges
     blurred over about a pixel, 0 one colour."""
-    max_noise: float | None = None
+    max_noise: values.Grey | None = None
     """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest tenth)."""
-    duplicate_distance: float | None = 0.08
+    duplicate_distance: values.Share | None = 0.08
     """Perceptual-hash bits that may differ, as a share of all, for two pictures to be one; 0: exact copies alone."""
-    duplicate_colour: float = 4.0
+    duplicate_colour: values.Grey = 4.0
     """And the mean colour difference of their thumbnails (grey levels, overall brightness taken out) that may be there."""
     duplicate_mirrored: bool = False
     """A picture and its mirror image are one. Not where captions speak of left and right."""
-    min_aesthetic: float | None = None
-    min_clip_similarity: float | None = None
+    min_aesthetic: values.Score | None = None
+    min_clip_similarity: values.Cosine | None = None
     """Cosine of picture and given caption. Pictures without a caption pass."""
     top_fraction: TopFraction | None = None
     """After the thresholds, keep only the best so many."""
-    validation: float = Field(0.02, ge=0, lt=1)
-    held_out: float = Field(0.05, ge=0, lt=1)
+    validation: values.Rate = 0.02
+    held_out: values.Rate = 0.05
     """Shares of the kept pictures kept out of training, by a hash of content."""
-    batch_size: int = runtime(64, ge=1)
-    device: str = runtime("auto")
+    batch_size: values.Batch = runtime(64)
+    device: values.Device = runtime("auto")
 
 
 class CaptionMaker(Settings):
     kind: Literal["given", "coca", "transformers", "template"] = "given"
     when: Literal["always", "missing"] = "always"
     """missing: only for pictures that have no caption from the makers before."""
-    count: int = Field(1, ge=1)
+    count: values.Few = 1
     """Captions for a picture; more than one are drawn, one is greedy."""
     template: str | None = None
     """For template: text with {given} and fields of the item, e.g. "an emoji of {given}"; `|` separates wordings."""
     prompt: str | None = None
     """For transformers: the instruction."""
-    max_tokens: int = Field(48, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    max_tokens: values.Tokens = 48
+    temperature: values.Temperature = 1.0
+
+    @property
+    def wordings(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each wording of `template`, and the fields in its braces."""
+        parts = [part.strip() for part in (self.template or "").split("|")]
+        return [(wording, _fields_in(wording)) for wording in parts if wording]
+
+    @model_validator(mode="after")
+    def _template_can_be_filled(self) -> CaptionMaker:
+        if not self.wordings and self.kind == "template":
+            raise ValueError(
+                'a maker of kind template needs a template, for example "a photo of {given}"'
+            )
+        return self
+
+
+def _fields_in(wording: str) -> tuple[str, ...]:
+    """The names in braces; `{given.x}` and `{given[0]}` are refused like unknown names.
+
+    Raises:
+        ValueError: braces that do not match, a field that pictures do not have, or one with a format.
+    """
+    try:
+        parts = [part for part in Formatter().parse(wording) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"caption template {wording!r}: {error}; write {{{{ and }}}} for literal braces"
+        ) from error
+    for _, name, form, conversion in parts:
+        if name not in ITEM_FIELDS:
+            raise ValueError(
+                f"caption template {wording!r}: there is no field {{{name}}}; use {', '.join(ITEM_FIELDS)}"
+            )
+        if form or conversion:
+            raise ValueError(f"caption template {wording!r}: write {{{name}}} without a format")
+    return tuple(str(name) for _, name, _, _ in parts)
 
 
 class CaptionSettings(Settings):
     makers: tuple[CaptionMaker, ...] = (CaptionMaker(), CaptionMaker(kind="coca", when="missing"))
     """In order."""
-    max_chars: int = 2000
-    batch_size: int = runtime(64, ge=1)
-    device: str = runtime("auto")
+    max_chars: values.Characters = 2000
+    batch_size: values.Batch = runtime(64)
+    device: values.Device = runtime("auto")
 
 
 class EncodeSettings(Settings):
     """Latents are made for every resolution that a training phase names."""
 
     dtype: Literal["float16", "bfloat16"] = "float16"
-    shard_mb: int = Field(256, ge=1)
+    shard_mb: values.Megabytes = 256
     """Upper size of a latent shard."""
-    max_aspect: float = Field(2.0, ge=1)
+    max_aspect: values.Aspect = 2.0
     """Pictures longer than this are cut to it about their middle."""
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: values.Tokens = 256
     """Captions are cut to so many tokens."""
     text_embeddings: bool = False
     """Cache the text encoder's output (cut to its real length) instead of running it in training."""
@@ -214,39 +252,39 @@ class EncodeSettings(Settings):
     """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The stage prints what the rounding costs."""
     features: bool = False
     """Cache patch features of `components.vision`, for `train.align_weight`."""
-    features_px: int = Field(224, ge=14)
+    features_px: Annotated[int, Within(14, 16_384)] = 224
     """Shorter side of the pictures that they are made of, a multiple of the vision model's patch: 224 px at 14 px a patch are 256 features
     a square, 0.4 MB in 16 bits where they are 768 wide. One output serves all resolutions."""
-    from_larger: tuple[int, ...] = ()
+    from_larger: tuple[values.Side, ...] = ()
     """Resolutions whose latents are not encoded but downscaled from those of the next larger one. The stage prints how far they are from
     encoded ones; it is near only where the autoencoder was trained for it."""
-    tile_px: int | None = Field(None, ge=32)
+    tile_px: Annotated[int, Within(32, 65_536)] | None = None
     """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in memory. None: whole."""
-    crop_pictures: int = runtime(4, ge=0)
+    crop_pictures: values.CountOrNone = runtime(4)
     """Pictures of a resolution on which it is measured how near a crop of their latents is to encoding the crop."""
-    decode_mb: int = runtime(2048, ge=1)
+    decode_mb: values.Megabytes = runtime(2048)
     """Memory for pictures that are being decoded or wait for the encoder; one that needs more is decoded while no other is."""
-    batch_size: int = runtime(32, ge=1)
-    device: str = runtime("auto")
+    batch_size: values.Batch = runtime(32)
+    device: values.Devices = runtime("auto")
     """For latents also several, which share the shards: auto takes every accelerator, and `cuda:0,cuda:2` those two."""
 
 
 class Optimizer(Settings):
     kind: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for the blocks' matrices, AdamW for everything else."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: values.LearningRate = 3e-4
     """AdamW's rate; with `per_fan_in` the base rate that each tensor divides by its fan-in."""
-    muon_learning_rate: float = Field(0.02, gt=0)
+    muon_learning_rate: values.LearningRate = 0.02
     per_fan_in: bool = False
     state_bits: Literal[32, 8] = later(32)
     """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their memory."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    warmup_images: int = Field(0, ge=0)
+    betas: tuple[values.Rate, values.Rate] = (0.9, 0.99)
+    weight_decay: Annotated[float, Within(0, 100)] = 0.01
+    clip_norm: values.PositiveWeight = 1.0
+    warmup_images: values.CountOrNone = 0
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
     """wsd: constant, then a linear fall over the last fifth."""
-    final_rate: float = Field(0.01, ge=0, le=1)
+    final_rate: values.Share = 0.01
     """Where the schedule ends, as a share of the rate."""
 
 
@@ -255,71 +293,71 @@ class VaeSettings(Settings):
 
     scratch: bool = False
     """Start from a new small AutoencoderKL instead of `components.autoencoder`."""
-    channels: int = Field(8, ge=1)
+    channels: values.Few = 8
     """Of a latent, from scratch."""
-    num_images: int = Field(24_000, ge=1)
+    num_images: values.Count = 24_000
     """Images seen, repetitions counted."""
-    batch_size: int = Field(8, ge=1)
-    size_px: int = Field(64, ge=16)
+    batch_size: values.Batch = 8
+    size_px: Annotated[int, Within(16, 16_384)] = 64
     """Side of the square crops; pictures are brought to it by their shorter side."""
     reconstruction: Literal["l1", "l2"] = "l1"
-    edge_weight: float = Field(0.25, ge=0)
+    edge_weight: values.Weight = 0.25
     """Of the same difference between neighbouring pixels' differences."""
-    perceptual_weight: float = Field(0.0, ge=0)
+    perceptual_weight: values.Weight = 0.0
     """Of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's cache. 0: without."""
-    kl_weight: float = Field(1e-4, ge=0)
+    kl_weight: values.Weight = 1e-4
     """Of the posterior's divergence from a standard normal one, a latent value; where the autoencoder has a posterior."""
-    equivariance_weight: float = Field(1.0, ge=0)
+    equivariance_weight: values.Weight = 1.0
     """Of what a scaled and turned latent decodes to, against the picture scaled and turned (EQ-VAE, arXiv 2502.09509). 0: plain."""
-    scales: tuple[float, float] = (0.25, 1.0)
+    scales: tuple[values.PositiveShare, values.PositiveShare] = (0.25, 1.0)
     """From which to below which factor latents are scaled."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0, warmup_images=800)
     """Here muon takes convolutions too."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
+    ema_decay: values.Rate = 0.0
     """Of the weights' moving average, which is then what is kept; 0: the last weights."""
-    seed: int = 0
-    num_measured: int = Field(256, ge=1)
+    seed: values.Seed = 0
+    num_measured: values.Count = 256
     """Pictures kept out of training that quality is measured on, before and after."""
-    checkpoint_sec: float = runtime(300.0, gt=0)
+    checkpoint_sec: values.Seconds = runtime(300.0)
     """Seconds between checkpoints."""
-    device: str = runtime("auto")
+    device: values.Device = runtime("auto")
 
     @field_validator("scales")
     @classmethod
     def _rising(cls, scales: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scales[0] < scales[1] <= 1:
-            raise ValueError("the first is above 0 and below the second, which is at most 1")
+        if not scales[0] < scales[1]:
+            raise ValueError("the first must be less than the second")
         return scales
 
 
 class Phase(Settings):
     """One step of rising resolution."""
 
-    resolution: int = Field(ge=8)
+    resolution: values.Side
     """Shorter side in pixels, and side of the square crop."""
-    num_images: int = Field(ge=1)
+    num_images: values.Count
     """Images seen (the training clock), repetitions counted."""
-    batch_size: int = Field(ge=1)
+    batch_size: values.Batch
     """Images an optimizer step, over all processes."""
-    tread_rate: float = Field(0.5, ge=0, lt=1)
+    tread_rate: values.Rate = 0.5
     """Share of the image tokens that skip the route (TREAD, arXiv 2501.04765)."""
-    tread_schedule: tuple[tuple[Share, Rate], ...] | None = None
+    tread_schedule: tuple[tuple[values.Share, values.Rate], ...] | None = None
     """Rates instead of the one above, as [from which share of the phase on, rate], the first from 0: [[0, 0.75], [0.9, 0]] ends the
     phase with a tenth on all tokens (SPRINT, arXiv 2510.21986). None: `tread_rate` all along."""
-    tread_route: tuple[int, int] | None = None
+    tread_route: tuple[values.Blocks, values.Blocks] | None = None
     """The blocks that dropped tokens skip, [start, end) in the order in which blocks run; None: the whole U, as published."""
-    max_tokens: int | None = None
+    max_tokens: values.Tokens | None = None
     """Text tokens a caption may have here; None: as encoded."""
-    timestep_shift: float = Field(1.0, gt=0)
+    timestep_shift: values.Shift = 1.0
     optimizer: Optimizer = Optimizer()
     resume_from: str | None = later(None, pattern=r"^[0-9a-f]+@[0-9]+$")
     """DIGEST@STEP: start from a checkpoint of an unfinished training of this phase with other settings, in this store; data goes on after
     the images that it had seen. None: from the phase before."""
     resume_allow: tuple[str, ...] = runtime(())
     """The settings that may differ from those, by name, as train.phases.0.optimizer.learning_rate; any other that differs is refused."""
-    micro_batch: int | None = runtime(None)
+    micro_batch: values.Batch | None = runtime(None)
     """Images a forward pass on one device; None: the whole share at once."""
-    checkpoint_blocks: float = runtime(0.0, ge=0, le=1)
+    checkpoint_blocks: values.Share = runtime(0.0)
     """Share of the blocks, spread evenly, whose activations are recomputed instead of kept."""
 
     @property
@@ -350,7 +388,7 @@ class MixedIn(Settings):
 
     pipeline: str = runtime(...)
     """Entry of pipelines.yaml whose latents and captions they are; `hdm run NAME --until encode` makes them."""
-    weight: float = Field(1.0, gt=0)
+    weight: values.PositiveWeight = 1.0
     """How many of them are seen for each one of this pipeline's own."""
 
 
@@ -360,31 +398,31 @@ class TrainSettings(Settings):
     mix: tuple[MixedIn, ...] = later(())
     """Other pipelines whose pictures are trained on too, as [{pipeline: NAME, weight: 0.5}]; this pipeline's own have weight 1.
     Held-out losses, prompts and evaluation are of its own pictures alone."""
-    seed: int = 0
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    seed: values.Seed = 0
+    caption_dropout: values.Rate = 0.1
     """Share of images trained with the empty caption, for guidance."""
-    contrastive_weight: float = Field(0.0, ge=0, lt=1)
+    contrastive_weight: values.Rate = 0.0
     """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
-    tag_drop: float = later(0.0, ge=0, lt=1)
-    group_drop: float = later(0.0, ge=0, lt=1)
+    tag_drop: values.Rate = later(0.0)
+    group_drop: values.Rate = later(0.0)
     """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of captions written
     `kept tags ||| group %% group`, tags split by `$$`; the published recipe has 0.25 and 0.3. The text encoder has to run in training."""
     tag_shuffle: bool = later(False)
     """Put their groups, and the tags in each, into another order every time."""
-    min_snr_gamma: float | None = later(None, gt=0)
+    min_snr_gamma: values.PositiveWeight | None = later(None)
     """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a mean of 1; None: all the same."""
-    dropout: float = later(0.0, ge=0, lt=1)
+    dropout: values.Rate = later(0.0)
     """Of what attention and feed-forward add to the tokens."""
-    align_weight: float = later(0.0, ge=0)
+    align_weight: values.Weight = later(0.0)
     """Of the pull of one block's image tokens towards `encode.features`, by cosine (REPA, arXiv 2410.06940: 0.5). 0: without."""
-    align_block: int | None = later(None, ge=0)
+    align_block: values.Blocks | None = later(None)
     """Whose output is pulled, counted from 0 in the order in which blocks run; None: the one a third in."""
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: values.Rate = 0.999
     """Of the weights' moving average, per step, reached after a ramp."""
-    ema_lengths: tuple[Length, ...] = later(())
+    ema_lengths: tuple[values.EmaLength, ...] = later(())
     """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase; from two of them, say [0.05, 0.1],
     `hdm ema` makes one of any length afterwards. Each costs the memory of the weights."""
-    ema_snapshots: int = later(8, ge=1)
+    ema_snapshots: values.Few = later(8)
     """How often in a phase these are written down, evenly; each costs the room of the weights."""
     crop: Literal["shifted", "centre"] = "shifted"
     mirror: bool = later(False)
@@ -393,7 +431,7 @@ class TrainSettings(Settings):
     their norm, and it decodes to 21 dB instead of 33. Only for an autoencoder that commutes with mirroring."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products (autocast); weights stay float32."""
-    validate_every: int | None = None
+    validate_every: values.Count | None = None
     """Steps between held-out losses; None: at the end only."""
     validate_raw: bool = later(False)
     """Tell the held-out loss of the weights as they are too, not of their average alone."""
@@ -401,22 +439,22 @@ class TrainSettings(Settings):
     """The held-out loss that `keep` and `patience` go by."""
     keep: Literal["last", "best"] = later("last")
     """Which weights come out of a phase: those at its end, or those whose held-out loss was lowest."""
-    patience: int | None = later(None, ge=1)
+    patience: values.Count | None = later(None)
     """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step; None: none end it."""
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
-    generate_every: int | None = later(None, ge=1)
+    generate_every: values.Count | None = later(None)
     """Images seen between two times that they are generated during a phase, by the averaged weights; None: at the end alone."""
-    checkpoint_sec: float = runtime(600.0, gt=0)
+    checkpoint_sec: values.Seconds = runtime(600.0)
     """Seconds between checkpoints."""
-    num_processes: int = runtime(1, ge=1)
+    num_processes: values.Workers = runtime(1)
     sharding: Literal["none", "full"] = runtime("none")
     """full: weights, gradients, averages and optimizer state are spread over the processes (FSDP2), for a model that one device does not
     hold with them; slower, the same files. none: every process has all (DDP)."""
-    device: str = runtime("auto")
-    peak_tflops: float | None = runtime(None, gt=0)
+    device: values.Device = runtime("auto")
+    peak_tflops: values.Tflops | None = runtime(None)
     """What one device does at most, in 10¹² operations a second, for the utilisation in the logs; None: a matrix product is measured."""
-    price_per_hour: float | None = runtime(None, ge=0)
+    price_per_hour: values.Price | None = runtime(None)
     """Of all devices together, for the cost in the logs; None: no cost is told."""
     compile: bool = runtime(False)
     """Compile the blocks (torch.compile); the first steps take minutes."""
@@ -538,15 +576,15 @@ class TrainSettings(Settings):
 class EvaluateSettings(Settings):
     prompts: Literal["held_out", "scenes"] | str = "held_out"
     """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known truth; else a text or JSONL file."""
-    num_images: int = Field(256, ge=1)
-    steps: int = Field(16, ge=1)
-    guidance: float = 3.0
+    num_images: values.Count = 256
+    steps: values.Few = 16
+    guidance: values.Guidance = 3.0
     solver: Literal["euler", "heun"] = "euler"
-    size: str | None = None
+    size: values.Size | None = None
     """WIDTHxHEIGHT; None: the square of the last phase's resolution."""
-    seed: int = 0
-    batch_size: int = runtime(64, ge=1)
-    device: str = runtime("auto")
+    seed: values.Seed = 0
+    batch_size: values.Batch = runtime(64)
+    device: values.Device = runtime("auto")
 
 
 class Pipeline(Settings):
@@ -564,7 +602,7 @@ class Pipeline(Settings):
     encode: EncodeSettings = EncodeSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    threads: int | None = runtime(None)
+    threads: values.Workers | None = runtime(None)
     """CPU threads of torch in every stage; None: torch's choice."""
     mixed: dict[str, Pipeline] = runtime({})
     """The pipelines that `train.mix` names, as `load_pipeline` read them. Not for writing."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -87,6 +88,12 @@ def _resolved(
         raise ConfigError(
             "\n".join(_explain(problem, layers) for problem in error.errors())
         ) from error
+    except ConfigError as error:  # settings that do not go together, the first named field leading
+        first = str(error.where).partition(",")[0]
+        place = _place(tuple(int(k) if k.isdigit() else k for k in first.split(".")), layers)
+        raise ConfigError(
+            error.what, where=f"{place}: {error.where}" if place else error.where, do=error.do
+        ) from error
 
 
 def pipeline_names(file: Path | None = None) -> dict[str, str]:
@@ -141,7 +148,7 @@ def read_section(path: Path, section: str) -> dict[str, CommentedMap]:
     """
     try:
         document = YAML().load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: of a number or date that cannot be
         raise ConfigError(f"not YAML: {error}", where=path) from error
     if not isinstance(document, dict) or not isinstance(document.get(section), dict):
         raise ConfigError(f"there is no `{section}:` mapping", where=path)
@@ -194,8 +201,10 @@ def _assignment(key: str, value: str, origin: str) -> _Layer:
     keys = tuple(key.split("."))
     try:
         parsed = YAML(typ="safe").load(value)
-    except YAMLError as error:
-        raise ConfigError(f"the value of {key} is not YAML: {value!r}", where=origin) from error
+    except (YAMLError, ValueError) as error:  # ValueError: of a number or date that cannot be
+        raise ConfigError(
+            f"the value of {key} is not YAML: {_shown(value)}", where=origin
+        ) from error
     nested: Any = parsed
     for step in reversed(keys):
         nested = {step: nested}
@@ -235,22 +244,30 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
     location = tuple(problem["loc"])
-    place = next(
-        (found for layer in reversed(layers) if (found := layer.places.find(location))), None
-    )
+    place = _place(location, layers)
     dotted = ".".join(str(step) for step in location)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _fields_at(location[:-1])
         message = f"unknown key {dotted}{did_you_mean(str(location[-1]), known)}"
     elif problem["type"] == "missing":
-        place = place or next(
-            (found for layer in reversed(layers) if (found := layer.places.find(location[:-1]))),
-            None,
-        )
+        place = place or _place(location[:-1], layers)
         message = f"{dotted} is missing"
     else:
-        message = f"{dotted} = {problem.get('input')!r}: {problem['msg']}"
+        told = problem["msg"].removeprefix("Value error, ")
+        message = f"{dotted} = {_shown(problem.get('input'))}: {told}"
     return f"{place or 'pipelines.yaml'}: {message}"
+
+
+def _place(location: tuple[str | int, ...], layers: list[_Layer]) -> str | None:
+    """Where the value came from that won: file and line, or the option or variable."""
+    return next(
+        (found for layer in reversed(layers) if (found := layer.places.find(location))), None
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, no longer than a line."""
+    return reprlib.repr(value)
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:

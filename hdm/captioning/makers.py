@@ -10,7 +10,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from hdm.config import CaptionMaker
 from hdm.errors import ConfigError
 from hdm.models.contrastive import Contrastive
 
-ITEM_FIELDS = ("given", "source", "licence", "width", "height")
-
 
 @dataclass(frozen=True)
 class Item:
@@ -29,7 +26,7 @@ class Item:
 
     Args:
         key: of the picture.
-        fields: by ITEM_FIELDS; `given` is the normalised given caption, None where there is none.
+        fields: by `hdm.config.ITEM_FIELDS`; `given` is the normalised given caption, None where there is none.
         pixels: (H, W, 3) uint8; None unless a maker that looks asked for them.
     """
 
@@ -63,23 +60,7 @@ class Given(Maker):
 
 
 class Template(Maker):
-    """Wordings with fields of the item; which one a picture gets is drawn by its key.
-
-    Raises:
-        ConfigError: no template, or one with a field that items do not have.
-    """
-
-    def __init__(self, settings: CaptionMaker) -> None:
-        super().__init__(settings)
-        self.wordings = [
-            wording.strip() for wording in (settings.template or "").split("|") if wording.strip()
-        ]
-        if not self.wordings:
-            raise ConfigError(
-                "a caption maker of kind template has no template",
-                do='write for example template: "a photo of {given}"',
-            )
-        self.needed = [_fields(wording) for wording in self.wordings]
+    """Wordings with fields of the item; which one a picture gets is drawn by its key."""
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
         return [self._of(item) for item in items]
@@ -87,7 +68,7 @@ class Template(Maker):
     def _of(self, item: Item) -> list[str]:
         usable = [
             wording
-            for wording, needed in zip(self.wordings, self.needed, strict=True)
+            for wording, needed in self.settings.wordings
             if all(item.fields[name] for name in needed)
         ]
         order = np.random.default_rng(seed_of(item.key)).permutation(len(usable))[
@@ -131,21 +112,3 @@ class CoCa(Maker):
 def seed_of(key: str) -> int:
     """A seed below 2**63 that belongs to the item."""
     return int(hashlib.sha256(f"caption:{key}".encode()).hexdigest()[:15], 16)
-
-
-def _fields(wording: str) -> list[str]:
-    """The names in braces; `{given.x}` and `{given[0]}` are refused like unknown names."""
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(wording) if name is not None]
-    except ValueError as error:
-        raise ConfigError(
-            f"caption template {wording!r}: {error}",
-            do="write {{ and }} for braces that are meant as such",
-        ) from error
-    for name in names:
-        if name not in ITEM_FIELDS:
-            raise ConfigError(
-                f"caption template {wording!r}: there is no field {{{name}}}",
-                do=f"use {', '.join(ITEM_FIELDS)}",
-            )
-    return names

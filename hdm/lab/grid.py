@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from hdm import values
 from hdm.config import Pipeline, Settings
 from hdm.errors import ConfigError
 from hdm.pipelines import did_you_mean, load_pipeline, pipelines_file, read_section
@@ -47,7 +48,7 @@ class Lab(Settings):
     """Entry of `pipelines:` that it builds on. With the settings below it has one training phase."""
     given: Values = Field(default_factory=dict)
     """Of every cell."""
-    seeds: int = Field(3, ge=1)
+    seeds: values.Few = 3
     """Trainings of every setting; `train.seed` counts from 0. Data, prompts and the seeds of the pictures are the same in all."""
     comparisons: dict[str, Comparison] = Field(min_length=1)
 

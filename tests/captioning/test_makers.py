@@ -4,9 +4,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from hdm.captioning.makers import ITEM_FIELDS, CoCa, Given, Item, Template
-from hdm.config import CaptionMaker, Components
+from hdm.captioning.makers import CoCa, Given, Item, Template
+from hdm.config import ITEM_FIELDS, CaptionMaker, Components
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError
 from hdm.models.components import resolve
@@ -67,10 +68,12 @@ def test_braces_in_captions_are_only_text():
         "a {given[0]}",
         "a {given",
         "a } b",
+        "a {width:{height}}",
+        "a {given!r}",
     ],
 )
 def test_templates_that_cannot_be_filled_in_are_refused(text):
-    with pytest.raises(ConfigError, match="template"):
+    with pytest.raises(ValidationError, match="template"):
         template(text)
 
 
