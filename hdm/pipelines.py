@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from hdm.config import Pipeline
 from hdm.errors import ConfigError
 
 ENVIRONMENT = "HDM__"
+NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
+"""Of pipelines and labs: their names become folders, MLflow experiments and registered models."""
 
 
 def pipelines_file(path: Path | None = None) -> Path:
@@ -144,7 +147,7 @@ def read_section(path: Path, section: str) -> dict[str, CommentedMap]:
     """A top-level mapping of the file.
 
     Raises:
-        ConfigError: the file is not YAML, or has no such mapping.
+        ConfigError: the file is not YAML, has no such mapping, or an entry's name breaks the rule.
     """
     try:
         document = YAML().load(path.read_text(encoding="utf-8"))
@@ -152,7 +155,15 @@ def read_section(path: Path, section: str) -> dict[str, CommentedMap]:
         raise ConfigError(f"not YAML: {error}", where=path) from error
     if not isinstance(document, dict) or not isinstance(document.get(section), dict):
         raise ConfigError(f"there is no `{section}:` mapping", where=path)
-    return document[section]
+    entries = document[section]
+    for name in entries:
+        if not re.fullmatch(NAME_PATTERN, str(name)):
+            raise ConfigError(
+                f"{name!r} cannot be a name under `{section}:`",
+                where=f"{path}:{entries.lc.key(name)[0] + 1}",
+                do="use up to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+            )
+    return entries
 
 
 def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> list[CommentedMap]:

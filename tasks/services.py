@@ -95,11 +95,26 @@ def runs(root: Path) -> list[dict[str, Any]]:
     return found
 
 
+def database_address(driver: str, path: Path) -> str:
+    """SQLAlchemy's address of an SQLite file, whatever characters its path holds.
+
+    Args:
+        driver: `aiosqlite` or `pysqlite`. Always named: for a bare `sqlite:` MLflow makes the folder
+            that the address spells before it decodes it.
+    """
+    from sqlalchemy import URL  # costs 0.2 s
+
+    address = URL.create(f"sqlite+{driver}", database=str(path))
+    return address.render_as_string(hide_password=False)
+
+
 def prefect_environment(root: Path) -> dict[str, str]:
     """Prefect's settings that depend on the store."""
     folder = services(root)
     found = {
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_address(
+            "aiosqlite", folder / "prefect.db"
+        ),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(folder / "results"),
         "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "prefect_memo.toml"),
     }

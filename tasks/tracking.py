@@ -21,6 +21,7 @@ import operator
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tasks.figures import (
     origin,
     shown,
 )
-from tasks.services import services, serving
+from tasks.services import database_address, services, serving
 
 Event = dict[str, Any]
 SETTINGS = {
@@ -67,7 +68,7 @@ def server_environment() -> dict[str, str]:
 
 def database(root: Path) -> str:
     """MLflow's address of the store's own database."""
-    return f"sqlite:///{services(root) / 'mlflow.db'}"
+    return database_address("pysqlite", services(root) / "mlflow.db")
 
 
 def address(root: Path) -> str:
@@ -130,10 +131,10 @@ class Mirror:
         say({"run_id": self.parent})
 
     def on_cell(self, event: Event) -> None:
-        of_parent = (
-            f"tags.mlflow.parentRunId = '{self.parent}' and attributes.run_name = '{event['name']}'"
+        this_cell = matching(
+            {"tags.mlflow.parentRunId": self.parent, "attributes.run_name": event["name"]}
         )
-        found = self.client.search_runs([self.experiment], of_parent, max_results=1)
+        found = self.client.search_runs([self.experiment], this_cell, max_results=1)
         self.told_before = bool(found) and found[0].info.status == "FINISHED"
         own = {"mlflow.parentRunId": self.parent, "stage": "cell", "output": event["name"]}
         self.cell = found[0].info.run_id if found else self._create(event["name"], event["at"], own)
@@ -253,12 +254,10 @@ class Mirror:
 
     def _same_flow_run(self) -> str | None:
         """A retried flow run goes on in the run that it began."""
-        flow_run = self.tags["prefect_flow_run"]
-        found = self.client.search_runs(
-            [self.experiment],
-            f"tags.prefect_flow_run = '{flow_run}' and tags.stage = 'all'",
-            max_results=1,
+        this_run = matching(
+            {"tags.prefect_flow_run": self.tags["prefect_flow_run"], "tags.stage": "all"}
         )
+        found = self.client.search_runs([self.experiment], this_run, max_results=1)
         if not found:
             return None
         self.client.update_run(found[0].info.run_id, status="RUNNING")
@@ -266,12 +265,13 @@ class Mirror:
 
     def _end_dead_runs(self) -> None:
         """Runs that were killed with everything else cannot say so themselves."""
-        for run in self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'"):
+        for run in self.client.search_runs(
+            [self.experiment], matching({"attributes.status": "RUNNING"})
+        ):
             host, _, pid = run.data.tags.get("process", "").partition(":")
             if host == os.uname().nodename and not Path(f"/proc/{pid}").exists():
-                for child in self.client.search_runs(
-                    [self.experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'"
-                ):
+                children = matching({"tags.mlflow.parentRunId": run.info.run_id})
+                for child in self.client.search_runs([self.experiment], children):
                     if child.info.status == "RUNNING":
                         self.client.set_terminated(child.info.run_id, "KILLED")
                 self.client.set_terminated(run.info.run_id, "KILLED")
@@ -332,11 +332,10 @@ class Mirror:
         """A version of the model for each phase; the weights stay in the store, named by path, size and sha256."""
         from mlflow.exceptions import RestException
 
-        if self.client.search_model_versions(
-            f"name = '{self.pipeline}' and tags.digest = '{manifest['digest']}'"
-        ):
+        this_version = matching({"name": self.pipeline, "tags.digest": manifest["digest"]})
+        if self.client.search_model_versions(this_version):
             return
-        if not self.client.search_registered_models(f"name = '{self.pipeline}'"):
+        if not self.client.search_registered_models(matching({"name": self.pipeline})):
             self.client.create_registered_model(self.pipeline)
         weights = [
             record for record in manifest["files"] if record["name"].endswith(".safetensors")
@@ -358,6 +357,21 @@ class Mirror:
                 tags={"digest": manifest["digest"], "folder": str(folder)},
             )
         self.client.set_registered_model_alias(self.pipeline, "newest", version.version)
+
+
+def matching(values: Mapping[str, str]) -> str:
+    """MLflow's filter for entities that have all these values.
+
+    Raises:
+        ValueError: a value holds both kinds of quote; the grammar escapes neither.
+    """
+    conditions = []
+    for key, value in values.items():
+        quote = '"' if "'" in value else "'"
+        if quote in value:
+            raise ValueError(f"MLflow cannot search for {value!r}: it holds both kinds of quote")
+        conditions.append(f"{key} = {quote}{value}{quote}")
+    return " and ".join(conditions)
 
 
 def plain(value: Any) -> str:

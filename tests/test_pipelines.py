@@ -1,5 +1,6 @@
 """Reading pipelines.yaml: order of the sources, and errors that say where and what to write instead."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from hdm.architecture import XUTConfig
 from hdm.config import DownloadSettings, FilterSettings, Pipeline
 from hdm.errors import ConfigError
-from hdm.pipelines import load_pipeline, pipeline_names
+from hdm.pipelines import load_pipeline, pipeline_names, read_section
 
 TEXT = """\
 pipelines:
@@ -157,3 +158,22 @@ def test_pipelines_that_are_mixed_in_are_read_with_their_own_settings(file):
         load_pipeline("plain", ["train.mix=[{pipeline: speciel}]"], file, {})
     with pytest.raises(ConfigError, match="greater than 0"):
         load_pipeline("plain", ["train.mix=[{pipeline: special, weight: 0}]"], file, {})
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "bob's", ".hidden", "a b", "x" * 65, "a\nb", "-x"])
+@pytest.mark.parametrize("section", ["pipelines", "labs"])
+def test_a_name_that_would_escape_its_folder_is_refused_where_it_is_read(tmp_path, section, name):
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(f"{section}:\n  fine: {{}}\n  {json.dumps(name)}: {{}}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_section(path, section)
+    assert str(caught.value.where) == f"{path}:3"
+    assert repr(name) in caught.value.what
+    assert "letters, digits" in caught.value.do
+
+
+@pytest.mark.parametrize("name", ["hdm-xut-base", "v1.2_b", "кошки", "7"])
+def test_names_in_any_script_are_taken(tmp_path, name):
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(f"pipelines: {{{json.dumps(name, ensure_ascii=False)}: {{}}}}")
+    assert load_pipeline(name, (), path, {}).name == name

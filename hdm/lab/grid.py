@@ -6,15 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from hdm import values
 from hdm.config import Pipeline, Settings
 from hdm.errors import ConfigError
-from hdm.pipelines import did_you_mean, load_pipeline, pipelines_file, read_section
+from hdm.pipelines import NAME_PATTERN, did_you_mean, load_pipeline, pipelines_file, read_section
 
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Values = dict[str, Any]
 """Fields of a pipeline by dotted name, as `train.model.residual: published`."""
 BASELINE = "baseline"
@@ -27,7 +28,7 @@ class Comparison(Settings):
     """What is asked, in a few words."""
     given: Values = Field(default_factory=dict)
     """What all its settings have in common beyond the lab's."""
-    settings: dict[str, Values] = Field(min_length=2)
+    settings: dict[Name, Values] = Field(min_length=2)
     """By name; the first is the reference that the others are compared with."""
     losses_compare: bool = True
     """Whether held-out losses may be compared: not between latents or text of different kinds."""
@@ -50,7 +51,7 @@ class Lab(Settings):
     """Of every cell."""
     seeds: values.Few = 3
     """Trainings of every setting; `train.seed` counts from 0. Data, prompts and the seeds of the pictures are the same in all."""
-    comparisons: dict[str, Comparison] = Field(min_length=1)
+    comparisons: dict[Name, Comparison] = Field(min_length=1)
 
 
 @dataclass(frozen=True)

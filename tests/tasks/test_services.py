@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
 from tasks.services import Serving, alone, announce, prefect_environment, runs, serving, under_way
+from tasks.tracking import Mirror, database
+
+ODD_NAMES = ["st?x", "100%25 store", "a#b", "two words", "Тест é", "semi;colon'@:x"]
 
 HOLD = """
 import sys, pathlib
@@ -50,3 +58,38 @@ def test_a_run_announces_itself_only_while_it_lasts(tmp_path: Path) -> None:
     with under_way(tmp_path, "demo"):
         assert [run["pid"] for run in runs(tmp_path)] == [os.getpid()]
     assert runs(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_databases_lie_in_their_store_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    folder = root / ".services"
+    address = prefect_environment(root)["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+
+    async def write() -> None:
+        engine = create_async_engine(address)
+        async with engine.begin() as connection:
+            await connection.execute(text("create table mine (x)"))
+        await engine.dispose()
+
+    asyncio.run(write())
+    with create_engine(database(root)).begin() as connection:
+        connection.execute(text("create table mine (x)"))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name for path in folder.glob("*.db")} == {"prefect.db", "mlflow.db"}
+
+
+def test_mlflow_keeps_to_a_store_with_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "st?x 100%25#é"
+    mirror = Mirror(root)
+    run = {"event": "run", "at": 1.0, "pipeline": "demo", "recipe": "r" * 16, "overrides": []}
+    mirror.handle({**run, "pid": 1, "flow_run": "f", "params": {}})
+    page = tmp_path / "report.html"
+    page.write_text("hello")
+    mirror.handle({"event": "artifact", "path": str(page)})
+    page.unlink()
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+    assert len(list((root / ".services" / "mlartifacts" / "demo").rglob("report.html"))) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from hdm.store import Identity, Store
 from tasks.tracker import Keeper
-from tasks.tracking import database
+from tasks.tracking import database, matching
 
 AT = 1_700_000_000.0
 RUN = {
@@ -231,3 +231,18 @@ def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_
         "of both outputs, told once"
     )
     assert not client.search_registered_models(), "no short training is a version of a model"
+
+
+def test_searching_mlflow_by_names_with_quotes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    keeper = told(tmp_path, [{**RUN, "params": {}, "flow_run": "bob's"}] * 2)
+    assert not keeper.warned
+    assert keeper.mirror
+    client, experiment = keeper.mirror.client, keeper.mirror.experiment
+    runs = client.search_runs([experiment], matching({"tags.prefect_flow_run": "bob's"}))
+    assert len(runs) == 1, "the second begin of the same flow run goes on in the first one's run"
+    assert not client.search_runs([experiment], matching({"tags.prefect_flow_run": 'say "x"'}))
+    with pytest.raises(ValueError, match="both kinds of quote"):
+        matching({"name": "'\""})
