@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from flows.processes import free_port, prefect_command, running, wait_for
+from flows.processes import bypass_proxy, free_port, prefect_command, running, wait_for
 from hdm.config import STAGES
 from hdm.errors import ConfigError, InputError, SavedOnSignal
 from hdm.pipelines import load_pipeline
@@ -81,6 +81,7 @@ def run_pipeline(
 
 def prepare(verbose: bool) -> None:
     """Environment and logs, before Prefect is imported."""
+    bypass_proxy()
     ours = {
         **QUIET,
         **prefect_environment(store_root()),

@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from flows.processes import POLL_SEC, free_port, prefect_command, running, wait_for
+from flows.processes import POLL_SEC, bypass_proxy, free_port, prefect_command, running, wait_for
 from hdm.errors import HdmError
 from hdm.pipelines import pipelines_file
 from tasks.configuration import FILE_VARIABLE
@@ -33,6 +33,7 @@ def serve_pages(root: Path, file: Path | None, prefect_port: int, mlflow_port: i
         HdmError: a process did not start, or ended.
     """
     definitions = pipelines_file(file).resolve()
+    bypass_proxy()
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
         prefect, mlflow = (
             f"http://127.0.0.1:{free_port(prefect_port)}",

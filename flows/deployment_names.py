@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
+from flows.processes import bypass_proxy
 from hdm.store import store_root
 from tasks.services import prefect_environment
 
@@ -26,6 +27,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Settings that the user made stay; a store without any services changes nothing."""
     if not (store_root() / ".services").is_dir():
         return None
+    bypass_proxy()
     url = ctx.api_url
     found = {
         key: value

@@ -19,6 +19,20 @@ from hdm.errors import HdmError
 from tasks.services import services
 
 START_SEC, STOP_SEC, POLL_SEC = 120.0, 35.0, 0.2
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def bypass_proxy() -> None:
+    """Let this process and its children reach this machine's own servers without the user's proxy.
+
+    urllib, httpx (Prefect) and requests (MLflow) all obey `no_proxy`; what the user put there stays.
+    """
+    proxies = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    named = [host.strip() for host in proxies.split(",") if host.strip()]
+    if "*" in named:
+        return
+    direct = ",".join([*named, *(host for host in LOOPBACK if host not in named)])
+    os.environ |= {"no_proxy": direct, "NO_PROXY": direct}
 
 
 def prefect_command(*words: str) -> list[str]:
