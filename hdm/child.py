@@ -1,16 +1,44 @@
-"""The environment of a process that another one of ours starts."""
+"""What our own processes take from the environment, and what the children that they start find there.
+
+Variables of a launcher (accelerate, torchrun, mpirun) change how Accelerate and torch compute: they would scale gradients, pick a
+device, or wait for processes that never come, under a digest that says nothing of it. How many processes train is a setting.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import hdm
 
+LAUNCHER_NAMES = frozenset({"FORK_LAUNCHED", "NODE_RANK", "RANK", "WORLD_SIZE"})
+LAUNCHER_PREFIXES = (
+    "ACCELERATE_",
+    "DEEPSPEED_",
+    "FSDP_",
+    "GROUP_",
+    "LOCAL_",
+    "MASTER_",
+    "MEGATRON_LM_",
+    "MPI_LOCAL",
+    "MV2_COMM_WORLD_",
+    "OMPI_COMM_WORLD_",
+    "PARALLELISM_CONFIG_",
+    "PMI_",
+    "ROLE_",
+    "TORCHELASTIC_",
+)
+FROM_TORCHRUN = ("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
+"""What torchrun tells the ranks that it starts."""
+
+log = logging.getLogger(__name__)
+
 
 def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's variables, and the packages where they were found: they need not be installed.
+    """This process's variables without those of launchers, which are named in a warning, and the path of our packages,
+    which need not be installed.
 
     Args:
         defaults: variables for those that the user has not set.
@@ -19,4 +47,35 @@ def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, st
         str(Path(hdm.__file__).resolve().parent.parent),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]
-    return {**(defaults or {}), **os.environ, "PYTHONPATH": os.pathsep.join(found)}
+    unwanted = _launcher_variables()
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    _warn(unwanted)
+    return {**(defaults or {}), **kept, "PYTHONPATH": os.pathsep.join(found)}
+
+
+def forget_launchers(keep: tuple[str, ...] = ()) -> None:
+    """Remove the variables of launchers from this process's environment, and name them in a warning.
+
+    Call it before torch or Accelerate look at them: at the start of whatever trains, encodes or measures in the caller's process.
+
+    Args:
+        keep: beginnings of names that stay; `FROM_TORCHRUN` in a rank that our own torchrun started.
+    """
+    unwanted = [name for name in _launcher_variables() if not name.startswith(keep or ("\0",))]
+    for name in unwanted:
+        del os.environ[name]
+    _warn(unwanted)
+
+
+def _launcher_variables() -> list[str]:
+    return sorted(
+        name for name in os.environ if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES)
+    )
+
+
+def _warn(names: list[str]) -> None:
+    if names:
+        log.warning(
+            "ignored: variables of a launcher (%s); train.num_processes sets how many processes train",
+            ", ".join(names),
+        )

@@ -12,6 +12,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hdm import command_ema, command_plan, command_sample, command_vae, command_weights
+from hdm.child import forget_launchers
 from hdm.errors import DamagedError, HdmError
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
@@ -30,6 +31,7 @@ class Commands(TyperGroup):
     """Commands whose known errors are told in their own words, with their exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
+        forget_launchers()
         try:
             return super().invoke(ctx)
         except HdmError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hdm.child import forget_launchers
 from hdm.config import Components, EncodeSettings
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
@@ -58,6 +59,7 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         InputError: nothing of that kind is there, components are not to be had, or parts do not fit each other.
         DamagedError: a file cannot be read.
     """
+    forget_launchers()
     named = {
         name: reference
         for name in DENOISING

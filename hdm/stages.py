@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hdm.acquisition import download
 from hdm.captioning import caption
+from hdm.child import forget_launchers
 from hdm.config import STAGES, Pipeline
 from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
@@ -244,6 +245,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
         InputError: an input is not in the store.
         DamagedError: an input's file is not what was written; it was set aside, and the same command again mends it.
     """
+    forget_launchers()
     known = identities(pipeline, name)
     step = next(step for step in steps(pipeline) if step.name == name)
     ready = store.find(known[name])

@@ -1,5 +1,6 @@
 """The list of outputs: order, identities known beforehand, and what a change of settings redoes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def changed(*overrides: str) -> set[str]:
     return {
         name for name in after if name not in before or after[name].digest != before[name].digest
     }
+
+
+def test_stages_in_this_process_ignore_variables_of_launchers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    run_step(load_pipeline("demo", SMALL), Store(tmp_path), "download")
+    assert not os.environ.keys() & {"WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"}
+    assert os.environ["HF_HOME"] == str(tmp_path)
 
 
 def test_every_output_comes_after_its_inputs():

@@ -19,6 +19,7 @@ from hdm.bootstrap.text import (
     train_language_model,
     train_tokenizer,
 )
+from hdm.child import forget_launchers
 from hdm.data.examples import Example
 from hdm.errors import InputError
 from hdm.files import sha256_file, write_json
@@ -82,6 +83,7 @@ def bootstrap(
     Raises:
         InputError: too few captioned pictures, or `out` holds something.
     """
+    forget_launchers()
     if (out / MANIFEST).exists() or (
         out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())
     ):

@@ -13,6 +13,7 @@ from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 
+from hdm.child import FROM_TORCHRUN, forget_launchers
 from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
@@ -37,6 +38,7 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
         ConfigError: there are more processes than images in a batch.
     """
     settings, phase = job.settings, job.phase
+    forget_launchers(keep=FROM_TORCHRUN if settings.train.num_processes > 1 else ())
     half = settings.train.precision == "bfloat16"
     # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is used once.
     autocast = AutocastKwargs(cache_enabled=not settings.train.shards)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hdm.child import forget_launchers
 from hdm.config import VaeSettings
 from hdm.errors import InputError
 from hdm.files import canonical_json, write_json
@@ -69,6 +70,7 @@ def run(
         InputError: too few pictures, squares that do not fit the autoencoder, or no such autoencoder.
         SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
     """
+    forget_launchers()
     device = choose_device(settings.device, "the autoencoder's training")
     if len(pictures.train) < FEWEST or not pictures.held_out:
         raise InputError(

@@ -127,6 +127,14 @@ def milestones(job: Job) -> dict[str, bytes]:
     }
 
 
+def test_variables_of_a_launcher_change_no_bit(
+    workshop: Workshop, straight: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert_same_bits(run(workshop.changed(checkpoint_sec=1e9).job(tmp_path)), straight)
+
+
 def test_metrics_beyond_the_checkpoint_are_forgotten(
     workshop: Workshop, straight: Trainer, tmp_path: Path
 ) -> None:
