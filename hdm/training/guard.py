@@ -31,15 +31,21 @@ def _watch() -> None:
     os._exit(ORPHANED)
 
 
-class Stopped(Exception):  # noqa: N818  (nothing went wrong)
-    """SIGTERM or SIGINT came, and there is nothing to save."""
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came when there was nothing to save: before the first step, or after the last checkpoint.
+
+    No `Exception`: libraries swallow those while they are imported.
+    """
 
 
 class StopRequest:
-    """SIGTERM and SIGINT, held back while there is something to save first."""
+    """SIGTERM and SIGINT, held back while there is something to save first.
+
+    `saved`: every step done so far is in a checkpoint.
+    """
 
     def __init__(self) -> None:
-        self.requested = self.deferred = False
+        self.requested = self.deferred = self.saved = False
 
     def listen(self) -> None:
         """Take over both signals."""
@@ -61,7 +67,7 @@ class StopRequest:
         Raises:
             Stopped: one came while it was held back.
         """
-        self.deferred = False
+        self.deferred, self.saved = False, True
         if self.requested:
             raise Stopped
 

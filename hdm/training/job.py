@@ -34,6 +34,8 @@ WEIGHTS, EMA, MODEL, METRICS, GENERATED = (
 )
 FILES = (WEIGHTS, EMA, MODEL, METRICS, GENERATED)
 SUMMARY = "summary.json"  # goes into the manifest
+DONE, SAVED, STOPPED, ERROR, PEER_LOST = "done", "saved", "stopped", "error", "peer lost"
+"""How a rank ended; `write_outcome`."""
 TIMING = "timing.jsonl"  # speed and memory: beside the output, in no manifest
 
 
@@ -148,6 +150,11 @@ def checkpoint_folder(scratch: Path, step: int) -> Path:
     return scratch / f"checkpoint-{step:08d}"
 
 
+def checkpoint_step(folder: Path) -> int:
+    """How many steps a checkpoint's training had done, from its folder's name."""
+    return int(folder.name.rpartition("-")[2])
+
+
 def newest_checkpoint(scratch: Path) -> Path | None:
     """By its name, which ends in the number of steps; None where there is none."""
     return max(scratch.glob("checkpoint-*[0-9]"), default=None)
@@ -160,7 +167,15 @@ def clear_outcomes(scratch: Path) -> None:
 
 
 def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None = None) -> None:
-    """How a rank ended: `done`, `saved`, or `error` with the error itself."""
+    """How a rank ended.
+
+    Args:
+        scratch: of the job.
+        rank: whose.
+        state: `DONE`; `SAVED`: a signal came, and every step is in a checkpoint; `STOPPED`: a signal came before the first
+            step; `ERROR`; `PEER_LOST`: another rank was gone.
+        error: what it met.
+    """
     told = {"state": state}
     if error is not None:
         told |= {
@@ -174,13 +189,17 @@ def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None =
 
 def read_outcome(scratch: Path) -> dict[str, str]:
     """How the ranks ended together: the first error that one of them named, else what rank 0 said; {} if nothing was said."""
+    told = read_outcomes(scratch)
+    return next((outcome for outcome in told if outcome["state"] == ERROR), told[0] if told else {})
+
+
+def read_outcomes(scratch: Path) -> list[dict[str, str]]:
+    """How each rank ended that said so."""
     told = []
     for path in sorted(scratch.glob("outcome-*.json")):
         with contextlib.suppress(OSError, ValueError):
             told.append(json.loads(path.read_bytes()))
-    return next(
-        (outcome for outcome in told if outcome["state"] == "error"), told[0] if told else {}
-    )
+    return told
 
 
 def outcome_error(outcome: Mapping[str, str]) -> HdmError:

@@ -25,14 +25,21 @@ from hdm.progress import Tracker, track
 from hdm.store import locked
 from hdm.training.guard import Signals, signals_counted
 from hdm.training.job import (
+    DONE,
+    ERROR,
+    PEER_LOST,
+    SAVED,
+    STOPPED,
     TIMING,
     Job,
+    checkpoint_step,
     clear_outcomes,
     living_ranks,
     newest_checkpoint,
     num_steps,
     outcome_error,
     read_outcome,
+    read_outcomes,
 )
 from hdm.training.origin import check_origin, notice
 
@@ -49,7 +56,7 @@ def run_training(job: Job) -> None:
 
     Raises:
         InputError, ConfigError: the checkpoint of `resume_from` is not there, or was made with settings that may not differ.
-        SavedOnSignal: stopped by SIGTERM or SIGINT; the next start goes on from the checkpoint.
+        SavedOnSignal: stopped by SIGTERM or SIGINT; the next start goes on from the newest checkpoint, if there is one.
         LockedError: processes of an earlier run do not end.
         HdmError: the error that a rank met, or its last lines.
     """
@@ -69,7 +76,7 @@ def run_training(job: Job) -> None:
             log.warning(
                 "a training process died (%s); going on from step %d",
                 _exit(code),
-                int(newest.name.rpartition("-")[2]),
+                checkpoint_step(newest),
             )
     _judge(job, code, stopped=signals.count > 0)
 
@@ -86,8 +93,10 @@ def _run_once(job: Job, signals: Signals, report: _Report) -> int:
 
 
 def _died(job: Job, code: int) -> bool:
-    """Whether the processes ended without a word of their own."""
-    return code != 0 and not read_outcome(Path(job.scratch))
+    """Whether a process ended without a word of its own, and no other one met an error that would come again."""
+    states = [outcome["state"] for outcome in read_outcomes(Path(job.scratch))]
+    silent = len(states) < job.settings.train.num_processes or PEER_LOST in states
+    return code != 0 and ERROR not in states and silent
 
 
 def _exit(code: int) -> str:
@@ -172,7 +181,7 @@ def _follow(process: subprocess.Popen[bytes], job: Job, signals: Signals, report
         report.update()
         if signals.count and deadline is None:
             log.warning(
-                "stopping: a checkpoint is being saved (up to %.0f s; once more to stop at once)",
+                "stopping: the training processes may take %.0f s to save (once more to stop at once)",
                 GRACE_SEC,
             )
             process.send_signal(signal.SIGTERM)
@@ -225,21 +234,33 @@ def _judge(job: Job, code: int, stopped: bool) -> None:
     """Raise what the ranks' end means, or return if they are done."""
     outcome = read_outcome(Path(job.scratch))
     state = outcome.get("state")
-    if state == "done" and code == 0:
+    if state == DONE and code == 0:
         return
-    if state == "saved":
+    newest = newest_checkpoint(Path(job.scratch))
+    kept = (
+        "no checkpoint had been saved yet: the phase will start anew"
+        if newest is None
+        else f"the checkpoint of step {checkpoint_step(newest)} is kept"
+    )
+    if state == SAVED and newest is not None:
         raise SavedOnSignal(
-            "training stopped on a signal after saving",
+            f"training stopped on a signal after saving step {checkpoint_step(newest)}",
             where=job.folder,
             do="run the same command again to go on",
         )
-    if stopped:
+    if state == STOPPED:
         raise SavedOnSignal(
-            "training was killed before it had saved; the checkpoint before is kept",
+            f"training stopped on a signal before its first step; {kept}",
             where=job.folder,
             do="run the same command again",
         )
-    if state == "error":
+    if stopped and state != ERROR:
+        raise SavedOnSignal(
+            f"training was stopped by a signal and killed before it had saved; {kept}",
+            where=job.folder,
+            do="run the same command again",
+        )
+    if "kind" in outcome:
         raise outcome_error(outcome)
     killed = "; SIGKILL often means that memory ran out" if -code == signal.SIGKILL else ""
     raise HdmError(

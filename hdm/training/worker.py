@@ -1,6 +1,6 @@
 """One training process: `python -m hdm.training.worker JOB.json`, alone or as a rank of torchrun.
 
-Ends with 0 (done), 75 (saved on a signal) or the exit code of its error, and says which in `outcome-RANK.json`.
+Ends with 0 (done), 75 (stopped by a signal) or the exit code of its error, and writes which to `outcome-RANK.json`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from hdm.errors import HdmError, SavedOnSignal
 from hdm.files import explain_os_error
 from hdm.store import locked
 from hdm.training import guard
-from hdm.training.job import Job, write_outcome
+from hdm.training.job import DONE, ERROR, PEER_LOST, SAVED, STOPPED, Job, write_outcome
+
+PEER_MESSAGES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 def main(path: Path) -> int:
@@ -31,17 +34,38 @@ def main(path: Path) -> int:
             # Imported late: the guard has to stand before the seconds that torch takes.
             from hdm.training.trainer import train
 
-            finished = train(job, stop)
+            state = DONE if train(job, stop) else SAVED
     except guard.Stopped:
-        finished = False
-    except (HdmError, OSError) as error:
-        explained = explain_os_error(error, scratch) if isinstance(error, OSError) else error
-        if not isinstance(explained, HdmError):
-            raise
-        write_outcome(scratch, rank, "error", explained)
-        return explained.exit_code
-    write_outcome(scratch, rank, "done" if finished else "saved")
-    return 0 if finished else SavedOnSignal.exit_code
+        state = SAVED if stop.saved else STOPPED
+    except Exception as error:
+        told = explain_os_error(error, scratch) if isinstance(error, OSError) else error
+        if isinstance(told, HdmError):
+            write_outcome(scratch, rank, ERROR, told)
+            return told.exit_code
+        lost = job.settings.train.num_processes > 1 and _lost_a_peer(error)
+        write_outcome(scratch, rank, PEER_LOST if lost else ERROR, _unexpected(error, job))
+        raise  # with its traceback into the log
+    write_outcome(scratch, rank, state)
+    return 0 if state == DONE else SavedOnSignal.exit_code
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    """Whether this process fails only because another one is gone: gloo raises plain RuntimeErrors then."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in PEER_MESSAGES)
+    )
+
+
+def _unexpected(error: Exception, job: Job) -> HdmError:
+    """An exception that nobody foresaw, as the flow's process shows it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return HdmError(
+        f"training failed: {type(error).__name__}: {error}",
+        where=f"{place.filename}:{place.lineno}",
+        do=f"the traceback is at the end of {job.log}",
+    )
 
 
 if __name__ == "__main__":

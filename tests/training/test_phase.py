@@ -30,6 +30,17 @@ from tests.training.workshop import Workshop
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
 SNAPSHOTS = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
 SURVIVORS_SEC = 10.0
+FAILS_AT_STEP_5 = """
+import os, sys
+if "hdm.training.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
+    from hdm.training.position import Position
+    after = Position.after
+    def failing(self, *given):
+        if self.step == 5:
+            raise ZeroDivisionError("planted")
+        return after(self, *given)
+    Position.after = failing
+"""
 
 
 def wait_until(happened: Callable[[], Any], seconds: float = 120.0) -> None:
@@ -39,9 +50,9 @@ def wait_until(happened: Callable[[], Any], seconds: float = 120.0) -> None:
         time.sleep(0.005)
 
 
-def start(workshop: Workshop, path: Path) -> subprocess.Popen[bytes]:
-    """A flow's process that trains the phase."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+def start(workshop: Workshop, path: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """A flow's process that trains the phase, with more variables in its environment."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables}
     return subprocess.Popen(
         [sys.executable, RUN_PHASE, workshop.describe(path)],
         env=environment,
@@ -236,6 +247,57 @@ def test_two_ranks_end_a_phase_together_and_hand_on_its_best_weights(
     pictures = [f"generated-{seen:010d}.png" for seen in (32, 64, 96) if seen <= 8 * (best + 4)]
     assert output.summary["milestones"] == sorted({*milestones, *pictures})
     assert {record.name for record in output.files} == {*FILES, *milestones, *pictures}
+
+
+def test_variables_of_another_launcher_change_no_byte(
+    undisturbed: Path, cached: Workshop, tmp_path: Path
+) -> None:
+    here = cached.elsewhere(tmp_path / "store")
+    launched = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+    }
+    flow = start(here, tmp_path / "told.json", **launched)
+    try:
+        _, errors = flow.communicate(timeout=120)
+    finally:
+        flow.kill()
+    assert flow.returncode == 0, errors.decode()
+    assert b"ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in errors
+    for name in ("weights.safetensors", "ema.safetensors", "metrics.jsonl"):
+        assert (here.folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_signal_before_the_first_step_claims_no_saving(cached: Workshop, tmp_path: Path) -> None:
+    here = cached.elsewhere(tmp_path / "store")
+    flow = start(here, tmp_path / "told.json")
+    wait_until(lambda: ranks(here))
+    flow.send_signal(signal.SIGINT)
+    _, errors = flow.communicate(timeout=60)
+    assert flow.returncode == 75
+    assert newest_step(here) == 0, "the signal came too late for this test"
+    assert b"after saving" not in errors
+    assert b"no checkpoint had been saved yet" in errors
+
+
+def test_an_exception_in_a_worker_is_shown_and_not_tried_again(
+    cached: Workshop, tmp_path: Path
+) -> None:
+    """Rank 1 fails, rank 0 only loses its peer; checkpoints lie before that."""
+    here = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
+    (tmp_path / "sitecustomize.py").write_text(FAILS_AT_STEP_5)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    flow = start(here, tmp_path / "told.json", PYTHONPATH=path)
+    _, errors = flow.communicate(timeout=120)
+    told = errors.decode()
+    assert flow.returncode == 1, told
+    assert newest_step(here) >= 1
+    assert "ZeroDivisionError: planted" in told
+    assert "going on from step" not in told
+    assert "ZeroDivisionError: planted" in (scratch(here) / "training.log").read_text()
 
 
 def test_no_second_trainer_while_a_rank_lives(
