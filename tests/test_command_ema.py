@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """components/, and trained/: the output of a phase."""
     folder = tmp_path_factory.mktemp("ema")
     workshop, threads = make_workshop(folder), torch.get_num_threads()
-    job = workshop.cached().changed(checkpoint_sec=1e9, validate_every=None).job(folder / "job")
+    job = workshop.cached().changed(checkpoint_sec=1e7, validate_every=None).job(folder / "job")
     assert train(job, StopRequest())
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     workshop = make_workshop(folder)
     threads = torch.get_num_threads()
-    job = workshop.cached().changed(checkpoint_sec=1e9, validate_every=None).job(folder / "job")
+    job = workshop.cached().changed(checkpoint_sec=1e7, validate_every=None).job(folder / "job")
     assert train(job, StopRequest())
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)

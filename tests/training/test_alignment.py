@@ -206,7 +206,7 @@ def projector(trainer: Trainer) -> dict[str, Tensor]:
 
 def test_a_stop_changes_no_bit(workshop: Workshop, tmp_path: Path) -> None:
     changed = with_phase(with_features(workshop), num_images=64)
-    whole = run(changed.changed(checkpoint_sec=1e9).job(tmp_path / "whole"))
+    whole = run(changed.changed(checkpoint_sec=1e7).job(tmp_path / "whole"))
     job = changed.job(tmp_path / "stopped")
     for times in (3, 2):
         assert Trainer(job, StopAfter(times), "cpu").run() is False

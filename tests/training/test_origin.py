@@ -69,7 +69,7 @@ def job_of(
     """The phase's training as it lies in a store, with changed settings."""
     before = workshop.pipeline.model_dump(mode="json")["train"]["phases"][0]
     changed = {**before, **phase, "optimizer": {**before["optimizer"], **(optimizer or {})}}
-    there = workshop.changed(phases=[changed], checkpoint_sec=1e9, validate_every=None)
+    there = workshop.changed(phases=[changed], checkpoint_sec=1e7, validate_every=None)
     job = there.job(store / "elsewhere")
     folder = store / there.identity.name / job.digest
     (folder / SCRATCH).mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def cached(workshop: Workshop) -> Workshop:
 @pytest.fixture(scope="module")
 def undisturbed(cached: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What training writes if nobody disturbs it, in this process."""
-    job = cached.changed(checkpoint_sec=1e9).job(tmp_path_factory.mktemp("undisturbed"))
+    job = cached.changed(checkpoint_sec=1e7).job(tmp_path_factory.mktemp("undisturbed"))
     threads = torch.get_num_threads()
     assert train(job, StopRequest())
     torch.set_num_threads(threads)
@@ -186,7 +186,7 @@ def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(
 def test_a_training_that_dies_without_a_step_further_is_not_started_again(
     cached: Workshop, tmp_path: Path
 ) -> None:
-    here = cached.changed(checkpoint_sec=1e9).elsewhere(tmp_path / "store")
+    here = cached.changed(checkpoint_sec=1e7).elsewhere(tmp_path / "store")
     flow = start(here, tmp_path / "told.json")
     wait_until(lambda: ranks(here))
     os.kill(ranks(here)[0], signal.SIGKILL)

@@ -27,7 +27,7 @@ def training(workshop: Workshop, tmp_path: Path) -> Iterator[Workshop]:
     ]
     here = (
         workshop.cached()
-        .changed(phases=phases, checkpoint_sec=1e9, validate_every=None)
+        .changed(phases=phases, checkpoint_sec=1e7, validate_every=None)
         .elsewhere(tmp_path / "store")
     )
     flow = start(here, tmp_path / "told.json")

@@ -42,7 +42,7 @@ OPTIMIZERS = {
 
 def job_of(workshop: Workshop, folder: Path, kind: str, num_processes: int) -> Job:
     settings = {
-        "phases": [{**PHASE, "optimizer": OPTIMIZERS[kind]}], "sharding": "full", "num_processes": num_processes, "checkpoint_sec": 1e9,
+        "phases": [{**PHASE, "optimizer": OPTIMIZERS[kind]}], "sharding": "full", "num_processes": num_processes, "checkpoint_sec": 1e7,
         "validate_raw": True, "keep": "best", "ema_snapshots": 2, "generate_every": 8 * STEPS,
     }  # fmt: skip
     return workshop.changed(**settings).job(folder)

@@ -101,7 +101,7 @@ def assert_same_bits(one: Trainer, two: Trainer) -> None:
 def straight(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """Without a stop, and without a checkpoint before the end."""
     torch.use_deterministic_algorithms(True)
-    return run(workshop.changed(checkpoint_sec=1e9).job(tmp_path_factory.mktemp("straight")))
+    return run(workshop.changed(checkpoint_sec=1e7).job(tmp_path_factory.mktemp("straight")))
 
 
 def test_stops_and_checkpoints_change_no_bit(
@@ -132,13 +132,13 @@ def test_variables_of_a_launcher_change_no_bit(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert_same_bits(run(workshop.changed(checkpoint_sec=1e9).job(tmp_path)), straight)
+    assert_same_bits(run(workshop.changed(checkpoint_sec=1e7).job(tmp_path)), straight)
 
 
 def test_metrics_beyond_the_checkpoint_are_forgotten(
     workshop: Workshop, straight: Trainer, tmp_path: Path
 ) -> None:
-    job = workshop.changed(checkpoint_sec=1e9).job(tmp_path)
+    job = workshop.changed(checkpoint_sec=1e7).job(tmp_path)
     assert Trainer(job, StopAfter(4), "cpu").run() is False
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
@@ -440,7 +440,7 @@ def test_a_stop_changes_no_bit_of_averages_in_eight_bits(
         optimizer={"state_bits": 8},
         num_images=48,
     )
-    whole = run(changed.changed(checkpoint_sec=1e9).job(tmp_path / "whole"))
+    whole = run(changed.changed(checkpoint_sec=1e7).job(tmp_path / "whole"))
     assert any(name.endswith("qmap1") for name in whole.optimizers.tensors()), (
         "some tensors are large enough"
     )
@@ -498,7 +498,7 @@ def longer(workshop: Workshop, num_images: int) -> Workshop:
         **workshop.pipeline.model_dump(mode="json")["train"]["phases"][0],
         "num_images": num_images,
     }
-    return workshop.changed(phases=[phase], checkpoint_sec=1e9, validate_every=None)
+    return workshop.changed(phases=[phase], checkpoint_sec=1e7, validate_every=None)
 
 
 class Diverging(Trainer):

@@ -20,7 +20,7 @@ from hdm.vae.run import Pictures, run, write_autoencoder
 
 MUON = Optimizer(kind="muon", learning_rate=2e-3, muon_learning_rate=0.01, weight_decay=0.0)
 BRIEF = VaeSettings(
-    num_images=96, batch_size=8, size_px=32, optimizer=MUON, ema_decay=0.5, checkpoint_sec=1e9
+    num_images=96, batch_size=8, size_px=32, optimizer=MUON, ema_decay=0.5, checkpoint_sec=1e7
 )
 
 
