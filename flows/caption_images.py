@@ -4,7 +4,7 @@ from prefect import flow
 
 from tasks import reporter
 from tasks.caption import caption
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 
 
@@ -23,5 +23,5 @@ def caption_images(
     with reporter.run(pipeline, overrides):
         return [
             caption(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("caption", pipeline, overrides)
+            for name in checked("caption", pipeline, outputs, overrides)
         ]

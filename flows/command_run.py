@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import json
 import logging
 import os
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,11 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.processes import bypass_proxy, free_port, prefect_command, running, wait_for
-from hdm.config import STAGES
-from hdm.errors import ConfigError, InputError, SavedOnSignal
+from hdm.errors import InputError, SavedOnSignal
 from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
-from hdm.store import read_output, store_root
+from hdm.store import Store, read_output, store_root
 from tasks.configuration import FILE_VARIABLE
 from tasks.services import prefect_environment
 
@@ -63,18 +60,15 @@ def run_pipeline(
     Raises:
         HdmError: in its own words, with its exit code; SavedOnSignal when stopped by a signal.
     """
-    load_pipeline(name, settings, file)
-    for stage in filter(None, (start_from, stop_after)):
-        if stage.split(".")[0] not in STAGES:
-            raise ConfigError(
-                f"there is no stage {stage!r}",
-                do=f"use one of {', '.join(STAGES)}, or one output, as train.64px",
-            )
+    pipeline = load_pipeline(name, settings, file)
+    from hdm.stages import (
+        preflight,  # torch: seconds, which a mistake in the settings does not wait for
+    )
+
+    preflight(pipeline, Store(store_root()), start_from, stop_after)
     if file is not None:
         os.environ[FILE_VARIABLE] = str(file.resolve())
     prepare(verbose)
-    # The seconds that torch takes pass while Prefect's server starts.
-    threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
     records = _flow_run(name, start_from, stop_after, settings, verbose)
     return _summary(name, records)
 

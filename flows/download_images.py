@@ -4,7 +4,7 @@ from prefect import flow
 
 from tasks import reporter
 from tasks.download import download
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 
 
@@ -23,5 +23,5 @@ def download_images(
     with reporter.run(pipeline, overrides):
         return [
             download(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("download", pipeline, overrides)
+            for name in checked("download", pipeline, outputs, overrides)
         ]

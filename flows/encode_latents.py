@@ -4,7 +4,7 @@ from prefect import flow
 
 from tasks import reporter
 from tasks.encode import encode
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 
 
@@ -23,5 +23,5 @@ def encode_latents(
     with reporter.run(pipeline, overrides):
         return [
             encode(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("encode", pipeline, overrides)
+            for name in checked("encode", pipeline, outputs, overrides)
         ]

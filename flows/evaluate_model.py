@@ -4,7 +4,7 @@ from prefect import flow
 
 from tasks import reporter
 from tasks.evaluate import evaluate
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 
 
@@ -23,5 +23,5 @@ def evaluate_model(
     with reporter.run(pipeline, overrides):
         return [
             evaluate(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("evaluate", pipeline, overrides)
+            for name in checked("evaluate", pipeline, outputs, overrides)
         ]

@@ -4,7 +4,7 @@ from prefect import flow
 
 from tasks import reporter
 from tasks.filter import filter
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 
 
@@ -23,5 +23,5 @@ def filter_images(
     with reporter.run(pipeline, overrides):
         return [
             filter(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("filter", pipeline, overrides)
+            for name in checked("filter", pipeline, outputs, overrides)
         ]

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from tasks import reporter
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 from tasks.vae import vae
 
@@ -23,5 +23,5 @@ def finetune_autoencoder(
     with reporter.run(pipeline, overrides):
         return [
             vae(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("vae", pipeline, overrides)
+            for name in checked("vae", pipeline, outputs, overrides)
         ]

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from tasks import reporter
-from tasks.outputs import of_stage
+from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
 from tasks.train import train
 
@@ -23,5 +23,5 @@ def train_model(
     with reporter.run(pipeline, overrides):
         return [
             train(name, pipeline, overrides, return_state=True).result()
-            for name in outputs or of_stage("train", pipeline, overrides)
+            for name in checked("train", pipeline, outputs, overrides)
         ]

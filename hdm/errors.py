@@ -11,6 +11,8 @@ HdmError                 1   something unexpected
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 
 class HdmError(Exception):
     """What happened, where, and what to do about it.
@@ -54,3 +56,21 @@ class DamagedError(HdmError):
 
 class SavedOnSignal(HdmError):  # noqa: N818  (a signal was obeyed; nothing went wrong)
     exit_code = 75
+
+
+def raised_by(*checks: Callable[[], object]) -> Iterator[InputError]:
+    """The InputErrors that some checks raise, so that several can be reported at once."""
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            yield error
+
+
+def combined(errors: Iterable[InputError]) -> InputError | None:
+    """One error that lists several, each once, with where it is and what to do; None: there is none."""
+    by_text = {str(error): error for error in errors}
+    if len(by_text) < 2:
+        return next(iter(by_text.values()), None)
+    listed = "\n".join(f"- {text}" for text in by_text)
+    return ConfigError(f"{len(by_text)} settings cannot work:\n{listed}")

@@ -19,16 +19,30 @@ from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.encoding import downscaled, features, latents, text, tokens
-from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.encoding import preflight as encoding_preflight
+from hdm.errors import ConfigError, DamagedError, InputError, combined
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
-from hdm.store import Identity, Output, Store, set_aside
+from hdm.store import Identity, Output, Store, read_output, set_aside
 from hdm.training import phase
 from hdm.training.job import mixed_name
 from hdm.vae import stage as vae_stage
 
 Outputs = Mapping[str, Output]
 Digests = Mapping[str, str]
+Preflight = Callable[[Pipeline, Outputs], Iterator[InputError]]
+PREFLIGHTS: Mapping[str, Preflight] = {
+    "download": download.preflight,
+    "filter": decide.preflight,
+    "caption": caption.preflight,
+    "vae": vae_stage.preflight,
+    "encode": encoding_preflight.preflight,
+    "train": phase.preflight,
+    "evaluate": evaluate.preflight,
+}
+"""By stage, what of its settings cannot work; given the outputs that the stages before have made already."""
+LOOKED_AT = ("filter", "caption")
+"""Outputs that preflights look at."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +241,45 @@ def _places(every: list[Step], name: str) -> list[int]:
             do=f"use one of {', '.join((*STAGES, *(s.name for s in every if '.' in s.name)))}",
         )
     return places
+
+
+def problems(
+    pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
+) -> list[InputError]:
+    """What would make the stages from one to another fail, as far as settings, this machine and finished outputs say.
+
+    Stages whose outputs are all in the store are left out: nothing of them will run.
+
+    Raises:
+        ConfigError: there is no such part of the pipeline.
+    """
+    steps_of: dict[str, list[Step]] = {}
+    for step in chosen(pipeline, start_from, stop_after):
+        steps_of.setdefault(step.stage, []).append(step)
+    made = {name: output for name in LOOKED_AT if (output := _made(pipeline, store, name))}
+    found: list[InputError] = []
+    for stage, wanted in steps_of.items():
+        of_stage = list(PREFLIGHTS[stage](pipeline, made))
+        if of_stage and not all(_made(pipeline, store, step.name) for step in wanted):
+            found += of_stage
+    return found
+
+
+def preflight(
+    pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
+) -> None:
+    """Raise one error that lists all `problems`, if there are any."""
+    error = combined(problems(pipeline, store, start_from, stop_after))
+    if error is not None:
+        raise error
+
+
+def _made(pipeline: Pipeline, store: Store, name: str) -> Output | None:
+    """An output by its manifest, where it is finished."""
+    try:
+        return read_output(store.folder(identities(pipeline, name)[name]))
+    except (FileNotFoundError, DamagedError, InputError):
+        return None
 
 
 @dataclass(frozen=True)

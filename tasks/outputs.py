@@ -32,9 +32,28 @@ def planned(
     return [(key.split(".")[0], list(part)) for key, part in parts]
 
 
-def of_stage(stage: str, pipeline: str, overrides: Iterable[str] = ()) -> list[str]:
-    """The names of a stage's outputs, in order."""
-    return [
+def preflight(
+    pipeline: str,
+    overrides: Iterable[str] = (),
+    start_from: str | None = None,
+    stop_after: str | None = None,
+) -> None:
+    """Raise one error that lists everything in the settings that would make these stages fail, if there is anything."""
+    from hdm.stages import preflight  # torch and the stages: seconds
+
+    preflight(configured(pipeline, overrides), Store(store_root()), start_from, stop_after)
+
+
+def checked(
+    stage: str, pipeline: str, outputs: Iterable[str] = (), overrides: Iterable[str] = ()
+) -> list[str]:
+    """The outputs that a stage's flow is to make, all of the stage's if none is named, once its settings are checked.
+
+    Raises:
+        InputError: the stage cannot work.
+    """
+    preflight(pipeline, overrides, stage, stage)
+    return list(outputs) or [
         name
         for found, names in planned(pipeline, overrides, stage, stage)
         if found == stage

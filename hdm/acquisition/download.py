@@ -23,7 +23,7 @@ from hdm.acquisition.sources import open_source
 from hdm.config import SCENES_VERSION, Pipeline
 from hdm.data.sites import Site
 from hdm.data.tables import shard_name
-from hdm.errors import InputError
+from hdm.errors import InputError, raised_by
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -65,6 +65,11 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         del config["scenes"]
         config |= {"kind": kind, "source": reader.fingerprint()}
     return Identity("download", SCHEMA, config, dict(inputs))
+
+
+def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+    """What of `download` cannot work."""
+    yield from raised_by(lambda: identify(pipeline, {}))
 
 
 def make(

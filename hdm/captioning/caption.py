@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -19,9 +19,10 @@ from hdm.data.images import decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
 from hdm.data.wording import normal_caption
+from hdm.errors import InputError, raised_by
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
-from hdm.models.devices import Batches, choose_device
+from hdm.models.devices import Batches, check_device, choose_device
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -37,18 +38,22 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 
     Raises:
         InputError: a maker's model is not configured or not on this machine.
-        ConfigError: a template that cannot be filled in.
     """
     makers = pipeline.caption.makers
-    for settings in makers:
-        if settings.kind == "template":
-            Template(settings)
     resolved = resolve(pipeline.components)
     components = sorted(
         {_COMPONENTS[settings.kind] for settings in makers if settings.kind in _COMPONENTS}
     )
     weights = {component: weights_digest(resolved.need(component)) for component in components}
     return Identity("caption", SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
+
+
+def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+    """What of `caption` cannot work."""
+    yield from raised_by(
+        lambda: identify(pipeline, {}),
+        lambda: check_device(pipeline.caption.device, "caption.device"),
+    )
 
 
 def make(

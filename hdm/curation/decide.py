@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from hdm.config import Pipeline
+from hdm.curation import measure
 from hdm.curation.checks import REASONS, Verdicts, judge
 from hdm.curation.splits import assign_splits
 from hdm.data.tables import SCORES, num_shards, read_table, shard_name, write_table
-from hdm.errors import ConfigError, InputError
+from hdm.errors import ConfigError, InputError, raised_by
 from hdm.models.components import resolve
+from hdm.models.devices import check_device
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -54,6 +56,15 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
             do="write shares that add up to less than 1",
         )
     return Identity("filter", SCHEMA, settings.result_fields(), dict(inputs))
+
+
+def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+    """What of `filter` cannot work: measures and thresholds."""
+    yield from raised_by(
+        lambda: measure.identify(pipeline, {}),
+        lambda: identify(pipeline, {}),
+        lambda: check_device(pipeline.filter.device, "filter.device"),
+    )
 
 
 def make(

@@ -8,12 +8,13 @@ metrics.json         every number with its count and interval
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hdm.config import Pipeline
 from hdm.data.tables import read_tables
 from hdm.demo.judge import QUESTIONS, SceneJudge
+from hdm.errors import InputError, raised_by
 from hdm.evaluation.measuring import accuracy, ask, likeness
 from hdm.evaluation.painting import (
     GRID_IMAGES,
@@ -23,11 +24,11 @@ from hdm.evaluation.painting import (
     write_grid,
     write_set,
 )
-from hdm.evaluation.prompts import PromptSet, identify_prompts, prompt_sets
+from hdm.evaluation.prompts import PromptSet, check_prompts, identify_prompts, prompt_sets
 from hdm.evaluation.real import RealPictures, read_real
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
-from hdm.models.devices import choose_device
+from hdm.models.devices import check_device, choose_device
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -43,8 +44,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | 
         ConfigError: settings that do not go together.
         InputError: a model or the file of prompts is not on this machine.
     """
-    image_size(pipeline)
-    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate, judge)}
+    check_prompts(pipeline)
+    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate)}
     config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
     components = resolve(pipeline.components)
     weights = {
@@ -54,6 +55,18 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | 
     if components.contrastive:
         weights["contrastive"] = weights_digest(components.contrastive)
     return Identity("evaluate", SCHEMA, config, dict(inputs), weights)
+
+
+def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+    """What of `evaluate` cannot work.
+
+    Args:
+        made: where `filter` is in it, its counts say whether there are pictures to compare with.
+    """
+    yield from raised_by(
+        lambda: check_prompts(pipeline),
+        lambda: check_device(pipeline.evaluate.device, "evaluate.device"),
+    )
 
 
 def make(

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hdm.config import EvaluateSettings
+from hdm.config import EvaluateSettings, Pipeline
 from hdm.demo.judge import SceneJudge, ScenePrompt
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.real import RealPictures
@@ -66,17 +66,25 @@ def prompt_sets(
     return sets
 
 
-def identify_prompts(settings: EvaluateSettings, judge: SceneJudge | None) -> dict[str, str]:
+def check_prompts(pipeline: Pipeline) -> None:
+    """Raise an InputError where the prompts cannot be had."""
+    wanted = pipeline.evaluate.prompts
+    if wanted == SCENES and pipeline.download.kind != "scenes":
+        raise ConfigError(
+            "evaluate.prompts: scenes needs download.kind: scenes",
+            where="evaluate.prompts",
+            do="write held_out, or name a file of prompts",
+        )
+    if wanted not in (SCENES, HELD_OUT):
+        read_prompts(Path(wanted))
+
+
+def identify_prompts(settings: EvaluateSettings) -> dict[str, str]:
     """What of the prompts belongs in the digest beyond the settings: a file's content instead of its place.
 
     Raises:
-        ConfigError: scenes are asked for where no scenes are downloaded.
+        InputError: the file cannot be read.
     """
-    if settings.prompts == SCENES and judge is None:
-        raise ConfigError(
-            "evaluate.prompts: scenes needs download.kind: scenes",
-            do="write held_out, or name a file of prompts",
-        )
     if settings.prompts in (SCENES, HELD_OUT):
         return {"prompts": settings.prompts}
     return {

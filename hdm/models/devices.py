@@ -16,6 +16,26 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
+def check_device(wanted: str, where: str) -> None:
+    """Raise an InputError where torch has no such device.
+
+    Args:
+        wanted: "auto" or a device of torch.
+        where: the setting or option that names it.
+    """
+    kind, _, number = wanted.partition(":")
+    if kind in ("auto", "cpu"):
+        return
+    backend = getattr(torch, kind, None)
+    count = backend.device_count() if backend is not None and backend.is_available() else 0
+    if int(number or 0) >= count:
+        raise InputError(
+            f"torch finds {count or 'no'} {kind} device{'s' * (count > 1)}, and {wanted!r} is wanted",
+            where=where,
+            do="set it to auto or cpu, or look at nvidia-smi",
+        )
+
+
 def choose_device(wanted: str, what: str) -> str:
     """The device for some work, said aloud.
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hdm.config import Pipeline
+from hdm.errors import InputError, raised_by
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
+from hdm.models.devices import check_device
 from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import FILES, METRICS, SUMMARY, Job
 from hdm.training.launch import run_training
@@ -37,6 +39,11 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
         dict(inputs),
         weights,
     )
+
+
+def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+    """What of `train` cannot work."""
+    yield from raised_by(lambda: check_device(pipeline.train.device, "train.device"))
 
 
 def make(

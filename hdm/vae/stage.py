@@ -7,7 +7,7 @@ quality.json                                                                 bef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from hdm.config import Pipeline, VaeSettings
-from hdm.errors import ConfigError
+from hdm.errors import ConfigError, InputError, raised_by
 from hdm.files import TEMPORARY
 from hdm.models.autoencoder import CONFIG
 from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
+from hdm.models.devices import check_device
 from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import METRICS
 from hdm.vae.finetune import Place
@@ -49,6 +50,14 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         {**settings.result_fields(), "images": pipeline.images.result_fields()},
         dict(inputs),
         weights,
+    )
+
+
+def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+    """What of `vae` cannot work."""
+    settings = _settings(pipeline)
+    yield from raised_by(
+        lambda: identify(pipeline, {}), lambda: check_device(settings.device, "vae.device")
     )
 
 

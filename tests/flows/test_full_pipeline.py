@@ -102,11 +102,10 @@ def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
     small_stages: SmallStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "pipelines.yaml"
-    file.write_text("pipelines: {mine: {evaluate: {seed: 1}}}")
+    mine = "pipelines: {mine: {components: {folder: demo}, download: {kind: scenes}, evaluate: {seed: %d}}}"
+    file.write_text(mine % 1)
     monkeypatch.setenv("HDM_PIPELINES", str(file))
-    small_stages.before["caption"] = lambda: bool(
-        file.write_text("pipelines: {mine: {evaluate: {seed: 2}}}")
-    )
+    small_stages.before["caption"] = lambda: bool(file.write_text(mine % 2))
     first, second = full_pipeline("mine"), full_pipeline("mine")
     assert [record.cached for record in second] == [True] * 8 + [False]
     assert first[-1].digest != second[-1].digest
