@@ -76,6 +76,13 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+@torch.no_grad()
+def finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all numbers of this process's shards are finite; of no tensors they are."""
+    found = [torch.isfinite(local(tensor)).all() for tensor in tensors.values()]
+    return not found or bool(torch.stack(found).all())
+
+
 def norms(tensors: list[Tensor]) -> Tensor:
     """The 2-norm of each tensor, of all its shards, (len(tensors),)."""
     found = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors]))

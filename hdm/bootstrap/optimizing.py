@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hdm.errors import HdmError
 from hdm.muon import Muon
+from hdm.sharding import finite
 
 WARMUP = 0.03
 FINAL_RATE = 0.02
@@ -66,5 +68,15 @@ class Trainer:
 
 
 def halve(model: Any) -> Any:
-    """The model with 16-bit weights, as it is written; loaders bring them back to 32."""
-    return model.half()
+    """The model with 16-bit weights, as it is written; loaders bring them back to 32.
+
+    Raises:
+        HdmError: training exploded, or weights are too large for 16 bits.
+    """
+    halved = model.half()
+    if not finite(halved.state_dict()):
+        raise HdmError(
+            f"training exploded: weights of {type(model).__name__} are not finite in 16 bits",
+            do="try another --seed, or more --minutes",
+        )
+    return halved

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 from hdm.errors import HdmError
+from hdm.training.checkpoint import Checkpoint
 from hdm.training.feed import Example
-from hdm.training.position import Position
+from hdm.training.job import Job, checkpoint_step
+from hdm.training.position import LATELY, Position
 
 NOT_FINITE, SPIKE, WENT_BACK = "not finite", "loss spike", "went back"
 MAX_SKIPPED_IN_A_ROW = 10
@@ -35,14 +37,57 @@ def spike_warning(now: Position, loss: float, batch_size: int) -> str:
 
 
 def hopeless(
-    now: Position, example: Example, loss: float, norm: float, batch_size: int, where: str
+    now: Position, example: Example, loss: float, norm: float, job: Job, good: Checkpoint | None
 ) -> HdmError:
-    """The error that ends a training whose steps are all skipped."""
+    """The error that ends a training whose steps are all skipped; `good` is its last good checkpoint."""
+    batch_size = job.phase.batch_size
     seen, keys = now.num_images_seen, ", ".join(example.batch.keys[:KEYS_SAID])
     tried = "; going back to a checkpoint had not helped" if now.gone_back else ""
     return HdmError(
         f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite loss or gradient (loss {loss}, gradient norm {norm}), {now.skipped} in all; "
         f"the last one is step {now.step}, images {seen - batch_size} to {seen}, pictures {keys}, …{tried}",
-        where=where,
-        do="lower the learning rate or clip_norm, or look at the latents of these pictures; `incidents` in metrics.jsonl names all",
+        where=f"train.{job.phase.name}",
+        do=f"look at the latents of these pictures (`incidents` in metrics.jsonl names all), or {_calmer(job, good)}",
+    )
+
+
+def exploded(
+    now: Position, held_out_lost: bool, broken: bool, job: Job, good: Checkpoint | None
+) -> HdmError:
+    """The error that ends a training whose last steps went wrong, so that its weights are worth nothing.
+
+    Args:
+        now: after the last step.
+        held_out_lost: the last held-out loss was not finite.
+        broken: weights or their averages are not finite.
+        job: what was trained.
+        good: its last good checkpoint.
+    """
+    signs = []
+    if now.exploded:
+        last = min(LATELY, now.step)
+        signs.append(
+            f"{len(now.skipped_lately)} of its last {last} steps had no finite loss or gradient"
+        )
+    if held_out_lost:
+        signs.append("its last held-out loss is not finite")
+    if broken:
+        signs.append("its weights are not finite")
+    return HdmError(
+        f"training exploded before its end: {', '.join(signs)}; nothing was committed",
+        where=f"train.{job.phase.name}",
+        do=_calmer(job, good),
+    )
+
+
+def _calmer(job: Job, good: Checkpoint | None) -> str:
+    """What to do about a training whose losses are not finite."""
+    field = f"train.phases.{job.number}"
+    lower = f"lower {field}.optimizer.learning_rate or {field}.optimizer.clip_norm"
+    if good is None:
+        return f"{lower} and run it anew: there is no good checkpoint to go on from"
+    origin = f"{job.digest}@{checkpoint_step(good.path)}"
+    return (
+        f"{lower}; then it starts anew, or goes on from its last good checkpoint, step {checkpoint_step(good.path)} ({good.path}), "
+        f"with --set {field}.resume_from={origin}"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from hdm.errors import ConfigError, InputError
 from hdm.store import SCRATCH
-from hdm.training.job import Job, checkpoint_folder, newest_checkpoint
+from hdm.training.job import ERROR, Job, checkpoint_folder, newest_checkpoint, read_outcome
 
 STATE = "state.json"
 FIXED = (
@@ -94,12 +94,15 @@ def differences(before: Mapping[str, Any], job: Job) -> Differences:
 
 
 def notice(job: Job) -> str | None:
-    """What to say where a phase starts anew beside an unfinished training of the same phase, if there is one; the newest."""
+    """What to say where a phase starts anew beside an unfinished training of the same phase, pipeline and data; the newest.
+
+    None if there is none. One that failed is not worth going on from, unless its own error says how.
+    """
     if job.phase.resume_from is not None or newest_checkpoint(Path(job.scratch)) is not None:
         return None
     for path in sorted(_unfinished(job), key=lambda path: path.stat().st_mtime, reverse=True):
         state = _state(path)
-        if state is None:
+        if state is None or not _is_alike(path.parent, state["identity"], job):
             continue
         name, differing = (
             f"{path.parents[1].name}@{state['position']['step']}",
@@ -111,6 +114,24 @@ def notice(job: Job) -> str | None:
             f"--set {field}.resume_from={name} --set '{field}.resume_allow={allow}'"
         )
     return None
+
+
+def _is_alike(scratch: Path, identity: Mapping[str, Any], job: Job) -> bool:
+    """Whether a training of the same pipeline and data was left without having failed."""
+    if read_outcome(scratch).get("state") == ERROR:
+        return False
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        other = Job.read(scratch / job.path.name)
+        same_pipeline = other.pipeline.get("name") == job.pipeline.get("name")
+        return same_pipeline and _data(identity) == _data(job.identity)
+    return False
+
+
+def _data(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that pictures and captions come from, by digest: all but the phase before."""
+    return {
+        name: digest for name, digest in identity["inputs"].items() if not name.startswith("train.")
+    }
 
 
 def _unfinished(job: Job) -> list[Path]:

@@ -12,6 +12,7 @@ MEMORY, EARLY = (
 )  # of the loss's level: decay a step, and steps before which none stands out
 STANDS_OUT = 8.0  # times the usual distance from the level, in the logarithm
 LEAST_SPREAD = 0.01
+LATELY, LAST = 10, 3  # steps
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Position:
         step: optimizer steps done, skipped ones too.
         num_images_seen: the training clock.
         skipped, skipped_in_row: steps without a finite loss or gradient.
+        skipped_lately: numbers of those among the last ten steps.
         gone_back: times that training went back to a checkpoint after many of these.
         loss_level, loss_spread: moving averages of the loss's logarithm and of its distance from that.
         spikes: losses that stood out.
@@ -50,16 +52,30 @@ class Position:
     worse_in_row: int = 0
     ended: bool = False
     cosine_sum: float = 0.0
+    skipped_lately: tuple[int, ...] = ()
+
+    @property
+    def exploded(self) -> bool:
+        """Whether the last three steps were skipped, or most of the last ten (of all where there are fewer)."""
+        most = 2 * len(self.skipped_lately) > min(LATELY, self.step)
+        return most or self.skipped_in_row >= LAST
 
     def after(self, batch_size: int, loss: float | None, cosine: float = 0.0) -> Position:
         """One step on, with its mean loss and alignment; loss None: the step was skipped."""
         moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
+        lately = tuple(step for step in self.skipped_lately if step > moved.step - LATELY)
         if loss is None:
-            return replace(moved, skipped=self.skipped + 1, skipped_in_row=self.skipped_in_row + 1)
+            return replace(
+                moved,
+                skipped=self.skipped + 1,
+                skipped_in_row=self.skipped_in_row + 1,
+                skipped_lately=(*lately, moved.step),
+            )
         sums = self.loss_sum + loss, self.cosine_sum + cosine
         told = replace(
             moved,
             skipped_in_row=0,
+            skipped_lately=lately,
             loss_sum=sums[0],
             cosine_sum=sums[1],
             loss_count=self.loss_count + 1,
@@ -93,6 +109,7 @@ class Position:
             best_loss=None,
             worse_in_row=0,
             ended=False,
+            skipped_lately=(),
         )
 
     def watched(self, loss: float | None, patience: int | None) -> Position:

@@ -66,7 +66,7 @@ def write_results(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     files = milestones.hand_over(result)
     summary = {
-        **_last(metrics),
+        **last_values(metrics),
         "parameters": parameters,
         "prompts": prompts,
         **({"milestones": files} if files else {}),
@@ -111,7 +111,7 @@ def write_grid(
     return prompts
 
 
-def _last(metrics: Metrics) -> dict[str, Any]:
+def last_values(metrics: Metrics) -> dict[str, Any]:
     """What was said last of each of these."""
     line = dict(pair for text in metrics.content.splitlines() for pair in json.loads(text).items())
     held_out = ("validation_loss", "validation_loss_by_time", "raw_validation_loss")

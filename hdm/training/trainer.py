@@ -26,7 +26,7 @@ from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_los
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.models.devices import choose_device, deterministic
 from hdm.models.xut import XUT
-from hdm.sharding import gathered
+from hdm.sharding import finite, gathered
 from hdm.training import assembly, checkpoint, validation
 from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
@@ -39,6 +39,7 @@ from hdm.training.incidents import (
     NOT_FINITE,
     SPIKE,
     WENT_BACK,
+    exploded,
     hopeless,
     incident,
     spike_warning,
@@ -53,7 +54,7 @@ from hdm.training.pictures import CutShort
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing
-from hdm.training.results import write_grid, write_results
+from hdm.training.results import last_values, write_grid, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
@@ -67,7 +68,7 @@ def train(job: Job, stop: StopRequest) -> bool:
     Raises:
         InputError: models and data do not fit each other.
         DoesNotFitError: memory or disk.
-        HdmError: the loss is not finite, again and again.
+        HdmError: the loss is not finite, again and again or in the last steps.
     """
     device = choose_device(job.settings.train.device, "training")
     trainer: Trainer | None = None
@@ -161,9 +162,11 @@ class Trainer:
             self.feed.close()
             self.writer.close()
         self.stop.release()
+        keeps_best = self.settings.keep == "best" and self.position.best_step is not None
+        if keeps_best and self.takes_part:
+            self.best.load(self.position.best_step or 0)
+        self._check_end(only_weights=keeps_best)
         if self.takes_part:
-            if self.settings.keep == "best" and self.position.best_step is not None:
-                self.best.load(self.position.best_step)
             metrics = self.metrics if self.rank == 0 else None
             with self.accelerator.autocast():
                 write_results(
@@ -309,15 +312,9 @@ class Trainer:
         arXiv 2204.02311, section 5.1). Which checkpoint is the last one depends on when they were made.
         """
         self.writer.wait()
-        with self.accelerator.main_process_first():
-            found = checkpoint.newest(
-                Path(self.job.scratch), lambda state: bool(state.get("good", True))
-            )
-        now = self.position
+        found, now = self._last_good(), self.position
         if found is None or now.gone_back:
-            raise hopeless(
-                now, example, loss, norm, self.phase.batch_size, f"train.{self.phase.name}"
-            )
+            raise hopeless(now, example, loss, norm, self.job, found)
         self._load(found)
         self.position = replace(now, skipped_in_row=0, gone_back=1)
         self._note(WENT_BACK, example, loss)
@@ -328,6 +325,38 @@ class Trainer:
                 MAX_SKIPPED_IN_A_ROW,
                 step,
             )
+
+    def _last_good(self) -> Checkpoint | None:
+        with self.accelerator.main_process_first():  # the first one sets damaged ones aside
+            return checkpoint.newest(
+                Path(self.job.scratch), lambda state: bool(state.get("good", True))
+            )
+
+    def _check_end(self, *, only_weights: bool) -> None:
+        """Refuse weights that are worth nothing.
+
+        Args:
+            only_weights: the best weights are kept, of which the last steps and their held-out loss say nothing.
+
+        Raises:
+            HdmError: training exploded before its end.
+        """
+        lost = not only_weights and self._held_out_lost()
+        models = (self.model, self.average.model)
+        broken = self.takes_part and not all(finite(model.state_dict()) for model in models)
+        lost, broken = self._agreed(lost, broken)
+        if lost or broken or (self.position.exploded and not only_weights):
+            raise exploded(self.position, lost, broken, self.job, self._last_good())
+
+    def _held_out_lost(self) -> bool:
+        """Whether the last held-out loss is not finite: of the averages or, after a skipped step, of the weights themselves."""
+        told = last_values(self.metrics) if self.rank == 0 else {}
+        raw: dict[str, Any] = {}
+        if self.position.skipped_in_row and self.takes_part:
+            raw = self._held_out(self.model.eval()) or {}
+        return any(
+            "validation_loss" in found and found["validation_loss"] is None for found in (told, raw)
+        )
 
     def _with_line(self, factor: float, norm: float, norms: Mapping[str, Tensor]) -> Position:
         """The position with the line that is due after this step, the mean loss since the last one in it."""
@@ -418,7 +447,9 @@ class Trainer:
             return measured
         now = self.position
         if self.rank == 0:
-            now = now.watched(measured[self.settings.watch], self.settings.patience)
+            # After a skipped step the averages may be whole beside weights that are not.
+            loss = None if now.skipped_in_row else measured[self.settings.watch]
+            now = now.watched(loss, self.settings.patience)
             measured = {**measured, "best_step": now.best_step}
         ended, best = self._agreed(now.ended, now.best_step == now.step)
         if best and self.settings.keep == "best" and self.takes_part:
@@ -519,7 +550,7 @@ class Trainer:
                 "digest": self.job.digest,
                 "identity": self.job.identity,
                 "made_by": {"hdm-pipeline": version("hdm-pipeline"), "torch": torch.__version__},
-                "good": not self.position.skipped_in_row,
+                "good": self._is_good(tensors),
                 "position": asdict(self.position),
             }
             then = partial(self.best.saved, self.position.best_step)
@@ -530,6 +561,11 @@ class Trainer:
             if self.rank == 0:
                 self.requests.done(SAVE)
         self.saved_step, self.saved_at = self.position.step, time.monotonic()
+
+    def _is_good(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        """Whether training may go back to a checkpoint of these tensors."""
+        now = self.position
+        return not now.skipped_in_row and not now.exploded and all(map(finite, tensors.values()))
 
     def _resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""

@@ -25,6 +25,7 @@ from hdm.data.order import permuted
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
 from hdm.models.equivariance import Transform, draw_transform
 from hdm.progress import Tracker, track
+from hdm.sharding import finite
 from hdm.training import checkpoint
 from hdm.training.checkpoint import load_weights
 from hdm.training.ema import Average
@@ -122,7 +123,7 @@ class Finetuning:
 
         Raises:
             SavedOnSignal: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
-            HdmError: the loss is not finite.
+            HdmError: the loss or, at the end, the weights are not finite.
         """
         total = self.num_steps * self.settings.batch_size
         with signals_counted() as signals, track("vae", total, "images") as bar:
@@ -144,6 +145,12 @@ class Finetuning:
                     )
         if self.average is not None:
             self.model.load_state_dict(self.average.model.state_dict())
+        if not finite(self.model.state_dict()):
+            raise HdmError(
+                "training exploded in its last step: the weights are not finite",
+                where="vae",
+                do="lower the learning rate",
+            )
         self.model.requires_grad_(False).to(memory_format=torch.contiguous_format)
 
     @property

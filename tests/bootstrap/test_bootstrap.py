@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hdm.bootstrap import Plan, bootstrap
+from hdm.bootstrap.optimizing import halve
 from hdm.bootstrap.pictures import crops, gather, order
 from hdm.bootstrap.quality import SPOILERS, spoiled
 from hdm.bootstrap.text import tokenized, train_tokenizer
@@ -15,7 +16,7 @@ from hdm.config import Components
 from hdm.data.crops import resized
 from hdm.data.examples import Example
 from hdm.demo.bootstrap import scene_examples
-from hdm.errors import InputError
+from hdm.errors import HdmError, InputError
 from hdm.files import sha256_file
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
@@ -158,3 +159,12 @@ def test_spoiling_changes_a_picture_more_the_stronger_it_is(spoiler: object) -> 
     ]  # type: ignore[operator]
     assert 0 < changes[0] < changes[1]
     assert spoiled(pixels, 0.0, np.random.default_rng(0)) is pixels
+
+
+def test_weights_too_large_for_sixteen_bits_are_not_written() -> None:
+    model = torch.nn.Linear(2, 2)
+    halve(model)
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.weight, 1e5)
+    with pytest.raises(HdmError, match="training exploded"):
+        halve(model)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from hdm.errors import ConfigError, InputError
+from hdm.errors import ConfigError, HdmError, InputError
 from hdm.store import SCRATCH
 from hdm.training import checkpoint
 from hdm.training.guard import Stopped, StopRequest
-from hdm.training.job import Job
+from hdm.training.job import ERROR, Job, write_outcome
 from hdm.training.origin import check_origin, notice
 from hdm.training.position import Position
 from hdm.training.trainer import Trainer
@@ -80,6 +80,7 @@ def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     old = job_of(workshop, tmp_path)
+    old.write()
     trained(old, after=5)
     origin, other = f"{old.digest}@5", {"learning_rate": 0.01}
 
@@ -117,6 +118,23 @@ def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(
     assert job.digest not in (old.digest, job_of(workshop, tmp_path, other).digest), (
         "what comes out tells where it came from"
     )
+
+
+def test_going_on_is_offered_for_the_same_pipeline_and_data_unless_it_failed(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    old = job_of(workshop, tmp_path)
+    old.write()
+    trained(old, after=5)
+    job = job_of(workshop, tmp_path, {"learning_rate": 0.01})
+    assert notice(job)
+
+    elsewhere = {**job.identity, "inputs": {**job.identity["inputs"], "filter": "0" * 16}}
+    assert notice(replace(job, identity=elsewhere)) is None
+    assert notice(replace(job, pipeline={**job.pipeline, "name": "another"})) is None
+
+    write_outcome(Path(old.scratch), 0, ERROR, HdmError("training exploded"))
+    assert notice(job) is None
 
 
 def test_what_cannot_be_gone_on_from_is_refused(workshop: Workshop, tmp_path: Path) -> None:

@@ -543,6 +543,80 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
     assert_same_bits(trainer, naive)
 
 
+class Exploding(Trainer):
+    """A trainer whose weights are so large, from a step on, that no loss is finite."""
+
+    explodes_at = 0
+
+    def step(self) -> None:
+        if self.position.step == self.explodes_at:
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.fill_(1e38)
+        super().step()
+
+
+def exploding(job: Job, step: int) -> Trainer:
+    trainer = Exploding(job, StopRequest(), "cpu")
+    trainer.explodes_at = step
+    return trainer
+
+
+@pytest.mark.parametrize("last", [4, 2, 1])
+def test_a_training_that_explodes_in_its_last_steps_is_refused(
+    workshop: Workshop, tmp_path: Path, last: int
+) -> None:
+    """Averages may be whole still; the weights are not, even where too few steps are left to be many."""
+    job = longer(workshop, 160).job(tmp_path)
+    assert not Trainer(job, StopAfter(7), "cpu").run()
+    for attempt in (20 - last, None):  # the same command again says the same, without training
+        trainer = Trainer(job, StopRequest(), "cpu") if attempt is None else exploding(job, attempt)
+        with pytest.raises(HdmError, match="training exploded before its end") as caught:
+            trainer.run()
+        assert caught.value.exit_code == 1
+        assert f"resume_from={job.digest}@7" in (caught.value.do or "")
+        assert "checkpoint-00000007" in (caught.value.do or "")
+        assert not (job.result / "summary.json").exists()
+
+
+def test_three_of_four_skipped_steps_are_an_explosion(workshop: Workshop, tmp_path: Path) -> None:
+    job = longer(workshop, 32).job(tmp_path)
+    with pytest.raises(
+        HdmError, match=r"3 of its last 4 steps .* held-out loss is not finite"
+    ) as caught:
+        exploding(job, 1).run()
+    assert "there is no good checkpoint to go on from" in (caught.value.do or "")
+
+
+def test_weights_that_are_not_finite_do_not_come_out(workshop: Workshop, tmp_path: Path) -> None:
+    """Of a training without held-out pictures to notice it, spoilt by its last step."""
+    job = longer(workshop.changed(ema_lengths=[]), 32).job(tmp_path)
+    trainer = Trainer(job, StopRequest(), "cpu")
+    trainer.position = replace(trainer.position, step=4, num_images_seen=32)
+    next(trainer.model.parameters()).data.view(-1)[0] = torch.nan
+    with pytest.raises(HdmError, match="its weights are not finite"):
+        trainer.run()
+    assert checkpoint.newest(Path(job.scratch), lambda state: state["good"]) is None
+
+
+def test_the_best_weights_outlive_an_explosion_after_them(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    job = longer(workshop, 96).job(tmp_path)
+    kept = replace(workshop, pipeline=workshop.changed(keep="best", validate_every=2).pipeline).job(
+        tmp_path / "best"
+    )
+    assert exploding(kept, 9).run()
+    assert json.loads((kept.result / "summary.json").read_bytes())["best_step"] <= 8, (
+        "after step 10 the averages are no worse, beside weights that have exploded"
+    )
+    for name in ("weights", "ema"):
+        tensors = load_file(kept.result / f"{name}.safetensors")
+        assert all(torch.isfinite(value).all() for value in tensors.values())
+    with pytest.raises(HdmError, match="exploded"):
+        exploding(job, 9).run()
+
+
 def test_going_back_is_done_once(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,3 +142,23 @@ def test_pictures_that_are_too_few_or_squares_that_do_not_fit(
         run(None, Pictures(scenes[8:], scenes[:8]), settings, place)
     with pytest.raises(InputError, match="3 pictures to learn from"):
         run(None, Pictures(scenes[:3], scenes[3:]), settings, place)
+
+
+def test_weights_that_explode_in_the_last_step_are_refused(
+    scenes: list[np.ndarray], tmp_path: Path
+) -> None:
+    class Exploding(Finetuning):
+        def _step(self, *given: Any) -> None:
+            super()._step(*given)
+            if self.position.step == self.num_steps:
+                next(self.model.parameters()).data.fill_(torch.inf)
+
+    settings = BRIEF.model_copy(update={"num_images": 16, "ema_decay": 0.0})
+    training = Exploding(
+        new_autoencoder(4, (8, 8, 8)),
+        scenes,
+        settings,
+        Place(tmp_path, tmp_path / "scratch", "digest"),
+    )
+    with pytest.raises(HdmError, match="exploded in its last step"):
+        training.run()
