@@ -10,7 +10,7 @@ from hdm.config import Pipeline
 from hdm.errors import ConfigError, InputError
 from hdm.lab.grid import Lab
 from hdm.pipelines import load_pipeline
-from tests.numbers import Leaf, edges, leaves
+from tests.settings_numbers import Leaf, edges, leaves
 
 EVERYTHING = """\
 pipelines:
