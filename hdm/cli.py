@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,9 +16,11 @@ from typer.core import TyperGroup
 from hdm import command_ema, command_plan, command_sample, command_vae, command_weights
 from hdm.child import forget_launchers
 from hdm.errors import DamagedError, HdmError
+from hdm.files import REFUSALS, explain_os_error
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.store import Store, check_files, read_output, store_root
+from hdm.terminal import survive_closing
 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
@@ -30,17 +34,29 @@ StoreFolder = Annotated[
 class Commands(TyperGroup):
     """Commands whose known errors are told in their own words, with their exit codes."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        survive_closing()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         forget_launchers()
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # here a full disk can still be told of
+            return found
         except HdmError as error:
-            Console(stderr=True).print(
-                f"[red]{type(error).__name__}[/]: {escape(str(error))}",
-                soft_wrap=True,
-                highlight=False,
-            )
-            raise typer.Exit(error.exit_code) from None
+            _fail(error)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            _fail(explain_os_error(error, Path(error.filename or tempfile.gettempdir())))
+
+
+def _fail(error: HdmError) -> NoReturn:
+    Console(stderr=True).print(
+        f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True, highlight=False
+    )
+    raise typer.Exit(error.exit_code) from None
 
 
 app = typer.Typer(

@@ -15,6 +15,11 @@ from typing import Any
 from hdm.errors import DoesNotFitError, HdmError
 
 TEMPORARY = ".tmp-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_FOLDER = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO)
+"""What a machine refuses to any program: told in a line, where it is met."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -48,6 +53,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         DoesNotFitError: the disk is full (needed and free bytes are named where known).
         HdmError: the folder cannot be written.
+        ConnectionError: as the block raised it.
     """
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
     try:
@@ -83,8 +89,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def explain_os_error(error: OSError, path: Path) -> HdmError:
-    """The error to raise in place of an OSError met while writing `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """The error to raise in place of an OSError met while writing `path`.
+
+    Raises:
+        ConnectionError: the error itself, where it is one: a pipe or a socket broke, no file did.
+    """
+    if isinstance(error, ConnectionError):
+        raise error
+    if error.errno in FULL:
         free = ""
         with contextlib.suppress(OSError):
             free = f": {shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
@@ -93,7 +105,7 @@ def explain_os_error(error: OSError, path: Path) -> HdmError:
             where=path,
             do="make room, then run the same command again; finished shards are kept",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (*FORBIDDEN, *NO_FOLDER):
         return HdmError(
             f"cannot write: {error.strerror}",
             where=path,

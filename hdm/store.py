@@ -46,13 +46,28 @@ MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
     ".lock",
 )
 VERIFY_BYTES = 1 << 30
+ANOTHER_STORE = "choose another store with HDM_STORE or --store"
 
 log = logging.getLogger(__name__)
 
 
 def store_root(folder: Path | None = None) -> Path:
-    """The given folder, else the environment's HDM_STORE, else ./store; absolute."""
-    return Path(folder or os.environ.get("HDM_STORE") or "store").resolve()
+    """The given folder, else the environment's HDM_STORE, else ./store; absolute. It need not be there.
+
+    Raises:
+        InputError: it cannot be a folder: it is a file, or below one, or a link to itself, or too long.
+    """
+    given = Path(folder or os.environ.get("HDM_STORE") or "store")
+    try:
+        root = given.resolve()
+        there = next(place for place in (root, *root.parents) if place.exists())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
+        raise InputError(
+            f"this cannot be a store: {error}", where=given, do=ANOTHER_STORE
+        ) from error
+    if not there.is_dir():
+        raise InputError("the store is not a folder", where=there, do=ANOTHER_STORE)
+    return root
 
 
 @dataclass(frozen=True)

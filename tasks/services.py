@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm.errors import LockedError
-from hdm.files import write_json
+from hdm.files import explain_os_error, write_json
 from hdm.store import locked
 
 
@@ -33,9 +33,16 @@ class Serving:
 
 
 def services(root: Path) -> Path:
-    """The store's folder for services, made if need be."""
+    """The store's folder for services, made if need be.
+
+    Raises:
+        HdmError: it cannot be made; DoesNotFitError: the disk is full.
+    """
     folder = root / ".services"
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, root) from error
     return folder
 
 

@@ -101,3 +101,35 @@ def test_doctor_knows_the_pair_that_does_not_fit(
     assert not found["fine"]
     assert "nms does not exist" in found["found"]
     assert "pip install" in found["do"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "demo", "--until", "download"],
+        ["serve"],
+        ["status"],
+        ["stop"],
+        ["verify"],
+        ["doctor"],
+        ["plan", "demo"],
+        ["lab", "--list"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_store_that_cannot_be_is_told_in_a_line(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place in ("file", "file/below", "loop", "x" * 300):
+        code, shown = hdm(*words, "--store", str(tmp_path / place))
+        assert code == 2, shown
+        assert "InputError" in shown
+        assert "--store" in shown
+
+
+@pytest.mark.parametrize("words", [["run", "demo", "--until", "download"], ["serve"]])
+def test_a_store_that_cannot_be_made_is_told_in_a_line(words: list[str]) -> None:
+    code, shown = hdm(*words, "--store", "/proc/store")  # not even root may
+    assert code == 1
+    assert "cannot write" in shown
+    assert "Traceback" not in shown

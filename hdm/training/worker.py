@@ -38,7 +38,9 @@ def main(path: Path) -> int:
     except guard.Stopped:
         state = SAVED if stop.saved else STOPPED
     except Exception as error:
-        told = explain_os_error(error, scratch) if isinstance(error, OSError) else error
+        told: Exception = error
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            told = explain_os_error(error, scratch)
         if isinstance(told, HdmError):
             write_outcome(scratch, rank, ERROR, told)
             return told.exit_code
