@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,21 @@ from scipy.special import stdtrit
 
 CONFIDENCE_95 = 1.959963984540054  # standard deviations
 MMD_SIGMA, MMD_SCALE = 10.0, 1000.0
+REPLICATES = 200  # of a bootstrap
 
 
 @dataclass(frozen=True)
 class Share:
-    """`right` of `total`, with Wilson's score interval at 95 % (Wilson 1927, JASA 22:209)."""
+    """`right` of `total`, with Wilson's score interval at 95 % (Wilson 1927, JASA 22:209).
+
+    Args:
+        right, total: counts.
+        distinct: how many of `total` are independent of each other, where several answer the same question; None: all.
+    """
 
     right: int
     total: int
+    distinct: int | None = None
 
     @property
     def value(self) -> float:
@@ -31,7 +38,8 @@ class Share:
         """Lower and upper bound, in [0, 1]; (0, 1) of nothing."""
         if not self.total:
             return 0.0, 1.0
-        z, n, p = CONFIDENCE_95, self.total, self.value
+        z, p = CONFIDENCE_95, self.value
+        n = self.total if self.distinct is None else self.distinct
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, middle - half), min(1.0, middle + half)
@@ -41,6 +49,7 @@ class Share:
         return {
             "right": self.right,
             "total": self.total,
+            **({} if self.distinct is None else {"distinct": self.distinct}),
             "share": self.value,
             "low": low,
             "high": high,
@@ -69,33 +78,114 @@ class Interval:
         return self.half is not None and abs(self.mean) > self.half
 
 
-def mean_with_error(values: np.ndarray) -> dict[str, Any]:
-    """Mean, standard error of the mean and number of some values; None where there are too few."""
+def mean_with_error(
+    values: np.ndarray, clusters: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
+    """Mean, standard error of the mean and number of some values; None where there are too few.
+
+    Args:
+        values: (N,).
+        clusters: what each value belongs to; those of one cluster may depend on each other, so that the error is the cluster-robust one
+            (Liang and Zeger 1986) and `distinct` counts the clusters. None: all are independent.
+    """
     count = len(values)
+    numbers = np.arange(count) if clusters is None else _numbered(clusters)
+    distinct = int(numbers.max()) + 1 if count else 0
+    error = None
+    if distinct > 1:
+        sums = np.bincount(numbers, values - np.mean(values))
+        error = math.sqrt(distinct / (distinct - 1) * float(sums @ sums)) / count
     return {
         "mean": float(np.mean(values)) if count else None,
-        "standard_error": float(np.std(values, ddof=1) / math.sqrt(count)) if count > 1 else None,
+        "standard_error": error,
         "count": count,
+        **({} if clusters is None else {"distinct": distinct}),
     }
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+def _numbered(clusters: Sequence[Hashable]) -> np.ndarray:
+    """Each item's cluster as a number, in order of first appearance; (N,)."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in clusters], np.int64)
+
+
+def compare_with_reference(
+    reference: np.ndarray,
+    sets: Mapping[str, np.ndarray],
+    reference_clusters: Sequence[Hashable],
+    clusters: Sequence[Hashable],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Fréchet and kernel distances of two matched sets from a reference, and their difference, with 95 % intervals.
+
+    Intervals are 1.96 standard errors of a bootstrap that draws clusters with replacement, of the reference and of both sets alike:
+    what both sets owe to the reference and to the choice of prompts cancels out in their difference. Where a distance is nothing but
+    chance, they are up to twice as wide as they need be.
+
+    Args:
+        reference: (M, E) unit embeddings, at least two clusters of them.
+        sets: name → (N, E) unit embeddings; two sets, whose rows correspond to each other.
+        reference_clusters, clusters: what each row belongs to, of the reference and of both sets.
+
+    Returns:
+        `frechet` and `kernel`, each: name of a set, or `difference` (first minus second), → `value` and `half`, the interval's half width.
+    """
+    (first, one), (second, two) = sets.items()
+    kernels = _Kernels(reference, one), _Kernels(reference, two)
+
+    def measured(held: np.ndarray | None, drawn: np.ndarray | None) -> list[float]:
+        found = [frechet_distance(reference, rows, held, drawn) for rows in (one, two)]
+        found += [kernel.distance(held, drawn) for kernel in kernels]
+        return [*found[:2], found[0] - found[1], *found[2:], found[2] - found[3]]
+
+    values = measured(None, None)
+    draws = zip(_bootstrap(reference_clusters, 0), _bootstrap(clusters, 1), strict=True)
+    errors = np.std([measured(held, drawn) for held, drawn in draws], axis=0, ddof=1)
+    told = [
+        {"value": value, "half": float(CONFIDENCE_95 * error)}
+        for value, error in zip(values, errors, strict=True)
+    ]
+    names = (first, second, "difference")
+    return {
+        "frechet": dict(zip(names, told[:3], strict=True)),
+        "kernel": dict(zip(names, told[3:], strict=True)),
+    }
+
+
+def _bootstrap(clusters: Sequence[Hashable], seed: int) -> Iterator[np.ndarray]:
+    """How often each item is in a sample of as many clusters, drawn with replacement; (N,) integers a replicate."""
+    numbers = _numbered(clusters)
+    total, rng = int(numbers.max()) + 1, np.random.default_rng(seed)
+    for _ in range(REPLICATES):
+        drawn = np.bincount(rng.integers(total, size=total), minlength=total)
+        while np.count_nonzero(drawn) < 2:  # a single cluster has no spread
+            drawn = np.bincount(rng.integers(total, size=total), minlength=total)
+        yield drawn[numbers]
+
+
+def frechet_distance(
+    first: np.ndarray,
+    second: np.ndarray,
+    first_counts: np.ndarray | None = None,
+    second_counts: np.ndarray | None = None,
+) -> float:
     """Fréchet distance of the normal distributions fitted to two sets (Dowson and Landau 1982; the formula of FID, arXiv 1706.08500).
 
     Biased upwards where there are few samples for the dimensions: compare only values of equally large sets.
 
     Args:
         first, second: (N, E) and (M, E), at least two rows each.
+        first_counts, second_counts: (N,) and (M,) integers, how often each row counts; None: once.
 
     Returns:
         |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁ C₂)^½), at least 0.
     """
     first, second = first.astype(np.float64), second.astype(np.float64)
-    one, two = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    one = np.cov(first, rowvar=False, fweights=first_counts)
+    two = np.cov(second, rowvar=False, fweights=second_counts)
     root = _square_root(np.atleast_2d(one))
     # tr (C₁ C₂)^½ = tr (C₁^½ C₂ C₁^½)^½, of a symmetric matrix.
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ np.atleast_2d(two) @ root), 0, None)).sum()
-    apart = first.mean(0) - second.mean(0)
+    apart = np.average(first, 0, first_counts) - np.average(second, 0, second_counts)
     return max(
         0.0,
         float(
@@ -118,11 +208,34 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     Args:
         first, second: (N, E) and (M, E) unit embeddings, at least two rows each.
     """
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    n, m = len(first), len(second)
-    within_first = (_kernel(first, first).sum() - n) / (n * (n - 1))
-    within_second = (_kernel(second, second).sum() - m) / (m * (m - 1))
-    return float(MMD_SCALE * (within_first + within_second - 2 * _kernel(first, second).mean()))
+    return _Kernels(first, second).distance()
+
+
+class _Kernels:
+    """Kernels of all pairs of rows, which distances of many samples of them share."""
+
+    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
+        first, second = first.astype(np.float64), second.astype(np.float64)
+        self.first, self.second = _kernel(first, first), _kernel(second, second)
+        self.between = _kernel(first, second)
+
+    def distance(
+        self, first_counts: np.ndarray | None = None, second_counts: np.ndarray | None = None
+    ) -> float:
+        """`kernel_distance` where rows count so often; None: once."""
+        one = np.ones(len(self.first)) if first_counts is None else first_counts.astype(np.float64)
+        two = (
+            np.ones(len(self.second)) if second_counts is None else second_counts.astype(np.float64)
+        )
+        between = one @ self.between @ two / (one.sum() * two.sum())
+        within = _within(self.first, one) + _within(self.second, two)
+        return float(MMD_SCALE * (within - 2 * between))
+
+
+def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
+    """The mean over pairs of rows, none with itself; a row's kernel with itself is 1."""
+    total = counts.sum()
+    return float((counts @ kernel @ counts - total) / (total * (total - 1)))
 
 
 def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import linalg, optimize, stats
 
-from hdm.statistics import Interval, Share, frechet_distance, kernel_distance, mean_with_error
+from hdm.statistics import (
+    Interval,
+    Share,
+    compare_with_reference,
+    frechet_distance,
+    kernel_distance,
+    mean_with_error,
+)
 
 
 @given(st.integers(1, 400), st.data())
@@ -111,3 +118,52 @@ def test_the_error_of_a_mean():
         "count": 3,
     }
     assert mean_with_error(np.array([])) == {"mean": None, "standard_error": None, "count": 0}
+
+
+def test_answers_to_one_question_make_an_interval_no_narrower():
+    once, often = Share(15, 40), Share(150, 400, distinct=40)
+    assert often.value == once.value
+    assert often.interval == once.interval
+    values = np.random.default_rng(0).normal(size=40)
+    repeated = mean_with_error(np.repeat(values, 10), [n for n in range(40) for _ in range(10)])
+    alone = mean_with_error(values)
+    assert repeated["mean"] == pytest.approx(alone["mean"])
+    assert repeated["standard_error"] == pytest.approx(alone["standard_error"])
+    assert (repeated["count"], repeated["distinct"]) == (400, 40)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("apart", "widest"), [(1.0, 1.5), (0.0, 2.5)])
+def test_the_intervals_of_distances_are_as_wide_as_other_samples_differ(apart, widest):
+    """Fresh samples differ by what the bootstrap of one sample says; by less where the distance is nothing but chance."""
+
+    def sample(seed):
+        rng = np.random.default_rng(seed)
+        held, asked = rng.normal(1, 0.5, (60, 8)), rng.normal(1, 0.5, (60, 8))
+        asked[:, 0] += apart
+        sets = {"one": unit(asked + rng.normal(0, 0.2, (60, 8))), "two": unit(asked)}
+        return compare_with_reference(unit(held), sets, range(60), range(60))
+
+    found = [sample(seed) for seed in range(24)]
+    for name in ("frechet", "kernel"):
+        for what in ("two", "difference"):
+            spread = np.std([one[name][what]["value"] for one in found], ddof=1)
+            told = np.mean([one[name][what]["half"] for one in found]) / 1.96
+            assert 0.7 < told / spread < widest
+
+
+def test_repeating_a_prompt_narrows_no_interval_of_distances():
+    rng = np.random.default_rng(0)
+    held, asked = unit(rng.normal(1, 0.5, (30, 6))), unit(rng.normal(1, 0.5, (30, 6)))
+    other = unit(asked + rng.normal(0, 0.3, (30, 6)))
+    once = compare_with_reference(held, {"one": other, "two": asked}, range(30), range(30))
+    many = np.arange(30).repeat(8)
+    often = compare_with_reference(
+        held[many], {"one": other[many], "two": asked[many]}, list(many), list(many)
+    )
+    for name in ("frechet", "kernel"):
+        for what in ("one", "two", "difference"):
+            assert often[name][what]["half"] > 0.7 * once[name][what]["half"]

@@ -32,7 +32,7 @@ from hdm.models.devices import check_device, choose_device
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN_KEYS = 64  # of real pictures, named for whoever wants to look at them
 METRICS, ANSWERS = "metrics.json", "answers.json"
 
@@ -164,7 +164,7 @@ def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
     for name, values in metrics.get("distances", {}).items():
         if isinstance(values, dict):
             found |= {
-                f"{name}_distance": values["generated"],
-                f"{name}_distance_real": values["real"],
+                f"{name}_distance": values["generated"]["value"],
+                f"{name}_distance_real": values["real"]["value"],
             }
     return found

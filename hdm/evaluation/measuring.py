@@ -9,9 +9,9 @@ import numpy as np
 
 from hdm.demo.judge import QUESTIONS, SceneJudge
 from hdm.evaluation.prompts import HELD_OUT, PromptSet
-from hdm.evaluation.real import RealPictures, embeddings_of
+from hdm.evaluation.real import RealPictures, embeddings_of, normal_prompt
 from hdm.models.contrastive import Contrastive
-from hdm.statistics import Share, frechet_distance, kernel_distance, mean_with_error
+from hdm.statistics import Share, compare_with_reference, mean_with_error
 from hdm.store import Output
 
 EMBED_AT_ONCE = 64
@@ -28,11 +28,11 @@ def ask(
 
 
 def accuracy(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Share of the pictures that are right, with its interval, by question and in `all` of them."""
-    total = len(answers)
+    """Share of the pictures that are right, by question and in `all` of them; a prompt that repeats counts once in the interval."""
+    total, distinct = len(answers), len({normal_prompt(answer["prompt"]) for answer in answers})
     counts = {name: sum(bool(answer[name]) for answer in answers) for name in QUESTIONS}
     counts["all"] = sum(all(answer[name] for name in QUESTIONS) for answer in answers)
-    return {name: Share(right, total).to_dict() for name, right in counts.items()}
+    return {name: Share(right, total, distinct).to_dict() for name, right in counts.items()}
 
 
 def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.ndarray:
@@ -53,13 +53,15 @@ def clip_scores(
 
     Returns:
         `generated`; `exchanged`, the same images with each other's prompts, which is what no likeness at all scores; and `real`.
+        Prompts that repeat count once in the errors.
     """
+    asked = [normal_prompt(text) for text in prompts.texts]
     scores = {
-        "generated": mean_with_error((images * texts).sum(1)),
-        "exchanged": _exchanged(prompts.texts, images, texts),
+        "generated": mean_with_error((images * texts).sum(1), asked),
+        "exchanged": _exchanged(asked, images, texts),
     }
     if real is not None:
-        scores["real"] = mean_with_error((real * texts).sum(1))
+        scores["real"] = mean_with_error((real * texts).sum(1), asked)
     return scores
 
 
@@ -69,34 +71,42 @@ def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) ->
     pairs = [
         (number, other) for number, other in enumerate(others) if prompts[number] != prompts[other]
     ]
-    return mean_with_error(np.array([images[number] @ texts[other] for number, other in pairs]))
+    scores = np.array([images[number] @ texts[other] for number, other in pairs])
+    return mean_with_error(scores, [prompts[number] for number, _ in pairs])
 
 
-def distances(measures: Output, real: RealPictures, generated: np.ndarray) -> dict[str, Any]:
-    """How far generated images lie from held-out pictures in embedding space, beside the same for as many training pictures.
+def distances(
+    measures: Output, real: RealPictures, prompts: PromptSet, images: np.ndarray
+) -> dict[str, Any]:
+    """How far generated images lie from real pictures of other captions, beside the real pictures of the same captions.
 
     Args:
         measures: output `filter.measures`, which holds the embeddings of real pictures.
         real: the pictures.
-        generated: embeddings of images of their captions.
+        prompts: the captions that images were generated from.
+        images: embeddings of these images.
 
     Returns:
-        `frechet` and `kernel`, each of `generated` and of `real`; and how many pictures of each sort were compared. {} with fewer than
-        two of a sort.
+        `frechet` and `kernel`, as `compare_with_reference` has them, of `generated` and `real`; how many pictures each of the three sets
+        has, of how many captions. {} with fewer than two captions on either side.
     """
-    count = min(len(generated), len(real.others))
-    held = embeddings_of(measures, list(real.captions))
-    if count < 2 or len(held) < 2:
+    place = {key: number for number, key in reversed(list(enumerate(prompts.keys)))}
+    compared = [key for key in real.compared if key in place]
+    reference = real.reference[: len(compared)]
+    asked, others = (
+        [normal_prompt(real.captions[key]) for key in keys] for keys in (compared, reference)
+    )
+    held = embeddings_of(measures, list(reference))
+    if len(set(asked)) < 2 or len(set(others)) < 2 or not held.size:
         return {}
     sets = {
-        "generated": generated[:count],
-        "real": embeddings_of(measures, list(real.others[:count])),
+        "generated": images[[place[key] for key in compared]],
+        "real": embeddings_of(measures, compared),
     }
     return {
-        "frechet": {name: frechet_distance(held, rows) for name, rows in sets.items()},
-        "kernel": {name: kernel_distance(held, rows) for name, rows in sets.items()},
-        "num_compared": count,
-        "num_held_out": len(held),
+        **compare_with_reference(held, sets, others, asked),
+        "num_compared": len(compared),
+        "num_captions": len(set(asked)),
         "embed_size": held.shape[1],
     }
 
@@ -116,5 +126,5 @@ def likeness(
         originals = embeddings_of(measures, list(prompts.keys)) if prompts.keys else None
         found["clip_score"][prompts.name] = clip_scores(prompts, images, texts, originals)
         if prompts.name == HELD_OUT:
-            found["distances"] = distances(measures, real, images)
+            found["distances"] = distances(measures, real, prompts, images)
     return found

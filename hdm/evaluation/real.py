@@ -21,19 +21,24 @@ SPLITS = ("held_out", "validation")  # the second where nothing was held out
 
 @dataclass(frozen=True)
 class RealPictures:
-    """Kept pictures of one split, in order of their keys, which is a random one.
+    """Kept pictures of one split: those that images are generated beside, and those that both are compared with.
+
+    Images generated from a picture's caption are bound to lie near that very picture. Distances are therefore taken to pictures of other
+    captions, and so are those of the real pictures whose captions the images were generated from.
 
     Args:
         split: "held_out", or "validation" if there is no other; "" if there is none at all.
         same_shape: whether only those of about the generated images' aspect ratio are in it.
-        captions: key → its first caption.
-        others: keys of training pictures of the same shapes, to tell how far real pictures are from real ones.
+        captions: key → its first caption; those of `compared` come first, each part in order of keys, which is a random one.
+        compared: keys whose captions images are generated from, to be compared with `reference`.
+        reference: as many keys, of pictures none of whose captions is one of theirs. Both are empty where there is only one caption.
     """
 
     split: str
     same_shape: bool
     captions: Mapping[str, str]
-    others: tuple[str, ...]
+    compared: tuple[str, ...]
+    reference: tuple[str, ...]
 
 
 def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPictures:
@@ -42,30 +47,52 @@ def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPi
     Args:
         inputs: the outputs `filter` and `caption`.
         aspect: width over height of the generated images. Pictures within a factor of 1.25 are taken where there are enough of them.
-        count: at most so many training pictures.
+        count: at most so many pictures are compared with as many others.
     """
     scores = read_tables(inputs["filter"], "scores", ["key", "split", "width", "height"])
     scores = scores.append_column("alike", pa.array(_alike(scores, aspect)))
     for split in SPLITS:
         held = scores.filter(pc.field("split") == split)
-        captions = {
-            key: texts[0]
-            for key, texts in captions_by_key(inputs["caption"], held["key"].to_pylist()).items()
-            if texts
-        }
+        captioned = captions_by_key(inputs["caption"], held["key"].to_pylist())
+        captions = {key: texts for key, texts in captioned.items() if texts}
         if captions:
             break
     else:
-        return RealPictures("", False, {}, ())
+        return RealPictures("", False, {}, (), ())
     alike = set(held.filter(pc.field("alike"))["key"].to_pylist()) & set(captions)
     same_shape = len(alike) >= min(ENOUGH, len(captions))
-    training = scores.filter(
-        (pc.field("split") == "train") & (pc.field("alike") | (not same_shape))
-    )["key"].to_pylist()
     chosen = sorted(alike if same_shape else captions)
-    return RealPictures(
-        split, same_shape, {key: captions[key] for key in chosen}, tuple(sorted(training)[:count])
-    )
+    compared, reference = _apart({key: captions[key] for key in chosen}, count)
+    rest = [key for key in chosen if key not in set(compared)]
+    firsts = {key: captions[key][0] for key in (*compared, *rest)}
+    return RealPictures(split, same_shape, firsts, compared, reference)
+
+
+def normal_prompt(text: str) -> str:
+    """What two prompts have in common that differ in case and spaces alone."""
+    return " ".join(text.casefold().split())
+
+
+def _apart(
+    captions: Mapping[str, list[str]], count: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Two equally large parts of some pictures, at most `count` each; no caption of the second is a first caption of the first.
+
+    Args:
+        captions: key → its captions, the first of which images are generated from.
+    """
+    groups: dict[str, list[str]] = {}
+    for key, texts in captions.items():
+        groups.setdefault(normal_prompt(texts[0]), []).append(key)
+    one: list[str] = []
+    other: list[str] = []
+    for group in sorted(groups.values(), key=len, reverse=True):
+        smaller = one if len(one) <= len(other) else other
+        smaller += group
+    asked = {normal_prompt(captions[key][0]) for key in one}
+    other = [key for key in other if not asked & set(map(normal_prompt, captions[key]))]
+    size = min(len(one), len(other), count)
+    return tuple(sorted(one)[:size]), tuple(sorted(other)[:size])
 
 
 def embeddings_of(measures: Output, keys: list[str]) -> np.ndarray:

@@ -144,7 +144,10 @@ def _curve(output: Output) -> PhaseCurve:
 def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
     output = outputs.get("evaluate")
     if output is None:
-        return {"metrics": {}, "sets": [], "pairs": [], "questions": QUESTIONS, "audit_shares": {}}
+        return {
+            "metrics": {}, "sets": [], "pairs": [], "questions": QUESTIONS, "audit_shares": {},
+            "nearness": "",
+        }  # fmt: skip
     metrics = json.loads(output.file(METRICS).read_bytes())
     answers = json.loads(output.file(ANSWERS).read_bytes()) if "accuracy" in metrics else {}
     sets = [
@@ -154,8 +157,25 @@ def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, 
     ]
     return {
         "metrics": metrics, "sets": sets, "pairs": _pairs(pipeline, outputs, metrics), "questions": QUESTIONS,
-        "audit_shares": _audit_shares(metrics),
+        "audit_shares": _audit_shares(metrics), "nearness": _nearness(metrics.get("distances", {})),
     }  # fmt: skip
+
+
+def _nearness(distances: Mapping[str, Any]) -> str:
+    """What the distances amount to, in a sentence; "" without any."""
+    if not distances:
+        return ""
+    apart = distances["frechet"]["difference"]
+    if abs(apart["value"]) <= apart["half"]:
+        told = "lie as near, within the interval, as"
+    elif apart["value"] > 0:
+        told = "lie farther away than"
+    else:
+        told = "lie nearer, as pictures do that vary less, than"
+    return (
+        "From real pictures of other captions, generated images "
+        f"{told} the real pictures of the same captions (Fréchet distance)."
+    )
 
 
 def _audit_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:

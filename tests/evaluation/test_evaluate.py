@@ -2,6 +2,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from hdm.data.images import decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
+from hdm.evaluation.measuring import distances
+from hdm.evaluation.prompts import PromptSet
+from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.statistics import Share, frechet_distance, kernel_distance
@@ -94,7 +98,9 @@ def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
             for prompt, picture in zip(prompts, pictures, strict=True)
         )
         assert sum(answer[question] for answer in answers["one_object"]) == right
-        assert metrics["accuracy"]["one_object"][question] == Share(right, 70).to_dict()
+        distinct = len({prompt.text for prompt in prompts})
+        assert distinct < 70, "some repeat"
+        assert metrics["accuracy"]["one_object"][question] == Share(right, 70, distinct).to_dict()
         assert output.summary[question] == right / 70
     assert metrics["accuracy"]["two_objects"]["all"]["total"] == 17
 
@@ -121,8 +127,13 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
             not metrics["real"]["same_shape"] or 0.8 <= row["width"] / row["height"] <= 1.25
         )
 
-    held, train = (
-        sorted(row["key"] for row in rows if fits(row, split)) for split in ("held_out", "train")
+    compared, reference = (
+        read_real(gallery.inputs, 1.0, 70).compared,
+        read_real(gallery.inputs, 1.0, 70).reference,
+    )
+    held = list(compared)
+    held += sorted(
+        row["key"] for row in rows if fits(row, "held_out") and row["key"] not in compared
     )
     assert metrics["real"]["count"] == len(held) > 5
 
@@ -136,19 +147,41 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
     assert scores["generated"]["mean"] == pytest.approx((images * texts).sum(1).mean(), abs=1e-4)
     assert scores["real"]["mean"] == pytest.approx((pictures * texts).sum(1).mean(), abs=1e-3)
 
-    others = contrastive.embed_images(real_pictures(gallery, train[: len(held)]))
+    # Images of some captions, and the pictures of these captions, from as many pictures of others.
+    assert len(compared) == len(reference) > 2
+    assert not {captions[key] for key in compared} & {captions[key] for key in reference}
+    others = contrastive.embed_images(real_pictures(gallery, reference))
+    same, count = contrastive.embed_images(real_pictures(gallery, compared)), len(compared)
     found = metrics["distances"]
-    assert found["num_held_out"] == len(held)
-    assert found["num_compared"] == min(len(held), len(train))
-    assert found["frechet"]["generated"] == pytest.approx(
-        frechet_distance(pictures, images[: found["num_compared"]]), rel=0.01
-    )
-    assert found["frechet"]["real"] == pytest.approx(frechet_distance(pictures, others), rel=0.01)
-    assert found["kernel"]["generated"] == pytest.approx(
-        kernel_distance(pictures, images[: found["num_compared"]]), rel=0.01, abs=1e-3
-    )
+    assert found["num_compared"] == count
+    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+        for kind, rows in (("generated", images[:count]), ("real", same)):
+            wanted = distance(others, rows)
+            assert found[name][kind]["value"] == pytest.approx(wanted, rel=0.01, abs=1e-3)
     # A model that has learnt nothing is farther from real pictures than these are from each other.
-    assert found["kernel"]["generated"] > found["kernel"]["real"]
+    difference = found["kernel"]["difference"]
+    assert difference["value"] > difference["half"] > 0
+
+
+def test_copies_of_the_very_pictures_are_no_nearer_than_these(gallery):
+    """What a model that knows its pictures by heart would score: what real ones do, and not a seventh of it."""
+    real, measures = read_real(gallery.inputs, 1.0, 70), gallery.inputs["filter.measures"]
+    keys = tuple(real.captions)
+    prompts = PromptSet("held_out", tuple(real.captions.values()), keys=keys)
+    found = distances(measures, real, prompts, embeddings_of(measures, list(keys)))
+    for name in ("frechet", "kernel"):
+        assert found[name]["generated"] == found[name]["real"]
+        assert found[name]["difference"] == {"value": 0, "half": 0}
+        assert found[name]["real"]["half"] > 0
+
+
+def test_pictures_of_one_caption_are_not_compared(gallery):
+    real = read_real(gallery.inputs, 1.0, 70)
+    keys = real.compared
+    alone = replace(real, captions=dict.fromkeys(keys, "a picture"), reference=(), compared=())
+    prompts = PromptSet("held_out", ("a picture",) * len(keys), keys=keys)
+    measures = gallery.inputs["filter.measures"]
+    assert distances(measures, alone, prompts, embeddings_of(measures, list(keys))) == {}
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_bytes(gallery, output, tmp_path):

@@ -77,6 +77,8 @@ def test_the_page_stands_alone_and_tells_everything(gallery, tmp_path):
     assert f"{sum(row['kept'] for row in scores)} kept" in text
     assert "Colour" in text
     assert "Two objects" in text
+    # What the numbers say of a model that has learnt nothing.
+    assert "lie farther away than the real pictures of the same captions" in text
     # 32 + 16 generated, 12 pairs, 24 kept; the rest are refused ones.
     assert len(page.images) > 32 + 16 + 24 + 24
 
