@@ -1,4 +1,6 @@
-"""Writing files so that a kill or a full disk leaves the old file or the new one, never half of one."""
+"""Reading files so that what is wrong with one is said in our own words, and writing them so that a kill or a full disk leaves
+the old file or the new one, never half of one.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hdm.errors import DoesNotFitError, HdmError
+import xxhash
+
+from hdm.errors import DamagedError, DoesNotFitError, HdmError, InputError
 
 TEMPORARY = ".tmp-"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -20,6 +26,9 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_FOLDER = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO)
 """What a machine refuses to any program: told in a line, where it is met."""
+DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
+"""What the system says of a file that is not there, is something else, or lies on a bad block."""
+CHUNK_BYTES = 1 << 20
 
 
 def canonical_json(value: Any) -> bytes:
@@ -29,10 +38,116 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
-def sha256_file(path: Path) -> str:
-    """sha256 of the file's bytes, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@dataclass(frozen=True)
+class Hashes:
+    """Of a file's bytes, in hex digits: sha256 for proof, 128 bits of XXH3 for every time that the file is used."""
+
+    sha256: str
+    xxh3: str
+
+
+def hash_file(path: Path) -> Hashes:
+    """Both hashes in one reading.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    slow, fast = hashlib.sha256(), xxhash.xxh3_128()
+    for chunk in chunks(path):
+        slow.update(chunk)
+        fast.update(chunk)
+    return Hashes(slow.hexdigest(), fast.hexdigest())
+
+
+def sha256_file(path: Path, advance: Callable[[int], object] | None = None) -> str:
+    """sha256 of the file's bytes, as 64 hex digits.
+
+    Args:
+        path: the file.
+        advance: called with the number of bytes of each piece that was read.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    found = hashlib.sha256()
+    for chunk in chunks(path):
+        found.update(chunk)
+        if advance is not None:
+            advance(len(chunk))
+    return found.hexdigest()
+
+
+def fast_hash(path: Path) -> str:
+    """128 bits of XXH3 of the file's bytes, as 32 hex digits.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    found = xxhash.xxh3_128()
+    for chunk in chunks(path):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def chunks(path: Path) -> Iterator[memoryview]:
+    """The file's bytes, piece by piece; each piece is overwritten by the next.
+
+    Read, not mapped: a bad block is then an OSError, where a mapped page would end the process.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    check_regular(path)
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            yield buffer[:count]
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file: opening a pipe would wait for a writer.
+
+    Raises:
+        OSError: the path leads to a folder, a pipe, a device, or nowhere.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP
+        text = os.strerror(number) if stat.S_ISDIR(mode) else "Not a regular file"
+        raise OSError(number, text, str(path))
+
+
+def explain_read_error(error: OSError, path: Path) -> HdmError:
+    """The error to raise in place of an OSError met while reading `path`: damage, a missing permission, or the machine's limits."""
+    if error.errno in DAMAGE:
+        return DamagedError(
+            f"not a file that can be read: {error.strerror}",
+            where=path,
+            do="run the same command again: it is made anew",
+        )
+    if error.errno in FORBIDDEN:
+        return InputError(
+            f"cannot read: {error.strerror}",
+            where=path,
+            do="ask its owner for permission to read it (chmod a+r)",
+        )
+    return HdmError(
+        f"cannot read: {error.strerror}",
+        where=path,
+        do="look at the disk and the limits of open files, then run again",
+    )
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing if it is not there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -45,10 +160,14 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, to be written by the caller; renamed to `path` at the end of the block.
 
     On any error the temporary is removed and `path` is as it was.
+
+    Args:
+        path: the file.
+        needed_bytes: how large it will be, to say on a full disk; None: not known beforehand.
 
     Raises:
         DoesNotFitError: the disk is full (needed and free bytes are named where known).
@@ -69,15 +188,22 @@ def written_aside(path: Path) -> Iterator[Path]:
             path.parent,
         ):
             raise  # the caller's own reading failed
-        raise explain_os_error(error, path) from error
+        raise explain_os_error(error, path, needed_bytes, _size(temporary)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file's content, atomically."""
-    with written_aside(path) as temporary:
+    with written_aside(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 
@@ -88,8 +214,16 @@ def write_json(path: Path, value: Any) -> None:
     )
 
 
-def explain_os_error(error: OSError, path: Path) -> HdmError:
+def explain_os_error(
+    error: OSError, path: Path, needed_bytes: int | None = None, written_bytes: int = 0
+) -> HdmError:
     """The error to raise in place of an OSError met while writing `path`.
+
+    Args:
+        error: what the system said.
+        path: what was written.
+        needed_bytes: how large it was to be; None: not known.
+        written_bytes: how much of it was there when the error came, which is freed again.
 
     Raises:
         ConnectionError: the error itself, where it is one: a pipe or a socket broke, no file did.
@@ -97,22 +231,38 @@ def explain_os_error(error: OSError, path: Path) -> HdmError:
     if isinstance(error, ConnectionError):
         raise error
     if error.errno in FULL:
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f": {shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
-        return DoesNotFitError(
-            f"no space left{free}",
-            where=path,
-            do="make room, then run the same command again; finished shards are kept",
-        )
+        return no_space(path, needed_bytes, written_bytes)
     if error.errno in (*FORBIDDEN, *NO_FOLDER):
         return HdmError(
             f"cannot write: {error.strerror}",
             where=path,
-            do="choose another store with HDM_STORE or --store",
+            do="choose another store with HDM_STORE or --store, or run as the owner of this one",
         )
     return HdmError(
         f"cannot write: {error.strerror}",
         where=path,
         do="look at the disk and the limits of open and large files, then run again",
+    )
+
+
+def no_space(path: Path, needed_bytes: int | None, written_bytes: int = 0) -> DoesNotFitError:
+    """The error of a full disk: what is needed, where that is known, and what is free.
+
+    Args:
+        path: what does not fit; it need not be there.
+        needed_bytes: its size; None: only that it is more than `written_bytes`.
+        written_bytes: what is taken now and will be free again.
+    """
+    told = []
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(path.parent).free + written_bytes
+        told.append(f"{free / 1e6:.1f} MB free")
+    if needed_bytes is not None:
+        told.append(f"{needed_bytes / 1e6:.1f} MB needed")
+    elif written_bytes:
+        told.append(f"more than {written_bytes / 1e6:.1f} MB needed")
+    return DoesNotFitError(
+        "no space left" + (f": {', '.join(told)}" if told else ""),
+        where=path,
+        do="make room (hdm gc shows what is no longer needed), then run the same command again; finished files are kept",
     )

@@ -5,7 +5,10 @@
         <files>                          shards, tables, weights
         run.json                         times, hosts and rates of the runs that made it; outside every digest
         .journal.jsonl                   one line a finished file, so that a restart adopts it
+        .copies/                         the manifest again, and small files that only the whole work would make again
         .scratch/                        state for resuming (training checkpoints); gone after the commit
+        .hashes.json                     fast hashes of files whose manifest, from an older release, has none
+        <file>.damaged                   what was found not to be what was written
 
 A digest covers everything that changes the result and nothing else: no time, host, port, path or retry.
 """
@@ -18,19 +21,24 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hdm.errors import DamagedError, InputError, LockedError
+from hdm.errors import DamagedError, HdmError, InputError, LockedError
 from hdm.files import (
     TEMPORARY,
     canonical_json,
+    check_regular,
+    explain_os_error,
+    explain_read_error,
+    fast_hash,
+    hash_file,
+    remove,
     sha256_file,
     sync,
     write_bytes,
@@ -45,7 +53,9 @@ MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
     ".scratch",
     ".lock",
 )
+COPIES, HASHES, DAMAGED = ".copies", ".hashes.json", ".damaged"
 VERIFY_BYTES = 1 << 30
+RACY_SEC = 0.1  # a file changed so lately may be changed again without its time of change telling
 ANOTHER_STORE = "choose another store with HDM_STORE or --store"
 
 log = logging.getLogger(__name__)
@@ -95,12 +105,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One finished file: its name in the output's folder, size, sha256, and counts (rows, kept, …) for the totals."""
+    """One finished file: its name in the output's folder, size, hashes, and counts (rows, kept, …) for the totals.
+
+    `xxh3` is what is compared whenever the file is used; None in manifests of releases before 0.2. `sha256` is for `hdm verify`.
+    """
 
     name: str
     bytes: int
     sha256: str
     counts: Mapping[str, int]
+    xxh3: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,13 +150,12 @@ class Store:
 
     Args:
         root: the folder; made when first written to.
-        verify_bytes: contents up to this many bytes an output are rehashed when it is looked up; beyond it, names and sizes
-            are checked then, and contents when first read (page checksums) and by `hdm verify`.
+        verify_bytes: contents up to this many bytes an output are compared when it is looked up, small files first; beyond it,
+            names and sizes are, and contents when they are read (`checked`, page checksums) and by `hdm verify`.
     """
 
     def __init__(self, root: Path, verify_bytes: int = VERIFY_BYTES) -> None:
         self.root, self.verify_bytes = Path(root), verify_bytes
-        self._rehashed: set[Path] = set()
 
     def folder(self, identity: Identity) -> Path:
         return self.root / identity.name / identity.digest
@@ -150,21 +163,39 @@ class Store:
     def find(self, identity: Identity) -> Output | None:
         """The finished output of that identity, or None if it has to be made.
 
-        A damaged file is set aside under `<name>.damaged`, so that the next draft makes it anew and keeps the rest.
+        A damaged file is set aside under `<name>.damaged`. If a copy of it was kept, the output is whole again; if not, the next
+        draft makes that file anew and keeps the rest.
+
+        Raises:
+            InputError: something may not be read, or is in the way.
+            HdmError: something is damaged, and cannot be set aside.
         """
         folder = self.folder(identity)
         try:
-            output = read_output(folder)
-            # Once in a process is enough: later readers meet the page checksums.
-            check_files(output, 0 if folder in self._rehashed else self.verify_bytes)
-            self._rehashed.add(folder)
+            output = _read_of(folder, identity)
+            check_files(output, self.verify_bytes)
         except FileNotFoundError:
-            return None
+            return self._mended(identity) if (folder / COPIES / MANIFEST).exists() else None
         except DamagedError as error:
             set_aside(folder, error)
-            self._rehashed.discard(folder)
-            return None
+            if isinstance(error, _AnotherOutputError):
+                _forget_unsigned(folder)
+            return self._mended(identity)
+        _sweep(folder)
         return output
+
+    def _mended(self, identity: Identity) -> Output | None:
+        """The output from its copies: None if they are not enough, or another process works on it."""
+        folder = self.folder(identity)
+        with contextlib.suppress(FileNotFoundError, DamagedError, LockedError):
+            manifest = _read_of(folder, identity, COPIES)
+            with locked(folder / LOCK, f"{identity.name} {identity.digest}"):
+                if not all(_restored(folder, record) for record in manifest.files):
+                    return None
+                write_bytes(folder / MANIFEST, (folder / COPIES / MANIFEST).read_bytes())
+            log.warning("%s %s is whole again", identity.name, identity.digest)
+            return read_output(folder)
+        return None
 
     def need(self, identity: Identity, asked_by: str) -> Output:
         """Like `find`, for an input that must be there.
@@ -182,11 +213,20 @@ class Store:
             )
         return output
 
+    def manifests(self) -> list[Path]:
+        """The folders that hold a manifest, whole or not, in order of name and digest."""
+        found = sorted(self.root.glob(f"*/*/{MANIFEST}"))
+        return [path.parent for path in found if not path.parent.name.endswith(DAMAGED)]
+
     def outputs(self) -> Iterator[Output]:
-        """Every output with a manifest, damaged ones left out."""
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            with contextlib.suppress(DamagedError, FileNotFoundError):
-                yield read_output(manifest.parent)
+        """Every finished output. What is left out, damaged or unreadable, is logged."""
+        for folder in self.manifests():
+            try:
+                yield read_at_home(folder)
+            except FileNotFoundError:
+                continue  # removed just now
+            except HdmError as error:
+                log.warning("left out: %s (%s)", error.what, error.where)
 
     @contextlib.contextmanager
     def draft(self, identity: Identity) -> Iterator[Draft]:
@@ -194,9 +234,13 @@ class Store:
 
         Raises:
             LockedError: another process works on it; its pid, host and start are named.
+            HdmError: the folder cannot be written.
         """
         folder = self.folder(identity)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
         with locked(folder / LOCK, f"{identity.name} {identity.digest}"):
             yield Draft(identity, folder)
 
@@ -204,56 +248,82 @@ class Store:
 class Draft:
     """An output being written. Made by `Store.draft`.
 
-    `figures` may be filled with what was measured of the making (rates, shares of time): they go to run.json.
+    `figures` may be filled with what was measured of the making (rates, shares of time): they go to run.json. `lost` are the files
+    that were finished once and do not hold any longer.
     """
 
     def __init__(self, identity: Identity, folder: Path) -> None:
         self.identity, self.path = identity, folder
         self.started, self.clock = time.time(), time.monotonic()
         self.figures: dict[str, float] = {}
-        for leftover in folder.glob(f"{TEMPORARY}*"):
-            leftover.unlink()
-        self.records = {
-            record.name: record
-            for record in _read_journal(folder)
-            if _holds(folder, record, content=True)
-        }
+        self.records: dict[str, FileRecord] = {}
+        with _writing(folder):
+            for leftover in folder.glob(f"{TEMPORARY}*"):
+                remove(leftover)
+        _made_folder(folder / COPIES)
+        journal = {record.name: record for record in _read_journal(folder, identity.digest)}
+        for record in journal.values():
+            if _restored(folder, record):
+                self.records[record.name] = record
+        self.lost = journal.keys() - self.records.keys()
 
     @property
     def scratch(self) -> Path:
         """A folder for state that only resuming needs; removed at the commit."""
-        path = self.path / SCRATCH
-        path.mkdir(exist_ok=True)
-        return path
+        return _made_folder(self.path / SCRATCH)
 
     def has(self, name: str) -> bool:
         """Whether that file is finished and whole, from this run or one before it."""
         return name in self.records
 
     @contextlib.contextmanager
-    def write(self, name: str) -> Iterator[PendingFile]:
+    def write(
+        self, name: str, *, copied: bool = False, needed_bytes: int | None = None
+    ) -> Iterator[PendingFile]:
         """Write one file: the block writes to `.path` and fills `.counts`; at its end the file is whole and recorded.
 
         Safe to use from several threads for different names.
+
+        Args:
+            name: of the file, in the output's folder.
+            copied: keep a copy from which the file is mended: for small files that only the whole work would make again.
+            needed_bytes: how large it will be, to say on a full disk; None: not known.
         """
-        with written_aside(self.path / name) as temporary:
+        with written_aside(self.path / name, needed_bytes) as temporary:
             pending = PendingFile(temporary, {})
             yield pending
             sync(temporary)
+            hashes = hash_file(temporary)
             record = FileRecord(
-                name, temporary.stat().st_size, sha256_file(temporary), dict(pending.counts)
+                name, temporary.stat().st_size, hashes.sha256, dict(pending.counts), hashes.xxh3
             )
+            if copied:
+                write_bytes(self.path / COPIES / name, temporary.read_bytes())
+            line = {**asdict(record), "of": self.identity.digest}
             # Before the rename: a file that is in place is always in the journal, and so can be adopted or refused.
-            _append_line(self.path / JOURNAL, canonical_json(asdict(record)))
+            _append_line(self.path / JOURNAL, canonical_json(line))
         self.records[name] = record
 
-    def write_json(self, name: str, value: Any, counts: Mapping[str, int] | None = None) -> None:
+    def write_json(
+        self,
+        name: str,
+        value: Any,
+        counts: Mapping[str, int] | None = None,
+        *,
+        copied: bool = False,
+    ) -> None:
         """Write one JSON file of the output."""
-        with self.write(name) as file:
-            file.path.write_bytes(
-                json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-            )
+        data = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with self.write(name, copied=copied, needed_bytes=len(data)) as file:
+            file.path.write_bytes(data)
             file.counts.update(counts or {})
+
+    def start_over(self) -> None:
+        """Forget what was finished: the work begins anew and writes every file again."""
+        with _writing(self.path):
+            remove(self.path / COPIES)
+            remove(self.path / JOURNAL)
+        self.records.clear()
 
     def counts(self) -> dict[str, int]:
         """The counts of the finished files, summed."""
@@ -274,11 +344,11 @@ class Draft:
         }
         manifest = {**body, "manifest_sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
         self._log_run()
-        write_bytes(
-            self.path / MANIFEST,
-            json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n",
-        )
-        shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
+        data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        write_bytes(self.path / MANIFEST, data)
+        write_bytes(self.path / COPIES / MANIFEST, data)
+        with _writing(self.path):
+            remove(self.path / SCRATCH)
         return read_output(self.path)
 
     def _log_run(self) -> None:
@@ -311,23 +381,77 @@ class PendingFile:
 
 
 def read_output(folder: Path) -> Output:
-    """Read and check a manifest.
+    """Read and check a manifest; its folder may have been copied or renamed.
 
     Raises:
         FileNotFoundError: there is none.
         DamagedError: it is not what was written.
+        InputError: it may not be read.
     """
-    path = folder / MANIFEST
-    data = path.read_bytes()
+    return _read_manifest(folder / MANIFEST, folder)
+
+
+def read_at_home(folder: Path) -> Output:
+    """Read and check a manifest of a store, where the folder's names say which output it has to be.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedError: it is not what was written, or another output's.
+        InputError: it may not be read.
+    """
+    output = read_output(folder)
+    _check_name(output, folder.parent.name, folder.name, folder / MANIFEST)
+    return output
+
+
+def _read_of(folder: Path, identity: Identity, place: str = ".") -> Output:
+    """The output of an identity, by the manifest in its folder or in the folder of copies there."""
+    try:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise DamagedError("not a folder", where=folder, do="run the same command again")
+    except OSError as error:
+        raise explain_read_error(error, folder) from error
+    path = folder / place / MANIFEST
+    output = _read_manifest(path, folder)
+    _check_name(output, identity.name, identity.digest, path)
+    return output
+
+
+class _AnotherOutputError(DamagedError):
+    """A manifest that is whole, in the wrong folder."""
+
+
+def _check_name(output: Output, name: str, digest: str, path: Path) -> None:
+    if (output.name, output.digest) != (name, digest):
+        raise _AnotherOutputError(
+            f"the manifest of another output, {output.name} {output.digest}, is in its place",
+            where=path,
+            do="run the same command again: it is made anew",
+        )
+
+
+def _read_manifest(path: Path, folder: Path) -> Output:
+    try:
+        check_regular(path)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain_read_error(error, path) from error
     try:
         manifest = json.loads(data)
         recorded = manifest.pop("manifest_sha256")
         if hashlib.sha256(canonical_json(manifest)).hexdigest() != recorded:
             raise ValueError("its hash does not hold")
+        identity = Identity(**{field.name: manifest[field.name] for field in fields(Identity)})
+        if identity.digest != manifest["digest"]:
+            raise ValueError("its digest is not that of what it depends on")
         files = tuple(FileRecord(**record) for record in manifest["files"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(
-            "a manifest is damaged", where=path, do="run the same command again: it is made anew"
+            f"a manifest is damaged: {error}",
+            where=path,
+            do="run the same command again: it is made anew",
         ) from error
     counts: dict[str, int] = {}
     for record in files:
@@ -340,30 +464,138 @@ def read_output(folder: Path) -> Output:
 
 
 def check_files(output: Output, verify_bytes: int | None = None) -> None:
-    """Check the names and sizes of an output's files, and the contents of the first `verify_bytes` (None: of all).
+    """Check the names and sizes of an output's files, and the contents of `verify_bytes` of them, small files first (None: of all).
 
     Raises:
         DamagedError: naming the first file that is not what was written.
+        InputError: a file may not be read.
     """
     budget = float("inf") if verify_bytes is None else verify_bytes
-    for record in output.files:
+    for record in sorted(output.files, key=lambda record: record.bytes):
         budget -= record.bytes
         if not _holds(output.path, record, content=budget >= 0):
-            raise DamagedError(
-                "a file is not what was written",
-                where=output.path / record.name,
-                do="run the same command again: it is made anew",
-            )
+            raise _damage(output.path / record.name)
+
+
+def checked(path: Path) -> Path:
+    """A file that is about to be used: if it belongs to an output, its contents are compared with the manifest's hash first.
+
+    Once in a process is enough for a file that did not change since.
+
+    Raises:
+        DamagedError: it is not what was written.
+        InputError: it may not be read.
+    """
+    with contextlib.suppress(FileNotFoundError, StopIteration):
+        output = next(read_output(folder) for folder in path.parents[:2] if _is_output(folder))
+        name = path.relative_to(output.path).as_posix()
+        record = next(record for record in output.files if record.name == name)
+        if not _holds(output.path, record, content=True):
+            raise _damage(path)
+    return path
+
+
+def _is_output(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()
+
+
+def proven(folder: Path, record: FileRecord, advance: Callable[[int], object]) -> bool:
+    """Whether a file's size and sha256 are the recorded ones.
+
+    Args:
+        folder: of the output.
+        record: of the file.
+        advance: called with the number of bytes of each piece that was read.
+
+    Raises:
+        InputError: it may not be read.
+    """
+    path = folder / record.name
+    try:
+        return path.stat().st_size == record.bytes and sha256_file(path, advance) == record.sha256
+    except OSError as error:
+        return _refused(error, path)
+
+
+def _damage(path: Path) -> DamagedError:
+    return DamagedError(
+        "a file is not what was written",
+        where=path,
+        do="run the same command again: it is made anew",
+    )
 
 
 def set_aside(folder: Path, damage: DamagedError) -> None:
-    """Move a damaged file and the manifest that vouches for it out of the way, saying so."""
+    """Move what is damaged out of the way, saying so; where that is a file, the manifest that vouches for it goes to the copies.
+
+    Raises:
+        HdmError: it cannot be moved.
+    """
     damaged = Path(str(damage.where))
-    log.warning("%s; set aside as %s.damaged", damage.what, damaged)
-    for path in {damaged, folder / MANIFEST}:
-        with contextlib.suppress(FileNotFoundError):
-            path.replace(path.with_name(path.name + ".damaged"))
-    sync(folder)
+    _move_aside(damaged, damage.what)
+    manifest = folder / MANIFEST
+    if damaged != manifest and folder in damaged.parents and manifest.exists():
+        with _writing(manifest):
+            manifest.replace(_made_folder(folder / COPIES) / MANIFEST)
+            sync(folder)
+
+
+def _move_aside(path: Path, why: str) -> None:
+    target = path.with_name(path.name + DAMAGED)
+    if not os.path.lexists(path):
+        log.warning("%s: %s; it is not there", path, why)
+        return
+    with _writing(path):
+        remove(target)
+        path.replace(target)
+        sync(path.parent)
+    log.warning("%s: %s; set aside as %s", path, why, target.name)
+
+
+def _made_folder(path: Path) -> Path:
+    """The folder, made if need be; what stands in its place is set aside."""
+    if os.path.lexists(path) and not path.is_dir():
+        _move_aside(path, "not a folder")
+    with _writing(path):
+        path.mkdir(exist_ok=True)
+    return path
+
+
+def _restored(folder: Path, record: FileRecord) -> bool:
+    """Whether a file is what was written, perhaps by now: from its copy. What stands in the way of writing it is set aside."""
+    if _holds(folder, record, content=True):
+        return True
+    path = folder / record.name
+    if _holds(folder / COPIES, record, content=True):
+        if os.path.lexists(path):
+            _move_aside(path, "a file is not what was written")
+        write_bytes(path, (folder / COPIES / record.name).read_bytes())
+        log.warning("%s is back from its copy", path)
+        return True
+    if os.path.lexists(path) and not path.is_file():
+        _move_aside(path, "not a file")
+    return False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a kill between the manifest and the clean-up left: checkpoints take gigabytes."""
+    names = [path.name for path in folder.iterdir()]
+    leftovers = [name for name in names if name == SCRATCH or name.startswith(TEMPORARY)]
+    if not leftovers:
+        return
+    # Whoever may not write here leaves it to the owner; whoever works here cleans up at the end.
+    with contextlib.suppress(HdmError, OSError), locked(folder / LOCK, folder.name):
+        for name in leftovers:
+            remove(folder / name)
+        log.info("%s: removed %s of a run that was killed", folder, ", ".join(leftovers))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 @contextlib.contextmanager
@@ -372,8 +604,11 @@ def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
 
     Raises:
         LockedError: somebody else holds it; pid, host and start are named.
+        HdmError: its file cannot be written.
     """
-    with path.open("a+") as file:
+    with _writing(path):
+        file = path.open("a+")
+    with file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -392,6 +627,27 @@ def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock of that file; asked without writing, so that anybody may.
+
+    Raises:
+        InputError: the file may not be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise explain_read_error(error, path) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _read_run(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / RUN).read_bytes())
@@ -399,14 +655,62 @@ def _read_run(folder: Path) -> dict[str, Any]:
         return {}
 
 
+_held: set[tuple[str, int, int, int, int]] = set()
+
+
 def _holds(folder: Path, record: FileRecord, content: bool) -> bool:
+    """Whether a file is there and has the recorded size and, if asked, content.
+
+    Raises:
+        InputError: it may not be read.
+    """
     path = folder / record.name
     try:
-        if path.stat().st_size != record.bytes:
+        state = path.stat()
+        check_regular(path)
+        if state.st_size != record.bytes:
             return False
-        return not content or sha256_file(path) == record.sha256
-    except FileNotFoundError:
+        key = (record.sha256, state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+        if not content or key in _held:
+            return True
+        whole = _content_holds(folder, record)
+        if whole and time.time() - state.st_mtime > RACY_SEC:
+            _held.add(key)
+        return whole
+    except OSError as error:
+        return _refused(error, path)
+
+
+def _refused(error: OSError, path: Path) -> bool:
+    """False for a file that is not what was written; anything else that keeps it from being read is raised."""
+    explained = explain_read_error(error, path)
+    if isinstance(explained, DamagedError):
         return False
+    raise explained from error
+
+
+def _content_holds(folder: Path, record: FileRecord) -> bool:
+    path, fast = folder / record.name, record.xxh3
+    if fast is not None:
+        return fast_hash(path) == fast
+    known = _read_hashes(folder)
+    if record.sha256 in known and fast_hash(path) == known[record.sha256]:
+        return True
+    found = hash_file(path)
+    if found.sha256 != record.sha256:
+        return False
+    # In a store of somebody else's it cannot be remembered, and is hashed again by the next process.
+    with contextlib.suppress(HdmError):
+        write_json(folder / HASHES, {**known, found.sha256: found.xxh3})
+    return True
+
+
+def _read_hashes(folder: Path) -> dict[str, str]:
+    """sha256 → XXH3 of files that were once found to be whole; {} if it was lost (they are hashed again)."""
+    try:
+        return dict(json.loads((folder / HASHES).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _append_line(path: Path, line: bytes) -> None:
@@ -419,13 +723,36 @@ def _append_line(path: Path, line: bytes) -> None:
         os.close(descriptor)
 
 
-def _read_journal(folder: Path) -> Iterator[FileRecord]:
+def _journal_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    path = folder / JOURNAL
     try:
-        lines = (folder / JOURNAL).read_bytes().split(b"\n")
+        check_regular(path)
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
+    except OSError as error:
+        damage = explain_read_error(error, path)
+        if not isinstance(damage, DamagedError):
+            raise damage from error
+        _move_aside(path, damage.what)
+        return
     for line in lines:
-        try:
-            yield FileRecord(**json.loads(line))
-        except (ValueError, TypeError):
-            continue  # empty, or torn by a kill: its file is then made again
+        with contextlib.suppress(
+            ValueError
+        ):  # empty, or torn by a kill: its file is then made again
+            yield line, json.loads(line)
+
+
+def _read_journal(folder: Path, digest: str) -> Iterator[FileRecord]:
+    for _, values in _journal_lines(folder):
+        with contextlib.suppress(TypeError, AttributeError):
+            if values.pop("of", digest) == digest:
+                yield FileRecord(**values)
+
+
+def _forget_unsigned(folder: Path) -> None:
+    """Forget the files of a journal that do not say whose they are: they may have come with another output's manifest."""
+    lines = list(_journal_lines(folder))
+    kept = [line for line, values in lines if isinstance(values, dict) and "of" in values]
+    if len(kept) < len(lines):
+        write_bytes(folder / JOURNAL, b"\n".join([*kept, b""]))

@@ -1,7 +1,10 @@
 """What a person relies on: an output is there if and only if it is whole, and a restart keeps what was finished."""
 
+import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +12,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import xxhash
 
-from hdm.errors import DamagedError, LockedError
-from hdm.files import written_aside
-from hdm.store import Identity, Store, check_files, read_output
+from hdm.errors import DamagedError, HdmError, InputError, LockedError
+from hdm.files import canonical_json, written_aside
+from hdm.store import Identity, Store, check_files, checked, locked, read_output
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +43,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in folder.iterdir()
-        if path.name != "run.json" and not path.name.startswith(".")
+        if path.is_file() and path.name != "run.json" and not path.name.startswith(".")
     }
 
 
@@ -60,32 +64,271 @@ def test_a_digest_does_not_depend_on_the_order_of_keys():
     assert Identity("x", 2, {"a": 1, "b": [1, 2]}).digest != one.digest
 
 
+def flip(path: Path, position: int = 3) -> bytes:
+    """Change one bit of a file; what is then in it."""
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
 @pytest.mark.parametrize("position", [0, 40, -3])
-@pytest.mark.parametrize("name", ["b.json", "manifest.json"])
-def test_one_flipped_bit_is_found_and_mended_and_the_rest_is_kept(tmp_path, name, position):
+def test_one_flipped_bit_is_found_and_mended_and_the_rest_is_kept(tmp_path, position):
     store = Store(tmp_path)
     fill(store, identity())
     folder = store.folder(identity())
     whole = everything(folder)
-    data = bytearray(whole[name])
-    data[position % len(data)] ^= 1
-    (folder / name).write_bytes(data)
+    flipped = flip(folder / "b.json", position)
 
     again = Store(tmp_path)
     assert again.find(identity()) is None
-    assert (folder / f"{name}.damaged").read_bytes() == bytes(data)
-    assert fill(again, identity()) == ([name] if name != "manifest.json" else [])
+    assert (folder / "b.json.damaged").read_bytes() == flipped
+    assert fill(again, identity()) == ["b.json"]
     restored = everything(folder)
     assert {key: restored[key] for key in whole} == whole
+
+
+@pytest.mark.parametrize("position", [0, 40, -3])
+def test_a_flipped_bit_in_a_manifest_costs_nothing(tmp_path, position):
+    store = Store(tmp_path)
+    fill(store, identity())
+    folder = store.folder(identity())
+    whole = everything(folder)
+    flipped = flip(folder / "manifest.json", position)
+
+    found = Store(tmp_path).find(identity())
+    assert found is not None
+    assert found.summary == {"note": "whole"}
+    assert (folder / "manifest.json.damaged").read_bytes() == flipped
+    restored = everything(folder)
+    assert {key: restored[key] for key in whole} == whole
+
+
+def test_a_manifest_of_an_older_release_is_made_again_from_the_journal(tmp_path):
+    """Neither a copy of the manifest nor fast hashes: the files are adopted, none is written again."""
+    store = Store(tmp_path)
+    fill(store, identity())
+    folder = store.folder(identity())
+    as_of_old(folder)
+    flip(folder / "manifest.json")
+    assert Store(tmp_path).find(identity()) is None
+    assert fill(store, identity()) == []
+
+
+def as_of_old(folder: Path) -> None:
+    """An output as releases before 0.2 wrote it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("manifest_sha256")
+    for record in manifest["files"]:
+        record.pop("xxh3")
+    digest = hashlib.sha256(canonical_json(manifest)).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "manifest_sha256": digest}))
+    lines = [
+        json.loads(line) for line in (folder / ".journal.jsonl").read_text().split("\n") if line
+    ]
+    old = [{k: v for k, v in line.items() if k not in ("xxh3", "of")} for line in lines]
+    (folder / ".journal.jsonl").write_text("\n".join(json.dumps(line) for line in old))
+    shutil.rmtree(folder / ".copies")
+
+
+def test_a_file_with_a_copy_is_mended_at_once(tmp_path):
+    store = Store(tmp_path)
+    with store.draft(identity()) as draft:
+        draft.write_json("dear.json", {"hours": 99}, copied=True)
+        draft.write_json("cheap.json", {})
+        draft.commit()
+    folder = store.folder(identity())
+    whole = everything(folder)
+    flipped = flip(folder / "dear.json")
+    assert Store(tmp_path).find(identity()) is not None
+    assert everything(folder) == {**whole, "dear.json.damaged": flipped}
+
+
+def test_an_output_of_another_identity_in_the_folder_is_not_taken_for_the_one_asked_for(tmp_path):
+    store = Store(tmp_path)
+    fill(store, identity())
+    other = identity(min_side_px=64)
+    shutil.copytree(store.folder(identity()), store.folder(other))
+    assert Store(tmp_path).find(other) is None
+    assert fill(Store(tmp_path), other) == ["a.json", "b.json", "c.json"]
+    found = store.find(other)
+    assert found is not None
+    assert found.config == {"min_side_px": 64}
+    assert [output.digest for output in store.outputs()] == sorted(
+        [identity().digest, other.digest]
+    )
+
+
+def test_files_that_came_with_an_older_releases_foreign_manifest_are_not_adopted(tmp_path):
+    store = Store(tmp_path)
+    fill(store, identity())
+    as_of_old(store.folder(identity()))
+    other = identity(min_side_px=64)
+    shutil.copytree(store.folder(identity()), store.folder(other))
+    assert store.find(other) is None
+    assert fill(store, other) == ["a.json", "b.json", "c.json"]
+
+
+def test_a_manifest_that_contradicts_itself_is_damaged(tmp_path):
+    """Its own hash holds, and its fields give another digest than it says."""
+    store = Store(tmp_path)
+    fill(store, identity())
+    path = store.folder(identity()) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
+    manifest["config"]["min_side_px"] = 33
+    digest = hashlib.sha256(canonical_json(manifest)).hexdigest()
+    path.write_text(json.dumps({**manifest, "manifest_sha256": digest}))
+    with pytest.raises(DamagedError, match="digest"):
+        read_output(path.parent)
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "something").write_text("else")
+
+
+def put_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def put_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("put", [put_folder, put_loop, put_pipe])
+@pytest.mark.parametrize("name", ["b.json", "manifest.json", ".journal.jsonl", ".copies"])
+def test_what_stands_where_a_file_should_is_set_aside_like_any_damage(tmp_path, put, name):
+    store = Store(tmp_path)
+    fill(store, identity())
+    folder = store.folder(identity())
+    whole = everything(folder)
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    put(path)
+    if Store(tmp_path).find(identity()) is None:
+        fill(Store(tmp_path), identity())
+    assert Store(tmp_path).find(identity()) is not None
+    assert {key: everything(folder)[key] for key in whole} == whole
+    if name in whole:
+        assert os.path.lexists(f"{path}.damaged")
+
+
+@pytest.mark.parametrize("put", [put_loop, lambda path: path.write_text("a file")])
+def test_what_stands_where_an_outputs_folder_should_is_set_aside(tmp_path, put):
+    store = Store(tmp_path)
+    folder = store.folder(identity())
+    folder.parent.mkdir(parents=True)
+    put(folder)
+    assert store.find(identity()) is None
+    assert fill(store, identity()) == ["a.json", "b.json", "c.json"]
+    assert [output.digest for output in store.outputs()] == [identity().digest]
+
+
+def test_a_file_where_the_store_should_be_is_a_clear_error(tmp_path):
+    (tmp_path / "filter").write_text("in the way")
+    store = Store(tmp_path)
+    with pytest.raises(HdmError, match="filter"), store.draft(identity()):
+        pass
+    assert Store(tmp_path / "filter").find(identity()) is None
+
+
+def test_a_disk_that_cannot_read_a_block_is_damage(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    fill(store, identity())
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr("hdm.store.fast_hash", broken)
+    assert store.find(identity()) is None
+    assert (store.folder(identity()) / "a.json.damaged").exists()
+
+
+def test_a_file_that_may_not_be_read_is_a_clear_error_and_stays(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    fill(store, identity())
+
+    def refused(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("hdm.store.fast_hash", refused)
+    with pytest.raises(InputError, match=r"Permission denied .*a\.json"):
+        store.find(identity())
+    assert not list(store.folder(identity()).glob("*.damaged"))
+
+
+def test_a_file_is_compared_when_it_is_used_however_large(tmp_path):
+    store = Store(tmp_path, verify_bytes=0)
+    fill(store, identity())
+    folder = store.folder(identity())
+    flip(folder / "c.json")
+    output = store.find(identity())
+    assert output is not None
+    assert checked(output.file("a.json")) == folder / "a.json"
+    with pytest.raises(DamagedError, match=r"c\.json"):
+        checked(output.file("c.json"))
+
+
+def test_files_of_an_older_release_are_compared_too_and_their_fast_hashes_remembered(tmp_path):
+    store = Store(tmp_path)
+    fill(store, identity())
+    folder = store.folder(identity())
+    as_of_old(folder)
+    manifest = (folder / "manifest.json").read_bytes()
+    assert checked(folder / "a.json") == folder / "a.json"
+    remembered = json.loads((folder / ".hashes.json").read_text())
+    sha256 = hashlib.sha256((folder / "a.json").read_bytes()).hexdigest()
+    assert remembered == {sha256: xxhash.xxh3_128_hexdigest((folder / "a.json").read_bytes())}
+    assert (folder / "manifest.json").read_bytes() == manifest
+    flip(folder / "a.json")
+    with pytest.raises(DamagedError):
+        checked(folder / "a.json")
+
+
+def test_small_files_are_compared_even_behind_a_large_one(tmp_path):
+    store = Store(tmp_path, verify_bytes=1000)
+    with store.draft(identity()) as draft:
+        draft.write_json("a-large.json", "x" * 2000)
+        draft.write_json("b-small.json", "y")
+        draft.commit()
+    flip(store.folder(identity()) / "b-small.json", 1)
+    assert store.find(identity()) is None
+
+
+def test_what_a_kill_after_the_manifest_left_is_swept_at_the_next_look(tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path[:0] = [{str(PROJECT)!r}]
+        import hdm.store
+        from hdm.store import Identity, Store
+        remove = hdm.store.remove
+        hdm.store.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL) if path.name == ".scratch" else remove(path)
+        with Store(Path(sys.argv[1])).draft(Identity("filter", 1, {{}})) as draft:
+            (draft.scratch / "checkpoint-00000001").mkdir()
+            draft.write_json("a.json", 1)
+            draft.commit()
+    """)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    store, which = Store(tmp_path), Identity("filter", 1, {})
+    folder = store.folder(which)
+    assert (folder / ".scratch").exists()
+    with locked(folder / ".lock", "it"):
+        assert store.find(which) is not None
+        assert (folder / ".scratch").exists(), "its owner lives"
+    assert store.find(which) is not None
+    assert not (folder / ".scratch").exists()
 
 
 def test_verify_names_the_damaged_file_even_beyond_the_start_up_check(tmp_path):
     store = Store(tmp_path, verify_bytes=0)
     fill(store, identity())
-    path = store.folder(identity()) / "c.json"
-    data = bytearray(path.read_bytes())
-    data[3] ^= 4
-    path.write_bytes(data)
+    flip(store.folder(identity()) / "c.json")
     output = store.find(identity())
     assert output is not None, "beyond verify_bytes only sizes are checked at start"
     with pytest.raises(DamagedError, match=r"c\.json"):
