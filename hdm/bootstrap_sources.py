@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Unreadable
 from hdm.acquisition.sources import open_source
 from hdm.bootstrap import bootstrap
@@ -32,8 +33,9 @@ def bootstrap_from(
     size_px: int = 64,
     channels: int = 8,
     max_pictures: int | None = None,
-    caption_column: str = "caption",
+    caption_column: str | None = None,
     metadata: str | None = None,
+    max_lost_captions: int = 0,
     matte: str = "#ffffff",
 ) -> dict[str, Any]:
     """Train tokenizer, language model, autoencoder, CoCa and quality head on a source, and write them to a folder.
@@ -46,8 +48,9 @@ def bootstrap_from(
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many; None: all, and 12,000 scenes.
-        caption_column: column or field that holds the caption.
-        metadata: a folder's metadata file, relative to it; None: metadata.jsonl where there is one.
+        caption_column: column or field that holds the captions; None: as `download.caption_column`.
+        metadata: a folder's metadata file, relative to it; None: as `download.metadata`.
+        max_lost_captions: stop when more captions do not arrive at a picture.
         matte: colour behind transparent pixels.
 
     Returns:
@@ -70,7 +73,12 @@ def bootstrap_from(
             check=scene_quality,
             **options,
         )
-    settings = DownloadSettings(source=source, caption_column=caption_column, metadata=metadata)
+    settings = DownloadSettings(
+        source=source,
+        caption_column=caption_column,
+        metadata=metadata,
+        max_lost_captions=max_lost_captions,
+    )
     examples = local_pictures(settings, ImageSettings(matte=matte))
     return bootstrap(examples, out, source=Path(source).name, max_pictures=max_pictures, **options)
 
@@ -86,7 +94,7 @@ def local_pictures(
         captioned: leave out pictures without a caption; else they come without one.
 
     Raises:
-        InputError: the source is a list of URLs.
+        InputError: the source is a list of URLs, or more than `max_lost_captions` of its captions do not arrive.
     """
     _, reader = open_source(settings.source, settings.kind, settings)
     if reader.fetched:
@@ -96,8 +104,10 @@ def local_pictures(
             do="download them first, or name a folder",
         )
     left_out: Counter[str] = Counter()
-    for item in reader.items():
-        captions = (item.caption,) if item.caption and item.caption.strip() else ()
+    inventory = Inventory()
+    for item in map(inventory.arrived, reader.items(inventory)):
+        inventory.check(settings.max_lost_captions, settings.source)
+        captions = item.captions
         if item.load is None or (captioned and not captions):
             left_out["without a caption" if captioned else "unreadable"] += 1
             continue
@@ -105,6 +115,9 @@ def local_pictures(
             yield Example(captions, decode(item.load(), images).pixels)
         except (Unreadable, BadImage) as error:
             left_out[error.status] += 1
+    inventory.check(settings.max_lost_captions, settings.source)
+    for line in told(inventory.to_json()):
+        log.info("%s", line)
     if left_out:
         log.warning(
             "left out: %s",

@@ -112,12 +112,20 @@ def bootstrap(
     channels: Annotated[int, typer.Option(help="Of a latent.")] = 8,
     max_pictures: Annotated[int | None, typer.Option(help="Take only the first so many.")] = None,
     caption_column: Annotated[
-        str, typer.Option(help="Column or field that holds the caption.")
-    ] = "caption",
+        str | None,
+        typer.Option(
+            help="Column or field that holds the captions; else caption, captions or text."
+        ),
+    ] = None,
     metadata: Annotated[
         str | None,
-        typer.Option(help="A folder's metadata file, relative to it; else metadata.jsonl."),
+        typer.Option(
+            help="A folder's metadata file, relative to it; else every metadata.jsonl, .csv, .tsv and .parquet."
+        ),
     ] = None,
+    max_lost_captions: Annotated[
+        int, typer.Option(min=0, help="Go on when no more captions than this belong to no picture.")
+    ] = 0,
     matte: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
 ) -> None:
     """Train small components on captioned pictures: a whole pipeline without any hub."""
@@ -126,7 +134,7 @@ def bootstrap(
     show_log()
     record = bootstrap_from(
         source, out, seed=seed, minutes=minutes, size_px=size_px, channels=channels, max_pictures=max_pictures,
-        caption_column=caption_column, metadata=metadata, matte=matte,
+        caption_column=caption_column, metadata=metadata, max_lost_captions=max_lost_captions, matte=matte,
     )  # fmt: skip
     Console().print_json(data=record["measured"])
     Console().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)

@@ -6,6 +6,7 @@ A field made with `runtime(...)` does not change the result (workers, devices, b
 
 from __future__ import annotations
 
+import codecs
 import itertools
 from string import Formatter
 from typing import Annotated, Any, Literal
@@ -110,20 +111,33 @@ class ScenesSettings(Settings):
 
 class DownloadSettings(Settings):
     source: str = ""
-    """A URL list (.parquet, .csv, .jsonl, .txt), a folder of pictures, WebDataset tars (a glob), or a data set's name."""
+    """A URL list (.parquet, .csv, .jsonl, .txt), a folder of pictures, WebDataset tars (a glob), Parquet files of pictures, or a data
+    set's name."""
     kind: SourceKind = "auto"
     """How to read `source`; auto decides by what it is."""
     scenes: ScenesSettings = ScenesSettings()
     """Used where kind is scenes."""
     url_column: str = "url"
-    caption_column: str = "caption"
-    """Column (lists, data sets) or field (metadata files) that holds the caption."""
+    caption_column: str | None = None
+    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None: `caption`, `captions` or `text`, the
+    first that is there."""
+    text_lines: Literal["captions", "one"] = "captions"
+    """Of a text file beside a picture: each line is a caption, unless empty lines show paragraphs of one text; one: the file is one."""
+    class_captions: bool = False
+    """Pictures without captions are captioned with the name of their class: their folder (kohya's `10_name` without the number), the
+    `.cls` member of a WebDataset, the `label` of a data set."""
+    encoding: str | None = None
+    """Codec of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252, counted as guessed."""
+    max_lost_captions: values.CountOrNone = runtime(0)
+    """The stage stops when more captions, or lines and files that hold some, do not arrive at a picture."""
+    follow_links: bool = True
+    """Follow symbolic links in a folder, each folder once. In archives they are refused in any case."""
     image_column: str = "image"
     """Column of a data set that holds the picture."""
     split: str = "train"
     """Split of a data set."""
     metadata: str | None = None
-    """Metadata file of a folder, relative to it; None: metadata.jsonl where there is one."""
+    """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: those called metadata, in every folder."""
     max_items: values.Count | None = None
     """Take only the first so many; None: all."""
     expected_items: values.Count | None = runtime(None)
@@ -142,6 +156,16 @@ class DownloadSettings(Settings):
     """For one try."""
     concurrency: values.Workers = runtime(64)
     """Requests under way at once."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_exists(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except LookupError as error:
+                raise ValueError("Python knows no such encoding; examples: cp1251, gbk") from error
+        return encoding
 
 
 class TopFraction(Settings):
@@ -229,8 +253,8 @@ def _fields_in(wording: str) -> tuple[str, ...]:
 
 
 class CaptionSettings(Settings):
-    makers: tuple[CaptionMaker, ...] = (CaptionMaker(), CaptionMaker(kind="coca", when="missing"))
-    """In order."""
+    makers: tuple[CaptionMaker, ...] = (CaptionMaker(),)
+    """In order. Pictures that none of them has a caption for are counted and not trained on."""
     max_chars: values.Characters = 2000
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")

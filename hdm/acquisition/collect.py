@@ -68,7 +68,7 @@ def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
         "source": [sample.item.source for sample in samples],
         "status": [sample.status for sample in samples],
         "error": [sample.error for sample in samples],
-        "caption": [sample.item.caption for sample in samples],
+        "captions": [list(sample.item.captions) for sample in samples],
         "licence": [sample.item.licence for sample in samples],
         "sha256": [sample.sha256 for sample in samples],
         "format": [sample.header.format if sample.header else None for sample in samples],

@@ -10,38 +10,45 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from hdm.acquisition import fingerprints
+from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import (
-    LICENCE_COLUMNS,
     Item,
-    Keys,
     Unreadable,
-    as_text,
     caption_column,
+    key_of,
+    licence_column,
     need_column,
     read_file,
     survey,
     too_large,
 )
+from hdm.acquisition.texts import as_text, captions_in
+from hdm.acquisition.url_list import ListedUrl, one_item_a_url
 from hdm.config import DownloadSettings
 from hdm.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+LABEL = "label"
 SAVED = ("state.json", "dataset_dict.json")  # one of them is in what save_to_disk wrote
 
 
 class DataSet:
-    """One split of a data set, in a local folder or on the hub (`org/name` or `org/name@revision`).
+    """One split of a data set, in a local folder or on the hub (`org/name` or `org/name@revision`), or Parquet files of pictures.
 
     Pictures come from the image column; where there is none but a column of URLs, these are fetched.
     """
 
-    def __init__(self, source: str, settings: DownloadSettings) -> None:
-        self.source, self.settings = source, settings
+    def __init__(
+        self, source: str, settings: DownloadSettings, files: list[Path] | None = None
+    ) -> None:
+        self.source, self.settings, self.parquet = source, settings, files
         self.folder = Path(source).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
+        if self.parquet:
+            return {"sha256": [fingerprints.whole(path) for path in self.parquet]}
         if self.folder.is_dir():
             files = sorted(
                 path
@@ -60,30 +67,65 @@ class DataSet:
     def total(self) -> int | None:
         return len(self._rows) if hasattr(self._rows, "__len__") else None
 
-    def items(self) -> Iterator[Item]:
+    def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
+        inventory = inventory or Inventory()
         columns, fetched = self._columns
-        rows = _undecoded(self._rows.select_columns([name for name in columns if name]), columns[0])
-        keys = Keys(survey(row[columns[0]] for row in rows)[1]) if fetched else Keys(frozenset())
+        inventory.columns(self._known, (*columns, self._class_column), self.settings.split)
+        if fetched:
+            urls = survey(row[columns[0]] for row in self._rows.select_columns([columns[0]]))
+            yield from one_item_a_url(self._listed, urls.repeated, inventory)
+            return
+        for number, (value, captions, licence) in enumerate(self._read(inventory)):
+            source = f"{self.settings.split}/{number}"
+            load = partial(_content, value, self.settings.max_bytes)
+            yield Item(key_of(source), source, captions, licence, load)
+
+    def _listed(self, inventory: Inventory) -> Iterator[ListedUrl]:
+        for number, (value, captions, licence) in enumerate(self._read(inventory)):
+            address = as_text(value)
+            url = address.strip() if address else None
+            yield ListedUrl(url, url or f"{self.settings.split}/{number}", captions, licence)
+
+    def _read(self, inventory: Inventory) -> Iterator[tuple[Any, tuple[str, ...], str | None]]:
+        """Picture or URL, captions and licence of every row."""
+        columns, _ = self._columns
+        picture, caption, licence = columns
+        wanted = [name for name in (*columns, self._class_column) if name]
+        rows = _undecoded(self._rows.select_columns(list(dict.fromkeys(wanted))), picture)
+        features = rows.features or {}
         for number, row in enumerate(rows):
-            value, caption, licence = (row[name] if name else None for name in columns)
-            url = as_text(value) if fetched else None
-            source = url.strip() if url else f"{self.settings.split}/{number}"
-            load = None if url else partial(_content, value, self.settings.max_bytes)
-            yield Item(keys.give(source), source, as_text(caption), as_text(licence), load)
+            inventory.take("line")
+            said = _named(row[caption], features.get(caption)) if caption else None
+            found = captions_in(said, self.settings.encoding)
+            captions = inventory.captions(found, f"{self.settings.split}/{number}")
+            if not captions and self._class_column:
+                label = _named(row[self._class_column], features.get(self._class_column))
+                captions = tuple(captions_in(label).captions)
+                inventory.counts["captions_made_up"] += len(captions)
+            yield row[picture], captions, as_text(row[licence]) if licence else None
+
+    @cached_property
+    def _known(self) -> list[str]:
+        return list(self._rows.column_names or next(iter(self._rows), {}))
+
+    @cached_property
+    def _class_column(self) -> str | None:
+        """The column of classes, where their names are captions."""
+        asked = self.settings.class_captions and LABEL in self._known
+        return LABEL if asked else None
 
     @cached_property
     def _columns(self) -> tuple[tuple[str, str | None, str | None], bool]:
-        """The columns of picture or URL, caption and licence; and whether the first holds URLs."""
-        settings = self.settings
-        known = list(self._rows.column_names or next(iter(self._rows), {}))
+        """The columns of picture or URL, captions and licence; and whether the first holds URLs."""
+        settings, known = self.settings, self._known
         fetched = settings.image_column not in known and settings.url_column in known
         picture = (
             settings.url_column
             if fetched
             else need_column(settings.image_column, known, "image_column", self.source)
         )
-        licence = next((name for name in LICENCE_COLUMNS if name in known), None)
-        return (picture, caption_column(settings, known, self.source), licence), fetched
+        caption = caption_column(settings, known, self.source)
+        return (picture, caption, licence_column(known)), fetched
 
     @cached_property
     def _rows(self) -> Dataset | IterableDataset:
@@ -99,6 +141,9 @@ class DataSet:
     def _load(self) -> Any:
         from datasets import load_dataset, load_from_disk
 
+        if self.parquet:
+            files = [str(path.resolve()) for path in self.parquet]
+            return load_dataset("parquet", data_files=files, split="train", streaming=True)
         if any((self.folder / name).is_file() for name in SAVED):
             saved = load_from_disk(str(self.folder))
             if not isinstance(saved, dict):
@@ -124,6 +169,18 @@ def _undecoded(rows: Any, column: str) -> Any:
 
     is_picture = isinstance((rows.features or {}).get(column), Image)
     return rows.cast_column(column, Image(decode=False)) if is_picture else rows
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """A value with the names of its classes for their numbers."""
+    from datasets import ClassLabel, List
+
+    if isinstance(feature, ClassLabel):
+        known = isinstance(value, int) and 0 <= value < feature.num_classes
+        return feature.int2str(value) if known else None
+    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+        return [_named(entry, feature.feature) for entry in value or ()]
+    return value
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
     images-NNNNN.tar         the original bytes, member <key>.<ext>
     samples-NNNNN.parquet    one row an item, in the source's order
+    inventory.json           what became of every file, line and column of the source, and a sample of the captions
 
 A shard is finished when both files are. A rerun takes up the shards that are not.
 """
@@ -9,6 +10,7 @@ A shard is finished when both files are. A rerun takes up the shards that are no
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +20,11 @@ from typing import Any
 
 from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
 from hdm.acquisition.fetch import PASSING, Fetcher
+from hdm.acquisition.inventory import NAME as INVENTORY
+from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Item, Reader
 from hdm.acquisition.sources import open_source
-from hdm.config import SCENES_VERSION, Pipeline
+from hdm.config import SCENES_VERSION, DownloadSettings, Pipeline
 from hdm.data.sites import Site
 from hdm.data.tables import shard_name
 from hdm.errors import InputError, raised_by
@@ -29,11 +33,13 @@ from hdm.store import Draft, Identity, Output, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
-SCHEMA = 2
+SCHEMA = 3
 OPEN_SHARDS = 4
 """Shards fetched at once, so that one slow item does not keep the rest waiting."""
 ENOUGH_ITEMS = 1000
 """So many items tell whether a source is any good."""
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -89,13 +95,16 @@ def make(
         site: opens the source; `open_web` for what lies on the web or on this machine.
 
     Raises:
-        InputError: the source is empty or unusable, or more than `download.max_failed` of its items fail.
+        InputError: the source is empty or unusable, more than `download.max_failed` of its items fail, or more than
+            `download.max_lost_captions` captions do not arrive.
     """
     with store.draft(identity) as draft, site(pipeline) as ready:
         kind, reader = open_source(ready.source, ready.kind, pipeline.download)
-        tally = _Tally(draft, pipeline.download.max_failed)
+        inventory = Inventory()
+        tally = _Tally(draft, pipeline.download, inventory, ready.source)
         with track("download", _total(reader, pipeline), "items") as bar:
-            items = islice(reader.items(), pipeline.download.max_items)
+            first = islice(reader.items(inventory), pipeline.download.max_items)
+            items = map(inventory.arrived, first)
             if reader.fetched:
                 _run(_fetch_shards(pipeline, items, draft, ready, tally, bar))
             else:
@@ -107,7 +116,19 @@ def make(
                 do="look at download.source and download.kind",
             )
         tally.check()
+        draft.write_json(INVENTORY, inventory.to_json(), inventory.counts)
+        _tell(inventory, tally.counts["items"])
         return draft.commit({"kind": kind})
+
+
+def _tell(inventory: Inventory, num_items: int) -> None:
+    for line in told(inventory.to_json()):
+        log.info("%s", line)
+    if inventory.counts["items_uncaptioned"] == num_items:
+        log.warning(
+            "none of the %d pictures has a caption; docs/own-pictures.md says where captions are looked for",
+            num_items,
+        )
 
 
 def _total(reader: Reader, pipeline: Pipeline) -> int | None:
@@ -118,8 +139,11 @@ def _total(reader: Reader, pipeline: Pipeline) -> int | None:
 class _Tally:
     """What became of the items so far, and whether that is still worth going on."""
 
-    def __init__(self, draft: Draft, max_failed: float) -> None:
-        self.draft, self.max_failed = draft, max_failed
+    def __init__(
+        self, draft: Draft, settings: DownloadSettings, inventory: Inventory, source: str
+    ) -> None:
+        self.draft, self.max_failed = draft, settings.max_failed
+        self.max_lost, self.inventory, self.source = settings.max_lost_captions, inventory, source
         self.counts: Counter[str] = Counter()
         self.unlucky: list[int] = []
 
@@ -132,6 +156,7 @@ class _Tally:
             > self.max_failed * counts["items"]
         ):
             self.unlucky.append(number)
+        self.inventory.check(self.max_lost, self.source)
         if self.counts["items"] >= ENOUGH_ITEMS:
             self.check()
 
@@ -139,8 +164,9 @@ class _Tally:
         """Stop if too much has failed. Shards that failed for reasons that pass, as a broken line, are then left to the next run.
 
         Raises:
-            InputError: the share of failed items is above the limit.
+            InputError: more captions are lost than allowed, or the share of failed items is above the limit.
         """
+        self.inventory.check(self.max_lost, self.source)
         items, failed = self.counts["items"], self.counts["failed"]
         if failed <= self.max_failed * items:
             return

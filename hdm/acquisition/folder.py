@@ -1,41 +1,70 @@
-"""A folder of pictures, with captions beside them (`.txt`, `.json`) or in metadata files."""
+"""A folder of pictures, with captions beside them or in metadata files; docs/own-pictures.md lists the conventions."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hdm.acquisition import fingerprints
+from hdm.acquisition.inventory import EXAMPLES, Fate, Inventory
 from hdm.acquisition.items import (
     LICENCE_COLUMNS,
     PICTURE_SUFFIXES,
     Item,
-    Keys,
     Unreadable,
-    as_text,
     caption_column,
+    key_of,
+    licence_column,
     need_column,
     read_file,
-    texts,
 )
-from hdm.acquisition.tabular import column_names, json_object, read_rows
+from hdm.acquisition.names import Names, folded, literal_place
+from hdm.acquisition.tabular import FILE_NAME, column_names, json_value, read_rows
+from hdm.acquisition.texts import CAPTION_COLUMNS, Found, as_text, captions_in, captions_in_file
+from hdm.acquisition.tree import Tree, shown, walk
 from hdm.config import DownloadSettings
+from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
 from hdm.errors import InputError
 
-METADATA, FILE_NAME = "metadata.jsonl", "file_name"
-SIDECARS = (".json", ".txt")
-Words = tuple[str | None, str | None]  # caption, licence
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+FILE_COLUMNS = (FILE_NAME, "filename", "file", "image", "image_path", "path")
+"""Columns that name the picture; the first that is there counts."""
+SIDECARS = (".json", ".txt", ".caption")
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
+ABOUT = (
+    "readme",
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "changelog",
+    "authors",
+    "requirements",
+)
+"""Texts of these names speak of the whole folder."""
+MAX_WORDS_BYTES = 1 << 24
+_REPEATS = re.compile(r"\d+_(?=.)")
+
+
+@dataclass
+class _Said:
+    """What metadata files say of one picture."""
+
+    found: Found = field(default_factory=Found)
+    licence: str | None = None
 
 
 class Folder:
     """Every picture below a folder in order of its path; hidden files and folders are left out.
 
-    A metadata file names pictures in its column `file_name`, relative to its own folder. A picture that it names twice comes twice,
-    one that is not there gets a status, and one that it does not name comes with what lies beside it.
+    A picture has the captions of all lines of metadata that name it and of all files beside it. A file that a line names and that is not
+    there, or not in the folder, gets a status.
     """
 
     fetched = False
@@ -44,56 +73,67 @@ class Folder:
         self.root, self.settings = root, settings
 
     def fingerprint(self) -> dict[str, Any]:
-        beside = {
-            str(PurePosixPath(picture).with_suffix(suffix))
-            for picture in self._pictures
-            for suffix in SIDECARS
-        }
-        files = sorted(self._pictures | (beside & self._files.keys()))
+        texts = {name for name in self._files if _suffix(name) in SIDECARS}
         metadata = {self._relative(path): fingerprints.whole(path) for path in self._metadata_files}
+        files = sorted(self._pictures | texts)
         return {
             **fingerprints.tree((name, self._files[name]) for name in files),
             "metadata": metadata,
         }
 
     def total(self) -> int:
-        listed = self._listed
-        return sum(max(len(listed.get(name, ())), 1) for name in self._pictures | listed.keys())
+        return len(self._pictures | self._metadata[0].keys())
 
-    def items(self) -> Iterator[Item]:
-        keys, listed = Keys(), self._listed
+    def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
+        inventory = inventory or Inventory()
+        listed, lines = self._metadata
+        inventory.add_all(lines)
+        self._note_files(inventory)
         for name in sorted(self._pictures | listed.keys()):
-            for caption, licence in listed.get(name) or [self._beside(name)]:
-                load = (
-                    partial(read_file, self.root / name, self.settings.max_bytes)
-                    if _inside(name)
-                    else _refused
-                )
-                yield Item(keys.give(name), _shown(name), caption, licence, load)
+            said = listed.get(name) or _Said()
+            captions = inventory.captions(said.found, shown(name)) + self._beside(
+                name, said, inventory
+            )
+            if not captions and self.settings.class_captions:
+                captions = self._class(name, inventory)
+            load = partial(read_file, self.root / name, self.settings.max_bytes)
+            yield Item(
+                key_of(name),
+                shown(name),
+                tuple(dict.fromkeys(captions)),
+                said.licence,
+                load if _inside(name) else _refused,
+            )
 
     @cached_property
+    def _tree(self) -> Tree:
+        return walk(self.root, self.settings.follow_links)
+
+    @property
     def _files(self) -> dict[str, Path]:
-        """Path relative to the folder → path, of every file that is not hidden."""
-        found: dict[str, Path] = {}
-        for folder, folders, names in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                if not name.startswith("."):
-                    path = Path(folder, name)
-                    found[self._relative(path)] = path
-        return found
+        return self._tree.files
 
     @cached_property
     def _pictures(self) -> set[str]:
+        """Files whose suffix or first bytes are a picture's."""
+        texts = (*SIDECARS, *TABLES)
         return {
-            name for name in self._files if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+            name
+            for name, path in self._files.items()
+            if _suffix(name) in PICTURE_SUFFIXES
+            or (_suffix(name) not in texts and sniff(_start(path)) is not None)
         }
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.root, self._files.keys(), self._pictures)
 
     @cached_property
     def _metadata_files(self) -> list[Path]:
         wanted = self.settings.metadata
         if wanted is None:
-            return [path for name, path in sorted(self._files.items()) if path.name == METADATA]
+            files = sorted(self._files.items())
+            return [path for name, path in files if path.name.lower() in METADATA]
         path = self.root / wanted
         if not path.is_file():
             near = difflib.get_close_matches(wanted, self._files, n=1, cutoff=0.5)
@@ -106,41 +146,192 @@ class Folder:
         return [path]
 
     @cached_property
-    def _listed(self) -> dict[str, list[Words]]:
-        """Path relative to the folder → what the metadata say, once for each line."""
-        found: dict[str, list[Words]] = {}
+    def _metadata(self) -> tuple[dict[str, _Said], Inventory]:
+        """Path relative to the folder → what the metadata say of it; and what became of their lines."""
+        found: dict[str, _Said] = {}
+        inventory = Inventory()
         for path in self._metadata_files:
             known = column_names(path)
             columns = [
-                need_column(FILE_NAME, known, "metadata", path),
+                next((name for name in FILE_COLUMNS if name in known), None)
+                or need_column(FILE_NAME, known, "metadata", path),
                 caption_column(self.settings, known, path),
-                next((name for name in LICENCE_COLUMNS if name in known), None),
+                licence_column(known),
             ]
-            for name, caption, licence in map(texts, read_rows(path, columns)):
-                if name is not None:
-                    beside = os.path.dirname(self._relative(path))  # noqa: PTH120
-                    place = os.path.normpath(os.path.join(beside, name))  # noqa: PTH118
-                    found.setdefault(place, []).append((caption, licence))
+            name = self._relative(path)
+            inventory.columns(known, columns, name)
+            for number, row in read_rows(path, columns):
+                self._take_line(row, name, number, found, inventory)
+        return found, inventory
+
+    def _take_line(
+        self,
+        row: tuple[Any, ...] | None,
+        table: str,
+        number: int,
+        found: dict[str, _Said],
+        inventory: Inventory,
+    ) -> None:
+        """Give one line of metadata to the picture that it names."""
+        line, beside = f"{shown(table)}:{number}", os.path.dirname(table)  # noqa: PTH120
+        if row is None:
+            inventory.leave("line", Fate.LOST, line, "it is no JSON object")
+            return
+        name = as_text(row[0])
+        if name is None:
+            inventory.leave("line", Fate.LOST, line, "it names no file")
+            return
+        place = self._names.find(name, beside, line)
+        if place is None:
+            place = literal_place(name.replace("\\", "/"), beside)
+            inventory.leave("line", Fate.LOST, line, self._not_there(name, place))
+        else:
+            inventory.take("line")
+        said = found.setdefault(place, _Said())
+        said.found.add(captions_in(row[1], self.settings.encoding))
+        said.licence = said.licence or as_text(row[2])
+
+    def _not_there(self, name: str, place: str) -> str:
+        if not _inside(place):
+            return f"it names {name}, which lies outside the folder"
+        near = self._names.near(name)
+        return f"it names {name}, which is not there" + (f"; did you mean {near}?" if near else "")
+
+    @cached_property
+    def _sidecars(self) -> dict[str, list[str]]:
+        """Picture → the texts beside it: those with its name, or its name without the suffix, before their own suffix."""
+        own = {form for picture in self._pictures for form in (picture, _stem(picture))}
+        pictures: dict[str, list[str]] = {}
+        for picture in sorted(self._pictures):
+            for form in (picture, _stem(picture)):
+                pictures.setdefault(folded(form), []).append(picture)
+        metadata = {self._relative(path) for path in self._metadata_files}
+        found: dict[str, list[str]] = {}
+        for name in sorted(self._files.keys() - metadata):
+            if _suffix(name) not in SIDECARS:
+                continue
+            base = _stem(name)
+            for picture in pictures.get(folded(base), ()):
+                # Where one picture has just this name, those that only resemble it have none of it.
+                if base in (picture, _stem(picture)) or base not in own:
+                    found.setdefault(picture, []).append(name)
         return found
 
-    def _beside(self, name: str) -> Words:
-        """What the files beside a picture say of it."""
-        stem = str(PurePosixPath(name).with_suffix(""))
-        if f"{stem}.json" in self._files:
-            record = json_object(self._files[f"{stem}.json"].read_bytes())
-            licence = next(
-                (text for column in LICENCE_COLUMNS if (text := as_text(record.get(column)))), None
+    def _beside(self, picture: str, said: _Said, inventory: Inventory) -> tuple[str, ...]:
+        """The captions in the files beside a picture."""
+        captions: tuple[str, ...] = ()
+        for name in self._sidecars.get(picture, ()):
+            found, licence = self._read_sidecar(name)
+            said.licence = said.licence or licence
+            captions += inventory.captions(found, shown(name))
+        return captions
+
+    def _read_sidecar(self, name: str) -> tuple[Found, str | None]:
+        try:
+            data = read_file(self._files[name], MAX_WORDS_BYTES)
+        except Unreadable as refusal:
+            return Found(losses=[refusal.message]), None
+        if _suffix(name) != ".json":
+            return captions_in_file(data, self.settings.text_lines, self.settings.encoding), None
+        return captions_in_json(data, self.settings)
+
+    def _class(self, name: str, inventory: Inventory) -> tuple[str, ...]:
+        """The name of a picture's folder, as its caption."""
+        folder = PurePosixPath(name).parent.name
+        inventory.counts["captions_made_up"] += bool(folder)
+        return (_REPEATS.sub("", shown(folder), count=1),) if folder else ()
+
+    def _note_files(self, inventory: Inventory) -> None:
+        """Write down what became of every file."""
+        inventory.take("file", len(self._pictures) + len(self._metadata_files))
+        for entry in self._tree.left:
+            inventory.add(entry)
+        used = self._pictures | {self._relative(path) for path in self._metadata_files}
+        used |= {name for texts in self._sidecars.values() for name in texts}
+        inventory.take("file", len({name for texts in self._sidecars.values() for name in texts}))
+        stems: dict[str, list[str]] = {}
+        for picture in sorted(self._pictures):
+            stems.setdefault(_folder(picture), []).append(_stem(picture))
+        for name in sorted(self._files.keys() - used):
+            if _suffix(name) in SIDECARS and self._holds_caption(name, stems.keys()):
+                beside = stems.get(_folder(name), []) if inventory.lost < EXAMPLES else []
+                near = difflib.get_close_matches(_stem(name), beside, n=1, cutoff=0.6)
+                guess = f"; did you mean {shown(near[0])}?" if near else ""
+                reason = f"it lies beside pictures and belongs to none of them{guess}"
+                inventory.leave("file", Fate.LOST, shown(name), reason)
+            else:
+                self._note_other(name, inventory)
+
+    def _note_other(self, name: str, inventory: Inventory) -> None:
+        """Write down a file that is neither a picture nor a caption."""
+        path = self._files[name]
+        if _suffix(name) in TABLES:
+            reason = "set download.metadata to it, if it holds captions"
+            inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), reason)
+        elif foreign := foreign_format(_start(path)):
+            reason = f"{foreign}: not read; convert it to PNG"
+            inventory.leave("file", Fate.REFUSED, shown(name), reason)
+        elif target := _link_as_text(path):
+            reason = (
+                f"it is a link to the folder {target} that was copied as text; make it a link again"
             )
-            caption = as_text(record.get(self.settings.caption_column))
-            if caption:
-                return caption, licence
-        if f"{stem}.txt" in self._files:
-            text = as_text(self._files[f"{stem}.txt"].read_bytes())
-            return (text.strip() if text else None), None
-        return None, None
+            inventory.leave("folder", Fate.LOST, shown(name), reason)
+        else:
+            inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is no picture")
+
+    def _holds_caption(self, name: str, folders: Collection[str]) -> bool:
+        """Whether a text that belongs to no picture looks as if it should."""
+        if _suffix(name) == ".json":
+            found, _ = self._read_sidecar(name)
+            return bool(found.captions)
+        return _folder(name) in folders and not _is_about(PurePosixPath(name).stem)
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, str | None]:
+    """The captions in a JSON file about one picture, and its licence: an object with a field for them, a text, or a list of texts."""
+    value = json_value(data)
+    if value is None:
+        return Found(losses=["it is not JSON"]), None
+    if not isinstance(value, dict):
+        return captions_in(value), None
+    names = (settings.caption_column,) if settings.caption_column else CAPTION_COLUMNS
+    said = next((value[name] for name in names if value.get(name) is not None), None)
+    licence = next((text for name in LICENCE_COLUMNS if (text := as_text(value.get(name)))), None)
+    return captions_in(said), licence
+
+
+def _is_about(stem: str) -> bool:
+    return stem.lower().startswith(ABOUT)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _stem(name: str) -> str:
+    """A path without its last suffix."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _folder(name: str) -> str:
+    return str(PurePosixPath(name).parent)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _link_as_text(path: Path) -> str | None:
+    """Where a link led that became a text file, as git and archives write it where links are not allowed; None for anything else."""
+    data = _start(path)
+    if path.suffix or not data or len(data) == HEAD_BYTES or b"\0" in data or b"\n" in data:
+        return None
+    target = os.fsdecode(data)
+    return shown(target) if "/" in target and (path.parent / target).is_dir() else None
 
 
 def _inside(name: str) -> bool:
@@ -149,8 +340,3 @@ def _inside(name: str) -> bool:
 
 def _refused() -> bytes:
     raise Unreadable("refused_path", "the metadata name a file outside the folder")
-
-
-def _shown(name: str) -> str:
-    """A file's name as text that any table can hold."""
-    return os.fsencode(name).decode("utf-8", "replace")

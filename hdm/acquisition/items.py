@@ -5,22 +5,29 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hdm.acquisition.texts import CAPTION_COLUMNS, as_text
 from hdm.config import DownloadSettings
 from hdm.errors import InputError
 
+if TYPE_CHECKING:
+    from hdm.acquisition.inventory import Inventory
+
 PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+        ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr",
+    }
+)  # fmt: skip
+"""Names of pictures, also of kinds that are not read: those get a status. Other files are known by their first bytes."""
 LICENCE_COLUMNS = ("licence", "license")
 
 log = logging.getLogger(__name__)
@@ -39,9 +46,9 @@ class Item:
     """One picture of a source.
 
     Args:
-        key: first 16 hex digits of the sha256 of `source`; a repeated one has its ordinal behind it, as "#1".
+        key: as `key_of` makes it: unique in its source.
         source: URL, or path relative to the source.
-        caption: as given; None if there is none.
+        captions: all that came with it, as given.
         licence: as given; None if there is none.
         load: gives the bytes or raises Unreadable; None: they are to be fetched from the URL. To be called before the next
             item is taken.
@@ -49,7 +56,7 @@ class Item:
 
     key: str
     source: str
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
     licence: str | None = None
     load: Callable[[], bytes] | None = None
 
@@ -70,64 +77,62 @@ class Reader(Protocol):
         """How many items there are, if that is cheap to know."""
         ...
 
-    def items(self) -> Iterator[Item]:
-        """The items in order, with bounded memory."""
+    def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
+        """The items in order, with bounded memory.
+
+        Args:
+            inventory: where the fate of everything in the source is written down; None: nowhere.
+
+        Raises:
+            InputError: a name in a list may mean several files.
+        """
         ...
 
 
 def key_of(source: str, ordinal: int = 0) -> str:
-    """The key of a URL or path, and of its repetitions."""
-    digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{digest}#{ordinal}" if ordinal else digest
+    """The key of an item: 16 lower-case hex digits, of the sha256 of its URL or path.
+
+    Every table and tar names the item by it, and joins read it as a 64-bit number.
+
+    Args:
+        source: URL, or path relative to the source.
+        ordinal: how many items of the same source came before, which only archives can hold.
+    """
+    named = f"{source}\0{ordinal}" if ordinal else source
+    return hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Keys:
-    """Gives items their keys, in order.
+    """Gives items their keys, in order; the same source may come again."""
 
-    Args:
-        repeated: keys known to come more than once, so that no others need be remembered; None: not known.
-    """
-
-    def __init__(self, repeated: frozenset[str] | None = None) -> None:
-        self.repeated, self.seen = repeated, Counter[str]()
+    def __init__(self) -> None:
+        self.seen = Counter[str]()
 
     def give(self, source: str) -> str:
         """The key of the next item."""
-        key = key_of(source)
-        if self.repeated is not None and key not in self.repeated:
-            return key
-        self.seen[key] += 1
-        return key_of(source, self.seen[key] - 1)
+        self.seen[source] += 1
+        return key_of(source, self.seen[source] - 1)
 
 
-def survey(urls: Iterable[Any]) -> tuple[int, frozenset[str]]:
-    """How many URLs there are, and the keys that come more than once; takes 8 bytes a URL."""
+@dataclass(frozen=True)
+class Survey:
+    """How many items a list of URLs has, and the keys of the URLs that come more than once."""
+
+    total: int
+    repeated: frozenset[str]
+
+
+def survey(urls: Iterable[Any]) -> Survey:
+    """Count a list of URLs; takes 8 bytes a row. Rows without one count each for itself."""
     hashes = array("Q")
     for url in urls:
         text = as_text(url)
         hashes.append(int(key_of(text.strip()), 16) if text else 0)
     values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
-    return len(hashes), frozenset(f"{value:016x}" for value in values[counts > 1].tolist())
-
-
-def as_text(value: Any) -> str | None:
-    """A caption, licence or URL out of somebody's table as text that any table can hold, or None if there is none.
-
-    Bytes that are not UTF-8 are replaced; of a list the first text is taken; an empty text is none.
-    """
-    if isinstance(value, list | tuple):
-        value = next((entry for entry in map(as_text, value) if entry), None)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
-        return None
-    text = str(value).removeprefix("\ufeff").encode("utf-8", "replace").decode()
-    return text if text.strip() else None
-
-
-def texts(values: Iterable[Any]) -> tuple[str | None, ...]:
-    """A row of somebody's table as texts."""
-    return tuple(map(as_text, values))
+    without = int(counts[values == 0].sum())
+    several = values[(counts > 1) & (values != 0)]
+    total = int((values != 0).sum()) + without
+    return Survey(total, frozenset(f"{value:016x}" for value in several.tolist()))
 
 
 def need_column(name: str, known: Iterable[str], setting: str, where: object) -> str:
@@ -150,22 +155,29 @@ def need_column(name: str, known: Iterable[str], setting: str, where: object) ->
 
 
 def caption_column(settings: DownloadSettings, known: Iterable[str], where: object) -> str | None:
-    """The column with captions; None, said aloud, if there is none of the usual name and no other was asked for.
+    """The column with captions; None, with a warning, if there is none of the usual names and no other was asked for.
 
     Raises:
         InputError: a column was named that is not there.
     """
     columns = list(known)
-    usual = DownloadSettings.model_fields["caption_column"].default
-    if settings.caption_column == usual and usual not in columns:
+    if settings.caption_column is not None:
+        return need_column(settings.caption_column, columns, "caption_column", where)
+    usual = next((name for name in CAPTION_COLUMNS if name in columns), None)
+    if usual is None:
         log.warning(
-            "no column %r in %s: the pictures come without captions (columns: %s)",
-            usual,
+            "no column %s in %s: its pictures come without captions (columns: %s; download.caption_column names another)",
+            " or ".join(CAPTION_COLUMNS),
             where,
             ", ".join(columns),
         )
-        return None
-    return need_column(settings.caption_column, columns, "caption_column", where)
+    return usual
+
+
+def licence_column(known: Iterable[str]) -> str | None:
+    """The column with licences, if there is one."""
+    columns = list(known)
+    return next((name for name in LICENCE_COLUMNS if name in columns), None)
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:

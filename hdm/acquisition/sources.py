@@ -8,6 +8,9 @@ import os
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from hdm.acquisition.data_set import SAVED, DataSet
 from hdm.acquisition.folder import Folder
 from hdm.acquisition.items import PICTURE_SUFFIXES, Reader
@@ -18,6 +21,7 @@ from hdm.config import DownloadSettings, SourceKind
 from hdm.errors import ConfigError, InputError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET = ".parquet"
 LOOKED_AT = 10_000  # folders, to see what is in them
 
 
@@ -41,12 +45,14 @@ def open_source(
             do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)",
         )
     place = Path(source).expanduser()
-    found = _detect(source, place) if kind == "auto" else kind
+    found = _detect(source, place, settings) if kind == "auto" else kind
     match found:
         case "urls":
             return found, UrlList(_files(source), settings)
         case "tars":
             return found, Tars(_tars(source, place), settings)
+        case "dataset" if source.lower().endswith(PARQUET):
+            return found, DataSet(source, settings, _files(source))
         case "dataset":
             return found, DataSet(source, settings)
         case "folder" if place.is_dir():
@@ -61,16 +67,20 @@ def open_source(
             raise _missing(place)
 
 
-def _detect(source: str, place: Path) -> SourceKind:
+def _detect(source: str, place: Path, settings: DownloadSettings) -> SourceKind:
     if place.is_dir():
         return _detect_folder(place)
     if source.lower().endswith(TAR_SUFFIXES):
         return "tars"
+    if source.lower().endswith(PARQUET) and _holds_pictures(_files(source)[0], settings):
+        return "dataset"
     if source.lower().endswith(TABLE_SUFFIXES):
         return "urls"
     if place.exists():
         known = ", ".join((*TABLE_SUFFIXES, *TAR_SUFFIXES))
-        raise InputError(f"a source is a folder or a file that ends in one of {known}", where=place)
+        raise InputError(
+            f"a source is a folder, or a file that ends in one of {known}", where=place
+        )
     # What is left may be a name on the hub, unless it looks like a path.
     if (
         source.startswith((".", "/", "~"))
@@ -79,6 +89,23 @@ def _detect(source: str, place: Path) -> SourceKind:
     ):
         raise _missing(place)
     return "dataset"
+
+
+def _holds_pictures(path: Path, settings: DownloadSettings) -> bool:
+    """Whether a Parquet file has a column of bytes and none of URLs."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):
+        return False  # the reader says what is wrong with it
+    return settings.url_column not in schema.names and any(
+        _holds_bytes(field.type) for field in schema
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _detect_folder(place: Path) -> SourceKind:

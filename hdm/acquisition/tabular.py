@@ -1,4 +1,4 @@
-"""A few columns of Parquet, CSV, TSV, JSONL or text files, row by row, with bounded memory."""
+"""A few columns of Parquet, CSV, TSV, JSONL, JSON or text files, row by row; all but JSON with bounded memory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from hdm.acquisition.texts import decoded, mark_of
 from hdm.errors import InputError
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
+FILE_NAME = "file_name"
 BATCH_ROWS = 4096
-BLOCK_BYTES = 1 << 24  # a row of a CSV has to fit in
+CELL_CHARS = 1 << 24
+LOOKED_AT = 100_000
+"""Lines of JSON that are read to learn which fields there are."""
 Row = tuple[Any, ...]
+Line = tuple[int, Row | None]
+"""Number of the line or row, from 1, and its values; None where it is damaged."""
 
 
 def column_names(path: Path, text_column: str = "url") -> list[str]:
@@ -33,87 +38,159 @@ def column_names(path: Path, text_column: str = "url") -> list[str]:
             case ".parquet":
                 return list(pq.read_schema(path).names)
             case ".csv" | ".tsv":
-                with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-                    return next(csv.reader(file, delimiter=_delimiter(path)), [])
+                with _open_text(path) as file:
+                    return next(_csv_reader(path, file), [])
             case ".jsonl":
-                return list(
-                    {name: None for record in islice(_json_lines(path), 100) for name in record}
-                )
+                records = (record for _, record in islice(_json_lines(path), LOOKED_AT))
+                return _fields(record for record in records if record)
+            case ".json":
+                return _fields(_json_records(path))
             case _:
                 return [text_column]
 
 
-def read_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Row]:
-    """The values of `columns`, row by row; None where a row or the list of columns has none. A line that is not JSON has no values.
+def read_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
+    """The values of `columns`, row by row; None where a row or the list of columns has none. Texts may come as their bytes.
 
     Raises:
         InputError: the file is no table of the kind that its name says.
     """
-    readers: dict[str, Callable[[Path, list[str]], Iterator[Row]]] = {
-        ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows,
+    readers: dict[str, Callable[[Path, list[str]], Iterator[Line]]] = {
+        ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows,
     }  # fmt: skip
     named = [name for name in columns if name is not None]
     places = [None if name is None else named.index(name) for name in columns]
     with _reading(path):
-        for row in readers.get(path.suffix.lower(), _text_rows)(path, named):
-            yield tuple(None if place is None else row[place] for place in places)
+        for number, row in readers.get(path.suffix.lower(), _text_rows)(path, named):
+            if row is None:
+                yield number, None
+            else:
+                yield number, tuple(None if place is None else row[place] for place in places)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, csv.Error, UnicodeError) as error:
+    except (pa.ArrowException, csv.Error, ValueError) as error:
         raise InputError(
             f"this is not a {path.suffix} table: {str(error).splitlines()[0]}", where=path
         ) from error
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+def _open_text(path: Path) -> IO[str]:
+    """Text in the encoding of its mark, else UTF-8, whose damage is kept for `_restored`."""
+    with path.open("rb") as file:
+        marked = mark_of(file.read(4))
+    if marked in (None, "utf-8-sig"):
+        return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return path.open(encoding=marked, newline="")
 
 
-def _parquet_rows(path: Path, columns: list[str]) -> Iterator[Row]:
+def _restored(cell: str) -> str | bytes:
+    """A cell as it was: its bytes, where they are not UTF-8."""
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return cell.encode("utf-8", "surrogateescape")
+    return cell
+
+
+def _csv_reader(path: Path, file: IO[str]) -> Any:
+    """Rows of a CSV; separated by semicolons where its header is, as German or French Excel writes it."""
+    csv.field_size_limit(CELL_CHARS)
+    start, header = file.tell(), file.readline()
+    file.seek(start)
+    separator = ";" if header.count(";") > header.count(",") else ","
+    return csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else separator)
+
+
+def _csv_rows(path: Path, columns: list[str]) -> Iterator[Line]:
+    with _open_text(path) as file:
+        rows = _csv_reader(path, file)
+        header: list[str] = next(rows, [])
+        places = [header.index(name) for name in columns]
+        for row in rows:
+            if len(row) > len(header):
+                raise csv.Error(
+                    f"line {rows.line_num} has {len(row)} values under a header of {len(header)}"
+                )
+            if row:
+                cells = (row[place] if place < len(row) else "" for place in places)
+                yield rows.line_num, tuple(map(_restored, cells))
+
+
+def _parquet_rows(path: Path, columns: list[str]) -> Iterator[Line]:
+    number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+            for row in zip(*(_values(batch.column(name)) for name in columns), strict=True):
+                number += 1
+                yield number, row
 
 
-def _csv_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    # As bytes: one badly encoded caption must not end the list.
-    convert = pa_csv.ConvertOptions(
-        include_columns=columns, column_types={name: pa.binary() for name in columns}
-    )
-    parse = pa_csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True)
-    read = pa_csv.ReadOptions(block_size=BLOCK_BYTES)
-    with pa_csv.open_csv(path, read, parse, convert) as reader:
-        for batch in reader:
-            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+def _values(column: pa.Array) -> list[Any]:
+    """Texts as bytes: one that is damaged must not end the table."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.large_binary()).to_pylist()
+    return column.to_pylist()
 
 
-def _jsonl_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    for record in _json_lines(path):
-        yield tuple(record.get(name) for name in columns)
+def _jsonl_rows(path: Path, columns: list[str]) -> Iterator[Line]:
+    for number, record in _json_lines(path):
+        yield number, None if record is None else tuple(record.get(name) for name in columns)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for line in file:
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    with _open_text(path) as file:
+        for number, line in enumerate(file, 1):
             if line.strip():
-                yield json_object(line)
+                yield number, json_object(_restored(line))
 
 
-def json_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object; {} where the text is none."""
+def _json_rows(path: Path, columns: list[str]) -> Iterator[Line]:
+    for number, record in enumerate(_json_records(path), 1):
+        yield number, None if record is None else tuple(record.get(name) for name in columns)
+
+
+def _json_records(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The records of a JSON file: a list of objects, or an object of file names with what is said of each."""
+    read = decoded(path.read_bytes())
+    value = json.loads(read[0] if read else "")
+    if isinstance(value, dict):
+        for name, said in value.items():
+            yield {FILE_NAME: name, **(said if isinstance(said, dict) else {"caption": said})}
+    elif isinstance(value, list):
+        yield from (record if isinstance(record, dict) else None for record in value)
+    else:
+        raise ValueError("neither a list nor an object")
+
+
+def json_value(text: str | bytes) -> Any:
+    """What a JSON text says; None where it is no JSON."""
+    if isinstance(text, bytes):
+        read = decoded(text)
+        if read is None:
+            return None
+        text = read[0]
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
 
 
-def _text_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for line in file:
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """A JSON object; None where the text is none."""
+    value = json_value(text)
+    return value if isinstance(value, dict) else None
+
+
+def _fields(records: Iterator[dict[str, Any] | None]) -> list[str]:
+    return list({name: None for record in records if record for name in record})
+
+
+def _text_rows(path: Path, columns: list[str]) -> Iterator[Line]:
+    with _open_text(path) as file:
+        for number, line in enumerate(file, 1):
             if line.strip() and not line.startswith("#"):
-                yield (line.strip(),)
+                yield number, (_restored(line.strip()),)

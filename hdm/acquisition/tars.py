@@ -7,28 +7,30 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hdm.acquisition import fingerprints
+from hdm.acquisition.folder import captions_in_json
+from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.items import (
-    LICENCE_COLUMNS,
     PICTURE_SUFFIXES,
     Item,
     Keys,
     Unreadable,
-    as_text,
     too_large,
 )
-from hdm.acquisition.tabular import json_object
+from hdm.acquisition.texts import Found, as_text, captions_in_file
 from hdm.config import DownloadSettings
+from hdm.data.formats import HEAD_BYTES, sniff
 
-CAPTIONS = ("txt", "caption", "text")
+TEXTS = ("txt", "caption", "text")
+CLASS = "cls"
 MAX_WORDS_BYTES = 1 << 22
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
+Load = Callable[[], bytes]
 
 
 @dataclass
@@ -36,9 +38,8 @@ class _Sample:
     """The members of one sample, as they come."""
 
     base: str
-    picture: str | None = None
-    load: Callable[[], bytes] | None = None
-    words: dict[str, bytes] = field(default_factory=dict)
+    pictures: list[tuple[str, Load]] = field(default_factory=list)
+    words: dict[str, bytes | Unreadable] = field(default_factory=dict)
 
 
 class Tars:
@@ -56,48 +57,81 @@ class Tars:
     def total(self) -> None:
         return None
 
-    def items(self) -> Iterator[Item]:
+    def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
+        inventory = inventory or Inventory()
         for path in self.paths:
+            inventory.take("file")
             keys, name = Keys(), self._name(path)
-            for sample in self._samples(path):
-                source = "/".join(part for part in (name, sample.picture or sample.base) if part)
-                caption, licence = self._words(sample)
-                yield Item(keys.give(source), source, caption, licence, sample.load or _no_picture)
+            for sample in self._samples(path, name, inventory):
+                base = "/".join(part for part in (name, sample.base) if part)
+                captions, licence = self._words(sample, base, inventory)
+                if captions and not sample.pictures:
+                    reason = "the sample has no picture"
+                    inventory.leave("caption", Fate.LOST, base, reason)
+                for picture, load in sample.pictures or [(sample.base, _no_picture)]:
+                    source = "/".join(part for part in (name, picture) if part)
+                    yield Item(keys.give(source), source, captions, licence, load)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _samples(self, path: Path) -> Iterator[_Sample]:
-        """Members with one name up to its first dot, as WebDataset groups them; a second picture begins a new sample."""
+    def _samples(self, path: Path, name: str, inventory: Inventory) -> Iterator[_Sample]:
+        """Members with one name up to its first dot, as WebDataset groups them; several pictures of one name share its captions."""
         try:
             tar = tarfile.open(path)  # noqa: SIM115  (closed below; what fails here is the tar, not its reading)
         except DAMAGE:
-            yield _Sample("", load=_damaged)
+            yield _Sample("", [("", _damaged)])
             return
         with tar:
             sample: _Sample | None = None
             for member in _members(tar):
-                base, kind = _split(member.name) if member else ("", "")
-                is_picture = f".{kind}" in PICTURE_SUFFIXES
-                if sample is None or base != sample.base or (is_picture and sample.picture):
+                if member is None:
+                    if sample is not None:
+                        yield sample
+                    sample = _Sample("", [("", _damaged)])
+                    continue
+                base, kind = _split(member.name)
+                added = self._member(tar, member, kind)
+                if added is None:
+                    place = f"{name}/{as_text(member.name)}"
+                    reason = (
+                        "it is a link or a device"
+                        if not member.isreg()
+                        else f"{kind or 'it'} is no picture"
+                    )
+                    fate = Fate.NOT_LOOKED_AT if member.isreg() else Fate.REFUSED
+                    inventory.leave("member", fate, place, reason)
+                    continue
+                inventory.take("member")
+                if sample is None or base != sample.base:
                     if sample is not None:
                         yield sample
                     sample = _Sample(base)
-                if member is None:
-                    sample.load = _damaged
-                elif is_picture:
-                    sample.picture, sample.load = as_text(member.name), self._loader(tar, member)
-                elif (
-                    member.isreg()
-                    and member.size <= MAX_WORDS_BYTES
-                    and kind in (*CAPTIONS, "json")
-                ):
-                    with suppress(Unreadable):  # the tar ends here, and that is told next
-                        sample.words[kind] = _content(tar, member)
+                if isinstance(added, tuple):
+                    sample.words[kind] = added[0]
+                else:
+                    sample.pictures.append((as_text(member.name) or "", added))
             if sample is not None:
                 yield sample
 
-    def _loader(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
+    def _member(
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str
+    ) -> Load | tuple[bytes | Unreadable] | None:
+        """How to load a picture, or what a text says in a tuple; None for anything else."""
+        is_class = kind == CLASS and self.settings.class_captions
+        if (kind in (*TEXTS, "json") or is_class) and member.isreg():
+            return (_words(tar, member),)
+        if f".{kind}" in PICTURE_SUFFIXES:
+            return self._loader(tar, member)
+        if not member.isreg():
+            return None
+        load = self._loader(tar, member)
+        # What a compressed tar holds is in memory by now; reading its start again would go through all that came before.
+        seekable = isinstance(tar.fileobj, io.BufferedReader)
+        start = _start(tar, member) if seekable else _or_nothing(load)
+        return load if sniff(start) else None
+
+    def _loader(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
         if not member.isreg():
             return _not_a_file
         if member.size > self.settings.max_bytes:
@@ -106,26 +140,41 @@ class Tars:
             return partial(_content, tar, member)
         return _read_now(tar, member)  # a compressed tar cannot go back
 
-    def _words(self, sample: _Sample) -> tuple[str | None, str | None]:
-        """Caption and licence."""
-        record = json_object(sample.words.get("json", b""))
-        licence = next(
-            (text for column in LICENCE_COLUMNS if (text := as_text(record.get(column)))), None
-        )
-        texts = [
-            record.get(self.settings.caption_column),
-            *(sample.words.get(kind) for kind in CAPTIONS),
-        ]
-        caption = next((text for text in map(as_text, texts) if text), None)
-        return caption.strip() if caption else None, licence
+    def _words(
+        self, sample: _Sample, place: str, inventory: Inventory
+    ) -> tuple[tuple[str, ...], str | None]:
+        """Captions and licence."""
+        captions: tuple[str, ...] = ()
+        licence = None
+        for kind in ("json", *TEXTS):
+            data = sample.words.get(kind)
+            if isinstance(data, Unreadable):
+                found = Found(losses=[data.message])
+            elif data is None:
+                continue
+            elif kind == "json":
+                found, licence = captions_in_json(data, self.settings)
+            else:
+                found = captions_in_file(data, self.settings.text_lines, self.settings.encoding)
+            captions += inventory.captions(found, f"{place}.{kind}")
+        if not captions and isinstance(label := sample.words.get(CLASS), bytes):
+            captions = _class_name(label)
+            inventory.counts["captions_made_up"] += len(captions)
+        return tuple(dict.fromkeys(captions)), licence
+
+
+def _class_name(label: bytes) -> tuple[str, ...]:
+    """The name of a class as a caption; none where the class is a bare number."""
+    text = as_text(label)
+    return () if text is None or text.strip().isdecimal() else (text.strip(),)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
-    """The tar's members but for folders and what has no suffix; None where it is damaged, and ends."""
+    """The tar's members but for folders; None where it is damaged, and ends."""
     try:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else every header of a large tar stays in memory
-            if not member.isdir() and _split(member.name)[1]:
+            if not member.isdir():
                 yield member
         # Python takes a torn or broken header for the end; the end is a block of zeros.
         assert tar.fileobj is not None
@@ -143,6 +192,31 @@ def _split(name: str) -> tuple[str, str]:
     return name.removesuffix(f".{suffixes}"), suffixes.rsplit(".", 1)[-1].lower()
 
 
+def _words(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Unreadable:
+    if member.size > MAX_WORDS_BYTES:
+        return too_large(MAX_WORDS_BYTES)
+    try:
+        return _content(tar, member)
+    except Unreadable as refusal:
+        return refusal
+
+
+def _start(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """A member's first bytes."""
+    try:
+        file = tar.extractfile(member)
+        return file.read(HEAD_BYTES) if file else b""
+    except DAMAGE:
+        return b""
+
+
+def _or_nothing(load: Load) -> bytes:
+    try:
+        return load()
+    except Unreadable:
+        return b""
+
+
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     try:
         file = tar.extractfile(member)
@@ -154,7 +228,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _read_now(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
+def _read_now(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
     try:
         return partial(bytes, _content(tar, member))
     except Unreadable as refusal:

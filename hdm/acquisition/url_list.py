@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hdm.acquisition import fingerprints
+from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.items import (
-    LICENCE_COLUMNS,
     Item,
-    Keys,
+    Survey,
     Unreadable,
     caption_column,
+    key_of,
+    licence_column,
     need_column,
     survey,
-    texts,
 )
 from hdm.acquisition.tabular import column_names, read_rows
+from hdm.acquisition.texts import as_text, captions_in
 from hdm.config import DownloadSettings
 
 
-class UrlList:
-    """One list, or the parts of one in order.
+@dataclass(frozen=True)
+class ListedUrl:
+    """A row of a list; `url` is None where it has none. `source` is the URL, or what names the row."""
 
-    It is read twice: first to count its rows and find the URLs that come more than once, which takes 8 bytes a row.
+    url: str | None
+    source: str
+    captions: tuple[str, ...]
+    licence: str | None
+
+
+def one_item_a_url(
+    rows: Callable[[Inventory], Iterable[ListedUrl]], repeated: frozenset[str], inventory: Inventory
+) -> Iterator[Item]:
+    """Items of a list in order of their first rows, with the captions of all rows.
+
+    Args:
+        rows: reads the list; it is read once more where URLs come several times, and their captions are kept in memory.
+        repeated: keys of these URLs.
+        inventory: what becomes of the rows.
+    """
+    several: dict[str, dict[str, None]] = {}
+    for row in rows(Inventory()) if repeated else ():
+        key = key_of(row.source)
+        if key in repeated:
+            several.setdefault(key, {}).update(dict.fromkeys(row.captions))
+    for row in rows(inventory):
+        key = key_of(row.source)
+        if key not in repeated:
+            yield Item(key, row.source, row.captions, row.licence, None if row.url else _no_url)
+        elif (captions := several.pop(key, None)) is not None:
+            yield Item(key, row.source, tuple(captions), row.licence, None)
+
+
+class UrlList:
+    """One list, or the parts of one in order. A URL that comes several times is one item with the captions of all its rows.
+
+    It is read first to count its rows and find such URLs, which takes 8 bytes a row.
     """
 
     fetched = True
@@ -37,35 +73,45 @@ class UrlList:
         return {"sha256": [fingerprints.whole(path) for path in self.paths]}
 
     def total(self) -> int:
-        return self._survey[0]
+        return self._survey.total
 
-    def items(self) -> Iterator[Item]:
-        keys = Keys(self._survey[1])
-        for path, names in self._parts:
-            for number, (url, caption, licence) in enumerate(map(texts, read_rows(path, names)), 1):
-                source = url.strip() if url else f"{path.name}:{number}"
-                yield Item(keys.give(source), source, caption, licence, None if url else _no_url)
+    def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
+        return one_item_a_url(self._rows, self._survey.repeated, inventory or Inventory())
+
+    def _rows(self, inventory: Inventory) -> Iterator[ListedUrl]:
+        for path, known, columns in self._parts:
+            inventory.columns(known, columns, path.name)
+            for number, row in read_rows(path, columns):
+                place = f"{path.name}:{number}"
+                if row is None:
+                    inventory.leave("line", Fate.LOST, place, "it is no JSON object")
+                    yield ListedUrl(None, place, (), None)
+                    continue
+                inventory.take("line")
+                address, licence = as_text(row[0]), as_text(row[2])
+                url = address.strip() if address else None
+                found = captions_in(row[1], self.settings.encoding)
+                yield ListedUrl(url, url or place, inventory.captions(found, place), licence)
 
     @cached_property
-    def _parts(self) -> list[tuple[Path, list[str | None]]]:
-        """The files that are not empty, and their columns of URL, caption and licence."""
+    def _parts(self) -> list[tuple[Path, list[str], list[str | None]]]:
+        """The files that are not empty, their columns, and those of URL, caption and licence."""
         known = ((path, column_names(path, self.settings.url_column)) for path in self.paths)
-        return [(path, self._choose(path, names)) for path, names in known if names]
+        return [(path, names, self._choose(path, names)) for path, names in known if names]
 
     def _choose(self, path: Path, known: list[str]) -> list[str | None]:
         url = need_column(self.settings.url_column, known, "url_column", path)
         if path.suffix.lower() == ".txt":
             return [url, None, None]
-        return [
-            url,
-            caption_column(self.settings, known, path),
-            next((name for name in LICENCE_COLUMNS if name in known), None),
-        ]
+        return [url, caption_column(self.settings, known, path), licence_column(known)]
 
     @cached_property
-    def _survey(self) -> tuple[int, frozenset[str]]:
-        """Number of rows, and the keys that come more than once."""
-        return survey(row[0] for path, names in self._parts for row in read_rows(path, names[:1]))
+    def _survey(self) -> Survey:
+        return survey(
+            row[0] if row else None
+            for path, _, columns in self._parts
+            for _, row in read_rows(path, columns[:1])
+        )
 
 
 def _no_url() -> bytes:

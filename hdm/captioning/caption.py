@@ -26,7 +26,7 @@ from hdm.models.devices import Batches, check_device, choose_device
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 1
+SCHEMA = 2
 LOOK_SIDE_PX = 1024  # larger pictures are reduced, so that a batch of them fits in memory
 _COMPONENTS = {"coca": "contrastive", "transformers": "captioner"}
 
@@ -78,34 +78,45 @@ def make(
             for number in missing:
                 captioner.write_shard(draft, number, kept_items(download, scores, number), bar)
         output = draft.commit()
-    if left := output.counts.get("uncaptioned", 0):
-        log.warning(
-            "%d of %d kept pictures have no caption: no maker in caption.makers had one",
-            left,
-            output.counts["items"],
-        )
+    _tell(output.counts)
     return output
 
 
+def _tell(counts: Mapping[str, int]) -> None:
+    given = counts.get("captions_given", 0)
+    made_up = counts["captions"] - given
+    log.info("captions: %d given, %d made up by models or templates", given, made_up)
+    if dropped := counts["given_dropped"]:
+        log.warning("%d given captions are empty, damaged or equal to another one", dropped)
+    if cut := counts["given_cut"]:
+        log.warning("%d given captions are longer than caption.max_chars and were cut", cut)
+    if left := counts["uncaptioned"]:
+        log.warning(
+            "%d of %d kept pictures have no caption and are not trained on; a further entry in caption.makers can make them up",
+            left,
+            counts["items"],
+        )
+
+
 def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item, tuple[int, int]]]:
-    """The kept items of a shard in order, each with the place of its bytes (offset, length) in the tar."""
+    """The kept items of a shard in order with their captions as given, each with the place of its bytes (offset, length) in the tar."""
     verdicts = read_table(
         scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]
     ).to_pylist()
     kept = {verdict["key"]: verdict for verdict in verdicts if verdict["kept"]}
-    columns = ["key", "source", "caption", "licence", "offset", "bytes"]
+    columns = ["key", "source", "captions", "licence", "offset", "bytes"]
     found = []
     for sample in read_table(download.file(shard_name("samples", number)), columns).to_pylist():
         verdict = kept.get(sample["key"])
         if verdict is not None:
             size = {"width": verdict["width"], "height": verdict["height"]}
             fields = {
-                "given": sample["caption"],
                 "source": sample["source"],
                 "licence": sample["licence"],
                 **size,
             }
-            found.append((Item(sample["key"], fields), (sample["offset"], sample["bytes"])))
+            item = Item(sample["key"], fields, given=tuple(sample["captions"]))
+            found.append((item, (sample["offset"], sample["bytes"])))
     return found
 
 
@@ -135,10 +146,7 @@ class _Captioner:
         self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int]]], bar: Tracker
     ) -> None:
         """Write the captions of one shard's kept items."""
-        items = [
-            replace(item, fields={**item.fields, "given": self._normal(item.fields["given"])})
-            for item, _ in kept
-        ]
+        items = [self._normalised(item) for item, _ in kept]
         places = {item.key: place for item, place in kept}
         captions: dict[str, dict[str, str]] = {
             item.key: {} for item in items
@@ -149,7 +157,12 @@ class _Captioner:
                 for caption in filter(None, map(self._normal, made)):
                     captions[item.key].setdefault(caption, settings.kind)
         bar.advance(len(items))
-        _write(draft, shard, captions)
+        given = [text for item, _ in kept for text in item.given]
+        counts = {
+            "given_dropped": len(given) - sum(len(item.given) for item in items),
+            "given_cut": sum(map(self._is_cut, given)),
+        }
+        _write(draft, shard, captions, counts)
 
     def _made(
         self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int]]
@@ -190,6 +203,17 @@ class _Captioner:
             pixels=np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels,
         )
 
+    def _normalised(self, item: Item) -> Item:
+        """An item with its given captions in the one form, equal ones once."""
+        given = tuple(dict.fromkeys(filter(None, map(self._normal, item.given))))
+        return replace(
+            item, fields={**item.fields, "given": given[0] if given else None}, given=given
+        )
+
+    def _is_cut(self, caption: str) -> bool:
+        most = self.settings.max_chars
+        return len(caption) > most and len(normal_caption(caption, len(caption)) or "") > most
+
     def _normal(self, caption: str | None) -> str | None:
         return normal_caption(caption, self.settings.max_chars)
 
@@ -206,7 +230,12 @@ def _build(settings: CaptionMaker, pipeline: Pipeline) -> Maker:
     return VisionLanguage(settings, resolved.need("captioner"), device)
 
 
-def _write(draft: Draft, shard: int, captions: Mapping[str, Mapping[str, str]]) -> None:
+def _write(
+    draft: Draft,
+    shard: int,
+    captions: Mapping[str, Mapping[str, str]],
+    given: Mapping[str, int],
+) -> None:
     rows = [
         (key, index, maker, caption)
         for key, made in captions.items()
@@ -219,6 +248,7 @@ def _write(draft: Draft, shard: int, captions: Mapping[str, Mapping[str, str]]) 
         "items": len(captions),
         "captions": len(rows),
         "uncaptioned": uncaptioned,
+        **given,
         **dict(sorted(by_maker.items())),
     }
     write_table(draft, shard_name("captions", shard), CAPTIONS, columns, counts)

@@ -26,13 +26,15 @@ class Item:
 
     Args:
         key: of the picture.
-        fields: by `hdm.config.ITEM_FIELDS`; `given` is the normalised given caption, None where there is none.
+        fields: by `hdm.config.ITEM_FIELDS`; `given` is the first of the given captions, None where there is none.
         pixels: (H, W, 3) uint8; None unless a maker that looks asked for them.
+        given: all given captions, normalised.
     """
 
     key: str
     fields: Mapping[str, Any]
     pixels: np.ndarray | None = None
+    given: tuple[str, ...] = ()
 
 
 class Maker(ABC):
@@ -53,10 +55,10 @@ class Maker(ABC):
 
 
 class Given(Maker):
-    """The caption that came with the picture."""
+    """The captions that came with the picture."""
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        return [[item.fields["given"]] if item.fields["given"] else [] for item in items]
+        return [list(item.given) for item in items]
 
 
 class Template(Maker):

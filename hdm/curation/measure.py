@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,9 @@ from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 2
+log = logging.getLogger(__name__)
+
+SCHEMA = 3
 EMBED_SIDE_PX = 768  # no contrastive model looks closer; larger pictures wait for theirs reduced
 
 
@@ -81,7 +84,13 @@ def make(
             ):
                 for number in missing:
                     measurer.write_shard(draft, number, bar)
-        return draft.commit()
+        output = draft.commit()
+    if cut := output.counts.get("captions_cut", 0):
+        log.warning(
+            "%d given captions are longer than the contrastive model reads; their similarity is that of their beginnings",
+            cut,
+        )
+    return output
 
 
 def read_embeddings(measures: Output) -> tuple[list[str], np.ndarray]:
@@ -115,20 +124,21 @@ def _num_items(download: Output, number: int) -> int:
 
 @dataclass
 class _Look:
-    """One picture: its row of MEASURES, its caption, and, while it waits for its embedding, its pixels."""
+    """One picture: its row of MEASURES, its captions, and, while it waits for its embedding, its pixels."""
 
     row: dict[str, Any]
-    caption: str | None
+    captions: list[str]
     picture: np.ndarray | None
     embedding: bytes | None = None
+    num_cut: int = 0
 
 
-def _look(data: bytes, key: str, caption: str | None, settings: ImageSettings) -> _Look:
+def _look(data: bytes, key: str, captions: list[str], settings: ImageSettings) -> _Look:
     """Everything that pixels alone say."""
     try:
         pixels = decode(data, settings).pixels
     except BadImage as error:
-        return _Look({"key": key, "decoded": error.status}, caption, None)
+        return _Look({"key": key, "decoded": error.status}, captions, None)
     grey = to_grey(pixels)
     row = {
         "key": key,
@@ -139,7 +149,7 @@ def _look(data: bytes, key: str, caption: str | None, settings: ImageSettings) -
         "noise": noise(grey),
         **asdict(fingerprint(pixels)),
     }
-    return _Look(row, caption, _reduced(pixels))
+    return _Look(row, captions, _reduced(pixels))
 
 
 def _reduced(pixels: np.ndarray) -> np.ndarray:
@@ -182,11 +192,16 @@ class _Measurer:
                 self.contrastive.embed_size,
                 [look for look in looks if look.embedding],
             )
-        counts = {"items": len(looks), "decoded": decoded, "undecodable": len(looks) - decoded}
+        counts = {
+            "items": len(looks),
+            "decoded": decoded,
+            "undecodable": len(looks) - decoded,
+            "captions_cut": sum(look.num_cut for look in looks),
+        }
         write_table(draft, shard_name("measures", number), MEASURES, rows, counts)
 
     def _batches(self, number: int) -> Iterator[list[_Look]]:
-        columns = ["key", "status", "caption", "sha256", "offset", "bytes"]
+        columns = ["key", "status", "captions", "sha256", "offset", "bytes"]
         samples = read_table(self.download.file(shard_name("samples", number)), columns).to_pylist()
         items = [sample for sample in samples if sample["status"] == "ok"]
         ahead: list[Future[_Look]] = []
@@ -210,7 +225,8 @@ class _Measurer:
                 where=tar,
                 do="run the same command again",
             )
-        return _look(data, item["key"], normal_caption(item["caption"]), self.images)
+        captions = [text for text in map(normal_caption, item["captions"]) if text]
+        return _look(data, item["key"], captions, self.images)
 
     def _embed(self, looks: list[_Look]) -> None:
         """Fill in what the contrastive model says, and let go of the pixels."""
@@ -228,12 +244,15 @@ class _Measurer:
 
     def _score(self, looks: Sequence[_Look], embeddings: np.ndarray) -> None:
         assert self.contrastive is not None
-        captioned = [number for number, look in enumerate(looks) if look.caption]
-        texts = self.contrastive.embed_texts([looks[number].caption or "" for number in captioned])
-        for number, similarity in zip(
-            captioned, (embeddings[captioned] * texts).sum(axis=1), strict=True
-        ):
-            looks[number].row["clip_similarity"] = similarity
+        owners = [number for number, look in enumerate(looks) for _ in look.captions]
+        captions = [caption for look in looks for caption in look.captions]
+        texts = self.contrastive.embed_texts(captions)
+        similarities = (embeddings[owners] * texts).sum(axis=1)
+        for number, similarity in zip(owners, similarities, strict=True):
+            row = looks[number].row
+            row["clip_similarity"] = max(similarity, row.get("clip_similarity", similarity))
+        for number, cut in zip(owners, self.contrastive.are_cut(captions), strict=True):
+            looks[number].num_cut += cut
         if self.head:
             for look, score in zip(looks, self.head(embeddings), strict=True):
                 look.row["aesthetic"] = score

@@ -20,13 +20,13 @@ SAMPLES = pa.schema(
     [
         pa.field(
             "key", pa.string(), nullable=False
-        ),  # 16 hex digits of sha256 of the URL or relative path
+        ),  # 16 lower-case hex digits, as hdm.acquisition.items.key_of makes them
         pa.field("source", pa.string(), nullable=False),  # the URL or relative path
         pa.field(
             "status", pa.string(), nullable=False
         ),  # "ok" or one word for what went wrong, e.g. "http_404"
         pa.field("error", pa.string()),  # a sentence with no time, address or port in it
-        pa.field("caption", pa.string()),  # as given
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # as given
         pa.field("licence", pa.string()),
         pa.field("sha256", pa.string()),  # of the original bytes; null unless ok, like the rest
         pa.field("format", pa.string()),  # Pillow's name: JPEG, PNG, WEBP, …
@@ -46,7 +46,7 @@ MEASURES = pa.schema(
         pa.field("sharpness", pa.float32()),
         pa.field("noise", pa.float32()),
         pa.field("aesthetic", pa.float32()),
-        pa.field("clip_similarity", pa.float32()),  # null without a given caption
+        pa.field("clip_similarity", pa.float32()),  # of the best given caption; null without
         pa.field("perceptual_hash", pa.binary()),
         pa.field("mirrored_hash", pa.binary()),  # of the picture's mirror image
         pa.field("thumbnail", pa.binary()),  # 8 × 8 × 3 uint8

@@ -72,7 +72,7 @@ def _write_list(pipeline: Pipeline, folder: Path) -> Path:
     items = plan(settings.scenes)
     table = {
         settings.url_column: [item.url for item in items],
-        settings.caption_column: [item.caption for item in items],
+        settings.caption_column or "caption": [item.caption for item in items],
     }
     urls = folder / "scenes.parquet"
     pq.write_table(

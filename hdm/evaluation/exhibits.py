@@ -21,7 +21,7 @@ from hdm.store import Output
 
 SIDE_PX = 144  # longer side of an example
 AS_PNG_PX = 128  # up to so many pixels a side nothing is lost
-SAMPLE_COLUMNS = ("key", "source", "status", "error", "caption", "offset", "bytes")
+SAMPLE_COLUMNS = ("key", "source", "status", "error", "captions", "offset", "bytes")
 SCORE_COLUMNS = ("key", "kept", "reason", "detail", "split")
 REASONS = {
     "undecodable": "cannot be decoded to the last pixel",
@@ -105,7 +105,7 @@ class Exhibition:
             return []
         samples = self._of_keys(row["key"] for row in _first(self.scores, pc.field("kept"), count))
         return [
-            Exhibit(image, sample["caption"] or "")
+            Exhibit(image, _caption(sample))
             for sample, image in zip(samples, self._images(samples), strict=True)
         ]
 
@@ -143,7 +143,7 @@ class Exhibition:
                 for image, original in zip(images, originals, strict=True)
             ]
         captions = [
-            (sample["caption"] or "") if image else _name(sample)
+            _caption(sample) if image else _name(sample)
             for sample, image in zip(samples, images, strict=True)
         ]
         return [
@@ -197,6 +197,11 @@ def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[s
     return rows.take(
         pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])
     ).to_pylist()
+
+
+def _caption(sample: Mapping[str, Any]) -> str:
+    """The first of its captions."""
+    return sample["captions"][0] if sample["captions"] else ""
 
 
 def _name(sample: Mapping[str, Any]) -> str:

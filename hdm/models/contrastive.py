@@ -57,6 +57,18 @@ class Contrastive:
         """Unit embeddings (B, embed_size) float32 of texts, cut to the model's context."""
         return self._embed_texts(texts) if texts else np.zeros((0, self.embed_size), np.float32)
 
+    def are_cut(self, texts: list[str]) -> list[bool]:
+        """Which texts are longer than the model's context, so that `embed_texts` sees only their beginnings."""
+        if not texts:
+            return []
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is not None:
+            context = self.tokenizer.context_length
+            return [len(ids) > context for ids in inner(texts)["input_ids"]]
+        context = self.tokenizer.context_length
+        # With room for one token more than the context has, only longer texts fill it.
+        return (self.tokenizer(texts, context_length=context + 1)[:, -1] != 0).tolist()
+
     @torch.no_grad()
     def _embed_texts(self, texts: list[str]) -> Embeddings:
         return (

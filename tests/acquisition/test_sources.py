@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdm.acquisition.items import Unreadable, as_text, survey
+from hdm.acquisition.items import Unreadable, survey
 from hdm.acquisition.sources import open_source
+from hdm.acquisition.texts import as_text
 from hdm.config import DownloadSettings
 from hdm.errors import ConfigError, InputError
 from tests.acquisition.misbehaving import png
@@ -36,8 +38,8 @@ def status(item):
     return refusal.value.status
 
 
-def key(source, ordinal=""):
-    return hashlib.sha256(source.encode()).hexdigest()[:16] + ordinal
+def key(source):
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 # Lists of URLs
@@ -68,18 +70,13 @@ def test_a_list_in_any_form(tmp_path, suffix):
     )
     items = list(reader.items())
     assert kind == "urls"
-    assert reader.total() == 4
-    assert [item.source for item in items] == URLS
-    assert [item.key for item in items] == [
-        key(URLS[0]),
-        key(URLS[1]),
-        key(URLS[0], "#1"),
-        key(URLS[3]),
-    ]
+    assert reader.total() == 3
+    assert [item.source for item in items] == [URLS[0], URLS[1], URLS[3]]
+    assert [item.key for item in items] == [key(URLS[0]), key(URLS[1]), key(URLS[3])]
     plain = suffix == ".txt"
-    assert [item.caption for item in items] == (
-        [None] * 4 if plain else [CAPTIONS[0], None, *CAPTIONS[2:]]
-    )
+    # The first URL comes twice: it is one picture with both captions.
+    captions = [(CAPTIONS[0], CAPTIONS[2]), (), (CAPTIONS[3],)]
+    assert [item.captions for item in items] == ([()] * 3 if plain else captions)
     assert {item.licence for item in items} == {None if plain else "CC0"}
     assert all(item.load is None for item in items)
 
@@ -87,7 +84,7 @@ def test_a_list_in_any_form(tmp_path, suffix):
 def test_parts_of_a_list_are_read_in_order(tmp_path):
     for number, url in enumerate(URLS):
         (tmp_path / f"part-{number}.txt").write_text(url)
-    everything = [key(URLS[0]), key(URLS[1]), key(URLS[0], "#1"), key(URLS[3])]
+    everything = [key(URLS[0]), key(URLS[1]), key(URLS[3])]
     assert [item.key for item in read(tmp_path / "part-*.txt")] == everything
     assert [item.key for item in read(f"{tmp_path}/part-{{0..3}}.txt")] == everything
 
@@ -99,9 +96,13 @@ def test_a_real_list():
     table = pq.read_table(folder / "test_1000.parquet")
     assert {"URL", "TEXT"} <= set(table.column_names)
     items = read(folder / "test_1000.parquet", url_column="URL", caption_column="TEXT")
-    assert [item.source for item in items] == [url.strip() for url in table["URL"].to_pylist()]
-    assert len({item.key for item in items}) == table.num_rows
-    assert [item.caption for item in items] == [as_text(text) for text in table["TEXT"].to_pylist()]
+    captions = {}
+    for url, text in zip(table["URL"].to_pylist(), table["TEXT"].to_pylist(), strict=True):
+        captions.setdefault(url.strip(), []).append(text.strip())
+    assert [item.source for item in items] == list(captions)
+    assert [item.captions for item in items] == [
+        tuple(dict.fromkeys(texts)) for texts in captions.values()
+    ]
 
 
 def test_a_missing_column_names_the_nearest(tmp_path):
@@ -117,7 +118,7 @@ def test_a_missing_column_names_the_nearest(tmp_path):
 def test_a_list_without_captions_is_taken_and_that_is_said(tmp_path, caplog):
     path = write_list(tmp_path / "list.parquet", caption="words")
     with caplog.at_level(logging.WARNING):
-        assert [item.caption for item in read(path)] == [None] * 4
+        assert [item.captions for item in read(path)] == [()] * 3
     assert "without captions" in caplog.text
 
 
@@ -138,11 +139,11 @@ def test_rows_without_a_url_get_a_status(tmp_path, suffix):
             '{"url": "http://a.test/1", "caption": ["one", "two"]}\n{"url": nothing}\n{"caption": "\\ud800"}\n'
         )
     items = read(path)
-    assert items[0].caption == "one"
+    assert items[0].captions == (("one",) if suffix == ".csv" else ("one", "two"))
     assert items[0].load is None
     assert [status(item) for item in items[1:]] == ["no_url", "no_url"]
     assert len({item.key for item in items}) == 3
-    pa.array([item.caption for item in items], pa.string())
+    pa.array([item.captions for item in items], pa.list_(pa.string()))
 
 
 def test_what_is_no_table(tmp_path):
@@ -158,17 +159,17 @@ def test_numbers_for_urls_are_no_urls_but_no_crash(tmp_path):
     pq.write_table(
         pa.table({"url": [1, 2], "caption": [0.5, float("nan")]}), tmp_path / "list.parquet"
     )
-    assert [(item.source, item.caption) for item in read(tmp_path / "list.parquet")] == [
-        ("1", "0.5"),
-        ("2", None),
+    assert [(item.source, item.captions) for item in read(tmp_path / "list.parquet")] == [
+        ("1", ("0.5",)),
+        ("2", ()),
     ]
 
 
 def test_repeated_urls_are_found_in_a_long_list():
     urls = [f"http://a.test/{number % 40_000}" for number in range(50_000)]
-    count, repeated = survey(urls)
-    assert count == 50_000
-    assert repeated == {key(f"http://a.test/{number}") for number in range(10_000)}
+    found = survey([*urls, None, None])
+    assert found.total == 40_002
+    assert found.repeated == {key(f"http://a.test/{number}") for number in range(10_000)}
 
 
 @given(
@@ -205,7 +206,7 @@ def folder(tmp_path):
     ):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number))
+        path.write_bytes(png(number) if path.suffix != ".md" else b"# Notes")
     return root
 
 
@@ -215,8 +216,8 @@ def test_a_folder_with_captions_beside_the_pictures(folder):
     (folder / "sub" / "c.json").write_text("{broken")
     (folder / "sub" / "c.txt").write_text("a cat")
     items = read(folder)
-    assert [(item.source, item.caption, item.licence) for item in items] == [
-        ("a.JPG", "an ant", "CC-BY"), ("b.png", "a blue bird", None), ("sub/c.webp", "a cat", None),
+    assert [(item.source, item.captions, item.licence) for item in items] == [
+        ("a.JPG", ("an ant",), "CC-BY"), ("b.png", ("a blue bird",), None), ("sub/c.webp", ("a cat",), None),
     ]  # fmt: skip
     assert [item.key for item in items] == [key("a.JPG"), key("b.png"), key("sub/c.webp")]
     assert items[1].load() == png(0)
@@ -230,13 +231,10 @@ def test_metadata_name_pictures_relative_to_their_own_folder(folder):
     (folder / "sub" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{torn")
     items = read(folder, metadata="sub/captions.jsonl", caption_column="name")
     found = {item.source: item for item in items}
-    assert [item.caption for item in items if item.source == "b.png"] == ["one", "two"]
-    assert [item.key for item in items if item.source == "b.png"] == [
-        key("b.png"),
-        key("b.png", "#1"),
-    ]
-    assert found["sub/c.webp"].caption == "a cat"
-    assert found["a.JPG"].caption is None
+    assert len(found) == len(items)
+    assert found["b.png"].captions == ("one", "two")
+    assert found["sub/c.webp"].captions == ("a cat",)
+    assert found["a.JPG"].captions == ()
     assert status(found["sub/gone.png"]) == "missing_file"
     assert status(found["../outside.png"]) == "refused_path"
     assert status(found["/etc/passwd"]) == "refused_path"
@@ -249,10 +247,10 @@ def test_metadata_name_pictures_relative_to_their_own_folder(folder):
 
 def test_metadata_jsonl_is_found_by_itself(folder):
     (folder / "sub" / "metadata.jsonl").write_text('{"file_name": "c.webp", "caption": "a cat"}')
-    assert {item.source: item.caption for item in read(folder)} == {
-        "a.JPG": None,
-        "b.png": None,
-        "sub/c.webp": "a cat",
+    assert {item.source: item.captions for item in read(folder)} == {
+        "a.JPG": (),
+        "b.png": (),
+        "sub/c.webp": ("a cat",),
     }
 
 
@@ -282,10 +280,10 @@ def test_real_pictures_with_their_metadata():
         pytest.skip("shared/data/emoji is not here")
     items = read(emoji, metadata="metadata.dev.jsonl", caption_column="name")
     names = {
-        line["file_name"]: line["name"]
+        line["file_name"]: (line["name"],)
         for line in map(json.loads, (emoji / "metadata.dev.jsonl").read_text().splitlines())
     }
-    assert {item.source: item.caption for item in items} == names
+    assert {item.source: item.captions for item in items} == names
     assert len(items) == 3053
 
 
@@ -374,13 +372,13 @@ def test_tars_that_webdataset_wrote(tmp_path, suffix):
                 }
             )
     reader = open_source(str(tmp_path / f"part-{{0..1}}{suffix}"), "auto", DownloadSettings())[1]
-    seen = [(item.source, item.caption, item.licence, item.load()) for item in reader.items()]
+    seen = [(item.source, item.captions, item.licence, item.load()) for item in reader.items()]
     assert [row[0] for row in seen[:4]] == [
         f"part-0{suffix}/{name}"
         for name in ("sub/000.png", "sub/001.png", "sub/002.png", "last.jpg")
     ]
     assert [row[1] for row in seen] == [
-        text for s in "01" for text in (*(f"caption {s} {n}" for n in range(3)), "from json")
+        (text,) for s in "01" for text in (*(f"caption {s} {n}" for n in range(3)), "from json")
     ]
     assert [row[3] for row in seen] == [png(0), png(1), png(2), png(9)] * 2
     assert seen[3][2] == "CC0"
@@ -411,7 +409,9 @@ def test_odd_members_of_tars_are_counted_and_lead_nowhere(tmp_path):
         ("odd.tar/hard.png", "not_a_file"), ("odd.tar/device.png", "not_a_file"), ("odd.tar/twice.png", png(3)),
         ("odd.tar/twice.png", png(4)), ("odd.tar/words", "no_picture"), ("odd.tar/large.png", "too_large"),
     ]  # fmt: skip
-    assert len({item.key for item in reader.items()}) == 9
+    keys = [item.key for item in reader.items()]
+    assert len(set(keys)) == 9
+    assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["odd.tar"]
 
 
@@ -455,7 +455,7 @@ def test_a_data_set_saved_to_disk_and_as_parquet(rows, tmp_path):
         items = list(reader.items())
         assert kind == "dataset"
         assert [item.load() for item in items] == [png(number) for number in range(5)]
-        assert [item.caption for item in items] == [f"caption {number}" for number in range(5)]
+        assert [item.captions for item in items] == [(f"caption {number}",) for number in range(5)]
         assert [item.source for item in items] == [f"train/{number}" for number in range(5)]
     with pytest.raises(InputError, match=r"no column 'image'"):
         read(tmp_path / "saved")
@@ -482,7 +482,10 @@ def test_a_picture_folder_read_as_a_data_set(folder):
         "".join(f'{{"file_name": "{name}", "text": "{name}"}}\n' for name in ("a.JPG", "b.png"))
     )
     items = read(folder, kind="dataset", caption_column="text")
-    assert {item.caption: item.load() for item in items} == {"a.JPG": png(1), "b.png": png(0)}
+    assert {item.captions: item.load() for item in items} == {
+        ("a.JPG",): png(1),
+        ("b.png",): png(0),
+    }
 
 
 def test_a_data_set_of_urls_is_fetched(tmp_path):
@@ -492,9 +495,5 @@ def test_a_data_set_of_urls_is_fetched(tmp_path):
     )
     reader = open_source(str(tmp_path / "urls"), "auto", DownloadSettings())[1]
     assert reader.fetched
-    assert [item.key for item in reader.items()] == [
-        key(URLS[0]),
-        key(URLS[1]),
-        key(URLS[0], "#1"),
-        key(URLS[3]),
-    ]
+    assert [item.key for item in reader.items()] == [key(URLS[0]), key(URLS[1]), key(URLS[3])]
+    assert next(reader.items()).captions == (CAPTIONS[0], CAPTIONS[2])

@@ -86,7 +86,9 @@ def test_given_captions_come_back_normalised_for_kept_pictures_alone(made, store
         "1/2.png": [(0, "given", "a blue square")],
         "1/3.png": [(0, "given", "a kept one")],
     }
-    assert output.counts == {"items": 7, "captions": 4, "captions_given": 4, "uncaptioned": 3}
+    assert output.counts == {
+        "items": 7, "captions": 4, "captions_given": 4, "uncaptioned": 3, "given_dropped": 2, "given_cut": 0,
+    }  # fmt: skip
 
 
 def test_missing_ones_are_made_by_the_coca_and_templates_add_to_the_given(made, store, coca_folder):
@@ -127,7 +129,22 @@ def test_equal_captions_of_one_picture_are_written_once(made, store):
     ]
 
 
-def test_long_captions_are_cut(made, store):
+def test_all_given_captions_of_a_picture_are_kept_in_order(store, make_download):
+    given = ["a fox", "an  animal", "a fox", "nan"]
+    download = make_download([(png(draw(make_scene(5, 0))), given)])
+    inputs = {"download": download}
+    inputs["filter.measures"] = run(measure, Pipeline(), inputs, store)
+    made = (download, run(decide, Pipeline(), inputs, store))
+    output = captioned(made, store, CaptionMaker())
+    assert by_source(made, output) == {
+        "0/0.png": [(0, "given", "a fox"), (1, "given", "an animal")]
+    }
+    assert (output.counts["captions"], output.counts["given_dropped"]) == (2, 2)
+
+
+def test_long_captions_are_cut_and_counted(made, store):
+    cut = captioned(made, store, CaptionMaker(), max_chars=12)
+    assert cut.counts["given_cut"] == 1  # "a blue square"
     assert by_source(made, captioned(made, store, CaptionMaker(), max_chars=10))["1/3.png"] == [
         (0, "given", "a kept one")
     ]

@@ -22,8 +22,9 @@ def template(text: str | None, **settings: Any) -> Template:
     return Template(CaptionMaker(kind="template", template=text, **settings))
 
 
-def test_the_given_caption_is_kept_and_a_missing_one_is_not_made_up():
-    assert Given(CaptionMaker()).captions([item(given="a cat"), item()]) == [["a cat"], []]
+def test_given_captions_are_kept_and_missing_ones_are_not_made_up():
+    pair = Item("0" * 16, {**dict.fromkeys(ITEM_FIELDS), "given": "a cat"}, given=("a cat", "cats"))
+    assert Given(CaptionMaker()).captions([pair, item()]) == [["a cat", "cats"], []]
 
 
 def test_wordings_are_shared_out_by_key_and_stay_with_it():

@@ -26,9 +26,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def make_download(store: Store) -> MakeDownload:
-    """Items are (file bytes, given caption); None for bytes is an item that failed."""
+    """Items are (file bytes, given captions: one, several or None); None for bytes is an item that failed."""
 
-    def make(*shards: Sequence[tuple[bytes | None, str | None]]) -> Output:
+    def make(*shards: Sequence[tuple[bytes | None, str | Sequence[str] | None]]) -> Output:
         identity = Identity("download", 1, {"items": [len(shard) for shard in shards]})
         with store.draft(identity) as draft:
             for number, items in enumerate(shards):
@@ -52,14 +52,14 @@ def make_download(store: Store) -> MakeDownload:
 
 
 def _sample(
-    tar: tarfile.TarFile, source: str, data: bytes | None, caption: str | None
+    tar: tarfile.TarFile, source: str, data: bytes | None, given: str | Sequence[str] | None
 ) -> dict[str, Any]:
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
     row = {
         "key": key,
         "source": source,
         "status": "http_404" if data is None else "ok",
-        "caption": caption,
+        "captions": [given] if isinstance(given, str) else list(given or ()),
     }
     if data is None:
         return row

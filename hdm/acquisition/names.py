@@ -1,0 +1,138 @@
+"""Finding the file that a list means, however its writer spelled the name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from hdm.errors import InputError
+
+MANY = 20_000
+"""Among more files than this no similar name is looked for, which takes long."""
+
+
+class Names:
+    """The files of a folder by name.
+
+    A name is looked for as it is written, relative to its list's folder. If there is none of that name, then with `/` for `\\`, relative to
+    the whole folder, inside it by its absolute path, or without the list's own folder in front; then in another Unicode form; in other
+    case; and without the suffix. Of these the first that gives one file counts.
+
+    Args:
+        root: the folder.
+        files: paths relative to it.
+        pictures: those of them that are pictures: only these may lack their suffix.
+    """
+
+    def __init__(self, root: Path, files: Collection[str], pictures: Collection[str]) -> None:
+        self.root, self.files, self.pictures = root, files, pictures
+
+    def find(self, name: str, beside: str, where: str) -> str | None:
+        """The file that a list in the folder `beside` calls `name`; None if there is none.
+
+        Args:
+            name: as written in the list.
+            beside: folder of the list, relative to the root; "" for the root itself.
+            where: the list and its line, for the error.
+
+        Raises:
+            InputError: it may mean several files; both are named.
+        """
+        literal = literal_place(name, beside)
+        if literal in self.files:
+            return literal
+        spellings = list(dict.fromkeys(self._spellings(name, beside)))
+        for form, known in self._forms():
+            found = sorted(
+                {match for spelled in spellings for match in known.get(form(spelled), ())}
+            )
+            if len(found) > 1:
+                raise InputError(
+                    f"the name {name!r} may mean {found[0]} or {found[1]}",
+                    where=where,
+                    do="write in the list which of them is meant",
+                )
+            if found:
+                return found[0]
+        return None
+
+    def near(self, name: str) -> str | None:
+        """The file that a name which is not there may have meant."""
+        last = folded(name).rpartition("/")[2]
+        same_name = self._by_last_name.get(last, [])
+        if len(same_name) == 1:
+            return same_name[0]
+        if len(self.files) > MANY:
+            return None
+        near = difflib.get_close_matches(name.replace("\\", "/"), self.files, n=1, cutoff=0.6)
+        return near[0] if near else None
+
+    def _spellings(self, name: str, beside: str) -> Iterator[str]:
+        slashed = name.replace("\\", "/")
+        yield literal_place(slashed, beside)
+        parts = PurePosixPath(slashed).parts
+        if slashed.startswith("/"):
+            for root in (self.root.absolute(), self.root.resolve()):
+                place = PurePosixPath(os.path.normpath(slashed))
+                if place.is_relative_to(root):
+                    yield place.relative_to(root).as_posix()
+            return
+        yield literal_place(slashed, "")
+        own = tuple(map(folded, (self.root.resolve() / beside).parts))
+        for count in range(1, len(parts)):
+            if tuple(map(folded, parts[:count])) == own[-count:]:
+                yield literal_place("/".join(parts[count:]), beside)
+
+    def _forms(self) -> Iterator[tuple[Callable[[str], str], dict[str, list[str]]]]:
+        yield str, self._as_written
+        yield composed, self._composed
+        yield folded, self._folded
+        yield folded, self._without_suffix
+
+    @cached_property
+    def _as_written(self) -> dict[str, list[str]]:
+        return {file: [file] for file in self.files}
+
+    @cached_property
+    def _composed(self) -> dict[str, list[str]]:
+        return _grouped(self.files, composed)
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        return _grouped(self.files, folded)
+
+    @cached_property
+    def _without_suffix(self) -> dict[str, list[str]]:
+        return _grouped(
+            self.pictures, lambda name: folded(str(PurePosixPath(name).with_suffix("")))
+        )
+
+    @cached_property
+    def _by_last_name(self) -> dict[str, list[str]]:
+        return _grouped(self.files, lambda name: folded(name).rpartition("/")[2])
+
+
+def literal_place(name: str, beside: str) -> str:
+    """Where a list in the folder `beside` says that `name` is, relative to the whole folder."""
+    return os.path.normpath(os.path.join(beside, name))  # noqa: PTH118
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): Macs decompose the names of files."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """A name without differences of Unicode form or case."""
+    return composed(name.casefold())
+
+
+def _grouped(names: Collection[str], form: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(form(name), []).append(name)
+    return found

@@ -1,0 +1,194 @@
+"""Captions out of what people write them in: files of any encoding, cells of tables, lists and mappings.
+
+Nothing is dropped without a word: what is not understood comes back as a loss with its reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hdm.data.wording import normal_caption
+
+CAPTION_COLUMNS = ("caption", "captions", "text")
+"""Columns and fields that hold captions, where no other was asked for; the first that is there counts."""
+_MAPPED = (*CAPTION_COLUMNS, "raw")
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+FALLBACK = "cp1252"
+"""Windows' code page for western Europe; a detector was tried and is wrong about texts as short as captions."""
+
+
+@dataclass
+class Found:
+    """The captions in one place.
+
+    Args:
+        captions: in order, equal ones once, as they are given.
+        guessed: how many of them were decoded by a guess at their encoding.
+        losses: for each caption that cannot be used, why.
+    """
+
+    captions: list[str] = field(default_factory=list)
+    guessed: int = 0
+    losses: list[str] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        """Append the captions of another place."""
+        self.captions += [text for text in other.captions if text not in self.captions]
+        self.guessed += other.guessed
+        self.losses += other.losses
+
+
+def mark_of(data: bytes) -> str | None:
+    """The codec that a text's byte-order mark names; None without a mark."""
+    return next((codec for mark, codec in _MARKS if data.startswith(mark)), None)
+
+
+def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None:
+    """A text, and whether its encoding was guessed; None if it is no text.
+
+    UTF-8, UTF-16 and UTF-32 with their mark, UTF-8 without; what is neither is read as `encoding`, or as Windows-1252.
+
+    Args:
+        data: the bytes.
+        encoding: a Python codec that the user knows to be right, for texts that are not Unicode.
+    """
+    marked = mark_of(data)
+    for codec in [marked] if marked else ["utf-8"]:
+        try:
+            text = data.decode(codec).removeprefix("\ufeff")
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text, False
+    guess = encoding or ("utf-16-le" if b"\0" in data[1::2] else FALLBACK)
+    try:
+        text = data.decode(guess)
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else (text, encoding is None)
+
+
+def captions_in(value: Any, encoding: str | None = None) -> Found:
+    """The captions in a value of a table, JSON or data set.
+
+    Text is one caption, a list several, of a mapping those under `caption`, `captions`, `text` or `raw`, else all its texts. Texts that
+    hold a whole list (`["a fox", "an animal"]`, as CSV files do) are that list. Empty texts and the words that programs write for nothing
+    ("None", "nan") are no captions.
+
+    Args:
+        value: str, bytes, number, list, mapping, or None.
+        encoding: of bytes that are not Unicode, as for `decoded`.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return Found()
+    if isinstance(value, bytes):
+        return _of_bytes(value, encoding)
+    if isinstance(value, str):
+        listed = _listed(value)
+        return _of_text(value) if listed is None else captions_in(listed, encoding)
+    if isinstance(value, Mapping):
+        return _of_mapping(value, encoding)
+    if isinstance(value, Iterable):
+        found = Found()
+        for entry in value:
+            found.add(captions_in(entry, encoding))
+        return found
+    return _of_text(str(value))
+
+
+def captions_in_file(
+    data: bytes, lines: Literal["captions", "one"], encoding: str | None = None
+) -> Found:
+    """The captions in a text file: each line one, unless paragraphs parted by empty lines show that it is one text.
+
+    Args:
+        data: the file.
+        lines: "one": the whole file is one caption in any case.
+        encoding: as for `decoded`.
+    """
+    read = decoded(data, encoding)
+    if read is None:
+        return Found(
+            losses=["it is not text in a known encoding (download.encoding names another)"]
+        )
+    text, guessed = read
+    rows = [line.strip() for line in text.strip().splitlines()]
+    found = Found()
+    for caption in [text.strip()] if lines == "one" or "" in rows else rows:
+        found.add(_of_text(caption))
+    if guessed:
+        found.guessed = len(found.captions)
+    return found
+
+
+def as_text(value: Any) -> str | None:
+    """A licence, URL or name out of somebody's table as text that any table can hold, or None if there is none.
+
+    Bytes that are not UTF-8 are replaced; of a list the first text is taken; an empty text is none.
+    """
+    if isinstance(value, list | tuple):
+        value = next((entry for entry in map(as_text, value) if entry), None)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).removeprefix("\ufeff").encode("utf-8", "replace").decode()
+    return text if text.strip() else None
+
+
+def _of_bytes(data: bytes, encoding: str | None) -> Found:
+    read = decoded(data, encoding)
+    if read is None:
+        return Found(losses=["it is not text in a known encoding"])
+    found = captions_in(read[0])
+    if read[1]:
+        found.guessed = len(found.captions)
+    return found
+
+
+def _of_text(text: str) -> Found:
+    if not text.strip():
+        return Found()
+    if "\ufffd" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        return Found(
+            losses=["its text was damaged before it came here (U+FFFD or half a character)"]
+        )
+    if normal_caption(text) is None:
+        return Found()
+    return Found([text.removeprefix("\ufeff").strip()])
+
+
+def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Found:
+    known = [value[name] for name in _MAPPED if value.get(name) is not None][:1]
+    texts = [entry for entry in value.values() if isinstance(entry, str | bytes | list)]
+    found = captions_in(known or texts, encoding)
+    if value and not known and not texts:
+        found.losses.append("it is a mapping without any text")
+    return found
+
+
+def _listed(text: str) -> list[str] | None:
+    """The list of texts that a text spells out in JSON or Python; None if it is none."""
+    bare = text.strip()
+    if not (bare.startswith("[") and bare.endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(bare)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+            return value
+    return None
