@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from flows.command_lab import lab
 from hdm.cli import File, Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
+from hdm.messages import Terminal, say
 from hdm.store import Store, store_root
 from hdm.training.job import Job
 from hdm.training.running import SAMPLE, SAVE, ask, progress, trainings
@@ -22,7 +22,7 @@ from tasks.services import runs, serving
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
 Wait = Annotated[float, typer.Option(metavar="SEC", help="How long to wait for it.")]
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -75,7 +75,7 @@ def serve(
 @app.command()
 def status(store: StoreFolder = None) -> None:
     """What runs, and what the store holds."""
-    root, out = store_root(store), Console(highlight=False, soft_wrap=True)
+    root, out = store_root(store), Terminal(highlight=False, soft_wrap=True)
     alive = serving(root)
     pages = (
         f"Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"
@@ -134,7 +134,7 @@ def _ask(root: Path, what: str, timeout_sec: float) -> None:
         )
     for job in found:
         console.print(f"{escape(_place(job))}")
-        print(ask(job, what, timeout_sec), flush=True)
+        say(str(ask(job, what, timeout_sec)))
 
 
 @app.command()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from flows.command_run import prepare, server, traceback_once
 from hdm.cli import File, Settings, StoreFolder
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names, load_lab, plan_grid
+from hdm.messages import Terminal, say
 from hdm.store import Store, store_root
 from tasks.configuration import FILE_VARIABLE
 
@@ -28,7 +28,7 @@ Only = Annotated[
         help="Only this one of its comparisons; may be given several times.",
     ),
 ]
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 def lab(
@@ -106,7 +106,7 @@ def _run(
 
 
 def _list(grid: Grid, file: Path | None) -> None:
-    out = Console(highlight=False, soft_wrap=True)
+    out = Terminal(highlight=False, soft_wrap=True)
     for name, description in lab_names(file).items():
         out.print(f"[bold]{escape(name)}[/]  {escape(description)}")
     shown = Table(
@@ -126,6 +126,6 @@ def _tell(store: Store, name: str, as_json: bool) -> None:
     from hdm.lab.report import FIGURE, TABLE, TABLE_JSON, lab_folder
 
     folder = lab_folder(store, name)
-    print((folder / (TABLE_JSON if as_json else TABLE)).read_text(), flush=True)
+    say((folder / (TABLE_JSON if as_json else TABLE)).read_text())
     for file in (TABLE, FIGURE):
         console.print(escape(str(folder / file)))

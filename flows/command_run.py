@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import os
 import urllib.error
@@ -13,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from flows.processes import bypass_proxy, free_port, prefect_command, running, wait_for
 from hdm.errors import InputError, SavedOnSignal
+from hdm.messages import Terminal, say_json
 from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
 from hdm.store import Store, read_output, store_root
@@ -41,7 +40,7 @@ OWN_SERVER = {
     # Whole seconds: the recorder cuts it to an integer, and would spin at 0.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run_pipeline(
@@ -227,4 +226,4 @@ def tell(summary: dict[str, Any]) -> None:
 
 def print_json(summary: dict[str, Any]) -> None:
     """The last line of standard output."""
-    print(json.dumps(summary, ensure_ascii=False), flush=True)
+    say_json(summary)

@@ -12,17 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
-
 from flows.processes import POLL_SEC, bypass_proxy, free_port, prefect_command, running, wait_for
 from hdm.errors import HdmError
+from hdm.messages import Terminal
 from hdm.pipelines import pipelines_file
 from tasks.configuration import FILE_VARIABLE
 from tasks.services import Serving, alone, announce, prefect_environment, services
 from tasks.tracking import server_command, server_environment
 
 POOL = "hdm"
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 def serve_pages(root: Path, file: Path | None, prefect_port: int, mlflow_port: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
@@ -17,6 +17,7 @@ from hdm import command_ema, command_plan, command_sample, command_vae, command_
 from hdm.child import forget_launchers
 from hdm.errors import DamagedError, HdmError
 from hdm.files import REFUSALS, explain_os_error
+from hdm.messages import Terminal, guard_output, say
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.store import Store, check_files, read_output, store_root
@@ -40,6 +41,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         forget_launchers()
+        guard_output()
         try:
             found = super().invoke(ctx)
             sys.stdout.flush()  # here a full disk can still be told of
@@ -53,7 +55,7 @@ class Commands(TyperGroup):
 
 
 def _fail(error: HdmError) -> NoReturn:
-    Console(stderr=True).print(
+    Terminal(stderr=True).print(
         f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True, highlight=False
     )
     raise typer.Exit(error.exit_code) from None
@@ -79,7 +81,7 @@ def list_pipelines(file: File = None) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, description in pipeline_names(file).items():
         table.add_row(f"[bold]{escape(name)}[/]", escape(description))
-    Console().print(table)
+    Terminal().print(table)
 
 
 @app.command()
@@ -88,7 +90,9 @@ def config(name: str, settings: Settings = [], file: File = None) -> None:  # no
     from ruamel.yaml import YAML
 
     values = load_pipeline(name, settings, file).model_dump(mode="json", exclude={"mixed"})
-    YAML().dump(values, Console().file)
+    text = io.StringIO()
+    YAML().dump(values, text)
+    say(text.getvalue().rstrip())
 
 
 @app.command()
@@ -136,15 +140,15 @@ def bootstrap(
         source, out, seed=seed, minutes=minutes, size_px=size_px, channels=channels, max_pictures=max_pictures,
         caption_column=caption_column, metadata=metadata, max_lost_captions=max_lost_captions, matte=matte,
     )  # fmt: skip
-    Console().print_json(data=record["measured"])
-    Console().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)
+    Terminal().print_json(data=record["measured"])
+    Terminal().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)
 
 
 @app.command()
 def verify(store: StoreFolder = None) -> None:
     """Rehash every file of the store against its manifest."""
     root = Store(store_root(store))
-    console, damaged = Console(), 0
+    console, damaged = Terminal(), 0
     manifests = sorted(root.root.glob("*/*/manifest.json"))
     if not manifests:
         console.print(f"there is nothing in {escape(str(root.root))}", soft_wrap=True)
@@ -171,7 +175,7 @@ def doctor(store: StoreFolder = None) -> None:
     """Look at this machine and say what would not work."""
     from hdm.diagnosis import checks
 
-    console, wrong = Console(), 0
+    console, wrong = Terminal(), 0
     for check in checks(store_root(store)):
         wrong += not check.fine
         console.print(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from hdm.errors import InputError
+from hdm.messages import Terminal
 
 ROUGH = 0.1  # share of a profile; the paper's own fits are far below
 
@@ -59,7 +59,7 @@ def ema(
     with written_aside(out / EMA) as aside:
         save_tensors(aside, {**load_file(source / EMA), **average})  # what is no parameter stays
     write_json(out / MODEL, {**told, "ema_length": length})
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     console.print(f"from {len(snapshots)} snapshots; the profile is met to {100 * error:.2g} %")
     if error > ROUGH:
         console.print(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hdm.errors import ConfigError, DoesNotFitError
+from hdm.messages import Terminal, say_json
 
 if TYPE_CHECKING:
     from hdm.planning.hardware import Card
@@ -117,7 +116,7 @@ def plan(
     found = make_plan(replace(asked, measured=_measured(asked)) if measure else asked)
     prices = Prices(card, card.price if price is None else price, power_price)
     if as_json:
-        print(json.dumps(_values(found, prices), indent=1))
+        say_json(_values(found, prices), indent=1)
     else:
         _tell(found, prices)
     if found.problems:
@@ -188,7 +187,7 @@ def _sum(rows: Any, prices: Prices) -> dict[str, Any]:
 
 
 def _tell(plan: Plan, prices: Prices) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     shown = {
         "money": prices.hour is not None,
         "kWh": bool(prices.card.watts),
@@ -211,7 +210,7 @@ def _tell(plan: Plan, prices: Prices) -> None:
             *_costs(total["hours"], prices, extra),
         ]
         table.add_row(f"[bold]{title}[/]", "", size(total["bytes"]), *cells)
-    (console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)).print(table)
+    (console if console.is_terminal else Terminal(width=PLAIN_WIDTH, highlight=False)).print(table)
     for note in plan.notes:
         console.print(f"· {escape(note)}")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from hdm.errors import ConfigError, InputError
+from hdm.messages import Terminal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,7 +260,7 @@ def _slug(prompt: str) -> str:
 
 
 def _tell(made: Mapping[Path, str], seconds: float) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     for path, told in made.items():
         console.print(f"{escape(str(path))}  {escape(told)}")
     console.print(f"{len(made) - 1} pictures in {seconds:.1f} s")

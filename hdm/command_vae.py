@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from hdm.config import VaeSettings
 from hdm.errors import ConfigError, InputError
+from hdm.messages import Terminal
 from hdm.progress import show_log
 
 app = typer.Typer(
@@ -137,7 +137,7 @@ def finetune(
         contrastive=contrastive,
     )
     _tell(record["quality"])
-    Console().print(f"use it: components: {{autoencoder: {escape(str(out))}}}", soft_wrap=True)
+    Terminal().print(f"use it: components: {{autoencoder: {escape(str(out))}}}", soft_wrap=True)
 
 
 def _settings(**values: Any) -> VaeSettings:
@@ -201,4 +201,4 @@ def _tell(quality: Mapping[str, Any]) -> None:
     for name, title in ROWS.items():
         if name in after:
             table.add_row(title, *(f"{values[name]:.4g}" for values in (before, after) if values))
-    Console().print(table)
+    Terminal().print(table)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from hdm.errors import HdmError, InputError
+from hdm.messages import Terminal
 
 if TYPE_CHECKING:
     from hdm.models.weights import Weights
@@ -39,7 +39,7 @@ def check(
     """
     from hdm.models.golden import LIMIT, compare
 
-    console, wrong = Console(soft_wrap=True, highlight=False), []
+    console, wrong = Terminal(soft_wrap=True, highlight=False), []
     for file in files:
         console.print(escape(str(file)))
         table = Table(
@@ -87,11 +87,11 @@ def import_weights(
     target = _new(out if out.suffix == ".safetensors" else out / f"{file.stem}.safetensors")
     save_weights(target, weights, tread_rate)
     _tell(weights, target)
-    Console().print(
+    Terminal().print(
         f"its configuration is {'as the file says' if weights.said else 'told from the shapes'}"
     )
     if EMA in weights.passed_over:
-        Console().print("the checkpoint has averaged weights too: --ema takes them")
+        Terminal().print("the checkpoint has averaged weights too: --ema takes them")
 
 
 @app.command("export")
@@ -168,7 +168,7 @@ def export_weights(
 
 
 def _tell(weights: Weights, target: Path) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     console.print(escape(weights.describe()))
     if weights.passed_over:
         console.print(

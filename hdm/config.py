@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from hdm import values
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError
+from hdm.secrets import SecretReference
 from hdm.values import Within
 
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
@@ -111,8 +112,12 @@ class ScenesSettings(Settings):
 
 class DownloadSettings(Settings):
     source: str = ""
-    """A URL list (.parquet, .csv, .jsonl, .txt), a folder of pictures, WebDataset tars (a glob), Parquet files of pictures, or a data
-    set's name."""
+    """A URL list (.parquet, .csv, .jsonl, .txt; also one at an http address), a folder of pictures, WebDataset tars (a glob), Parquet
+    files of pictures, or a data set's name. An address with a user or a query is a secret, and given by reference: env:NAME,
+    file:PATH, block:NAME."""
+    token: SecretReference | None = runtime(None)
+    """Of the Hugging Face hub, for a data set that is not public; by reference as well. None: the one that the hub's own tools
+    are logged in with."""
     kind: SourceKind = "auto"
     """How to read `source`; auto decides by what it is."""
     scenes: ScenesSettings = ScenesSettings()

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from hdm.redaction import redacted, shown
+
 
 class HdmError(Exception):
-    """What happened, where, and what to do about it.
+    """What happened, where, and what to do about it; secrets are left out of all three.
 
     Args:
         what: one sentence, no trailing period needed.
@@ -26,12 +28,14 @@ class HdmError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = None, do: str | None = None) -> None:
-        self.what, self.where, self.do = what, where, do
-        super().__init__(what, where, do)
+        self.what, self.do = redacted(what), redacted(do) if do else do
+        place = redacted(str(where))
+        self.where = where if place == str(where) else place
+        super().__init__(self.what, self.where, self.do)
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where is not None else ""
-        return f"{self.what}{place}" + (f"\n  → {self.do}" if self.do else "")
+        return shown(f"{self.what}{place}" + (f"\n  → {self.do}" if self.do else ""))
 
 
 class InputError(HdmError):

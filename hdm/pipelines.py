@@ -20,6 +20,8 @@ from ruamel.yaml.error import YAMLError
 
 from hdm.config import Pipeline
 from hdm.errors import ConfigError
+from hdm.redaction import holds_secret, redacted_value
+from hdm.secrets import ADVICE
 
 ENVIRONMENT = "HDM__"
 NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
@@ -85,6 +87,7 @@ def _resolved(
     for layer in layers:
         _merge(values, layer.values)
     values.pop("extends", None)
+    _refuse_secrets(values, layers)
     try:
         return Pipeline.model_validate({**values, "name": name})
     except ValidationError as error:
@@ -263,10 +266,36 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
     elif problem["type"] == "missing":
         place = place or _place(location[:-1], layers)
         message = f"{dotted} is missing"
+    elif problem["type"] == "literal_secret":
+        message = f"{dotted}: {problem['msg']}"
     else:
         told = problem["msg"].removeprefix("Value error, ")
         message = f"{dotted} = {_shown(problem.get('input'))}: {told}"
     return f"{place or 'pipelines.yaml'}: {message}"
+
+
+def _refuse_secrets(
+    values: Any, layers: list[_Layer], location: tuple[str | int, ...] = ()
+) -> None:
+    """Refuse secrets that are spelled out: settings are written to many places.
+
+    Raises:
+        ConfigError: a value holds one; the value is not repeated.
+    """
+    if isinstance(values, str) and holds_secret(values):
+        dotted = ".".join(str(step) for step in location)
+        raise ConfigError(
+            f"{_place(location, layers)}: {dotted} spells a secret out "
+            "(a user name or a query in an address, or a token)",
+            do=ADVICE,
+        )
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if (*location, key) != ("description",):
+                _refuse_secrets(value, layers, (*location, key))
+    elif isinstance(values, list | tuple):
+        for number, value in enumerate(values):
+            _refuse_secrets(value, layers, (*location, number))
 
 
 def _place(location: tuple[str | int, ...], layers: list[_Layer]) -> str | None:
@@ -278,7 +307,7 @@ def _place(location: tuple[str | int, ...], layers: list[_Layer]) -> str | None:
 
 def _shown(value: Any) -> str:
     """A value in an error, no longer than a line."""
-    return reprlib.repr(value)
+    return reprlib.repr(redacted_value(value))
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hdm.messages import Terminal, guard_output, say
 
 LINE_EVERY_SEC = 30.0
 
@@ -40,11 +41,8 @@ class _Lines:
         rate = self.done / max(now - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate else ""
         of = f"/{self.total}" if self.total else ""
-        print(
-            f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        told = f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}"
+        say(told.rstrip(), sys.stderr)
 
 
 class _Bar:
@@ -62,7 +60,7 @@ class _Bar:
 @contextmanager
 def track(what: str, total: int | None = None, unit: str = "items") -> Iterator[Tracker]:
     """Show the progress of `total` items of work called `what` on stderr."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield _Lines(what, total, unit)
         return
@@ -84,6 +82,7 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
 def show_log() -> None:
     """The library's messages, as plain lines on standard error."""
+    guard_output()
     lines = _ToStderr()
     lines.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("hdm")

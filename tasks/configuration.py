@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hdm.config import Pipeline
 from hdm.pipelines import load_pipeline
+from tasks import secret_blocks
 
 FILE_VARIABLE = "HDM_PIPELINES"
 
@@ -18,12 +19,14 @@ def configured(pipeline: str, overrides: Iterable[str] = ()) -> Pipeline:
 
     Read once a run: whoever edits the file meanwhile changes the next one.
     """
+    secret_blocks.provide()
     return _read(pipeline, tuple(overrides), os.environ.get(FILE_VARIABLE))
 
 
 def read_anew() -> None:
     """A run begins: what was read for the one before is forgotten."""
     _read.cache_clear()
+    secret_blocks.forget()
 
 
 @functools.lru_cache

@@ -12,6 +12,8 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from hdm.errors import HdmError, SavedOnSignal
+from hdm.messages import guard_output
+from hdm.redaction import redacted_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +59,7 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(body)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+        guard_output()
         try:
             found: Any = body(*args, **kwargs)
         except STOPS as stop:
@@ -68,6 +71,9 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
             return Cancelled(message=told)
         except HdmError as error:
             return Failed(message=str(error), data=error)
+        except Exception as error:
+            error.args = redacted_value(error.args)  # Prefect stores and logs it
+            raise
         records = found if isinstance(found, list) else [found]
         if records and all(record.cached for record in records):
             return Completed(

@@ -25,6 +25,7 @@ from prefect.runtime import flow_run
 from hdm.child import child_environment
 from hdm.config import Pipeline
 from hdm.files import canonical_json
+from hdm.redaction import redacted_value
 from hdm.store import store_root
 from tasks.configuration import configured, read_anew
 from tasks.figures import flattened
@@ -59,7 +60,7 @@ class Reporter:
         with contextlib.suppress(BrokenPipeError, ValueError):
             assert self.process.stdin
             self.process.stdin.write(
-                json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
+                json.dumps({"event": event, "at": time.time(), **redacted_value(facts)}) + "\n"
             )
             self.process.stdin.flush()
 

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from hdm.redaction import shown
 from tasks.tracking import SETTINGS, Event, Mirror, passing, say
 
 TICK_SEC = 3.0
@@ -65,7 +66,7 @@ class Keeper:
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(shown(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         if not self.warned:
             text = f"MLflow does not take everything ({type(error).__name__}: {str(error)[:200]}); the run goes on without"
             say({"warning": text})

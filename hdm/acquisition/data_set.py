@@ -26,6 +26,7 @@ from hdm.acquisition.texts import as_text, captions_in
 from hdm.acquisition.url_list import ListedUrl, one_item_a_url
 from hdm.config import DownloadSettings
 from hdm.errors import InputError
+from hdm.secrets import resolved
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -58,7 +59,7 @@ class DataSet:
             return fingerprints.tree(
                 (path.relative_to(self.folder).as_posix(), path) for path in files
             )
-        return {"name": self.source, "revision": _hub_revision(self.source)}
+        return {"name": self.source, "revision": self._revision}
 
     @property
     def fetched(self) -> bool:
@@ -138,6 +139,14 @@ class DataSet:
                 do="look at the name, download.split, and the network (what was loaded once is found offline)",
             ) from error
 
+    @property
+    def _token(self) -> str | None:
+        return resolved(self.settings.token) if self.settings.token else None
+
+    @property
+    def _revision(self) -> str:
+        return _hub_revision(self.source, self._token)
+
     def _load(self) -> Any:
         from datasets import load_dataset, load_from_disk
 
@@ -159,7 +168,8 @@ class DataSet:
         return load_dataset(
             self.source.partition("@")[0],
             split=self.settings.split,
-            revision=_hub_revision(self.source),
+            revision=self._revision,
+            token=self._token,
         )
 
 
@@ -184,13 +194,13 @@ def _named(value: Any, feature: Any) -> Any:
 
 
 @lru_cache
-def _hub_revision(source: str) -> str:
+def _hub_revision(source: str, token: str | None) -> str:
     """The commit that a hub name means now."""
     from datasets import load_dataset_builder
 
     name, _, revision = source.partition("@")
     try:
-        builder = load_dataset_builder(name, revision=revision or None)
+        builder = load_dataset_builder(name, revision=revision or None, token=token)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no folder of that name here, and no such data set can be had from the hub: {str(error).splitlines()[0]}",

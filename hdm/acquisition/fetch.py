@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -18,6 +20,7 @@ from hdm.acquisition.addresses import Addresses
 from hdm.acquisition.items import Unreadable, too_large
 from hdm.config import DownloadSettings
 
+T = TypeVar("T")
 MAX_REDIRECTS = 5
 MAX_WAIT_SEC = 60.0
 """However long a site asks to wait."""
@@ -148,6 +151,50 @@ class Fetcher:
         if answer.status == 429:  # the whole host asks for rest
             self._not_before[answer.url.host or ""] = time.monotonic() + min(wait_sec, MAX_WAIT_SEC)
         raise _Busy(verdict, wait_sec)
+
+
+class BlockingFetcher:
+    """A `Fetcher` for readers that take one item after the other. Use it in a `with` block; the first URL starts it.
+
+    Args:
+        settings, hosts: as a `Fetcher`'s.
+    """
+
+    def __init__(self, settings: DownloadSettings, hosts: Mapping[str, tuple[str, int]]) -> None:
+        self.settings, self.hosts = settings, hosts
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __enter__(self) -> BlockingFetcher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._loop is not None:
+            self._wait(self._loop, self._fetcher.__aexit__(None, None, None))
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def fetch(self, address: str) -> bytes:
+        """As `Fetcher.fetch`."""
+        if self._loop is None:
+            # In a thread of its own: the caller's may run a loop already, as in a notebook.
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+            self._thread.start()
+            self._fetcher = self._wait(self._loop, self._open())
+        return self._wait(self._loop, self._fetcher.fetch(address))
+
+    async def _open(self) -> Fetcher:
+        return await Fetcher(self.settings, self.hosts).__aenter__()
+
+    @staticmethod
+    def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
 
 def _redirected(url: URL, location: str | None) -> URL:

@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from hdm.acquisition.data_set import SAVED, DataSet
 from hdm.acquisition.folder import Folder
 from hdm.acquisition.items import PICTURE_SUFFIXES, Reader
+from hdm.acquisition.remote_list import SCHEMES, fetched_list
 from hdm.acquisition.tabular import TABLE_SUFFIXES
 from hdm.acquisition.tars import Tars
 from hdm.acquisition.url_list import UrlList
 from hdm.config import DownloadSettings, SourceKind
 from hdm.errors import ConfigError, InputError
+from hdm.secrets import resolved
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PARQUET = ".parquet"
@@ -31,7 +33,8 @@ def open_source(
     """The reader of a source, and what kind it is.
 
     Args:
-        source: a URL list, folder, tars or data set; lists and tars may be globs, with {000..099} too.
+        source: a URL list, folder, tars or data set, or a reference to a secret that is one; lists and tars may be globs,
+            with {000..099} too.
         kind: how to read it; "auto": decided by what it is.
         settings: columns, metadata file, limits.
 
@@ -44,6 +47,9 @@ def open_source(
             "download.source is not set",
             do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)",
         )
+    source = resolved(source)
+    if source.startswith(SCHEMES) and kind in ("auto", "urls"):
+        return "urls", UrlList([fetched_list(source, settings)], settings)
     place = Path(source).expanduser()
     found = _detect(source, place, settings) if kind == "auto" else kind
     match found:

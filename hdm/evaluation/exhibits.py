@@ -17,6 +17,7 @@ from hdm.config import Pipeline
 from hdm.data.images import BadImage, decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.redaction import redacted
 from hdm.store import Output
 
 SIDE_PX = 144  # longer side of an example
@@ -205,8 +206,8 @@ def _caption(sample: Mapping[str, Any]) -> str:
 
 
 def _name(sample: Mapping[str, Any]) -> str:
-    """The last part of where it came from."""
-    return sample["source"].rsplit("/", 1)[-1]
+    """The last part of where it came from, without a query that may be a signature."""
+    return redacted(sample["source"]).rsplit("/", 1)[-1]
 
 
 def _told(reason: str) -> str:

@@ -21,6 +21,7 @@ from hdm.models.cpu import training_environment
 from hdm.planning.counts import image_encoder
 from hdm.planning.plan import Measured
 from hdm.planning.rehearsal import Rehearsal
+from hdm.redaction import shown
 from hdm.store import Store
 from hdm.training.job import Job
 
@@ -115,7 +116,7 @@ def main(path: Path) -> int:
             trainer.make_ready()
         trainer.feed.close()
     except HdmError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(shown(" ".join(str(error).split())), file=sys.stderr)
         return error.exit_code
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):

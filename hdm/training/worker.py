@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hdm.errors import HdmError, SavedOnSignal
 from hdm.files import explain_os_error
+from hdm.messages import guard_output
 from hdm.store import locked
 from hdm.training import guard
 from hdm.training.job import DONE, ERROR, PEER_LOST, SAVED, STOPPED, Job, write_outcome
@@ -24,6 +25,7 @@ def main(path: Path) -> int:
     guard.end_with_parent()
     stop = guard.StopRequest()
     stop.listen()
+    guard_output()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     job, rank = Job.read(path), int(os.environ.get("RANK", "0"))
     scratch = Path(job.scratch)

@@ -1,0 +1,39 @@
+"""Secret blocks of Prefect's, as `block:NAME` in settings."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+
+from hdm.errors import InputError
+from hdm.secrets import READERS
+
+
+def provide() -> None:
+    """Let settings of this process name Secret blocks."""
+    READERS["block"] = read_block
+
+
+def forget() -> None:
+    """A run begins: blocks are read anew."""
+    read_block.cache_clear()
+
+
+@cache
+def read_block(name: str) -> str:
+    """The secret in the block of that name.
+
+    Raises:
+        InputError: the server has no such block.
+    """
+    from prefect.blocks.system import Secret  # reads its settings, which `hdm run` makes first
+
+    try:
+        block = cast(Any, Secret).load(name, _sync=True)  # its types lack `_sync`
+    except ValueError as error:
+        raise InputError(
+            f"Prefect's server has no Secret block {name}",
+            where=f"block:{name}",
+            do="make it on Prefect's page under Blocks, of the type Secret",
+        ) from error
+    return str(block.get())

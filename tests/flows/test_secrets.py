@@ -1,0 +1,140 @@
+"""A planted secret, looked for in everything that a real run leaves and says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.blocks.system import Secret
+
+from flows.download_images import download_images
+from flows.full_pipeline import full_pipeline
+from hdm.data.tables import read_tables
+from hdm.errors import ConfigError, InputError
+from hdm.redaction import visible
+from hdm.store import Store, read_output
+from tests.acquisition.misbehaving import Site, http, png
+
+PROJECT = Path(__file__).parents[2]
+PLANTED, OF_ITEM = "c2VjcmV0LXBsYW50ZWQ", "aXRlbS1wbGFudGVk"
+PIPELINES = """
+pipelines:
+  small:
+    download: {kind: urls, source: "env:LIST", allow_loopback: true, retries: 0}
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site() as found:
+        item = f"http://127.0.0.1:{found.port}/1.png?token={OF_ITEM}"
+        found.pages[f"/list.csv?sig={PLANTED}"] = http(f"url,caption\n{item},one\n".encode())
+        found.pages[f"/1.png?token={OF_ITEM}"] = http(png(1))
+        found.pages["/api/health"] = http(b"", "503 \x1b[31mBroken\x9b2J")
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+@pytest.fixture
+def pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(PIPELINES)
+    monkeypatch.setenv("HDM_PIPELINES", str(file))
+    return file
+
+
+def hdm(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from flows.cli import app; app()", *words],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def holding(root: Path, secret: str) -> list[str]:
+    """Every file below a folder that holds the secret."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(root).as_posix() for path in files if secret.encode() in path.read_bytes()
+    )
+
+
+def test_a_run_leaves_and_says_nothing_of_its_secret(
+    site: Site, pipelines: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    words = ("run", "small", "--until", "download", "--json", "--verbose", "--store", str(store))
+    words = (*words, "--file", str(pipelines))
+    address = f"http://127.0.0.1:{site.port}/list.csv?sig="
+    done = hdm(*words, LIST=address + PLANTED)
+    assert done.returncode == 0, done.stderr
+    assert site.asked[f"/list.csv?sig={PLANTED}"] > 0
+
+    failed = hdm(*words, "--set", "download.max_items=7", LIST=f"{address}{PLANTED}gone")
+    assert failed.returncode == 2
+    assert "the site answered 404 (env:LIST)" in failed.stderr
+
+    for secret in (PLANTED, OF_ITEM):
+        said = done.stdout + done.stderr + failed.stdout + failed.stderr
+        assert secret not in said
+    assert holding(store, PLANTED) == []
+    databases = {path.name for path in (store / ".services").glob("*.db")}
+    assert databases == {"prefect.db", "mlflow.db"}, "what was searched"
+    assert holding(store, "env:LIST"), "the reference is what is written down"
+
+    (output,) = Store(store).outputs()
+    samples = read_tables(output, "samples").to_pylist()
+    assert [row["status"] for row in samples] == ["ok"]
+    assert samples[0]["source"].endswith(f"token={OF_ITEM}"), "an item's URL stays as given"
+    beside = [name for name in holding(store, OF_ITEM) if "/samples-" not in name]
+    assert beside == []
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
+    site: Site, pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDM_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("HDM_TRACKING", "off")
+    address = f"http://127.0.0.1:{site.port}/list.csv?sig={PLANTED}"
+    spelled_out = full_pipeline(
+        "small", overrides=[f"download.source={address}"], return_state=True
+    )
+    assert isinstance(spelled_out.result(raise_on_failure=False), ConfigError)
+    assert "block:NAME" in str(spelled_out.message)
+    assert PLANTED not in str(spelled_out.message)
+
+    by_block = ["download.source=block:my-list"]
+    absent = download_images("small", overrides=by_block, return_state=True)
+    assert isinstance(error := absent.result(raise_on_failure=False), InputError)
+    assert "no Secret block my-list" in str(error)
+    Secret(value=address).save("my-list", _sync=True)
+    (record,) = download_images("small", overrides=by_block)
+    assert read_output(Path(record.path)).counts["ok"] == 1
+    assert holding(tmp_path / "store", PLANTED) == []
+
+
+def test_names_and_a_servers_words_do_not_steer_the_terminal(
+    site: Site, pipelines: Path, tmp_path: Path
+) -> None:
+    api, small = f"http://127.0.0.1:{site.port}/api", ("small", "--file", str(pipelines))
+    source = f"http://127.0.0.1:{site.port}/list.csv?sig={PLANTED}"
+    said = [
+        hdm("run", *small, "--until", "download", PREFECT_API_URL=api, LIST=source).stderr,
+        hdm("verify", "--store", str(tmp_path / "st\x1b[31more")).stdout,
+        hdm("config", *small, "--set", 'download.split="\\u001b[31m\\u202e"').stdout,
+        hdm("config", *small, "--set", 'filter.min_side_px="\\u001b[31m"').stderr,
+    ]
+    for text in said:
+        assert text.strip()
+        assert visible(text) == text
+    assert "\\u001b[31mBroken" in said[0]
+    assert "st\\u001b[31more" in said[1]
