@@ -15,6 +15,7 @@ from typing import Any
 from rich.markup import escape
 
 from flows.processes import bypass_proxy, free_port, prefect_command, running, wait_for
+from hdm.databases import check_databases, databases
 from hdm.errors import InputError, SavedOnSignal
 from hdm.messages import Terminal, say_json
 from hdm.pipelines import load_pipeline
@@ -73,8 +74,13 @@ def run_pipeline(
 
 
 def prepare(verbose: bool) -> None:
-    """Environment and logs, before Prefect is imported."""
+    """Environment, databases and logs, before Prefect is imported.
+
+    Raises:
+        DamagedError: a database of the store's services cannot be read.
+    """
     bypass_proxy()
+    check_databases(databases(store_root()))
     ours = {
         **QUIET,
         **prefect_environment(store_root()),

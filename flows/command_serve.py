@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows.processes import POLL_SEC, bypass_proxy, free_port, prefect_command, running, wait_for
+from hdm.databases import check_databases, databases
 from hdm.errors import HdmError
 from hdm.messages import Terminal
 from hdm.pipelines import pipelines_file
@@ -29,10 +30,12 @@ def serve_pages(root: Path, file: Path | None, prefect_port: int, mlflow_port: i
 
     Raises:
         LockedError: this store is served already.
+        DamagedError: a database cannot be read.
         HdmError: a process did not start, or ended.
     """
     definitions = pipelines_file(file).resolve()
     bypass_proxy()
+    check_databases(databases(root))
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
         prefect, mlflow = (
             f"http://127.0.0.1:{free_port(prefect_port)}",

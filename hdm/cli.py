@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from hdm import command_ema, command_plan, command_sample, command_vae, command_weights
 from hdm.child import forget_launchers
+from hdm.databases import set_aside
 from hdm.errors import DamagedError, HdmError
 from hdm.files import REFUSALS, explain_os_error
 from hdm.messages import Terminal, guard_output, say
@@ -171,12 +172,23 @@ def verify(store: StoreFolder = None) -> None:
 
 
 @app.command()
-def doctor(store: StoreFolder = None) -> None:
+def doctor(
+    store: StoreFolder = None,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Set aside the store's databases that cannot be read."),
+    ] = False,
+) -> None:
     """Look at this machine and say what would not work."""
     from hdm.diagnosis import checks
 
-    console, wrong = Terminal(), 0
-    for check in checks(store_root(store)):
+    console, wrong, root = Terminal(), 0, store_root(store)
+    for path, aside in (set_aside(root) if fix else {}).items():
+        console.print(
+            f"{escape(str(path))} is now {escape(aside.name)}; the next run makes a new one",
+            soft_wrap=True,
+        )
+    for check in checks(root):
         wrong += not check.fine
         console.print(
             f"[{'green' if check.fine else 'red'}]{'✓' if check.fine else '✗'}[/] {check.name:<12} {escape(check.found)}",

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from hdm.databases import MEND, damage, databases
+
 DISTRIBUTION = "hdm-pipeline"
 DISK_BYTES = 2_000_000_000  # the demo's store and its services take less than half
 
@@ -28,7 +30,7 @@ class Check:
 
 
 def checks(root: Path) -> Iterator[Check]:
-    """Look at Python, the packages' versions, the torch pair, devices and disk."""
+    """Look at Python, the packages' versions, the torch pair, devices, disk and databases."""
     yield Check(
         "python",
         sys.version_info >= (3, 11),
@@ -39,6 +41,7 @@ def checks(root: Path) -> Iterator[Check]:
     yield torch_pair()
     yield devices()
     yield disk(root)
+    yield services_databases(root)
 
 
 def packages() -> Check:
@@ -116,3 +119,11 @@ def disk(root: Path) -> Check:
         room,
         "" if free >= DISK_BYTES else "make room or choose another with HDM_STORE or --store",
     )
+
+
+def services_databases(root: Path) -> Check:
+    """Whether what Prefect and MLflow wrote into the store can be read."""
+    there = databases(root)
+    wrong = [f"{path}: {told}" for path in there if (told := damage(path))]
+    found = "; ".join(wrong) or f"{len(there)} of Prefect and MLflow can be read"
+    return Check("databases", not wrong, found, f"set aside: {MEND}" if wrong else "")

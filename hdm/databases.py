@@ -1,0 +1,73 @@
+"""The SQLite databases of Prefect and MLflow in a store: whether they can be read, and setting aside what cannot.
+
+<store>/.services/prefect.db  mlflow.db     nothing in the store depends on them: they are the history that the pages show
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+from hdm.errors import DamagedError
+from hdm.store import locked
+
+MEND = "hdm doctor --fix"
+BESIDE = ("", "-wal", "-shm", "-journal")
+WAIT_SEC = 2.0
+
+
+def databases(root: Path) -> list[Path]:
+    """The store's databases."""
+    return sorted((root / ".services").glob("*.db"))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a database, or None. One that is not there yet, empty or in use is sound."""
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SEC)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        return None if "locked" in str(error) else str(error)
+    return None if found == "ok" else " ".join(found.split())
+
+
+def check_databases(paths: Iterable[Path]) -> None:
+    """Look at databases before a server works on them.
+
+    Raises:
+        DamagedError: naming the first that is damaged.
+    """
+    for path in paths:
+        if wrong := damage(path):
+            raise DamagedError(
+                f"the database cannot be read: {wrong}",
+                where=path,
+                do=f"set it aside and start a new one: {MEND} --store {path.parents[1]}",
+            )
+
+
+def set_aside(root: Path) -> dict[Path, Path]:
+    """Rename what is damaged to NAME.damaged; the next run or `hdm serve` makes a new one.
+
+    Returns:
+        each damaged database, and what it is called now.
+
+    Raises:
+        LockedError: a run or `hdm serve` works with them.
+    """
+    moved = {}
+    with contextlib.ExitStack() as stack:
+        for lock in (root / ".services").glob("**/*.lock"):
+            stack.enter_context(locked(lock, f"the databases of {root}", shared=True))
+        for path in databases(root):
+            if damage(path) is None:
+                continue
+            for part in (path.with_name(path.name + ending) for ending in BESIDE):
+                if part.exists():
+                    part.replace(part.with_name(part.name + ".damaged"))
+            moved[path] = path.with_name(path.name + ".damaged")
+    return moved
