@@ -106,7 +106,8 @@ def local_pictures(
     left_out: Counter[str] = Counter()
     inventory = Inventory()
     for item in map(inventory.arrived, reader.items(inventory)):
-        inventory.check(settings.max_lost_captions, settings.source)
+        if captioned:
+            inventory.check(settings.max_lost_captions, settings.source)
         captions = item.captions
         if item.load is None or (captioned and not captions):
             left_out["without a caption" if captioned else "unreadable"] += 1
@@ -115,7 +116,8 @@ def local_pictures(
             yield Example(captions, decode(item.load(), images).pixels)
         except (Unreadable, BadImage) as error:
             left_out[error.status] += 1
-    inventory.check(settings.max_lost_captions, settings.source)
+    if captioned:
+        inventory.check(settings.max_lost_captions, settings.source)
     for line in told(inventory.to_json()):
         log.info("%s", line)
     if left_out:

@@ -48,6 +48,8 @@ ABOUT = (
     "requirements",
 )
 """Texts of these names speak of the whole folder."""
+MASKS = ("-masklabel", "-condlabel")
+"""How OneTrainer calls the masks of a picture, which are no pictures to train on."""
 MAX_WORDS_BYTES = 1 << 24
 _REPEATS = re.compile(r"\d+_(?=.)")
 
@@ -120,8 +122,11 @@ class Folder:
         return {
             name
             for name, path in self._files.items()
-            if _suffix(name) in PICTURE_SUFFIXES
-            or (_suffix(name) not in texts and sniff(_start(path)) is not None)
+            if not _is_mask(name)
+            and (
+                _suffix(name) in PICTURE_SUFFIXES
+                or (_suffix(name) not in texts and sniff(_start(path)) is not None)
+            )
         }
 
     @cached_property
@@ -265,7 +270,9 @@ class Folder:
     def _note_other(self, name: str, inventory: Inventory) -> None:
         """Write down a file that is neither a picture nor a caption."""
         path = self._files[name]
-        if _suffix(name) in TABLES:
+        if _is_mask(name):
+            inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is a mask of OneTrainer")
+        elif _suffix(name) in TABLES:
             reason = "set download.metadata to it, if it holds captions"
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), reason)
         elif foreign := foreign_format(_start(path)):
@@ -305,6 +312,10 @@ def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, st
 
 def _is_about(stem: str) -> bool:
     return stem.lower().startswith(ABOUT)
+
+
+def _is_mask(name: str) -> bool:
+    return PurePosixPath(name).stem.endswith(MASKS)
 
 
 def _suffix(name: str) -> str:

@@ -17,7 +17,7 @@ NAME = "inventory.json"
 """The file of the download's output that holds it."""
 LISTED = 10_000
 """So many entries that were not taken are named one by one; all are counted."""
-SAMPLE, EXAMPLES = 10, 5
+SAMPLE, EXAMPLES, SHOWN_CHARS = 10, 5, 160
 
 What = Literal["file", "folder", "line", "column", "caption", "member"]
 
@@ -60,7 +60,7 @@ class Inventory:
         self.counts: Counter[str] = Counter()
         self.entries: list[Entry] = []
         self._losses: list[Entry] = []
-        self._sample: list[tuple[str, str, str]] = []
+        self._sample: list[tuple[str, str, tuple[str, ...]]] = []
 
     def take(self, what: What, count: int = 1) -> None:
         """Count what was taken."""
@@ -106,11 +106,10 @@ class Inventory:
         """Count an item and its captions."""
         self.counts["captions_taken"] += len(item.captions)
         self.counts["items_uncaptioned"] += not item.captions
-        for caption in item.captions[:1]:
+        if item.captions:
             # Keys are hashes: the largest of them are a random sample, the same one every time.
-            entry = (item.key, item.source, caption)
             push = heapq.heappush if len(self._sample) < SAMPLE else heapq.heappushpop
-            push(self._sample, entry)
+            push(self._sample, (item.key, item.source, item.captions))
         return item
 
     @property
@@ -126,14 +125,13 @@ class Inventory:
         """
         if self.lost <= max_lost:
             return
-        told = "".join(f"\n    {entry.place}: {entry.reason}" for entry in self._losses)
-        more = (
-            f"\n    … and {self.lost - len(self._losses)} more"
-            if self.lost > len(self._losses)
-            else ""
-        )
+        examples = "".join(f"\n    {entry.place}: {entry.reason}" for entry in self._losses)
+        more = self.lost - len(self._losses)
+        rest = f"\n    … and {more:,} more" if more else ""
         raise InputError(
-            f"{self.lost} captions or lines of the source do not arrive at a picture:{told}{more}\n ",
+            "captions are lost: "
+            f"{_amount(self.lost, 'file, line or caption does', 'files, lines and captions do')} not arrive at a picture, "
+            f"more than download.max_lost_captions = {max_lost} allows:{examples}{rest}\n ",
             where=where,
             do="mend or remove them (docs/own-pictures.md says what is understood), or accept the loss: "
             f"--set download.max_lost_captions={self.lost}",
@@ -143,13 +141,12 @@ class Inventory:
         """All of it as plain values."""
         return {
             "counts": dict(sorted(self.counts.items())),
-            "sample": [{"source": source, "caption": text} for _, source, text in self.sample()],
+            "sample": [
+                {"source": source, "captions": list(captions)}
+                for _, source, captions in sorted(self._sample, key=lambda entry: entry[1])
+            ],
             "entries": [asdict(entry) for entry in self.entries],
         }
-
-    def sample(self) -> list[tuple[str, str, str]]:
-        """Key, source and first caption of up to ten items, in order of their sources."""
-        return sorted(self._sample, key=lambda entry: entry[1])
 
 
 def _name(entry: Entry) -> str:
@@ -157,30 +154,41 @@ def _name(entry: Entry) -> str:
     return f"{entry.what}s_{entry.fate}"
 
 
+def _amount(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def told(inventory: dict[str, Any]) -> Iterator[str]:
     """An inventory, as `to_json` gives it, in lines for a terminal or a page."""
     counts = Counter(inventory["counts"])
+    arrived = _amount(counts["captions_taken"], "caption", "captions")
+    without = _amount(counts["items_uncaptioned"], "picture has", "pictures have")
+    lost = sum(count for name, count in counts.items() if name.endswith("_lost"))
     yield (
-        f"captions: {counts['captions_taken']:,} arrived, {counts['captions_guessed']:,} of them in a guessed encoding; "
-        f"{sum(count for name, count in counts.items() if name.endswith('_lost')):,} lost; "
-        f"{counts['captions_made_up']:,} made up of folder or class names; "
-        f"{counts['items_uncaptioned']:,} pictures have none"
+        f"captions: {arrived} arrived ({counts['captions_guessed']:,} in a guessed encoding, "
+        f"{counts['captions_made_up']:,} made up from class names); {without} none; {lost:,} lost"
     )
     for fate in (Fate.LOST, Fate.REFUSED, Fate.NOT_LOOKED_AT):
-        entries = [entry for entry in inventory["entries"] if entry["fate"] == fate]
-        kinds = {
-            name: count for name, count in counts.items() if name.endswith(f"s_{fate}") and count
-        }
-        if kinds:
-            amounts = ", ".join(
-                f"{count:,} {name.partition('_')[0]}" for name, count in kinds.items()
-            )
-            yield f"{fate.replace('_', ' ')}: {amounts}"
-            yield from (f"  {entry['place']}: {entry['reason']}" for entry in entries[:EXAMPLES])
-            if len(entries) > EXAMPLES:
-                yield f"  … all of them are in {NAME} of the output"
+        yield from _not_taken(inventory, counts, fate)
     if inventory["sample"]:
         yield "captions as they arrived:"
-        yield from (
-            f"  {entry['source']}: {entry['caption'][:100]}" for entry in inventory["sample"]
-        )
+        for entry in inventory["sample"]:
+            yield f"  {entry['source']}: {' | '.join(entry['captions'])[:SHOWN_CHARS]}"
+
+
+def _not_taken(inventory: dict[str, Any], counts: Counter[str], fate: Fate) -> Iterator[str]:
+    """How much ended in one way, and the first of it."""
+    kinds = {
+        name.removesuffix(f"s_{fate}"): count
+        for name, count in counts.items()
+        if name.endswith(f"s_{fate}") and count
+    }
+    if not kinds:
+        return
+    amounts = (_amount(count, kind, f"{kind}s") for kind, count in kinds.items())
+    yield f"{fate.replace('_', ' ')}: {', '.join(amounts)}"
+    entries = [entry for entry in inventory["entries"] if entry["fate"] == fate]
+    for entry in entries[:EXAMPLES]:
+        yield f"  {entry['place']}: {entry['reason']}"
+    if len(entries) > EXAMPLES:
+        yield f"  … and more, all of them in the output's {NAME}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,20 +60,21 @@ class _Walk:
             self._leave("folder", Fate.REFUSED, folder, f"it cannot be read: {error.strerror}")
             return
         for entry in entries:
-            self._entry(Path(entry.path))
+            self._entry(entry)
 
-    def _entry(self, path: Path) -> None:
-        what: What = "folder" if path.is_dir() else "file"
-        if path.name.startswith("."):
+    def _entry(self, entry: os.DirEntry[str]) -> None:
+        path, is_folder = Path(entry.path), entry.is_dir()
+        what: What = "folder" if is_folder else "file"
+        if entry.name.startswith("."):
             self._leave(what, Fate.NOT_LOOKED_AT, path, "its name begins with a dot")
-        elif path.is_symlink() and not self.follow_links:
+        elif entry.is_symlink() and not self.follow_links:
             self._leave(what, Fate.REFUSED, path, "it is a link, and download.follow_links is off")
-        elif path.is_symlink() and path.is_dir():
+        elif entry.is_symlink() and is_folder:
             self.links.append(path)
-        elif path.is_dir():
+        elif is_folder:
             self._folder(path)
         else:
-            self._file(path)
+            self._file(path, entry)
 
     def _link_to_folder(self, link: Path) -> None:
         target = link.resolve()
@@ -84,14 +84,11 @@ class _Walk:
         else:
             self._folder(link)
 
-    def _file(self, path: Path) -> None:
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            where = f"its link leads to {path.readlink()}: " if path.is_symlink() else ""
-            self._leave("file", Fate.REFUSED, path, f"{where}{error.strerror}")
-            return
-        if not stat.S_ISREG(mode):
+    def _file(self, path: Path, entry: os.DirEntry[str]) -> None:
+        if entry.is_symlink() and not path.exists():
+            reason = f"it is a link to {shown(os.fspath(path.readlink()))}, which is not there"
+            self._leave("file", Fate.REFUSED, path, reason)
+        elif not entry.is_file():
             self._leave("file", Fate.REFUSED, path, "it is no regular file")
         elif not os.access(path, os.R_OK):
             self._leave("file", Fate.REFUSED, path, "there is no permission to read it")

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from hdm.acquisition import inventory
 from hdm.config import Pipeline
 from hdm.demo.judge import QUESTIONS
 from hdm.evaluation.curves import PhaseCurve, loss_curve
@@ -92,13 +93,21 @@ def _stages(made: Sequence[Made]) -> list[dict[str, Any]]:
 
 def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
     if "download" not in outputs:
-        return {"funnel": [], "kept": [], "rejections": []}
+        return {"funnel": [], "kept": [], "rejections": [], "source": []}
     exhibition = Exhibition(pipeline, outputs["download"], outputs.get("filter"))
     return {
         "funnel": exhibition.funnel(),
         "kept": exhibition.kept(KEPT),
         "rejections": exhibition.rejections(REJECTED),
+        "source": _source(outputs["download"]),
     }
+
+
+def _source(download: Output) -> list[str]:
+    """What became of the files, lines and captions of the source."""
+    if all(record.name != inventory.NAME for record in download.files):
+        return []
+    return list(inventory.told(json.loads(download.file(inventory.NAME).read_bytes())))
 
 
 def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
