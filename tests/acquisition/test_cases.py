@@ -1,4 +1,4 @@
-"""The small inputs of shared/cases, as a person runs them: download, filter and caption without any model."""
+"""The small inputs of shared/cases, run as a person runs them, without any model."""
 
 from pathlib import Path
 
@@ -13,9 +13,17 @@ from hdm.store import Store
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 FOX, BOTH = [["a fox"]], [["a fox", "an animal"]]
 RIGHT = {
-    "backslash": FOX, "folder_in_name": FOX, "no_suffix": FOX, "caption_list": BOTH, "caption_twice": BOTH, "metadata_csv": FOX,
-    "sidecar_caption": FOX, "sidecar_png_txt": FOX, "sidecar_lines": BOTH, "sidecar_utf16": FOX,
-}  # fmt: skip
+    "backslash": FOX,
+    "folder_in_name": FOX,
+    "no_suffix": FOX,
+    "caption_list": BOTH,
+    "caption_twice": BOTH,
+    "metadata_csv": FOX,
+    "sidecar_caption": FOX,
+    "sidecar_png_txt": FOX,
+    "sidecar_lines": BOTH,
+    "sidecar_utf16": FOX,
+}
 """Name of a case → the captions of each picture."""
 
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not here")

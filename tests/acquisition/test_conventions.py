@@ -1,4 +1,4 @@
-"""Every row of the table in docs/own-pictures.md: a small source as other programs write it, and the captions that arrive."""
+"""Every row of the table in docs/own-pictures.md: a small source, and the captions that arrive."""
 
 import io
 import json

@@ -26,13 +26,28 @@ def names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "beside", "found"),
     [
-        ("a.png", "", "a.png"), ("./a.png", "", "a.png"), ("../a.png", "img", "a.png"), ("c.png", "img", "img/c.png"),
-        (r"img\b.PNG", "", "img/b.PNG"), (r"IMG\B.png", "", "img/b.PNG"), ("b", "img", "img/b.PNG"), ("A", "", "a.png"),
-        (COMPOSED, "", DECOMPOSED), ("train/a.png", "", "a.png"), ("Train/A.PNG", "", "a.png"), ("d.png", "train", "train/d.png"),
-        ("train/d.png", "", "train/d.png"), ("img/c.png", "img", "img/c.png"), ("train/img/c.png", "img", "img/c.png"),
-        ("notes.md", "", "notes.md"), ("notes", "", None), ("b.png", "", None), ("../../etc/passwd", "", None), ("/etc/passwd", "", None),
+        ("a.png", "", "a.png"),
+        ("./a.png", "", "a.png"),
+        ("../a.png", "img", "a.png"),
+        ("c.png", "img", "img/c.png"),
+        (r"img\b.PNG", "", "img/b.PNG"),
+        (r"IMG\B.png", "", "img/b.PNG"),
+        ("b", "img", "img/b.PNG"),
+        ("A", "", "a.png"),
+        (COMPOSED, "", DECOMPOSED),
+        ("train/a.png", "", "a.png"),
+        ("Train/A.PNG", "", "a.png"),
+        ("d.png", "train", "train/d.png"),
+        ("train/d.png", "", "train/d.png"),
+        ("img/c.png", "img", "img/c.png"),
+        ("train/img/c.png", "img", "img/c.png"),
+        ("notes.md", "", "notes.md"),
+        ("notes", "", None),
+        ("b.png", "", None),
+        ("../../etc/passwd", "", None),
+        ("/etc/passwd", "", None),
     ],
-)  # fmt: skip
+)
 def test_a_name_in_any_spelling(names, name, beside, found):
     assert names.find(name, beside, "metadata.jsonl:1") == found
 
@@ -71,6 +86,10 @@ def test_texts_beside_pictures_in_any_spelling_belong_to_the_nearest_name(tmp_pa
     inventory = Inventory()
     items = open_source(str(tmp_path), "folder", DownloadSettings())[1].items(inventory)
     assert {item.source: item.captions for item in items} == {
-        "a.png": ("small",), "A.png": ("large",), DECOMPOSED: ("accent",), "b.png": ("b", "b too"), "b.c.png": ("c",),
-    }  # fmt: skip
+        "a.png": ("small",),
+        "A.png": ("large",),
+        DECOMPOSED: ("accent",),
+        "b.png": ("b", "b too"),
+        "b.c.png": ("c",),
+    }
     assert inventory.lost == 0

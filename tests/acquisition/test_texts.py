@@ -35,14 +35,25 @@ def test_an_encoding_that_the_user_names_is_no_guess():
 @pytest.mark.parametrize(
     ("value", "captions"),
     [
-        (None, []), ("", []), (" a fox ", ["a fox"]), (float("nan"), []), ("None", []), (0.5, ["0.5"]), (b"a fox", ["a fox"]),
-        (["a fox", "", None, "an animal", "a fox"], ["a fox", "an animal"]), (("a", ["b", ["c"]]), ["a", "b", "c"]),
-        ({"caption": "a", "score": "b"}, ["a"]), ({"raw": ["a", "b"], "tokens": [["a"], ["b"]]}, ["a", "b"]),
-        ({"en": "a fox", "de": "ein Fuchs", "id": 7}, ["a fox", "ein Fuchs"]), ('["a fox", "an animal"]', ["a fox", "an animal"]),
-        ("['a fox', \"the dog's\"]", ["a fox", "the dog's"]), ("[trigger], a photo of [name]", ["[trigger], a photo of [name]"]),
-        ("[1, 2]", ["[1, 2]"]), ("a {b}", ["a {b}"]),
+        (None, []),
+        ("", []),
+        (" a fox ", ["a fox"]),
+        (float("nan"), []),
+        ("None", []),
+        (0.5, ["0.5"]),
+        (b"a fox", ["a fox"]),
+        (["a fox", "", None, "an animal", "a fox"], ["a fox", "an animal"]),
+        (("a", ["b", ["c"]]), ["a", "b", "c"]),
+        ({"caption": "a", "score": "b"}, ["a"]),
+        ({"raw": ["a", "b"], "tokens": [["a"], ["b"]]}, ["a", "b"]),
+        ({"en": "a fox", "de": "ein Fuchs", "id": 7}, ["a fox", "ein Fuchs"]),
+        ('["a fox", "an animal"]', ["a fox", "an animal"]),
+        ("['a fox', \"the dog's\"]", ["a fox", "the dog's"]),
+        ("[trigger], a photo of [name]", ["[trigger], a photo of [name]"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ("a {b}", ["a {b}"]),
     ],
-)  # fmt: skip
+)
 def test_values_of_tables(value, captions):
     found = captions_in(value)
     assert (found.captions, found.losses) == (captions, [])
@@ -60,10 +71,14 @@ def test_what_cannot_be_used_is_a_loss_with_its_reason(value):
 @pytest.mark.parametrize(
     ("text", "lines", "captions"),
     [
-        ("a fox\nan animal", "captions", ["a fox", "an animal"]), ("a fox\r\n\r\n", "captions", ["a fox"]), ("\n\n", "captions", []),
-        ("a fox\n\nin snow", "captions", ["a fox\n\nin snow"]), ("a fox\nin snow\n", "one", ["a fox\nin snow"]),
-        ("a fox\ra dog", "captions", ["a fox", "a dog"]), (json.dumps(["a"]), "captions", ['["a"]']),
+        ("a fox\nan animal", "captions", ["a fox", "an animal"]),
+        ("a fox\r\n\r\n", "captions", ["a fox"]),
+        ("\n\n", "captions", []),
+        ("a fox\n\nin snow", "captions", ["a fox\n\nin snow"]),
+        ("a fox\nin snow\n", "one", ["a fox\nin snow"]),
+        ("a fox\ra dog", "captions", ["a fox", "a dog"]),
+        (json.dumps(["a"]), "captions", ['["a"]']),
     ],
-)  # fmt: skip
+)
 def test_text_files(text, lines, captions):
     assert captions_in_file(text.encode(), lines).captions == captions

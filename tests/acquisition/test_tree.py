@@ -48,8 +48,11 @@ def test_links_are_refused_where_the_setting_says_so(root):
     assert sorted(tree.files) == ["a/one.png"]
     assert left(tree, Fate.REFUSED).keys() == {"away", "two.png"}
     assert sorted(walk(root, follow_links=True).files) == [
-        "a/one.png", "away/deep/three.png", "away/two.png", "two.png",
-    ]  # fmt: skip
+        "a/one.png",
+        "away/deep/three.png",
+        "away/two.png",
+        "two.png",
+    ]
 
 
 def test_what_is_no_file_is_named(root):
