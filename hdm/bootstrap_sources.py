@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm.acquisition.inventory import Inventory, told
-from hdm.acquisition.items import Unreadable
+from hdm.acquisition.items import Unreadable, Url
 from hdm.acquisition.sources import open_source
 from hdm.bootstrap import bootstrap
 from hdm.config import DownloadSettings, ImageSettings
@@ -113,7 +113,10 @@ def local_pictures(
             left_out["without a caption" if captioned else "unreadable"] += 1
             continue
         try:
-            yield Example(captions, decode(item.load(), images).pixels)
+            data = item.load()
+            if isinstance(data, Url):
+                raise Unreadable("on_the_web", "pictures on this machine are read here, not URLs")
+            yield Example(captions, decode(data, images).pixels)
         except (Unreadable, BadImage) as error:
             left_out[error.status] += 1
     if captioned:

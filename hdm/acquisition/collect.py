@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hdm.acquisition.fetch import Fetcher
-from hdm.acquisition.items import Item, Unreadable
+from hdm.acquisition.fetch import BlockingFetcher, Fetcher
+from hdm.acquisition.items import Item, Unreadable, Url
 from hdm.config import ImageSettings
 from hdm.data.images import BadImage, Header, inspect
 from hdm.data.shards import TarShard
@@ -80,12 +80,15 @@ def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
     write_table(draft, shard_name("samples", number), SAMPLES, rows, _counts(samples))
 
 
-def load_pictures(items: Iterable[Item], images: ImageSettings, bar: Tracker) -> Iterator[Found]:
-    """Read items that lie on this machine, one after the other."""
+def load_pictures(
+    items: Iterable[Item], images: ImageSettings, fetcher: BlockingFetcher, bar: Tracker
+) -> Iterator[Found]:
+    """Read items that lie on this machine, one after the other, and the odd one among them that is a URL."""
     for item in items:
         assert item.load is not None
         try:
-            data = item.load()
+            loaded = item.load()
+            data = fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
         except Unreadable as refusal:
             yield Sample(item, refusal.status, refusal.message), b""
         else:
@@ -117,7 +120,8 @@ async def _fetch(
 ) -> tuple[Sample, int]:
     """What became of an item, and where its bytes are in the spill."""
     try:
-        data = item.load() if item.load else await fetcher.fetch(item.source)
+        loaded = item.load() if item.load else Url(item.source)
+        data = await fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
     except Unreadable as refusal:
         sample, place = Sample(item, refusal.status, refusal.message), 0
     else:

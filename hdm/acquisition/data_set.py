@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import fsspec
 
 from hdm.acquisition import fingerprints
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import (
     Item,
     Unreadable,
+    Url,
     caption_column,
     key_of,
     licence_column,
     need_column,
-    read_file,
     survey,
     too_large,
 )
+from hdm.acquisition.places import read_place
 from hdm.acquisition.texts import as_text, captions_in
 from hdm.acquisition.url_list import ListedUrl, one_item_a_url
 from hdm.config import DownloadSettings
@@ -78,7 +78,7 @@ class DataSet:
             return
         for number, (value, captions, licence) in enumerate(self._read(inventory)):
             source = f"{self.settings.split}/{number}"
-            load = partial(_content, value, self.settings.max_bytes)
+            load = partial(_content, value, self._own_folders, self.settings.max_bytes)
             yield Item(key_of(source), source, captions, licence, load)
 
     def _listed(self, inventory: Inventory) -> Iterator[ListedUrl]:
@@ -138,6 +138,23 @@ class DataSet:
                 where=self.source,
                 do="look at the name, download.split, and the network (what was loaded once is found offline)",
             ) from error
+
+    @cached_property
+    def _own_folders(self) -> list[Path]:
+        """Where its rows may say that pictures lie; of a hub's data set, what was downloaded for it."""
+        if self.parquet:
+            places = [path.parent for path in self.parquet]
+        elif self.folder.is_dir():
+            places = [self.folder]
+        else:
+            from datasets import config
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            name = self.source.partition("@")[0].replace("/", "--")
+            places = [Path(HF_HUB_CACHE, f"datasets--{name}"), config.DOWNLOADED_DATASETS_PATH]
+        # With links and without: `datasets` tells paths in either form.
+        whole = [Path(os.path.abspath(place)) for place in places]  # noqa: PTH100
+        return [*whole, *(place.resolve() for place in places)]
 
     @property
     def _token(self) -> str | None:
@@ -210,18 +227,15 @@ def _hub_revision(source: str, token: str | None) -> str:
     return str(builder.hash)
 
 
-def _content(value: Any, max_bytes: int) -> bytes:
-    """The bytes of a picture as a data set holds it: bytes, or a path, or a mapping of both."""
+def _content(value: Any, folders: Sequence[Path], max_bytes: int) -> bytes | Url:
+    """The picture as a data set holds it: bytes, or where they are, or a mapping of both."""
     data, place = (
         (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     )
     if isinstance(data, str):
         data, place = None, data
-    if data is None and place and "://" in place:
-        with fsspec.open(place, "rb") as file:  # a member of an archive
-            data = file.read(max_bytes + 1)
-    elif data is None and place:
-        return read_file(Path(place), max_bytes)
+    if data is None and isinstance(place, str) and place.strip():
+        return read_place(place, folders, max_bytes)
     if not isinstance(data, bytes):
         raise Unreadable("no_picture", "the row has no picture")
     if len(data) > max_bytes:

@@ -19,7 +19,7 @@ from itertools import chain, islice
 from typing import Any
 
 from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
-from hdm.acquisition.fetch import PASSING, Fetcher
+from hdm.acquisition.fetch import PASSING, BlockingFetcher, Fetcher
 from hdm.acquisition.inventory import NAME as INVENTORY
 from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Item, Reader
@@ -29,6 +29,7 @@ from hdm.data.sites import Site
 from hdm.data.tables import shard_name
 from hdm.errors import InputError, raised_by
 from hdm.progress import Tracker, track
+from hdm.redaction import redacted_value
 from hdm.store import Draft, Identity, Output, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
@@ -108,7 +109,8 @@ def make(
             if reader.fetched:
                 _run(_fetch_shards(pipeline, items, draft, ready, tally, bar))
             else:
-                _load_shards(pipeline, items, draft, tally, bar)
+                with BlockingFetcher(pipeline.download, ready.hosts) as fetcher:
+                    _load_shards(pipeline, items, draft, fetcher, tally, bar)
         if not tally.counts["items"]:
             raise InputError(
                 "the source has no items",
@@ -116,7 +118,7 @@ def make(
                 do="look at download.source and download.kind",
             )
         tally.check()
-        draft.write_json(INVENTORY, inventory.to_json(), inventory.counts)
+        draft.write_json(INVENTORY, redacted_value(inventory.to_json()), inventory.counts)
         _tell(inventory, tally.counts["items"])
         return draft.commit({"kind": kind})
 
@@ -188,7 +190,12 @@ class _Tally:
 
 
 def _load_shards(
-    pipeline: Pipeline, items: Iterator[Item], draft: Draft, tally: _Tally, bar: Tracker
+    pipeline: Pipeline,
+    items: Iterator[Item],
+    draft: Draft,
+    fetcher: BlockingFetcher,
+    tally: _Tally,
+    bar: Tracker,
 ) -> None:
     number = 0
     # One item is taken at a time: a tar's bytes can only be had before the next one is.
@@ -198,7 +205,7 @@ def _load_shards(
             for _ in shard:
                 bar.advance()
         else:
-            write_shard(draft, number, load_pictures(shard, pipeline.images, bar))
+            write_shard(draft, number, load_pictures(shard, pipeline.images, fetcher, bar))
         tally.add(number)
         number += 1
 

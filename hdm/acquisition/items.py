@@ -41,6 +41,10 @@ class Unreadable(Exception):  # noqa: N818  (a verdict on one item, not a failur
         self.status, self.message = status, message
 
 
+class Url(str):
+    """An address on the web, which the stage's fetcher has not looked at yet."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One picture of a source.
@@ -50,15 +54,15 @@ class Item:
         source: URL, or path relative to the source.
         captions: all that came with it, as given.
         licence: as given; None if there is none.
-        load: gives the bytes or raises Unreadable; None: they are to be fetched from the URL. To be called before the next
-            item is taken.
+        load: gives the bytes, or a URL to fetch them from, or raises Unreadable; None: `source` is that URL. To be called before
+            the next item is taken.
     """
 
     key: str
     source: str
     captions: tuple[str, ...] = ()
     licence: str | None = None
-    load: Callable[[], bytes] | None = None
+    load: Callable[[], bytes | Url] | None = None
 
 
 class Reader(Protocol):

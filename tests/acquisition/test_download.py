@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
 import textwrap
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -385,3 +387,96 @@ def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
     again = make(tmp_path / "killed", chosen, server)
     assert content(again) == content(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def statuses(output):
+    return [row["status"] for row in read_tables(output, "samples").to_pylist()]
+
+
+@pytest.fixture
+def places(server, tmp_path):
+    """What rows say instead of holding a picture, and the status that each deserves."""
+    server.pages["/1.png"] = http(png(1))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "inside picture.png").write_bytes(png(2))
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(png(3))
+    with zipfile.ZipFile(folder / "in.zip", "w") as archive:
+        archive.writestr("a.png", png(4))
+    shutil.copy(folder / "in.zip", tmp_path / "out.zip")
+    rows = {
+        f"http://{HOST}/1.png": "ok",
+        f"http://{HOST}/none.png": "http_404",
+        "http://10.0.0.1/1.png": "refused_address",
+        f"http://127.0.0.1:{server.port}/1.png": "ok",
+        "http://me:word@pictures.test/1.png": "refused_credentials",
+        str(folder / "inside picture.png"): "ok",
+        (folder / "inside picture.png").as_uri(): "ok",
+        "inside picture.png": "ok",
+        f"zip://a.png::{folder / 'in.zip'}": "ok",
+        f"zip://b.png::{folder / 'in.zip'}": "missing_file",
+        "none.png": "missing_file",
+        str(outside): "refused_path",
+        outside.as_uri(): "refused_path",
+        "../secret.png": "refused_path",
+        f"{folder}/../secret.png": "refused_path",
+        "file://elsewhere/etc/passwd": "refused_path",
+        "/etc/passwd": "refused_path",
+        "a\0b": "refused_path",
+        f"zip://a.png::{tmp_path / 'out.zip'}": "refused_path",
+        f"zip://a.png::http://{HOST}/in.zip": "refused_scheme",
+        "s3://bucket/a.png": "refused_scheme",
+        "ftp://host/a.png": "refused_scheme",
+        f"filecache://{outside}::{outside}": "refused_scheme",
+        " ": "no_picture",
+    }
+    return folder, rows
+
+
+@pytest.mark.parametrize("column", ["text", "picture"])
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_what_a_data_set_writes_for_a_picture_gets_the_checks_of_its_kind(
+    places, server, tmp_path, column, form
+):
+    datasets = pytest.importorskip("datasets")
+    folder, rows = places
+    values = list(rows) if column == "text" else [{"bytes": None, "path": row} for row in rows]
+    data = datasets.Dataset.from_dict({"image": values, "caption": list(rows)})
+    if form == "parquet":
+        data.to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    else:
+        data.save_to_disk(str(folder))
+    settings = {"allow_loopback": True, "retries": 0, "timeout_sec": 2, "max_failed": 1}
+    chosen = pipeline(kind="dataset", source=str(folder), **settings)
+    output = make(tmp_path / "store", chosen, server)
+    found = dict(zip(rows, statuses(output), strict=True))
+    assert found == rows
+    assert output.counts["failed_refused_path"] == list(rows.values()).count("refused_path")
+    pictures = [row for row in read_tables(output, "samples").to_pylist() if row["sha256"]]
+    known = {hashlib.sha256(png(number)).hexdigest() for number in (1, 2, 4)}
+    assert {row["sha256"] for row in pictures} == known
+
+
+def test_a_list_on_the_web_is_the_list_that_it_is_here(server, tmp_path):
+    server.pages |= {f"/{number}.png": http(png(number)) for number in range(3)}
+    urls = write_list(tmp_path / "list.parquet", [f"/{number}.png" for number in range(3)])
+    server.pages["/lists/list.parquet?sig=1"] = http((tmp_path / "list.parquet").read_bytes())
+    address = f"http://127.0.0.1:{server.port}/lists/list.parquet?sig=1"
+    here = make(tmp_path / "a", pipeline(source=urls), server)
+    there = make(tmp_path / "b", pipeline(source=address), server)
+    assert there.digest == here.digest
+    assert content(there) == content(here)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://127.0.0.1:{port}/none.csv", "answered 404"),
+        ("http://127.0.0.1:{port}/index.html", "names no URL list"),
+        ("http://10.0.0.1/list.csv", "not on the public internet"),
+    ],
+)
+def test_a_list_on_the_web_that_cannot_be_had(server, address, told):
+    with pytest.raises(InputError, match=told):
+        download.identify(pipeline(source=address.format(port=server.port), retries=0), {})

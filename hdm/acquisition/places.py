@@ -1,0 +1,76 @@
+"""Where a row of somebody's data set may say that its picture lies: on the web, or in the data set's own folder."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from hdm.acquisition.items import Unreadable, Url, read_file, too_large
+
+WEB = ("http", "https")
+ARCHIVES = ("zip", "tar")
+BROKEN = (OSError, ValueError, KeyError, EOFError, tarfile.TarError, zipfile.BadZipFile)
+
+
+def read_place(place: str, folders: Sequence[Path], max_bytes: int) -> bytes | Url:
+    """What a row's text leads to: the bytes of a file, or a URL that is still to be fetched.
+
+    Args:
+        place: a URL, a `file://` address, a path (relative to the first folder), or a member of an archive as `datasets` writes
+            it: `zip://a.png::/folder/archive.zip`.
+        folders: absolute paths of the data set's own; files elsewhere are not read.
+        max_bytes: a longer file is refused.
+
+    Raises:
+        Unreadable: it leads elsewhere, or cannot be read.
+    """
+    inner, chained, outer = place.rpartition("::")
+    scheme = _scheme(outer)
+    if chained:
+        return _member(inner, outer, folders, max_bytes)
+    if scheme in WEB:
+        return Url(place.strip())
+    return read_file(_own_file(outer, folders), max_bytes)
+
+
+def _scheme(place: str) -> str:
+    return place.strip().partition("://")[0].lower() if "://" in place else ""
+
+
+def _own_file(place: str, folders: Sequence[Path]) -> Path:
+    scheme = _scheme(place)
+    if scheme == "file":
+        address = urlsplit(place.strip())
+        if address.netloc not in ("", "localhost"):
+            raise Unreadable("refused_path", "the row names a file of another machine")
+        place = unquote(address.path)
+    elif scheme:
+        raise Unreadable("refused_scheme", "only http, https and files of the data set are read")
+    if "\0" not in place:
+        # By name alone, as in a folder of pictures: its links are its owner's doing.
+        path = Path(os.path.normpath(folders[0] / place))
+        if any(path.is_relative_to(folder) and path != folder for folder in folders):
+            return path
+    raise Unreadable("refused_path", "the row names a file outside the data set's folder")
+
+
+def _member(inner: str, outer: str, folders: Sequence[Path], max_bytes: int) -> bytes:
+    if any(_scheme(part) not in ARCHIVES for part in inner.split("::")):
+        raise Unreadable("refused_scheme", "only members of zip and tar files are read")
+    archive = _own_file(outer, folders)
+    try:
+        with fsspec.open(f"{inner}::{archive}", "rb") as file:
+            data: bytes = file.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise Unreadable("missing_file", "there is no such member or archive") from error
+    except BROKEN as error:
+        raise Unreadable("unreadable_file", "the archive cannot be read") from error
+    if len(data) > max_bytes:
+        raise too_large(max_bytes)
+    return data
