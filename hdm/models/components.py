@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hdm.config import Components
-from hdm.errors import InputError
-from hdm.files import canonical_json, sha256_file
-from hdm.store import Output
+from hdm.errors import DamagedError, InputError
+from hdm.files import canonical_json, explain_read_error, sha256_file
+from hdm.store import Output, checked, read_output
 
 MANIFEST = "components.json"
 DEMO = "demo"
@@ -40,6 +40,10 @@ FILES = (
     "*.jinja",
     "open_clip_pytorch_model.bin",
     "*.pth",
+)
+MEND = (
+    "restore the file from a copy or run `hdm bootstrap` again; if you changed it on purpose, remove its entry "
+    f"under `files` in {MANIFEST}"
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
@@ -181,9 +185,11 @@ def locate(reference: str, download: bool = False) -> Path:
 
     Raises:
         InputError: it is not on this machine (and could not be fetched); says which model, revision and what to do.
+        DamagedError: a file is not what `hdm bootstrap` or the stage `vae` wrote.
     """
     path = Path(reference).expanduser()
     if path.exists():
+        _check_record(path)
         return path
     if "/" not in reference and "@" in reference:
         return _open_clip_weights(reference, download)
@@ -194,6 +200,37 @@ def locate(reference: str, download: bool = False) -> Path:
             do="put it there, or name another in `components`",
         )
     return _hub_snapshot(reference, download)
+
+
+def _check_record(path: Path) -> None:
+    """Compare a component's files with the record beside it: `components.json`, or the manifest of an output.
+
+    Raises:
+        DamagedError: one is missing or not what was written.
+    """
+    record = path.absolute().parent / MANIFEST
+    if record.is_file():
+        do = (
+            "install the package again: it ships them"
+            if record.parent == components_folder(DEMO)
+            else MEND
+        )
+        for name, told in read_json(record, do).get("files", {}).items():
+            if name.split("/")[0] == path.name:
+                _check_file(record.parent / name, told["sha256"], do)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        output = read_output(path.absolute().parent)
+        for file in output.files:
+            if file.name.split("/")[0] == path.name:
+                checked(output.path / file.name)
+
+
+def _check_file(path: Path, sha256: str, do: str) -> None:
+    if not path.is_file() or _sha256_of(path) != sha256:
+        raise DamagedError(
+            f"a component's file is not what {MANIFEST} beside it says", where=path, do=do
+        )
 
 
 def _hub_snapshot(reference: str, download: bool) -> Path:
@@ -303,18 +340,17 @@ def weights_digest(reference: str) -> str:
             where=path,
             do="put the model's .safetensors and .json files there",
         )
-    states = [
-        (
-            file.relative_to(path).as_posix() or file.name,
-            str(file),
-            file.stat().st_size,
-            file.stat().st_mtime_ns,
-        )
-        for file in files
-    ]
-    contents = {name: _sha256(where, size, changed) for name, where, size, changed in states}
+    contents = {file.relative_to(path).as_posix() or file.name: _sha256_of(file) for file in files}
     architecture = reference.partition("@")[0] if "/" not in reference and "@" in reference else ""
     return hashlib.sha256(canonical_json([architecture, contents])).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        state = path.stat()
+        return _sha256(str(path), state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise explain_read_error(error, path) from error
 
 
 @lru_cache(maxsize=4096)

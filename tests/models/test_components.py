@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from hdm.config import Components
-from hdm.errors import InputError
-from hdm.models.components import locate, portable_names, resolve, weights_digest
+from hdm.errors import DamagedError, InputError
+from hdm.models.components import (
+    components_folder,
+    locate,
+    portable_names,
+    resolve,
+    weights_digest,
+)
 
 
 @pytest.fixture
@@ -110,3 +116,39 @@ def test_names_that_hold_on_other_machines_are_no_paths(
 def test_a_path_that_is_not_there(name: str) -> None:
     with pytest.raises(InputError, match="there is no model"):
         locate(name)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "autoencoder", "contrastive"])
+def test_a_flipped_bit_in_a_component_is_damage_and_no_other_model(
+    tmp_path: Path, component: str
+) -> None:
+    folder = tmp_path / "components"
+    shutil.copytree(components_folder("demo"), folder)
+    (weights,) = (folder / component).glob("*.safetensors")
+    reference = resolve(Components(folder=str(folder))).need(component)
+    assert weights_digest(reference) == weights_digest(
+        resolve(Components(folder="demo")).need(component)
+    )
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
+    for use in (weights_digest, locate):
+        with pytest.raises(DamagedError, match=weights.name):
+            use(reference)
+    weights.unlink()
+    with pytest.raises(DamagedError, match=weights.name):
+        locate(reference)
+
+
+def test_a_component_that_was_changed_on_purpose_can_be_declared(tmp_path: Path) -> None:
+    """As the error's advice says."""
+    folder = tmp_path / "components"
+    shutil.copytree(components_folder("demo"), folder)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(DamagedError, match="remove its entry"):
+        locate(str(folder / "text_encoder"))
+    record = json.loads((folder / "components.json").read_text())
+    del record["files"]["text_encoder/config.json"]
+    (folder / "components.json").write_text(json.dumps(record))
+    assert locate(str(folder / "text_encoder")) == folder / "text_encoder"
