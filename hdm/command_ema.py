@@ -37,11 +37,9 @@ def ema(
 
     Example: hdm ema store/train.64px/b70a507ff6303281 --length 0.08 --out sharper
     """
-    from safetensors.torch import load_file
-
     from hdm.files import write_json, written_aside
     from hdm.models.components import read_json
-    from hdm.training.checkpoint import save_tensors
+    from hdm.models.tensors import read_tensors, save_tensors
     from hdm.training.job import EMA, MODEL
     from hdm.training.power_ema import find_snapshots, synthesize
 
@@ -57,7 +55,7 @@ def ema(
         )
     average, error = synthesize(snapshots, length)
     with written_aside(out / EMA) as aside:
-        save_tensors(aside, {**load_file(source / EMA), **average})  # what is no parameter stays
+        save_tensors(aside, {**read_tensors(source / EMA), **average})  # what is no parameter stays
     write_json(out / MODEL, {**told, "ema_length": length})
     console = Terminal(soft_wrap=True, highlight=False)
     console.print(f"from {len(snapshots)} snapshots; the profile is met to {100 * error:.2g} %")

@@ -534,7 +534,8 @@ def set_aside(folder: Path, damage: DamagedError) -> None:
     damaged = Path(str(damage.where))
     _move_aside(damaged, damage.what)
     manifest = folder / MANIFEST
-    if damaged != manifest and folder in damaged.parents and manifest.exists():
+    inside = Path(os.path.realpath(damaged.parent)).is_relative_to(os.path.realpath(folder))
+    if damaged.name != MANIFEST and inside and manifest.exists():
         with _writing(manifest):
             manifest.replace(_made_folder(folder / COPIES) / MANIFEST)
             sync(folder)

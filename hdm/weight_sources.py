@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from hdm.architecture import XUTConfig
-from hdm.errors import DamagedError, InputError
+from hdm.errors import InputError
 from hdm.models.components import read_json
+from hdm.models.tensors import read_tensors
 from hdm.models.weights import Weights, check_fit, read_weights
 from hdm.training.job import EMA, MODEL, WEIGHTS
 
@@ -64,14 +62,7 @@ def read_source(path: Path, *, raw: bool = False) -> Source:
 
 def _beside(values: dict[str, Any], path: Path) -> Weights:
     """Tensors named as XUT names them, in a file that leaves their configuration to another."""
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise InputError("no such weights file", where=path, do="write the folder again") from error
-    except SafetensorError as error:
-        raise DamagedError(
-            f"not a whole safetensors file: {error}", where=path, do="write it again"
-        ) from error
+    tensors = read_tensors(path)
     config = XUTConfig.from_dict(values)
     check_fit(tensors, config, path)
     return Weights(config, tensors)

@@ -17,6 +17,7 @@ import xxhash
 from hdm.errors import DamagedError, HdmError, InputError, LockedError
 from hdm.files import canonical_json, written_aside
 from hdm.store import Identity, Store, check_files, checked, locked, read_output
+from tests.store_as_of_old import as_of_old
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -113,22 +114,6 @@ def test_a_manifest_of_an_older_release_is_made_again_from_the_journal(tmp_path)
     flip(folder / "manifest.json")
     assert Store(tmp_path).find(identity()) is None
     assert fill(store, identity()) == []
-
-
-def as_of_old(folder: Path) -> None:
-    """An output as releases before 0.2 wrote it."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("manifest_sha256")
-    for record in manifest["files"]:
-        record.pop("xxh3")
-    digest = hashlib.sha256(canonical_json(manifest)).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "manifest_sha256": digest}))
-    lines = [
-        json.loads(line) for line in (folder / ".journal.jsonl").read_text().split("\n") if line
-    ]
-    old = [{k: v for k, v in line.items() if k not in ("xxh3", "of")} for line in lines]
-    (folder / ".journal.jsonl").write_text("\n".join(json.dumps(line) for line in old))
-    shutil.rmtree(folder / ".copies")
 
 
 def test_a_file_with_a_copy_is_mended_at_once(tmp_path):

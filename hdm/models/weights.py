@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
-from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.errors import ConfigError, InputError
 from hdm.files import written_aside
 from hdm.models.published import RATE, TREAD, from_published, to_published
+from hdm.models.tensors import open_tensors
 from hdm.models.tread import num_kept
 from hdm.models.xut import XUT
 
@@ -88,14 +88,9 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
             where=path,
             do="`hdm weights import` reads a Lightning checkpoint without running any",
         )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except SafetensorError as error:
-        raise DamagedError(
-            f"not a whole safetensors file: {error}", where=path, do="write or fetch it again"
-        ) from error
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     said = _said(metadata, path)
     if not said and not inferring:
         raise InputError(

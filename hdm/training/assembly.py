@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
-from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 
 from hdm.child import FROM_TORCHRUN, forget_launchers
@@ -21,6 +20,7 @@ from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import ConfigError, InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
+from hdm.models.tensors import read_tensors
 from hdm.models.text_encoder import load_tokenizer
 from hdm.models.xut import XUT
 from hdm.store import Output
@@ -64,7 +64,7 @@ def starting_model(job: Job) -> XUT:
     torch.manual_seed(job.settings.train.seed)
     model, before = XUT(job.settings.train.model), job.before()
     if before is not None:
-        load_weights(model, load_file(before.file(EMA)), before.file(EMA))
+        load_weights(model, read_tensors(before.file(EMA)), before.file(EMA))
     return model
 
 

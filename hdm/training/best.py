@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from hdm.files import TEMPORARY
 from hdm.sharding import gathered
-from hdm.training.checkpoint import load_tensors, load_weights, save_tensors
+from hdm.training import checkpoint
+from hdm.training.checkpoint import load_weights
 
 FOLDER = "best"
 
@@ -32,14 +32,7 @@ class Best:
         found = {name: gathered(model.state_dict()) for name, model in self.models.items()}
         if not writes:
             return
-        path = self._of(step)
-        aside = path.with_name(f"{TEMPORARY}{path.name}")
-        for leftover in (aside, path):
-            shutil.rmtree(leftover, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for name, tensors in found.items():
-            save_tensors(aside / f"{name}.safetensors", tensors)
-        aside.rename(path)
+        checkpoint.write_folder(self._of(step), found, {}, {"step": step})
 
     def saved(self, step: int | None) -> None:
         """A checkpoint was made whose best step is this one: what neither it nor the one before needs is dropped.
@@ -53,10 +46,14 @@ class Best:
                 shutil.rmtree(path)
 
     def load(self, step: int) -> None:
-        """Bring a step's weights back into the models."""
+        """Bring a step's weights back into the models.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        found = checkpoint.read(self._of(step))
         for name, model in self.models.items():
-            path = self._of(step) / f"{name}.safetensors"
-            load_weights(model, load_tensors(path), path)
+            load_weights(model, found.tensors(name), found.path)
 
     def _of(self, step: int) -> Path:
         return self.folder / f"{step:08d}"

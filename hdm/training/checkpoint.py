@@ -3,7 +3,7 @@
     checkpoint-00000100/
         weights.safetensors  ema.safetensors  optimizer.safetensors  ema-0.05.safetensors …
         metrics.jsonl        as it was then, so that it goes on byte by byte
-        state.json           where training stood, sha256 of every file and of itself
+        state.json           where training stood, XXH3 of every file (sha256 in releases before 0.2), sha256 of itself
 
 A folder is written aside, synced and renamed: it is there whole or not at all. Two are kept, so that one flipped bit costs the
 time between two checkpoints and not the run.
@@ -15,8 +15,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,12 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdm.errors import DamagedError, InputError
-from hdm.files import TEMPORARY, canonical_json, explain_os_error, sha256_file, sync
+from hdm.files import (
+    TEMPORARY,
+    canonical_json,
+    explain_os_error,
+    fast_hash,
+    no_space,
+    sha256_file,
+    sync,
+)
+from hdm.models.tensors import num_bytes, read_tensors, save_tensors
 from hdm.sharding import local, share
 from hdm.training.job import METRICS, checkpoint_folder
 
@@ -47,7 +52,7 @@ class Checkpoint:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One of its sets of tensors: `weights`, `ema`, `optimizer`."""
-        return load_file(self.path / f"{name}{SUFFIX}")
+        return read_tensors(self.path / f"{name}{SUFFIX}")
 
     @property
     def metrics(self) -> bytes:
@@ -75,59 +80,53 @@ def save(
         HdmError: the folder cannot be written.
     """
     path = checkpoint_folder(folder, step)
-    aside = folder / f"{TEMPORARY}{path.name}"
-    try:
-        aside.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_tensors(aside / f"{name}{SUFFIX}", values)
-        (aside / METRICS).write_bytes(metrics)
-        files = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
-        body = {**state, "files": files}
-        (aside / STATE).write_bytes(canonical_json({**body, "sha256": _digest(body)}))
-        for file in (*aside.iterdir(), aside):
-            sync(file)
-        aside.rename(path)
-        sync(folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint is of no use, and takes room
-        raise explain_os_error(error, path) from error
+    write_folder(path, tensors, {METRICS: metrics}, state)
     _prune(folder)
     return path
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, the same bytes for the same tensors.
+def write_folder(
+    path: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    files: Mapping[str, bytes],
+    state: Mapping[str, Any],
+) -> None:
+    """Write a folder that `read` checks: there whole or not at all.
+
+    Args:
+        path: the folder; one that is there is replaced.
+        tensors: set's name → tensor's name → tensor, on any device.
+        files: name → content of other files.
+        state: plain JSON values.
 
     Raises:
-        OSError: it cannot be written.
+        DoesNotFitError: the disk is full, or too full for it: needed and free bytes are named.
+        HdmError: the folder cannot be written.
     """
+    aside = path.with_name(f"{TEMPORARY}{path.name}")
+    needed = sum(map(num_bytes, tensors.values())) + sum(map(len, files.values()))
     try:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path
-        )
-        path.chmod(0o644)  # the library makes it readable by its owner alone
-    except SafetensorError as error:
-        # The library wraps the system's error in text.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        DamagedError: it is missing or not whole.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DamagedError(
-            f"{path.name} is damaged",
-            where=path,
-            do="remove the folder that holds it; the phase begins anew",
-        ) from error
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        # Half a checkpoint is of no use, and writing it takes minutes of a disk that others need too.
+        if shutil.disk_usage(aside).free < needed:
+            raise no_space(path, needed)
+        for name, values in tensors.items():
+            save_tensors(aside / f"{name}{SUFFIX}", values)
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+        hashes = {file.name: fast_hash(file) for file in sorted(aside.iterdir())}
+        body = {**state, "xxh3": hashes}
+        (aside / STATE).write_bytes(canonical_json({**body, "sha256": _digest(body)}))
+        for file in (*aside.iterdir(), aside):
+            sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise explain_os_error(error, path, needed) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def newest(
@@ -163,16 +162,28 @@ def read(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_bytes())
         claimed = state.pop("sha256")
-        files = state["files"]
+        hashes, hashed = (
+            (state["xxh3"], fast_hash) if "xxh3" in state else (state["files"], sha256_file)
+        )
         intact = _digest(state) == claimed
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DamagedError(f"{path / STATE} is damaged", where=path / STATE) from error
+        raise _damage(path / STATE) from error
     if not intact:
-        raise DamagedError(f"{path / STATE} is damaged", where=path / STATE)
-    for name, sha256 in files.items():
-        if not (path / name).is_file() or sha256_file(path / name) != sha256:
-            raise DamagedError(f"{path / name} is damaged", where=path / name)
+        raise _damage(path / STATE)
+    for name, expected in hashes.items():
+        try:
+            whole = hashed(path / name) == expected
+        except OSError as error:
+            raise _damage(path / name) from error
+        if not whole:
+            raise _damage(path / name)
     return Checkpoint(path, state)
+
+
+def _damage(path: Path) -> DamagedError:
+    return DamagedError(
+        f"{path} is damaged", where=path, do=f"remove {path.parent}, then run the same again"
+    )
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -52,6 +52,8 @@ class Job:
         folder: the folder of the output, where `metrics.jsonl` and `timing.jsonl` grow.
         scratch: where checkpoints, logs and results go.
         text_encoder, autoencoder: local folders or hub names.
+        milestones: None: train. Else the phase is done and its weights lie in `folder`: only what comes with them is made again,
+            and these are the files of its milestones that are still there.
     """
 
     pipeline: Mapping[str, Any]
@@ -63,6 +65,7 @@ class Job:
     scratch: str
     text_encoder: str
     autoencoder: str
+    milestones: list[str] | None = None
 
     @property
     def path(self) -> Path:

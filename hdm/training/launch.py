@@ -81,6 +81,19 @@ def run_training(job: Job) -> None:
     _judge(job, code, stopped=signals.count > 0)
 
 
+def make_companions(job: Job) -> None:
+    """Have a process of its own make what comes with the weights of a phase that is done; see `Job.milestones`.
+
+    Raises:
+        SavedOnSignal: stopped by SIGTERM or SIGINT.
+        HdmError: the error that the process met, or its last lines.
+    """
+    bar = track(f"train.{job.phase.name}", None, "images")
+    with signals_counted() as signals, bar as tracker:
+        code = _run_once(job, signals, _Report(job, tracker))
+    _judge(job, code, stopped=signals.count > 0)
+
+
 def _run_once(job: Job, signals: Signals, report: _Report) -> int:
     """Train until the processes end; their exit code."""
     _wait_for_others(job)

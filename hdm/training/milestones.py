@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from hdm.files import written_aside
+from hdm.models.tensors import num_bytes, save_tensors
 from hdm.sharding import gathered
-from hdm.training.checkpoint import save_tensors
 from hdm.training.power_ema import snapshot_name
 
 FOLDER = "milestones"
@@ -47,7 +47,8 @@ class Milestones:
         for track, tensors in tracks.items():
             found = gathered(tensors)
             if writes:
-                with written_aside(self.folder / snapshot_name(track, step)) as aside:
+                path = self.folder / snapshot_name(track, step)
+                with written_aside(path, num_bytes(found)) as aside:
                     save_tensors(aside, found)
 
     def hand_over(self, folder: Path) -> list[str]:

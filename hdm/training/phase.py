@@ -5,10 +5,12 @@ Averaged (EMA) rather than raw: they are the ones that are measured and shown, a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,23 @@ from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.devices import check_device
-from hdm.store import Draft, Identity, Output, Store
-from hdm.training.job import FILES, METRICS, SUMMARY, Job
-from hdm.training.launch import run_training
+from hdm.store import DAMAGED, Draft, Identity, Output, Store
+from hdm.training.job import (
+    EMA,
+    FILES,
+    METRICS,
+    MODEL,
+    SUMMARY,
+    WEIGHTS,
+    Job,
+    checkpoint_step,
+    newest_checkpoint,
+)
+from hdm.training.launch import make_companions, run_training
 
 SCHEMA = 2
+
+log = logging.getLogger(__name__)
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Identity:
@@ -51,16 +65,87 @@ def make(
 ) -> Output:
     """Train phase `number` in processes of its own and commit what it wrote.
 
+    Where the weights of a phase that was finished once still hold, nothing is trained: what is damaged beside them is made again
+    from them, and files that only training could make again are left out (`lost` in the summary).
+
     Raises:
         SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
         HdmError: what the training processes met.
     """
     with store.draft(identity) as draft:
         job = _job(pipeline, identity, inputs, draft, number)
+        if _is_trained(job, draft):
+            return _mend(job, draft)
         if not (job.result / SUMMARY).exists() or not all(map(draft.has, _files(job))):
+            _tell_of_lost_weights(job, draft)
             run_training(job)
-            _collect(job, draft)
+            _collect(job, draft, _files(job))
         return draft.commit(_summary(job))
+
+
+def _is_trained(job: Job, draft: Draft) -> bool:
+    """Whether it was finished once, and its weights still hold: checkpoints go when a phase is committed."""
+    whole = draft.has(WEIGHTS) and draft.has(EMA)
+    return whole and newest_checkpoint(Path(job.scratch)) is None
+
+
+def _mend(job: Job, draft: Draft) -> Output:
+    """Make what was damaged beside the weights again, and commit."""
+    lost = sorted(draft.lost - set(FILES))
+    log.warning(
+        "%s: the weights hold and nothing is trained again; made again from them: %s",
+        draft.identity.name,
+        ", ".join(sorted(draft.lost - set(lost))) or "the manifest",
+    )
+    if lost:
+        log.warning(
+            "%s: only training could make %s again: left out of the output",
+            draft.identity.name,
+            ", ".join(lost),
+        )
+    if not draft.has(METRICS):
+        _salvage_metrics(draft.path)
+    alone = job.settings.model_copy(
+        update={
+            "train": job.settings.train.model_copy(update={"num_processes": 1, "shards": False})
+        }
+    )
+    mending = replace(
+        job,
+        pipeline=alone.model_dump(mode="json"),
+        milestones=sorted(draft.records.keys() - set(FILES)),
+    )
+    make_companions(mending)
+    _collect(mending, draft, [name for name in _files(mending) if not draft.has(name)])
+    return draft.commit({**_summary(mending), **({"lost": lost} if lost else {})})
+
+
+def _salvage_metrics(folder: Path) -> None:
+    """Keep the whole lines of a damaged metrics.jsonl of a release that kept no copy of it."""
+    path = folder / METRICS
+    damaged = path if path.is_file() else path.with_name(METRICS + DAMAGED)
+    lines = damaged.read_bytes().splitlines() if damaged.is_file() else []
+    whole = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            json.loads(line)
+            whole.append(line)
+    log.warning("%s: %d of %d lines could be read and are kept", path, len(whole), len(lines))
+    path.write_bytes(b"".join(line + b"\n" for line in whole))
+
+
+def _tell_of_lost_weights(job: Job, draft: Draft) -> None:
+    """Say before it begins why a phase that was finished is trained again."""
+    lost = sorted({WEIGHTS, EMA} & draft.lost)
+    if not lost:
+        return
+    newest = newest_checkpoint(Path(job.scratch))
+    if newest is not None:
+        how = f"trained on from its last checkpoint, step {checkpoint_step(newest)}"
+    else:
+        how = "trained again from its start: the checkpoints of a finished phase are not kept"
+        draft.start_over()
+    log.warning("%s: %s damaged; the phase is %s", draft.identity.name, " and ".join(lost), how)
 
 
 def _job(
@@ -80,10 +165,10 @@ def _job(
     )
 
 
-def _collect(job: Job, draft: Draft) -> None:
+def _collect(job: Job, draft: Draft, names: list[str]) -> None:
     """Move the files that training made to their places."""
-    for name in _files(job):
-        with draft.write(name) as file:
+    for name in names:
+        with draft.write(name, copied=name in (METRICS, MODEL)) as file:
             _move(job.result / name, file.path)
             if name == METRICS:
                 file.counts.update(_counts(job))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hdm.errors import DamagedError, InputError
+from hdm.errors import InputError
+from hdm.models.tensors import open_tensors
 from hdm.sharding import local, share
 
 LONGEST = 0.28
@@ -178,17 +178,12 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
     end = max(snapshot.step for snapshot in snapshots)
     known = [(gamma_of(snapshot.length), float(snapshot.step)) for snapshot in snapshots]
     factors, error = coefficients(known, (gamma_of(length), float(end)))
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(snapshot.path, "pt")) for snapshot in snapshots]
-            found = {
-                name: _summed([file.get_tensor(name) for file in files], factors)
-                for name in sorted(files[0].keys())
-            }
-    except SafetensorError as problem:
-        raise DamagedError(
-            f"a snapshot is not whole: {problem}", where=snapshots[0].path.parent, do="train again"
-        ) from problem
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(snapshot.path)) for snapshot in snapshots]
+        found = {
+            name: _summed([file.get_tensor(name) for file in files], factors)
+            for name in sorted(files[0].keys())
+        }
     return found, error
 
 

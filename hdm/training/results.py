@@ -11,9 +11,11 @@ from typing import Any
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.models.components import VAE, portable_names, weights_digest
+from hdm.models.tensors import read_tensors, save_tensors
 from hdm.models.xut import XUT
 from hdm.sharding import gathered
-from hdm.training.checkpoint import save_tensors
+from hdm.training import assembly
+from hdm.training.checkpoint import load_weights
 from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
 from hdm.training.milestones import Milestones
 from hdm.training.pictures import generate_grid, prompts_to_show
@@ -37,22 +39,53 @@ def write_results(
         metrics: all lines of the phase; None on a process that writes nothing, and takes part since the models are sharded.
         milestones: what was written while it went.
     """
-    result, settings = job.result, job.settings.train
-    if metrics is not None:
-        shutil.rmtree(result, ignore_errors=True)
-        result.mkdir()
-    prompts = write_grid(
-        job, average, conditioning, None if metrics is None else result / GENERATED
-    )
+    writes = metrics is not None
+    if writes:
+        shutil.rmtree(job.result, ignore_errors=True)
+        job.result.mkdir()
+    prompts = write_grid(job, average, conditioning, job.result / GENERATED if writes else None)
     weights, ema = gathered(model.state_dict()), gathered(average.state_dict())
     if metrics is None:
         return
-    save_tensors(result / WEIGHTS, weights)
-    save_tensors(result / EMA, ema)
+    save_tensors(job.result / WEIGHTS, weights)
+    save_tensors(job.result / EMA, ema)
+    _describe(job, model, conditioning, metrics.path, prompts, milestones.hand_over(job.result))
+
+
+def make_companions(job: Job, device: str) -> None:
+    """Make again what comes with the weights of a phase that is done, from the weights and metrics in the job's folder.
+
+    Raises:
+        DamagedError: the averaged weights are not what was written.
+    """
+    accelerator = assembly.make_accelerator(job, device)
+    average = XUT(job.settings.train.model).eval().requires_grad_(False)
+    path = Path(job.folder) / EMA
+    load_weights(average, read_tensors(path), path)
+    conditioning = assembly.make_conditioning(job, accelerator.device)
+    shutil.rmtree(job.result, ignore_errors=True)
+    job.result.mkdir()
+    with accelerator.autocast():
+        prompts = write_grid(
+            job, average.to(accelerator.device), conditioning, job.result / GENERATED
+        )
+    metrics = Path(job.folder) / METRICS
+    _describe(job, average, conditioning, metrics, prompts, job.milestones or [])
+
+
+def _describe(
+    job: Job,
+    model: XUT,
+    conditioning: Conditioning,
+    metrics: Path,
+    prompts: list[str],
+    milestones: list[str],
+) -> None:
+    """Write `model.json`, metrics and summary."""
     write_json(
-        result / MODEL,
+        job.result / MODEL,
         {
-            "xut": settings.model.to_dict(),
+            "xut": job.settings.train.model.to_dict(),
             "resolution": job.phase.resolution,
             "max_tokens": conditioning.max_tokens,
             "components": {
@@ -62,16 +95,14 @@ def write_results(
             "component_names": _names(job),
         },
     )
-    shutil.copyfile(metrics.path, result / METRICS)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    files = milestones.hand_over(result)
+    shutil.copyfile(metrics, job.result / METRICS)
     summary = {
-        **last_values(metrics),
-        "parameters": parameters,
+        **last_values(metrics.read_bytes()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "prompts": prompts,
-        **({"milestones": files} if files else {}),
+        **({"milestones": milestones} if milestones else {}),
     }
-    write_json(result / SUMMARY, summary)
+    write_json(job.result / SUMMARY, summary)
 
 
 def _names(job: Job) -> dict[str, str]:
@@ -111,9 +142,11 @@ def write_grid(
     return prompts
 
 
-def last_values(metrics: Metrics) -> dict[str, Any]:
-    """What was said last of each of these."""
-    line = dict(pair for text in metrics.content.splitlines() for pair in json.loads(text).items())
+def last_values(content: bytes) -> dict[str, Any]:
+    """What a metrics.jsonl says last of each of these."""
+    line: dict[str, Any] = {}
+    for text in content.splitlines():
+        line |= json.loads(text)
     held_out = ("validation_loss", "validation_loss_by_time", "raw_validation_loss")
     wanted = ("step", "num_images_seen", "skipped_steps", "loss", *held_out, "best_step")
     return {name: line[name] for name in wanted if name in line}

@@ -54,7 +54,7 @@ from hdm.training.pictures import CutShort
 from hdm.training.position import Position
 from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing
-from hdm.training.results import last_values, write_grid, write_results
+from hdm.training.results import last_values, make_companions, write_grid, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 def train(job: Job, stop: StopRequest) -> bool:
-    """Train a phase; True if it is done, False if it was saved on a signal.
+    """Train a phase, or make what comes with its weights; True if it is done, False if it was saved on a signal.
 
     Raises:
         InputError: models and data do not fit each other.
@@ -74,6 +74,9 @@ def train(job: Job, stop: StopRequest) -> bool:
     trainer: Trainer | None = None
     try:
         with deterministic(device == "cpu"):
+            if job.milestones is not None:
+                make_companions(job, device)
+                return True
             trainer = Trainer(job, stop, device)
             return trainer.run()
     except (MemoryError, RuntimeError) as error:
@@ -350,7 +353,7 @@ class Trainer:
 
     def _held_out_lost(self) -> bool:
         """Whether the last held-out loss is not finite: of the averages or, after a skipped step, of the weights themselves."""
-        told = last_values(self.metrics) if self.rank == 0 else {}
+        told = last_values(self.metrics.content) if self.rank == 0 else {}
         raw: dict[str, Any] = {}
         if self.position.skipped_in_row and self.takes_part:
             raw = self._held_out(self.model.eval()) or {}

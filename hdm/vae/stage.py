@@ -7,6 +7,8 @@ quality.json                                                                 bef
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ from hdm.vae.run import RESULT, WEIGHTS, Pictures, run
 
 SCHEMA = 1
 QUALITY = "quality.json"
+FILES = (f"{AUTOENCODER_FOLDER}/{CONFIG}", f"{AUTOENCODER_FOLDER}/{WEIGHTS}", METRICS, QUALITY)
+
+log = logging.getLogger(__name__)
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -82,9 +87,15 @@ def make(
     )
     reference = None if settings.scratch else resolve(pipeline.components).need("autoencoder")
     with store.draft(identity) as draft:
-        place = Place(draft.path, draft.scratch, identity.digest)
-        quality = run(reference, pictures, settings, place, _features(pipeline, settings.device))
-        _collect(draft, place.scratch / RESULT, settings, quality)
+        if all(map(draft.has, FILES)):  # its manifest was damaged
+            quality = json.loads((draft.path / QUALITY).read_bytes())
+        else:
+            if f"{AUTOENCODER_FOLDER}/{WEIGHTS}" in draft.lost:
+                log.warning("vae: the weights are damaged; the autoencoder is trained again")
+            place = Place(draft.path, draft.scratch, identity.digest)
+            features = _features(pipeline, settings.device)
+            quality = run(reference, pictures, settings, place, features)
+            _collect(draft, place.scratch / RESULT, settings, quality)
         return draft.commit(
             {**quality, "pictures": len(pictures.train), "measured": len(pictures.held_out)}
         )
@@ -120,11 +131,11 @@ def _collect(draft: Draft, result: Path, settings: VaeSettings, quality: Mapping
     for leftover in (draft.path / AUTOENCODER_FOLDER).glob(f"{TEMPORARY}*"):  # of a killed run
         leftover.unlink()
     for name in (CONFIG, WEIGHTS):
-        with draft.write(f"{AUTOENCODER_FOLDER}/{name}") as file:
+        with draft.write(f"{AUTOENCODER_FOLDER}/{name}", copied=name == CONFIG) as file:
             file.path.write_bytes((result / name).read_bytes())
     steps = -(-settings.num_images // settings.batch_size)
     metrics = (draft.path / METRICS).read_bytes()
-    with draft.write(METRICS) as file:
+    with draft.write(METRICS, copied=True) as file:
         file.path.write_bytes(metrics)
         file.counts.update(steps=steps, images_seen=steps * settings.batch_size)
-    draft.write_json(QUALITY, quality)
+    draft.write_json(QUALITY, quality, copied=True)

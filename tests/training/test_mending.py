@@ -1,0 +1,139 @@
+"""A phase that is finished and then damaged: training is not what that costs, unless the weights are gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hdm.errors import DamagedError
+from hdm.store import Output, Store
+from hdm.training.guard import StopRequest
+from hdm.training.trainer import Trainer
+from hdm.weight_sources import read_source
+from tests.store_as_of_old import as_of_old
+from tests.training.workshop import Workshop
+
+COMPANIONS = ("generated.png", "model.json", "metrics.jsonl", "manifest.json")
+SNAPSHOT = "ema-0.1-00000008.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    here = workshop.cached().changed(checkpoint_sec=1e4)
+    here = here.elsewhere(tmp_path_factory.mktemp("finished"))
+    here.train()
+    return here
+
+
+@pytest.fixture
+def copy(finished: Workshop, tmp_path: Path) -> Workshop:
+    shutil.copytree(finished.store.root, tmp_path / "store")
+    return finished.elsewhere(tmp_path / "store")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of the files that an output consists of."""
+    names = [
+        record["name"] for record in json.loads((folder / "manifest.json").read_bytes())["files"]
+    ]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def found_or_made(workshop: Workshop) -> Output:
+    """As a run does it."""
+    return Store(workshop.store.root).find(workshop.identity) or workshop.train()
+
+
+def was_trained_again(workshop: Workshop, finished: Workshop) -> bool:
+    """Each training process appends to timing.jsonl."""
+    timing = [(here.folder / "timing.jsonl").read_bytes() for here in (workshop, finished)]
+    return timing[0] != timing[1]
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_a_flipped_bit_beside_the_weights_costs_no_training(
+    copy: Workshop, finished: Workshop, name: str
+) -> None:
+    flip(copy.folder / name)
+    output = found_or_made(copy)
+    assert contents(output.path) == contents(finished.folder)
+    assert output.summary == json.loads((finished.folder / "manifest.json").read_bytes())["summary"]
+    assert not was_trained_again(copy, finished)
+    assert (copy.folder / f"{name}.damaged").exists()
+    assert not (copy.folder / ".scratch").exists()
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_nor_does_it_in_an_output_of_an_older_release(
+    copy: Workshop, finished: Workshop, name: str
+) -> None:
+    as_of_old(copy.folder)
+    flip(copy.folder / name)
+    output = found_or_made(copy)
+    assert not was_trained_again(copy, finished)
+    made, whole = contents(output.path), contents(finished.folder)
+    # Without a copy, the line of metrics that cannot be read is gone; whatever else there is comes back.
+    different = {key for key in whole if made.get(key) != whole[key]}
+    assert different <= ({"metrics.jsonl"} if name == "metrics.jsonl" else set())
+    assert output.counts["images_seen"] == 96
+
+
+def test_what_only_training_could_make_again_is_left_out_and_named(
+    copy: Workshop, finished: Workshop
+) -> None:
+    flip(copy.folder / SNAPSHOT)
+    output = found_or_made(copy)
+    assert not was_trained_again(copy, finished)
+    whole = contents(finished.folder)
+    del whole[SNAPSHOT]
+    assert contents(output.path) == whole
+    assert output.summary["lost"] == [SNAPSHOT]
+    assert SNAPSHOT not in output.summary["milestones"]
+    assert Store(copy.store.root).find(copy.identity) == output
+
+
+def test_lost_weights_are_trained_again_which_is_said_before(
+    copy: Workshop, finished: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(copy.folder / "ema.safetensors")
+    with caplog.at_level(logging.WARNING):
+        output = found_or_made(copy)
+    assert "ema.safetensors damaged; the phase is trained again from its start" in caplog.text
+    assert was_trained_again(copy, finished)
+    assert contents(output.path) == contents(finished.folder)
+
+
+def test_weights_beyond_the_start_up_check_are_compared_when_they_are_read(
+    copy: Workshop, tmp_path: Path
+) -> None:
+    """One bit of a tensor, which no file format notices: neither the next phase nor a sampler may take it."""
+    path = copy.folder / "ema.safetensors"
+    flip(path)
+    before = Store(copy.store.root, verify_bytes=0).find(copy.identity)
+    assert before is not None
+    job = replace(copy, inputs={**copy.inputs, "train.8px": before}).job(tmp_path)
+    with pytest.raises(DamagedError, match=r"ema\.safetensors"):
+        Trainer(job, StopRequest(), "cpu")
+    with pytest.raises(DamagedError, match=r"ema\.safetensors"):
+        read_source(copy.folder)
+
+
+def test_a_damaged_header_is_damage(copy: Workshop, tmp_path: Path) -> None:
+    path = copy.folder / "ema.safetensors"
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    before = Store(copy.store.root, verify_bytes=0).find(copy.identity)
+    assert before is not None
+    job = replace(copy, inputs={**copy.inputs, "train.8px": before}).job(tmp_path)
+    with pytest.raises(DamagedError, match=r"ema\.safetensors"):
+        Trainer(job, StopRequest(), "cpu")
