@@ -60,16 +60,47 @@ def serve(
     store: StoreFolder = None,
     file: File = None,
     prefect_port: Annotated[
-        int, typer.Option(help="Another is taken where this one is in use.")
-    ] = 4200,
+        int | None,
+        typer.Option(min=0, max=65535, help="Else the one that this store had, or 4200."),
+    ] = None,
     mlflow_port: Annotated[
-        int, typer.Option(help="Another is taken where this one is in use.")
-    ] = 5000,
+        int | None,
+        typer.Option(min=0, max=65535, help="Else the one that this store had, or 5000."),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Serve Prefect's pages at this name or address of this machine too; needs TLS, or a proxy.",
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-certificate", metavar="FILE", help="Certificate chain for --host, PEM."
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")
+    ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            "--behind-proxy",
+            metavar="URL",
+            help="The https:// address of the reverse proxy through which others reach the pages.",
+        ),
+    ] = None,
 ) -> None:
-    """Prefect's and MLflow's pages and a worker on this machine, until Ctrl-C."""
-    from flows.command_serve import serve_pages
+    """Prefect's and MLflow's pages and a worker on this machine, until Ctrl-C.
 
-    serve_pages(store_root(store), file, prefect_port, mlflow_port)
+    Prefect's pages ask for the store's password once. Whoever has it can run commands on this machine as you; docs/serving.md says
+    how to let others in.
+    """
+    from flows.command_serve import Reach, serve_pages
+
+    reach = Reach(host, certificate, key, proxy)
+    serve_pages(store_root(store), file, prefect_port, mlflow_port, reach)
 
 
 @app.command()

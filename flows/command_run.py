@@ -14,7 +14,15 @@ from typing import Any
 
 from rich.markup import escape
 
-from flows.processes import bypass_proxy, free_port, prefect_command, running, wait_for
+from flows.processes import (
+    bypass_proxy,
+    nearest_listener,
+    pages_at,
+    prefect_server_command,
+    running,
+    wait_for,
+)
+from hdm.child import child_environment
 from hdm.databases import check_databases, databases
 from hdm.errors import InputError, SavedOnSignal
 from hdm.messages import Terminal, say_json
@@ -22,7 +30,7 @@ from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
 from hdm.store import Store, read_output, store_root
 from tasks.configuration import FILE_VARIABLE
-from tasks.services import prefect_environment
+from tasks.services import password, prefect_access, prefect_environment
 
 HEALTH_SEC = 5.0
 SHARES = ("colour", "place", "kind", "faults_caught", "good_kept")
@@ -40,6 +48,7 @@ OWN_SERVER = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     # Whole seconds: the recorder cuts it to an integer, and would spin at 0.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_UI_ENABLED": "false",
 }
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
@@ -87,6 +96,7 @@ def prepare(verbose: bool) -> None:
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
     }
     os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
+    os.environ.update(prefect_access(store_root(), os.environ.get("PREFECT_API_URL")))
     show_log()
 
 
@@ -113,6 +123,7 @@ def server() -> Iterator[None]:
     and where it outlives a run that is killed.
     """
     from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         get_current_settings,
@@ -124,26 +135,28 @@ def server() -> Iterator[None]:
         _check(url)
         yield
         return
-    address = f"http://127.0.0.1:{free_port(0)}"
-    command = prefect_command(
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        address.rpartition(":")[2],
-        "--no-ui",
-        "--analytics-off",
-    )
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
+    secret, listener = password(root), stack.enter_context(nearest_listener(0))
+    address, *others = pages_at(listener.getsockname()[1])
     process = stack.enter_context(
-        running("prefect", command, {**os.environ, **OWN_SERVER}, root, root)
+        running(
+            "prefect",
+            prefect_server_command([listener], [address, *others]),
+            {**child_environment(), **OWN_SERVER, "PREFECT_SERVER_API_AUTH_STRING": secret},
+            root,
+            root,
+            [listener],
+        )
     )
     wait_for(f"{address}/api/health", process, root)
     # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
     with temporary_settings(
-        {PREFECT_API_URL: f"{address}/api", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        {
+            PREFECT_API_URL: f"{address}/api",
+            PREFECT_API_AUTH_STRING: secret,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        }
     ):
         yield
 

@@ -1,64 +1,227 @@
-"""`hdm serve`: Prefect's server, MLflow's server and a worker on loopback, started and stopped together."""
+"""`hdm serve`: Prefect's server, MLflow's server and a worker, started and stopped together."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
-from flows.processes import POLL_SEC, bypass_proxy, free_port, prefect_command, running, wait_for
+from rich.markup import escape
+
+from flows.processes import (
+    LOOPBACK,
+    POLL_SEC,
+    Encrypted,
+    bypass_proxy,
+    listener,
+    nearest_listener,
+    pages_at,
+    prefect_command,
+    prefect_server_command,
+    running,
+    wait_for,
+)
+from hdm.child import child_environment
 from hdm.databases import check_databases, databases
-from hdm.errors import HdmError
+from hdm.errors import ConfigError, HdmError, InputError
+from hdm.files import write_json
 from hdm.messages import Terminal
 from hdm.pipelines import pipelines_file
 from tasks.configuration import FILE_VARIABLE
-from tasks.services import Serving, alone, announce, prefect_environment, services
+from tasks.services import Serving, alone, announce, password, prefect_environment, services
 from tasks.tracking import server_command, server_environment
 
 POOL = "hdm"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+JOB_TEMPLATE = {
+    # Literals alone: who starts a run says which and with what parameters, never how its process is made.
+    "job_configuration": {
+        "command": None,
+        "env": {},
+        "labels": {},
+        "name": None,
+        "stream_output": True,
+        "working_dir": None,
+    },
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
-def serve_pages(root: Path, file: Path | None, prefect_port: int, mlflow_port: int) -> None:
+@dataclass(frozen=True)
+class Reach:
+    """Beyond loopback: where Prefect's pages are to be reached, and what protects the way there.
+
+    Args:
+        host: this machine's name or address, at which Prefect's pages are served too; None: loopback alone.
+        certificate, key: files in PEM format, for TLS at that host.
+        proxy: the https:// address of a reverse proxy that people use instead.
+    """
+
+    host: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    proxy: str | None = None
+
+    def check(self) -> None:
+        """Refuse what would send the password in the clear.
+
+        Raises:
+            ConfigError: a host without TLS and without a proxy; options that do not fit together.
+            InputError: the certificate or the key cannot be used.
+        """
+        if self.proxy is not None:
+            parts = urlsplit(self.proxy)
+            if parts.scheme != "https" or not parts.hostname or parts.path.strip("/"):
+                raise ConfigError(
+                    f"not the address of a reverse proxy: {self.proxy}",
+                    where="--behind-proxy",
+                    do="give scheme, name and port, as https://images.example.org",
+                )
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("--tls-certificate and --tls-key belong together")
+        if self.host is None:
+            if self.certificate is not None:
+                raise ConfigError("TLS is for a host of this machine", do="add --host")
+            return
+        if self.certificate is None and self.proxy is None:
+            raise ConfigError(
+                "beyond this machine the password would travel in the clear",
+                where=f"--host {self.host}",
+                do="add --tls-certificate FILE --tls-key FILE, or --behind-proxy https://… if a reverse proxy does TLS",
+            )
+        if self.certificate is not None and self.key is not None:
+            _check_certificate(self.certificate, self.key)
+
+    def pages(self, port: int) -> list[str]:
+        """The origins of Prefect's pages, those on this machine first."""
+        found = pages_at(port)
+        if self.host is not None and self.certificate is not None:
+            found.append(f"https://{self.host}:{port}")
+        if self.proxy is not None:
+            found.append(self.proxy.rstrip("/"))
+        return found
+
+    def open(self, port: int) -> socket.socket | None:
+        """What listens at the host; None where there is none.
+
+        Raises:
+            InputError: it is not an address of this machine, or its port is in use.
+        """
+        if self.host is None:
+            return None
+        try:
+            found = listener(port, self.host)
+        except socket.gaierror as error:
+            raise InputError(f"no such host: {error}", where=f"--host {self.host}") from error
+        if found is None:
+            raise InputError(
+                f"port {port} cannot be opened there",
+                where=f"--host {self.host}",
+                do="name one address of this machine, not 0.0.0.0, and a free --prefect-port",
+            )
+        return found
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    def refuse_passphrase() -> str:
+        raise InputError(
+            "the key has a passphrase",
+            where=key,
+            do=f"write one without: openssl pkey -in {key} -out …",
+        )
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key, refuse_passphrase)
+    except OSError as error:
+        raise InputError(
+            f"TLS does not accept this certificate with this key: {error}",
+            where=f"{certificate}, {key}",
+            do="give the chain and its key, both in PEM format",
+        ) from error
+
+
+def serve_pages(
+    root: Path,
+    file: Path | None,
+    prefect_port: int | None,
+    mlflow_port: int | None,
+    reach: Reach = Reach(),
+) -> None:
     """Serve until SIGTERM or Ctrl-C, or until one of the processes ends.
+
+    Args:
+        root: the store.
+        file: pipelines.yaml; None: the one of this folder, or the project's.
+        prefect_port, mlflow_port: None: those that this store had, or else the services' own.
+        reach: where Prefect's pages are served beyond loopback.
 
     Raises:
         LockedError: this store is served already.
         DamagedError: a database cannot be read.
+        ConfigError, InputError: a host that cannot be served, or not safely.
         HdmError: a process did not start, or ended.
     """
+    reach.check()
     definitions = pipelines_file(file).resolve()
     bypass_proxy()
     check_databases(databases(root))
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
-        prefect, mlflow = (
-            f"http://127.0.0.1:{free_port(prefect_port)}",
-            f"http://127.0.0.1:{free_port(mlflow_port)}",
-        )
-        environment = _environment(root, definitions, f"{prefect}/api")
+        opened = stack.enter_context(kept_port(root, "prefect", prefect_port, PREFECT_PORT))
+        with kept_port(root, "mlflow", mlflow_port, MLFLOW_PORT) as probe:
+            mlflow_at = probe.getsockname()[1]
+        port = opened.getsockname()[1]
+        listeners, encrypted = [opened], None
+        beyond = reach.open(port)
+        if beyond is not None:
+            stack.enter_context(beyond)
+            if reach.certificate is not None and reach.key is not None:
+                encrypted = Encrypted(beyond, reach.certificate, reach.key)
+            else:
+                listeners.append(beyond)
+        pages = reach.pages(port)
+        prefect, mlflow = f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{mlflow_at}"
+        environment = _environment(root, definitions, pages)
         started: dict[str, subprocess.Popen[bytes]] = {}
 
-        def begin(name: str, command: list[str], extra: Mapping[str, str] | None = None) -> None:
+        def begin(
+            name: str,
+            command: list[str],
+            extra: Mapping[str, str] | None = None,
+            sockets: list[socket.socket] | None = None,
+        ) -> None:
             started[name] = stack.enter_context(
-                running(name, command, {**environment, **(extra or {})}, root, definitions.parent)
+                running(
+                    name,
+                    command,
+                    {**environment, **(extra or {})},
+                    root,
+                    definitions.parent,
+                    sockets or [],
+                )
             )
 
         begin(
             "prefect",
-            prefect_command(
-                "server", "start", "--host", "127.0.0.1", "--port", prefect.rpartition(":")[2]
-            ),
+            prefect_server_command(listeners, pages, encrypted),
+            sockets=[*listeners, *([encrypted.listener] if encrypted else [])],
         )
-        begin("mlflow", server_command(root, int(mlflow.rpartition(":")[2])), server_environment())
+        begin("mlflow", server_command(root, mlflow_at), server_environment(reach.proxy))
         console.print("starting; the first time takes a while: both make their databases")
         wait_for(f"{prefect}/api/health", started["prefect"], root)
-        _deploy(definitions, environment)
+        _deploy(root, definitions, environment)
         begin(
             "worker",
             prefect_command("worker", "start", "--pool", POOL, "--type", "process", "--name", POOL),
@@ -73,18 +236,47 @@ def serve_pages(root: Path, file: Path | None, prefect_port: int, mlflow_port: i
                 {name: process.pid for name, process in started.items()},
             ),
         )
-        console.print(
-            f"Prefect   {prefect}\nMLflow    {mlflow}\nstore     {root}\nrun       prefect deployment run full-pipeline\nstop      Ctrl-C"
-        )
+        _tell(root, pages, mlflow)
         _watch(started, root)
 
 
-def _environment(root: Path, definitions: Path, api: str) -> dict[str, str]:
+def _tell(root: Path, pages: list[str], mlflow: str) -> None:
+    beyond = [page for page in pages if urlsplit(page).scheme == "https"]
+    # A log is read by more people than a terminal.
+    secret = password(root) if sys.stderr.isatty() else f"in {services(root) / 'password'}"
+    console.print(
+        f"Prefect   {'  '.join([pages[0], *beyond])}\n"
+        f"password  {escape(secret)}  (Prefect's pages ask for it once)\n"
+        f"MLflow    {mlflow}\n"
+        f"store     {escape(str(root))}\n"
+        "run       prefect deployment run full-pipeline\n"
+        "stop      Ctrl-C"
+    )
+
+
+def kept_port(root: Path, name: str, asked: int | None, default: int) -> socket.socket:
+    """A socket that listens at the port which this store's pages have always had, so that browsers still know their password."""
+    record = services(root) / "ports.json"
+    ports: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        ports = json.loads(record.read_bytes())
+    wanted = ports.get(name, default) if asked is None else asked
+    opened = nearest_listener(wanted)
+    port = opened.getsockname()[1]
+    if wanted not in (port, 0):
+        console.print(f"another program has port {wanted}: {name} is at port {port}")
+    write_json(record, {**ports, name: port})
+    return opened
+
+
+def _environment(root: Path, definitions: Path, pages: list[str]) -> dict[str, str]:
     return {
-        **os.environ,
+        **child_environment(),
         **prefect_environment(root),
-        "PREFECT_API_URL": api,
-        "PREFECT_SERVER_UI_API_URL": api,
+        "PREFECT_API_URL": f"{pages[0]}/api",
+        "PREFECT_API_AUTH_STRING": password(root),
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(pages),
+        "PREFECT_SERVER_UI_API_URL": "/api",  # of whichever address the page came from
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "HDM_STORE": str(root),
@@ -92,10 +284,13 @@ def _environment(root: Path, definitions: Path, api: str) -> dict[str, str]:
     }
 
 
-def _deploy(definitions: Path, environment: Mapping[str, str]) -> None:
+def _deploy(root: Path, definitions: Path, environment: Mapping[str, str]) -> None:
     """The work pool, every deployment of pipelines.yaml, and the automation that sees dead runs."""
+    template = services(root) / "job-template.json"
+    write_json(template, JOB_TEMPLATE)
+    pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")
     for command in (
-        prefect_command("work-pool", "create", POOL, "--type", "process", "--overwrite"),
+        prefect_command(*pool, "--base-job-template", str(template)),
         prefect_command("--no-prompt", "deploy", "--prefect-file", str(definitions), "--all"),
         [sys.executable, "-m", "flows.dead_runs"],
     ):

@@ -6,6 +6,7 @@ Prefect loads this module at import (entry point group `prefect.plugins`; `[tool
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.processes import bypass_proxy
 from hdm.store import store_root
-from tasks.services import prefect_environment
+from tasks.services import password, prefect_access, prefect_environment
 
 RUN = ("deployment", "run")
 
@@ -25,27 +26,39 @@ RUN = ("deployment", "run")
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Settings that the user made stay; a store without any services changes nothing."""
-    if not (store_root() / ".services").is_dir():
+    root, url = store_root(), ctx.api_url
+    if not (root / ".services").is_dir():
         return None
     bypass_proxy()
-    url = ctx.api_url
     found = {
-        key: value
-        for key, value in prefect_environment(store_root()).items()
-        if key not in os.environ
+        key: value for key, value in prefect_environment(root).items() if key not in os.environ
     }
-    if url:
-        found.pop("PREFECT_API_URL", None)
-    complete(sys.argv, url or found.get("PREFECT_API_URL"))
-    return SetupResult(env=found)
+    access = prefect_access(root, url or None)
+    if not url and not access:  # Prefect will start a server by itself, with the store's data
+        access = dict.fromkeys(
+            ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), password(root)
+        )
+    complete(
+        sys.argv,
+        access.get("PREFECT_API_URL", url),
+        access.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_AUTH_STRING"),
+    )
+    return SetupResult(env={**found, **access})
 
 
-def complete(words: list[str], url: str | None) -> None:
-    """Complete the bare name in `prefect deployment run NAME …`, in place, if the server has one such deployment."""
+def complete(words: list[str], url: str | None, authorization: str | None = None) -> None:
+    """Complete the bare name in `prefect deployment run NAME …`, in place, if the server has one such deployment.
+
+    Args:
+        words: the command line.
+        url: the server's API; None if there is none.
+        authorization: the password that it asks for; None if it asks for none.
+    """
     place = _name_place(words)
     if place is None or url is None or "/" in words[place]:
         return
-    matches = [full for full in _deployments(url) if full.rpartition("/")[2] == words[place]]
+    deployments = _deployments(url, authorization)
+    matches = [full for full in deployments if full.rpartition("/")[2] == words[place]]
     if len(matches) == 1:
         words[place] = matches[0]
 
@@ -60,19 +73,24 @@ def _name_place(words: Sequence[str]) -> int | None:
     return plain[2]
 
 
-def _deployments(url: str) -> list[str]:
+def _deployments(url: str, authorization: str | None) -> list[str]:
     """FLOW/DEPLOYMENT of all that the server knows; [] if it does not answer."""
     try:
-        flows = {flow["id"]: flow["name"] for flow in _post(f"{url}/flows/filter")}
+        found = _post(f"{url}/flows/filter", authorization)
+        flows = {flow["id"]: flow["name"] for flow in found}
         return [
             f"{flows[found['flow_id']]}/{found['name']}"
-            for found in _post(f"{url}/deployments/filter")
+            for found in _post(f"{url}/deployments/filter", authorization)
         ]
     except (OSError, ValueError, KeyError):
         return []
 
 
-def _post(address: str) -> list[dict[str, str]]:
-    request = urllib.request.Request(address, b"{}", {"Content-Type": "application/json"})
+def _post(address: str, authorization: str | None) -> list[dict[str, str]]:
+    headers = {"Content-Type": "application/json"}
+    if authorization is not None:
+        encoded = base64.b64encode(authorization.encode()).decode()
+        headers["Authorization"] = f"Basic {encoded}"
+    request = urllib.request.Request(address, b"{}", headers)
     with urllib.request.urlopen(request, timeout=5) as answer:
         return json.load(answer)

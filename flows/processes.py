@@ -12,14 +12,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hdm.errors import HdmError
 from tasks.services import services
 
 START_SEC, STOP_SEC, POLL_SEC = 120.0, 35.0, 0.2
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = "127.0.0.1"
+DIRECT = (LOOPBACK, "localhost", "::1")
+NEIGHBOURS = 20  # ports that are tried above one in use
 
 
 def bypass_proxy() -> None:
@@ -31,7 +34,7 @@ def bypass_proxy() -> None:
     named = [host.strip() for host in proxies.split(",") if host.strip()]
     if "*" in named:
         return
-    direct = ",".join([*named, *(host for host in LOOPBACK if host not in named)])
+    direct = ",".join([*named, *(host for host in DIRECT if host not in named)])
     os.environ |= {"no_proxy": direct, "NO_PROXY": direct}
 
 
@@ -40,11 +43,50 @@ def prefect_command(*words: str) -> list[str]:
     return [sys.executable, "-m", "prefect", *words]
 
 
+@dataclass(frozen=True)
+class Encrypted:
+    """A listening socket for TLS, with the files of its certificate and key."""
+
+    listener: socket.socket
+    certificate: Path
+    key: Path
+
+
+def prefect_server_command(
+    listeners: Sequence[socket.socket], pages: Sequence[str], encrypted: Encrypted | None = None
+) -> list[str]:
+    """Prefect's server on sockets that this process has opened, for these pages alone."""
+    sockets = [word for one in listeners for word in ("--socket", str(one.fileno()))]
+    origins = [word for page in pages for word in ("--page", page)]
+    tls: list[str] = []
+    if encrypted is not None:
+        files = ("--certificate", str(encrypted.certificate), "--key", str(encrypted.key))
+        tls = ["--tls-socket", str(encrypted.listener.fileno()), *files]
+    return [sys.executable, "-m", "flows.prefect_server", *sockets, *origins, *tls]
+
+
+def pages_at(port: int) -> list[str]:
+    """The origins of pages that are served at that port of loopback."""
+    return [f"http://{LOOPBACK}:{port}", f"http://localhost:{port}"]
+
+
 @contextlib.contextmanager
 def running(
-    name: str, command: list[str], environment: Mapping[str, str], root: Path, folder: Path
+    name: str,
+    command: list[str],
+    environment: Mapping[str, str],
+    root: Path,
+    folder: Path,
+    listeners: Sequence[socket.socket] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, its output in a log; gone, with all that it started, at the end of the block."""
+    """A process in a session of its own, its output in a log; gone, with all that it started, at the end of the block.
+
+    Args:
+        name: its log is `<root>/.services/<name>.log`.
+        command, environment, folder: what is run, and where.
+        root: the store.
+        listeners: sockets that it takes over under the same numbers.
+    """
     with (services(root) / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -54,6 +96,7 @@ def running(
             stderr=log,
             start_new_session=True,
             preexec_fn=_die_with_parent,
+            pass_fds=[one.fileno() for one in listeners],
         )
     try:
         yield process
@@ -77,15 +120,33 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def free_port(port: int) -> int:
-    """That port of loopback, or any other if it is in use."""
-    for wanted in (port, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", wanted))
-                return probe.getsockname()[1]
-    raise HdmError("no port of 127.0.0.1 is free")
+def listener(port: int, host: str = LOOPBACK) -> socket.socket | None:
+    """A socket that listens at that port, any if 0; None where somebody else does.
+
+    Whoever connects before anybody answers waits: a server that is started again on the same socket was never away.
+    """
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    opened = socket.socket(family)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, port))
+        opened.listen()
+    except OSError:
+        opened.close()
+        return None
+    return opened
+
+
+def nearest_listener(port: int) -> socket.socket:
+    """A socket of loopback that listens at that port, or else at one near it, or else at any.
+
+    Raises:
+        HdmError: there is no port left.
+    """
+    for wanted in (*range(port, min(port + NEIGHBOURS, 65536)), 0):
+        if (found := listener(wanted)) is not None:
+            return found
+    raise HdmError(f"no port of {LOOPBACK} is free")
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], root: Path) -> None:

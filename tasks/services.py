@@ -3,6 +3,7 @@
 <store>/.services/prefect.db  mlflow.db       their databases
                   results/    mlartifacts/    what they keep beside them
                   serve.json  serve.lock      the living `hdm serve`
+                  password    ports.json      of Prefect's pages; what they are served at
                   runs/<pid>.json             a run under way
 """
 
@@ -11,15 +12,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from hdm.errors import LockedError
+from hdm.errors import HdmError, LockedError
 from hdm.files import explain_os_error, write_json
 from hdm.store import locked
+
+LOOPBACK = "http://127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Serving:
 
 
 def services(root: Path) -> Path:
-    """The store's folder for services, made if need be.
+    """The store's folder for services, made if need be; nobody else on this machine can read it.
 
     Raises:
         HdmError: it cannot be made; DoesNotFitError: the disk is full.
@@ -43,7 +48,27 @@ def services(root: Path) -> Path:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, root) from error
+    state = folder.stat()
+    if state.st_mode & 0o077 and state.st_uid == os.getuid():
+        with contextlib.suppress(PermissionError):  # a file system without permissions
+            folder.chmod(0o700)
     return folder
+
+
+def password(root: Path) -> str:
+    """What Prefect's server of this store asks for, `hdm:` and 32 characters; made the first time.
+
+    Whoever has it can have commands run, as this user, by the worker of `hdm serve`.
+    """
+    path = services(root) / "password"
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"hdm:{secrets.token_urlsafe(24)}\n")
+    found = path.read_text().strip()
+    if not found:
+        raise HdmError("there is no password in it", where=path, do="remove it and run again")
+    return found
 
 
 def serving(root: Path) -> Serving | None:
@@ -116,17 +141,42 @@ def database_address(driver: str, path: Path) -> str:
 
 
 def prefect_environment(root: Path) -> dict[str, str]:
-    """Prefect's settings that depend on the store."""
+    """The settings of a Prefect server that keeps its data in the store.
+
+    A `prefect` command for which there is no server starts one by itself, which takes its settings from here too.
+    """
     folder = services(root)
-    found = {
+    return {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_address(
             "aiosqlite", folder / "prefect.db"
         ),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(folder / "results"),
         "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "prefect_memo.toml"),
+        "PREFECT_SERVER_API_AUTH_STRING": password(root),
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": LOOPBACK,  # Prefect's default is any
     }
+
+
+def prefect_access(root: Path, url: str | None) -> dict[str, str]:
+    """Prefect's settings for talking to the living `hdm serve` of this store; {} if there is none, or the user means another server.
+
+    Args:
+        url: the PREFECT_API_URL that the user has set. A server that is not this store's never gets its password.
+    """
     alive = serving(root)
-    return {**found, "PREFECT_API_URL": f"{alive.prefect}/api"} if alive else found
+    if alive is None or (url is not None and not _same_server(url, alive.prefect)):
+        return {}
+    return {
+        "PREFECT_API_URL": f"{alive.prefect}/api",
+        "PREFECT_API_AUTH_STRING": password(root),
+    }
+
+
+def _same_server(url: str, ours: str) -> bool:
+    theirs, own = urlsplit(url), urlsplit(ours)
+    with contextlib.suppress(ValueError):  # no port at all
+        return theirs.hostname in ("127.0.0.1", "localhost") and theirs.port == own.port
+    return False
 
 
 def _held(lock: Path) -> bool:

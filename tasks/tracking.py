@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tasks.figures import (
     Pictures,
@@ -57,12 +58,27 @@ def server_command(root: Path, port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def server_environment() -> dict[str, str]:
-    """What keeps the server small and quiet."""
-    return {
+def server_environment(proxy: str | None = None) -> dict[str, str]:
+    """What keeps the server small, quiet, and closed to pages of other origins.
+
+    Args:
+        proxy: the https:// address of a reverse proxy whose pages are let in too.
+    """
+    found = {
         **SETTINGS,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }
+    if proxy is None:
+        return found
+    name = urlsplit(proxy).hostname or ""
+    hosts = [
+        pattern for host in ("127.0.0.1", "localhost", name) for pattern in (host, f"{host}:*")
+    ]
+    return {
+        **found,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{name},https://{name}:*",
     }
 
 

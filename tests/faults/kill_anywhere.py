@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.processes import free_port, prefect_command, running, wait_for
+from flows.processes import nearest_listener, prefect_command, running, wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -161,7 +161,8 @@ def prefect_server(through: str, work: Path) -> Iterator[None]:
     if through != "server":
         yield
         return
-    address = f"http://127.0.0.1:{free_port(0)}"
+    with nearest_listener(0) as probe:
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     os.environ["PREFECT_API_URL"] = f"{address}/api"
     environment = {**os.environ, "PREFECT_HOME": str(work / "prefect")}
     words = prefect_command(

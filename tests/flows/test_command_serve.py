@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.command_serve import serve_pages
-from flows.processes import free_port, running
-from hdm.errors import LockedError
+from flows.command_serve import Reach, kept_port, serve_pages
+from flows.processes import LOOPBACK, listener, nearest_listener, running
+from hdm.errors import InputError, LockedError
 from tasks.services import alone
 
 FAMILY = """
@@ -46,12 +46,59 @@ def test_a_process_and_its_children_are_gone_at_the_end(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_left_alone() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind((LOOPBACK, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert free_port(port) not in (port, 0)
+        assert listener(port) is None
+        with nearest_listener(port) as near:
+            assert near.getsockname()[1] not in (port, 0)
+
+
+def test_a_port_is_kept_while_its_server_is_gone() -> None:
+    with nearest_listener(0) as held:
+        with socket.create_connection(held.getsockname()) as waiting:
+            assert waiting.getpeername() == held.getsockname()  # nobody has answered yet
+        assert listener(held.getsockname()[1]) is None
+
+
+def test_a_store_keeps_its_ports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with kept_port(tmp_path, "prefect", 0, 0) as first:
+        port = first.getsockname()[1]
+    with kept_port(tmp_path, "prefect", None, 0) as second:
+        assert second.getsockname()[1] == port
+        assert capfd.readouterr().err == ""
+        with kept_port(tmp_path, "prefect", None, 0) as elsewhere:
+            other = elsewhere.getsockname()[1]
+        assert (
+            f"another program has port {port}: prefect is at port {other}" in capfd.readouterr().err
+        )
+    with kept_port(tmp_path, "prefect", None, 0) as third:
+        assert third.getsockname()[1] == other
 
 
 def test_one_store_is_served_once(tmp_path: Path) -> None:
     with alone(tmp_path), pytest.raises(LockedError, match=str(os.getpid())):
         serve_pages(tmp_path, None, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("reach", "said"),
+    [
+        (Reach("192.0.2.1"), "in the clear"),
+        (Reach("0.0.0.0"), "in the clear"),
+        (Reach("192.0.2.1", certificate=Path("there.pem")), "belong together"),
+        (Reach(certificate=Path("there.pem"), key=Path("there.key")), "add --host"),
+        (Reach("192.0.2.1", Path("no.pem"), Path("no.key")), "TLS does not accept"),
+        (Reach("192.0.2.1", proxy="http://images.example"), "not the address of a reverse proxy"),
+        (Reach(proxy="images.example"), "not the address of a reverse proxy"),
+        (Reach(proxy="https://images.example/prefect"), "not the address of a reverse proxy"),
+        (Reach("192.0.2.1", proxy="https://images.example"), "cannot be opened there"),
+        (Reach("no.such.invalid", proxy="https://images.example"), "no such host"),
+    ],
+    ids=str,
+)
+def test_nobody_is_served_beyond_this_machine_in_the_clear(
+    tmp_path: Path, reach: Reach, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        serve_pages(tmp_path, None, 0, 0, reach)

@@ -15,7 +15,7 @@ from prefect.plugins import HookContext
 
 from flows import deployment_names
 from flows.deployment_names import complete, setup_environment
-from tasks.services import Serving, alone, announce
+from tasks.services import Serving, alone, announce, password
 
 KNOWN = {"full-pipeline": ["full-pipeline", "nightly"], "train-model": ["train-model", "nightly"]}
 
@@ -91,9 +91,14 @@ def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(
     assert environment(None) == {}
     with alone(tmp_path):
         announce(tmp_path, Serving(1, "http://127.0.0.1:4200", "http://127.0.0.1:5000"))
-        assert environment(None)["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
-        assert "PREFECT_API_URL" not in environment("http://elsewhere/api")
+        found = environment(None)
+        assert found["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+        assert found["PREFECT_API_AUTH_STRING"] == password(tmp_path)
+        found = environment("http://elsewhere/api")
+        assert not {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"} & found.keys()
+    # Prefect would start a server by itself, which is no more open than ours.
     found = environment(None)
+    assert found["PREFECT_SERVER_API_AUTH_STRING"] == found["PREFECT_API_AUTH_STRING"]
     assert "PREFECT_API_URL" not in found
     assert str(tmp_path) in found["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
 

@@ -12,7 +12,17 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tasks.services import Serving, alone, announce, prefect_environment, runs, serving, under_way
+from tasks.services import (
+    Serving,
+    alone,
+    announce,
+    password,
+    prefect_access,
+    prefect_environment,
+    runs,
+    serving,
+    under_way,
+)
 from tasks.tracking import Mirror, database
 
 ODD_NAMES = ["st?x", "100%25 store", "a#b", "two words", "Тест é", "semi;colon'@:x"]
@@ -49,9 +59,40 @@ def test_a_killed_serve_and_a_killed_run_are_seen_as_gone(tmp_path: Path) -> Non
 def test_an_ended_serve_leaves_nothing(tmp_path: Path) -> None:
     with alone(tmp_path):
         announce(tmp_path, Serving(os.getpid(), "http://p", "http://m"))
-        assert prefect_environment(tmp_path)["PREFECT_API_URL"] == "http://p/api"
+        assert prefect_access(tmp_path, None)["PREFECT_API_URL"] == "http://p/api"
     assert serving(tmp_path) is None
-    assert "PREFECT_API_URL" not in prefect_environment(tmp_path)
+    assert prefect_access(tmp_path, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "ours"),
+    [
+        (None, True),
+        ("http://127.0.0.1:4200/api", True),
+        ("http://localhost:4200/api", True),
+        ("http://127.0.0.1:4201/api", False),
+        ("http://127.0.0.1.attacker.example:4200/api", False),
+        ("http://box:4200/api", False),
+        ("https://api.prefect.cloud/api/accounts/1", False),
+    ],
+)
+def test_the_password_is_for_this_store_s_server_alone(
+    tmp_path: Path, url: str | None, ours: bool
+) -> None:
+    with alone(tmp_path):
+        announce(tmp_path, Serving(os.getpid(), "http://127.0.0.1:4200", "http://127.0.0.1:5000"))
+        found = prefect_access(tmp_path, url)
+        assert found.get("PREFECT_API_AUTH_STRING") == (password(tmp_path) if ours else None)
+    assert prefect_access(tmp_path, url) == {}
+
+
+def test_the_password_is_made_once_and_its_folder_closed(tmp_path: Path) -> None:
+    (tmp_path / ".services").mkdir(mode=0o755)  # as an earlier version left it
+    first = password(tmp_path)
+    assert password(tmp_path) == first
+    assert (tmp_path / ".services").stat().st_mode & 0o077 == 0
+    assert (tmp_path / ".services" / "password").stat().st_mode & 0o077 == 0
+    assert prefect_environment(tmp_path)["PREFECT_SERVER_API_AUTH_STRING"] == first
 
 
 def test_a_run_announces_itself_only_while_it_lasts(tmp_path: Path) -> None:

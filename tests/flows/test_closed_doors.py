@@ -1,0 +1,308 @@
+"""Web pages and strangers against the servers of `hdm serve` and `hdm run`: what is refused, and what still works."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import json
+import os
+import signal
+import ssl
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import websockets
+
+from flows.processes import LOOPBACK, nearest_listener
+from tasks.services import Serving, password, serving
+
+PROJECT = Path(__file__).parents[2]
+START_SEC, RUN_SEC = 180.0, 120.0
+FOREIGN = "https://attacker.example"
+BEYOND, PROXY = "127.0.0.2", "https://images.example"
+TEMPORARY = """
+import os, sys
+from flows.command_run import prepare, server
+prepare(False)
+with server():
+    from prefect.settings import get_current_settings
+    print(get_current_settings().api.url.removesuffix("/api"), flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Door:
+    """A server, as anyone on this machine can reach it."""
+
+    address: str
+    root: Path
+    tls: ssl.SSLContext | None = None
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """One request; `Host` and `Origin` as given, the password only if `Authorization` is."""
+        parts = urlsplit(self.address)
+        where = (parts.hostname or "", parts.port)
+        connection = (
+            http.client.HTTPConnection(*where, timeout=30)
+            if self.tls is None
+            else http.client.HTTPSConnection(*where, timeout=30, context=self.tls)
+        )
+        data = None if body is None else json.dumps(body)
+        sent = {"Content-Type": "application/json"} | headers
+        with contextlib.closing(connection):
+            connection.request(method, path, data, sent)
+            got = connection.getresponse()
+            found = {name.lower(): value for name, value in got.getheaders()}
+            return Answer(got.status, found, got.read())
+
+    @property
+    def known(self) -> dict[str, str]:
+        secret = password(self.root).encode()
+        return {"Authorization": f"Basic {base64.b64encode(secret).decode()}"}
+
+
+def environment(root: Path) -> dict[str, str]:
+    ours = {"HDM_STORE": str(root), "PYTHONPATH": str(PROJECT), "HDM_TRACKING": "off"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    return {**kept, **ours}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def served(store: Path) -> Iterator[Serving]:
+    """`hdm serve` of a new store, started as a user does."""
+    with nearest_listener(0) as one, nearest_listener(0) as other:
+        ports = [str(probe.getsockname()[1]) for probe in (one, other)]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", f"/CN={BEYOND}",
+         "-addext", f"subjectAltName=IP:{BEYOND}", "-keyout", store / "key", "-out", store / "pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    hdm = str(Path(sys.executable).with_name("hdm"))
+    command = [
+        *(hdm, "serve", "--prefect-port", ports[0], "--mlflow-port", ports[1]),
+        *(
+            "--host",
+            BEYOND,
+            "--tls-certificate",
+            str(store / "pem"),
+            "--tls-key",
+            str(store / "key"),
+        ),
+        *("--behind-proxy", PROXY),
+    ]
+    log = store / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=PROJECT, env=environment(store), stdout=file, stderr=file
+        )
+    deadline = time.monotonic() + START_SEC
+    while (found := serving(store)) is None:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield found
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert password(store) not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def served_door(served: Serving, store: Path) -> Door:
+    return Door(served.prefect, store)
+
+
+@pytest.fixture(scope="module")
+def temporary_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """The server that `hdm run` starts for itself."""
+    root = tmp_path_factory.mktemp("alone")
+    with subprocess.Popen(
+        [sys.executable, "-c", TEMPORARY],
+        cwd=root,
+        env=environment(root),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        yield Door(process.stdout.readline().strip(), root)
+        process.communicate("")
+
+
+@pytest.fixture(params=["served_door", "temporary_door"])
+def door(request: pytest.FixtureRequest) -> Door:
+    return request.getfixturevalue(request.param)
+
+
+def test_a_page_of_another_origin_is_refused_even_with_the_password(door: Door) -> None:
+    preflight = {
+        "Origin": FOREIGN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type,authorization",
+    }
+    answer = door.ask("OPTIONS", "/api/deployments/filter", **preflight)
+    assert answer.status == 403
+    assert "access-control-allow-origin" not in answer.headers
+    for origin in (
+        FOREIGN,
+        "null",
+        door.address.replace("127.0.0.1", "127.0.0.2"),
+        "http://127.0.0.1:1",
+    ):
+        for method, path in (("POST", "/api/flows/filter"), ("GET", "/api/admin/settings")):
+            sent = {"Origin": origin, **door.known}
+            answer = door.ask(method, path, {} if method == "POST" else None, **sent)
+            assert answer.status == 403, (origin, path)
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_its_own_pages_are_answered(served_door: Door) -> None:
+    for origin in (served_door.address, served_door.address.replace(LOOPBACK, "localhost")):
+        sent = {"Origin": origin, **served_door.known}
+        answer = served_door.ask("POST", "/api/flows/filter", {}, **sent)
+        assert answer.status == 200
+        assert answer.headers["access-control-allow-origin"] == origin
+
+
+def test_beyond_loopback_there_is_tls_and_the_password(served_door: Door) -> None:
+    address = served_door.address.replace("http://127.0.0.1", f"https://{BEYOND}")
+    beyond = Door(
+        address, served_door.root, ssl.create_default_context(cafile=served_door.root / "pem")
+    )
+    assert beyond.ask("GET", "/api/health").status == 200
+    assert beyond.ask("POST", "/api/flows/filter", {}).status == 401
+    assert beyond.ask("POST", "/api/flows/filter", {}, Origin=FOREIGN, **beyond.known).status == 403
+    assert beyond.ask("POST", "/api/flows/filter", {}, Origin=address, **beyond.known).status == 200
+    plain = Door(address.replace("https", "http"), served_door.root)
+    with pytest.raises((OSError, http.client.HTTPException)):
+        plain.ask("GET", "/api/health")
+
+
+def test_the_pages_of_the_reverse_proxy_are_answered(served: Serving, served_door: Door) -> None:
+    sent = {"Host": "images.example", "Origin": PROXY}
+    assert served_door.ask("POST", "/api/flows/filter", {}, **sent).status == 401
+    assert (
+        served_door.ask("POST", "/api/flows/filter", {}, **sent, **served_door.known).status == 200
+    )
+    mlflow = Door(served.mlflow, served_door.root)
+    search = "/api/2.0/mlflow/experiments/search"
+    assert mlflow.ask("POST", search, {"max_results": 1}, **sent).status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/health", "/api/ready", "/ui-settings", "/docs", "/openapi.json", "/"]
+)
+def test_another_host_name_is_refused(door: Door, path: str) -> None:
+    """DNS rebinding: a name of the attacker's that leads to this machine."""
+    for host in ("attacker.example", f"attacker.example:{urlsplit(door.address).port}"):
+        assert door.ask("GET", path, Host=host, **door.known).status == 400
+
+
+def test_nothing_is_done_without_the_password(door: Door) -> None:
+    wrong = base64.b64encode(b"hdm:wrong").decode()
+    for headers in ({}, {"Authorization": f"Basic {wrong}"}):
+        for path in ("/api/deployments/filter", "/api/flow_runs/filter", "/api/flows/"):
+            assert door.ask("POST", path, {"name": "mine"}, **headers).status == 401
+    assert door.ask("POST", "/api/flows/filter", {}, **door.known).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/events/in", "/api/events/out", "/api/logs/out"])
+def test_websockets_want_an_own_page_and_the_password(door: Door, path: str) -> None:
+    address = door.address.replace("http", "ws") + path
+
+    async def reached(origin: str | None, token: str | None) -> bool:
+        opened = websockets.connect(
+            address,
+            origin=origin,  # type: ignore[arg-type]
+            subprotocols=["prefect"],  # type: ignore[list-item]
+        )
+        try:
+            async with opened as socket:
+                await socket.send(json.dumps({"type": "auth", "token": token}))
+                return json.loads(await socket.recv())["type"] == "auth_success"
+        except websockets.WebSocketException:
+            return False
+
+    secret = password(door.root)
+    assert not asyncio.run(reached(FOREIGN, secret))
+    assert not asyncio.run(reached(door.address, None))
+    assert not asyncio.run(reached(None, "hdm:wrong"))
+    assert asyncio.run(reached(door.address, secret))
+    assert asyncio.run(reached(None, secret))
+
+
+def test_only_this_user_can_read_the_password(door: Door) -> None:
+    folder = door.root / ".services"
+    assert stat.S_IMODE((folder / "password").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0
+    assert len(password(door.root)) >= 32
+
+
+def test_whoever_starts_a_run_cannot_choose_its_command(served_door: Door, tmp_path: Path) -> None:
+    filters = {"deployments": {"name": {"any_": ["full-pipeline"]}}}
+    answer = served_door.ask("POST", "/api/deployments/filter", filters, **served_door.known)
+    (deployment,) = json.loads(answer.body)
+    start = f"/api/deployments/{deployment['id']}/create_flow_run"
+    mark = tmp_path / "pwned"
+    for variables in (
+        {"command": f"touch {mark}"},
+        {"env": {"PYTHONSTARTUP": "x"}},
+        {"working_dir": "/"},
+    ):
+        body = {"job_variables": variables}
+        assert served_door.ask("POST", start, body).status == 401
+        assert served_door.ask("POST", start, body, **served_door.known).status == 422
+    assert not mark.exists()
+
+
+def test_a_deployment_is_run_by_its_bare_name(served_door: Door) -> None:
+    """The hook finds server and password; the run itself ends at once, since the pipeline does not exist."""
+    words = ["deployment", "run", "full-pipeline", "-p", "pipeline=nothing", "--watch"]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("prefect")), *words],
+        cwd=PROJECT,
+        env=environment(served_door.root),
+        capture_output=True,
+        text=True,
+        timeout=RUN_SEC,
+        check=False,
+    )
+    assert "full-pipeline/full-pipeline" in done.stdout, done.stderr
+    answer = served_door.ask("POST", "/api/flow_runs/filter", {}, **served_door.known)
+    (run,) = json.loads(answer.body)
+    assert run["state_type"] == "FAILED"
+    assert "no pipeline is called" in run["state"]["message"]
+
+
+def test_mlflow_refuses_other_pages_and_paths_out_of_its_folder(
+    served: Serving, store: Path
+) -> None:
+    door = Door(served.mlflow, store)
+    search = "/api/2.0/mlflow/experiments/search"
+    assert door.ask("POST", search, {"max_results": 1}).status == 200
+    assert door.ask("POST", search, {"max_results": 1}, Origin=FOREIGN).status == 403
+    assert door.ask("POST", search, {"max_results": 1}, Host="attacker.example").status == 403
+    outside = "/api/2.0/mlflow-artifacts/artifacts/%2e%2e/%2e%2e/password"
+    assert door.ask("GET", outside).status == 400
