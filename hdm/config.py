@@ -527,6 +527,17 @@ class TrainSettings(Settings):
         return self.sharding == "full" and self.num_processes > 1
 
     @model_validator(mode="after")
+    def _batches_are_shared(self) -> TrainSettings:
+        for number, phase in enumerate(self.phases):
+            if phase.batch_size < self.num_processes:
+                raise ConfigError(
+                    f"a batch of {phase.batch_size} cannot be shared by {self.num_processes} processes",
+                    where=f"train.phases.{number}.batch_size, train.num_processes",
+                    do="raise batch_size or lower train.num_processes",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _shards_go_together(self) -> TrainSettings:
         for number, phase in enumerate(self.phases if self.shards else ()):
             if phase.batch_size % self.num_processes:

@@ -5,6 +5,7 @@ A stage makes one output or several (`encode.64px`, `encode.128px`): adding one 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
-from hdm.store import Identity, Output, Store, read_output, set_aside
+from hdm.store import MANIFEST, Identity, Output, Store, read_output, set_aside
 from hdm.training import phase
 from hdm.training.job import mixed_name
 from hdm.vae import stage as vae_stage
@@ -253,16 +254,39 @@ def problems(
     Raises:
         ConfigError: there is no such part of the pipeline.
     """
-    steps_of: dict[str, list[Step]] = {}
-    for step in chosen(pipeline, start_from, stop_after):
-        steps_of.setdefault(step.stage, []).append(step)
+    wanted = chosen(pipeline, start_from, stop_after)
     made = {name: output for name in LOOKED_AT if (output := _made(pipeline, store, name))}
     found: list[InputError] = []
-    for stage, wanted in steps_of.items():
-        of_stage = list(PREFLIGHTS[stage](pipeline, made))
-        if of_stage and not all(_made(pipeline, store, step.name) for step in wanted):
-            found += of_stage
-    return found
+    for stage, of_stage in itertools.groupby(wanted, key=lambda step: step.stage):
+        told = list(_told(stage, pipeline, made))
+        if told and not all(_made(pipeline, store, step.name) for step in of_stage):
+            found += told
+    return [*found, *_missing_inputs(pipeline, store, wanted)]
+
+
+def _told(stage: str, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
+    try:
+        yield from PREFLIGHTS[stage](pipeline, made)
+    except InputError as error:  # nothing after it could be checked
+        yield error
+
+
+def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iterator[InputError]:
+    """Of the outputs that `wanted` begin with: the first that is missing, and the first of each pipeline that is mixed in."""
+    making = {step.name for step in wanted}
+    told: set[str] = set()
+    for step in wanted:
+        for name in step.inputs:
+            origin = name.rpartition("/")[0]
+            if name in making or origin in told or _made(pipeline, store, step.name):
+                continue
+            try:
+                identity = identities(pipeline, step.name)[name]
+            except InputError:  # a component is missing, which the stage's preflight tells
+                continue
+            if not (store.folder(identity) / MANIFEST).exists():
+                told.add(origin)
+                yield _not_there(pipeline, store, identity, name, step.name)
 
 
 def preflight(
@@ -316,14 +340,27 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
 
 
 def _need(pipeline: Pipeline, store: Store, identity: Identity, name: str, asked_by: str) -> Output:
+    output = store.find(identity)
+    if output is None:
+        raise _not_there(pipeline, store, identity, name, asked_by)
+    return output
+
+
+def _not_there(
+    pipeline: Pipeline, store: Store, identity: Identity, name: str, asked_by: str
+) -> InputError:
+    of, do = "", f"run from an earlier stage: --from {identity.name.split('.')[0]}"
     for number, entry in enumerate(pipeline.train.mix):
-        if name.startswith(mixed_name(number, "")) and store.find(identity) is None:
-            raise InputError(
-                f"{asked_by} needs {identity.name} of the pipeline {entry.pipeline}, which is not in the store with these settings",
-                where=store.folder(identity),
-                do=f"hdm run {entry.pipeline} --until encode",
+        if name.startswith(mixed_name(number, "")):
+            of, do = (
+                f" of the pipeline {entry.pipeline}",
+                f"hdm run {entry.pipeline} --until encode",
             )
-    return store.need(identity, asked_by)
+    return InputError(
+        f"{asked_by} needs {identity.name}{of}, which is not in the store with these settings",
+        where=store.folder(identity),
+        do=do,
+    )
 
 
 def run(

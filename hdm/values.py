@@ -142,6 +142,12 @@ def size_of(text: str) -> tuple[int, int]:
     return sides
 
 
+def multiples_beside(value: int, unit: int) -> tuple[int, ...]:
+    """The nearest multiples of `unit` that a side may have instead of `value`: below it, where that is not 0, and above it."""
+    below = value // unit * unit
+    return (below, below + unit) if below else (unit,)
+
+
 def _is_size(text: str) -> str:
     size_of(text)
     return text

@@ -1,5 +1,7 @@
 """What cannot work is told before anything runs, all of it at once, and only of the stages that will run."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,87 @@ def test_an_error_alone_keeps_its_own_words(tmp_path: Path) -> None:
         preflight(
             load_pipeline("demo", ["evaluate.prompts=nowhere.txt"], None, {}), Store(tmp_path)
         )
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.phases.0.resolution=50", "use 48 or 64"),
+        ("evaluate.size=50x50", r"\(evaluate.size\)\n  → take 48x48 or 64x64"),
+        ("evaluate.size=64x50", "take 64x48 or 64x64"),
+        ("train.model.text_width=64", r"set train\.model\.text_width=128"),
+        ("train.model.channels=4", r"set train\.model\.channels=8"),
+        ("components.folder=nowhere", r"nowhere/components\.json"),
+        ("components.text_encoder=org/nothing", "org/nothing, revision main, is not on this"),
+        ("components.contrastive=nowhere", "nowhere"),
+        ("components.folder=null", r"set components\.autoencoder"),
+        ("encode.features=true", r"components\.vision"),
+        ("download.kind=folder", r"download\.source is not set"),
+        ("evaluate.prompts=held_out --set filter.validation=0 --set filter.held_out=0", "there are none"),
+        ("filter.validation=0.5 --set filter.held_out=0.5", "nothing for training"),
+        ("vae.size_px=20", "multiple of 8, at least 32"),
+        ("train.keep=best --set train.validate_every=4 --set filter.validation=0", "validation"),
+    ],
+)  # fmt: skip
+def test_what_settings_alone_show(setting: str, said: str, tmp_path: Path) -> None:
+    assert re.search(said, told(tmp_path, *setting.split(" --set ")))
+
+
+@pytest.mark.parametrize(
+    ("package", "setting"),
+    [
+        ("bitsandbytes", "train.phases.1.optimizer.state_bits=8"),
+        ("bitsandbytes", "vae.optimizer.state_bits=8"),
+        ("torchmetrics", "vae.perceptual_weight=0.5"),
+    ],
+)
+def test_a_package_that_is_asked_for_and_not_installed(
+    package: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as Python marks what cannot be imported
+    assert re.search(rf"{package}, which is not installed \({setting.split('=')[0]}\)", told(tmp_path, setting))  # fmt: skip
+
+
+def test_a_threshold_whose_model_is_absent_is_told_for_each(tmp_path: Path) -> None:
+    found = told(
+        tmp_path,
+        "components={autoencoder: x, text_encoder: y, folder: null}",
+        "filter.min_aesthetic=3",
+        "filter.top_fraction={by: clip_similarity, keep: 0.5}",
+    )
+    assert "filter.min_aesthetic needs components.aesthetic_head" in found
+    assert "filter.min_clip_similarity needs components.contrastive" in found
+    assert "filter.top_fraction.by: clip_similarity needs components.contrastive" in found
+
+
+def test_an_autoencoder_trained_from_scratch_has_the_channels_that_it_will_have(
+    tmp_path: Path,
+) -> None:
+    assert "train.model.channels=4" in told(tmp_path, "vae={scratch: true, channels: 4}")
+    assert told(tmp_path, "vae={scratch: true, channels: 4}", "train.model.channels=4") == ""
+
+
+def test_the_filter_knows_that_nothing_is_held_out(tmp_path: Path) -> None:
+    """One picture leaves none to ask for: told when the filter is done, not after training."""
+    overrides = [
+        *SMALL,
+        "download.max_items=1",
+        "evaluate.prompts=held_out",
+        "filter.max_noise=null",
+    ]
+    loose = [
+        f"filter.{name}=null" for name in ("min_sharpness", "min_clip_similarity", "max_aspect")
+    ]
+    pipeline, store = load_pipeline("demo", [*overrides, *loose], None, {}), Store(tmp_path)
+    assert problems(pipeline, store) == []
+    (*_, made) = run(pipeline, store, stop_after="filter")
+    assert made.output.counts["kept"] == 1
+    found = "\n".join(map(str, problems(pipeline, store, "caption")))
+    assert "there are none among the 1 that the filter keeps" in found
+    assert problems(pipeline, store, "caption", "encode") == []
+
+
+def test_what_a_run_begins_with_has_to_be_there(tmp_path: Path) -> None:
+    (found,) = problems(load_pipeline("demo", (), None, {}), Store(tmp_path), "train")
+    assert "train.48px needs filter, which is not in the store" in str(found)
+    assert "--from filter" in str(found)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -51,8 +52,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
     """What of `caption` cannot work."""
     yield from raised_by(
-        lambda: identify(pipeline, {}),
-        lambda: check_device(pipeline.caption.device, "caption.device"),
+        partial(identify, pipeline, {}),
+        partial(check_device, pipeline.caption.device, "caption.device"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     Raises:
         ConfigError: a threshold needs a model that is not configured, or nothing would be left for training.
     """
+    for problem in _problems(pipeline):
+        raise problem
+    return Identity("filter", SCHEMA, pipeline.filter.result_fields(), dict(inputs))
+
+
+def _problems(pipeline: Pipeline) -> Iterator[ConfigError]:
     settings = pipeline.filter
     resolved = resolve(pipeline.components)
     by = settings.top_fraction.by if settings.top_fraction else None
@@ -46,25 +53,25 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     ]
     for setting, used, component in needs:
         if used and getattr(resolved, component) is None:
-            raise ConfigError(
+            yield ConfigError(
                 f"{setting} needs components.{component}, which is not set",
                 do=f"set components.{component}, or leave {setting} out",
             )
     if settings.validation + settings.held_out >= 1:
-        raise ConfigError(
+        yield ConfigError(
             "filter.validation and filter.held_out together leave nothing for training",
+            where="filter.validation, filter.held_out",
             do="write shares that add up to less than 1",
         )
-    return Identity("filter", SCHEMA, settings.result_fields(), dict(inputs))
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
     """What of `filter` cannot work: measures and thresholds."""
     yield from raised_by(
-        lambda: measure.identify(pipeline, {}),
-        lambda: identify(pipeline, {}),
-        lambda: check_device(pipeline.filter.device, "filter.device"),
+        partial(measure.identify, pipeline, {}),
+        partial(check_device, pipeline.filter.device, "filter.device"),
     )
+    yield from _problems(pipeline)
 
 
 def make(

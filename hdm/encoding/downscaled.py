@@ -28,7 +28,7 @@ from hdm.data.latents import (
 )
 from hdm.encoding.encoder import images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
-from hdm.encoding.latents import check_fit, summary
+from hdm.encoding.latents import check_resolution, summary
 from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import autoencoder_in
@@ -80,7 +80,9 @@ def make(
     autoencoder = load_autoencoder(
         reference, choose_devices(pipeline.encode.device, f"the autoencoder ({resolution} px)")[0]
     )
-    check_fit(autoencoder, reference, pipeline, resolution)
+    shape = replace(autoencoder.shape, name=reference)
+    shape.check_channels(pipeline.train.model)
+    check_resolution(shape, pipeline.train.model, resolution)
     framing = Framing(
         resolution,
         autoencoder.downscale * pipeline.train.model.patch_size,

@@ -23,6 +23,7 @@ from hdm.models.devices import Batches, choose_devices
 from hdm.models.vision import Vision, load_vision
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
+from hdm.values import multiples_beside
 
 NAME, SCHEMA, KIND, DTYPE = "encode.features", 1, "features", "float16"
 log = logging.getLogger(__name__)
@@ -87,14 +88,19 @@ def make(
         return draft.commit(summary(draft, one.form))
 
 
+def check_patches(features_px: int, patch_size: int) -> None:
+    """Raise a ConfigError where the shorter side is no whole number of patches."""
+    if features_px % patch_size:
+        raise ConfigError(
+            f"{features_px} px are no whole number of the vision model's patches of {patch_size}",
+            where="encode.features_px",
+            do=f"use {' or '.join(map(str, multiples_beside(features_px, patch_size)))}",
+        )
+
+
 def _plan(pipeline: Pipeline, vision: Vision, draft: Draft, pictures: pa.Table) -> Resolution:
     encode = pipeline.encode
-    if encode.features_px % vision.patch_size:
-        raise ConfigError(
-            f"{encode.features_px} px are no whole number of the vision model's patches of {vision.patch_size}",
-            where="encode.features_px",
-            do=f"use {max(1, round(encode.features_px / vision.patch_size)) * vision.patch_size}",
-        )
+    check_patches(encode.features_px, vision.patch_size)
     made_by = {"class": type(vision.model).__name__, "weights": draft.identity.weights["vision"]}
     form = LatentFormat(vision.width, 0, 0, DTYPE, encode.features_px, vision.patch_size, made_by)
     framing = Framing(encode.features_px, vision.patch_size, encode.max_aspect)

@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from hdm.architecture import XUTConfig
 from hdm.config import EncodeSettings, Pipeline
 from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
@@ -23,11 +25,12 @@ from hdm.encoding.encoder import Encoder, Resolution, images_of, write
 from hdm.encoding.frames import Framing, plan_files
 from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
 from hdm.errors import ConfigError, LockedError
-from hdm.models.autoencoder import Autoencoder, load_autoencoder
+from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
 from hdm.models.devices import Batches, choose_devices
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
+from hdm.values import multiples_beside
 
 SCHEMA = 1
 log = logging.getLogger(__name__)
@@ -91,8 +94,10 @@ def make(
         load_autoencoder(reference, device)
         for device in choose_devices(pipeline.encode.device, f"the autoencoder ({names})")
     ]
+    shape = replace(autoencoders[0].shape, name=reference)
+    shape.check_channels(pipeline.train.model)
     for size in (resolution, *also):
-        check_fit(autoencoders[0], reference, pipeline, size)
+        check_resolution(shape, pipeline.train.model, size)
     pictures = kept_pictures(inputs["download"], inputs["filter"])
     with ExitStack() as stack:
         drafts = {resolution: stack.enter_context(store.draft(identity))}
@@ -111,24 +116,15 @@ def make(
     return outputs[0]
 
 
-def check_fit(
-    autoencoder: Autoencoder, reference: str, pipeline: Pipeline, resolution: int
-) -> None:
-    """Raise a ConfigError where the autoencoder, the model and a resolution do not fit each other."""
-    model = pipeline.train.model
-    if autoencoder.channels != model.channels:
-        raise ConfigError(
-            f"the autoencoder {reference} has {autoencoder.channels} latent channels, the model takes {model.channels}",
-            where="train.model.channels",
-            do=f"set train.model.channels={autoencoder.channels}, or name another components.autoencoder",
-        )
-    multiple = autoencoder.downscale * model.patch_size
+def check_resolution(shape: LatentShape, model: XUTConfig, resolution: int) -> None:
+    """Raise a ConfigError where latents of a resolution cannot be cut into the model's patches."""
+    multiple = shape.downscale * model.patch_size
     if resolution % multiple:
         raise ConfigError(
-            f"resolution {resolution} is not a multiple of {multiple}: downscale {autoencoder.downscale} of the autoencoder {reference} "
+            f"resolution {resolution} is not a multiple of {multiple}: downscale {shape.downscale} of the autoencoder {shape.name} "
             f"× patch {model.patch_size} of the model",
             where="train.phases",
-            do=f"use {max(1, round(resolution / multiple)) * multiple}",
+            do=f"use {' or '.join(map(str, multiples_beside(resolution, multiple)))}",
         )
 
 

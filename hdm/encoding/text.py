@@ -15,10 +15,10 @@ from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.pages import group_rows, paged_writer
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.text_form import TextForm
-from hdm.errors import ConfigError, HdmError
+from hdm.errors import HdmError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.devices import Batches, choose_devices
-from hdm.models.text_encoder import TextEncoder, load_text_encoder
+from hdm.models.text_encoder import TextEncoder, check_text_width, load_text_encoder
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -63,7 +63,7 @@ def make(
     encoder = load_text_encoder(
         reference, choose_devices(pipeline.encode.device, "the text encoder")[0]
     )
-    _check_width(encoder, reference, pipeline)
+    check_text_width(encoder.width, reference, pipeline.train.model)
     form = TextForm(encoder.width, pipeline.encode.text_dtype)
     stage = _TextStage(
         encoder, Batches(pipeline.encode.batch_size, "encode.device"), form, identity.weights
@@ -94,16 +94,6 @@ def make(
         output.counts["bytes"] / 1e6, files / 1e6, form.dtype, 100 * output.summary["error"],
     )  # fmt: skip
     return output
-
-
-def _check_width(encoder: TextEncoder, reference: str, pipeline: Pipeline) -> None:
-    expected = pipeline.train.model.text_width
-    if encoder.width != expected:
-        raise ConfigError(
-            f"the text encoder {reference} gives embeddings of width {encoder.width}, the model takes {expected}",
-            where="train.model.text_width",
-            do=f"set train.model.text_width={encoder.width}, or name another components.text_encoder",
-        )
 
 
 class _TextStage:

@@ -9,6 +9,7 @@ metrics.json         every number with its count and interval
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from hdm.config import Pipeline
@@ -24,9 +25,23 @@ from hdm.evaluation.painting import (
     write_grid,
     write_set,
 )
-from hdm.evaluation.prompts import PromptSet, check_prompts, identify_prompts, prompt_sets
+from hdm.evaluation.prompts import (
+    PromptSet,
+    check_held_out,
+    check_prompts,
+    identify_prompts,
+    prompt_sets,
+)
 from hdm.evaluation.real import RealPictures, read_real
-from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
+from hdm.generation.pictures import check_sides
+from hdm.models.autoencoder import pipeline_latent_shape
+from hdm.models.components import (
+    autoencoder_in,
+    autoencoder_weights,
+    locate,
+    resolve,
+    weights_digest,
+)
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device, choose_device
 from hdm.progress import track
@@ -64,9 +79,26 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
         made: where `filter` is in it, its counts say whether there are pictures to compare with.
     """
     yield from raised_by(
-        lambda: check_prompts(pipeline),
-        lambda: check_device(pipeline.evaluate.device, "evaluate.device"),
+        partial(check_prompts, pipeline),
+        partial(check_held_out, pipeline, made.get("filter")),
+        partial(check_device, pipeline.evaluate.device, "evaluate.device"),
+        partial(_models_are_here, pipeline),
+        partial(_size_fits, pipeline),
     )
+
+
+def _models_are_here(pipeline: Pipeline) -> None:
+    components = resolve(pipeline.components)
+    for reference in (components.need("text_encoder"), components.contrastive):
+        if reference is not None:
+            locate(reference)
+
+
+def _size_fits(pipeline: Pipeline) -> None:
+    shape = pipeline_latent_shape(pipeline)
+    if shape is not None and pipeline.evaluate.size is not None:
+        unit = shape.downscale * pipeline.train.model.patch_size
+        check_sides(*image_size(pipeline), unit, "evaluate.size")
 
 
 def make(

@@ -18,16 +18,16 @@ from hdm.config import Pipeline
 from hdm.data.shards import TarShard
 from hdm.data.tables import shard_name
 from hdm.diffusion.sampler import Sampling
-from hdm.errors import ConfigError
 from hdm.evaluation.prompts import PromptSet
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import png, read_size, sheet
+from hdm.generation.pictures import png, sheet
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device
 from hdm.progress import Tracker
 from hdm.store import Draft, Output
+from hdm.values import size_of
 from hdm.weight_sources import read_source
 
 IMAGES_A_TAR = 64
@@ -35,15 +35,11 @@ GRID_COLUMNS, GRID_IMAGES, GRID_GAP_PX = 8, 64, 2
 
 
 def image_size(pipeline: Pipeline) -> tuple[int, int]:
-    """Width and height of the generated images, in pixels, as asked for.
-
-    Raises:
-        ConfigError: `evaluate.size` is not WIDTHxHEIGHT.
-    """
+    """Width and height of the generated images, in pixels."""
     if pipeline.evaluate.size is None:
         side = pipeline.train.phases[-1].resolution
         return side, side
-    return read_size(pipeline.evaluate.size, "evaluate.size")
+    return size_of(pipeline.evaluate.size)
 
 
 class Painter:
@@ -74,7 +70,7 @@ class Painter:
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt given here."""
-        width, height = self._size()
+        width, height = image_size(self.pipeline)
         return self.text_to_image(
             prompts,
             width=width,
@@ -96,16 +92,6 @@ class Painter:
             "prompt": prompt,
             "parameters": {**made, "model": f"{self.trained.name}/{self.trained.digest}"},
         }
-
-    def _size(self) -> tuple[int, int]:
-        """As asked for, cut to whole patches."""
-        wanted, unit = image_size(self.pipeline), self.text_to_image.unit_px
-        width, height = (side // unit * unit for side in wanted)
-        if not width or not height:
-            raise ConfigError(
-                f"{wanted[0]}x{wanted[1]} pixels are too few for this model", where="evaluate.size"
-            )
-        return width, height
 
 
 def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hdm.config import EvaluateSettings, Pipeline
 from hdm.demo.judge import SceneJudge, ScenePrompt
 from hdm.errors import ConfigError, InputError
-from hdm.evaluation.real import RealPictures
+from hdm.evaluation.real import SPLITS, RealPictures
 from hdm.generation.prompts import read_prompts
+from hdm.store import Output
 
 HELD_OUT, SCENES = "held_out", "scenes"
 TWO_OBJECTS_SHARE = 4  # one image of two objects for so many of one
@@ -77,6 +79,27 @@ def check_prompts(pipeline: Pipeline) -> None:
         )
     if wanted not in (SCENES, HELD_OUT):
         read_prompts(Path(wanted))
+
+
+def check_held_out(pipeline: Pipeline, filter: Output | None) -> None:
+    """Raise an InputError where held-out prompts are asked for and no picture is held out.
+
+    Args:
+        filter: its output, which knows; None: the shares tell.
+    """
+    settings = pipeline.filter
+    counts: Mapping[str, float] = (
+        filter.counts
+        if filter
+        else {"held_out": settings.held_out, "validation": settings.validation}
+    )
+    if pipeline.evaluate.prompts == HELD_OUT and not any(counts.get(split, 1) for split in SPLITS):
+        among = f" among the {filter.counts.get('kept', 0)} that the filter keeps" if filter else ""
+        raise InputError(
+            f"evaluate.prompts: held_out needs pictures kept out of training, and there are none{among}",
+            where="filter.held_out",
+            do="raise filter.held_out, take more pictures, or name a file of prompts in evaluate.prompts",
+        )
 
 
 def identify_prompts(settings: EvaluateSettings) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from hdm.errors import ConfigError
+from hdm.errors import ConfigError, InputError
+from hdm.values import multiples_beside, size_of
 
 
 def read_size(text: str, where: str) -> tuple[int, int]:
@@ -23,12 +23,24 @@ def read_size(text: str, where: str) -> tuple[int, int]:
     Raises:
         ConfigError: it is not one; `where` it was written is named.
     """
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise ConfigError(
-            f"{where} = {text!r} is not WIDTHxHEIGHT", do="write for example 1024x768"
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} = {text!r}: {error}") from error
+
+
+def check_sides(width: int, height: int, unit: int, where: str | None = None) -> None:
+    """Raise an InputError where a picture cannot be cut into a model's patches of `unit` pixels; the nearest sizes are named."""
+    if width % unit or height % unit or width < unit or height < unit:
+        sides = [
+            multiples_beside(side, unit) if side % unit else (side,) for side in (width, height)
+        ]
+        near = dict.fromkeys(f"{x[end]}x{y[end]}" for x, y in [sides] for end in (0, -1))
+        raise InputError(
+            f"{width}x{height} px cannot be cut into this model's patches of {unit} px",
+            where=where,
+            do=f"take {' or '.join(near)}",
         )
-    return int(match[1]), int(match[2])
 
 
 def to_pixels(image: Tensor) -> list[np.ndarray]:

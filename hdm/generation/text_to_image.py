@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm.diffusion.sampler import OnStep, Sampling, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import to_pixels
+from hdm.generation.pictures import check_sides, to_pixels
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.devices import Batches
 from hdm.models.xut import XUT
@@ -124,10 +124,4 @@ class TextToImage:
         )
 
     def _check_size(self, width: int, height: int) -> None:
-        unit = self.unit_px
-        if width % unit or height % unit or width < unit or height < unit:
-            near = "x".join(str(max(unit, round(side / unit) * unit)) for side in (width, height))
-            raise InputError(
-                f"{width}x{height} px cannot be cut into this model's patches of {unit} px",
-                do=f"take {near}",
-            )
+        check_sides(width, height, self.unit_px)

@@ -7,14 +7,18 @@ mean 0 and standard deviation 1 with the autoencoder's own statistics, which is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hdm.errors import InputError
-from hdm.models.components import hushed, locate, read_json
+from hdm.architecture import XUTConfig
+from hdm.config import Pipeline
+from hdm.errors import ConfigError, InputError
+from hdm.models.components import hushed, locate, read_json, resolve
+from hdm.models.small_autoencoder import DOWNSCALE as SMALL_DOWNSCALE
 from hdm.models.tiling import tiled
 
 # Per-channel statistics published for autoencoders whose configuration has none (arXiv 2509.06068 for this one).
@@ -28,6 +32,7 @@ POOLED = "PooledAutoencoderTiny"  # ours
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderTiny", POOLED)
 CONFIG = "config.json"
 OVERLAP = 0.25  # of a tile's side
+MIN_TILE = 4  # latent pixels, so that the overlap is one at least
 
 
 class Autoencoder:
@@ -47,10 +52,17 @@ class Autoencoder:
     def __init__(self, model: Any, shift: list[float], scale: list[float], device: str) -> None:
         self.model, self.device = model, torch.device(device)
         self.channels: int = model.config.latent_channels
-        self.downscale = _downscale(model)
+        downscale = _downscale(model.config)
+        assert downscale is not None, "diffusers fills in what a file leaves out"
+        self.downscale = downscale
         self.identity = {"class": type(model).__name__, "scale": scale, "shift": shift}
         self._shift = torch.tensor(shift, device=self.device).view(1, -1, 1, 1)
         self._scale = torch.tensor(scale, device=self.device).view(1, -1, 1, 1)
+
+    @property
+    def shape(self) -> LatentShape:
+        """Of its latents."""
+        return LatentShape(type(self.model).__name__, self.channels, self.downscale)
 
     @torch.no_grad()
     def encode(
@@ -111,24 +123,77 @@ class Autoencoder:
         return latent.to(self.device) / self._scale + self._shift
 
     def _tile(self, tile_px: int) -> int:
-        if tile_px < 4 * self.downscale:
-            raise InputError(
-                f"tiles of {tile_px} px are too small",
-                do=f"use {4 * self.downscale} or more; 512 is usual",
-            )
+        self.shape.check_tile(tile_px)
         return tile_px // self.downscale
 
 
-def _downscale(model: Any) -> int:
-    config = model.config
-    if "num_encoder_blocks" in config:  # tiny: every stage but the first halves
-        return 2 ** (len(config.num_encoder_blocks) - 1)
-    stages = (
-        config["encoder_block_out_channels"]
-        if "encoder_block_out_channels" in config
-        else config["block_out_channels"]
-    )
-    return 2 ** (len(stages) - 1)
+@dataclass(frozen=True)
+class LatentShape:
+    """What an autoencoder says of its latents.
+
+    Args:
+        name: of the autoencoder, for errors.
+        channels: of a latent.
+        downscale: image pixels a latent pixel, each way.
+    """
+
+    name: str
+    channels: int
+    downscale: int
+
+    def check_channels(self, model: XUTConfig) -> None:
+        """Raise a ConfigError where a denoiser takes another number of channels."""
+        if self.channels != model.channels:
+            raise ConfigError(
+                f"the autoencoder {self.name} has {self.channels} latent channels, the model takes {model.channels}",
+                where="train.model.channels",
+                do=f"set train.model.channels={self.channels}, or name another components.autoencoder",
+            )
+
+    def check_tile(self, tile_px: int) -> None:
+        """Raise an InputError where tiles are too small to overlap."""
+        if tile_px < MIN_TILE * self.downscale:
+            raise InputError(
+                f"tiles of {tile_px} px are too small",
+                do=f"use {MIN_TILE * self.downscale} or more; 512 is usual",
+            )
+
+
+def latent_shape(reference: str) -> LatentShape | None:
+    """The shape of an autoencoder's latents from its configuration alone; None: it does not say.
+
+    Raises:
+        InputError: it is not on this machine, has no configuration, or is of a class that is not known here.
+    """
+    folder = locate(reference)
+    if _is_pair(folder) and not (folder / CONFIG).exists():
+        return None
+    config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
+    if not _is_pair(folder):
+        _check_class(config, folder)
+    channels, downscale = config.get("latent_channels"), _downscale(config)
+    if not isinstance(channels, int) or downscale is None:
+        return None
+    return LatentShape(reference, channels, downscale)
+
+
+def pipeline_latent_shape(pipeline: Pipeline) -> LatentShape | None:
+    """The shape of the latents that a pipeline's denoiser sees, those of an autoencoder that it trains itself too.
+
+    Raises:
+        InputError: as `latent_shape`, or the pipeline names no autoencoder.
+    """
+    if pipeline.vae is not None and pipeline.vae.scratch:
+        return LatentShape("of vae.scratch", pipeline.vae.channels, SMALL_DOWNSCALE)
+    return latent_shape(resolve(pipeline.components).need("autoencoder"))
+
+
+def _downscale(config: Mapping[str, Any]) -> int | None:
+    # Every stage but the first, or but the last, halves.
+    for name in ("num_encoder_blocks", "encoder_block_out_channels", "block_out_channels"):
+        if name in config:
+            return 2 ** (len(config[name]) - 1)
+    return None
 
 
 def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
@@ -150,7 +215,7 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
     """
     folder = locate(reference, download=True)
     config: dict[str, Any] = {}
-    pair = all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
+    pair = _is_pair(folder)
     if not pair or (folder / CONFIG).exists():
         config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
     model = _from_pair(folder) if pair else _from_diffusers(folder, config)
@@ -158,6 +223,21 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
     told = {"latent_channels": model.config.latent_channels, **_of_batch_norm(model), **config}
     shift, scale = _statistics({**told, **published_statistics(reference, told)}, folder)
     return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
+
+
+def _is_pair(folder: Path) -> bool:
+    """Whether a folder holds a tiny autoencoder as two .pth files."""
+    return all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
+
+
+def _check_class(config: Mapping[str, Any], folder: Path) -> None:
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise InputError(
+            f"is of class {name}, not one of {', '.join(CLASSES)}",
+            where=folder,
+            do="name another in components.autoencoder",
+        )
 
 
 def _from_pair(folder: Path) -> Any:
@@ -169,13 +249,8 @@ def _from_pair(folder: Path) -> Any:
 def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
     import diffusers
 
-    name = config.get("_class_name")
-    if name not in CLASSES:
-        raise InputError(
-            f"is of class {name}, not one of {', '.join(CLASSES)}",
-            where=folder,
-            do="name another in components.autoencoder",
-        )
+    _check_class(config, folder)
+    name = config["_class_name"]
     if name == POOLED:
         from hdm.models.tiny_autoencoder import load_pooled
 

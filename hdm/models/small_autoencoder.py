@@ -8,6 +8,7 @@ import torch
 
 CHANNELS = 8
 WIDTHS = (16, 16, 32, 64)
+DOWNSCALE = 2 ** (len(WIDTHS) - 1)
 START_LOG_VARIANCE = -6.0
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdm.errors import InputError
+from hdm.architecture import XUTConfig
+from hdm.errors import ConfigError, InputError
 from hdm.models.components import hushed, locate, read_json
 
 _OPEN_CLIP = "open_clip_config.json"
@@ -141,6 +142,34 @@ def num_embeddings(reference: str) -> int:
             where=folder,
             do="name another in components.text_encoder",
         ) from error
+
+
+def text_width(reference: str) -> int | None:
+    """The width of a text encoder's embeddings, from its configuration alone; None: it does not say.
+
+    Raises:
+        InputError: it is not on this machine, or has no configuration that can be read.
+    """
+    folder = locate(reference)
+    file = _OPEN_CLIP if (folder / _OPEN_CLIP).is_file() else "config.json"
+    told = read_json(folder / file, "name another in components.text_encoder")
+    of_text = (
+        told.get("model_cfg", {}).get("text_cfg", {})
+        if file == _OPEN_CLIP
+        else told.get("text_config", told)
+    )
+    width = of_text.get("width" if file == _OPEN_CLIP else "hidden_size")
+    return width if isinstance(width, int) else None
+
+
+def check_text_width(width: int, reference: str, model: XUTConfig) -> None:
+    """Raise a ConfigError where a denoiser takes embeddings of another width."""
+    if width != model.text_width:
+        raise ConfigError(
+            f"the text encoder {reference} gives embeddings of width {width}, the model takes {model.text_width}",
+            where="train.model.text_width",
+            do=f"set train.model.text_width={width}, or name another components.text_encoder",
+        )
 
 
 def load_text_encoder(

@@ -17,7 +17,7 @@ from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
-from hdm.errors import ConfigError, InputError
+from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.tensors import read_tensors
@@ -32,12 +32,8 @@ from hdm.training.meter import Machine, Meter
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
-    """Accelerate's handle on device, precision and the other processes; CPU threads are shared among these.
-
-    Raises:
-        ConfigError: there are more processes than images in a batch.
-    """
-    settings, phase = job.settings, job.phase
+    """Accelerate's handle on device, precision and the other processes; CPU threads are shared among these."""
+    settings = job.settings
     forget_launchers(keep=FROM_TORCHRUN if settings.train.num_processes > 1 else ())
     half = settings.train.precision == "bfloat16"
     # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is used once.
@@ -50,12 +46,6 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
         torch.set_num_threads(settings.threads)
     elif count > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
-    if phase.batch_size < count:
-        raise ConfigError(
-            f"a batch of {phase.batch_size} cannot be shared by {count} processes",
-            where=f"train.phases.{job.number}.batch_size",
-            do="raise it or lower train.num_processes",
-        )
     return accelerator
 
 

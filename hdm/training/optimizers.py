@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections import defaultdict
@@ -147,18 +148,23 @@ def _apart(what: str, value: Tensor | int) -> Tensor:
     return value.clone() if what.startswith("qmap") else value
 
 
+def check_packages(settings: Optimizer, where: str) -> None:
+    """Raise a ConfigError where an optimizer needs a package that is not installed; `where` it is asked for."""
+    if settings.state_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "AdamW with 8 bits needs the package bitsandbytes, which is not installed",
+            where=where,
+            do="pip install bitsandbytes, or set state_bits: 32",
+        )
+
+
 def _adamw(groups: list[dict[str, object]], settings: Optimizer) -> torch.optim.Optimizer:
     if settings.state_bits == 32:
         # Fused: one pass over each tensor, on CPU and CUDA.
         return torch.optim.AdamW(groups, betas=settings.betas, fused=True)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ConfigError(
-            "AdamW with 8 bits needs the package bitsandbytes, which is not installed",
-            where="train.phases, optimizer.state_bits",
-            do="pip install bitsandbytes, or set state_bits: 32",
-        ) from error
+    check_packages(settings, "optimizer.state_bits")
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(groups, betas=settings.betas)
 
 

@@ -11,13 +11,16 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
+from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.devices import check_device
+from hdm.models.text_encoder import check_text_width, text_width
 from hdm.store import DAMAGED, Draft, Identity, Output, Store
 from hdm.training.job import (
     EMA,
@@ -31,6 +34,7 @@ from hdm.training.job import (
     newest_checkpoint,
 )
 from hdm.training.launch import make_companions, run_training
+from hdm.training.optimizers import check_packages
 
 SCHEMA = 2
 
@@ -57,7 +61,43 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
     """What of `train` cannot work."""
-    yield from raised_by(lambda: check_device(pipeline.train.device, "train.device"))
+    settings = pipeline.train
+    yield from raised_by(
+        partial(check_device, settings.device, "train.device"),
+        partial(_components_fit, pipeline),
+        partial(_pictures_suffice, pipeline, made.get("filter")),
+    )
+    for number, one in enumerate(settings.phases):
+        field = f"train.phases.{number}.optimizer.state_bits"
+        yield from raised_by(partial(check_packages, one.optimizer, field))
+
+
+def _components_fit(pipeline: Pipeline) -> None:
+    shape, model = pipeline_latent_shape(pipeline), pipeline.train.model
+    if shape is not None:
+        shape.check_channels(model)
+    reference = resolve(pipeline.components).need("text_encoder")
+    width = text_width(reference)
+    if width is not None:
+        check_text_width(width, reference, model)
+
+
+def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
+    """Of the splits, as far as the shares say, or the filter's output where it is there."""
+    counts: Mapping[str, int] = filter.counts if filter else {}
+    nothing = not pipeline.filter.validation or counts.get("validation") == 0
+    if pipeline.train.watches and nothing:
+        raise InputError(
+            "train.keep: best and train.patience need pictures held out for validation, and there are none",
+            where="filter.validation",
+            do="raise it",
+        )
+    if counts.get("train") == 0:
+        raise InputError(
+            f"none of the {counts.get('kept', 0)} kept pictures is left for training",
+            where="filter.validation, filter.held_out",
+            do="lower filter.validation and filter.held_out, or name a source with more",
+        )
 
 
 def make(

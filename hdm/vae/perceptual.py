@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,22 +14,14 @@ from hdm.errors import InputError
 SMALLEST_PX = 32  # VGG16 halves four times
 
 
-def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of two batches of pictures (B, 3, H, W) in [-1, 1]: their mean LPIPS distance with VGG16, differentiable.
-
-    Pictures below 32 px a side are enlarged to it first.
-
-    Raises:
-        InputError: torchmetrics or VGG16's weights are not on this machine. Nothing is fetched.
-    """
-    try:
-        # Its public function builds the network anew at every call and refuses values beyond [-1, 1], which a decoder gives.
-        from torchmetrics.functional.image.lpips import _LPIPS
-    except ImportError as error:
+def check_perceptual() -> None:
+    """Raise an InputError where torchmetrics or VGG16's weights are not on this machine. Nothing is fetched."""
+    if importlib.util.find_spec("torchmetrics") is None:
         raise InputError(
             "vae.perceptual_weight needs torchmetrics, which is not installed",
+            where="vae.perceptual_weight",
             do="pip install 'hdm-pipeline[perceptual]', or vae.perceptual_weight=0",
-        ) from error
+        )
     from torchvision.models import VGG16_Weights
 
     url = VGG16_Weights.IMAGENET1K_V1.url
@@ -39,6 +32,20 @@ def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
             where=weights,
             do=f"put {url} there, or set vae.perceptual_weight=0",
         )
+
+
+def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of two batches of pictures (B, 3, H, W) in [-1, 1]: their mean LPIPS distance with VGG16, differentiable.
+
+    Pictures below 32 px a side are enlarged to it first.
+
+    Raises:
+        InputError: torchmetrics or VGG16's weights are not on this machine. Nothing is fetched.
+    """
+    check_perceptual()
+    # Its public function builds the network anew at every call and refuses values beyond [-1, 1], which a decoder gives.
+    from torchmetrics.functional.image.lpips import _LPIPS
+
     network = (
         _LPIPS(pretrained=True, net="vgg", use_dropout=True, eval_mode=True)
         .to(device)

@@ -72,12 +72,7 @@ def run(
     """
     forget_launchers()
     device = choose_device(settings.device, "the autoencoder's training")
-    if len(pictures.train) < FEWEST or not pictures.held_out:
-        raise InputError(
-            f"{len(pictures.train)} pictures to learn from and {len(pictures.held_out)} to measure on are too few: "
-            f"at least {FEWEST} and 1 are needed",
-            do="name a source with more",
-        )
+    check_counts(len(pictures.train), len(pictures.held_out))
     with deterministic(device == "cpu"):
         before = _before(reference, pictures, settings, place, device, features)
         model = starting_model(reference, settings, device)
@@ -88,6 +83,25 @@ def run(
             load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features
         )
     return {"before": before, "after": after}
+
+
+def check_squares(size_px: int, downscale: int) -> None:
+    """Raise an InputError where an autoencoder cannot train on squares of that side."""
+    if size_px % downscale or size_px < LATENT_SIDE * downscale:
+        raise InputError(
+            f"squares of {size_px} px do not fit an autoencoder with downscale {downscale}",
+            where="vae.size_px",
+            do=f"use a multiple of {downscale}, at least {LATENT_SIDE * downscale}",
+        )
+
+
+def check_counts(num_train: int, num_held_out: int) -> None:
+    """Raise an InputError where pictures are too few to train and measure on."""
+    if num_train < FEWEST or not num_held_out:
+        raise InputError(
+            f"{num_train} pictures to learn from and {num_held_out} to measure on are too few: at least {FEWEST} and 1 are needed",
+            do="name a source with more",
+        )
 
 
 def starting_model(reference: str | None, settings: VaeSettings, device: str) -> Any:
@@ -102,13 +116,7 @@ def starting_model(reference: str | None, settings: VaeSettings, device: str) ->
         if reference is None
         else load_autoencoder(reference)
     )
-    unit = autoencoder.downscale
-    if settings.size_px % unit or settings.size_px < LATENT_SIDE * unit:
-        raise InputError(
-            f"squares of {settings.size_px} px do not fit an autoencoder with downscale {unit}",
-            where="vae.size_px",
-            do=f"use a multiple of {unit}, at least {LATENT_SIDE * unit}",
-        )
+    check_squares(settings.size_px, autoencoder.downscale)
     return autoencoder.model.to(device)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ import torch
 from hdm.config import Pipeline, VaeSettings
 from hdm.errors import ConfigError, InputError, raised_by
 from hdm.files import TEMPORARY
-from hdm.models.autoencoder import CONFIG
+from hdm.models.autoencoder import CONFIG, pipeline_latent_shape
 from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device
 from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import METRICS
+from hdm.training.optimizers import check_packages
 from hdm.vae.finetune import Place
 from hdm.vae.kept import KeptPictures, held_out_pictures
+from hdm.vae.perceptual import check_perceptual
 from hdm.vae.quality import Features
-from hdm.vae.run import RESULT, WEIGHTS, Pictures, run
+from hdm.vae.run import RESULT, WEIGHTS, Pictures, check_counts, check_squares, run
 
 SCHEMA = 1
 QUALITY = "quality.json"
@@ -62,8 +65,23 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
     """What of `vae` cannot work."""
     settings = _settings(pipeline)
     yield from raised_by(
-        lambda: identify(pipeline, {}), lambda: check_device(settings.device, "vae.device")
+        partial(identify, pipeline, {}),
+        partial(check_device, settings.device, "vae.device"),
+        partial(check_packages, settings.optimizer, "vae.optimizer.state_bits"),
+        partial(_squares_fit, pipeline),
     )
+    if settings.perceptual_weight:
+        yield from raised_by(check_perceptual)
+    if "filter" in made:
+        counts = made["filter"].counts
+        unseen = counts["held_out"] or counts["validation"]
+        yield from raised_by(partial(check_counts, counts["train"], unseen))
+
+
+def _squares_fit(pipeline: Pipeline) -> None:
+    shape = pipeline_latent_shape(pipeline)
+    if shape is not None:
+        check_squares(_settings(pipeline).size_px, shape.downscale)
 
 
 def make(

@@ -102,7 +102,10 @@ def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
     small_stages: SmallStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "pipelines.yaml"
-    mine = "pipelines: {mine: {components: {folder: demo}, download: {kind: scenes}, evaluate: {seed: %d}}}"
+    mine = (
+        "pipelines: {mine: {components: {folder: demo}, download: {kind: scenes}, "
+        "train: {model: {channels: 8, text_width: 128}}, evaluate: {seed: %d}}}"
+    )
     file.write_text(mine % 1)
     monkeypatch.setenv("HDM_PIPELINES", str(file))
     small_stages.before["caption"] = lambda: bool(file.write_text(mine % 2))

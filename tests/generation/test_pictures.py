@@ -50,7 +50,7 @@ def test_a_png_keeps_pixels_and_what_is_told_of_them():
 def test_sizes():
     assert read_size("1024x768", "--size") == (1024, 768)
     for wrong in ("1024", "1024X768", "x", "0x64", "-8x8", "8x8 "):
-        with pytest.raises(ConfigError, match=r"--size = .* is not WIDTHxHEIGHT"):
+        with pytest.raises(ConfigError, match=r"--size = .* must be WIDTHxHEIGHT"):
             read_size(wrong, "--size")
 
 
