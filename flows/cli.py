@@ -12,12 +12,12 @@ import typer
 from rich.markup import escape
 
 from flows.command_lab import lab
+from flows.command_status import place, show_status
 from hdm.cli import File, Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
-from hdm.store import Store, store_root
-from hdm.training.job import Job
-from hdm.training.running import SAMPLE, SAVE, ask, progress, trainings
+from hdm.store import store_root
+from hdm.training.running import SAMPLE, SAVE, ask, trainings
 from tasks.services import runs, serving
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
@@ -105,39 +105,8 @@ def serve(
 
 @app.command()
 def status(store: StoreFolder = None) -> None:
-    """What runs, and what the store holds."""
-    root, out = store_root(store), Terminal(highlight=False, soft_wrap=True)
-    alive = serving(root)
-    pages = (
-        f"Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"
-        if alive
-        else "no; `hdm serve` starts the pages"
-    )
-    out.print(f"serving   {pages}")
-    for found in runs(root):
-        out.print(
-            f"running   {escape(found['pipeline'])} for {(time.time() - found['started']) / 60:.1f} min  (pid {found['pid']})"
-        )
-    for job in trainings(root):
-        out.print(f"training  {escape(_place(job))}")
-    for output in Store(root).outputs():
-        counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
-        out.print(
-            f"{output.name:<16} {output.digest}  {output.run().get('seconds', 0):8.1f} s  {counts}"
-        )
-
-
-def _place(job: Job) -> str:
-    """How far a training is, in a line."""
-    now, what = progress(job), f"{job.settings.name} train.{job.phase.name}"
-    if now is None:
-        return f"{what}  starting"
-    loss = "not finite" if now.loss is None else f"{now.loss:.4f}"
-    share = now.num_images_seen / now.num_images
-    return (
-        f"{what}  {now.num_images_seen:,} of {now.num_images:,} images ({share:.0%}), {now.images_per_sec:.1f} images/s, loss {loss}, "
-        f"done in about {now.seconds_left / 60:.0f} min"
-    )
+    """What runs, how far each pipeline is, and what the store holds."""
+    show_status(store_root(store))
 
 
 app.command()(lab)
@@ -164,7 +133,7 @@ def _ask(root: Path, what: str, timeout_sec: float) -> None:
             do="start a run, or name another store with --store",
         )
     for job in found:
-        console.print(f"{escape(_place(job))}")
+        console.print(f"{escape(place(job))}")
         say(str(ask(job, what, timeout_sec)))
 
 

@@ -231,11 +231,10 @@ def tell(summary: dict[str, Any]) -> None:
     for output, folder in summary["pictures"].items():
         for picture in sorted(Path(folder).glob("*.png")):
             console.print(f"pictures      {escape(str(picture))}  ({output})")
-    trained = [
-        folder for output, folder in summary["pictures"].items() if output.startswith("train.")
-    ]
-    if trained:
-        console.print(f'more          hdm sample --weights {escape(trained[-1])} --prompt "…"')
+    if any(output.startswith("train.") for output in summary["pictures"]):
+        console.print(
+            f'more          hdm sample --pipeline {escape(summary["pipeline"])} --prompt "…"'
+        )
     console.print(
         "MLflow        hdm serve, then its pages compare this run with others"
         if summary["mlflow_run_id"]

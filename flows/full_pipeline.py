@@ -13,7 +13,7 @@ from flows.filter_images import filter_images
 from flows.finetune_autoencoder import finetune_autoencoder
 from flows.train_model import train_model
 from tasks import reporter
-from tasks.outputs import planned, preflight
+from tasks.outputs import planned, preflight, remember
 from tasks.records import StageRecord, settled
 from tasks.report import report
 
@@ -53,6 +53,7 @@ def full_pipeline(
     """
     with reporter.run(pipeline, overrides):
         records: list[StageRecord] = []
+        remember(pipeline, overrides, stop_after)
         for stage, outputs in planned(pipeline, overrides, start_from, stop_after):
             # Before every stage: what was made meanwhile may show that a later one cannot work.
             preflight(pipeline, overrides, outputs[0], stop_after)

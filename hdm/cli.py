@@ -23,6 +23,7 @@ from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.store import Store, check_files, read_output, store_root
 from hdm.terminal import survive_closing
+from hdm.version import code_version
 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
@@ -69,6 +70,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a list of pictures to a measured text-to-image model.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"hdm {code_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def hdm(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print which code this is."
+        ),
+    ] = False,
+) -> None:
+    """From a list of pictures to a measured text-to-image model."""
+
+
 app.command("plan")(command_plan.plan)
 app.command("sample")(command_sample.sample)
 app.command("ema")(command_ema.ema)

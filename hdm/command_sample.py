@@ -14,11 +14,14 @@ import typer
 from rich.markup import escape
 
 from hdm.errors import ConfigError, InputError
+from hdm.last_runs import newest_model
 from hdm.messages import Terminal
+from hdm.store import store_root
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from hdm.config import Components
     from hdm.diffusion.sampler import Sampling
     from hdm.loading import Loaded
     from hdm.positions import Camera
@@ -28,8 +31,13 @@ GRID_IMAGES, GRID_COLUMNS, GRID_GAP_PX = 64, 8, 2
 SHOWN, HOW, PARTS = "What is shown", "How it is made", "Parts of the model"
 
 WEIGHTS = typer.Option(
-    help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, or a .safetensors file."
+    help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, or a .safetensors file; "
+    "else the newest finished training."
 )
+PIPELINE = typer.Option(
+    metavar="NAME", help="Take the newest finished training of this pipeline's runs."
+)
+STORE = typer.Option(help="Folder of outputs; else HDM_STORE, else ./store.")
 PROMPT = typer.Option(help="What to show; may be given several times.", rich_help_panel=SHOWN)
 PROMPTS = typer.Option(
     metavar="FILE",
@@ -84,7 +92,9 @@ class Picture:
 
 
 def sample(
-    weights: Annotated[Path, WEIGHTS],
+    weights: Annotated[Path | None, WEIGHTS] = None,
+    pipeline: Annotated[str | None, PIPELINE] = None,
+    store: Annotated[Path | None, STORE] = None,
     prompt: Annotated[list[str], PROMPT] = [],  # noqa: B006  (typer copies it)
     prompts: Annotated[Path | None, PROMPTS] = None,
     negative: Annotated[str, NEGATIVE] = "",
@@ -111,7 +121,7 @@ def sample(
 
     The picture of a prompt and a seed does not depend on what is made beside it.
 
-    Example: hdm sample --weights store/train.64px/b70a507ff6303281 --prompt "a red circle" --prompt "a blue star" --count 4
+    Example: hdm sample --pipeline demo --prompt "a red circle" --prompt "a blue star" --count 4
     """
     from hdm.config import Components
     from hdm.diffusion.sampler import Sampling
@@ -127,18 +137,37 @@ def sample(
     view = Camera(y, x, zoom)
     wanted = read_size(size, "--size") if size else None
 
-    model = _loaded(
-        weights,
-        Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder),
-        device,
-    )
-    width, height = wanted or _own_size(model, weights)
+    named = Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
+    folder, own_parts = _model(weights, pipeline, store)
+    model = _loaded(folder, named.model_copy(update=_unless_named(own_parts, named)), device)
+    width, height = wanted or _own_size(model, folder)
     settings = {
         "negative_prompt": negative, "size": f"{width}x{height}", **asdict(sampling), "camera": asdict(view), "model": model.name,
     }  # fmt: skip
     start = time.monotonic()
     made = _make(model, texts, negative, range(seed, seed + count), (width, height), sampling, view)
-    _tell(_written(out, made, count, settings), time.monotonic() - start)
+    _tell(_written(out, made, count, settings), time.monotonic() - start, model.name)
+
+
+def _model(
+    weights: Path | None, pipeline: str | None, store: Path | None
+) -> tuple[Path, Mapping[str, str]]:
+    """Where the weights are, and folders of their components that the run wrote down."""
+    if weights is not None and pipeline is not None:
+        raise ConfigError(
+            "--weights and --pipeline name two models", do="give one of them, or neither"
+        )
+    if weights is not None:
+        return weights, {}
+    return newest_model(store_root(store), pipeline)
+
+
+def _unless_named(parts: Mapping[str, str], named: Components) -> dict[str, str]:
+    return {
+        name: place
+        for name, place in parts.items()
+        if named.folder is None and getattr(named, name) is None
+    }
 
 
 def _prompts(named: Sequence[str], file: Path | None) -> list[str]:
@@ -259,8 +288,8 @@ def _slug(prompt: str) -> str:
     return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "empty"
 
 
-def _tell(made: Mapping[Path, str], seconds: float) -> None:
+def _tell(made: Mapping[Path, str], seconds: float, model: str) -> None:
     console = Terminal(highlight=False, soft_wrap=True)
     for path, told in made.items():
         console.print(f"{escape(str(path))}  {escape(told)}")
-    console.print(f"{len(made) - 1} pictures in {seconds:.1f} s")
+    console.print(f"{len(made) - 1} pictures of {escape(model)} in {seconds:.1f} s")

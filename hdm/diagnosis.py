@@ -14,8 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from hdm.databases import MEND, damage, databases
+from hdm.version import DISTRIBUTION, code_version
 
-DISTRIBUTION = "hdm-pipeline"
 DISK_BYTES = 2_000_000_000  # the demo's store and its services take less than half
 
 
@@ -37,6 +37,7 @@ def checks(root: Path) -> Iterator[Check]:
         sys.version.split()[0],
         "" if sys.version_info >= (3, 11) else "3.11 or newer is needed",
     )
+    yield Check("hdm", True, code_version())
     yield packages()
     yield torch_pair()
     yield devices()

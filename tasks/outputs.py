@@ -6,7 +6,10 @@ import logging
 import time
 from collections.abc import Iterable
 from itertools import groupby
+from pathlib import Path
 
+from hdm import last_runs
+from hdm.last_runs import LastRun
 from hdm.store import Store, store_root
 from tasks import reporter
 from tasks.configuration import configured
@@ -42,6 +45,30 @@ def preflight(
     from hdm.stages import preflight  # torch and the stages: seconds
 
     preflight(configured(pipeline, overrides), Store(store_root()), start_from, stop_after)
+
+
+def remember(pipeline: str, overrides: Iterable[str] = (), stop_after: str | None = None) -> None:
+    """Write down what this run of a pipeline will make, for `hdm status` and `hdm sample`."""
+    from hdm.models.components import DENOISING, portable_names, resolve
+    from hdm.stages import chosen, identities, steps  # torch and the stages: seconds
+
+    settings, root = configured(pipeline, overrides), store_root()
+    digests: dict[str, str | None] = {step.name: None for step in steps(settings)}
+    for step in reversed(chosen(settings, None, stop_after)):
+        if digests[step.name] is None:
+            known = identities(settings, step.name)
+            digests |= {name: one.digest for name, one in known.items() if name in digests}
+    parts = {name: getattr(resolve(settings.components), name) for name in DENOISING}
+    own = set(parts) - set(portable_names(settings.components))
+    folders = {
+        name: str(Path(parts[name]).resolve())
+        for name in own - ({"autoencoder"} if settings.vae else set())
+        if parts[name] and Path(parts[name]).exists()
+    }
+    before = {run.pipeline: last_runs.trained_last(root, run) for run in last_runs.last_runs(root)}
+    last_runs.remember(
+        root, LastRun(settings.name, time.time(), digests, folders, before.get(settings.name))
+    )
 
 
 def checked(

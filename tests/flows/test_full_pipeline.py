@@ -137,3 +137,20 @@ def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
     ]
     backwards = full_pipeline("demo", start_from="train", stop_after="filter", return_state=True)
     assert isinstance(backwards.result(raise_on_failure=False), ConfigError)
+
+
+def test_a_run_is_written_down_for_status_and_sample(
+    prefect_server: None, small_stages: SmallStages, tmp_path: Path
+) -> None:
+    from hdm.last_runs import last_runs, newest_model
+
+    full_pipeline("demo", stop_after="train.48px")
+    (run,) = last_runs(tmp_path)
+    assert run.outputs["train.64px"] is None
+    assert newest_model(tmp_path, "demo")[0].parent.name == "train.48px"
+    full_pipeline("demo")
+    model, parts = newest_model(tmp_path, "demo")
+    assert model.parent.name == "train.64px"
+    assert parts == {}  # the package's own
+    full_pipeline("demo", overrides=["evaluate.seed=3"], stop_after="encode")
+    assert newest_model(tmp_path, "demo")[0] == model

@@ -1,0 +1,110 @@
+"""`hdm status`: what runs, how far each pipeline is, and what the store holds. No server is asked and torch is not imported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from rich.markup import escape
+
+from hdm.last_runs import BEGUN, FINISHED, IN_WORK, MISSING, LastRun, last_runs, progress
+from hdm.messages import Terminal
+from hdm.store import MANIFEST, Output, Store
+from hdm.training.job import Job
+from hdm.training.running import progress as training_progress
+from hdm.training.running import trainings
+from tasks.services import runs, serving
+
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def show_status(root: Path) -> None:
+    """Print it."""
+    out = Terminal(highlight=False, soft_wrap=True)
+    for line in _lines(root):
+        out.print(escape(line))
+
+
+def place(job: Job) -> str:
+    """How far a training is, in a line."""
+    now, what = training_progress(job), f"{job.settings.name} train.{job.phase.name}"
+    if now is None:
+        return f"{what}  starting"
+    loss = "not finite" if now.loss is None else f"{now.loss:.4f}"
+    share = now.num_images_seen / now.num_images
+    return (
+        f"{what}  {now.num_images_seen:,} of {now.num_images:,} images ({share:.0%}), {now.images_per_sec:.1f} images/s, loss {loss}, "
+        f"done in about {now.seconds_left / 60:.0f} min"
+    )
+
+
+def _lines(root: Path) -> Iterator[str]:
+    alive, now = serving(root), time.time()
+    yield f"store     {root}"
+    if alive:
+        yield f"serving   Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"
+    else:
+        yield "serving   no; `hdm serve` starts the pages"
+    for found in runs(root):
+        yield f"running   {found['pipeline']} for {_span(now - found['started'])}  (pid {found['pid']})"
+    for job in trainings(root):
+        yield f"training  {place(job)}"
+    for run in last_runs(root):
+        began = _span(now - run.started)
+        yield f"pipeline  {run.pipeline}  last run {began} ago; {_how_far(root, run)}"
+    outputs = list(Store(root).outputs())
+    total = sum(_size(output) for output in outputs)
+    yield f"outputs   {len(outputs)}, {_bytes(total)}"
+    for output in outputs:
+        yield _told(output, now)
+
+
+def _how_far(root: Path, run: LastRun) -> str:
+    states = progress(root, run)
+    parts = []
+    for state in (FINISHED, IN_WORK, BEGUN, MISSING):
+        if names := _by_stage(states, state):
+            parts.append(f"{state}: {', '.join(names)}")
+    return "; ".join(parts)
+
+
+def _by_stage(states: Mapping[str, str], state: str) -> list[str]:
+    """The outputs in that state; a stage whose outputs are all in it by its own name."""
+    found: list[str] = []
+    for stage, names in groupby(states, key=lambda name: name.split(".")[0]):
+        all_names = list(names)
+        of_it = [name for name in all_names if states[name] == state]
+        found += [stage] if of_it == all_names else of_it
+    return found
+
+
+def _told(output: Output, now: float) -> str:
+    counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
+    age = _span(now - (output.path / MANIFEST).stat().st_mtime)
+    took = output.run().get("seconds", 0)
+    return (
+        f"  {output.name:<16} {output.digest}  {_bytes(_size(output)):>9}  {age:>7} ago  "
+        f"took {took:,.1f} s  {counts}"
+    )
+
+
+def _size(output: Output) -> int:
+    return sum(record.bytes for record in output.files)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _span(seconds: float) -> str:
+    """As `40 s`, `12 min`, `5 h`, `3 d`."""
+    for length, unit in UNITS:
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

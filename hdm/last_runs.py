@@ -1,0 +1,112 @@
+"""The last run of each pipeline: which outputs it asked for, and so how far it is and which model is the newest.
+
+<store>/.pipelines/NAME.json     written when a run of that pipeline begins; in no digest
+
+Light: torch is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hdm.errors import InputError
+from hdm.files import write_json
+from hdm.pipelines import did_you_mean
+from hdm.store import LOCK, MANIFEST, is_locked
+
+FOLDER = ".pipelines"
+FINISHED, IN_WORK, BEGUN, MISSING = "finished", "in work", "begun", "to do"
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """What the last run of a pipeline asked for.
+
+    Args:
+        started: seconds since 1970.
+        outputs: output name → digest, in order; None for those after `--until`, which are not identified.
+        components: text encoder and autoencoder that are folders on this machine, for the model's pictures.
+        trained: the training phase that was finished last before this run, as `train.64px/DIGEST`.
+    """
+
+    pipeline: str
+    started: float
+    outputs: Mapping[str, str | None]
+    components: Mapping[str, str] = field(default_factory=dict)
+    trained: str | None = None
+
+
+def remember(root: Path, run: LastRun) -> None:
+    """Write down that this run begins."""
+    write_json(root / FOLDER / f"{run.pipeline}.json", asdict(run))
+
+
+def last_runs(root: Path) -> list[LastRun]:
+    """The last run of every pipeline that has run in a store, newest first."""
+    found = []
+    for path in (root / FOLDER).glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # cut off, or of another version
+            found.append(LastRun(**json.loads(path.read_bytes())))
+    return sorted(found, key=lambda run: run.started, reverse=True)
+
+
+def progress(root: Path, run: LastRun) -> dict[str, str]:
+    """Output name → FINISHED, IN_WORK, BEGUN or MISSING."""
+    return {
+        name: _progress(root / name / digest) if digest else MISSING
+        for name, digest in run.outputs.items()
+    }
+
+
+def _progress(folder: Path) -> str:
+    if (folder / MANIFEST).exists():
+        return FINISHED
+    if not folder.exists():
+        return MISSING
+    return IN_WORK if is_locked(folder / LOCK) else BEGUN
+
+
+def trained_last(root: Path, run: LastRun) -> str | None:
+    """The last finished training phase of a pipeline, as `train.64px/DIGEST`: of its last run, else of one before."""
+    done = [
+        f"{name}/{run.outputs[name]}"
+        for name, state in progress(root, run).items()
+        if name.startswith("train.") and state == FINISHED
+    ]
+    before = run.trained if run.trained and (root / run.trained / MANIFEST).exists() else None
+    return done[-1] if done else before
+
+
+def newest_model(root: Path, pipeline: str | None = None) -> tuple[Path, Mapping[str, str]]:
+    """The folder of the newest finished training, and those of its components that are folders on this machine.
+
+    Args:
+        pipeline: whose; None: of whichever ran last, or of any where no run has been written down.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = last_runs(root)
+    for run in found:
+        if pipeline in (None, run.pipeline) and (trained := trained_last(root, run)):
+            return root / trained, run.components
+    any_training = max(_trainings(root), default=None)
+    if pipeline is None and any_training is not None:
+        return any_training[1], {}
+    hint = did_you_mean(pipeline, [run.pipeline for run in found]) if pipeline else ""
+    run_first = "demo" if pipeline is None or hint else pipeline
+    of = f" of the pipeline {pipeline}" if pipeline else ""
+    raise InputError(
+        f"there is no finished training{of} in this store{hint}",
+        where=root,
+        do=f"run one, as hdm run {run_first}, or name another store with --store",
+    )
+
+
+def _trainings(root: Path) -> Iterator[tuple[float, Path]]:
+    for manifest in root.glob(f"train.*/*/{MANIFEST}"):
+        yield manifest.stat().st_mtime, manifest.parent
