@@ -33,7 +33,7 @@ from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.frames import Framing
-from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.store import Identity, Output, Store
 
@@ -137,8 +137,8 @@ class World:
             Wanted(picture, [(framing, framing.size(picture))])
             for picture in kept_pictures(**self.inputs).to_pylist()
         ]
-        with Decoders(self.inputs["download"], ImageSettings(), 16, 1e9) as decoders:
-            for found in decoders.read(asked):
+        with FrameReader(self.inputs["download"], ImageSettings(), 16) as reader:
+            for found in reader.read(asked):
                 assert found
                 shapes.setdefault(found[0].pixels.shape, []).append(found[0].pixels)
         parts = [
@@ -158,10 +158,10 @@ class World:
             Wanted(picture, [(framing, framing.size(picture))])
             for picture in kept_pictures(**self.inputs).to_pylist()
         ]
-        with Decoders(self.inputs["download"], ImageSettings(), 16, 1e9) as decoders:
-            list(decoders.read(asked[: decoders.count]))
+        with FrameReader(self.inputs["download"], ImageSettings(), 16) as reader:
+            list(reader.read(asked[: 2 * reader.decoders.count]))
             begun = time.perf_counter()
-            list(decoders.read(asked))
+            list(reader.read(asked))
             return (time.perf_counter() - begun) / len(asked)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hdm.acquisition.items import Unreadable, Url
 from hdm.acquisition.sources import open_source
 from hdm.bootstrap import bootstrap
 from hdm.config import DownloadSettings, ImageSettings
+from hdm.data.decoding import Asked, Decoders, pixels
 from hdm.data.examples import Example
-from hdm.data.images import BadImage, decode
+from hdm.data.images import BadImage
 from hdm.demo.bootstrap import scene_examples, scene_quality
 from hdm.errors import InputError
 
@@ -105,20 +107,34 @@ def local_pictures(
         )
     left_out: Counter[str] = Counter()
     inventory = Inventory()
-    for item in map(inventory.arrived, reader.items(inventory)):
-        if captioned:
-            inventory.check(settings.max_lost_captions, settings.source)
-        captions = item.captions
-        if item.load is None or (captioned and not captions):
-            left_out["without a caption" if captioned else "unreadable"] += 1
-            continue
-        try:
-            data = item.load()
-            if isinstance(data, Url):
-                raise Unreadable("on_the_web", "pictures on this machine are read here, not URLs")
-            yield Example(captions, decode(data, images).pixels)
-        except (Unreadable, BadImage) as error:
-            left_out[error.status] += 1
+    waiting: deque[tuple[str, ...]] = deque()
+
+    def asked() -> Iterator[Asked]:
+        for item in map(inventory.arrived, reader.items(inventory)):
+            if captioned:
+                inventory.check(settings.max_lost_captions, settings.source)
+            if item.load is None or (captioned and not item.captions):
+                left_out["without a caption" if captioned else "unreadable"] += 1
+                continue
+            try:
+                data = item.load()  # here: its bytes can only be had before the next item is taken
+                if isinstance(data, Url):
+                    raise Unreadable(
+                        "on_the_web", "pictures on this machine are read here, not URLs"
+                    )
+            except Unreadable as error:
+                left_out[error.status] += 1
+                continue
+            waiting.append(item.captions)
+            yield Asked(item.key, partial(bytes, data), len(data))
+
+    with Decoders(images, pixels) as decoders:
+        for answer in decoders.map(asked(), ahead=decoders.count):
+            captions = waiting.popleft()
+            try:
+                yield Example(captions, answer.result().arrays[0])
+            except BadImage as error:
+                left_out[error.status] += 1
     if captioned:
         inventory.check(settings.max_lost_captions, settings.source)
     for line in told(inventory.to_json()):

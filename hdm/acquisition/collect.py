@@ -6,17 +6,18 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from hdm.acquisition.fetch import BlockingFetcher, Fetcher
 from hdm.acquisition.items import Item, Unreadable, Url
-from hdm.config import ImageSettings
-from hdm.data.images import BadImage, Header, inspect
+from hdm.data.decoding import Answer, Asked, Decoders
+from hdm.data.images import BadImage, Header
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, shard_name, write_table
 from hdm.files import explain_os_error
@@ -81,19 +82,41 @@ def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
 
 
 def load_pictures(
-    items: Iterable[Item], images: ImageSettings, fetcher: BlockingFetcher, bar: Tracker
+    items: Iterable[Item], decoders: Decoders, fetcher: BlockingFetcher, bar: Tracker
 ) -> Iterator[Found]:
-    """Read items that lie on this machine, one after the other, and the odd one among them that is a URL."""
+    """Read items that lie on this machine, one after the other, and the odd one among them that is a URL.
+
+    Their headers are read in the decoders, whose work is `header`.
+    """
+    waiting: deque[tuple[Item, bytes]] = deque()
+    for answer in decoders.map(_loaded(items, fetcher, waiting)):
+        item, data = waiting.popleft()
+        try:
+            yield _good(item, data, answer.result()), data
+        except (Unreadable, BadImage) as refusal:
+            yield Sample(item, refusal.status, refusal.message), b""
+        bar.advance()
+
+
+def _loaded(
+    items: Iterable[Item], fetcher: BlockingFetcher, waiting: deque[tuple[Item, bytes]]
+) -> Iterator[Asked]:
+    """The items with their bytes, which go to `waiting`; what cannot be had is said by the answer."""
     for item in items:
         assert item.load is not None
         try:
             loaded = item.load()
             data = fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
         except Unreadable as refusal:
-            yield Sample(item, refusal.status, refusal.message), b""
+            waiting.append((item, b""))
+            yield Asked(item.key, partial(_refuse, refusal))
         else:
-            yield _examined(item, data, images), data
-        bar.advance()
+            waiting.append((item, data))
+            yield Asked(item.key, partial(bytes, data), 2 * len(data))
+
+
+def _refuse(refusal: Unreadable) -> bytes:
+    raise refusal
 
 
 async def fetch_shard(
@@ -101,14 +124,14 @@ async def fetch_shard(
     number: int,
     items: list[Item],
     fetcher: Fetcher,
-    images: ImageSettings,
+    decoders: Decoders,
     bar: Tracker,
 ) -> None:
     """Fetch a shard's items, many at once, and write the shard in their order."""
     with _Spill(draft.scratch) as spill:
         async with asyncio.TaskGroup() as tasks:
             fetched = [
-                tasks.create_task(_fetch(item, fetcher, images, spill, bar)) for item in items
+                tasks.create_task(_fetch(item, fetcher, decoders, spill, bar)) for item in items
             ]
         places = [task.result() for task in fetched]
         found = ((sample, spill.read(place, sample.num_bytes)) for sample, place in places)
@@ -116,17 +139,18 @@ async def fetch_shard(
 
 
 async def _fetch(
-    item: Item, fetcher: Fetcher, images: ImageSettings, spill: _Spill, bar: Tracker
+    item: Item, fetcher: Fetcher, decoders: Decoders, spill: _Spill, bar: Tracker
 ) -> tuple[Sample, int]:
     """What became of an item, and where its bytes are in the spill."""
     try:
         loaded = item.load() if item.load else Url(item.source)
         data = await fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
-    except Unreadable as refusal:
+        asked = decoders.submit(Asked(item.key, partial(bytes, data)))
+        sample = _good(item, data, await asyncio.wrap_future(asked))
+    except (Unreadable, BadImage) as refusal:
         sample, place = Sample(item, refusal.status, refusal.message), 0
     else:
-        sample = _examined(item, data, images)
-        place = spill.append(data[: sample.num_bytes])
+        place = spill.append(data)
     bar.advance()
     return sample, place
 
@@ -164,12 +188,9 @@ class _Spill:
         return os.pread(self._file.fileno(), num_bytes, place)
 
 
-def _examined(item: Item, data: bytes, images: ImageSettings) -> Sample:
-    try:
-        header = inspect(data, images)
-    except BadImage as refusal:
-        return Sample(item, refusal.status, refusal.message)
-    return Sample(item, "ok", None, hashlib.sha256(data).hexdigest(), header, len(data))
+def _good(item: Item, data: bytes, answer: Answer) -> Sample:
+    digest = hashlib.sha256(data).hexdigest()
+    return Sample(item, "ok", None, digest, Header(**answer.facts), len(data))
 
 
 def _counts(samples: list[Sample]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Item, Reader
 from hdm.acquisition.sources import open_source
 from hdm.config import SCENES_VERSION, DownloadSettings, Pipeline
+from hdm.data.decoding import Decoders, header
 from hdm.data.sites import Site
 from hdm.data.tables import shard_name
 from hdm.errors import InputError, raised_by
@@ -56,14 +57,9 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: the source is not there.
     """
     settings = pipeline.download
-    # Of the pictures only headers are read here, so the matte changes nothing.
-    config = {
-        **settings.result_fields(),
-        "images": {
-            "max_megapixels": pipeline.images.max_megapixels,
-            "animated": pipeline.images.animated,
-        },
-    }
+    images = pipeline.images.result_fields()
+    del images["matte"]  # only headers are read here
+    config = {**settings.result_fields(), "images": images}
     if settings.kind == "scenes":
         del config["source"]
         config["scenes"] = {**config["scenes"], "version": SCENES_VERSION}
@@ -99,7 +95,11 @@ def make(
         InputError: the source is empty or unusable, more than `download.max_failed` of its items fail, or more than
             `download.max_lost_captions` captions do not arrive.
     """
-    with store.draft(identity) as draft, site(pipeline) as ready:
+    with (
+        store.draft(identity) as draft,
+        site(pipeline) as ready,
+        Decoders(pipeline.images, header, pipeline.threads) as decoders,
+    ):
         kind, reader = open_source(ready.source, ready.kind, pipeline.download)
         inventory = Inventory()
         tally = _Tally(draft, pipeline.download, inventory, ready.source)
@@ -107,10 +107,10 @@ def make(
             first = islice(reader.items(inventory), pipeline.download.max_items)
             items = map(inventory.arrived, first)
             if reader.fetched:
-                _run(_fetch_shards(pipeline, items, draft, ready, tally, bar))
+                _run(_fetch_shards(pipeline, items, draft, ready, decoders, tally, bar))
             else:
                 with BlockingFetcher(pipeline.download, ready.hosts) as fetcher:
-                    _load_shards(pipeline, items, draft, fetcher, tally, bar)
+                    _load_shards(pipeline, items, draft, decoders, fetcher, tally, bar)
         if not tally.counts["items"]:
             raise InputError(
                 "the source has no items",
@@ -193,6 +193,7 @@ def _load_shards(
     pipeline: Pipeline,
     items: Iterator[Item],
     draft: Draft,
+    decoders: Decoders,
     fetcher: BlockingFetcher,
     tally: _Tally,
     bar: Tracker,
@@ -205,18 +206,24 @@ def _load_shards(
             for _ in shard:
                 bar.advance()
         else:
-            write_shard(draft, number, load_pictures(shard, pipeline.images, fetcher, bar))
+            write_shard(draft, number, load_pictures(shard, decoders, fetcher, bar))
         tally.add(number)
         number += 1
 
 
 async def _fetch_shards(
-    pipeline: Pipeline, items: Iterator[Item], draft: Draft, site: Site, tally: _Tally, bar: Tracker
+    pipeline: Pipeline,
+    items: Iterator[Item],
+    draft: Draft,
+    site: Site,
+    decoders: Decoders,
+    tally: _Tally,
+    bar: Tracker,
 ) -> None:
     free = asyncio.Semaphore(OPEN_SHARDS)
 
     async def fetch(number: int, shard: list[Item]) -> None:
-        await fetch_shard(draft, number, shard, fetcher, pipeline.images, bar)
+        await fetch_shard(draft, number, shard, fetcher, decoders, bar)
         tally.add(number)
         free.release()
 

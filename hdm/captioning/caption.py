@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-
-import numpy as np
-from PIL import Image
 
 from hdm.captioning.makers import CoCa, Given, Item, Maker, Template
 from hdm.captioning.vision_language import VisionLanguage
 from hdm.config import CaptionMaker, Pipeline
-from hdm.data.images import decode
+from hdm.data.decoding import Asked, Decoders, picture_cost, pixels
+from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
 from hdm.data.wording import normal_caption
@@ -132,15 +128,14 @@ class _Captioner:
         )
         self.batches = Batches(self.settings.batch_size, "caption.device")
         self.loaded: dict[int, Maker] = {}
-        self.threads = ThreadPoolExecutor(
-            pipeline.threads or os.cpu_count(), thread_name_prefix="caption"
-        )
+        self.decoders = Decoders(pipeline.images, pixels, pipeline.threads)
+        self.undecodable: set[str] = set()
 
     def __enter__(self) -> _Captioner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.threads.shutdown(cancel_futures=True)
+        self.decoders.__exit__(None, None, None)
         self.reader.close()
 
     def write_shard(
@@ -162,6 +157,7 @@ class _Captioner:
         counts = {
             "given_dropped": len(given) - sum(len(item.given) for item in items),
             "given_cut": sum(map(self._is_cut, given)),
+            "undecodable": len(self.undecodable & captions.keys()),
         }
         _write(draft, shard, captions, counts)
 
@@ -174,16 +170,12 @@ class _Captioner:
         maker = self._maker(number)
 
         def work(batch: Sequence[Item]) -> list[list[str]]:
-            shown = (
-                list(
-                    self.threads.map(
-                        lambda item: self._shown(item, shard, *places[item.key]), batch
-                    )
-                )
-                if maker.looks
-                else batch
-            )
-            return maker.captions(shown)
+            if not maker.looks:
+                return maker.captions(batch)
+            shown = self._shown(batch, shard, places)
+            seen = [item for item in shown if item is not None]
+            made = iter(maker.captions(seen) if seen else [])
+            return [[] if item is None else next(made) for item in shown]
 
         return [
             pair
@@ -196,13 +188,28 @@ class _Captioner:
             self.loaded[number] = _build(self.settings.makers[number], self.pipeline)
         return self.loaded[number]
 
-    def _shown(self, item: Item, shard: int, offset: int, num_bytes: int) -> Item:
-        pixels = decode(self.reader.read(shard, offset, num_bytes), self.pipeline.images).pixels
-        factor = min(pixels.shape[:2]) // LOOK_SIDE_PX
-        return replace(
-            item,
-            pixels=np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels,
+    def _shown(
+        self, items: Sequence[Item], shard: int, places: Mapping[str, tuple[int, int]]
+    ) -> list[Item | None]:
+        """The items with their pixels; None for one that can no longer be decoded."""
+        asked = (
+            Asked(
+                item.key,
+                partial(self.reader.read, shard, *places[item.key]),
+                picture_cost(item.fields["width"], item.fields["height"], places[item.key][1]),
+                {"reduced_to_px": LOOK_SIDE_PX},
+            )
+            for item in items
         )
+        shown: list[Item | None] = []
+        for item, answer in zip(items, self.decoders.map(asked), strict=True):
+            try:
+                shown.append(replace(item, pixels=answer.result().arrays[0]))
+            except BadImage as refusal:
+                log.warning("picture %s is not shown to a captioner: %s", item.key, refusal.message)
+                self.undecodable.add(item.key)
+                shown.append(None)
+        return shown
 
     def _normalised(self, item: Item) -> Item:
         """An item with its given captions in the one form, equal ones once."""

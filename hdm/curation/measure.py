@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from hdm.config import ImageSettings, Pipeline
-from hdm.curation.fingerprints import fingerprint
-from hdm.curation.quality import noise, sharpness, to_grey
-from hdm.data.images import BadImage, decode
+from hdm.config import Pipeline
+from hdm.curation.look import look as look_at
+from hdm.data.decoding import Answer, Asked, Decoders, picture_cost
+from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import MEASURES, num_shards, read_table, read_tables, shard_name, write_table
 from hdm.data.wording import normal_caption
-from hdm.errors import ConfigError, DamagedError
+from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import AestheticHead, Contrastive, load_aesthetic_head, load_contrastive
 from hdm.models.devices import Batches, choose_device
@@ -32,7 +32,6 @@ from hdm.store import Draft, Identity, Output, Store
 log = logging.getLogger(__name__)
 
 SCHEMA = 3
-EMBED_SIDE_PX = 768  # no contrastive model looks closer; larger pictures wait for theirs reduced
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -133,47 +132,33 @@ class _Look:
     num_cut: int = 0
 
 
-def _look(data: bytes, key: str, captions: list[str], settings: ImageSettings) -> _Look:
-    """Everything that pixels alone say."""
+def _look(item: Mapping[str, Any], answer: Future[Answer]) -> _Look:
+    captions = [text for text in map(normal_caption, item["captions"]) if text]
     try:
-        pixels = decode(data, settings).pixels
-    except BadImage as error:
-        return _Look({"key": key, "decoded": error.status}, captions, None)
-    grey = to_grey(pixels)
-    row = {
-        "key": key,
-        "decoded": "ok",
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "sharpness": sharpness(grey),
-        "noise": noise(grey),
-        **asdict(fingerprint(pixels)),
-    }
-    return _Look(row, captions, _reduced(pixels))
-
-
-def _reduced(pixels: np.ndarray) -> np.ndarray:
-    factor = min(pixels.shape[:2]) // EMBED_SIDE_PX
-    return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
+        found = answer.result()
+    except BadImage as refusal:
+        return _Look({"key": item["key"], "decoded": refusal.status}, captions, None)
+    row = {"key": item["key"], "decoded": "ok", **found.facts}
+    for name in ("perceptual_hash", "mirrored_hash", "thumbnail"):
+        row[name] = bytes.fromhex(row[name])
+    return _Look(row, captions, found.arrays[0] if found.arrays else None)
 
 
 class _Measurer:
-    """Reads and decodes in threads, one batch ahead of the models."""
+    """Reads, decodes and measures in processes, ahead of the models."""
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
-        self.images, self.download, self.reader = pipeline.images, download, ImageReader(download)
+        self.download, self.reader = download, ImageReader(download)
         self.batches = Batches(pipeline.filter.batch_size, "filter.device")
         self.batch_size = pipeline.filter.batch_size
         self.contrastive, self.head = _load_models(pipeline)
-        self.threads = ThreadPoolExecutor(
-            pipeline.threads or os.cpu_count(), thread_name_prefix="measure"
-        )
+        self.decoders = Decoders(pipeline.images, look_at, pipeline.threads)
 
     def __enter__(self) -> _Measurer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.threads.shutdown(cancel_futures=True)
+        self.decoders.__exit__(None, None, None)
         self.reader.close()
 
     def write_shard(self, draft: Draft, number: int, bar: Tracker) -> None:
@@ -184,7 +169,8 @@ class _Measurer:
             looks += batch
             bar.advance(len(batch))
         rows = {name: [look.row.get(name) for look in looks] for name in MEASURES.names}
-        decoded = sum(look.row["decoded"] == "ok" for look in looks)
+        found = Counter(look.row["decoded"] for look in looks)
+        decoded = found.pop("ok", 0)
         if self.contrastive:
             _write_embeddings(
                 draft,
@@ -192,41 +178,35 @@ class _Measurer:
                 self.contrastive.embed_size,
                 [look for look in looks if look.embedding],
             )
+        refused = {f"undecodable_{status}": count for status, count in sorted(found.items())}
         counts = {
             "items": len(looks),
             "decoded": decoded,
             "undecodable": len(looks) - decoded,
             "captions_cut": sum(look.num_cut for look in looks),
+            **refused,
         }
         write_table(draft, shard_name("measures", number), MEASURES, rows, counts)
 
     def _batches(self, number: int) -> Iterator[list[_Look]]:
-        columns = ["key", "status", "captions", "sha256", "offset", "bytes"]
+        columns = ["key", "status", "captions", "sha256", "offset", "bytes", "width", "height"]
         samples = read_table(self.download.file(shard_name("samples", number)), columns).to_pylist()
         items = [sample for sample in samples if sample["status"] == "ok"]
-        ahead: list[Future[_Look]] = []
-        for start in range(0, len(items), self.batch_size):
-            submitted = [
-                self.threads.submit(self._read, number, item)
-                for item in items[start : start + self.batch_size]
-            ]
-            if ahead:
-                yield [future.result() for future in ahead]
-            ahead = submitted
-        if ahead:
-            yield [future.result() for future in ahead]
+        asked = (self._asked(number, item) for item in items)
+        # One batch waits for the models while the next one is decoded.
+        answers = self.decoders.map(asked, ahead=2 * self.batch_size)
+        looks = (_look(item, answer) for item, answer in zip(items, answers, strict=True))
+        while batch := list(islice(looks, self.batch_size)):
+            yield batch
 
-    def _read(self, number: int, item: Mapping[str, Any]) -> _Look:
-        data = self.reader.read(number, item["offset"], item["bytes"])
-        if hashlib.sha256(data).hexdigest() != item["sha256"]:
-            tar = self.download.path / shard_name("images", number, "tar")
-            raise DamagedError(
-                f"the bytes of picture {item['key']} are not what was downloaded",
-                where=tar,
-                do="run the same command again",
-            )
-        captions = [text for text in map(normal_caption, item["captions"]) if text]
-        return _look(data, item["key"], captions, self.images)
+    def _asked(self, number: int, item: Mapping[str, Any]) -> Asked:
+        place = (number, item["offset"], item["bytes"], item["sha256"])
+        return Asked(
+            item["key"],
+            partial(self.reader.read, *place),
+            picture_cost(item["width"], item["height"], item["bytes"]),
+            {"keep_pixels": self.contrastive is not None},
+        )
 
     def _embed(self, looks: list[_Look]) -> None:
         """Fill in what the contrastive model says, and let go of the pixels."""

@@ -15,10 +15,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as JPEG has
 def to_grey(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 → (H, W) float32 in [0, 255]."""
     # Summed one by one: a matrix product may round differently from machine to machine.
-    red, green, blue = (
-        pixels[..., channel].astype(np.float32) * _LUMA[channel] for channel in range(3)
-    )
-    return red + green + blue
+    grey = pixels[..., 0].astype(np.float32)
+    grey *= _LUMA[0]
+    for channel in (1, 2):  # in place: of a large picture every such array is half a gigabyte
+        part = pixels[..., channel].astype(np.float32)
+        part *= _LUMA[channel]
+        grey += part
+    return grey
 
 
 def sharpness(grey: np.ndarray) -> float:

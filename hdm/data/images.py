@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pi_heif
@@ -26,8 +27,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from hdm.config import ImageSettings
 from hdm.data.formats import foreign_format, sniff
+
+if (
+    TYPE_CHECKING
+):  # its import takes as long as all others together, and processes that decode are started often
+    from hdm.config import ImageSettings
 
 MAX_SIDE_PX = 32_768
 """Longer pictures are refused, however thin: 65535 × 1 is an attack or an accident."""
@@ -36,6 +41,9 @@ FORMATS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile, "BMP": BmpImageFile,
     "TIFF": TiffImageFile, "AVIF": AvifImageFile, "HEIF": pi_heif.HeifImageFile, "JPEG2000": Jpeg2KImageFile,
 }  # fmt: skip
+
+COUNTED = frozenset({"PNG", "WEBP", "AVIF", "HEIF"})
+"""Formats whose readers know the number of frames without looking for it."""
 
 # Of a HEIF file the picture alone is wanted, and decoding happens in processes, one a core.
 pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
@@ -52,7 +60,8 @@ class BadImage(Exception):  # noqa: N818  (what is bad is the image; nothing wen
     """A file that is refused.
 
     Args:
-        status: one word: not_image, corrupt, too_large, animated, unsupported.
+        status: one word: not_image, corrupt, too_large, too_many_scans, too_many_frames, animated, unsupported, too_much_memory; and
+            from `hdm.data.decoding` too_slow and crashes.
         message: a sentence, the same on every machine.
     """
 
@@ -90,10 +99,10 @@ def inspect(data: bytes, settings: ImageSettings) -> Header:
 
     Args:
         data: the file.
-        settings: size limit and what to do with animations.
+        settings: limits and what to do with animations.
 
     Raises:
-        BadImage: no picture, damaged, too large, or an animation where these are rejected.
+        BadImage: no picture, damaged, over a limit, or an animation where these are rejected.
     """
     name, image = _open(data, settings)
     with _guarded(name):
@@ -109,14 +118,14 @@ def decode(data: bytes, settings: ImageSettings) -> Picture:
 
     Args:
         data: the file.
-        settings: matte, size limit and what to do with animations.
+        settings: matte, limits and what to do with animations.
 
     Raises:
         BadImage: as `inspect`, and where the pixels cannot be read to the last one or have no defined white (32-bit numbers).
     """
     name, image = _open(data, settings)
-    flags: set[str] = {"animated"} if getattr(image, "is_animated", False) else set()
     with _guarded(name):
+        flags: set[str] = {"animated"} if getattr(image, "is_animated", False) else set()
         orientation, known = _orientation(image)
         bits = _bits(image)
         image.load()
@@ -143,11 +152,43 @@ def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFil
     with _guarded(name):
         image = FORMATS[name](BytesIO(data))
         width, height = image.size
+        if min(width, height) < 1:
+            raise BadImage("corrupt", f"{width} × {height} pixels are no picture")
         if max(width, height) > MAX_SIDE_PX or width * height >= settings.max_megapixels * 1e6:
             raise BadImage("too_large", f"{width} × {height} pixels are more than are taken")
+        if name == "JPEG" and has_more_scans(data, settings.max_scans):
+            raise BadImage("too_many_scans", f"more than images.max_scans = {settings.max_scans}")
+        if name in COUNTED and getattr(image, "n_frames", 1) > settings.max_frames:
+            raise BadImage(
+                "too_many_frames", f"more than images.max_frames = {settings.max_frames}"
+            )
         if settings.animated == "reject" and getattr(image, "is_animated", False):
             raise BadImage("animated", "an animation or a file of several pages")
     return name, image
+
+
+def reduced(pixels: np.ndarray, side_px: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 whose shorter side is at least twice `side_px`, as means of squares of its pixels; others as they are."""
+    factor = min(pixels.shape[:2]) // side_px
+    return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
+
+
+def has_more_scans(jpeg: bytes, most: int) -> bool:
+    """Whether a JPEG file's first picture has more than so many scans; nothing is decoded."""
+    if jpeg.count(b"\xff\xda") <= most:  # thumbnails and profiles may hold the marker too
+        return False
+    place, scans = 2, 0
+    while scans <= most and (found := _MARKER.search(jpeg, place)):
+        marker, place = found.group()[-1], found.end()
+        if marker == 0xD9:
+            return False
+        scans += marker == 0xDA
+        place += int.from_bytes(jpeg[place : place + 2], "big")
+    return scans > most
+
+
+# Compressed data has 0xff before 0 and restart markers alone; 1 and 0xd8 stand without a length.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.S)
 
 
 def _refusal(data: bytes) -> BadImage:
@@ -167,6 +208,8 @@ def _guarded(name: str) -> Iterator[None]:
         yield
     except BadImage:
         raise
+    except MemoryError as error:
+        raise BadImage("too_much_memory", f"{name}: there is not enough memory") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too_large", f"{name}: more pixels than are taken") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise any kind there is

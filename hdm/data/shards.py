@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hdm.data.tables import shard_name
-from hdm.errors import DamagedError
+from hdm.errors import DamagedError, HdmError
 from hdm.store import Output
 
 EXTENSIONS = {
@@ -85,27 +86,39 @@ class ImageReader:
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._opening = threading.Lock()
 
-    def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
+    def read(self, shard: int, offset: int, num_bytes: int, sha256: str = "") -> bytes:
         """The bytes of one picture.
 
         Args:
             shard: number of the tar.
             offset: of its first byte in the tar, as the samples table has it.
             num_bytes: its length, likewise.
+            sha256: how the hexadecimal digits of its hash begin; as many as are to be compared.
 
         Raises:
-            DamagedError: the tar is missing or shorter than it was.
+            DamagedError: the tar is missing or shorter than it was, or the bytes are not what was downloaded.
+            HdmError: the tar cannot be read.
         """
         file = self._open(shard)
         parts: list[bytes] = []
         missing = num_bytes
         while missing > 0:  # one call reads at most 2 GiB
-            part = os.pread(file.descriptor, missing, offset + num_bytes - missing)
+            try:
+                part = os.pread(file.descriptor, missing, offset + num_bytes - missing)
+            except OSError as error:
+                raise HdmError(
+                    f"a tar of pictures cannot be read: {error}", where=self._path(shard)
+                ) from error
             if not part:
                 raise self._damage(shard, "a tar of pictures is shorter than it was")
             parts.append(part)
             missing -= len(part)
-        return b"".join(parts)
+        data = b"".join(parts)
+        if sha256 and not hashlib.sha256(data).hexdigest().startswith(sha256):
+            raise self._damage(
+                shard, f"the picture at byte {offset} of a tar is not what was downloaded"
+            )
+        return data
 
     def close(self) -> None:
         """Close the files."""

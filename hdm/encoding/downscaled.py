@@ -29,7 +29,7 @@ from hdm.data.latents import (
 from hdm.encoding.encoder import images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_resolution, summary
-from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import autoencoder_in
 from hdm.models.devices import choose_devices
@@ -103,10 +103,10 @@ def make(
             _write(draft, source, framing, form, file, bar)
         rows = np.concatenate([file.rows for file in plan])[:MEASURED_PICTURES]
         pictures = _pictures(inputs, [source.keys[row] for row in rows.tolist()])
-        with Decoders(
-            inputs["download"], pipeline.images, MEASURED_PICTURES, pipeline.encode.decode_mb * 1e6
-        ) as decoders:
-            found = decoders.read(
+        with FrameReader(
+            inputs["download"], pipeline.images, MEASURED_PICTURES, pipeline.threads
+        ) as reader:
+            found = reader.read(
                 Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures
             )
             encoded = [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
-from hdm.encoding.pictures import Decoders, Frame, Wanted
+from hdm.encoding.pictures import Frame, FrameReader, Wanted
 from hdm.models.devices import Batches
 from hdm.progress import Tracker
 from hdm.store import Draft
@@ -155,7 +155,7 @@ class _Shard:
 
 def write(
     encoders: Sequence[Encoder],
-    decoders: Decoders,
+    reader: FrameReader,
     pictures: pa.Table,
     making: Sequence[Resolution],
     bar: Tracker,
@@ -163,18 +163,18 @@ def write(
     """Write the files that the drafts lack. Encoders share them: each takes the next band of files when it is done with one.
 
     Args:
-        encoders, decoders: what makes latents of pictures.
+        encoders, reader: what makes latents of pictures.
         pictures: rows of `kept_pictures`, of which the resolutions were planned.
         making: the resolutions, the lowest first.
         bar: told of each picture at each resolution.
     """
     shared = _Shared(_missing(pictures, making, bar))
     if len(encoders) == 1:
-        _work(encoders[0], decoders, pictures, shared, bar)
+        _work(encoders[0], reader, pictures, shared, bar)
         return
     with ThreadPoolExecutor(len(encoders), thread_name_prefix="encoder") as threads:
         working = [
-            threads.submit(_work, encoder, decoders, pictures, shared, bar) for encoder in encoders
+            threads.submit(_work, encoder, reader, pictures, shared, bar) for encoder in encoders
         ]
         try:
             for ended in as_completed(working):
@@ -214,15 +214,15 @@ def _missing(pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> 
 
 
 def _work(
-    encoder: Encoder, decoders: Decoders, pictures: pa.Table, shared: _Shared, bar: Tracker
+    encoder: Encoder, reader: FrameReader, pictures: pa.Table, shared: _Shared, bar: Tracker
 ) -> None:
     for band in shared:
-        _write_band(encoder, decoders, pictures, band, bar, shared.over)
+        _write_band(encoder, reader, pictures, band, bar, shared.over)
 
 
 def _write_band(
     encoder: Encoder,
-    decoders: Decoders,
+    reader: FrameReader,
     pictures: pa.Table,
     files: Band,
     bar: Tracker,
@@ -231,7 +231,7 @@ def _write_band(
     with ExitStack() as stack:
         shards = [_Shard(encoder, one, file, stack) for one, file in files]
         owners: deque[list[int]] = deque()
-        for found in decoders.read(_wanted(pictures, files, owners)):
+        for found in reader.read(_wanted(pictures, files, owners)):
             if over.is_set():
                 raise _Over
             for place, owner in enumerate(owners.popleft()):

@@ -16,7 +16,7 @@ from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.encoder import Encoder, Resolution, write
 from hdm.encoding.frames import Framing, plan_files
 from hdm.encoding.latents import summary
-from hdm.encoding.pictures import Decoders, kept_pictures
+from hdm.encoding.pictures import FrameReader, kept_pictures
 from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.devices import Batches, choose_devices
@@ -78,13 +78,13 @@ def make(
                 Batches(pipeline.encode.batch_size, "encode.device"),
                 DTYPES[DTYPE],
             )
-            with Decoders(
+            with FrameReader(
                 inputs["download"],
                 pipeline.images,
                 2 * pipeline.encode.batch_size,
-                pipeline.encode.decode_mb * 1e6,
-            ) as decoders:
-                write([encoder], decoders, pictures, [one], bar)
+                pipeline.threads,
+            ) as reader:
+                write([encoder], reader, pictures, [one], bar)
         return draft.commit(summary(draft, one.form))
 
 

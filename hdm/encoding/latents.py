@@ -23,7 +23,7 @@ from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import Encoder, Resolution, images_of, write
 from hdm.encoding.frames import Framing, plan_files
-from hdm.encoding.pictures import Decoders, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import ConfigError, LockedError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
@@ -188,6 +188,10 @@ def _encode(
 ) -> None:
     """Make the files that the drafts lack, and note how."""
     encode = pipeline.encode
+    # Encoders read at the same time, and share the memory.
+    images = pipeline.images.model_copy(
+        update={"decode_mb": max(1, pipeline.images.decode_mb // len(autoencoders))}
+    )
     if all(one.draft.has(one.name(file)) for one in making for file in one.files):
         return
     with (
@@ -196,12 +200,7 @@ def _encode(
             len(pictures) * len(making),
             "images",
         ) as bar,
-        Decoders(
-            download,
-            pipeline.images,
-            2 * encode.batch_size,
-            encode.decode_mb * 1e6 / len(autoencoders),
-        ) as decoders,
+        FrameReader(download, images, 2 * encode.batch_size, pipeline.threads) as reader,
     ):
         batch, dtype = encode.batch_size, DTYPES[encode.dtype]
         encoders = [
@@ -214,10 +213,10 @@ def _encode(
             for one in autoencoders
         ]
         begun = time.perf_counter()
-        write(encoders, decoders, pictures, making, bar)
+        write(encoders, reader, pictures, making, bar)
         seconds = time.perf_counter() - begun
         # Last: what does not fit in the device's memory has been met by now, and said well.
-        crops = [_crop_figures(autoencoders[0], decoders, pictures, one, encode) for one in making]
+        crops = [_crop_figures(autoencoders[0], reader, pictures, one, encode) for one in making]
     count, busy = (
         sum(one.num_encoded for one in encoders),
         sum(one.busy_sec for one in encoders) / len(encoders) / seconds,
@@ -235,7 +234,7 @@ def _encode(
 
 def _crop_figures(
     autoencoder: Autoencoder,
-    decoders: Decoders,
+    reader: FrameReader,
     pictures: pa.Table,
     one: Resolution,
     encode: EncodeSettings,
@@ -247,7 +246,7 @@ def _crop_figures(
         Wanted(picture, [(one.framing, one.framing.size(picture))])
         for picture in pictures.take(rows).to_pylist()
     )
-    images = (images_of(found, autoencoder.device) for found in decoders.read(asked) if found)
+    images = (images_of(found, autoencoder.device) for found in reader.read(asked) if found)
     error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
     if error is None:
         return {}

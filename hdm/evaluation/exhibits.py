@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from hdm.config import Pipeline
-from hdm.data.images import BadImage, decode
+from hdm.data.decoding import Answer, Asked, Decoders, picture_cost, pixels
+from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.redaction import redacted
@@ -22,7 +26,10 @@ from hdm.store import Output
 
 SIDE_PX = 144  # longer side of an example
 AS_PNG_PX = 128  # up to so many pixels a side nothing is lost
-SAMPLE_COLUMNS = ("key", "source", "status", "error", "captions", "offset", "bytes")
+SAMPLE_COLUMNS = (
+    *("key", "source", "status", "error", "captions"),
+    *("offset", "bytes", "width", "height"),
+)
 SCORE_COLUMNS = ("key", "kept", "reason", "detail", "split")
 REASONS = {
     "undecodable": "cannot be decoded to the last pixel",
@@ -36,6 +43,11 @@ REASONS = {
     "top_fraction": "not among the best",
     "not_image": "not a picture",
     "unsupported": "in a format that is not read",
+    "too_many_scans": "a JPEG of too many scans",
+    "too_many_frames": "an animation of too many frames",
+    "too_much_memory": "takes too much memory",
+    "too_slow": "takes too long to decode",
+    "crashes": "crashes the program that decodes it",
     "http_404": "not there (404)",
     "corrupt": "the file is damaged",
     "cut_off": "the connection broke off within the file",
@@ -64,7 +76,7 @@ class Rejection:
 
 
 class Exhibition:
-    """Finds and reads example pictures of a finished download.
+    """Finds and reads example pictures of a finished download. Use it in a `with` block.
 
     Args:
         pipeline: says how pictures are decoded.
@@ -73,7 +85,8 @@ class Exhibition:
     """
 
     def __init__(self, pipeline: Pipeline, download: Output, filter: Output | None) -> None:
-        self.pipeline, self.download = pipeline, download
+        self.reader = ImageReader(download)
+        self.decoders = Decoders(pipeline.images, pixels, pipeline.threads)
         shards = [
             read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS)
             for number in range(num_shards(download, "samples"))
@@ -83,6 +96,18 @@ class Exhibition:
             for n, shard in enumerate(shards)
         )
         self.scores = read_tables(filter, "scores", SCORE_COLUMNS) if filter else None
+
+    def __enter__(self) -> Exhibition:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.decoders.__exit__(kind, error, trace)
+        self.reader.close()
 
     def funnel(self) -> list[dict[str, Any]]:
         """How many items are left after each step: what they are called, and how many."""
@@ -162,15 +187,22 @@ class Exhibition:
         return [by_key[key] for key in wanted]
 
     def _images(self, samples: Iterable[Mapping[str, Any]]) -> list[str | None]:
-        with ImageReader(self.download) as reader:
-            return [self._image(reader, sample) for sample in samples]
+        asked = (
+            Asked(
+                sample["key"],
+                partial(self.reader.read, sample["shard"], sample["offset"], sample["bytes"]),
+                picture_cost(sample["width"], sample["height"], sample["bytes"]),
+            )
+            for sample in samples
+        )
+        return [_image(answer) for answer in self.decoders.map(asked)]
 
-    def _image(self, reader: ImageReader, sample: Mapping[str, Any]) -> str | None:
-        try:
-            data = reader.read(sample["shard"], sample["offset"], sample["bytes"])
-            return data_uri(decode(data, self.pipeline.images).pixels)
-        except BadImage:
-            return None
+
+def _image(answer: Future[Answer]) -> str | None:
+    try:
+        return data_uri(answer.result().arrays[0])
+    except BadImage:
+        return None
 
 
 def data_uri(pixels: np.ndarray, side_px: int = SIDE_PX) -> str:

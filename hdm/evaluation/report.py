@@ -94,13 +94,13 @@ def _stages(made: Sequence[Made]) -> list[dict[str, Any]]:
 def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
     if "download" not in outputs:
         return {"funnel": [], "kept": [], "rejections": [], "source": []}
-    exhibition = Exhibition(pipeline, outputs["download"], outputs.get("filter"))
-    return {
-        "funnel": exhibition.funnel(),
-        "kept": exhibition.kept(KEPT),
-        "rejections": exhibition.rejections(REJECTED),
-        "source": _source(outputs["download"]),
-    }
+    with Exhibition(pipeline, outputs["download"], outputs.get("filter")) as exhibition:
+        return {
+            "funnel": exhibition.funnel(),
+            "kept": exhibition.kept(KEPT),
+            "rejections": exhibition.rejections(REJECTED),
+            "source": _source(outputs["download"]),
+        }
 
 
 def _source(download: Output) -> list[str]:
@@ -226,7 +226,8 @@ def _pairs(
     output = outputs["evaluate"]
     generated = [data_uri(picture) for picture in read_set(output.path, "held_out", len(keys))]
     prompts = read_prompts_of(output.path, "held_out", len(keys))
-    real = Exhibition(pipeline, outputs["download"], None).images(keys)
+    with Exhibition(pipeline, outputs["download"], None) as exhibition:
+        real = exhibition.images(keys)
     return [
         {"prompt": p, "generated": g, "real": r}
         for p, g, r in zip(prompts, generated, real, strict=True)

@@ -8,8 +8,8 @@ from typing import overload
 
 import numpy as np
 
-from hdm.config import ImageSettings
-from hdm.data.images import BadImage, decode
+from hdm.data.decoding import Decoders
+from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.errors import DamagedError
@@ -24,7 +24,7 @@ class KeptPictures(Sequence[np.ndarray]):
     Args:
         download, filter: outputs of these stages.
         split: "train", "validation" or "held_out".
-        images: how files become RGB.
+        decoders: whose work is `pixels`.
         count: the first so many; None: all.
     """
 
@@ -33,10 +33,10 @@ class KeptPictures(Sequence[np.ndarray]):
         download: Output,
         filter: Output,
         split: str,
-        images: ImageSettings,
+        decoders: Decoders,
         count: int | None = None,
     ) -> None:
-        self.reader, self.images = ImageReader(download), images
+        self.reader, self.decoders = ImageReader(download), decoders
         self.places = list(islice(_places(download, filter, split), count))
 
     def __len__(self) -> int:
@@ -56,7 +56,8 @@ class KeptPictures(Sequence[np.ndarray]):
             return [self[place] for place in range(*number.indices(len(self)))]
         shard, offset, num_bytes = self.places[number]
         try:
-            return decode(self.reader.read(shard, offset, num_bytes), self.images).pixels
+            data = self.reader.read(shard, offset, num_bytes)
+            return self.decoders.ask(f"{number} of the kept ones", data).arrays[0]
         except BadImage as error:
             path = self.reader.download.path / shard_name("images", shard, "tar")
             raise DamagedError(
@@ -67,13 +68,13 @@ class KeptPictures(Sequence[np.ndarray]):
 
 
 def held_out_pictures(
-    download: Output, filter: Output, images: ImageSettings, count: int
+    download: Output, filter: Output, decoders: Decoders, count: int
 ) -> KeptPictures:
     """The first `count` pictures that no training sees: held out, or else of the validation split; none if there is neither."""
-    found = (KeptPictures(download, filter, split, images, count) for split in HELD_OUT)
+    found = (KeptPictures(download, filter, split, decoders, count) for split in HELD_OUT)
     return next(
         (pictures for pictures in found if len(pictures)),
-        KeptPictures(download, filter, HELD_OUT[0], images, 0),
+        KeptPictures(download, filter, HELD_OUT[0], decoders, 0),
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from hdm.config import Pipeline, VaeSettings
+from hdm.data.decoding import Decoders, pixels
 from hdm.errors import ConfigError, InputError, raised_by
 from hdm.files import TEMPORARY
 from hdm.models.autoencoder import CONFIG, pipeline_latent_shape
@@ -99,12 +100,15 @@ def make(
     settings, download, filter = _settings(pipeline), inputs["download"], inputs["filter"]
     if pipeline.threads is not None:
         torch.set_num_threads(pipeline.threads)
-    pictures = Pictures(
-        KeptPictures(download, filter, "train", pipeline.images),
-        held_out_pictures(download, filter, pipeline.images, settings.num_measured),
-    )
     reference = None if settings.scratch else resolve(pipeline.components).need("autoencoder")
-    with store.draft(identity) as draft:
+    with (
+        Decoders(pipeline.images, pixels, pipeline.threads) as decoders,
+        store.draft(identity) as draft,
+    ):
+        pictures = Pictures(
+            KeptPictures(download, filter, "train", decoders),
+            held_out_pictures(download, filter, decoders, settings.num_measured),
+        )
         if all(map(draft.has, FILES)):  # its manifest was damaged
             quality = json.loads((draft.path / QUALITY).read_bytes())
         else:

@@ -73,6 +73,8 @@ def _sample(
         "format": "PNG",
         "offset": offset,
         "bytes": len(data),
+        "width": 64,  # as a header said; that of a broken file too
+        "height": 64,
     }
 
 

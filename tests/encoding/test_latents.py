@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from hdm.data.captions import key_text
+from hdm.data.decoding import Decoders
 from hdm.data.latents import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.encoder import Encoder
 from hdm.encoding.frames import plan_files
-from hdm.encoding.pictures import _Decoder
 from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.pipelines import Pipeline
@@ -245,16 +245,16 @@ def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(
 def test_several_resolutions_from_one_decoding_are_what_each_is_alone(
     home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, decoded, asked = (16, 24, 32), [], _Decoder._ask
+    sizes, decoded, asked = (16, 24, 32), [], Decoders.ask
 
-    def counted(self: _Decoder, *arguments: object) -> object:
-        decoded.append(arguments)
-        return asked(self, *arguments)  # type: ignore[arg-type]
+    def counted(self: Decoders, name: str, data: bytes, **options: object) -> object:
+        decoded.append(name)
+        return asked(self, name, data, **options)
 
     quick = changed(home.pipeline, crop_pictures=0)
     alone = {size: contents(encode(home, quick, size).path) for size in sizes}
     home.root = home.root.with_name("together")
-    monkeypatch.setattr(_Decoder, "_ask", counted)
+    monkeypatch.setattr(Decoders, "ask", counted)
     latents.make(quick, identify(home), home.inputs, home.store, sizes[0], also=sizes[1:])
     for size in sizes:
         made = home.store.find(identify(home, resolution=size))
@@ -363,7 +363,6 @@ from hdm.config import Pipeline
 from hdm.encoding import latents
 from hdm.encoding.encoder import Encoder
 from hdm.encoding.frames import plan_files
-from hdm.encoding.pictures import _Decoder
 from hdm.store import Store, read_output
 
 root, pipeline, download, kept, resolution = Path(sys.argv[1]), Pipeline.model_validate_json(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hdm.data.decoding import Decoders, pixels
 from hdm.data.tables import read_tables
 from hdm.errors import DamagedError, InputError
 from hdm.models.autoencoder import load_autoencoder
@@ -38,20 +39,17 @@ def stage(store: Store, name: str) -> Output:
 
 
 def test_no_picture_that_is_kept_out_is_learned_from(store: Store) -> None:
-    download, filter, images = (
-        stage(store, "download"),
-        stage(store, "filter"),
-        load_pipeline("demo").images,
-    )
+    download, filter = stage(store, "download"), stage(store, "filter")
     splits = read_tables(filter, "scores", ["split"])["split"].to_pylist()
-    training = KeptPictures(download, filter, "train", images)
-    kept_out = held_out_pictures(download, filter, images, 100)
-    assert len(training) == splits.count("train")
-    assert len(kept_out) == splits.count("held_out")
-    assert not {picture.tobytes() for picture in training} & {
-        picture.tobytes() for picture in kept_out
-    }
-    assert {picture.dtype for picture in training} == {np.dtype(np.uint8)}
+    with Decoders(load_pipeline("demo").images, pixels) as decoders:
+        training = KeptPictures(download, filter, "train", decoders)
+        kept_out = held_out_pictures(download, filter, decoders, 100)
+        assert len(training) == splits.count("train")
+        assert len(kept_out) == splits.count("held_out")
+        assert not {picture.tobytes() for picture in training} & {
+            picture.tobytes() for picture in kept_out
+        }
+        assert {picture.dtype for picture in training} == {np.dtype(np.uint8)}
 
 
 def test_latents_come_from_the_fine_tuned_autoencoder(store: Store) -> None:

@@ -1,0 +1,49 @@
+"""What the pixels of one picture alone say; called in the processes that decode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hdm.curation.fingerprints import fingerprint
+from hdm.curation.quality import noise, sharpness, to_grey
+from hdm.data.images import decode, reduced
+
+if TYPE_CHECKING:
+    from hdm.config import ImageSettings
+
+EMBED_SIDE_PX = 768
+"""No contrastive model looks closer; larger pictures wait for theirs reduced."""
+
+
+def look(
+    data: bytes, settings: ImageSettings, *, keep_pixels: bool
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Measure a picture.
+
+    Args:
+        data: the file.
+        settings: how it is decoded.
+        keep_pixels: also give the picture, for the contrastive model.
+
+    Returns:
+        Columns of MEASURES, bytes as hexadecimal digits; and the picture (h, w, 3) uint8, reduced where it is large, or nothing.
+
+    Raises:
+        BadImage: it cannot be decoded, or is over a limit.
+    """
+    pixels = decode(data, settings).pixels
+    grey = to_grey(pixels)
+    found = fingerprint(pixels)
+    row = {
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "sharpness": sharpness(grey),
+        "noise": noise(grey),
+        "sha256": found.sha256,
+        "perceptual_hash": found.perceptual_hash.hex(),
+        "mirrored_hash": found.mirrored_hash.hex(),
+        "thumbnail": found.thumbnail.hex(),
+    }
+    return row, [reduced(pixels, EMBED_SIDE_PX)] if keep_pixels else []

@@ -1,0 +1,48 @@
+"""Frames of one picture; called in the processes that decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from hdm.data.images import BadImage, decode
+
+if TYPE_CHECKING:
+    from hdm.config import ImageSettings
+
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+
+def cut_frames(
+    data: bytes, settings: ImageSettings, *, size: Size, frames: Sequence[tuple[Box, Size]]
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Decode a picture, cut and resize it.
+
+    Args:
+        data: the file.
+        settings: how it is decoded.
+        size: the width and height that it must have.
+        frames: for each frame the (left, top, right, bottom) that is kept, in pixels, and the (width, height) that it is brought to.
+
+    Returns:
+        No facts, and the frames (h, w, 3) uint8.
+
+    Raises:
+        BadImage: it cannot be decoded, is over a limit, or is of another size.
+    """
+    pixels = decode(data, settings).pixels
+    height, width = pixels.shape[:2]
+    if (width, height) != tuple(size):
+        raise BadImage(
+            "corrupt", f"it is {width} × {height}, and was measured as {size[0]} × {size[1]}"
+        )
+    image = Image.fromarray(pixels)
+    resized = [
+        image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+        for (left, top, right, bottom), (width, height) in frames
+    ]
+    return {}, [np.asarray(frame) for frame in resized]
