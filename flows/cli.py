@@ -13,15 +13,17 @@ from rich.markup import escape
 
 from flows.command_lab import lab
 from flows.command_status import place, show_status
+from hdm import values
 from hdm.cli import File, Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
+from hdm.options import number
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
 from tasks.services import runs, serving
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
-Wait = Annotated[float, typer.Option(metavar="SEC", help="How long to wait for it.")]
+Wait = Annotated[float, number(values.Seconds, metavar="SEC", help="How long to wait for it.")]
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.command_run import prepare, server, traceback_once
+from hdm import values
 from hdm.cli import File, Settings, StoreFolder
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names, load_lab, plan_grid
 from hdm.messages import Terminal, say
+from hdm.options import number
 from hdm.store import Store, store_root
 from tasks.configuration import FILE_VARIABLE
 
@@ -35,10 +37,10 @@ def lab(
     name: Annotated[str, typer.Argument(help="Entry of `labs:` in pipelines.yaml.")] = "scenes",
     only: Only = [],
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings of every setting; else as the lab says.")
+        int | None, number(values.Few, help="Trainings of every setting; else as the lab says.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Seen in every training; else as the lab says.")
+        int | None, number(values.Count, help="Seen in every training; else as the lab says.")
     ] = None,
     settings: Settings = [],
     show: Annotated[

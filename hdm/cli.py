@@ -13,12 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import command_ema, command_plan, command_sample, command_vae, command_weights
+from hdm import command_ema, command_plan, command_sample, command_vae, command_weights, values
 from hdm.child import forget_launchers
 from hdm.databases import set_aside
 from hdm.errors import DamagedError, HdmError
 from hdm.files import REFUSALS, explain_os_error
 from hdm.messages import Terminal, guard_output, say
+from hdm.options import number
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.store import Store, check_files, read_output, store_root
@@ -129,14 +130,18 @@ def bootstrap(
         Path, typer.Option(help="A new folder; components.folder of a pipeline names it.")
     ],
     minutes: Annotated[
-        float | None, typer.Option(help="About how long to train; else as long as the demo's were.")
+        float | None,
+        number(values.Minutes, help="About how long to train; else as long as the demo's were."),
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, number(values.Seed, help="Of weights, order and crops.")] = 0,
     size_px: Annotated[
-        int, typer.Option(help="Shorter side of the pictures that the autoencoder sees most.")
+        int,
+        number(values.Side, help="Shorter side of the pictures that the autoencoder sees most."),
     ] = 64,
-    channels: Annotated[int, typer.Option(help="Of a latent.")] = 8,
-    max_pictures: Annotated[int | None, typer.Option(help="Take only the first so many.")] = None,
+    channels: Annotated[int, number(values.Few, help="Of a latent.")] = 8,
+    max_pictures: Annotated[
+        int | None, number(values.Count, help="Take only the first so many.")
+    ] = None,
     caption_column: Annotated[
         str | None,
         typer.Option(
@@ -150,7 +155,10 @@ def bootstrap(
         ),
     ] = None,
     max_lost_captions: Annotated[
-        int, typer.Option(min=0, help="Go on when no more captions than this belong to no picture.")
+        int,
+        number(
+            values.CountOrNone, help="Go on when no more captions than this belong to no picture."
+        ),
     ] = 0,
     matte: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
 ) -> None:

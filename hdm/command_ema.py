@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from hdm import values
 from hdm.errors import InputError
 from hdm.messages import Terminal
+from hdm.options import number
 
 ROUGH = 0.1  # share of a profile; the paper's own fits are far below
 
@@ -23,8 +25,9 @@ def ema(
     ],
     length: Annotated[
         float,
-        typer.Option(
-            help="σ_rel of the average, as a share of the phase: 0.05 is short, 0.2 long."
+        number(
+            values.EmaLength,
+            help="σ_rel of the average, as a share of the phase: 0.05 is short, 0.2 long.",
         ),
     ],
     out: Annotated[

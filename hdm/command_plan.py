@@ -11,8 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hdm import values
 from hdm.errors import ConfigError, DoesNotFitError
 from hdm.messages import Terminal, say_json
+from hdm.options import number
 
 if TYPE_CHECKING:
     from hdm.planning.hardware import Card
@@ -27,15 +29,17 @@ GPU = typer.Option(
     help="rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; else what train.device finds here, else rtx5090.",
     rich_help_panel=ON_WHAT,
 )
-NUM_GPUS = typer.Option(
-    min=1, help="On how many training runs; else train.num_processes.", rich_help_panel=ON_WHAT
+NUM_GPUS = number(
+    values.Workers,
+    help="On how many training runs; else train.num_processes.",
+    rich_help_panel=ON_WHAT,
 )
-PRICE = typer.Option(
-    min=0,
+PRICE = number(
+    values.Price,
     help="Of an hour of one card; else what was published for it, if anything was.",
     rich_help_panel=COSTS,
 )
-POWER_PRICE = typer.Option(min=0, help="Of a kWh.", rich_help_panel=COSTS)
+POWER_PRICE = number(values.Price, help="Of a kWh.", rich_help_panel=COSTS)
 LIVE = typer.Option(
     "--live-encoders",
     help="The autoencoder runs in training for every sample, and no latents are kept, as in the published run.",

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from hdm import values
 from hdm.errors import ConfigError, InputError
 from hdm.last_runs import newest_model
 from hdm.messages import Terminal
+from hdm.options import number
 from hdm.store import store_root
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ PROMPTS = typer.Option(
 NEGATIVE = typer.Option(
     help="What guidance leads away from; else the empty caption.", rich_help_panel=SHOWN
 )
-COUNT = typer.Option(min=1, help="Pictures a prompt, at seeds counting up.", rich_help_panel=SHOWN)
-SEED = typer.Option(min=0, help="Of each prompt's first picture.", rich_help_panel=SHOWN)
+COUNT = number(values.Few, help="Pictures a prompt, at seeds counting up.", rich_help_panel=SHOWN)
+SEED = number(values.Seed, help="Of each prompt's first picture.", rich_help_panel=SHOWN)
 SIZE = typer.Option(
     metavar="WxH", help="Pixels, as 1024x768; else the square trained at.", rich_help_panel=SHOWN
 )
@@ -57,11 +59,13 @@ CAMERA = typer.Option(
     help="Move the frame: positions plus X and Y, through ZOOM (2 is closer).",
     rich_help_panel=SHOWN,
 )
-STEPS = typer.Option(help="From noise to picture.", rich_help_panel=HOW)
+STEPS = number(values.Few, help="From noise to picture.", rich_help_panel=HOW)
 SOLVER = typer.Option(
     help="euler; or heun, twice the work a step and fewer steps needed.", rich_help_panel=HOW
 )
-GUIDANCE = typer.Option(help="How strongly the prompt leads; 1 is off.", rich_help_panel=HOW)
+GUIDANCE = number(
+    values.Guidance, help="How strongly the prompt leads; 1 is off.", rich_help_panel=HOW
+)
 INTERVAL = typer.Option(
     metavar="FROM,TO",
     help="Times with guidance, from 0 (picture) to 1 (noise); 0.1,0.8, say.",
@@ -72,7 +76,9 @@ RATE = typer.Option(
     help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.",
     rich_help_panel=HOW,
 )
-SHIFT = typer.Option(help="Of the times towards noise; about 3 suits 1024 px.", rich_help_panel=HOW)
+SHIFT = number(
+    values.Shift, help="Of the times towards noise; about 3 suits 1024 px.", rich_help_panel=HOW
+)
 COMPONENTS = typer.Option(
     metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.", rich_help_panel=PARTS
 )

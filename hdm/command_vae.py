@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column, Table
 
+from hdm import values
 from hdm.config import VaeSettings
 from hdm.errors import ConfigError, InputError
 from hdm.messages import Terminal
+from hdm.options import number
 from hdm.progress import show_log
 
 app = typer.Typer(
@@ -31,33 +33,43 @@ AUTOENCODER = typer.Option(
 SCRATCH = typer.Option(
     "--scratch", help="Start from a new small AutoencoderKL, 8 × downscale.", rich_help_panel=START
 )
-CHANNELS = typer.Option(help="Of a latent, with --scratch.", rich_help_panel=START)
-IMAGES = typer.Option(help="Images seen, repetitions counted.", rich_help_panel=LENGTH)
-MINUTES = typer.Option(help="About how long to train, instead of --images.", rich_help_panel=LENGTH)
-SIZE = typer.Option(help="Side of the square crops.", rich_help_panel=LENGTH)
-BATCH = typer.Option(help="Images a step.", rich_help_panel=LENGTH)
-MAX_PICTURES = typer.Option(
-    help="Take only the first so many; they are held in memory.", rich_help_panel=LENGTH
+CHANNELS = number(values.Few, help="Of a latent, with --scratch.", rich_help_panel=START)
+IMAGES = number(values.Count, help="Images seen, repetitions counted.", rich_help_panel=LENGTH)
+MINUTES = number(
+    values.Minutes, help="About how long to train, instead of --images.", rich_help_panel=LENGTH
 )
-EQUIVARIANCE = typer.Option(
+SIZE = number(values.Side, help="Side of the square crops.", rich_help_panel=LENGTH)
+BATCH = number(values.Batch, help="Images a step.", rich_help_panel=LENGTH)
+MAX_PICTURES = number(
+    values.Count,
+    help="Take only the first so many; they are held in memory.",
+    rich_help_panel=LENGTH,
+)
+EQUIVARIANCE = number(
+    values.Weight,
     help="Weight of EQ-VAE's term: a latent scaled and turned has to decode to the picture scaled and turned; 0 is plain.",
     rich_help_panel=LOSS,
 )
-PERCEPTUAL = typer.Option(
+PERCEPTUAL = number(
+    values.Weight,
     help="Weight of LPIPS; needs torchmetrics, and VGG16's weights on this machine.",
     rich_help_panel=LOSS,
 )
-KL = typer.Option(help="Weight of the posterior's divergence.", rich_help_panel=LOSS)
+KL = number(values.Weight, help="Weight of the posterior's divergence.", rich_help_panel=LOSS)
 OPTIMIZER = typer.Option(
     help="adamw; or muon, for convolutions and matrices: sooner there from scratch.",
     rich_help_panel=LOSS,
 )
-RATE = typer.Option(
-    help="Of AdamW; a cosine leads down to a hundredth of it.", rich_help_panel=LOSS
+RATE = number(
+    values.LearningRate,
+    help="Of AdamW; a cosine leads down to a hundredth of it.",
+    rich_help_panel=LOSS,
 )
-MUON_RATE = typer.Option(help="Of Muon.", rich_help_panel=LOSS)
-EMA = typer.Option(
-    help="Keep an average of the weights with this decay; 0 keeps the last.", rich_help_panel=LOSS
+MUON_RATE = number(values.LearningRate, help="Of Muon.", rich_help_panel=LOSS)
+EMA = number(
+    values.Rate,
+    help="Keep an average of the weights with this decay; 0 keeps the last.",
+    rich_help_panel=LOSS,
 )
 MATTE = typer.Option(help="Colour behind transparent pixels.")
 CONTRASTIVE = typer.Option(
@@ -87,7 +99,7 @@ def finetune(
     learning_rate: Annotated[float, RATE] = 1e-4,
     muon_learning_rate: Annotated[float, MUON_RATE] = 0.01,
     ema: Annotated[float, EMA] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of new weights, crops and draws.")] = 0,
+    seed: Annotated[int, number(values.Seed, help="Of new weights, crops and draws.")] = 0,
     matte: Annotated[str, MATTE] = "#ffffff",
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
     device: Annotated[str, DEVICE] = "auto",
@@ -156,9 +168,9 @@ def measure(
     source: Annotated[str, SOURCE],
     autoencoder: Annotated[str, AUTOENCODER],
     size_px: Annotated[
-        int, typer.Option(help="Side of the squares that are measured: pictures' middles.")
+        int, number(values.Side, help="Side of the squares that are measured: pictures' middles.")
     ] = 64,
-    images: Annotated[int, typer.Option(min=1, help="The first so many pictures.")] = 256,
+    images: Annotated[int, number(values.Count, help="The first so many pictures.")] = 256,
     matte: Annotated[str, MATTE] = "#ffffff",
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
     device: Annotated[str, DEVICE] = "auto",

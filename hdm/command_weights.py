@@ -9,8 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from hdm import values
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal
+from hdm.options import number
 
 if TYPE_CHECKING:
     from hdm.models.weights import Weights
@@ -20,7 +22,8 @@ app = typer.Typer(
     help="Published weights: import, export, and check against golden numbers.",
 )
 Rate = Annotated[
-    float | None, typer.Option(help="TREAD rate to write down, in [0, 1); else what the file says.")
+    float | None,
+    number(values.Rate, help="TREAD rate to write down, in [0, 1); else what the file says."),
 ]
 
 

@@ -153,7 +153,12 @@ def _is_size(text: str) -> str:
     return text
 
 
-def _is_device(text: str) -> str:
+def device_of(text: str) -> str:
+    """The same text, if it names a device.
+
+    Raises:
+        ValueError: it does not.
+    """
     if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,4})?", text):
         raise ValueError("must be auto, cpu, cuda or one device, as cuda:1")
     return text
@@ -162,7 +167,7 @@ def _is_device(text: str) -> str:
 def _are_devices(text: str) -> str:
     for name in text.split(","):
         try:
-            _is_device(name.strip())
+            device_of(name.strip())
         except ValueError as error:
             raise ValueError(f"{error}; or several with commas between, as cuda:0,cuda:2") from None
     return text
@@ -170,7 +175,7 @@ def _are_devices(text: str) -> str:
 
 Size = Annotated[str, AfterValidator(_is_size)]
 """WIDTHxHEIGHT in pixels."""
-Device = Annotated[str, AfterValidator(_is_device)]
+Device = Annotated[str, AfterValidator(device_of)]
 """auto: the accelerator if there is one, else the CPU."""
 Devices = Annotated[str, AfterValidator(_are_devices)]
 """One device or several, with commas between."""

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from hdm.errors import DoesNotFitError, InputError
+from hdm.errors import ConfigError, DoesNotFitError, InputError
+from hdm.values import device_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,6 +24,10 @@ def check_device(wanted: str, where: str) -> None:
         wanted: "auto" or a device of torch.
         where: the setting or option that names it.
     """
+    try:
+        device_of(wanted)
+    except ValueError as error:
+        raise ConfigError(f"device {wanted!r}: {error}", where=where) from error
     kind, _, number = wanted.partition(":")
     if kind in ("auto", "cpu"):
         return
@@ -30,7 +35,8 @@ def check_device(wanted: str, where: str) -> None:
     count = backend.device_count() if backend is not None and backend.is_available() else 0
     if int(number or 0) >= count:
         raise InputError(
-            f"torch finds {count or 'no'} {kind} device{'s' * (count > 1)}, and {wanted!r} is wanted",
+            f"torch finds no accelerator {wanted!r}"
+            + (f": there are {count}, counted from 0" if count else ""),
             where=where,
             do="set it to auto or cpu, or look at nvidia-smi",
         )
@@ -46,11 +52,7 @@ def choose_device(wanted: str, what: str) -> str:
     Raises:
         InputError: there is no such device.
     """
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(
-            f"torch finds no accelerator for device {wanted!r}",
-            do="set the device to auto or cpu, or look at nvidia-smi",
-        )
+    check_device(wanted, what)
     device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         log.log(logging.WARNING if wanted == "auto" else logging.INFO, "%s runs on the CPU", what)
