@@ -17,6 +17,7 @@ setup: .venv/.installed  ## make .venv and install what was tested together
 
 demo: setup      ## run the whole pipeline on the embedded data set, in minutes
 	$(BIN)/hdm run demo
+	@echo "for the command hdm in this shell: . $(BIN)/activate"
 
 test: setup      ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -52,7 +52,7 @@ def run(
 
     os.environ["HDM_STORE"] = str(store_root(store))
     summary = run_pipeline(name, start_from, stop_after, settings, file, verbose)
-    tell(summary)
+    tell(summary, name_store=store is not None)
     if as_json:
         print_json(summary)
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -220,8 +221,13 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
     }
 
 
-def tell(summary: dict[str, Any]) -> None:
-    """Say where everything lies."""
+def tell(summary: dict[str, Any], name_store: bool = False) -> None:
+    """Say where everything lies.
+
+    Args:
+        name_store: the commands that are shown need the store's folder.
+    """
+    where = f" --store {shlex.quote(summary['store'])}" if name_store else ""
     console.print()
     for what in SHARES:
         if what in summary["scores"]:
@@ -233,10 +239,10 @@ def tell(summary: dict[str, Any]) -> None:
             console.print(f"pictures      {escape(str(picture))}  ({output})")
     if any(output.startswith("train.") for output in summary["pictures"]):
         console.print(
-            f'more          hdm sample --pipeline {escape(summary["pipeline"])} --prompt "…"'
+            f'more          hdm sample --pipeline {escape(summary["pipeline"])}{escape(where)} --prompt "…"'
         )
     console.print(
-        "MLflow        hdm serve, then its pages compare this run with others"
+        f"MLflow        hdm serve{escape(where)}, then its pages compare this run with others"
         if summary["mlflow_run_id"]
         else ""
     )
