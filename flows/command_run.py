@@ -34,7 +34,6 @@ from tasks.configuration import FILE_VARIABLE
 from tasks.services import password, prefect_access, prefect_environment
 
 HEALTH_SEC = 5.0
-SHARES = ("colour", "place", "kind", "faults_caught", "good_kept")
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -192,8 +191,8 @@ def traceback_once(verbose: bool) -> Iterator[None]:
 
 
 def _summary(name: str, records: list[Any]) -> dict[str, Any]:
-    from tasks import reporter
-    from tasks.report import report_folder
+    from hdm.evaluation.reports import INDEX, reports
+    from tasks import report, reporter
 
     stages = [
         {
@@ -209,12 +208,12 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
     for one in records:
         if one.name == "evaluate":
             scores = dict(read_output(Path(one.path)).summary)
-    page = report_folder(name) / "report.html"
     return {
         "pipeline": name,
         "stages": stages,
         "scores": scores,
-        "report": str(page) if page.exists() else None,
+        "report": str(report.last_page) if report.last_page else None,
+        "reports": str(reports(store_root()) / INDEX),
         "pictures": {one.name: one.path for one in records if one.stage in ("train", "evaluate")},
         "store": str(store_root()),
         "mlflow_run_id": reporter.last_run_id,
@@ -227,6 +226,8 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
     Args:
         name_store: the commands that are shown need the store's folder.
     """
+    from hdm.evaluation.report import SHARES  # which the run has imported
+
     where = f" --store {shlex.quote(summary['store'])}" if name_store else ""
     console.print()
     for what in SHARES:
@@ -234,6 +235,7 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
             console.print(f"{what.replace('_', ' '):<13} {summary['scores'][what]:.1%}")
     if summary["report"]:
         console.print(f"report        {escape(summary['report'])}")
+        console.print(f"all reports   {escape(summary['reports'])}")
     for output, folder in summary["pictures"].items():
         for picture in sorted(Path(folder).glob("*.png")):
             console.print(f"pictures      {escape(str(picture))}  ({output})")

@@ -22,9 +22,9 @@ from hdm.messages import Terminal, guard_output, say
 from hdm.options import number
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
+from hdm.provenance import code_version
 from hdm.store import Store, check_files, read_output, store_root
 from hdm.terminal import survive_closing
-from hdm.version import code_version
 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from hdm.databases import MEND, damage, databases
-from hdm.version import DISTRIBUTION, code_version
+from hdm.provenance import DISTRIBUTION, code_version, cpu_model, gpus
 
 DISK_BYTES = 2_000_000_000  # the demo's store and its services take less than half
 
@@ -30,7 +30,7 @@ class Check:
 
 
 def checks(root: Path) -> Iterator[Check]:
-    """Look at Python, the packages' versions, the torch pair, devices, disk and databases."""
+    """Look at Python, the code's and the packages' versions, the torch pair, devices, disk and databases."""
     yield Check(
         "python",
         sys.version_info >= (3, 11),
@@ -90,19 +90,9 @@ def devices() -> Check:
     except (ImportError, RuntimeError) as error:
         return Check("devices", False, str(error).splitlines()[0])
     if torch.cuda.is_available():
-        cards = [
-            torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
-        ]
-        return Check(
-            "devices",
-            True,
-            ", ".join(f"{card.name} with {card.total_memory / 1e9:.0f} GB" for card in cards),
-        )
-    return Check(
-        "devices",
-        True,
-        f"no GPU; {len(os.sched_getaffinity(0))} CPU cores, enough for the pipelines demo and folder",
-    )
+        return Check("devices", True, "; ".join(gpus()))
+    cores = f"{len(os.sched_getaffinity(0))} cores of {cpu_model()}"
+    return Check("devices", True, f"no GPU; {cores}, enough for the pipelines demo and folder")
 
 
 def disk(root: Path) -> Check:

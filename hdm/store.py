@@ -3,7 +3,7 @@
     <store>/<output name>/<digest>/      one output, e.g. store/encode.64px/3f2a…/
         manifest.json                    written last; the output exists if and only if it is there and holds
         <files>                          shards, tables, weights
-        run.json                         times, hosts and rates of the runs that made it; outside every digest
+        run.json                         times, rates, code and machines of the runs that made it; outside every digest
         .journal.jsonl                   one line a finished file, so that a restart adopts it
         .copies/                         the manifest again, and small files that only the whole work would make again
         .scratch/                        state for resuming (training checkpoints); gone after the commit
@@ -45,6 +45,7 @@ from hdm.files import (
     write_json,
     written_aside,
 )
+from hdm.provenance import provenance
 
 MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
     "manifest.json",
@@ -368,6 +369,7 @@ class Draft:
                         "started": self.started,
                         "seconds": round(seconds, 3),
                         "host": socket.gethostname(),
+                        **provenance(),
                     },
                 ],
             },

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from hdm.config import Pipeline
+from hdm.files import canonical_json
 from hdm.pipelines import load_pipeline
 from tasks import secret_blocks
 
@@ -27,6 +29,16 @@ def read_anew() -> None:
     """A run begins: what was read for the one before is forgotten."""
     _read.cache_clear()
     secret_blocks.forget()
+
+
+def recipe(settings: Pipeline) -> str:
+    """A digest of every setting that changes results: 16 hex digits."""
+    fields = {
+        name: value
+        for name, value in settings.result_fields().items()
+        if name not in ("name", "description")
+    }
+    return hashlib.sha256(canonical_json(fields)).hexdigest()[:16]
 
 
 @functools.lru_cache

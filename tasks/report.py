@@ -1,4 +1,4 @@
-"""The report: one page about a pipeline, beside the store's outputs, since it tells times."""
+"""The report: one page about a run, beside the store's outputs, since it tells times."""
 
 from pathlib import Path
 
@@ -6,8 +6,11 @@ from prefect import task
 
 from hdm.store import MANIFEST, Store, read_output, store_root
 from tasks import reporter
-from tasks.configuration import configured
+from tasks.configuration import configured, recipe
 from tasks.records import StageRecord
+
+last_page: Path | None = None
+"""The report of this process's last run."""
 
 
 @task(name="report", task_run_name="report", persist_result=False)
@@ -17,7 +20,9 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
     Returns:
         its path.
     """
+    global last_page
     from hdm.evaluation.report import write_report
+    from hdm.evaluation.reports import new_folder, write_index
     from hdm.stages import Made, identities, steps
 
     settings, store = configured(pipeline, overrides), Store(store_root())
@@ -34,11 +39,10 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
     made = [
         Made(step, read_output(folders[step.name]), cached.get(step.name, True)) for step in there
     ]
-    page = write_report(settings, made, report_folder(settings.name))
-    reporter.artifact(page)
-    return str(page)
-
-
-def report_folder(pipeline: str) -> Path:
-    """Where the page of a pipeline lies."""
-    return store_root() / "reports" / pipeline
+    done = {step.name for step in there}
+    missing = [step.name for step in steps(settings) if step.name not in done]
+    folder = new_folder(store.root, settings.name, recipe(settings))
+    last_page = write_report(settings, made, folder, overrides, missing)
+    write_index(store.root)
+    reporter.artifact(last_page)
+    return str(last_page)

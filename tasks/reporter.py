@@ -7,7 +7,6 @@ stages nothing, and when the pipe closes it finishes and ends, however this proc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -24,10 +23,10 @@ from prefect.runtime import flow_run
 
 from hdm.child import child_environment
 from hdm.config import Pipeline
-from hdm.files import canonical_json
+from hdm.provenance import provenance
 from hdm.redaction import redacted_value
 from hdm.store import store_root
-from tasks.configuration import configured, read_anew
+from tasks.configuration import configured, read_anew, recipe
 from tasks.figures import flattened
 from tasks.records import STOPS, StageRecord
 from tasks.services import services, under_way
@@ -175,19 +174,15 @@ def _tell(event: str, **facts: Any) -> None:
 
 
 def _facts(settings: Pipeline, overrides: list[str]) -> dict[str, Any]:
-    recipe = {
-        name: value
-        for name, value in settings.result_fields().items()
-        if name not in ("name", "description")
-    }
     return {
         "pipeline": settings.name,
         "description": settings.description,
-        "recipe": hashlib.sha256(canonical_json(recipe)).hexdigest()[:16],
+        "recipe": recipe(settings),
         "params": dict(
             flattened(settings.model_dump(mode="json", exclude={"name", "description", "mixed"}))
         ),
         "overrides": overrides,
         "pid": os.getpid(),
         "flow_run": flow_run.root_flow_run_id,
+        "provenance": provenance(),
     }

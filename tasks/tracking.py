@@ -140,7 +140,8 @@ class Mirror:
             "stage": "all",
             "overrides": " ".join(event["overrides"]),
         }
-        self.parent = self._same_flow_run() or self._create(
+        own |= made_by(event.get("provenance", {}))
+        self.parent = self._same_flow_run(own) or self._create(
             f"{self.pipeline} {event['recipe'][:6]}", event["at"], own
         )
         self._params(self.parent, event["params"])
@@ -268,7 +269,7 @@ class Mirror:
             tags={"mlflow.experimentKind": "custom_model_development"},
         )
 
-    def _same_flow_run(self) -> str | None:
+    def _same_flow_run(self, own: dict[str, str]) -> str | None:
         """A retried flow run goes on in the run that it began."""
         this_run = matching(
             {"tags.prefect_flow_run": self.tags["prefect_flow_run"], "tags.stage": "all"}
@@ -277,6 +278,7 @@ class Mirror:
         if not found:
             return None
         self.client.update_run(found[0].info.run_id, status="RUNNING")
+        self._tag(found[0].info.run_id, own)
         return found[0].info.run_id
 
     def _end_dead_runs(self) -> None:
@@ -373,6 +375,13 @@ class Mirror:
                 tags={"digest": manifest["digest"], "folder": str(folder)},
             )
         self.client.set_registered_model_alias(self.pipeline, "newest", version.version)
+
+
+def made_by(provenance: dict[str, Any]) -> dict[str, str]:
+    """Code, libraries and machine as tags of a run; the commit also where MLflow's pages show it."""
+    tags = {name: plain(value) for name, value in flattened(provenance)}
+    commit = tags.get("code.commit")
+    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
 
 
 def matching(values: Mapping[str, str]) -> str:

@@ -92,7 +92,7 @@ def test_status_and_version_need_no_heavy_library(tmp_path: Path) -> None:
 
 
 def test_the_version_names_the_commit_of_a_checkout(tmp_path: Path) -> None:
-    from hdm.version import code_version
+    from hdm.provenance import code_version
 
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]

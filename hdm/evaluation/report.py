@@ -19,11 +19,15 @@ from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.evaluate import ANSWERS, METRICS
 from hdm.evaluation.exhibits import Exhibition, data_uri
 from hdm.evaluation.painting import read_prompts_of, read_set
-from hdm.files import write_bytes
+from hdm.files import canonical_json, write_bytes, write_json
+from hdm.provenance import provenance
+from hdm.redaction import redacted_value
 from hdm.statistics import Share
 from hdm.store import MANIFEST, Output
 
-PAGE, TEMPLATE = "report.html", "report.html.j2"
+PAGE, FACTS, TEMPLATE = "report.html", "report.json", "report.html.j2"
+SHARES = ("colour", "place", "kind", "faults_caught", "good_kept")
+"""What the evaluation's summary may hold that tells most in a line."""
 KEPT, REJECTED, PAIRS = 24, 8, 12
 GRID_PX = 480
 SHOWN = {"one_object": 32, "two_objects": 16, "prompts": 32}
@@ -39,27 +43,59 @@ class Made(Protocol):
     def cached(self) -> bool: ...
 
 
-def write_report(pipeline: Pipeline, made: Sequence[Made], folder: Path) -> Path:
-    """Write `report.html` about what has been made so far.
+def write_report(
+    pipeline: Pipeline,
+    made: Sequence[Made],
+    folder: Path,
+    overrides: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> Path:
+    """Write `report.html` about what has been made so far, and `report.json` for the list of reports.
 
     Args:
         pipeline: its settings.
         made: outputs in order of their making; a part of the pipeline's will do, and the page then tells of that part.
-        folder: where the page goes; it tells times, so that is no output's folder.
+        folder: of this report alone (`hdm.evaluation.reports.new_folder`).
+        overrides: the settings that the run was given, as `stage.field=value`.
+        missing: names of the pipeline's other outputs.
 
     Returns:
         The page's path. The page refers to nothing outside itself.
     """
     outputs = {one.output.name: one.output for one in made}
+    now = datetime.now().astimezone()
+    stages = _stages(made)
+    facts = {
+        "pipeline": pipeline.name,
+        "written": now.isoformat(timespec="seconds"),
+        "outputs": list(outputs),
+        "missing": list(missing),
+        "overrides": redacted_value(list(overrides)),
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "scores": _shares(outputs),
+        **provenance(),
+    }
+    settings = redacted_value(pipeline.model_dump(mode="json"))
     context = {
+        **facts,
         "pipeline": pipeline,
-        "written": datetime.now().astimezone().strftime("%-d %B %Y, %H:%M %Z"),
-        "stages": _stages(made),
-        "settings": json.dumps(pipeline.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        "run": folder.name,
+        "written": now.strftime("%-d %B %Y, %H:%M %Z"),
+        "stages": stages,
+        "makers": _makers(made),
+        "settings": json.dumps(settings, indent=2, ensure_ascii=False),
         **_data(pipeline, outputs),
         **_training(outputs),
         **_evaluation(pipeline, outputs),
     }
+    page = folder / PAGE
+    write_bytes(page, render(TEMPLATE, context))
+    write_json(folder / FACTS, facts)
+    return page
+
+
+def render(template: str, context: Mapping[str, Any]) -> bytes:
+    """A page from one of the templates beside this file."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -68,9 +104,23 @@ def write_report(pipeline: Pipeline, made: Sequence[Made], folder: Path) -> Path
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(percent=_percent, seconds=_seconds, number=_number)
-    page = folder / PAGE
-    write_bytes(page, environment.get_template(TEMPLATE).render(context).encode())
-    return page
+    return environment.get_template(template).render(context).encode()
+
+
+def _shares(outputs: Mapping[str, Output]) -> dict[str, float]:
+    summary = outputs["evaluate"].summary if "evaluate" in outputs else {}
+    return {name: summary[name] for name in SHARES if name in summary}
+
+
+def _makers(made: Sequence[Made]) -> list[dict[str, Any]]:
+    """Code, libraries and machine, each with the outputs that were finished with them; none of outputs that do not say."""
+    found: dict[bytes, dict[str, Any]] = {}
+    for one in made:
+        runs = one.output.run().get("runs") or [{}]
+        maker = {name: runs[-1].get(name) for name in ("code", "libraries", "machine", "host")}
+        told = found.setdefault(canonical_json(maker), {**maker, "outputs": []})
+        told["outputs"].append(one.output.name)
+    return list(found.values())
 
 
 def _stages(made: Sequence[Made]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def small_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallStages
     found = SmallStages()
     monkeypatch.setattr(stages, "steps", found.steps)
     monkeypatch.setattr(
-        report, "write_report", lambda pipeline, made, folder: folder / "report.html"
+        report, "write_report", lambda pipeline, made, folder, *rest: folder / "report.html"
     )
     monkeypatch.setenv("HDM_STORE", str(tmp_path))
     monkeypatch.setenv("HDM_TRACKING", "off")

@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from flows.encode_latents import encode_latents
 from flows.full_pipeline import full_pipeline
 from hdm.errors import ConfigError, InputError
+from tasks import report
 
 if TYPE_CHECKING:
     from tests.flows.conftest import SmallStages
@@ -114,13 +115,23 @@ def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
     assert first[-1].digest != second[-1].digest
 
 
-def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
+def test_parts_of_the_pipeline(
+    small_stages: SmallStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "last_page", None)
     assert full_pipeline(
         "demo", start_from="encode", return_state=True
     ).is_failed()  # nothing to start from
+    pages = {report.last_page}
     assert [record.name for record in full_pipeline("demo", stop_after="caption")] == list(
         small_stages.NAMES[:4]
     )
+    pages.add(report.last_page)
+    full_pipeline("demo")
+    pages.add(report.last_page)
+    folders = {page.parent for page in pages if page}
+    assert len(folders) == 2, "every run has a report of its own"
+    assert {folder.parent for folder in folders} == {tmp_path / "reports" / "demo"}
     assert [
         record.name for record in full_pipeline("demo", start_from="encode", stop_after="encode")
     ] == ["encode.48px", "encode.64px"]

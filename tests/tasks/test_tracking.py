@@ -233,6 +233,25 @@ def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_
     assert not client.search_registered_models(), "no short training is a version of a model"
 
 
+def test_a_run_is_tagged_with_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = {
+        "code": {"version": "9.9", "commit": "c" * 40, "changed": True},
+        "libraries": {"torch": "2.14", "mlflow": None},
+        "machine": {"cpu": "Z80", "cores": 1, "gpus": ["H200, 150 GB"]},
+    }
+    keeper = told(tmp_path, [{**RUN, "params": {}, "provenance": made}])
+    assert keeper.mirror
+    assert not keeper.warned
+    tags = keeper.mirror.client.get_run(keeper.mirror.parent).data.tags
+    assert tags["code.version"] == "9.9"
+    assert tags["code.commit"] == tags["mlflow.source.git.commit"] == "c" * 40
+    assert tags["code.changed"] == "true"
+    assert tags["libraries.torch"] == "2.14"
+    assert tags["machine.cpu"] == "Z80"
+    assert tags["machine.gpus"] == '["H200, 150 GB"]'
+
+
 def test_searching_mlflow_by_names_with_quotes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
