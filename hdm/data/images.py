@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -27,6 +28,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from hdm.data.boxes import colour_boxes
+from hdm.data.colour import Colour, UnsupportedColour, of_code_points, of_gamma
 from hdm.data.formats import foreign_format, sniff
 
 if (
@@ -86,7 +89,8 @@ class Picture:
     Args:
         pixels: (H, W, 3) uint8, sRGB, upright, on the matte.
         format: Pillow's name, as "JPEG".
-        flags: what was done or ignored, of: animated, rotated, exif_ignored, sixteen_bit, icc, icc_ignored, transparent.
+        flags: what was done or ignored, of: animated, rotated, exif_ignored, sixteen_bit, cicp, icc, icc_ignored, gamma, colour_ignored,
+            transparent.
     """
 
     pixels: np.ndarray
@@ -112,24 +116,32 @@ def inspect(data: bytes, settings: ImageSettings) -> Header:
 def decode(data: bytes, settings: ImageSettings) -> Picture:
     """Decode a file to sRGB as a person would see it.
 
-    16-bit grey is scaled, 16-bit colour loses its low byte; CMYK, LAB and pictures with an ICC profile are converted to sRGB
-    (a profile that is broken or of another colour space is ignored and flagged); transparent pixels show `settings.matte`;
-    EXIF orientation is applied; of an animation the first frame is taken.
+    16-bit grey is scaled, 16-bit colour loses its low byte unless its curve is not sRGB's; CMYK, LAB and pictures with an ICC profile are
+    converted to sRGB (a profile that is broken or of another colour space is ignored and flagged), and so is what a PNG, HEIF or AVIF
+    file says of its colour in numbers; transparent pixels show `settings.matte`; EXIF orientation is applied; of an animation the first
+    frame is taken.
 
     Args:
         data: the file.
         settings: matte, limits and what to do with animations.
 
     Raises:
-        BadImage: as `inspect`, and where the pixels cannot be read to the last one or have no defined white (32-bit numbers).
+        BadImage: as `inspect`, and where the pixels cannot be read to the last one or have no defined white (32-bit numbers, PQ, HLG).
     """
     name, image = _open(data, settings)
     with _guarded(name):
         flags: set[str] = {"animated"} if getattr(image, "is_animated", False) else set()
         orientation, known = _orientation(image)
         bits = _bits(image)
+        colour = _colour(name, data, image, flags)
         image.load()
-        picture, alpha = _srgb(image, bits, flags)
+        if colour and bits > 8 and name == "PNG":
+            picture, alpha = _from_16_bits(data, image, colour)
+            flags.add("sixteen_bit")
+        else:
+            picture, alpha = _srgb(image, bits, flags)
+            if colour:
+                picture = Image.fromarray(colour.to_srgb(np.asarray(picture)))
         if alpha is not None and alpha.getextrema() != (255, 255):
             flags.add("transparent")
             ground = Image.new("RGB", picture.size, settings.matte)
@@ -156,6 +168,8 @@ def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFil
             raise BadImage("corrupt", f"{width} × {height} pixels are no picture")
         if max(width, height) > MAX_SIDE_PX or width * height >= settings.max_megapixels * 1e6:
             raise BadImage("too_large", f"{width} × {height} pixels are more than are taken")
+        if isinstance(image, TiffImageFile) and _is_raw(image):
+            raise BadImage("unsupported", "RAW: not read; convert it to PNG")
         if name == "JPEG" and has_more_scans(data, settings.max_scans):
             raise BadImage("too_many_scans", f"more than images.max_scans = {settings.max_scans}")
         if name in COUNTED and getattr(image, "n_frames", 1) > settings.max_frames:
@@ -241,6 +255,92 @@ def _bits(image: ImageFile.ImageFile) -> int:
     if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (8,)))
     return 16 if any(";16" in str(tile.args) for tile in image.tile) else 8
+
+
+def _is_raw(image: TiffImageFile) -> bool:
+    """Whether a camera wrote it: what a TIFF reader finds is a preview, or values that are not developed."""
+    is_preview = bool(image.tag_v2.get(254, 0) & 1) and 330 in image.tag_v2
+    return is_preview or 50706 in image.tag_v2  # DNG's version
+
+
+def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Colour | None:
+    """What a file says of its colour in numbers, where that is to be used and is not sRGB; to be asked before loading."""
+    if name == "PNG":
+        return _png_colour(data, image, flags)
+    if name == "JPEG2000":
+        profiles = [box[3:] for box in colour_boxes(data) if box[:1] in (b"\2", b"\3")]
+        if profiles:
+            image.info["icc_profile"] = profiles[0]
+    if "icc_profile" in image.info:
+        return None
+    code_points: tuple[int, int] | None = None
+    if name == "HEIF" and (told := image.info.get("nclx_profile")):
+        code_points = told["color_primaries"], told["transfer_characteristics"]
+    if name == "AVIF":
+        found = (box for box in colour_boxes(data) if box[:4] == b"nclx" and len(box) >= 8)
+        code_points = next((struct.unpack_from(">HH", box, 4) for box in found), None)
+    return _by_code_points(*code_points, False, flags) if code_points else None
+
+
+def _png_colour(data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Colour | None:
+    """By the third edition's precedence: cICP, iCCP, sRGB, then gAMA and cHRM."""
+    told = _cicp(data)
+    if told is not None:
+        primaries, transfer, matrix, full = told
+        if matrix != 0 or full > 1:
+            raise BadImage("unsupported", f"PNG: cICP with matrix {matrix} and range {full}")
+        image.info.pop("icc_profile", None)
+        return _by_code_points(primaries, transfer, not full, flags)
+    if "icc_profile" in image.info or "srgb" in image.info:
+        return None
+    try:
+        colour = of_gamma(image.info.get("gamma"), image.info.get("chromaticity"))
+    except UnsupportedColour:
+        flags.add("colour_ignored")
+        return None
+    flags.update(["gamma"] if colour else [])
+    return colour
+
+
+def _by_code_points(primaries: int, transfer: int, narrow: bool, flags: set[str]) -> Colour | None:
+    try:
+        colour = of_code_points(primaries, transfer, narrow)
+    except UnsupportedColour as error:
+        raise BadImage("unsupported", f"the picture's colour is not read: {error}") from error
+    flags.update(["cicp"] if colour else [])
+    return colour
+
+
+def _cicp(png: bytes) -> bytes | None:
+    """The content of a PNG's cICP chunk, which Pillow does not keep."""
+    place = 8
+    while True:
+        length, kind = int.from_bytes(png[place : place + 4], "big"), png[place + 4 : place + 8]
+        if kind in (b"IDAT", b"IEND", b""):
+            return None
+        if kind == b"cICP" and length == 4:
+            return png[place + 8 : place + 12]
+        place += 12 + length
+
+
+def _from_16_bits(
+    data: bytes, image: ImageFile.ImageFile, colour: Colour
+) -> tuple[Image.Image, Image.Image | None]:
+    """RGB in sRGB and alpha or None, of a PNG with 16 bits a sample: linear light in 8 bits has too few dark levels."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+        alpha = _split(image, 16)[1]
+        return Image.fromarray(colour.to_srgb(grey)).convert("RGB"), alpha
+    straight, alpha = _split(image, 16)
+    samples = np.asarray(straight.convert("RGB"))
+    if image.mode in ("RGB", "RGBA"):
+        # Pillow keeps the high bytes; read as little-endian samples, it keeps the low ones.
+        low = PngImageFile(BytesIO(data))
+        low.tile = [tile._replace(args=str(tile.args).replace("16B", "16L")) for tile in low.tile]
+        low.info.pop("transparency", None)
+        low.load()
+        samples = (samples.astype(np.uint16) << 8) | np.asarray(low)[..., :3]
+    return Image.fromarray(colour.to_srgb(samples)), alpha
 
 
 def _srgb(image: Image.Image, bits: int, flags: set[str]) -> tuple[Image.Image, Image.Image | None]:
