@@ -51,6 +51,7 @@ ABOUT = (
 MASKS = ("-masklabel", "-condlabel")
 """How OneTrainer calls the masks of a picture, which are no pictures to train on."""
 MAX_WORDS_BYTES = 1 << 24
+MAX_TABLE_BYTES = 1 << 28
 _REPEATS = re.compile(r"\d+_(?=.)")
 
 
@@ -272,6 +273,9 @@ class Folder:
         path = self._files[name]
         if _is_mask(name):
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is a mask of OneTrainer")
+        elif _suffix(name) in TABLES and self._lists_captions(path):
+            reason = "it lists captions of files; set download.metadata to it, or move it away"
+            inventory.leave("file", Fate.LOST, shown(name), reason)
         elif _suffix(name) in TABLES:
             reason = "set download.metadata to it, if it holds captions"
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), reason)
@@ -285,6 +289,20 @@ class Folder:
             inventory.leave("folder", Fate.LOST, shown(name), reason)
         else:
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is no picture")
+
+    def _lists_captions(self, path: Path) -> bool:
+        """Whether a table that nobody named has columns of file names and of captions."""
+        if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
+            return False
+        try:
+            known = column_names(path)
+        except InputError:
+            return False
+        asked = self.settings.caption_column
+        captions = (asked,) if asked else CAPTION_COLUMNS
+        return any(name in known for name in FILE_COLUMNS) and any(
+            name in known for name in captions
+        )
 
     def _holds_caption(self, name: str, folders: Collection[str]) -> bool:
         """Whether a text that belongs to no picture looks as if it should."""

@@ -115,6 +115,11 @@ LOSSES = {
         b'{"caption": "x"}',
         "about.json: it lies beside pictures and belongs to none of them",
     ),
+    "a table of captions that no setting names": (
+        "captions.csv",
+        b"file_name,caption\nimg/0.png,a fox\n",
+        "captions.csv: it lists captions of files; set download.metadata to it",
+    ),
     "a text that cannot be decoded": (
         "img/0.txt",
         UNDECODABLE,
