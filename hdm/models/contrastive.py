@@ -59,15 +59,7 @@ class Contrastive:
 
     def are_cut(self, texts: list[str]) -> list[bool]:
         """Which texts are longer than the model's context, so that `embed_texts` sees only their beginnings."""
-        if not texts:
-            return []
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        if inner is not None:
-            context = self.tokenizer.context_length
-            return [len(ids) > context for ids in inner(texts)["input_ids"]]
-        context = self.tokenizer.context_length
-        # With room for one token more than the context has, only longer texts fill it.
-        return (self.tokenizer(texts, context_length=context + 1)[:, -1] != 0).tolist()
+        return are_cut(self.tokenizer, texts)
 
     @torch.no_grad()
     def _embed_texts(self, texts: list[str]) -> Embeddings:
@@ -130,6 +122,18 @@ class Contrastive:
             else self.tokenizer.decode(ids)
         )
         return str(text).strip()
+
+
+def are_cut(tokenizer: Any, texts: list[str]) -> list[bool]:
+    """Which texts have more tokens than an open_clip tokenizer's context holds."""
+    if not texts:
+        return []
+    context = tokenizer.context_length
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is not None:
+        return [len(ids) > context for ids in inner(texts, verbose=False)["input_ids"]]
+    # open_clip's own pads with 0 and cuts: with room for one more token, only longer texts fill it.
+    return (tokenizer(texts, context_length=context + 1)[:, -1] != 0).tolist()
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

@@ -64,6 +64,32 @@ def test_every_downloaded_item_has_a_row_in_order_and_its_measures(store, make_d
     )
 
 
+def test_the_best_of_several_captions_counts_and_long_ones_are_counted(
+    store,
+    make_download,
+    coca_folder,  # noqa: F811
+    caplog,
+):
+    pictures = [scene(index) for index in range(3)]
+    given = [["a red circle", "a blue square"], [], ["red " * 40, "a square", "a circle"]]
+    download = make_download(
+        [(png(p), captions) for p, captions in zip(pictures, given, strict=True)]
+    )
+    pipeline = Pipeline(components=Components(contrastive=str(coca_folder)))
+    measures = run(measure, pipeline, {"download": download}, store)
+    model = load_contrastive(resolve(pipeline.components))
+    images = model.embed_images(pictures)
+    best = [
+        max((image * model.embed_texts(captions)).sum(axis=1)) if captions else None
+        for image, captions in zip(images, given, strict=True)
+    ]
+    found = read_tables(measures, "measures")["clip_similarity"].to_pylist()
+    assert [value is None for value in found] == [False, True, False]
+    assert [value for value in found if value] == pytest.approx([v for v in best if v], abs=1e-5)
+    assert measures.counts["captions_cut"] == 1
+    assert "1 given captions are longer than the contrastive model reads" in caplog.text
+
+
 def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_download):
     """Black, white, one colour, noise, exact and near duplicates, mirrored."""
     good = [scene(index) for index in range(4)]

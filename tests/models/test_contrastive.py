@@ -8,7 +8,7 @@ import torch
 
 from hdm.errors import InputError
 from hdm.models.components import Resolved
-from hdm.models.contrastive import Contrastive, load_aesthetic_head, load_contrastive
+from hdm.models.contrastive import Contrastive, are_cut, load_aesthetic_head, load_contrastive
 
 AESTHETIC = Path(__file__).parents[3] / "shared" / "data" / "aesthetic"
 
@@ -46,6 +46,24 @@ def test_embeddings_are_those_of_open_clip(
     np.testing.assert_allclose(coca.embed_texts(["a red circle", ""]), texts.numpy(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(coca.embed_images(pictures), axis=1), 1, atol=1e-6)
     assert coca.embed_images([]).shape == (0, coca.embed_size)
+
+
+def test_a_text_is_cut_where_its_last_word_changes_nothing(coca: Contrastive) -> None:
+    texts = [" ".join(["red"] * count) for count in range(1, 20)]
+    longer = [f"{text} circle" for text in texts]
+    differences = np.abs(coca.embed_texts(longer) - coca.embed_texts([f"{t} blue" for t in texts]))
+    ignored = (differences.max(axis=1) < 1e-6).tolist()
+    assert 0 < sum(ignored) < len(texts)
+    assert coca.are_cut(longer) == ignored
+    assert coca.are_cut([]) == []
+
+
+def test_the_context_of_open_clips_own_tokenizer_holds_75_words_and_two_ends() -> None:
+    import open_clip
+
+    texts = [" ".join(["fox"] * count) for count in (1, 74, 75, 76, 200)]
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=77)
+    assert are_cut(tokenizer, texts) == [False, False, False, True, True]
 
 
 def test_pictures_get_the_models_own_mean_std_and_size(coca: Contrastive) -> None:
