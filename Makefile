@@ -13,6 +13,7 @@ setup: .venv/.installed  ## make .venv and install what was tested together
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 setup" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	@echo 'export PREFECT_PLUGINS_ENABLED=true  # flows/deployment_names.py, outside the project too' >>.venv/bin/activate
 	@touch $@
 
 demo: setup      ## run the whole pipeline on the embedded data set, in minutes

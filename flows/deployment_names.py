@@ -1,7 +1,9 @@
 """Prefect's start-up hook: `prefect deployment run full-pipeline` works as written, against the `hdm serve` of this store.
 
-Prefect wants FLOW/DEPLOYMENT. A bare name is completed where one deployment alone has it; a name with a slash is left as it is.
-Prefect loads this module at import (entry point group `prefect.plugins`; `[tool.prefect.plugins] enabled`).
+Prefect wants FLOW/DEPLOYMENT. A bare name is completed where one deployment alone has it. A name that the server does not know, or no
+server to ask, ends that command in one line; Prefect itself would start a server and fail in a traceback.
+Prefect loads this module at import (entry point group `prefect.plugins`; `[tool.prefect.plugins] enabled` in the project's folder,
+PREFECT_PLUGINS_ENABLED elsewhere, which `make setup` puts into `.venv/bin/activate`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import base64
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.processes import bypass_proxy
+from hdm.pipelines import did_you_mean
 from hdm.store import store_root
 from tasks.services import password, prefect_access, prefect_environment
 
@@ -25,9 +29,15 @@ RUN = ("deployment", "run")
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Settings that the user made stay; a store without any services changes nothing."""
+    """Settings that the user made stay; a store without any services changes nothing.
+
+    Raises:
+        SystemExit: `prefect deployment run` cannot work; told in one line.
+    """
     root, url = store_root(), ctx.api_url
     if not (root / ".services").is_dir():
+        if not url and _name_place(sys.argv) is not None:
+            raise SystemExit(_unserved(root))
         return None
     bypass_proxy()
     found = {
@@ -38,9 +48,12 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
         access = dict.fromkeys(
             ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), password(root)
         )
+    api = access.get("PREFECT_API_URL", url)
+    if not api and _name_place(sys.argv) is not None:
+        raise SystemExit(_unserved(root))
     complete(
         sys.argv,
-        access.get("PREFECT_API_URL", url),
+        api,
         access.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_AUTH_STRING"),
     )
     return SetupResult(env={**found, **access})
@@ -53,37 +66,53 @@ def complete(words: list[str], url: str | None, authorization: str | None = None
         words: the command line.
         url: the server's API; None if there is none.
         authorization: the password that it asks for; None if it asks for none.
+
+    Raises:
+        SystemExit: the server does not answer, or has no such deployment, or several.
     """
     place = _name_place(words)
-    if place is None or url is None or "/" in words[place]:
+    if place is None or url is None:
         return
-    deployments = _deployments(url, authorization)
-    matches = [full for full in deployments if full.rpartition("/")[2] == words[place]]
-    if len(matches) == 1:
-        words[place] = matches[0]
+    name = words[place]
+    try:
+        known = _deployments(url, authorization)
+    except urllib.error.HTTPError:
+        return  # it answers, and Prefect tells better what it refuses
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(
+            f"no Prefect server answers at {url} ({error}): start it (hdm serve), or unset PREFECT_API_URL"
+        ) from error
+    matches = [full for full in known if name in (full, full.rpartition("/")[2])]
+    if len(matches) > 1:
+        raise SystemExit(f"several deployments are called {name}: {', '.join(matches)}")
+    if not matches:
+        names = [full.rpartition("/")[2] for full in known]
+        hint = did_you_mean(name.rpartition("/")[2], names)
+        raise SystemExit(f"no deployment is called {name}{hint}\nthere are: {', '.join(known)}")
+    words[place] = matches[0]
+
+
+def _unserved(root: Path) -> str:
+    return f"no hdm serve found for {root}: start it (hdm serve), or set HDM_STORE to a store that is served"
 
 
 def _name_place(words: Sequence[str]) -> int | None:
-    """Where NAME stands, if this is that command."""
-    if Path(words[0] if words else "").name not in ("prefect", "__main__.py"):
+    """Where NAME stands, if this is that command. One that follows an option may be that option's value and is left to Prefect."""
+    if Path(words[0] if words else "").name not in ("prefect", "-m"):
         return None
-    plain = [place for place in range(1, len(words)) if not words[place].startswith("-")]
-    if len(plain) < 3 or tuple(words[place] for place in plain[:2]) != RUN:
+    if len(words) < 4 or tuple(words[1:3]) != RUN or words[3].startswith("-"):
         return None
-    return plain[2]
+    return 3
 
 
 def _deployments(url: str, authorization: str | None) -> list[str]:
-    """FLOW/DEPLOYMENT of all that the server knows; [] if it does not answer."""
-    try:
-        found = _post(f"{url}/flows/filter", authorization)
-        flows = {flow["id"]: flow["name"] for flow in found}
-        return [
-            f"{flows[found['flow_id']]}/{found['name']}"
-            for found in _post(f"{url}/deployments/filter", authorization)
-        ]
-    except (OSError, ValueError, KeyError):
-        return []
+    """FLOW/DEPLOYMENT of all that the server knows."""
+    found = _post(f"{url}/flows/filter", authorization)
+    flows = {flow["id"]: flow["name"] for flow in found}
+    return [
+        f"{flows[found['flow_id']]}/{found['name']}"
+        for found in _post(f"{url}/deployments/filter", authorization)
+    ]
 
 
 def _post(address: str, authorization: str | None) -> list[dict[str, str]]:

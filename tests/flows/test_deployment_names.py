@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +21,7 @@ from flows import deployment_names
 from flows.deployment_names import complete, setup_environment
 from tasks.services import Serving, alone, announce, password
 
+PROJECT = Path(__file__).parents[2]
 KNOWN = {"full-pipeline": ["full-pipeline", "nightly"], "train-model": ["train-model", "nightly"]}
 
 
@@ -59,8 +64,8 @@ def server() -> Iterator[str]:
             "prefect deployment run full-pipeline/nightly",
             "prefect deployment run full-pipeline/nightly",
         ),
-        ("prefect deployment run nightly", "prefect deployment run nightly"),  # two flows have it
-        ("prefect deployment run unheard-of", "prefect deployment run unheard-of"),
+        ("prefect deployment run --id 12", "prefect deployment run --id 12"),
+        ("prefect deployment run -p a=b nightly", "prefect deployment run -p a=b nightly"),
         ("prefect deployment inspect full-pipeline", "prefect deployment inspect full-pipeline"),
         ("hdm deployment run full-pipeline", "hdm deployment run full-pipeline"),
         ("prefect deployment run", "prefect deployment run"),
@@ -72,11 +77,43 @@ def test_a_bare_name_is_completed_where_it_is_unique(server: str, typed: str, ru
     assert words == run.split()
 
 
-def test_no_server_changes_nothing() -> None:
-    words = ["prefect", "deployment", "run", "full-pipeline"]
-    complete(words, "http://127.0.0.1:9/api")
-    complete(words, None)
-    assert words == ["prefect", "deployment", "run", "full-pipeline"]
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("full-pipelne", "did you mean full-pipeline?"),
+        ("full-pipelne/full-pipelne", "did you mean full-pipeline?"),
+        ("unheard-of", "there are: full-pipeline/full-pipeline, "),
+        ("nightly", "several deployments are called nightly: full-pipeline/nightly, train-model/"),
+    ],
+)
+def test_a_name_that_the_server_does_not_know_is_told(server: str, name: str, told: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        complete(["prefect", "deployment", "run", name], server)
+
+
+def test_a_server_that_does_not_answer_is_told() -> None:
+    with pytest.raises(SystemExit, match=r"no Prefect server answers at .*hdm serve"):
+        complete(["prefect", "deployment", "run", "full-pipeline"], "http://127.0.0.1:9/api")
+
+
+@pytest.mark.parametrize("served_once", [True, False])
+def test_the_command_ends_in_a_line_where_nothing_serves(tmp_path: Path, served_once: bool) -> None:
+    if served_once:
+        (tmp_path / "store" / ".services" / "runs").mkdir(parents=True)
+    environment = {**os.environ, "HDM_STORE": str(tmp_path / "store")}
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "deployment", "run", "full-pipeline"],
+        cwd=tmp_path,  # not the project's folder
+        env={**environment, "PREFECT_PLUGINS_ENABLED": "true", "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"no hdm serve found for {tmp_path / 'store'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(
