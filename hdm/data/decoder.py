@@ -1,9 +1,9 @@
-"""The process that looks into picture files, within limits: `python -m hdm.data.decoder SETTINGS`.
+"""The process that looks into picture files, within limits: `python -m hdm.data.decoder SETTINGS MODULE:FUNCTION`.
 
-A request is one line of JSON on its input (the function to call, its options, the length of the file) and then the file. The answer
-is one line of JSON on its output and then its arrays, one after the other. A fault in an image library's C code ends this process
-alone, and so does a picture that takes too long or too much memory. It ends when its input closes, which it also does when the
-process that asks dies, even in the middle of a picture.
+A request is one line of JSON on its input (options of the function, the length of the file) and then the file. The answer is one line
+of JSON on its output and then its arrays, one after the other. A fault in an image library's C code ends this process alone, and so does
+a picture that takes too long or too much memory. It ends when its input closes, which it also does when the process that asks dies, even
+in the middle of a picture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import select
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,20 +51,24 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     with contextlib.suppress(OSError):  # where memory runs out, let it be this process that ends
         Path("/proc/self/oom_score_adj").write_text("500")
-    warnings.simplefilter("ignore")  # about details of bad pictures, without saying which picture
+    work = _function(sys.argv[2])
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints
-    serve(sys.stdin.buffer, answers, settings)
+    # What libraries print about details of bad pictures does not say of which.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    serve(sys.stdin.buffer, answers, work, settings)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, settings: ImageSettings) -> None:
+def serve(
+    requests: BinaryIO, answers: BinaryIO, work: Callable[..., Answer], settings: ImageSettings
+) -> None:
     """Say that all is loaded, and answer until there are no more requests."""
     answers.write(READY)
     answers.flush()
     for line in requests:
         request = json.loads(line)
         data = requests.read(request["bytes"])
-        work = _function(request["work"])
         with _limited(requests.fileno(), settings.max_seconds):
             said, arrays = _answer(work, data, settings, request["options"])
         said["arrays"] = [(str(array.dtype), array.shape) for array in arrays]

@@ -87,9 +87,9 @@ class Decoders:
     """
 
     def __init__(self, settings: ImageSettings, work: Work, count: int | None = None) -> None:
-        self.settings, self.work = settings, f"{work.__module__}:{work.__qualname__}"
+        self.settings = settings
         self.count = count or len(os.sched_getaffinity(0))
-        self.processes = [_Process(settings) for _ in range(self.count)]
+        self.processes = [_Process(settings, work) for _ in range(self.count)]
         # The last one used comes first, so that no more are started than are busy at once.
         self.idle: LifoQueue[_Process] = LifoQueue()
         for process in self.processes:
@@ -123,7 +123,7 @@ class Decoders:
         """
         process = self.idle.get()
         try:
-            return process.ask(self.work, data, options)
+            return process.ask(data, options)
         except DoesNotFitError as error:
             raise DoesNotFitError(error.what, where=f"picture {name}", do=error.do) from error
         finally:
@@ -173,29 +173,30 @@ class _Ended(Exception):  # noqa: N818  (a state, told to the caller)
 class _Process:
     """One process of `hdm.data.decoder`; started when it is first asked, and anew when it has ended."""
 
-    def __init__(self, settings: ImageSettings) -> None:
-        self.settings = settings
-        self.command = [sys.executable, "-m", "hdm.data.decoder", settings.model_dump_json()]
+    def __init__(self, settings: ImageSettings, work: Work) -> None:
+        self.settings, self.work = settings, f"{work.__module__}:{work.__qualname__}"
+        arguments = (settings.model_dump_json(), self.work)
+        self.command = [sys.executable, "-m", "hdm.data.decoder", *arguments]
         self.process: subprocess.Popen[bytes] | None = None
         self.over, self.starting = False, threading.Lock()
 
-    def ask(self, work: str, data: bytes, options: Mapping[str, Any]) -> Answer:
+    def ask(self, data: bytes, options: Mapping[str, Any]) -> Answer:
         """An answer from this process; if it ends, for whatever reason, from a new one that has done nothing else."""
         try:
-            return self._ask(work, data, options)
+            return self._ask(data, options)
         except _Ended as ended:
             if ended.code == -signal.SIGPROF:
                 raise self._refusal(ended) from None
         try:
-            return self._ask(work, data, options)
+            return self._ask(data, options)
         except _Ended as ended:
             raise self._refusal(ended) from None
 
-    def _ask(self, work: str, data: bytes, options: Mapping[str, Any]) -> Answer:
+    def _ask(self, data: bytes, options: Mapping[str, Any]) -> Answer:
         process = self._started()
         assert process.stdin
         assert process.stdout
-        request = {"work": work, "bytes": len(data), "options": options}
+        request = {"bytes": len(data), "options": options}
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.write(data)
@@ -210,7 +211,9 @@ class _Process:
         if "refused" in said:
             raise BadImage(*said["refused"])
         if "error" in said:
-            raise HdmError(f"{work} failed in a process that decodes pictures:\n{said['error']}")
+            raise HdmError(
+                f"{self.work} failed in a process that decodes pictures:\n{said['error']}"
+            )
         return Answer(said["facts"], arrays)
 
     def _started(self) -> subprocess.Popen[bytes]:
