@@ -39,6 +39,7 @@ from hdm.files import write_json
 from hdm.messages import Terminal
 from hdm.pipelines import pipelines_file
 from tasks.configuration import FILE_VARIABLE
+from tasks.moved import follow_store
 from tasks.services import Serving, alone, announce, password, prefect_environment, services
 from tasks.tracking import server_command, server_environment
 
@@ -218,6 +219,7 @@ def serve_pages(
             prefect_server_command(listeners, pages, encrypted),
             sockets=[*listeners, *([encrypted.listener] if encrypted else [])],
         )
+        follow_store(root)
         begin("mlflow", server_command(root, mlflow_at), server_environment(reach.proxy))
         console.print("starting; the first time takes a while: both make their databases")
         wait_for(f"{prefect}/api/health", started["prefect"], root)

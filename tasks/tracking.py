@@ -1,4 +1,4 @@
-"""MLflow, and the only file that knows it.
+"""MLflow, and the only file that knows it (but for where its records lie: `tasks.moved`).
 
     experiment            the pipeline's name
     └── run               one a pipeline run: every setting as a parameter, every figure as `<output>.<key>`, the report
@@ -37,6 +37,7 @@ from tasks.figures import (
     origin,
     shown,
 )
+from tasks.moved import follow_store
 from tasks.services import database_address, services, serving
 
 Event = dict[str, Any]
@@ -110,7 +111,10 @@ class Mirror:
     def __init__(self, root: Path) -> None:
         from mlflow import MlflowClient
 
-        self.root, self.client = root, MlflowClient(address(root), registry_uri=address(root))
+        place = address(root)
+        if place == database(root):  # a server has done it when it started
+            follow_store(root)
+        self.root, self.client = root, MlflowClient(place, registry_uri=place)
         self.parent = self.experiment = self.pipeline = ""
         self.tags: dict[str, str] = {}
         self.children: dict[str, str] = {}
@@ -358,7 +362,11 @@ class Mirror:
         weights = [
             record for record in manifest["files"] if record["name"].endswith(".safetensors")
         ]
-        self.client.log_dict(run, {"folder": str(folder), "files": weights}, "model/weights.json")
+        self.client.log_dict(
+            run,
+            {"output": f"{manifest['name']}/{manifest['digest']}", "files": weights},
+            "model/weights.json",
+        )
         source = f"{self.client.get_run(run).info.artifact_uri}/model"
         try:
             version = self.client.create_model_version(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ RUN = {
     "pid": 1,
     "flow_run": "f",
 }
+
+
+END = {"event": "end", "at": AT + 5, "status": "FINISHED"}
 
 
 def outputs(root: Path) -> Iterator[dict[str, Any]]:
@@ -265,3 +271,58 @@ def test_searching_mlflow_by_names_with_quotes(
     assert not client.search_runs([experiment], matching({"tags.prefect_flow_run": 'say "x"'}))
     with pytest.raises(ValueError, match="both kinds of quote"):
         matching({"name": "'\""})
+
+
+def holding(database: Path, text: str) -> list[str]:
+    """Every `table.column` of an SQLite file with a value that holds the text."""
+    found = []
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
+        for (table,) in tables:
+            for row in connection.execute(f"PRAGMA table_info({table})").fetchall():
+                values = connection.execute(f'SELECT "{row[1]}" FROM "{table}"')
+                if any(text in str(value) for (value,) in values):
+                    found.append(f"{table}.{row[1]}")
+    return found
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["copied", "moved"])
+def test_the_records_of_a_copied_or_moved_store_follow_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    original, store = tmp_path / "the é% one", tmp_path / "an?other" / "one"
+    assert not told(original, [{**RUN, "params": {}}, *outputs(original), END]).warned
+    assert "model_versions.source" in holding(
+        original / ".services" / "mlflow.db", original.as_uri()
+    )
+    shutil.copytree(original, store)
+    if not kept:
+        shutil.rmtree(original)
+
+    def snapshot() -> dict[Path, float]:
+        return {path: path.stat().st_mtime_ns for path in original.rglob("*")}
+
+    before = snapshot()
+    page = tmp_path / "page.html"
+    page.write_text("second")
+    second = {**RUN, "params": {}, "flow_run": "second", "recipe": "s" * 16}
+    artifact = {"event": "artifact", "at": AT, "path": str(page)}
+    keeper = told(store, [second, *outputs(store), artifact, END])
+    assert not keeper.warned
+    assert snapshot() == before, "nothing is written into the original"
+    for text in (str(original), original.as_uri()):
+        assert holding(store / ".services" / "mlflow.db", text) == []
+    assert keeper.mirror
+    client, experiment = keeper.mirror.client, keeper.mirror.experiment
+    for run in client.search_runs([experiment]):
+        assert run.info.artifact_uri.startswith(store.as_uri())
+        names = [file.path for file in client.list_artifacts(run.info.run_id)]
+        assert (run.data.tags["stage"] == "all") != ("manifest.json" in names)
+        for name in names:
+            assert Path(client.download_artifacts(run.info.run_id, name)).exists()
+        for used in run.inputs.dataset_inputs:
+            assert Path(json.loads(used.dataset.source)["uri"]).is_relative_to(store)
+    for version in client.search_model_versions():
+        assert version.source.startswith(store.as_uri())
+        assert Path(version.tags["folder"]).is_dir() or not kept
