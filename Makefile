@@ -33,7 +33,9 @@ serve: setup     ## Prefect, MLflow and a worker on this machine, stopped togeth
 	$(BIN)/hdm serve
 
 KILLS ?= 20
-faults: setup    ## kill the pipeline at many moments and compare every byte (KILLS=200 for more; an interrupted one goes on)
+SECONDS_OF_FUZZ ?= 180
+faults: setup    ## break pictures, kill the pipeline at many moments and compare every byte (KILLS=200 for more; all go on where they stopped)
+	$(BIN)/python -m tests.faults.fuzz_pictures --seconds $(SECONDS_OF_FUZZ)
 	$(BIN)/python -m tests.faults.kill_anywhere --through server --kills $(KILLS)
 	$(BIN)/python -m tests.faults.kill_anywhere --through ephemeral --kills 20
 

@@ -1,0 +1,28 @@
+"""A short run of tests/faults/fuzz_pictures.py, the same at each time."""
+
+from __future__ import annotations
+
+from hdm.data.decoding import Decoders
+from hdm.data.images import FORMATS, inspect
+from tests.faults.fuzz_pictures import LIMITS, Fuzzing, examined, made_up
+
+FILES = 1200
+
+
+def test_broken_files_are_pictures_or_refusals() -> None:
+    fuzzing = Fuzzing(1, made_up())
+    with Decoders(LIMITS, examined, count=2) as decoders:
+        failures = [
+            f"{number}: {wrong}"
+            for number, _, wrong in fuzzing.run(iter(range(FILES)), decoders)
+            if wrong is not None
+        ]
+    assert failures == []
+    # The files are neither all as before nor all too broken to be looked into.
+    decoded = sum(count for outcome, count in fuzzing.outcomes.items() if ":" not in outcome)
+    assert 0.1 * FILES < decoded < 0.9 * FILES
+    assert len(fuzzing.outcomes) > 60
+
+
+def test_the_files_to_begin_with_are_of_every_format() -> None:
+    assert {inspect(data, LIMITS).format for data in made_up()} == set(FORMATS)
