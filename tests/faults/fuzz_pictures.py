@@ -252,7 +252,7 @@ class Fuzzing:
                 wrong = outcome if refusal.status in FAILURES else None
             except HdmError as error:
                 outcome = wrong = str(error)
-            if outcome not in self.outcomes and wrong is None and len(data) <= LARGEST_SEED:
+            if outcome not in self.outcomes and wrong is None and 0 < len(data) <= LARGEST_SEED:
                 self.seeds.append(data)
             self.outcomes[outcome] += 1
             yield number, data, wrong
@@ -304,4 +304,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its own name, by which the processes that decode import it too.
+    from tests.faults import fuzz_pictures
+
+    fuzz_pictures.main()
