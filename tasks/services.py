@@ -140,13 +140,22 @@ def database_address(driver: str, path: Path) -> str:
     return address.render_as_string(hide_password=False)
 
 
+def _home_is_usable() -> bool:
+    """Whether this user has a home to write to; in a container often not."""
+    try:
+        return os.access(Path.home(), os.W_OK)
+    except RuntimeError:  # neither HOME nor an entry in /etc/passwd
+        return False
+
+
 def prefect_environment(root: Path) -> dict[str, str]:
     """The settings of a Prefect server that keeps its data in the store.
 
     A `prefect` command for which there is no server starts one by itself, which takes its settings from here too.
     """
     folder = services(root)
-    return {
+    home = {} if _home_is_usable() else {"PREFECT_HOME": str(folder / "prefect")}
+    return home | {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_address(
             "aiosqlite", folder / "prefect.db"
         ),

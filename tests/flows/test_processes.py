@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +69,22 @@ def test_the_user_s_exceptions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     bypass_proxy()
     assert os.environ["no_proxy"] == "*"
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", None])
+def test_prefect_needs_no_home_of_the_user(tmp_path: Path, home: str | None) -> None:
+    code = (
+        "from flows.command_run import prepare; prepare(False); import prefect.settings; "
+        "print(prefect.settings.get_current_settings().home)"
+    )
+    environment = {**os.environ, "HDM_STORE": str(tmp_path), "HOME": home or ""}
+    environment.pop("PREFECT_HOME")
+    if home is None:
+        environment.pop("HOME")  # the entry in /etc/passwd is taken
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    if home is not None:
+        assert Path(done.stdout.strip()).is_relative_to(tmp_path)
