@@ -45,6 +45,22 @@ def test_a_device_that_is_not_there(stage: str, tmp_path: Path) -> None:
     assert f"({stage}.device)" in told(tmp_path, f"{stage}.device=cuda")
 
 
+def test_own_pictures_get_no_models_that_were_not_named(tmp_path: Path) -> None:
+    source = f"download.source={tmp_path}"
+    folder = load_pipeline("folder", [source], None, {})
+    assert folder.components == type(folder.components)()
+    assert {maker.kind for maker in folder.caption.makers} == {"given"}
+    store = Store(tmp_path / "store")
+    assert problems(folder, store, None, "caption") == []
+    said = "\n".join(map(str, problems(folder, store, None, None)))
+    assert "names no text_encoder" in said
+    assert "names no autoencoder" in said
+    assert "hdm bootstrap --source PICTURES --out DIR" in said
+    scored = load_pipeline("folder", [source, "filter.min_clip_similarity=0.2"], None, {})
+    (problem,) = problems(scored, store, None, "caption")
+    assert "filter.min_clip_similarity needs components.contrastive" in str(problem)
+
+
 def test_only_the_stages_that_will_run_are_checked(tmp_path: Path) -> None:
     wrong = "evaluate.prompts=nowhere.txt"
     assert "nowhere.txt" in told(tmp_path, wrong)

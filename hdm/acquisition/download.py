@@ -118,15 +118,16 @@ def make(
                 do="look at download.source and download.kind",
             )
         tally.check()
-        draft.write_json(INVENTORY, redacted_value(inventory.to_json()), inventory.counts)
-        _tell(inventory, tally.counts["items"])
+        shown = redacted_value(inventory.to_json())
+        draft.write_json(INVENTORY, shown, inventory.counts)
+        _tell(shown, tally.counts["items"])
         return draft.commit({"kind": kind})
 
 
-def _tell(inventory: Inventory, num_items: int) -> None:
-    for line in told(inventory.to_json()):
+def _tell(inventory: Mapping[str, Any], num_items: int) -> None:
+    for line in told(inventory):
         log.info("%s", line)
-    if inventory.counts["items_uncaptioned"] == num_items:
+    if inventory["counts"]["items_uncaptioned"] == num_items:
         log.warning(
             "none of the %d pictures has a caption; docs/own-pictures.md says where captions are looked for",
             num_items,

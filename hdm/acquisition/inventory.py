@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -158,7 +158,7 @@ def _amount(count: int, one: str, several: str) -> str:
     return f"{count:,} {one if count == 1 else several}"
 
 
-def told(inventory: dict[str, Any]) -> Iterator[str]:
+def told(inventory: Mapping[str, Any]) -> Iterator[str]:
     """An inventory, as `to_json` gives it, in lines for a terminal or a page."""
     counts = Counter(inventory["counts"])
     arrived = _amount(counts["captions_taken"], "caption", "captions")
@@ -176,7 +176,7 @@ def told(inventory: dict[str, Any]) -> Iterator[str]:
             yield f"  {entry['source']}: {' | '.join(entry['captions'])[:SHOWN_CHARS]}"
 
 
-def _not_taken(inventory: dict[str, Any], counts: Counter[str], fate: Fate) -> Iterator[str]:
+def _not_taken(inventory: Mapping[str, Any], counts: Counter[str], fate: Fate) -> Iterator[str]:
     """How much ended in one way, and the first of it."""
     kinds = {
         name.removesuffix(f"s_{fate}"): count

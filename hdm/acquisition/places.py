@@ -53,11 +53,18 @@ def _own_file(place: str, folders: Sequence[Path]) -> Path:
     elif scheme:
         raise Unreadable("refused_scheme", "only http, https and files of the data set are read")
     if "\0" not in place:
-        # By name alone, as in a folder of pictures: its links are its owner's doing.
         path = Path(os.path.normpath(folders[0] / place))
         if any(path.is_relative_to(folder) and path != folder for folder in folders):
-            return path
+            return _without_way_out(path, folders)
     raise Unreadable("refused_path", "the row names a file outside the data set's folder")
+
+
+def _without_way_out(path: Path, folders: Sequence[Path]) -> Path:
+    """The path, unless links on its way lead out: a data set comes from somebody else."""
+    target = path.resolve()
+    if not any(target.is_relative_to(folder) for folder in folders):
+        raise Unreadable("refused_link", "the row names a link that leads out of the data set")
+    return path
 
 
 def _member(inner: str, outer: str, folders: Sequence[Path], max_bytes: int) -> bytes:

@@ -71,7 +71,7 @@ class Resolved:
             raise InputError(
                 f"this pipeline names no {component}",
                 where=f"components.{component}",
-                do=f"set components.{component}, or components.folder to a folder that `hdm bootstrap` wrote",
+                do=f"set components.{component}, or components.folder=DIR after `hdm bootstrap --source PICTURES --out DIR`",
             )
         return reference
 

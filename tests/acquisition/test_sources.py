@@ -497,3 +497,19 @@ def test_a_data_set_of_urls_is_fetched(tmp_path):
     assert reader.fetched
     assert [item.key for item in reader.items()] == [key(URLS[0]), key(URLS[1]), key(URLS[3])]
     assert next(reader.items()).captions == (CAPTIONS[0], CAPTIONS[2])
+
+
+def test_links_of_a_data_set_do_not_lead_out_of_it(tmp_path):
+    pytest.importorskip("datasets")
+    root, outside = tmp_path / "set", tmp_path / "outside"
+    for path in (root / "here.png", outside / "there.png"):
+        path.parent.mkdir()
+        path.write_bytes(png(0))
+    (root / "near.png").symlink_to("here.png")
+    (root / "far.png").symlink_to("../outside/there.png")
+    (root / "up").symlink_to("../outside")
+    names = ["here.png", "near.png", "far.png", "up/there.png"]
+    pq.write_table(pa.table({"image": names}), root / "data.parquet")
+    items = read(root / "data.parquet", kind="dataset")
+    assert [item.load() for item in items[:2]] == [png(0)] * 2
+    assert [status(item) for item in items[2:]] == ["refused_link"] * 2
