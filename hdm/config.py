@@ -652,7 +652,8 @@ class Pipeline(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     threads: values.Workers | None = runtime(None)
-    """CPU threads of torch in every stage; None: torch's choice."""
+    """CPU threads: of torch in a training, which keeps the number that it began with; in other stages, how many work at once, on which no
+    result depends. None: one a core, or OMP_NUM_THREADS."""
     mixed: dict[str, Pipeline] = runtime({})
     """The pipelines that `train.mix` names, as `load_pipeline` read them. Not for writing."""
 

@@ -24,11 +24,13 @@ from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
+from hdm.models.devices import cpu_threads
 from hdm.store import MANIFEST, Identity, Output, Store, read_output, set_aside
 from hdm.training import phase
 from hdm.training.job import mixed_name
 from hdm.vae import stage as vae_stage
 
+TRAININGS = ("train", VAE)
 Outputs = Mapping[str, Output]
 Digests = Mapping[str, str]
 Preflight = Callable[[Pipeline, Outputs], Iterator[InputError]]
@@ -330,7 +332,9 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
         return Made(step, ready, cached=True)
     inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
     try:
-        return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
+        # Trainings keep the count that they began with; every other stage computes with one thread an operation.
+        with cpu_threads(None if step.stage in TRAININGS else 1):
+            return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
     except DamagedError as error:
         for output in inputs.values():
             # Found only now, by a page checksum or a hash: the next run makes the file anew.

@@ -19,7 +19,7 @@ from hdm.data.wording import normal_caption
 from hdm.errors import InputError, raised_by
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
-from hdm.models.devices import Batches, check_device, choose_device
+from hdm.models.devices import check_device, choose_device, quiet_device, stage_batches
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -126,7 +126,12 @@ class _Captioner:
             pipeline.caption,
             ImageReader(download),
         )
-        self.batches = Batches(self.settings.batch_size, "caption.device")
+        self.batches = stage_batches(
+            self.settings.batch_size,
+            quiet_device(self.settings.device),
+            pipeline.threads,
+            "caption.device",
+        )
         self.loaded: dict[int, Maker] = {}
         self.decoders = Decoders(pipeline.images, pixels, pipeline.threads)
         self.undecodable: set[str] = set()

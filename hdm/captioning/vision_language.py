@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,8 @@ class VisionLanguage(Maker):
         self.model = model.to(device).eval()
         if getattr(self.processor, "tokenizer", None) is not None:
             self.processor.tokenizer.padding_side = "left"  # text goes on at the right end
+        # Several threads may work at once: tokenizers, and torch's global generator, are used by one at a time.
+        self.lock = threading.RLock()
         self.text = self._instruction()
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
@@ -62,7 +65,7 @@ class VisionLanguage(Maker):
 
     def _drawn(self, key: str, picture: Image.Image) -> list[str]:
         # transformers draws from torch's global generator.
-        with torch.random.fork_rng():
+        with self.lock, torch.random.fork_rng():
             torch.manual_seed(seed_of(key))
             return self._generate(
                 [picture],
@@ -86,9 +89,9 @@ class VisionLanguage(Maker):
         self, pictures: list[Image.Image], do_sample: bool = False, **options: Any
     ) -> list[str]:
         asked = {} if self.text is None else {"text": [self.text] * len(pictures)}
-        inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **asked).to(
-            self.model.device
-        )
+        with self.lock:
+            inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **asked)
+        inputs = inputs.to(self.model.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of defaults in models' own generation settings
             generated = self.model.generate(

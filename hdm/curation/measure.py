@@ -25,7 +25,7 @@ from hdm.data.wording import normal_caption
 from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import AestheticHead, Contrastive, load_aesthetic_head, load_contrastive
-from hdm.models.devices import Batches, choose_device
+from hdm.models.devices import choose_device, stage_batches
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
 
@@ -149,9 +149,10 @@ class _Measurer:
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
         self.download, self.reader = download, ImageReader(download)
-        self.batches = Batches(pipeline.filter.batch_size, "filter.device")
         self.batch_size = pipeline.filter.batch_size
         self.contrastive, self.head = _load_models(pipeline)
+        device = self.contrastive.device if self.contrastive else "cpu"
+        self.batches = stage_batches(self.batch_size, device, pipeline.threads, "filter.device")
         self.decoders = Decoders(pipeline.images, look_at, pipeline.threads)
 
     def __enter__(self) -> _Measurer:

@@ -69,16 +69,15 @@ class Encoder:
 
     def run(self, frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Frame], Tensor]]:
         """Batches that fit, with their raw latents (n, C, h, w) as they are stored."""
+        begun = time.perf_counter()
         for batch, stored in self.batches.run(frames, self._encode):
+            self.busy_sec += time.perf_counter() - begun
             self.num_encoded += len(batch)
             yield batch, stored
+            begun = time.perf_counter()
 
     def _encode(self, frames: Sequence[Frame]) -> Tensor:
-        images = images_of(frames, self.device)
-        begun = time.perf_counter()
-        stored = self.encode(images).to(self.dtype).cpu()
-        self.busy_sec += time.perf_counter() - begun
-        return stored
+        return self.encode(images_of(frames, self.device)).to(self.dtype).cpu()
 
 
 def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
@@ -115,7 +114,7 @@ class _Shard:
             self.counts["failed"] += 1
         else:
             self.waiting.append(frame)
-        if self.waiting and (len(self.waiting) >= self.encoder.batches.size or not self.left):
+        if self.waiting and (len(self.waiting) >= self.encoder.batches.at_once or not self.left):
             self._encode()
         if not self.left:
             self.pending.counts.update(

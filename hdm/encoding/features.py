@@ -19,7 +19,7 @@ from hdm.encoding.latents import summary
 from hdm.encoding.pictures import FrameReader, kept_pictures
 from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
-from hdm.models.devices import Batches, choose_devices
+from hdm.models.devices import choose_devices, stage_batches
 from hdm.models.vision import Vision, load_vision
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
@@ -75,7 +75,9 @@ def make(
             encoder = Encoder(
                 vision.encode,
                 vision.device,
-                Batches(pipeline.encode.batch_size, "encode.device"),
+                stage_batches(
+                    pipeline.encode.batch_size, vision.device, pipeline.threads, "encode.device"
+                ),
                 DTYPES[DTYPE],
             )
             with FrameReader(

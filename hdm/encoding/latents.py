@@ -27,7 +27,7 @@ from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import ConfigError, LockedError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
-from hdm.models.devices import Batches, choose_devices
+from hdm.models.devices import choose_devices, stage_batches
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 from hdm.values import multiples_beside
@@ -202,12 +202,12 @@ def _encode(
         ) as bar,
         FrameReader(download, images, 2 * encode.batch_size, pipeline.threads) as reader,
     ):
-        batch, dtype = encode.batch_size, DTYPES[encode.dtype]
+        dtype = DTYPES[encode.dtype]
         encoders = [
             Encoder(
                 partial(one.encode, tile_px=encode.tile_px),
                 one.device,
-                Batches(batch, "encode.device"),
+                stage_batches(encode.batch_size, one.device, pipeline.threads, "encode.device"),
                 dtype,
             )
             for one in autoencoders

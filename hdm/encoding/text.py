@@ -17,7 +17,7 @@ from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.text_form import TextForm
 from hdm.errors import HdmError
 from hdm.models.components import resolve, weights_digest
-from hdm.models.devices import Batches, choose_devices
+from hdm.models.devices import Batches, choose_devices, stage_batches
 from hdm.models.text_encoder import TextEncoder, check_text_width, load_text_encoder
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
@@ -65,9 +65,10 @@ def make(
     )
     check_text_width(encoder.width, reference, pipeline.train.model)
     form = TextForm(encoder.width, pipeline.encode.text_dtype)
-    stage = _TextStage(
-        encoder, Batches(pipeline.encode.batch_size, "encode.device"), form, identity.weights
+    batches = stage_batches(
+        pipeline.encode.batch_size, encoder.device, pipeline.threads, "encode.device"
     )
+    stage = _TextStage(encoder, batches, form, identity.weights)
     captions, total = (
         tokens.counts.get("captions", 0),
         tokens.counts.get("tokens", 0) * form.token_bytes,

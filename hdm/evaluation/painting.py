@@ -24,7 +24,7 @@ from hdm.generation.pictures import png, sheet
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
-from hdm.models.devices import Batches, choose_device
+from hdm.models.devices import Batches, choose_device, stage_batches
 from hdm.progress import Tracker
 from hdm.store import Draft, Output
 from hdm.values import size_of
@@ -55,8 +55,13 @@ class Painter:
         self.autoencoder = autoencoder
         self.settings, self.trained, self.pipeline = pipeline.evaluate, trained, pipeline
         self.components = resolve(pipeline.components)
-        self.batches = Batches(self.settings.batch_size, "evaluate.device")
         self.sampling = Sampling(self.settings.steps, self.settings.solver, self.settings.guidance)
+
+    @cached_property
+    def batches(self) -> Batches:
+        device = self.text_to_image.autoencoder.device
+        size, threads = self.settings.batch_size, self.pipeline.threads
+        return stage_batches(size, device, threads, "evaluate.device")
 
     @cached_property
     def text_to_image(self) -> TextToImage:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
 from hdm.errors import ConfigError, DoesNotFitError, InputError
 from hdm.values import device_of
+
+CPU_BATCH = 4  # items: one core is as fast with so few, and all have something to do
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,7 +58,7 @@ def choose_device(wanted: str, what: str) -> str:
         InputError: there is no such device.
     """
     check_device(wanted, what)
-    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = quiet_device(wanted)
     if device == "cpu":
         log.log(logging.WARNING if wanted == "auto" else logging.INFO, "%s runs on the CPU", what)
     else:
@@ -64,6 +69,11 @@ def choose_device(wanted: str, what: str) -> str:
             torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         )
     return device
+
+
+def quiet_device(wanted: str) -> str:
+    """The device that `choose_device` chooses, without a word."""
+    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_devices(wanted: str, what: str) -> list[str]:
@@ -93,16 +103,59 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+def stage_batches(
+    batch_size: int, device: str | torch.device, threads: int | None, setting: str
+) -> Batches:
+    """How a stage has its model work: on the CPU in small batches of a fixed size, several at once, one thread each.
+
+    Args:
+        batch_size: items at once, in all.
+        device: of the model.
+        threads: the pipeline's setting, how many threads work; None: OMP_NUM_THREADS, or one a core.
+        setting: what sets the device, for the error: "encode.device".
+    """
+    if torch.device(device).type != "cpu":
+        return Batches(batch_size, setting)
+    size = min(CPU_BATCH, batch_size)
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    asked = int(wanted) if wanted.isdecimal() else 0
+    workers = threads or asked or len(os.sched_getaffinity(0))
+    return Batches(size, setting, max(1, min(workers, batch_size // size)))
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """So many CPU threads for each of torch's operations, which sums are rounded by; the number before at the end. None: as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Batches:
     """Run a model over many items, a batch at a time; the batch is halved where the device's memory does not hold it.
 
     Args:
         size: items a batch, to begin with; once halved it stays so.
         setting: what sets the device, for the error: "encode.device".
+        workers: so many threads work on a batch each, with one of torch's threads each, so that the results do not depend on how many
+            there are. None: the caller works, with as many threads as it has.
     """
 
-    def __init__(self, size: int, setting: str) -> None:
-        self.size, self.setting = size, setting
+    def __init__(self, size: int, setting: str, workers: int | None = None) -> None:
+        self.size, self.setting, self.workers = size, setting, workers
+        self._threads = (
+            None
+            if workers is None
+            else ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (1,))
+        )
+
+    @property
+    def at_once(self) -> int:
+        """Items that keep all workers busy."""
+        return self.size * (self.workers or 1)
 
     def run(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
@@ -112,6 +165,9 @@ class Batches:
         Raises:
             DoesNotFitError: a single item does not fit.
         """
+        if self._threads is not None:
+            yield from self._run_in(self._threads, items, work)
+            return
         done = 0
         while done < len(items):
             batch = items[done : done + self.size]
@@ -122,6 +178,27 @@ class Batches:
                 continue
             done += len(batch)
             yield batch, result
+
+    def _run_in(
+        self,
+        threads: ThreadPoolExecutor,
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item]], Result],
+    ) -> Iterator[tuple[Sequence[Item], Result]]:
+        waiting: deque[tuple[Sequence[Item], Future[Result]]] = deque()
+        try:
+            for start in range(0, len(items), self.size):
+                batch = items[start : start + self.size]
+                waiting.append((batch, threads.submit(work, batch)))
+                if len(waiting) > 2 * (self.workers or 1):
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:  # an error, or a signal: nobody begins another
+            for _, future in waiting:
+                future.cancel()
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:

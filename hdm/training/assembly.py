@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from hdm.training.checkpoint import load_weights
 from hdm.training.feed import PROJECTION, mixed_seed
 from hdm.training.job import EMA, Job, mixed_name
 from hdm.training.meter import Machine, Meter
+from hdm.training.threads import keep_threads
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
@@ -42,10 +44,14 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
         cpu=device == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=[autocast]
     )
     count = accelerator.num_processes
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    elif count > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+    threads = settings.threads
+    if threads is None and count > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // count)
+    if device == "cpu":
+        with accelerator.main_process_first():  # which writes down how many there are
+            keep_threads(Path(job.scratch), threads)
+    elif threads is not None:
+        torch.set_num_threads(threads)
     return accelerator
 
 

@@ -19,8 +19,9 @@ from hdm.errors import InputError
 from hdm.files import canonical_json, write_json
 from hdm.models.autoencoder import CONFIG, load_autoencoder, of_model, raw_latent
 from hdm.models.components import hushed
-from hdm.models.devices import choose_device, deterministic
+from hdm.models.devices import choose_device, cpu_threads, deterministic
 from hdm.models.small_autoencoder import new_autoencoder
+from hdm.training.threads import keep_threads
 from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.normalization import write_statistics
 from hdm.vae.quality import Features, measure_quality
@@ -73,7 +74,10 @@ def run(
     forget_launchers()
     device = choose_device(settings.device, "the autoencoder's training")
     check_counts(len(pictures.train), len(pictures.held_out))
-    with deterministic(device == "cpu"):
+    place.scratch.mkdir(parents=True, exist_ok=True)
+    with deterministic(device == "cpu"), cpu_threads(None):
+        if device == "cpu":
+            keep_threads(place.scratch, None)
         before = _before(reference, pictures, settings, place, device, features)
         model = starting_model(reference, settings, device)
         Finetuning(model, pictures.train, settings, place).run()

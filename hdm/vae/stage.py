@@ -24,7 +24,7 @@ from hdm.files import TEMPORARY
 from hdm.models.autoencoder import CONFIG, pipeline_latent_shape
 from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
-from hdm.models.devices import check_device
+from hdm.models.devices import check_device, cpu_threads
 from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import METRICS
 from hdm.training.optimizers import check_packages
@@ -98,12 +98,11 @@ def make(
         InputError: too few pictures, or squares that do not fit the autoencoder.
     """
     settings, download, filter = _settings(pipeline), inputs["download"], inputs["filter"]
-    if pipeline.threads is not None:
-        torch.set_num_threads(pipeline.threads)
     reference = None if settings.scratch else resolve(pipeline.components).need("autoencoder")
     with (
         Decoders(pipeline.images, pixels, pipeline.threads) as decoders,
         store.draft(identity) as draft,
+        cpu_threads(pipeline.threads),
     ):
         pictures = Pictures(
             KeptPictures(download, filter, "train", decoders),

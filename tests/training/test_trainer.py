@@ -127,6 +127,31 @@ def milestones(job: Job) -> dict[str, bytes]:
     }
 
 
+def test_a_training_keeps_the_number_of_threads_that_it_began_with(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"width": 128, "head_size": 64, "mlp_width": 256}
+    wide = with_phase(
+        workshop.cached().changed(
+            model={**workshop.pipeline.train.model.to_dict(), **sizes}, validate_every=None
+        ),
+        batch_size=16,
+        micro_batch=None,
+        num_images=64,
+    )
+
+    def on(threads: int, folder: str) -> Job:
+        pipeline = wide.pipeline.model_copy(update={"threads": threads})
+        return replace(wide, pipeline=pipeline).job(tmp_path / folder)
+
+    whole = run(on(2, "two"))
+    assert losses(run(on(1, "one")).job) != losses(whole.job), "threads do not show in this test"
+    assert not Trainer(on(2, "resumed"), StopAfter(2), "cpu").run()
+    caplog.clear()
+    assert_same_bits(run(on(1, "resumed")), whole)
+    assert "goes on with 2 CPU threads, as it began" in caplog.text
+
+
 def test_variables_of_a_launcher_change_no_bit(
     workshop: Workshop, straight: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,48 @@
+"""How many CPU threads a machine has changes no byte of the data stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MAKE = """
+import json, sys
+from pathlib import Path
+from hdm.pipelines import load_pipeline
+from hdm.stages import run
+from hdm.store import Store
+
+settings = ["download.scenes.count=24", "download.scenes.faults=0", "download.allow_loopback=true"]
+made = run(load_pipeline("demo", settings), Store(Path(sys.argv[1])), stop_after="encode")
+files = {f"{one.step.name}/{record.name}": record.sha256 for one in made for record in one.output.files}
+print(json.dumps(files))
+"""
+
+
+def files(store: Path, num_threads: int) -> dict[str, str]:
+    """sha256 of every file up to the stage encode, made by a process with so many threads."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment["OMP_NUM_THREADS"] = str(num_threads)
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE, str(store)],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_one_thread_and_three_make_the_same_bytes(tmp_path: Path) -> None:
+    one, three = files(tmp_path / "one", 1), files(tmp_path / "three", 3)
+    assert {name.split("/")[0] for name in one} >= {
+        "filter.measures",
+        "encode.text",
+        "encode.48px",
+        "encode.64px",
+    }
+    assert [name for name in one if one[name] != three.get(name)] == []
