@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hdm.captioning.makers import ITEM_FIELDS, Item
+from hdm.captioning.makers import Item
 from hdm.captioning.vision_language import VisionLanguage
-from hdm.config import CaptionMaker
+from hdm.config import ITEM_FIELDS, CaptionMaker
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import InputError
 
