@@ -82,6 +82,11 @@ class Components(Settings):
     """transformers image-text-to-text model; None: captions come from the contrastive model (a CoCa)."""
     aesthetic_head: str | None = None
     """safetensors or .pth of a LAION linear or MLP head for the contrastive model's embeddings."""
+    aesthetic_head_for: str | None = None
+    """The contrastive model that the head was trained for, as ViT-L-14/openai or as `contrastive` has it; has to be set for heads that are
+    neither known by their sha256 (LAION's) nor in `folder`, since a head for another model may invert the order."""
+    aesthetic_head_activation: Literal["none", "relu"] | None = None
+    """What stands between the layers of an MLP head, which its file does not say; None: for linear heads and those that are known."""
     vision: str | None = None
     """transformers vision transformer (DINOv2, …) whose features `encode.features` caches."""
 

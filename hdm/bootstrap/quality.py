@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from hdm.data.examples import Example
-from hdm.models.contrastive import AestheticHead, Contrastive
+from hdm.models.aesthetic import AestheticHead
+from hdm.models.contrastive import Contrastive
 from hdm.progress import track
 
 BEST, WORST = 10.0, 1.0

@@ -23,9 +23,10 @@ from hdm.child import forget_launchers
 from hdm.data.examples import Example
 from hdm.errors import InputError
 from hdm.files import sha256_file, write_json
+from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import MANIFEST, Resolved
-from hdm.models.contrastive import load_aesthetic_head, load_contrastive
+from hdm.models.contrastive import load_contrastive
 
 COMPONENTS = {
     "autoencoder": "autoencoder",

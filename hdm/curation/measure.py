@@ -22,9 +22,9 @@ from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import MEASURES, num_shards, read_table, read_tables, shard_name, write_table
 from hdm.data.wording import normal_caption
-from hdm.errors import ConfigError
+from hdm.models.aesthetic import AestheticHead, check_head, load_aesthetic_head
 from hdm.models.components import resolve, weights_digest
-from hdm.models.contrastive import AestheticHead, Contrastive, load_aesthetic_head, load_contrastive
+from hdm.models.contrastive import Contrastive, load_contrastive
 from hdm.models.devices import choose_device, stage_batches
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
@@ -38,21 +38,19 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """What the measures depend on: the download, how pictures are decoded, and the models that score them. No threshold.
 
     Raises:
-        ConfigError: an aesthetic head without a contrastive model.
+        ConfigError: an aesthetic head without the contrastive model that it was trained for.
         InputError: a model is not on this machine.
     """
     resolved = resolve(pipeline.components)
-    if resolved.aesthetic_head and not resolved.contrastive:
-        raise ConfigError(
-            "components.aesthetic_head scores the embeddings of components.contrastive, which is not set",
-            do="name the contrastive model that the head was trained for, or leave the head out",
-        )
+    check_head(resolved)
     models = {"contrastive": resolved.contrastive, "aesthetic_head": resolved.aesthetic_head}
+    named = resolved.aesthetic_head_activation
+    activation = {} if named is None else {"aesthetic_head_activation": named}
     weights = {name: weights_digest(reference) for name, reference in models.items() if reference}
     return Identity(
         "filter.measures",
         SCHEMA,
-        {"images": pipeline.images.result_fields()},
+        {"images": pipeline.images.result_fields(), **activation},
         dict(inputs),
         weights,
     )
@@ -248,9 +246,11 @@ def _load_models(pipeline: Pipeline) -> tuple[Contrastive | None, AestheticHead 
     contrastive = load_contrastive(
         resolved, choose_device(pipeline.filter.device, "the contrastive model")
     )
+    if not resolved.aesthetic_head:
+        return contrastive, None
     return contrastive, load_aesthetic_head(
-        resolved.aesthetic_head
-    ) if resolved.aesthetic_head else None
+        resolved.aesthetic_head, resolved.aesthetic_head_activation
+    )
 
 
 def _write_embeddings(draft: Draft, number: int, width: int, looks: Sequence[_Look]) -> None:

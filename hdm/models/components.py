@@ -51,13 +51,15 @@ _FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 
 @dataclass(frozen=True)
 class Resolved:
-    """References of the models of a pipeline; None where it names none."""
+    """References of the models of a pipeline, and what its aesthetic head is; None where it names none."""
 
     contrastive: str | None = None
     autoencoder: str | None = None
     text_encoder: str | None = None
     captioner: str | None = None
     aesthetic_head: str | None = None
+    aesthetic_head_for: str | None = None
+    aesthetic_head_activation: str | None = None
     vision: str | None = None
 
     def need(self, component: str) -> str:
@@ -89,6 +91,8 @@ def resolve(components: Components) -> Resolved:
             found[name] = named
     if components.contrastive and components.contrastive_pretrained:
         found["contrastive"] = f"{components.contrastive}@{components.contrastive_pretrained}"
+    if not components.contrastive and not components.aesthetic_head and "contrastive" in found:
+        found.setdefault("aesthetic_head_for", found["contrastive"])  # trained together
     return Resolved(**found)
 
 
@@ -148,7 +152,10 @@ def _in_folder(name: str) -> dict[str, str]:
         if name != DEMO
         else "install the package again: it ships them",
     )
-    known = {field.name for field in fields(Resolved)}
+    known = {field.name for field in fields(Resolved)} - {
+        "aesthetic_head_for",
+        "aesthetic_head_activation",
+    }
     return {
         key: str(folder / path)
         for key, path in listed.get("components", {}).items()

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -214,76 +213,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-class AestheticHead:
-    """A score from an embedding: one linear layer or several with nothing between, as LAION's are.
-
-    Attributes:
-        embed_size: width of the embeddings it reads.
-    """
-
-    def __init__(self, layers: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        self.layers = layers
-        self.embed_size = layers[0][0].shape[1]
-
-    def __call__(self, embeddings: Embeddings) -> np.ndarray:
-        """Scores (B,) float32 of unit embeddings (B, embed_size); about 0 to 10.
-
-        Raises:
-            InputError: the embeddings are of another width.
-        """
-        if embeddings.shape[-1] != self.embed_size:
-            raise InputError(
-                f"the aesthetic head reads embeddings of {self.embed_size} numbers; the contrastive model gives {embeddings.shape[-1]}",
-                do="name the head that was trained for this contrastive model in components.aesthetic_head",
-            )
-        values = embeddings.astype(np.float32)
-        for weight, bias in self.layers:
-            values = values @ weight.T + bias
-        return values[:, 0]
-
-
-def load_aesthetic_head(path: str | Path) -> AestheticHead:
-    """LAION's linear head (`weight`, `bias`) or its MLP without activations (`layers.N.weight`, …), as safetensors or .pth.
-
-    Raises:
-        InputError: the file is missing, holds more than tensors, or is no such head.
-    """
-    file = locate(str(path))
-    state = _read_tensors(file)
-    names = sorted(
-        (name for name in state if name.endswith("weight")),
-        key=lambda name: [int(n) for n in name.split(".") if n.isdigit()],
-    )
-    biases = [name.removesuffix("weight") + "bias" for name in names]
-    if not names or set(state) != {*names, *biases} or state[names[-1]].shape[0] != 1:
-        raise InputError(
-            f"is not an aesthetic head: it holds {', '.join(sorted(state)[:8])}",
-            where=file,
-            do="name a LAION linear or MLP head",
-        )
-    return AestheticHead(
-        [
-            (state[weight].float().numpy(), state[bias].float().numpy())
-            for weight, bias in zip(names, biases, strict=True)
-        ]
-    )
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"cannot be read as weights: {error}",
-            where=file,
-            do="fetch it again; pickled code is refused",
-        ) from error

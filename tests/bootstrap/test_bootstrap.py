@@ -18,9 +18,10 @@ from hdm.data.examples import Example
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import HdmError, InputError
 from hdm.files import sha256_file
+from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
-from hdm.models.contrastive import load_aesthetic_head, load_contrastive
+from hdm.models.contrastive import load_contrastive
 from hdm.models.text_encoder import load_text_encoder, load_tokenizer
 
 BRIEF = Plan(autoencoder_images=24, contrastive_images=32, language_captions=32, quality_images=32)

@@ -195,7 +195,12 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
     download, components = scored
     weight = torch.linspace(-1, 1, 32)[None]
     torch.save({"weight": weight, "bias": torch.tensor([5.0])}, tmp_path / "head.pth")
-    components = components.model_copy(update={"aesthetic_head": str(tmp_path / "head.pth")})
+    components = components.model_copy(
+        update={
+            "aesthetic_head": str(tmp_path / "head.pth"),
+            "aesthetic_head_for": components.contrastive,
+        }
+    )
     pipeline = Pipeline(
         components=components, filter=FilterSettings(top_fraction=TopFraction(keep=0.4))
     )

@@ -8,9 +8,7 @@ import torch
 
 from hdm.errors import InputError
 from hdm.models.components import Resolved
-from hdm.models.contrastive import Contrastive, are_cut, load_aesthetic_head, load_contrastive
-
-AESTHETIC = Path(__file__).parents[3] / "shared" / "data" / "aesthetic"
+from hdm.models.contrastive import Contrastive, are_cut, load_contrastive
 
 
 @pytest.fixture(scope="module")
@@ -112,51 +110,3 @@ def test_a_clip_cannot_caption(
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no weights"):
         load_contrastive(Resolved(contrastive=str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("head", "vectors", "expected"),
-    [
-        ("laion_aes/sa_0_4_vit_l_14_linear.pth", "vit_l_14", [-2.458, 1.895, 5.100, 7.787, 10.226]),
-        ("laion_aes/sa_0_4_vit_b_32_linear.pth", "vit_b_32", [-1.470, 1.990, 5.087, 7.668, 9.917]),
-        (
-            "improved_aes/sac+logos+ava1-l14-linearMSE.pth",
-            "vit_l_14",
-            [1.66, 3.07, 4.24, 5.07, 5.58],
-        ),
-    ],
-)
-def test_known_answers_of_real_heads(head: str, vectors: str, expected: list[float]) -> None:
-    if not AESTHETIC.is_dir():
-        pytest.skip("needs the real aesthetic heads in ../shared/data/aesthetic")
-    ratings = [
-        np.load(AESTHETIC / "laion_aes" / f"{vectors}_embeddings" / f"rating{n}.npy").ravel()
-        for n in (0, 2, 4, 6, 8)
-    ]
-    scores = load_aesthetic_head(AESTHETIC / head)(np.stack(ratings).astype(np.float32))
-    np.testing.assert_allclose(scores, expected, atol=0.006)
-
-
-def test_a_head_for_other_embeddings_names_both_sizes(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"weight": torch.ones(1, 48), "bias": torch.zeros(1)}, tmp_path / "head.safetensors")
-    with pytest.raises(InputError, match=r"48(.|\n)*32"):
-        load_aesthetic_head(tmp_path / "head.safetensors")(np.ones((2, 32), np.float32))
-
-
-def test_files_that_are_no_head(tmp_path: Path) -> None:
-    class Code:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return print, ("code ran",)
-
-    torch.save({"weight": Code()}, tmp_path / "code.pth")
-    torch.save({"weight": torch.ones(3, 4), "bias": torch.zeros(3)}, tmp_path / "three.pth")
-    (tmp_path / "cut.safetensors").write_bytes(b"12345")
-    for name, said in (
-        ("code.pth", "pickled code is refused"),
-        ("three.pth", "not an aesthetic head"),
-        ("cut.safetensors", "cannot be read"),
-    ):
-        with pytest.raises(InputError, match=said):
-            load_aesthetic_head(tmp_path / name)
