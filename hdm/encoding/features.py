@@ -25,7 +25,7 @@ from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 from hdm.values import multiples_beside
 
-NAME, SCHEMA, KIND, DTYPE = "encode.features", 1, "features", "float16"
+NAME, SCHEMA, KIND, DTYPE = "encode.features", 2, "features", "float16"
 log = logging.getLogger(__name__)
 
 

@@ -32,7 +32,7 @@ from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 from hdm.values import multiples_beside
 
-SCHEMA = 1
+SCHEMA = 2
 log = logging.getLogger(__name__)
 
 

@@ -22,7 +22,7 @@ from hdm.models.text_encoder import TextEncoder, check_text_width, load_text_enc
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 1
+SCHEMA = 2
 MEASURED_CAPTIONS = 64
 log = logging.getLogger(__name__)
 

@@ -186,19 +186,25 @@ class Batches:
         work: Callable[[Sequence[Item]], Result],
     ) -> Iterator[tuple[Sequence[Item], Result]]:
         waiting: deque[tuple[Sequence[Item], Future[Result]]] = deque()
+        begun = done = 0
         try:
-            for start in range(0, len(items), self.size):
-                batch = items[start : start + self.size]
-                waiting.append((batch, threads.submit(work, batch)))
-                if len(waiting) > 2 * (self.workers or 1):
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
+            while done < len(items):
+                while begun < len(items) and len(waiting) <= 2 * (self.workers or 1):
+                    batch = items[begun : begun + self.size]
+                    waiting.append((batch, threads.submit(work, batch)))
+                    begun += len(batch)
+                batch, future = waiting.popleft()
+                try:
+                    result = future.result()
+                except torch.OutOfMemoryError as error:
+                    _cancel(waiting)
+                    begun = done
+                    self._halve(len(batch), error)
+                    continue
+                done += len(batch)
+                yield batch, result
         finally:  # an error, or a signal: nobody begins another
-            for _, future in waiting:
-                future.cancel()
+            _cancel(waiting)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:
@@ -212,3 +218,9 @@ class Batches:
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _cancel(waiting: deque[tuple[Sequence[Item], Future[Result]]]) -> None:
+    for _, future in waiting:
+        future.cancel()
+    waiting.clear()
