@@ -8,7 +8,7 @@ from prefect import flow
 from hdm.errors import HdmError
 from tasks import reporter
 from tasks.cell import CellRecord, cell
-from tasks.grid import configured_grid
+from tasks.grid import configured_grid, preflight
 from tasks.lab import lab_table
 from tasks.records import settled
 
@@ -32,6 +32,7 @@ def compare_settings(
         HdmError: cells failed; the others were trained nevertheless, and the table tells of them.
     """
     grid = configured_grid(lab, only, seeds, overrides)
+    preflight(grid)
     cells, records, failed, began = (
         grid.cells(),
         list[CellRecord](),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from hdm.errors import ConfigError
 from hdm.values import Blocks, Few, PositiveBlocks, Width, Within
 
@@ -126,7 +128,16 @@ class XUTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> XUTConfig:
+        """The configuration that `to_dict` gave; what another program wrote is held to the same bounds.
+
+        Raises:
+            ConfigError: unknown fields, or values that no model can have.
+        """
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ConfigError(f"unknown XUT fields {unknown}")
-        return cls(**values)
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigError(f"no XUT can be like that: {'; '.join(told)}") from error

@@ -108,13 +108,31 @@ def list_pipelines(file: File = None) -> None:
 
 
 @app.command()
-def config(name: str, settings: Settings = [], file: File = None) -> None:  # noqa: B006
+def config(
+    name: Annotated[str, typer.Argument(help="Entry of pipelines.yaml.")],
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Print nothing, but look for what would not work here, as hdm run does before it starts.",
+        ),
+    ] = False,
+    settings: Settings = [],  # noqa: B006
+    store: StoreFolder = None,
+    file: File = None,
+) -> None:
     """Print a pipeline with every setting resolved."""
     from ruamel.yaml import YAML
 
-    values = load_pipeline(name, settings, file).model_dump(mode="json", exclude={"mixed"})
+    pipeline = load_pipeline(name, settings, file)
+    if check:
+        from hdm.stages import preflight  # torch: seconds
+
+        preflight(pipeline, Store(store_root(store)))
+        say(f"{name} can run here")
+        return
     text = io.StringIO()
-    YAML().dump(values, text)
+    YAML().dump(pipeline.model_dump(mode="json", exclude={"mixed"}), text)
     say(text.getvalue().rstrip())
 
 

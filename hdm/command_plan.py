@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hdm import values
 from hdm.errors import ConfigError, DoesNotFitError
-from hdm.messages import Terminal, say_json
+from hdm.messages import Terminal, say, say_json
 from hdm.options import number
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def plan(
     from hdm.pipelines import load_pipeline
     from hdm.planning import hardware
     from hdm.planning.plan import Question, make_plan, with_largest_micro_batches
+    from hdm.stages import problems
     from hdm.store import Store, store_root
 
     pipeline = load_pipeline(name, settings, file)
@@ -119,10 +120,15 @@ def plan(
         asked = replace(asked, pipeline=with_largest_micro_batches(asked))
     found = make_plan(replace(asked, measured=_measured(asked)) if measure else asked)
     prices = Prices(card, card.price if price is None else price, power_price)
+    refused = [str(problem) for problem in problems(pipeline, asked.store)]
     if as_json:
-        say_json(_values(found, prices), indent=1)
+        say_json({**_values(found, prices), "refused": refused}, indent=1)
     else:
         _tell(found, prices)
+        if refused:
+            say(
+                f"· hdm run would not start here: hdm config {name} --check lists {len(refused)} reasons"
+            )
     if found.problems:
         raise DoesNotFitError(
             "; ".join(found.problems), do=_advice(found, solved=solve is not None)

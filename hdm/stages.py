@@ -303,7 +303,8 @@ def preflight(
 def _made(pipeline: Pipeline, store: Store, name: str) -> Output | None:
     """An output by its manifest, where it is finished."""
     try:
-        return read_output(store.folder(identities(pipeline, name)[name]))
+        identity = identities(pipeline, name).get(name)
+        return None if identity is None else read_output(store.folder(identity))
     except (FileNotFoundError, DamagedError, InputError):
         return None
 

@@ -10,6 +10,8 @@ from hdm.config import Pipeline
 from hdm.errors import ConfigError, InputError
 from hdm.lab.grid import Lab
 from hdm.pipelines import load_pipeline
+from hdm.stages import problems
+from hdm.store import Store
 from tests.settings_numbers import Leaf, edges, leaves
 
 EVERYTHING = """\
@@ -89,13 +91,13 @@ def test_a_number_out_of_its_bounds_is_refused_with_field_value_and_bounds(
 
 
 @pytest.mark.parametrize("leaf", NUMBERS, ids=lambda leaf: leaf.name)
-def test_no_number_ends_loading_in_anything_but_an_error_that_says_what_to_do(
-    leaf: Leaf, everything: Path
+def test_no_number_ends_loading_or_a_preflight_in_anything_but_a_config_error(
+    leaf: Leaf, everything: Path, tmp_path: Path
 ) -> None:
     assert leaf.bounds is not None
     for value in (*OTHERS, *map(yaml, edges(leaf.kind, leaf.bounds))):
         with contextlib.suppress(ConfigError):
-            load(leaf, value, everything)
+            problems(load(leaf, value, everything), Store(tmp_path))
 
 
 @pytest.mark.parametrize("leaf", NUMBERS, ids=lambda leaf: leaf.name)

@@ -46,7 +46,7 @@ def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         raise InputError(f"sizes have to be whole numbers; these are not: {wrong}")
     if ASPECT in values:
         said["aspect_embedding"] = bool(values[ASPECT])
-    return XUTConfig(**{**_inferred(tensors), **said})
+    return XUTConfig.from_dict({**_inferred(tensors), **said})
 
 
 def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str, Any] | None:

@@ -26,7 +26,12 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 TEXT = """\
 pipelines:
-  mine: {train: {phases: [{resolution: 64, num_images: 100, batch_size: 10}]}}
+  mine:
+    components: {folder: demo}
+    download: {kind: scenes}
+    train:
+      model: {text_width: 128, channels: 8}
+      phases: [{resolution: 64, num_images: 100, batch_size: 10}]
 labs:
   small:
     pipeline: mine
@@ -177,3 +182,13 @@ def test_a_signal_stops_the_lab_and_not_only_its_cell(trainings: Trainings) -> N
     trainings.fails = stop
     assert compare_settings("small", return_state=True).is_cancelled()
     assert trainings.made == ["download", "train.64px 0 shifted 0.0", "evaluate 0 shifted 0.0"]
+
+
+def test_a_cell_that_cannot_work_is_told_before_any_is_trained(trainings: Trainings) -> None:
+    overrides = ["evaluate.size=50x50"]
+    error = compare_settings("small", overrides=overrides, return_state=True).result(
+        raise_on_failure=False
+    )
+    assert isinstance(error, InputError)
+    assert "take 48x48 or 64x64" in error.what or "take 48x48 or 64x64" in str(error.do)
+    assert trainings.made == []

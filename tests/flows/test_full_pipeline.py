@@ -165,3 +165,34 @@ def test_a_run_is_written_down_for_status_and_sample(
     assert parts == {}  # the package's own
     full_pipeline("demo", overrides=["evaluate.seed=3"], stop_after="encode")
     assert newest_model(tmp_path, "demo")[0] == model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.validate_every=0"], "train.validate_every = 0: must be a whole number"),
+        (["evaluate.guidance=.nan"], "evaluate.guidance = nan: must be a number"),
+        (["evaluate.prompts=nowhere.txt", "evaluate.size=50x50"], "2 settings cannot work"),
+    ],
+)
+def test_settings_that_cannot_work_end_the_flow_before_its_first_stage(
+    small_stages: SmallStages, overrides: list[str], said: str
+) -> None:
+    """As the form of a deployment gives them; a stage's own flow checks that stage."""
+    state = full_pipeline("demo", overrides=overrides, return_state=True)
+    found = state.result(raise_on_failure=False)
+    assert isinstance(found, ConfigError)
+    assert said in str(found)
+    assert small_stages.made == []
+
+
+def test_a_stage_run_alone_is_checked_alone(small_stages: SmallStages) -> None:
+    full_pipeline("demo", stop_after="caption")
+    small_stages.made.clear()
+    wrong = ["train.phases.0.resolution=50"]
+    found = encode_latents("demo", overrides=wrong, return_state=True).result(
+        raise_on_failure=False
+    )
+    assert isinstance(found, InputError)
+    assert "use 48 or 64" in str(found)
+    assert small_stages.made == []
