@@ -81,6 +81,11 @@ def store_root(folder: Path | None = None) -> Path:
     return root
 
 
+def state_root(root: Path) -> Path:
+    """Where runs write what is no output (databases of Prefect and MLflow, logs, reports): HDM_STATE, else the store itself."""
+    return Path(os.environ.get("HDM_STATE") or root).resolve()
+
+
 @dataclass(frozen=True)
 class Identity:
     """What an output depends on.

@@ -1,6 +1,7 @@
 """Where Prefect's and MLflow's data lie, and whether an `hdm serve` of this store is alive.
 
-<store>/.services/prefect.db  mlflow.db       their databases
+<store, or HDM_STATE>/.services/
+                  prefect.db  mlflow.db       their databases
                   results/    mlartifacts/    what they keep beside them
                   serve.json  serve.lock      the living `hdm serve`
                   password    ports.json      of Prefect's pages; what they are served at
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hdm.errors import HdmError, LockedError
-from hdm.files import explain_os_error, write_json
-from hdm.store import locked
+from hdm.errors import HdmError
+from hdm.files import FORBIDDEN, explain_os_error, write_json
+from hdm.store import is_locked, locked, state_root
 
 LOOPBACK = "http://127.0.0.1"
 
@@ -41,18 +42,37 @@ def services(root: Path) -> Path:
     """The store's folder for services, made if need be; nobody else on this machine can read it.
 
     Raises:
-        HdmError: it cannot be made; DoesNotFitError: the disk is full.
+        HdmError: it cannot be made or written; DoesNotFitError: the disk is full.
     """
-    folder = root / ".services"
+    folder = _folder(root)
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK) and os.access(folder / "runs", os.W_OK)
     except OSError as error:
-        raise explain_os_error(error, root) from error
+        if error.errno not in FORBIDDEN:
+            raise explain_os_error(error, folder) from error
+        writable = False
+    if not writable:
+        raise HdmError(
+            "a run writes the data of Prefect and MLflow, logs and reports here, and this folder cannot be written",
+            where=folder,
+            do="name a folder of your own for them: HDM_STATE=FOLDER before the command",
+        )
     state = folder.stat()
     if state.st_mode & 0o077 and state.st_uid == os.getuid():
         with contextlib.suppress(PermissionError):  # a file system without permissions
             folder.chmod(0o700)
     return folder
+
+
+def visible(root: Path) -> bool:
+    """Whether this user may look at the services: only whoever started them may."""
+    folder = _folder(root)
+    return not folder.exists() or os.access(folder, os.R_OK | os.X_OK)
+
+
+def _folder(root: Path) -> Path:
+    return state_root(root) / ".services"
 
 
 def password(root: Path) -> str:
@@ -73,10 +93,10 @@ def password(root: Path) -> str:
 
 def serving(root: Path) -> Serving | None:
     """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it left behind says nothing."""
-    if not _held(root / ".services" / "serve.lock"):
+    if not visible(root) or not is_locked(_folder(root) / "serve.lock"):
         return None
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Serving(**json.loads((root / ".services" / "serve.json").read_bytes()))
+        return Serving(**json.loads((_folder(root) / "serve.json").read_bytes()))
     return None
 
 
@@ -117,13 +137,14 @@ def under_way(root: Path, pipeline: str) -> Iterator[None]:
 def runs(root: Path) -> list[dict[str, Any]]:
     """The runs under way: pid, pipeline, started (seconds since 1970). What dead ones left is removed."""
     found = []
-    for path in sorted((root / ".services" / "runs").glob("*.json")):
-        if _held(path.with_suffix(".lock")):
+    for path in sorted((_folder(root) / "runs").glob("*.json")) if visible(root) else []:
+        if is_locked(path.with_suffix(".lock")):
             with contextlib.suppress(OSError, ValueError):
                 found.append(json.loads(path.read_bytes()))
         else:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's store
+                path.unlink(missing_ok=True)
+                path.with_suffix(".lock").unlink(missing_ok=True)
     return found
 
 
@@ -186,13 +207,3 @@ def _same_server(url: str, ours: str) -> bool:
     with contextlib.suppress(ValueError):  # no port at all
         return theirs.hostname in ("127.0.0.1", "localhost") and theirs.port == own.port
     return False
-
-
-def _held(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    try:
-        with locked(lock, "", shared=True):
-            return False
-    except LockedError:
-        return True

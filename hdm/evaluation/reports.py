@@ -1,6 +1,7 @@
 """The reports of a store: each belongs to one run and is never written over; a page lists them all.
 
-<store>/reports/index.html
+<store, or HDM_STATE>/reports/
+                index.html
                 <pipeline>/<run>/report.html    <run>: UTC time and recipe, as 20261129-224501-3fa9c1
                                  report.json    what the list says of it
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from hdm.evaluation.report import FACTS, PAGE, SHARES, render
 from hdm.files import write_bytes
+from hdm.store import state_root
 
 INDEX, TEMPLATE = "index.html", "index.html.j2"
 LISTED = ("pipeline", "written", "outputs", "missing", "overrides", "seconds", "scores", "code")
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def reports(root: Path) -> Path:
     """The folder of a store's reports."""
-    return root / "reports"
+    return state_root(root) / "reports"
 
 
 def new_folder(root: Path, pipeline: str, recipe: str) -> Path:
