@@ -228,7 +228,7 @@ def serve_pages(
             "worker",
             prefect_command("worker", "start", "--pool", POOL, "--type", "process", "--name", POOL),
         )
-        wait_for(f"{mlflow}/health", started["mlflow"], root)
+        wait_for(f"{mlflow}/health", started["mlflow"], root, "mlflow")
         announce(
             root,
             Serving(
