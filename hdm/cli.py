@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from hdm import (
     command_ema,
+    command_gc,
     command_plan,
     command_sample,
     command_vae,
@@ -201,6 +202,7 @@ def bootstrap(
 
 
 app.command("verify")(command_verify.verify)
+app.command("gc")(command_gc.gc)
 
 
 @app.command()
