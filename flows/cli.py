@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from hdm.messages import Terminal, say
 from hdm.options import number
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
-from tasks.services import runs, serving
+from tasks.services import runs, serving, stop_runs
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
 Wait = Annotated[float, number(values.Seconds, metavar="SEC", help="How long to wait for it.")]
@@ -151,14 +150,10 @@ def stop(
     found = runs(root)
     for one in found:
         console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")
-        os.kill(one["pid"], signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SEC
-    while (left := runs(root)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if left:
+    if left := stop_runs(found, root, STOP_SEC):
         raise HdmError(
             f"still running after {STOP_SEC:.0f} s",
-            where=", ".join(f"pid {one['pid']}" for one in left),
+            where=", ".join(f"pid {pid}" for pid in left),
             do="again: hdm stop",
         )
     alive = serving(root)

@@ -100,9 +100,9 @@ def _run(
         from flows.compare_settings import compare_settings
 
         state = compare_settings(grid.lab.name, only, seeds, overrides, return_state=True)
-        if state.is_cancelled():
-            raise SavedOnSignal(state.message or "stopped")
         found = state.result(raise_on_failure=False)
+    if state.is_cancelled():
+        raise SavedOnSignal(state.message or "stopped")
     if isinstance(found, Exception):
         raise found
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from typing import Any
 from rich.markup import escape
 
 from flows.processes import (
+    POLL_SEC,
+    Service,
     bypass_proxy,
     nearest_listener,
     pages_at,
     prefect_server_command,
-    running,
     wait_for,
 )
 from hdm.child import child_environment
@@ -31,7 +33,7 @@ from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
 from hdm.store import Store, read_output, store_root
 from tasks.configuration import FILE_VARIABLE
-from tasks.services import password, prefect_access, prefect_environment, services
+from tasks.services import password, prefect_access, prefect_environment, under_way
 
 HEALTH_SEC = 5.0
 QUIET = {
@@ -39,6 +41,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_CLIENT_MAX_RETRIES": "0",  # tasks/patience.py repeats
 }
 OWN_SERVER = {
     # What writes to SQLite beside the run makes its requests fail with 503 and wait 2 s each; nobody looks at events here.
@@ -50,6 +53,7 @@ OWN_SERVER = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_UI_ENABLED": "false",
 }
+logger = logging.getLogger("hdm.run")
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -87,12 +91,9 @@ def prepare(verbose: bool) -> None:
 
     Raises:
         DamagedError: a database of the store's services cannot be read.
-        HdmError: there is nowhere to write what is no output.
     """
     bypass_proxy()
-    if found := databases(store_root()):
-        services(store_root())  # what may not be written to cannot be looked at either
-        check_databases(found)
+    check_databases(databases(store_root()))
     ours = {
         **QUIET,
         **prefect_environment(store_root()),
@@ -110,9 +111,9 @@ def _flow_run(
         from flows.full_pipeline import full_pipeline
 
         state = full_pipeline(name, start_from, stop_after, settings, return_state=True)
-        if state.is_cancelled():
-            raise SavedOnSignal(state.message or "stopped")
         found = state.result(raise_on_failure=False)
+    if state.is_cancelled():
+        raise SavedOnSignal(state.message or "stopped")
     if isinstance(found, Exception):
         raise found
     return found
@@ -133,35 +134,62 @@ def server() -> Iterator[None]:
         temporary_settings,
     )
 
+    from tasks.patience import install  # Prefect: seconds
+
+    install()
     url, root = get_current_settings().api.url, store_root()
     if url is not None:
         _check(url)
-        yield
+        with under_way(root, "a run"):
+            yield
         return
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
     secret, listener = password(root), stack.enter_context(nearest_listener(0))
     address, *others = pages_at(listener.getsockname()[1])
-    process = stack.enter_context(
-        running(
-            "prefect",
-            prefect_server_command([listener], [address, *others]),
-            {**child_environment(), **OWN_SERVER, "PREFECT_SERVER_API_AUTH_STRING": secret},
-            root,
-            root,
-            [listener],
-        )
+    service = Service(
+        "prefect",
+        prefect_server_command([listener], [address, *others]),
+        {**child_environment(), **OWN_SERVER, "PREFECT_SERVER_API_AUTH_STRING": secret},
+        root,
+        root,
+        [listener],
     )
-    wait_for(f"{address}/api/health", process, root)
-    # A heartbeat's thread takes up to a second to end, for every flow; this server dies with the run anyway.
-    with temporary_settings(
-        {
-            PREFECT_API_URL: f"{address}/api",
-            PREFECT_API_AUTH_STRING: secret,
-            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-        }
+    stack.enter_context(service)
+    wait_for(f"{address}/api/health", service.process, root)
+    # A heartbeat's thread takes up to a second to end, for every flow, and nothing listens to it.
+    with (
+        under_way(root, "a run"),
+        temporary_settings(
+            {
+                PREFECT_API_URL: f"{address}/api",
+                PREFECT_API_AUTH_STRING: secret,
+                PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            }
+        ),
+        _kept_alive(service),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _kept_alive(service: Service) -> Iterator[None]:
+    """Start the run's own server again when it ends before the run does."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SEC):
+            code = service.revived()
+            if code is not None:
+                logger.warning("Prefect's server ended with exit code %s; started again", code)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _check(url: str) -> None:

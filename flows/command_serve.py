@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -19,17 +20,18 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
+from flows.dead_runs import cancel_orphans, remove_automation, settle
 from flows.processes import (
     LOOPBACK,
     POLL_SEC,
     Encrypted,
+    Service,
     bypass_proxy,
     listener,
     nearest_listener,
     pages_at,
     prefect_command,
     prefect_server_command,
-    running,
     wait_for,
 )
 from hdm.child import child_environment
@@ -40,15 +42,25 @@ from hdm.messages import Terminal
 from hdm.pipelines import pipelines_file
 from tasks.configuration import FILE_VARIABLE
 from tasks.moved import follow_store
-from tasks.services import Serving, alone, announce, password, prefect_environment, services
+from tasks.services import (
+    Serving,
+    alone,
+    announce,
+    password,
+    prefect_environment,
+    runs,
+    services,
+    stop_runs,
+)
 from tasks.tracking import server_command, server_environment
 
 POOL = "hdm"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+SAVE_SEC, SETTLE_SEC = 35.0, 5.0  # training saves within 20
 JOB_TEMPLATE = {
     # Literals alone: who starts a run says which and with what parameters, never how its process is made.
     "job_configuration": {
-        "command": None,
+        "command": f"{shlex.quote(sys.executable)} -m flows.deployed_run",
         "env": {},
         "labels": {},
         "name": None,
@@ -161,7 +173,7 @@ def serve_pages(
     mlflow_port: int | None,
     reach: Reach = Reach(),
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, or until one of the processes ends.
+    """Serve until SIGTERM or Ctrl-C; then the runs that use the services save and stop, and after them the services.
 
     Args:
         root: the store.
@@ -173,7 +185,7 @@ def serve_pages(
         LockedError: this store is served already.
         DamagedError: a database cannot be read.
         ConfigError, InputError: a host that cannot be served, or not safely.
-        HdmError: a process did not start, or ended.
+        HdmError: a process did not start, or ended again and again.
     """
     reach.check()
     definitions = pipelines_file(file).resolve()
@@ -195,51 +207,55 @@ def serve_pages(
         pages = reach.pages(port)
         prefect, mlflow = f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{mlflow_at}"
         environment = _environment(root, definitions, pages)
-        started: dict[str, subprocess.Popen[bytes]] = {}
-
-        def begin(
-            name: str,
-            command: list[str],
-            extra: Mapping[str, str] | None = None,
-            sockets: list[socket.socket] | None = None,
-        ) -> None:
-            started[name] = stack.enter_context(
-                running(
-                    name,
-                    command,
-                    {**environment, **(extra or {})},
-                    root,
-                    definitions.parent,
-                    sockets or [],
-                )
-            )
-
-        begin(
-            "prefect",
-            prefect_server_command(listeners, pages, encrypted),
-            sockets=[*listeners, *([encrypted.listener] if encrypted else [])],
-        )
         follow_store(root)
-        begin("mlflow", server_command(root, mlflow_at), server_environment(reach.proxy))
-        console.print("starting; the first time takes a while: both make their databases")
-        wait_for(f"{prefect}/api/health", started["prefect"], root)
-        _deploy(root, definitions, environment)
-        begin(
-            "worker",
-            prefect_command("worker", "start", "--pool", POOL, "--type", "process", "--name", POOL),
-        )
-        wait_for(f"{mlflow}/health", started["mlflow"], root, "mlflow")
-        announce(
-            root,
-            Serving(
-                os.getpid(),
-                prefect,
-                mlflow,
-                {name: process.pid for name, process in started.items()},
+        commands = {
+            "prefect": prefect_server_command(listeners, pages, encrypted),
+            "mlflow": server_command(root, mlflow_at),
+            "worker": prefect_command(
+                "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL
             ),
-        )
+        }
+        sockets = [*listeners, *([encrypted.listener] if encrypted else [])]
+
+        def begin(name: str) -> Service:
+            extra = server_environment(reach.proxy) if name == "mlflow" else {}
+            service = Service(
+                name,
+                commands[name],
+                {**environment, **extra},
+                root,
+                definitions.parent,
+                sockets if name == "prefect" else (),
+            )
+            return stack.enter_context(service)
+
+        started = {name: begin(name) for name in ("prefect", "mlflow")}
+        console.print("starting; the first time takes a while: both make their databases")
+        wait_for(f"{prefect}/api/health", started["prefect"].process, root)
+        _deploy(root, definitions, environment)
+        started["worker"] = begin("worker")
+        wait_for(f"{mlflow}/health", started["mlflow"].process, root)
+        served = _announced(root, prefect, mlflow, started)
+        remove_automation(root, served)
         _tell(root, pages, mlflow)
-        _watch(started, root)
+        stack.callback(_save_runs, root, served)
+        _watch(started, root, served)
+
+
+def _announced(root: Path, prefect: str, mlflow: str, started: Mapping[str, Service]) -> Serving:
+    pids = {name: service.process.pid for name, service in started.items()}
+    served = Serving(os.getpid(), prefect, mlflow, pids)
+    announce(root, served)
+    return served
+
+
+def _save_runs(root: Path, served: Serving) -> None:
+    """Have the runs that use these services save and stop, while the services can still be told."""
+    found = [one for one in runs(root) if (one.get("api") or "").startswith(served.prefect)]
+    for one in found:
+        console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")
+    for pid in stop_runs(found, root, SAVE_SEC):
+        console.print(f"pid {pid} still runs after {SAVE_SEC:.0f} s")
 
 
 def _tell(root: Path, pages: list[str], mlflow: str) -> None:
@@ -287,14 +303,13 @@ def _environment(root: Path, definitions: Path, pages: list[str]) -> dict[str, s
 
 
 def _deploy(root: Path, definitions: Path, environment: Mapping[str, str]) -> None:
-    """The work pool, every deployment of pipelines.yaml, and the automation that sees dead runs."""
+    """The work pool, every deployment of pipelines.yaml."""
     template = services(root) / "job-template.json"
     write_json(template, JOB_TEMPLATE)
     pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")
     for command in (
         prefect_command(*pool, "--base-job-template", str(template)),
         prefect_command("--no-prompt", "deploy", "--prefect-file", str(definitions), "--all"),
-        [sys.executable, "-m", "flows.dead_runs"],
     ):
         done = subprocess.run(
             command,
@@ -331,13 +346,18 @@ def _until_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watch(started: Mapping[str, subprocess.Popen[bytes]], root: Path) -> None:
+def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
+    """Start again what has ended, and tell Prefect of runs that died."""
+    due = 0.0
     while True:
-        for name, process in started.items():
-            if process.poll() is not None:
-                raise HdmError(
-                    f"{name} ended with exit code {process.returncode}",
-                    where=services(root) / f"{name}.log",
-                    do="hdm serve",
-                )
+        for name, service in started.items():
+            code = service.revived()
+            if code is not None:
+                console.print(f"{name} ended with exit code {code}; started again")
+                served = _announced(root, served.prefect, served.mlflow, started)
+        if time.monotonic() > due:
+            with contextlib.suppress(OSError, ValueError):  # Prefect is being started again
+                settle(root, served)
+                cancel_orphans(root, served)
+            due = time.monotonic() + SETTLE_SEC
         time.sleep(POLL_SEC)

@@ -1,44 +1,88 @@
-"""The automation that marks a run as Crashed when its process is gone: `python -m flows.dead_runs`, once a server has started.
+"""Telling Prefect of the runs whose process is gone: without a word from it they would be Running for ever.
 
-Prefect alone leaves such a run Running for ever. Every flow sends a heartbeat; no word from it for a while means that nobody lives.
+Every run of the store has a record and a lock that dies with its process (tasks/services.py), so that a run is dead exactly when its
+lock is free; no silence of a server, however long, makes a living one look dead.
 """
 
-from datetime import timedelta
+from __future__ import annotations
 
-from prefect.automations import Automation, EventTrigger, Posture
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
-NAME = "runs whose process died"
-SILENCE = timedelta(seconds=75)  # heartbeats come every 30 s
+from flows.prefect_api import delete, post
+from tasks.services import Serving, dead_runs, forget, password, runs
 
-
-def create() -> None:
-    """Make the automation, unless the server has it."""
-    with get_client(sync_client=True) as client:
-        if client.read_automations_by_name(NAME):
-            return
-    Automation(
-        name=NAME,
-        description="no heartbeat: the run is Crashed, and can be retried",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            match={"prefect.resource.id": ["prefect.flow-run.*"]},
-            for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},  # the next heartbeat, or any state
-            threshold=1,
-            within=SILENCE,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message="its process is gone; retry it, or run the same again",
-            )
-        ],
-    ).create()
+UNFINISHED = {
+    "state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED"]}}
+}
+AUTOMATION = "runs whose process died"
+CRASHED = {
+    "type": "CRASHED",
+    "name": "Crashed",
+    "message": "its process is gone; retry it, or run the same again",
+}
 
 
-if __name__ == "__main__":
-    create()
+def settle(root: Path, served: Serving) -> None:
+    """Mark the dead runs of the store as Crashed, and all under them, and stop those that Prefect is told to cancel.
+
+    Raises:
+        OSError: the server does not answer; all that is left is done another time.
+    """
+    for path, record in dead_runs(root).items():
+        if record.get("flow_run") is not None:
+            for found in _unfinished(root, served, record["flow_run"]):
+                _ask(
+                    root, served, f"flow_runs/{found}/set_state", {"state": CRASHED, "force": True}
+                )
+        forget(path)
+
+
+def cancel_orphans(root: Path, served: Serving) -> None:
+    """Stop the runs that are to be cancelled and whose worker is gone: another worker does not know their process.
+
+    Raises:
+        OSError: the server does not answer.
+    """
+    orphans = {
+        record["flow_run"]: record["pid"]
+        for record in runs(root)
+        if record.get("worker") and not _lives(record["worker"])
+    }
+    if not orphans:
+        return
+    asked = {
+        "flow_runs": {"id": {"any_": list(orphans)}, "state": {"type": {"any_": ["CANCELLING"]}}}
+    }
+    for found in _ask(root, served, "flow_runs/filter", asked):
+        os.kill(orphans[found["id"]], signal.SIGTERM)
+
+
+def remove_automation(root: Path, served: Serving) -> None:
+    """Remove the automation of earlier versions, which took a run for dead when its heartbeats did not arrive.
+
+    Raises:
+        OSError: the server does not answer.
+    """
+    asked = {"automations": {"name": {"any_": [AUTOMATION]}}}
+    for found in _ask(root, served, "automations/filter", asked):
+        delete(f"{served.prefect}/api/automations/{found['id']}", password(root))
+
+
+def _unfinished(root: Path, served: Serving, flow_run: str) -> list[str]:
+    """That flow run and those under it, as far as they have not ended."""
+    found = []
+    for which in ({"id": {"any_": [flow_run]}}, {"parent_flow_run_id": {"any_": [flow_run]}}):
+        asked = {"flow_runs": {**which, **UNFINISHED}}
+        found += [one["id"] for one in _ask(root, served, "flow_runs/filter", asked)]
+    return found
+
+
+def _ask(root: Path, served: Serving, path: str, body: Any) -> Any:
+    return post(f"{served.prefect}/api/{path}", body, password(root))
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

@@ -8,8 +8,6 @@ PREFECT_PLUGINS_ENABLED elsewhere, which `make setup` puts into `.venv/bin/activ
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import sys
 import urllib.error
@@ -19,9 +17,10 @@ from pathlib import Path
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
+from flows.prefect_api import post
 from flows.processes import bypass_proxy
 from hdm.pipelines import did_you_mean
-from hdm.store import state_root, store_root
+from hdm.store import store_root
 from tasks.services import password, prefect_access, prefect_environment
 
 RUN = ("deployment", "run")
@@ -35,7 +34,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
         SystemExit: `prefect deployment run` cannot work; told in one line.
     """
     root, url = store_root(), ctx.api_url
-    if not (state_root(root) / ".services").is_dir():
+    if not (root / ".services").is_dir():
         if not url and _name_place(sys.argv) is not None:
             raise SystemExit(_unserved(root))
         return None
@@ -107,19 +106,9 @@ def _name_place(words: Sequence[str]) -> int | None:
 
 def _deployments(url: str, authorization: str | None) -> list[str]:
     """FLOW/DEPLOYMENT of all that the server knows."""
-    found = _post(f"{url}/flows/filter", authorization)
+    found = post(f"{url}/flows/filter", {}, authorization)
     flows = {flow["id"]: flow["name"] for flow in found}
     return [
         f"{flows[found['flow_id']]}/{found['name']}"
-        for found in _post(f"{url}/deployments/filter", authorization)
+        for found in post(f"{url}/deployments/filter", {}, authorization)
     ]
-
-
-def _post(address: str, authorization: str | None) -> list[dict[str, str]]:
-    headers = {"Content-Type": "application/json"}
-    if authorization is not None:
-        encoded = base64.b64encode(authorization.encode()).decode()
-        headers["Authorization"] = f"Basic {encoded}"
-    request = urllib.request.Request(address, b"{}", headers)
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return json.load(answer)

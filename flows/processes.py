@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,10 +20,9 @@ from hdm.errors import HdmError
 from tasks.services import services
 
 START_SEC, STOP_SEC, POLL_SEC = 120.0, 35.0, 0.2
-ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception): .+$", re.MULTILINE)
-ERROR_CHARS = 300
 LOOPBACK = "127.0.0.1"
 DIRECT = (LOOPBACK, "localhost", "::1")
+RESTARTS, RESTARTS_SEC = 10, 600.0
 NEIGHBOURS = 20  # ports that are tried above one in use
 
 
@@ -73,16 +71,10 @@ def pages_at(port: int) -> list[str]:
     return [f"http://{LOOPBACK}:{port}", f"http://localhost:{port}"]
 
 
-@contextlib.contextmanager
-def running(
-    name: str,
-    command: list[str],
-    environment: Mapping[str, str],
-    root: Path,
-    folder: Path,
-    listeners: Sequence[socket.socket] = (),
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, its output in a log; gone, with all that it started, at the end of the block.
+class Service:
+    """A process in a session of its own, its output in a log; started again when it ends.
+
+    It is gone, with all that it started, at the end of the block.
 
     Args:
         name: its log is `<root>/.services/<name>.log`.
@@ -90,21 +82,74 @@ def running(
         root: the store.
         listeners: sockets that it takes over under the same numbers.
     """
-    with (services(root) / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-            pass_fds=[one.fileno() for one in listeners],
-        )
-    try:
-        yield process
-    finally:
-        _end(process)
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        root: Path,
+        folder: Path,
+        listeners: Sequence[socket.socket] = (),
+    ) -> None:
+        self.name, self.command, self.environment = name, list(command), dict(environment)
+        self.root, self.folder, self.listeners = root, folder, listeners
+        self.log = services(root) / f"{name}.log"
+        self.restarts: list[float] = []
+
+    def __enter__(self) -> Service:
+        self.log.unlink(missing_ok=True)
+        self.process = self._start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _end(self.process)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                pass_fds=[one.fileno() for one in self.listeners],
+            )
+
+    def revived(self) -> int | None:
+        """Start it again if it has ended: with which exit code it had; None if it lives.
+
+        Raises:
+            HdmError: it has ended too often of late.
+        """
+        code = self.process.poll()
+        if code is None:
+            return None
+        now = time.monotonic()
+        self.restarts = [begun for begun in self.restarts if now - begun < RESTARTS_SEC]
+        if len(self.restarts) == RESTARTS:
+            raise HdmError(
+                f"{self.name} ended {RESTARTS + 1} times within {RESTARTS_SEC / 60:.0f} min, now with exit code {code}",
+                where=self.log,
+                do="look there, then start again",
+            )
+        self.restarts.append(now)
+        with contextlib.suppress(ProcessLookupError):  # what it had started: it may hold the port
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process = self._start()
+        return code
+
+
+@contextlib.contextmanager
+def running(
+    name: str, command: list[str], environment: Mapping[str, str], root: Path, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A service that is not started again."""
+    with Service(name, command, environment, root, folder) as service:
+        yield service.process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -152,16 +197,11 @@ def nearest_listener(port: int) -> socket.socket:
     raise HdmError(f"no port of {LOOPBACK} is free")
 
 
-def wait_for(
-    address: str, process: subprocess.Popen[bytes], root: Path, name: str = "prefect"
-) -> None:
+def wait_for(address: str, process: subprocess.Popen[bytes], root: Path) -> None:
     """Until the address answers.
 
-    Args:
-        name: as given to `running`.
-
     Raises:
-        HdmError: it does not, or its process ended; with the last error of its log.
+        HdmError: it does not, or its process ended.
     """
     deadline = time.monotonic() + START_SEC
     while time.monotonic() < deadline and process.poll() is None:
@@ -171,13 +211,4 @@ def wait_for(
         ):
             return
         time.sleep(POLL_SEC)
-    log = services(root) / f"{name}.log"
-    ended = process.poll() is not None
-    what = f"{name} ended while it started" if ended else f"{address} does not answer"
-    raise HdmError(f"{what}{_last_error(log)}", where=log, do="the log there says more")
-
-
-def _last_error(log: Path) -> str:
-    """The last exception in a log, with a colon before it; empty if there is none."""
-    found = ERROR_LINE.findall(log.read_text(encoding="utf-8", errors="replace"))
-    return f": {found[-1][:ERROR_CHARS]}" if found else ""
+    raise HdmError(f"{address} does not answer", where=services(root), do="look at the logs there")

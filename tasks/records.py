@@ -14,6 +14,7 @@ from prefect.states import Cancelled, Completed, Failed
 from hdm.errors import HdmError, SavedOnSignal
 from hdm.messages import guard_output
 from hdm.redaction import redacted_value
+from tasks.patience import hurry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +64,7 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
         try:
             found: Any = body(*args, **kwargs)
         except STOPS as stop:
+            hurry()
             told = (
                 str(stop)
                 if isinstance(stop, SavedOnSignal | CancelledRun)

@@ -30,6 +30,7 @@ from tasks.configuration import configured, read_anew, recipe
 from tasks.figures import flattened
 from tasks.records import STOPS, StageRecord
 from tasks.services import services, under_way
+from tasks.stopping import stoppable
 
 SWITCH = "HDM_TRACKING"  # "off": no MLflow at all
 LAST_WORDS_SEC = {"FINISHED": 20.0, "FAILED": 5.0, "KILLED": 2.0}
@@ -105,14 +106,18 @@ def run(pipeline: str, overrides: list[str], lab: str | None = None) -> Iterator
         return
     read_anew()
     settings, root = configured(pipeline, overrides), store_root()
-    with under_way(root, settings.name):
+    with under_way(root, settings.name, flow_run.root_flow_run_id):
         _under_way, _current = True, None if os.environ.get(SWITCH) == "off" else Reporter(root)
         facts = _facts(settings, overrides)
         if lab is not None:
             facts |= {"pipeline": lab, "flow_run": f"{lab} {facts['recipe']}"}
         _tell("run", **facts)
         try:
-            with _ending(lambda status: _current.end(status) if _current is not None else None):
+            # Before the first stage, too, where an exception in an import may be swallowed.
+            with (
+                _ending(lambda status: _current.end(status) if _current is not None else None),
+                stoppable(),
+            ):
                 yield
         finally:
             if _current is not None:

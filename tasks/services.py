@@ -1,7 +1,6 @@
 """Where Prefect's and MLflow's data lie, and whether an `hdm serve` of this store is alive.
 
-<store, or HDM_STATE>/.services/
-                  prefect.db  mlflow.db       their databases
+<store>/.services/prefect.db  mlflow.db       their databases
                   results/    mlartifacts/    what they keep beside them
                   serve.json  serve.lock      the living `hdm serve`
                   password    ports.json      of Prefect's pages; what they are served at
@@ -14,16 +13,17 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hdm.errors import HdmError
-from hdm.files import FORBIDDEN, explain_os_error, write_json
-from hdm.store import is_locked, locked, state_root
+from hdm.errors import HdmError, LockedError
+from hdm.files import explain_os_error, write_json
+from hdm.store import locked
 
 LOOPBACK = "http://127.0.0.1"
 
@@ -42,37 +42,18 @@ def services(root: Path) -> Path:
     """The store's folder for services, made if need be; nobody else on this machine can read it.
 
     Raises:
-        HdmError: it cannot be made or written; DoesNotFitError: the disk is full.
+        HdmError: it cannot be made; DoesNotFitError: the disk is full.
     """
-    folder = _folder(root)
+    folder = root / ".services"
     try:
         (folder / "runs").mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK) and os.access(folder / "runs", os.W_OK)
     except OSError as error:
-        if error.errno not in FORBIDDEN:
-            raise explain_os_error(error, folder) from error
-        writable = False
-    if not writable:
-        raise HdmError(
-            "a run writes the data of Prefect and MLflow, logs and reports here, and this folder cannot be written",
-            where=folder,
-            do="name a folder of your own for them: HDM_STATE=FOLDER before the command",
-        )
+        raise explain_os_error(error, root) from error
     state = folder.stat()
     if state.st_mode & 0o077 and state.st_uid == os.getuid():
         with contextlib.suppress(PermissionError):  # a file system without permissions
             folder.chmod(0o700)
     return folder
-
-
-def visible(root: Path) -> bool:
-    """Whether this user may look at the services: only whoever started them may."""
-    folder = _folder(root)
-    return not folder.exists() or os.access(folder, os.R_OK | os.X_OK)
-
-
-def _folder(root: Path) -> Path:
-    return state_root(root) / ".services"
 
 
 def password(root: Path) -> str:
@@ -93,10 +74,10 @@ def password(root: Path) -> str:
 
 def serving(root: Path) -> Serving | None:
     """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it left behind says nothing."""
-    if not visible(root) or not is_locked(_folder(root) / "serve.lock"):
+    if not _held(root / ".services" / "serve.lock"):
         return None
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Serving(**json.loads((_folder(root) / "serve.json").read_bytes()))
+        return Serving(**json.loads((root / ".services" / "serve.json").read_bytes()))
     return None
 
 
@@ -109,6 +90,7 @@ def alone(root: Path) -> Iterator[None]:
     """
     folder = services(root)
     with locked(folder / "serve.lock", "the services of this store"):
+        (folder / "serve.json").unlink(missing_ok=True)  # of one that was killed
         try:
             yield
         finally:
@@ -120,32 +102,82 @@ def announce(root: Path, state: Serving) -> None:
     write_json(services(root) / "serve.json", asdict(state))
 
 
+_announced = False  # this process is under way
+
+
 @contextlib.contextmanager
-def under_way(root: Path, pipeline: str) -> Iterator[None]:
-    """Let `hdm status` and `hdm stop` know of this run."""
+def under_way(
+    root: Path, pipeline: str, flow_run: str | None = None, **more: Any
+) -> Iterator[None]:
+    """Let `hdm status` and `hdm stop` know of this run, and `hdm serve` of its death. Inside another such block: tell more of that run.
+
+    Args:
+        root: the store.
+        pipeline: its name.
+        more: facts for its record.
+        flow_run: Prefect's id of it. The record of a run that ends in an exception is kept: Prefect may not know of its end.
+    """
+    global _announced
     path = services(root) / "runs" / f"{os.getpid()}.json"
+    facts = {"pid": os.getpid(), "pipeline": pipeline, "flow_run": flow_run}
+    if _announced:
+        told = json.loads(path.read_bytes())
+        write_json(path, {**told, **facts, "flow_run": flow_run or told["flow_run"]})
+        yield
+        return
     lock = path.with_suffix(".lock")
     with locked(lock, pipeline):
-        write_json(path, {"pid": os.getpid(), "pipeline": pipeline, "started": time.time()})
+        facts |= {"started": time.time(), "api": os.environ.get("PREFECT_API_URL"), **more}
+        write_json(path, facts)
+        _announced = True
         try:
             yield
+        except SystemExit as end:
+            if not end.code:
+                forget(path)
+            raise
+        else:
+            forget(path)
         finally:
-            path.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+            _announced = False
+
+
+def forget(record: Path) -> None:
+    """Nothing is left to be done about that run."""
+    record.unlink(missing_ok=True)
+    record.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def runs(root: Path) -> list[dict[str, Any]]:
-    """The runs under way: pid, pipeline, started (seconds since 1970). What dead ones left is removed."""
+    """The runs under way: pid, pipeline, started (seconds since 1970), flow_run and api (what Prefect calls it, and where)."""
+    return [record for path, record in _records(root) if _held(path.with_suffix(".lock"))]
+
+
+def dead_runs(root: Path) -> dict[Path, dict[str, Any]]:
+    """Records of the runs whose process is gone, though nobody knows whether Prefect was told."""
+    return {path: record for path, record in _records(root) if not _held(path.with_suffix(".lock"))}
+
+
+def _records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
-    for path in sorted((_folder(root) / "runs").glob("*.json")) if visible(root) else []:
-        if is_locked(path.with_suffix(".lock")):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(path.read_bytes()))
-        else:
-            with contextlib.suppress(OSError):  # somebody else's store
-                path.unlink(missing_ok=True)
-                path.with_suffix(".lock").unlink(missing_ok=True)
+    for path in sorted((root / ".services" / "runs").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append((path, json.loads(path.read_bytes())))
     return found
+
+
+def stop_runs(found: Iterable[dict[str, Any]], root: Path, timeout_sec: float) -> list[int]:
+    """Have these runs save and stop; the pids of those that have not after so many seconds."""
+    pids = {record["pid"] for record in found}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_sec
+    while True:
+        left = sorted(pids & {record["pid"] for record in runs(root)})
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)
 
 
 def database_address(driver: str, path: Path) -> str:
@@ -207,3 +239,13 @@ def _same_server(url: str, ours: str) -> bool:
     with contextlib.suppress(ValueError):  # no port at all
         return theirs.hostname in ("127.0.0.1", "localhost") and theirs.port == own.port
     return False
+
+
+def _held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    try:
+        with locked(lock, "", shared=True):
+            return False
+    except LockedError:
+        return True

@@ -7,13 +7,10 @@ import base64
 import contextlib
 import http.client
 import json
-import os
-import signal
 import ssl
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +20,11 @@ from urllib.parse import urlsplit
 import pytest
 import websockets
 
-from flows.processes import LOOPBACK, nearest_listener
-from tasks.services import Serving, password, serving
+from flows.processes import LOOPBACK
+from tasks.services import password
+from tests.flows.served import BEYOND, PROXY, Served, certificate, environment, serve
 
-PROJECT = Path(__file__).parents[2]
-START_SEC, RUN_SEC = 180.0, 120.0
 FOREIGN = "https://attacker.example"
-BEYOND, PROXY = "127.0.0.2", "https://images.example"
 TEMPORARY = """
 import os, sys
 from flows.command_run import prepare, server
@@ -79,59 +74,19 @@ class Door:
         return {"Authorization": f"Basic {base64.b64encode(secret).decode()}"}
 
 
-def environment(root: Path) -> dict[str, str]:
-    ours = {"HDM_STORE": str(root), "PYTHONPATH": str(PROJECT), "HDM_TRACKING": "off"}
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    return {**kept, **ours}
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """In every way in which it can be reached."""
+    root = tmp_path_factory.mktemp("served")
+    pem, key = certificate(root)
+    tls = ("--host", BEYOND, "--tls-certificate", pem, "--tls-key", key)
+    with serve(root, *tls, "--behind-proxy", PROXY) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("served")
-
-
-@pytest.fixture(scope="module")
-def served(store: Path) -> Iterator[Serving]:
-    """`hdm serve` of a new store, started as a user does."""
-    with nearest_listener(0) as one, nearest_listener(0) as other:
-        ports = [str(probe.getsockname()[1]) for probe in (one, other)]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", f"/CN={BEYOND}",
-         "-addext", f"subjectAltName=IP:{BEYOND}", "-keyout", store / "key", "-out", store / "pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    hdm = str(Path(sys.executable).with_name("hdm"))
-    command = [
-        *(hdm, "serve", "--prefect-port", ports[0], "--mlflow-port", ports[1]),
-        *(
-            "--host",
-            BEYOND,
-            "--tls-certificate",
-            str(store / "pem"),
-            "--tls-key",
-            str(store / "key"),
-        ),
-        *("--behind-proxy", PROXY),
-    ]
-    log = store / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, cwd=PROJECT, env=environment(store), stdout=file, stderr=file
-        )
-    deadline = time.monotonic() + START_SEC
-    while (found := serving(store)) is None:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    yield found
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    assert password(store) not in log.read_text()
-
-
-@pytest.fixture(scope="module")
-def served_door(served: Serving, store: Path) -> Door:
-    return Door(served.prefect, store)
+def served_door(served: Served) -> Door:
+    return Door(served.state.prefect, served.root)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +144,9 @@ def test_its_own_pages_are_answered(served_door: Door) -> None:
 def test_beyond_loopback_there_is_tls_and_the_password(served_door: Door) -> None:
     address = served_door.address.replace("http://127.0.0.1", f"https://{BEYOND}")
     beyond = Door(
-        address, served_door.root, ssl.create_default_context(cafile=served_door.root / "pem")
+        address,
+        served_door.root,
+        ssl.create_default_context(cafile=served_door.root / "certificate.pem"),
     )
     assert beyond.ask("GET", "/api/health").status == 200
     assert beyond.ask("POST", "/api/flows/filter", {}).status == 401
@@ -200,13 +157,13 @@ def test_beyond_loopback_there_is_tls_and_the_password(served_door: Door) -> Non
         plain.ask("GET", "/api/health")
 
 
-def test_the_pages_of_the_reverse_proxy_are_answered(served: Serving, served_door: Door) -> None:
+def test_the_pages_of_the_reverse_proxy_are_answered(served: Served, served_door: Door) -> None:
     sent = {"Host": "images.example", "Origin": PROXY}
     assert served_door.ask("POST", "/api/flows/filter", {}, **sent).status == 401
     assert (
         served_door.ask("POST", "/api/flows/filter", {}, **sent, **served_door.known).status == 200
     )
-    mlflow = Door(served.mlflow, served_door.root)
+    mlflow = Door(served.state.mlflow, served.root)
     search = "/api/2.0/mlflow/experiments/search"
     assert mlflow.ask("POST", search, {"max_results": 1}, **sent).status == 200
 
@@ -277,18 +234,10 @@ def test_whoever_starts_a_run_cannot_choose_its_command(served_door: Door, tmp_p
     assert not mark.exists()
 
 
-def test_a_deployment_is_run_by_its_bare_name(served_door: Door) -> None:
+def test_a_deployment_is_run_by_its_bare_name(served: Served, served_door: Door) -> None:
     """The hook finds server and password; the run itself ends at once, since the pipeline does not exist."""
-    words = ["deployment", "run", "full-pipeline", "-p", "pipeline=nothing", "--watch"]
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("prefect")), *words],
-        cwd=PROJECT,
-        env=environment(served_door.root),
-        capture_output=True,
-        text=True,
-        timeout=RUN_SEC,
-        check=False,
-    )
+    words = ("deployment", "run", "full-pipeline", "-p", "pipeline=nothing", "--watch")
+    done = served.command("prefect", *words)
     assert "full-pipeline/full-pipeline" in done.stdout, done.stderr
     answer = served_door.ask("POST", "/api/flow_runs/filter", {}, **served_door.known)
     (run,) = json.loads(answer.body)
@@ -296,10 +245,8 @@ def test_a_deployment_is_run_by_its_bare_name(served_door: Door) -> None:
     assert "no pipeline is called" in run["state"]["message"]
 
 
-def test_mlflow_refuses_other_pages_and_paths_out_of_its_folder(
-    served: Serving, store: Path
-) -> None:
-    door = Door(served.mlflow, store)
+def test_mlflow_refuses_other_pages_and_paths_out_of_its_folder(served: Served) -> None:
+    door = Door(served.state.mlflow, served.root)
     search = "/api/2.0/mlflow/experiments/search"
     assert door.ask("POST", search, {"max_results": 1}).status == 200
     assert door.ask("POST", search, {"max_results": 1}, Origin=FOREIGN).status == 403

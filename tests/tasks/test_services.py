@@ -16,6 +16,8 @@ from tasks.services import (
     Serving,
     alone,
     announce,
+    dead_runs,
+    forget,
     password,
     prefect_access,
     prefect_environment,
@@ -53,7 +55,31 @@ def test_a_killed_serve_and_a_killed_run_are_seen_as_gone(tmp_path: Path) -> Non
     assert (tmp_path / ".services" / "serve.json").exists()  # what it left behind says nothing
     assert serving(tmp_path) is None
     assert runs(tmp_path) == []
+    (record,) = dead_runs(tmp_path)  # for `hdm serve` to tell Prefect
+    assert dead_runs(tmp_path)[record]["pipeline"] == "demo"
+    forget(record)
     assert list((tmp_path / ".services" / "runs").iterdir()) == []
+
+
+def test_a_killed_serve_s_addresses_are_forgotten_when_the_next_one_starts(tmp_path: Path) -> None:
+    with alone(tmp_path):
+        announce(tmp_path, Serving(os.getpid(), "http://p", "http://m"))
+        left = (tmp_path / ".services" / "serve.json").read_bytes()
+    (tmp_path / ".services" / "serve.json").write_bytes(left)
+    with alone(tmp_path):
+        assert serving(tmp_path) is None
+
+
+def test_the_record_of_a_run_that_could_not_be_told_of_is_kept(tmp_path: Path) -> None:
+    def run() -> None:
+        with under_way(tmp_path, "a run"), under_way(tmp_path, "demo", "an-id"):
+            assert [one["flow_run"] for one in runs(tmp_path)] == ["an-id"]
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        run()
+    assert runs(tmp_path) == []
+    assert [one["flow_run"] for one in dead_runs(tmp_path).values()] == ["an-id"]
 
 
 def test_an_ended_serve_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""The process of a run that was started from a deployment: `python -m flows.deployed_run`, as the worker of `hdm serve` starts it.
+
+It is Prefect's own `python -m prefect.engine` in a session of its own, with a log of its own, and patient with its server: neither
+the worker's death nor the server's takes it along.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import runpy
+import sys
+
+from hdm.errors import HdmError
+from hdm.store import store_root
+from tasks.services import services, under_way
+
+LOG = "runs.log"
+
+
+def main() -> None:
+    """Run the flow run that PREFECT__FLOW_RUN_ID names."""
+    root = store_root()
+    os.setsid()
+    with (services(root) / LOG).open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):  # else pipes to the worker, which may die
+            os.dup2(log.fileno(), stream.fileno())
+    flow_run = os.environ["PREFECT__FLOW_RUN_ID"]
+    with under_way(root, "a deployment", flow_run, worker=os.getppid()):
+        os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "0"  # before Prefect is imported
+        from tasks.patience import install
+
+        install()
+        logging.getLogger("prefect.flow_runs").addFilter(_told_by_state)
+        del sys.argv[1:]
+        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+def _told_by_state(record: logging.LogRecord) -> bool:
+    """Leave out the traceback of an end that the run's state tells in a line: a stop, or an error with its advice."""
+    from prefect.exceptions import CancelledRun
+
+    return not (record.exc_info and isinstance(record.exc_info[1], CancelledRun | HdmError))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""An `hdm serve` that tests start, ask and kill, as a user does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.processes import nearest_listener
+from tasks.services import Serving, password, serving
+
+PROJECT = Path(__file__).parents[2]
+BEYOND, PROXY = "127.0.0.2", "https://images.example"
+START_SEC, STOP_SEC, WAIT_SEC = 240.0, 90.0, 180.0
+HDM, PREFECT = (str(Path(sys.executable).with_name(name)) for name in ("hdm", "prefect"))
+
+
+@dataclass
+class Served:
+    """A living `hdm serve` of a store of its own."""
+
+    root: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def state(self) -> Serving:
+        found = serving(self.root)
+        assert found is not None
+        return found
+
+    @property
+    def log(self) -> str:
+        return (self.root / "serve.log").read_text()
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command as it is typed in the project's folder."""
+        program = HDM if words[0] == "hdm" else PREFECT
+        return subprocess.run(
+            [program, *words[1:]],
+            cwd=PROJECT,
+            env=environment(self.root),
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SEC,
+            check=False,
+        )
+
+    def states(self) -> dict[str, str]:
+        """Ids of flow runs → their states, from the database: also when no server lives."""
+        path = self.root / ".services" / "prefect.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return dict(database.execute("SELECT id, state_name FROM flow_run").fetchall())
+
+    def kill(self, name: str) -> None:
+        os.kill(self.state.children[name], signal.SIGKILL)
+
+
+def until(what: Callable[[], object], seconds: float = WAIT_SEC) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What a user's shell holds, and this store."""
+    ours = {"HDM_STORE": str(root), "PYTHONPATH": str(PROJECT), "HDM_TRACKING": "off"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    return {**kept, **ours}
+
+
+@contextlib.contextmanager
+def serve(root: Path, *options: str) -> Iterator[Served]:
+    """`hdm serve` of that store at free ports."""
+    with nearest_listener(0) as one, nearest_listener(0) as other:
+        ports = [str(probe.getsockname()[1]) for probe in (one, other)]
+    ours = ("--prefect-port", ports[0], "--mlflow-port", ports[1])
+    with (root / "serve.log").open("ab") as log:
+        process = subprocess.Popen(
+            [HDM, "serve", *ours, *options],
+            cwd=PROJECT,
+            env=environment(root),
+            stdout=log,
+            stderr=log,
+        )
+    found = Served(root, process)
+    try:
+        until(lambda: serving(root) is not None or process.poll() is not None, START_SEC)
+        assert process.poll() is None, found.log
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(STOP_SEC)
+    assert code == 0
+    assert password(root) not in found.log
+
+
+def certificate(folder: Path) -> tuple[str, str]:
+    """A certificate for BEYOND, signed by itself, and its key."""
+    files = str(folder / "certificate.pem"), str(folder / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", f"/CN={BEYOND}",
+         "-addext", f"subjectAltName=IP:{BEYOND}", "-out", files[0], "-keyout", files[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files

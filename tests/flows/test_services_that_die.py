@@ -1,0 +1,157 @@
+"""What becomes of a run when Prefect's server, MLflow, the worker or `hdm serve` itself is killed or stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.services import runs
+from tests.flows.served import PROJECT, Served, serve, until
+
+RETURN_SEC = 60.0  # after which states are right
+LONG = "download.scenes.count=3000"
+PATIENT = """
+import sys, threading, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+from prefect.client.base import PrefectHttpxSyncClient
+from tasks.patience import hurry, install
+
+class Answers(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+install()
+port = int(sys.argv[1])
+
+def come_up():
+    time.sleep(2)
+    HTTPServer(("127.0.0.1", port), Answers).handle_request()
+
+threading.Thread(target=come_up, daemon=True).start()
+with PrefectHttpxSyncClient() as client:  # has never been answered
+    print(client.post(f"http://127.0.0.1:{port}/", json={}).status_code, flush=True)
+    hurry()
+    try:
+        client.post(f"http://127.0.0.1:{port}/", json={})
+    except httpx.ConnectError:
+        print("gave up")
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("served")) as found:
+        yield found
+
+
+def start(served: Served, *overrides: str) -> str:
+    """Start download-images from its deployment; the flow run's id, once its process works."""
+    before = set(served.states())
+    words = ("deployment", "run", "download-images", "-p", f"overrides={json.dumps(overrides)}")
+    done = served.command("prefect", *words)
+    assert done.returncode == 0, done.stderr
+    (flow_run,) = set(served.states()) - before
+    until(lambda: any(run["pipeline"] == "demo" for run in runs(served.root)))
+    return flow_run
+
+
+def pid_of(served: Served, flow_run: str) -> int:
+    (pid,) = (run["pid"] for run in runs(served.root) if run["flow_run"] == as_uuid(flow_run))
+    return pid
+
+
+def as_uuid(flow_run: str) -> str:
+    parts = (flow_run[:8], flow_run[8:12], flow_run[12:16], flow_run[16:20], flow_run[20:])
+    return flow_run if "-" in flow_run else "-".join(parts)
+
+
+def test_a_request_waits_for_its_server_until_the_run_is_told_to_stop(free_port: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PATIENT, str(free_port)],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "PREFECT_CLIENT_MAX_RETRIES": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n")[:2] == ["200", "gave up"]
+
+
+@pytest.fixture
+def free_port() -> int:
+    from flows.processes import nearest_listener
+
+    with nearest_listener(0) as probe:
+        return probe.getsockname()[1]
+
+
+def test_a_run_goes_on_when_all_three_services_are_killed(served: Served) -> None:
+    flow_run = start(served, "download.scenes.count=400", "download.scenes.seed=1")
+    before = served.state
+    for name in ("worker", "prefect", "mlflow"):
+        served.kill(name)
+    until(lambda: served.states()[flow_run] == "Completed")
+    until(lambda: all(served.state.children[name] != pid for name, pid in before.children.items()))
+    assert (served.state.prefect, served.state.mlflow) == (before.prefect, before.mlflow)
+
+
+def test_a_run_is_stopped_after_its_worker_was_killed(served: Served) -> None:
+    flow_run = start(served, LONG, "download.scenes.seed=2")
+    served.kill("worker")
+    done = served.command("hdm", "stop")
+    assert done.returncode == 0, done.stderr
+    until(lambda: served.states()[flow_run] == "Cancelled", RETURN_SEC)
+    assert runs(served.root) == []
+    last = (served.root / ".services" / "runs.log").read_text().rstrip().split("\n")
+    ended = next(place for place, line in enumerate(last) if "Finished in state Cancelled" in line)
+    assert not any("Traceback" in line for line in last[ended:])
+    assert len(last) - ended <= 2
+
+
+def test_a_run_is_cancelled_on_prefect_s_page_after_its_worker_was_killed(served: Served) -> None:
+    flow_run = start(served, LONG, "download.scenes.seed=3")
+    old = served.state.children["worker"]
+    served.kill("worker")
+    until(lambda: served.state.children["worker"] != old)
+    assert served.command("prefect", "flow-run", "cancel", as_uuid(flow_run)).returncode == 0
+    until(lambda: served.states()[flow_run] == "Cancelled", RETURN_SEC)
+
+
+def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
+    flow_run = start(served, LONG, "download.scenes.seed=4")
+    pid = pid_of(served, flow_run)
+    served.kill("worker")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: served.states()[flow_run] == "Crashed", RETURN_SEC)
+
+
+def test_stopping_the_services_stops_their_runs_first_and_a_killed_one_is_seen_later(
+    tmp_path: Path,
+) -> None:
+    with serve(tmp_path) as served:
+        flow_run = start(served, LONG)
+        log = tmp_path / ".services" / "runs.log"
+    assert served.states()[flow_run] == "Cancelled"
+    assert "Finished in state Cancelled" in log.read_text()
+    assert "stopping demo" in served.log
+
+    with serve(tmp_path) as served:
+        flow_run = start(served, LONG)
+        pid = pid_of(served, flow_run)
+        os.kill(pid, signal.SIGKILL)
+        served.process.kill()
+        served.process.wait()
+        served.process.returncode = 0
+    with serve(tmp_path) as served:
+        until(lambda: served.states()[flow_run] == "Crashed", RETURN_SEC)
