@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from hdm.architecture import XUTConfig
 from hdm.cli import app
+from hdm.last_runs import LastRun, remember
 from hdm.models.components import resolve, weights_digest
 from hdm.models.xut import XUT
 from hdm.store import Identity, Store
@@ -304,3 +305,24 @@ def test_a_model_finds_the_autoencoder_that_its_pipeline_fine_tuned(
     assert np.array_equal(*pixels(tmp_path / "out"), *pixels(tmp_path / "named"))
     shutil.rmtree(vae.path)
     assert "autoencoder is not known here" in refused(*words, "--out", tmp_path / "out")
+
+
+def test_without_weights_the_last_run_s_model_is_taken_with_its_own_parts(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    with store.draft(Identity("train.16px", 1, {})) as draft:
+        for path in (folder / "trained").iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                with draft.write(path.name) as file:
+                    shutil.copy(path, file.path)
+        output = draft.commit()
+    own = {name: str(folder / "components" / name) for name in ("autoencoder", "text_encoder")}
+    remember(store.root, LastRun("mine", 1.0, {"train.16px": output.digest}, own))
+    words = ["--store", store.root, "--prompt", "red", "--steps", 1, "--out", tmp_path / "out"]
+    for chosen in ([], ["--pipeline", "mine"]):
+        code, said = hdm(*words, *chosen)
+        assert code == 0, said
+        assert f"of train.16px/{output.digest}" in said
+    assert "did you mean mine" in refused(*words, "--pipeline", "mines")
+    assert "two models" in refused(*words, "--pipeline", "mine", "--weights", output.path)
