@@ -33,7 +33,13 @@ from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
 from hdm.store import Store, read_output, store_root
 from tasks.configuration import FILE_VARIABLE
-from tasks.services import password, prefect_access, prefect_environment, under_way
+from tasks.services import (
+    password,
+    prefect_access,
+    prefect_environment,
+    services,
+    under_way,
+)
 
 HEALTH_SEC = 5.0
 QUIET = {
@@ -91,9 +97,12 @@ def prepare(verbose: bool) -> None:
 
     Raises:
         DamagedError: a database of the store's services cannot be read.
+        HdmError: there is nowhere to write what is no output.
     """
     bypass_proxy()
-    check_databases(databases(store_root()))
+    if found := databases(store_root()):
+        services(store_root())  # what may not be written to cannot be looked at either
+        check_databases(found)
     ours = {
         **QUIET,
         **prefect_environment(store_root()),

@@ -234,7 +234,7 @@ def serve_pages(
         wait_for(f"{prefect}/api/health", started["prefect"].process, root)
         _deploy(root, definitions, environment)
         started["worker"] = begin("worker")
-        wait_for(f"{mlflow}/health", started["mlflow"].process, root)
+        wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")
         served = _announced(root, prefect, mlflow, started)
         remove_automation(root, served)
         _tell(root, pages, mlflow)

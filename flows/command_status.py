@@ -15,7 +15,7 @@ from hdm.store import MANIFEST, Output, Store
 from hdm.training.job import Job
 from hdm.training.running import progress as training_progress
 from hdm.training.running import trainings
-from tasks.services import runs, serving
+from tasks.services import runs, serving, visible
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -47,6 +47,8 @@ def _lines(root: Path) -> Iterator[str]:
         yield f"serving   Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"
     else:
         yield "serving   no; `hdm serve` starts the pages"
+    if not visible(root):
+        yield "running   unknown: the services of this store are another user's"
     for found in runs(root):
         yield f"running   {found['pipeline']} for {_span(now - found['started'])}  (pid {found['pid']})"
     for job in trainings(root):

@@ -20,7 +20,7 @@ from prefect.plugins import HookContext, SetupResult, register_hook
 from flows.prefect_api import post
 from flows.processes import bypass_proxy
 from hdm.pipelines import did_you_mean
-from hdm.store import store_root
+from hdm.store import state_root, store_root
 from tasks.services import password, prefect_access, prefect_environment
 
 RUN = ("deployment", "run")
@@ -34,7 +34,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
         SystemExit: `prefect deployment run` cannot work; told in one line.
     """
     root, url = store_root(), ctx.api_url
-    if not (root / ".services").is_dir():
+    if not (state_root(root) / ".services").is_dir():
         if not url and _name_place(sys.argv) is not None:
             raise SystemExit(_unserved(root))
         return None

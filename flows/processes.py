@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from hdm.errors import HdmError
 from tasks.services import services
 
 START_SEC, STOP_SEC, POLL_SEC = 120.0, 35.0, 0.2
+ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception): .+$", re.MULTILINE)
+ERROR_CHARS = 300
 LOOPBACK = "127.0.0.1"
 DIRECT = (LOOPBACK, "localhost", "::1")
 RESTARTS, RESTARTS_SEC = 10, 600.0
@@ -197,11 +200,16 @@ def nearest_listener(port: int) -> socket.socket:
     raise HdmError(f"no port of {LOOPBACK} is free")
 
 
-def wait_for(address: str, process: subprocess.Popen[bytes], root: Path) -> None:
+def wait_for(
+    address: str, process: subprocess.Popen[bytes], root: Path, name: str = "prefect"
+) -> None:
     """Until the address answers.
 
+    Args:
+        name: as given to `running`.
+
     Raises:
-        HdmError: it does not, or its process ended.
+        HdmError: it does not, or its process ended; with the last error of its log.
     """
     deadline = time.monotonic() + START_SEC
     while time.monotonic() < deadline and process.poll() is None:
@@ -211,4 +219,13 @@ def wait_for(address: str, process: subprocess.Popen[bytes], root: Path) -> None
         ):
             return
         time.sleep(POLL_SEC)
-    raise HdmError(f"{address} does not answer", where=services(root), do="look at the logs there")
+    log = services(root) / f"{name}.log"
+    ended = process.poll() is not None
+    what = f"{name} ended while it started" if ended else f"{address} does not answer"
+    raise HdmError(f"{what}{_last_error(log)}", where=log, do="the log there says more")
+
+
+def _last_error(log: Path) -> str:
+    """The last exception in a log, with a colon before it; empty if there is none."""
+    found = ERROR_LINE.findall(log.read_text(encoding="utf-8", errors="replace"))
+    return f": {found[-1][:ERROR_CHARS]}" if found else ""

@@ -13,17 +13,26 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import command_ema, command_plan, command_sample, command_vae, command_weights, values
+from hdm import (
+    command_ema,
+    command_gc,
+    command_plan,
+    command_sample,
+    command_vae,
+    command_verify,
+    command_weights,
+    values,
+)
 from hdm.child import forget_launchers
 from hdm.databases import set_aside
-from hdm.errors import DamagedError, HdmError
+from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
 from hdm.messages import Terminal, guard_output, say
 from hdm.options import number
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.provenance import code_version
-from hdm.store import Store, check_files, read_output, store_root
+from hdm.store import Store, store_root
 from hdm.terminal import survive_closing
 
 Settings = Annotated[
@@ -192,30 +201,8 @@ def bootstrap(
     Terminal().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)
 
 
-@app.command()
-def verify(store: StoreFolder = None) -> None:
-    """Rehash every file of the store against its manifest."""
-    root = Store(store_root(store))
-    console, damaged = Terminal(), 0
-    manifests = sorted(root.root.glob("*/*/manifest.json"))
-    if not manifests:
-        console.print(f"there is nothing in {escape(str(root.root))}", soft_wrap=True)
-    for manifest in manifests:
-        try:
-            output = read_output(manifest.parent)
-            check_files(output)
-            console.print(
-                f"[green]whole[/]    {output.name} {output.digest}  {len(output.files)} files, {sum(f.bytes for f in output.files):,} bytes"
-            )
-        except DamagedError as error:
-            damaged += 1
-            console.print(f"[red]damaged[/]  {escape(str(error.where))}", soft_wrap=True)
-    if damaged:
-        raise DamagedError(
-            f"{damaged} outputs are damaged",
-            where=root.root,
-            do="run the pipeline again: what is damaged is made anew",
-        )
+app.command("verify")(command_verify.verify)
+app.command("gc")(command_gc.gc)
 
 
 @app.command()

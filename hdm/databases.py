@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hdm.errors import DamagedError
-from hdm.store import locked
+from hdm.store import locked, state_root
 
 MEND = "hdm doctor --fix"
 BESIDE = ("", "-wal", "-shm", "-journal")
@@ -20,7 +20,7 @@ WAIT_SEC = 2.0
 
 def databases(root: Path) -> list[Path]:
     """The store's databases."""
-    return sorted((root / ".services").glob("*.db"))
+    return sorted((state_root(root) / ".services").glob("*.db"))
 
 
 def damage(path: Path) -> str | None:
@@ -61,7 +61,7 @@ def set_aside(root: Path) -> dict[Path, Path]:
     """
     moved = {}
     with contextlib.ExitStack() as stack:
-        for lock in (root / ".services").glob("**/*.lock"):
+        for lock in (state_root(root) / ".services").glob("**/*.lock"):
             stack.enter_context(locked(lock, f"the databases of {root}", shared=True))
         for path in databases(root):
             if damage(path) is None:

@@ -23,7 +23,7 @@ from hdm.models.components import (
     weights_digest,
 )
 from hdm.models.components import VAE as FINETUNED
-from hdm.store import read_output
+from hdm.store import MANIFEST, in_use, read_output
 from hdm.training.job import MODEL
 from hdm.weight_sources import MODEL_INDEX, Source, read_source
 
@@ -67,6 +67,8 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
     }
     source = read_source(path)
     if (path / MODEL).is_file():
+        with in_use([path] if (path / MANIFEST).exists() else []):
+            pass  # hdm gc shall know
         return _trained(path, source, named, device)
     if (path / MODEL_INDEX).is_file():
         return _diffusers_folder(path, source, named, device)

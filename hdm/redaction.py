@@ -63,15 +63,20 @@ def holds_secret(text: str) -> bool:
 def redacted(text: str) -> str:
     """The text without secrets: those read by reference, those in variables of the environment that
     are named like one (HF_TOKEN), and users and queries of URLs."""
-    variables = {
-        value: HIDDEN
-        for name, value in os.environ.items()
-        if _VARIABLE.fullmatch(name) and _hides(value) and not REFERENCE.fullmatch(value)
-    }
-    known = {**variables, **_known}
+    known = {**dict.fromkeys(_of_environment(), HIDDEN), **_known}
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, known[secret])
     return _without_patterns(text)
+
+
+def _of_environment() -> list[str]:
+    found = [
+        value
+        for name, value in os.environ.items()
+        if _VARIABLE.fullmatch(name) and not REFERENCE.fullmatch(value)
+    ]
+    after_name = [value.partition(":")[2] for value in found]  # NAME:PASSWORD
+    return [value for value in (*found, *after_name) if _hides(value)]
 
 
 def redacted_value(value: Any) -> Any:

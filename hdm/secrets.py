@@ -74,6 +74,12 @@ def resolved(text: str) -> str:
     return secret
 
 
+def readable(text: str | None) -> bool:
+    """Whether `resolved` can be tried in this process: Secret blocks are read in runs alone."""
+    match = REFERENCE.fullmatch(text or "")
+    return match is None or match[1] in READERS
+
+
 def _refuse_literal(text: str) -> str:
     if not REFERENCE.fullmatch(text):
         raise PydanticCustomError("literal_secret", f"a secret is not written here; {ADVICE}")

@@ -25,7 +25,7 @@ from hdm.errors import ConfigError, DamagedError, InputError, combined
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
-from hdm.store import MANIFEST, Identity, Output, Store, read_output, set_aside
+from hdm.store import MANIFEST, Identity, Output, Store, in_use, read_output, set_aside
 from hdm.training import phase
 from hdm.training.job import mixed_name
 from hdm.vae import stage as vae_stage
@@ -330,11 +330,15 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
     step = next(step for step in steps(pipeline) if step.name == name)
     ready = store.find(known[name])
     if ready is not None:
-        return Made(step, ready, cached=True)
+        with in_use([ready.path]):
+            return Made(step, ready, cached=True)
     inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
     try:
         # Trainings keep the count that they began with; every other stage computes with one thread an operation.
-        with cpu_threads(None if step.stage in TRAININGS else 1):
+        with (
+            in_use(output.path for output in inputs.values()),
+            cpu_threads(None if step.stage in TRAININGS else 1),
+        ):
             return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
     except DamagedError as error:
         for output in inputs.values():

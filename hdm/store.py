@@ -7,6 +7,7 @@
         .journal.jsonl                   one line a finished file, so that a restart adopts it
         .copies/                         the manifest again, and small files that only the whole work would make again
         .scratch/                        state for resuming (training checkpoints); gone after the commit
+        .used                            when a run last made or found it; locked while a run reads it
         .hashes.json                     fast hashes of files whose manifest, from an older release, has none
         <file>.damaged                   what was found not to be what was written
 
@@ -23,7 +24,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +55,7 @@ MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
     ".scratch",
     ".lock",
 )
-COPIES, HASHES, DAMAGED = ".copies", ".hashes.json", ".damaged"
+COPIES, HASHES, USED, DAMAGED = ".copies", ".hashes.json", ".used", ".damaged"
 VERIFY_BYTES = 1 << 30
 RACY_SEC = 0.1  # a file changed so lately may be changed again without its time of change telling
 ANOTHER_STORE = "choose another store with HDM_STORE or --store"
@@ -79,6 +80,11 @@ def store_root(folder: Path | None = None) -> Path:
     if not there.is_dir():
         raise InputError("the store is not a folder", where=there, do=ANOTHER_STORE)
     return root
+
+
+def state_root(root: Path) -> Path:
+    """Where runs write what is no output (databases of Prefect and MLflow, logs, reports): HDM_STATE, else the store itself."""
+    return Path(os.environ.get("HDM_STATE") or root).resolve()
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,12 @@ class Store:
     def manifests(self) -> list[Path]:
         """The folders that hold a manifest, whole or not, in order of name and digest."""
         found = sorted(self.root.glob(f"*/*/{MANIFEST}"))
-        return [path.parent for path in found if not path.parent.name.endswith(DAMAGED)]
+        names = [(path.parent, path.parent.name) for path in found]
+        return [
+            folder
+            for folder, name in names
+            if not name.endswith(DAMAGED) and not name.startswith(TEMPORARY)
+        ]
 
     def outputs(self) -> Iterator[Output]:
         """Every finished output. What is left out, damaged or unreadable, is logged."""
@@ -627,6 +638,47 @@ def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
                 f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
             )
             file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def in_use(folders: Iterable[Path]) -> Iterator[None]:
+    """Write down that outputs are used now, and keep `hdm gc` off them in the block, where this user may write there.
+
+    Raises:
+        LockedError: one is being removed.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            path = folder / USED
+            try:
+                with _writing(path):
+                    path.touch()
+                stack.enter_context(locked(path, f"{folder} (it is being removed)", shared=True))
+            except LockedError:
+                raise
+            except HdmError:
+                continue  # of another user, who may remove it whatever we do
+        yield
+
+
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Hold a lock against everybody else, without changing its file; nothing to hold where it is not there.
+
+    Raises:
+        LockedError: somebody else holds it.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError("in use", where=path) from error
         yield
 
 

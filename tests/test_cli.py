@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,29 @@ def test_verify_names_a_damaged_file(store: Store) -> None:
     code, shown = hdm("verify", "--store", str(store.root))
     assert code == 5
     assert str(path) in shown.replace("\n", "")
+
+
+def test_verify_names_all_that_is_damaged_and_changes_nothing(store: Store) -> None:
+    for number in (1, 2):
+        with store.draft(Identity("filter", number, {})) as draft:
+            for name in "abc":
+                draft.write_json(f"{name}.json", number)
+            draft.commit()
+    first, second = (store.folder(Identity("filter", number, {})) for number in (1, 2))
+    (first / "a.json").write_text("8\n")
+    (first / "c.json").unlink()
+    (second / "b.json").unlink()
+    (second / "b.json").mkdir()
+    shutil.copytree(first, store.root / "filter" / ("0" * 16))
+    before = sorted(store.root.rglob("*"))
+    code, shown = hdm("verify", "--store", str(store.root))
+    assert code == 5
+    foreign = store.root / "filter" / ("0" * 16) / "manifest.json"
+    for path in (first / "a.json", first / "c.json", second / "b.json", foreign):
+        assert f"damaged    {path}" in shown
+    assert "4 damaged files" in shown
+    assert "whole      download" in shown
+    assert sorted(store.root.rglob("*")) == before
 
 
 def test_status_and_stop(store: Store) -> None:

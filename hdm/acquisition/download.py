@@ -31,6 +31,7 @@ from hdm.data.tables import shard_name
 from hdm.errors import InputError, raised_by
 from hdm.progress import Tracker, track
 from hdm.redaction import redacted_value
+from hdm.secrets import readable
 from hdm.store import Draft, Identity, Output, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
@@ -71,8 +72,10 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """What of `download` cannot work."""
-    yield from raised_by(lambda: identify(pipeline, {}))
+    """What of `download` cannot work, as far as that can be told without secrets that only the run can read."""
+    settings = pipeline.download
+    if readable(settings.source) and readable(settings.token):
+        yield from raised_by(lambda: identify(pipeline, {}))
 
 
 def make(

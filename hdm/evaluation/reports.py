@@ -1,6 +1,7 @@
 """The reports of a store: each belongs to one run and is never written over; a page lists them all.
 
-<store>/reports/index.html
+<store, or HDM_STATE>/reports/
+                index.html
                 <pipeline>/<run>/report.html    <run>: UTC time and recipe, as 20261129-224501-3fa9c1
                                  report.json    what the list says of it
 """
@@ -9,19 +10,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hdm.evaluation.report import FACTS, PAGE, SHARES, render
 from hdm.files import write_bytes
+from hdm.store import state_root
 
 INDEX, TEMPLATE = "index.html", "index.html.j2"
+LISTED = ("pipeline", "written", "outputs", "missing", "overrides", "seconds", "scores", "code")
+log = logging.getLogger(__name__)
 
 
 def reports(root: Path) -> Path:
     """The folder of a store's reports."""
-    return root / "reports"
+    return state_root(root) / "reports"
 
 
 def new_folder(root: Path, pipeline: str, recipe: str) -> Path:
@@ -40,17 +45,24 @@ def new_folder(root: Path, pipeline: str, recipe: str) -> Path:
 
 def write_index(root: Path) -> Path:
     """Write the page that lists every report of the store, the newest first."""
-    found = [_entry(root, path) for path in reports(root).glob(f"*/*/{FACTS}")]
+    entries = [_entry(root, path) for path in reports(root).glob(f"*/*/{FACTS}")]
+    found = [entry for entry in entries if entry is not None]
     found.sort(key=lambda entry: (entry["written"], entry["run"]), reverse=True)
     shares = [name for name in SHARES if any(name in entry["scores"] for entry in found)]
     page = reports(root) / INDEX
-    write_bytes(page, render(TEMPLATE, {"reports": found, "shares": shares}))
+    context = {"reports": found, "shares": shares, "unreadable": len(entries) - len(found)}
+    write_bytes(page, render(TEMPLATE, context))
     return page
 
 
-def _entry(root: Path, path: Path) -> dict[str, Any]:
-    facts = json.loads(path.read_bytes())
-    when = datetime.fromisoformat(facts["written"])
+def _entry(root: Path, path: Path) -> dict[str, Any] | None:
+    try:
+        written = json.loads(path.read_bytes())
+        facts = {name: written[name] for name in LISTED}
+        when = datetime.fromisoformat(facts["written"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("left out of the list of reports: %s (%s)", path, error)
+        return None
     return {
         **facts,
         "run": path.parent.name,

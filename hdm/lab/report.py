@@ -19,7 +19,7 @@ from hdm.lab.figure import figure
 from hdm.lab.grid import Grid
 from hdm.lab.results import Results, read_results
 from hdm.lab.table import table_rows, to_markdown
-from hdm.store import Store
+from hdm.store import Store, state_root
 
 TABLE, TABLE_JSON, FIGURE, COSTS = "table.md", "table.json", "losses.svg", "costs.json"
 
@@ -80,7 +80,7 @@ class CostBook:
 
 def lab_folder(store: Store, lab: str) -> Path:
     """Where what is written about a lab lies."""
-    return store.root / "reports" / f"lab-{lab}"
+    return state_root(store.root) / "reports" / f"lab-{lab}"
 
 
 def write_lab(grid: Grid, store: Store) -> None:

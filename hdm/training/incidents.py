@@ -83,11 +83,12 @@ def exploded(
 def _calmer(job: Job, good: Checkpoint | None) -> str:
     """What to do about a training whose losses are not finite."""
     field = f"train.phases.{job.number}"
-    lower = f"lower {field}.optimizer.learning_rate or {field}.optimizer.clip_norm"
+    rate = f"{field}.optimizer.learning_rate"
+    lower = f"lower {rate} or {field}.optimizer.clip_norm"
     if good is None:
         return f"{lower} and run it anew: there is no good checkpoint to go on from"
     origin = f"{job.digest}@{checkpoint_step(good.path)}"
     return (
         f"{lower}; then it starts anew, or goes on from its last good checkpoint, step {checkpoint_step(good.path)} ({good.path}), "
-        f"with --set {field}.resume_from={origin}"
+        f"with --set {field}.resume_from={origin} --set '{field}.resume_allow=[\"{rate}\"]'"
     )

@@ -23,6 +23,7 @@ from hdm.data.shards import ImageReader
 from hdm.data.sites import Site
 from hdm.data.tables import SAMPLES, read_tables
 from hdm.errors import InputError
+from hdm.secrets import READERS
 from hdm.store import Store
 from tests.acquisition.misbehaving import dripping, endless, http, png, png_header
 
@@ -480,3 +481,13 @@ def test_a_list_on_the_web_is_the_list_that_it_is_here(server, tmp_path):
 def test_a_list_on_the_web_that_cannot_be_had(server, address, told):
     with pytest.raises(InputError, match=told):
         download.identify(pipeline(source=address.format(port=server.port), retries=0), {})
+
+
+def test_what_only_a_run_can_read_is_left_to_the_run(monkeypatch):
+    by_block = pipeline(source="block:list")
+    monkeypatch.delitem(READERS, "block", raising=False)
+    assert list(download.preflight(by_block, {})) == []
+    with pytest.raises(InputError, match="only runs read block: references"):
+        download.identify(by_block, {})
+    (problem,) = download.preflight(pipeline(source="env:NOWHERE_TO_BE_FOUND"), {})
+    assert "no variable NOWHERE_TO_BE_FOUND" in str(problem)

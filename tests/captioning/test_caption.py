@@ -88,6 +88,7 @@ def test_given_captions_come_back_normalised_for_kept_pictures_alone(made, store
     }
     assert output.counts == {
         "items": 7, "captions": 4, "captions_given": 4, "uncaptioned": 3, "given_dropped": 2, "given_cut": 0,
+        "undecodable": 0,
     }  # fmt: skip
 
 

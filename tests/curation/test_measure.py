@@ -16,6 +16,8 @@ from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.store import Output, Store
 from tests.curation.conftest import png
+from tests.data.test_images import encoded, photograph
+from tests.data.test_images import png as png_by_hand
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 
 Digests = dict[str, str]
@@ -88,6 +90,28 @@ def test_the_best_of_several_captions_counts_and_long_ones_are_counted(
     assert [value for value in found if value] == pytest.approx([v for v in best if v], abs=1e-5)
     assert measures.counts["captions_cut"] == 1
     assert "1 given captions are longer than the contrastive model reads" in caplog.text
+
+
+def test_pictures_over_a_limit_are_rows_with_a_status_of_their_own_and_counted(
+    store, make_download
+):
+    """A JPEG of 2,000 scans, an animation broken behind its first frame, and pixels for which the memory is too small."""
+    whole = encoded(photograph(640, 480), "JPEG", progressive=True)
+    scans = whole[:-2] + 2000 * whole[whole.rindex(b"\xff\xda") : -2] + whole[-2:]
+    frames = [photograph(), photograph().rotate(180)]
+    gif = bytearray(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    gif[gif.rindex(b"\x2c") + 5] = 0xFF  # the second frame's width
+    huge = png_by_hand(11_000, 11_000, 1, 0, bytes(1 + 1375) * 11_000)
+    files = [png(scene(1)), scans, bytes(gif), huge, png(scene(2))]
+    download = make_download([(data, None) for data in files])
+    pipeline = Pipeline(images=ImageSettings(max_memory_mb=512))
+    measures = run(measure, pipeline, {"download": download}, store)
+    decoded = [row["decoded"] for row in read_tables(measures, "measures").to_pylist()]
+    assert decoded[:2] == ["ok", "too_many_scans"]
+    assert decoded[2] in ("ok", "corrupt")
+    assert decoded[3:] == ["too_much_memory", "ok"]
+    assert measures.counts["undecodable_too_many_scans"] == 1
+    assert measures.counts["undecodable_too_much_memory"] == 1
 
 
 def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_download):

@@ -49,7 +49,10 @@ def test_the_list_names_every_report_and_leads_to_it(gallery, tmp_path):
             [one.output.name for one in made[2:]],
         ),
     ]
+    torn = new_folder(tmp_path, "torn", "c" * 16) / "report.json"
+    torn.write_text('{"pipeline": "torn"')
     index = write_index(tmp_path)
+    assert "1 more cannot be read" in index.read_text()
     assert index == tmp_path / "reports" / "index.html"
     found = Page(index.read_text())
     assert sorted(unquote(link) for link in found.fetched) == sorted(

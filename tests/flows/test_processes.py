@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from flows.processes import running, wait_for
+from hdm.errors import HdmError
+
 DEAD_PROXY = "http://127.0.0.1:9"
 CLIENTS = """
 import sys, urllib.request
@@ -69,6 +72,16 @@ def test_the_user_s_exceptions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     bypass_proxy()
     assert os.environ["no_proxy"] == "*"
+
+
+def test_a_server_that_does_not_start_is_told_with_its_error(tmp_path: Path) -> None:
+    code = "raise OSError(28, 'No space left on device')"
+    with (
+        running("prefect", [sys.executable, "-c", code], os.environ, tmp_path, tmp_path) as process,
+        pytest.raises(HdmError, match="No space left on device") as caught,
+    ):
+        wait_for("http://127.0.0.1:9", process, tmp_path)
+    assert str(tmp_path / ".services" / "prefect.log") in str(caught.value)
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", None])

@@ -122,6 +122,24 @@ def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
     assert holding(tmp_path / "store", PLANTED) == []
 
 
+def test_captions_and_file_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a\x1b[31m.png").write_bytes(png(1))
+    (folder / "a\x1b[31m.txt").write_text("a caption \x1b[2J \u202e that steers \x9b31m")
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(f"pipelines: {{own: {{download: {{source: '{folder}'}}}}}}")
+    words = ("run", "own", "--until", "download", "--file", str(file), "--verbose")
+    done = hdm(*words, HDM_STORE=str(tmp_path / "store"), HDM_TRACKING="off")
+    assert done.returncode == 0, done.stderr
+    assert visible(done.stderr) == done.stderr
+    assert "a\\u001b[31m.png" in done.stderr
+    assert "a caption \\u001b[2J \\u202e that steers" in done.stderr
+    (output,) = Store(tmp_path / "store").outputs()
+    (row,) = read_tables(output, "samples").to_pylist()
+    assert "\x1b[31m" in row["source"], "the table keeps what was given"
+
+
 def test_names_and_a_servers_words_do_not_steer_the_terminal(
     site: Site, pipelines: Path, tmp_path: Path
 ) -> None:

@@ -601,6 +601,7 @@ def test_a_training_that_explodes_in_its_last_steps_is_refused(
         assert caught.value.exit_code == 1
         assert f"resume_from={job.digest}@7" in (caught.value.do or "")
         assert "checkpoint-00000007" in (caught.value.do or "")
+        assert '.resume_allow=["train.phases.0.optimizer.learning_rate"]' in (caught.value.do or "")
         assert not (job.result / "summary.json").exists()
 
 

@@ -1,0 +1,102 @@
+"""`hdm verify`: every byte of a store against its manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from hdm.errors import DamagedError, HdmError, InputError
+from hdm.messages import Terminal
+from hdm.progress import Tracker, track
+from hdm.store import Output, Store, proven, read_at_home, store_root
+
+
+def verify(
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
+    ] = None,
+) -> None:
+    """Hash every file of the store (sha256) and compare it with its manifest.
+
+    All that is damaged is named, and nothing is changed: permission to read is enough. Running the pipeline again mends what was
+    named. Ends with 5 if something is damaged, and with 2 if something could not be read. Unfinished outputs are left out: a run
+    looks at their files when it goes on.
+    """
+    root, found = Store(store_root(store)), _Findings()
+    outputs: list[Output] = []
+    for folder in root.manifests():
+        try:
+            outputs.append(read_at_home(folder))
+        except FileNotFoundError:
+            continue  # removed just now
+        except HdmError as error:
+            found.add(error)
+    if not outputs and not found.problems:
+        found.console.print(f"there is nothing in {escape(str(root.root))}")
+    total = sum(record.bytes for output in outputs for record in output.files)
+    with track("verify", -(-total // 10**6), "MB") as bar:
+        read = _Megabytes(bar)
+        for output in outputs:
+            found.look_at(output, read)
+    found.judge(root.root)
+
+
+class _Findings:
+    """What was found, said as soon as it is."""
+
+    def __init__(self) -> None:
+        self.console = Terminal(highlight=False, soft_wrap=True)
+        self.problems: list[HdmError] = []
+
+    def add(self, problem: HdmError) -> None:
+        self.problems.append(problem)
+        word = "damaged" if isinstance(problem, DamagedError) else "unreadable"
+        self.console.print(
+            f"[red]{word:<10}[/] {escape(str(problem.where))}: {escape(problem.what)}"
+        )
+
+    def look_at(self, output: Output, read: _Megabytes) -> None:
+        before = len(self.problems)
+        for record in output.files:
+            try:
+                if not proven(output.path, record, read.advance):
+                    self.add(DamagedError("not what was written", where=output.path / record.name))
+            except InputError as error:
+                self.add(error)
+        if len(self.problems) == before:
+            size = sum(record.bytes for record in output.files)
+            told = f"{output.name} {output.digest}  {len(output.files)} files, {size:,} bytes"
+            self.console.print(f"[green]{'whole':<10}[/] {escape(told)}")
+
+    def judge(self, root: Path) -> None:
+        """Raise what the exit code is to say."""
+        damaged = sum(isinstance(problem, DamagedError) for problem in self.problems)
+        unreadable = len(self.problems) - damaged
+        if damaged:
+            raise DamagedError(
+                f"{damaged} damaged files" + (f", {unreadable} unreadable" if unreadable else ""),
+                where=root,
+                do="run the pipeline again: what is damaged is made anew",
+            )
+        if unreadable:
+            raise InputError(
+                f"{unreadable} files could not be read",
+                where=root,
+                do="run as the owner of the store, or have the files made readable (chmod a+r)",
+            )
+
+
+class _Megabytes:
+    """Bytes to a progress bar of megabytes."""
+
+    def __init__(self, bar: Tracker) -> None:
+        self.bar, self.done = bar, 0
+
+    def advance(self, num_bytes: int) -> None:
+        before = self.done // 10**6
+        self.done += num_bytes
+        self.bar.advance(self.done // 10**6 - before)

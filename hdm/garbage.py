@@ -1,0 +1,229 @@
+"""What of a store is no longer needed.
+
+Needed is an output that a pipeline or lab of pipelines.yaml makes or reads with its present settings, or that was used in the last
+days: made or found by a run, whatever its `--set`, or sampled from; and everything that such outputs were made from. Of needed
+outputs, what kills and damage left: temporary files, checkpoints of what is finished, `.damaged`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hdm.config import Pipeline
+from hdm.errors import HdmError, InputError, LockedError
+from hdm.files import TEMPORARY, explain_os_error, remove
+from hdm.lab.grid import lab_names, load_lab, plan_grid
+from hdm.pipelines import load_pipeline, pipeline_names
+from hdm.stages import identities, steps
+from hdm.store import (
+    DAMAGED,
+    LOCK,
+    MANIFEST,
+    SCRATCH,
+    USED,
+    Store,
+    alone_with,
+    read_at_home,
+)
+
+DAY_SEC = 86400.0
+TRAINING_LOCK = f"{SCRATCH}/training.lock"
+LOCKS = (LOCK, USED, TRAINING_LOCK)
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something to remove.
+
+    Attributes:
+        path: a folder of an output, or a file in one.
+        output: the output's folder; where it is `path`, the whole output goes.
+        why: in a word or two.
+        num_bytes: that become free.
+        used: when it was last used or changed, in seconds since 1970.
+    """
+
+    path: Path
+    output: Path
+    why: str
+    num_bytes: int
+    used: float
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What pipelines.yaml needs.
+
+    Attributes:
+        outputs: (name, digest) of each.
+        unknown: pipelines of which not all outputs are known, each with the reason.
+    """
+
+    outputs: frozenset[tuple[str, str]]
+    unknown: tuple[str, ...]
+
+
+def needs(file: Path | None = None) -> Needs:
+    """What the pipelines and labs of pipelines.yaml need with their present settings.
+
+    Args:
+        file: another pipelines.yaml.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    outputs: set[tuple[str, str]] = set()
+    unknown = []
+    for name, pipeline in _pipelines(file):
+        try:
+            found = pipeline if isinstance(pipeline, HdmError) else _outputs_of(pipeline, outputs)
+        except InputError as error:
+            found = error
+        if isinstance(found, HdmError):
+            unknown.append(f"{name} ({found.what})")
+    return Needs(frozenset(outputs), tuple(dict.fromkeys(unknown)))
+
+
+def _pipelines(file: Path | None) -> Iterator[tuple[str, Pipeline | HdmError]]:
+    for name in pipeline_names(file):
+        try:
+            yield name, load_pipeline(name, [], file)
+        except InputError as error:
+            yield name, error
+    for name in lab_names(file):
+        try:
+            grid = plan_grid(load_lab(name, file), [], None, [], file)
+            cells = [grid.pipeline(cell) for cell in grid.cells()]
+        except InputError as error:
+            yield f"lab {name}", error
+            continue
+        for pipeline in cells:
+            yield f"lab {name}", pipeline
+
+
+def _outputs_of(pipeline: Pipeline, outputs: set[tuple[str, str]]) -> HdmError | None:
+    """Add the outputs of a pipeline, as far as they can be known; the first error that keeps others from it."""
+    try:
+        outputs |= {(one.name, one.digest) for one in identities(pipeline).values()}
+        return None
+    except InputError as error:
+        first = error
+    for step in steps(pipeline):
+        with contextlib.suppress(InputError):
+            found = identities(pipeline, step.name)
+            outputs |= {(one.name, one.digest) for one in found.values()}
+    return first
+
+
+def garbage(store: Store, needed: Needs, days: float) -> list[Garbage]:
+    """What may be removed; what a process holds a lock on is left out.
+
+    Args:
+        store: where to look. Nothing is changed.
+        needed: by pipelines.yaml.
+        days: for how long after its last use an output is needed anyway.
+    """
+    folders = [
+        path for path in sorted(store.root.glob("*/*")) if path.is_dir() and _is_output(path)
+    ]
+    kept = _kept(folders, needed, time.time() - days * DAY_SEC)
+    found = []
+    for folder in folders:
+        if folder in kept:
+            found += [_garbage(path, folder, why) for path, why in _leftovers(folder)]
+        elif not _busy(folder):
+            done = (folder / MANIFEST).exists()
+            found.append(_garbage(folder, folder, "not needed" if done else "unfinished"))
+    aside = [*store.root.glob(f"*/*{DAMAGED}"), *store.root.glob(f"*/{TEMPORARY}*")]
+    found += [_garbage(path, path, "damaged or left by a kill") for path in sorted(aside)]
+    return found
+
+
+def _busy(folder: Path) -> bool:
+    """Whether a process works on an output or reads it."""
+    try:
+        with contextlib.ExitStack() as stack:
+            for lock in LOCKS:
+                stack.enter_context(alone_with(folder / lock))
+    except LockedError:
+        return True
+    return False
+
+
+def _is_output(folder: Path) -> bool:
+    """By its name: 16 hex digits in a folder that is no other part of the store."""
+    is_digest = len(folder.name) == 16 and set(folder.name) <= set("0123456789abcdef")
+    return is_digest and not folder.parent.name.startswith(".")
+
+
+def _kept(folders: list[Path], needed: Needs, since: float) -> set[Path]:
+    """The outputs that are needed, and those that they were made from."""
+    by_name = {(folder.parent.name, folder.name): folder for folder in folders}
+    waiting = [
+        folder
+        for name, folder in by_name.items()
+        if name in needed.outputs or last_used(folder) >= since
+    ]
+    kept: set[Path] = set()
+    while waiting:
+        folder = waiting.pop()
+        if folder in kept:
+            continue
+        kept.add(folder)
+        with contextlib.suppress(FileNotFoundError, HdmError):
+            inputs = read_at_home(folder).inputs
+            names = [(name.rpartition("/")[2], digest) for name, digest in inputs.items()]
+            waiting += [by_name[name] for name in names if name in by_name]
+    return kept
+
+
+def last_used(folder: Path) -> float:
+    """When an output was last used or changed, in seconds since 1970."""
+    times = [path.lstat().st_mtime for path in folder.iterdir() if path.name != LOCK]
+    return max(times, default=folder.stat().st_mtime)
+
+
+def _leftovers(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What kills and damage left in an output that is needed."""
+    for path in sorted(folder.rglob(f"*{DAMAGED}")):
+        yield path, "damaged"
+    for path in sorted(folder.glob(f"{TEMPORARY}*")):
+        yield path, "left by a kill"
+    if (folder / MANIFEST).exists() and (folder / SCRATCH).exists():
+        yield folder / SCRATCH, "left by a kill"
+
+
+def _garbage(path: Path, output: Path, why: str) -> Garbage:
+    files = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+    states = [file.lstat() for file in files]
+    used = last_used(path) if path == output and path.is_dir() else path.lstat().st_mtime
+    return Garbage(path, output, why, sum(state.st_blocks * 512 for state in states), used)
+
+
+def discard(one: Garbage) -> None:
+    """Remove it, unless somebody has begun to use it since it was listed.
+
+    Raises:
+        LockedError: a process works on it or reads it, or did in the meantime.
+        HdmError: it cannot be removed.
+    """
+    with contextlib.ExitStack() as stack:
+        for lock in LOCKS:
+            stack.enter_context(alone_with(one.output / lock))
+        whole = one.path == one.output
+        try:
+            if whole and one.path.is_dir() and last_used(one.path) > one.used:
+                raise LockedError("used since it was listed", where=one.path)
+            aside = one.path
+            if whole:
+                # Renamed first: a kill leaves no half of an output that looks whole.
+                aside = one.path.with_name(f"{TEMPORARY}gc-{one.path.name}")
+                remove(aside)
+                one.path.rename(aside)
+            remove(aside)
+        except OSError as error:
+            raise explain_os_error(error, one.path) from error

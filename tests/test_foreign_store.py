@@ -1,0 +1,155 @@
+"""A store of somebody else's, readable and not writable: what reads works, and what writes says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hdm.store import Identity, Store
+
+NOBODY = 65534
+CAPABILITIES = "-dac_override,-dac_read_search,-fowner,-chown"
+WHICH = Identity("filter", 1, {})
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from typer.testing import CliRunner
+from flows.cli import app
+from hdm.errors import HdmError
+from hdm.store import Identity, Store
+from tasks.services import services
+
+root, state = Path(sys.argv[1]), sys.argv[2]
+store, which, said = Store(root), Identity("filter", 1, {}), {}
+
+def tried(name, do):
+    try:
+        said[name] = do()
+    except HdmError as error:
+        said[name] = f"{type(error).__name__}: {error}"
+
+def hdm(*words):
+    result = CliRunner().invoke(app, [*words, "--store", str(root)])
+    return [result.exit_code, result.output]
+
+def draft():
+    with store.draft(Identity("other", 1, {})):
+        pass
+
+tried("find", lambda: str(store.find(which).path))
+tried("status", lambda: hdm("status"))
+tried("verify", lambda: hdm("verify"))
+tried("draft", draft)
+tried("services", lambda: str(services(root)))
+os.environ["HDM_STATE"] = state
+tried("services elsewhere", lambda: str(services(root)))
+print(json.dumps(said))
+"""
+
+
+def without_rights() -> list[str]:
+    """What to put before a command so that permissions count for it."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root without setpriv: permissions do not count")
+    return [setpriv, f"--bounding-set={CAPABILITIES}", f"--inh-caps={CAPABILITIES}"]
+
+
+def look(root: Path, state: Path) -> dict[str, Any]:
+    """What SCRIPT finds in a store that belongs to another."""
+    command = [
+        *without_rights(),
+        sys.executable,
+        "-c",
+        textwrap.dedent(SCRIPT),
+        str(root),
+        str(state),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def give_away(root: Path) -> None:
+    for path in (root, *root.rglob("*")):
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    store = Store(tmp_path / "store")
+    with store.draft(WHICH) as draft:
+        draft.write_json("scores.json", [1, 2, 3], {"kept": 3})
+        draft.commit()
+    services = tmp_path / "store" / ".services" / "runs"
+    services.mkdir(parents=True)
+    for name in ("1.json", "1.lock", "../serve.lock"):
+        (services / name).write_text("{}")
+    return store.root
+
+
+def test_reading_needs_no_permission_to_write(root: Path, tmp_path: Path) -> None:
+    folder = Store(root).folder(WHICH)
+    (folder / ".scratch").mkdir()  # what a killed run of the owner left
+    give_away(root)
+    said = look(root, tmp_path / "mine")
+    assert said["find"] == str(folder)
+    assert said["status"][0] == said["verify"][0] == 0
+    assert "kept 3" in said["status"][1]
+    assert "whole" in said["verify"][1]
+    assert "Permission denied" in said["draft"]
+    assert "HDM_STATE=FOLDER" in said["services"]
+    assert said["services elsewhere"] == str(tmp_path / "mine" / ".services")
+    assert (folder / ".scratch").exists()
+
+
+def test_damage_there_is_named_and_stays(root: Path, tmp_path: Path) -> None:
+    path = Store(root).folder(WHICH) / "scores.json"
+    path.write_text(path.read_text().replace("2", "4"))
+    give_away(root)
+    said = look(root, tmp_path / "mine")
+    assert said["find"].startswith("HdmError: cannot write: Permission denied")
+    assert said["verify"][0] == 5
+    assert path.exists()
+
+
+def test_what_may_not_even_be_read_is_named(root: Path, tmp_path: Path) -> None:
+    path = Store(root).folder(WHICH) / "scores.json"
+    give_away(root)
+    path.chmod(0)
+    said = look(root, tmp_path / "mine")
+    assert said["find"].startswith("InputError: cannot read: Permission denied")
+    assert "chmod" in said["find"]
+    assert said["verify"][0] == 2
+    assert f"unreadable {path}" in said["verify"][1]
+
+
+def test_a_file_system_that_may_only_be_read(root: Path, tmp_path: Path) -> None:
+    """A tmpfs, mounted again without writing."""
+    place = tmp_path / "mounted"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount")
+    try:
+        shutil.copytree(root, place / "store")
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        said = look(place / "store", tmp_path / "mine")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert said["status"][0] == said["verify"][0] == 0
+    assert "Read-only file system" in said["draft"]
+    assert "HDM_STATE=FOLDER" in said["services"]
