@@ -69,17 +69,17 @@ Share = Annotated[float, Within(0, 1)]
 PositiveShare = Annotated[float, Within(0, 1, above=True)]
 Rate = Annotated[float, Within(0, 1, below=True)]
 """A share that is never the whole: a dropout, a decay."""
-EmaLength = Annotated[float, Within(0, 0.28, above=True)]
+EmaLength = Annotated[float, Within(0.001, 0.28)]
 """Of a power-function average, as a share of a phase; EDM2's (arXiv 2312.02696) end below 0.29."""
 Weight = Annotated[float, Within(0, 1e6)]
 """Of a term in a sum; 0 switches it off."""
-PositiveWeight = Annotated[float, Within(0, 1e6, above=True)]
+PositiveWeight = Annotated[float, Within(1e-6, 1e6)]
 LearningRate = Annotated[float, Within(0, 100, above=True)]
 Guidance = Annotated[float, Within(0, 1000)]
 """Scale of classifier-free guidance."""
-Shift = Annotated[float, Within(0, 1000, above=True)]
+Shift = Annotated[float, Within(0.001, 1000)]
 """Of sampling or training times towards noise."""
-Temperature = Annotated[float, Within(0, 100, above=True)]
+Temperature = Annotated[float, Within(0.01, 100)]
 Cosine = Annotated[float, Within(-1, 1)]
 Score = Annotated[float, Within(-1e6, 1e6)]
 """What a head says of a picture, on its own scale."""
@@ -94,7 +94,7 @@ Minutes = Annotated[float, Within(0, 525_600, above=True)]
 """Up to a year."""
 Price = Annotated[float, Within(0, 1e9)]
 """In the reader's currency."""
-Tflops = Annotated[float, Within(0, 1e6, above=True)]
+Tflops = Annotated[float, Within(0.001, 1e6)]
 """10¹² operations a second, of one device."""
 
 Seed = Annotated[int, Within(0, 2**63 - 1)]

@@ -156,7 +156,7 @@ def test_pipelines_that_are_mixed_in_are_read_with_their_own_settings(file):
     assert load_pipeline("plain", (), file, {}).mixed == {}
     with pytest.raises(ConfigError, match="no pipeline is called 'speciel'; did you mean special"):
         load_pipeline("plain", ["train.mix=[{pipeline: speciel}]"], file, {})
-    with pytest.raises(ConfigError, match="greater than 0"):
+    with pytest.raises(ConfigError, match=r"mix\.0\.weight = 0: must be a number, at least"):
         load_pipeline("plain", ["train.mix=[{pipeline: special, weight: 0}]"], file, {})
 
 

@@ -1,6 +1,8 @@
 """What cannot work is told before anything runs, all of it at once, and only of the stages that will run."""
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from hdm.errors import ConfigError, InputError
+from hdm.models.components import components_folder
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, preflight, problems, run
 from hdm.store import Store
@@ -95,6 +98,7 @@ def test_an_error_alone_keeps_its_own_words(tmp_path: Path) -> None:
         ("components.text_encoder=org/nothing", "org/nothing, revision main, is not on this"),
         ("components.contrastive=nowhere", "nowhere"),
         ("components.folder=null", r"set components\.autoencoder"),
+        ("components.aesthetic_head=org/head --set components.contrastive=org/clip", "(?s)org/clip.*org/head|org/head.*org/clip"),
         ("encode.features=true", r"components\.vision"),
         ("download.kind=folder", r"download\.source is not set"),
         ("evaluate.prompts=held_out --set filter.validation=0 --set filter.held_out=0", "there are none"),
@@ -165,3 +169,17 @@ def test_what_a_run_begins_with_has_to_be_there(tmp_path: Path) -> None:
     (found,) = problems(load_pipeline("demo", (), None, {}), Store(tmp_path), "train")
     assert "train.48px needs filter, which is not in the store" in str(found)
     assert "--from filter" in str(found)
+
+
+def test_captions_are_asked_of_a_contrastive_model_that_makes_none(tmp_path: Path) -> None:
+    """The demo's without its text decoder, as its configuration says before it is loaded."""
+    demo, folder = components_folder("demo") / "contrastive", tmp_path / "clip"
+    shutil.copytree(demo, folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    del config["model_cfg"]["multimodal_cfg"]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    asked = "caption.makers=[{kind: coca}]"
+    clip, said = f"components.contrastive={folder}", "components.contrastive is not one"
+    assert told(tmp_path / "store", asked) == ""
+    assert said in told(tmp_path / "store", asked, clip)
+    assert said not in told(tmp_path / "store", clip, "caption.makers=[{kind: given}]")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from hdm.captioning.makers import CoCa, Given, Item, Maker, Template
+from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
 from hdm.captioning.vision_language import VisionLanguage
 from hdm.config import CaptionMaker, Pipeline
 from hdm.data.decoding import Asked, Decoders, picture_cost, pixels
@@ -18,7 +18,7 @@ from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_
 from hdm.data.wording import normal_caption
 from hdm.errors import InputError, raised_by
 from hdm.models.components import resolve, weights_digest
-from hdm.models.contrastive import load_contrastive
+from hdm.models.contrastive import can_caption, load_contrastive
 from hdm.models.devices import check_device, choose_device, quiet_device, stage_batches
 from hdm.progress import Tracker, track
 from hdm.store import Draft, Identity, Output, Store
@@ -50,7 +50,15 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
     yield from raised_by(
         partial(identify, pipeline, {}),
         partial(check_device, pipeline.caption.device, "caption.device"),
+        partial(_coca_is_one, pipeline),
     )
+
+
+def _coca_is_one(pipeline: Pipeline) -> None:
+    contrastive = resolve(pipeline.components).contrastive
+    wanted = any(maker.kind == "coca" for maker in pipeline.caption.makers)
+    if wanted and contrastive is not None and not can_caption(contrastive):
+        raise no_coca()
 
 
 def make(

@@ -79,6 +79,15 @@ class Template(Maker):
         return [usable[number].format_map(item.fields) for number in order.tolist()]
 
 
+def no_coca() -> ConfigError:
+    """A contrastive model that cannot caption is asked to."""
+    return ConfigError(
+        "caption.makers has a coca, and components.contrastive is not one",
+        where="components.contrastive",
+        do="name a CoCa there, or use a maker of kind transformers with components.captioner",
+    )
+
+
 class CoCa(Maker):
     """Captions of the contrastive model; the first of several is the likeliest, the others are drawn."""
 
@@ -87,10 +96,7 @@ class CoCa(Maker):
     def __init__(self, settings: CaptionMaker, contrastive: Contrastive) -> None:
         super().__init__(settings)
         if not contrastive.can_caption:
-            raise ConfigError(
-                "caption.makers has a coca, and components.contrastive is not one",
-                do="name a CoCa there, or use a maker of kind transformers with components.captioner",
-            )
+            raise no_coca()
         self.contrastive = contrastive
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from hdm.curation.checks import REASONS, Verdicts, judge
 from hdm.curation.splits import assign_splits
 from hdm.data.tables import SCORES, num_shards, read_table, shard_name, write_table
 from hdm.errors import ConfigError, InputError, raised_by
-from hdm.models.components import resolve
+from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
@@ -71,6 +71,9 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
         partial(measure.identify, pipeline, {}),
         partial(check_device, pipeline.filter.device, "filter.device"),
     )
+    components = resolve(pipeline.components)
+    for reference in filter(None, (components.contrastive, components.aesthetic_head)):
+        yield from raised_by(partial(locate, reference))
     yield from _problems(pipeline)
 
 

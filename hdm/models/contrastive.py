@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from hdm.errors import InputError
-from hdm.models.components import Resolved, locate
+from hdm.models.components import Resolved, locate, read_json
+
+CONFIG = "open_clip_config.json"
 
 Embeddings = np.ndarray
 """(B, E) float32, rows of length 1."""
@@ -164,6 +166,21 @@ def load_contrastive(resolved: Resolved, device: str = "cpu") -> Contrastive:
     """
     model, tokenizer = load_open_clip(resolved.need("contrastive"))
     return Contrastive(model.to(device).eval().requires_grad_(False), tokenizer, device)
+
+
+def can_caption(reference: str) -> bool:
+    """Whether a contrastive model is a CoCa, from its configuration alone.
+
+    Raises:
+        InputError: it is not on this machine, or has no configuration.
+    """
+    path = locate(reference)
+    if path.is_dir():
+        told = read_json(path / CONFIG, "name a folder of open_clip, or ARCHITECTURE@tag")
+        return "multimodal_cfg" in told.get("model_cfg", {})
+    import open_clip
+
+    return "multimodal_cfg" in (open_clip.get_model_config(reference.partition("@")[0]) or {})
 
 
 def load_open_clip(reference: str) -> tuple[Any, Any]:
