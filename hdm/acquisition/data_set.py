@@ -42,9 +42,14 @@ class DataSet:
     """
 
     def __init__(
-        self, source: str, settings: DownloadSettings, files: list[Path] | None = None
+        self,
+        source: str,
+        settings: DownloadSettings,
+        files: list[Path] | None = None,
+        name: str | None = None,
     ) -> None:
         self.source, self.settings, self.parquet = source, settings, files
+        self.name = name or source
         self.folder = Path(source).expanduser()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -59,7 +64,7 @@ class DataSet:
             return fingerprints.tree(
                 (path.relative_to(self.folder).as_posix(), path) for path in files
             )
-        return {"name": self.source, "revision": self._revision}
+        return {"name": self.name, "revision": self._revision}
 
     @property
     def fetched(self) -> bool:

@@ -47,7 +47,7 @@ def open_source(
             "download.source is not set",
             do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)",
         )
-    source = resolved(source)
+    given, source = source, resolved(source)
     if source.startswith(SCHEMES) and kind in ("auto", "urls"):
         return "urls", UrlList([fetched_list(source, settings)], settings)
     place = Path(source).expanduser()
@@ -60,7 +60,7 @@ def open_source(
         case "dataset" if source.lower().endswith(PARQUET):
             return found, DataSet(source, settings, _files(source))
         case "dataset":
-            return found, DataSet(source, settings)
+            return found, DataSet(source, settings, name=given)
         case "folder" if place.is_dir():
             return found, Folder(place, settings)
         case "folder" if place.exists():

@@ -491,3 +491,12 @@ def test_what_only_a_run_can_read_is_left_to_the_run(monkeypatch):
         download.identify(by_block, {})
     (problem,) = download.preflight(pipeline(source="env:NOWHERE_TO_BE_FOUND"), {})
     assert "no variable NOWHERE_TO_BE_FOUND" in str(problem)
+
+
+def test_a_list_of_urls_leads_to_no_file_of_this_machine(server, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    named = [tmp_path / "a.png", (tmp_path / "a.png").as_uri(), "a.png", "../a.png", "s3://b/a.png"]
+    urls = write_list(tmp_path / "list.parquet", ["/none.png"], map(str, named))
+    output = make(tmp_path / "store", pipeline(source=urls, max_failed=1), server)
+    assert statuses(output) == ["http_404", *["refused_scheme"] * len(named)]
+    assert output.counts["failed_refused_scheme"] == len(named)
