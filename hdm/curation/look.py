@@ -35,12 +35,14 @@ def look(
     """
     pixels = decode(data, settings).pixels
     grey = to_grey(pixels)
+    steepness, deviation = sharpness(grey), noise(grey)
+    del grey  # of a large picture half a gigabyte
     found = fingerprint(pixels)
     row = {
         "width": pixels.shape[1],
         "height": pixels.shape[0],
-        "sharpness": sharpness(grey),
-        "noise": noise(grey),
+        "sharpness": steepness,
+        "noise": deviation,
         "sha256": found.sha256,
         "perceptual_hash": found.perceptual_hash.hex(),
         "mirrored_hash": found.mirrored_hash.hex(),

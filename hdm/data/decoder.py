@@ -45,7 +45,9 @@ def main() -> None:
     """Serve the process that started this one."""
     # Validated by the process that asks; see hdm.data.images on the import.
     settings = cast("ImageSettings", SimpleNamespace(**json.loads(sys.argv[1])))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; its end is not its own
+    # They may reach it with the process that asks, whose matter they are: its own end is that of its input.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     _limit(resource.RLIMIT_DATA, settings.max_memory_mb << 20)
     _limit(resource.RLIMIT_CORE, 0)

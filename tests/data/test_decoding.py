@@ -125,6 +125,18 @@ def test_a_killed_process_loses_no_picture_and_twice_for_one_is_for_want_of_memo
         assert outcomes(decoders, [GOOD]) == ["ok"]
 
 
+def test_a_signal_to_the_whole_group_costs_no_picture() -> None:
+    """As when a service manager stops a run, which goes on until it has saved."""
+    with Decoders(ImageSettings(), by_order, count=1) as decoders:
+        assert outcomes(decoders, [GOOD]) == ["ok"]
+        running = decoders.processes[0].process
+        assert running
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            running.send_signal(number)
+        assert outcomes(decoders, [GOOD, GOOD]) == ["ok", "ok"]
+        assert decoders.processes[0].process is running
+
+
 def test_a_mistake_in_the_work_is_an_error_and_no_refusal() -> None:
     with (
         Decoders(ImageSettings(), by_order, count=1) as decoders,
