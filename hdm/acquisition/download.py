@@ -10,6 +10,7 @@ A shard is finished when both files are. A rerun takes up the shards that are no
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -20,14 +21,14 @@ from typing import Any
 
 from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
 from hdm.acquisition.fetch import PASSING, BlockingFetcher, Fetcher
+from hdm.acquisition.inventory import EXAMPLES, Inventory, told
 from hdm.acquisition.inventory import NAME as INVENTORY
-from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Item, Reader
 from hdm.acquisition.sources import open_source
 from hdm.config import SCENES_VERSION, DownloadSettings, Pipeline
 from hdm.data.decoding import Decoders, header
 from hdm.data.sites import Site
-from hdm.data.tables import shard_name
+from hdm.data.tables import read_table, shard_name
 from hdm.errors import InputError, raised_by
 from hdm.progress import Tracker, track
 from hdm.redaction import redacted_value
@@ -123,18 +124,35 @@ def make(
         tally.check()
         shown = redacted_value(inventory.to_json())
         draft.write_json(INVENTORY, shown, inventory.counts)
-        _tell(shown, tally.counts["items"])
+        _tell(shown, tally.counts)
+        _tell_refused(draft, tally.counts)
         return draft.commit({"kind": kind})
 
 
-def _tell(inventory: Mapping[str, Any], num_items: int) -> None:
+def _tell(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
     for line in told(inventory):
         log.info("%s", line)
-    if inventory["counts"]["items_uncaptioned"] == num_items:
+    if inventory["counts"]["items_uncaptioned"] == counts["items"]:
         log.warning(
             "none of the %d pictures has a caption; docs/own-pictures.md says where captions are looked for",
-            num_items,
+            counts["items"],
         )
+
+
+def _tell_refused(draft: Draft, counts: Mapping[str, int]) -> None:
+    """Name the first items that could not be taken as pictures; the samples tables have all of them."""
+    if not counts["failed"]:
+        return
+    log.info("not taken: %d of %d items", counts["failed"], counts["items"])
+    left = EXAMPLES
+    for number in itertools.count():
+        if not left or not is_whole(draft, number):
+            return
+        columns = ["source", "status", "error"]
+        samples = read_table(draft.path / shard_name("samples", number), columns).to_pylist()
+        for row in [row for row in samples if row["status"] != "ok"][:left]:
+            log.info("  %s: %s: %s", row["source"], row["status"], row["error"])
+            left -= 1
 
 
 def _total(reader: Reader, pipeline: Pipeline) -> int | None:

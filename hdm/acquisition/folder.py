@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,6 +53,8 @@ MASKS = ("-masklabel", "-condlabel")
 """How OneTrainer calls the masks of a picture, which are no pictures to train on."""
 MAX_WORDS_BYTES = 1 << 24
 MAX_TABLE_BYTES = 1 << 28
+LOOKED_AT = 100
+"""Rows of a table that no setting names, to see whether it lists files that are here."""
 _REPEATS = re.compile(r"\d+_(?=.)")
 
 
@@ -249,12 +252,11 @@ class Folder:
 
     def _note_files(self, inventory: Inventory) -> None:
         """Write down what became of every file."""
-        inventory.take("file", len(self._pictures) + len(self._metadata_files))
         for entry in self._tree.left:
             inventory.add(entry)
         used = self._pictures | {self._relative(path) for path in self._metadata_files}
         used |= {name for texts in self._sidecars.values() for name in texts}
-        inventory.take("file", len({name for texts in self._sidecars.values() for name in texts}))
+        inventory.take("file", len(used))
         stems: dict[str, list[str]] = {}
         for picture in sorted(self._pictures):
             stems.setdefault(_folder(picture), []).append(_stem(picture))
@@ -291,28 +293,45 @@ class Folder:
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is no picture")
 
     def _lists_captions(self, path: Path) -> bool:
-        """Whether a table that nobody named has columns of file names and of captions."""
+        """Whether a table that no setting names has captions of files that are here."""
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return False
+        asked = self.settings.caption_column
         try:
             known = column_names(path)
+            file_column = next((name for name in FILE_COLUMNS if name in known), None)
+            captions = [name for name in ((asked,) if asked else CAPTION_COLUMNS) if name in known]
+            if file_column is None or not captions:
+                return False
+            rows = islice(read_rows(path, [file_column]), LOOKED_AT)
+            names = [name for _, row in rows if row and (name := as_text(row[0]))]
         except InputError:
             return False
-        asked = self.settings.caption_column
-        captions = (asked,) if asked else CAPTION_COLUMNS
-        return any(name in known for name in FILE_COLUMNS) and any(
-            name in known for name in captions
-        )
+        beside = os.path.dirname(self._relative(path))  # noqa: PTH120
+        return any(self._is_here(name, beside) for name in names)
+
+    def _is_here(self, name: str, beside: str) -> bool:
+        try:
+            return self._names.find(name, beside, "") is not None
+        except InputError:  # it may even mean two
+            return True
 
     def _holds_caption(self, name: str, folders: Collection[str]) -> bool:
         """Whether a text that belongs to no picture looks as if it should."""
-        if _suffix(name) == ".json":
-            found, _ = self._read_sidecar(name)
-            return bool(found.captions)
-        return _folder(name) in folders and not _is_about(PurePosixPath(name).stem)
+        if _suffix(name) != ".json":
+            return _folder(name) in folders and not _is_about(PurePosixPath(name).stem)
+        try:
+            data = read_file(self._files[name], MAX_WORDS_BYTES)
+        except Unreadable:
+            return False
+        # A list may be one of anything; an object with a caption is one picture's.
+        return isinstance(json_value(data), dict) and bool(
+            captions_in_json(data, self.settings)[0].captions
+        )
 
     def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        """A path relative to the folder; a metadata file may lie elsewhere."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
 
 def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, str | None]:

@@ -73,19 +73,20 @@ class Names:
 
     def _spellings(self, name: str, beside: str) -> Iterator[str]:
         slashed = name.replace("\\", "/")
-        yield literal_place(slashed, beside)
-        parts = PurePosixPath(slashed).parts
+        for root in (self.root.absolute(), self.root.resolve()):
+            # The name may be absolute, or lead from a list outside the folder into it.
+            place = PurePosixPath(os.path.normpath(root / beside / slashed))
+            if place.is_relative_to(root):
+                yield place.relative_to(root).as_posix()
         if slashed.startswith("/"):
-            for root in (self.root.absolute(), self.root.resolve()):
-                place = PurePosixPath(os.path.normpath(slashed))
-                if place.is_relative_to(root):
-                    yield place.relative_to(root).as_posix()
             return
         yield literal_place(slashed, "")
-        own = tuple(map(folded, (self.root.resolve() / beside).parts))
-        for count in range(1, len(parts)):
-            if tuple(map(folded, parts[:count])) == own[-count:]:
-                yield literal_place("/".join(parts[count:]), beside)
+        parts = PurePosixPath(slashed).parts
+        for folder in (beside, ""):
+            own = tuple(map(folded, (self.root.resolve() / folder).parts))
+            for count in range(1, len(parts)):
+                if tuple(map(folded, parts[:count])) == own[-count:]:
+                    yield literal_place("/".join(parts[count:]), folder)
 
     def _forms(self) -> Iterator[tuple[Callable[[str], str], dict[str, list[str]]]]:
         yield str, self._as_written

@@ -72,12 +72,19 @@ def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None
             continue
         if "\0" not in text:
             return text, False
-    guess = encoding or ("utf-16-le" if b"\0" in data[1::2] else FALLBACK)
+    guess = encoding or _guess(data)
     try:
         text = data.decode(guess)
     except UnicodeDecodeError:
         return None
     return None if "\0" in text else (text, encoding is None)
+
+
+def _guess(data: bytes) -> str:
+    """Zeros tell UTF-16 without its mark, by the place that they have in Latin letters."""
+    if b"\0" in data:
+        return "utf-16-le" if b"\0" in data[1::2] else "utf-16-be"
+    return FALLBACK
 
 
 def captions_in(value: Any, encoding: str | None = None) -> Found:

@@ -68,15 +68,20 @@ class Template(Maker):
         return [self._of(item) for item in items]
 
     def _of(self, item: Item) -> list[str]:
+        """Wordings of each given caption, or of an item without any."""
+        made = []
+        for given in item.given or (item.fields["given"],):
+            made += self._worded(item.key, {**item.fields, "given": given})
+        return list(dict.fromkeys(made))
+
+    def _worded(self, key: str, fields: Mapping[str, Any]) -> list[str]:
         usable = [
             wording
             for wording, needed in self.settings.wordings
-            if all(item.fields[name] for name in needed)
+            if all(fields[name] for name in needed)
         ]
-        order = np.random.default_rng(seed_of(item.key)).permutation(len(usable))[
-            : self.settings.count
-        ]
-        return [usable[number].format_map(item.fields) for number in order.tolist()]
+        order = np.random.default_rng(seed_of(key)).permutation(len(usable))[: self.settings.count]
+        return [usable[number].format_map(fields) for number in order.tolist()]
 
 
 def no_coca() -> ConfigError:

@@ -147,6 +147,26 @@ def test_a_lost_caption_stops_the_download_and_is_named(kind, folder, tmp_path):
     assert sum(count for name, count in output.counts.items() if name.endswith("_lost")) == 1
 
 
+def test_other_tables_and_json_files_are_no_lost_captions(folder, tmp_path):
+    (folder / "config.json").write_text('{"size": 64, "name": "x"}')
+    (folder / "classes.json").write_text('["cat", "fox"]')
+    (folder / "orders.csv").write_text("file_name,caption\nelsewhere.pdf,x\n")
+    (folder / "img" / "0.json").write_text('{"title": "0.png", "taken": "2020"}')
+    output = make(folder, tmp_path / "store")
+    assert [fate for _, fate, _ in entries(output)] == ["not_looked_at"] * 3
+    assert output.counts["captions_taken"] == 3
+
+
+def test_metadata_may_lie_outside_the_folder(folder, tmp_path):
+    (tmp_path / "lists").mkdir()
+    path = tmp_path / "lists" / "captions.csv"
+    path.write_text("file_name,caption\nimg/0.png,a fox\npictures/img/1.png,a dog\n")
+    for wanted in (str(path), "../lists/captions.csv"):
+        output = make(folder, tmp_path / "store", metadata=wanted)
+        captions = read_tables(output, "samples")["captions"].to_pylist()
+        assert captions == [["a fox", "caption 0"], ["a dog", "caption 1"], ["caption 2"]]
+
+
 def test_the_limit_is_part_of_no_digest_and_more_losses_than_it_still_stop(folder, tmp_path):
     (folder / "img" / "x.txt").write_text("a fox")
     (folder / "img" / "y.caption").write_text("a fox")
@@ -186,6 +206,18 @@ def test_a_folder_without_captions_is_a_warning(folder, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert make(folder, tmp_path / "store").counts["items_uncaptioned"] == 3
     assert "none of the 3 pictures has a caption" in caplog.text
+
+
+def test_pictures_that_are_not_taken_are_named(folder, tmp_path, caplog):
+    for number in range(7):
+        (folder / f"torn{number}.png").write_bytes(png(0)[:30])
+        (folder / f"more{number}.png").write_bytes(png(number))
+    with caplog.at_level(logging.INFO, "hdm"):
+        make(folder, tmp_path / "store", shard_items=4)
+    assert "not taken: 7 of 17 items" in caplog.text
+    assert [
+        name for name in map("torn{}.png".format, range(7)) if f"  {name}: corrupt" in caplog.text
+    ] == [f"torn{number}.png" for number in range(5)]
 
 
 def test_names_made_up_from_folders_are_counted(folder, tmp_path):

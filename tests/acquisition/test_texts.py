@@ -17,6 +17,7 @@ from hdm.acquisition.texts import captions_in, captions_in_file, decoded
         (b"\xfe\xff" + "狐".encode("utf-16-be"), ("狐", False)),
         (b"caf\xe9 \x96 \x93quoted\x94", ("café – “quoted”", True)),
         ("a fox".encode("utf-16-le"), ("a fox", True)),
+        ("a fox".encode("utf-16-be"), ("a fox", True)),
         (b"", ("", False)),
         (b"\x81\x8d\x8f", None),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None),

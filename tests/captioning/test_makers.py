@@ -37,6 +37,12 @@ def test_wordings_are_shared_out_by_key_and_stay_with_it():
     assert min(counts.values()) > 150
 
 
+def test_every_given_caption_gets_its_wording():
+    pair = Item("0" * 16, {**dict.fromkeys(ITEM_FIELDS), "given": "cat"}, given=("cat", "animal"))
+    assert template("a {given}").captions([pair]) == [["a cat", "a animal"]]
+    assert template("a picture").captions([pair]) == [["a picture"]]
+
+
 def test_several_wordings_of_one_item_differ():
     (made,) = template("{given}|the {given}|a {given}", count=2).captions([item(given="cat")])
     assert len(set(made)) == 2
