@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from hdm.errors import DamagedError, HdmError, InputError, LockedError
+from hdm.errors import DamagedError, DoesNotFitError, HdmError, InputError, LockedError
 from hdm.files import canonical_json, written_aside
-from hdm.store import Identity, Store, check_files, checked, locked, read_output
+from hdm.store import Draft, Identity, Store, check_files, checked, locked, read_output
 from tests.store_as_of_old import as_of_old
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -290,7 +290,7 @@ def test_what_a_kill_after_the_manifest_left_is_swept_at_the_next_look(tmp_path)
         from pathlib import Path
         sys.path[:0] = [{str(PROJECT)!r}]
         import hdm.store
-        from hdm.store import Identity, Store
+        from hdm.store import Draft, Identity, Store
         remove = hdm.store.remove
         hdm.store.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL) if path.name == ".scratch" else remove(path)
         with Store(Path(sys.argv[1])).draft(Identity("filter", 1, {{}})) as draft:
@@ -388,7 +388,7 @@ def test_no_space_commits_nothing_and_says_so(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
-        from hdm.store import Identity, Store
+        from hdm.store import Draft, Identity, Store
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         with Store(Path(sys.argv[1])).draft(Identity("x", 1, {})) as draft:
@@ -431,3 +431,26 @@ def test_nothing_of_the_moment_is_in_a_manifest(tmp_path):
         "name", "schema", "config", "inputs", "weights", "digest", "files", "summary", "manifest_sha256",
     }  # fmt: skip
     assert read_output(store.folder(identity())).run()["seconds"] >= 0
+
+
+def write_in_pieces(draft: Draft) -> None:
+    with draft.write("pieces") as file, file.path.open("wb") as pieces:
+        for _ in range(30):
+            pieces.write(b"x" * 100_000)
+
+
+def test_a_full_disk_names_what_is_free_and_what_is_needed(tmp_path):
+    """A tmpfs of 1 MB: a file whose size is known beforehand, and one that is written piece by piece."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount")
+    try:
+        with Store(tmp_path).draft(identity()) as draft:
+            with pytest.raises(DoesNotFitError, match=r"[01]\.\d MB free, 3\.0 MB needed"):
+                draft.write_json("known.json", "x" * 3_000_000)
+            with pytest.raises(DoesNotFitError, match=r"MB free, more than \d\.\d MB needed"):
+                write_in_pieces(draft)
+            draft.write_json("small.json", 1)
+            assert draft.commit().paths() == [draft.path / "small.json"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
