@@ -263,7 +263,8 @@ def problems(
         told = list(_told(stage, pipeline, made))
         if told and not all(_made(pipeline, store, step.name) for step in of_stage):
             found += told
-    return [*found, *_missing_inputs(pipeline, store, wanted)]
+    found += _missing_inputs(pipeline, store, wanted)
+    return list({str(error): error for error in found}.values())  # stages share components
 
 
 def _told(stage: str, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:

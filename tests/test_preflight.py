@@ -64,6 +64,10 @@ def test_own_pictures_get_no_models_that_were_not_named(tmp_path: Path) -> None:
     assert "filter.min_clip_similarity needs components.contrastive" in str(problem)
 
 
+def test_a_component_that_several_stages_lack_is_told_once(tmp_path: Path) -> None:
+    assert told(tmp_path, "components.text_encoder=org/nothing").count("model org/nothing") == 1
+
+
 def test_only_the_stages_that_will_run_are_checked(tmp_path: Path) -> None:
     wrong = "evaluate.prompts=nowhere.txt"
     assert "nowhere.txt" in told(tmp_path, wrong)
