@@ -27,7 +27,7 @@ from flows.processes import (
 )
 from hdm.child import child_environment
 from hdm.databases import check_databases, databases
-from hdm.errors import InputError, SavedOnSignal
+from hdm.errors import HdmError, InputError, SavedOnSignal
 from hdm.messages import Terminal, say_json
 from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
@@ -143,13 +143,13 @@ def server() -> Iterator[None]:
         temporary_settings,
     )
 
-    from tasks.patience import install  # Prefect: seconds
+    from tasks.patience import hurried_at_last, install  # Prefect: seconds
 
     install()
     url, root = get_current_settings().api.url, store_root()
     if url is not None:
         _check(url)
-        with under_way(root, "a run"):
+        with under_way(root, "a run"), hurried_at_last():
             yield
         return
     stack = contextlib.ExitStack()
@@ -177,6 +177,7 @@ def server() -> Iterator[None]:
             }
         ),
         _kept_alive(service),
+        hurried_at_last(),
     ):
         yield
 
@@ -187,18 +188,20 @@ def _kept_alive(service: Service) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(POLL_SEC):
-            code = service.revived()
-            if code is not None:
-                logger.warning("Prefect's server ended with exit code %s; started again", code)
+        try:
+            while not over.wait(POLL_SEC):
+                code = service.revived()
+                if code is not None:
+                    logger.warning("Prefect's server ended with exit code %s; started again", code)
+        except HdmError as error:
+            logger.error("%s", error)
+        threading.Event().wait()  # a process dies with the thread that started it
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         over.set()
-        watcher.join()
 
 
 def _check(url: str) -> None:

@@ -28,12 +28,13 @@ def main() -> None:
     flow_run = os.environ["PREFECT__FLOW_RUN_ID"]
     with under_way(root, "a deployment", flow_run, worker=os.getppid()):
         os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "0"  # before Prefect is imported
-        from tasks.patience import install
+        from tasks.patience import hurried_at_last, install
 
         install()
         logging.getLogger("prefect.flow_runs").addFilter(_told_by_state)
         del sys.argv[1:]
-        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+        with hurried_at_last():
+            runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
 def _told_by_state(record: logging.LogRecord) -> bool:

@@ -7,9 +7,11 @@ longer apart, and not at all where a client has never been answered; so requests
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -30,6 +32,15 @@ def hurry() -> None:
     """The run was told to stop: it waits a few seconds more for a server that is away, and then ends without it."""
     global _hurried_at
     _hurried_at = _hurried_at or time.monotonic()
+
+
+@contextlib.contextmanager
+def hurried_at_last() -> Iterator[None]:
+    """After the block all is told but the last lines of the log; the end of the process does not wait long for a server to take them."""
+    try:
+        yield
+    finally:
+        hurry()
 
 
 @functools.cache
