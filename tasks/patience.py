@@ -26,6 +26,7 @@ AGAIN_SEC = 1.0
 PASSING = (408, 429, 502, 503)
 logger = logging.getLogger("hdm.run")
 _hurried_at: float | None = None
+_away = False
 
 
 def hurry() -> None:
@@ -68,10 +69,24 @@ class _Outage:
         now = time.monotonic()
         if self.begun is None:
             self.begun = now
-            logger.info("Prefect's server does not answer; waiting for it")
+            _say(away=True)
         if _hurried_at is not None:
             return now < _hurried_at + LAST_WORDS_SEC
         return now < self.begun + PATIENCE_SEC
+
+    def over(self) -> None:
+        """The server has answered."""
+        if self.begun is not None:
+            _say(away=False)
+
+
+def _say(away: bool) -> None:
+    """Tell of an outage once, however many requests wait."""
+    global _away
+    if away != _away:
+        _away = away
+        text = "answers again" if not away else "does not answer; what needs it waits"
+        logger.info("Prefect's server %s", text)
 
 
 def _patient(request: Any) -> Any:
@@ -80,13 +95,16 @@ def _patient(request: Any) -> Any:
         outage = _Outage()
         while True:
             try:
-                return request(*args, **kwargs)
+                answer = request(*args, **kwargs)
             except Exception as error:
                 if not outage.lasts(error):
                     raise
             except BaseException:  # a signal
                 hurry()
                 raise
+            else:
+                outage.over()
+                return answer
             _pause()
 
     return send
@@ -106,10 +124,13 @@ def _patient_async(request: Any) -> Any:
         outage = _Outage()
         while True:
             try:
-                return await request(*args, **kwargs)
+                answer = await request(*args, **kwargs)
             except Exception as error:
                 if not outage.lasts(error):
                     raise
+            else:
+                outage.over()
+                return answer
             await asyncio.sleep(AGAIN_SEC)
 
     return send
