@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint serve faults bench clean
+.PHONY: help setup demo test lint serve faults readme bench clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ faults: setup    ## break pictures, put settings to their edges, take the server
 	$(BIN)/python -m tests.faults.kill_anywhere --through server --kills $(KILLS)
 	$(BIN)/python -m tests.faults.kill_anywhere --through ephemeral --kills 20
 	$(BIN)/python -m tests.faults.outage --minutes 10
+
+readme: setup    ## run every command of the README in a copy of the project and a clean shell
+	$(BIN)/python -m tests.faults.walk_readme
 
 bench: setup     ## measure what bench/RESULTS.md reports
 	@for script in bench/*.py; do $(BIN)/python $$script || exit; done
