@@ -140,25 +140,29 @@ class DownloadSettings(Settings):
     """Used where kind is scenes."""
     url_column: str = "url"
     caption_column: str | None = None
-    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None: `caption`, `captions` or `text`, the
-    first that is there."""
+    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None:
+    `caption`, `captions` or `text`, the first that is there."""
     text_lines: Literal["captions", "one"] = "captions"
-    """Of a text file beside a picture: each line is a caption, unless empty lines show paragraphs of one text; one: the file is one."""
+    """captions: each line of a text beside a picture is a caption, unless empty lines show
+    paragraphs of one text; one: the whole text is one."""
     class_captions: bool = False
-    """Pictures without captions are captioned with the name of their class: their folder (kohya's `10_name` without the number), the
-    `.cls` member of a WebDataset, the `label` of a data set."""
+    """Pictures without captions are captioned with the name of their class: their folder (kohya's
+    `10_name` without the number), the `.cls` member of a WebDataset, the `label` of a data set."""
     encoding: str | None = None
-    """Codec of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252, counted as guessed."""
+    """Of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252, counted as
+    guessed."""
     max_lost_captions: values.CountOrNone = runtime(0)
-    """The stage stops when more captions, or lines and files that hold some, do not arrive at a picture."""
+    """The stage stops when more captions, or lines and files with captions, are lost."""
     follow_links: bool = True
-    """Follow symbolic links in a folder, each folder once. In archives they are refused in any case."""
+    """Follow symbolic links in a folder, each folder once. In archives and data sets, links that lead
+    out are always refused."""
     image_column: str = "image"
     """Column of a data set that holds the picture."""
     split: str = "train"
     """Split of a data set."""
     metadata: str | None = None
-    """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: those called metadata, in every folder."""
+    """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: the files
+    called `metadata` in every folder."""
     max_items: values.Count | None = None
     """Take only the first so many; None: all."""
     expected_items: values.Count | None = runtime(None)

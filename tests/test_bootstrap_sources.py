@@ -42,3 +42,16 @@ def test_urls_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://pictures.example/1.jpg\n")
     with pytest.raises(InputError, match="not URLs"):
         list(local_pictures(DownloadSettings(source=str(tmp_path / "list.txt")), ImageSettings()))
+
+
+def test_lost_captions_stop_it_where_captions_are_wanted(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 16)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a fox\nan animal")
+    (tmp_path / "b.txt").write_text("a dog")
+    settings = DownloadSettings(source=str(tmp_path))
+    with pytest.raises(InputError, match=r"b\.txt: it lies beside pictures"):
+        list(local_pictures(settings, ImageSettings()))
+    assert len(list(local_pictures(settings, ImageSettings(), captioned=False))) == 1
+    allowed = settings.model_copy(update={"max_lost_captions": 1})
+    (example,) = local_pictures(allowed, ImageSettings())
+    assert example.captions == ("a fox", "an animal")

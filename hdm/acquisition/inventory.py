@@ -1,4 +1,4 @@
-"""What became of everything in a source: each file, line and column was taken, refused, lost or not looked at."""
+"""Each file, line and column of a source is taken, refused, lost or not looked at."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Fate(StrEnum):
     REFUSED = "refused"
     """It cannot or must not be read: links that lead nowhere, devices, what has no permission."""
     LOST = "lost"
-    """A caption, or a file or line with captions, that belongs to no picture or is not understood."""
+    """A caption, or a file or line with one, that fits no picture or is not understood."""
     NOT_LOOKED_AT = "not_looked_at"
 
 

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = frozenset(
     {
-        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
-        ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr",
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif",
+        ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr",
     }
 )  # fmt: skip
-"""Names of pictures, also of kinds that are not read: those get a status. Other files are known by their first bytes."""
+"""Of pictures, also of formats that are not read: those get a status. Pictures with other suffixes
+are recognised by their first bytes."""
 LICENCE_COLUMNS = ("licence", "license")
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,9 @@ def need_column(name: str, known: Iterable[str], setting: str, where: object) ->
 
 
 def caption_column(settings: DownloadSettings, known: Iterable[str], where: object) -> str | None:
-    """The column with captions; None, with a warning, if there is none of the usual names and no other was asked for.
+    """The column with captions.
+
+    None, with a warning, if no column has a usual name and no other was asked for.
 
     Raises:
         InputError: a column was named that is not there.
@@ -170,7 +173,7 @@ def caption_column(settings: DownloadSettings, known: Iterable[str], where: obje
     usual = next((name for name in CAPTION_COLUMNS if name in columns), None)
     if usual is None:
         log.warning(
-            "no column %s in %s: its pictures come without captions (columns: %s; download.caption_column names another)",
+            "no column %s in %s, so its pictures have no captions; download.caption_column may be: %s",
             " or ".join(CAPTION_COLUMNS),
             where,
             ", ".join(columns),

@@ -18,9 +18,10 @@ MANY = 20_000
 class Names:
     """The files of a folder by name.
 
-    A name is looked for as it is written, relative to its list's folder. If there is none of that name, then with `/` for `\\`, relative to
-    the whole folder, inside it by its absolute path, or without the list's own folder in front; then in another Unicode form; in other
-    case; and without the suffix. Of these the first that gives one file counts.
+    A name is looked for as written, relative to its list's folder. If no file has it, it is looked
+    for with `/` in place of a backslash, relative to the whole folder, as an absolute path into it,
+    and without the list's own folder in front; then in another Unicode form, in other case, and
+    without the suffix. The first of these that gives exactly one file counts.
 
     Args:
         root: the folder.

@@ -1,4 +1,7 @@
-"""A few columns of Parquet, CSV, TSV, JSONL, JSON or text files, row by row; all but JSON with bounded memory."""
+"""A few columns of Parquet, CSV, TSV, JSONL, JSON or text files, row by row.
+
+Memory is bounded, except for JSON.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ def column_names(path: Path, text_column: str = "url") -> list[str]:
 
 
 def read_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
-    """The values of `columns`, row by row; None where a row or the list of columns has none. Texts may come as their bytes.
+    """The values of `columns`, row by row; None where a row or the list of columns has none.
+
+    Texts may come as their bytes.
 
     Raises:
         InputError: the file is no table of the kind that its name says.
@@ -97,7 +102,7 @@ def _restored(cell: str) -> str | bytes:
 
 
 def _csv_reader(path: Path, file: IO[str]) -> Any:
-    """Rows of a CSV; separated by semicolons where its header is, as German or French Excel writes it."""
+    """Rows of a CSV, whose separator is a semicolon where Excel was set to one."""
     csv.field_size_limit(CELL_CHARS)
     start, header = file.tell(), file.readline()
     file.seek(start)
@@ -154,7 +159,7 @@ def _json_rows(path: Path, columns: list[str]) -> Iterator[Line]:
 
 
 def _json_records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The records of a JSON file: a list of objects, or an object of file names with what is said of each."""
+    """The records of a JSON file: a list of objects, or an object by file name."""
     read = decoded(path.read_bytes())
     value = json.loads(read[0] if read else "")
     if isinstance(value, dict):

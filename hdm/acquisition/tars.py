@@ -43,7 +43,10 @@ class _Sample:
 
 
 class Tars:
-    """Tars in order of their names. Nothing is unpacked and no name leads anywhere; what is damaged or no file gets a status."""
+    """Tars in order of their names.
+
+    Nothing is unpacked and no name leads anywhere; what is damaged or no file gets a status.
+    """
 
     fetched = False
 
@@ -76,7 +79,10 @@ class Tars:
         return path.relative_to(self.root).as_posix()
 
     def _samples(self, path: Path, name: str, inventory: Inventory) -> Iterator[_Sample]:
-        """Members with one name up to its first dot, as WebDataset groups them; several pictures of one name share its captions."""
+        """Members that share their name up to its first dot, as WebDataset groups them.
+
+        Several pictures of one name share its captions.
+        """
         try:
             tar = tarfile.open(path)  # noqa: SIM115  (closed below; what fails here is the tar, not its reading)
         except DAMAGE:
@@ -126,7 +132,8 @@ class Tars:
         if not member.isreg():
             return None
         load = self._loader(tar, member)
-        # What a compressed tar holds is in memory by now; reading its start again would go through all that came before.
+        # A compressed tar's member is in memory by now; to read its start again, all before it
+        # would be decompressed once more.
         seekable = isinstance(tar.fileobj, io.BufferedReader)
         start = _start(tar, member) if seekable else _or_nothing(load)
         return load if sniff(start) else None

@@ -1,4 +1,4 @@
-"""Captions out of what people write them in: files of any encoding, cells of tables, lists and mappings.
+"""Captions out of what people write them in: text files, cells of tables, lists and mappings.
 
 Nothing is dropped without a word: what is not understood comes back as a loss with its reason.
 """
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from hdm.data.wording import normal_caption
 
 CAPTION_COLUMNS = ("caption", "captions", "text")
-"""Columns and fields that hold captions, where no other was asked for; the first that is there counts."""
+"""Columns and fields that hold captions unless another is asked for; the first one there counts."""
 _MAPPED = (*CAPTION_COLUMNS, "raw")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -26,7 +26,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 FALLBACK = "cp1252"
-"""Windows' code page for western Europe; a detector was tried and is wrong about texts as short as captions."""
+"""Windows' code page for western Europe. Detectors (charset-normalizer 3.5) were tried and get texts
+as short as captions wrong: "café" in this code page came out as UTF-16."""
 
 
 @dataclass
@@ -58,7 +59,8 @@ def mark_of(data: bytes) -> str | None:
 def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None:
     """A text, and whether its encoding was guessed; None if it is no text.
 
-    UTF-8, UTF-16 and UTF-32 with their mark, UTF-8 without; what is neither is read as `encoding`, or as Windows-1252.
+    UTF-8, UTF-16 and UTF-32 with their mark, UTF-8 without; what is neither is read as `encoding`,
+    or as Windows-1252.
 
     Args:
         data: the bytes.
@@ -90,9 +92,10 @@ def _guess(data: bytes) -> str:
 def captions_in(value: Any, encoding: str | None = None) -> Found:
     """The captions in a value of a table, JSON or data set.
 
-    Text is one caption, a list several, of a mapping those under `caption`, `captions`, `text` or `raw`, else all its texts. Texts that
-    hold a whole list (`["a fox", "an animal"]`, as CSV files do) are that list. Empty texts and the words that programs write for nothing
-    ("None", "nan") are no captions.
+    Text is one caption, a list several; a mapping gives those under `caption`, `captions`, `text`
+    or `raw`, else all its texts. A text that holds a whole list (`["a fox", "an animal"]`, as in
+    CSV files) is that list. Empty texts and the words that programs write for nothing ("None",
+    "nan") are no captions.
 
     Args:
         value: str, bytes, number, list, mapping, or None.
@@ -118,7 +121,7 @@ def captions_in(value: Any, encoding: str | None = None) -> Found:
 def captions_in_file(
     data: bytes, lines: Literal["captions", "one"], encoding: str | None = None
 ) -> Found:
-    """The captions in a text file: each line one, unless paragraphs parted by empty lines show that it is one text.
+    """The captions in a text file: each line one, unless empty lines show paragraphs of one text.
 
     Args:
         data: the file.
@@ -141,7 +144,7 @@ def captions_in_file(
 
 
 def as_text(value: Any) -> str | None:
-    """A licence, URL or name out of somebody's table as text that any table can hold, or None if there is none.
+    """A licence, URL or name out of somebody's table as text that any table can hold, or None.
 
     Bytes that are not UTF-8 are replaced; of a list the first text is taken; an empty text is none.
     """

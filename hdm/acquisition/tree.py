@@ -1,4 +1,4 @@
-"""The files below a person's folder, links followed once, and what cannot be read by name and reason."""
+"""The files below a person's folder, with links followed once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Tree:
     """What is below a folder.
 
     Args:
-        files: path relative to the folder → path, of regular files that can be read, hidden ones left out.
-        left: everything else.
+        files: name → path, of readable regular files that are not hidden.
+        left: everything else, with the reason.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -26,8 +26,9 @@ class Tree:
 def walk(root: Path, follow_links: bool) -> Tree:
     """Look at everything below a folder, in order of name.
 
-    A link to a folder is read under the link's own name, after all that is no link, and only if its target was not read already: so
-    loops end. A link to a folder that holds this one is refused.
+    A link to a folder is read under the link's own name, after everything that is not a link, and
+    only if its target was not read already, so loops end. A link to a folder that holds this one
+    is refused.
 
     Args:
         root: the folder.
@@ -37,69 +38,67 @@ def walk(root: Path, follow_links: bool) -> Tree:
 
 
 class _Walk:
+    """Names are relative to the root; "" is the root itself."""
+
     def __init__(self, root: Path, follow_links: bool) -> None:
         self.root, self.follow_links = root, follow_links
         self.tree, self.seen = Tree(), dict[tuple[int, int], str]()
-        self.links: deque[Path] = deque()
-        self._folder(root)
+        self.links: deque[str] = deque()
+        self._folder("")
         while self.links:
             self._link_to_folder(self.links.popleft())
 
-    def _folder(self, folder: Path) -> None:
+    def _folder(self, name: str) -> None:
+        folder = self.root / name
         status = folder.stat()
         place = (status.st_dev, status.st_ino)
         if place in self.seen:
-            self._leave(
-                "folder", Fate.REFUSED, folder, f"it was read already as {self.seen[place]}"
-            )
+            self._leave("folder", Fate.REFUSED, name, f"it was read already as {self.seen[place]}")
             return
-        self.seen[place] = self._name(folder)
+        self.seen[place] = name
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            self._leave("folder", Fate.REFUSED, folder, f"it cannot be read: {error.strerror}")
+            self._leave("folder", Fate.REFUSED, name, f"it cannot be read: {error.strerror}")
             return
         for entry in entries:
-            self._entry(entry)
+            self._entry(f"{name}/{entry.name}" if name else entry.name, entry)
 
-    def _entry(self, entry: os.DirEntry[str]) -> None:
-        path, is_folder = Path(entry.path), entry.is_dir()
+    def _entry(self, name: str, entry: os.DirEntry[str]) -> None:
+        is_folder = entry.is_dir()
         what: What = "folder" if is_folder else "file"
         if entry.name.startswith("."):
-            self._leave(what, Fate.NOT_LOOKED_AT, path, "its name begins with a dot")
+            self._leave(what, Fate.NOT_LOOKED_AT, name, "its name begins with a dot")
         elif entry.is_symlink() and not self.follow_links:
-            self._leave(what, Fate.REFUSED, path, "it is a link, and download.follow_links is off")
+            self._leave(what, Fate.REFUSED, name, "it is a link, and download.follow_links is off")
         elif entry.is_symlink() and is_folder:
-            self.links.append(path)
+            self.links.append(name)
         elif is_folder:
-            self._folder(path)
+            self._folder(name)
         else:
-            self._file(path, entry)
+            self._file(name, entry)
 
-    def _link_to_folder(self, link: Path) -> None:
-        target = link.resolve()
-        if self.root.resolve().is_relative_to(target):
+    def _link_to_folder(self, name: str) -> None:
+        if self.root.resolve().is_relative_to((self.root / name).resolve()):
             reason = "it is a link to a folder that holds this one"
-            self._leave("folder", Fate.REFUSED, link, reason)
+            self._leave("folder", Fate.REFUSED, name, reason)
         else:
-            self._folder(link)
+            self._folder(name)
 
-    def _file(self, path: Path, entry: os.DirEntry[str]) -> None:
+    def _file(self, name: str, entry: os.DirEntry[str]) -> None:
+        path = Path(entry.path)
         if entry.is_symlink() and not path.exists():
             reason = f"it is a link to {shown(os.fspath(path.readlink()))}, which is not there"
-            self._leave("file", Fate.REFUSED, path, reason)
+            self._leave("file", Fate.REFUSED, name, reason)
         elif not entry.is_file():
-            self._leave("file", Fate.REFUSED, path, "it is no regular file")
+            self._leave("file", Fate.REFUSED, name, "it is no regular file")
         elif not os.access(path, os.R_OK):
-            self._leave("file", Fate.REFUSED, path, "there is no permission to read it")
+            self._leave("file", Fate.REFUSED, name, "there is no permission to read it")
         else:
-            self.tree.files[self._name(path)] = path
+            self.tree.files[name] = path
 
-    def _leave(self, what: What, fate: Fate, path: Path, reason: str) -> None:
-        self.tree.left.append(Entry(what, fate, shown(self._name(path)), reason))
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+    def _leave(self, what: What, fate: Fate, name: str, reason: str) -> None:
+        self.tree.left.append(Entry(what, fate, shown(name), reason))
 
 
 def shown(name: str) -> str:

@@ -27,7 +27,7 @@ from hdm.config import DownloadSettings
 
 @dataclass(frozen=True)
 class ListedUrl:
-    """A row of a list; `url` is None where it has none. `source` is the URL, or what names the row."""
+    """A row of a list: its URL, if it has one, and `source`, the URL or what names the row."""
 
     url: str | None
     source: str
@@ -41,7 +41,8 @@ def one_item_a_url(
     """Items of a list in order of their first rows, with the captions of all rows.
 
     Args:
-        rows: reads the list; it is read once more where URLs come several times, and their captions are kept in memory.
+        rows: reads the list; where URLs come several times it is read twice, and the captions of
+            these URLs are kept in memory.
         repeated: keys of these URLs.
         inventory: what becomes of the rows.
     """
@@ -59,7 +60,9 @@ def one_item_a_url(
 
 
 class UrlList:
-    """One list, or the parts of one in order. A URL that comes several times is one item with the captions of all its rows.
+    """One list, or the parts of one in order.
+
+    A URL that comes several times is one item with the captions of all its rows.
 
     It is read first to count its rows and find such URLs, which takes 8 bytes a row.
     """
