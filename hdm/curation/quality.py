@@ -17,9 +17,9 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
     # Summed one by one: a matrix product may round differently from machine to machine.
     grey = pixels[..., 0].astype(np.float32)
     grey *= _LUMA[0]
-    for channel in (1, 2):  # in place: of a large picture every such array is half a gigabyte
-        part = pixels[..., channel].astype(np.float32)
-        part *= _LUMA[channel]
+    part = np.empty_like(grey)  # used twice: of a large picture every such array is half a gigabyte
+    for channel in (1, 2):
+        np.multiply(pixels[..., channel], _LUMA[channel], out=part)
         grey += part
     return grey
 
@@ -87,4 +87,6 @@ def _shorter_side_at_most(grey: np.ndarray, side: int) -> np.ndarray:
         return grey
     scale = side / min(height, width)
     size = (max(round(width * scale), side), max(round(height * scale), side))
-    return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+    # Not by fromarray, which makes bytes of the array first: another such array.
+    picture = Image.frombuffer("F", (width, height), grey, "raw", "F;32NF", 0, 1)
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
