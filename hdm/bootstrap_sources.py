@@ -46,7 +46,7 @@ def bootstrap_from(
         source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data set.
         out: a new folder.
         seed: of everything drawn.
-        minutes: about how long to train; None: as long as the demo's components were.
+        minutes: about how long it takes in all; None: as long as the demo's components took.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many; None: all, and 12,000 scenes.

@@ -158,7 +158,10 @@ def bootstrap(
     ],
     minutes: Annotated[
         float | None,
-        number(values.Minutes, help="About how long to train; else as long as the demo's were."),
+        number(
+            values.Minutes,
+            help="About how long it takes in all; else as long as the demo's components took.",
+        ),
     ] = None,
     seed: Annotated[int, number(values.Seed, help="Of weights, order and crops.")] = 0,
     size_px: Annotated[

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ COMPONENTS = {
 }
 UNFINISHED = ".unfinished.json"
 PROBE = 12  # steps a training is timed for
+LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def bootstrap(
         out: a new folder, or one where a run of the same recipe was killed: finished components are kept.
         source: what to call the examples in the record.
         seed: of everything drawn; the same seed, examples and plan give the same weights on the CPU.
-        minutes: about how long to train; None: as the plan says.
+        minutes: about how long all of it takes, measuring included; a run that was killed goes on with the plan that it had. None:
+            as the plan says.
         plan: how long to train each; None: the default one.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
@@ -91,15 +95,17 @@ def bootstrap(
         raise InputError(
             "the folder holds something already", where=out, do="name a new one with --out"
         )
+    begun = time.monotonic()
     lessons = gather(examples, size_px, max_pictures)
     plan = plan or Plan()
     if minutes is not None:
-        plan = plan.scaled(60 * minutes / _seconds(lessons, plan, size_px, channels))
+        plan = _begun_plan(out, minutes) or _timed_plan(
+            lessons, plan, begun + 60 * minutes, size_px, channels, check
+        )
     recipe = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "pictures": len(lessons.train),
               "captions": len(lessons.captions), **asdict(plan)}  # fmt: skip
-    _train(lessons, _Work(out, recipe), plan, seed, size_px, channels)
-    written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
-    measured = {**_measure(lessons, written, size_px), **(check(written) if check else {})}
+    _train(lessons, _Work(out, recipe, minutes), plan, seed, size_px, channels)
+    measured = _measured(lessons, out, size_px, check)
     record = {
         "components": COMPONENTS,
         "recipe": recipe,
@@ -114,8 +120,8 @@ def bootstrap(
 class _Work:
     """A folder under way: which components are finished, for which recipe; so that a killed run goes on where it was."""
 
-    def __init__(self, out: Path, recipe: Mapping[str, Any]) -> None:
-        self.out, self.recipe = out, recipe
+    def __init__(self, out: Path, recipe: Mapping[str, Any], minutes: float | None = None) -> None:
+        self.out, self.recipe, self.minutes = out, recipe, minutes
         self.done: list[str] = []
         if (out / UNFINISHED).exists():
             before = json.loads((out / UNFINISHED).read_text())
@@ -126,41 +132,58 @@ class _Work:
                     do="name a new one with --out",
                 )
             self.done = before["done"]
-        write_json(out / UNFINISHED, {"recipe": recipe, "done": self.done})
+        self._write()
 
     def path(self, component: str) -> Path:
         return self.out / COMPONENTS[component]
 
     def finish(self, component: str) -> None:
         self.done.append(component)
-        write_json(self.out / UNFINISHED, {"recipe": self.recipe, "done": self.done})
+        self._write()
+
+    def _write(self) -> None:
+        told = {"recipe": self.recipe, "done": self.done, "minutes": self.minutes}
+        write_json(self.out / UNFINISHED, told)
 
 
 def _train(
     lessons: Lessons, work: _Work, plan: Plan, seed: int, size_px: int, channels: int
-) -> None:
-    """One file or folder for each component, written as soon as it is trained."""
+) -> dict[str, float]:
+    """One file or folder for each component, written as soon as it is trained; the seconds of each training by its field of the plan."""
+    seconds: dict[str, float] = {}
     tokenizer = train_tokenizer(lessons.captions)
     if "text_encoder" not in work.done:
-        language_model = train_language_model(
-            tokenizer, lessons.captions, plan.language_captions, seed
-        )
+        with _timed(seconds, "language_captions"):
+            language_model = train_language_model(
+                tokenizer, lessons.captions, plan.language_captions, seed
+            )
         save_language_model(language_model, tokenizer, work.path("text_encoder"))
         work.finish("text_encoder")
     if "autoencoder" not in work.done:
-        save_autoencoder(
-            train_autoencoder(lessons.train, plan.autoencoder_images, size_px, seed, channels),
-            work.path("autoencoder"),
-        )
+        with _timed(seconds, "autoencoder_images"):
+            autoencoder = train_autoencoder(
+                lessons.train, plan.autoencoder_images, size_px, seed, channels
+            )
+        save_autoencoder(autoencoder, work.path("autoencoder"))
         work.finish("autoencoder")
     if "contrastive" not in work.done:
-        contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
+        with _timed(seconds, "contrastive_images"):
+            contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
         save_contrastive(contrastive, tokenizer, work.path("contrastive"))
         work.finish("contrastive")
     # The head is fitted to the weights as they were written, in 16 bits.
     written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))
-    head = train_quality_head(written, lessons.train, plan.quality_images, seed)
+    with _timed(seconds, "quality_images"):
+        head = train_quality_head(written, lessons.train, plan.quality_images, seed)
     save_quality_head(head, work.path("aesthetic_head"))
+    return seconds
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - begun
 
 
 def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any]:
@@ -180,29 +203,50 @@ def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any
     }
 
 
-def _seconds(lessons: Lessons, plan: Plan, size_px: int, channels: int) -> float:
-    """About how long the plan takes here, from a few steps of each training."""
-    tokenizer = train_tokenizer(lessons.captions)
-    few = PROBE * 64
-    trainings: list[tuple[int, int, Callable[[], object]]] = [
-        (
-            plan.language_captions,
-            few,
-            lambda: train_language_model(tokenizer, lessons.captions, few, 0),
-        ),
-        (
-            plan.autoencoder_images,
-            few // 2,
-            lambda: train_autoencoder(lessons.train, few // 2, size_px, 0, channels),
-        ),
-        (plan.contrastive_images, few, lambda: train_contrastive(tokenizer, lessons.train, few, 0)),
-    ]
-    total = 0.0
-    for planned, tried, train in trainings:
-        start = time.perf_counter()
-        train()
-        total += (time.perf_counter() - start) * planned / tried
-    return total
+def _measured(
+    lessons: Lessons,
+    out: Path,
+    size_px: int,
+    check: Callable[[Resolved], Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
+    return {**_measure(lessons, written, size_px), **(check(written) if check else {})}
+
+
+def _begun_plan(out: Path, minutes: float) -> Plan | None:
+    """The plan of a run of so many minutes that was killed there: another probe would give another plan, and so another recipe."""
+    if not (out / UNFINISHED).exists():
+        return None
+    before = json.loads((out / UNFINISHED).read_text())
+    if before.get("minutes") != minutes:
+        return None
+    return Plan(**{field.name: before["recipe"][field.name] for field in fields(Plan)})
+
+
+def _timed_plan(
+    lessons: Lessons,
+    plan: Plan,
+    deadline: float,
+    size_px: int,
+    channels: int,
+    check: Callable[[Resolved], Mapping[str, Any]] | None,
+) -> Plan:
+    """The plan, shortened or lengthened to end by a time of `time.monotonic`.
+
+    All of it is tried in small, in a folder that is thrown away: what trainings take grows with the plan, what measuring takes does not.
+    """
+    few = Plan(PROBE * 32, PROBE * 64, PROBE * 64, PROBE * 64)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "probe"
+        seconds = _train(lessons, _Work(out, {}), few, 0, size_px, channels)
+        trained = time.monotonic()
+        _measured(lessons, out, size_px, check)
+        measuring = time.monotonic() - trained
+    training = sum(
+        seconds[name] * planned / asdict(few)[name] for name, planned in asdict(plan).items()
+    )
+    left = deadline - time.monotonic() - measuring
+    return plan.scaled(max(left / training, LEAST_SHARE))
 
 
 def _files(out: Path) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hdm.bootstrap import Plan, bootstrap
+from hdm.bootstrap.autoencoder import save_autoencoder
 from hdm.bootstrap.optimizing import halve
 from hdm.bootstrap.pictures import crops, gather, order
 from hdm.bootstrap.quality import SPOILERS, spoiled
@@ -109,6 +111,38 @@ def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "again" / "components.json").read_text() == (
         folder / "components.json"
     ).read_text()
+
+
+def test_a_run_of_some_minutes_that_was_killed_goes_on_with_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a probe says of this machine's speed is another number each time."""
+
+    def run() -> dict[str, Any]:
+        return bootstrap(
+            scene_examples(48, 32), tmp_path / "out", source="scenes", minutes=0.01, plan=BRIEF,
+            size_px=32, channels=4,
+        )  # fmt: skip
+
+    class Killed(BaseException):
+        pass
+
+    def killed(model: object, folder: Path) -> None:
+        if folder.is_relative_to(tmp_path):
+            raise Killed
+        save_autoencoder(model, folder)  # the probe's
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hdm.bootstrap.run.save_autoencoder", killed)
+        with pytest.raises(Killed):
+            run()
+    weights = tmp_path / "out" / "text_encoder" / "model.safetensors"
+    before, told = weights.stat(), json.loads((tmp_path / "out" / ".unfinished.json").read_text())
+    monkeypatch.setattr("hdm.bootstrap.run.PROBE", 3)
+    record = run()
+    assert record["recipe"] == told["recipe"]
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns
+    assert set(record["files"]) >= {"text_encoder/model.safetensors", "autoencoder/config.json"}
 
 
 def test_a_folder_in_use_and_too_few_pictures(folder: Path, tmp_path: Path) -> None:
