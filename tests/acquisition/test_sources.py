@@ -119,7 +119,7 @@ def test_a_list_without_captions_is_taken_and_that_is_said(tmp_path, caplog):
     path = write_list(tmp_path / "list.parquet", caption="words")
     with caplog.at_level(logging.WARNING):
         assert [item.captions for item in read(path)] == [()] * 3
-    assert "without captions" in caplog.text
+    assert "so its pictures have no captions" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
