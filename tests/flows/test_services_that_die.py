@@ -136,22 +136,18 @@ def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
     until(lambda: served.states()[flow_run] == "Crashed", RETURN_SEC)
 
 
-def test_stopping_the_services_stops_their_runs_first_and_a_killed_one_is_seen_later(
+def test_a_killed_serve_s_run_is_seen_later_and_a_stopped_one_s_is_stopped_first(
     tmp_path: Path,
 ) -> None:
     with serve(tmp_path) as served:
-        flow_run = start(served, LONG)
-        log = tmp_path / ".services" / "runs.log"
-    assert served.states()[flow_run] == "Cancelled"
-    assert "Finished in state Cancelled" in log.read_text()
-    assert "stopping demo" in served.log
-
-    with serve(tmp_path) as served:
-        flow_run = start(served, LONG)
-        pid = pid_of(served, flow_run)
-        os.kill(pid, signal.SIGKILL)
+        killed = start(served, LONG)
+        os.kill(pid_of(served, killed), signal.SIGKILL)
         served.process.kill()
         served.process.wait()
         served.process.returncode = 0
     with serve(tmp_path) as served:
-        until(lambda: served.states()[flow_run] == "Crashed", RETURN_SEC)
+        until(lambda: served.states()[killed] == "Crashed", RETURN_SEC)
+        stopped = start(served, LONG)
+    assert served.states()[stopped] == "Cancelled"
+    assert "Finished in state Cancelled" in (tmp_path / ".services" / "runs.log").read_text()
+    assert "stopping demo" in served.log
