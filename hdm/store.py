@@ -30,6 +30,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from hdm.errors import DamagedError, HdmError, InputError, LockedError
 from hdm.files import (
     TEMPORARY,
@@ -313,7 +315,7 @@ class Draft:
                 write_bytes(self.path / COPIES / name, temporary.read_bytes())
             line = {**asdict(record), "of": self.identity.digest}
             # Before the rename: a file that is in place is always in the journal, and so can be adopted or refused.
-            _append_line(self.path / JOURNAL, canonical_json(line))
+            _append_line(self.path / JOURNAL, canonical_json({**line, "line_xxh3": _line_hash(line)}))
         self.records[name] = record
 
     def write_json(
@@ -798,9 +800,17 @@ def _journal_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             yield line, json.loads(line)
 
 
+def _line_hash(line: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(canonical_json(line))
+
+
 def _read_journal(folder: Path, digest: str) -> Iterator[FileRecord]:
+    """The records of that output. A damaged line is skipped, and its file made again: counts and sha256 are in no other place."""
     for _, values in _journal_lines(folder):
-        with contextlib.suppress(TypeError, AttributeError):
+        with contextlib.suppress(TypeError, AttributeError, ValueError):
+            written = values.pop("line_xxh3", None)  # None: of a release before 0.2
+            if written is not None and _line_hash(values) != written:
+                continue
             if values.pop("of", digest) == digest:
                 yield FileRecord(**values)
 

@@ -19,6 +19,7 @@ def as_of_old(folder: Path) -> None:
     lines = [
         json.loads(line) for line in (folder / ".journal.jsonl").read_text().split("\n") if line
     ]
-    old = [{k: v for k, v in line.items() if k not in ("xxh3", "of")} for line in lines]
+    new = ("xxh3", "of", "line_xxh3")
+    old = [{k: v for k, v in line.items() if k not in new} for line in lines]
     (folder / ".journal.jsonl").write_text("\n".join(json.dumps(line) for line in old))
     shutil.rmtree(folder / ".copies")

@@ -116,6 +116,29 @@ def test_a_manifest_of_an_older_release_is_made_again_from_the_journal(tmp_path)
     assert fill(store, identity()) == []
 
 
+@pytest.mark.parametrize("field", ["kept", "sha256", "xxh3", "name", "bytes", "line_xxh3", "of"])
+def test_a_journal_that_was_changed_gives_no_other_manifest(tmp_path, field):
+    """A run that was killed left it: counts and sha256 are written nowhere else, and nothing that the files hold contradicts them."""
+    store = Store(tmp_path / "one")
+    fill(store, identity())
+    whole = everything(store.folder(identity()))
+
+    killed = Store(tmp_path / "other")
+    fill(killed, identity())
+    folder = killed.folder(identity())
+    (folder / "manifest.json").unlink()
+    (folder / ".copies" / "manifest.json").unlink()
+    journal = folder / ".journal.jsonl"
+    for key_too in (False, True):
+        before = journal.read_bytes()
+        start = before.index(f'"{field}":'.encode())
+        flip(journal, start + 1 if key_too else start + len(field) + 4)
+        fill(killed, identity())
+        assert everything(folder) == whole
+        (folder / "manifest.json").unlink()
+        (folder / ".copies" / "manifest.json").unlink()
+
+
 def test_a_file_with_a_copy_is_mended_at_once(tmp_path):
     store = Store(tmp_path)
     with store.draft(identity()) as draft:
