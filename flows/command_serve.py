@@ -193,9 +193,8 @@ def serve_pages(
     check_databases(databases(root))
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
         opened = stack.enter_context(kept_port(root, "prefect", prefect_port, PREFECT_PORT))
-        with kept_port(root, "mlflow", mlflow_port, MLFLOW_PORT) as probe:
-            mlflow_at = probe.getsockname()[1]
-        port = opened.getsockname()[1]
+        for_mlflow = stack.enter_context(kept_port(root, "mlflow", mlflow_port, MLFLOW_PORT))
+        port, mlflow_at = opened.getsockname()[1], for_mlflow.getsockname()[1]
         listeners, encrypted = [opened], None
         beyond = reach.open(port)
         if beyond is not None:
@@ -210,12 +209,15 @@ def serve_pages(
         follow_store(root)
         commands = {
             "prefect": prefect_server_command(listeners, pages, encrypted),
-            "mlflow": server_command(root, mlflow_at),
+            "mlflow": server_command(root, for_mlflow, reach.proxy),
             "worker": prefect_command(
                 "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL
             ),
         }
-        sockets = [*listeners, *([encrypted.listener] if encrypted else [])]
+        sockets = {
+            "prefect": [*listeners, *([encrypted.listener] if encrypted else [])],
+            "mlflow": [for_mlflow],
+        }
 
         def begin(name: str) -> Service:
             extra = server_environment(reach.proxy) if name == "mlflow" else {}
@@ -225,7 +227,7 @@ def serve_pages(
                 {**environment, **extra},
                 root,
                 definitions.parent,
-                sockets if name == "prefect" else (),
+                sockets.get(name, ()),
             )
             return stack.enter_context(service)
 

@@ -16,31 +16,10 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from prefect.server.api.server import create_app
-from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-
-class OwnPagesOnly:
-    """Refuses every request and websocket that a browser sends for a page of another origin.
-
-    Args:
-        app: what answers the others. Programs other than browsers send no `Origin`.
-        pages: the origins that are allowed, as `http://127.0.0.1:4200`.
-    """
-
-    def __init__(self, app: ASGIApp, pages: Sequence[str]) -> None:
-        self.app = app
-        self.pages = frozenset(page.lower() for page in pages)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            origin = Headers(scope=scope).get("origin")
-            if origin is not None and origin.lower() not in self.pages:
-                await PlainTextResponse("foreign origin", status_code=403)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+from tasks.closed_doors import OwnPagesOnly
 
 
 def closed(app: ASGIApp, pages: Sequence[str]) -> ASGIApp:

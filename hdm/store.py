@@ -315,7 +315,9 @@ class Draft:
                 write_bytes(self.path / COPIES / name, temporary.read_bytes())
             line = {**asdict(record), "of": self.identity.digest}
             # Before the rename: a file that is in place is always in the journal, and so can be adopted or refused.
-            _append_line(self.path / JOURNAL, canonical_json({**line, "line_xxh3": _line_hash(line)}))
+            _append_line(
+                self.path / JOURNAL, canonical_json({**line, "line_xxh3": _line_hash(line)})
+            )
         self.records[name] = record
 
     def write_json(

@@ -19,6 +19,7 @@ import itertools
 import json
 import operator
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -51,35 +52,47 @@ METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_CHARS = 900, 90, 5900  # MLflow takes 100
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
-def server_command(root: Path, port: int) -> list[str]:
-    """MLflow's pages on loopback, in one worker: with its defaults it takes 15 processes and 3.2 GB."""
+def server_command(root: Path, listener: socket.socket, proxy: str | None = None) -> list[str]:
+    """MLflow's pages on a socket of loopback, in one process: with its own command's defaults it takes 15 and 3.2 GB.
+
+    Args:
+        root: the store.
+        listener: an open socket, which the process takes over under the same number.
+        proxy: the https:// address of a reverse proxy whose pages, at any port, are let in too.
+    """
+    port = listener.getsockname()[1]
+    pages = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
+    if proxy is not None:
+        name = f"https://{urlsplit(proxy).hostname}"
+        pages += [name, f"{name}:*"]
     return [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", database(root), "--artifacts-destination", str(services(root) / "mlartifacts"),
+        sys.executable, "-m", "tasks.tracking_server", "--socket", str(listener.fileno()),
+        *(word for page in pages for word in ("--page", page)),
+        "--database", database(root), "--artifacts", str(services(root) / "mlartifacts"),
     ]  # fmt: skip
 
 
 def server_environment(proxy: str | None = None) -> dict[str, str]:
-    """What keeps the server small, quiet, and closed to pages of other origins.
+    """What keeps the server small, quiet, and closed to other origins and host names, whatever the user's own MLflow is set to.
 
     Args:
         proxy: the https:// address of a reverse proxy whose pages are let in too.
     """
-    found = {
-        **SETTINGS,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-    }
-    if proxy is None:
-        return found
-    name = urlsplit(proxy).hostname or ""
+    name = urlsplit(proxy or "").hostname
     hosts = [
-        pattern for host in ("127.0.0.1", "localhost", name) for pattern in (host, f"{host}:*")
+        pattern
+        for host in ("127.0.0.1", "localhost", *([name] if name else []))
+        for pattern in (host, f"{host}:*")
     ]
     return {
-        **found,
+        **SETTINGS,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{name},https://{name}:*",
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{name},https://{name}:*" if name else "",
+        "MLFLOW_DEPLOYMENTS_TARGET": "",
+        "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH": "0",  # nobody says where the server writes
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
     }
 
 
@@ -264,13 +277,17 @@ class Mirror:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        ours = "MLFLOW_TRACKING_URI" not in os.environ
-        place = (services(self.root) / "mlartifacts" / name).as_uri() if ours else None
         # Else its page opens on traces of language models.
-        return self.client.create_experiment(
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        if "MLFLOW_TRACKING_URI" in os.environ:
+            return self.client.create_experiment(name, tags=tags)
+        # Not through the server of `hdm serve`, which lets nobody choose where it writes.
+        from mlflow import MlflowClient
+
+        return MlflowClient(database(self.root)).create_experiment(
             name,
-            artifact_location=place,
-            tags={"mlflow.experimentKind": "custom_model_development"},
+            artifact_location=(services(self.root) / "mlartifacts" / name).as_uri(),
+            tags=tags,
         )
 
     def _same_flow_run(self, own: dict[str, str]) -> str | None:

@@ -123,6 +123,7 @@ def test_a_page_of_another_origin_is_refused_even_with_the_password(door: Door) 
     for origin in (
         FOREIGN,
         "null",
+        "",
         door.address.replace("127.0.0.1", "127.0.0.2"),
         "http://127.0.0.1:1",
     ):
@@ -131,6 +132,11 @@ def test_a_page_of_another_origin_is_refused_even_with_the_password(door: Door) 
             answer = door.ask(method, path, {} if method == "POST" else None, **sent)
             assert answer.status == 403, (origin, path)
             assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_others_cannot_frame_its_own(served: Served, served_door: Door) -> None:
+    for door in (served_door, Door(served.state.mlflow, served.root)):
+        assert door.ask("GET", "/").headers["x-frame-options"] == "SAMEORIGIN"
 
 
 def test_its_own_pages_are_answered(served_door: Door) -> None:
@@ -243,6 +249,50 @@ def test_a_deployment_is_run_by_its_bare_name(served: Served, served_door: Door)
     (run,) = json.loads(answer.body)
     assert run["state_type"] == "FAILED"
     assert "no pipeline is called" in run["state"]["message"]
+
+
+@pytest.mark.parametrize("own_port", [False, True])
+def test_mlflow_answers_no_other_page_of_this_machine(served: Served, own_port: bool) -> None:
+    door = Door(served.state.mlflow, served.root)
+    port = urlsplit(served.state.mlflow).port
+    origin = f"http://localhost:{port}" if own_port else "http://localhost:3000"
+    search = "/api/2.0/mlflow/experiments/search"
+    for method, path in (
+        ("POST", search),
+        ("POST", "/graphql"),
+        ("GET", "/ajax-api/3.0/mlflow/server-info"),
+    ):
+        body = {"max_results": 1} if method == "POST" else None
+        answer = door.ask(method, path, body, Origin=origin)
+        assert (answer.status != 403) is own_port, path
+
+
+def test_mlflow_tracks_runs_and_does_nothing_else(served: Served) -> None:
+    """Its assistant runs a shell for whoever can reach the port, with a model of the asker's choice."""
+    door = Door(served.state.mlflow, served.root)
+    assistant = "/ajax-api/3.0/mlflow/assistant"
+    config = {"providers": {"ollama": {"model": "m", "base_url": "http://127.0.0.1:9"}}}
+    for method, path, body in (
+        ("GET", f"{assistant}/config", None),
+        ("PUT", f"{assistant}/config", config),
+        ("POST", f"{assistant}/message", {"message": "hello"}),
+        ("POST", "/gateway/mlflow/v1/chat/completions", {"model": "m", "messages": []}),
+        ("POST", "/ajax-api/3.0/jobs/", {"job_name": "x", "params": {}}),
+        ("GET", "/api/2.0/mlflow/webhooks", None),
+        ("POST", "/v1/traces", {}),
+    ):
+        assert door.ask(method, path, body).status == 404, path
+    for page in ("/", "/health", "/ajax-api/3.0/mlflow/server-info"):
+        assert door.ask("GET", page).status == 200
+
+
+def test_nobody_chooses_where_mlflow_writes(served: Served, tmp_path: Path) -> None:
+    door = Door(served.state.mlflow, served.root)
+    create = "/api/2.0/mlflow/experiments/create"
+    for place in (str(tmp_path), tmp_path.as_uri()):
+        body = {"name": place, "artifact_location": place}
+        assert door.ask("POST", create, body).status == 400
+    assert door.ask("POST", create, {"name": "of their own"}).status == 200
 
 
 def test_mlflow_refuses_other_pages_and_paths_out_of_its_folder(served: Served) -> None:

@@ -1,0 +1,82 @@
+"""MLflow's server, reduced to tracking: `python -m tasks.tracking_server`.
+
+MLflow has no password, and more in it than experiments: an assistant that runs commands for whoever asks (with a model of the
+asker's choice), a gateway, jobs, webhooks. Whoever reaches the port could run commands as this user. Here only the paths
+of runs, models and their pages exist, artifacts stay in one folder, and only MLflow's own pages are answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import socket
+
+import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tasks.closed_doors import OwnPagesOnly
+
+_OBJECTS = (
+    "artifacts", "datasets", "experiments", "get-trace-artifact", "logged-models", "metrics", "model-versions",
+    "mpu", "presigned", "registered-models", "runs", "server-info", "traces", "upload-artifact",
+    "gateway-proxy", "ui-telemetry",  # both off (`server_environment`); the pages of runs complain without them
+)  # fmt: skip
+_PAGES = (
+    r"|health|version|graphql|get-artifact|model-versions/get-artifact|(?:static-files|build)/.*"
+)
+TRACKING = re.compile(
+    rf"/(?:{_PAGES}|(?:ajax-)?api/[23]\.0/?mlflow(?:-artifacts)?/(?:{'|'.join(_OBJECTS)})(?:/.*)?)",
+    re.DOTALL,
+)
+"""The paths that exist, so that what a later MLflow adds is closed too."""
+
+
+class TrackingOnly:
+    """Knows no path but those of MLflow's tracking and of its pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and not TRACKING.fullmatch(scope["path"]):
+            await PlainTextResponse("not found", status_code=404)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def _mlflow(database: str, artifacts: str) -> ASGIApp:
+    """MLflow's application, set up as `mlflow server` does it."""
+    from mlflow.server import constants
+
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: database,
+        constants.REGISTRY_STORE_URI_ENV_VAR: database,
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+    }
+    from mlflow.server.fastapi_app import app
+    from mlflow.server.handlers import initialize_backend_stores
+
+    initialize_backend_stores(database, database, "mlflow-artifacts:/")
+    return app
+
+
+def main() -> None:
+    """Serve on a socket that the process which started this one has opened."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--page", action="append", required=True)
+    parser.add_argument("--database", required=True)
+    parser.add_argument("--artifacts", required=True)
+    asked = parser.parse_args()
+    app = OwnPagesOnly(TrackingOnly(_mlflow(asked.database, asked.artifacts)), asked.page)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
+    asyncio.run(server.serve([socket.socket(fileno=asked.socket)]))
+
+
+if __name__ == "__main__":
+    main()
