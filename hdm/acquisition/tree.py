@@ -50,19 +50,24 @@ class _Walk:
 
     def _folder(self, name: str) -> None:
         folder = self.root / name
-        status = folder.stat()
-        place = (status.st_dev, status.st_ino)
-        if place in self.seen:
-            self._leave("folder", Fate.REFUSED, name, f"it was read already as {self.seen[place]}")
-            return
-        self.seen[place] = name
         try:
+            status = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             self._leave("folder", Fate.REFUSED, name, f"it cannot be read: {error.strerror}")
             return
+        place = (status.st_dev, status.st_ino)
+        if place in self.seen:
+            first = shown(self.seen[place])
+            self._leave("folder", Fate.REFUSED, name, f"it was read already as {first}")
+            return
+        self.seen[place] = name
         for entry in entries:
-            self._entry(f"{name}/{entry.name}" if name else entry.name, entry)
+            path = f"{name}/{entry.name}" if name else entry.name
+            try:
+                self._entry(path, entry)
+            except OSError as error:  # a link in a loop, or through a folder without permission
+                self._leave("file", Fate.REFUSED, path, f"it cannot be read: {error.strerror}")
 
     def _entry(self, name: str, entry: os.DirEntry[str]) -> None:
         is_folder = entry.is_dir()

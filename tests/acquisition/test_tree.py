@@ -55,6 +55,18 @@ def test_links_are_refused_where_the_setting_says_so(root):
     ]
 
 
+@pytest.mark.parametrize("follow_links", [True, False])
+def test_links_in_a_loop_of_links_are_named(root, follow_links):
+    (root / "self.png").symlink_to("self.png")
+    (root / "one").symlink_to("two")
+    (root / "two").symlink_to("one")
+    tree = walk(root, follow_links)
+    assert sorted(tree.files) == ["a/one.png"]
+    assert left(tree, Fate.REFUSED) == dict.fromkeys(
+        ["self.png", "one", "two"], "it cannot be read: Too many levels of symbolic links"
+    )
+
+
 def test_what_is_no_file_is_named(root):
     (root / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(root / "pipe.png")
