@@ -140,8 +140,8 @@ class DownloadSettings(Settings):
     """Used where kind is scenes."""
     url_column: str = "url"
     caption_column: str | None = None
-    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None:
-    `caption`, `captions` or `text`, the first that is there."""
+    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None: of
+    each row the first of `caption`, `captions`, `text` and `prompt` (in any case) with a caption."""
     text_lines: Literal["captions", "one"] = "captions"
     """captions: each line of a text beside a picture is a caption, unless empty lines show
     paragraphs of one text; one: the whole text is one."""

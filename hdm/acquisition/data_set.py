@@ -14,7 +14,7 @@ from hdm.acquisition.items import (
     Item,
     Unreadable,
     Url,
-    caption_column,
+    caption_columns,
     key_of,
     licence_column,
     need_column,
@@ -22,7 +22,9 @@ from hdm.acquisition.items import (
     too_large,
 )
 from hdm.acquisition.places import read_place
-from hdm.acquisition.texts import as_text, captions_in
+from hdm.acquisition.tabular import WORDY_ROWS
+from hdm.acquisition.texts import as_text, captions_in, captions_in_fields, is_wordy
+from hdm.acquisition.tree import note_files
 from hdm.acquisition.url_list import ListedUrl, one_item_a_url
 from hdm.config import DownloadSettings
 from hdm.errors import InputError
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 LABEL = "label"
-SAVED = ("state.json", "dataset_dict.json")  # one of them is in what save_to_disk wrote
+STATE, SPLITS = "state.json", "dataset_dict.json"
+SAVED = (STATE, SPLITS)
+"""One of them is in what save_to_disk wrote: of one split, or of several in folders."""
 
 
 class DataSet:
@@ -76,7 +80,10 @@ class DataSet:
     def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
         inventory = inventory or Inventory()
         columns, fetched = self._columns
-        inventory.columns(self._known, (*columns, self._class_column), self.settings.split)
+        self._note_files(inventory)
+        used = [*columns, self._class_column]
+        others = [] if columns[2:] else [name for name in self._known if name not in used]
+        inventory.columns(self._known, used, self.settings.split, self._wordy(others))
         if fetched:
             urls = survey(row[columns[0]] for row in self._rows.select_columns([columns[0]]))
             yield from one_item_a_url(self._listed, urls.repeated, inventory)
@@ -95,14 +102,14 @@ class DataSet:
     def _read(self, inventory: Inventory) -> Iterator[tuple[Any, tuple[str, ...], str | None]]:
         """Picture or URL, captions and licence of every row."""
         columns, _ = self._columns
-        picture, caption, licence = columns
+        picture, licence, *fields = columns
         wanted = [name for name in (*columns, self._class_column) if name]
         rows = _undecoded(self._rows.select_columns(list(dict.fromkeys(wanted))), picture)
         features = rows.features or {}
         for number, row in enumerate(rows):
             inventory.take("line")
-            said = _named(row[caption], features.get(caption)) if caption else None
-            found = captions_in(said, self.settings.encoding)
+            said = [_named(row[field], features.get(field)) for field in fields]
+            found = captions_in_fields(said, self.settings.encoding)
             captions = inventory.captions(found, f"{self.settings.split}/{number}")
             if not captions and self._class_column:
                 label = _named(row[self._class_column], features.get(self._class_column))
@@ -121,8 +128,8 @@ class DataSet:
         return LABEL if asked else None
 
     @cached_property
-    def _columns(self) -> tuple[tuple[str, str | None, str | None], bool]:
-        """The columns of picture or URL, captions and licence; and whether the first holds URLs."""
+    def _columns(self) -> tuple[list[Any], bool]:
+        """The columns of picture or URL, licence and captions; and whether the first holds URLs."""
         settings, known = self.settings, self._known
         fetched = settings.image_column not in known and settings.url_column in known
         picture = (
@@ -130,8 +137,29 @@ class DataSet:
             if fetched
             else need_column(settings.image_column, known, "image_column", self.source)
         )
-        caption = caption_column(settings, known, self.source)
-        return (picture, caption, licence_column(known)), fetched
+        captions = caption_columns(settings, known, self.source)
+        return [picture, licence_column(known), *captions], fetched
+
+    def _note_files(self, inventory: Inventory) -> None:
+        """Write down what became of every file, where the data set is files on this machine."""
+        rest = f"it is no part of the split {self.settings.split}"
+        if self.parquet:
+            inventory.take("file", len(self.parquet))
+        elif self._is_saved:
+            within = (self.folder / self.settings.split, self.folder)
+            split = next(place for place in within if (place / STATE).is_file())
+            own = [path for path in split.iterdir() if path.suffix in (".arrow", ".json")]
+            own += filter(Path.is_file, [self.folder / SPLITS])
+            note_files(self.folder, own, rest, inventory, follow_links=False)
+        elif self.folder.is_dir():
+            files = self._builder.config.data_files or {}
+            own = [Path(name) for name in files.get(self.settings.split, [])]
+            note_files(self.folder, own, rest, inventory, follow_links=False)
+
+    def _wordy(self, columns: list[str]) -> list[str]:
+        """Those columns whose first rows hold text of several words, as captions are."""
+        rows = list(self._rows.select_columns(columns).take(WORDY_ROWS)) if columns else []
+        return [name for name in columns if any(is_wordy(row[name]) for row in rows)]
 
     @cached_property
     def _rows(self) -> Dataset | IterableDataset:
@@ -162,6 +190,17 @@ class DataSet:
         return [*whole, *(place.resolve() for place in places)]
 
     @property
+    def _is_saved(self) -> bool:
+        return any((self.folder / name).is_file() for name in SAVED)
+
+    @cached_property
+    def _builder(self) -> Any:
+        """What reads a local folder that is not as `save_to_disk` wrote it."""
+        from datasets import load_dataset_builder
+
+        return load_dataset_builder(str(self.folder.resolve()))
+
+    @property
     def _token(self) -> str | None:
         return resolved(self.settings.token) if self.settings.token else None
 
@@ -175,7 +214,7 @@ class DataSet:
         if self.parquet:
             files = [str(path.resolve()) for path in self.parquet]
             return load_dataset("parquet", data_files=files, split="train", streaming=True)
-        if any((self.folder / name).is_file() for name in SAVED):
+        if self._is_saved:
             saved = load_from_disk(str(self.folder))
             if not isinstance(saved, dict):
                 return saved
@@ -184,9 +223,7 @@ class DataSet:
             return saved[self.settings.split]
         if self.folder.is_dir():
             # Streamed: nothing is copied to a cache.
-            return load_dataset(
-                str(self.folder.resolve()), split=self.settings.split, streaming=True
-            )
+            return self._builder.as_streaming_dataset(self.settings.split)
         return load_dataset(
             self.source.partition("@")[0],
             split=self.settings.split,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -22,15 +22,23 @@ from hdm.acquisition.items import (
     PICTURE_SUFFIXES,
     Item,
     Unreadable,
-    caption_column,
+    caption_columns,
     key_of,
     licence_column,
-    need_column,
     read_file,
 )
 from hdm.acquisition.names import Names, folded, literal_place
-from hdm.acquisition.tabular import FILE_NAME, column_names, json_value, read_rows
-from hdm.acquisition.texts import CAPTION_COLUMNS, Found, as_text, captions_in, captions_in_file
+from hdm.acquisition.tabular import FILE_NAME, column_names, json_value, read_rows, wordy_columns
+from hdm.acquisition.texts import (
+    Found,
+    as_text,
+    caption_fields,
+    captions_in,
+    captions_in_fields,
+    captions_in_file,
+    is_wordy,
+    settle,
+)
 from hdm.acquisition.tree import Tree, shown, walk
 from hdm.config import DownloadSettings
 from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
@@ -39,7 +47,7 @@ from hdm.errors import InputError
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 FILE_COLUMNS = (FILE_NAME, "filename", "file", "image", "image_path", "path")
 """Columns that name the picture; the first that is there counts."""
-SIDECARS = (".json", ".txt", ".caption")
+SIDECARS = (".json", ".txt", ".caption", ".text")
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
 ABOUT = (
     "readme",
@@ -54,6 +62,7 @@ ABOUT = (
 """Texts of these names speak of the whole folder."""
 MASKS = ("-masklabel", "-condlabel")
 """How OneTrainer calls the masks of a picture, which are no pictures to train on."""
+ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z", ".rar")
 MAX_WORDS_BYTES = 1 << 24
 MAX_TABLE_BYTES = 1 << 28
 LOOKED_AT = 100
@@ -92,6 +101,10 @@ class Folder:
 
     def total(self) -> int:
         return len(self._pictures | self._metadata[0].keys())
+
+    def holds_pictures(self) -> bool:
+        """Whether there is any picture, named by metadata or not."""
+        return bool(self._pictures)
 
     def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
         inventory = inventory or Inventory()
@@ -165,13 +178,13 @@ class Folder:
         for path in self._metadata_files:
             known = column_names(path)
             columns = [
-                next((name for name in FILE_COLUMNS if name in known), None)
-                or need_column(FILE_NAME, known, "metadata", path),
-                caption_column(self.settings, known, path),
+                _need_file_column(known, path),
                 licence_column(known),
+                *caption_columns(self.settings, known, path),
             ]
             name = self._relative(path)
-            inventory.columns(known, columns, name)
+            others = [] if columns[2:] else [other for other in known if other not in columns]
+            inventory.columns(known, columns, name, wordy_columns(path, others))
             for number, row in read_rows(path, columns):
                 self._take_line(row, name, number, found, inventory)
         return found, inventory
@@ -189,7 +202,7 @@ class Folder:
         if row is None:
             inventory.leave("line", Fate.LOST, line, "it is no JSON object")
             return
-        name = as_text(row[0])
+        name = as_text(row[0], self.settings.encoding)
         if name is None:
             inventory.leave("line", Fate.LOST, line, "it names no file")
             return
@@ -200,14 +213,14 @@ class Folder:
         else:
             inventory.take("line")
         said = found.setdefault(place, _Said())
-        said.found.add(captions_in(row[1], self.settings.encoding))
-        said.licence = said.licence or as_text(row[2])
+        said.found.add(captions_in_fields(row[2:], self.settings.encoding))
+        said.licence = said.licence or as_text(row[1])
 
     def _not_there(self, name: str, place: str) -> str:
-        if not _inside(place):
-            return f"it names {name}, which lies outside the folder"
+        fault = "is not there" if _inside(place) else "lies outside the folder"
+        reason = f"it names {name}, which {fault}"
         near = self._names.near(name)
-        return f"it names {name}, which is not there" + (f"; did you mean {near}?" if near else "")
+        return f"{reason}; did you mean {near}?" if near else reason
 
     @cached_property
     def _sidecars(self) -> dict[str, list[str]]:
@@ -231,9 +244,11 @@ class Folder:
 
     def _beside(self, picture: str, said: _Said, inventory: Inventory) -> tuple[str, ...]:
         """The captions in the files beside a picture."""
+        texts = self._sidecars.get(picture, [])
+        read = [self._read_sidecar(name) for name in texts]
+        settle([said.found, *(found for found, _ in read)])
         captions: tuple[str, ...] = ()
-        for name in self._sidecars.get(picture, ()):
-            found, licence = self._read_sidecar(name)
+        for name, (found, licence) in zip(texts, read, strict=True):
             said.licence = said.licence or licence
             captions += inventory.captions(found, shown(name))
         return captions
@@ -263,12 +278,16 @@ class Folder:
         stems: dict[str, list[str]] = {}
         for picture in sorted(self._pictures):
             stems.setdefault(_folder(picture), []).append(_stem(picture))
+        elsewhere = {_last(stem): stem for beside in stems.values() for stem in beside}
         for name in sorted(self._files.keys() - used):
             if _suffix(name) in SIDECARS and self._holds_caption(name, stems.keys()):
                 beside = stems.get(_folder(name), []) if inventory.lost < EXAMPLES else []
                 near = difflib.get_close_matches(_stem(name), beside, n=1, cutoff=0.6)
                 guess = f"; did you mean {shown(near[0])}?" if near else ""
                 reason = f"it lies beside pictures and belongs to none of them{guess}"
+                inventory.leave("file", Fate.LOST, shown(name), reason)
+            elif (namesake := elsewhere.get(_last(_stem(name)))) and self._is_text(name):
+                reason = f"it lies in another folder than {shown(namesake)}; move it beside that"
                 inventory.leave("file", Fate.LOST, shown(name), reason)
             else:
                 self._note_other(name, inventory)
@@ -293,7 +312,7 @@ class Folder:
             )
             inventory.leave("folder", Fate.LOST, shown(name), reason)
         else:
-            inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is no picture")
+            inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), _no_picture(name))
 
     def _lists_captions(self, path: Path) -> bool:
         """Whether a table that no setting names has captions of files that are here."""
@@ -302,9 +321,8 @@ class Folder:
         asked = self.settings.caption_column
         try:
             known = column_names(path)
-            file_column = next((name for name in FILE_COLUMNS if name in known), None)
-            captions = [name for name in ((asked,) if asked else CAPTION_COLUMNS) if name in known]
-            if file_column is None or not captions:
+            file_column = _file_column(known)
+            if file_column is None or not caption_fields(known, asked):
                 return False
             rows = islice(read_rows(path, [file_column]), LOOKED_AT)
             names = [name for _, row in rows if row and (name := as_text(row[0]))]
@@ -332,6 +350,13 @@ class Folder:
             captions_in_json(data, self.settings)[0].captions
         )
 
+    def _is_text(self, name: str) -> bool:
+        """Whether a file is one for captions and has letters, which lists of boxes have not."""
+        if _suffix(name) not in SIDECARS or _suffix(name) == ".json":
+            return False
+        found, _ = self._read_sidecar(name)
+        return any(map(str.isalpha, "".join(found.captions)))
+
     def _relative(self, path: Path) -> str:
         """A path relative to the folder; a metadata file may lie elsewhere."""
         return Path(os.path.relpath(path, self.root)).as_posix()
@@ -347,10 +372,32 @@ def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, st
         return Found(losses=["it is not JSON"]), None
     if not isinstance(value, dict):
         return captions_in(value), None
-    names = (settings.caption_column,) if settings.caption_column else CAPTION_COLUMNS
-    said = next((value[name] for name in names if value.get(name) is not None), None)
+    fields = caption_fields(value, settings.caption_column)
+    found = captions_in_fields(value[name] for name in fields)
+    if not fields and is_wordy(value):
+        found.doubts.append(
+            f"its captions may be in {', '.join(filter(lambda name: is_wordy(value[name]), value))}: "
+            "--set download.caption_column=NAME takes a field at the top"
+        )
     licence = next((text for name in LICENCE_COLUMNS if (text := as_text(value.get(name)))), None)
-    return captions_in(said), licence
+    return found, licence
+
+
+def _file_column(known: Iterable[str]) -> str | None:
+    """The column that names pictures, in any case; None if there is none."""
+    lowered = {name.lower(): name for name in reversed(list(known))}
+    return next((lowered[name] for name in FILE_COLUMNS if name in lowered), None)
+
+
+def _need_file_column(known: list[str], path: Path) -> str:
+    column = _file_column(known)
+    if column is None:
+        raise InputError(
+            f"no column names pictures; its columns are {', '.join(known) or '(none)'}",
+            where=path,
+            do=f"call the column {FILE_NAME}, name another table with --set download.metadata=FILE, or move this one away",
+        )
+    return column
 
 
 def _is_about(stem: str) -> bool:
@@ -370,6 +417,11 @@ def _stem(name: str) -> str:
     return os.path.splitext(name)[0]  # noqa: PTH122
 
 
+def _last(stem: str) -> str:
+    """The last part of a path, without differences of Unicode form or case."""
+    return folded(stem.rpartition("/")[2])
+
+
 def _folder(name: str) -> str:
     return os.path.dirname(name)  # noqa: PTH120
 
@@ -377,6 +429,15 @@ def _folder(name: str) -> str:
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
+
+
+def _no_picture(name: str) -> str:
+    """Why a file that is nothing known is not looked at."""
+    if name.lower().endswith(ARCHIVES):
+        return (
+            "archives beside pictures are not opened; unpack it, or run with it as download.source"
+        )
+    return "it is no picture, and captions are looked for in " + ", ".join(SIDECARS)
 
 
 def _link_as_text(path: Path) -> str | None:

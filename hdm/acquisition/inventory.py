@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -86,12 +86,28 @@ class Inventory:
             other.counts - Counter(_name(entry) for entry in other.entries)
         )
 
-    def columns(self, known: Iterable[str], used: Iterable[str | None], where: str) -> None:
-        """Write down which columns of a table were taken."""
+    def columns(
+        self,
+        known: Iterable[str],
+        used: Iterable[str | None],
+        where: str,
+        wordy: Collection[str] = (),
+    ) -> None:
+        """Write down which columns of a table were taken.
+
+        Args:
+            known: all of them.
+            used: those that are read.
+            where: the table.
+            wordy: columns that may hold the captions of a table in which none were found.
+        """
         taken = set(used)
         for name in known:
             if name in taken:
                 self.take("column")
+            elif name in wordy:
+                reason = f"it may hold captions: --set download.caption_column={name}"
+                self.leave("column", Fate.LOST, f"{where}: {name}", reason)
             else:
                 self.leave("column", Fate.NOT_LOOKED_AT, f"{where}: {name}", "no setting names it")
 
@@ -100,6 +116,8 @@ class Inventory:
         self.counts["captions_guessed"] += found.guessed
         for reason in found.losses:
             self.leave("caption", Fate.LOST, place, reason)
+        for _ in range(found.unused):
+            self.leave("caption", Fate.NOT_LOOKED_AT, place, "another field's caption was taken")
         return tuple(found.captions)
 
     def arrived(self, item: Item) -> Item:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hdm.acquisition.texts import CAPTION_COLUMNS, as_text
+from hdm.acquisition.texts import CAPTION_COLUMNS, as_text, caption_fields
 from hdm.config import DownloadSettings
 from hdm.errors import InputError
 
@@ -159,8 +159,8 @@ def need_column(name: str, known: Iterable[str], setting: str, where: object) ->
     )
 
 
-def caption_column(settings: DownloadSettings, known: Iterable[str], where: object) -> str | None:
-    """The column with captions.
+def caption_columns(settings: DownloadSettings, known: Iterable[str], where: object) -> list[str]:
+    """The columns with captions, of which each row's first that holds one counts.
 
     None, with a warning, if no column has a usual name and no other was asked for.
 
@@ -169,9 +169,9 @@ def caption_column(settings: DownloadSettings, known: Iterable[str], where: obje
     """
     columns = list(known)
     if settings.caption_column is not None:
-        return need_column(settings.caption_column, columns, "caption_column", where)
-    usual = next((name for name in CAPTION_COLUMNS if name in columns), None)
-    if usual is None:
+        return [need_column(settings.caption_column, columns, "caption_column", where)]
+    usual = caption_fields(columns, None)
+    if not usual:
         log.warning(
             "no column %s in %s, so its pictures have no captions; download.caption_column may be: %s",
             " or ".join(CAPTION_COLUMNS),

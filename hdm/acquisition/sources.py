@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import os
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,10 +11,11 @@ import pyarrow.parquet as pq
 
 from hdm.acquisition.data_set import SAVED, DataSet
 from hdm.acquisition.folder import Folder
-from hdm.acquisition.items import PICTURE_SUFFIXES, Reader
+from hdm.acquisition.items import Reader
 from hdm.acquisition.remote_list import SCHEMES, fetched_list
 from hdm.acquisition.tabular import TABLE_SUFFIXES
 from hdm.acquisition.tars import Tars
+from hdm.acquisition.tree import walk
 from hdm.acquisition.url_list import UrlList
 from hdm.config import DownloadSettings, SourceKind
 from hdm.errors import ConfigError, InputError
@@ -24,7 +23,6 @@ from hdm.secrets import resolved
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PARQUET = ".parquet"
-LOOKED_AT = 10_000  # folders, to see what is in them
 
 
 def open_source(
@@ -56,7 +54,9 @@ def open_source(
         case "urls":
             return found, UrlList(_files(source), settings)
         case "tars":
-            return found, Tars(_tars(source, place), settings)
+            return found, Tars(
+                _tars(source, place, settings), settings, place if place.is_dir() else None
+            )
         case "dataset" if source.lower().endswith(PARQUET):
             return found, DataSet(source, settings, _files(source))
         case "dataset":
@@ -75,7 +75,7 @@ def open_source(
 
 def _detect(source: str, place: Path, settings: DownloadSettings) -> SourceKind:
     if place.is_dir():
-        return _detect_folder(place)
+        return _detect_folder(place, settings)
     if source.lower().endswith(TAR_SUFFIXES):
         return "tars"
     if source.lower().endswith(PARQUET) and _holds_pictures(_files(source)[0], settings):
@@ -114,20 +114,16 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _detect_folder(place: Path) -> SourceKind:
+def _detect_folder(place: Path, settings: DownloadSettings) -> SourceKind:
     """A folder of pictures, unless it holds none but tars or tables of them."""
     if any((place / name).is_file() for name in SAVED):
         return "dataset"
-    suffixes = {
-        Path(name).suffix.lower()
-        for _, _, names in islice(os.walk(place), LOOKED_AT)
-        for name in names
-    }
-    if suffixes & PICTURE_SUFFIXES:
+    names = [name.lower() for name in walk(place, settings.follow_links).files]
+    tars = any(name.endswith(TAR_SUFFIXES) for name in names)
+    tables = any(name.endswith(PARQUET) for name in names)
+    if not (tars or tables) or Folder(place, settings).holds_pictures():
         return "folder"
-    if ".tar" in suffixes:
-        return "tars"
-    return "dataset" if ".parquet" in suffixes else "folder"
+    return "tars" if tars else "dataset"
 
 
 def _files(pattern: str) -> list[Path]:
@@ -149,10 +145,11 @@ def _files(pattern: str) -> list[Path]:
     return files
 
 
-def _tars(source: str, place: Path) -> list[Path]:
+def _tars(source: str, place: Path, settings: DownloadSettings) -> list[Path]:
     if not place.is_dir():
         return _files(source)
-    found = sorted(path for path in place.rglob("*") if path.name.lower().endswith(TAR_SUFFIXES))
+    files = walk(place, settings.follow_links).files
+    found = sorted(path for name, path in files.items() if name.lower().endswith(TAR_SUFFIXES))
     if not found:
         raise InputError("there are no tars in the folder", where=place)
     return found

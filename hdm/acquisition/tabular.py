@@ -16,13 +16,14 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hdm.acquisition.texts import decoded, mark_of
+from hdm.acquisition.texts import decoded, is_wordy, mark_of
 from hdm.errors import InputError
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
 FILE_NAME = "file_name"
 BATCH_ROWS = 4096
 CELL_CHARS = 1 << 24
+WORDY_ROWS = 100
 LOOKED_AT = 100_000
 """Lines of JSON that are read to learn which fields there are."""
 Row = tuple[Any, ...]
@@ -73,6 +74,12 @@ def read_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
                 yield number, tuple(None if place is None else row[place] for place in places)
 
 
+def wordy_columns(path: Path, columns: Sequence[str]) -> list[str]:
+    """Those columns whose first rows hold text of several words, as captions are."""
+    rows = [row for _, row in islice(read_rows(path, columns), WORDY_ROWS) if row]
+    return [name for place, name in enumerate(columns) if any(is_wordy(row[place]) for row in rows)]
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
@@ -102,27 +109,33 @@ def _restored(cell: str) -> str | bytes:
 
 
 def _csv_reader(path: Path, file: IO[str]) -> Any:
-    """Rows of a CSV, whose separator is a semicolon where Excel was set to one."""
+    """Rows of a table as text; in a `.csv` the header shows whether commas, semicolons or tabs
+    separate its columns, which is Excel's choice."""
     csv.field_size_limit(CELL_CHARS)
     start, header = file.tell(), file.readline()
     file.seek(start)
-    separator = ";" if header.count(";") > header.count(",") else ","
-    return csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else separator)
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    return csv.reader(file, delimiter=separator)
 
 
 def _csv_rows(path: Path, columns: list[str]) -> Iterator[Line]:
     with _open_text(path) as file:
         rows = _csv_reader(path, file)
         header: list[str] = next(rows, [])
-        places = [header.index(name) for name in columns]
+        places = [[at for at, known in enumerate(header) if known == name] for name in columns]
         for row in rows:
             if len(row) > len(header):
                 raise csv.Error(
                     f"line {rows.line_num} has {len(row)} values under a header of {len(header)}"
                 )
             if row:
-                cells = (row[place] if place < len(row) else "" for place in places)
-                yield rows.line_num, tuple(map(_restored, cells))
+                cells = [_restored(cell) for cell in row] + [""] * (len(header) - len(row))
+                yield rows.line_num, tuple(_joined([cells[at] for at in same]) for same in places)
+
+
+def _joined(values: list[Any]) -> Any:
+    """The value of a column or field; a list of those of several that have the same name."""
+    return values[0] if len(values) == 1 else values
 
 
 def _parquet_rows(path: Path, columns: list[str]) -> Iterator[Line]:
@@ -147,10 +160,19 @@ def _jsonl_rows(path: Path, columns: list[str]) -> Iterator[Line]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    if _begins_with_list(path):
+        yield from enumerate(_json_records(path), 1)
+        return
     with _open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, json_object(_restored(line))
+
+
+def _begins_with_list(path: Path) -> bool:
+    """Whether a file of JSON lines is one list of records instead."""
+    with _open_text(path) as file:
+        return next(filter(None, map(str.strip, file)), "").startswith("[")
 
 
 def _json_rows(path: Path, columns: list[str]) -> Iterator[Line]:
@@ -161,7 +183,7 @@ def _json_rows(path: Path, columns: list[str]) -> Iterator[Line]:
 def _json_records(path: Path) -> Iterator[dict[str, Any] | None]:
     """The records of a JSON file: a list of objects, or an object by file name."""
     read = decoded(path.read_bytes())
-    value = json.loads(read[0] if read else "")
+    value = json.loads(read[0] if read else "", object_pairs_hook=_with_repeated)
     if isinstance(value, dict):
         for name, said in value.items():
             yield {FILE_NAME: name, **(said if isinstance(said, dict) else {"caption": said})}
@@ -179,9 +201,17 @@ def json_value(text: str | bytes) -> Any:
             return None
         text = read[0]
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_repeated)
     except (ValueError, RecursionError):
         return None
+
+
+def _with_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which the values of a repeated name are a list."""
+    values: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    return {name: _joined(same) for name, same in values.items()}
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:

@@ -22,7 +22,8 @@ from hdm.acquisition.items import (
     Unreadable,
     too_large,
 )
-from hdm.acquisition.texts import Found, as_text, captions_in_file
+from hdm.acquisition.texts import Found, as_text, captions_in_file, settle
+from hdm.acquisition.tree import note_files
 from hdm.config import DownloadSettings
 from hdm.data.formats import HEAD_BYTES, sniff
 
@@ -39,7 +40,8 @@ class _Sample:
 
     base: str
     pictures: list[tuple[str, Load]] = field(default_factory=list)
-    words: dict[str, bytes | Unreadable] = field(default_factory=dict)
+    words: list[tuple[str, str, bytes | Unreadable]] = field(default_factory=list)
+    """Name, kind and content of each text."""
 
 
 class Tars:
@@ -50,8 +52,11 @@ class Tars:
 
     fetched = False
 
-    def __init__(self, paths: list[Path], settings: DownloadSettings) -> None:
-        self.paths, self.settings = paths, settings
+    def __init__(
+        self, paths: list[Path], settings: DownloadSettings, folder: Path | None = None
+    ) -> None:
+        """Take the tars, and the folder that is the source if they are all of its tars."""
+        self.paths, self.settings, self.folder = paths, settings, folder
         self.root = Path(os.path.commonpath([path.parent for path in paths]))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -62,12 +67,16 @@ class Tars:
 
     def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
         inventory = inventory or Inventory()
+        if self.folder is None:
+            inventory.take("file", len(self.paths))
+        else:
+            rest = "the source is read as tars"
+            note_files(self.folder, self.paths, rest, inventory, self.settings.follow_links)
         for path in self.paths:
-            inventory.take("file")
             keys, name = Keys(), self._name(path)
             for sample in self._samples(path, name, inventory):
                 base = "/".join(part for part in (name, sample.base) if part)
-                captions, licence = self._words(sample, base, inventory)
+                captions, licence = self._words(sample, name, inventory)
                 if captions and not sample.pictures:
                     reason = "the sample has no picture"
                     inventory.leave("caption", Fate.LOST, base, reason)
@@ -100,13 +109,11 @@ class Tars:
                 added = self._member(tar, member, kind)
                 if added is None:
                     place = f"{name}/{as_text(member.name)}"
-                    reason = (
-                        "it is a link or a device"
-                        if not member.isreg()
-                        else f"{kind or 'it'} is no picture"
-                    )
-                    fate = Fate.NOT_LOOKED_AT if member.isreg() else Fate.REFUSED
-                    inventory.leave("member", fate, place, reason)
+                    if member.isreg():
+                        reason = f"{kind or 'it'} is no picture"
+                        inventory.leave("member", Fate.NOT_LOOKED_AT, place, reason)
+                    else:
+                        inventory.leave("member", Fate.REFUSED, place, "it is a link or a device")
                     continue
                 inventory.take("member")
                 if sample is None or base != sample.base:
@@ -114,7 +121,7 @@ class Tars:
                         yield sample
                     sample = _Sample(base)
                 if isinstance(added, tuple):
-                    sample.words[kind] = added[0]
+                    sample.words.append((as_text(member.name) or "", kind, added[0]))
                 else:
                     sample.pictures.append((as_text(member.name) or "", added))
             if sample is not None:
@@ -148,24 +155,28 @@ class Tars:
         return _read_now(tar, member)  # a compressed tar cannot go back
 
     def _words(
-        self, sample: _Sample, place: str, inventory: Inventory
+        self, sample: _Sample, tar: str, inventory: Inventory
     ) -> tuple[tuple[str, ...], str | None]:
         """Captions and licence."""
-        captions: tuple[str, ...] = ()
         licence = None
+        read: list[tuple[str, Found]] = []
         for kind in ("json", *TEXTS):
-            data = sample.words.get(kind)
-            if isinstance(data, Unreadable):
-                found = Found(losses=[data.message])
-            elif data is None:
-                continue
-            elif kind == "json":
-                found, licence = captions_in_json(data, self.settings)
-            else:
-                found = captions_in_file(data, self.settings.text_lines, self.settings.encoding)
-            captions += inventory.captions(found, f"{place}.{kind}")
-        if not captions and isinstance(label := sample.words.get(CLASS), bytes):
-            captions = _class_name(label)
+            for name, data in [word[::2] for word in sample.words if word[1] == kind]:
+                if isinstance(data, Unreadable):
+                    found = Found(losses=[data.message])
+                elif kind == "json":
+                    found, said = captions_in_json(data, self.settings)
+                    licence = licence or said
+                else:
+                    found = captions_in_file(data, self.settings.text_lines, self.settings.encoding)
+                read.append((f"{tar}/{name}", found))
+        settle(found for _, found in read)
+        captions: tuple[str, ...] = ()
+        for place, found in read:
+            captions += inventory.captions(found, place)
+        labels = [data for _, kind, data in sample.words if kind == CLASS]
+        if not captions and labels and isinstance(labels[0], bytes):
+            captions = _class_name(labels[0])
             inventory.counts["captions_made_up"] += len(captions)
         return tuple(dict.fromkeys(captions)), licence
 

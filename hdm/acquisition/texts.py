@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from hdm.data.wording import normal_caption
 
-CAPTION_COLUMNS = ("caption", "captions", "text")
-"""Columns and fields that hold captions unless another is asked for; the first one there counts."""
+CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
+"""Columns and fields that hold captions, in any case, unless another is asked for; of each row the
+first one with a caption counts."""
 _MAPPED = (*CAPTION_COLUMNS, "raw")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -38,17 +39,23 @@ class Found:
         captions: in order, equal ones once, as they are given.
         guessed: how many of them were decoded by a guess at their encoding.
         losses: for each caption that cannot be used, why.
+        doubts: what may be captions, and is lost if the picture has no others; see `settle`.
+        unused: how many captions other fields hold besides those that were taken.
     """
 
     captions: list[str] = field(default_factory=list)
     guessed: int = 0
     losses: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    unused: int = 0
 
     def add(self, other: Found) -> None:
         """Append the captions of another place."""
         self.captions += [text for text in other.captions if text not in self.captions]
         self.guessed += other.guessed
         self.losses += other.losses
+        self.doubts += other.doubts
+        self.unused += other.unused
 
 
 def mark_of(data: bytes) -> str | None:
@@ -83,9 +90,13 @@ def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None
 
 
 def _guess(data: bytes) -> str:
-    """Zeros tell UTF-16 without its mark, by the place that they have in Latin letters."""
-    if b"\0" in data:
-        return "utf-16-le" if b"\0" in data[1::2] else "utf-16-be"
+    """UTF-16 without its mark where every other byte is zero, as in Latin letters."""
+    for codec, high, low in (
+        ("utf-16-le", data[1::2], data[0::2]),
+        ("utf-16-be", data[0::2], data[1::2]),
+    ):
+        if len(low) == len(high) and b"\0" not in low and high.count(0) > 0.7 * len(high):
+            return codec
     return FALLBACK
 
 
@@ -118,6 +129,59 @@ def captions_in(value: Any, encoding: str | None = None) -> Found:
     return _of_text(str(value))
 
 
+def caption_fields(names: Iterable[str], asked: str | None) -> list[str]:
+    """Those of a table's columns, or of a JSON object's fields, that hold captions, in order.
+
+    Args:
+        names: all of them.
+        asked: the only one, if the user named one.
+    """
+    known = list(names)
+    if asked is not None:
+        return [asked] if asked in known else []
+    return [name for usual in CAPTION_COLUMNS for name in known if name.lower() == usual]
+
+
+def captions_in_fields(values: Iterable[Any], encoding: str | None = None) -> Found:
+    """The captions in the first of several fields that has any.
+
+    Args:
+        values: what the fields hold, as for `captions_in`.
+        encoding: as for `captions_in`.
+    """
+    found = Found()
+    for value in values:
+        said = captions_in(value, encoding)
+        if found.captions:
+            found.unused += sum(text not in found.captions for text in said.captions)
+        else:
+            found.add(said)
+    return found
+
+
+def settle(found: Iterable[Found]) -> None:
+    """Make losses of the doubts about a picture that has no caption at all."""
+    places = list(found)
+    if not any(place.captions for place in places):
+        for place in places:
+            place.losses += place.doubts
+
+
+def is_wordy(value: Any) -> bool:
+    """Whether a value, or one in it, is text of several words, as captions are."""
+    if isinstance(value, bytes):
+        read = decoded(value)
+        value = read[0] if read else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(map(is_wordy, value))
+    if not isinstance(value, str):
+        return False
+    words = [word for word in value.split() if any(map(str.isalpha, word))]
+    return len(words) > 1
+
+
 def captions_in_file(
     data: bytes, lines: Literal["captions", "one"], encoding: str | None = None
 ) -> Found:
@@ -143,15 +207,20 @@ def captions_in_file(
     return found
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: Any, encoding: str | None = None) -> str | None:
     """A licence, URL or name out of somebody's table as text that any table can hold, or None.
 
-    Bytes that are not UTF-8 are replaced; of a list the first text is taken; an empty text is none.
+    Of a list the first text is taken; an empty text is none.
+
+    Args:
+        value: as a table gives it.
+        encoding: of bytes that are not UTF-8; what does not fit is replaced.
     """
     if isinstance(value, list | tuple):
-        value = next((entry for entry in map(as_text, value) if entry), None)
+        value = next((text for entry in value if (text := as_text(entry, encoding))), None)
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        read = decoded(value, encoding) if encoding else None
+        value = read[0] if read else value.decode("utf-8", "replace")
     if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
         return None
     text = str(value).removeprefix("\ufeff").encode("utf-8", "replace").decode()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hdm.acquisition.inventory import Entry, Fate, What
+from hdm.acquisition.inventory import Entry, Fate, Inventory, What
 
 
 @dataclass
@@ -35,6 +36,28 @@ def walk(root: Path, follow_links: bool) -> Tree:
         follow_links: else links are refused.
     """
     return _Walk(root, follow_links).tree
+
+
+def note_files(
+    root: Path, taken: Iterable[Path], rest: str, inventory: Inventory, follow_links: bool
+) -> None:
+    """Write down everything below a folder of which some files are a source.
+
+    Args:
+        root: the folder.
+        taken: these files, which may be links.
+        rest: why the others are not looked at.
+        inventory: where it is written.
+        follow_links: else links to other files are refused.
+    """
+    tree, own = walk(root, follow_links), {path.resolve() for path in taken}
+    inventory.take("file", len(own))
+    for entry in tree.left:
+        if (root / entry.place).resolve() not in own:
+            inventory.add(entry)
+    for name, path in tree.files.items():
+        if path.resolve() not in own:
+            inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), rest)
 
 
 class _Walk:

@@ -14,14 +14,14 @@ from hdm.acquisition.items import (
     Item,
     Survey,
     Unreadable,
-    caption_column,
+    caption_columns,
     key_of,
     licence_column,
     need_column,
     survey,
 )
-from hdm.acquisition.tabular import column_names, read_rows
-from hdm.acquisition.texts import as_text, captions_in
+from hdm.acquisition.tabular import column_names, read_rows, wordy_columns
+from hdm.acquisition.texts import as_text, captions_in_fields
 from hdm.config import DownloadSettings
 
 
@@ -83,7 +83,8 @@ class UrlList:
 
     def _rows(self, inventory: Inventory) -> Iterator[ListedUrl]:
         for path, known, columns in self._parts:
-            inventory.columns(known, columns, path.name)
+            others = [] if columns[2:] else [name for name in known if name not in columns]
+            inventory.columns(known, columns, path.name, wordy_columns(path, others))
             for number, row in read_rows(path, columns):
                 place = f"{path.name}:{number}"
                 if row is None:
@@ -91,22 +92,23 @@ class UrlList:
                     yield ListedUrl(None, place, (), None)
                     continue
                 inventory.take("line")
-                address, licence = as_text(row[0]), as_text(row[2])
+                address, licence = as_text(row[0]), as_text(row[1])
                 url = address.strip() if address else None
-                found = captions_in(row[1], self.settings.encoding)
+                found = captions_in_fields(row[2:], self.settings.encoding)
                 yield ListedUrl(url, url or place, inventory.captions(found, place), licence)
 
     @cached_property
     def _parts(self) -> list[tuple[Path, list[str], list[str | None]]]:
-        """The files that are not empty, their columns, and those of URL, caption and licence."""
+        """The files that are not empty, their columns, and those of URL, licence and captions."""
         known = ((path, column_names(path, self.settings.url_column)) for path in self.paths)
         return [(path, names, self._choose(path, names)) for path, names in known if names]
 
     def _choose(self, path: Path, known: list[str]) -> list[str | None]:
         url = need_column(self.settings.url_column, known, "url_column", path)
         if path.suffix.lower() == ".txt":
-            return [url, None, None]
-        return [url, caption_column(self.settings, known, path), licence_column(known)]
+            return [url, None]
+        captions = caption_columns(self.settings, known, path)
+        return [url, licence_column(known), *captions]
 
     @cached_property
     def _survey(self) -> Survey:

@@ -16,6 +16,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import Unreadable, survey
 from hdm.acquisition.sources import open_source
 from hdm.acquisition.texts import as_text
@@ -513,3 +514,50 @@ def test_links_of_a_data_set_do_not_lead_out_of_it(tmp_path):
     items = read(root / "data.parquet", kind="dataset")
     assert [item.load() for item in items[:2]] == [png(0)] * 2
     assert [status(item) for item in items[2:]] == ["refused_link"] * 2
+
+
+def test_pictures_without_a_suffix_make_a_folder_of_one_with_tables_and_tars(tmp_path):
+    (tmp_path / "a").write_bytes(png(0))
+    (tmp_path / "more.tar").write_bytes(bytes(1024))
+    table = {"file_name": ["a"], "text": ["a fox"]}
+    pq.write_table(pa.table(table), tmp_path / "metadata.parquet")
+    kind, reader = open_source(str(tmp_path), "auto", DownloadSettings())
+    inventory = Inventory()
+    assert kind == "folder"
+    assert [item.captions for item in reader.items(inventory)] == [("a fox",)]
+    assert inventory.counts["files_not_looked_at"] == 1
+
+
+def test_a_folder_of_compressed_tars_is_read_and_its_other_files_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name, data in (("1.png", png(0)), ("1.txt", b"one"), ("1.TXT", b"two")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "notes.txt").write_text("a fox")
+    (tmp_path / ".hidden.tar").write_bytes(b"")
+    inventory = Inventory()
+    kind, reader = open_source(str(tmp_path), "auto", DownloadSettings())
+    assert kind == "tars"
+    assert [item.captions for item in reader.items(inventory)] == [("one", "two")]
+    assert {entry.place: entry.fate for entry in inventory.entries} == dict.fromkeys(
+        ("notes.txt", ".hidden.tar"), "not_looked_at"
+    )
+    assert inventory.counts["files_taken"] == 1
+
+
+def test_files_of_other_splits_and_kinds_beside_a_data_set_are_named(rows, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved, tables = tmp_path / "saved", tmp_path / "tables"
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(saved))
+    tables.mkdir()
+    for split in ("train", "test"):
+        rows.to_parquet(str(tables / f"{split}-00000-of-00001.parquet"))
+    for root, other in ((saved, "test/state.json"), (tables, "test-00000-of-00001.parquet")):
+        (root / "notes.txt").write_text("a fox")
+        inventory = Inventory()
+        settings = DownloadSettings(image_column="picture", caption_column="words")
+        list(open_source(str(root), "auto", settings)[1].items(inventory))
+        places = {entry.place for entry in inventory.entries if entry.what == "file"}
+        assert {"notes.txt", other} <= places
+        assert not any("train" in place for place in places)

@@ -20,6 +20,9 @@ from hdm.acquisition.texts import captions_in, captions_in_file, decoded
         ("a fox".encode("utf-16-be"), ("a fox", True)),
         (b"", ("", False)),
         (b"\x81\x8d\x8f", None),
+        ("a – b".encode("utf-16-le"), ("a – b", True)),
+        (b"a fox\0", None),
+        (b"a\0fox\0", None),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None),
     ],
 )

@@ -1,0 +1,140 @@
+"""Columns and fields under the names that people give them: taken, or a loss that says what to set."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hdm.acquisition.inventory import Fate, Inventory
+from hdm.acquisition.sources import open_source
+from hdm.config import DownloadSettings
+from tests.acquisition.misbehaving import png
+
+TWO = {
+    "a.png": {"file_name": "a.png", "text": "a fox", "caption": None},
+    "b.png": {"file_name": "b.png", "caption": "an animal", "text": "ignored"},
+}
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def read(root, files, **settings):
+    """The captions of each picture of a folder, and its inventory."""
+    root.mkdir(exist_ok=True)
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    inventory = Inventory()
+    reader = open_source(str(root), "auto", DownloadSettings(**settings))[1]
+    return {item.source: item.captions for item in reader.items(inventory)}, inventory
+
+
+def losses(inventory):
+    return {entry.place: entry.reason for entry in inventory.entries if entry.fate is Fate.LOST}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", lines({"File_Name": "a.png", "Text": "a fox"})),
+        ("metadata.jsonl", lines({"file_name": "a.png", "prompt": "a fox"})),
+        ("metadata.jsonl", lines({"file_name": "a.png", "caption": " ", "text": "a fox"})),
+        ("metadata.jsonl", json.dumps([{"file_name": "a.png", "text": "a fox"}], indent=1)),
+        ("metadata.csv", "file_name\ttext\na.png\ta fox\n"),
+        ("metadata.csv", "file_name\ttext\r\na.png\ta fox\r\n".encode("utf-16")),
+        ("a.json", '{"Prompt": "a fox"}'),
+        ("a.json", '{"caption": "", "text": "a fox"}'),
+        ("a.text", "a fox"),
+    ],
+)
+def test_a_caption_arrives_from(tmp_path, name, content):
+    captions, inventory = read(tmp_path, {"a.png": png(0), name: content})
+    assert captions == {"a.png": ("a fox",)}
+    assert inventory.lost == 0
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_each_row_has_the_captions_of_its_first_column_that_holds_some(tmp_path, suffix):
+    table = pa.Table.from_pylist(
+        list(TWO.values()), pa.schema(dict.fromkeys(("file_name", "caption", "text"), pa.string()))
+    )
+    if suffix == "parquet":
+        pq.write_table(table, tmp_path / "metadata.parquet")
+    text = {
+        "jsonl": lines(*TWO.values()),
+        "csv": "file_name,text,caption\na.png,a fox,\nb.png,ignored,an animal\n",
+    }
+    files = {name: png(number) for number, name in enumerate(TWO)}
+    if suffix in text:
+        files[f"metadata.{suffix}"] = text[suffix]
+    captions, inventory = read(tmp_path, files)
+    assert captions == {"a.png": ("a fox",), "b.png": ("an animal",)}
+    assert inventory.counts["captions_not_looked_at"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "file_name,text,text\na.png,a fox,an animal\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "a fox", "text": "an animal"}\n'),
+        ("a.json", '{"caption": "a fox", "caption": "an animal"}'),
+    ],
+)
+def test_a_name_that_comes_twice_gives_both_captions(tmp_path, name, content):
+    captions, _ = read(tmp_path, {"a.png": png(0), name: content})
+    assert captions == {"a.png": ("a fox", "an animal")}
+
+
+def test_texts_in_columns_of_other_names_are_lost_until_one_is_named(tmp_path):
+    files = {"a.png": png(0), "metadata.jsonl": lines({"file_name": "a.png", "alt": "a fox"})}
+    captions, inventory = read(tmp_path, files)
+    assert captions == {"a.png": ()}
+    assert losses(inventory) == {
+        "metadata.jsonl: alt": "it may hold captions: --set download.caption_column=alt"
+    }
+    captions, inventory = read(tmp_path, files, caption_column="alt")
+    assert (captions, inventory.lost) == ({"a.png": ("a fox",)}, 0)
+
+
+def test_columns_without_texts_are_no_loss(tmp_path):
+    metadata = lines(
+        {"file_name": "a.png", "label": "fox", "score": 0.5, "date": "2024-01-01 10:00"}
+    )
+    _, inventory = read(tmp_path, {"a.png": png(0), "metadata.jsonl": metadata})
+    assert inventory.lost == 0
+    assert inventory.counts["columns_not_looked_at"] == 3
+
+
+def test_texts_in_json_beside_a_picture_are_lost_only_if_it_has_no_caption(tmp_path):
+    files = {"a.png": png(0), "a.json": '{"data": {"caption": "a fox"}, "score": 1}'}
+    _, inventory = read(tmp_path, files)
+    assert losses(inventory).keys() == {"a.json"}
+    captions, inventory = read(tmp_path, {**files, "a.txt": "an animal"})
+    assert (captions, inventory.lost) == ({"a.png": ("an animal",)}, 0)
+
+
+def test_texts_in_a_column_of_a_data_set_are_lost_until_one_is_named(tmp_path):
+    pytest.importorskip("datasets")
+    pq.write_table(pa.table({"image": [png(0)], "alt": ["a fox"]}), tmp_path / "train.parquet")
+    for settings, lost in (({}, 1), ({"caption_column": "alt"}, 0)):
+        assert read(tmp_path, {}, **settings)[1].lost == lost
+
+
+def test_names_in_a_code_page_are_found_where_the_user_names_it(tmp_path):
+    metadata = "file_name,text\nbär.png,ein Bär\n".encode("cp1252")
+    files = {"bär.png": png(0), "metadata.csv": metadata}
+    captions, _ = read(tmp_path, files, encoding="cp1252")
+    assert captions == {"bär.png": ("ein Bär",)}
+    assert "did you mean bär.png?" in losses(read(tmp_path, files)[1])["metadata.csv:2"]
+
+
+def test_texts_in_a_folder_of_their_own_are_lost_and_lists_of_boxes_are_not(tmp_path):
+    files = {"img/a.png": png(0), "txt/a.txt": "a fox", "labels/a.txt": "0 0.5 0.5 0.1 0.2\n"}
+    _, inventory = read(tmp_path, files)
+    assert losses(inventory) == {
+        "txt/a.txt": "it lies in another folder than img/a; move it beside that"
+    }
