@@ -67,6 +67,25 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
     return found
 
 
+def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Which of `count` items comes at some positions of an endless sequence: each item once, in a new order, before any repeats.
+
+    Args:
+        positions: (n,) non-negative integers.
+        count: number of items.
+        seed: of all the orders.
+
+    Returns:
+        (n,) int64 in [0, count).
+    """
+    epochs, places = np.divmod(positions, count)
+    found = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = permuted(places[here], count, seed, int(epoch))
+    return found
+
+
 def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
     left, right = values >> half, values & ((1 << half) - 1)
     for table in tables:

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from hdm.config import VaeSettings
 from hdm.data.crops import as_image, random_square, resized
-from hdm.data.order import permuted
+from hdm.data.order import endless
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
 from hdm.models.equivariance import Transform, draw_transform
 from hdm.progress import Tracker, track
@@ -66,12 +66,10 @@ def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int)
     """The batch of a step: every picture once before any comes again, a square of each, anywhere along its longer side."""
     numbers = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
     rng = np.random.default_rng((settings.seed, step))
-    squares = []
-    for epoch, place in zip(*np.divmod(numbers, len(pictures)), strict=True):
-        chosen = permuted(np.array([place]), len(pictures), settings.seed, int(epoch))[0]
-        squares.append(
-            random_square(resized(pictures[int(chosen)], settings.size_px), settings.size_px, rng)
-        )
+    squares = [
+        random_square(resized(pictures[int(chosen)], settings.size_px), settings.size_px, rng)
+        for chosen in endless(numbers, len(pictures), settings.seed)
+    ]
     return Batch(
         as_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62))
     )

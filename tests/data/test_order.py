@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hdm.data.order import permuted, uniform
+from hdm.data.order import endless, permuted, uniform
 
 
 @pytest.mark.parametrize("count", [*range(1, 40), 255, 256, 257, 1000, 4097, 65_536])
@@ -13,6 +13,15 @@ def test_every_epoch_is_a_permutation(count: int) -> None:
     for epoch in range(3):
         found = permuted(np.arange(count), count, seed=7, epoch=epoch)
         assert np.array_equal(np.sort(found), np.arange(count))
+
+
+def test_an_endless_order_repeats_nothing_within_an_epoch_however_it_is_cut() -> None:
+    whole = endless(np.arange(30), 10, seed=7)
+    for epoch in whole.reshape(3, 10):
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in whole.reshape(3, 10)}) == 3
+    parts = [endless(np.arange(start, start + 6), 10, seed=7) for start in range(0, 30, 6)]
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_a_place_does_not_depend_on_what_is_asked_with_it() -> None:
