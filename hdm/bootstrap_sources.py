@@ -39,14 +39,15 @@ def bootstrap_from(
     metadata: str | None = None,
     max_lost_captions: int = 0,
     matte: str = "#ffffff",
+    begun: float | None = None,
 ) -> dict[str, Any]:
     """Train tokenizer, language model, autoencoder, CoCa and quality head on a source, and write them to a folder.
 
     Args:
         source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data set.
-        out: a new folder.
+        out: a new folder, or one where the same was stopped or killed.
         seed: of everything drawn.
-        minutes: about how long it takes in all; None: as long as the demo's components took.
+        minutes: how long it takes in all; None: as long as the demo's components took.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many; None: all, and 12,000 scenes.
@@ -54,18 +55,21 @@ def bootstrap_from(
         metadata: a folder's metadata file, relative to it; None: as `download.metadata`.
         max_lost_captions: stop when more captions do not arrive at a picture.
         matte: colour behind transparent pixels.
+        begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
         What `components.json` holds: components, recipe, measured quality, and every file's size and sha256.
 
     Raises:
         InputError: the source is missing, is to be fetched, or has too few captioned pictures; or `out` holds something.
+        SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
     """
     options: dict[str, Any] = {
         "seed": seed,
         "minutes": minutes,
         "size_px": size_px,
         "channels": channels,
+        "begun": begun,
     }
     if source == SCENES:
         return bootstrap(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -160,7 +161,7 @@ def bootstrap(
         float | None,
         number(
             values.Minutes,
-            help="About how long it takes in all; else as long as the demo's components took.",
+            help="How long it takes in all, measuring included; else as long as the demo's components took.",
         ),
     ] = None,
     seed: Annotated[int, number(values.Seed, help="Of weights, order and crops.")] = 0,
@@ -192,13 +193,18 @@ def bootstrap(
     ] = 0,
     matte: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
 ) -> None:
-    """Train small components on captioned pictures: a whole pipeline without any hub."""
+    """Train small components on captioned pictures: a whole pipeline without any hub.
+
+    Stopped by Ctrl-C or killed, the same command goes on from the last checkpoint (one is written every half minute, and on Ctrl-C).
+    """
+    begun = time.monotonic()  # before the seconds that torch's import takes
     from hdm.bootstrap_sources import bootstrap_from
 
     show_log()
     record = bootstrap_from(
         source, out, seed=seed, minutes=minutes, size_px=size_px, channels=channels, max_pictures=max_pictures,
         caption_column=caption_column, metadata=metadata, max_lost_captions=max_lost_captions, matte=matte,
+        begun=begun,
     )  # fmt: skip
     Terminal().print_json(data=record["measured"])
     Terminal().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdm.bootstrap.optimizing import Trainer, halve
-from hdm.bootstrap.pictures import crops
+from hdm.bootstrap.learning import Place, Training, halve
+from hdm.bootstrap.pace import Schedule
+from hdm.bootstrap.pictures import Crops
 from hdm.data.crops import as_image, middle_square
 from hdm.data.examples import Example
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import Transform
 from hdm.models.small_autoencoder import CHANNELS, new_autoencoder
-from hdm.progress import track
 from hdm.vae.losses import edge_difference
 from hdm.vae.normalization import write_statistics
 from hdm.vae.quality import psnr
@@ -31,6 +31,7 @@ NOISE = 0.4  # of the latents' standard deviation, at most
 EQUIVARIANT = 0.25  # share of steps that decode a scaled and turned latent
 SCALES = (0.5, 0.75)
 STATISTICS_BATCHES = 64
+DRAWS = 1  # of a step, apart from those of its crops
 
 
 def train_autoencoder(
@@ -38,35 +39,41 @@ def train_autoencoder(
     num_images: int,
     size_px: int,
     seed: int,
+    place: Place,
     channels: int = CHANNELS,
-) -> Any:
-    """An autoencoder with its statistics in its configuration.
+) -> tuple[Any, Schedule]:
+    """An autoencoder with its statistics in its configuration, and how long it was trained.
 
     Args:
         examples: pictures; captions are not used.
         num_images: images seen, repetitions counted.
         size_px: crops have this side, or three quarters of it.
         seed: of weights, crops and draws.
+        place: where checkpoints are, and how long it may take.
         channels: of a latent.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     model = new_autoencoder(channels).to(memory_format=torch.channels_last)
-    steps = max(1, num_images // BATCH)
-    trainer = Trainer(model, steps, LEARNING_RATE, MUON_RATE)
-    batches = crops(examples, _sizes(size_px), BATCH, rng)
-    with track("autoencoder", steps * BATCH, "images") as bar:
-        for step in range(steps):
-            loss, shown = _loss(model, next(batches).to(memory_format=torch.channels_last), rng)
-            trainer.step(step, loss)
-            bar.advance(BATCH, f"L1 {shown:.4f}")
+    training = Training(model, num_images, BATCH, LEARNING_RATE, MUON_RATE, place)
+    crops = Crops(examples, _sizes(size_px), BATCH, seed)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        image = crops.batch(step).to(memory_format=torch.channels_last)
+        value, l1 = _loss(model, image, np.random.default_rng((seed, step, DRAWS)))
+        return value, f"L1 {l1:.4f}"
+
+    schedule = training.run(loss, "autoencoder", "images")
     model.eval()
+    first = schedule.num_steps
     with torch.no_grad():
         write_statistics(
             model,
-            [model.encode(next(batches)).latent_dist.mode() for _ in range(STATISTICS_BATCHES)],
+            [
+                model.encode(crops.batch(number)).latent_dist.mode()
+                for number in range(first, first + STATISTICS_BATCHES)
+            ],
         )
-    return model.to(memory_format=torch.contiguous_format)
+    return model.to(memory_format=torch.contiguous_format), schedule
 
 
 def _sizes(size_px: int) -> list[int]:
@@ -75,12 +82,13 @@ def _sizes(size_px: int) -> list[int]:
 
 def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, float]:
     """L1 of pixels and of their differences, a little KL, and equivariance (EQ-VAE, arXiv 2502.09509, eq. 3) in some steps."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     posterior = model.encode(image).latent_dist
-    raw, target = posterior.sample(), image
+    raw, target = posterior.sample(generator), image
     # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv 2507.15856).
-    raw = raw + float(rng.uniform(0, NOISE)) * raw.detach().std(
-        (0, 2, 3), keepdim=True
-    ) * torch.randn_like(raw)
+    deviation = raw.detach().std((0, 2, 3), keepdim=True)
+    noise = torch.randn(raw.shape, generator=generator)
+    raw = raw + float(rng.uniform(0, NOISE)) * deviation * noise
     if rng.random() < EQUIVARIANT:
         raw, target = Transform(float(rng.choice(SCALES)), int(rng.integers(4))).both(raw, image)
     decoded = model.decode(raw).sample

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm.bootstrap.optimizing import Trainer, halve
-from hdm.bootstrap.pictures import order
+from hdm.bootstrap.learning import Place, Training, halve
+from hdm.bootstrap.pace import Schedule
+from hdm.bootstrap.pictures import places
 from hdm.bootstrap.quality import spoiled
 from hdm.bootstrap.text import tokenized
 from hdm.data.examples import Example
 from hdm.files import write_json
 from hdm.models.contrastive import Contrastive
-from hdm.progress import track
 
 SIZE_PX, PATCH = 64, 8
 CONTEXT = 32
@@ -83,47 +83,46 @@ class _OpenClipTokenizer:
 
 
 def train_contrastive(
-    tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int
-) -> Contrastive:
-    """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture was spoiled.
+    tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int, place: Place
+) -> tuple[Contrastive, Schedule]:
+    """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture was spoiled; and how long it was trained.
 
     Args:
         tokenizer: from `train_tokenizer`.
         examples: captioned pictures; one of the captions is drawn each time.
         num_images: images seen, repetitions counted.
         seed: of weights, order and draws.
+        place: where checkpoints are, and how long it may take.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     contrastive = new_contrastive(tokenizer)
     model = contrastive.model.train()
     ids = [contrastive.tokenizer(list(example.captions)) for example in examples]
     batch_size = min(BATCH, len(examples))
-    steps = max(1, num_images // batch_size)
-    trainer = Trainer(
+    training = Training(
         model,
-        steps,
+        num_images,
+        batch_size,
         LEARNING_RATE,
         MUON_RATE,
+        place,
         embeddings=("embedding", "query", "conv1", "text_decoder.text_projection"),
     )
-    batches = order(len(examples), batch_size, rng)
-    with track("contrastive", num_images, "images") as bar:
-        for step in range(steps):
-            chosen = next(batches)
-            strengths = np.where(
-                rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0
-            )
-            pictures = [
-                spoiled(examples[place].pixels, strength, rng)
-                for place, strength in zip(chosen, strengths, strict=True)
-            ]
-            texts = torch.stack([ids[place][rng.integers(len(ids[place]))] for place in chosen])
-            loss, shown = _loss(contrastive, pictures, texts, torch.from_numpy(strengths).float())
-            trainer.step(step, loss)
-            bar.advance(batch_size, shown)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        rng = np.random.default_rng((seed, step))
+        chosen = places(len(examples), batch_size, seed, step)
+        strengths = np.where(rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0)
+        pictures = [
+            spoiled(examples[number].pixels, strength, rng)
+            for number, strength in zip(chosen, strengths, strict=True)
+        ]
+        texts = torch.stack([ids[number][rng.integers(len(ids[number]))] for number in chosen])
+        return _loss(contrastive, pictures, texts, torch.from_numpy(strengths).float())
+
+    schedule = training.run(loss, "contrastive", "images")
     model.eval().requires_grad_(False)
-    return contrastive
+    return contrastive, schedule
 
 
 def _loss(

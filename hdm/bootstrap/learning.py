@@ -1,70 +1,167 @@
-"""What the three trainings share: a warm-up and a cosine fall of the rate, clipped gradients, and weights in 16 bits."""
+"""What the three trainings share: the rates' rise and fall, clipped gradients, checkpoints, an end in time, and weights in 16 bits.
+
+Nothing random is kept: what a step draws follows from the seed and its number, so that a training that was stopped or killed goes on
+bit by bit.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hdm.bootstrap.pace import Budget, Pace, Schedule
 from hdm.errors import HdmError
 from hdm.muon import Muon
+from hdm.progress import track
 from hdm.sharding import finite
+from hdm.training import checkpoint
+from hdm.training.guard import Stopped, signals_counted
+from hdm.training.optimizers import load_state, state_tensors
 
 WARMUP = 0.03
 FINAL_RATE = 0.02
 
 
-class Trainer:
+@dataclass(frozen=True)
+class Place:
+    """Where a training keeps its checkpoints, and the time that it has.
+
+    Args:
+        scratch: the checkpoints' folder; a training that was stopped there goes on.
+        part: of the budget.
+        budget: of the run.
+        checkpoint_sec: a checkpoint is written about every so many seconds, at the end, and before it stops on a signal.
+    """
+
+    scratch: Path
+    part: str
+    budget: Budget
+    checkpoint_sec: float
+
+
+class Training:
     """Muon for matrices and convolutions, AdamW for the rest; the rate rises over 3 % of the steps, then falls along a cosine to 2 %.
 
     Args:
-        model: what is trained.
-        steps: how many there will be.
+        model: what is trained; from here on with the weights of the newest checkpoint, if there is one.
+        num_items: items to see, repetitions counted.
+        batch_size: items a step.
         rate: AdamW's.
         muon_rate: Muon's, in AdamW's units.
+        place: where checkpoints are, and how long it may take.
         embeddings: parts of the names of matrices that AdamW takes all the same.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        steps: int,
+        num_items: int,
+        batch_size: int,
         rate: float,
         muon_rate: float,
+        place: Place,
         embeddings: tuple[str, ...] = (),
     ) -> None:
-        named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-        hidden = [
-            v
-            for name, v in named
-            if v.ndim >= 2 and min(v.shape[:2]) > 1 and not any(part in name for part in embeddings)
-        ]
-        chosen = {id(value) for value in hidden}
-        rest = [value for _, value in named if id(value) not in chosen]
+        named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        hidden = {
+            name: value
+            for name, value in named.items()
+            if value.ndim >= 2
+            and min(value.shape[:2]) > 1
+            and not any(part in name for part in embeddings)
+        }
+        rest = [value for name, value in named.items() if name not in hidden]
         self.optimizers = [
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
-            Muon(hidden, lr=muon_rate, size="adamw"),
+            Muon(hidden.values(), lr=muon_rate, size="adamw"),
         ]
-        self.parameters, self.steps = [value for _, value in named], steps
-        self.rates = [rate, muon_rate]
+        self.parameters, self.rates = named, [rate, muon_rate]
+        self.names = {id(value): name for name, value in named.items()}
+        self.batch_size, self.place = batch_size, place
+        self.schedule, self.step = Schedule([(0, max(1, num_items // batch_size))]), 0
+        self.saved_at = time.monotonic()
+        self._resume()
 
-    def share(self, step: int) -> float:
-        """Of the full rate, in (0, 1]."""
-        rising = (step + 1) / max(1.0, WARMUP * self.steps)
-        falling = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return min(1.0, rising) * falling
+    def run(self, loss: Callable[[int], tuple[Tensor, str]], what: str, unit: str) -> Schedule:
+        """Train to the end, within the time that is left.
 
-    def step(self, step: int, loss: Tensor) -> None:
-        """One update; gradients are clipped to a norm of 1."""
+        Args:
+            loss: what to lower at the step of a number, and its value in words.
+            what, unit: the training and its items, for the progress that is shown.
+
+        Returns:
+            The schedule as it came out.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; what was done is saved.
+        """
+        budget, part = self.place.budget, self.place.part
+        pace = Pace(self.schedule, self.step, budget.until(part, self.schedule.progress(self.step)))
+        total = self.schedule.num_steps * self.batch_size
+        with signals_counted() as signals:
+            with track(what, total, unit) as bar, budget.timed(part):
+                bar.advance(self.step * self.batch_size)
+                while self.step < self.schedule.num_steps and not signals.count:
+                    value, shown = loss(self.step)
+                    self._update(value)
+                    bar.advance(self.batch_size, shown)
+                    pace.look(self.step)
+                    if time.monotonic() - self.saved_at > self.place.checkpoint_sec:
+                        self._save()
+            self._save()
+            if signals.count:
+                raise Stopped
+        return self.schedule
+
+    def _update(self, loss: Tensor) -> None:
+        """One step; gradients are clipped to a norm of 1."""
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        share = rate_share(self.schedule, self.step)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.share(step)
+                group["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def _save(self) -> None:
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "weights": self.parameters,
+            "optimizer": state_tensors(self.optimizers, self.names),
+        }
+        state = {"step": self.step, "schedule": self.schedule.bends}
+        checkpoint.save(self.place.scratch, self.step, tensors, b"", state)
+        self.place.budget.save()
+        self.saved_at = time.monotonic()
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        """Go on from the newest good checkpoint, if there is one."""
+        found = checkpoint.newest(self.place.scratch)
+        if found is None:
+            return
+        weights = found.tensors("weights")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        load_state(self.optimizers, self.names, found.tensors("optimizer"))
+        self.schedule, self.step = Schedule(found.state["schedule"]), found.state["step"]
+
+
+def rate_share(schedule: Schedule, step: int) -> float:
+    """Of the full rate, in (0, 1]."""
+    rising = schedule.progress(step + 1) / WARMUP
+    falling = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (
+        1 + math.cos(math.pi * schedule.progress(step))
+    )
+    return min(1.0, rising) * falling
 
 
 def halve(model: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from hdm.data.crops import as_image, random_square, resized
 from hdm.data.examples import Example
+from hdm.data.order import endless
 from hdm.errors import InputError
+from hdm.files import canonical_json
 
 FEWEST = 16
 
@@ -27,6 +30,14 @@ class Lessons:
     def captions(self) -> list[str]:
         """Every training caption, in order."""
         return [caption for example in self.train for caption in example.captions]
+
+    def digest(self) -> str:
+        """sha256 of all captions and pixels in order, as 64 hex digits."""
+        found = hashlib.sha256()
+        for example in (*self.train, *self.held_out):
+            found.update(canonical_json([example.captions, example.pixels.shape]))
+            found.update(example.pixels.tobytes())
+        return found.hexdigest()
 
 
 def gather(
@@ -59,27 +70,40 @@ def gather(
     return Lessons(tuple(kept), tuple(taken[::every]))
 
 
-def crops(
-    examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, rng: np.random.Generator
-) -> Iterator[Tensor]:
-    """Endless batches of square crops (B, 3, S, S) in [-1, 1], S drawn from `sizes_px` for each batch.
+class Crops:
+    """Batches of square crops; each is a function of the seed and its number.
 
-    The shorter side is brought to S first, so that a crop shows the whole of it.
+    The shorter side is brought to the crop's first, so that it shows the whole of it.
+
+    Args:
+        examples: pictures; captions are not used.
+        sizes_px: the side is drawn from these for each batch.
+        batch_size: crops a batch, or as many as there are pictures.
+        seed: of order, sides and places.
     """
-    by_size = {size: [resized(example.pixels, size) for example in examples] for size in sizes_px}
-    for places in order(len(examples), batch_size, rng):
-        size = int(rng.choice(list(sizes_px)))
-        yield as_image(
-            np.stack([random_square(by_size[size][place], size, rng) for place in places])
-        )
+
+    def __init__(
+        self, examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, seed: int
+    ) -> None:
+        self.by_size = {
+            size: [resized(example.pixels, size) for example in examples] for size in sizes_px
+        }
+        self.count, self.batch_size, self.seed = len(examples), batch_size, seed
+
+    def batch(self, number: int) -> Tensor:
+        """(B, 3, S, S) in [-1, 1]."""
+        rng = np.random.default_rng((self.seed, number))
+        size = int(rng.choice(list(self.by_size)))
+        pictures = self.by_size[size]
+        squares = [
+            random_square(pictures[place], size, rng)
+            for place in places(self.count, self.batch_size, self.seed, number)
+        ]
+        return as_image(np.stack(squares))
 
 
-def order(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless batches of places in [0, count), every place once before any comes again (but for an epoch's short rest)."""
+def places(count: int, batch_size: int, seed: int, number: int) -> np.ndarray:
+    """The items in [0, count) of a batch by its number; over all batches every item comes once before any comes again."""
     batch_size = min(batch_size, count)
-    while True:
-        shuffled = rng.permutation(count)
-        yield from (
-            shuffled[start : start + batch_size]
-            for start in range(0, count - batch_size + 1, batch_size)
-        )
+    positions = np.arange(number * batch_size, (number + 1) * batch_size)
+    return endless(positions, count, seed)

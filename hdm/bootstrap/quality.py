@@ -6,6 +6,7 @@ Without people's ratings this is a sense of technical quality alone, on the scal
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,17 +68,22 @@ def spoiled(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np
 
 
 def train_quality_head(
-    contrastive: Contrastive, examples: Sequence[Example], num_images: int, seed: int
-) -> AestheticHead:
-    """Ridge regression of ratings on embeddings of pictures of which half were spoiled.
+    contrastive: Contrastive,
+    examples: Sequence[Example],
+    num_images: int,
+    seed: int,
+    until: float | None = None,
+) -> tuple[AestheticHead, int]:
+    """Ridge regression of ratings on embeddings of pictures of which half were spoiled; and how many there were.
 
     Args:
         contrastive: whose embeddings it reads.
         examples: clean pictures.
         num_images: how many to rate.
         seed: of the spoiling.
+        until: rate no more after this time of `time.monotonic`; None: rate all.
     """
-    embeddings, ratings = _rated(contrastive, examples, num_images, seed)
+    embeddings, ratings = _rated(contrastive, examples, num_images, seed, until)
     centre = embeddings.mean(0)
     inputs, targets = embeddings - centre, ratings - ratings.mean()
     weight = np.linalg.solve(
@@ -85,13 +91,18 @@ def train_quality_head(
         inputs.T @ targets,
     )
     bias = ratings.mean() - centre @ weight
-    return AestheticHead([(weight[None].astype(np.float32), np.array([bias], np.float32))])
+    head = AestheticHead([(weight[None].astype(np.float32), np.array([bias], np.float32))])
+    return head, len(ratings)
 
 
 def _rated(
-    contrastive: Contrastive, examples: Sequence[Example], num_images: int, seed: int
+    contrastive: Contrastive,
+    examples: Sequence[Example],
+    num_images: int,
+    seed: int,
+    until: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, E) and ratings (N,), float64."""
+    """Embeddings (N, E) and ratings (N,), float64; of `num_images`, or of fewer whole batches where time is up."""
     rng = np.random.default_rng(seed)
     strengths = np.where(rng.random(num_images) < 0.5, rng.uniform(0.5, 1, num_images), 0)
     places = rng.integers(len(examples), size=num_images)
@@ -105,7 +116,10 @@ def _rated(
             ]
             found.append(contrastive.embed_images(pictures))
             bar.advance(len(pictures))
-    return np.concatenate(found).astype(np.float64), BEST - (BEST - WORST) * strengths
+            if until is not None and time.monotonic() > until:
+                break
+    embeddings = np.concatenate(found).astype(np.float64)
+    return embeddings, BEST - (BEST - WORST) * strengths[: len(embeddings)]
 
 
 def save_quality_head(head: AestheticHead, file: Path) -> None:

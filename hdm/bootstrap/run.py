@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
+import math
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hdm.bootstrap.autoencoder import measure_autoencoder, save_autoencoder, train_autoencoder
-from hdm.bootstrap.contrastive import measure_contrastive, save_contrastive, train_contrastive
+from hdm.bootstrap.contrastive import (
+    measure_contrastive,
+    new_contrastive,
+    save_contrastive,
+    train_contrastive,
+)
+from hdm.bootstrap.learning import Place
+from hdm.bootstrap.pace import Budget
 from hdm.bootstrap.pictures import Lessons, gather
 from hdm.bootstrap.quality import measure_quality_head, save_quality_head, train_quality_head
 from hdm.bootstrap.text import (
     measure_language_model,
+    new_language_model,
     save_language_model,
     train_language_model,
     train_tokenizer,
 )
 from hdm.child import forget_launchers
 from hdm.data.examples import Example
-from hdm.errors import InputError
+from hdm.errors import InputError, SavedOnSignal
 from hdm.files import sha256_file, write_json
 from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import MANIFEST, Resolved
 from hdm.models.contrastive import load_contrastive
+from hdm.models.devices import cpu_threads, deterministic
+from hdm.models.small_autoencoder import new_autoencoder
+from hdm.training.guard import Stopped, signals_raised
+from hdm.training.threads import keep_threads
 
 COMPONENTS = {
     "autoencoder": "autoencoder",
@@ -36,9 +50,24 @@ COMPONENTS = {
     "contrastive": "contrastive",
     "aesthetic_head": "aesthetic_head.safetensors",
 }
-UNFINISHED = ".unfinished.json"
-PROBE = 12  # steps a training is timed for
+UNFINISHED = ".unfinished"
+PLAN = "plan.json"
+SPENT = "spent.json"
+TRIAL_STEPS = 4  # of each training, to see how long they take
+TRIAL_PICTURES = 16  # are measured
+SHORT = 0.2  # of the minutes; where trainings have less of them, it is said
 LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
+CHECKPOINT_SEC = 30.0
+PARTS = (
+    "language_captions",
+    "autoencoder_images",
+    "contrastive_images",
+    "quality_images",
+)  # in time
+REST = "measuring"  # and all else that a trial takes besides the trainings
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,28 +95,35 @@ def bootstrap(
     channels: int = 8,
     max_pictures: int | None = None,
     check: Callable[[Resolved], Mapping[str, Any]] | None = None,
+    checkpoint_sec: float = CHECKPOINT_SEC,
+    begun: float | None = None,
 ) -> dict[str, Any]:
     """Train tokenizer, language model, autoencoder, CoCa and quality head, and write them to a folder.
 
     Args:
         examples: captioned pictures; a twentieth is kept out of training, for measuring.
-        out: a new folder, or one where a run of the same recipe was killed: finished components are kept.
+        out: a new folder, or one where the same was stopped or killed: it goes on from its newest checkpoint.
         source: what to call the examples in the record.
-        seed: of everything drawn; the same seed, examples and plan give the same weights on the CPU.
-        minutes: about how long all of it takes, measuring included; a run that was killed goes on with the plan that it had. None:
-            as the plan says.
+        seed: of everything drawn; the same seed, examples and plan give the same weights on the CPU, stopped or not.
+        minutes: how long all of it takes, measuring included: a trial makes a plan, and trainings that turn out faster or slower get
+            more or fewer steps. Time before a run was stopped counts. None: as the plan says.
         plan: how long to train each; None: the default one.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many examples.
         check: measures more on the written components.
+        checkpoint_sec: a training is saved about every so many seconds.
+        begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
-        What `components.json` holds: components, recipe, measured quality, and every file's size and sha256.
+        What `components.json` holds: components, recipe, measured quality, and every file's size and sha256; with `minutes`, also how
+        many steps each training took (`schedules`).
 
     Raises:
-        InputError: too few captioned pictures, or `out` holds something.
+        InputError: too few captioned pictures, or `out` holds something else.
+        SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
     """
+    begun = time.monotonic() if begun is None else begun
     forget_launchers()
     if (out / MANIFEST).exists() or (
         out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())
@@ -95,95 +131,169 @@ def bootstrap(
         raise InputError(
             "the folder holds something already", where=out, do="name a new one with --out"
         )
-    begun = time.monotonic()
-    lessons = gather(examples, size_px, max_pictures)
-    plan = plan or Plan()
-    if minutes is not None:
-        plan = _begun_plan(out, minutes) or _timed_plan(
-            lessons, plan, begun + 60 * minutes, size_px, channels, check
-        )
-    recipe = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "pictures": len(lessons.train),
-              "captions": len(lessons.captions), **asdict(plan)}  # fmt: skip
-    _train(lessons, _Work(out, recipe, minutes), plan, seed, size_px, channels)
-    measured = _measured(lessons, out, size_px, check)
-    record = {
-        "components": COMPONENTS,
-        "recipe": recipe,
-        "measured": measured,
-        "files": _files(out),
-    }
-    write_json(out / MANIFEST, record)
-    (out / UNFINISHED).unlink()
-    return record
+    try:
+        with signals_raised(), deterministic(True), cpu_threads(None):
+            lessons = gather(examples, size_px, max_pictures)
+            recipe = _Recipe(lessons, seed, size_px, channels, check)
+            asked = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "minutes": minutes,
+                     "plan": asdict(plan or Plan()), "pictures": lessons.digest()}  # fmt: skip
+            return _run(recipe, _Work(out, asked, begun, checkpoint_sec))
+    except Stopped:
+        raise SavedOnSignal(
+            "stopped on a signal; what was done is saved",
+            where=out,
+            do="run the same command again to go on",
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What components are made from, and how."""
+
+    lessons: Lessons
+    seed: int
+    size_px: int
+    channels: int
+    check: Callable[[Resolved], Mapping[str, Any]] | None
 
 
 class _Work:
-    """A folder under way: which components are finished, for which recipe; so that a killed run goes on where it was."""
+    """A folder under way: what was asked for, the plan, and which components are finished.
 
-    def __init__(self, out: Path, recipe: Mapping[str, Any], minutes: float | None = None) -> None:
-        self.out, self.recipe, self.minutes = out, recipe, minutes
-        self.done: list[str] = []
-        if (out / UNFINISHED).exists():
-            before = json.loads((out / UNFINISHED).read_text())
-            if before["recipe"] != recipe:
+    .unfinished/plan.json               as below
+    .unfinished/spent.json              the seconds that it took so far
+    .unfinished/threads.json            CPU threads that it began with
+    .unfinished/<component>/            checkpoints
+
+    Args:
+        out: the folder.
+        asked: what has to be the same for a run that goes on there.
+        begun: when this process began with it.
+        checkpoint_sec: seconds between checkpoints.
+
+    Raises:
+        InputError: something else was begun there.
+    """
+
+    def __init__(
+        self, out: Path, asked: Mapping[str, Any], begun: float, checkpoint_sec: float
+    ) -> None:
+        self.out, self.scratch, self.checkpoint_sec = out, out / UNFINISHED, checkpoint_sec
+        self.asked, self.begun = asked, begun
+        self.plan: Plan | None = None
+        self.expected: dict[str, float] = {}
+        self.finished: dict[str, Any] = {}
+        if (self.scratch / PLAN).exists():
+            before = json.loads((self.scratch / PLAN).read_bytes())
+            other = [name for name, value in asked.items() if before["asked"].get(name) != value]
+            if other:
                 raise InputError(
-                    "the folder holds an unfinished run of another recipe",
+                    f"the folder holds an unfinished run of another recipe: {', '.join(other)} changed",
                     where=out,
-                    do="name a new one with --out",
+                    do="undo that, or name a new one with --out",
                 )
-            self.done = before["done"]
+            self.plan, self.expected = Plan(**before["plan"]), before["expected"]
+            self.finished = before["finished"]
+
+    def begin(self, plan: Plan, expected: Mapping[str, float]) -> None:
+        """Settle the plan, and the seconds that its parts are expected to take."""
+        self.plan, self.expected = plan, dict(expected)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         self._write()
+
+    def budget(self) -> Budget:
+        """The time that is left to it."""
+        minutes = self.asked["minutes"]
+        seconds = None if minutes is None else 60 * minutes
+        return Budget(seconds, self.begun, self.expected, self.scratch / SPENT)
 
     def path(self, component: str) -> Path:
         return self.out / COMPONENTS[component]
 
-    def finish(self, component: str) -> None:
-        self.done.append(component)
+    def place(self, component: str, part: str, budget: Budget) -> Place:
+        """Where a component's training is."""
+        return Place(self.scratch / component, part, budget, self.checkpoint_sec)
+
+    def has(self, component: str) -> bool:
+        """Whether a component is there as it was written."""
+        return component in self.finished and self.finished[component]["files"] == _files(
+            self.out, self.path(component)
+        )
+
+    def finish(self, component: str, part: str, schedule: list[tuple[int, int]]) -> None:
+        """A component is written, after a training of a part of the plan."""
+        files = _files(self.out, self.path(component))
+        self.finished[component] = {"files": files, "part": part, "schedule": schedule}
         self._write()
 
+    def schedules(self) -> dict[str, Any]:
+        """How many steps each training took, as `Schedule` has it, by its field of the plan."""
+        return {one["part"]: one["schedule"] for one in self.finished.values()}
+
     def _write(self) -> None:
-        told = {"recipe": self.recipe, "done": self.done, "minutes": self.minutes}
-        write_json(self.out / UNFINISHED, told)
+        assert self.plan is not None
+        told = {"asked": self.asked, "plan": asdict(self.plan), "expected": self.expected}
+        write_json(self.scratch / PLAN, told | {"finished": self.finished})
 
 
-def _train(
-    lessons: Lessons, work: _Work, plan: Plan, seed: int, size_px: int, channels: int
-) -> dict[str, float]:
+def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
+    if work.plan is None:
+        plan = Plan(**work.asked["plan"])
+        work.begin(*((plan, {}) if work.asked["minutes"] is None else _timed(recipe, work, plan)))
+    assert work.plan is not None
+    keep_threads(work.scratch, None)
+    _train(recipe, work)
+    told = {name: work.asked[name] for name in ("source", "seed", "size_px", "channels")}
+    counts = {"pictures": len(recipe.lessons.train), "captions": len(recipe.lessons.captions)}
+    record = {
+        "components": COMPONENTS,
+        "recipe": {**told, **counts, **asdict(work.plan)},
+        "measured": _measured(recipe, work.out),
+        "files": _files(work.out, *map(work.path, COMPONENTS)),
+    }
+    if work.asked["minutes"] is not None:
+        record["schedules"] = work.schedules()
+    write_json(work.out / MANIFEST, record)
+    shutil.rmtree(work.scratch)
+    return record
+
+
+def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     """One file or folder for each component, written as soon as it is trained; the seconds of each training by its field of the plan."""
-    seconds: dict[str, float] = {}
+    assert work.plan is not None
+    lessons, seed, plan, budget = recipe.lessons, recipe.seed, work.plan, work.budget()
     tokenizer = train_tokenizer(lessons.captions)
-    if "text_encoder" not in work.done:
-        with _timed(seconds, "language_captions"):
-            language_model = train_language_model(
-                tokenizer, lessons.captions, plan.language_captions, seed
-            )
+    if not work.has("text_encoder"):
+        place = work.place("text_encoder", "language_captions", budget)
+        language_model, schedule = train_language_model(
+            tokenizer, lessons.captions, plan.language_captions, seed, place
+        )
         save_language_model(language_model, tokenizer, work.path("text_encoder"))
-        work.finish("text_encoder")
-    if "autoencoder" not in work.done:
-        with _timed(seconds, "autoencoder_images"):
-            autoencoder = train_autoencoder(
-                lessons.train, plan.autoencoder_images, size_px, seed, channels
-            )
+        work.finish("text_encoder", place.part, schedule.bends)
+    if not work.has("autoencoder"):
+        place = work.place("autoencoder", "autoencoder_images", budget)
+        autoencoder, schedule = train_autoencoder(
+            lessons.train, plan.autoencoder_images, recipe.size_px, seed, place, recipe.channels
+        )
         save_autoencoder(autoencoder, work.path("autoencoder"))
-        work.finish("autoencoder")
-    if "contrastive" not in work.done:
-        with _timed(seconds, "contrastive_images"):
-            contrastive = train_contrastive(tokenizer, lessons.train, plan.contrastive_images, seed)
+        work.finish("autoencoder", place.part, schedule.bends)
+    if not work.has("contrastive"):
+        place = work.place("contrastive", "contrastive_images", budget)
+        contrastive, schedule = train_contrastive(
+            tokenizer, lessons.train, plan.contrastive_images, seed, place
+        )
         save_contrastive(contrastive, tokenizer, work.path("contrastive"))
-        work.finish("contrastive")
-    # The head is fitted to the weights as they were written, in 16 bits.
-    written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))
-    with _timed(seconds, "quality_images"):
-        head = train_quality_head(written, lessons.train, plan.quality_images, seed)
-    save_quality_head(head, work.path("aesthetic_head"))
-    return seconds
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    begun = time.monotonic()
-    yield
-    seconds[name] = time.monotonic() - begun
+        work.finish("contrastive", place.part, schedule.bends)
+    if not work.has("aesthetic_head"):
+        # The head is fitted to the weights as they were written, in 16 bits.
+        written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))
+        with budget.timed("quality_images"):
+            head, count = train_quality_head(
+                written, lessons.train, plan.quality_images, seed, budget.until("quality_images")
+            )
+        save_quality_head(head, work.path("aesthetic_head"))
+        work.finish("aesthetic_head", "quality_images", [(0, count)])
+    return budget.took
 
 
 def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any]:
@@ -203,62 +313,72 @@ def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any
     }
 
 
-def _measured(
-    lessons: Lessons,
-    out: Path,
-    size_px: int,
-    check: Callable[[Resolved], Mapping[str, Any]] | None,
-) -> dict[str, Any]:
-    written = Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
-    return {**_measure(lessons, written, size_px), **(check(written) if check else {})}
+def _measured(recipe: _Recipe, out: Path) -> dict[str, Any]:
+    written = _written(out)
+    found = _measure(recipe.lessons, written, recipe.size_px)
+    return {**found, **(recipe.check(written) if recipe.check else {})}
 
 
-def _begun_plan(out: Path, minutes: float) -> Plan | None:
-    """The plan of a run of so many minutes that was killed there: another probe would give another plan, and so another recipe."""
-    if not (out / UNFINISHED).exists():
-        return None
-    before = json.loads((out / UNFINISHED).read_text())
-    if before.get("minutes") != minutes:
-        return None
-    return Plan(**{field.name: before["recipe"][field.name] for field in fields(Plan)})
+def _written(out: Path) -> Resolved:
+    return Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
 
 
-def _timed_plan(
-    lessons: Lessons,
-    plan: Plan,
-    deadline: float,
-    size_px: int,
-    channels: int,
-    check: Callable[[Resolved], Mapping[str, Any]] | None,
-) -> Plan:
-    """The plan, shortened or lengthened to end by a time of `time.monotonic`.
+def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, float]]:
+    """The plan, shortened or lengthened to fit into the minutes, and the seconds that its parts are expected to take.
 
     All of it is tried in small, in a folder that is thrown away: what trainings take grows with the plan, what measuring takes does not.
     """
-    few = Plan(PROBE * 32, PROBE * 64, PROBE * 64, PROBE * 64)
+    few = Plan(*(TRIAL_STEPS * batch for batch in (8, 32, 64, 64)))
+    _load_libraries(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "probe"
-        seconds = _train(lessons, _Work(out, {}), few, 0, size_px, channels)
-        trained = time.monotonic()
-        _measured(lessons, out, size_px, check)
-        measuring = time.monotonic() - trained
-    training = sum(
-        seconds[name] * planned / asdict(few)[name] for name, planned in asdict(plan).items()
-    )
-    left = deadline - time.monotonic() - measuring
-    return plan.scaled(max(left / training, LEAST_SHARE))
+        start = time.monotonic()
+        trial = _Work(Path(folder), {"minutes": None}, start, math.inf)
+        trial.begin(few, {})
+        took = _train(recipe, trial)
+        rest = time.monotonic() - start - sum(took.values()) + _measuring(recipe, trial.out)
+    counts = asdict(few)
+    full = {name: took[name] * count / counts[name] for name, count in asdict(plan).items()}
+    minutes = work.asked["minutes"]
+    left = work.begun + 60 * minutes - time.monotonic() - rest
+    if left < SHORT * 60 * minutes:
+        log.warning(
+            "--minutes %g leaves about %.0f s to train in; the rest goes into reading and measuring: give it more",
+            minutes,
+            max(0.0, left),
+        )
+    factor = max(left / sum(full.values()), LEAST_SHARE)
+    return plan.scaled(factor), {**{name: full[name] * factor for name in PARTS}, REST: rest}
 
 
-def _files(out: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(
-        path
-        for path in out.rglob("*")
-        if path.is_file() and path.name not in (MANIFEST, UNFINISHED)
-    )
+def _load_libraries(recipe: _Recipe) -> None:
+    """Import what the trainings need, which takes seconds once and not at every training."""
+    tokenizer = train_tokenizer(recipe.lessons.captions[:1])
+    new_language_model(len(tokenizer))
+    new_contrastive(tokenizer)
+    new_autoencoder(recipe.channels)
+
+
+def _measuring(recipe: _Recipe, out: Path) -> float:
+    """About how many seconds measuring takes, told by a few of the pictures."""
+    held_out = recipe.lessons.held_out
+    few, start = held_out[:TRIAL_PICTURES], time.monotonic()
+    _measure(replace(recipe.lessons, held_out=few), _written(out), recipe.size_px)
+    seconds = (time.monotonic() - start) * len(held_out) / len(few)
+    if recipe.check is None:
+        return seconds
+    start = time.monotonic()
+    recipe.check(_written(out))
+    return seconds + time.monotonic() - start
+
+
+def _files(out: Path, *components: Path) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of the components' files."""
+    files = sorted(path for component in components for path in (component, *component.rglob("*")))
     return {
         path.relative_to(out).as_posix(): {
             "bytes": path.stat().st_size,
             "sha256": sha256_file(path),
         }
         for path in files
+        if path.is_file()
     }

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm.bootstrap.optimizing import Trainer, halve
-from hdm.bootstrap.pictures import order
+from hdm.bootstrap.learning import Place, Training, halve
+from hdm.bootstrap.pace import Schedule
+from hdm.bootstrap.pictures import places
 from hdm.models.components import hushed
-from hdm.progress import track
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 MAX_VOCABULARY = 4096
@@ -92,9 +91,9 @@ def new_language_model(vocabulary: int) -> Any:
 
 
 def train_language_model(
-    tokenizer: Any, captions: Sequence[str], num_captions: int, seed: int
-) -> Any:
-    """A language model of the captions.
+    tokenizer: Any, captions: Sequence[str], num_captions: int, seed: int, place: Place
+) -> tuple[Any, Schedule]:
+    """A language model of the captions, and how long it was trained.
 
     Besides the next token, each last hidden state learns to tell which tokens came before it: that is what a denoiser reads
     it for, and a small model that only predicts forgets. The read-out for it is thrown away.
@@ -104,34 +103,35 @@ def train_language_model(
         captions: the text.
         num_captions: captions seen, repetitions counted.
         seed: of weights and order.
+        place: where checkpoints are, and how long it may take.
     """
     torch.manual_seed(seed)
     ids = tokenized(tokenizer, captions)
     model = new_language_model(len(tokenizer))
     recall = nn.Linear(WIDTH, len(tokenizer))
     batch_size = min(BATCH, len(ids))
-    steps = max(1, num_captions // batch_size)
-    trainer = Trainer(
+    training = Training(
         nn.ModuleList([model, recall]),
-        steps,
+        num_captions,
+        batch_size,
         LEARNING_RATE,
         MUON_RATE,
+        place,
         embeddings=("embed_tokens", "1.weight"),
     )
-    batches = order(len(ids), batch_size, np.random.default_rng(seed))
-    with track("language model", num_captions, "captions") as bar:
-        for step in range(steps):
-            batch = ids[next(batches)]
-            batch = batch[:, : int((batch != 0).sum(1).max())]
-            hidden = model.model(
-                input_ids=batch, attention_mask=(batch != 0).long()
-            ).last_hidden_state
-            guess = F.cross_entropy(
-                model.lm_head(hidden[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), ignore_index=0
-            )
-            trainer.step(step, guess + RECALL_WEIGHT * _recall_loss(recall(hidden), batch))
-            bar.advance(batch_size, f"loss {guess.item():.3f}")
-    return model.eval()
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        batch = ids[places(len(ids), batch_size, seed, step)]
+        batch = batch[:, : int((batch != 0).sum(1).max())]
+        hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state
+        guess = F.cross_entropy(
+            model.lm_head(hidden[:, :-1]).flatten(0, 1), batch[:, 1:].flatten(), ignore_index=0
+        )
+        value = guess + RECALL_WEIGHT * _recall_loss(recall(hidden), batch)
+        return value, f"loss {guess.item():.3f}"
+
+    schedule = training.run(loss, "language model", "captions")
+    return model.eval(), schedule
 
 
 def _recall_loss(logits: Tensor, ids: Tensor) -> Tensor:

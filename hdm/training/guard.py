@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 ORPHANED = 3  # exit code
@@ -86,14 +86,29 @@ class Signals:
 def signals_counted() -> Iterator[Signals]:
     """Count the signals instead of dying of them. Outside the main thread they stay with whoever handles them."""
     signals = Signals()
+    with _handled_by(signals.handle):
+        yield signals
+
+
+@contextlib.contextmanager
+def signals_raised() -> Iterator[None]:
+    """In the block either signal raises `Stopped` at once. Outside the main thread they stay with whoever handles them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    with _handled_by(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield signals
+        yield
         return
-    before = {
-        number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield signals
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

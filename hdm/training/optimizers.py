@@ -6,7 +6,7 @@ import importlib.util
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -100,34 +100,48 @@ class Optimizers:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<parameter>:<what>` → tensor."""
-        return {
-            f"{self._names[id(parameter)]}:{what}": _apart(what, value)
-            for optimizer in self.all.values()
-            for parameter, state in optimizer.state.items()
-            for what, value in state.items()
-        }
+        return state_tensors(self.all.values(), self._names)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Bring back a state from `tensors`; rates are set at each step."""
-        states: dict[str, dict[str, Tensor | int]] = defaultdict(dict)
-        for key, value in tensors.items():
-            name, _, what = key.rpartition(":")
-            # bitsandbytes counts its steps in plain integers, torch in tensors of floats.
-            states[name][what] = (
-                int(value) if value.ndim == 0 and not value.is_floating_point() else value
-            )
-        for optimizer in self.all.values():
-            numbered = optimizer.state_dict()
-            ordered = (
-                parameter for group in optimizer.param_groups for parameter in group["params"]
-            )
-            named = {
-                number: _laid_out(states.get(self._names[id(value)], {}), value)
-                for number, value in enumerate(ordered)
-            }
-            optimizer.load_state_dict(
-                {**numbered, "state": {number: state for number, state in named.items() if state}}
-            )
+        load_state(self.all.values(), self._names, tensors)
+
+
+def state_tensors(
+    optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]
+) -> dict[str, Tensor]:
+    """The state of some optimizers as `<parameter>:<what>` → tensor; `names` has the parameters' names by their `id`."""
+    return {
+        f"{names[id(parameter)]}:{what}": _apart(what, value)
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for what, value in state.items()
+    }
+
+
+def load_state(
+    optimizers: Iterable[torch.optim.Optimizer],
+    names: Mapping[int, str],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Bring back what `state_tensors` gave; rates are not part of it."""
+    states: dict[str, dict[str, Tensor | int]] = defaultdict(dict)
+    for key, value in tensors.items():
+        name, _, what = key.rpartition(":")
+        # bitsandbytes counts its steps in plain integers, torch in tensors of floats.
+        states[name][what] = (
+            int(value) if value.ndim == 0 and not value.is_floating_point() else value
+        )
+    for optimizer in optimizers:
+        numbered = optimizer.state_dict()
+        ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        named = {
+            number: _laid_out(states.get(names[id(value)], {}), value)
+            for number, value in enumerate(ordered)
+        }
+        optimizer.load_state_dict(
+            {**numbered, "state": {number: state for number, state in named.items() if state}}
+        )
 
 
 def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:

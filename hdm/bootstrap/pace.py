@@ -1,0 +1,135 @@
+"""How trainings keep to the time that a run was given, however fast the machine turns out to be.
+
+A trial tells roughly what each part takes. The clock decides: each part gets its share of the time that is left when it begins, and a
+training changes its number of steps as it finds that they are faster or slower than expected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hdm.files import write_json
+
+LOOK_EVERY = (
+    16  # the speed is measured over one in so many of the steps that are left, or of the seconds
+)
+TOLERANCE = 0.05  # of the steps that are left: a smaller change is not made
+
+Now = Callable[[], float]
+
+
+class Schedule:
+    """How far a training is at each step, from 0 to 1: along a straight line, with a bend where the number of steps was changed.
+
+    So the learning rate, which follows it, never jumps, and always falls to its end.
+
+    Args:
+        bends: (step, number of steps in all from there on); the first at step 0.
+    """
+
+    def __init__(self, bends: Sequence[tuple[int, int]]) -> None:
+        self.bends: list[tuple[int, int]] = []
+        self._begins: list[float] = []  # progress at each bend
+        for step, num_steps in bends:
+            self.bend(step, num_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """As it is planned now."""
+        return self.bends[-1][1]
+
+    def bend(self, step: int, num_steps: int) -> None:
+        """From `step` on, there are `num_steps` in all."""
+        self._begins.append(self.progress(step) if self.bends else 0.0)
+        self.bends.append((step, num_steps))
+
+    def progress(self, step: int) -> float:
+        """In [0, 1], at a step after the last bend."""
+        begin, num_steps = self.bends[-1]
+        done = self._begins[-1]
+        return done + (1 - done) * (step - begin) / (num_steps - begin)
+
+
+class Pace:
+    """Bends a schedule so that a training ends at a time.
+
+    Args:
+        schedule: of the training.
+        step: steps done so far.
+        until: when it is to end; None: the schedule stays.
+        now: the clock, in seconds.
+    """
+
+    def __init__(
+        self, schedule: Schedule, step: int, until: float | None, now: Now = time.monotonic
+    ) -> None:
+        self.schedule, self.until, self.now = schedule, until, now
+        self._look_again(step)
+
+    def look(self, step: int) -> None:
+        """After each step: `step` are done."""
+        left, now = self.schedule.num_steps - step, self.now()
+        if self.until is None or left <= 0 or (step < self.next and now < self.due):
+            return
+        seconds = (now - self.since) / (step - self.begin)
+        fitting = max(1, int((self.until - now) / max(seconds, 1e-9)))
+        if abs(fitting - left) > TOLERANCE * left:
+            self.schedule.bend(step, step + fitting)
+        self._look_again(step)
+
+    def _look_again(self, step: int) -> None:
+        self.begin, self.since = step, self.now()
+        self.next = step + max(1, (self.schedule.num_steps - step) // LOOK_EVERY)
+        until = math.inf if self.until is None else self.until
+        self.due = self.since + (until - self.since) / LOOK_EVERY
+
+
+class Budget:
+    """The time that a run was given, shared among its parts. A run that was stopped goes on with what it had left.
+
+    Args:
+        seconds: for the whole run; None: as long as it takes.
+        begun: when this process began with it.
+        expected: seconds that each part is expected to take, in order.
+        file: keeps the seconds that were spent.
+        now: the clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None,
+        begun: float,
+        expected: Mapping[str, float],
+        file: Path,
+        now: Now = time.monotonic,
+    ) -> None:
+        self.seconds, self.expected, self.file, self.now = seconds, expected, file, now
+        earlier: float = json.loads(file.read_bytes())["seconds"] if file.exists() else 0.0
+        self.begun = begun - earlier
+        self.took: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Note in `took` how long a part takes."""
+        start = self.now()
+        yield
+        self.took[part] = self.now() - start
+
+    def until(self, part: str, progress: float = 0.0) -> float | None:
+        """When a part of which a share is done already has to end; None: whenever it does."""
+        if self.seconds is None:
+            return None
+        parts = list(self.expected)
+        own = self.expected[part] * (1 - progress)
+        after = sum(self.expected[name] for name in parts[parts.index(part) + 1 :])
+        left = max(0.0, self.begun + self.seconds - self.now())
+        return self.now() + left * own / max(own + after, 1e-9)
+
+    def save(self) -> None:
+        """Keep how much is spent, for a run that goes on."""
+        write_json(self.file, {"seconds": self.now() - self.begun})
