@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hdm.data.examples import Example
 from hdm.data.images import BadImage
 from hdm.demo.bootstrap import scene_examples, scene_quality
 from hdm.errors import InputError
+from hdm.pipelines import source_settings
 
 SCENES = "scenes"
 NUM_SCENES = 12_000
@@ -37,8 +39,9 @@ def bootstrap_from(
     max_pictures: int | None = None,
     caption_column: str | None = None,
     metadata: str | None = None,
-    max_lost_captions: int = 0,
-    matte: str = "#ffffff",
+    max_lost_captions: int | None = None,
+    matte: str | None = None,
+    overrides: Sequence[str] = (),
     begun: float | None = None,
 ) -> dict[str, Any]:
     """Train tokenizer, language model, autoencoder, CoCa and quality head on a source, and write them to a folder.
@@ -53,8 +56,9 @@ def bootstrap_from(
         max_pictures: take only the first so many; None: all, and 12,000 scenes.
         caption_column: column or field that holds the captions; None: as `download.caption_column`.
         metadata: a folder's metadata file, relative to it; None: as `download.metadata`.
-        max_lost_captions: stop when more captions do not arrive at a picture.
-        matte: colour behind transparent pixels.
+        max_lost_captions: stop when more captions do not arrive at a picture; None: as `download.max_lost_captions`.
+        matte: colour behind transparent pixels; None: as `images.matte`.
+        overrides: further settings, as `download.encoding=cp1251`; those above come before them.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
@@ -79,13 +83,19 @@ def bootstrap_from(
             check=scene_quality,
             **options,
         )
-    settings = DownloadSettings(
-        source=source,
-        caption_column=caption_column,
-        metadata=metadata,
-        max_lost_captions=max_lost_captions,
-    )
-    examples = local_pictures(settings, ImageSettings(matte=matte))
+    given = {
+        "download.caption_column": caption_column,
+        "download.metadata": metadata,
+        "download.max_lost_captions": max_lost_captions,
+        "images.matte": matte,
+    }
+    settings = [
+        *overrides,
+        *(f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None),
+        f"download.source={json.dumps(source)}",
+    ]
+    pipeline = source_settings(settings)
+    examples = local_pictures(pipeline.download, pipeline.images)
     return bootstrap(examples, out, source=Path(source).name, max_pictures=max_pictures, **options)
 
 

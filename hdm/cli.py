@@ -176,7 +176,7 @@ def bootstrap(
     caption_column: Annotated[
         str | None,
         typer.Option(
-            help="Column or field that holds the captions; else caption, captions or text."
+            help="Column or field that holds the captions; else caption, captions, text or prompt."
         ),
     ] = None,
     metadata: Annotated[
@@ -186,16 +186,21 @@ def bootstrap(
         ),
     ] = None,
     max_lost_captions: Annotated[
-        int,
-        number(
-            values.CountOrNone, help="Go on when no more captions than this belong to no picture."
-        ),
-    ] = 0,
-    matte: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
+        int | None,
+        number(values.CountOrNone, help="Accept the loss of so many captions; else of none."),
+    ] = None,
+    matte: Annotated[
+        str | None, typer.Option(help="Colour behind transparent pixels; else #ffffff.")
+    ] = None,
+    settings: Settings = [],  # noqa: B006
 ) -> None:
     """Train small components on captioned pictures: a whole pipeline without any hub.
 
     Stopped by Ctrl-C or killed, the same command goes on from the last checkpoint (one is written every half minute, and on Ctrl-C).
+
+    --set takes what `hdm run` takes for the source: fields of download and images.
+
+    Example: hdm bootstrap --source PICTURES --out models/mine --set download.encoding=cp1251
     """
     begun = time.monotonic()  # before the seconds that torch's import takes
     from hdm.bootstrap_sources import bootstrap_from
@@ -205,6 +210,7 @@ def bootstrap(
         source, out, seed=seed, minutes=minutes, size_px=size_px, channels=channels, max_pictures=max_pictures,
         caption_column=caption_column, metadata=metadata, max_lost_captions=max_lost_captions, matte=matte,
         begun=begun,
+        overrides=settings,
     )  # fmt: skip
     Terminal().print_json(data=record["measured"])
     Terminal().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)

@@ -83,6 +83,30 @@ def _resolved(
     layers = [_Layer(merged, _Places(path, merged)) for merged in _extended(entries, name, path)]
     layers += [_assignment(key, value, "environment") for key, value in variables]
     layers += [_assignment(*_split(text), "--set") for text in overrides]
+    return _validated(layers, name)
+
+
+def source_settings(overrides: Iterable[str]) -> Pipeline:
+    """A pipeline of defaults but for its source, for commands that read one and run no pipeline.
+
+    Args:
+        overrides: `download.field=value` or `images.field=value`, values in YAML.
+
+    Raises:
+        ConfigError: as `load_pipeline`, or a setting is of another section.
+    """
+    settings = list(map(_split, overrides))
+    for key, _ in settings:
+        if key.partition(".")[0] not in ("download", "images"):
+            raise ConfigError(
+                f"--set {key}: only settings of the source are used here",
+                do="set fields of download and images, for example --set download.encoding=cp1251",
+            )
+    return _validated([_assignment(*setting, "--set") for setting in settings], "source")
+
+
+def _validated(layers: list[_Layer], name: str) -> Pipeline:
+    """The pipeline that layers of settings come to, the last of them first."""
     values: dict[str, Any] = {}
     for layer in layers:
         _merge(values, layer.values)

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from hdm.bootstrap_sources import local_pictures
+from hdm.bootstrap_sources import bootstrap_from, local_pictures
+from hdm.cli import app
 from hdm.config import DownloadSettings, ImageSettings
-from hdm.errors import InputError
+from hdm.errors import ConfigError, InputError
 
 
 def test_a_folder_with_captions_in_a_metadata_file(
@@ -55,3 +57,22 @@ def test_lost_captions_stop_it_where_captions_are_wanted(tmp_path: Path) -> None
     allowed = settings.model_copy(update={"max_lost_captions": 1})
     (example,) = local_pictures(allowed, ImageSettings())
     assert example.captions == ("a fox", "an animal")
+
+
+def test_its_settings_are_those_of_a_download(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (20, 16)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("狐".encode("shift_jis"))
+    out = tmp_path / "out"
+    with caplog.at_level("INFO"), pytest.raises(InputError):  # one picture is too few to train on
+        bootstrap_from(str(tmp_path), out, overrides=["download.encoding=shift_jis"])
+    assert "captions: 1 caption arrived (0 in a guessed encoding" in caplog.text
+    options = ["bootstrap", "--source", str(tmp_path), "--out", str(out)]
+    assert CliRunner().invoke(app, [*options, "--set", "download.encodng=x"]).exit_code == 2
+    for setting, said in (
+        ("train.seed=1", "only settings of the source"),
+        ("download.encodng=x", "did you mean encoding"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            bootstrap_from(str(tmp_path), out, overrides=[setting])
