@@ -90,11 +90,12 @@ class Pace:
 
 
 class Budget:
-    """The time that a run was given, shared among its parts. A run that was stopped goes on with what it had left.
+    """The time that a run was given, shared among its parts. A run that was stopped goes on with what it had left when it last saved;
+    starting again does not count.
 
     Args:
         seconds: for the whole run; None: as long as it takes.
-        begun: when this process began with it.
+        begun: when the run began, unless `file` says how much it spent before it was stopped.
         expected: seconds that each part is expected to take, in order.
         file: keeps the seconds that were spent.
         now: the clock, in seconds.
@@ -109,8 +110,7 @@ class Budget:
         now: Now = time.monotonic,
     ) -> None:
         self.seconds, self.expected, self.file, self.now = seconds, expected, file, now
-        earlier: float = json.loads(file.read_bytes())["seconds"] if file.exists() else 0.0
-        self.begun = begun - earlier
+        self.begun = now() - json.loads(file.read_bytes())["seconds"] if file.exists() else begun
         self.took: dict[str, float] = {}
 
     @contextlib.contextmanager

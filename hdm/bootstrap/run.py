@@ -139,8 +139,9 @@ def bootstrap(
                      "plan": asdict(plan or Plan()), "pictures": lessons.digest()}  # fmt: skip
             return _run(recipe, _Work(out, asked, begun, checkpoint_sec))
     except Stopped:
+        saved = (out / UNFINISHED).exists()
         raise SavedOnSignal(
-            "stopped on a signal; what was done is saved",
+            f"stopped on a signal {'after saving' if saved else 'before there was anything to save'}",
             where=out,
             do="run the same command again to go on",
         ) from None

@@ -127,7 +127,7 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         yield from scene_examples(20, 32)
 
-    with pytest.raises(SavedOnSignal):
+    with pytest.raises(SavedOnSignal, match="before there was anything to save"):
         bootstrap(interrupted(), tmp_path / "out", source="scenes", plan=PLAN, size_px=32)
     assert not (tmp_path / "out").exists()
 
