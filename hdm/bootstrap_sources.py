@@ -24,6 +24,7 @@ from hdm.pipelines import source_settings
 
 SCENES = "scenes"
 NUM_SCENES = 12_000
+SCENES_MEASURED = 400
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def bootstrap_from(
             scene_examples(max_pictures or NUM_SCENES, size_px),
             out,
             source=source,
-            check=scene_quality,
+            check=lambda written, share: scene_quality(written, round(SCENES_MEASURED * share)),
             **options,
         )
     given = {

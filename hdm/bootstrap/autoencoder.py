@@ -31,6 +31,7 @@ NOISE = 0.4  # of the latents' standard deviation, at most
 EQUIVARIANT = 0.25  # share of steps that decode a scaled and turned latent
 SCALES = (0.5, 0.75)
 STATISTICS_BATCHES = 64
+STATISTICS = "statistics"  # part of the time
 DRAWS = 1  # of a step, apart from those of its crops
 
 
@@ -65,7 +66,7 @@ def train_autoencoder(
     schedule = training.run(loss, "autoencoder", "images")
     model.eval()
     first = schedule.num_steps
-    with torch.no_grad():
+    with torch.no_grad(), place.budget.timed(STATISTICS):
         write_statistics(
             model,
             [

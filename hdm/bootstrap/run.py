@@ -13,7 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hdm.bootstrap.autoencoder import measure_autoencoder, save_autoencoder, train_autoencoder
+from hdm.bootstrap.autoencoder import (
+    STATISTICS,
+    measure_autoencoder,
+    save_autoencoder,
+    train_autoencoder,
+)
 from hdm.bootstrap.contrastive import (
     measure_contrastive,
     new_contrastive,
@@ -54,7 +59,8 @@ UNFINISHED = ".unfinished"
 PLAN = "plan.json"
 SPENT = "spent.json"
 TRIAL_STEPS = 4  # of each training, to see how long they take
-TRIAL_PICTURES = 16  # are measured
+TRIAL_PART = 6  # one in so many pictures is prepared and measured in a trial, at most
+FEWEST_MEASURED = 4
 SHORT = 0.2  # of the minutes; where trainings have less of them, it is said
 LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
 CHECKPOINT_SEC = 30.0
@@ -66,6 +72,8 @@ PARTS = (
 )  # in time
 REST = "measuring"  # and all else that a trial takes besides the trainings
 
+
+Check = Callable[[Resolved, float], Mapping[str, Any]]
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +102,7 @@ def bootstrap(
     size_px: int = 64,
     channels: int = 8,
     max_pictures: int | None = None,
-    check: Callable[[Resolved], Mapping[str, Any]] | None = None,
+    check: Check | None = None,
     checkpoint_sec: float = CHECKPOINT_SEC,
     begun: float | None = None,
 ) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def bootstrap(
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many examples.
-        check: measures more on the written components.
+        check: measures more on the written components, on a share of its pictures in (0, 1].
         checkpoint_sec: a training is saved about every so many seconds.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
@@ -134,7 +142,8 @@ def bootstrap(
     try:
         with signals_raised(), deterministic(True), cpu_threads(None):
             lessons = gather(examples, size_px, max_pictures)
-            recipe = _Recipe(lessons, seed, size_px, channels, check)
+            tokenizer = train_tokenizer(lessons.captions)
+            recipe = _Recipe(lessons, seed, size_px, channels, check, tokenizer)
             asked = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "minutes": minutes,
                      "plan": asdict(plan or Plan()), "pictures": lessons.digest()}  # fmt: skip
             return _run(recipe, _Work(out, asked, begun, checkpoint_sec))
@@ -155,7 +164,8 @@ class _Recipe:
     seed: int
     size_px: int
     channels: int
-    check: Callable[[Resolved], Mapping[str, Any]] | None
+    check: Check | None
+    tokenizer: Any
 
 
 class _Work:
@@ -263,7 +273,7 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     """One file or folder for each component, written as soon as it is trained; the seconds of each training by its field of the plan."""
     assert work.plan is not None
     lessons, seed, plan, budget = recipe.lessons, recipe.seed, work.plan, work.budget()
-    tokenizer = train_tokenizer(lessons.captions)
+    tokenizer = recipe.tokenizer
     if not work.has("text_encoder"):
         place = work.place("text_encoder", "language_captions", budget)
         language_model, schedule = train_language_model(
@@ -317,7 +327,7 @@ def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any
 def _measured(recipe: _Recipe, out: Path) -> dict[str, Any]:
     written = _written(out)
     found = _measure(recipe.lessons, written, recipe.size_px)
-    return {**found, **(recipe.check(written) if recipe.check else {})}
+    return {**found, **(recipe.check(written, 1.0) if recipe.check else {})}
 
 
 def _written(out: Path) -> Resolved:
@@ -327,16 +337,26 @@ def _written(out: Path) -> Resolved:
 def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, float]]:
     """The plan, shortened or lengthened to fit into the minutes, and the seconds that its parts are expected to take.
 
-    All of it is tried in small, in a folder that is thrown away: what trainings take grows with the plan, what measuring takes does not.
+    All of it is tried in small, on a part of the pictures, in a folder that is thrown away. What trainings take grows with the plan; what
+    preparing and measuring take grows with the pictures.
     """
     few = Plan(*(TRIAL_STEPS * batch for batch in (8, 32, 64, 64)))
+    lessons = recipe.lessons
+    every = max(1, min(TRIAL_PART, len(lessons.held_out) // FEWEST_MEASURED))
+    part = Lessons(lessons.train[::every], lessons.held_out[::every])
     _load_libraries(recipe)
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         trial = _Work(Path(folder), {"minutes": None}, start, math.inf)
         trial.begin(few, {})
-        took = _train(recipe, trial)
-        rest = time.monotonic() - start - sum(took.values()) + _measuring(recipe, trial.out)
+        tried = replace(recipe, lessons=part)
+        took = _train(tried, trial)
+        written = _written(trial.out)
+        _measure(part, written, recipe.size_px)
+        if recipe.check is not None:
+            recipe.check(written, 1 / every)
+        growing = time.monotonic() - start - sum(took.values())
+    rest = growing * every + took[STATISTICS]
     counts = asdict(few)
     full = {name: took[name] * count / counts[name] for name, count in asdict(plan).items()}
     minutes = work.asked["minutes"]
@@ -353,23 +373,9 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
 
 def _load_libraries(recipe: _Recipe) -> None:
     """Import what the trainings need, which takes seconds once and not at every training."""
-    tokenizer = train_tokenizer(recipe.lessons.captions[:1])
-    new_language_model(len(tokenizer))
-    new_contrastive(tokenizer)
+    new_language_model(len(recipe.tokenizer))
+    new_contrastive(recipe.tokenizer)
     new_autoencoder(recipe.channels)
-
-
-def _measuring(recipe: _Recipe, out: Path) -> float:
-    """About how many seconds measuring takes, told by a few of the pictures."""
-    held_out = recipe.lessons.held_out
-    few, start = held_out[:TRIAL_PICTURES], time.monotonic()
-    _measure(replace(recipe.lessons, held_out=few), _written(out), recipe.size_px)
-    seconds = (time.monotonic() - start) * len(held_out) / len(few)
-    if recipe.check is None:
-        return seconds
-    start = time.monotonic()
-    recipe.check(_written(out))
-    return seconds + time.monotonic() - start
 
 
 def _files(out: Path, *components: Path) -> dict[str, dict[str, Any]]:
