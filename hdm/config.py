@@ -94,7 +94,7 @@ class Components(Settings):
 class ImageSettings(Settings):
     """How picture files become RGB, and what one of them may take: one that takes more is refused and counted."""
 
-    matte: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$")
+    matte: values.Colour = "#ffffff"
     """Colour that shows behind transparent pixels, as #rrggbb."""
     max_megapixels: values.Megapixels = 144.0
     """Pictures of so many million pixels or more are refused before decoding."""

@@ -243,6 +243,9 @@ def _assignment(key: str, value: str, origin: str) -> _Layer:
         raise ConfigError(
             f"the value of {key} is not YAML: {_shown(value)}", where=origin
         ) from error
+    # A command line has no comments: colours (#ffffff) and names of folders hold the sign.
+    if "#" in value and not isinstance(parsed, dict | list) and value.strip()[0] not in "\"'":
+        parsed = value.strip()
     nested: Any = parsed
     for step in reversed(keys):
         nested = {step: nested}
@@ -263,7 +266,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
                 position = int(step)
                 if position >= len(items):
                     raise ConfigError(
-                        f"{key} has {len(items)} entries, there is no {key}.{position}"
+                        f"{key} has {len(items)} entries, so there is no {key}.{position}; they are counted from 0"
                     )
                 if isinstance(item, Mapping) and isinstance(items[position], Mapping):
                     merged = dict(items[position])
@@ -292,6 +295,8 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
         message = f"{dotted} is missing"
     elif problem["type"] == "literal_secret":
         message = f"{dotted}: {problem['msg']}"
+    elif problem["type"] == "string_type":
+        message = f"{dotted} = {_shown(problem.get('input'))}: must be text; write it in quotes inside the shell's, as '\"2024\"'"
     else:
         told = problem["msg"].removeprefix("Value error, ")
         message = f"{dotted} = {_shown(problem.get('input'))}: {told}"

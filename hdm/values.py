@@ -173,6 +173,14 @@ def _are_devices(text: str) -> str:
     return text
 
 
+def _is_colour(text: str) -> str:
+    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        raise ValueError("must be a colour as #rrggbb, for example #ffffff")
+    return text
+
+
+Colour = Annotated[str, AfterValidator(_is_colour)]
+"""#rrggbb."""
 Size = Annotated[str, AfterValidator(_is_size)]
 """WIDTHxHEIGHT in pixels."""
 Device = Annotated[str, AfterValidator(device_of)]

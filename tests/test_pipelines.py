@@ -177,3 +177,28 @@ def test_names_in_any_script_are_taken(tmp_path, name):
     path = tmp_path / "pipelines.yaml"
     path.write_text(f"pipelines: {{{json.dumps(name, ensure_ascii=False)}: {{}}}}")
     assert load_pipeline(name, (), path, {}).name == name
+
+
+def test_a_value_on_the_command_line_has_no_comments(tmp_path):
+    settings = ["images.matte=#000000", f"download.source={tmp_path}/cats #1"]
+    pipeline = load_pipeline("folder", settings, environment={})
+    assert pipeline.images.matte == "#000000"
+    assert pipeline.download.source == f"{tmp_path}/cats #1"
+    quoted = load_pipeline("folder", ["images.matte='#00ff00'"], environment={})
+    assert quoted.images.matte == "#00ff00"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("download.source=2024", "must be text; write it in quotes"),
+        ("download.source=/pictures: new", "must be text; write it in quotes"),
+        ("images.matte=red", "must be a colour as #rrggbb"),
+        ("train.phases.9.resolution=64", "no phases.9; they are counted from 0"),
+    ],
+)
+def test_values_of_another_kind_are_refused_with_what_to_write(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        load_pipeline("folder", [setting], environment={})
+    loaded = load_pipeline("folder", ["download.source='2024'"], environment={})
+    assert loaded.download.source == "2024"

@@ -160,5 +160,7 @@ def _missing(place: Path) -> InputError:
     near = difflib.get_close_matches(place.name, beside, n=1, cutoff=0.6)
     guess = f"; did you mean {place.parent / near[0]}?" if near else ""
     return InputError(
-        f"the source is not there{guess}", where=place, do="set download.source to what is there"
+        f"the source is not there{guess}",
+        where=place,
+        do="name a file, a folder or a data set that is there: --set download.source=PATH, or --source PATH of hdm bootstrap",
     )

@@ -81,7 +81,11 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError("no such weights file", where=path)
+        raise InputError(
+            "there are no such weights",
+            where=path,
+            do="name a folder of training, a diffusers folder or a .safetensors file; without --weights the newest training is taken",
+        )
     if path.suffix != ".safetensors":
         raise InputError(
             "weights are read from .safetensors files alone: others can run code when opened",
