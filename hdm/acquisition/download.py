@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
@@ -30,6 +31,7 @@ from hdm.data.decoding import Decoders, header
 from hdm.data.sites import Site
 from hdm.data.tables import read_table, shard_name
 from hdm.errors import InputError, raised_by
+from hdm.files import explain_read_error
 from hdm.progress import Tracker, track
 from hdm.redaction import redacted_value
 from hdm.secrets import readable
@@ -68,7 +70,10 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     else:
         kind, reader = open_source(settings.source, settings.kind, settings)
         del config["scenes"]
-        config |= {"kind": kind, "source": reader.fingerprint()}
+        try:
+            config |= {"kind": kind, "source": reader.fingerprint()}
+        except OSError as error:
+            raise explain_read_error(error, Path(error.filename or settings.source)) from error
     return Identity("download", SCHEMA, config, dict(inputs))
 
 
@@ -116,8 +121,9 @@ def make(
                 with BlockingFetcher(pipeline.download, ready.hosts) as fetcher:
                     _load_shards(pipeline, items, draft, decoders, fetcher, tally, bar)
         if not tally.counts["items"]:
+            reasons = [f"{entry.place or '.'}: {entry.reason}" for entry in inventory.entries]
             raise InputError(
-                "the source has no items",
+                "".join(["the source has no items", *(f"\n    {r}" for r in reasons[:EXAMPLES])]),
                 where=ready.source,
                 do="look at download.source and download.kind",
             )

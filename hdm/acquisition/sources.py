@@ -49,20 +49,27 @@ def open_source(
     if source.startswith(SCHEMES) and kind in ("auto", "urls"):
         return "urls", UrlList([fetched_list(source, settings)], settings)
     place = Path(source).expanduser()
-    found = _detect(source, place, settings) if kind == "auto" else kind
-    match found:
+    try:
+        found = _detect(source, place, settings) if kind == "auto" else kind
+        return found, _reader(found, given, source, place, settings)
+    except OSError as error:  # no permission, or a name that no file can have
+        raise InputError(f"the source cannot be read: {error.strerror}", where=place) from error
+
+
+def _reader(
+    kind: SourceKind, given: str, source: str, place: Path, settings: DownloadSettings
+) -> Reader:
+    match kind:
         case "urls":
-            return found, UrlList(_files(source), settings)
+            return UrlList(_files(source), settings)
         case "tars":
-            return found, Tars(
-                _tars(source, place, settings), settings, place if place.is_dir() else None
-            )
+            return Tars(_tars(source, place, settings), settings, place if place.is_dir() else None)
         case "dataset" if source.lower().endswith(PARQUET):
-            return found, DataSet(source, settings, _files(source))
+            return DataSet(source, settings, _files(source))
         case "dataset":
-            return found, DataSet(source, settings, name=given)
+            return DataSet(source, settings, name=given)
         case "folder" if place.is_dir():
-            return found, Folder(place, settings)
+            return Folder(place, settings)
         case "folder" if place.exists():
             raise InputError(
                 "the source is a file, not a folder",

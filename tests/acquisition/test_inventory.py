@@ -258,3 +258,14 @@ def test_a_picture_with_two_lines_is_one_key_and_one_item(folder, tmp_path):
     rows = read_tables(make(folder, tmp_path / "store"), "samples").to_pylist()
     assert [row["key"] for row in rows] == [key_of(f"img/{number}.png") for number in range(3)]
     assert rows[0]["captions"] == ["a", "caption 0"]
+
+
+def test_a_source_without_pictures_says_what_is_there_instead(tmp_path):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    (root / ".a.png").write_bytes(png(0))
+    (root / "layers.psd").write_bytes(b"8BPS\0\1" + bytes(40))
+    with pytest.raises(InputError, match="no items") as error:
+        make(root, tmp_path / "store")
+    assert ".a.png: its name begins with a dot" in str(error.value)
+    assert "layers.psd: PSD: not read; convert it to PNG" in str(error.value)

@@ -335,6 +335,8 @@ def test_a_source_that_is_not_there(folder):
             read(source)
     with pytest.raises(ConfigError, match=r"download.source is not set"):
         read("")
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        read("/" + "a" * 300)
     with pytest.raises(InputError, match="a file, not a folder"):
         read(folder / "b.png", kind="folder")
     with pytest.raises(InputError, match="a source is"):
