@@ -38,6 +38,18 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
+def read_json(data: bytes | str) -> Any:
+    """The value of JSON text that may be damaged.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 @dataclass(frozen=True)
 class Hashes:
     """Of a file's bytes, in hex digits: sha256 for proof, 128 bits of XXH3 for every time that the file is used."""

@@ -41,6 +41,7 @@ from hdm.files import (
     explain_read_error,
     fast_hash,
     hash_file,
+    read_json,
     remove,
     sha256_file,
     sync,
@@ -201,7 +202,7 @@ class Store:
             with locked(folder / LOCK, f"{identity.name} {identity.digest}"):
                 if not all(_restored(folder, record) for record in manifest.files):
                     return None
-                write_bytes(folder / MANIFEST, (folder / COPIES / MANIFEST).read_bytes())
+                _write_over(folder / MANIFEST, (folder / COPIES / MANIFEST).read_bytes())
             log.warning("%s %s is whole again", identity.name, identity.digest)
             return read_output(folder)
         return None
@@ -312,7 +313,7 @@ class Draft:
                 name, temporary.stat().st_size, hashes.sha256, dict(pending.counts), hashes.xxh3
             )
             if copied:
-                write_bytes(self.path / COPIES / name, temporary.read_bytes())
+                _write_over(self.path / COPIES / name, temporary.read_bytes())
             line = {**asdict(record), "of": self.identity.digest}
             # Before the rename: a file that is in place is always in the journal, and so can be adopted or refused.
             _append_line(
@@ -361,8 +362,8 @@ class Draft:
         manifest = {**body, "manifest_sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
         self._log_run()
         data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-        write_bytes(self.path / MANIFEST, data)
-        write_bytes(self.path / COPIES / MANIFEST, data)
+        _write_over(self.path / MANIFEST, data)
+        _write_over(self.path / COPIES / MANIFEST, data)
         with _writing(self.path):
             remove(self.path / SCRATCH)
         return read_output(self.path)
@@ -370,6 +371,7 @@ class Draft:
     def _log_run(self) -> None:
         seconds = time.monotonic() - self.clock
         earlier = _read_run(self.path)
+        _clear_for_file(self.path / RUN)
         write_json(
             self.path / RUN,
             {
@@ -456,7 +458,7 @@ def _read_manifest(path: Path, folder: Path) -> Output:
     except OSError as error:
         raise explain_read_error(error, path) from error
     try:
-        manifest = json.loads(data)
+        manifest = read_json(data)
         recorded = manifest.pop("manifest_sha256")
         if hashlib.sha256(canonical_json(manifest)).hexdigest() != recorded:
             raise ValueError("its hash does not hold")
@@ -553,8 +555,10 @@ def set_aside(folder: Path, damage: DamagedError) -> None:
     manifest = folder / MANIFEST
     inside = Path(os.path.realpath(damaged.parent)).is_relative_to(os.path.realpath(folder))
     if damaged.name != MANIFEST and inside and manifest.exists():
+        copy = _made_folder(folder / COPIES) / MANIFEST
+        _clear_for_file(copy)
         with _writing(manifest):
-            manifest.replace(_made_folder(folder / COPIES) / MANIFEST)
+            manifest.replace(copy)
             sync(folder)
 
 
@@ -579,6 +583,17 @@ def _made_folder(path: Path) -> Path:
     return path
 
 
+def _clear_for_file(path: Path) -> None:
+    """Set aside a folder, a pipe, or a link that leads nowhere, where a file is going to be written."""
+    if os.path.lexists(path) and not path.is_file():
+        _move_aside(path, "not a file")
+
+
+def _write_over(path: Path, data: bytes) -> None:
+    _clear_for_file(path)
+    write_bytes(path, data)
+
+
 def _restored(folder: Path, record: FileRecord) -> bool:
     """Whether a file is what was written, perhaps by now: from its copy. What stands in the way of writing it is set aside."""
     if _holds(folder, record, content=True):
@@ -590,14 +605,17 @@ def _restored(folder: Path, record: FileRecord) -> bool:
         write_bytes(path, (folder / COPIES / record.name).read_bytes())
         log.warning("%s is back from its copy", path)
         return True
-    if os.path.lexists(path) and not path.is_file():
-        _move_aside(path, "not a file")
+    _clear_for_file(path)
     return False
 
 
 def _sweep(folder: Path) -> None:
     """Remove what a kill between the manifest and the clean-up left: checkpoints take gigabytes."""
-    names = [path.name for path in folder.iterdir()]
+    names: list[str] = []
+    with contextlib.suppress(
+        PermissionError
+    ):  # another user's, who lets files be read but not listed
+        names = [path.name for path in folder.iterdir()]
     leftovers = [name for name in names if name == SCRATCH or name.startswith(TEMPORARY)]
     if not leftovers:
         return
@@ -624,6 +642,7 @@ def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
         LockedError: somebody else holds it; pid, host and start are named.
         HdmError: its file cannot be written.
     """
+    _clear_for_file(path)
     with _writing(path):
         file = path.open("a+")
     with file:
@@ -656,6 +675,7 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
         for folder in folders:
             path = folder / USED
             try:
+                _clear_for_file(path)
                 with _writing(path):
                     path.touch()
                 stack.enter_context(locked(path, f"{folder} (it is being removed)", shared=True))
@@ -672,12 +692,15 @@ def alone_with(path: Path) -> Iterator[None]:
 
     Raises:
         LockedError: somebody else holds it.
+        InputError: the file may not be read.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    if not path.is_file():
         yield
         return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise explain_read_error(error, path) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -694,10 +717,8 @@ def is_locked(path: Path) -> bool:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return False
     except OSError as error:
-        raise explain_read_error(error, path) from error
+        return _refused(error, path)  # what is no file is no lock
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -708,10 +729,17 @@ def is_locked(path: Path) -> bool:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
+    path = folder / RUN
     try:
-        return json.loads((folder / RUN).read_bytes())
+        check_regular(path)
+        found = read_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
+    kinds: dict[str, Any] = {"seconds": (int, float), "figures": dict, "runs": list}
+    whole = isinstance(found, dict) and all(
+        isinstance(found.get(name), kind) for name, kind in kinds.items()
+    )
+    return found if whole else {}
 
 
 _held: set[tuple[str, int, int, int, int]] = set()
@@ -767,19 +795,20 @@ def _content_holds(folder: Path, record: FileRecord) -> bool:
 def _read_hashes(folder: Path) -> dict[str, str]:
     """sha256 → XXH3 of files that were once found to be whole; {} if it was lost (they are hashed again)."""
     try:
-        return dict(json.loads((folder / HASHES).read_bytes()))
+        return dict(read_json((folder / HASHES).read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
 
 
 def _append_line(path: Path, line: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        # A torn last line of a killed run must not swallow this one.
-        os.write(descriptor, b"\n" + line + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            # A torn last line of a killed run must not swallow this one.
+            os.write(descriptor, b"\n" + line + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _journal_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -787,19 +816,16 @@ def _journal_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     try:
         check_regular(path)
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return
     except OSError as error:
-        damage = explain_read_error(error, path)
-        if not isinstance(damage, DamagedError):
-            raise damage from error
-        _move_aside(path, damage.what)
+        _refused(error, path)
+        if os.path.lexists(path):
+            _move_aside(path, "not a file that can be read")
         return
     for line in lines:
         with contextlib.suppress(
             ValueError
         ):  # empty, or torn by a kill: its file is then made again
-            yield line, json.loads(line)
+            yield line, read_json(line)
 
 
 def _line_hash(line: Mapping[str, Any]) -> str:

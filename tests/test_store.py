@@ -16,7 +16,17 @@ import xxhash
 
 from hdm.errors import DamagedError, DoesNotFitError, HdmError, InputError, LockedError
 from hdm.files import canonical_json, written_aside
-from hdm.store import Draft, Identity, Store, check_files, checked, locked, read_output
+from hdm.store import (
+    Draft,
+    Identity,
+    Store,
+    alone_with,
+    check_files,
+    checked,
+    in_use,
+    locked,
+    read_output,
+)
 from tests.store_as_of_old import as_of_old
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -234,6 +244,45 @@ def test_what_stands_where_an_outputs_folder_should_is_set_aside(tmp_path, put):
     assert store.find(identity()) is None
     assert fill(store, identity()) == ["a.json", "b.json", "c.json"]
     assert [output.digest for output in store.outputs()] == [identity().digest]
+
+
+IN_THE_WAY = {
+    "list": lambda path: path.write_text("[]"),
+    "other": lambda path: path.write_text('{"seconds": "x", "figures": [], "runs": 5}'),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "folder": lambda path: (path.mkdir(), (path / "x").write_text("x")),
+    "pipe": os.mkfifo,
+    "loop": lambda path: path.symlink_to(path.name),
+    "dangling": lambda path: path.symlink_to("/nowhere/at/all"),
+}
+
+
+@pytest.mark.parametrize("put", IN_THE_WAY)
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", ".lock", ".used", ".journal.jsonl", ".copies", ".copies/manifest.json", ".hashes.json", ".scratch"],
+)  # fmt: skip
+def test_whatever_stands_beside_the_files_a_damaged_one_is_made_again(tmp_path, name, put):
+    """Two things are broken at once: what the store keeps for itself, and a file."""
+    store = Store(tmp_path)
+    fill(store, identity())
+    folder = store.folder(identity())
+    whole = everything(folder)
+    (folder / "a.json").write_text("damaged")
+    other = folder / name
+    shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
+    IN_THE_WAY[put](other)
+
+    again = Store(tmp_path)
+    assert again.find(identity()) is None
+    assert "a.json" in fill(again, identity())
+    found = again.find(identity())
+    assert found is not None
+    assert found.run()["seconds"] >= 0
+    with in_use([folder]), pytest.raises(LockedError), alone_with(folder / ".used"):
+        pass
+    restored = everything(folder)
+    assert {key: restored[key] for key in whole} == whole
 
 
 def test_a_file_where_the_store_should_be_is_a_clear_error(tmp_path):
