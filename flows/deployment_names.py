@@ -33,6 +33,8 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     Raises:
         SystemExit: `prefect deployment run` cannot work; told in one line.
     """
+    if _is_server():
+        return None
     root, url = store_root(), ctx.api_url
     if not (state_root(root) / ".services").is_dir():
         if not url and _name_place(sys.argv) is not None:
@@ -56,6 +58,11 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
         access.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_API_AUTH_STRING"),
     )
     return SetupResult(env={**found, **access})
+
+
+def _is_server() -> bool:
+    """Whether this process is a server that Prefect started: its parent chose all its settings."""
+    return any(word.startswith("prefect.server.") for word in sys.argv)
 
 
 def complete(words: list[str], url: str | None, authorization: str | None = None) -> None:

@@ -64,7 +64,7 @@ def test_what_cannot_be_made_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "trained/model.json", tmp_path / "there")
     for words, said in [
         ((tmp_path / "there", "--length", 0.1, "--out", tmp_path / "new"), "no snapshots"),
-        ((folder / "trained", "--length", 0.4, "--out", tmp_path / "new"), "outside (0, 0.28]"),
+        ((folder / "trained", "--length", 0.4, "--out", tmp_path / "new"), "at most 0.28"),
         ((folder / "trained", "--length", 0.1, "--out", tmp_path / "there"), "is there already"),
         ((tmp_path, "--length", 0.1, "--out", tmp_path / "new"), "there is no model.json"),
     ]:

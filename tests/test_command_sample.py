@@ -269,7 +269,7 @@ def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) ->
     assert "TREAD rate 1.0 is outside" in refused(*trained, *one, "--tread-rate", "0.5,1")
     assert "is not X,Y,ZOOM" in refused(*trained, *one, "--camera", "0,0")
     assert "zoom 0.0 is not above 0" in refused(*trained, *one, "--camera", "0,0,0")
-    assert "is not WIDTHxHEIGHT" in refused(*trained, *one, "--size", "16")
+    assert "must be WIDTHxHEIGHT" in refused(*trained, *one, "--size", "16")
     assert "take 16x8" in refused(*trained, *one, "--size", "17x8")
     (tmp_path / "file").write_text("")
     assert "cannot write pictures" in refused(

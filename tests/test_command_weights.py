@@ -162,7 +162,7 @@ def test_a_silent_file_and_a_checkpoint_are_imported_by_their_shapes(tmp_path: P
         (
             ["import", "GIVEN", "--out", "OUT", "--tread-rate", "1.0"],
             2,
-            "TREAD rate 1.0 is outside [0, 1)",
+            "1.0 must be at least 0 and less than 1",
         ),
         (["import", "GIVEN", "--out", "OUT", "--ema"], 2, "--ema is for checkpoints"),
         (["import", "none.ckpt", "--out", "OUT"], 2, "no such checkpoint"),

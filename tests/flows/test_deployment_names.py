@@ -138,6 +138,11 @@ def test_the_address_of_a_living_serve_is_taken_unless_the_user_set_one(
     assert found["PREFECT_SERVER_API_AUTH_STRING"] == found["PREFECT_API_AUTH_STRING"]
     assert "PREFECT_API_URL" not in found
     assert str(tmp_path) in found["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    # That server takes the password it is given: one of its own would shut out who started it.
+    monkeypatch.setattr(
+        "sys.argv", ["uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    )
+    assert environment(None) == {}
 
 
 def test_prefect_finds_the_hook() -> None:

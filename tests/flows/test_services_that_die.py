@@ -15,7 +15,6 @@ import pytest
 from tasks.services import runs
 from tests.flows.served import PROJECT, Served, serve, until
 
-RETURN_SEC = 60.0  # after which states are right
 LONG = "download.scenes.count=3000"
 PATIENT = """
 import sys, threading, time
@@ -111,7 +110,7 @@ def test_a_run_is_stopped_after_its_worker_was_killed(served: Served) -> None:
     served.kill("worker")
     done = served.command("hdm", "stop")
     assert done.returncode == 0, done.stderr
-    until(lambda: served.states()[flow_run] == "Cancelled", RETURN_SEC)
+    until(lambda: served.states()[flow_run] == "Cancelled")
     assert runs(served.root) == []
     last = (served.root / ".services" / "runs.log").read_text().rstrip().split("\n")
     ended = next(place for place, line in enumerate(last) if "Finished in state Cancelled" in line)
@@ -125,7 +124,7 @@ def test_a_run_is_cancelled_on_prefect_s_page_after_its_worker_was_killed(served
     served.kill("worker")
     until(lambda: served.state.children["worker"] != old)
     assert served.command("prefect", "flow-run", "cancel", as_uuid(flow_run)).returncode == 0
-    until(lambda: served.states()[flow_run] == "Cancelled", RETURN_SEC)
+    until(lambda: served.states()[flow_run] == "Cancelled")
 
 
 def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
@@ -133,7 +132,7 @@ def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
     pid = pid_of(served, flow_run)
     served.kill("worker")
     os.kill(pid, signal.SIGKILL)
-    until(lambda: served.states()[flow_run] == "Crashed", RETURN_SEC)
+    until(lambda: served.states()[flow_run] == "Crashed")
 
 
 def test_a_killed_serve_s_run_is_seen_later_and_a_stopped_one_s_is_stopped_first(
@@ -146,7 +145,7 @@ def test_a_killed_serve_s_run_is_seen_later_and_a_stopped_one_s_is_stopped_first
         served.process.wait()
         served.process.returncode = 0
     with serve(tmp_path) as served:
-        until(lambda: served.states()[killed] == "Crashed", RETURN_SEC)
+        until(lambda: served.states()[killed] == "Crashed")
         stopped = start(served, LONG)
     assert served.states()[stopped] == "Cancelled"
     assert "Finished in state Cancelled" in (tmp_path / ".services" / "runs.log").read_text()
