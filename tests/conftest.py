@@ -10,7 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 OTHERS = (
     # libraries
@@ -53,3 +56,12 @@ os.environ |= {
 def pytest_unconfigure() -> None:
     """Prefect's and MLflow's last threads may still write there."""
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Commands that a test calls in this process set variables; none of them reaches the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
