@@ -82,9 +82,9 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            "there are no such weights",
+            "no such weights file or folder",
             where=path,
-            do="name a folder of training, a diffusers folder or a .safetensors file; without --weights the newest training is taken",
+            do="name a folder of training, a diffusers folder or a .safetensors file",
         )
     if path.suffix != ".safetensors":
         raise InputError(
