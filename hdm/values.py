@@ -124,8 +124,6 @@ Blocks = Annotated[int, Within(0, 1000)]
 PositiveBlocks = Annotated[int, Within(1, 1000)]
 Workers = Annotated[int, Within(1, 4096)]
 """Threads, processes, devices or requests at once."""
-Port = Annotated[int, Within(0, 65_535)]
-"""Of this machine; 0: any that is free."""
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -377,15 +377,3 @@ def hushed(library: str) -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def fetch(resolved: Resolved) -> None:
-    """Download every hub model of a pipeline that is not on this machine yet.
-
-    Raises:
-        InputError: one could not be fetched; says which, and the command that would.
-    """
-    for field in fields(resolved):
-        reference = getattr(resolved, field.name)
-        if reference is not None:
-            locate(reference, download=True)
