@@ -34,7 +34,7 @@ serve: setup     ## Prefect, MLflow and a worker on this machine, stopped togeth
 
 KILLS ?= 20
 SECONDS_OF_FUZZ ?= 180
-faults: setup    ## break pictures, put settings to their edges, take the server away, kill the pipeline at many moments and compare every byte (KILLS=200 for more; all go on where they stopped)
+faults: setup    ## break pictures, put settings to their edges, take the server away, kill the pipeline at many moments, runs that recover too, and compare every byte (KILLS=200 for more; all go on where they stopped)
 	$(BIN)/python -m tests.faults.fuzz_pictures --seconds $(SECONDS_OF_FUZZ)
 	$(BIN)/python -m tests.faults.edge_values
 	$(BIN)/python -m tests.faults.kill_anywhere --through server --kills $(KILLS)

@@ -1,9 +1,13 @@
-"""Kill a small pipeline at seeded moments, run the same command again, and compare every byte with an undisturbed run.
+"""Kill a small pipeline at seeded moments, run it to its end, and compare every byte with an undisturbed run.
 
-    python -m tests.faults.kill_anywhere [--kills 20] [--seed 0] [--through stages|ephemeral|server] [--work DIR]
+    python -m tests.faults.kill_anywhere [--kills 20] [--kills-per-store 5] [--seed 0]
+                                         [--through stages|ephemeral|server] [--work DIR]
 
-Resumable: what was tried is in DIR/results.jsonl, and the same command goes on from there. `--through server` starts one Prefect
-server and keeps it for all tries. After each kill no process of the run may be left.
+Each try starts on an empty store and kills the same command several times in a row, so that runs that recover from
+a kill are killed too. After each kill no process of the run may be left.
+
+Resumable: finished tries are in DIR/results.jsonl, and the same command goes on from there. `--through server`
+starts one Prefect server and keeps it for all tries.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -21,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -87,20 +93,24 @@ def survivors(store: Path) -> list[str]:
     return found
 
 
-def kill_after(words: list[str], store: Path, seconds: float, log: Path) -> str | None:
-    """Start, kill the whole group after so many seconds, and wait until nobody is left; what went wrong, or None."""
+def kill_after(words: list[str], store: Path, seconds: float, log: Path) -> tuple[bool, str | None]:
+    """Start the command and kill its whole process group after so many seconds.
+
+    Returns:
+        Whether it was killed (else it had ended by itself), and what went wrong, or None.
+    """
     run = start(words, log)
     with contextlib.suppress(subprocess.TimeoutExpired):
         run.wait(timeout=seconds)
-        return None if run.returncode == 0 else f"ended by itself with code {run.returncode}"
+        return False, None if run.returncode == 0 else f"ended by itself with code {run.returncode}"
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     deadline = time.monotonic() + SURVIVORS_SEC
     while left := survivors(store):
         if time.monotonic() > deadline:
-            return f"survived the kill: {left}"
+            return True, f"survived the kill: {left}"
         time.sleep(0.2)
-    return None
+    return True, None
 
 
 def undisturbed(
@@ -123,18 +133,31 @@ def undisturbed(
 
 
 def one_try(
-    number: int, seed: int, through: str, work: Path, overrides: tuple[str, ...]
-) -> dict[str, object]:
-    """Kill once at the moment that (seed, number) names, run again to the end, compare."""
+    number: int, seed: int, through: str, work: Path, overrides: tuple[str, ...], kills: int = 1
+) -> dict[str, Any]:
+    """Kill up to `kills` times in a row at moments that (seed, number) names, run to the end, compare.
+
+    With several kills each run lives for half of an undisturbed run at most: later stages are
+    reached by runs that went on from what killed ones had left.
+    """
     expected, seconds = undisturbed(through, work, overrides)
-    moment = random.Random(f"{seed}-{number}").uniform(0.02, 0.98) * seconds
+    longest = seconds if kills == 1 else seconds / 2
+    moments = random.Random(f"{seed}-{number}")
     store, log = work / f"try-{number}", work / f"try-{number}.log"
     shutil.rmtree(store, ignore_errors=True)
     words = command(through, store, overrides)
-    wrong = kill_after(words, store, moment, log)
-    finished = sorted(
-        str(path.parent.relative_to(store)) for path in store.glob("*/*/manifest.json")
-    )
+    killed_at_sec: list[float] = []
+    outputs_then: list[int] = []
+    wrong = None
+    for _ in range(kills):
+        moment = moments.uniform(0.02, 0.98) * longest
+        killed, wrong = kill_after(words, store, moment, log)
+        if not killed:
+            break
+        killed_at_sec.append(round(moment, 2))
+        outputs_then.append(len(list(store.glob("*/*/manifest.json"))))
+        if wrong:
+            break
     if wrong is None and start(words, log).wait() != 0:
         wrong = f"the run after the kill failed: see {log}"
     if wrong is None and (found := contents(store)) != expected:
@@ -149,10 +172,15 @@ def one_try(
         "number": number,
         "seed": seed,
         "through": through,
-        "killed_at_sec": round(moment, 2),
-        "outputs_then": len(finished),
+        "killed_at_sec": killed_at_sec,
+        "outputs_then": outputs_then,
         "wrong": wrong,
     }
+
+
+def kills_of(entry: dict[str, Any]) -> int:
+    """How many kills a try counts for: at least one, so that tries that fail at once come to an end."""
+    return max(1, len(entry["killed_at_sec"]))
 
 
 @contextlib.contextmanager
@@ -178,6 +206,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument(
+        "--kills-per-store", type=int, default=5, help="kills in a row before a run may end (5)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--through", choices=("stages", "ephemeral", "server"), default="server")
     parser.add_argument("--work", type=Path, default=PROJECT / "build" / "faults")
@@ -188,21 +219,30 @@ def main() -> int:
     tried = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     )
-    done = {entry["number"] for entry in tried if entry["seed"] == asked.seed}
+    tried = [entry for entry in tried if entry["seed"] == asked.seed]
+    done = {entry["number"] for entry in tried}
+    kills = sum(kills_of(entry) for entry in tried)
     with prefect_server(asked.through, work):
-        for number in range(asked.kills):
+        for number in itertools.count():
+            if kills >= asked.kills:
+                break
             if number in done:
                 continue
-            entry = one_try(number, asked.seed, asked.through, work, SMALL)
+            in_a_row = min(asked.kills_per_store, asked.kills - kills)
+            entry = one_try(number, asked.seed, asked.through, work, SMALL, in_a_row)
             tried.append(entry)
+            kills += kills_of(entry)
             with results.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
             print(
-                f"kill {number} at {entry['killed_at_sec']} s, {entry['outputs_then']} outputs finished: {entry['wrong'] or 'same bytes'}",
+                f"try {number}: killed at {entry['killed_at_sec']} s with {entry['outputs_then']} outputs finished: "
+                f"{entry['wrong'] or 'same bytes'} ({kills} of {asked.kills} kills)",
                 flush=True,
             )
-    bad = [entry for entry in tried if entry["seed"] == asked.seed and entry["wrong"]]
-    print(f"{len(tried) - len(bad)} of {len(tried)} kills ended in the same bytes")
+    bad = [entry for entry in tried if entry["wrong"]]
+    print(
+        f"{kills} kills in {len(tried)} stores; {len(tried) - len(bad)} stores ended in the same bytes"
+    )
     return 1 if bad else 0
 
 
