@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.services import runs
+from tests.faults.outage import outage
 from tests.flows.served import PROJECT, Served, serve, until
 
 LONG = "download.scenes.count=3000"
@@ -85,6 +86,14 @@ def test_a_request_waits_for_its_server_until_the_run_is_told_to_stop(free_port:
         check=True,
     )
     assert done.stdout.split("\n")[:2] == ["200", "gave up"]
+
+
+def test_states_are_right_soon_after_a_server_that_missed_a_stage_s_end_is_back(
+    tmp_path: Path,
+) -> None:
+    assert outage(tmp_path, 20) is None
+    told = (tmp_path / "run.log").read_text()
+    assert told.count("does not answer") == told.count("answers again") == 1
 
 
 @pytest.fixture
