@@ -115,9 +115,9 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
     return Mixture([own, *others], [1.0, *(entry.weight for entry in settings.mix)])
 
 
-def validation_loader(job: Job, batch_size: int) -> Loader:
-    """The validation split, always the same way."""
-    return _loader(job, split="validation", batch_size=batch_size, crop="centre")
+def measured_loader(job: Job, split: str, batch_size: int) -> Loader:
+    """A split of this pipeline's own pictures, always the same way."""
+    return _loader(job, split=split, batch_size=batch_size, crop="centre")
 
 
 def _tags(job: Job, named: Callable[[str], str], seed: int) -> TagTable:

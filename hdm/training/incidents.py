@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from hdm.errors import HdmError
@@ -14,6 +15,19 @@ from hdm.training.position import LATELY, Position
 NOT_FINITE, SPIKE, WENT_BACK = "not finite", "loss spike", "went back"
 MAX_SKIPPED_IN_A_ROW = 10
 KEYS_NOTED, KEYS_SAID = 64, 8
+USELESS = 1.5
+"""Times the loss of predicting no velocity at all, at pictures that are trained on. Untrained weights predict next to nothing and have
+that loss; those that get the noise right and take the picture for another one have no more, of latents with the usual variance of 1."""
+
+
+def is_useless(loss: float | None, of_nothing: float) -> bool:
+    """Whether a loss is that of weights that are worth nothing.
+
+    Args:
+        loss: of the velocity; None: it is not finite.
+        of_nothing: what it would be if no velocity at all were predicted for the same examples.
+    """
+    return loss is None or not loss <= USELESS * of_nothing
 
 
 def incident(what: str, now: Position, example: Example, loss: float) -> dict[str, Any]:
@@ -51,28 +65,26 @@ def hopeless(
     )
 
 
-def exploded(
-    now: Position, held_out_lost: bool, broken: bool, job: Job, good: Checkpoint | None
-) -> HdmError:
-    """The error that ends a training whose last steps went wrong, so that its weights are worth nothing.
+def signs_of_explosion(now: Position) -> list[str]:
+    """What the last steps of a training say, if they went wrong."""
+    if not now.exploded:
+        return []
+    last = min(LATELY, now.step)
+    kinds = (
+        (now.skipped_lately, "no finite loss or gradient"),
+        (now.useless_lately, f"more than {USELESS} times the loss of predicting nothing"),
+    )
+    return [f"{len(steps)} of its last {last} steps had {what}" for steps, what in kinds if steps]
+
+
+def exploded(signs: Sequence[str], job: Job, good: Checkpoint | None) -> HdmError:
+    """The error that ends a training whose weights are worth nothing.
 
     Args:
-        now: after the last step.
-        held_out_lost: the last held-out loss was not finite.
-        broken: weights or their averages are not finite.
+        signs: what shows it.
         job: what was trained.
         good: its last good checkpoint.
     """
-    signs = []
-    if now.exploded:
-        last = min(LATELY, now.step)
-        signs.append(
-            f"{len(now.skipped_lately)} of its last {last} steps had no finite loss or gradient"
-        )
-    if held_out_lost:
-        signs.append("its last held-out loss is not finite")
-    if broken:
-        signs.append("its weights are not finite")
     return HdmError(
         f"training exploded before its end: {', '.join(signs)}; nothing was committed",
         where=f"train.{job.phase.name}",

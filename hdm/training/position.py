@@ -24,6 +24,7 @@ class Position:
         num_images_seen: the training clock.
         skipped, skipped_in_row: steps without a finite loss or gradient.
         skipped_lately: numbers of those among the last ten steps.
+        useless_lately: numbers of the steps among these whose loss was finite and useless (`incidents.is_useless`).
         gone_back: times that training went back to a checkpoint after many of these.
         loss_level, loss_spread: moving averages of the loss's logarithm and of its distance from that.
         spikes: losses that stood out.
@@ -53,29 +54,55 @@ class Position:
     ended: bool = False
     cosine_sum: float = 0.0
     skipped_lately: tuple[int, ...] = ()
+    useless_lately: tuple[int, ...] = ()
+
+    @property
+    def lost_lately(self) -> frozenset[int]:
+        """Numbers of those among the last ten steps that were skipped or had a useless loss."""
+        return frozenset((*self.skipped_lately, *self.useless_lately))
+
+    @property
+    def lost_in_row(self) -> int:
+        """How many of these are the last steps, one after the other."""
+        return next(
+            count for count in range(LATELY + 1) if self.step - count not in self.lost_lately
+        )
 
     @property
     def exploded(self) -> bool:
-        """Whether the last three steps were skipped, or most of the last ten (of all where there are fewer)."""
-        most = 2 * len(self.skipped_lately) > min(LATELY, self.step)
-        return most or self.skipped_in_row >= LAST
+        """Whether the last three steps were lost, or most of the last ten (of all where there are fewer)."""
+        most = 2 * len(self.lost_lately) > min(LATELY, self.step)
+        return most or self.lost_in_row >= LAST
 
-    def after(self, batch_size: int, loss: float | None, cosine: float = 0.0) -> Position:
-        """One step on, with its mean loss and alignment; loss None: the step was skipped."""
+    def after(
+        self, batch_size: int, loss: float | None, cosine: float = 0.0, *, useless: bool = False
+    ) -> Position:
+        """One step on.
+
+        Args:
+            batch_size: images of the step.
+            loss: their mean; None: the step was skipped.
+            cosine: of their alignment, the mean.
+            useless: whether a loss that is finite is useless (`incidents.is_useless`).
+        """
         moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
-        lately = tuple(step for step in self.skipped_lately if step > moved.step - LATELY)
+        skipped, lost = (
+            tuple(step for step in steps if step > moved.step - LATELY)
+            for steps in (self.skipped_lately, self.useless_lately)
+        )
+        moved = replace(moved, skipped_lately=skipped, useless_lately=lost)
         if loss is None:
             return replace(
                 moved,
                 skipped=self.skipped + 1,
                 skipped_in_row=self.skipped_in_row + 1,
-                skipped_lately=(*lately, moved.step),
+                skipped_lately=(*skipped, moved.step),
             )
         sums = self.loss_sum + loss, self.cosine_sum + cosine
         told = replace(
             moved,
             skipped_in_row=0,
-            skipped_lately=lately,
+            useless_lately=(*lost, moved.step) if useless else lost,
             loss_sum=sums[0],
             cosine_sum=sums[1],
             loss_count=self.loss_count + 1,
@@ -110,6 +137,7 @@ class Position:
             worse_in_row=0,
             ended=False,
             skipped_lately=(),
+            useless_lately=(),
         )
 
     def watched(self, loss: float | None, patience: int | None) -> Position:

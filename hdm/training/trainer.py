@@ -27,7 +27,7 @@ from hdm.errors import ConfigError, HdmError, InputError
 from hdm.models.devices import choose_device, deterministic
 from hdm.models.xut import XUT
 from hdm.sharding import finite, gathered
-from hdm.training import assembly, checkpoint, validation
+from hdm.training import assembly, checkpoint
 from hdm.training.best import Best
 from hdm.training.checkpoint import Checkpoint, load_weights
 from hdm.training.checkpoint_writer import CheckpointWriter
@@ -42,6 +42,8 @@ from hdm.training.incidents import (
     exploded,
     hopeless,
     incident,
+    is_useless,
+    signs_of_explosion,
     spike_warning,
 )
 from hdm.training.job import METRICS, TIMING, Job, num_steps
@@ -56,6 +58,7 @@ from hdm.training.power_ema import PowerTracks
 from hdm.training.records import Metrics, Timing
 from hdm.training.results import last_values, make_companions, write_grid, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
+from hdm.training.validation import BATCH_SIZE, Losses, measure
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
 
@@ -200,7 +203,7 @@ class Trainer:
             self.position.num_images_seen + self.phase.batch_size,
             self.num_images,
         )
-        loss, cosine = self._backward(example)
+        loss, cosine, nothing = self._backward(example)
         norms = tensor_norms(
             {
                 name: value.grad
@@ -209,8 +212,8 @@ class Trainer:
             }
         )
         norm = total_norm(list(norms.values()))
-        loss_value, cosine_value, norm_value = torch.stack(
-            [loss, cosine, norm]
+        loss_value, cosine_value, of_nothing, norm_value = torch.stack(
+            [loss, cosine, nothing, norm]
         ).tolist()  # the step's only wait for the accelerator
         finite = math.isfinite(loss_value) and math.isfinite(norm_value)
         if finite:
@@ -226,7 +229,10 @@ class Trainer:
             parameter.grad = None
         before = self.position
         self.position = before.after(
-            self.phase.batch_size, loss_value if finite else None, cosine_value
+            self.phase.batch_size,
+            loss_value if finite else None,
+            cosine_value,
+            useless=is_useless(loss_value, of_nothing),
         )
         if not finite or self.position.spikes > before.spikes:
             self._note(SPIKE if finite else NOT_FINITE, example, loss_value)
@@ -242,8 +248,8 @@ class Trainer:
         self.position = self._with_line(factor, norm_value, norms)
 
     def _backward(self, example: Example) -> Tensor:
-        """Add up the gradients of this process's share; loss and alignment of the global batch, (2,) on the device."""
-        share, total = len(example.batch), torch.zeros(2, device=self.device)
+        """Add up the gradients of this process's share; see `_loss`, but means of the global batch, (3,) on the device."""
+        share, total = len(example.batch), torch.zeros(3, device=self.device)
         size = min(self.phase.micro_batch or share, share)
         for start in range(0, share, size):
             last = start + size >= share
@@ -254,13 +260,15 @@ class Trainer:
                 if last or self.settings.shards
                 else self.accelerator.no_sync(self.forward)
             ):
-                loss, cosine = self._loss(example.part(start, start + size).to(self.device))
+                loss, cosine, nothing = self._loss(
+                    example.part(start, start + size).to(self.device)
+                )
                 objective = (
                     loss if self.alignment is None else loss - self.settings.align_weight * cosine
                 )
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
                 self.accelerator.backward(objective * (self.world_size / self.phase.batch_size))
-            total += torch.stack((loss, cosine)).detach()
+            total += torch.stack((loss, cosine, nothing)).detach()
         if self.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
         return total / self.phase.batch_size
@@ -275,8 +283,9 @@ class Trainer:
                 mixed_seed(self.settings.seed, DROPOUT, self.position.num_images_seen + first)
             )
 
-    def _loss(self, part: Example) -> tuple[Tensor, Tensor]:
-        """The velocity's loss, weighed by time as asked, and the cosine of the alignment (0 without), summed over the samples."""
+    def _loss(self, part: Example) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the samples, summed: the velocity's loss, weighed by time as asked; the cosine of the alignment, 0 without; and what the loss
+        would be if no velocity at all were predicted."""
         batch = part.batch
         aligned = {} if self.alignment is None else {"features": batch.features}
         noisy = interpolate(batch.latent, part.noise, part.timestep)
@@ -293,14 +302,17 @@ class Trainer:
                 **aligned,
             )
         predicted, cosines = predicted if aligned else (predicted, batch.latent.new_zeros(1))
-        losses = sample_losses(
-            predicted, velocity(batch.latent, part.noise), self.settings.contrastive_weight
+        wanted = velocity(batch.latent, part.noise)
+        losses, of_nothing = (
+            sample_losses(told, wanted, self.settings.contrastive_weight)
+            for told in (predicted, torch.zeros_like(wanted))
         )
         if self.settings.min_snr_gamma is not None:
-            losses = losses * min_snr_weights(
+            weights = min_snr_weights(
                 part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift
             )
-        return losses.sum(), cosines.sum()
+            losses, of_nothing = losses * weights, of_nothing * weights
+        return losses.sum(), cosines.sum(), of_nothing.sum()
 
     def _note(self, what: str, example: Example, loss: float) -> None:
         now = self.position
@@ -329,11 +341,15 @@ class Trainer:
                 step,
             )
 
-    def _last_good(self) -> Checkpoint | None:
+    def _last_good(self, *, ended: bool = False) -> Checkpoint | None:
+        """The newest checkpoint worth going back to; `ended`: the one of the last step is not."""
+
+        def is_wanted(state: Mapping[str, Any]) -> bool:
+            at_end = ended and state["position"]["step"] == self.position.step
+            return state.get("good", True) and not at_end
+
         with self.accelerator.main_process_first():  # the first one sets damaged ones aside
-            return checkpoint.newest(
-                Path(self.job.scratch), lambda state: bool(state.get("good", True))
-            )
+            return checkpoint.newest(Path(self.job.scratch), is_wanted)
 
     def _check_end(self, *, only_weights: bool) -> None:
         """Refuse weights that are worth nothing.
@@ -344,22 +360,37 @@ class Trainer:
         Raises:
             HdmError: training exploded before its end.
         """
-        lost = not only_weights and self._held_out_lost()
-        models = (self.model, self.average.model)
-        broken = self.takes_part and not all(finite(model.state_dict()) for model in models)
-        lost, broken = self._agreed(lost, broken)
-        if lost or broken or (self.position.exploded and not only_weights):
-            raise exploded(self.position, lost, broken, self.job, self._last_good())
+        signs = [] if only_weights else self._signs_in_steps()
+        if self.takes_part:
+            signs += self._signs_in_weights()
+        if any(self._agreed(bool(signs))):
+            raise exploded(signs, self.job, self._last_good(ended=True))
 
-    def _held_out_lost(self) -> bool:
-        """Whether the last held-out loss is not finite: of the averages or, after a skipped step, of the weights themselves."""
+    def _signs_in_steps(self) -> list[str]:
+        """What the last steps and their held-out loss say of an explosion."""
         told = last_values(self.metrics.content) if self.rank == 0 else {}
-        raw: dict[str, Any] = {}
-        if self.position.skipped_in_row and self.takes_part:
-            raw = self._held_out(self.model.eval()) or {}
-        return any(
-            "validation_loss" in found and found["validation_loss"] is None for found in (told, raw)
-        )
+        lost = "validation_loss" in told and told["validation_loss"] is None
+        return [
+            *signs_of_explosion(self.position),
+            *(["its last held-out loss is not finite"] if lost else []),
+        ]
+
+    def _signs_in_weights(self) -> list[str]:
+        """What shows that weights or averages are worth nothing: they are not finite, or their loss is useless.
+
+        It is looked at pictures that were trained on, since of few pictures weights learn those by heart, and are wrong about all others.
+        """
+        loader, signs = assembly.measured_loader(self.job, "train", BATCH_SIZE), list[str]()
+        for name, model in (("weights", self.model.eval()), ("averages", self.average.model)):
+            found = self._losses(model, loader)
+            if not finite(model.state_dict()):
+                signs.append(f"its {name} are not finite")
+            elif found is not None and is_useless(found.mean, found.of_nothing):
+                signs.append(
+                    f"its {name} have a loss of {found.mean:.4g} at pictures that were trained on, where predicting nothing has one of "
+                    f"{found.of_nothing:.4g}"
+                )
+        return signs
 
     def _with_line(self, factor: float, norm: float, norms: Mapping[str, Tensor]) -> Position:
         """The position with the line that is due after this step, the mean loss since the last one in it."""
@@ -450,8 +481,8 @@ class Trainer:
             return measured
         now = self.position
         if self.rank == 0:
-            # After a skipped step the averages may be whole beside weights that are not.
-            loss = None if now.skipped_in_row else measured[self.settings.watch]
+            # After a lost step the averages may be whole beside weights that are not.
+            loss = None if now.lost_in_row else measured[self.settings.watch]
             now = now.watched(loss, self.settings.patience)
             measured = {**measured, "best_step": now.best_step}
         ended, best = self._agreed(now.ended, now.best_step == now.step)
@@ -462,21 +493,20 @@ class Trainer:
 
     def _validate(self) -> dict[str, Any] | None:
         """The held-out losses of the averaged and, as asked, of the raw weights; None if a signal came meanwhile."""
-        found = self._held_out(self.average.model)
+        found = self._losses(self.average.model, self._validation_loader)
         if found is None or not self.settings.validate_raw:
-            return found
-        raw = self._held_out(self.model.eval())
+            return None if found is None else found.held_out()
+        raw = self._losses(self.model.eval(), self._validation_loader)
         self.model.train()
-        return (
-            None
-            if raw is None
-            else {**found, **{f"raw_{name}": value for name, value in raw.items()}}
-        )
+        if raw is None:
+            return None
+        told = {f"raw_{name}": value for name, value in raw.held_out().items()}
+        return {**found.held_out(), **told}
 
-    def _held_out(self, model: XUT) -> dict[str, Any] | None:
-        return validation.validate(
+    def _losses(self, model: XUT, loader: Loader) -> Losses | None:
+        return measure(
             model,
-            self._validation_loader,
+            loader,
             self.conditioning,
             self.accelerator.autocast,
             self.settings.seed,
@@ -507,7 +537,7 @@ class Trainer:
 
     @cached_property
     def _validation_loader(self) -> Loader:
-        return assembly.validation_loader(self.job, validation.BATCH_SIZE)
+        return assembly.measured_loader(self.job, "validation", BATCH_SIZE)
 
     def _sample(self) -> None:
         """Pictures of the averaged weights as they are now."""
@@ -568,7 +598,7 @@ class Trainer:
     def _is_good(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> bool:
         """Whether training may go back to a checkpoint of these tensors."""
         now = self.position
-        return not now.skipped_in_row and not now.exploded and all(map(finite, tensors.values()))
+        return not now.lost_in_row and not now.exploded and all(map(finite, tensors.values()))
 
     def _resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""

@@ -1,10 +1,11 @@
-"""Held-out loss at fixed pictures, fixed noise and fixed timesteps: comparable from step to step and from run to run."""
+"""Losses at fixed pictures, fixed noise and fixed timesteps: comparable from step to step and from run to run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,31 +21,57 @@ BATCH_SIZE = 64
 TIME_BINS = 5  # looked at in their middles: 0.1, 0.3, 0.5, 0.7, 0.9
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Of some pictures.
+
+    Args:
+        by_time: the mean loss at each of five timesteps, from little noise to much; empty without pictures.
+        of_nothing: what the mean of these would be if no velocity at all were predicted.
+    """
+
+    by_time: tuple[float, ...]
+    of_nothing: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.by_time) / TIME_BINS
+
+    def held_out(self) -> dict[str, Any]:
+        """What the metrics tell of held-out pictures: `validation_loss` and `validation_loss_by_time`, where one that is not finite is
+        None; {} without pictures."""
+        if not self.by_time:
+            return {}
+        return {
+            "validation_loss": _finite(self.mean),
+            "validation_loss_by_time": [_finite(loss) for loss in self.by_time],
+        }
+
+
 @torch.no_grad()
-def validate(
+def measure(
     model: nn.Module,
     loader: Loader,
     conditioning: Conditioning,
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: int,
     cut_short: Callable[[], bool],
-) -> dict[str, Any] | None:
-    """The held-out loss of a model.
+) -> Losses | None:
+    """The losses of a model.
 
     Args:
         model: in evaluation mode, on the conditioning's device.
-        loader: of the validation split, without dropout; up to 256 of its pictures are looked at.
+        loader: of a split, without dropout; up to 256 of its pictures are looked at.
         conditioning: of its captions.
         autocast: the context of a forward pass.
         seed: of the noise.
         cut_short: asked before each batch whether to give up.
 
     Returns:
-        `validation_loss`, the mean over five timesteps, and `validation_loss_by_time`, from little noise to much;
-        a loss that is not finite is None; {} without pictures;
-        None if it was cut short.
+        The losses; None if it was cut short.
     """
     count, sums = min(len(loader), NUM_IMAGES), torch.zeros(TIME_BINS, dtype=torch.float64)
+    of_nothing = 0.0
     for start in range(0, count, loader.batch_size):
         if cut_short():
             return None
@@ -54,6 +81,7 @@ def validate(
             conditioning.device
         )
         target = velocity(batch.latent, noise)
+        of_nothing += sample_losses(torch.zeros_like(target), target).double().sum().item()
         for place in range(TIME_BINS):
             timestep = torch.full(
                 (len(batch),), (place + 0.5) / TIME_BINS, device=conditioning.device
@@ -71,12 +99,8 @@ def validate(
                 sample_losses(predicted, target).double().cpu(), timestep.cpu(), TIME_BINS
             )[0]
     if not count:
-        return {}
-    by_time = (sums / count).tolist()
-    return {
-        "validation_loss": _finite(sum(by_time) / TIME_BINS),
-        "validation_loss_by_time": [_finite(loss) for loss in by_time],
-    }
+        return Losses((), 0.0)
+    return Losses(tuple((sums / count).tolist()), of_nothing / count)
 
 
 def _finite(loss: float) -> float | None:

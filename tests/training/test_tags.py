@@ -65,7 +65,9 @@ def test_everywhere_else_a_caption_has_all_its_tags(tagged: Workshop, tmp_path: 
     tokenizer = load_tokenizer(str(tagged.pipeline.components.text_encoder))
     found = captions_by_key(tagged.inputs["caption"], KEYS[:1])[KEYS[0]]
     assert found == ["red, circle, red, square, blue, circle"]
-    batch = assembly.validation_loader(tagged.changed(**DRAWS).job(tmp_path), 4).batch(0)
+    batch = assembly.measured_loader(tagged.changed(**DRAWS).job(tmp_path), "validation", 4).batch(
+        0
+    )
     numbers = [KEYS.index(key) for key in batch.keys]
     plain = [f"{WORDS[n % 2]}, {WORDS[2 + n // 2 % 2]}, red, square, blue, circle" for n in numbers]
     assert texts(batch) == tokenizer.token_ids(plain, 8)

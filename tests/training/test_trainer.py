@@ -608,10 +608,52 @@ def test_a_training_that_explodes_in_its_last_steps_is_refused(
 def test_three_of_four_skipped_steps_are_an_explosion(workshop: Workshop, tmp_path: Path) -> None:
     job = longer(workshop, 32).job(tmp_path)
     with pytest.raises(
-        HdmError, match=r"3 of its last 4 steps .* held-out loss is not finite"
+        HdmError, match=r"3 of its last 4 steps .* its weights have a loss of nan"
     ) as caught:
         exploding(job, 1).run()
     assert "there is no good checkpoint to go on from" in (caught.value.do or "")
+
+
+@pytest.mark.parametrize("rates", [{"learning_rate": 0.2}, {"muon_learning_rate": 5.0}], ids=str)
+def test_a_rate_at_which_losses_explode_and_stay_finite(
+    workshop: Workshop, tmp_path: Path, rates: dict[str, float]
+) -> None:
+    """At a constant rate: they are tens to millions of times that of predicting nothing, to the end."""
+    optimizer = {
+        "kind": "muon" if "muon_learning_rate" in rates else "adamw",
+        "schedule": "constant",
+        "warmup_images": 16,
+        **rates,
+    }
+    job = with_phase(longer(workshop.cached(), 160), optimizer=optimizer).job(tmp_path)
+    assert not Trainer(job, StopAfter(1), "cpu").run()
+    trainer = Trainer(job, StopRequest(), "cpu")
+    with pytest.raises(HdmError, match="training exploded before its end") as caught:
+        trainer.run()
+    assert trainer.position.skipped == 0, "no loss was not finite"
+    assert "of its last 10 steps had more than 1.5 times the loss of predicting nothing" in (
+        caught.value.what
+    )
+    assert f"resume_from={job.digest}@1 " in (caught.value.do or "")
+    assert not (job.result / "summary.json").exists()
+
+
+@pytest.mark.parametrize("which", ["weights", "averages"])
+def test_an_explosion_that_no_step_tells_of(workshop: Workshop, tmp_path: Path, which: str) -> None:
+    """In the last step of all, or in averages of weights that have come back since."""
+    job = longer(workshop.cached(), 32).job(tmp_path)
+    assert not Trainer(job, StopAfter(2), "cpu").run()
+    trainer = Trainer(job, Finished(), "cpu")
+    with pytest.raises(Stopped):
+        trainer.run()
+    model = trainer.model if which == "weights" else trainer.average.model
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(30)
+    trainer.stop = StopRequest()
+    with pytest.raises(HdmError, match=f"exploded before its end: its {which} have a loss") as told:
+        trainer.run()
+    assert f"resume_from={job.digest}@2 " in (told.value.do or ""), "not from where it ended"
 
 
 def test_weights_that_are_not_finite_do_not_come_out(workshop: Workshop, tmp_path: Path) -> None:

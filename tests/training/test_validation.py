@@ -28,9 +28,9 @@ class SaysTheTime(torch.nn.Module):
 
 def test_the_held_out_loss_is_told_by_time_too(workshop: Workshop, tmp_path: Path) -> None:
     job = workshop.cached().job(tmp_path)
-    loader = assembly.validation_loader(job, 4)
+    loader = assembly.measured_loader(job, "validation", 4)
     conditioning = assembly.make_conditioning(job, torch.device("cpu"))
-    found = validation.validate(
+    found = validation.measure(
         SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: False
     )
     assert found is not None
@@ -43,10 +43,14 @@ def test_the_held_out_loss_is_told_by_time_too(workshop: Workshop, tmp_path: Pat
     by_time = [
         (t - torch.cat(velocities)).square().mean().item() for t in (0.1, 0.3, 0.5, 0.7, 0.9)
     ]
-    assert found["validation_loss_by_time"] == pytest.approx(by_time, rel=1e-5)
-    assert found["validation_loss"] == pytest.approx(sum(by_time) / 5, rel=1e-5)
+    told = found.held_out()
+    assert told["validation_loss_by_time"] == pytest.approx(by_time, rel=1e-5)
+    assert told["validation_loss"] == pytest.approx(sum(by_time) / 5, rel=1e-5)
+    assert found.of_nothing == pytest.approx(
+        torch.cat([velocity.flatten(1) for velocity in velocities]).square().mean().item(), rel=1e-5
+    )
     assert (
-        validation.validate(
+        validation.measure(
             SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: True
         )
         is None
