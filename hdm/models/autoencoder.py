@@ -166,10 +166,11 @@ def latent_shape(reference: str) -> LatentShape | None:
         InputError: it is not on this machine, has no configuration, or is of a class that is not known here.
     """
     folder = locate(reference)
-    if _is_pair(folder) and not (folder / CONFIG).exists():
+    published = _is_published(folder)
+    if published and not (folder / CONFIG).exists():
         return None
     config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
-    if not _is_pair(folder):
+    if not published:
         _check_class(config, folder)
     channels, downscale = config.get("latent_channels"), _downscale(config)
     if not isinstance(channels, int) or downscale is None:
@@ -208,26 +209,33 @@ def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
 
 
 def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
-    """The autoencoder in a local folder or on the hub, in float32: diffusers' form, or a tiny autoencoder's two .pth files.
+    """The autoencoder in a local folder or on the hub, in float32: diffusers' form, or a tiny autoencoder's published files.
 
     Raises:
         InputError: it is missing, of a class that is not known here, or its statistics do not fit its channels.
     """
     folder = locate(reference, download=True)
     config: dict[str, Any] = {}
-    pair = _is_pair(folder)
-    if not pair or (folder / CONFIG).exists():
+    published = _is_published(folder)
+    if not published or (folder / CONFIG).exists():
         config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
-    model = _from_pair(folder) if pair else _from_diffusers(folder, config)
+    model = _from_published(folder) if published else _from_diffusers(folder, config)
     # What the file says, not what diffusers fills in: a scale of 0.18 where there is none.
     told = {"latent_channels": model.config.latent_channels, **_of_batch_norm(model), **config}
     shift, scale = _statistics({**told, **published_statistics(reference, told)}, folder)
     return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
 
 
-def _is_pair(folder: Path) -> bool:
-    """Whether a folder holds a tiny autoencoder as two .pth files."""
-    return all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
+def _is_published(folder: Path) -> bool:
+    """Whether a folder holds a tiny autoencoder as two .pth files, or as one .safetensors file alone."""
+    pair = all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
+    return pair or _single_file(folder) is not None
+
+
+def _single_file(folder: Path) -> Path | None:
+    """The one .safetensors file of a folder without a config.json, if that is what it holds."""
+    found = list(folder.glob("*.safetensors"))
+    return found[0] if len(found) == 1 and not (folder / CONFIG).exists() else None
 
 
 def _check_class(config: Mapping[str, Any], folder: Path) -> None:
@@ -240,10 +248,10 @@ def _check_class(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _from_pair(folder: Path) -> Any:
-    from hdm.models.tiny_autoencoder import load_published_pair  # imports diffusers: seconds
+def _from_published(folder: Path) -> Any:
+    from hdm.models.tiny_autoencoder import load_published  # imports diffusers: seconds
 
-    return load_published_pair(folder)
+    return load_published(folder, _single_file(folder))
 
 
 def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
-"""TAESD's family of tiny autoencoders with a pooled branch (FLUX.2's), and the form in which they are published: two .pth files.
+"""TAESD's family of tiny autoencoders with a pooled branch (FLUX.2's), and the forms in which they are published.
 
-Such a folder holds NAME_encoder.pth and NAME_decoder.pth, each an nn.Sequential's state, and perhaps a config.json with
+Their repository has NAME_encoder.pth and NAME_decoder.pth, each an nn.Sequential's state; the hub's `madebyollin/taef2` has one
+NAME.safetensors with both under diffusers' names, without a config.json. Beside the .pth files there may be a config.json with
 latents_mean and latents_std, which the published files lack.
 """
 
@@ -98,24 +99,23 @@ def load_pooled(folder: Path, config: Mapping[str, Any]) -> Any:
     return model
 
 
-def load_published_pair(folder: Path) -> Any:
-    """The tiny autoencoder in a folder's two .pth files, pooled or plain, in float32.
+def load_published(folder: Path, single: Path | None) -> Any:
+    """The tiny autoencoder in a folder's published files, pooled or plain, in float32.
+
+    Args:
+        single: the file that holds both halves; None: there are two .pth files.
 
     Raises:
         InputError: they hold something else, or do not belong together.
     """
-    encoder, decoder = (
-        _state(next(folder.glob(f"*_{part}.pth"))) for part in ("encoder", "decoder")
-    )
-    # The decoder's first layer, a clamp, has a place in the file's count and none in diffusers'.
-    decoder = {
-        f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value
-        for key, value in decoder.items()
-    }
-    channels = {
-        "the encoder": _last(encoder, "weight").shape[0],
-        "the decoder": decoder["0.weight"].shape[1],
-    }
+    encoder, decoder = _of_one(single) if single else _of_two(folder)
+    try:
+        channels = {
+            "the encoder": _last(encoder, "weight").shape[0],
+            "the decoder": decoder["0.weight"].shape[1],
+        }
+    except (KeyError, ValueError) as error:
+        raise _not_tiny(folder, str(error)) from error
     if len(set(channels.values())) > 1:
         raise InputError(
             f"latent channels differ: {channels}", where=folder, do="take both files from one place"
@@ -128,12 +128,42 @@ def load_published_pair(folder: Path) -> Any:
         try:
             part.layers.load_state_dict({key: value.float() for key, value in state.items()})
         except RuntimeError as error:
-            raise InputError(
-                f"is not a tiny autoencoder: {error}",
-                where=folder,
-                do="name a diffusers autoencoder's folder",
-            ) from error
+            raise _not_tiny(folder, str(error)) from error
     return model
+
+
+def _not_tiny(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"is not a tiny autoencoder: {why}",
+        where=folder,
+        do="name a diffusers autoencoder's folder",
+    )
+
+
+def _of_one(file: Path) -> tuple[_Tensors, _Tensors]:
+    """The states of encoder and decoder, under diffusers' numbers."""
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(file, error) from error
+    parts: dict[str, _Tensors] = {"encoder.layers.": {}, "decoder.layers.": {}}
+    for key, value in state.items():
+        for start, part in parts.items():
+            if key.startswith(start):
+                part[key.removeprefix(start)] = value
+    return parts["encoder.layers."], parts["decoder.layers."]
+
+
+def _of_two(folder: Path) -> tuple[_Tensors, _Tensors]:
+    encoder, decoder = (
+        _state(next(folder.glob(f"*_{part}.pth"))) for part in ("encoder", "decoder")
+    )
+    # The decoder's first layer, a clamp, has a place in the file's count and none in diffusers'.
+    decoder = {
+        f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value
+        for key, value in decoder.items()
+    }
+    return encoder, decoder
 
 
 def _last(state: _Tensors, kind: str) -> Tensor:
@@ -144,8 +174,10 @@ def _state(path: Path) -> _Tensors:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"cannot be read as weights: {str(error).splitlines()[0]}",
-            where=path,
-            do="fetch it again",
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"cannot be read as weights: {str(error).splitlines()[0]}", where=path, do="fetch it again"
+    )

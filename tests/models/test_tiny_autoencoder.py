@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hdm.errors import InputError
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
@@ -58,6 +59,28 @@ def test_real_pictures_come_back_as_well_as_its_authors_files_can() -> None:
         mask=picture,
     )
     assert psnr(autoencoder, emoji) > 28
+
+
+@needs_data
+def test_one_file_as_on_the_hub_is_the_same_autoencoder(tmp_path: Path) -> None:
+    """`madebyollin/taef2` there is one file under diffusers' names; its decoder's layers are counted without the clamp."""
+    state = {}
+    for part in ("encoder", "decoder"):
+        for key, value in torch.load(TAESD / f"taef2_{part}.pth").items():
+            number, _, rest = key.partition(".")
+            state[f"{part}.layers.{int(number) - (part == 'decoder')}.{rest}"] = value
+    save_file(state, tmp_path / "taef2.safetensors")
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    raw = load_autoencoder(str(TAESD)).encode(image)
+    one = load_autoencoder(str(tmp_path))
+    assert torch.equal(one.encode(image), raw)
+    assert torch.equal(one.decode(raw), load_autoencoder(str(TAESD)).decode(raw))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    save_file({"model.norm.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="is not a tiny autoencoder"):
+        load_autoencoder(str(tmp_path))
 
 
 @needs_data
