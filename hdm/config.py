@@ -19,7 +19,7 @@ from hdm.errors import ConfigError
 from hdm.secrets import SecretReference
 from hdm.values import Within
 
-SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes"]
+SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes", "emoji"]
 SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
 ITEM_FIELDS = ("given", "source", "licence", "width", "height")
@@ -129,8 +129,8 @@ class ScenesSettings(Settings):
 class DownloadSettings(Settings):
     source: str = ""
     """A URL list (.parquet, .csv, .jsonl, .txt; also one at an http address), a folder of pictures, WebDataset tars (a glob), Parquet
-    files of pictures, or a data set's name. An address with a user or a query is a secret, and given by reference: env:NAME,
-    file:PATH, block:NAME."""
+    files of pictures, or a data set's name; for kind emoji the address of Noto Emoji's PNG files, or a folder of them. An address with
+    a user or a query is a secret, and given by reference: env:NAME, file:PATH, block:NAME."""
     token: SecretReference | None = runtime(None)
     """Of the Hugging Face hub, for a data set that is not public; by reference as well. None: the one that the hub's own tools
     are logged in with."""
@@ -632,8 +632,9 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    prompts: Literal["held_out", "scenes"] | str = "held_out"
-    """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known truth; else a text or JSONL file."""
+    prompts: Literal["held_out", "scenes", "emoji"] | str = "held_out"
+    """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known truth; emoji: 32 combinations and 32 names
+    that no training picture of kind emoji bears, with a page to choose from four names on; else a text or JSONL file."""
     num_images: values.Count = 256
     steps: values.Few = 16
     guidance: values.Guidance = 3.0

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hdm.acquisition.data_set import SAVED, DataSet
+from hdm.acquisition.emoji import EmojiPictures
 from hdm.acquisition.folder import Folder
 from hdm.acquisition.items import Reader
 from hdm.acquisition.remote_list import SCHEMES, fetched_list
@@ -60,6 +61,8 @@ def _reader(
     kind: SourceKind, given: str, source: str, place: Path, settings: DownloadSettings
 ) -> Reader:
     match kind:
+        case "emoji":
+            return EmojiPictures(source, settings)
         case "urls":
             return UrlList(_files(source), settings)
         case "tars":

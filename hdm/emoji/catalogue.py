@@ -1,0 +1,228 @@
+"""The emoji, their captions, and the rule that splits them.
+
+`names.tsv` holds code points as in Noto Emoji's file names, names and keywords (Unicode CLDR 46, `LICENSE-Unicode`), groups (Unicode's
+emoji-test.txt), and whether there are five more pictures with a skin tone. It has the emoji of Noto Emoji 2.047 that are in one of
+Unicode's groups, without letters, digits and most flags. Left out are pictures in which two people have a skin tone each (295, many of
+which differ in a hand alone) and those of 12 names whose lightest and darkest tone differ in less than 2 % of the pixels.
+
+Which name is held out is decided by the SHA-256 of the name, so adding one moves no other:
+
+- An unseen name is one of 32, of different families, and no picture of their families is trained on. A family is the names that differ
+  in `man`, `woman` or `person` in front, in a skin tone, or in which way one faces. Symbols and flags are not asked for, nor are names
+  that are put together ("man: red hair").
+- Of each name's five skin tones three are trained on; 32 combinations of a name and one of its two others, of different families, are
+  asked for. The name is then known in other tones and the tone of other names.
+
+Genders are names of their own, and the pictures without a skin tone are all trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+NUM_ASKED = 32
+SEEN_TONES = 3
+NUM_KEYWORDS = 5
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+TONE_CODEPOINTS = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
+FAR = 2
+"""Tones so many steps apart can be told from each other."""
+NOT_ASKED = ("Symbols", "Flags")
+_PEOPLE = ("man ", "woman ", "person ", "men ", "women ", "people ")
+COMBINATIONS, NAMES = "combinations", "names"
+"""The two sets of questions."""
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One picture.
+
+    Args:
+        codepoints: lower-case hex, joined by `_`, as in its file's name.
+        base: its name without a skin tone.
+        tone: place in TONES; None: without.
+        group: of emoji-test.txt.
+        keywords: of CLDR.
+    """
+
+    codepoints: str
+    base: str
+    tone: int | None
+    group: str
+    keywords: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """Name of its file in Noto Emoji's folder `png/128`."""
+        return f"emoji_u{self.codepoints}.png"
+
+    @property
+    def name(self) -> str:
+        """CLDR's name: "man: dark skin tone, red hair" is "man: red hair" with a tone."""
+        if self.tone is None:
+            return self.base
+        head, _, rest = self.base.partition(": ")
+        return f"{head}: {TONES[self.tone]} skin tone" + (f", {rest}" if rest else "")
+
+    @property
+    def family(self) -> str:
+        """What the names that differ in gender, skin tone and direction alone have in common."""
+        plain = self.base.removesuffix(": facing right")
+        for word in _PEOPLE:
+            plain = plain.removeprefix(word)
+        return plain
+
+    def toned(self, tone: int) -> Emoji:
+        """The same with this skin tone."""
+        first, *rest = (part for part in self.codepoints.split("_") if part not in TONE_CODEPOINTS)
+        points = "_".join([first, TONE_CODEPOINTS[tone], *rest])
+        return Emoji(points, self.base, tone, self.group, self.keywords)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A training picture: its file in Noto Emoji's folder, its emoji and its captions."""
+
+    emoji: Emoji
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture is asked for by `name`; of `choices`, shuffled and without repeats, one is that name."""
+
+    name: str
+    choices: tuple[str, ...]
+
+
+@cache
+def bases() -> tuple[Emoji, ...]:
+    """The emoji without skin tones, in the order of emoji-test.txt."""
+    return tuple(emoji for emoji, _ in _rows())
+
+
+@cache
+def training_pictures() -> tuple[Picture, ...]:
+    """The pictures to train on, with their captions: the name, and the name with some of its keywords.
+
+    A keyword that is an unseen name is left out.
+    """
+    unseen = {emoji.base.casefold() for emoji in unseen_names()}
+    held_out = _unseen_families()
+    found = []
+    for emoji, toned in _rows():
+        if emoji.family in held_out:
+            continue
+        variants = [
+            emoji,
+            *(emoji.toned(tone) for tone in sorted(_tones(emoji)[:SEEN_TONES]) if toned),
+        ]
+        found += [Picture(one, _captions(one, unseen)) for one in variants]
+    return tuple(found)
+
+
+@cache
+def unseen_names() -> tuple[Emoji, ...]:
+    """The 32 emoji that are asked for and whose families no training picture is of."""
+    asked = (emoji for emoji in bases() if emoji.group not in NOT_ASKED and ":" not in emoji.base)
+    return _of_different_families(asked)
+
+
+@cache
+def unseen_combinations() -> tuple[Emoji, ...]:
+    """The 32 emoji that are asked for with a skin tone in which their name was not trained on."""
+    held_out = _unseen_families()
+    return _of_different_families(
+        emoji.toned(tone)
+        for emoji, toned in _rows()
+        if toned and emoji.family not in held_out
+        for tone in _tones(emoji)[SEEN_TONES:]
+    )
+
+
+def questions(seed: int) -> dict[str, tuple[Question, ...]]:
+    """The two sets of questions.
+
+    A combination's choices are two names in two skin tones each, FAR apart; an unseen name's are three others of the 32, each of which
+    is among the choices of three.
+
+    Args:
+        seed: of the order of the choices.
+    """
+    rng = random.Random(seed)
+    combinations, names = unseen_combinations(), unseen_names()
+    found: dict[str, tuple[Question, ...]] = {}
+    choices = [_crossed(*pair) for pair in zip(combinations, _turned(combinations, 1), strict=True)]
+    found[COMBINATIONS] = tuple(_shuffled(four, rng) for four in choices)
+    turned = [_turned(names, by) for by in (0, 1, 2, 3)]
+    found[NAMES] = tuple(
+        _shuffled([emoji.name for emoji in four], rng) for four in zip(*turned, strict=True)
+    )
+    return found
+
+
+def _crossed(emoji: Emoji, other: Emoji) -> list[str]:
+    assert emoji.tone is not None
+    far = [tone for tone in range(len(TONES)) if abs(tone - emoji.tone) >= FAR]
+    tones = (emoji.tone, min(far, key=lambda tone: _place(f"{emoji.name} or {TONES[tone]}")))
+    return [one.toned(tone).name for one in (emoji, other) for tone in tones]
+
+
+def _shuffled(choices: list[str], rng: random.Random) -> Question:
+    name = choices[0]
+    return Question(name, tuple(rng.sample(choices, len(choices))))
+
+
+def _turned(items: tuple[Emoji, ...], by: int) -> tuple[Emoji, ...]:
+    return items[by:] + items[:by]
+
+
+def _captions(emoji: Emoji, unseen: set[str]) -> tuple[str, ...]:
+    known = [
+        word
+        for word in emoji.keywords
+        if word.casefold() not in unseen and word.casefold() not in emoji.name.casefold()
+    ]
+    chosen = sorted(known, key=lambda word: _place(f"{emoji.base} {word}"))[:NUM_KEYWORDS]
+    return (emoji.name, f"{emoji.name} ({', '.join(chosen)})") if chosen else (emoji.name,)
+
+
+def _unseen_families() -> frozenset[str]:
+    return frozenset(emoji.family for emoji in unseen_names())
+
+
+def _of_different_families(emoji: Iterable[Emoji]) -> tuple[Emoji, ...]:
+    """The first 32 by their names' hashes, of each family the first."""
+    first: dict[str, Emoji] = {}
+    for one in sorted(emoji, key=lambda one: _place(one.name)):
+        first.setdefault(one.family, one)
+    return tuple(first.values())[:NUM_ASKED]
+
+
+def _tones(emoji: Emoji) -> list[int]:
+    """The five skin tones of a name, in the order in which they are trained on."""
+    return sorted(range(len(TONES)), key=lambda tone: _place(emoji.toned(tone).name))
+
+
+def _place(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _rows() -> tuple[tuple[Emoji, bool], ...]:
+    text = files("hdm.emoji").joinpath("names.tsv").read_text(encoding="utf-8")
+    return tuple(_parsed(text.splitlines()[1:]))
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[tuple[Emoji, bool]]:
+    for line in lines:
+        codepoints, name, group, toned, keywords = line.split("\t")
+        yield (
+            Emoji(codepoints, name, None, group, tuple(filter(None, keywords.split("|")))),
+            bool(toned),
+        )
