@@ -3,6 +3,8 @@
 <set>-NNNNN.tar      generated images, 64 PNG files a tar; prompt and settings in their text chunks
 grid.png             the first set's first 64 images; grid-<set>.png those of the others
 answers.json         what the judge says of each image, where the truth is known
+choices.json         where a person chooses from names: the names, and the nearest training picture, of each image
+sheet-<set>.png      the images of such a set with their names
 metrics.json         every number with its count and interval
 """
 
@@ -16,7 +18,9 @@ from hdm.config import Pipeline
 from hdm.data.tables import read_tables
 from hdm.demo.judge import QUESTIONS, SceneJudge
 from hdm.errors import InputError, raised_by
+from hdm.evaluation.choosing import CHOICES, copies, entries
 from hdm.evaluation.measuring import accuracy, ask, likeness
+from hdm.evaluation.nearest import nearest_training
 from hdm.evaluation.painting import (
     GRID_IMAGES,
     Painter,
@@ -24,6 +28,7 @@ from hdm.evaluation.painting import (
     read_set,
     write_grid,
     write_set,
+    write_sheet,
 )
 from hdm.evaluation.prompts import (
     PromptSet,
@@ -137,6 +142,8 @@ def make(
                 pictures[prompts.name],
                 told,
             )
+            if prompts.choices:
+                write_sheet(draft, prompts, pictures[prompts.name], told)
         metrics = _measure(pipeline, inputs, draft, sets, pictures, real, judge)
         if not draft.has(METRICS):
             draft.write_json(METRICS, metrics)
@@ -168,6 +175,8 @@ def _measure(
         )
         if not draft.has(ANSWERS):
             draft.write_json(ANSWERS, answers)
+    if any(prompts.choices for prompts in sets):
+        metrics["copies"] = _choices(pipeline, inputs, draft, sets, pictures)
     components = resolve(pipeline.components)
     if components.contrastive:
         contrastive = load_contrastive(
@@ -175,6 +184,24 @@ def _measure(
         )
         metrics |= likeness(contrastive, inputs["filter.measures"], sets, pictures, real)
     return metrics
+
+
+def _choices(
+    pipeline: Pipeline,
+    inputs: Mapping[str, Output],
+    draft: Draft,
+    sets: list[PromptSet],
+    pictures: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write what a person chooses from; how many of these images are copies of training pictures."""
+    chosen = [prompts for prompts in sets if prompts.choices]
+    every = [picture for prompts in chosen for picture in pictures[prompts.name]]
+    found = iter(nearest_training(pipeline, inputs, every))
+    nearest = {prompts.name: [next(found) for _ in prompts.texts] for prompts in chosen}
+    if not draft.has(CHOICES):
+        told = {prompts.name: entries(prompts, nearest[prompts.name]) for prompts in chosen}
+        draft.write_json(CHOICES, told)
+    return {name: copies(of_set) for name, of_set in nearest.items()}
 
 
 def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -185,6 +212,8 @@ def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
         found |= {
             f"{prefix}{question}": shares[question]["share"] for question in QUESTIONS if shares
         }
+    for name, counted in metrics.get("copies", {}).items():
+        found[f"copies_{name}"] = counted["copies"] / counted["total"]
     if "audit" in metrics:
         good, caught = metrics["audit"]["good"], metrics["audit"]["caught"]
         found["good_kept"] = good["kept"] / max(1, good["planted"])

@@ -20,7 +20,7 @@ from hdm.data.tables import shard_name
 from hdm.diffusion.sampler import Sampling
 from hdm.evaluation.prompts import PromptSet
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import png, sheet
+from hdm.generation.pictures import named, png, sheet
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
@@ -150,3 +150,15 @@ def write_grid(
         return
     with draft.write(name) as file:
         file.path.write_bytes(png(sheet(pictures[:GRID_IMAGES], GRID_COLUMNS, GRID_GAP_PX), told))
+
+
+def write_sheet(
+    draft: Draft, prompts: PromptSet, pictures: Sequence[np.ndarray], told: Mapping[str, Any]
+) -> None:
+    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `told` in its text chunks."""
+    name = f"sheet-{prompts.name}.png"
+    if draft.has(name):
+        return
+    tiles = [named(picture, text) for picture, text in zip(pictures, prompts.texts, strict=True)]
+    with draft.write(name) as file:
+        file.path.write_bytes(png(sheet(tiles, GRID_COLUMNS, GRID_GAP_PX), told))

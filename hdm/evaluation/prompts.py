@@ -9,12 +9,16 @@ from pathlib import Path
 
 from hdm.config import EvaluateSettings, Pipeline
 from hdm.demo.judge import SceneJudge, ScenePrompt
+from hdm.emoji.catalogue import questions
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.real import SPLITS, RealPictures
+from hdm.files import canonical_json
 from hdm.generation.prompts import read_prompts
 from hdm.store import Output
 
-HELD_OUT, SCENES = "held_out", "scenes"
+HELD_OUT, SCENES, EMOJI = "held_out", "scenes", "emoji"
+NAMED = (HELD_OUT, SCENES, EMOJI)
+"""What `evaluate.prompts` may be besides a file."""
 TWO_OBJECTS_SHARE = 4  # one image of two objects for so many of one
 
 
@@ -23,16 +27,18 @@ class PromptSet:
     """Prompts of one sort, in order; image number i is generated with seed `seed + i`.
 
     Args:
-        name: one_object, two_objects, held_out or prompts.
+        name: one_object, two_objects, combinations, names, held_out or prompts.
         texts: the prompts.
         asked: the truth asked for, where it is known, one for each prompt.
         keys: the real pictures that the prompts are captions of, where they are, one for each prompt.
+        choices: the names that a person chooses from, the prompt among them, where that is asked, for each prompt.
     """
 
     name: str
     texts: tuple[str, ...]
     asked: tuple[ScenePrompt, ...] = ()
     keys: tuple[str, ...] = ()
+    choices: tuple[tuple[str, ...], ...] = ()
 
 
 def prompt_sets(
@@ -48,6 +54,15 @@ def prompt_sets(
     if settings.prompts == SCENES and judge is not None:
         sets += [_asked(judge, "one_object", count, settings.seed, 1)]
         sets += [_asked(judge, "two_objects", max(1, count // TWO_OBJECTS_SHARE), settings.seed, 2)]
+    elif settings.prompts == EMOJI:
+        sets += [
+            PromptSet(
+                name,
+                tuple(one.name for one in asked[:count]),
+                choices=tuple(one.choices for one in asked[:count]),
+            )
+            for name, asked in questions(settings.seed).items()
+        ]
     elif settings.prompts != HELD_OUT:
         texts = read_prompts(Path(settings.prompts))
         sets += [PromptSet("prompts", tuple(texts[number % len(texts)] for number in range(count)))]
@@ -77,7 +92,13 @@ def check_prompts(pipeline: Pipeline) -> None:
             where="evaluate.prompts",
             do="write held_out, or name a file of prompts",
         )
-    if wanted not in (SCENES, HELD_OUT):
+    if wanted == EMOJI and pipeline.download.kind != "emoji":
+        raise ConfigError(
+            "evaluate.prompts: emoji needs download.kind: emoji, whose list leaves out what is asked for",
+            where="evaluate.prompts",
+            do="write held_out, or name a file of prompts",
+        )
+    if wanted not in NAMED:
         read_prompts(Path(wanted))
 
 
@@ -108,7 +129,13 @@ def identify_prompts(settings: EvaluateSettings) -> dict[str, str]:
     Raises:
         InputError: the file cannot be read.
     """
-    if settings.prompts in (SCENES, HELD_OUT):
+    if settings.prompts == EMOJI:
+        asked = {
+            name: [[one.name, *one.choices] for one in found]
+            for name, found in questions(settings.seed).items()
+        }
+        return {"prompts": hashlib.sha256(canonical_json(asked)).hexdigest()}
+    if settings.prompts in NAMED:
         return {"prompts": settings.prompts}
     return {
         "prompts": hashlib.sha256(

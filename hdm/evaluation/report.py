@@ -15,9 +15,12 @@ from PIL import Image
 from hdm.acquisition import inventory
 from hdm.config import Pipeline
 from hdm.demo.judge import QUESTIONS
+from hdm.evaluation import choosing
+from hdm.evaluation.choosing import CHOICES
 from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.evaluate import ANSWERS, METRICS
 from hdm.evaluation.exhibits import Exhibition, data_uri
+from hdm.evaluation.nearest import COPY
 from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.files import canonical_json, write_bytes, write_json
 from hdm.provenance import provenance
@@ -30,7 +33,7 @@ SHARES = ("colour", "place", "kind", "faults_caught", "good_kept")
 """What the evaluation's summary may hold that tells most in a line."""
 KEPT, REJECTED, PAIRS = 24, 8, 12
 GRID_PX = 480
-SHOWN = {"one_object": 32, "two_objects": 16, "prompts": 32}
+SHOWN = {"one_object": 32, "two_objects": 16, "prompts": 32, "combinations": 32, "names": 32}
 
 
 class Made(Protocol):
@@ -52,6 +55,8 @@ def write_report(
 ) -> Path:
     """Write `report.html` about what has been made so far, and `report.json` for the list of reports.
 
+    Where a person is to choose names of generated pictures, `choose.html` beside it asks for them.
+
     Args:
         pipeline: its settings.
         made: outputs in order of their making; a part of the pipeline's will do, and the page then tells of that part.
@@ -60,7 +65,7 @@ def write_report(
         missing: names of the pipeline's other outputs.
 
     Returns:
-        The page's path. The page refers to nothing outside itself.
+        The page's path. The page refers to nothing outside itself but `choose.html`.
     """
     outputs = {one.output.name: one.output for one in made}
     now = datetime.now().astimezone()
@@ -88,6 +93,8 @@ def write_report(
         **_training(outputs),
         **_evaluation(pipeline, outputs),
     }
+    context["choose"] = _write_choosing(pipeline, outputs, folder)
+    context["copy_distance"] = COPY
     page = folder / PAGE
     write_bytes(page, render(TEMPLATE, context))
     write_json(folder / FACTS, facts)
@@ -151,6 +158,23 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
             "rejections": exhibition.rejections(REJECTED),
             "source": _source(outputs["download"]),
         }
+
+
+def _write_choosing(pipeline: Pipeline, outputs: Mapping[str, Output], folder: Path) -> str | None:
+    """Write the page to choose names on; its file's name, or None where nobody is asked to."""
+    output = outputs.get("evaluate")
+    if output is None or all(record.name != CHOICES for record in output.files):
+        return None
+    told = json.loads(output.file(CHOICES).read_bytes())
+    sets = {}
+    with Exhibition(pipeline, outputs["download"], None) as exhibition:
+        for name, entries in told.items():
+            pictures = read_set(output.path, name, len(entries))
+            training = exhibition.images(entry["nearest"]["key"] for entry in entries)
+            sets[name] = choosing.questions(entries, pictures, training)
+    context = {"pipeline": pipeline, "sets": sets, "evaluation": output.digest}
+    write_bytes(folder / choosing.PAGE, render(choosing.TEMPLATE, context))
+    return choosing.PAGE
 
 
 def _source(download: Output) -> list[str]:

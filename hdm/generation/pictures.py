@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from hdm.errors import ConfigError, InputError
 from hdm.values import multiples_beside, size_of
+
+FONT_PX, LINE_PX, NAME_LINES = 11, 13, 3
+"""Of the names below pictures."""
 
 
 def read_size(text: str, where: str) -> tuple[int, int]:
@@ -60,6 +63,26 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, gap_px: int = 0) -> np.n
         top, left = place // columns * down, place % columns * right
         found[top : top + height, left : left + width] = picture
     return found
+
+
+def named(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture (H, W, 3) uint8 above a text in up to three lines, on white."""
+    height, width = picture.shape[:2]
+    found = Image.new("RGB", (width, height + NAME_LINES * LINE_PX), "white")
+    found.paste(Image.fromarray(picture))
+    font = ImageFont.load_default(FONT_PX)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    draw = ImageDraw.Draw(found)
+    for number, line in enumerate(lines[:NAME_LINES]):
+        left = max(0, width - font.getlength(line)) / 2
+        draw.text((left, height + number * LINE_PX), line, "black", font)
+    return np.asarray(found)
 
 
 def png(pixels: np.ndarray, told: Mapping[str, Any] | None = None) -> bytes:
