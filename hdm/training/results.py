@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def write_results(
         return
     save_tensors(job.result / WEIGHTS, weights)
     save_tensors(job.result / EMA, ema)
-    _describe(job, model, conditioning, metrics.path, prompts, milestones.hand_over(job.result))
+    names, lost = milestones.hand_over(job.result)
+    _describe(job, model, conditioning, metrics.path, prompts, names, lost)
 
 
 def make_companions(job: Job, device: str) -> None:
@@ -79,9 +80,10 @@ def _describe(
     conditioning: Conditioning,
     metrics: Path,
     prompts: list[str],
-    milestones: list[str],
+    milestones: Sequence[str],
+    lost: Sequence[str] = (),
 ) -> None:
-    """Write `model.json`, metrics and summary."""
+    """Write `model.json`, metrics and summary; `lost` are milestones that are damaged."""
     write_json(
         job.result / MODEL,
         {
@@ -100,7 +102,8 @@ def _describe(
         **last_values(metrics.read_bytes()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "prompts": prompts,
-        **({"milestones": milestones} if milestones else {}),
+        **({"milestones": list(milestones)} if milestones else {}),
+        **({"lost": list(lost)} if lost else {}),
     }
     write_json(job.result / SUMMARY, summary)
 

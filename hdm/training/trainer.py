@@ -468,9 +468,12 @@ class Trainer:
         measured = self._validate() if self._validates() else {}
         if measured is None or not self._generates():
             return measured
-        path = self.milestones.folder / f"generated-{self.position.num_images_seen:010d}.png"
+        name = f"generated-{self.position.num_images_seen:010d}.png"
         try:
-            self._write_grid(path)
+            with (
+                self.milestones.write(name) if self.rank == 0 else contextlib.nullcontext() as path
+            ):
+                self._write_grid(path)
         except CutShort:
             return None
         return measured
@@ -513,13 +516,14 @@ class Trainer:
             self._cut_short,
         )
 
-    def _write_grid(self, path: Path) -> None:
+    def _write_grid(self, path: Path | None) -> None:
+        """Pictures of the averages; None on a process that only takes part."""
         with self.accelerator.autocast():
             write_grid(
                 self.job,
                 self.average.model,
                 self.conditioning,
-                path if self.rank == 0 else None,
+                path,
                 self._cut_short,
             )
 
@@ -546,7 +550,7 @@ class Trainer:
             path.parent.mkdir(exist_ok=True)
             try:
                 with contextlib.suppress(CutShort):
-                    self._write_grid(path)
+                    self._write_grid(path if self.rank == 0 else None)
             except HdmError as error:  # nobody loses a training to a wish
                 log.warning("no pictures were made: %s", error)
         if self.rank == 0:

@@ -123,7 +123,7 @@ def test_stops_and_checkpoints_change_no_bit(
 def milestones(job: Job) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
-        for path in sorted((Path(job.scratch) / "milestones").iterdir())
+        for path in sorted((Path(job.scratch) / "milestones").glob("[!.]*"))
     }
 
 
@@ -231,6 +231,38 @@ def test_pictures_every_so_many_images_across_stops(
 def with_phase(workshop: Workshop, **changes: Any) -> Workshop:
     first = workshop.pipeline.model_dump(mode="json")["train"]["phases"][0]
     return workshop.changed(phases=[{**first, **changes}])
+
+
+class StoppedAfterNine(Trainer):
+    """A trainer to whom a signal comes in its ninth step."""
+
+    def step(self) -> None:
+        super().step()
+        self.stop.requested = self.position.step == 9
+
+
+def test_bits_that_flip_in_files_of_an_unfinished_training_do_not_come_out(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They lie there from the step at which they were written until the phase is done."""
+    changed = workshop.cached().changed(generate_every=48, validate_every=None, checkpoint_sec=1e7)
+    job, whole = changed.job(tmp_path), ["ema-0.1-00000004.safetensors", "generated-0000000048.png"]
+    assert not StoppedAfterNine(job, StopRequest(), "cpu").run()
+    before = milestones(job)
+    for name in whole:
+        path = Path(job.scratch) / "milestones" / name
+        path.write_bytes(before[name][:-1] + bytes([before[name][-1] ^ 1]))
+    for _ in range(2):  # as after a kill before they were collected
+        assert Trainer(job, StopRequest(), "cpu").run()
+        summary = json.loads((job.result / "summary.json").read_bytes())
+        assert summary["lost"] == whole
+        assert summary["milestones"] == [
+            *("ema-0.1-00000008.safetensors", "ema-0.1-00000012.safetensors"),
+            *(f"ema-0.2-{step:08d}.safetensors" for step in (4, 8, 12)),
+            "generated-0000000096.png",
+        ]
+        assert {path.name for path in job.result.iterdir()}.isdisjoint(whole)
+    assert caplog.text.count("not what was written; set aside, and left out of the output") == 2
 
 
 def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
