@@ -130,7 +130,7 @@ def compare_with_reference(
         `frechet` and `kernel`, each: name of a set, or `difference` (first minus second), → `value` and `half`, the interval's half width.
     """
     (first, one), (second, two) = sets.items()
-    kernels = _Kernels(reference, one), _Kernels(reference, two)
+    kernels = Kernels(reference, one), Kernels(reference, two)
 
     def measured(held: np.ndarray | None, drawn: np.ndarray | None) -> list[float]:
         found = [frechet_distance(reference, rows, held, drawn) for rows in (one, two)]
@@ -199,20 +199,12 @@ def _square_root(symmetric: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
-def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with a Gaussian kernel, times 1000: CMMD's formula (arXiv 2401.09603), but unbiased.
-
-    CMMD itself uses the V-statistic and ViT-L/14-336 embeddings; this is the U-statistic (Gretton et al. 2012, eq. 3) on whatever
-    embeddings it is given, so that its expectation is 0 for two sets of one distribution, however small, and it may be negative.
+class Kernels:
+    """Gaussian kernels of all pairs of rows, which distances of many samples of them share.
 
     Args:
         first, second: (N, E) and (M, E) unit embeddings, at least two rows each.
     """
-    return _Kernels(first, second).distance()
-
-
-class _Kernels:
-    """Kernels of all pairs of rows, which distances of many samples of them share."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
         first, second = first.astype(np.float64), second.astype(np.float64)
@@ -222,7 +214,14 @@ class _Kernels:
     def distance(
         self, first_counts: np.ndarray | None = None, second_counts: np.ndarray | None = None
     ) -> float:
-        """`kernel_distance` where rows count so often; None: once."""
+        """Squared maximum mean discrepancy, times 1000: CMMD's formula (arXiv 2401.09603), but unbiased.
+
+        CMMD itself uses the V-statistic and ViT-L/14-336 embeddings; this is the U-statistic (Gretton et al. 2012, eq. 3) on whatever
+        embeddings it is given, so that its expectation is 0 for two sets of one distribution, however small, and it may be negative.
+
+        Args:
+            first_counts, second_counts: (N,) and (M,) integers, how often each row counts; None: once.
+        """
         one = np.ones(len(self.first)) if first_counts is None else first_counts.astype(np.float64)
         two = (
             np.ones(len(self.second)) if second_counts is None else second_counts.astype(np.float64)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from hdm.cli import app
-from hdm.models.weights import save_xut
 from hdm.models.xut import XUT
 from tests.models import golden_files
 from tests.models.test_golden import TINY
@@ -188,7 +187,7 @@ def test_mistakes_are_told(words: list[str], exit_code: int, said: str, tmp_path
 def test_a_model_goes_to_a_diffusers_folder_and_back(tmp_path: Path) -> None:
     config = replace(TINY, text_width=128, channels=8).recommended()
     model = golden_files.drawn(config)
-    save_xut(tmp_path / "a.safetensors", model)
+    golden_files.save_model(tmp_path / "a.safetensors", model)
     code, shown = weights(
         "export",
         tmp_path / "a.safetensors",

@@ -8,10 +8,10 @@ from scipy import linalg, optimize, stats
 
 from hdm.statistics import (
     Interval,
+    Kernels,
     Share,
     compare_with_reference,
     frechet_distance,
-    kernel_distance,
     mean_with_error,
 )
 
@@ -92,7 +92,7 @@ def test_kernel_distance_is_the_naive_double_sum():
         for x in (first, second)
     ]
     across = sum(kernel(a, b) for a in first for b in second) / len(first) / len(second)
-    assert kernel_distance(first, second) == pytest.approx(
+    assert Kernels(first, second).distance() == pytest.approx(
         1000 * (sum(within) - 2 * across), abs=1e-9
     )
 
@@ -104,9 +104,9 @@ def test_kernel_distance_is_zero_on_average_for_one_distribution_and_not_for_two
         rows = rng.normal(shift, 1, (20, 8))
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    same = np.array([kernel_distance(draw(0), draw(0)) for _ in range(400)])
+    same = np.array([Kernels(draw(0), draw(0)).distance() for _ in range(400)])
     assert abs(same.mean()) < 4 * same.std() / 20
-    other = np.array([kernel_distance(draw(0), draw(1)) for _ in range(20)])
+    other = np.array([Kernels(draw(0), draw(1)).distance() for _ in range(20)])
     assert other.min() > same.max()
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
-from hdm.errors import ConfigError, InputError
+from hdm.errors import InputError
 from hdm.files import written_aside
 from hdm.models.published import RATE, TREAD, from_published, to_published
 from hdm.models.tensors import open_tensors
@@ -136,11 +136,6 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
     return Weights(config, own, said, others)
 
 
-def load_xut(path: Path, device: torch.device | str = "cpu") -> XUT:
-    """The model in a safetensors file, in float32; see `read_weights`."""
-    return read_weights(path).model().to(device)
-
-
 def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) -> None:
     """Write weights, names, dtypes and bits as they are. The same weights make the same bytes.
 
@@ -167,24 +162,6 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
         # One metadata key alone: safetensors writes several in an order that changes from run to run.
         save_file(tensors, aside, metadata={"config": json.dumps(config, sort_keys=True)})
         aside.chmod(0o644)  # the library makes it readable by its owner alone
-
-
-def save_xut(
-    path: Path, model: XUT | Mapping[str, Tensor], config: XUTConfig | None = None
-) -> None:
-    """Write a model's weights and their configuration.
-
-    Args:
-        path: the file.
-        model: the model, or its state (an average of weights, say), named as `XUT.state_dict()` is.
-        config: the configuration of a state; None: the model's own.
-    """
-    if isinstance(model, XUT):
-        config = config or model.config
-        model = model.state_dict()
-    if config is None:
-        raise ConfigError("a state without its configuration cannot be saved", where=path)
-    save_weights(path, Weights(config, model))
 
 
 def check_fit(tensors: Mapping[str, Tensor], config: XUTConfig, path: Path) -> None:

@@ -27,13 +27,8 @@ LONGEST = 0.28
 _NAME = re.compile(r"ema-(?P<length>[0-9.e-]+)-(?P<step>\d{8})\.safetensors")
 
 
-def length_of(gamma: float) -> float:
-    """σ_rel of an exponent: √(γ+1) / ((γ+2)·√(γ+3)) (section 3.1)."""
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
-
-
 def gamma_of(length: float) -> float:
-    """The exponent γ ≥ 0 of a length σ_rel: the largest root of (γ+2)²·(γ+3) = (γ+1)/σ².
+    """The exponent γ ≥ 0 of a length σ_rel = √(γ+1) / ((γ+2)·√(γ+3)) (section 3.1): the largest root of (γ+2)²·(γ+3) = (γ+1)/σ².
 
     Raises:
         InputError: no power function has that length.

@@ -28,11 +28,11 @@ from hdm.models import autoencoder
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import Resolved, resolve, weights_digest
 from hdm.models.devices import Batches
-from hdm.models.weights import Weights, save_xut
+from hdm.models.weights import Weights
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
 from hdm.weight_sources import Source, read_source
-from tests.models.golden_files import drawn
+from tests.models.golden_files import drawn, save_model
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 
 DEMO = resolve(Components(folder="demo"))
@@ -341,7 +341,7 @@ def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
     write_json(tmp_path / "model.json", {"xut": replace(found.config, mlp_width=25).to_dict()})
     with pytest.raises(InputError, match=r"mlp\.w12\.bias is \(48,\), the model's \(50,\)"):
         read_source(tmp_path, raw=True)
-    save_xut(tmp_path / "a.safetensors", drawn(PUBLISHED))
+    save_model(tmp_path / "a.safetensors", drawn(PUBLISHED))
     assert read_source(tmp_path / "a.safetensors").weights.config == PUBLISHED
     with pytest.raises(InputError, match="leave out --raw"):
         read_source(tmp_path / "a.safetensors", raw=True)

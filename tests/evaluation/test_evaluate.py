@@ -17,7 +17,7 @@ from hdm.evaluation.prompts import PromptSet
 from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
-from hdm.statistics import Share, frechet_distance, kernel_distance
+from hdm.statistics import Kernels, Share, frechet_distance
 from hdm.store import MANIFEST
 
 
@@ -154,7 +154,8 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
     same, count = contrastive.embed_images(real_pictures(gallery, compared)), len(compared)
     found = metrics["distances"]
     assert found["num_compared"] == count
-    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+    measures = {"frechet": frechet_distance, "kernel": lambda *sets: Kernels(*sets).distance()}
+    for name, distance in measures.items():
         for kind, rows in (("generated", images[:count]), ("real", same)):
             wanted = distance(others, rows)
             assert found[name][kind]["value"] == pytest.approx(wanted, rel=0.01, abs=1e-3)

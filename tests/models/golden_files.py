@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
+from hdm.models.weights import Weights, save_weights
 from hdm.models.xut import XUT
 from tests.models import oracle
 
@@ -21,6 +22,11 @@ PREFIX = "unet.model."
 # The kinds of weights whose gradients the given file holds. Others, of rotary tables above all, are sums that nearly cancel: float32 holds
 # them to 1e-4 alone.
 GRADIENTS = re.compile(r"in_patch\.proj\.|shared_adaln_attn\.3\.|.*\.(attn\.qkv|xattn\.kv)\.weight")
+
+
+def save_model(path: Path, model: XUT) -> None:
+    """As our own files of weights are."""
+    save_weights(path, Weights(model.config, model.state_dict()))
 
 
 def drawn(config: XUTConfig) -> XUT:

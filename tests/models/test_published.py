@@ -12,7 +12,7 @@ from safetensors import safe_open
 from hdm.architecture import PRESETS, XUTConfig
 from hdm.errors import InputError
 from hdm.models.published import from_published, to_published
-from hdm.models.weights import read_weights, save_xut
+from hdm.models.weights import read_weights
 from hdm.models.xut import XUT
 from tests.models import golden_files
 from tests.models.test_golden import GIVEN, OTHERS, TINY, names
@@ -47,7 +47,7 @@ def test_what_is_written_has_the_given_files_words(tmp_path):
     config = read_weights(GIVEN).config
     ours = to_published(config, 0.5)
     assert {**ours, "ctx_size": 16} == wanted
-    save_xut(tmp_path / "a.safetensors", golden_files.drawn(config))
+    golden_files.save_model(tmp_path / "a.safetensors", golden_files.drawn(config))
     assert read_weights(tmp_path / "a.safetensors").said["dim"] == 64
 
 
@@ -58,7 +58,7 @@ def test_what_is_written_has_the_given_files_words(tmp_path):
 def test_a_variant_has_no_published_form(change, tmp_path):
     config = replace(TINY, **change)
     assert to_published(config) is None
-    save_xut(tmp_path / "a.safetensors", XUT(config))
+    golden_files.save_model(tmp_path / "a.safetensors", XUT(config))
     assert read_weights(tmp_path / "a.safetensors").config == config
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError, InputError
 from hdm.models.tread import draw_kept
-from hdm.models.weights import load_xut
+from hdm.models.weights import read_weights
 from hdm.models.xut import XUT
 from hdm.positions import crop_map, full_map, to_patch_grid
 from tests.models import oracle
@@ -40,7 +40,7 @@ def golden():
 
 @pytest.fixture
 def model():
-    return load_xut(GOLDEN)
+    return read_weights(GOLDEN).model()
 
 
 def call(model, golden, positions="in.pos", **given):
