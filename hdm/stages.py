@@ -21,7 +21,7 @@ from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.encoding import preflight as encoding_preflight
-from hdm.errors import ConfigError, DamagedError, InputError, combined
+from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
@@ -44,7 +44,7 @@ PREFLIGHTS: Mapping[str, Preflight] = {
     "evaluate": evaluate.preflight,
 }
 """By stage, what of its settings cannot work; given the outputs that the stages before have made already."""
-LOOKED_AT = ("filter", "caption")
+LOOKED_AT = ("download", "filter", "caption")
 """Outputs that preflights look at."""
 
 
@@ -264,6 +264,7 @@ def problems(
         if told and not all(_made(pipeline, store, step.name) for step in of_stage):
             found += told
     found += _missing_inputs(pipeline, store, wanted)
+    found += _unfit_origins(pipeline, store, wanted)
     return list({str(error): error for error in found}.values())  # stages share components
 
 
@@ -290,6 +291,40 @@ def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Ite
             if not (store.folder(identity) / MANIFEST).exists():
                 told.add(origin)
                 yield _not_there(pipeline, store, identity, name, step.name)
+
+
+def _unfit_origins(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iterator[InputError]:
+    """Of trainings: checkpoints that they cannot go on from, and pipelines that cannot be mixed in."""
+    for number, settings in enumerate(pipeline.train.phases):
+        name = f"train.{settings.name}"
+        if all(step.name != name for step in wanted) or _made(pipeline, store, name):
+            continue
+        try:
+            known = identities(pipeline, name)
+        except InputError as error:
+            if pipeline.train.mix:  # of this pipeline alone the stages' own preflights tell
+                yield error
+            continue
+        yield from raised_by(partial(phase.check_resume, pipeline, known[name], store, number))
+        for place, entry in enumerate(pipeline.train.mix):
+            for needed in _trained_on(pipeline, settings.name):
+                own, other = known[needed], known[mixed_name(place, needed)]
+                if needed.startswith("encode.") and (what := _differs(own, other)):
+                    yield ConfigError(
+                        f"{entry.pipeline} cannot be mixed into {pipeline.name}: its {needed} is made with another {what}",
+                        where="train.mix",
+                        do="prepare both with the same components and settings of encode",
+                    )
+
+
+def _differs(own: Identity, other: Identity) -> str | None:
+    """What keeps samples of two outputs from standing in one batch."""
+    both = own.weights.keys() & other.weights.keys()
+    if own.inputs.get(VAE) != other.inputs.get(VAE):
+        return "autoencoder"
+    if own.name.endswith("px") and own.config["dtype"] != other.config["dtype"]:
+        return "encode.dtype"
+    return next((name for name in sorted(both) if own.weights[name] != other.weights[name]), None)
 
 
 def preflight(

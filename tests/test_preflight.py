@@ -4,16 +4,21 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, InputError
+from hdm.files import write_json
 from hdm.models.components import components_folder
 from hdm.pipelines import load_pipeline
-from hdm.stages import chosen, preflight, problems, run
-from hdm.store import Store
+from hdm.stages import chosen, identities, preflight, problems, run
+from hdm.store import SCRATCH, Store
+from hdm.training.job import checkpoint_folder
 
 SMALL = (
     "download.scenes.count=12",
@@ -187,3 +192,118 @@ def test_captions_are_asked_of_a_contrastive_model_that_makes_none(tmp_path: Pat
     assert told(tmp_path / "store", asked) == ""
     assert said in told(tmp_path / "store", asked, clip)
     assert said not in told(tmp_path / "store", clip, "caption.makers=[{kind: given}]")
+
+
+def test_more_processes_than_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("train.num_processes=3", "train.device=cpu", "evaluate.device=cpu")
+    assert told(tmp_path, *asked) == "", "on the CPU any number goes"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert told(tmp_path, *asked) == ""
+    for device in ("auto", "cuda"):
+        found = told(tmp_path, *asked, f"train.device={device}")
+        assert "3 processes need an accelerator each, and torch finds 2" in found
+        assert "(train.num_processes)" in found
+    assert told(tmp_path, "train.num_processes=2", "train.device=cuda", "evaluate.device=cpu") == ""
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_from(tmp_path: Path) -> None:
+    """Of no training there, and of one of another model."""
+    origin = "train.phases.0.resume_from"
+    assert f"no checkpoint abc@5; unfinished trainings of this phase: none ({origin})" in (
+        told(tmp_path, f"{origin}=abc@5")
+    )
+    demo = load_pipeline("demo", (), None, {})
+    identity = identities(demo)["train.48px"]
+    checkpoint = checkpoint_folder(Store(tmp_path).folder(identity) / SCRATCH, 5)
+    state = {"identity": asdict(identity), "position": {"num_images_seen": 160}}
+    write_json(checkpoint / "state.json", state)
+    named = f"{origin}={identity.digest}@5"
+    assert told(tmp_path, named) == ""
+    found = told(tmp_path, named, "train.model.mlp_width=64")
+    assert "do not fit other settings of train.model.mlp_width" in found
+    assert f"unfinished trainings of this phase: {identity.digest}@5 " in (
+        told(tmp_path, f"{origin}={identity.digest}@6")
+    )
+
+
+MIXED = """\
+pipelines:
+  own: &own
+    components: {{folder: demo}}
+    download: {{kind: scenes, scenes: {{count: 12}}}}
+    train:
+      model: {{width: 32, num_heads: 2, head_size: 16, mlp_width: 64, text_width: 128, depth: 1, enc_blocks: 1, dec_blocks: 1, channels: 8}}
+      phases: [{{resolution: 48, num_images: 16, batch_size: 4}}]
+      mix: {mix}
+    evaluate: {{prompts: scenes}}
+  other:
+    extends: own
+    download: {{scenes: {{seed: 7}}}}
+    train: {{mix: []}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("of_other", "said"),
+    [
+        ("encode: {dtype: bfloat16}", "its encode.48px is made with another encode.dtype"),
+        ("components: {autoencoder: COPY}", "its encode.48px is made with another autoencoder"),
+        ("components: {text_encoder: COPY}", "its encode.tokens is made with another tokenizer"),
+        ("components: {autoencoder: org/nothing}", "model org/nothing"),
+        ("vae: {num_images: 64}", "its encode.48px is made with another autoencoder"),
+        ("encode: {text_embeddings: true}", ""),
+        ("filter: {min_side_px: 20}", ""),
+    ],
+)
+def test_pictures_of_another_pipeline_that_cannot_stand_in_a_batch(
+    tmp_path: Path, of_other: str, said: str
+) -> None:
+    """Before either pipeline's pictures are encoded."""
+    name = of_other.partition("{")[2].partition(":")[0]
+    if "COPY" in of_other:
+        copy = shutil.copytree(components_folder("demo") / name, tmp_path / name)
+        weights = next(copy.glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+        of_other = of_other.replace("COPY", str(copy))
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(MIXED.format(mix="[{pipeline: other}]") + f"    {of_other}\n")
+    pipeline = load_pipeline("own", (), file, {})
+    found = "\n".join(map(str, problems(pipeline, Store(tmp_path / "store"))))
+    assert "of the pipeline other, which is not in the store" in found or "org/" in said
+    assert said in found
+    assert ("cannot be mixed into own" in found) == said.startswith("its")
+
+
+def test_a_resolution_that_another_pipeline_does_not_make(tmp_path: Path) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(MIXED.format(mix="[{pipeline: other}]"))
+    pipeline = load_pipeline("own", ["train.phases.0.resolution=64"], file, {})
+    found = "\n".join(map(str, problems(pipeline, Store(tmp_path / "store"))))
+    assert "other is mixed into own and does not make encode.64px" in found
+
+
+@pytest.mark.parametrize("stopped_after", ["download", "caption"])
+def test_pictures_without_a_caption_are_known_before_they_are_encoded(
+    tmp_path: Path, stopped_after: str
+) -> None:
+    source, store = tmp_path / "source", Store(tmp_path / "store")
+    source.mkdir()
+    for number in range(3):
+        scene = make_scene(number, 0, 64)
+        Image.fromarray(draw(scene)).save(source / f"{number}.png")
+    asked = [f"download.source={source}", "components.folder=demo", "evaluate.prompts=PROMPTS"]
+    asked = [*asked, "train.device=cpu", "train.model.text_width=128", "train.model.channels=8"]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    asked[2] = f"evaluate.prompts={prompts}"
+    pipeline = load_pipeline("folder", asked, None, {})
+    none = "training needs captions, and none of the pictures has one"
+    assert none not in "\n".join(map(str, problems(pipeline, store)))
+    list(run(pipeline, store, stop_after=stopped_after))
+    assert none in "\n".join(map(str, problems(pipeline, store)))
+    assert none not in "\n".join(map(str, problems(pipeline, store, None, "encode")))
+    made_up = load_pipeline(
+        "folder", [*asked, "caption.makers=[{kind: template, template: a picture}]"], None, {}
+    )
+    assert none not in "\n".join(map(str, problems(made_up, store)))

@@ -36,8 +36,7 @@ def check_device(wanted: str, where: str) -> None:
     kind, _, number = wanted.partition(":")
     if kind in ("auto", "cpu"):
         return
-    backend = getattr(torch, kind, None)
-    count = backend.device_count() if backend is not None and backend.is_available() else 0
+    count = _count(kind)
     if int(number or 0) >= count:
         raise InputError(
             f"torch finds no accelerator {wanted!r}"
@@ -45,6 +44,30 @@ def check_device(wanted: str, where: str) -> None:
             where=where,
             do="set it to auto or cpu, or look at nvidia-smi",
         )
+
+
+def check_processes(wanted: str, count: int, where: str) -> None:
+    """Raise an InputError where so many processes do not each find an accelerator of their own.
+
+    Args:
+        wanted: "auto" or a device of torch; on the CPU any number goes.
+        count: of the processes.
+        where: the setting that names it.
+    """
+    kind = quiet_device(wanted).partition(":")[0]
+    if count == 1 or kind == "cpu" or count <= (there := _count(kind)):
+        return
+    raise InputError(
+        f"{count} processes need an accelerator each, and torch finds {there} ({kind})",
+        where=where,
+        do=f"set it to {there} or less, or the device to cpu",
+    )
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind torch finds."""
+    backend = getattr(torch, kind, None)
+    return backend.device_count() if backend is not None and backend.is_available() else 0
 
 
 def choose_device(wanted: str, what: str) -> str:

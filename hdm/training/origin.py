@@ -136,7 +136,7 @@ def _data(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unfinished(job: Job) -> list[Path]:
     """The newest checkpoint of each other training of this phase that did not come to its end."""
-    others = [folder for folder in Path(job.folder).parent.iterdir() if folder != Path(job.folder)]
+    others = [folder for folder in Path(job.folder).parent.glob("*") if folder != Path(job.folder)]
     return [path for folder in others if (path := newest_checkpoint(folder / SCRATCH)) is not None]
 
 

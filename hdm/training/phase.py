@@ -19,9 +19,9 @@ from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
-from hdm.models.devices import check_device
+from hdm.models.devices import check_device, check_processes
 from hdm.models.text_encoder import check_text_width, text_width
-from hdm.store import DAMAGED, Draft, Identity, Output, Store
+from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Store
 from hdm.training.job import (
     EMA,
     FILES,
@@ -35,6 +35,7 @@ from hdm.training.job import (
 )
 from hdm.training.launch import make_companions, run_training
 from hdm.training.optimizers import check_packages
+from hdm.training.origin import check_origin
 
 SCHEMA = 2
 
@@ -64,7 +65,9 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
     settings = pipeline.train
     yield from raised_by(
         partial(check_device, settings.device, "train.device"),
+        partial(check_processes, settings.device, settings.num_processes, "train.num_processes"),
         partial(_components_fit, pipeline),
+        partial(_captions_suffice, pipeline, made),
         partial(_pictures_suffice, pipeline, made.get("filter")),
     )
     for number, one in enumerate(settings.phases):
@@ -98,6 +101,41 @@ def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
             where="filter.validation, filter.held_out",
             do="lower filter.validation and filter.held_out, or name a source with more",
         )
+
+
+def _captions_suffice(pipeline: Pipeline, made: Mapping[str, Output]) -> None:
+    """As the captions say where they are made, or else the download, if nobody makes any up."""
+    caption, download = made.get("caption"), made.get("download")
+    makes_up = any(maker.kind != "given" for maker in pipeline.caption.makers)
+    if caption is not None:
+        none = caption.counts.get("captions") == 0
+    else:
+        given: Mapping[str, int] = download.counts if download and not makes_up else {}
+        none = bool(given) and given.get("items_uncaptioned") == given.get("items")
+    if none:
+        raise InputError(
+            "training needs captions, and none of the pictures has one",
+            where="caption.makers",
+            do="see docs/own-pictures.md for where captions are looked for, or add a maker that makes them up to caption.makers",
+        )
+
+
+def check_resume(pipeline: Pipeline, identity: Identity, store: Store, number: int) -> None:
+    """Whether phase `number` may go on from where its `resume_from` says; errors as `check_origin`."""
+    folder = store.folder(identity)
+    check_origin(
+        Job(
+            pipeline=pipeline.model_dump(mode="json"),
+            number=number,
+            identity=asdict(identity),
+            digest=identity.digest,
+            inputs={},
+            folder=str(folder),
+            scratch=str(folder / SCRATCH),
+            text_encoder="",
+            autoencoder="",
+        )
+    )
 
 
 def make(

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_losses, velocity
 from hdm.errors import ConfigError, HdmError, InputError
-from hdm.models.devices import choose_device, deterministic
+from hdm.models.devices import check_processes, choose_device, deterministic
 from hdm.models.xut import XUT
 from hdm.sharding import finite, gathered
 from hdm.training import assembly, checkpoint
@@ -73,7 +73,9 @@ def train(job: Job, stop: StopRequest) -> bool:
         DoesNotFitError: memory or disk.
         HdmError: the loss is not finite, again and again or in the last steps.
     """
-    device = choose_device(job.settings.train.device, "training")
+    settings = job.settings.train
+    check_processes(settings.device, settings.num_processes, "train.num_processes")
+    device = choose_device(settings.device, "training")
     trainer: Trainer | None = None
     try:
         with deterministic(device == "cpu"):
