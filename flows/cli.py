@@ -160,4 +160,7 @@ def stop(
     if everything and alive:
         console.print(f"stopping the services (pid {alive.pid})")
         os.kill(alive.pid, signal.SIGTERM)
-    console.print("stopped; the same command goes on from here" if found else "nothing was running")
+    if found:
+        console.print("stopped; the same command goes on from here")
+    elif not (everything and alive):
+        console.print("nothing was running")

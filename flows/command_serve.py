@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -16,8 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 from urllib.parse import urlsplit
 
+from pydantic import Field, TypeAdapter
 from rich.markup import escape
 
 from flows.dead_runs import cancel_orphans, remove_automation, settle
@@ -69,6 +70,7 @@ JOB_TEMPLATE = {
     },
     "variables": {"type": "object", "properties": {}, "additionalProperties": False},
 }
+PORTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0, lt=65536)]])
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -278,8 +280,12 @@ def kept_port(root: Path, name: str, asked: int | None, default: int) -> socket.
     """A socket that listens at the port which this store's pages have always had, so that browsers still know their password."""
     record = services(root) / "ports.json"
     ports: dict[str, int] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        ports = json.loads(record.read_bytes())
+    try:
+        ports = PORTS.validate_json(record.read_bytes())
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        console.print(f"{record} cannot be read: the pages may be at other ports than before")
     wanted = ports.get(name, default) if asked is None else asked
     opened = nearest_listener(wanted)
     port = opened.getsockname()[1]

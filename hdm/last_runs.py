@@ -8,10 +8,11 @@ Light: torch is not imported.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from hdm.errors import InputError
 from hdm.files import write_json
@@ -40,6 +41,9 @@ class LastRun:
     trained: str | None = None
 
 
+READER = TypeAdapter(LastRun)
+
+
 def remember(root: Path, run: LastRun) -> None:
     """Write down that this run begins."""
     write_json(root / FOLDER / f"{run.pipeline}.json", asdict(run))
@@ -49,8 +53,8 @@ def last_runs(root: Path) -> list[LastRun]:
     """The last run of every pipeline that has run in a store, newest first."""
     found = []
     for path in (root / FOLDER).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # cut off, or of another version
-            found.append(LastRun(**json.loads(path.read_bytes())))
+        with contextlib.suppress(OSError, ValueError):  # cut off, or of another version
+            found.append(READER.validate_json(path.read_bytes()))
     return sorted(found, key=lambda run: run.started, reverse=True)
 
 

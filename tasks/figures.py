@@ -46,7 +46,7 @@ def measured(folder: Path) -> dict[str, float]:
     """What was measured while an output was made (rates, shares of time), which its manifest does not hold."""
     try:
         return dict(numeric(json.loads((folder / "run.json").read_bytes()).get("figures", {})))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return {}
 
 

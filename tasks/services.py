@@ -19,8 +19,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from hdm.errors import HdmError
 from hdm.files import FORBIDDEN, explain_os_error, write_json
@@ -37,6 +40,20 @@ class Serving:
     prefect: str
     mlflow: str
     children: dict[str, int] = field(default_factory=dict)
+
+
+class _Record(TypedDict):
+    """What has to be in runs/<pid>.json."""
+
+    pid: int
+    pipeline: str
+    flow_run: str | None
+    api: str | None
+    started: float
+    worker: NotRequired[int]
+
+
+SERVING, RECORD = TypeAdapter(Serving), TypeAdapter(_Record)
 
 
 def services(root: Path) -> Path:
@@ -96,8 +113,8 @@ def serving(root: Path) -> Serving | None:
     """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it left behind says nothing."""
     if not visible(root) or not is_locked(_folder(root) / "serve.lock"):
         return None
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Serving(**json.loads((_folder(root) / "serve.json").read_bytes()))
+    with contextlib.suppress(OSError, ValueError):
+        return SERVING.validate_json((_folder(root) / "serve.json").read_bytes())
     return None
 
 
@@ -184,7 +201,7 @@ def _records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted((_folder(root) / "runs").glob("*.json")) if visible(root) else []:
         with contextlib.suppress(OSError, ValueError):
-            found.append((path, json.loads(path.read_bytes())))
+            found.append((path, dict(RECORD.validate_json(path.read_bytes()))))
     return found
 
 

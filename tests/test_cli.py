@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,13 @@ def test_status_and_stop(store: Store) -> None:
         shown = hdm("status", "--store", str(store.root))[1]
     assert "http://127.0.0.1:5000" in shown
     assert "items 2" in shown
-    assert hdm("stop", "--store", str(store.root))[0] == 0
+    code, shown = hdm("stop", "--store", str(store.root))
+    assert (code, "nothing was running" in shown) == (0, True)
+    with alone(store.root), subprocess.Popen(["sleep", "99"]) as services:
+        announce(store.root, Serving(services.pid, "http://p", "http://m"))
+        code, shown = hdm("stop", "--all", "--store", str(store.root))
+        assert services.wait() == -signal.SIGTERM
+    assert (code, "nothing was running" in shown) == (0, False)
 
 
 def test_doctor_knows_the_pair_that_does_not_fit(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from hdm.errors import InputError
-from hdm.last_runs import LastRun, newest_model, progress, remember
+from hdm.last_runs import LastRun, last_runs, newest_model, progress, remember
 from hdm.store import Identity, Output, Store
 
 
@@ -52,6 +52,25 @@ def test_a_run_under_way_falls_back_to_what_was_trained_before(tmp_path: Path) -
     assert newest_model(tmp_path, "demo")[0] == before.path
     first = made(tmp_path, "train.48px")
     assert newest_model(tmp_path, "demo")[0] == first.path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        '"demo"',
+        "{}",
+        '{"pipeline": "demo", "started": 1, "outputs": null}',
+        '{"pipeline": "demo", "started": 1, "outputs": {"train.64px": 5}}',
+        '{"pipeline": null, "started": "yesterday", "outputs": {}}',
+    ],
+)
+def test_a_record_of_another_shape_is_no_record(tmp_path: Path, content: str) -> None:
+    remember(tmp_path, LastRun("folder", 1.0, {"download": None}))
+    (tmp_path / ".pipelines" / "demo.json").write_text(content)
+    assert [run.pipeline for run in last_runs(tmp_path)] == ["folder"]
+    assert "folder" in status(tmp_path)
 
 
 def test_status_tells_what_is_finished_in_work_and_to_do(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def read(path: Path) -> Checkpoint:
             (state["xxh3"], fast_hash) if "xxh3" in state else (state["files"], sha256_file)
         )
         intact = _digest(state) == claimed
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damage(path / STATE) from error
     if not intact:
         raise _damage(path / STATE)
@@ -207,7 +207,7 @@ def _is_good(path: Path) -> bool:
     """What it says of itself; whether it holds is another matter, for which there are two."""
     try:
         return bool(json.loads((path / STATE).read_bytes()).get("good", True))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

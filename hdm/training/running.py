@@ -55,7 +55,7 @@ def trainings(root: Path) -> list[Job]:
 
 def progress(job: Job) -> Progress | None:
     """What the last line of timing.jsonl says; None before the first."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
         content = (Path(job.folder) / TIMING).read_bytes()
         last: dict[str, Any] = json.loads(content[: content.rfind(b"\n")].rsplit(b"\n", 1)[-1])
         total = num_steps(job.phase) * job.phase.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from flows.command_serve import Reach, kept_port, serve_pages
 from flows.processes import LOOPBACK, listener, nearest_listener, running
 from hdm.errors import InputError, LockedError
-from tasks.services import alone
+from tasks.services import alone, services
 
 FAMILY = """
 import subprocess, sys, time
@@ -74,6 +75,20 @@ def test_a_store_keeps_its_ports(tmp_path: Path, capfd: pytest.CaptureFixture[st
         )
     with kept_port(tmp_path, "prefect", None, 0) as third:
         assert third.getsockname()[1] == other
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", "5", '{"prefect": null}', '{"prefect": "a"}', '{"prefect": 70000}', "{"],
+)
+def test_a_record_of_ports_that_cannot_be_read_is_told_and_made_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str
+) -> None:
+    record = services(tmp_path) / "ports.json"
+    record.write_text(content)
+    with kept_port(tmp_path, "prefect", None, 0) as found:
+        assert json.loads(record.read_bytes()) == {"prefect": found.getsockname()[1]}
+    assert f"{record} cannot be read" in capfd.readouterr().err
 
 
 def test_one_store_is_served_once(tmp_path: Path) -> None:

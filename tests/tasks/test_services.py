@@ -40,6 +40,20 @@ with alone(root), under_way(root, "demo"):
 """
 
 
+SHAPES = ["[]", "null", "5", '"x"', "{}", "{", '{"pid": null, "prefect": 1, "mlflow": 2}']
+
+
+@pytest.mark.parametrize("content", SHAPES)
+def test_a_record_of_another_shape_is_no_record(tmp_path: Path, content: str) -> None:
+    with alone(tmp_path), under_way(tmp_path, "demo"):
+        folder = tmp_path / ".services"
+        for name in ("serve.json", f"runs/{os.getpid()}.json"):
+            (folder / name).write_text(content)
+        assert serving(tmp_path) is None
+        assert runs(tmp_path) == []
+    assert dead_runs(tmp_path) == {}
+
+
 def test_a_killed_serve_and_a_killed_run_are_seen_as_gone(tmp_path: Path) -> None:
     assert serving(tmp_path) is None
     assert runs(tmp_path) == []
