@@ -13,10 +13,10 @@ from rich.markup import escape
 from flows.command_lab import lab
 from flows.command_status import place, show_status
 from hdm import values
-from hdm.cli import File, Settings, StoreFolder, app
+from hdm.cli import Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
-from hdm.options import number
+from hdm.options import File, number
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
 from tasks.services import runs, serving, stop_runs

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from flows.command_run import prepare, server, traceback_once
 from hdm import values
-from hdm.cli import File, Settings, StoreFolder
+from hdm.cli import Settings, StoreFolder
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names, load_lab, plan_grid
 from hdm.messages import Terminal, say
-from hdm.options import number
+from hdm.options import File, number
 from hdm.store import Store, store_root
 from tasks.configuration import FILE_VARIABLE
 

@@ -37,10 +37,10 @@ from flows.processes import (
 )
 from hdm.child import child_environment
 from hdm.databases import check_databases, databases
+from hdm.definitions import has_deployments, own_file, packaged_file
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.files import write_json
 from hdm.messages import Terminal
-from hdm.pipelines import pipelines_file
 from tasks.configuration import FILE_VARIABLE
 from tasks.moved import follow_store
 from tasks.services import (
@@ -179,7 +179,7 @@ def serve_pages(
 
     Args:
         root: the store.
-        file: pipelines.yaml; None: the one of this folder, or the project's.
+        file: a person's own pipelines.yaml; None: the one of this folder, if there is one.
         prefect_port, mlflow_port: None: those that this store had, or else the services' own.
         reach: where Prefect's pages are served beyond loopback.
 
@@ -190,7 +190,8 @@ def serve_pages(
         HdmError: a process did not start, or ended again and again.
     """
     reach.check()
-    definitions = pipelines_file(file).resolve()
+    own = own_file(file)
+    folder = own.resolve().parent if own else Path.cwd()
     bypass_proxy()
     check_databases(databases(root))
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
@@ -207,7 +208,7 @@ def serve_pages(
                 listeners.append(beyond)
         pages = reach.pages(port)
         prefect, mlflow = f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{mlflow_at}"
-        environment = _environment(root, definitions, pages)
+        environment = _environment(root, own, pages)
         follow_store(root)
         commands = {
             "prefect": prefect_server_command(listeners, pages, encrypted),
@@ -228,7 +229,7 @@ def serve_pages(
                 commands[name],
                 {**environment, **extra},
                 root,
-                definitions.parent,
+                folder,
                 sockets.get(name, ()),
             )
             return stack.enter_context(service)
@@ -236,7 +237,7 @@ def serve_pages(
         started = {name: begin(name) for name in ("prefect", "mlflow")}
         console.print("starting; the first time takes a while: both make their databases")
         wait_for(f"{prefect}/api/health", started["prefect"].process, root)
-        _deploy(root, definitions, environment)
+        _deploy(root, own, environment, folder)
         started["worker"] = begin("worker")
         wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")
         served = _announced(root, prefect, mlflow, started)
@@ -295,7 +296,7 @@ def kept_port(root: Path, name: str, asked: int | None, default: int) -> socket.
     return opened
 
 
-def _environment(root: Path, definitions: Path, pages: list[str]) -> dict[str, str]:
+def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, str]:
     return {
         **child_environment(),
         **prefect_environment(root),
@@ -306,31 +307,30 @@ def _environment(root: Path, definitions: Path, pages: list[str]) -> dict[str, s
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "HDM_STORE": str(root),
-        FILE_VARIABLE: str(definitions),
+        FILE_VARIABLE: str(own.resolve()) if own else "",
     }
 
 
-def _deploy(root: Path, definitions: Path, environment: Mapping[str, str]) -> None:
-    """The work pool, every deployment of pipelines.yaml."""
+def _deploy(root: Path, own: Path | None, environment: Mapping[str, str], folder: Path) -> None:
+    """The work pool, and every deployment of the package's pipelines.yaml and of a person's own."""
     template = services(root) / "job-template.json"
     write_json(template, JOB_TEMPLATE)
     pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")
-    for command in (
-        prefect_command(*pool, "--base-job-template", str(template)),
-        prefect_command("--no-prompt", "deploy", "--prefect-file", str(definitions), "--all"),
-    ):
+    commands = [prefect_command(*pool, "--base-job-template", str(template))]
+    files = [packaged_file()]
+    if own is not None and has_deployments(own):
+        files.append(own.resolve())
+    for path in files:
+        words = ("--no-prompt", "deploy", "--prefect-file", str(path), "--all")
+        commands.append(prefect_command(*words))
+    for command in commands:
         done = subprocess.run(
-            command,
-            env=dict(environment),
-            cwd=definitions.parent,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, env=dict(environment), cwd=folder, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise HdmError(
                 f"{' '.join(command[1:])} failed:\n{(done.stdout + done.stderr)[-2000:]}",
-                where=definitions,
+                where=own or packaged_file(),
             )
 
 

@@ -50,7 +50,11 @@ def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, st
     unwanted = _launcher_variables()
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     _warn(unwanted)
-    return {**(defaults or {}), **kept, "PYTHONPATH": os.pathsep.join(found)}
+    ours = {
+        "PYTHONPATH": os.pathsep.join(found),
+        "PYTHONSAFEPATH": "1",  # a working folder may hold packages called flows or tasks
+    }
+    return {**(defaults or {}), **kept, **ours}
 
 
 def forget_launchers(keep: tuple[str, ...] = ()) -> None:

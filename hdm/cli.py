@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from hdm import (
     command_ema,
     command_gc,
+    command_init,
     command_plan,
     command_sample,
     command_vae,
@@ -29,7 +30,7 @@ from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
 from hdm.messages import Terminal, guard_output, say
-from hdm.options import number
+from hdm.options import File, number
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
 from hdm.provenance import code_version
@@ -39,7 +40,6 @@ from hdm.terminal import survive_closing
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
 ]
-File = Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")
 ]
@@ -101,6 +101,7 @@ def hdm(
     """From a list of pictures to a measured text-to-image model."""
 
 
+app.command("init")(command_init.init)
 app.command("plan")(command_plan.plan)
 app.command("sample")(command_sample.sample)
 app.command("ema")(command_ema.ema)

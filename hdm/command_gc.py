@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from hdm.errors import LockedError
 from hdm.messages import Terminal
+from hdm.options import File
 from hdm.store import Store, store_root
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def gc(
         Path | None,
         typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")] = None,
+    file: File = None,
 ) -> None:
     """Remove outputs that no run refers to, and what kills and damage left. Asks first.
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from hdm import values
 from hdm.errors import ConfigError, DoesNotFitError
 from hdm.messages import Terminal, say, say_json
-from hdm.options import number
+from hdm.options import File, number
 
 if TYPE_CHECKING:
     from hdm.planning.hardware import Card
@@ -73,7 +73,7 @@ def plan(
         Path | None,
         typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Another pipelines.yaml.")] = None,
+    file: File = None,
 ) -> None:
     """What a pipeline takes before it is run: items, disk, GPU-hours, money, electricity, memory.
 

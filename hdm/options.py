@@ -1,12 +1,22 @@
-"""Numbers on the command line, with the bounds of `hdm.values`."""
+"""Options that several commands have, and numbers with the bounds of `hdm.values`."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
 from hdm.values import Within
+
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        envvar="HDM_PIPELINES",
+        help="Your own pipelines.yaml; else the one of this folder, if there is one.",
+    ),
+]
 
 
 def number(kind: Any, *names: str, **rest: Any) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,31 +18,12 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from hdm.config import Pipeline
+from hdm.definitions import FILE_NAME, Entry, definitions
 from hdm.errors import ConfigError
 from hdm.redaction import holds_secret, redacted_value
 from hdm.secrets import ADVICE
 
 ENVIRONMENT = "HDM__"
-NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
-"""Of pipelines and labs: their names become folders, MLflow experiments and registered models."""
-
-
-def pipelines_file(path: Path | None = None) -> Path:
-    """The given file, else pipelines.yaml here or in the project's root, else the one in the installed package.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    project = Path(__file__).resolve().parent.parent
-    candidates = [path] if path else [Path("pipelines.yaml"), project / "pipelines.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(
-        "no pipelines.yaml",
-        where=path or Path.cwd(),
-        do="run from the project's folder or name one with --file",
-    )
 
 
 def load_pipeline(
@@ -57,30 +37,29 @@ def load_pipeline(
     Args:
         name: entry under `pipelines:`.
         overrides: `stage.field=value`, values in YAML; not for the pipelines that are mixed in.
-        file: pipelines.yaml; None: found as `pipelines_file` does.
+        file: a person's own pipelines.yaml; None: found as `hdm.definitions.own_file` does.
         environment: where `HDM__stage__field` is looked up; None: os.environ.
 
     Raises:
         ConfigError: every mistake at once, each with its file and line and the nearest known name.
     """
-    path = pipelines_file(file)
-    entries, variables = read_section(path, "pipelines"), _from_environment(environment)
-    found = _resolved(entries, name, path, variables, overrides)
+    entries = definitions("pipelines", file)
+    variables = _from_environment(environment)
+    found = _resolved(entries, name, variables, overrides)
     mixed = {
-        one.pipeline: _resolved(entries, one.pipeline, path, variables, ())
-        for one in found.train.mix
+        one.pipeline: _resolved(entries, one.pipeline, variables, ()) for one in found.train.mix
     }
     return found.model_copy(update={"mixed": mixed})
 
 
 def _resolved(
-    entries: Mapping[str, CommentedMap],
+    entries: Mapping[str, Entry],
     name: str,
-    path: Path,
     variables: list[tuple[str, str]],
     overrides: Iterable[str],
 ) -> Pipeline:
-    layers = [_Layer(merged, _Places(path, merged)) for merged in _extended(entries, name, path)]
+    chain = _extended(entries, name)
+    layers = [_Layer(entry.values, _Places(entry.path, entry.values)) for entry in chain]
     layers += [_assignment(key, value, "environment") for key, value in variables]
     layers += [_assignment(*_split(text), "--set") for text in overrides]
     return _validated(layers, name)
@@ -129,8 +108,8 @@ def _validated(layers: list[_Layer], name: str) -> Pipeline:
 def pipeline_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every entry."""
     return {
-        name: str(entry.get("description", ""))
-        for name, entry in read_section(pipelines_file(file), "pipelines").items()
+        name: str(entry.values.get("description", ""))
+        for name, entry in definitions("pipelines", file).items()
     }
 
 
@@ -170,50 +149,34 @@ class _Layer:
         self.values, self.places = values, places
 
 
-def read_section(path: Path, section: str) -> dict[str, CommentedMap]:
-    """A top-level mapping of the file.
+def _extended(entries: Mapping[str, Entry], name: str) -> list[Entry]:
+    """The entry and all that it extends, the most basic first.
 
-    Raises:
-        ConfigError: the file is not YAML, has no such mapping, or an entry's name breaks the rule.
+    An entry that extends its own name means the package's, whose place it takes.
     """
-    try:
-        document = YAML().load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError) as error:  # ValueError: of a number or date that cannot be
-        raise ConfigError(f"not YAML: {error}", where=path) from error
-    if not isinstance(document, dict) or not isinstance(document.get(section), dict):
-        raise ConfigError(f"there is no `{section}:` mapping", where=path)
-    entries = document[section]
-    for name in entries:
-        if not re.fullmatch(NAME_PATTERN, str(name)):
+    chain = [_entry(entries, name)]
+    names = [name]
+    while (extended := chain[0].values.get("extends")) is not None:
+        names.append(str(extended))
+        below = chain[0].below if names[-1] == names[-2] else None
+        entry = below or _entry(entries, names[-1], where=chain[0].path)
+        if any(entry is one for one in chain):
             raise ConfigError(
-                f"{name!r} cannot be a name under `{section}:`",
-                where=f"{path}:{entries.lc.key(name)[0] + 1}",
-                do="use up to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+                f"pipelines extend each other in a circle: {' → '.join(names)}",
+                where=chain[0].path,
             )
-    return entries
-
-
-def _extended(entries: Mapping[str, CommentedMap], name: str, path: Path) -> list[CommentedMap]:
-    """The entry and all that it extends, the most basic first."""
-    chain: list[CommentedMap] = []
-    names: list[str] = []
-    current: str | None = name
-    while current is not None:
-        if current not in entries:
-            raise ConfigError(
-                f"no pipeline is called {current!r}{did_you_mean(current, entries)}",
-                where=path,
-                do=f"there are: {', '.join(entries)}",
-            )
-        if current in names:
-            raise ConfigError(
-                f"pipelines extend each other in a circle: {' → '.join([*names, current])}",
-                where=path,
-            )
-        names.append(current)
-        chain.insert(0, entries[current] or CommentedMap())
-        current = chain[0].get("extends")
+        chain.insert(0, entry)
     return chain
+
+
+def _entry(entries: Mapping[str, Entry], name: str, where: Path | None = None) -> Entry:
+    if name in entries:
+        return entries[name]
+    raise ConfigError(
+        f"no pipeline is called {name!r}{did_you_mean(name, entries)}",
+        where=where or Path.cwd() / FILE_NAME,
+        do=f"there are: {', '.join(entries)}",
+    )
 
 
 def _from_environment(environment: Mapping[str, str] | None) -> list[tuple[str, str]]:

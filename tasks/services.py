@@ -30,6 +30,13 @@ from hdm.files import FORBIDDEN, explain_os_error, write_json
 from hdm.store import is_locked, locked, state_root
 
 LOOPBACK = "http://127.0.0.1"
+PREFECT_DEFAULTS = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # the first start makes the database
+}
+"""What pyproject.toml and the prefect.toml of `hdm init` say to Prefect's own command."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +254,9 @@ def prefect_environment(root: Path) -> dict[str, str]:
     """
     folder = services(root)
     home = {} if _home_is_usable() else {"PREFECT_HOME": str(folder / "prefect")}
-    return home | {
+    return {
+        **PREFECT_DEFAULTS,
+        **home,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_address(
             "aiosqlite", folder / "prefect.db"
         ),

@@ -7,8 +7,9 @@ import pytest
 
 from hdm.architecture import XUTConfig
 from hdm.config import DownloadSettings, FilterSettings, Pipeline
+from hdm.definitions import read_section
 from hdm.errors import ConfigError
-from hdm.pipelines import load_pipeline, pipeline_names, read_section
+from hdm.pipelines import load_pipeline, pipeline_names
 
 TEXT = """\
 pipelines:
@@ -86,7 +87,7 @@ def test_names_that_are_not_there(file, tmp_path):
         load_pipeline("circle", (), file, {})
     with pytest.raises(ConfigError, match="FIELD=VALUE"):
         load_pipeline("plain", ["filter"], file, {})
-    with pytest.raises(ConfigError, match=r"no pipelines\.yaml"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         load_pipeline("plain", (), tmp_path / "other.yaml", {})
 
 
@@ -202,3 +203,38 @@ def test_values_of_another_kind_are_refused_with_what_to_write(setting, said):
         load_pipeline("folder", [setting], environment={})
     loaded = load_pipeline("folder", ["download.source='2024'"], environment={})
     assert loaded.download.source == "2024"
+
+
+def test_own_entries_come_on_top_of_the_packages(tmp_path):
+    own = tmp_path / "pipelines.yaml"
+    own.write_text(
+        "pipelines:\n"
+        "  demo: {extends: demo, filter: {min_side_px: 7}}\n"
+        "  other: {extends: demo, filter: {max_aspect: 3.0}}\n"
+        "  folder: {filter: {min_side_px: 9}}\n"
+    )
+    packaged = load_pipeline("demo", (), None, {})
+    assert packaged.filter.min_side_px != 7
+
+    demo = load_pipeline("demo", (), own, {})
+    assert demo.filter.min_side_px == 7
+    assert demo.train == packaged.train
+
+    other = load_pipeline("other", (), own, {})
+    assert (other.filter.min_side_px, other.filter.max_aspect) == (7, 3.0)
+
+    assert load_pipeline("folder", (), None, {}).filter.min_sharpness == 0.25
+    assert load_pipeline("folder", (), own, {}).filter.min_sharpness is None, "replaced as a whole"
+    assert set(pipeline_names(own)) == {*pipeline_names(), "other"}
+
+
+def test_the_working_folders_file_is_used_unless_another_is_named(tmp_path, monkeypatch, file):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "plain" not in pipeline_names()
+    Path("pipelines.yaml").write_text("pipelines: {mine: {extends: demo}}\n")
+    assert "mine" in pipeline_names()
+    assert "mine" not in pipeline_names(file)
+    Path("pipelines.yaml").write_text("pipelines: [mine]\n")
+    with pytest.raises(ConfigError, match="not a mapping of names to entries"):
+        pipeline_names()

@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError
 
 from hdm import values
 from hdm.config import Pipeline, Settings
+from hdm.definitions import NAME_PATTERN, definitions
 from hdm.errors import ConfigError
-from hdm.pipelines import NAME_PATTERN, did_you_mean, load_pipeline, pipelines_file, read_section
+from hdm.pipelines import did_you_mean, load_pipeline
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Values = dict[str, Any]
@@ -146,8 +147,8 @@ class Grid:
 def lab_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every lab."""
     return {
-        name: str(entry.get("description", ""))
-        for name, entry in read_section(pipelines_file(file), "labs").items()
+        name: str(entry.values.get("description", ""))
+        for name, entry in definitions("labs", file).items()
     }
 
 
@@ -157,22 +158,22 @@ def load_lab(name: str, file: Path | None = None) -> Lab:
     Raises:
         ConfigError: there is none, or it is not written as `Lab` says.
     """
-    path = pipelines_file(file)
-    labs = read_section(path, "labs")
+    labs = definitions("labs", file)
     if name not in labs:
         raise ConfigError(
             f"no lab is called {name!r}{did_you_mean(name, labs)}",
-            where=path,
-            do=f"there are: {', '.join(labs) or 'none'}",
+            where=file or Path.cwd(),
+            do=f"there are: {', '.join(labs)}",
         )
+    entry = labs[name]
     try:
-        return Lab.model_validate({**(labs[name] or {}), "name": name})
+        return Lab.model_validate({**entry.values, "name": name})
     except ValidationError as error:
         told = "\n".join(
             f"labs.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise ConfigError(told, where=path) from error
+        raise ConfigError(told, where=f"{entry.path}:{entry.line}") from error
 
 
 def plan_grid(

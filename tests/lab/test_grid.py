@@ -61,7 +61,7 @@ def test_mistakes_name_what_there_is(small: Lab, file: Path) -> None:
     assert "residual, tread, crop" in str(caught.value)
     with pytest.raises(
         ConfigError,
-        match=r"no lab is called 'smal'; did you mean small.*[\s\S]*there are: small, wrong",
+        match=r"no lab is called 'smal'; did you mean small.*[\s\S]*small, wrong",
     ):
         load_lab("smal", file)
     with pytest.raises(

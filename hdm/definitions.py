@@ -1,0 +1,131 @@
+"""The files that define pipelines and labs: the one that comes with the package, and a person's own.
+
+A person's pipelines.yaml adds entries to those of the package. An entry of the same name takes the
+place of the package's, and may extend it: `demo: {extends: demo, …}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from hdm.errors import ConfigError
+
+FILE_NAME = "pipelines.yaml"
+NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
+"""Of pipelines and labs: their names become folders, MLflow experiments and registered models."""
+SECTIONS = ("pipelines", "labs", "deployments")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file says under one name.
+
+    Args:
+        path: the file.
+        line: where the name stands, from 1.
+        values: what stands under it.
+        below: the package's entry of the same name, which it takes the place of.
+    """
+
+    path: Path
+    line: int
+    values: CommentedMap
+    below: Entry | None = None
+
+
+def packaged_file() -> Path:
+    """The pipelines.yaml of the installed package, or of the project's folder."""
+    package = Path(__file__).resolve().parent
+    installed = package / FILE_NAME
+    return installed if installed.is_file() else package.parent / FILE_NAME
+
+
+def own_file(given: Path | None = None) -> Path | None:
+    """A person's own file: the given one, else pipelines.yaml in the working folder, else None.
+
+    Raises:
+        ConfigError: the given one is not there.
+    """
+    path = given or Path(FILE_NAME)
+    if path.is_file():
+        return None if path.resolve() == packaged_file() else path
+    if given is not None:
+        raise ConfigError(
+            "there is no such file",
+            where=given,
+            do="hdm init writes a pipelines.yaml to begin with",
+        )
+    return None
+
+
+def definitions(section: str, given: Path | None = None) -> dict[str, Entry]:
+    """Every entry of a section, the package's first.
+
+    Args:
+        section: pipelines or labs.
+        given: a person's own file; None: found as `own_file` does.
+
+    Raises:
+        ConfigError: a file is not YAML or has none of the sections, or a name breaks the rule.
+    """
+    found = read_section(packaged_file(), section)
+    own = own_file(given)
+    if own is not None:
+        for name, entry in read_section(own, section).items():
+            found[name] = Entry(entry.path, entry.line, entry.values, below=found.get(name))
+    return found
+
+
+def read_section(path: Path, section: str) -> dict[str, Entry]:
+    """The entries of one file; none where it lacks the section.
+
+    Raises:
+        ConfigError: as `definitions`.
+    """
+    document = _document(path)
+    entries = document.get(section)
+    if entries is None:
+        return {}
+    if not isinstance(entries, CommentedMap):
+        raise ConfigError(f"`{section}:` is not a mapping of names to entries", where=path)
+    found = {}
+    for name, values in entries.items():
+        line = entries.lc.key(name)[0] + 1
+        if not re.fullmatch(NAME_PATTERN, str(name)):
+            raise ConfigError(
+                f"{name!r} cannot be a name under `{section}:`",
+                where=f"{path}:{line}",
+                do="use up to 64 letters, digits, '.', '_' and '-', a letter or digit first",
+            )
+        if not isinstance(values, CommentedMap | None):
+            raise ConfigError(
+                f"{section}.{name} is not a mapping of settings", where=f"{path}:{line}"
+            )
+        found[str(name)] = Entry(path, line, values or CommentedMap())
+    return found
+
+
+def has_deployments(path: Path) -> bool:
+    """Whether the file says what Prefect is to offer."""
+    return bool(_document(path).get("deployments"))
+
+
+def _document(path: Path) -> Mapping[str, object]:
+    try:
+        document = YAML().load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError) as error:  # ValueError: of a number or date that cannot be
+        raise ConfigError(f"not YAML: {error}", where=path) from error
+    if not isinstance(document, dict) or not any(section in document for section in SECTIONS):
+        raise ConfigError(
+            "there is no `pipelines:` mapping",
+            where=path,
+            do="hdm init shows what such a file looks like",
+        )
+    return document
