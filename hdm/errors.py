@@ -62,6 +62,11 @@ class SavedOnSignal(HdmError):  # noqa: N818  (a signal was obeyed; nothing went
     exit_code = 75
 
 
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number of things in words, as "1 picture" and "2,000 pictures"; `several` where an s does not do."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def raised_by(*checks: Callable[[], object]) -> Iterator[InputError]:
     """The InputErrors that some checks raise, so that several can be reported at once."""
     for check in checks:

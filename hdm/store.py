@@ -635,8 +635,19 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
+def locked(
+    path: Path,
+    what: str,
+    shared: bool = False,
+    do: str = "wait for it or stop it (hdm stop)",
+) -> Iterator[None]:
     """Hold a lock that dies with its process.
+
+    Args:
+        path: its file.
+        what: it is held for.
+        shared: others may hold it too, if they share it.
+        do: advice to those who do not get it.
 
     Raises:
         LockedError: somebody else holds it; pid, host and start are named.
@@ -653,7 +664,7 @@ def locked(path: Path, what: str, shared: bool = False) -> Iterator[None]:
             raise LockedError(
                 f"another run works on {what}: {file.read().strip() or 'just started'}",
                 where=path,
-                do="wait for it or stop it (hdm stop)",
+                do=do,
             ) from error
         if not shared:
             file.truncate(0)

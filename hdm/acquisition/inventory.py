@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hdm.acquisition.items import Item
 from hdm.acquisition.texts import Found
-from hdm.errors import InputError
+from hdm.errors import InputError, counted
 
 NAME = "inventory.json"
 """The file of the download's output that holds it."""
@@ -148,7 +148,7 @@ class Inventory:
         rest = f"\n    … and {more:,} more" if more else ""
         raise InputError(
             "captions are lost: "
-            f"{_amount(self.lost, 'file, line or caption does', 'files, lines and captions do')} not arrive at a picture, "
+            f"{counted(self.lost, 'file, line or caption does', 'files, lines and captions do')} not arrive at a picture, "
             f"more than download.max_lost_captions = {max_lost} allows:{examples}{rest}\n ",
             where=where,
             do="mend or remove them (docs/own-pictures.md says what is understood), or accept the loss: "
@@ -172,15 +172,11 @@ def _name(entry: Entry) -> str:
     return f"{entry.what}s_{entry.fate}"
 
 
-def _amount(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"
-
-
 def told(inventory: Mapping[str, Any]) -> Iterator[str]:
     """An inventory, as `to_json` gives it, in lines for a terminal or a page."""
     counts = Counter(inventory["counts"])
-    arrived = _amount(counts["captions_taken"], "caption", "captions")
-    without = _amount(counts["items_uncaptioned"], "picture has", "pictures have")
+    arrived = counted(counts["captions_taken"], "caption")
+    without = counted(counts["items_uncaptioned"], "picture has", "pictures have")
     lost = sum(count for name, count in counts.items() if name.endswith("_lost"))
     yield (
         f"captions: {arrived} arrived ({counts['captions_guessed']:,} in a guessed encoding, "
@@ -203,7 +199,7 @@ def _not_taken(inventory: Mapping[str, Any], counts: Counter[str], fate: Fate) -
     }
     if not kinds:
         return
-    amounts = (_amount(count, kind, f"{kind}s") for kind, count in kinds.items())
+    amounts = (counted(count, kind) for kind, count in kinds.items())
     yield f"{fate.replace('_', ' ')}: {', '.join(amounts)}"
     entries = [entry for entry in inventory["entries"] if entry["fate"] == fate]
     for entry in entries[:EXAMPLES]:

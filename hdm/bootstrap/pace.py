@@ -122,13 +122,16 @@ class Budget:
 
     def until(self, part: str, progress: float = 0.0) -> float | None:
         """When a part of which a share is done already has to end; None: whenever it does."""
-        if self.seconds is None:
+        if (left := self.left()) is None:
             return None
         parts = list(self.expected)
         own = self.expected[part] * (1 - progress)
         after = sum(self.expected[name] for name in parts[parts.index(part) + 1 :])
-        left = max(0.0, self.begun + self.seconds - self.now())
-        return self.now() + left * own / max(own + after, 1e-9)
+        return self.now() + max(0.0, left) * own / max(own + after, 1e-9)
+
+    def left(self) -> float | None:
+        """Seconds until the end, less than none after it; None: there is no end."""
+        return None if self.seconds is None else self.begun + self.seconds - self.now()
 
     def save(self) -> None:
         """Keep how much is spent, for a run that goes on."""

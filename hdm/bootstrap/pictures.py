@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +19,7 @@ from hdm.errors import InputError
 from hdm.files import canonical_json
 
 FEWEST = 16
+FEWEST_HELD_OUT = 4  # fewer cannot be measured: each needs others beside it
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Lessons:
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    cut_at: int | None = None  # how many examples were asked for, where there was no time for all
 
     @property
     def captions(self) -> list[str]:
@@ -41,7 +45,11 @@ class Lessons:
 
 
 def gather(
-    examples: Iterable[Example], size_px: int, max_pictures: int | None, held_out: float = 0.05
+    examples: Iterable[Example],
+    size_px: int,
+    max_pictures: int | None,
+    held_out: float = 0.05,
+    until: float = math.inf,
 ) -> Lessons:
     """Take the examples in, each picture brought to a shorter side of at most `size_px`.
 
@@ -49,25 +57,30 @@ def gather(
         examples: read once.
         size_px: shorter side; smaller pictures stay as they are.
         max_pictures: stop after so many; None: take all.
-        held_out: share kept out of training.
+        held_out: share kept out of training; at least four are.
+        until: take no more after this time of `time.monotonic`, if there are enough.
 
     Raises:
         InputError: there are fewer than 16 captioned pictures.
     """
-    taken = [
-        Example(example.captions, resized(example.pixels, size_px, enlarge=False))
-        for example in islice(examples, max_pictures)
-        if any(caption.strip() for caption in example.captions)
-    ]
+    taken: list[Example] = []
+    cut_at = None
+    for count, example in enumerate(islice(examples, max_pictures)):
+        if len(taken) >= FEWEST and time.monotonic() > until:
+            cut_at = count
+            break
+        if any(caption.strip() for caption in example.captions):
+            pixels = resized(example.pixels, size_px, enlarge=False)
+            taken.append(Example(example.captions, pixels))
     if len(taken) < FEWEST:
         raise InputError(
             f"found {len(taken)} captioned pictures; at least {FEWEST} are needed",
             do="name a source with more, or its caption column",
         )
     # Every n-th, so that a source in some order loses none of its parts.
-    every = max(2, round(1 / held_out))
+    every = min(round(1 / held_out), len(taken) // FEWEST_HELD_OUT)
     kept = [example for place, example in enumerate(taken) if place % every]
-    return Lessons(tuple(kept), tuple(taken[::every]))
+    return Lessons(tuple(kept), tuple(taken[::every]), cut_at)
 
 
 class Crops:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hdm.bootstrap.contrastive import (
 )
 from hdm.bootstrap.learning import Place
 from hdm.bootstrap.pace import Budget
-from hdm.bootstrap.pictures import Lessons, gather
+from hdm.bootstrap.pictures import FEWEST_HELD_OUT, Lessons, gather
 from hdm.bootstrap.quality import measure_quality_head, save_quality_head, train_quality_head
 from hdm.bootstrap.text import (
     measure_language_model,
@@ -38,7 +39,7 @@ from hdm.bootstrap.text import (
 )
 from hdm.child import forget_launchers
 from hdm.data.examples import Example
-from hdm.errors import InputError, SavedOnSignal
+from hdm.errors import InputError, SavedOnSignal, counted
 from hdm.files import sha256_file, write_json
 from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
@@ -46,6 +47,7 @@ from hdm.models.components import MANIFEST, Resolved
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import cpu_threads, deterministic
 from hdm.models.small_autoencoder import new_autoencoder
+from hdm.store import locked
 from hdm.training.guard import Stopped, signals_raised
 from hdm.training.threads import keep_threads
 
@@ -58,20 +60,24 @@ COMPONENTS = {
 UNFINISHED = ".unfinished"
 PLAN = "plan.json"
 SPENT = "spent.json"
+LOCK = ".lock"
 TRIAL_STEPS = 4  # of each training, to see how long they take
 TRIAL_PART = 6  # one in so many pictures is prepared and measured in a trial, at most
-FEWEST_MEASURED = 4
 SHORT = 0.2  # of the minutes; where trainings have less of them, it is said
+READING = 0.25  # of the minutes, at most; the pictures that come later are left out
+MEASURED = 0.25  # of the minutes, at most; where all would take longer, fewer pictures are measured
+LEAST_MEASURED = 0.01  # of the pictures kept out
 LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
 CHECKPOINT_SEC = 30.0
+PREPARING, MEASURING = "preparing", "measuring"
 PARTS = (
     "language_captions",
     "autoencoder_images",
+    PREPARING,  # of every training: the last of it comes before the CoCa's
     "contrastive_images",
     "quality_images",
+    MEASURING,
 )  # in time
-REST = "measuring"  # and all else that a trial takes besides the trainings
-
 
 Check = Callable[[Resolved, float], Mapping[str, Any]]
 
@@ -133,20 +139,15 @@ def bootstrap(
     """
     begun = time.monotonic() if begun is None else begun
     forget_launchers()
-    if (out / MANIFEST).exists() or (
-        out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())
-    ):
-        raise InputError(
-            "the folder holds something already", where=out, do="name a new one with --out"
-        )
     try:
-        with signals_raised(), deterministic(True), cpu_threads(None):
-            lessons = gather(examples, size_px, max_pictures)
+        with _alone(out), signals_raised(), deterministic(True), cpu_threads(None):
+            lessons = _gathered(examples, out, size_px, max_pictures, minutes, begun)
             tokenizer = train_tokenizer(lessons.captions)
             recipe = _Recipe(lessons, seed, size_px, channels, check, tokenizer)
             asked = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "minutes": minutes,
                      "plan": asdict(plan or Plan()), "pictures": lessons.digest()}  # fmt: skip
-            return _run(recipe, _Work(out, asked, begun, checkpoint_sec))
+            work = _Work(out, asked, begun, checkpoint_sec, lessons.cut_at)
+            return _run(recipe, work)
     except Stopped:
         saved = (out / UNFINISHED).exists()
         raise SavedOnSignal(
@@ -154,6 +155,56 @@ def bootstrap(
             where=out,
             do="run the same command again to go on",
         ) from None
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else works in the folder meanwhile; it is as it was if nothing was saved in the block.
+
+    Raises:
+        InputError: it holds something else, or finished components.
+        LockedError: another process works there.
+    """
+    scratch = out / UNFINISHED
+    if (out / MANIFEST).exists() or (
+        out.exists() and not scratch.exists() and any(out.iterdir())
+    ):
+        raise InputError(
+            "the folder holds something already", where=out, do="name a new one with --out"
+        )
+    scratch.mkdir(parents=True, exist_ok=True)
+    with locked(scratch / LOCK, str(out), do="wait for it, or name a new folder with --out"):
+        try:
+            yield
+        finally:
+            if not (scratch / PLAN).exists():
+                shutil.rmtree(scratch, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    out.rmdir()
+
+
+def _gathered(
+    examples: Iterable[Example],
+    out: Path,
+    size_px: int,
+    max_pictures: int | None,
+    minutes: float | None,
+    begun: float,
+) -> Lessons:
+    """The pictures that can be read in their part of the minutes; a run that goes on takes as many as it began with."""
+    plan = out / UNFINISHED / PLAN
+    if plan.exists():
+        return gather(examples, size_px, json.loads(plan.read_bytes())["cut_at"] or max_pictures)
+    seconds = math.inf if minutes is None else READING * 60 * minutes
+    lessons = gather(examples, size_px, max_pictures, until=begun + seconds)
+    if lessons.cut_at is not None:
+        log.warning(
+            "took the first %s, as many as could be read in %.0f s of --minutes %g: give it more to take all",
+            counted(lessons.cut_at, "picture"),
+            seconds,
+            minutes,
+        )
+    return lessons
 
 
 @dataclass(frozen=True)
@@ -181,16 +232,22 @@ class _Work:
         asked: what has to be the same for a run that goes on there.
         begun: when this process began with it.
         checkpoint_sec: seconds between checkpoints.
+        cut_at: how many examples were taken, where there was no time for all.
 
     Raises:
         InputError: something else was begun there.
     """
 
     def __init__(
-        self, out: Path, asked: Mapping[str, Any], begun: float, checkpoint_sec: float
+        self,
+        out: Path,
+        asked: Mapping[str, Any],
+        begun: float,
+        checkpoint_sec: float,
+        cut_at: int | None = None,
     ) -> None:
         self.out, self.scratch, self.checkpoint_sec = out, out / UNFINISHED, checkpoint_sec
-        self.asked, self.begun = asked, begun
+        self.asked, self.begun, self.cut_at = asked, begun, cut_at
         self.plan: Plan | None = None
         self.expected: dict[str, float] = {}
         self.finished: dict[str, Any] = {}
@@ -204,7 +261,7 @@ class _Work:
                     do="undo that, or name a new one with --out",
                 )
             self.plan, self.expected = Plan(**before["plan"]), before["expected"]
-            self.finished = before["finished"]
+            self.finished, self.cut_at = before["finished"], before["cut_at"]
 
     def begin(self, plan: Plan, expected: Mapping[str, float]) -> None:
         """Settle the plan, and the seconds that its parts are expected to take."""
@@ -244,7 +301,8 @@ class _Work:
     def _write(self) -> None:
         assert self.plan is not None
         told = {"asked": self.asked, "plan": asdict(self.plan), "expected": self.expected}
-        write_json(self.scratch / PLAN, told | {"finished": self.finished})
+        kept = told | {"finished": self.finished, "cut_at": self.cut_at}
+        write_json(self.scratch / PLAN, kept)
 
 
 def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
@@ -254,16 +312,18 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
     assert work.plan is not None
     keep_threads(work.scratch, None)
     _train(recipe, work)
+    share = _share_to_measure(work)
     told = {name: work.asked[name] for name in ("source", "seed", "size_px", "channels")}
     counts = {"pictures": len(recipe.lessons.train), "captions": len(recipe.lessons.captions)}
-    record = {
+    record: dict[str, Any] = {
         "components": COMPONENTS,
         "recipe": {**told, **counts, **asdict(work.plan)},
-        "measured": _measured(recipe, work.out),
+        "measured": _measured(recipe, work.out, share),
         "files": _files(work.out, *map(work.path, COMPONENTS)),
     }
     if work.asked["minutes"] is not None:
         record["schedules"] = work.schedules()
+        record["measured_share"] = round(share, 4)
     write_json(work.out / MANIFEST, record)
     shutil.rmtree(work.scratch)
     return record
@@ -324,10 +384,29 @@ def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any
     }
 
 
-def _measured(recipe: _Recipe, out: Path) -> dict[str, Any]:
-    written = _written(out)
-    found = _measure(recipe.lessons, written, recipe.size_px)
-    return {**found, **(recipe.check(written, 1.0) if recipe.check else {})}
+def _measured(recipe: _Recipe, out: Path, share: float) -> dict[str, Any]:
+    """Quality on a share of the pictures kept out, of the components as they load."""
+    lessons, written = recipe.lessons, _written(out)
+    fewer = replace(lessons, held_out=_spread(lessons.held_out, share))
+    found = _measure(fewer, written, recipe.size_px)
+    return {**found, **(recipe.check(written, share) if recipe.check else {})}
+
+
+def _share_to_measure(work: _Work) -> float:
+    """Of what can be measured, as much as fits into the minutes."""
+    left = work.budget().left()
+    if left is None:
+        return 1.0
+    share = min(1.0, max(LEAST_MEASURED, left / work.expected[MEASURING]))
+    if share < 1:
+        log.warning("measuring on %.0f %% of the pictures kept out, to end in time", 100 * share)
+    return share
+
+
+def _spread(examples: tuple[Example, ...], share: float) -> tuple[Example, ...]:
+    """A share of them from everywhere, at least a few."""
+    count = max(FEWEST_HELD_OUT, round(share * len(examples)))
+    return tuple(examples[place * len(examples) // count] for place in range(count))
 
 
 def _written(out: Path) -> Resolved:
@@ -342,33 +421,39 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
     """
     few = Plan(*(TRIAL_STEPS * batch for batch in (8, 32, 64, 64)))
     lessons = recipe.lessons
-    every = max(1, min(TRIAL_PART, len(lessons.held_out) // FEWEST_MEASURED))
-    part = Lessons(lessons.train[::every], lessons.held_out[::every])
+    every = max(1, min(TRIAL_PART, len(lessons.held_out) // FEWEST_HELD_OUT))
+    tried = replace(recipe, lessons=Lessons(lessons.train[::every], lessons.held_out[::every]))
     _load_libraries(recipe)
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         trial = _Work(Path(folder), {"minutes": None}, start, math.inf)
         trial.begin(few, {})
-        tried = replace(recipe, lessons=part)
         took = _train(tried, trial)
+        preparing = time.monotonic() - start - sum(took.values())
+        start = time.monotonic()
         written = _written(trial.out)
-        _measure(part, written, recipe.size_px)
+        _measure(tried.lessons, written, recipe.size_px)
         if recipe.check is not None:
             recipe.check(written, 1 / every)
-        growing = time.monotonic() - start - sum(took.values())
-    rest = growing * every + took[STATISTICS]
+        measuring = time.monotonic() - start
+    seconds = 60 * work.asked["minutes"]
+    rest = {
+        PREPARING: preparing * every + took[STATISTICS],
+        MEASURING: measuring * every,
+    }
     counts = asdict(few)
     full = {name: took[name] * count / counts[name] for name, count in asdict(plan).items()}
-    minutes = work.asked["minutes"]
-    left = work.begun + 60 * minutes - time.monotonic() - rest
-    if left < SHORT * 60 * minutes:
+    kept = rest[PREPARING] + min(rest[MEASURING], MEASURED * seconds)
+    left = work.begun + seconds - time.monotonic() - kept
+    if left < SHORT * seconds:
         log.warning(
             "--minutes %g leaves about %.0f s to train in; the rest goes into reading and measuring: give it more",
-            minutes,
+            work.asked["minutes"],
             max(0.0, left),
         )
     factor = max(left / sum(full.values()), LEAST_SHARE)
-    return plan.scaled(factor), {**{name: full[name] * factor for name in PARTS}, REST: rest}
+    expected = {name: took * factor for name, took in full.items()} | rest
+    return plan.scaled(factor), {name: expected[name] for name in PARTS}
 
 
 def _load_libraries(recipe: _Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,3 +165,48 @@ def test_the_command_ends_with_75_on_sigterm(tmp_path: Path) -> None:
         _, said = process.communicate()
     assert process.returncode == 75, said
     assert said.splitlines()[-1].strip() == "→ run the same command again to go on"
+
+
+def test_two_at_once_do_not_mix_in_one_folder(
+    undisturbed: dict[str, bytes], checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    refused = []
+
+    def another() -> None:
+        command = f"from tests.bootstrap.test_stopped import *; run(Path({str(out)!r}))"
+        other = subprocess.run([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True)
+        refused.append(other.stderr)
+
+    checkpoints.after = {3: another}
+    run(out)
+    assert "LockedError: another run works on" in refused[0]
+    assert f"pid {os.getpid()}" in refused[0]
+    assert "--out" in refused[0]
+    assert contents(out) == undisturbed
+
+
+def test_a_source_too_slow_for_the_minutes_is_cut_and_goes_on_with_the_same_pictures(
+    checkpoints: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow(begun: float) -> Iterator[Example]:
+        for number, example in enumerate(scene_examples(200, 32)):
+            if number == 40:
+                time.sleep(max(0.0, begun + 60 * 0.25 * 0.1 - time.monotonic()) + 0.01)
+            yield example
+
+    def some(**options: Any) -> dict[str, Any]:
+        begun = time.monotonic()
+        options = {"minutes": 0.1, "size_px": 32, "channels": 4, "begun": begun} | options
+        return bootstrap(slow(begun), tmp_path / "out", source="scenes", **options)
+
+    checkpoints.after = {4: kill}  # after the three of the trial
+    with pytest.raises(Killed):
+        some()
+    told = re.search("took the first ([0-9]+) pictures", caplog.text)
+    assert told
+    taken = int(told[1])
+    assert taken < 48
+    record = some()
+    assert record["recipe"]["pictures"] == taken - len(range(0, taken, taken // 4))
+    assert record["measured_share"] < 1
