@@ -106,11 +106,14 @@ def inspect(data: bytes, settings: ImageSettings) -> Header:
         settings: limits and what to do with animations.
 
     Raises:
-        BadImage: no picture, damaged, over a limit, or an animation where these are rejected.
+        BadImage: no picture, damaged, over a limit, an animation where these are rejected, or of a colour without a defined white in sRGB
+            (32-bit numbers, PQ, HLG).
     """
     name, image = _open(data, settings)
     with _guarded(name):
-        return Header(name, *_upright_size(image, _orientation(image)[0]))
+        size = _upright_size(image, _orientation(image)[0])
+        _colour(name, data, image, set())
+        return Header(name, *size)
 
 
 def decode(data: bytes, settings: ImageSettings) -> Picture:
@@ -126,7 +129,7 @@ def decode(data: bytes, settings: ImageSettings) -> Picture:
         settings: matte, limits and what to do with animations.
 
     Raises:
-        BadImage: as `inspect`, and where the pixels cannot be read to the last one or have no defined white (32-bit numbers, PQ, HLG).
+        BadImage: as `inspect`, and where the pixels cannot be read to the last one.
     """
     name, image = _open(data, settings)
     with _guarded(name):
@@ -264,7 +267,13 @@ def _is_raw(image: TiffImageFile) -> bool:
 
 
 def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Colour | None:
-    """What a file says of its colour in numbers, where that is to be used and is not sRGB; to be asked before loading."""
+    """What a file says of its colour in numbers, where that is to be used and is not sRGB; to be asked before loading.
+
+    Raises:
+        BadImage: it has no defined white in sRGB.
+    """
+    if image.mode in ("I", "F"):
+        raise BadImage("unsupported", "32-bit or floating-point samples have no defined white")
     if name == "PNG":
         return _png_colour(data, image, flags)
     if name == "JPEG2000":
@@ -348,8 +357,6 @@ def _srgb(image: Image.Image, bits: int, flags: set[str]) -> tuple[Image.Image, 
     profile = image.info.get("icc_profile")
     if bits > 8:
         flags.add("sixteen_bit")
-    if image.mode in ("I", "F"):
-        raise BadImage("unsupported", "32-bit or floating-point samples have no defined white")
     image, alpha = _split(image, bits)
     if profile:
         converted = _by_profile(image, profile)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from hdm.config import ImageSettings
-from hdm.data.images import BadImage, decode
+from hdm.data.images import BadImage, decode, inspect
 from tests.data.test_hostile_images import DISPLAY_P3, SRGB, _to_xyz
 from tests.data.test_images import HEIF, chunk, encoded, photograph, png
 
@@ -184,6 +184,20 @@ def test_colour_without_a_defined_white_is_refused_with_the_reason(
     with pytest.raises(BadImage, match=reason) as refusal:
         decode(colours(cicp(*numbers)), SETTINGS)
     assert refusal.value.status == "unsupported"
+    assert refused_by_header(colours(cicp(*numbers))) == str(refusal.value)
+
+
+def refused_by_header(data: bytes) -> str:
+    """So that a download counts the picture as refused, where it would be too late in a later stage."""
+    with pytest.raises(BadImage) as refusal:
+        inspect(data, SETTINGS)
+    return str(refusal.value)
+
+
+def test_numbers_without_a_defined_white_are_refused_by_the_header_already() -> None:
+    tiff = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    assert "no defined white" in refused_by_header(tiff)
+    assert "PQ" in refused_by_header((HEIF / "pq.heic").read_bytes())
 
 
 def test_numbers_that_are_no_colour_are_ignored_and_flagged() -> None:
