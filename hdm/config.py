@@ -149,8 +149,8 @@ class DownloadSettings(Settings):
     """Pictures without captions are captioned with the name of their class: their folder (kohya's
     `10_name` without the number), the `.cls` member of a WebDataset, the `label` of a data set."""
     encoding: str | None = None
-    """Of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252, counted as
-    guessed."""
+    """Of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252 where it
+    gives plain western text, counted as guessed; else they are lost."""
     max_lost_captions: values.CountOrNone = runtime(0)
     """The stage stops when more captions, or lines and files with captions, are lost."""
     follow_links: bool = True

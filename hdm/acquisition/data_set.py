@@ -23,7 +23,7 @@ from hdm.acquisition.items import (
 )
 from hdm.acquisition.places import read_place
 from hdm.acquisition.tabular import WORDY_ROWS
-from hdm.acquisition.texts import as_text, captions_in, captions_in_fields, is_wordy
+from hdm.acquisition.texts import as_text, captions_in, captions_in_fields, may_be_captions
 from hdm.acquisition.tree import note_files
 from hdm.acquisition.url_list import ListedUrl, one_item_a_url
 from hdm.config import DownloadSettings
@@ -157,9 +157,9 @@ class DataSet:
             note_files(self.folder, own, rest, inventory, follow_links=False)
 
     def _wordy(self, columns: list[str]) -> list[str]:
-        """Those columns whose first rows hold text of several words, as captions are."""
+        """Those columns whose first rows may be captions."""
         rows = list(self._rows.select_columns(columns).take(WORDY_ROWS)) if columns else []
-        return [name for name in columns if any(is_wordy(row[name]) for row in rows)]
+        return [name for name in columns if may_be_captions(name, [row[name] for row in rows])]
 
     @cached_property
     def _rows(self) -> Dataset | IterableDataset:

@@ -39,7 +39,7 @@ from hdm.store import Draft, Identity, Output, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
-SCHEMA = 3
+SCHEMA = 4
 OPEN_SHARDS = 4
 """Shards fetched at once, so that one slow item does not keep the rest waiting."""
 ENOUGH_ITEMS = 1000

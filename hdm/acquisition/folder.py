@@ -175,8 +175,9 @@ class Folder:
         """What the metadata say of each file, by name, and what became of their lines."""
         found: dict[str, _Said] = {}
         inventory = Inventory()
+        encoding = self.settings.encoding
         for path in self._metadata_files:
-            known = column_names(path)
+            known = column_names(path, encoding=encoding)
             columns = [
                 _need_file_column(known, path),
                 licence_column(known),
@@ -184,8 +185,8 @@ class Folder:
             ]
             name = self._relative(path)
             others = [] if columns[2:] else [other for other in known if other not in columns]
-            inventory.columns(known, columns, name, wordy_columns(path, others))
-            for number, row in read_rows(path, columns):
+            inventory.columns(known, columns, name, wordy_columns(path, others, encoding))
+            for number, row in read_rows(path, columns, encoding):
                 self._take_line(row, name, number, found, inventory)
         return found, inventory
 
@@ -320,11 +321,11 @@ class Folder:
             return False
         asked = self.settings.caption_column
         try:
-            known = column_names(path)
+            known = column_names(path, encoding=self.settings.encoding)
             file_column = _file_column(known)
             if file_column is None or not caption_fields(known, asked):
                 return False
-            rows = islice(read_rows(path, [file_column]), LOOKED_AT)
+            rows = islice(read_rows(path, [file_column], self.settings.encoding), LOOKED_AT)
             names = [name for _, row in rows if row and (name := as_text(row[0]))]
         except InputError:
             return False
@@ -346,7 +347,7 @@ class Folder:
         except Unreadable:
             return False
         # A list may be one of anything; an object with a caption is one picture's.
-        return isinstance(json_value(data), dict) and bool(
+        return isinstance(json_value(data, self.settings.encoding), dict) and bool(
             captions_in_json(data, self.settings)[0].captions
         )
 
@@ -367,13 +368,13 @@ def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, st
 
     The file holds an object with a field for captions, a text, or a list of texts.
     """
-    value = json_value(data)
+    value = json_value(data, settings.encoding)
     if value is None:
         return Found(losses=["it is not JSON"]), None
     if not isinstance(value, dict):
-        return captions_in(value), None
+        return captions_in(value, settings.encoding), None
     fields = caption_fields(value, settings.caption_column)
-    found = captions_in_fields(value[name] for name in fields)
+    found = captions_in_fields((value[name] for name in fields), settings.encoding)
     if not fields and is_wordy(value):
         found.doubts.append(
             f"its captions may be in {', '.join(filter(lambda name: is_wordy(value[name]), value))}: "

@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +17,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hdm.acquisition.texts import decoded, is_wordy, mark_of
+from hdm.acquisition.texts import decoded, mark_of, may_be_captions
 from hdm.errors import InputError
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
@@ -31,8 +32,8 @@ Line = tuple[int, Row | None]
 """Number of the line or row, from 1, and its values; None where it is damaged."""
 
 
-def column_names(path: Path, text_column: str = "url") -> list[str]:
-    """The columns of a table; a text file has one, called `text_column`.
+def column_names(path: Path, text_column: str = "url", encoding: str | None = None) -> list[str]:
+    """The columns of a table; a text file has one, called `text_column`; `encoding` as for `read_rows`.
 
     Raises:
         InputError: it is no table of the kind that its name says.
@@ -45,24 +46,32 @@ def column_names(path: Path, text_column: str = "url") -> list[str]:
                 with _open_text(path) as file:
                     return next(_csv_reader(path, file), [])
             case ".jsonl":
-                records = (record for _, record in islice(_json_lines(path), LOOKED_AT))
+                records = (record for _, record in islice(_json_lines(path, encoding), LOOKED_AT))
                 return _fields(record for record in records if record)
             case ".json":
-                return _fields(_json_records(path))
+                return _fields(_json_records(path, encoding))
             case _:
                 return [text_column]
 
 
-def read_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
+def read_rows(
+    path: Path, columns: Sequence[str | None], encoding: str | None = None
+) -> Iterator[Line]:
     """The values of `columns`, row by row; None where a row or the list of columns has none.
 
     Texts may come as their bytes.
+
+    Args:
+        path: the table.
+        columns: names.
+        encoding: of JSON that is not Unicode, as for `decoded`.
 
     Raises:
         InputError: the file is no table of the kind that its name says.
     """
     readers: dict[str, Callable[[Path, list[str]], Iterator[Line]]] = {
-        ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows,
+        ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows,
+        ".jsonl": partial(_jsonl_rows, encoding=encoding), ".json": partial(_json_rows, encoding=encoding),
     }  # fmt: skip
     named = [name for name in columns if name is not None]
     places = [None if name is None else named.index(name) for name in columns]
@@ -74,10 +83,14 @@ def read_rows(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
                 yield number, tuple(None if place is None else row[place] for place in places)
 
 
-def wordy_columns(path: Path, columns: Sequence[str]) -> list[str]:
-    """Those columns whose first rows hold text of several words, as captions are."""
-    rows = [row for _, row in islice(read_rows(path, columns), WORDY_ROWS) if row]
-    return [name for place, name in enumerate(columns) if any(is_wordy(row[place]) for row in rows)]
+def wordy_columns(path: Path, columns: Sequence[str], encoding: str | None = None) -> list[str]:
+    """Those columns whose first rows may be captions; `encoding` as for `read_rows`."""
+    rows = [row for _, row in islice(read_rows(path, columns, encoding), WORDY_ROWS) if row]
+    return [
+        name
+        for place, name in enumerate(columns)
+        if may_be_captions(name, [row[place] for row in rows])
+    ]
 
 
 @contextmanager
@@ -154,19 +167,21 @@ def _values(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def _jsonl_rows(path: Path, columns: list[str]) -> Iterator[Line]:
-    for number, record in _json_lines(path):
+def _jsonl_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
+    for number, record in _json_lines(path, encoding):
         yield number, None if record is None else tuple(record.get(name) for name in columns)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _json_lines(
+    path: Path, encoding: str | None = None
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
     if _begins_with_list(path):
-        yield from enumerate(_json_records(path), 1)
+        yield from enumerate(_json_records(path, encoding), 1)
         return
     with _open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, json_object(_restored(line))
+                yield number, json_object(_restored(line), encoding)
 
 
 def _begins_with_list(path: Path) -> bool:
@@ -175,15 +190,14 @@ def _begins_with_list(path: Path) -> bool:
         return next(filter(None, map(str.strip, file)), "").startswith("[")
 
 
-def _json_rows(path: Path, columns: list[str]) -> Iterator[Line]:
-    for number, record in enumerate(_json_records(path), 1):
+def _json_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
+    for number, record in enumerate(_json_records(path, encoding), 1):
         yield number, None if record is None else tuple(record.get(name) for name in columns)
 
 
-def _json_records(path: Path) -> Iterator[dict[str, Any] | None]:
+def _json_records(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any] | None]:
     """The records of a JSON file: a list of objects, or an object by file name."""
-    read = decoded(path.read_bytes())
-    value = json.loads(read[0] if read else "", object_pairs_hook=_with_repeated)
+    value = _json_in(path.read_bytes(), encoding)
     if isinstance(value, dict):
         for name, said in value.items():
             yield {FILE_NAME: name, **(said if isinstance(said, dict) else {"caption": said})}
@@ -193,17 +207,34 @@ def _json_records(path: Path) -> Iterator[dict[str, Any] | None]:
         raise ValueError("neither a list nor an object")
 
 
-def json_value(text: str | bytes) -> Any:
-    """What a JSON text says; None where it is no JSON."""
-    if isinstance(text, bytes):
-        read = decoded(text)
-        if read is None:
-            return None
-        text = read[0]
+def json_value(text: str | bytes, encoding: str | None = None) -> Any:
+    """What a JSON text says; None where it is no JSON. Texts in it that are not Unicode come as their bytes,
+    unless `encoding` says how to read them."""
     try:
-        return json.loads(text, object_pairs_hook=_with_repeated)
+        return _json_in(text, encoding)
     except (ValueError, RecursionError):
         return None
+
+
+def _json_in(text: str | bytes, encoding: str | None) -> Any:
+    """As `json_value`, with a ValueError where it is no JSON."""
+    if isinstance(text, bytes):
+        read = decoded(text, encoding)
+        # A guess at captions is made and counted where they are read.
+        certain = read if read and (not read[1] or b"\0" in text) else None
+        text = certain[0] if certain else text.decode("utf-8", "surrogateescape")
+    return _all_restored(json.loads(text, object_pairs_hook=_with_repeated))
+
+
+def _all_restored(value: Any) -> Any:
+    """A JSON value whose texts are restored, except the names of fields."""
+    if isinstance(value, str):
+        return _restored(value)
+    if isinstance(value, list):
+        return [_all_restored(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _all_restored(entry) for name, entry in value.items()}
+    return value
 
 
 def _with_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -214,9 +245,9 @@ def _with_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: _joined(same) for name, same in values.items()}
 
 
-def json_object(text: str | bytes) -> dict[str, Any] | None:
+def json_object(text: str | bytes, encoding: str | None = None) -> dict[str, Any] | None:
     """A JSON object; None where the text is none."""
-    value = json_value(text)
+    value = json_value(text, encoding)
     return value if isinstance(value, dict) else None
 
 

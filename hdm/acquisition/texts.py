@@ -9,6 +9,7 @@ import ast
 import codecs
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from hdm.data.wording import normal_caption
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
 """Columns and fields that hold captions, in any case, unless another is asked for; of each row the
 first one with a caption counts."""
+CLASSES = frozenset({"label", "labels", "class", "category", "split", "lang", "language", "id"})
+"""Columns of single words that are no captions."""
+SHOWN_CHARS = 20
 _MAPPED = (*CAPTION_COLUMNS, "raw")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -29,6 +33,15 @@ _MARKS = (
 FALLBACK = "cp1252"
 """Windows' code page for western Europe. Detectors (charset-normalizer 3.5) were tried and get texts
 as short as captions wrong: "café" in this code page came out as UTF-16."""
+OTHERS = ("shift_jis", "gb18030", "big5", "euc_kr", "koi8_r", "cp1251", "cp1250", "cp1253")
+"""Encodings that are offered for a text that does not look western."""
+_WORD = re.compile(r"[^\W\d_]+")
+_ACCENTED = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿŠŒŽšœžŸ")
+_OPENING, _CLOSING = "«‹“”„‘’‚–—…•·¡¿§£€±×©", "»›“”‘’–—…•·°²³½¼¾™®©€£%ºª"
+_INSIDE = frozenset("’‘–—…·×°")
+_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNSPACED = re.compile(rf"[{_SPACELESS}]{{2}}")  # Thai to Chinese: written without spaces
+_ONE_WORD = re.compile(rf"[{_SPACELESS}]|[^\W\d_]([^\W\d_]|['’-])+")
 
 
 @dataclass
@@ -66,8 +79,8 @@ def mark_of(data: bytes) -> str | None:
 def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None:
     """A text, and whether its encoding was guessed; None if it is no text.
 
-    UTF-8, UTF-16 and UTF-32 with their mark, UTF-8 without; what is neither is read as `encoding`,
-    or as Windows-1252.
+    UTF-8, UTF-16 and UTF-32 with their mark, UTF-8 without; what is neither is read as `encoding`.
+    Without that, UTF-16 and Windows-1252 are guessed where they give plain Latin text.
 
     Args:
         data: the bytes.
@@ -86,7 +99,44 @@ def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None
         text = data.decode(guess)
     except UnicodeDecodeError:
         return None
-    return None if "\0" in text else (text, encoding is None)
+    if "\0" in text or (encoding is None and not _is_western(text)):
+        return None
+    return text, encoding is None
+
+
+def unread(data: bytes) -> str:
+    """Why bytes are no text to `decoded`, with what they would be in other encodings."""
+    readings = []
+    for codec in OTHERS:
+        try:
+            text = " ".join(data.decode(codec).split())
+        except UnicodeDecodeError:
+            continue
+        if text.isprintable():
+            readings.append(f"{codec} ({text[:SHOWN_CHARS]})")
+    offered = f", as {', '.join(readings)}" if readings else ""
+    return f"it is not text in a known encoding: --set download.encoding names another{offered}"
+
+
+def _is_western(text: str) -> bool:
+    """Whether a text is such as people write in western Europe, and not another encoding read as Windows-1252.
+
+    There, accented letters stand singly or in pairs between plain ones, and signs at the edges of words.
+    """
+    if not text.isascii() and not any(map(str.isalnum, text)):
+        return False
+    plain = accented = 0
+    for token in text.split():
+        core = token.strip("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~").lstrip(_OPENING).rstrip(_CLOSING)
+        if any(ord(char) > 127 and char not in _ACCENTED | _INSIDE for char in core):
+            return False
+        for word in _WORD.findall(core):
+            high = sum(char in _ACCENTED for char in word)
+            if high > 1 and high == len(word):
+                return False
+            accented += high
+            plain += len(word) - high
+    return accented <= plain or accented == len(text.strip()) == 1
 
 
 def _guess(data: bytes) -> str:
@@ -167,6 +217,18 @@ def settle(found: Iterable[Found]) -> None:
             place.losses += place.doubts
 
 
+def may_be_captions(column: str, values: Iterable[Any]) -> bool:
+    """Whether a column's first values look like captions: of several words, or single words that are no classes.
+
+    Classes repeat, or the column's name says what they are.
+    """
+    values = list(values)
+    if any(map(is_wordy, values)):
+        return True
+    words = [word for value in values if (word := as_text(value)) and _ONE_WORD.fullmatch(word)]
+    return column.lower() not in CLASSES and 2 * len(set(words)) > len(values)
+
+
 def is_wordy(value: Any) -> bool:
     """Whether a value, or one in it, is text of several words, as captions are."""
     if isinstance(value, bytes):
@@ -179,7 +241,7 @@ def is_wordy(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     words = [word for word in value.split() if any(map(str.isalpha, word))]
-    return len(words) > 1
+    return len(words) > 1 or _UNSPACED.search(value) is not None
 
 
 def captions_in_file(
@@ -194,9 +256,7 @@ def captions_in_file(
     """
     read = decoded(data, encoding)
     if read is None:
-        return Found(
-            losses=["it is not text in a known encoding (download.encoding names another)"]
-        )
+        return Found(losses=[unread(data)])
     text, guessed = read
     rows = [line.strip() for line in text.strip().splitlines()]
     found = Found()
@@ -230,7 +290,7 @@ def as_text(value: Any, encoding: str | None = None) -> str | None:
 def _of_bytes(data: bytes, encoding: str | None) -> Found:
     read = decoded(data, encoding)
     if read is None:
-        return Found(losses=["it is not text in a known encoding"])
+        return Found(losses=[unread(data)])
     found = captions_in(read[0])
     if read[1]:
         found.guessed = len(found.captions)

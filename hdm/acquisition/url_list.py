@@ -82,10 +82,11 @@ class UrlList:
         return one_item_a_url(self._rows, self._survey.repeated, inventory or Inventory())
 
     def _rows(self, inventory: Inventory) -> Iterator[ListedUrl]:
+        encoding = self.settings.encoding
         for path, known, columns in self._parts:
             others = [] if columns[2:] else [name for name in known if name not in columns]
-            inventory.columns(known, columns, path.name, wordy_columns(path, others))
-            for number, row in read_rows(path, columns):
+            inventory.columns(known, columns, path.name, wordy_columns(path, others, encoding))
+            for number, row in read_rows(path, columns, encoding):
                 place = f"{path.name}:{number}"
                 if row is None:
                     inventory.leave("line", Fate.LOST, place, "it is no JSON object")
@@ -94,13 +95,14 @@ class UrlList:
                 inventory.take("line")
                 address, licence = as_text(row[0]), as_text(row[1])
                 url = address.strip() if address else None
-                found = captions_in_fields(row[2:], self.settings.encoding)
+                found = captions_in_fields(row[2:], encoding)
                 yield ListedUrl(url, url or place, inventory.captions(found, place), licence)
 
     @cached_property
     def _parts(self) -> list[tuple[Path, list[str], list[str | None]]]:
         """The files that are not empty, their columns, and those of URL, licence and captions."""
-        known = ((path, column_names(path, self.settings.url_column)) for path in self.paths)
+        url, encoding = self.settings.url_column, self.settings.encoding
+        known = ((path, column_names(path, url, encoding)) for path in self.paths)
         return [(path, names, self._choose(path, names)) for path, names in known if names]
 
     def _choose(self, path: Path, known: list[str]) -> list[str | None]:
@@ -115,7 +117,7 @@ class UrlList:
         return survey(
             row[0] if row else None
             for path, _, columns in self._parts
-            for _, row in read_rows(path, columns[:1])
+            for _, row in read_rows(path, columns[:1], self.settings.encoding)
         )
 
 

@@ -166,9 +166,7 @@ def _alone(out: Path) -> Iterator[None]:
         LockedError: another process works there.
     """
     scratch = out / UNFINISHED
-    if (out / MANIFEST).exists() or (
-        out.exists() and not scratch.exists() and any(out.iterdir())
-    ):
+    if (out / MANIFEST).exists() or (out.exists() and not scratch.exists() and any(out.iterdir())):
         raise InputError(
             "the folder holds something already", where=out, do="name a new one with --out"
         )

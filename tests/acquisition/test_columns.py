@@ -100,6 +100,54 @@ def test_texts_in_columns_of_other_names_are_lost_until_one_is_named(tmp_path):
     assert (captions, inventory.lost) == ({"a.png": ("a fox",)}, 0)
 
 
+@pytest.mark.parametrize("caption", ["fox", "狐", "赤い狐", "สุนัขจิ้งจอก", "лиса"])
+def test_a_caption_without_spaces_arrives_or_is_lost_as_any_other(tmp_path, caption):
+    files = {"a.png": png(0), "metadata.jsonl": lines({"file_name": "a.png", "alt": caption})}
+    _, inventory = read(tmp_path, files)
+    assert losses(inventory).keys() == {"metadata.jsonl: alt"}
+    for settings in ({"caption_column": "alt"}, {}):
+        captions, inventory = read(tmp_path, files, **settings)
+        assert (captions, inventory.lost) == ({"a.png": (caption,)}, 0)
+        files["metadata.jsonl"] = lines({"file_name": "a.png", "text": caption})
+
+
+def test_single_words_that_repeat_are_classes(tmp_path):
+    files = {f"{number}.png": png(number) for number in range(4)}
+    files["metadata.jsonl"] = lines(*({"file_name": name, "kind": "fox"} for name in files))
+    assert read(tmp_path, files)[1].lost == 0
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "gbk", "cp1252"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "sidecar"])
+def test_texts_in_a_code_page_in_every_kind_of_file(tmp_path, form, encoding):
+    files, settings = in_code_page(form, "“Bär”" if encoding == "cp1252" else "表の狐", encoding)
+    captions, inventory = read(tmp_path, files, **settings, encoding=encoding)
+    assert (len(captions["a.png"]), inventory.lost) == (1, 0)
+    assert captions["a.png"][0] in ("“Bär”", "表の狐")
+    assert inventory.counts["captions_guessed"] == 0
+    files, settings = in_code_page(form, "ein Bär" if encoding == "cp1252" else "赤い狐", encoding)
+    captions, inventory = read(tmp_path, files, **settings)
+    if encoding == "cp1252":
+        assert captions == {"a.png": ("ein Bär",)}
+        assert inventory.counts["captions_guessed"] == 1
+    else:
+        assert (captions, inventory.lost) == ({"a.png": ()}, 1)
+
+
+def in_code_page(form, text, encoding):
+    """A picture with a caption in a file of some form, and the settings that name it."""
+    record = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    content = {
+        "csv": f"file_name,text\na.png,{text}\n",
+        "jsonl": record + "\n",
+        "json": f"[{record}]",
+        "sidecar": record,
+    }[form]
+    name = "a.json" if form == "sidecar" else f"metadata.{form}"
+    files = {"a.png": png(0), name: content.encode(encoding)}
+    return files, {} if form == "sidecar" else {"metadata": name}
+
+
 def test_columns_without_texts_are_no_loss(tmp_path):
     metadata = lines(
         {"file_name": "a.png", "label": "fox", "score": 0.5, "date": "2024-01-01 10:00"}

@@ -208,5 +208,7 @@ def test_weights_too_large_for_sixteen_bits_are_not_written() -> None:
 
 def test_the_fewest_pictures_are_enough_to_measure_on(tmp_path):
     plan = Plan(8, 32, 32, 32)
-    record = bootstrap(scene_examples(16, 32), tmp_path / "out", source="few", plan=plan, size_px=32)
+    record = bootstrap(
+        scene_examples(16, 32), tmp_path / "out", source="few", plan=plan, size_px=32
+    )
     assert record["measured"]["contrastive"]
