@@ -17,6 +17,7 @@ from hdm.cli import Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
 from hdm.options import File, number
+from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
 from tasks.services import runs, serving, stop_runs
@@ -31,10 +32,15 @@ def run(
     name: Annotated[str, typer.Argument(help="Entry of pipelines.yaml.")],
     start_from: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="First stage; those before have to be done."),
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help=f"First stage: {', '.join(STAGE_NAMES)}, or one output, as train.256px. "
+            "What comes before must be in the store.",
+        ),
     ] = None,
     stop_after: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="Last stage.")
+        str | None, typer.Option("--until", metavar="STAGE", help="Last stage or output.")
     ] = None,
     settings: Settings = [],
     as_json: Annotated[

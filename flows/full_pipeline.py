@@ -1,38 +1,21 @@
 """The whole pipeline: one flow run a stage, and one a training phase."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
-from flows.caption_images import caption_images
-from flows.download_images import download_images
-from flows.encode_latents import encode_latents
-from flows.evaluate_model import evaluate_model
-from flows.filter_images import filter_images
-from flows.finetune_autoencoder import finetune_autoencoder
-from flows.train_model import train_model
+from flows.stages import FLOWS
+from hdm.stage_list import STAGE_NAMES
 from tasks import reporter
 from tasks.outputs import planned, preflight, remember
 from tasks.records import StageRecord, settled
 from tasks.report import report
 
-StageName = Annotated[
-    Literal["download", "filter", "caption", "vae", "encode", "train", "evaluate"],
-    Field(title="a stage"),
-]
+StageName = Annotated[str, Field(title="a stage", json_schema_extra={"enum": list(STAGE_NAMES)})]
 OutputName = Annotated[
     str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])
 ]
-STAGES = {
-    "download": download_images,
-    "filter": filter_images,
-    "caption": caption_images,
-    "vae": finetune_autoencoder,
-    "encode": encode_latents,
-    "train": train_model,
-    "evaluate": evaluate_model,
-}
 
 
 @flow(name="full-pipeline", flow_run_name="{pipeline}", persist_result=True)
@@ -57,6 +40,6 @@ def full_pipeline(
         for stage, outputs in planned(pipeline, overrides, start_from, stop_after):
             # Before every stage: what was made meanwhile may show that a later one cannot work.
             preflight(pipeline, overrides, outputs[0], stop_after)
-            records += STAGES[stage](pipeline, outputs, overrides)
+            records += FLOWS[stage](pipeline, outputs, overrides)
         report(pipeline, overrides, records)
     return records

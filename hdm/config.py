@@ -24,7 +24,6 @@ SCENES_VERSION = 2
 """Of the embedded data set: raised when the same settings give other pictures or captions."""
 ITEM_FIELDS = ("given", "source", "licence", "width", "height")
 """Fields of a picture that a caption template may name."""
-STAGES = ("download", "filter", "caption", "vae", "encode", "train", "evaluate")
 
 
 def runtime(default: Any, **constraints: Any) -> Any:

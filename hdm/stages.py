@@ -15,7 +15,7 @@ from pathlib import Path
 from hdm.acquisition import download
 from hdm.captioning import caption
 from hdm.child import forget_launchers
-from hdm.config import STAGES, Pipeline
+from hdm.config import Pipeline
 from hdm.curation import decide, measure
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
@@ -25,6 +25,7 @@ from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_b
 from hdm.evaluation import evaluate
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
+from hdm.stage_list import STAGE_NAMES
 from hdm.store import MANIFEST, Identity, Output, Store, in_use, read_output, set_aside
 from hdm.training import phase
 from hdm.training.job import mixed_name
@@ -241,7 +242,7 @@ def _places(every: list[Step], name: str) -> list[int]:
     if not places:
         raise ConfigError(
             f"there is no stage {name!r}",
-            do=f"use one of {', '.join((*STAGES, *(s.name for s in every if '.' in s.name)))}",
+            do=f"use one of {', '.join((*STAGE_NAMES, *(s.name for s in every if '.' in s.name)))}",
         )
     return places
 

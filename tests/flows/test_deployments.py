@@ -12,9 +12,15 @@ from prefect.cli.deploy._models import DeploymentConfig
 from ruamel.yaml import YAML
 
 import tasks
+from hdm.stage_list import STAGE_NAMES, STAGES
 
 PROJECT = Path(__file__).parents[2]
 DEPLOYMENTS = YAML(typ="safe").load((PROJECT / "pipelines.yaml").read_text())["deployments"]
+
+
+def test_every_stage_has_a_deployment() -> None:
+    flows = ["full-pipeline", *(stage.flow for stage in STAGES)]
+    assert [found["name"] for found in DEPLOYMENTS] == flows
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda found: found["name"])
@@ -38,7 +44,7 @@ def test_the_form_of_the_full_pipeline_offers_the_stages() -> None:
         "stop_after",
         "overrides",
     ]
-    assert '"train"' in json.dumps(full_pipeline.parameters.model_dump())
+    assert json.dumps(list(STAGE_NAMES)) in json.dumps(full_pipeline.parameters.model_dump())
     assert "first stage" in full_pipeline.parameters.properties["start_from"]["description"]
 
 

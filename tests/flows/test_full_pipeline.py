@@ -12,8 +12,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 
-from flows.encode_latents import encode_latents
 from flows.full_pipeline import full_pipeline
+from flows.stages import FLOWS
 from hdm.errors import ConfigError, InputError
 from tasks import report
 
@@ -143,7 +143,7 @@ def test_parts_of_the_pipeline(
         "train.64px",
         "evaluate",
     ]
-    assert [record.name for record in encode_latents("demo", outputs=["encode.64px"])] == [
+    assert [record.name for record in FLOWS["encode"]("demo", outputs=["encode.64px"])] == [
         "encode.64px"
     ]
     backwards = full_pipeline("demo", start_from="train", stop_after="filter", return_state=True)
@@ -190,7 +190,7 @@ def test_a_stage_run_alone_is_checked_alone(small_stages: SmallStages) -> None:
     full_pipeline("demo", stop_after="caption")
     small_stages.made.clear()
     wrong = ["train.phases.0.resolution=50"]
-    found = encode_latents("demo", overrides=wrong, return_state=True).result(
+    found = FLOWS["encode"]("demo", overrides=wrong, return_state=True).result(
         raise_on_failure=False
     )
     assert isinstance(found, InputError)
