@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hdm.errors import DamagedError
+from hdm.evaluation.painting import Painter
 from hdm.store import Output, Store
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import Trainer
@@ -127,6 +128,33 @@ def test_weights_beyond_the_start_up_check_are_compared_when_they_are_read(
         Trainer(job, StopRequest(), "cpu")
     with pytest.raises(DamagedError, match=r"ema\.safetensors"):
         read_source(copy.folder)
+
+
+def test_two_bits_of_averages_of_more_than_a_gigabyte(copy: Workshop, tmp_path: Path) -> None:
+    """A look at the output, as at the start of a run, does not read so much; whoever uses it does."""
+    identity = replace(copy.identity, name="train.8px", config={"made": "here"})
+    header = b'{"whole":{"dtype":"U8","shape":[1073741824],"data_offsets":[0,1073741824]}}'
+    with copy.store.draft(identity) as draft:
+        draft.write_json("model.json", json.loads((copy.folder / "model.json").read_bytes()))
+        with draft.write("ema.safetensors") as file, file.path.open("wb") as stream:
+            stream.write(len(header).to_bytes(8, "little") + header)
+            stream.truncate(8 + len(header) + (1 << 30))  # a hole: nothing but zeros
+        path = draft.commit().file("ema.safetensors")
+    with path.open("r+b") as stream:
+        for place in (1 << 29, 1 << 30):
+            stream.seek(place)
+            stream.write(b"\x01")
+    before = copy.store.find(identity)
+    assert before is not None
+    job = replace(copy, inputs={**copy.inputs, "train.8px": before}).job(tmp_path / "job")
+    painter = Painter(copy.pipeline, before, job.autoencoder)
+    for use in (
+        lambda: Trainer(job, StopRequest(), "cpu"),
+        lambda: read_source(before.path),
+        lambda: painter.paint(["red circle"], [0]),
+    ):
+        with pytest.raises(DamagedError, match=r"not what was written.*ema\.safetensors"):
+            use()
 
 
 def test_a_damaged_header_is_damage(copy: Workshop, tmp_path: Path) -> None:
