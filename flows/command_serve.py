@@ -241,7 +241,6 @@ def serve_pages(
         started["worker"] = begin("worker")
         wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")
         served = _announced(root, prefect, mlflow, started)
-        remove_automation(root, served)
         _tell(root, pages, mlflow)
         stack.callback(_save_runs, root, served)
         _watch(started, root, served)
@@ -356,7 +355,7 @@ def _until_signal() -> Iterator[None]:
 
 def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
     """Start again what has ended, and tell Prefect of runs that died."""
-    due = 0.0
+    due, tidied = 0.0, False
     while True:
         for name, service in started.items():
             code = service.revived()
@@ -364,7 +363,11 @@ def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
                 console.print(f"{name} ended with exit code {code}; started again")
                 served = _announced(root, served.prefect, served.mlflow, started)
         if time.monotonic() > due:
-            with contextlib.suppress(OSError, ValueError):  # Prefect is being started again
+            # Prefect is being started again, or too busy to answer: the next time will do.
+            with contextlib.suppress(OSError, ValueError):
+                if not tidied:
+                    remove_automation(root, served)
+                    tidied = True
                 settle(root, served)
                 cancel_orphans(root, served)
             due = time.monotonic() + SETTLE_SEC

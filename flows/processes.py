@@ -20,7 +20,7 @@ from pathlib import Path
 from hdm.errors import HdmError
 from tasks.services import services
 
-START_SEC, STOP_SEC, POLL_SEC = 120.0, 35.0, 0.2
+START_SEC, STOP_SEC, POLL_SEC = 300.0, 35.0, 0.2
 ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception): .+$", re.MULTILINE)
 ERROR_CHARS = 300
 LOOPBACK = "127.0.0.1"
