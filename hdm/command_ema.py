@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from hdm import values
-from hdm.errors import InputError
+from hdm.errors import InputError, counted
 from hdm.messages import Terminal
 from hdm.options import number
 
@@ -61,7 +61,9 @@ def ema(
         save_tensors(aside, {**read_tensors(source / EMA), **average})  # what is no parameter stays
     write_json(out / MODEL, {**told, "ema_length": length})
     console = Terminal(soft_wrap=True, highlight=False)
-    console.print(f"from {len(snapshots)} snapshots; the profile is met to {100 * error:.2g} %")
+    console.print(
+        f"from {counted(len(snapshots), 'snapshot')}; the profile is met to {100 * error:.2g} %"
+    )
     if error > ROUGH:
         console.print(
             "that is rough: lengths between and around those of train.ema_lengths, and more snapshots, are met better"

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from hdm import values
-from hdm.errors import ConfigError, InputError
+from hdm.errors import ConfigError, InputError, counted
 from hdm.last_runs import newest_model
 from hdm.messages import Terminal
 from hdm.options import number
@@ -298,4 +298,4 @@ def _tell(made: Mapping[Path, str], seconds: float, model: str) -> None:
     console = Terminal(highlight=False, soft_wrap=True)
     for path, told in made.items():
         console.print(f"{escape(str(path))}  {escape(told)}")
-    console.print(f"{len(made) - 1} pictures of {escape(model)} in {seconds:.1f} s")
+    console.print(f"{counted(len(made) - 1, 'picture')} of {escape(model)} in {seconds:.1f} s")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from hdm.errors import DamagedError, HdmError, InputError
+from hdm.errors import DamagedError, HdmError, InputError, counted
 from hdm.messages import Terminal
 from hdm.progress import Tracker, track
 from hdm.store import Output, Store, proven, read_at_home, store_root
@@ -69,7 +69,7 @@ class _Findings:
                 self.add(error)
         if len(self.problems) == before:
             size = sum(record.bytes for record in output.files)
-            told = f"{output.name} {output.digest}  {len(output.files)} files, {size:,} bytes"
+            told = f"{output.name} {output.digest}  {counted(len(output.files), 'file')}, {counted(size, 'byte')}"
             self.console.print(f"[green]{'whole':<10}[/] {escape(told)}")
 
     def judge(self, root: Path) -> None:
@@ -84,7 +84,7 @@ class _Findings:
             )
         if unreadable:
             raise InputError(
-                f"{unreadable} files could not be read",
+                f"{counted(unreadable, 'file')} could not be read",
                 where=root,
                 do="run as the owner of the store, or have the files made readable (chmod a+r)",
             )

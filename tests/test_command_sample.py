@@ -183,7 +183,9 @@ def test_a_picture_does_not_depend_on_what_is_made_beside_it(
         )[0]
         == 0
     )
-    assert hdm(*plain, "--prompt", "blue", "--seed", 1, "--out", tmp_path / "b")[0] == 0
+    code, told = hdm(*plain, "--prompt", "blue", "--seed", 1, "--out", tmp_path / "b")
+    assert code == 0
+    assert "\n1 picture of " in told
     np.testing.assert_allclose(
         pixels(tmp_path / "b")[0].astype(float), pixels(tmp_path / "a")[3].astype(float), atol=1
     )

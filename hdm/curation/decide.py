@@ -14,7 +14,7 @@ from hdm.curation import measure
 from hdm.curation.checks import REASONS, Verdicts, judge
 from hdm.curation.splits import assign_splits
 from hdm.data.tables import SCORES, num_shards, read_table, shard_name, write_table
-from hdm.errors import ConfigError, InputError, raised_by
+from hdm.errors import ConfigError, InputError, counted, raised_by
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device
 from hdm.progress import track
@@ -159,6 +159,6 @@ def _nothing_kept(verdicts: Verdicts) -> InputError:
     counts = sorted(verdicts.counts().items(), key=lambda item: -item[1])
     told = ", ".join(f"{count} {reason}" for reason, count in counts)
     return InputError(
-        f"the filter keeps none of {len(verdicts.reasons)} pictures: {told}",
+        f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {told}",
         do=f"look at the pictures, or loosen {', '.join(_SETTINGS[reason] for reason, _ in counts)}",
     )

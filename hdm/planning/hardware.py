@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from hdm.errors import ConfigError
+from hdm.errors import ConfigError, counted
 
 PEAK_SHARE = 0.618
 """Fitted, one of two: share of the peak that long sequences reach."""
@@ -80,7 +80,9 @@ def cpu() -> Card:
     """This machine's CPU, at the rate of one that was measured."""
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    source = f"{cores} cores at {CPU_GFLOPS_A_CORE:g} GFLOP/s, as measured on another CPU"
+    source = (
+        f"{counted(cores, 'core')} at {CPU_GFLOPS_A_CORE:g} GFLOP/s, as measured on another CPU"
+    )
     return Card(
         "cpu",
         cores * CPU_GFLOPS_A_CORE / 1000,
