@@ -141,7 +141,7 @@ def bootstrap(
     forget_launchers()
     try:
         with _alone(out), signals_raised(), deterministic(True), cpu_threads(None):
-            lessons = _gathered(examples, out, size_px, max_pictures, minutes, begun)
+            lessons = _gathered(examples, out, size_px, max_pictures, minutes)
             tokenizer = train_tokenizer(lessons.captions)
             recipe = _Recipe(lessons, seed, size_px, channels, check, tokenizer)
             asked = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "minutes": minutes,
@@ -187,14 +187,13 @@ def _gathered(
     size_px: int,
     max_pictures: int | None,
     minutes: float | None,
-    begun: float,
 ) -> Lessons:
     """The pictures that can be read in their part of the minutes; a run that goes on takes as many as it began with."""
     plan = out / UNFINISHED / PLAN
     if plan.exists():
         return gather(examples, size_px, json.loads(plan.read_bytes())["cut_at"] or max_pictures)
     seconds = math.inf if minutes is None else READING * 60 * minutes
-    lessons = gather(examples, size_px, max_pictures, until=begun + seconds)
+    lessons = gather(examples, size_px, max_pictures, until=time.monotonic() + seconds)
     if lessons.cut_at is not None:
         log.warning(
             "took the first %s, as many as could be read in %.0f s of --minutes %g: give it more to take all",
