@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint serve faults readme bench clean
+.PHONY: help setup demo test lint docs serve faults readme bench clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -12,7 +12,7 @@ setup: .venv/.installed  ## make .venv and install what was tested together
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 setup" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev,docs]'
 	@echo 'export PREFECT_PLUGINS_ENABLED=true  # flows/deployment_names.py, outside the project too' >>.venv/bin/activate
 	@touch $@
 
@@ -28,6 +28,9 @@ lint: setup      ## style, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup      ## build the documentation site into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 serve: setup     ## Prefect, MLflow and a worker on this machine, stopped together by Ctrl-C
 	$(BIN)/hdm serve

@@ -37,7 +37,8 @@ class LatentFormat:
 
     Args:
         channels: of the autoencoder.
-        height, width: of every latent of the file.
+        height: of every latent of the file.
+        width: likewise.
         dtype: of the raw latents, "float16" or "bfloat16".
         resolution: shorter side of the encoded pictures, in pixels.
         downscale: pixels a latent position, on each axis.

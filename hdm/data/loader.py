@@ -101,7 +101,8 @@ class Loader:
         caption_dropout: share of samples that get the empty caption.
         tags: of the same captions, with their tags drawn anew at every position; None: captions as they were encoded.
         max_tokens: captions are cut to so many; None: as they were encoded.
-        rank, world_size: which process this is, and of how many.
+        rank: which process this is, from 0.
+        world_size: how many processes there are.
         positions: kind of the position map, "box" or "area".
 
     Raises:

@@ -57,7 +57,8 @@ def sample_losses(predicted: Tensor, wanted: Tensor, contrastive_weight: float =
     """Mean squared error of each sample, less a share of its distance to another sample's velocity.
 
     Args:
-        predicted, wanted: velocities (B, …).
+        predicted: velocities (B, …) of the model.
+        wanted: the true velocities, of the same shape.
         contrastive_weight: λ of contrastive flow matching (arXiv 2506.05350, equation 5), 0.05 there; 0 is plain flow matching.
 
     Returns:
@@ -120,7 +121,8 @@ def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tupl
     """Sort losses into equal bins of time, for the logs; sums and counts add up over steps and processes.
 
     Args:
-        losses, timestep: (B,).
+        losses: (B,), of each sample.
+        timestep: (B,), in 0…1.
 
     Returns:
         Sum of losses and number of samples in each bin, both (num_bins,) of the losses' type; bin i holds t in [i, i+1) / num_bins.

@@ -135,7 +135,8 @@ def generate(
         model: the denoiser; computes on its own device, in the mode (train, eval) and autocast it is in.
         prompt: text of B prompts, on the model's device.
         negative: text of one negative prompt or of B; the empty caption's where there is none.
-        height, width: latent size; multiples of the patch size.
+        height: of the latents; a multiple of the patch size.
+        width: likewise.
         seeds: one a prompt: a number, or a generator on any device. A sample's noise, and the tokens it drops, come from its seed
             alone, whatever its batch.
         sampling: steps, solver, guidance, TREAD; None: the recipe's.
