@@ -16,7 +16,7 @@ from torch import Tensor
 from hdm.errors import ConfigError, InputError
 from hdm.values import multiples_beside, size_of
 
-FONT_PX, LINE_PX, NAME_LINES = 11, 13, 3
+FONT_PX, LINE_PX, NAME_LINES, MARGIN_PX = 11, 13, 3, 4
 """Of the names below pictures."""
 
 
@@ -74,7 +74,7 @@ def named(picture: np.ndarray, text: str) -> np.ndarray:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
+        if lines[-1] and font.getlength(longer) > width - 2 * MARGIN_PX:
             lines.append(word)
         else:
             lines[-1] = longer
