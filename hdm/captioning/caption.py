@@ -103,13 +103,15 @@ def _tell(counts: Mapping[str, int]) -> None:
         )
 
 
-def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item, tuple[int, int]]]:
-    """The kept items of a shard in order with their captions as given, each with the place of its bytes (offset, length) in the tar."""
+def kept_items(
+    download: Output, scores: Output, number: int
+) -> list[tuple[Item, tuple[int, int, str]]]:
+    """The kept items of a shard in order with their captions as given, each with its place in the tar: offset, length, sha256."""
     verdicts = read_table(
         scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]
     ).to_pylist()
     kept = {verdict["key"]: verdict for verdict in verdicts if verdict["kept"]}
-    columns = ["key", "source", "captions", "licence", "offset", "bytes"]
+    columns = ["key", "source", "captions", "licence", "offset", "bytes", "sha256"]
     found = []
     for sample in read_table(download.file(shard_name("samples", number)), columns).to_pylist():
         verdict = kept.get(sample["key"])
@@ -121,7 +123,8 @@ def kept_items(download: Output, scores: Output, number: int) -> list[tuple[Item
                 **size,
             }
             item = Item(sample["key"], fields, given=tuple(sample["captions"]))
-            found.append((item, (sample["offset"], sample["bytes"])))
+            place = (sample["offset"], sample["bytes"], sample["sha256"])
+            found.append((item, place))
     return found
 
 
@@ -152,7 +155,7 @@ class _Captioner:
         self.reader.close()
 
     def write_shard(
-        self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int]]], bar: Tracker
+        self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int, str]]], bar: Tracker
     ) -> None:
         """Write the captions of one shard's kept items."""
         items = [self._normalised(item) for item, _ in kept]
@@ -175,7 +178,7 @@ class _Captioner:
         _write(draft, shard, captions, counts)
 
     def _made(
-        self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int]]
+        self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int, str]]
     ) -> list[tuple[Item, list[str]]]:
         """What one maker says of some items."""
         if not items:
@@ -202,7 +205,7 @@ class _Captioner:
         return self.loaded[number]
 
     def _shown(
-        self, items: Sequence[Item], shard: int, places: Mapping[str, tuple[int, int]]
+        self, items: Sequence[Item], shard: int, places: Mapping[str, tuple[int, int, str]]
     ) -> list[Item | None]:
         """The items with their pixels; None for one that can no longer be decoded."""
         asked = (

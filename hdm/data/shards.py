@@ -86,14 +86,14 @@ class ImageReader:
         self._files: OrderedDict[int, _OpenFile] = OrderedDict()
         self._opening = threading.Lock()
 
-    def read(self, shard: int, offset: int, num_bytes: int, sha256: str = "") -> bytes:
+    def read(self, shard: int, offset: int, num_bytes: int, sha256: str) -> bytes:
         """The bytes of one picture.
 
         Args:
             shard: number of the tar.
             offset: of its first byte in the tar, as the samples table has it.
             num_bytes: its length, likewise.
-            sha256: how the hexadecimal digits of its hash begin; as many as are to be compared.
+            sha256: how the hexadecimal digits of its hash begin, likewise.
 
         Raises:
             DamagedError: the tar is missing or shorter than it was, or the bytes are not what was downloaded.
@@ -114,7 +114,7 @@ class ImageReader:
             parts.append(part)
             missing -= len(part)
         data = b"".join(parts)
-        if sha256 and not hashlib.sha256(data).hexdigest().startswith(sha256):
+        if not hashlib.sha256(data).hexdigest().startswith(sha256):
             raise self._damage(
                 shard, f"the picture at byte {offset} of a tar is not what was downloaded"
             )

@@ -28,8 +28,9 @@ SIDE_PX = 144  # longer side of an example
 AS_PNG_PX = 128  # up to so many pixels a side nothing is lost
 SAMPLE_COLUMNS = (
     *("key", "source", "status", "error", "captions"),
-    *("offset", "bytes", "width", "height"),
+    *("offset", "bytes", "sha256", "width", "height"),
 )
+PLACE_COLUMNS = ("shard", "offset", "bytes", "sha256")
 SCORE_COLUMNS = ("key", "kept", "reason", "detail", "split")
 REASONS = {
     "undecodable": "cannot be decoded to the last pixel",
@@ -190,7 +191,7 @@ class Exhibition:
         asked = (
             Asked(
                 sample["key"],
-                partial(self.reader.read, sample["shard"], sample["offset"], sample["bytes"]),
+                partial(self.reader.read, *(sample[name] for name in PLACE_COLUMNS)),
                 picture_cost(sample["width"], sample["height"], sample["bytes"]),
             )
             for sample in samples

@@ -23,7 +23,7 @@ SIDE_PX = 32
 COPY = 10.0
 """Grey levels, the root mean square over thumbnails of 32 × 32 pixels, up to which a picture counts as a copy. Of Noto Emoji's 2,077, an
 autoencoder (TAEF2) gives back its own input within 7; other names lie farther than 12.8, all but 1 % of them."""
-_COLUMNS = ("key", "offset", "bytes", "width", "height")
+_COLUMNS = ("key", "offset", "bytes", "sha256", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,6 @@ def _asked(
         rows = read_table(download.file(shard_name("samples", number)), _COLUMNS)
         for row in rows.filter(pc.is_in(rows["key"], wanted.combine_chunks())).to_pylist():
             keys.append(row["key"])
-            load = partial(reader.read, number, row["offset"], row["bytes"])
+            load = partial(reader.read, number, row["offset"], row["bytes"], row["sha256"])
             cost = picture_cost(row["width"], row["height"], row["bytes"])
             yield Asked(row["key"], load, cost)

@@ -54,12 +54,12 @@ class KeptPictures(Sequence[np.ndarray]):
         """
         if isinstance(number, slice):
             return [self[place] for place in range(*number.indices(len(self)))]
-        shard, offset, num_bytes = self.places[number]
+        place = self.places[number]
         try:
-            data = self.reader.read(shard, offset, num_bytes)
+            data = self.reader.read(*place)
             return self.decoders.ask(f"{number} of the kept ones", data).arrays[0]
         except BadImage as error:
-            path = self.reader.download.path / shard_name("images", shard, "tar")
+            path = self.reader.download.path / shard_name("images", place[0], "tar")
             raise DamagedError(
                 f"a kept picture cannot be decoded: {error.message}",
                 where=path,
@@ -78,8 +78,8 @@ def held_out_pictures(
     )
 
 
-def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int, int]]:
-    """Shard, offset and length in bytes of each picture."""
+def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int, int, str]]:
+    """Shard, offset, length in bytes and sha256 of each picture."""
     found = []
     for shard in range(num_shards(filter, "scores")):
         scores = read_table(filter.file(shard_name("scores", shard)), ["key", "split"]).to_pydict()
@@ -87,10 +87,11 @@ def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int
             key for key, own in zip(scores["key"], scores["split"], strict=True) if own == split
         }
         samples = read_table(
-            download.file(shard_name("samples", shard)), ["key", "status", "offset", "bytes"]
+            download.file(shard_name("samples", shard)),
+            ["key", "status", "offset", "bytes", "sha256"],
         ).to_pylist()
         found += [
-            (shard, row["offset"], row["bytes"])
+            (shard, row["offset"], row["bytes"], row["sha256"])
             for row in samples
             if row["status"] == "ok" and row["key"] in wanted
         ]

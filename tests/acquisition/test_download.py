@@ -145,7 +145,7 @@ def test_every_item_of_a_list_gets_a_status_and_good_ones_their_bytes(faulty, tm
     with ImageReader(output) as reader:
         for index, (page, row) in enumerate(zip(pages, rows, strict=True)):
             if row["status"] == "ok":
-                data = reader.read(index // 7, row["offset"], row["bytes"])
+                data = reader.read(index // 7, row["offset"], row["bytes"], row["sha256"])
                 assert data == by_page[page]
                 assert hashlib.sha256(data).hexdigest() == row["sha256"]
                 assert (row["format"], row["width"], row["height"]) == ("PNG", 40, 30)

@@ -1,5 +1,6 @@
 """Tar shards: what is written is read back by place, from many threads, and what is missing is said."""
 
+import hashlib
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +70,28 @@ def test_many_threads_read_more_shards_than_stay_open(tmp_path, monkeypatch):
         for offset, data in found
     ]
     with ImageReader(output) as reader, ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda place: reader.read(place[0], place[1], len(place[2])), wanted))
+        read = list(
+            pool.map(
+                lambda place: reader.read(place[0], place[1], len(place[2]), sha256(place[2])),
+                wanted,
+            )
+        )
     assert read == [data for _, _, data in wanted]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_flipped_bit_is_damage(tmp_path):
+    output, places = filled(tmp_path, num_shards=1)
+    offset, data = places[0][-1]
+    path = output.path / "images-00000.tar"
+    tar = bytearray(path.read_bytes())
+    tar[offset + len(data) // 2] ^= 1
+    path.write_bytes(tar)
+    with ImageReader(output) as reader, pytest.raises(DamagedError, match="not what was downl"):
+        reader.read(0, offset, len(data), sha256(data))
 
 
 def open_files() -> int:
@@ -82,7 +103,7 @@ def test_descriptors_are_given_back(tmp_path):
     before = open_files()
     with ImageReader(output) as reader:
         for shard, [(offset, data), *_] in places.items():
-            reader.read(shard, offset, len(data))
+            reader.read(shard, offset, len(data), sha256(data))
         assert open_files() == before + 3
     assert open_files() == before
 
@@ -94,7 +115,7 @@ def test_a_short_or_missing_tar_is_damage(tmp_path):
     (output.path / "images-00001.tar").unlink()
     with ImageReader(output) as reader:
         with pytest.raises(DamagedError, match="shorter than it was") as error:
-            reader.read(0, offset, len(data))
+            reader.read(0, offset, len(data), sha256(data))
         assert "images-00000.tar" in str(error.value)
         with pytest.raises(DamagedError, match="missing"):
-            reader.read(1, 512, 10)
+            reader.read(1, 512, 10, "")

@@ -55,7 +55,9 @@ def real_pictures(gallery, keys):
     with ImageReader(gallery.inputs["download"]) as reader:
         return [
             decode(
-                reader.read(shard_of[key], samples[key]["offset"], samples[key]["bytes"]),
+                reader.read(
+                    shard_of[key], *(samples[key][name] for name in ("offset", "bytes", "sha256"))
+                ),
                 gallery.pipeline.images,
             ).pixels
             for key in keys
