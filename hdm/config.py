@@ -208,12 +208,15 @@ class FilterSettings(Settings):
     blurred over about a pixel, 0 one colour."""
     max_noise: values.Grey | None = None
     """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest tenth)."""
-    duplicate_distance: values.Share | None = 0.08
-    """Perceptual-hash bits that may differ, as a share of all, for two pictures to be one; 0: exact copies alone."""
-    duplicate_colour: values.Grey = 4.0
-    """And the mean colour difference of their thumbnails (grey levels, overall brightness taken out) that may be there."""
+    duplicate_distance: values.Share | None = 0.16
+    """Bits of a 64-bit perceptual hash that may differ, as a share of all, for two pictures to be compared; 0: exact copies alone."""
+    duplicate_difference: values.Grey | None = None
+    """null, for photographs: what is compared are gradients, so that a crop, border, small rotation or watermark, brightness, contrast
+    and saturation may differ. A number, for drawings: the grey levels by which copies may differ at any place; 10 keeps emoji apart."""
     duplicate_mirrored: bool = False
     """A picture and its mirror image are one. Not where captions speak of left and right."""
+    duplicate_meaning: values.Cosine | None = None
+    """Cosine of the contrastive model's embeddings from which pictures show the same, however they look; null: not looked at."""
     min_aesthetic: values.Score | None = None
     min_clip_similarity: values.Cosine | None = None
     """Cosine of picture and given caption. Pictures without a caption pass."""
@@ -221,7 +224,7 @@ class FilterSettings(Settings):
     """After the thresholds, keep only the best so many."""
     validation: values.Rate = 0.02
     held_out: values.Rate = 0.05
-    """Shares of the kept pictures kept out of training, by a hash of content."""
+    """Shares of the kept pictures kept out of training, by a hash of content, copies together. A picture keeps its split in this store."""
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")
 

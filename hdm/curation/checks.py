@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from hdm.config import FilterSettings, TopFraction
-from hdm.curation.duplicates import Fingerprints, find_copies
+from hdm.curation.duplicates import (
+    Criterion,
+    find_copies,
+    find_families,
+    find_pairs,
+    same_meaning,
+)
 
 REASONS = (
     "undecodable",
@@ -19,6 +25,7 @@ REASONS = (
     "blurred",
     "noisy",
     "duplicate",
+    "duplicate_meaning",
     "aesthetic",
     "clip_similarity",
     "top_fraction",
@@ -28,10 +35,15 @@ REASONS = (
 
 @dataclass(frozen=True)
 class Verdicts:
-    """For each picture the check that refused it, or None if it is kept, and that check's numbers."""
+    """For each picture the check that refused it, or None if it is kept, and that check's numbers.
+
+    `order` are all pictures, the best first; `families` the same number for a picture and its copies, and copies of these.
+    """
 
     reasons: list[str | None]
     details: list[str | None]
+    order: np.ndarray
+    families: np.ndarray
 
     @property
     def kept(self) -> np.ndarray:
@@ -50,38 +62,43 @@ class _Check:
     detail: Callable[[int], str]
 
 
-def judge(measures: pa.Table, settings: FilterSettings) -> Verdicts:
+def judge(
+    measures: pa.Table,
+    records: np.ndarray,
+    settings: FilterSettings,
+    embeddings: np.ndarray | None = None,
+    device: str = "cpu",
+) -> Verdicts:
     """Decide on every picture.
 
     Args:
-        measures: all rows of MEASURES, in order; the order decides which of several copies is the original.
+        measures: all rows of MEASURES but for their fingerprints.
+        records: fingerprints of the decodable pictures, RECORD, in the same order.
         settings: thresholds.
+        embeddings: of the decodable pictures; only `duplicate_meaning` reads them.
+        device: where embeddings are compared.
 
     Returns:
-        One verdict a row. The original of a copy passes every other check but `top_fraction`; a copy's detail is the original's key.
+        One verdict a row. What a copy was refused for passes every other check but `top_fraction`; its key is the copy's detail.
     """
     checks = {check.reason: check for check in _thresholds(measures, settings)}
     failed = np.zeros(len(measures), bool)
     for check in checks.values():
         failed |= check.fails
-    if settings.duplicate_distance is not None:
-        checks["duplicate"] = _duplicates(measures, ~failed, settings)
-        failed |= checks["duplicate"].fails
+    copies = _Copies(measures, settings)
+    for check in copies.checks(records, embeddings, failed, device):
+        checks[check.reason] = check
+        failed |= check.fails
     if settings.top_fraction is not None:
         checks["top_fraction"] = _all_but_the_best(measures, ~failed, settings.top_fraction)
-    return _verdicts([checks[reason] for reason in REASONS if reason in checks], len(measures))
-
-
-def _verdicts(checks: list[_Check], count: int) -> Verdicts:
-    verdicts = Verdicts([None] * count, [None] * count)
-    for check in checks:
-        for number in np.flatnonzero(check.fails).tolist():
-            if verdicts.reasons[number] is None:
-                verdicts.reasons[number], verdicts.details[number] = (
-                    check.reason,
-                    check.detail(number),
-                )
-    return verdicts
+    reasons: list[str | None] = [None] * len(measures)
+    details: list[str | None] = [None] * len(measures)
+    for reason in REASONS:
+        for number in np.flatnonzero(checks[reason].fails).tolist() if reason in checks else ():
+            if reasons[number] is None:
+                reasons[number] = reason
+                details[number] = checks[reason].detail(number)
+    return Verdicts(reasons, details, copies.order, copies.families())
 
 
 def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check]:
@@ -128,31 +145,68 @@ def _above(reason: str, values: np.ndarray, most: float) -> _Check:
     return _Check(reason, values > most, lambda number: f"noise {values[number]:.3g} over {most:g}")
 
 
-def _duplicates(measures: pa.Table, fit: np.ndarray, settings: FilterSettings) -> _Check:
-    assert settings.duplicate_distance is not None
-    decoded = np.flatnonzero([status == "ok" for status in measures.column("decoded").to_pylist()])
-    columns: Mapping[str, list] = (
-        measures.select(["perceptual_hash", "mirrored_hash", "thumbnail", "sha256"])
-        .take(decoded)
-        .to_pydict()
-    )
-    prints = Fingerprints.from_columns(
-        columns["perceptual_hash"],
-        columns["mirrored_hash"],
-        columns["thumbnail"],
-        columns["sha256"],
-    )
-    found = find_copies(
-        prints,
-        fit[decoded],
-        settings.duplicate_distance,
-        settings.duplicate_colour,
-        settings.duplicate_mirrored,
-    )
-    copy_of = np.full(len(measures), -1)
-    copy_of[decoded[found >= 0]] = decoded[found[found >= 0]]
-    keys = measures.column("key")
-    return _Check("duplicate", copy_of >= 0, lambda number: keys[int(copy_of[number])].as_py())
+class _Copies:
+    """The checks for copies, and what is known of copies after them. Rows count all pictures, places the decodable ones."""
+
+    def __init__(self, measures: pa.Table, settings: FilterSettings) -> None:
+        self.settings = settings
+        self.keys = measures.column("key")
+        self.order = _best_first(measures)
+        self.rows = np.flatnonzero(np.array(measures.column("decoded").to_pylist()) == "ok")
+        self.groups = _first_equal(measures.column("sha256").take(self.rows))
+        self.pairs = np.zeros((0, 2), np.int64)
+        place = np.full(len(measures), -1)
+        place[self.rows] = np.arange(len(self.rows))
+        self.places_in_order = place[self.order][place[self.order] >= 0]
+
+    def checks(
+        self, records: np.ndarray, embeddings: np.ndarray | None, failed: np.ndarray, device: str
+    ) -> Iterator[_Check]:
+        settings = self.settings
+        if settings.duplicate_distance is not None:
+            criterion = Criterion(
+                settings.duplicate_distance,
+                settings.duplicate_difference,
+                settings.duplicate_mirrored,
+            )
+            pairs = find_pairs(records, self.groups, criterion)
+            yield self._check("duplicate", self.groups, pairs, failed)
+        if settings.duplicate_meaning is not None and embeddings is not None:
+            pairs = same_meaning(embeddings, settings.duplicate_meaning, device)
+            yield self._check("duplicate_meaning", np.arange(len(self.rows)), pairs, failed)
+
+    def _check(
+        self, reason: str, groups: np.ndarray, pairs: np.ndarray, failed: np.ndarray
+    ) -> _Check:
+        self.pairs = np.concatenate([self.pairs, pairs])
+        found = find_copies(groups, pairs, self.places_in_order, ~failed[self.rows])
+        copy_of = np.full(len(failed), -1)
+        copy_of[self.rows[found >= 0]] = self.rows[found[found >= 0]]
+        return _Check(
+            reason, copy_of >= 0, lambda number: str(self.keys[int(copy_of[number])].as_py())
+        )
+
+    def families(self) -> np.ndarray:
+        """(N,) by row; a picture that cannot be decoded has -1."""
+        families = np.full(len(self.keys), -1)
+        families[self.rows] = find_families(self.groups, self.pairs)
+        return families
+
+
+def _first_equal(hashes: pa.ChunkedArray) -> np.ndarray:
+    """(N,) the place of the first picture with the same pixels."""
+    numbers = hashes.combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first = np.unique(numbers, return_index=True)  # numbered in order of appearance
+    return first[numbers]
+
+
+def _best_first(measures: pa.Table) -> np.ndarray:
+    """(N,) rows by size, sharpness, aesthetic score, and key."""
+    size = _numbers(measures, "width") * _numbers(measures, "height")
+    by = [size, _numbers(measures, "sharpness"), _numbers(measures, "aesthetic")]
+    worst_last = [-np.nan_to_num(values, nan=-np.inf) for values in by]
+    keys = np.array(measures.column("key").to_pylist())
+    return np.lexsort([keys, *reversed(worst_last)])
 
 
 def _all_but_the_best(measures: pa.Table, passed: np.ndarray, top: TopFraction) -> _Check:

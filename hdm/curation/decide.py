@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -9,23 +10,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hdm.config import Pipeline
+from hdm.config import FilterSettings, Pipeline
 from hdm.curation import measure
 from hdm.curation.checks import REASONS, Verdicts, judge
-from hdm.curation.splits import assign_splits
-from hdm.data.tables import SCORES, num_shards, read_table, shard_name, write_table
+from hdm.curation.measure import read_embeddings, read_fingerprints
+from hdm.curation.splits import SPLITS, Shares, SplitMemory, assign_splits
+from hdm.data.tables import MEASURES, SCORES, num_shards, read_table, shard_name, write_table
 from hdm.errors import ConfigError, InputError, counted, raised_by
 from hdm.models.components import locate, resolve
-from hdm.models.devices import check_device
+from hdm.models.devices import check_device, choose_device
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 1
+log = logging.getLogger(__name__)
+
+SCHEMA = 2
 
 # Where to look when a reason has refused everything.
 _SETTINGS = {
     "undecodable": "images", "too_small": "filter.min_side_px", "aspect": "filter.max_aspect", "blurred": "filter.min_sharpness",
-    "noisy": "filter.max_noise", "duplicate": "filter.duplicate_distance", "aesthetic": "filter.min_aesthetic",
+    "noisy": "filter.max_noise", "duplicate": "filter.duplicate_distance", "duplicate_meaning": "filter.duplicate_meaning",
+    "aesthetic": "filter.min_aesthetic",
     "clip_similarity": "filter.min_clip_similarity", "top_fraction": "filter.top_fraction",
 }  # fmt: skip
 
@@ -48,6 +53,7 @@ def _problems(pipeline: Pipeline) -> Iterator[ConfigError]:
     needs = [
         ("filter.min_aesthetic", settings.min_aesthetic is not None, "aesthetic_head"),
         ("filter.min_clip_similarity", settings.min_clip_similarity is not None, "contrastive"),
+        ("filter.duplicate_meaning", settings.duplicate_meaning is not None, "contrastive"),
         ("filter.top_fraction.by: aesthetic", by == "aesthetic", "aesthetic_head"),
         ("filter.top_fraction.by: clip_similarity", by == "clip_similarity", "contrastive"),
     ]
@@ -89,8 +95,9 @@ def make(
         InputError: nothing is kept; the reasons and their numbers are named.
     """
     measures = inputs["filter.measures"]
+    names = [name for name in MEASURES.names if name != "fingerprint"]
     shards = [
-        read_table(measures.file(shard_name("measures", number)))
+        read_table(measures.file(shard_name("measures", number)), names)
         for number in range(num_shards(measures, "measures"))
     ]
     table = pa.concat_tables(shards) if shards else None
@@ -101,10 +108,10 @@ def make(
             do="look at the statuses in its samples tables",
         )
     with store.draft(identity) as draft, track("filter", len(table), "pictures") as bar:
-        verdicts = judge(table, pipeline.filter)
+        verdicts = _judge(table, measures, pipeline.filter)
         if not verdicts.kept.any():
             raise _nothing_kept(verdicts)
-        splits = _splits(table, verdicts, pipeline)
+        splits, num_moved = _splits(table, verdicts, pipeline.filter, store)
         start = 0
         for number, shard in enumerate(shards):
             stop = start + len(shard)
@@ -119,20 +126,45 @@ def make(
                 )
             bar.advance(len(shard))
             start = stop
-        return draft.commit()
+        return draft.commit({"moved_to_train": num_moved} if num_moved else None)
 
 
-def _splits(table: pa.Table, verdicts: Verdicts, pipeline: Pipeline) -> list[str | None]:
-    kept = np.flatnonzero(verdicts.kept)
-    hashes = table.column("sha256").take(pa.array(kept)).to_pylist()
+def _judge(table: pa.Table, measures: Output, settings: FilterSettings) -> Verdicts:
+    records = read_fingerprints(measures)
+    if settings.duplicate_meaning is None:
+        return judge(table, records, settings)
+    device = choose_device(settings.device, "comparing embeddings")
+    return judge(table, records, settings, read_embeddings(measures)[1], device)
+
+
+def _splits(
+    table: pa.Table, verdicts: Verdicts, settings: FilterSettings, store: Store
+) -> tuple[list[str | None], int]:
+    """Each kept picture's split, and how many pictures had another before.
+
+    Refused copies get the split of their family too, so that it is there when one of them is kept some day.
+    """
+    kept_families = np.unique(verdicts.families[verdicts.kept])
+    shown = np.isin(verdicts.families, kept_families)
+    rows = verdicts.order[shown[verdicts.order]]
+    hashes = table.column("sha256").take(pa.array(rows)).combine_chunks()
+    shares = Shares(settings.validation, settings.held_out)
+    memory = SplitMemory(store.root, shares)
+    with memory.alone():
+        known = memory.recall(hashes)
+        families = verdicts.families[rows].tolist()
+        assigned = assign_splits(hashes.to_pylist(), families, known, shares)
+        memory.remember(hashes, assigned.splits)
+    if assigned.num_moved:
+        log.warning(
+            "%s to training: copies join what was in two splits",
+            counted(assigned.num_moved, "picture moves", "pictures move"),
+        )
     splits: list[str | None] = [None] * len(table)
-    for number, split in zip(
-        kept.tolist(),
-        assign_splits(hashes, pipeline.filter.validation, pipeline.filter.held_out),
-        strict=True,
-    ):
-        splits[number] = split
-    return splits
+    for row, split in zip(rows.tolist(), assigned.splits, strict=True):
+        if verdicts.reasons[row] is None:
+            splits[row] = split
+    return splits, assigned.num_moved
 
 
 def _write(
@@ -151,7 +183,7 @@ def _write(
     }
     counts = {"items": len(kept), "kept": sum(kept)}
     counts |= {f"rejected_{reason}": reasons.count(reason) for reason in REASONS}
-    counts |= {split: splits.count(split) for split in ("train", "validation", "held_out")}
+    counts |= {split: splits.count(split) for split in SPLITS}
     write_table(draft, shard_name("scores", number), SCORES, rows, counts)
 
 

@@ -1,151 +1,196 @@
-"""Which pictures are copies of which: exact, over any number of pictures, in bounded memory.
+"""Which pictures are copies of which: near hashes give candidates, a comparison of the small copies confirms each.
 
-The pictures are gone through in order. One that is near no original so far becomes an original itself; one that is near is a copy of the
-first original it is near to. So no two originals are near each other, every copy names an original, and nearness is not handed on:
-a chain of pictures that drift apart is not swallowed whole by its first.
+What is confirmed are pairs. From these follow the copies, which are refused, and the families, which share a split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from hdm.curation.fingerprints import HASH_BITS, THUMBNAIL_SIDE
+from hdm.curation.candidates import similar
+from hdm.curation.comparison import colours_agree, correlate, difference, mirror
+from hdm.curation.fingerprints import EVERYTHING, boxes_within
 
-MAX_BRIGHTNESS = 32.0  # grey levels by which copies may differ as a whole
-_ROWS, _COLUMNS = (
-    64,
-    4096,
-)  # pairs looked at together: their first words stay in the processor's cache
+MIN_CORRELATION = 0.6  # bench/duplicates.py: where copies and unrelated pictures part
+CHUNK = 2048  # pairs confirmed at once, about 50 kB each
+MEANINGS = 4096  # embeddings compared with as many others at once
+_WHOLE = -1  # in the place of a number of VIEWS: both pictures whole, whatever border they have
 
 
 @dataclass(frozen=True)
-class Fingerprints:
-    """One row a picture: hashes (N, 4) uint64, mirrored the same, thumbnails (N, 8, 8, 3) uint8, `sha256` of pixels."""
+class Criterion:
+    """When two pictures are one.
 
-    hashes: np.ndarray
-    mirrored: np.ndarray
-    thumbnails: np.ndarray
-    sha256: Sequence[str]
+    Args:
+        distance: share of the hash's bits that may differ; 0: only equal pixels count.
+        difference: for drawings, the largest difference at any place of the whole pictures, in levels; None: photographs, whose
+            gradients have to correlate, and whose border, crop, brightness, contrast and saturation may differ.
+        mirrored: a picture and its mirror image are one.
+    """
 
-    @classmethod
-    def from_columns(
-        cls,
-        hashes: Sequence[bytes],
-        mirrored: Sequence[bytes],
-        thumbnails: Sequence[bytes],
-        sha256: Sequence[str],
-    ) -> Fingerprints:
-        """From the bytes in a table."""
-        small = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(
-            -1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3
-        )
-        return cls(_words(hashes), _words(mirrored), small, sha256)
+    distance: float
+    difference: float | None = None
+    mirrored: bool = False
 
 
-def _words(hashes: Sequence[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, HASH_BITS // 64)
+def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) -> np.ndarray:
+    """Pairs of pictures that show the same.
+
+    Args:
+        records: (N,) RECORD of all pictures.
+        groups: (N,) the first picture with the same pixels, for most a picture itself.
+        criterion: what counts as the same.
+
+    Returns:
+        (E, 2) int64, the lower number first, sorted, each pair once. Of pictures with the same pixels only the first is in pairs.
+    """
+    if criterion.distance == 0:
+        return np.zeros((0, 2), np.int64)
+    first = np.unique(groups)
+    found = [np.zeros((0, 2), np.int64)]
+    for one, other, view, mirrored in _candidates(records, first, criterion):
+        mine = records[first[one]]
+        theirs = records[first[other]]
+        alike = _confirmed(mirror(mine) if mirrored else mine, theirs, view, criterion)
+        pairs = np.stack([first[one[alike]], first[other[alike]]], axis=1)
+        found.append(np.sort(pairs, axis=1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
+
+
+def _candidates(records: np.ndarray, first: np.ndarray, criterion: Criterion) -> Iterator[_Found]:
+    """Places in `first`, those that they may be, the view of these that was seen, and whether the former were mirrored."""
+    count = len(first)
+    whole = records["whole"][first]
+    max_bits = int(criterion.distance * 64 + 1e-9)
+    turns = [(whole, records["views"][first, 0], False)]
+    if criterion.mirrored:
+        mirrored = records["mirrored"][first]
+        turns.append((mirrored[:, 1], mirrored[:, 0], True))
+    # Hashes of all views, one view after the other.
+    views = np.ascontiguousarray(records["views"][first].T).ravel()
+    for of_whole, of_frame, is_mirrored in turns:
+        yield from _chunks(similar(of_whole, whole, max_bits), count, _WHOLE, is_mirrored)
+        if criterion.difference is None:
+            framed = similar(np.ascontiguousarray(of_frame), views, max_bits)
+            yield from _chunks(framed, count, 0, is_mirrored)
+
+
+def _chunks(
+    pairs: Iterator[tuple[np.ndarray, np.ndarray]], count: int, view: int, mirrored: bool
+) -> Iterator[_Found]:
+    """Of at most CHUNK pairs each; a picture is no candidate for itself, and no pair of wholes comes twice."""
+    waiting: list[np.ndarray] = []
+    size = 0
+    for one, place in pairs:
+        other = place % count
+        seen = view + place // count
+        fresh = np.where(seen > 0, one != other, one < other)
+        waiting.append(np.stack([one[fresh], other[fresh], seen[fresh]]))
+        size += int(fresh.sum())
+        if size >= CHUNK:
+            yield from _cut(np.concatenate(waiting, axis=1), mirrored)
+            waiting, size = [], 0
+    if size:
+        yield from _cut(np.concatenate(waiting, axis=1), mirrored)
+
+
+def _cut(found: np.ndarray, mirrored: bool) -> Iterator[_Found]:
+    for start in range(0, found.shape[1], CHUNK):
+        one, other, seen = found[:, start : start + CHUNK]
+        yield one, other, seen, mirrored
+
+
+def _confirmed(
+    mine: np.ndarray, theirs: np.ndarray, views: np.ndarray, criterion: Criterion
+) -> np.ndarray:
+    if criterion.difference is not None:
+        return difference(mine, theirs) <= criterion.difference
+    whole = (views == _WHOLE)[:, None]
+    frame = np.zeros(len(views), np.int64)
+    my_boxes = np.where(whole, EVERYTHING, boxes_within(mine["frame"], frame))
+    their_boxes = np.where(
+        whole, EVERYTHING, boxes_within(theirs["frame"], np.maximum(views, frame))
+    )
+    correlation = correlate(mine, my_boxes, theirs, their_boxes, MIN_CORRELATION)
+    return (correlation >= MIN_CORRELATION) & colours_agree(mine, theirs)
 
 
 def find_copies(
-    prints: Fingerprints, fit: np.ndarray, distance: float, colour: float, mirrored: bool = False
+    groups: np.ndarray, pairs: np.ndarray, order: np.ndarray, fit: np.ndarray
 ) -> np.ndarray:
-    """The original that each picture is a copy of.
+    """The kept picture that each picture is a copy of.
+
+    Pictures are visited in order. One that is near no kept picture is kept; one that is near is a copy of the first kept picture that
+    it is near to. So no two kept pictures are near each other, and a chain of pictures that drift apart is not swallowed by its first.
 
     Args:
-        prints: of all pictures, in order.
-        fit: (N,) bool; only these can be originals, so that a bad copy never displaces a good one.
-        distance: share of the hash's bits that may differ; 0: only equal pixels count.
-        colour: mean difference of the thumbnails, in grey levels and with the difference in overall brightness (at most 32) taken out.
-        mirrored: whether a picture and its mirror image are one.
+        groups: (N,) the first picture with the same pixels.
+        pairs: (E, 2) such first pictures that are near.
+        order: (N,) the pictures, the best first.
+        fit: (N,) bool; only these are kept, so that a bad copy never displaces a good picture.
 
     Returns:
-        (N,) int64: the number of the original, -1 for one that is no copy.
+        (N,) int64: the number of the picture, -1 for one that is no copy.
     """
-    if distance == 0:
-        return _equal_copies(prints.sha256, fit)
-    near = _Nearness(prints, int(distance * HASH_BITS + 1e-9), colour, mirrored)
-    copy_of = np.full(len(fit), -1)
-    originals = np.zeros(0, np.int64)
-    candidates = np.flatnonzero(fit)
-    for start in range(0, len(candidates), _ROWS):
-        block = candidates[start : start + _ROWS]
-        copy_of[block] = near.first(block, originals)
-        rest = block[copy_of[block] < 0]
-        _sort_out(rest, near.pairs(rest, rest), copy_of)
-        originals = np.concatenate([originals, rest[copy_of[rest] < 0]])
-    unfit = np.flatnonzero(~fit)
-    copy_of[unfit] = near.first(unfit, originals)
+    starts, neighbours = _neighbours(pairs, len(groups))
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups))
+    leader = np.full(len(groups), -1)  # of each first picture, the kept one with its pixels
+    copy_of = np.full(len(groups), -1)
+    for number in np.concatenate([order[fit[order]], order[~fit[order]]]).tolist():
+        group = groups[number]
+        near = leader[[group, *neighbours[starts[group] : starts[group + 1]]]]
+        kept = near[near >= 0]
+        if len(kept):
+            copy_of[number] = kept[rank[kept].argmin()]
+        elif fit[number]:
+            leader[group] = number
     return copy_of
 
 
-def _equal_copies(sha256: Sequence[str], fit: np.ndarray) -> np.ndarray:
-    first: dict[str, int] = {}
-    for number in np.flatnonzero(fit).tolist():
-        first.setdefault(sha256[number], number)
-    found = (first.get(digest, number) for number, digest in enumerate(sha256))
-    return np.array(
-        [-1 if original == number else original for number, original in enumerate(found)], np.int64
-    )
+def _neighbours(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each number's neighbours start among all of them, and these."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.argsort(both[:, 0], kind="stable")]
+    return np.searchsorted(both[:, 0], np.arange(count + 1)), both[:, 1]
 
 
-def _sort_out(block: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], copy_of: np.ndarray) -> None:
-    """Find the copies within a block, of which none is near an earlier original."""
-    for later, earlier in zip(*pairs, strict=True):
-        # Pairs come in order of the later picture, so the earlier one is decided.
-        if earlier < later and copy_of[block[later]] < 0 and copy_of[block[earlier]] < 0:
-            copy_of[block[later]] = block[earlier]
+def find_families(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(N,) the same number for pictures that equal pixels or pairs connect, however indirectly."""
+    count = len(groups)
+    one = np.concatenate([np.arange(count), pairs[:, 0]])
+    other = np.concatenate([groups, pairs[:, 1]])
+    links = coo_array((np.ones(len(one), np.int8), (one, other)), (count, count))
+    return connected_components(links, directed=False)[1]
 
 
-@dataclass(frozen=True)
-class _Nearness:
-    prints: Fingerprints
-    max_bits: int
-    max_colour: float
-    mirrored: bool
+def same_meaning(embeddings: np.ndarray, cosine: float, device: str) -> np.ndarray:
+    """Pairs of pictures whose embeddings lie near each other: all with all, in blocks.
 
-    def first(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """For each of `numbers` the first of `others` that it is near to, or -1."""
-        found = np.full(len(numbers), -1)
-        for start in range(0, len(numbers), _ROWS):
-            rows, columns = self.pairs(numbers[start : start + _ROWS], others)
-            which, where = np.unique(rows, return_index=True)
-            found[start + which] = others[columns[where]]
-        return found
+    Args:
+        embeddings: (N, E) of unit length.
+        cosine: from which on two are near.
+        device: where they are multiplied.
 
-    def pairs(self, numbers: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in `numbers` and `others` of the near pairs, in order of the first, then the second."""
-        hashes, thumbnails = self.prints.hashes[numbers], self.prints.thumbnails[numbers]
-        found = [self._pairs(hashes, thumbnails, others)]
-        if self.mirrored:
-            found.append(self._pairs(self.prints.mirrored[numbers], thumbnails[:, :, ::-1], others))
-        rows, columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        order = np.lexsort((columns, rows))
-        return rows[order], columns[order]
+    Returns:
+        (P, 2) int64, the lower number first.
+    """
+    import torch
 
-    def _pairs(
-        self, hashes: np.ndarray, thumbnails: np.ndarray, others: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for start in range(0, len(others), _COLUMNS):
-            some = others[start : start + _COLUMNS]
-            # The first of four words alone rules out nearly all: it cannot differ by more bits than the whole.
-            first = np.bitwise_count(hashes[:, :1] ^ self.prints.hashes[some, 0])
-            row, column = np.divmod(
-                np.flatnonzero(first <= self.max_bits), len(some)
-            )  # four times as fast as np.nonzero
-            bits = np.bitwise_count(hashes[row] ^ self.prints.hashes[some[column]]).sum(axis=1)
-            row, column = row[bits <= self.max_bits], column[bits <= self.max_bits]
-            alike = self._alike(thumbnails[row], self.prints.thumbnails[some[column]])
-            rows.append(row[alike])
-            columns.append(column[alike] + start)
-        return np.concatenate(rows), np.concatenate(columns)
-
-    def _alike(self, thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Whether the colours agree. A copy's brightness may have been changed as a whole, which says nothing; black is not white."""
-        difference = thumbnails.astype(np.float32) - others
-        brightness = difference.mean(axis=(1, 2, 3), keepdims=True)
-        colour = np.abs(difference - brightness).mean(axis=(1, 2, 3))
-        return (colour <= self.max_colour) & (np.abs(brightness[:, 0, 0, 0]) <= MAX_BRIGHTNESS)
+    vectors = torch.from_numpy(embeddings)
+    found = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(vectors), MEANINGS):
+        rows = vectors[start : start + MEANINGS].to(device)
+        for first in range(start, len(vectors), MEANINGS):
+            near = rows @ vectors[first : first + MEANINGS].to(device).T >= cosine
+            pairs = near.nonzero().cpu().numpy() + np.array([start, first])
+            found.append(pairs[pairs[:, 0] < pairs[:, 1]])
+    return np.concatenate(found)

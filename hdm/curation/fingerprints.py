@@ -1,28 +1,60 @@
-"""What says whether two pictures are one: a hash of the pixels, perceptual hashes, a thumbnail."""
+"""What tells whether two pictures are one: a hash of the pixels, perceptual hashes of several views, small copies."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 
-import imagehash
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from scipy.fft import dct
 
-HASH_SIDE = 16
-HASH_BITS = HASH_SIDE * HASH_SIDE
-THUMBNAIL_SIDE = 8
+SMALL_SIDE = 128  # the views are cut from a copy of so many pixels a side
+GREY_SIDE = 32
+COLOUR_SIDE = 8
+FRAME_CONTRAST = 16  # grey levels within a border that counts as one colour
+MAX_FRAME = 0.25  # of each side
+LINES = 16  # looked at together
+
+_LOWEST = dct(np.eye(GREY_SIDE), axis=0)[:8].astype(np.float32)  # (8, 32)
+
+CENTRE_VIEWS = (1.0, 0.95, 0.9, 0.85, 0.8)
+CORNER_VIEW = 0.9
+
+
+def _views() -> np.ndarray:
+    """(9, 4) left, top, right, bottom as shares: the whole, what its centre and its corners show."""
+    boxes = []
+    for share in CENTRE_VIEWS:
+        margin = (1 - share) / 2
+        boxes.append((margin, margin, 1 - margin, 1 - margin))
+    rest = 1 - CORNER_VIEW
+    boxes += [(x, y, x + CORNER_VIEW, y + CORNER_VIEW) for x in (0, rest) for y in (0, rest)]
+    return np.array(boxes)
+
+
+VIEWS = _views()
+EVERYTHING = np.array([0.0, 0.0, 1.0, 1.0])
+
+RECORD = np.dtype(
+    [
+        ("views", "<u8", len(VIEWS)),  # hashes of VIEWS of the frame
+        ("whole", "<u8"),  # of the whole picture, its border too
+        ("mirrored", "<u8", 2),  # of the mirror images of frame and whole
+        ("frame", "<f4", 4),  # left, top, right, bottom of what a border of one colour leaves
+        ("grey", "u1", (GREY_SIDE, GREY_SIDE)),  # of the whole picture
+        ("colour", "u1", (COLOUR_SIDE, COLOUR_SIDE, 2)),  # Cb and Cr, 128 where it is grey
+    ]
+)
+"""One picture's perceptual fingerprint, as the tables hold it."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`sha256` is of size and pixels; the perceptual hashes, of the picture and of its mirror image, have HASH_BITS bits each;
-    `thumbnail` is 8 × 8 × 3 bytes."""
+    """`sha256` is of size and pixels; `record` the bytes of one RECORD."""
 
     sha256: str
-    perceptual_hash: bytes
-    mirrored_hash: bytes
-    thumbnail: bytes
+    record: bytes
 
 
 def fingerprint(pixels: np.ndarray) -> Fingerprint:
@@ -30,12 +62,87 @@ def fingerprint(pixels: np.ndarray) -> Fingerprint:
     height, width, _ = pixels.shape
     digest = hashlib.sha256(f"{height}x{width}:".encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    picture = Image.fromarray(pixels)
-    thumbnail = picture.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-    return Fingerprint(
-        digest.hexdigest(), _hash(picture), _hash(ImageOps.mirror(picture)), thumbnail.tobytes()
+    return Fingerprint(digest.hexdigest(), _record(pixels).tobytes())
+
+
+def _record(pixels: np.ndarray) -> np.ndarray:
+    frame = find_frame(pixels)
+    # Not by boxes: of a picture of 61 pixels a side they make another than of one of 64.
+    small = Image.fromarray(pixels).resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BILINEAR)
+    grey = small.convert("L")
+    record = np.zeros((), RECORD)
+    record["frame"] = frame
+    record["grey"] = _seen(grey, EVERYTHING)
+    views = [_seen(grey, box) for box in boxes_within(frame[None], np.arange(len(VIEWS)))]
+    mirrored = [views[0][:, ::-1], record["grey"][:, ::-1]]
+    hashes = perceptual_hashes(np.array([*views, record["grey"], *mirrored]))
+    record["views"] = hashes[: len(VIEWS)]
+    record["whole"] = hashes[len(VIEWS)]
+    record["mirrored"] = hashes[-2:]
+    colour = small.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX).convert("YCbCr")
+    record["colour"] = np.asarray(colour)[..., 1:]
+    return record
+
+
+def boxes_within(frames: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Where views lie in the whole picture: (P, 4) frames, (V,) numbers of VIEWS, either one or as many → (max(P, V), 4)."""
+    corner = frames[:, :2]
+    size = frames[:, 2:] - corner
+    chosen = VIEWS[views]
+    return np.hstack([corner + chosen[:, :2] * size, corner + chosen[:, 2:] * size])
+
+
+def _seen(grey: Image.Image, box: np.ndarray) -> np.ndarray:
+    place = box * SMALL_SIDE
+    return np.asarray(
+        grey.resize((GREY_SIDE, GREY_SIDE), Image.Resampling.BOX, box=tuple(place.tolist()))
     )
 
 
-def _hash(picture: Image.Image) -> bytes:
-    return np.packbits(imagehash.phash(picture, hash_size=HASH_SIDE).hash).tobytes()
+def perceptual_hashes(views: np.ndarray) -> np.ndarray:
+    """Which of the 8 × 8 lowest frequencies lie above their median: the hash that ImageHash calls `phash`, of many at once.
+
+    Args:
+        views: (N, 32, 32) uint8.
+
+    Returns:
+        (N,) uint64.
+    """
+    low = (_LOWEST @ views.astype(np.float32) @ _LOWEST.T).reshape(-1, 64)
+    bits = low > np.median(low, axis=1, keepdims=True)
+    return np.packbits(bits, axis=1).view("<u8")[:, 0]
+
+
+def find_frame(pixels: np.ndarray) -> np.ndarray:
+    """What a border of one colour leaves of a picture.
+
+    A border is rows or columns from one side inwards, at most a quarter of the picture, in which no channel varies by more than
+    FRAME_CONTRAST levels: with the unevenness that JPEG gives it, but no sky.
+
+    Returns:
+        (4,) left, top, right, bottom as shares of width and height.
+    """
+    height, width, _ = pixels.shape
+    top = _border(pixels)
+    bottom = _border(pixels[::-1])
+    across = pixels[top : height - bottom].transpose(1, 0, 2)
+    left = _border(across)
+    right = _border(across[::-1])
+    return np.array(
+        [left / width, top / height, 1 - right / width, 1 - bottom / height], np.float32
+    )
+
+
+def _border(lines: np.ndarray) -> int:
+    """How many of (L, M, 3) lines, from the first on, are of one colour together."""
+    most = int(len(lines) * MAX_FRAME)
+    darkest, lightest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
+    for start in range(0, most, LINES):  # of most pictures the first few tell
+        some = lines[start : min(start + LINES, most)]
+        low = np.minimum.accumulate(np.minimum(some.min(axis=1), darkest))
+        high = np.maximum.accumulate(np.maximum(some.max(axis=1), lightest))
+        uneven = (high - low).max(axis=1) > FRAME_CONTRAST
+        if uneven.any():
+            return start + int(uneven.argmax())
+        darkest, lightest = low[-1], high[-1]
+    return most

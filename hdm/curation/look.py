@@ -44,8 +44,6 @@ def look(
         "sharpness": steepness,
         "noise": deviation,
         "sha256": found.sha256,
-        "perceptual_hash": found.perceptual_hash.hex(),
-        "mirrored_hash": found.mirrored_hash.hex(),
-        "thumbnail": found.thumbnail.hex(),
+        "fingerprint": found.record.hex(),
     }
     return row, [reduced(pixels, EMBED_SIDE_PX)] if keep_pixels else []

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hdm.config import Pipeline
+from hdm.curation.fingerprints import RECORD
 from hdm.curation.look import look as look_at
 from hdm.data.decoding import Answer, Asked, Decoders, picture_cost
 from hdm.data.images import BadImage
@@ -31,7 +32,7 @@ from hdm.store import Draft, Identity, Output, Store
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -90,6 +91,16 @@ def make(
     return output
 
 
+def read_fingerprints(measures: Output) -> np.ndarray:
+    """The fingerprints of all decodable pictures in order: (N,) RECORD."""
+    parts = [np.zeros(0, RECORD)]
+    for number in range(num_shards(measures, "measures")):
+        path = measures.file(shard_name("measures", number))
+        column = read_table(path, ["fingerprint"]).column("fingerprint").drop_null()
+        parts.append(np.frombuffer(b"".join(column.to_pylist()), RECORD))
+    return np.concatenate(parts)
+
+
 def read_embeddings(measures: Output) -> tuple[list[str], np.ndarray]:
     """Keys and embeddings, (N, E) float32 of unit length up to 16-bit rounding, of all decodable pictures in order.
 
@@ -137,8 +148,7 @@ def _look(item: Mapping[str, Any], answer: Future[Answer]) -> _Look:
     except BadImage as refusal:
         return _Look({"key": item["key"], "decoded": refusal.status}, captions, None)
     row = {"key": item["key"], "decoded": "ok", **found.facts}
-    for name in ("perceptual_hash", "mirrored_hash", "thumbnail"):
-        row[name] = bytes.fromhex(row[name])
+    row["fingerprint"] = bytes.fromhex(row["fingerprint"])
     return _Look(row, captions, found.arrays[0] if found.arrays else None)
 
 

@@ -47,20 +47,14 @@ MEASURES = pa.schema(
         pa.field("noise", pa.float32()),
         pa.field("aesthetic", pa.float32()),
         pa.field("clip_similarity", pa.float32()),  # of the best given caption; null without
-        pa.field("perceptual_hash", pa.binary()),
-        pa.field("mirrored_hash", pa.binary()),  # of the picture's mirror image
-        pa.field("thumbnail", pa.binary()),  # 8 × 8 × 3 uint8
+        pa.field("fingerprint", pa.binary()),  # hdm.curation.fingerprints.RECORD
         pa.field("sha256", pa.string()),  # of the decoded pixels: equal for re-wrapped copies
     ]
 )
 
 SCORES = pa.schema(
     [
-        *(
-            MEASURES.field(name)
-            for name in MEASURES.names
-            if name not in ("perceptual_hash", "mirrored_hash", "thumbnail", "sha256")
-        ),
+        *(MEASURES.field(name) for name in MEASURES.names if name not in ("fingerprint", "sha256")),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),  # null if kept: the check that refused it
         pa.field("detail", pa.string()),  # its numbers, or the key of the one it copies

@@ -98,6 +98,13 @@ class SceneJudge:
             zip(samples["source"].to_pylist(), samples["status"].to_pylist(), strict=True)
         )
         items = plan(self.settings)
+        for item in items:
+            # Of files with equal bytes it does not matter which one is kept.
+            if item.fault == "exact_duplicate" and item.original is not None:
+                copy, original = keys.get(item.url), keys.get(items[item.original].url)
+                if kept.get(copy) and kept.get(original) is False:
+                    kept[copy], kept[original] = False, True
+                    reasons[copy], reasons[original] = reasons[original], None
         good: Counter[str] = Counter()
         faults: dict[str, Counter[str]] = {}
         why: dict[str, Counter[str]] = {}

@@ -39,6 +39,7 @@ REASONS = {
     "blurred": "blurred",
     "noisy": "noisy",
     "duplicate": "a copy of another picture",
+    "duplicate_meaning": "shows the same as another picture",
     "aesthetic": "low aesthetic score",
     "clip_similarity": "the caption does not fit the picture",
     "top_fraction": "not among the best",
@@ -163,7 +164,7 @@ class Exhibition:
         rows = _first(self.scores, pc.field("reason") == reason, count)
         samples = self._of_keys(row["key"] for row in rows)
         images = self._images(samples)
-        if reason == "duplicate":
+        if reason.startswith("duplicate"):
             originals = self.images(row["detail"] for row in rows)
             return [
                 Exhibit(image, "copy and original", "", original)

@@ -1,6 +1,5 @@
 """Verdicts and splits on tables written by hand."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,12 @@ import pyarrow as pa
 import pytest
 
 from hdm.config import FilterSettings, TopFraction
-from hdm.curation.checks import judge
-from hdm.curation.fingerprints import fingerprint
-from hdm.curation.splits import assign_splits
+from hdm.curation import checks
+from hdm.curation.checks import Verdicts
+from hdm.curation.fingerprints import RECORD, fingerprint
+from hdm.curation.splits import Shares, SplitMemory, assign_splits
 from hdm.data.tables import MEASURES
+from hdm.errors import DamagedError
 
 OFF = FilterSettings(min_side_px=None, max_aspect=None, duplicate_distance=None)
 
@@ -25,7 +26,7 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     """Rows of MEASURES; `seed` gives the picture, what is not given passes."""
     filled = []
     for number, row in enumerate(rows):
-        shown = asdict(fingerprint(picture(row.pop("seed", 1000 + number))))
+        shown = fingerprint(picture(row.pop("seed", 1000 + number)))
         usual = {
             "key": f"{number:016x}",
             "decoded": "ok",
@@ -33,7 +34,8 @@ def table(*rows: dict[str, Any]) -> pa.Table:
             "height": 100,
             "sharpness": 1.0,
             "noise": 0.0,
-            **shown,
+            "sha256": shown.sha256,
+            "fingerprint": shown.record,
         }
         filled.append({**usual, **row})
     return pa.table(
@@ -42,6 +44,14 @@ def table(*rows: dict[str, Any]) -> pa.Table:
             for name in MEASURES.names
         }
     )
+
+
+def judge(
+    measures: pa.Table, settings: FilterSettings, embeddings: np.ndarray | None = None
+) -> Verdicts:
+    rows = measures.column("fingerprint").drop_null().to_pylist()
+    records = np.frombuffer(b"".join(rows), RECORD)
+    return checks.judge(measures, records, settings, embeddings)
 
 
 def reasons(measures: pa.Table, **settings: Any) -> list[str | None]:
@@ -76,9 +86,7 @@ def test_what_cannot_be_decoded_is_refused_with_its_status_and_stands_in_nobodys
             "height",
             "sharpness",
             "noise",
-            "perceptual_hash",
-            "mirrored_hash",
-            "thumbnail",
+            "fingerprint",
             "sha256",
         )
     )
@@ -101,16 +109,44 @@ def test_a_picture_that_fails_several_checks_is_refused_for_the_first_with_its_n
     assert "32" in verdicts.details[0]
 
 
-def test_the_original_of_a_copy_is_the_first_that_passes_everything_else():
+def test_the_best_of_several_copies_stays_of_those_that_pass_everything_else():
     rows = table(
-        {"seed": 1, "sharpness": 0.1},
-        {"seed": 1, "aesthetic": 1.0},
+        {"seed": 1, "sharpness": 0.1, "width": 140},
+        {"seed": 1, "aesthetic": 1.0, "width": 120},
         {"seed": 1, "aesthetic": 9.0},
         {"seed": 1, "aesthetic": 9.5},
+        {"seed": 1, "aesthetic": 9.0, "sharpness": 0.9},
     )
     verdicts = judge(rows, FilterSettings(min_sharpness=0.4, min_aesthetic=5.0))
-    assert verdicts.reasons == ["blurred", "duplicate", None, "duplicate"]
-    assert verdicts.details[1] == verdicts.details[3] == f"{2:016x}"
+    assert verdicts.reasons == ["blurred", "duplicate", "duplicate", None, "duplicate"]
+    assert {verdicts.details[number] for number in (1, 2, 4)} == {f"{3:016x}"}
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"width": 101, "sharpness": 0.5}, {}),
+        ({"sharpness": 1.1, "aesthetic": 3.0}, {"aesthetic": 9.0}),
+        ({"aesthetic": 3.1}, {"aesthetic": 3.0}),
+        ({"aesthetic": 3.0}, {"aesthetic": None}),
+        ({"key": "0" * 16}, {"key": "f" * 16}),
+    ],
+)
+def test_copies_are_ranked_by_size_then_sharpness_then_score_then_key(better, worse):
+    for rows in ((better, worse), (worse, better)):
+        found = reasons(table(*({"seed": 1, **row} for row in rows)), duplicate_distance=0.16)
+        assert found[rows.index(better)] is None
+        assert found[rows.index(worse)] == "duplicate"
+
+
+def test_one_meaning_is_a_criterion_of_its_own_and_off_by_default():
+    rows = table({"width": 90}, {}, {}, {"decoded": "corrupt", "fingerprint": None, "sha256": None})
+    near = np.array([[1, 0], [0.995, 0.1], [0, 1]], np.float32)
+    assert judge(rows, OFF, near).reasons == [None, None, None, "undecodable"]
+    verdicts = judge(rows, OFF.model_copy(update={"duplicate_meaning": 0.99}), near)
+    assert verdicts.reasons == ["duplicate_meaning", None, None, "undecodable"]
+    assert verdicts.details[0] == f"{1:016x}"
+    assert verdicts.families[0] == verdicts.families[1] != verdicts.families[2]
 
 
 def test_the_top_fraction_ranks_what_is_left_and_lets_unscored_ones_pass():
@@ -140,8 +176,15 @@ def hashes(count: int, seed: int = 0) -> list[str]:
     ]
 
 
+def split_alone(pictures: list[str], validation: float, held_out: float) -> list[str]:
+    """Splits of pictures that have no copies and were never seen."""
+    families = list(range(len(pictures)))
+    known = [None] * len(pictures)
+    return assign_splits(pictures, families, known, Shares(validation, held_out)).splits
+
+
 def test_splits_have_their_shares():
-    splits = assign_splits(hashes(20_000), validation=0.1, held_out=0.2)
+    splits = split_alone(hashes(20_000), validation=0.1, held_out=0.2)
     shares = {
         split: splits.count(split) / len(splits) for split in ("train", "validation", "held_out")
     }
@@ -150,24 +193,62 @@ def test_splits_have_their_shares():
 
 def test_a_pictures_split_depends_on_nothing_but_its_content():
     pictures = hashes(1000)
-    whole = assign_splits(pictures, 0.2, 0.2)
+    whole = split_alone(pictures, 0.2, 0.2)
     some = np.random.default_rng(1).permutation(1000)[:100].tolist()
-    assert assign_splits([pictures[number] for number in some], 0.2, 0.2) == [
+    assert split_alone([pictures[number] for number in some], 0.2, 0.2) == [
         whole[number] for number in some
     ]
 
 
 def test_held_out_pictures_stay_so_when_the_other_share_changes():
-    before, after = (assign_splits(hashes(1000), validation, 0.05) for validation in (0.0, 0.3))
+    before, after = (split_alone(hashes(1000), validation, 0.05) for validation in (0.0, 0.3))
     assert [split == "held_out" for split in before] == [split == "held_out" for split in after]
 
 
 def test_a_small_set_has_one_of_each_split_that_is_asked_for():
     for seed in range(20):
-        assert sorted(assign_splits(hashes(3, seed), 0.01, 0.01)) == [
+        assert sorted(split_alone(hashes(3, seed), 0.01, 0.01)) == [
             "held_out",
             "train",
             "validation",
         ]
-        assert assign_splits(hashes(2, seed), 1e-9, 1e-9) == ["train", "train"]
-        assert assign_splits(hashes(3, seed), 0, 0) == ["train"] * 3
+        assert split_alone(hashes(2, seed), 1e-9, 1e-9) == ["train", "train"]
+        assert split_alone(hashes(3, seed), 0, 0) == ["train"] * 3
+
+
+def test_a_family_shares_the_split_of_its_best_picture():
+    pictures = hashes(4000)
+    alone = split_alone(pictures, 0.1, 0.2)
+    families = [number % 2000 for number in range(4000)]
+    assigned = assign_splits(pictures, families, [None] * 4000, Shares(0.1, 0.2))
+    assert assigned.splits == alone[:2000] * 2
+    assert assigned.num_moved == 0
+
+
+def test_a_picture_that_joins_a_family_takes_its_split_and_one_that_joins_two_moves_to_training():
+    pictures = hashes(6)
+    known = ["held_out", None, "held_out", "validation", None, "train"]
+    families = [0, 0, 1, 1, 1, 2]
+    assigned = assign_splits(pictures, families, known, Shares(0.3, 0.3))
+    assert assigned.splits == ["held_out", "held_out", "train", "train", "train", "train"]
+    assert assigned.num_moved == 2
+
+
+def test_a_memory_of_splits_keeps_what_is_not_said_again(tmp_path):
+    first, second, third = hashes(3)
+    memory = SplitMemory(tmp_path, Shares(0.1, 0.2))
+    assert memory.recall(pa.array([first])) == [None]
+    memory.remember(pa.array([first, second, first]), ["train", "held_out", "train"])
+    memory.remember(pa.array([third, second]), ["validation", "train"])
+    again = SplitMemory(tmp_path, Shares(0.1, 0.2))
+    asked = pa.array([second, "0" * 64, first, third])
+    assert again.recall(asked) == ["train", None, "train", "validation"]
+    assert SplitMemory(tmp_path, Shares(0.1, 0.3)).recall(asked) == [None] * 4
+
+
+def test_a_damaged_memory_of_splits_is_named(tmp_path):
+    memory = SplitMemory(tmp_path, Shares(0.1, 0.2))
+    memory.remember(pa.array(hashes(50)), ["train"] * 50)
+    memory.path.write_bytes(memory.path.read_bytes()[:-40])
+    with pytest.raises(DamagedError, match=r"validation-0\.1-held_out-0\.2"):
+        memory.recall(pa.array(hashes(1)))

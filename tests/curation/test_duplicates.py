@@ -1,166 +1,235 @@
-"""Copies against a naive search with imagehash's own distance, and on real photographs remade in many ways."""
+"""Copies as the web makes them, of real photographs and drawings; who is kept; which pictures belong together."""
 
-import io
+import importlib.util
+import json
+from collections.abc import Callable
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from scipy.fft import dctn
 
-from hdm.curation.duplicates import Fingerprints, find_copies
-from hdm.curation.fingerprints import HASH_BITS, Fingerprint, fingerprint
+from hdm.config import FilterSettings
+from hdm.curation import duplicates
+from hdm.curation.duplicates import (
+    Criterion,
+    find_copies,
+    find_families,
+    find_pairs,
+    same_meaning,
+)
+from hdm.curation.fingerprints import RECORD, find_frame, fingerprint, perceptual_hashes
 
-PHOTOS = Path(__file__).resolve().parents[3] / "shared/data/photos/coco51/images"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared/data"
+PHOTOS = DATA / "photos/coco51/images"
+EMOJI = DATA / "emoji/noto128"
+Picture = Image.Image
 
 
-def together(prints: list[Fingerprint]) -> Fingerprints:
-    return Fingerprints.from_columns(
-        [p.perceptual_hash for p in prints],
-        [p.mirrored_hash for p in prints],
-        [p.thumbnail for p in prints],
-        [p.sha256 for p in prints],
-    )
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_duplicates", ROOT / "bench/duplicates.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def copies(
-    pictures: list[np.ndarray],
-    distance: float = 0.08,
-    colour: float = 4,
-    fit: list[bool] | None = None,
-    mirrored: bool = False,
-):
-    found = find_copies(
-        together([fingerprint(p) for p in pictures]),
-        np.array(fit or [True] * len(pictures)),
-        distance,
-        colour,
-        mirrored,
-    )
-    return found.tolist()
+def records(pictures: list[np.ndarray | Picture]) -> np.ndarray:
+    return np.frombuffer(b"".join(fingerprint(np.asarray(p)).record for p in pictures), RECORD)
+
+
+def default() -> Criterion:
+    chosen = FilterSettings()
+    return Criterion(chosen.duplicate_distance, chosen.duplicate_difference)
+
+
+def pairs_of(pictures: list[np.ndarray | Picture], criterion: Criterion) -> list[list[int]]:
+    return find_pairs(records(pictures), np.arange(len(pictures)), criterion).tolist()
 
 
 @pytest.fixture(scope="module")
-def photos() -> list[np.ndarray]:
+def photos() -> list[Picture]:
     if not PHOTOS.is_dir():
         pytest.skip(f"no photographs at {PHOTOS}")
-    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(PHOTOS.glob("*.jpg"))]
+    return [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
 
 
-def test_the_hash_is_imagehashs_and_the_pixel_hash_knows_the_shape():
+def test_the_hash_is_the_one_that_imagehash_defines():
+    """Lowest 8 × 8 frequencies of 32 × 32 pixels against their median; the DCT is scipy's."""
+    views = np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8)
+    for view, found in zip(views, perceptual_hashes(views), strict=True):
+        low = dctn(view.astype(float))[:8, :8]
+        bits = np.unpackbits(np.array([found]).view(np.uint8)).reshape(8, 8).astype(bool)
+        assert (bits == (low > np.median(low))).all()
+
+
+def test_the_hash_of_pixels_knows_the_shape():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    one = fingerprint(pixels)
-    expected = imagehash.phash(Image.fromarray(pixels), hash_size=16).hash
-    assert (
-        np.unpackbits(np.frombuffer(one.perceptual_hash, np.uint8)).reshape(16, 16) == expected
-    ).all()
-    assert one.mirrored_hash == fingerprint(np.ascontiguousarray(pixels[:, ::-1])).perceptual_hash
-    assert one.sha256 == fingerprint(pixels.copy()).sha256
-    assert one.sha256 != fingerprint(pixels.reshape(60, 40, 3)).sha256
+    assert fingerprint(pixels).sha256 == fingerprint(pixels.copy()).sha256
+    assert fingerprint(pixels).sha256 != fingerprint(pixels.reshape(60, 40, 3)).sha256
 
 
-def naive(
-    hashes: list[np.ndarray], thumbnails: np.ndarray, fit: np.ndarray, max_bits: int, colour: float
-) -> list[int]:
-    """One picture after the other, every pair compared with imagehash."""
-
-    def near(a: int, b: int) -> bool:
-        bits = imagehash.ImageHash(hashes[a]) - imagehash.ImageHash(hashes[b])
-        difference = thumbnails[a].astype(float) - thumbnails[b]
-        brightness = difference.mean()
-        return (
-            bits <= max_bits
-            and abs(brightness) <= 32
-            and np.abs(difference - brightness).mean() <= colour
-        )
-
-    found, originals = [-1] * len(fit), []
-    for number in np.flatnonzero(fit).tolist():
-        found[number] = next((original for original in originals if near(number, original)), -1)
-        if found[number] < 0:
-            originals.append(number)
-    for number in np.flatnonzero(~fit).tolist():
-        found[number] = next((original for original in originals if near(number, original)), -1)
-    return found
+def test_a_border_of_one_colour_is_no_part_of_the_frame(photos):
+    bordered = ImageOps.expand(photos[0], (30, 20, 0, 10), "white")
+    width, height = bordered.size
+    expected = [30 / width, 20 / height, 1, 1 - 10 / height]
+    assert find_frame(np.asarray(bordered)) == pytest.approx(expected, abs=2e-3)
+    assert find_frame(np.asarray(photos[0])).tolist() == [0, 0, 1, 1]
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    count=st.integers(1, 170),
-    drift=st.integers(0, 12),
-    distance=st.sampled_from([0.004, 0.03, 0.06]),
-)
-def test_the_search_finds_what_a_naive_one_finds(seed, count, drift, distance):
-    rng = np.random.default_rng(seed)
-    bits = np.zeros((count, HASH_BITS), bool)
-    thumbnails = np.zeros((count, 8, 8, 3), np.uint8)
-    for number in range(count):  # families that drift apart, in mixed order
-        parent = int(rng.integers(-3, number)) if number else -1
-        bits[number] = rng.random(HASH_BITS) < 0.5 if parent < 0 else bits[parent]
-        bits[number, rng.integers(0, HASH_BITS, drift)] ^= True
-        shade = (
-            rng.integers(0, 256, 3) if parent < 0 else thumbnails[parent] + rng.integers(-9, 9, 3)
-        )
-        thumbnails[number] = np.clip(shade, 0, 255)
-    fit = rng.random(count) < 0.8
-    packed = [np.packbits(row).tobytes() for row in bits]
-    prints = Fingerprints.from_columns(
-        packed, packed, [t.tobytes() for t in thumbnails], [""] * count
-    )
-    expected = naive(
-        [row.reshape(16, 16) for row in bits], thumbnails, fit, int(distance * HASH_BITS), 4
-    )
-    assert find_copies(prints, fit, distance, 4).tolist() == expected
+WANTED = {
+    "crop, 5 % off each side": 0.95,
+    "crop, 5 % in all": 0.95,
+    "crop, 10 % off each side": 0.9,
+    "crop at a corner, 10 %, left and top off": 0.8,
+    "crop at a corner, 10 %, right and bottom off": 0.8,
+    "border 2 %, white": 0.95,
+    "border 2 %, red, JPEG": 0.95,
+    "rotation 2°, black corners": 0.95,
+    "brightness 0.7": 0.95,
+    "contrast 1.3": 0.95,
+    "saturation 0.5": 0.95,
+    "greyscale": 0.95,
+    "watermark, a tenth of the height": 0.95,
+    "watermark, 10 % opaque": 0.95,
+    "JPEG, quality 30": 0.95,
+    "half as large": 0.95,
+}
 
 
-def remade(photo: np.ndarray) -> list[np.ndarray]:
-    picture = Image.fromarray(photo)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=40)
-    smaller = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
-    brighter = np.clip(photo * 1.05 + 3, 0, 255).astype(np.uint8)
-    return [np.asarray(Image.open(buffer)), np.asarray(smaller), brighter]
+def test_changed_photographs_are_found_and_none_is_taken_for_another(photos):
+    """At the default, on photographs and their halves, which show different things."""
+    originals = [half for photo in photos for half in halves(photo)]
+    before = records(originals)
+    count = len(originals)
+    changes = bench().CHANGES
+    for name, least in WANTED.items():
+        after = records([changes[name](original) for original in originals])
+        pairs = find_pairs(np.concatenate([before, after]), np.arange(2 * count), default())
+        assert (pairs[:, 1] - pairs[:, 0] == count).all(), name
+        assert len(pairs) >= least * count, name
 
 
-def test_real_photographs_are_kept_apart_and_their_copies_found(photos):
-    made = [(number, copy) for number, photo in enumerate(photos[:12]) for copy in remade(photo)]
-    assert copies([*photos, *(copy for _, copy in made)]) == [-1] * len(photos) + [
-        number for number, _ in made
-    ]
+def halves(photo: Picture) -> list[Picture]:
+    width, height = photo.size
+    return [photo.crop((0, 0, width // 2, height)), photo.crop((width // 2, 0, width, height))]
+
+
+def test_unrelated_crops_are_kept_apart(photos):
+    found = bench().make_unrelated(photos, 1300, seed=3)
+    pairs = find_pairs(found, np.arange(len(found)), default())
+    assert (pairs[:, 0] % len(photos) == pairs[:, 1] % len(photos)).all()
 
 
 def test_mirror_images_are_copies_only_where_asked(photos):
-    pictures = [
-        *photos[:6],
-        *(np.asarray(ImageOps.mirror(Image.fromarray(photo))) for photo in photos[:6]),
-    ]
-    assert copies(pictures) == [-1] * 12
-    assert copies(pictures, mirrored=True) == [-1] * 6 + list(range(6))
-
-
-def test_distance_0_takes_equal_pixels_alone(photos):
-    nearly = photos[0].copy()
-    nearly[0, 0] ^= 1
-    assert copies([photos[0], nearly, photos[0]], distance=0) == [-1, -1, 0]
-
-
-def test_a_bad_copy_never_displaces_a_good_original(photos):
-    assert copies([photos[0], photos[0], photos[0]], fit=[False, True, True]) == [1, -1, 1]
-    assert copies([photos[0], photos[0]], fit=[False, False]) == [-1, -1]
+    pictures = [*photos[:6], *map(ImageOps.mirror, photos[:6])]
+    pictures[7] = ImageOps.expand(pictures[7], 12, "white")
+    assert pairs_of(pictures, default()) == []
+    mirrored = Criterion(0.16, mirrored=True)
+    assert pairs_of(pictures, mirrored) == [[number, number + 6] for number in range(6)]
+    drawn = Criterion(0.16, difference=10, mirrored=True)
+    assert [0, 6] in pairs_of(pictures, drawn)
 
 
 def test_one_shape_in_two_colours_is_two_pictures():
-    red, blue = (np.full((64, 64, 3), 240, np.uint8) for _ in range(2))
-    red[16:48, 16:48], blue[16:48, 16:48] = (200, 30, 30), (30, 60, 200)
-    assert copies([red, blue]) == [-1, -1]
-    assert copies([red, blue], colour=255, distance=0.2) == [-1, 0]
+    red, blue, grey = (np.full((64, 64, 3), 240, np.uint8) for _ in range(3))
+    for pixels, colour in ((red, (200, 30, 30)), (blue, (30, 60, 200)), (grey, (90, 90, 90))):
+        pixels[16:48, 16:40] = colour
+    assert pairs_of([red, blue], default()) == []
+    assert pairs_of([red, blue, grey], Criterion(0.16, difference=10)) == []
 
 
-def test_a_copy_may_be_brighter_as_a_whole_but_black_is_not_white(photos):
-    brighter = np.clip(photos[0].astype(int) + 20, 0, 255).astype(np.uint8)
-    assert copies([photos[0], brighter]) == [-1, 0]
-    blanks = [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 128, 255, 255)]
-    assert copies(blanks) == [-1, -1, -1, 2]
+def test_blank_pictures_are_copies_only_if_their_pixels_are_equal():
+    blanks = [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 128, 255)]
+    assert pairs_of(blanks, default()) == []
+
+
+def emoji() -> tuple[list[str], list[Picture]]:
+    """Base names, without skin tones and hair, and pictures on white."""
+    if not EMOJI.is_dir():
+        pytest.skip(f"no emoji at {EMOJI}")
+    lines = (EMOJI / "metadata.dev.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if not row["skin_tone"]]
+    pictures = []
+    for row in rows:
+        picture = Image.open(EMOJI / row["file_name"]).convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        pictures.append(Image.alpha_composite(ground, picture).convert("RGB"))
+    return [row["name"].split(":")[0] for row in rows], pictures
+
+
+def test_emoji_of_different_names_are_kept_apart_and_their_copies_found():
+    names, pictures = emoji()
+    smaller = [picture.resize((122, 122), Image.Resampling.BICUBIC) for picture in pictures[:300]]
+    copies = [bench().jpeg(85)(picture) for picture in smaller]
+    found = find_pairs(
+        records([*pictures, *copies]),
+        np.arange(len(pictures) + len(copies)),
+        Criterion(0.16, difference=10),
+    )
+    names += names[:300]
+    assert [(names[a], names[b]) for a, b in found if names[a] != names[b]] == []
+    own = found[found[:, 1] - found[:, 0] == len(pictures)]
+    assert len(own) >= 0.95 * len(copies)
+
+
+def naive_copies(near: Callable[[int, int], bool], order: list[int], fit: np.ndarray) -> list[int]:
+    found, kept = [-1] * len(order), []
+    for number in [n for n in order if fit[n]] + [n for n in order if not fit[n]]:
+        found[number] = next((best for best in kept if near(best, number)), -1)
+        if found[number] < 0 and fit[number]:
+            kept.append(number)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 40), links=st.integers(0, 60))
+def test_each_copy_joins_the_best_kept_picture_that_it_is_near_to(seed, count, links):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, count, count)  # equal numbers: equal pixels
+    groups = np.array([int(np.flatnonzero(pixels == value)[0]) for value in pixels])
+    firsts = np.unique(groups)
+    pairs = np.unique(np.sort(rng.choice(firsts, (links, 2)), axis=1), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    linked = set(map(tuple, pairs.tolist()))
+    order = rng.permutation(count)
+    fit = rng.random(count) < 0.8
+
+    def near(a: int, b: int) -> bool:
+        one, other = sorted((int(groups[a]), int(groups[b])))
+        return one == other or (one, other) in linked
+
+    expected = naive_copies(near, order.tolist(), fit)
+    assert find_copies(groups, pairs, order, fit).tolist() == expected
+
+
+def test_a_chain_does_not_collapse():
+    """0 – 1 – 2 – 3: the ends are nobody's copies, though all are one family."""
+    chain = np.array([[0, 1], [1, 2], [2, 3]])
+    everyone = np.arange(4)
+    fit = np.ones(4, bool)
+    assert find_copies(everyone, chain, everyone, fit).tolist() == [-1, 0, -1, 2]
+    assert len(set(find_families(everyone, chain).tolist())) == 1
+    assert find_copies(everyone, chain, np.array([1, 0, 2, 3]), fit).tolist() == [1, -1, 1, -1]
+
+
+def test_families_follow_pairs_and_equal_pixels():
+    groups = np.array([0, 1, 0, 3, 4, 3])
+    families = find_families(groups, np.array([[1, 3]])).tolist()
+    assert families[0] == families[2] != families[1]
+    assert families[1] == families[3] == families[5] != families[4]
+
+
+def test_pictures_of_one_meaning_are_those_whose_embeddings_are_near(monkeypatch):
+    monkeypatch.setattr(duplicates, "MEANINGS", 64)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 16)).astype(np.float32)
+    vectors[290] = vectors[3] + 0.01 * vectors[4]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    near = np.argwhere(np.triu(vectors @ vectors.T >= 0.7, 1))
+    found = same_meaning(vectors, 0.7, "cpu")
+    assert sorted(found.tolist()) == near.tolist()
+    assert [3, 290] in found.tolist()

@@ -61,8 +61,7 @@ def test_every_downloaded_item_has_a_row_in_order_and_its_measures(store, make_d
     assert (rows[0]["height"], rows[0]["width"]) == wide.shape[:2]
     assert all(row["aesthetic"] is None and row["clip_similarity"] is None for row in rows)
     assert all(
-        rows[1][name] is None
-        for name in ("width", "sharpness", "noise", "perceptual_hash", "thumbnail", "sha256")
+        rows[1][name] is None for name in ("width", "sharpness", "noise", "fingerprint", "sha256")
     )
 
 
@@ -142,6 +141,10 @@ def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_downlo
     settings = FilterSettings(min_sharpness=0.35, max_noise=10.0, duplicate_mirrored=True)
     _, scores = filtered(download, store, Pipeline(filter=settings))
     rows = read_tables(scores, "scores").to_pylist()
+    # Of two pictures of one quality the key decides which stays.
+    for original, copy in ((2, 9), (3, 11)):
+        if rows[copy]["kept"]:
+            rows[original], rows[copy] = rows[copy], rows[original]
     assert all(row["kept"] and row["split"] and row["reason"] is None for row in rows[:4])
     assert [row["reason"] for row in rows[4:]] == [reason for _, reason in planted.values()]
     assert [row["detail"] for row in rows[-3:]] == [rows[2]["key"], rows[0]["key"], rows[3]["key"]]
@@ -151,6 +154,30 @@ def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_downlo
         "blurred": 4, "noisy": 1, "duplicate": 3, "aspect": 0
     }  # fmt: skip
     assert sum(scores.counts[split] for split in ("train", "validation", "held_out")) == 4
+
+
+def test_a_set_that_grows_keeps_its_splits_and_copies_join_their_originals(store, make_download):
+    """Larger versions, which stay in the place of the first ones, take the split that these had."""
+    rng = np.random.default_rng(0)
+    first = [
+        Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((64, 64))
+        for _ in range(24)
+    ]
+    larger = [picture.resize((80, 80), Image.Resampling.BICUBIC) for picture in first]
+    pipeline = Pipeline(filter=FilterSettings(validation=0.2, held_out=0.4))
+    before = filtered(make_download([(png(np.asarray(p)), None) for p in first]), store, pipeline)[
+        1
+    ]
+    grown = [(png(np.asarray(p)), None) for p in (*larger, *first)]
+    after = filtered(make_download(grown), store, pipeline)[1]
+    splits = read_tables(before, "scores").column("split").to_pylist()
+    assert {"train", "validation", "held_out"} == set(splits)
+    rows = read_tables(after, "scores").to_pylist()
+    assert [row["split"] for row in rows[:24]] == splits
+    assert [row["reason"] for row in rows[24:]] == ["duplicate"] * 24
+    elsewhere = Store(store.root.parent / "elsewhere")
+    fresh = filtered(make_download(grown), elsewhere, pipeline)[1]
+    assert read_tables(fresh, "scores").column("split").to_pylist()[:24] != splits
 
 
 def test_the_matte_belongs_to_the_measures_and_thresholds_do_not(make_download):
