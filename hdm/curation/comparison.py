@@ -14,7 +14,9 @@ SAMPLES = (
 )
 PLACES = 4  # a side, of 6 × 6 samples
 GREY_PLACES = 16  # a side, where drawings are compared
-FLAT = 2.0  # root mean square of gradients, in grey levels, below which a place shows nothing
+# Root mean square of gradients, in grey levels, below which a place shows nothing. Added to both sides' energy, it keeps what two smooth
+# places have in common, a slope and the noise, from counting as agreement.
+FLAT = 1.0
 MIN_PLACES = 4  # with fewer that show something there is nothing to compare
 COLOURLESS = 4.0  # root mean square of Cb and Cr about grey
 MIN_COLOUR_COSINE = 0.5
@@ -145,7 +147,7 @@ def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """The median correlation over the places where at least one of them shows something."""
     energy = (mine**2).sum(axis=2), (theirs**2).sum(axis=2)
     floor = FLAT**2 * mine.shape[2]
-    correlation = (mine * theirs).sum(axis=2) / np.sqrt((energy[0] + 1) * (energy[1] + 1))
+    correlation = (mine * theirs).sum(axis=2) / np.sqrt((energy[0] + floor) * (energy[1] + floor))
     shown = np.maximum(*energy) > floor
     correlation[~shown] = np.nan
     enough = shown.sum(axis=1) >= MIN_PLACES
