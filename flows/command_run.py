@@ -273,9 +273,12 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
 
     where = f" --store {shlex.quote(summary['store'])}" if name_store else ""
     console.print()
+    scores = summary["scores"]
     for what in SHARES:
-        if what in summary["scores"]:
-            console.print(f"{what.replace('_', ' '):<13} {summary['scores'][what]:.1%}")
+        if what in scores:
+            agrees = scores.get(f"judge_agrees_{what.rpartition('_')[2]}")
+            told = f", by a judge that agrees with the eye on {agrees:.0%}" if agrees else ""
+            console.print(f"{what.replace('_', ' '):<18} {scores[what]:.1%}{told}")
     if summary["report"]:
         console.print(f"report        {escape(summary['report'])}")
         console.print(f"all reports   {escape(summary['reports'])}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,14 @@ import pyarrow as pa
 from hdm.config import ScenesSettings
 from hdm.demo.detector import Found, detect
 from hdm.demo.faults import plan
-from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, object_caption, pair_caption
+from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, pair_caption
+from hdm.demo.wording import noun, object_captions, unseen_captions
+from hdm.statistics import Share
 
+SETS = ("one_object", "free_wordings", "two_objects")
+"""One object in the captions' words; one in words that no caption has; two objects."""
 QUESTIONS = ("colour", "place", "kind")
+AGREEMENT = Path(__file__).with_name("agreement.json")  # bench/judge.py writes it
 MIN_OFFSET = 0.08  # share of width or height that an object lies off the middle, to have a place
 MIN_APART = 0.15  # that two objects lie apart, to have an order
 
@@ -31,11 +38,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScenePrompt:
-    """A prompt and what has to be seen: one object at a place, or two of which the first is left of or above the second."""
+    """A prompt and what has to be seen: one object at one of PLACES, or two of which the first lies `left_of` or `above` the second."""
 
     text: str
     things: tuple[Asked, ...]
-    place: Literal["left", "right", "top", "bottom", "left_of", "above"]
+    place: str
 
 
 class SceneJudge:
@@ -48,33 +55,42 @@ class SceneJudge:
     def __init__(self, settings: ScenesSettings) -> None:
         self.settings = settings
 
-    def prompts(self, num_images: int, seed: int, num_objects: int = 1) -> list[ScenePrompt]:
-        """Prompts for combinations of kind and colour that are in no scene.
+    def prompts(self, name: str, num_images: int, seed: int) -> list[ScenePrompt]:
+        """Prompts for combinations of kind and colour that are in no scene, all different as long as there are enough of them.
 
         Args:
-            num_images: how many; one object: every held-out pair at every place in turn.
-            seed: draws the wordings (and the pairs of two objects; the first of them is a held-out one).
-            num_objects: 1 or 2.
+            name: one of SETS. One object: every held-out pair at every place in every wording, each of them in turn. Two objects: each
+                held-out pair in turn beside another.
+            num_images: how many; beyond the number of different prompts they repeat.
+            seed: which wordings come first, and what stands beside the held-out pair.
         """
-        rng = np.random.default_rng((seed, num_objects))
-        if num_objects == 2:
-            return [_ask_two(rng, number) for number in range(num_images)]
-        wanted = [(kind, colour, place) for place in PLACES for kind, colour in sorted(HELD_OUT)]
-        chosen = [wanted[number % len(wanted)] for number in range(num_images)]
-        return [
-            ScenePrompt(object_caption(colour, kind, place, rng), (Asked(kind, colour),), place)  # type: ignore[arg-type]
-            for kind, colour, place in chosen
-        ]
+        if name == "two_objects":
+            return _ask_two(np.random.default_rng((seed, 2)), num_images)
+        pairs = sorted(HELD_OUT)
+        found = []
+        for number in range(num_images):
+            turn, first = divmod(number, len(pairs) * len(PLACES))
+            place, pair = divmod(first, len(pairs))
+            kind, colour = pairs[pair]
+            wordings = _wordings(name, colour, kind, PLACES[place])
+            text = wordings[(seed + turn + pair + 2 * place) % len(wordings)]
+            found.append(ScenePrompt(text, (Asked(kind, colour),), PLACES[place]))
+        return found
+
+    def agreement(self) -> dict[str, Share]:
+        """By question, on how many objects in generated pictures it says what one sees there (`tests/demo/labelled`)."""
+        told = json.loads(AGREEMENT.read_bytes())
+        return {name: Share(told[name]["right"], told[name]["total"]) for name in QUESTIONS}
 
     def score(self, prompt: ScenePrompt, pixels: np.ndarray) -> dict[str, bool]:
-        """Whether colour, place and kind are as asked; of two objects, each has to be right in all three.
+        """Whether colour, place and kind are as asked: of two objects, each; of more or fewer objects than asked, nothing is.
 
         Args:
             prompt: one of `prompts`.
             pixels: (H, W, 3) uint8.
         """
-        found = detect(pixels)[: len(prompt.things)]
-        if len(found) < len(prompt.things):
+        found = detect(pixels)
+        if len(found) != len(prompt.things):
             return dict.fromkeys(QUESTIONS, False)
         # The assignment that favours the picture most: which of two objects is meant is not written in it.
         answers = [_compare(prompt, order) for order in permutations(found)]
@@ -140,7 +156,21 @@ class SceneJudge:
         }
 
 
-def _ask_two(rng: np.random.Generator, number: int) -> ScenePrompt:
+def _wordings(name: str, colour: str, kind: str, place: str) -> list[str]:
+    if name == "free_wordings":
+        return unseen_captions(colour, kind, place)
+    return object_captions(colour, kind, place)
+
+
+def _ask_two(rng: np.random.Generator, count: int) -> list[ScenePrompt]:
+    found: dict[str, ScenePrompt] = {}
+    while len(found) < count:
+        prompt = _two(rng, len(found))
+        found.setdefault(prompt.text, prompt)
+    return list(found.values())
+
+
+def _two(rng: np.random.Generator, number: int) -> ScenePrompt:
     pairs = sorted(HELD_OUT)
     kind, colour = pairs[number % len(pairs)]
     other_kind = [name for name in KINDS if name != kind][rng.integers(len(KINDS) - 1)]
@@ -148,11 +178,8 @@ def _ask_two(rng: np.random.Generator, number: int) -> ScenePrompt:
     things = [Asked(kind, colour), Asked(other_kind, other_colour)]
     if rng.random() < 0.5:
         things.reverse()
-    layout: Literal["left_of", "above"] = "left_of" if number // len(pairs) % 2 == 0 else "above"
-    nouns = [
-        f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing.colour} {thing.kind}"
-        for thing in things
-    ]
+    layout = "left_of" if number // len(pairs) % 2 == 0 else "above"
+    nouns = [noun(thing.colour, thing.kind) for thing in things]
     return ScenePrompt(pair_caption(nouns[0], nouns[1], layout, rng), tuple(things), layout)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hdm.demo.shapes import KINDS, mask
+from hdm.demo.shapes import KINDS, mask, mask_of
 from hdm.demo.wording import captions, object_caption, pair_caption
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Thing",
     "captions",
     "draw",
+    "draw_shape",
     "make_scene",
     "object_caption",
     "pair_caption",
@@ -137,9 +138,33 @@ def draw(scene: Scene) -> np.ndarray:
         covered, left, top = mask(
             thing.kind, scene.width, scene.height, centre, thing.extent * shorter, thing.angle
         )
-        window = picture[top : top + covered.shape[0], left : left + covered.shape[1]]
-        window += covered[:, :, None] * (np.asarray(thing.rgb, np.float32) - window)
+        _paint(picture, covered, left, top, thing.rgb)
     return (picture + 0.5).astype(np.uint8)
+
+
+def draw_shape(scene: Scene, corners: np.ndarray, hole: np.ndarray | None = None) -> np.ndarray:
+    """The picture of a scene whose first object has another shape, which need be none of KINDS; no other object is drawn.
+
+    Args:
+        scene: its first object tells place, size and colour.
+        corners, hole: as for `shapes.mask_of`.
+    """
+    picture = _draw_background(scene.background, scene.width, scene.height)
+    thing = scene.things[0]
+    centre = (thing.centre[0] * scene.width, thing.centre[1] * scene.height)
+    extent = thing.extent * min(scene.width, scene.height)
+    covered, left, top = mask_of(
+        corners, scene.width, scene.height, centre, extent, thing.angle, hole
+    )
+    _paint(picture, covered, left, top, thing.rgb)
+    return (picture + 0.5).astype(np.uint8)
+
+
+def _paint(
+    picture: np.ndarray, covered: np.ndarray, left: int, top: int, rgb: tuple[int, int, int]
+) -> None:
+    window = picture[top : top + covered.shape[0], left : left + covered.shape[1]]
+    window += covered[:, :, None] * (np.asarray(rgb, np.float32) - window)
 
 
 @dataclass(frozen=True)

@@ -60,26 +60,47 @@ def mask(
 
     Args:
         kind: one of KINDS.
+        width, height, centre, extent, angle: as for `mask_of`.
+    """
+    hole = outline(kind) * RING_HOLE if kind == "ring" else None
+    return mask_of(outline(kind), width, height, centre, extent, angle, hole)
+
+
+def mask_of(
+    corners: np.ndarray,
+    width: int,
+    height: int,
+    centre: tuple[float, float],
+    extent: float,
+    angle: float = 0.0,
+    hole: np.ndarray | None = None,
+) -> tuple[np.ndarray, int, int]:
+    """The share of every pixel that any shape covers.
+
+    Args:
+        corners: (N, 2) as (x right, y down), about the origin.
         width, height: of the picture, in pixels; what lies outside is cut off.
         centre: (x, y) in pixels.
-        extent: of the outline's unit, in pixels.
+        extent: of the corners' unit, in pixels.
         angle: turned clockwise, in radians.
+        hole: corners of what is cut out.
 
     Returns:
         A float32 array in [0, 1] for a window around the object, and the window's left and top pixel.
     """
     cos, sin = np.cos(angle), np.sin(angle)
-    corners = outline(kind) @ np.array([[cos, sin], [-sin, cos]]) * extent + centre
-    left, top = np.maximum(np.floor(corners.min(0)).astype(int) - 1, 0)
-    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
+    turned = np.array([[cos, sin], [-sin, cos]]) * extent
+    placed = corners @ turned + centre
+    left, top = np.maximum(np.floor(placed.min(0)).astype(int) - 1, 0)
+    right, bottom = np.minimum(np.ceil(placed.max(0)).astype(int) + 1, (width, height))
     canvas = Image.new("L", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
 
     def fill(points: np.ndarray, value: int) -> None:
         pen.polygon(((points - (left, top)) * SUPERSAMPLING).ravel().tolist(), fill=value)
 
-    fill(corners, 255)
-    if kind == "ring":
-        fill((corners - centre) * RING_HOLE + centre, 0)
+    fill(placed, 255)
+    if hole is not None:
+        fill(hole @ turned + centre, 0)
     covered = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
     return covered, int(left), int(top)

@@ -24,6 +24,18 @@ _SIDE = {
 _GROUND = {"plain": "plain", "gradient": "shaded", "stripes": "striped", "checks": "checked"}
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 
+UNSEEN_WORDINGS = (
+    "{colour} {kind}, {place}",
+    "draw me {a} {colour} {kind} {where}",
+    "a {kind} in {colour} at the {place} side",
+    "could you paint a {kind} that is {colour}, {place} side",
+    "{place}: {colour} {kind}",
+    "i would like to see {a} {colour} {kind} placed near the {place}",
+    "put one {colour} {kind} near the {place} edge",
+    "an image whose {place} part holds {a} {colour} {kind}",
+)
+"""Ways to ask for one object that no caption has: other sentences, and words that captions do without."""
+
 Draw = np.random.Generator
 
 
@@ -41,6 +53,27 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
     return [_caption(scene, rng) for _ in range(count)]
 
 
+def object_captions(
+    colour: str,
+    kind: str,
+    place: str,
+    size: str | None = None,
+    ground: str | None = None,
+) -> list[str]:
+    """The captions of one object at a place, one of each wording; `size` is the word for it. None: it is not mentioned."""
+    thing = noun(colour, kind, size)
+    back = _background(ground) if ground else None
+    on = f" on {back}" if back else ""
+    return [
+        f"{thing} {_WHERE[place]}{on}",
+        f"{thing} {_SIDE[place]} {back or 'the picture'}",
+        f"{_WHERE[place]} there is {thing}{on}",
+        f"the picture shows {thing} {_WHERE[place]}",
+        f"there is {thing} {_SIDE[place]} the picture",
+        f"{back or 'a picture'} with {thing} {_WHERE[place]}",
+    ]
+
+
 def object_caption(
     colour: str,
     kind: str,
@@ -49,19 +82,15 @@ def object_caption(
     size: str | None = None,
     ground: str | None = None,
 ) -> str:
-    """A caption of one object at a place; None: size or background is not mentioned."""
-    thing = _noun(colour, kind, rng, size)
-    back = _background(ground) if ground else None
-    on = f" on {back}" if back else ""
-    wordings = [
-        f"{thing} {_WHERE[place]}{on}",
-        f"{thing} {_SIDE[place]} {back or 'the picture'}",
-        f"{_WHERE[place]} there is {thing}{on}",
-        f"the picture shows {thing} {_WHERE[place]}",
-        f"there is {thing} {_SIDE[place]} the picture",
-        f"{back or 'a picture'} with {thing} {_WHERE[place]}",
-    ]
+    """One of `object_captions`, and one of the words for the size "small" or "large"."""
+    wordings = object_captions(colour, kind, place, _size_word(size, rng), ground)
     return wordings[rng.integers(len(wordings))]
+
+
+def unseen_captions(colour: str, kind: str, place: str) -> list[str]:
+    """The prompts of one object in each of UNSEEN_WORDINGS."""
+    words = {"colour": colour, "kind": kind, "place": place, "where": _WHERE[place]}
+    return [wording.format(a=_article(colour), **words) for wording in UNSEEN_WORDINGS]
 
 
 def pair_caption(
@@ -115,14 +144,22 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _thing(thing: Thing, rng: np.random.Generator) -> str:
-    return _noun(thing.colour, thing.kind, rng, thing.size if rng.random() < 0.25 else None)
+    size = thing.size if rng.random() < 0.25 else None
+    return noun(thing.colour, thing.kind, _size_word(size, rng))
 
 
-def _noun(colour: str, kind: str, rng: np.random.Generator, size: str | None) -> str:
-    words = f"{colour} {kind}"
-    if size:
-        words = f"{_SIZE_WORDS[size][rng.integers(2)]} {words}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+def noun(colour: str, kind: str, size: str | None = None) -> str:
+    """An object with its article, and a word for its size in front."""
+    words = f"{size} {colour} {kind}" if size else f"{colour} {kind}"
+    return f"{_article(words)} {words}"
+
+
+def _size_word(size: str | None, rng: np.random.Generator) -> str | None:
+    return _SIZE_WORDS[size][rng.integers(2)] if size else None
+
+
+def _article(words: str) -> str:
+    return "an" if words[0] in "aeiou" else "a"
 
 
 def _background(ground: str) -> str:

@@ -52,7 +52,7 @@ from hdm.models.devices import check_device, choose_device
 from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 2
+SCHEMA = 3
 SHOWN_KEYS = 64  # of real pictures, named for whoever wants to look at them
 METRICS, ANSWERS = "metrics.json", "answers.json"
 
@@ -170,6 +170,9 @@ def _measure(
             if prompts.asked
         }
         metrics["accuracy"] = {name: accuracy(found) for name, found in answers.items()}
+        metrics["agreement"] = {
+            question: share.to_dict() for question, share in judge.agreement().items()
+        }
         metrics["audit"] = judge.audit(
             read_tables(inputs["download"], "samples"), read_tables(inputs["filter"], "scores")
         )
@@ -207,11 +210,13 @@ def _choices(
 def _headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The few numbers that a person asks for first, flat: fractions, cosines, distances."""
     found: dict[str, float] = {}
-    for name, prefix in (("one_object", ""), ("two_objects", "two_objects_")):
-        shares = metrics.get("accuracy", {}).get(name, {})
-        found |= {
-            f"{prefix}{question}": shares[question]["share"] for question in QUESTIONS if shares
-        }
+    for name, shares in metrics.get("accuracy", {}).items():
+        prefix = "" if name == "one_object" else f"{name}_"
+        found |= {f"{prefix}{question}": shares[question]["share"] for question in QUESTIONS}
+    found |= {
+        f"judge_agrees_{question}": share["share"]
+        for question, share in metrics.get("agreement", {}).items()
+    }
     for name, counted in metrics.get("copies", {}).items():
         found[f"copies_{name}"] = counted["copies"] / counted["total"]
     if "audit" in metrics:

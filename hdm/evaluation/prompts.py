@@ -19,7 +19,8 @@ from hdm.store import Output
 HELD_OUT, SCENES, EMOJI = "held_out", "scenes", "emoji"
 NAMED = (HELD_OUT, SCENES, EMOJI)
 """What `evaluate.prompts` may be besides a file."""
-TWO_OBJECTS_SHARE = 4  # one image of two objects for so many of one
+SHARES = {"one_object": 1, "free_wordings": 3, "two_objects": 4}
+"""Set with known truth → one of its images for so many of `evaluate.num_images`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PromptSet:
     """Prompts of one sort, in order; image number i is generated with seed `seed + i`.
 
     Args:
-        name: one_object, two_objects, combinations, names, held_out or prompts.
+        name: one of `judge.SETS`, combinations, names, held_out or prompts.
         texts: the prompts.
         asked: the truth asked for, where it is known, one for each prompt.
         keys: the real pictures that the prompts are captions of, where they are, one for each prompt.
@@ -52,8 +53,10 @@ def prompt_sets(
     sets: list[PromptSet] = []
     count = settings.num_images
     if settings.prompts == SCENES and judge is not None:
-        sets += [_asked(judge, "one_object", count, settings.seed, 1)]
-        sets += [_asked(judge, "two_objects", max(1, count // TWO_OBJECTS_SHARE), settings.seed, 2)]
+        sets += [
+            _asked(judge, name, max(1, count // share), settings.seed)
+            for name, share in SHARES.items()
+        ]
     elif settings.prompts == EMOJI:
         sets += [
             PromptSet(
@@ -144,6 +147,6 @@ def identify_prompts(settings: EvaluateSettings) -> dict[str, str]:
     }
 
 
-def _asked(judge: SceneJudge, name: str, count: int, seed: int, num_objects: int) -> PromptSet:
-    asked = judge.prompts(count, seed, num_objects)
+def _asked(judge: SceneJudge, name: str, count: int, seed: int) -> PromptSet:
+    asked = judge.prompts(name, count, seed)
     return PromptSet(name, tuple(prompt.text for prompt in asked), asked=tuple(asked))

@@ -29,11 +29,28 @@ from hdm.statistics import Share
 from hdm.store import MANIFEST, Output
 
 PAGE, FACTS, TEMPLATE = "report.html", "report.json", "report.html.j2"
-SHARES = ("colour", "place", "kind", "faults_caught", "good_kept")
+SHARES = (
+    "colour", "place", "kind", "free_wordings_kind", "two_objects_kind", "faults_caught", "good_kept",
+)  # fmt: skip
 """What the evaluation's summary may hold that tells most in a line."""
 KEPT, REJECTED, PAIRS = 24, 8, 12
 GRID_PX = 480
-SHOWN = {"one_object": 32, "two_objects": 16, "prompts": 32, "combinations": 32, "names": 32}
+TITLES = {
+    "one_object": "One object, unseen combinations",
+    "free_wordings": "One object, in words that no caption has",
+    "two_objects": "Two objects",
+    "prompts": "Prompts",
+    "combinations": "Combinations that no training picture has",
+    "names": "Names that no training picture bears",
+}
+SHOWN = {
+    "one_object": 32,
+    "free_wordings": 32,
+    "two_objects": 16,
+    "prompts": 32,
+    "combinations": 32,
+    "names": 32,
+}
 
 
 class Made(Protocol):
@@ -84,6 +101,7 @@ def write_report(
     context = {
         **facts,
         "pipeline": pipeline,
+        "titles": TITLES,
         "run": folder.name,
         "written": now.strftime("%-d %B %Y, %H:%M %Z"),
         "stages": stages,

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from hdm.config import ScenesSettings
 from hdm.demo.faults import plan
 from hdm.demo.judge import Asked, SceneJudge, ScenePrompt, place_of
 from hdm.demo.scenes import COLOURS, HELD_OUT, PLACES, draw, make_scene
+from hdm.demo.wording import object_captions
 
 SETTINGS = ScenesSettings(count=300, seed=5, faults=0.2)
 
@@ -26,24 +28,37 @@ def repainted(scene, things):
     return draw(replace(scene, things=tuple(changed)))
 
 
-def test_prompts_ask_for_every_held_out_pair_at_every_place(judge):
-    prompts = judge.prompts(64, seed=0, num_objects=1)
-    asked = {(prompt.things[0].kind, prompt.things[0].colour, prompt.place) for prompt in prompts}
-    assert asked == {(kind, colour, place) for kind, colour in HELD_OUT for place in PLACES}
+@pytest.mark.parametrize(("name", "wordings"), [("one_object", 6), ("free_wordings", 8)])
+def test_prompts_ask_for_every_held_out_pair_at_every_place_in_every_wording(judge, name, wordings):
+    prompts = judge.prompts(name, 32 * wordings, seed=0)
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
+    for turn in range(wordings):
+        asked = {(p.things[0].kind, p.things[0].colour, p.place) for p in prompts[32 * turn :][:32]}
+        assert asked == {(kind, colour, place) for kind, colour in HELD_OUT for place in PLACES}
     for prompt in prompts:
-        words = prompt.text.split()
-        assert f"{prompt.things[0].colour} {prompt.things[0].kind}" in prompt.text
+        words = re.findall("[a-z]+", prompt.text)
+        assert {prompt.things[0].colour, prompt.things[0].kind} <= set(words)
         assert [word for word in words if word in PLACES] == [prompt.place]
-    assert (
-        prompts
-        == judge.prompts(64, seed=0, num_objects=1)
-        != judge.prompts(64, seed=1, num_objects=1)
-    )
+    again, other = (judge.prompts(name, 32 * wordings, seed) for seed in (0, 1))
+    assert prompts == again != other
+    more = judge.prompts(name, 32 * wordings + 1, seed=0)
+    assert more[-1] == prompts[0]
+
+
+def test_free_wordings_are_in_no_caption(judge):
+    known = {
+        caption
+        for kind, colour in HELD_OUT
+        for place in PLACES
+        for caption in object_captions(colour, kind, place)
+    }
+    assert not known & {prompt.text for prompt in judge.prompts("free_wordings", 256, seed=0)}
 
 
 def test_prompts_of_two_objects_differ_in_kind_and_colour_and_hold_an_unseen_pair(judge):
-    prompts = judge.prompts(40, seed=0, num_objects=2)
+    prompts = judge.prompts("two_objects", 40, seed=0)
     assert {prompt.place for prompt in prompts} == {"left_of", "above"}
+    assert len({prompt.text for prompt in prompts}) == 40
     for prompt in prompts:
         first, second = prompt.things
         assert first.kind != second.kind
@@ -54,7 +69,7 @@ def test_prompts_of_two_objects_differ_in_kind_and_colour_and_hold_an_unseen_pai
 
 def test_drawn_answers_are_right_and_others_are_not(judge):
     scenes = [make_scene(21, index, num_objects=1) for index in range(60)]
-    for prompt, scene in zip(judge.prompts(60, seed=0, num_objects=1), scenes, strict=True):
+    for prompt, scene in zip(judge.prompts("one_object", 60, seed=0), scenes, strict=True):
         asked = prompt.things[0]
         there = scene.things[0].place == prompt.place
         assert judge.score(prompt, repainted(scene, [(asked.kind, asked.colour)])) == {
@@ -102,9 +117,23 @@ def test_two_objects_are_right_only_together_and_in_order(judge):
     )["place"]
 
 
+def test_a_second_object_that_nobody_asked_for_is_wrong(judge):
+    scene = next(
+        scene
+        for scene in (make_scene(22, index, num_objects=2) for index in range(20))
+        if scene.layout == "left_of"
+    )
+    prompt = ScenePrompt("a red star on the left", (Asked("star", "red"),), "left")
+    assert not any(
+        judge.score(prompt, repainted(scene, [("star", "red"), ("ring", "blue")])).values()
+    )
+    alone = replace(scene, things=scene.things[:1])
+    assert all(judge.score(prompt, repainted(alone, [("star", "red")])).values())
+
+
 def test_noise_answers_nothing(judge):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert not any(judge.score(judge.prompts(1, seed=0, num_objects=1)[0], noise).values())
+    assert not any(judge.score(judge.prompts("one_object", 1, seed=0)[0], noise).values())
 
 
 def test_the_middle_is_no_place():

@@ -12,7 +12,7 @@ from hdm.data.images import decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
-from hdm.evaluation.measuring import distances
+from hdm.evaluation.measuring import accuracy, distances
 from hdm.evaluation.prompts import PromptSet
 from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
@@ -67,7 +67,7 @@ def real_pictures(gallery, keys):
 def test_every_prompt_gets_its_image_with_how_it_was_made(gallery, output):
     images = images_of(output, "one_object")
     assert len(images) == 70
-    prompts = gallery.judge.prompts(70, 0, 1)
+    prompts = gallery.judge.prompts("one_object", 70, 0)
     for number, (name, image) in enumerate(images):
         assert name == f"one_object-{number:05d}.png"
         assert image.size == (16, 16)
@@ -92,7 +92,7 @@ def test_grids_show_the_images(output):
 
 def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
     answers = json.loads(output.file("answers.json").read_text())
-    prompts = gallery.judge.prompts(70, 0, 1)
+    prompts = gallery.judge.prompts("one_object", 70, 0)
     pictures = [np.asarray(image) for _, image in images_of(output, "one_object")]
     for question in ("colour", "place", "kind"):
         right = sum(
@@ -100,11 +100,24 @@ def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
             for prompt, picture in zip(prompts, pictures, strict=True)
         )
         assert sum(answer[question] for answer in answers["one_object"]) == right
-        distinct = len({prompt.text for prompt in prompts})
-        assert distinct < 70, "some repeat"
-        assert metrics["accuracy"]["one_object"][question] == Share(right, 70, distinct).to_dict()
+        assert metrics["accuracy"]["one_object"][question] == Share(right, 70, 70).to_dict()
+        assert metrics["agreement"][question] == gallery.judge.agreement()[question].to_dict()
+        assert (
+            output.summary[f"judge_agrees_{question}"] == gallery.judge.agreement()[question].value
+        )
         assert output.summary[question] == right / 70
+    assert metrics["accuracy"]["free_wordings"]["all"]["total"] == 23
     assert metrics["accuracy"]["two_objects"]["all"]["total"] == 17
+
+
+def test_images_of_one_prompt_count_as_one_in_the_interval():
+    answers = [
+        {"prompt": f"prompt {n % 8}", "colour": n % 2 == 0, "place": True, "kind": True}
+        for n in range(80)
+    ]
+    found = accuracy(answers)["colour"]
+    assert (found["right"], found["total"], found["distinct"]) == (40, 80, 8)
+    assert (found["low"], found["high"]) == Share(4, 8).interval
 
 
 def test_the_audit_is_of_this_download(gallery, metrics):
