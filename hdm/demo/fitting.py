@@ -18,7 +18,7 @@ SIDE, REACH = 128, 1.2  # of a table: places a side, and half a side in units of
 MAX_TURN = 0.3  # radians; scenes turn their objects by 0.09 at most
 SOFTNESS = (0.25, 0.2, 0.15, 0.1, 0.1, 0.07, 0.07, 0.07)  # of the size: soft edges pull from afar
 LAST_SOFTNESS = 1.8  # pixels, about the autoencoder's
-EDGES = (1.0, 1.8, 2.6)  # pixels: the softness with which a shape overlaps most counts
+EDGES = (1.0, 1.8, 2.6, 4.5)  # pixels: the softness with which a shape overlaps most counts
 DAMPING = 1e-3
 CANDIDATES = {"kinds": 4, "others": 12}  # that are fitted: those that overlap most before
 
