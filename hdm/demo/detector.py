@@ -34,8 +34,8 @@ LIMITS = {
 }
 """Kind → the least overlap of its outline, and the least lead of that over the overlap of any shape that is none of the kinds.
 
-Where one sees a square, its corners may be rounder than those that are drawn; a small blurred star is nearly a pentagon; a circle has little
-lead over a polygon of nine corners, and needs it. Set by `bench/judge.py`, on true shapes and on OTHERS, each left out in turn.
+Where one sees a square, its corners may be rounder than those that are drawn; a small blurred star is nearly a pentagon; a circle has
+little lead over a polygon of nine corners, and needs it. Set by `bench/judge.py`, on true shapes and on OTHERS, each left out in turn.
 """
 MAX_THINGS = 5  # a picture of more is noise, or a pattern
 MIN_EXPLAINED = 0.95  # share of the picture that is ground, object, or an edge between them
