@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, TypeAdapter
 from rich.markup import escape
 
-from flows.dead_runs import cancel_orphans, remove_automation, settle
+from flows.dead_runs import POOL, cancel_orphans, release_claims, remove_automation, settle
 from flows.processes import (
     LOOPBACK,
     POLL_SEC,
@@ -55,7 +55,6 @@ from tasks.services import (
 )
 from tasks.tracking import server_command, server_environment
 
-POOL = "hdm"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 SAVE_SEC, SETTLE_SEC = 35.0, 5.0  # training saves within 20
 JOB_TEMPLATE = {
@@ -369,6 +368,7 @@ def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
                     remove_automation(root, served)
                     tidied = True
                 settle(root, served)
+                release_claims(root, served, started["worker"].since)
                 cancel_orphans(root, served)
             due = time.monotonic() + SETTLE_SEC
         time.sleep(POLL_SEC)

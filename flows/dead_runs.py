@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from flows.prefect_api import delete, post
 from tasks.services import Serving, dead_runs, forget, password, runs
 
+POOL = "hdm"
 UNFINISHED = {
     "state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED"]}}
 }
@@ -22,6 +24,13 @@ CRASHED = {
     "type": "CRASHED",
     "name": "Crashed",
     "message": "its process is gone; retry it, or run the same again",
+}
+STARTING = timedelta(seconds=30)
+"""How long the process of a run may take from its worker's claim to its record among `runs`."""
+AGAIN = {
+    "type": "SCHEDULED",
+    "name": "Scheduled",
+    "message": "the worker that took it died before it started",
 }
 
 
@@ -38,6 +47,28 @@ def settle(root: Path, served: Serving) -> None:
                     root, served, f"flow_runs/{found}/set_state", {"state": CRASHED, "force": True}
                 )
         forget(path)
+
+
+def release_claims(root: Path, served: Serving, worker_since: datetime) -> None:
+    """Give the runs that a dead worker had claimed, and not yet started, to the worker that lives.
+
+    Args:
+        worker_since: when it was started. What was claimed before has no process but those that `runs` knows.
+
+    Raises:
+        OSError: the server does not answer.
+    """
+    asked = {
+        "work_pools": {"name": {"any_": [POOL]}},
+        "flow_runs": {"state": {"type": {"any_": ["PENDING"]}}},
+    }
+    living = {record["flow_run"] for record in runs(root)}
+    before = min(worker_since, datetime.now(UTC) - STARTING)
+    for found in _ask(root, served, "flow_runs/filter", asked):
+        since = datetime.fromisoformat(found["state"]["timestamp"])
+        if found["id"] not in living and since < before:
+            again = {"state": AGAIN, "force": True}
+            _ask(root, served, f"flow_runs/{found['id']}/set_state", again)
 
 
 def cancel_orphans(root: Path, served: Serving) -> None:

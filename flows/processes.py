@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hdm.errors import HdmError
@@ -84,6 +85,8 @@ class Service:
         command, environment, folder: what is run, and where.
         root: the store.
         listeners: sockets that it takes over under the same numbers.
+
+    `since` is when the process that runs now was started.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Service:
         _end(self.process)
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self.since = datetime.now(UTC)
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self.command,

@@ -18,7 +18,7 @@ from tasks.services import Serving, password, serving
 
 PROJECT = Path(__file__).parents[2]
 BEYOND, PROXY = "127.0.0.2", "https://images.example"
-START_SEC, STOP_SEC, WAIT_SEC = 240.0, 90.0, 180.0
+START_SEC, STOP_SEC, WAIT_SEC = 600.0, 90.0, 300.0
 HDM, PREFECT = (str(Path(sys.executable).with_name(name)) for name in ("hdm", "prefect"))
 
 
@@ -53,13 +53,17 @@ class Served:
         )
 
     def states(self) -> dict[str, str]:
-        """Ids of flow runs → their states, from the database: also when no server lives."""
-        path = self.root / ".services" / "prefect.db"
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-            return dict(database.execute("SELECT id, state_name FROM flow_run").fetchall())
+        return states(self.root)
 
     def kill(self, name: str) -> None:
         os.kill(self.state.children[name], signal.SIGKILL)
+
+
+def states(root: Path) -> dict[str, str]:
+    """Ids of flow runs → their states, from the database: also when no server lives."""
+    path = root / ".services" / "prefect.db"
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        return dict(database.execute("SELECT id, state_name FROM flow_run").fetchall())
 
 
 def until(what: Callable[[], object], seconds: float = WAIT_SEC) -> None:
@@ -90,6 +94,7 @@ def serve(root: Path, *options: str) -> Iterator[Served]:
             env=environment(root),
             stdout=log,
             stderr=log,
+            start_new_session=True,  # a terminal's Ctrl-C reaches this group alone
         )
     found = Served(root, process)
     try:

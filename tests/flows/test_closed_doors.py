@@ -7,6 +7,7 @@ import base64
 import contextlib
 import http.client
 import json
+import sqlite3
 import ssl
 import stat
 import subprocess
@@ -22,7 +23,7 @@ import websockets
 
 from flows.processes import LOOPBACK
 from tasks.services import password
-from tests.flows.served import BEYOND, PROXY, Served, certificate, environment, serve
+from tests.flows.served import BEYOND, HDM, PROJECT, PROXY, Served, certificate, environment, serve
 
 FOREIGN = "https://attacker.example"
 TEMPORARY = """
@@ -240,6 +241,17 @@ def test_whoever_starts_a_run_cannot_choose_its_command(served_door: Door, tmp_p
     assert not mark.exists()
 
 
+def test_the_password_is_in_no_command_line_and_no_log(door: Door) -> None:
+    secret = password(door.root)
+    half = secret.partition(":")[2]
+    found = []
+    for path in (*Path("/proc").glob("[0-9]*/cmdline"), *door.root.rglob("*.log")):
+        with contextlib.suppress(OSError):  # a process that has ended
+            if half.encode() in path.read_bytes():
+                found.append(path)
+    assert found == []
+
+
 def test_a_deployment_is_run_by_its_bare_name(served: Served, served_door: Door) -> None:
     """The hook finds server and password; the run itself ends at once, since the pipeline does not exist."""
     words = ("deployment", "run", "full-pipeline", "-p", "pipeline=nothing", "--watch")
@@ -303,3 +315,51 @@ def test_mlflow_refuses_other_pages_and_paths_out_of_its_folder(served: Served) 
     assert door.ask("POST", search, {"max_results": 1}, Host="attacker.example").status == 403
     outside = "/api/2.0/mlflow-artifacts/artifacts/%2e%2e/%2e%2e/password"
     assert door.ask("GET", outside).status == 400
+
+
+def test_no_change_of_a_deployment_or_pool_lets_a_caller_choose_a_command(
+    served: Served, served_door: Door, tmp_path: Path
+) -> None:
+    found = served_door.ask("POST", "/api/deployments/filter", {}, **served_door.known)
+    deployment = next(one for one in json.loads(found.body) if one["name"] == "full-pipeline")
+    mark = tmp_path / "pwned"
+    variables = {"job_variables": {"command": f"touch {mark}"}}
+    changes = (
+        (f"/api/deployments/{deployment['id']}", variables),
+        ("/api/work_pools/hdm", {"description": "mine"}),
+        (f"/api/work_queues/{deployment['work_queue_id']}", {"description": "mine"}),
+    )
+    for path, body in changes:
+        assert served_door.ask("PATCH", path, body).status == 401, path
+        foreign = {"Origin": FOREIGN, **served_door.known}
+        assert served_door.ask("PATCH", path, body, **foreign).status == 403, path
+        assert served_door.ask("DELETE", path, **{"Origin": FOREIGN}).status == 403, path
+    anew = {"name": "mine", "flow_id": deployment["flow_id"], "work_pool_name": "hdm", **variables}
+    assert served_door.ask("POST", "/api/deployments/", anew, **served_door.known).status == 422
+    # Prefect keeps what a PATCH with the password brings, and then refuses to run the deployment.
+    path, body = changes[0]
+    served_door.ask("PATCH", path, body, **served_door.known)
+    done = served.command(
+        "prefect", "deployment", "run", "full-pipeline", "-p", "pipeline=nothing", "--watch"
+    )
+    assert "'command' was unexpected" in done.stdout
+    served_door.ask("PATCH", path, {"job_variables": {}}, **served_door.known)
+    assert not mark.exists()
+
+
+def test_a_run_is_tracked_through_what_mlflow_still_answers(served: Served) -> None:
+    few = ("download.scenes.count=24", "download.shard_items=24", "download.timeout_sec=5")
+    settings = [word for setting in few for word in ("--set", setting)]
+    tracked = {**environment(served.root), "HDM_TRACKING": "on"}
+    words = [HDM, "run", "demo", "--until", "download", *settings]
+    done = subprocess.run(
+        words, cwd=PROJECT, env=tracked, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MLflow does not take" not in done.stderr
+    path = served.root / ".services" / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        runs = "SELECT e.name, r.status FROM runs r JOIN experiments e USING (experiment_id)"
+        assert ("demo", "FINISHED") in database.execute(runs).fetchall()
+        metrics = dict(database.execute("SELECT key, value FROM latest_metrics").fetchall())
+    assert metrics["items"] >= 24

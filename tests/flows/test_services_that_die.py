@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tasks.services import runs
+from flows.prefect_api import post
+from hdm.store import LOCK
+from tasks.services import password, runs
 from tests.faults.outage import outage
-from tests.flows.served import PROJECT, Served, serve, until
+from tests.flows.served import HDM, PROJECT, Served, environment, serve, states, until
 
 LONG = "download.scenes.count=3000"
 PATIENT = """
@@ -56,13 +59,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield found
 
 
-def start(served: Served, *overrides: str) -> str:
-    """Start download-images from its deployment; the flow run's id, once its process works."""
+def schedule(served: Served, *overrides: str) -> str:
+    """Have download-images run from its deployment; the flow run's id."""
     before = set(served.states())
     words = ("deployment", "run", "download-images", "-p", f"overrides={json.dumps(overrides)}")
     done = served.command("prefect", *words)
     assert done.returncode == 0, done.stderr
     (flow_run,) = set(served.states()) - before
+    return flow_run
+
+
+def start(served: Served, *overrides: str) -> str:
+    """The same, once its process works."""
+    flow_run = schedule(served, *overrides)
     until(lambda: any(run["pipeline"] == "demo" for run in runs(served.root)))
     return flow_run
 
@@ -136,12 +145,45 @@ def test_a_run_is_cancelled_on_prefect_s_page_after_its_worker_was_killed(served
     until(lambda: served.states()[flow_run] == "Cancelled")
 
 
+def test_a_run_that_a_dead_worker_had_claimed_is_started_by_the_next(served: Served) -> None:
+    worker = served.state.children["worker"]
+    os.kill(worker, signal.SIGSTOP)
+    claimed = schedule(served, "download.scenes.count=100", "download.scenes.seed=5")
+    address = f"{served.state.prefect}/api/flow_runs/{claimed}/set_state"
+    pending = {"state": {"type": "PENDING"}, "force": True}  # as the worker does
+    assert post(address, pending, password(served.root))["status"] == "ACCEPT"
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: served.states()[claimed] == "Completed")
+
+
 def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
     flow_run = start(served, LONG, "download.scenes.seed=4")
     pid = pid_of(served, flow_run)
     served.kill("worker")
     os.kill(pid, signal.SIGKILL)
     until(lambda: served.states()[flow_run] == "Crashed")
+
+
+def test_hdm_run_s_own_server_is_started_again(tmp_path: Path) -> None:
+    words = ("run", "demo", "--until", "download", "--set", "download.scenes.count=600")
+    with (
+        (tmp_path / "run.log").open("wb") as log,
+        subprocess.Popen(
+            [HDM, *words], cwd=PROJECT, env=environment(tmp_path), stdout=log, stderr=log
+        ) as run,
+    ):
+        until(lambda: run.poll() is not None or list(tmp_path.glob(f"download/*/{LOCK}")))
+        (server,) = (
+            child
+            for child in psutil.Process(run.pid).children()
+            if "flows.prefect_server" in child.cmdline()
+        )
+        server.kill()
+        code = run.wait()
+    told = (tmp_path / "run.log").read_text()
+    assert code == 0, told
+    assert "started again" in told
+    assert set(states(tmp_path).values()) <= {"Completed"}
 
 
 def test_a_killed_serve_s_run_is_seen_later_and_a_stopped_one_s_is_stopped_first(
