@@ -111,7 +111,8 @@ def _captions_suffice(pipeline: Pipeline, made: Mapping[str, Output]) -> None:
         none = caption.counts.get("captions") == 0
     else:
         given: Mapping[str, int] = download.counts if download and not makes_up else {}
-        none = bool(given) and given.get("items_uncaptioned") == given.get("items")
+        items = given.get("items", 0)
+        none = items > 0 and given.get("items_uncaptioned") == items
     if none:
         raise InputError(
             "training needs captions, and none of the pictures has one",

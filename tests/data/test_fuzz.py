@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hdm.data.decoding import Decoders
-from hdm.data.images import FORMATS, inspect
+from hdm.data.images import FORMATS, BadImage, inspect
 from tests.faults.fuzz_pictures import LIMITS, Fuzzing, examined, made_up
 
 FILES = 1200
@@ -25,4 +27,8 @@ def test_broken_files_are_pictures_or_refusals() -> None:
 
 
 def test_the_files_to_begin_with_are_of_every_format() -> None:
-    assert {inspect(data, LIMITS).format for data in made_up()} == set(FORMATS)
+    formats = set()
+    for data in made_up():
+        with contextlib.suppress(BadImage):  # PQ colours are refused by the header
+            formats.add(inspect(data, LIMITS).format)
+    assert formats == set(FORMATS)

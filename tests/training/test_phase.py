@@ -35,10 +35,10 @@ import os, sys
 if "hdm.training.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
     from hdm.training.position import Position
     after = Position.after
-    def failing(self, *given):
+    def failing(self, *given, **named):
         if self.step == 5:
             raise ZeroDivisionError("planted")
-        return after(self, *given)
+        return after(self, *given, **named)
     Position.after = failing
 """
 
