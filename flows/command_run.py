@@ -44,9 +44,6 @@ from tasks.services import (
 HEALTH_SEC = 5.0
 QUIET = {
     "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_CLIENT_MAX_RETRIES": "0",  # tasks/patience.py repeats
 }
 OWN_SERVER = {

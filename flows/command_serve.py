@@ -302,7 +302,6 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
         "PREFECT_API_AUTH_STRING": password(root),
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(pages),
         "PREFECT_SERVER_UI_API_URL": "/api",  # of whichever address the page came from
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "HDM_STORE": str(root),
         FILE_VARIABLE: str(own.resolve()) if own else "",
