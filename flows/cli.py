@@ -13,7 +13,7 @@ from rich.markup import escape
 from flows.command_lab import lab
 from flows.command_status import place, show_status
 from hdm import values
-from hdm.cli import Settings, StoreFolder, app
+from hdm.commands.cli import Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
 from hdm.options import File, number

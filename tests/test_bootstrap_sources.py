@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hdm.bootstrap_sources import bootstrap_from, local_pictures
-from hdm.cli import app
+from hdm.commands.cli import app
 from hdm.config import DownloadSettings, ImageSettings
 from hdm.errors import ConfigError, InputError
 

@@ -79,7 +79,7 @@ def test_a_rank_keeps_what_our_own_torchrun_told_it() -> None:
 
 def test_a_command_names_what_it_ignores() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "hdm.cli", "pipelines"],
+        [sys.executable, "-m", "hdm.commands.cli", "pipelines"],
         env={**os.environ, **OF_LAUNCHERS, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,

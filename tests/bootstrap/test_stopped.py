@@ -156,7 +156,7 @@ def test_minutes_that_are_over_end_every_training_early(tmp_path: Path) -> None:
 
 def test_the_command_ends_with_75_on_sigterm(tmp_path: Path) -> None:
     words = ("bootstrap", "--source", "scenes", "--max-pictures", "48", "--size-px", "32", "--out", str(tmp_path / "out"))  # fmt: skip
-    command = [sys.executable, "-m", "hdm.cli", *words]
+    command = [sys.executable, "-m", "hdm.commands.cli", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "out" / ".unfinished" / "threads.json").exists():
             assert process.poll() is None

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hdm.architecture import XUTConfig
-from hdm.cli import app
+from hdm.commands.cli import app
 from hdm.last_runs import LastRun, remember
 from hdm.models.components import resolve, weights_digest
 from hdm.models.xut import XUT

@@ -14,18 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import (
-    command_ema,
-    command_gc,
-    command_init,
-    command_plan,
-    command_sample,
-    command_vae,
-    command_verify,
-    command_weights,
-    values,
-)
+from hdm import values
 from hdm.child import forget_launchers
+from hdm.commands import ema, gc, init, plan, sample, vae, verify, weights
 from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
@@ -101,12 +92,12 @@ def hdm(
     """From a list of pictures to a measured text-to-image model."""
 
 
-app.command("init")(command_init.init)
-app.command("plan")(command_plan.plan)
-app.command("sample")(command_sample.sample)
-app.command("ema")(command_ema.ema)
-app.add_typer(command_vae.app, name="vae")
-app.add_typer(command_weights.app, name="weights")
+app.command("init")(init.init)
+app.command("plan")(plan.plan)
+app.command("sample")(sample.sample)
+app.command("ema")(ema.ema)
+app.add_typer(vae.app, name="vae")
+app.add_typer(weights.app, name="weights")
 
 
 @app.command("pipelines")
@@ -217,8 +208,8 @@ def bootstrap(
     Terminal().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)
 
 
-app.command("verify")(command_verify.verify)
-app.command("gc")(command_gc.gc)
+app.command("verify")(verify.verify)
+app.command("gc")(gc.gc)
 
 
 @app.command()

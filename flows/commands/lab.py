@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.command_run import prepare, server, traceback_once
 from hdm import values
-from hdm.cli import Settings, StoreFolder
+from hdm.commands.cli import Settings, StoreFolder
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names, load_lab, plan_grid
 from hdm.messages import Terminal, say

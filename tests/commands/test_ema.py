@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from hdm.cli import app
+from hdm.commands.cli import app
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import train
 from tests.training.workshop import make_workshop

@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from hdm.cli import app
+from hdm.commands.cli import app
 from hdm.models.xut import XUT
 from tests.models import golden_files
 from tests.models.test_golden import TINY
 
-GIVEN = Path(__file__).parent / "golden/xut_small.safetensors"
+GIVEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
 
 
 def weights(*words: object) -> tuple[int, str]:

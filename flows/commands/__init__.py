@@ -1,0 +1,1 @@
+"""The commands that need Prefect: run, serve, status and lab."""
