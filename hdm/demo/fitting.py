@@ -5,7 +5,7 @@ Outlines are signed distances, looked up in a table: negative inside. A pixel is
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -53,54 +53,70 @@ def best_fits(cover: np.ndarray, others: Collection[str] = tuple(OTHERS)) -> Fit
     rows, columns = np.nonzero(cover > 0.02)
     top, left = (max(int(place.min()) - 2, 0) for place in (rows, columns))
     cover = cover[top : rows.max() + 3, left : columns.max() + 3]
-    y, x = (place.ravel() + 0.5 for place in np.mgrid[: cover.shape[0], : cover.shape[1]])
-    kind, overlap = _best(KINDS, cover.ravel(), x, y, CANDIDATES["kinds"])
-    other, other_overlap = _best(others, cover.ravel(), x, y, CANDIDATES["others"])
-    return Fits(kind, overlap, other, other_overlap)
+    names = [*KINDS, *others]
+    starts = _starts(names, cover)
+    before = _overlaps(_place(names, starts, cover.shape), starts, LAST_SOFTNESS, cover)
+    kinds = _largest(before, range(len(KINDS)), CANDIDATES["kinds"])
+    rest = _largest(before, range(len(KINDS), len(names)), CANDIDATES["others"])
+    chosen = [*kinds, *rest]
+    # One batch for both: at this size NumPy's calls cost more than their arithmetic.
+    overlaps = _fit([names[number] for number in chosen], starts[chosen], cover)
+    kind = int(overlaps[: len(kinds)].argmax())
+    other = len(kinds) + int(overlaps[len(kinds) :].argmax())
+    return Fits(
+        names[chosen[kind]], float(overlaps[kind]), names[chosen[other]], float(overlaps[other])
+    )
 
 
-def _best(
-    names: Collection[str], cover: np.ndarray, x: np.ndarray, y: np.ndarray, count: int
-) -> tuple[str, float]:
-    """The shape that overlaps most, of the `count` that do before they are fitted; and how much."""
-    total = cover.sum()
-    middle = (cover * x).sum() / total, (cover * y).sum() / total
-    starts = {name: _start(name, total, middle) for name in names}
-    before = {
-        name: _overlap(_covered(_table(name), start, x, y)[0], cover)
-        for name, start in starts.items()
-    }
-    candidates = sorted(names, key=lambda name: -before[name])[:count]
-    overlaps = {name: _fit(_table(name), starts[name], cover, x, y) for name in candidates}
-    best = max(overlaps, key=lambda name: overlaps[name])
-    return best, overlaps[best]
+def _largest(values: np.ndarray, numbers: Collection[int], count: int) -> list[int]:
+    """The `count` of `numbers` whose values are largest, in descending order."""
+    return sorted(numbers, key=lambda number: -values[number])[:count]
 
 
-def _fit(
-    table: np.ndarray, values: np.ndarray, cover: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> float:
-    """The overlap after damped Gauss–Newton steps on (x, y, size, turn) with ever sharper edges."""
+def _fit(names: Sequence[str], values: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """The overlaps after damped Gauss–Newton steps on (x, y, size, turn) with ever sharper edges.
+
+    Args:
+        names: of S shapes.
+        values: (S, 4), where the steps begin.
+        cover: (H, W).
+
+    Returns:
+        (S,): of each shape, at the softness of EDGES with which it overlaps most.
+    """
+    diagonal = np.arange(4)
     for share in SOFTNESS:
-        softness = max(share * values[2], LAST_SOFTNESS)
-        drawn, slopes = _covered(table, values, x, y, softness)
-        hessian = slopes @ slopes.T
-        hessian[np.diag_indices(4)] *= 1 + DAMPING
-        hessian[np.diag_indices(4)] += 1e-9
-        values = values + np.linalg.solve(hessian, slopes @ (cover - drawn))
-        values[3] = np.clip(values[3], -MAX_TURN, MAX_TURN)
-        values[2] = max(values[2], 2.0)
-    return max(_overlap(_covered(table, values, x, y, edge)[0], cover) for edge in EDGES)
+        softness = np.maximum(share * values[:, 2], LAST_SOFTNESS)
+        placed = _place(names, values, cover.shape)
+        drawn = _drawn(placed, values, softness)
+        slopes = _slopes(placed, values, drawn, softness)
+        hessian = slopes @ slopes.transpose(0, 2, 1)
+        hessian[:, diagonal, diagonal] *= 1 + DAMPING
+        hessian[:, diagonal, diagonal] += 1e-9
+        gradient = slopes @ (cover - drawn).reshape(len(names), -1, 1)
+        values = values + np.linalg.solve(hessian, gradient)[:, :, 0]
+        values[:, 3] = np.clip(values[:, 3], -MAX_TURN, MAX_TURN)
+        values[:, 2] = np.maximum(values[:, 2], 2.0)
+    placed = _place(names, values, cover.shape)
+    return np.max([_overlaps(placed, values, edge, cover) for edge in EDGES], axis=0)
 
 
-def _overlap(drawn: np.ndarray, cover: np.ndarray) -> float:
-    return float(np.minimum(drawn, cover).sum() / np.maximum(drawn, cover).sum())
+def _overlaps(placed: Placed, values: np.ndarray, softness: float, cover: np.ndarray) -> np.ndarray:
+    """Intersection over union of S shapes with what is there, (S,)."""
+    drawn = _drawn(placed, values, np.full(len(values), softness))
+    smaller = np.minimum(drawn, cover).sum((1, 2))
+    # The smaller and the larger of two add up to both.
+    return smaller / (drawn.sum((1, 2)) + cover.sum() - smaller)
 
 
-def _start(name: str, area: float, middle: tuple[float, float]) -> np.ndarray:
-    """(x, y, size, turn) of the shape with that area about that centre of gravity."""
-    x, y, unit = _moments(name)
-    size = np.sqrt(area) / unit
-    return np.array([middle[0] - x * size, middle[1] - y * size, size, 0.0])
+def _starts(names: Sequence[str], cover: np.ndarray) -> np.ndarray:
+    """(S, 4): x, y, size and turn of each shape with the cover's area about its centre of gravity."""
+    total = cover.sum()
+    x = cover.sum(0) @ (np.arange(cover.shape[1]) + 0.5) / total
+    y = cover.sum(1) @ (np.arange(cover.shape[0]) + 0.5) / total
+    moments = np.array([_moments(name) for name in names])
+    size = np.sqrt(total) / moments[:, 2]
+    return np.stack([x - moments[:, 0] * size, y - moments[:, 1] * size, size, 0 * size], 1)
 
 
 @cache
@@ -115,33 +131,79 @@ def _moments(name: str) -> tuple[float, float, float]:
     )
 
 
-def _covered(
-    table: np.ndarray,
-    values: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    softness: float = LAST_SOFTNESS,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The share of every pixel that the shape covers (N,), and its derivatives by the four values (4, N)."""
-    left, top, size, turn = values
-    cos, sin = np.cos(turn), np.sin(turn)
-    along = ((x - left) * cos + (y - top) * sin) / size
-    down = ((y - top) * cos - (x - left) * sin) / size
+@dataclass(frozen=True)
+class Placed:
+    """S shapes as they lie on a window of (H, W) pixels; all in units of the shapes' outlines.
+
+    Args:
+        along, down: (S, H, W), where each pixel lies in the shape's own axes.
+        distance: (S, H, W), of each pixel from the outline, less than 0 inside.
+        right, below: (S, H, W), the distance's slopes in these axes.
+    """
+
+    along: np.ndarray
+    down: np.ndarray
+    distance: np.ndarray
+    right: np.ndarray
+    below: np.ndarray
+
+
+def _place(names: Sequence[str], values: np.ndarray, shape: tuple[int, ...]) -> Placed:
+    """Look up the distances of all pixels of a window from shapes at `values`, (S, 4)."""
+    left, top, size, turn = values.T[:, :, None]
+    cos, sin = np.cos(turn) / size, np.sin(turn) / size
+    x = np.arange(shape[1]) + 0.5 - left
+    y = np.arange(shape[0]) + 0.5 - top
+    along = (x * cos)[:, None, :] + (y * sin)[:, :, None]
+    down = (y * cos)[:, :, None] - (x * sin)[:, None, :]
     scale = (SIDE - 1) / (2 * REACH)
-    column, row = ((place + REACH) * scale for place in (along, down))
-    nearest = np.rint(row).clip(0, SIDE - 1), np.rint(column).clip(0, SIDE - 1)
-    distance, right, below = table[:, nearest[0].astype(int), nearest[1].astype(int)]
-    distance = distance + (right * (column - nearest[1]) + below * (row - nearest[0])) / scale
-    drawn = np.clip(0.5 - distance * size / softness, 0, 1)
-    slopes = np.stack(
-        [
-            -right * cos + below * sin,
-            -right * sin - below * cos,
-            distance - right * along - below * down,
-            (right * down - below * along) * size,
-        ]
-    )
-    return drawn, np.where((drawn > 0) & (drawn < 1), -slopes / softness, 0)
+    column, row = (along + REACH) * scale, (down + REACH) * scale
+    nearest_column = np.rint(column).clip(0, SIDE - 1)
+    nearest_row = np.rint(row).clip(0, SIDE - 1)
+    table = _tables()
+    first = np.array([_number(name) for name in names])[:, None, None] * SIDE**2
+    cell = (nearest_row * SIDE + nearest_column + first).astype(np.intp)
+    distance, right, below = (values.take(cell) for values in table)
+    distance += (right * (column - nearest_column) + below * (row - nearest_row)) / scale
+    return Placed(along, down, distance, right, below)
+
+
+def _drawn(placed: Placed, values: np.ndarray, softness: np.ndarray) -> np.ndarray:
+    """The share of every pixel that each shape covers, (S, H, W), at a softness (S,) in pixels."""
+    sharpness = (values[:, 2] / softness)[:, None, None]
+    return np.clip(0.5 - placed.distance * sharpness, 0, 1)
+
+
+def _slopes(
+    placed: Placed, values: np.ndarray, drawn: np.ndarray, softness: np.ndarray
+) -> np.ndarray:
+    """Derivatives of `drawn` by the four values, (S, 4, H · W)."""
+    size, turn = values[:, 2:].T[:, :, None, None]
+    cos, sin = np.cos(turn), np.sin(turn)
+    right, below = placed.right, placed.below
+    on_edge = (drawn > 0) & (drawn < 1)
+    weight = np.where(on_edge, -1 / softness[:, None, None], 0)
+    slopes = np.empty((len(values), 4, *drawn.shape[1:]))
+    slopes[:, 0] = below * sin - right * cos
+    slopes[:, 1] = -right * sin - below * cos
+    slopes[:, 2] = placed.distance - right * placed.along - below * placed.down
+    slopes[:, 3] = (right * placed.down - below * placed.along) * size
+    slopes *= weight[:, None]
+    return slopes.reshape(len(values), 4, -1)
+
+
+@cache
+def _number(name: str) -> int:
+    """Where a shape stands in the tables."""
+    return (*KINDS, *OTHERS).index(name)
+
+
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance and slopes of every shape, one after the other; (shapes · SIDE · SIDE,) each."""
+    tables = np.stack([_table(name) for name in (*KINDS, *OTHERS)], 1)
+    distance, right, below = tables.reshape(3, -1)
+    return distance, right, below
 
 
 @cache
