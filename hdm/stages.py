@@ -22,7 +22,7 @@ from hdm.demo.site import serve_scenes
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
-from hdm.evaluation import evaluate
+from hdm.evaluation import evaluate, metrics
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
 from hdm.stage_list import STAGE_NAMES
@@ -118,7 +118,17 @@ def steps(pipeline: Pipeline) -> list[Step]:
                 partial(evaluate.make, judge=judge),
             )
         )
+        found += [_metric(metric) for metric in metrics.METRICS.values()]
     return found
+
+
+def _metric(metric: metrics.Metric) -> Step:
+    return Step(
+        metrics.output_name(metric),
+        (metrics.EVALUATE, *metric.needs),
+        partial(metrics.identify, metric=metric),
+        partial(metrics.make, metric=metric),
+    )
 
 
 def _vae(pipeline: Pipeline) -> tuple[str, ...]:

@@ -231,6 +231,7 @@ def traceback_once(verbose: bool) -> Iterator[None]:
 
 
 def _summary(name: str, records: list[Any]) -> dict[str, Any]:
+    from hdm.evaluation.metrics import scores_of
     from hdm.evaluation.reports import INDEX, reports
     from tasks import report, reporter
 
@@ -244,14 +245,13 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
         }
         for one in records
     ]
-    scores = {}
-    for one in records:
-        if one.name == "evaluate":
-            scores = dict(read_output(Path(one.path)).summary)
+    evaluated = [one for one in records if one.stage == "evaluate"]
+    summaries = {one.name: read_output(Path(one.path)).summary for one in evaluated}
     return {
         "pipeline": name,
         "stages": stages,
-        "scores": scores,
+        "scores": dict(summaries.get("evaluate", {})),
+        "measured": scores_of(summaries),
         "report": str(report.last_page) if report.last_page else None,
         "reports": str(reports(store_root()) / INDEX),
         "pictures": {one.name: one.path for one in records if one.stage in ("train", "evaluate")},
@@ -276,6 +276,10 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
             agrees = scores.get(f"judge_agrees_{what.rpartition('_')[2]}")
             told = f", by a judge that agrees with the eye on {agrees:.0%}" if agrees else ""
             console.print(f"{what.replace('_', ' '):<18} {scores[what]:.1%}{told}")
+    for metric, measured in summary["measured"].items():
+        for what, score in measured.items():
+            named = f"{metric} {what}".replace("_", " ")
+            console.print(f"{escape(named):<18} {score['value']:.4g}")
     if summary["report"]:
         console.print(f"report        {escape(summary['report'])}")
         console.print(f"all reports   {escape(summary['reports'])}")

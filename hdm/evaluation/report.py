@@ -20,6 +20,7 @@ from hdm.evaluation.choosing import CHOICES
 from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.evaluate import ANSWERS, METRICS
 from hdm.evaluation.exhibits import Exhibition, data_uri
+from hdm.evaluation.metrics import scores_of
 from hdm.evaluation.nearest import COPY
 from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.files import canonical_json, write_bytes, write_json
@@ -95,6 +96,7 @@ def write_report(
         "overrides": redacted_value(list(overrides)),
         "seconds": sum(stage["seconds"] for stage in stages),
         "scores": _shares(outputs),
+        "measured": scores_of({name: output.summary for name, output in outputs.items()}),
         **provenance(),
     }
     settings = redacted_value(pipeline.model_dump(mode="json"))
