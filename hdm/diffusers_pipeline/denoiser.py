@@ -7,25 +7,25 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from hdm.architecture import XUTConfig
 from hdm.models.xut import XUT
 
 
-class XUTTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """The denoiser; see `hdm.models.xut.XUT`, which it holds as `xut`. Arguments are the fields of `XUTConfig`."""
+class XUTTransformer(ModelMixin, ConfigMixin, XUT):  # type: ignore[misc]
+    """XUT itself, with diffusers' loading and saving. Arguments are the fields of `XUTConfig`.
+
+    `config` is what config.json holds, as diffusers has it; `architecture` the same as an `XUTConfig`.
+    """
 
     # Angles of time and place: 16 bits would be wrong by whole turns.
     _keep_in_fp32_modules: Any = ["freqs"]  # noqa: RUF012  (diffusers takes nothing but a list)
 
     def _build(self, **values: Any) -> None:
-        super().__init__()
-        xut = XUT(XUTConfig.from_dict(values))
-        for name, layer in xut.named_children():
-            self.add_module(name, layer)
-        # Not as a module, whose name would come before that of every tensor.
-        object.__setattr__(self, "xut", xut)
+        # ModelMixin's own constructor would call XUT's without its configuration; this is all that it sets.
+        XUT.__init__(self, XUTConfig.from_dict(values))
+        self._gradient_checkpointing_func = None
 
     # diffusers reads from a signature what belongs into config.json.
     _build.__signature__ = inspect.signature(XUTConfig.__init__)  # type: ignore[attr-defined]
@@ -34,7 +34,3 @@ class XUTTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def __getattr__(self, name: str) -> Any:
         # diffusers would take `final_norm`, a layer, for the configuration's field of that name.
         return nn.Module.__getattr__(self, name)
-
-    def forward(self, latent: Tensor, timestep: Tensor, text: Tensor, **given: Any) -> Tensor:
-        """The velocity; see `XUT.forward`."""
-        return self.xut(latent, timestep, text, **given)

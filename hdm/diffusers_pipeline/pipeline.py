@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from hdm.generation.conditioning import encode_prompts
 from hdm.generation.pictures import to_pixels
 from hdm.models.autoencoder import Autoencoder, of_model
 from hdm.models.text_encoder import TextEncoder, Tokenizer
-from hdm.models.xut import XUT
 from hdm.positions import Camera
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -131,7 +130,7 @@ class HDMPipeline(DiffusionPipeline):
         with self._precision(), self.progress_bar(total=num_inference_steps) as bar:
             text, negative = self._texts(prompts, negatives, num_images_per_prompt)
             latent = generate(
-                cast(XUT, self.transformer),  # of a model, sampling asks no more than both have
+                self.transformer,
                 text,
                 negative,
                 height=height // self.vae_scale_factor,

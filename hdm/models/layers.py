@@ -18,6 +18,7 @@ from hdm.architecture import XUTConfig
 from hdm.models.fused import attend, rms_norm, swiglu
 from hdm.models.linear import Linear, gated
 from hdm.models.rope import RotaryPositions
+from hdm.models.untouched import untouched
 
 
 class Modulation(NamedTuple):
@@ -52,11 +53,14 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
     def forward(self, latent_BCHW: Tensor) -> Tensor:
+        if not untouched(self.proj, nn.Conv2d):
+            return self.proj(latent_BCHW).flatten(2).mT
         # The convolution's product written as a linear layer: patches do not overlap.
-        p = self.proj.kernel_size[0]
+        p = self.patch_size
         patches = (
             latent_BCHW.unflatten(2, (-1, p))
             .unflatten(4, (-1, p))
@@ -79,9 +83,9 @@ class PatchOutput(nn.Module):
 
     def forward(self, tokens_BLD: Tensor, height: int, width: int) -> Tensor:
         p = self.patch_size
-        patches = self.proj(tokens_BLD).view(
-            -1, height // p, width // p, p, p, self.proj.out_features // (p * p)
-        )
+        features = self.proj(tokens_BLD)
+        channels = features.shape[-1] // (p * p)
+        patches = features.view(-1, height // p, width // p, p, p, channels)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens_BLD), -1, height, width)
 
 
@@ -155,9 +159,10 @@ class ModulatedNorm(nn.Module):
             assert isinstance(modulation, Tensor)
             modulation = self.adaln(modulation)
         assert isinstance(modulation, Modulation)
-        return rms_norm(
-            tokens_BSD, self.norm.weight * modulation.scale, modulation.shift
-        ), modulation.gate
+        scale, shift, gate = modulation
+        if untouched(self.norm, nn.RMSNorm):
+            return rms_norm(tokens_BSD, self.norm.weight * scale, shift), gate
+        return torch.addcmul(shift, self.norm(tokens_BSD.float()).float(), scale), gate
 
 
 class Attention(nn.Module):
@@ -168,7 +173,8 @@ class Attention(nn.Module):
         self.heads = config.num_heads, config.head_size
         self.rope = RotaryPositions(config.num_heads, config.head_size, config.rope)
         if config.qk_norm:
-            self.q_norm, self.k_norm = nn.RMSNorm(config.head_size), nn.RMSNorm(config.head_size)
+            self.q_norm = nn.RMSNorm(config.head_size, eps=1e-6)
+            self.k_norm = nn.RMSNorm(config.head_size, eps=1e-6)
         self.qk_norm = config.qk_norm
         self.out = Linear(config.width, config.width)
 
@@ -176,9 +182,21 @@ class Attention(nn.Module):
         self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
     ) -> Tensor:
         """Queries, keys and values (B, S, 3, N, K) to (B, S, D), or to the first num_out tokens alone."""
-        norm = torch.stack((self.q_norm.weight, self.k_norm.weight)) if self.qk_norm else None
+        norm = None
+        if self.qk_norm:
+            if untouched(self.q_norm, nn.RMSNorm) and untouched(self.k_norm, nn.RMSNorm):
+                norm = torch.stack((self.q_norm.weight, self.k_norm.weight))
+            else:
+                qkv = self._normed(qkv)
         q, k, v = self.rope(qkv, positions, norm)
         return self.out(attend(q[:, :, :num_out], k, v, mask).transpose(1, 2).flatten(2))
+
+    def _normed(self, qkv: Tensor) -> Tensor:
+        """Queries and keys through their norms, which are called."""
+        q, k, v = qkv.unbind(2)
+        q = self.q_norm(q.float()).type_as(v)
+        k = self.k_norm(k.float()).type_as(v)
+        return torch.stack((q, k, v), 2)
 
 
 class SelfAttention(Attention):
@@ -218,13 +236,9 @@ class FeedForward(nn.Module):
         self.w3 = Linear(config.mlp_width, config.width)
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
-        # An adapter in the layer's place has a forward of its own.
-        plain = type(self.w12) is Linear
-        return self.w3(
-            gated(tokens_BSD, self.w12.weight, self.w12.bias)
-            if plain
-            else swiglu(self.w12(tokens_BSD))
-        )
+        if untouched(self.w12, Linear):
+            return self.w3(gated(tokens_BSD, self.w12.weight, self.w12.bias))
+        return self.w3(swiglu(self.w12(tokens_BSD)))
 
 
 class Block(nn.Module):

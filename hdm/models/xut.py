@@ -32,6 +32,7 @@ from hdm.models.layers import (
     TimestepEmbedding,
 )
 from hdm.models.tread import gather, kept_rows, scatter
+from hdm.models.untouched import untouched
 from hdm.positions import full_map, to_patch_grid
 
 
@@ -97,7 +98,8 @@ class XUT(nn.Module):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
-        self.config, width = config, config.width
+        self.architecture = config
+        width = config.width
         self.in_patch = PatchEmbedding(config.channels, width, config.patch_size)
         self.ctx_proj = nn.Linear(config.text_width, width)
         self.time_emb = TimestepEmbedding(width)
@@ -110,8 +112,13 @@ class XUT(nn.Module):
         self.prev_tread_trns = Trunk(config, config.prev_blocks)
         self.backbone = Backbone(config)
         self.post_tread_trns = Trunk(config, config.post_blocks)
-        self.final_norm = nn.RMSNorm(width) if config.final_norm else None
+        self.final_norm = nn.RMSNorm(width, eps=1e-6) if config.final_norm else None
         self.out_patch = PatchOutput(width, config.channels, config.patch_size)
+
+    @property
+    def config(self) -> XUTConfig:
+        # A property, since a subclass of diffusers' models has one of this name for its config.json.
+        return self.architecture
 
     def blocks(self) -> Iterator[Block]:
         """All transformer blocks in the order in which they run."""
@@ -170,9 +177,12 @@ class XUT(nn.Module):
 
         rows = None if kept is None else kept_rows(kept, num_image, num_text)
         # Text has nothing to say after the last attention.
-        z = self._blocks(z, given, rows, self.config.tread_route(route), num_image)[:, :num_image]
+        z = self._blocks(z, given, rows, self.architecture.tread_route(route), num_image)[
+            :, :num_image
+        ]
         if self.final_norm is not None:
-            z = rms_norm(z, self.final_norm.weight)
+            plain = untouched(self.final_norm, nn.RMSNorm)
+            z = rms_norm(z, self.final_norm.weight) if plain else self.final_norm(z.float())
         return self.out_patch(z, height, width)
 
     def _blocks(
@@ -204,11 +214,11 @@ class XUT(nn.Module):
         self, timestep: Tensor, log_aspect: Tensor | None, positions: Tensor, mask: Tensor | None
     ) -> Conditions:
         embedding = self.time_emb(timestep)
-        if self.config.aspect_embedding:
+        if self.architecture.aspect_embedding:
             embedding = embedding + self.addon_info_embs_proj(
                 torch.zeros_like(timestep) if log_aspect is None else log_aspect
             )
-        if self.config.modulation == "per_block":
+        if self.architecture.modulation == "per_block":
             return Conditions(embedding, embedding, embedding, positions, mask)
         attn, xattn, mlp = (
             self.shared_adaln_attn(embedding),
@@ -219,10 +229,12 @@ class XUT(nn.Module):
 
     def _places(self, positions: Tensor | None, latent: Tensor, num_text: int) -> Tensor:
         """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no rotation then moves."""
-        (height, width), p = latent.shape[-2:], self.config.patch_size
+        (height, width), p = latent.shape[-2:], self.architecture.patch_size
         num_image = height * width // p**2
         if positions is None:
-            positions = full_map(height // p, width // p, self.config.positions).to(latent.device)
+            positions = full_map(height // p, width // p, self.architecture.positions).to(
+                latent.device
+            )
         elif positions.shape[-2] == height * width:
             positions = to_patch_grid(positions, height, width, p)
         if positions.shape[-2:] != (num_image, 2) or (
@@ -234,15 +246,15 @@ class XUT(nn.Module):
         return F.pad(positions.float().view(-1, num_image, 2), (0, 0, 0, num_text))
 
     def _mask(self, text_mask: Tensor | None, num_image: int) -> Tensor | None:
-        if text_mask is None or self.config.text_mask == "padded":
+        if text_mask is None or self.architecture.text_mask == "padded":
             return None
         return F.pad(text_mask, (num_image, 0), value=True)[:, None, None]
 
     def _check(self, latent: Tensor, text: Tensor) -> None:
-        p = self.config.patch_size
-        if latent.shape[1] != self.config.channels:
+        p = self.architecture.patch_size
+        if latent.shape[1] != self.architecture.channels:
             raise InputError(
-                f"the latent has {latent.shape[1]} channels, the model {self.config.channels}",
+                f"the latent has {latent.shape[1]} channels, the model {self.architecture.channels}",
                 do="use its autoencoder",
             )
         if latent.shape[2] % p or latent.shape[3] % p:
@@ -251,9 +263,9 @@ class XUT(nn.Module):
                 f"a latent of {height}×{width} cannot be cut into patches of {p}",
                 do=f"use multiples of {p}",
             )
-        if text.shape[-1] != self.config.text_width:
+        if text.shape[-1] != self.architecture.text_width:
             raise InputError(
-                f"the text embedding is {text.shape[-1]} wide, the model wants {self.config.text_width}",
+                f"the text embedding is {text.shape[-1]} wide, the model wants {self.architecture.text_width}",
                 do="use its text encoder",
             )
         if len(text) != len(latent):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from torch import nn
 
 from hdm.architecture import XUTConfig
 from hdm.config import Components
@@ -29,10 +30,12 @@ from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import Resolved, resolve, weights_digest
 from hdm.models.devices import Batches
 from hdm.models.weights import Weights
+from hdm.models.xut import XUT
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
 from hdm.weight_sources import Source, read_source
 from tests.models.golden_files import drawn, save_model
+from tests.models.test_replaced_modules import Shifted
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 
 DEMO = resolve(Components(folder="demo"))
@@ -362,3 +365,25 @@ def test_the_folders_files_are_the_components_own(folder: Path) -> None:
         load_file(folder / "transformer/diffusion_pytorch_model.safetensors").keys()
         == weights().tensors.keys()
     )
+
+
+def test_every_module_of_the_transformer_takes_effect_when_replaced(folder: Path) -> None:
+    """The registered transformer is the model that runs: there is no second copy behind it."""
+    found = HDMPipeline.from_pretrained(folder)
+    found.set_progress_bar_config(disable=True)
+    transformer = found.transformer
+    assert isinstance(transformer, XUT)
+
+    def latent() -> torch.Tensor:
+        given = dict(height=16, width=16, num_inference_steps=1, guidance_scale=1.0)
+        return found(PROMPTS[0], generator=seeds(1), output_type="latent", **given).images
+
+    plain = latent()
+    kinds = nn.Linear, nn.Conv2d, nn.RMSNorm, nn.LayerNorm
+    leaves = [name for name, module in transformer.named_modules() if isinstance(module, kinds)]
+    for name in leaves:
+        base = transformer.get_submodule(name)
+        transformer.set_submodule(name, Shifted(base, 0.5))
+        assert not torch.equal(latent(), plain), name
+        transformer.set_submodule(name, base)
+    assert torch.equal(latent(), plain)
