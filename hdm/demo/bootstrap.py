@@ -12,12 +12,13 @@ import torch
 from hdm.data.examples import Example
 from hdm.demo.detector import detect
 from hdm.demo.scenes import HELD_OUT, Scene, captions, draw, make_scene, object_caption
+from hdm.demo.wording import free_caption
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import Resolved
 from hdm.models.contrastive import Contrastive, load_contrastive
 
 TRAIN_SEED, MEASURE_SEED = 1_000_003, 2_000_003  # apart from the seeds that pipelines use
-CAPTIONS = 6
+CAPTIONS, FREE_CAPTIONS = 3, 3
 
 
 def scene_examples(count: int, size_px: int = 64, seed: int = TRAIN_SEED) -> Iterator[Example]:
@@ -25,7 +26,9 @@ def scene_examples(count: int, size_px: int = 64, seed: int = TRAIN_SEED) -> Ite
     for index in range(count):
         scene = make_scene(seed, index, size_px)
         rng = np.random.default_rng((seed, index, CAPTIONS))
-        yield Example(tuple(captions(scene, rng, CAPTIONS)), draw(scene))
+        usual = captions(scene, rng, CAPTIONS)
+        free = [free_caption(scene, rng) for _ in range(FREE_CAPTIONS)]
+        yield Example((*usual, *free), draw(scene))
 
 
 def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:

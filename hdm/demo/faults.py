@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from hdm.config import ScenesSettings
 from hdm.demo.scenes import Scene, captions, draw, make_scene
+from hdm.demo.wording import free_caption
 
 HOST = "scenes.test"  # .test never resolves (RFC 2606): only the site on this machine answers to it
 
@@ -47,7 +48,7 @@ class Item:
         fault: one of FAULTS, or None for a good picture.
         manner: one of MANNERS, or None; only for good pictures.
         original: index of the item that this one copies.
-        caption: as listed; None for a good picture that comes without.
+        captions: as listed, the second in freer words; none for a good picture that comes without.
     """
 
     index: int
@@ -55,7 +56,7 @@ class Item:
     fault: str | None = None
     manner: str | None = None
     original: int | None = None
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -92,14 +93,14 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
     position = {scene: index for index, (_, scene, fault, _) in enumerate(entries) if fault is None}
     items = []
     for index, (_, scene, fault, source) in enumerate(entries):
-        caption = (
-            None
+        told = (
+            ()
             if fault is None and scene in bare
-            else _caption(settings, scene, index, mislabelled=fault == "mislabelled")
+            else _captions(settings, scene, index, mislabelled=fault == "mislabelled")
         )
         manner = manners.get(scene) if fault is None else None
         items.append(
-            Item(index, scene, fault, manner, None if source is None else position[source], caption)
+            Item(index, scene, fault, manner, None if source is None else position[source], told)
         )
     return tuple(items)
 
@@ -161,13 +162,15 @@ def _manners(settings: ScenesSettings, rng: _Rng) -> dict[int, str]:
     }
 
 
-def _caption(settings: ScenesSettings, scene: int, index: int, mislabelled: bool) -> str:
+def _captions(
+    settings: ScenesSettings, scene: int, index: int, mislabelled: bool
+) -> tuple[str, ...]:
     rng = np.random.default_rng((settings.seed, _WORDS, index))
     shown = make_scene(settings.seed, scene)
     told = shown
     while mislabelled and _something_in_common(shown, told):
         told = make_scene(settings.seed, int(rng.integers(settings.count)))
-    return captions(told, rng)[0]
+    return (*captions(told, rng), free_caption(told, rng))
 
 
 def _something_in_common(first: Scene, second: Scene) -> bool:

@@ -70,14 +70,15 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
 def _write_list(pipeline: Pipeline, folder: Path) -> Path:
     settings = pipeline.download
     items = plan(settings.scenes)
-    table = {
-        settings.url_column: [item.url for item in items],
-        settings.caption_column or "caption": [item.caption for item in items],
-    }
-    urls = folder / "scenes.parquet"
-    pq.write_table(
-        pa.table({name: pa.array(values, pa.string()) for name, values in table.items()}), urls
+    captions = pa.array([list(item.captions) for item in items], pa.list_(pa.string()))
+    table = pa.table(
+        {
+            settings.url_column: pa.array([item.url for item in items]),
+            settings.caption_column or "caption": captions,
+        }
     )
+    urls = folder / "scenes.parquet"
+    pq.write_table(table, urls)
     return urls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,43 @@ UNSEEN_WORDINGS = (
 )
 """Ways to ask for one object that no caption has: other sentences, and words that captions do without."""
 
+_OPENINGS = (
+    "show", "show us", "make", "please make", "give us", "we need", "i want", "add", "print", "try",
+    "imagine", "let there be", "how about", "what about", "look,", "now", "just", "this is",
+    "here we see", "here is", "what we want is", "sketch of", "photo of", "drawing of", "view of",
+    "icon of", "sign with", "scene with", "nice picture of", "my favourite:", "one more:",
+)  # fmt: skip
+_FREE_NOUNS = (
+    "{a} {colour} {kind}",
+    "{colour} {kind}",
+    "the {colour} {kind}",
+    "{colour}-coloured {kind}",
+    "a {kind} which is {colour}",
+    "a {kind}, all {colour}",
+    "{kind} of {colour} colour",
+    "{a} {colour} thing: a {kind}",
+)
+_FREE_PLACES = (
+    "to the {place}",
+    "towards the {place}",
+    "close to the {place}",
+    "far to the {place}",
+    "by the {place} margin",
+    "in the {place} half",
+    "{place} half",
+)
+_FREE_SENTENCES = (
+    "{opening} {noun} {where}",
+    "{opening} {noun}, {where}",
+    "{noun}, {where}",
+    "{noun} | {where}",
+    "{noun} goes {where}",
+    "{where}: {noun}",
+    "{where}, {opening} {noun}",
+    "{opening} something {where}: {noun}",
+)
+_STRANGE_SHARE = 0.3
+
 Draw = np.random.Generator
 
 
@@ -51,6 +89,41 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
         Lower-case captions without a full stop; one object takes at most 16 words.
     """
     return [_caption(scene, rng) for _ in range(count)]
+
+
+def free_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption as somebody else may write it: other sentences, and words that say nothing.
+
+    Whoever reads many of these learns to pass over words that it does not know. None is one of
+    UNSEEN_WORDINGS.
+    """
+    opening = _opening(rng)
+    if scene.layout != "one":
+        return f"{opening} {_caption(scene, rng)}"
+    thing = scene.things[0]
+    words = {"a": _article(thing.colour), "colour": thing.colour, "kind": thing.kind}
+    described = _pick(_FREE_NOUNS, rng).format(**words)
+    where = _pick((_WHERE[thing.place], *_FREE_PLACES), rng).format(place=thing.place)
+    return _pick(_FREE_SENTENCES, rng).format(opening=opening, noun=described, where=where)
+
+
+def _opening(rng: np.random.Generator) -> str:
+    if rng.random() >= _STRANGE_SHARE:
+        return _pick(_OPENINGS, rng)
+    return " ".join(_strange_word(rng) for _ in range(rng.integers(1, 4)))
+
+
+def _strange_word(rng: np.random.Generator) -> str:
+    """A word of no language: one or two syllables."""
+    syllables = rng.integers(1, 3)
+    return "".join(
+        _pick("bcdfghjklmnprstvwz", rng) + _pick("aeiou", rng) + _pick(("", *"lmnrsdt"), rng)
+        for _ in range(syllables)
+    )
+
+
+def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def object_captions(

@@ -1,10 +1,12 @@
 import math
+import re
 
 import numpy as np
 import pytest
 
 from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, captions, draw, make_scene
 from hdm.demo.shapes import mask
+from hdm.demo.wording import free_caption, unseen_captions
 
 NUM_SCENES = 1500
 
@@ -111,6 +113,20 @@ def test_captions_are_true_short_and_of_few_words(scenes):
                 assert len(words) <= 16
                 assert [word for word in words if word in PLACES] == [scene.things[0].place]
     assert len(vocabulary) <= 60
+
+
+def test_free_captions_are_true_and_never_use_the_wordings_that_are_kept_for_evaluation(scenes):
+    rng = np.random.default_rng(0)
+    for scene in scenes:
+        caption = free_caption(scene, rng)
+        words = re.findall("[a-z]+", caption)
+        for thing in scene.things:
+            assert thing.kind in words
+            assert thing.colour in words
+        if scene.layout == "one":
+            thing = scene.things[0]
+            assert {word for word in words if word in PLACES} == {thing.place}
+            assert caption not in unseen_captions(thing.colour, thing.kind, thing.place)
 
 
 def test_pair_captions_name_the_order(scenes):

@@ -43,7 +43,7 @@ def test_the_list_names_every_item_at_a_host_without_a_port(site):
     table = pq.read_table(site.source)
     assert site.kind == "urls"
     assert table["address"].to_pylist() == [item.url for item in plan(SETTINGS)]
-    assert table["caption"].to_pylist() == [item.caption for item in plan(SETTINGS)]
+    assert table["caption"].to_pylist() == [list(item.captions) for item in plan(SETTINGS)]
     assert table["address"][0].as_py().startswith(f"http://{HOST}/")
 
 
