@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flows.command_lab import lab
-from flows.command_status import place, show_status
+from flows.commands.lab import lab
+from flows.commands.status import place, show_status
 from hdm import values
 from hdm.commands.cli import Settings, StoreFolder, app
 from hdm.errors import HdmError, InputError
@@ -53,7 +53,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a pipeline; what is finished is found and not made again."""
-    from flows.command_run import print_json, run_pipeline, tell
+    from flows.commands.run import print_json, run_pipeline, tell
 
     os.environ["HDM_STORE"] = str(store_root(store))
     summary = run_pipeline(name, start_from, stop_after, settings, file, verbose)
@@ -104,7 +104,7 @@ def serve(
     Prefect's pages ask for the store's password once. Whoever has it can run commands on this machine as you; docs/serving.md says
     how to let others in.
     """
-    from flows.command_serve import Reach, serve_pages
+    from flows.commands.serve import Reach, serve_pages
 
     reach = Reach(host, certificate, key, proxy)
     serve_pages(store_root(store), file, prefect_port, mlflow_port, reach)

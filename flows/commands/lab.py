@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.command_run import prepare, server, traceback_once
+from flows.commands.run import prepare, server, traceback_once
 from hdm import values
 from hdm.commands.cli import Settings, StoreFolder
 from hdm.errors import SavedOnSignal

@@ -28,7 +28,7 @@ from tests.flows.served import BEYOND, HDM, PROJECT, PROXY, Served, certificate,
 FOREIGN = "https://attacker.example"
 TEMPORARY = """
 import os, sys
-from flows.command_run import prepare, server
+from flows.commands.run import prepare, server
 prepare(False)
 with server():
     from prefect.settings import get_current_settings

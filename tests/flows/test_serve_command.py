@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from flows.command_serve import Reach, kept_port, serve_pages
 
+from flows.commands.serve import Reach, kept_port, serve_pages
 from flows.processes import LOOPBACK, listener, nearest_listener, running
 from hdm.errors import InputError, LockedError
 from tasks.services import alone, services
