@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdm.errors import InputError
+from hdm.models.denoiser import Denoiser
 from hdm.models.tread import draw_kept, num_kept
-from hdm.models.xut import XUT
 
 
 class Text(NamedTuple):
@@ -73,7 +73,7 @@ class GuidedVelocity:
 
     def __init__(
         self,
-        model: XUT,
+        model: Denoiser,
         prompt: Text,
         negative: Text,
         *,

@@ -17,8 +17,8 @@ from torch import Tensor
 from hdm.diffusion.flow_matching import shift_timesteps
 from hdm.diffusion.guidance import GuidedVelocity, Text
 from hdm.errors import InputError
+from hdm.models.denoiser import Denoiser
 from hdm.models.tread import num_kept
-from hdm.models.xut import XUT
 from hdm.positions import Camera, full_map, to_patch_grid
 
 Solver = Literal["euler", "heun"]
@@ -118,7 +118,7 @@ def sample(
 
 @torch.no_grad()
 def generate(
-    model: XUT,
+    model: Denoiser,
     prompt: Text,
     negative: Text,
     *,

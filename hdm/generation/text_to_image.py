@@ -13,8 +13,8 @@ from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.pictures import check_sides, to_pixels
 from hdm.models.autoencoder import Autoencoder
+from hdm.models.denoiser import Denoiser
 from hdm.models.devices import Batches
-from hdm.models.xut import XUT
 from hdm.positions import Camera
 
 
@@ -33,7 +33,7 @@ class TextToImage:
 
     def __init__(
         self,
-        denoiser: XUT,
+        denoiser: Denoiser,
         conditioning: Conditioning,
         autoencoder: Autoencoder,
         decode_batch: int | None = None,

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
-from hdm.models.xut import XUT
+from hdm.models.denoiser import Denoiser
 
 
 def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
@@ -28,15 +28,15 @@ def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
     )
 
 
-def compile_blocks(model: XUT, backend: str = "inductor") -> None:
+def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
     """Compile each block's forward pass, without a graph break. Sequences may then have any length without compiling anew."""
     # Six kinds of call (with and without a skip, kept tokens and all, the last block), for each size of micro-batch.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     for block in model.blocks():
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
 
 
-def drop_updates(model: XUT, rate: float) -> None:
+def drop_updates(model: Denoiser, rate: float) -> None:
     """Dropout, in training mode, of what attention and feed-forward add to the tokens: a `rate` of the features of each update.
 
     Call it before `compile_blocks` and `recompute_activations`.
@@ -45,7 +45,7 @@ def drop_updates(model: XUT, rate: float) -> None:
         block.dropout = rate
 
 
-def recompute_activations(model: XUT, share: float) -> None:
+def recompute_activations(model: Denoiser, share: float) -> None:
     """Keep only the inputs of `share` of the blocks (`recomputed_blocks`) and run these again in the backward pass.
 
     Call it after `compile_blocks`, whose code is then run twice.
@@ -55,12 +55,12 @@ def recompute_activations(model: XUT, share: float) -> None:
         block = blocks[number]
         # What is dropped has to be dropped again; where nothing is drawn, no generator's state has to be kept.
         drawn = block.dropout > 0
-        block.forward = partial(  # type: ignore[method-assign]
+        block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drawn
         )
 
 
-def shard(model: XUT, mesh: DeviceMesh) -> None:
+def shard(model: Denoiser, mesh: DeviceMesh) -> None:
     """Spread a model's parameters over processes: each block is put together when its turn comes, and what lies outside them for the
     whole pass. All processes then have to call the model together, and its parameters are others than before.
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
+from hdm.models.denoiser import DenoiserBlock
 from hdm.models.fused import attend, rms_norm, swiglu
 from hdm.models.linear import Linear, gated
 from hdm.models.rope import RotaryPositions
@@ -241,7 +242,7 @@ class FeedForward(nn.Module):
         return self.w3(swiglu(self.w12(tokens_BSD)))
 
 
-class Block(nn.Module):
+class Block(DenoiserBlock):
     """Self-attention, cross-attention to a skip where the block is built with one, feed-forward.
 
     After each, z = m + g·f(m) with the modulated norm m where the residual is `published`, z = z + g·f(m) where it is `prenorm`.
@@ -250,9 +251,6 @@ class Block(nn.Module):
     def __init__(self, config: XUTConfig, *, cross: bool = False) -> None:
         super().__init__()
         self.carries_norm = config.residual == "published"
-        self.dropout = (
-            0.0  # of each update; a matter of training alone, see `execution.drop_updates`
-        )
         self.attn_pre_norm, self.attn = ModulatedNorm(config), SelfAttention(config)
         if cross:
             self.xattn_pre_norm, self.xattn = ModulatedNorm(config), CrossAttention(config)

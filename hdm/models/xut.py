@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
+from hdm.models.denoiser import Denoiser, register
 from hdm.models.fused import rms_norm
 from hdm.models.layers import (
     AspectEmbedding,
@@ -93,7 +94,7 @@ class Backbone(nn.Module):
             yield from stage.links(reads=last - i if self.mirrored else last)
 
 
-class XUT(nn.Module):
+class XUT(Denoiser):
     """The denoiser. Parameters carry the published files' names, less the prefix `unet.model.`."""
 
     def __init__(self, config: XUTConfig) -> None:
@@ -114,11 +115,6 @@ class XUT(nn.Module):
         self.post_tread_trns = Trunk(config, config.post_blocks)
         self.final_norm = nn.RMSNorm(width, eps=1e-6) if config.final_norm else None
         self.out_patch = PatchOutput(width, config.channels, config.patch_size)
-
-    @property
-    def config(self) -> XUTConfig:
-        # A property, since a subclass of diffusers' models has one of this name for its config.json.
-        return self.architecture
 
     def blocks(self) -> Iterator[Block]:
         """All transformer blocks in the order in which they run."""
@@ -270,6 +266,9 @@ class XUT(nn.Module):
             )
         if len(text) != len(latent):
             raise InputError(f"{len(latent)} latents and {len(text)} text embeddings")
+
+
+register(XUTConfig, XUT)
 
 
 def _run(

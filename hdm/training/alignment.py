@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from hdm.config import Optimizer
-from hdm.models.xut import XUT
+from hdm.models.denoiser import Denoiser
 from hdm.training.optimizers import Optimizers
 
 PROJECTOR, PROJECTOR_OPTIMIZER = "projector", "projector_optimizer"
@@ -36,7 +36,7 @@ class Aligned(nn.Module):
         feature_width: V.
     """
 
-    def __init__(self, model: XUT, block: int, feature_width: int) -> None:
+    def __init__(self, model: Denoiser, block: int, feature_width: int) -> None:
         super().__init__()
         width, hidden = (
             model.config.width,
@@ -62,7 +62,7 @@ class Aligned(nn.Module):
         """The velocity, and the mean cosine of each sample, (B,).
 
         Args:
-            given, kept, route, more: as for `XUT.forward`.
+            given, kept, route, more: as for `Denoiser.forward`.
             features: (B, N, V); on TREAD's route those of kept tokens alone are compared.
         """
         states: list[Tensor] = []
@@ -91,7 +91,7 @@ class Alignment:
     """
 
     def __init__(
-        self, model: XUT, block: int, feature_width: int, settings: Optimizer, seed: int
+        self, model: Denoiser, block: int, feature_width: int, settings: Optimizer, seed: int
     ) -> None:
         self.settings = settings
         with torch.random.fork_rng(devices=[]):

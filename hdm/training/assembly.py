@@ -20,16 +20,17 @@ from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
+from hdm.models.denoiser import Denoiser, build_denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.tensors import read_tensors
 from hdm.models.text_encoder import load_tokenizer
-from hdm.models.xut import XUT
 from hdm.store import Output
 from hdm.training.alignment import Alignment
 from hdm.training.checkpoint import load_weights
 from hdm.training.feed import PROJECTION, mixed_seed
 from hdm.training.job import EMA, Job, mixed_name
 from hdm.training.meter import Machine, Meter
+from hdm.training.objective import FlowMatching, Objective
 from hdm.training.threads import keep_threads
 
 
@@ -55,16 +56,25 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     return accelerator
 
 
-def starting_model(job: Job) -> XUT:
+def starting_model(job: Job) -> Denoiser:
     """The model with the averaged weights of the phase before, or with new ones from the seed."""
     torch.manual_seed(job.settings.train.seed)
-    model, before = XUT(job.settings.train.model), job.before()
+    model = build_denoiser(job.settings.train.model)
+    before = job.before()
     if before is not None:
         load_weights(model, read_tensors(before.file(EMA)), before.file(EMA))
     return model
 
 
-def place(job: Job, models: Iterable[XUT], accelerator: Accelerator) -> None:
+def make_objective(job: Job) -> Objective:
+    """What the phase's model learns."""
+    settings = job.settings.train
+    return FlowMatching(
+        job.phase.timestep_shift, settings.contrastive_weight, settings.min_snr_gamma
+    )
+
+
+def place(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) -> None:
     """Bring models from the computer's memory to this process's device, whole or their shards.
 
     Accelerate's own way to FSDP2 wraps classes of modules and final norms each for itself; of XUT's final norm the weight alone is read,
@@ -212,7 +222,7 @@ def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[
     return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
-def make_alignment(job: Job, model: XUT, batch: Batch) -> Alignment | None:
+def make_alignment(job: Job, model: Denoiser, batch: Batch) -> Alignment | None:
     """The projector, where the model is aligned to features; a batch tells their width."""
     settings = job.settings.train
     if batch.features is None:
@@ -224,7 +234,7 @@ def make_alignment(job: Job, model: XUT, batch: Batch) -> Alignment | None:
 
 
 def prepared(
-    job: Job, model: XUT, accelerator: Accelerator, alignment: Alignment | None
+    job: Job, model: Denoiser, accelerator: Accelerator, alignment: Alignment | None
 ) -> Callable[..., Any]:
     """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked."""
     drop_updates(model, job.settings.train.dropout)

@@ -17,8 +17,8 @@ from torch import Tensor
 from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
-from hdm.diffusion.flow_matching import draw_timesteps
 from hdm.models.tread import draw_kept, rate_at
+from hdm.training.objective import Objective
 
 # Apart from each other and from the loader's own draws.
 TRAINING, VALIDATION, DROPOUT, PROJECTION = 1, 2, 3, 4
@@ -91,7 +91,7 @@ class Feed:
     Args:
         loader: of this process.
         seed: of the draws.
-        timestep_shift: of the noise schedule; 1: none.
+        objective: draws the timesteps.
         tread_rates: share of the image tokens that skip the route, over the phase (`tread.rate_at`).
         num_images: of the phase.
         pin: keep examples in pinned memory; needs CUDA.
@@ -101,12 +101,12 @@ class Feed:
         self,
         loader: Loader | Mixture,
         seed: int,
-        timestep_shift: float,
+        objective: Objective,
         tread_rates: Sequence[tuple[float, float]],
         num_images: int,
         pin: bool = False,
     ) -> None:
-        self.loader, self.seed, self.timestep_shift = loader, seed, timestep_shift
+        self.loader, self.seed, self.objective = loader, seed, objective
         self.tread_rates, self.num_images, self.pin = tread_rates, num_images, pin
         self.waited_sec = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -126,7 +126,7 @@ class Feed:
         """As `example`, here and now: a pure function of its argument."""
         batch = self.loader.batch(num_images_seen)
         size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
-        timestep = draw_timesteps(size, drawn, self.timestep_shift)
+        timestep = self.objective.draw_timesteps(size, drawn)
         noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
         rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
         kept = draw_kept(size, batch.crops.shape[1], rate, drawn)

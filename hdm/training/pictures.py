@@ -16,8 +16,8 @@ from hdm.generation.conditioning import Conditioning
 from hdm.generation.pictures import png, sheet
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
+from hdm.models.denoiser import Denoiser
 from hdm.models.devices import Batches
-from hdm.models.xut import XUT
 from hdm.store import Output
 
 NUM_PICTURES, COLUMNS = 16, 4
@@ -50,7 +50,7 @@ class CutShort(Exception):  # noqa: N818  (nothing went wrong)
 
 def generate_grid(
     path: Path | None,
-    model: XUT,
+    model: Denoiser,
     conditioning: Conditioning,
     autoencoder: str,
     prompts: list[str],

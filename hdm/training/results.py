@@ -11,8 +11,8 @@ from typing import Any
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.models.components import VAE, portable_names, weights_digest
+from hdm.models.denoiser import Denoiser, build_denoiser
 from hdm.models.tensors import read_tensors, save_tensors
-from hdm.models.xut import XUT
 from hdm.sharding import gathered
 from hdm.training import assembly
 from hdm.training.checkpoint import load_weights
@@ -24,8 +24,8 @@ from hdm.training.records import Metrics
 
 def write_results(
     job: Job,
-    model: XUT,
-    average: XUT,
+    model: Denoiser,
+    average: Denoiser,
     conditioning: Conditioning,
     metrics: Metrics | None,
     milestones: Milestones,
@@ -60,7 +60,7 @@ def make_companions(job: Job, device: str) -> None:
         DamagedError: the averaged weights are not what was written.
     """
     accelerator = assembly.make_accelerator(job, device)
-    average = XUT(job.settings.train.model).eval().requires_grad_(False)
+    average = build_denoiser(job.settings.train.model).eval().requires_grad_(False)
     path = Path(job.folder) / EMA
     load_weights(average, read_tensors(path), path)
     conditioning = assembly.make_conditioning(job, accelerator.device)
@@ -76,7 +76,7 @@ def make_companions(job: Job, device: str) -> None:
 
 def _describe(
     job: Job,
-    model: XUT,
+    model: Denoiser,
     conditioning: Conditioning,
     metrics: Path,
     prompts: list[str],
@@ -120,7 +120,7 @@ def _names(job: Job) -> dict[str, str]:
 
 def write_grid(
     job: Job,
-    model: XUT,
+    model: Denoiser,
     conditioning: Conditioning,
     path: Path | None,
     cut_short: Callable[[], bool] = lambda: False,

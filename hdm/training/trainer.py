@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from hdm.data.loader import Loader
-from hdm.diffusion.flow_matching import interpolate, min_snr_weights, sample_losses, velocity
 from hdm.errors import ConfigError, HdmError, InputError
+from hdm.models.denoiser import Denoiser
 from hdm.models.devices import check_processes, choose_device, deterministic
-from hdm.models.xut import XUT
 from hdm.sharding import finite, gathered
 from hdm.training import assembly, checkpoint
 from hdm.training.best import Best
@@ -121,10 +120,11 @@ class Trainer:
         self.tokens = assembly.check_fit(job, loader, self.conditioning)
         self.alignment = assembly.make_alignment(job, self.model, loader.batch(0))
         phase, pin = self.phase, self.device.type == "cuda"
+        self.objective = assembly.make_objective(job)
         self.feed = Feed(
             loader,
             self.settings.seed,
-            phase.timestep_shift,
+            self.objective,
             phase.tread_rates,
             self.num_images,
             pin,
@@ -286,11 +286,11 @@ class Trainer:
             )
 
     def _loss(self, part: Example) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the samples, summed: the velocity's loss, weighed by time as asked; the cosine of the alignment, 0 without; and what the loss
-        would be if no velocity at all were predicted."""
+        """Sums over the samples: the objective's loss; the alignment's cosine, 0 without alignment;
+        and the loss of predicting zeros."""
         batch = part.batch
         aligned = {} if self.alignment is None else {"features": batch.features}
-        noisy = interpolate(batch.latent, part.noise, part.timestep)
+        noisy = self.objective.noisy(batch.latent, part.noise, part.timestep)
         with self.accelerator.autocast():
             predicted = self.forward(
                 noisy,
@@ -304,16 +304,9 @@ class Trainer:
                 **aligned,
             )
         predicted, cosines = predicted if aligned else (predicted, batch.latent.new_zeros(1))
-        wanted = velocity(batch.latent, part.noise)
-        losses, of_nothing = (
-            sample_losses(told, wanted, self.settings.contrastive_weight)
-            for told in (predicted, torch.zeros_like(wanted))
-        )
-        if self.settings.min_snr_gamma is not None:
-            weights = min_snr_weights(
-                part.timestep, self.settings.min_snr_gamma, self.phase.timestep_shift
-            )
-            losses, of_nothing = losses * weights, of_nothing * weights
+        target = self.objective.target(batch.latent, part.noise, part.timestep)
+        losses = self.objective.losses(predicted, target, part.timestep)
+        of_nothing = self.objective.losses(torch.zeros_like(target), target, part.timestep)
         return losses.sum(), cosines.sum(), of_nothing.sum()
 
     def _note(self, what: str, example: Example, loss: float) -> None:
@@ -508,11 +501,12 @@ class Trainer:
         told = {f"raw_{name}": value for name, value in raw.held_out().items()}
         return {**found.held_out(), **told}
 
-    def _losses(self, model: XUT, loader: Loader) -> Losses | None:
+    def _losses(self, model: Denoiser, loader: Loader) -> Losses | None:
         return measure(
             model,
             loader,
             self.conditioning,
+            self.objective,
             self.accelerator.autocast,
             self.settings.seed,
             self._cut_short,

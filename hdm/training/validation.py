@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hdm.data.loader import Loader
-from hdm.diffusion.flow_matching import interpolate, losses_by_time, sample_losses, velocity
+from hdm.diffusion.flow_matching import losses_by_time, sample_losses
 from hdm.generation.conditioning import Conditioning
 from hdm.training.feed import VALIDATION, generator
+from hdm.training.objective import Objective
 
 NUM_IMAGES = 256
 BATCH_SIZE = 64
@@ -53,6 +54,7 @@ def measure(
     model: nn.Module,
     loader: Loader,
     conditioning: Conditioning,
+    objective: Objective,
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: int,
     cut_short: Callable[[], bool],
@@ -63,6 +65,7 @@ def measure(
         model: in evaluation mode, on the conditioning's device.
         loader: of a split, without dropout; up to 256 of its pictures are looked at.
         conditioning: of its captions.
+        objective: what the model predicts; every time counts the same, whatever its weights.
         autocast: the context of a forward pass.
         seed: of the noise.
         cut_short: asked before each batch whether to give up.
@@ -80,15 +83,16 @@ def measure(
         noise = torch.randn(batch.latent.shape, generator=generator(seed, VALIDATION, start)).to(
             conditioning.device
         )
-        target = velocity(batch.latent, noise)
-        of_nothing += sample_losses(torch.zeros_like(target), target).double().sum().item()
         for place in range(TIME_BINS):
             timestep = torch.full(
                 (len(batch),), (place + 0.5) / TIME_BINS, device=conditioning.device
             )
+            target = objective.target(batch.latent, noise, timestep)
+            nothing = sample_losses(torch.zeros_like(target), target)
+            of_nothing += nothing.double().sum().item() / TIME_BINS
             with autocast():
                 predicted: Tensor = model(
-                    interpolate(batch.latent, noise, timestep),
+                    objective.noisy(batch.latent, noise, timestep),
                     timestep,
                     conditioning.of_batch(batch),
                     positions=batch.positions,

@@ -15,6 +15,7 @@ from hdm.data.loader import Loader
 from hdm.errors import DamagedError
 from hdm.training import assembly
 from hdm.training.feed import Example, Feed
+from hdm.training.objective import FlowMatching
 from tests.training.workshop import Workshop
 
 WAIT_SEC = 60.0
@@ -55,7 +56,7 @@ def loader(workshop: Workshop, tmp_path: Path) -> Loader:
 
 
 def feed(loader: Loader | Watched, pin: bool = False) -> Feed:
-    return Feed(loader, 0, 1.0, ((0.0, 0.5),), 96, pin)  # type: ignore[arg-type]
+    return Feed(loader, 0, FlowMatching(), ((0.0, 0.5),), 96, pin)  # type: ignore[arg-type]
 
 
 def tensors(example: Example) -> Iterator[Tensor]:

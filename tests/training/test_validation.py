@@ -10,6 +10,7 @@ import torch
 
 from hdm.training import assembly, validation
 from hdm.training.feed import VALIDATION, generator
+from hdm.training.objective import FlowMatching
 from tests.training.workshop import Workshop
 
 
@@ -31,7 +32,13 @@ def test_the_held_out_loss_is_told_by_time_too(workshop: Workshop, tmp_path: Pat
     loader = assembly.measured_loader(job, "validation", 4)
     conditioning = assembly.make_conditioning(job, torch.device("cpu"))
     found = validation.measure(
-        SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: False
+        SaysTheTime(),
+        loader,
+        conditioning,
+        FlowMatching(),
+        contextlib.nullcontext,
+        3,
+        lambda: False,
     )
     assert found is not None
     velocities = []
@@ -51,7 +58,13 @@ def test_the_held_out_loss_is_told_by_time_too(workshop: Workshop, tmp_path: Pat
     )
     assert (
         validation.measure(
-            SaysTheTime(), loader, conditioning, contextlib.nullcontext, 3, lambda: True
+            SaysTheTime(),
+            loader,
+            conditioning,
+            FlowMatching(),
+            contextlib.nullcontext,
+            3,
+            lambda: True,
         )
         is None
     )

@@ -1,0 +1,89 @@
+"""What training and sampling ask of a denoiser, and which class a configuration builds.
+
+A new architecture is one module: a subclass of `Denoiser`, registered for its configuration.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from hdm.architecture import XUTConfig
+
+
+class DenoiserBlock(nn.Module):
+    """The unit that is compiled, recomputed and sharded; its first argument and its result are tokens, (B, S, D).
+
+    The tokens of the image come first. `dropout` is the rate at which training drops features of the
+    block's updates (`execution.drop_updates`).
+    """
+
+    dropout: float = 0.0
+
+
+class Denoiser(nn.Module, ABC):
+    """A network that predicts the objective's target from a noisy latent.
+
+    `architecture` holds its sizes, and what its latents, text and positions are like.
+    """
+
+    architecture: XUTConfig
+
+    @property
+    def config(self) -> XUTConfig:
+        # A property, since a subclass of diffusers' models has one of this name for its config.json.
+        return self.architecture
+
+    @abstractmethod
+    def blocks(self) -> Iterator[DenoiserBlock]:
+        """All blocks in the order in which they run."""
+
+    @abstractmethod
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        *,
+        positions: Tensor | None = None,
+        log_aspect: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        kept: Tensor | None = None,
+        route: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Predict the target.
+
+        Args:
+            latent: noisy latent (B, C, H, W).
+            timestep: (B,) in [0, 1]; 1 is pure noise.
+            text: text embedding (B, T, text_width).
+            positions: (y, x) of each patch; None: the whole picture.
+            log_aspect: ln(width / height) of the picture, (B,); None: a square.
+            text_mask: (B, T) bool, False at padding; None: no padding.
+            kept: image tokens that pass through the route, (B, K) int64; None: all.
+            route: the blocks that see the kept tokens alone, (start, end), end exclusive; None: the default.
+
+        Returns:
+            (B, C, H, W).
+        """
+
+
+_BUILDERS: dict[type[XUTConfig], Callable[..., Denoiser]] = {}
+
+
+def register(config: type[XUTConfig], build: Callable[..., Denoiser]) -> None:
+    """Let configurations of a type build this denoiser; the last registration holds."""
+    _BUILDERS[config] = build
+
+
+def build_denoiser(config: XUTConfig) -> Denoiser:
+    """The denoiser of a configuration, with new weights from torch's generator.
+
+    Raises:
+        KeyError: no denoiser is registered for this type of configuration.
+    """
+    import hdm.models.xut  # noqa: F401  (registers itself)
+
+    return _BUILDERS[type(config)](config)
