@@ -172,8 +172,8 @@ def _in_turns(
             # The order changes from round to round: who comes after whom finds other things in the caches.
             for number in range(turn, turn + len(trainers)):
                 trainer = trainers[number % len(trainers)]
-                trainer.position = replace(
-                    trainer.position, num_images_seen=_seen(trainer, start, end, turn)
+                trainer.state.position = replace(
+                    trainer.state.position, num_images_seen=_seen(trainer, start, end, turn)
                 )
                 taken = _step_sec(trainer)
                 if turn >= WARM_UP:
@@ -191,7 +191,7 @@ def _seen(trainer: Trainer, start: float, end: float, turn: int) -> int:
 def _step_sec(trainer: Trainer) -> float:
     import torch
 
-    on_cpu = trainer.device.type == "cpu"
+    on_cpu = trainer.ranks.device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     begun = clock()
     trainer.step()

@@ -113,7 +113,7 @@ def main(path: Path) -> int:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
-            trainer.make_ready()
+            trainer.checkpoints.make_ready()
         trainer.feed.close()
     except HdmError as error:
         print(shown(" ".join(str(error).split())), file=sys.stderr)

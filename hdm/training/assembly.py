@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from hdm.child import FROM_TORCHRUN, forget_launchers
-from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
@@ -25,13 +25,13 @@ from hdm.models.execution import compile_blocks, drop_updates, recompute_activat
 from hdm.models.tensors import read_tensors
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output
-from hdm.training.alignment import Alignment
 from hdm.training.checkpoint import load_weights
-from hdm.training.feed import PROJECTION, mixed_seed
 from hdm.training.job import EMA, Job, mixed_name
 from hdm.training.meter import Machine, Meter
 from hdm.training.objective import FlowMatching, Objective
+from hdm.training.ranks import Ranks
 from hdm.training.threads import keep_threads
+from hdm.training.trainable import Trainable, WholeModel
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
@@ -64,6 +64,13 @@ def starting_model(job: Job) -> Denoiser:
     if before is not None:
         load_weights(model, read_tensors(before.file(EMA)), before.file(EMA))
     return model
+
+
+def make_trainable(job: Job, ranks: Ranks) -> Trainable:
+    """What the phase trains, on this process's device, whole or its shard."""
+    trainable = WholeModel(starting_model(job), job.settings.train.ema_decay)
+    place(job, (trainable.model, trainable.averaged), ranks.accelerator)
+    return trainable
 
 
 def make_objective(job: Job) -> Objective:
@@ -222,29 +229,21 @@ def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[
     return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
-def make_alignment(job: Job, model: Denoiser, batch: Batch) -> Alignment | None:
-    """The projector, where the model is aligned to features; a batch tells their width."""
-    settings = job.settings.train
-    if batch.features is None:
-        return None
-    seed = mixed_seed(settings.seed, PROJECTION, job.number)
-    return Alignment(
-        model, settings.aligned_block, batch.features.shape[-1], job.phase.optimizer, seed
-    )
+def prepared(job: Job, model: Denoiser, whole: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked.
 
-
-def prepared(
-    job: Job, model: Denoiser, accelerator: Accelerator, alignment: Alignment | None
-) -> Callable[..., Any]:
-    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked."""
+    Args:
+        job: says what is asked.
+        model: the denoiser.
+        whole: the same, or a module that calls it.
+        accelerator: of this process.
+    """
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)
     recompute_activations(model, job.phase.checkpoint_blocks)
     # Alone, or sharded, there is nothing to wrap: autocast is entered where the model is called.
-    whole = model if alignment is None else alignment.aligned
-    return (
-        accelerator.prepare(whole)
-        if accelerator.num_processes > 1 and not job.settings.train.shards
-        else whole
-    )
+    if accelerator.num_processes == 1 or job.settings.train.shards:
+        return whole
+    wrapped: nn.Module = accelerator.prepare(whole)
+    return wrapped

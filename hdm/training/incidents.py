@@ -44,12 +44,6 @@ def incident(what: str, now: Position, example: Example, loss: float) -> dict[st
     }
 
 
-def spike_warning(now: Position, loss: float, batch_size: int) -> str:
-    """One line for whoever watches."""
-    seen, usual = now.num_images_seen, math.exp(now.loss_level)
-    return f"step {now.step} has a loss of {loss:.4g} where {usual:.4g} is usual: images {seen - batch_size} to {seen}"
-
-
 def hopeless(
     now: Position, example: Example, loss: float, norm: float, job: Job, good: Checkpoint | None
 ) -> HdmError:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdm import sharding
 
@@ -15,6 +15,12 @@ from hdm import sharding
 def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The 2-norm of each tensor, by name, as scalars on its device. All processes have to ask where they are sharded."""
     return dict(zip(tensors, sharding.norms(list(tensors.values())).unbind(), strict=True))
+
+
+def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
+    """`tensor_norms` of the gradients of a model's parameters, of those that have one."""
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    return tensor_norms({name: value for name, value in gradients.items() if value is not None})
 
 
 def total_norm(norms: Sequence[Tensor]) -> Tensor:

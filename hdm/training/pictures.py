@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 from torch import Tensor
@@ -19,6 +22,8 @@ from hdm.models.autoencoder import load_autoencoder
 from hdm.models.denoiser import Denoiser
 from hdm.models.devices import Batches
 from hdm.store import Output
+from hdm.training.job import Job
+from hdm.training.ranks import CutShort
 
 NUM_PICTURES, COLUMNS = 16, 4
 
@@ -42,10 +47,6 @@ def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -
     raise InputError(
         "no kept picture has a caption", where=captions.path, do="name prompts in train.prompts"
     )
-
-
-class CutShort(Exception):  # noqa: N818  (nothing went wrong)
-    """Pictures were given up for something more urgent."""
 
 
 def generate_grid(
@@ -90,3 +91,37 @@ def generate_grid(
     )
     if path is not None:
         write_bytes(path, png(sheet(pictures, COLUMNS)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pictures of a training: its prompts, at its seed.
+
+    Args:
+        job: says which.
+        model: makes them; in evaluation mode.
+        conditioning: of the prompts.
+        autocast: the context of a forward pass.
+    """
+
+    job: Job
+    model: Denoiser
+    conditioning: Conditioning
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def write(self, path: Path | None, cut_short: Callable[[], bool] = lambda: False) -> list[str]:
+        """Generate them as `generate_grid` does; the prompts."""
+        job, settings = self.job, self.job.settings.train
+        prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
+        with self.autocast():
+            generate_grid(
+                path,
+                self.model,
+                self.conditioning,
+                job.autoencoder,
+                prompts,
+                job.phase.resolution,
+                settings.seed,
+                cut_short,
+            )
+        return prompts

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hdm.errors import InputError
 from hdm.models.tensors import open_tensors
-from hdm.sharding import local, share
 
 LONGEST = 0.28
 """Of the lengths: a plain mean over all of training has √(1/12) = 0.289."""
@@ -41,48 +40,6 @@ def gamma_of(length: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-class PowerTracks:
-    """Power-function averages of a model's parameters, kept while it is trained.
-
-    Args:
-        model: what is averaged.
-        lengths: σ_rel of each average.
-    """
-
-    def __init__(self, model: nn.Module, lengths: Iterable[float]) -> None:
-        self._names = [name for name, _ in model.named_parameters()]
-        self._theirs: list[Tensor] = list(model.parameters())
-        self._averages = {
-            length: [value.detach().clone() for value in self._theirs] for length in lengths
-        }
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β = (1 - 1/t)^(γ+1) (section 3.1)."""
-        for length, mine in self._averages.items():
-            weight = 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1)
-            torch._foreach_lerp_(
-                [local(average) for average in mine],
-                [local(value) for value in self._theirs],
-                weight,
-            )
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """`ema-<length>` → parameter → its average."""
-        return {
-            f"ema-{length:g}": dict(zip(self._names, mine, strict=True))
-            for length, mine in self._averages.items()
-        }
-
-    @torch.no_grad()
-    def load(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Bring back one of `tensors()`."""
-        for average, saved in zip(
-            self.tensors()[name].values(), (tensors[name] for name in self._names), strict=True
-        ):
-            local(average).copy_(share(saved, average))
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A power-function average as it was at a step.
@@ -99,7 +56,7 @@ class Snapshot:
 
 
 def snapshot_name(track: str, step: int) -> str:
-    """The file of one of `PowerTracks.tensors()` at a step."""
+    """The file of one of a checkpoint's tracks at a step."""
     return f"{track}-{step:08d}.safetensors"
 
 

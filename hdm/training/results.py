@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +12,33 @@ from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.denoiser import Denoiser, build_denoiser
-from hdm.models.tensors import read_tensors, save_tensors
-from hdm.sharding import gathered
+from hdm.models.tensors import read_tensors
 from hdm.training import assembly
 from hdm.training.checkpoint import load_weights
-from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, WEIGHTS, Job
+from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, Job
 from hdm.training.milestones import Milestones
-from hdm.training.pictures import generate_grid, prompts_to_show
-from hdm.training.records import Metrics
+from hdm.training.pictures import Grid
+from hdm.training.trainable import Trainable
 
 
-def write_results(
-    job: Job,
-    model: Denoiser,
-    average: Denoiser,
-    conditioning: Conditioning,
-    metrics: Metrics | None,
-    milestones: Milestones,
-) -> None:
+def write_results(job: Job, trainable: Trainable, grid: Grid, *, writes: bool) -> None:
     """Generate the pictures and write weights, metrics and summary to the job's `result` folder.
 
     Args:
         job: what was trained.
-        model, average: the raw and the averaged weights.
-        conditioning: of the prompts.
-        metrics: all lines of the phase; None on a process that writes nothing, and takes part since the models are sharded.
-        milestones: what was written while it went.
+        trainable: at its end.
+        grid: makes the pictures.
+        writes: whether this process does; another one takes part since the model is sharded.
     """
-    writes = metrics is not None
     if writes:
         shutil.rmtree(job.result, ignore_errors=True)
         job.result.mkdir()
-    prompts = write_grid(job, average, conditioning, job.result / GENERATED if writes else None)
-    weights, ema = gathered(model.state_dict()), gathered(average.state_dict())
-    if metrics is None:
-        return
-    save_tensors(job.result / WEIGHTS, weights)
-    save_tensors(job.result / EMA, ema)
-    names, lost = milestones.hand_over(job.result)
-    _describe(job, model, conditioning, metrics.path, prompts, names, lost)
+    prompts = grid.write(job.result / GENERATED if writes else None)
+    trainable.write(job.result if writes else None)
+    if writes:
+        names, lost = Milestones(Path(job.scratch)).hand_over(job.result)
+        metrics = Path(job.folder) / METRICS
+        _describe(job, trainable.model, grid.conditioning, metrics, prompts, names, lost)
 
 
 def make_companions(job: Job, device: str) -> None:
@@ -66,10 +54,8 @@ def make_companions(job: Job, device: str) -> None:
     conditioning = assembly.make_conditioning(job, accelerator.device)
     shutil.rmtree(job.result, ignore_errors=True)
     job.result.mkdir()
-    with accelerator.autocast():
-        prompts = write_grid(
-            job, average.to(accelerator.device), conditioning, job.result / GENERATED
-        )
+    grid = Grid(job, average.to(accelerator.device), conditioning, accelerator.autocast)
+    prompts = grid.write(job.result / GENERATED)
     metrics = Path(job.folder) / METRICS
     _describe(job, average, conditioning, metrics, prompts, job.milestones or [])
 
@@ -116,33 +102,6 @@ def _names(job: Job) -> dict[str, str]:
         for name, told in names.items()
         if not (name == "autoencoder" and VAE in job.inputs)
     }
-
-
-def write_grid(
-    job: Job,
-    model: Denoiser,
-    conditioning: Conditioning,
-    path: Path | None,
-    cut_short: Callable[[], bool] = lambda: False,
-) -> list[str]:
-    """Generate the pictures of the job's prompts at its seed, in a file unless `path` is None; the prompts.
-
-    Raises:
-        CutShort: `cut_short`, asked after each step of the sampler, said so.
-    """
-    settings = job.settings.train
-    prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
-    generate_grid(
-        path,
-        model,
-        conditioning,
-        job.autoencoder,
-        prompts,
-        job.phase.resolution,
-        settings.seed,
-        cut_short,
-    )
-    return prompts
 
 
 def last_values(content: bytes) -> dict[str, Any]:

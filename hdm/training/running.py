@@ -103,16 +103,18 @@ class Requests:
 
     Args:
         scratch: of the job.
+        listens: whether this process looks; to any other nothing is asked.
     """
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self, scratch: Path, *, listens: bool) -> None:
+        self.scratch, self.listens = scratch, listens
 
     def wants(self, what: str) -> bool:
-        return _request(self.scratch, what).exists()
+        return self.listens and _request(self.scratch, what).exists()
 
     def done(self, what: str) -> None:
-        _request(self.scratch, what).unlink(missing_ok=True)
+        if self.listens:
+            _request(self.scratch, what).unlink(missing_ok=True)
 
 
 def _request(scratch: Path, what: str) -> Path:

@@ -16,6 +16,7 @@ from hdm.diffusion.flow_matching import losses_by_time, sample_losses
 from hdm.generation.conditioning import Conditioning
 from hdm.training.feed import VALIDATION, generator
 from hdm.training.objective import Objective
+from hdm.training.ranks import Ranks
 
 NUM_IMAGES = 256
 BATCH_SIZE = 64
@@ -47,6 +48,28 @@ class Losses:
             "validation_loss": _finite(self.mean),
             "validation_loss_by_time": [_finite(loss) for loss in self.by_time],
         }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How losses are measured in a training; arguments as for `measure`."""
+
+    conditioning: Conditioning
+    objective: Objective
+    ranks: Ranks
+    seed: int
+
+    def losses(self, model: nn.Module, loader: Loader) -> Losses | None:
+        """Of a model in evaluation mode; None if a signal cut it short."""
+        return measure(
+            model,
+            loader,
+            self.conditioning,
+            self.objective,
+            self.ranks.accelerator.autocast,
+            self.seed,
+            self.ranks.interrupted,
+        )
 
 
 @torch.no_grad()

@@ -48,18 +48,18 @@ class Clocked:
 
     def __init__(self, name: str, clock: SimpleNamespace, late: float) -> None:
         self.name, self.clock, self.late, self.steps = name, clock, late, 0
-        self.position, self.num_images = Position(), 100
-        self.device, self.phase = SimpleNamespace(type="cpu"), SimpleNamespace(batch_size=10)
+        self.state, self.num_images = SimpleNamespace(position=Position()), 100
+        self.ranks = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+        self.phase = SimpleNamespace(batch_size=10)
 
     def step(self) -> None:
         self.steps += 1
         first = self.steps <= cost.WARM_UP
-        assert self.position.num_images_seen < self.num_images
-        self.clock.now += (
-            100.0 if first else self.late if self.position.num_images_seen >= 75 else 1.0
-        )
+        now = self.state.position
+        assert now.num_images_seen < self.num_images
+        self.clock.now += 100.0 if first else self.late if now.num_images_seen >= 75 else 1.0
         self.clock.order.append(self.name)
-        self.position = replace(self.position, num_images_seen=self.position.num_images_seen + 10)
+        self.state.position = replace(now, num_images_seen=now.num_images_seen + 10)
 
 
 def test_steps_are_made_in_turns_at_every_point_of_the_schedule(

@@ -27,18 +27,18 @@ class Stopped(Trainer):
 
     def step(self) -> None:
         super().step()
-        self.stop.requested |= (
-            self.position.step == self.stop_step and self.rank == self.world_size - 1
-        )
+        is_last_rank = self.ranks.rank == self.ranks.count - 1
+        if self.state.position.step == self.stop_step and is_last_rank:
+            self.ranks.stop.requested = True
 
 
 def held_bytes(trainer: Trainer) -> dict[str, int]:
-    models = {"weights": trainer.model, "average": trainer.average.model}
+    models = {"weights": trainer.state.trainable.model, "average": trainer.state.trainable.averaged}
     found = {
         name: sum(local(value).nbytes for value in model.parameters())
         for name, model in models.items()
     }
-    return {**found, "optimizer": trainer.optimizers.num_bytes}
+    return {**found, "optimizer": trainer.state.optimizers.num_bytes}
 
 
 if __name__ == "__main__":
@@ -48,6 +48,6 @@ if __name__ == "__main__":
         trainer = Stopped(job, StopRequest(), "cpu")
         trainer.stop_step = stop_step
         assert trainer.run() == (stop_step is None)
-        (Path(job.scratch) / f"held-{trainer.rank}.json").write_text(
+        (Path(job.scratch) / f"held-{trainer.ranks.rank}.json").write_text(
             json.dumps(held_bytes(trainer))
         )

@@ -19,9 +19,9 @@ from hdm.errors import ConfigError, InputError
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT
 from hdm.store import Identity
-from hdm.training.alignment import Aligned, cosines
 from hdm.training.guard import StopRequest
 from hdm.training.job import newest_checkpoint
+from hdm.training.techniques.alignment import Aligned, cosines
 from hdm.training.trainer import Trainer
 from tests.training.test_trainer import (
     StopAfter,
@@ -186,7 +186,9 @@ def test_it_rises_in_a_short_training_and_off_it_is_not_told(
     rising = [line["alignment"] for line in lines(job) if "alignment" in line]
     # The same answer for every token is worth 0.5 at most: what is beyond it was told by the noisy latent, its positions and the caption.
     assert rising[0] < 0.3 < 0.6 < rising[-1]
-    assert set(trainer.model.state_dict()) == set(XUT(longer.pipeline.train.model).state_dict())
+    assert set(trainer.state.trainable.model.state_dict()) == set(
+        XUT(longer.pipeline.train.model).state_dict()
+    )
     job = with_phase(workshop.cached(), num_images=8).job(tmp_path / "off")
     run(job)
     assert "alignment" not in lines(job)[0]
@@ -196,10 +198,10 @@ def test_it_rises_in_a_short_training_and_off_it_is_not_told(
 
 
 def projector(trainer: Trainer) -> dict[str, Tensor]:
-    assert trainer.alignment is not None
     return {
         f"{name} {key}": value
-        for name, values in trainer.alignment.tensors().items()
+        for name, values in trainer.state.tensors().items()
+        if name.startswith("projector")
         for key, value in values.items()
     }
 

@@ -12,8 +12,8 @@ import torch
 from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import canonical_json
-from hdm.training.best import Best
 from hdm.training.checkpoint import newest, save
+from hdm.training.techniques.best import Best
 
 CONFIG = XUTConfig(
     width=8,
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_will_not_fit_is_refused_before_it_is_written(
 
 def test_the_best_weights_are_compared_before_they_are_taken(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    best = Best(tmp_path, {"weights": model}, None)
+    best = Best(tmp_path, {"weights": model})
     best.add(3, writes=True)
     best.load(3)
     path = tmp_path / "best" / "00000003" / "weights.safetensors"

@@ -35,7 +35,9 @@ def test_another_denoiser_trains_with_every_option_and_its_weights_are_written(
 ) -> None:
     job = workshop.changed(dropout=0.1).job(tmp_path)
     trainer = Trainer(job, StopRequest(), "cpu")
-    begun = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    begun = {
+        name: value.clone() for name, value in trainer.state.trainable.model.state_dict().items()
+    }
     assert trainer.run()
     written = load_file(job.result / WEIGHTS)
     assert written.keys() == begun.keys() == Mixer(job.settings.train.model).state_dict().keys()

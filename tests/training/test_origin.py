@@ -42,7 +42,7 @@ class Stop(StopRequest):
 
     @property  # type: ignore[override]
     def requested(self) -> bool:
-        return self.trainer is not None and self.trainer.position.step == self.after
+        return self.trainer is not None and self.trainer.state.position.step == self.after
 
     @requested.setter
     def requested(self, value: bool) -> None:
@@ -98,16 +98,16 @@ def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(
     assert notice(job) is None
     trained(job, after=8)
     trainer = trained(job)  # the second time from its own checkpoint
-    assert trainer.position.step == 12
+    assert trainer.state.position.step == 12
     naive = Trainer(job_of(workshop, tmp_path / "naive", other), StopRequest(), "cpu")
     kept = checkpoint.read(Path(old.scratch) / "checkpoint-00000005")
-    naive._load(kept)
-    naive.position = Position(**kept.state["position"])
-    while naive.position.step < 12:
+    naive.state.load_tensors(kept)
+    naive.state.position = Position.of(kept.state["position"])
+    while naive.state.position.step < 12:
         naive.step()
     for mine, oracle in (
-        (trainer.model, naive.model),
-        (trainer.average.model, naive.average.model),
+        (trainer.state.trainable.model, naive.state.trainable.model),
+        (trainer.state.trainable.averaged, naive.state.trainable.averaged),
     ):
         assert all(
             torch.equal(value, oracle.state_dict()[name])
@@ -164,7 +164,11 @@ def test_what_cannot_be_gone_on_from_is_refused(workshop: Workshop, tmp_path: Pa
     job = job_of(workshop, tmp_path, batch_size=4, **allowed)
     check_origin(job)
     trainer = Trainer(job, StopRequest(), "cpu")
-    assert (trainer.position.step, trainer.position.num_images_seen, trainer.num_steps) == (
+    assert (
+        trainer.state.position.step,
+        trainer.state.position.num_images_seen,
+        trainer.num_steps,
+    ) == (
         10,
         40,
         24,

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 from hdm.errors import InputError
 from hdm.training.power_ema import (
-    PowerTracks,
     coefficients,
     find_snapshots,
     gamma_of,
@@ -19,6 +18,7 @@ from hdm.training.power_ema import (
     snapshot_name,
     synthesize,
 )
+from hdm.training.techniques.power_tracks import PowerTracks
 
 STEPS = 240
 

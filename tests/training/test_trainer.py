@@ -18,9 +18,11 @@ from hdm.diffusion.flow_matching import min_snr_weights
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training import assembly, checkpoint
+from hdm.training.denoising import Denoising
 from hdm.training.feed import Example
 from hdm.training.guard import Stopped, StopRequest
 from hdm.training.job import Job, mixed_name
+from hdm.training.position import Position
 from hdm.training.trainer import Trainer, train
 from tests.training.workshop import KEYS, Workshop, write_latents
 
@@ -79,15 +81,10 @@ def losses(job: Job) -> list[float]:
 
 
 def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    state = {f"weights {name}": value for name, value in trainer.model.state_dict().items()}
-    state |= {f"ema {name}": value for name, value in trainer.average.model.state_dict().items()}
-    state |= {
-        f"{track} {name}": value
-        for track, tensors in trainer.tracks.tensors().items()
-        for name, value in tensors.items()
-    }
-    return state | {
-        f"optimizer {name}": value for name, value in trainer.optimizers.tensors().items()
+    return {
+        f"{name} {key}": value
+        for name, values in trainer.state.tensors().items()
+        for key, value in values.items()
     }
 
 
@@ -189,7 +186,10 @@ def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> Non
                 sum(norm**2 for norm in parts.values()) ** 0.5, rel=1e-5
             )
             assert {"in_patch", "backbone", "out_patch"} <= parts.keys()
-    backbone = [value.double().square().sum() for value in straight.model.backbone.parameters()]
+    backbone = [
+        value.double().square().sum()
+        for value in straight.state.trainable.model.backbone.parameters()
+    ]
     assert lines(job)[-1]["weight_norm_of"]["backbone"] == pytest.approx(
         torch.stack(backbone).sum().sqrt().item(), rel=1e-5
     )
@@ -201,7 +201,7 @@ def test_norms_by_part_of_the_model_and_speed_are_told(straight: Trainer) -> Non
     assert timing[-1]["hours"] == pytest.approx(seconds / 3600, rel=0.05)
     assert all(0 < line["utilisation"] < 1 and line["peak_is"] == "measured" for line in timing)
     assert all(0 <= line["data_wait"] <= 1 for line in timing)
-    assert timing[-1]["optimizer_memory_gb"] == round(straight.optimizers.num_bytes / 1e9, 4)
+    assert timing[-1]["optimizer_memory_gb"] == round(straight.state.optimizers.num_bytes / 1e9, 4)
 
 
 def test_pictures_every_so_many_images_across_stops(
@@ -238,7 +238,7 @@ class StoppedAfterNine(Trainer):
 
     def step(self) -> None:
         super().step()
-        self.stop.requested = self.position.step == 9
+        self.ranks.stop.requested = self.state.position.step == 9
 
 
 def test_bits_that_flip_in_files_of_an_unfinished_training_do_not_come_out(
@@ -322,9 +322,12 @@ def test_the_best_weights_come_out_across_stops(
     assert json.loads((job.result / "summary.json").read_bytes())["best_step"] == best
 
     there = Trainer(spoiling.job(tmp_path / "there"), StopRequest(), "cpu")
-    while there.position.step < best:
+    while there.state.position.step < best:
         there.step()
-    for name, model in (("weights", there.model), ("ema", there.average.model)):
+    for name, model in (
+        ("weights", there.state.trainable.model),
+        ("ema", there.state.trainable.averaged),
+    ):
         kept = load_file(job.result / f"{name}.safetensors")
         assert [
             key for key, value in model.state_dict().items() if not torch.equal(value, kept[key])
@@ -344,12 +347,12 @@ def test_a_phase_ends_where_the_held_out_loss_stays_worse(
     job = changed.job(tmp_path / "patient")
     assert Trainer(job, StopAfter(11), "cpu").run() is False
     ended = run(job)
-    assert ended.position.step == best + 4 < whole.num_steps
+    assert ended.state.position.step == best + 4 < whole.num_steps
     assert held_out(job) == {step: loss for step, loss in found.items() if step <= best + 4}
     assert list(milestones(job)) == [f"ema-0.1-{best + 4:08d}.safetensors"], (
         "the snapshot of the end"
     )
-    assert run(job).position.step == best + 4, "it is not begun again"
+    assert run(job).state.position.step == best + 4, "it is not begun again"
 
 
 @pytest.mark.parametrize(
@@ -498,7 +501,7 @@ def test_a_stop_changes_no_bit_of_averages_in_eight_bits(
         num_images=48,
     )
     whole = run(changed.changed(checkpoint_sec=1e7).job(tmp_path / "whole"))
-    assert any(name.endswith("qmap1") for name in whole.optimizers.tensors()), (
+    assert any(name.endswith("qmap1") for name in whole.state.optimizers.tensors()), (
         "some tensors are large enough"
     )
     job = changed.job(tmp_path / "stopped")
@@ -523,12 +526,14 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     job = spoil(workshop, KEYS[3]).job(tmp_path)
     trainer = run(job)
     # 96 images are 3.2 epochs of 30: three or four of the steps meet that picture.
-    assert 1 <= trainer.position.skipped <= 4
-    assert lines(job)[-1]["skipped_steps"] == trainer.position.skipped
+    assert 1 <= trainer.state.position.skipped <= 4
+    assert lines(job)[-1]["skipped_steps"] == trainer.state.position.skipped
     assert all(torch.isfinite(value).all() for value in all_tensors(trainer).values())
-    assert losses(job).count(None) == trainer.position.skipped
+    assert losses(job).count(None) == trainer.state.position.skipped
     told = [incident for line in lines(job) for incident in line.get("incidents", [])]
-    assert [incident["what"] for incident in told] == ["not finite"] * trainer.position.skipped
+    assert [incident["what"] for incident in told] == [
+        "not finite"
+    ] * trainer.state.position.skipped
     assert all(KEYS[3] in incident["keys"] for incident in told)
     assert [incident["step"] for incident in told] == [
         number + 1 for number, loss in enumerate(losses(job)) if loss is None
@@ -539,13 +544,16 @@ def test_many_such_steps_in_a_row_end_it_with_the_batch_named(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     trainer = Trainer(spoil(longer(workshop, 160), *KEYS).job(tmp_path), StopRequest(), "cpu")
-    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    start = {
+        name: value.clone() for name, value in trainer.state.trainable.model.state_dict().items()
+    }
     with pytest.raises(HdmError, match="10 steps in a row") as caught:
         trainer.run()
     assert any(key in caught.value.what for key in KEYS)
     assert "step 10, images 72 to 80" in caught.value.what
     assert all(
-        torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items()
+        torch.equal(value, start[name])
+        for name, value in trainer.state.trainable.model.state_dict().items()
     )
 
 
@@ -562,9 +570,9 @@ class Diverging(Trainer):
     """A trainer whose weights overflow in its fifth step."""
 
     def step(self) -> None:
-        if self.position.step == 4:
+        if self.state.position.step == 4:
             with torch.no_grad():
-                for parameter in self.model.parameters():
+                for parameter in self.state.trainable.model.parameters():
                     parameter.fill_(1e38)
         super().step()
 
@@ -583,8 +591,8 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
     trainer = Diverging(job, Finished(), "cpu")
     with pytest.raises(Stopped):
         trainer.run()
-    assert trainer.position.num_images_seen == 160, "the clock does not go back"
-    assert trainer.position.skipped == 10
+    assert trainer.state.position.num_images_seen == 160, "the clock does not go back"
+    assert trainer.state.position.skipped == 10
     told = [
         (incident["what"], incident["step"])
         for line in lines(job)
@@ -593,9 +601,9 @@ def test_weights_that_overflow_are_those_of_the_last_good_checkpoint_again(
     assert told == [*(("not finite", step) for step in range(5, 15)), ("went back", 14)]
     # What comes after is what a training from those weights makes of the batches that come after.
     naive = Trainer(longer(workshop, 160).job(tmp_path / "naive"), StopRequest(), "cpu")
-    naive._load(kept)
-    naive.position = replace(naive.position, step=14, num_images_seen=112)
-    while naive.position.step < 20:
+    naive.state.load_tensors(kept)
+    naive.state.position = replace(naive.state.position, step=14, num_images_seen=112)
+    while naive.state.position.step < 20:
         naive.step()
     assert_same_bits(trainer, naive)
 
@@ -606,9 +614,9 @@ class Exploding(Trainer):
     explodes_at = 0
 
     def step(self) -> None:
-        if self.position.step == self.explodes_at:
+        if self.state.position.step == self.explodes_at:
             with torch.no_grad():
-                for parameter in self.model.parameters():
+                for parameter in self.state.trainable.model.parameters():
                     parameter.fill_(1e38)
         super().step()
 
@@ -662,7 +670,7 @@ def test_a_rate_at_which_losses_explode_and_stay_finite(
     trainer = Trainer(job, StopRequest(), "cpu")
     with pytest.raises(HdmError, match="training exploded before its end") as caught:
         trainer.run()
-    assert trainer.position.skipped == 0, "no loss was not finite"
+    assert trainer.state.position.skipped == 0, "no loss was not finite"
     assert "of its last 10 steps had more than 1.5 times the loss of predicting nothing" in (
         caught.value.what
     )
@@ -678,11 +686,13 @@ def test_an_explosion_that_no_step_tells_of(workshop: Workshop, tmp_path: Path, 
     trainer = Trainer(job, Finished(), "cpu")
     with pytest.raises(Stopped):
         trainer.run()
-    model = trainer.model if which == "weights" else trainer.average.model
+    model = (
+        trainer.state.trainable.model if which == "weights" else trainer.state.trainable.averaged
+    )
     with torch.no_grad():
         for value in model.parameters():
             value.mul_(30)
-    trainer.stop = StopRequest()
+    trainer.ranks.stop = StopRequest()
     with pytest.raises(HdmError, match=f"exploded before its end: its {which} have a loss") as told:
         trainer.run()
     assert f"resume_from={job.digest}@2 " in (told.value.do or ""), "not from where it ended"
@@ -692,8 +702,8 @@ def test_weights_that_are_not_finite_do_not_come_out(workshop: Workshop, tmp_pat
     """Of a training without held-out pictures to notice it, spoilt by its last step."""
     job = longer(workshop.changed(ema_lengths=[]), 32).job(tmp_path)
     trainer = Trainer(job, StopRequest(), "cpu")
-    trainer.position = replace(trainer.position, step=4, num_images_seen=32)
-    next(trainer.model.parameters()).data.view(-1)[0] = torch.nan
+    trainer.state.position = replace(trainer.state.position, step=4, num_images_seen=32)
+    next(trainer.state.trainable.model.parameters()).data.view(-1)[0] = torch.nan
     with pytest.raises(HdmError, match="its weights are not finite"):
         trainer.run()
     assert checkpoint.newest(Path(job.scratch), lambda state: state["good"]) is None
@@ -722,11 +732,11 @@ def test_going_back_is_done_once(
 ) -> None:
     job = longer(workshop, 240).job(tmp_path)
     Trainer(job, StopAfter(3), "cpu").run()
-    loss = Trainer._loss
+    losses = Denoising.losses
     monkeypatch.setattr(
-        Trainer,
-        "_loss",
-        lambda trainer, part: tuple(value * torch.nan for value in loss(trainer, part)),
+        Denoising,
+        "losses",
+        lambda denoising, part: tuple(value * torch.nan for value in losses(denoising, part)),
     )
     with pytest.raises(HdmError, match="going back to a checkpoint had not helped"):
         Trainer(job, StopRequest(), "cpu").run()
@@ -738,16 +748,16 @@ def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def spoilt(trainer: Trainer, example: Example) -> torch.Tensor:
-        loss = backward(trainer, example)  # and alignment
-        return loss * 50 if trainer.position.step == 70 else loss
+    def spoilt(denoising: Denoising, example: Example, now: Position) -> torch.Tensor:
+        means = backward(denoising, example, now)
+        return means * 50 if now.step == 70 else means
 
-    backward = Trainer._backward
-    monkeypatch.setattr(Trainer, "_backward", spoilt)
+    backward = Denoising.backward
+    monkeypatch.setattr(Denoising, "backward", spoilt)
     job = longer(workshop, 800).job(tmp_path)
     Trainer(job, StopAfter(65), "cpu").run()  # what is usual is known across a stop
     trainer = run(job)
-    assert trainer.position.spikes == 1
+    assert lines(job)[-1]["loss_spikes"] == 1
     (told,) = [incident for line in lines(job) for incident in line.get("incidents", [])]
     assert (told["what"], told["step"], told["num_images_seen"]) == ("loss spike", 71, 568)
     assert set(told["keys"]) == set(trainer.feed.make(560).batch.keys)
@@ -759,7 +769,10 @@ def test_the_next_phase_starts_from_the_averaged_weights(
 ) -> None:
     identity = replace(workshop.identity, name="train.8px", config={"made": "here"})
     with workshop.store.draft(identity) as draft:
-        for name, model in (("weights", straight.model), ("ema", straight.average.model)):
+        for name, model in (
+            ("weights", straight.state.trainable.model),
+            ("ema", straight.state.trainable.averaged),
+        ):
             from safetensors.torch import save_file
 
             with draft.write(f"{name}.safetensors") as file:
@@ -769,7 +782,8 @@ def test_the_next_phase_starts_from_the_averaged_weights(
     trainer = Trainer(job, StopRequest(), "cpu")
     averaged = load_file(read_output(before.path).file("ema.safetensors"))
     assert all(
-        torch.equal(value, averaged[name]) for name, value in trainer.model.state_dict().items()
+        torch.equal(value, averaged[name])
+        for name, value in trainer.state.trainable.model.state_dict().items()
     )
 
 
@@ -815,7 +829,7 @@ def test_memory_that_does_not_hold_a_step_ends_it_with_what_would_fit(
     monkeypatch: pytest.MonkeyPatch,
     allocation: Callable[[], torch.Tensor],
 ) -> None:
-    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: allocation())
+    monkeypatch.setattr(Denoising, "losses", lambda denoising, part: allocation())
     with pytest.raises(
         DoesNotFitError, match=r"micro_batch 3; at most [\d.]+ GB were in use"
     ) as caught:
@@ -838,6 +852,6 @@ def test_memory_that_does_not_hold_the_model_is_told_of_too(
 def test_an_error_that_is_not_of_memory_stays_what_it_is(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_loss", lambda trainer, part: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(Denoising, "losses", lambda denoising, part: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         train(workshop.job(tmp_path), StopRequest())

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from hdm.config import Optimizer
+from hdm.data.batch import Batch
 from hdm.models.denoiser import Denoiser
 from hdm.training.optimizers import Optimizers
+from hdm.training.position import Position
+from hdm.training.techniques.technique import Step, Technique
 
+ALIGNMENT = "alignment"
+"""The term of the loss, and its name in metrics."""
 PROJECTOR, PROJECTOR_OPTIMIZER = "projector", "projector_optimizer"
 """Sets of tensors in a checkpoint."""
 
@@ -38,10 +43,8 @@ class Aligned(nn.Module):
 
     def __init__(self, model: Denoiser, block: int, feature_width: int) -> None:
         super().__init__()
-        width, hidden = (
-            model.config.width,
-            2 * model.config.width,
-        )  # 2048, as in the paper, where the model is 1024 wide
+        width = model.config.width
+        hidden = 2 * width  # 2048, as in the paper, where the model is 1024 wide
         self.model, self.block = model, block
         self.projector = nn.Sequential(
             nn.Linear(width, hidden),
@@ -81,38 +84,68 @@ class Aligned(nn.Module):
         return velocity, cosines(self.projector(states[0][:, : features.shape[1]]), features)
 
 
-class Alignment:
-    """The projector's part of training.
+class Alignment(Technique):
+    """Trains the projector beside the model, and pulls the model towards the features.
 
     Args:
         model, block, feature_width: as for `Aligned`.
+        weight: of the pull.
         settings: of the phase's optimizer; the projector's gradient is clipped by itself.
         seed: of its first weights.
+
+    Its state: `cosine_sum`, of the steps since the last line of metrics.
     """
 
     def __init__(
-        self, model: Denoiser, block: int, feature_width: int, settings: Optimizer, seed: int
+        self,
+        model: Denoiser,
+        block: int,
+        feature_width: int,
+        weight: float,
+        settings: Optimizer,
+        seed: int,
     ) -> None:
-        self.settings = settings
+        self.weights = {ALIGNMENT: -weight}
+        self.settings, self.cosine_sum = settings, 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.aligned = Aligned(model, block, feature_width)
         self.aligned.projector.to(next(model.parameters()).device)
         self.optimizers = Optimizers(self.aligned.projector, settings)
 
-    def step(self, factor: float) -> None:
-        """Update the projector, at `factor` times the full rate."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return self.aligned
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None
+        return {"features": batch.features}
+
+    def update(self, factor: float) -> None:
         clip_grad_norm_(self.aligned.projector.parameters(), self.settings.clip_norm)
         self.optimizers.step(factor)
 
+    def after_step(self, step: Step) -> list[str]:
+        if step.is_finite:
+            self.cosine_sum += step.terms[ALIGNMENT]
+        return []
+
+    def line(self, now: Position) -> dict[str, Any]:
+        mean = self.cosine_sum / max(now.loss_count, 1)
+        self.cosine_sum = 0.0
+        return {ALIGNMENT: mean}
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of it, as named sets."""
         return {
             PROJECTOR: self.aligned.projector.state_dict(),
             PROJECTOR_OPTIMIZER: self.optimizers.tensors(),
         }
 
     def load(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
-        """Bring it back from a checkpoint's sets."""
         self.aligned.projector.load_state_dict(tensors(PROJECTOR))
         self.optimizers.load(tensors(PROJECTOR_OPTIMIZER))
+
+    def state(self) -> dict[str, Any]:
+        return {"cosine_sum": self.cosine_sum}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.cosine_sum = state.get("cosine_sum", 0.0)

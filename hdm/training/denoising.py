@@ -1,0 +1,110 @@
+"""Loss and gradients of a step: noisy latents in, the objective's target out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from hdm.generation.conditioning import Conditioning
+from hdm.training import assembly
+from hdm.training.feed import Example
+from hdm.training.job import Job
+from hdm.training.objective import Objective
+from hdm.training.position import Position
+from hdm.training.ranks import Ranks
+from hdm.training.techniques.technique import Technique
+from hdm.training.trainable import Trainable
+
+
+class Denoising:
+    """What a process computes of a step.
+
+    Args:
+        job: what is trained.
+        ranks: share each batch.
+        trainable: gets the gradients.
+        objective: what it learns.
+        conditioning: of the captions.
+        techniques: may wrap the model and add terms to the loss.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        ranks: Ranks,
+        trainable: Trainable,
+        objective: Objective,
+        conditioning: Conditioning,
+        techniques: Sequence[Technique],
+    ) -> None:
+        self.phase, self.ranks = job.phase, ranks
+        self.objective, self.conditioning = objective, conditioning
+        self.techniques = techniques
+        self.weights: dict[str, float] = {}
+        wrapped: nn.Module = trainable.model
+        for technique in techniques:
+            wrapped = technique.wrap(wrapped)
+            self.weights |= technique.weights
+        self.module = assembly.prepared(job, trainable.model, wrapped, ranks.accelerator)
+
+    def backward(self, example: Example, now: Position) -> Tensor:
+        """Add up the gradients of this process's share.
+
+        Returns:
+            Means over the global batch, on the device: the loss, that of predicting zeros, and the techniques' terms.
+        """
+        share, count = len(example.batch), self.ranks.count
+        total = torch.zeros(2 + len(self.weights), device=self.ranks.device)
+        begun = self.phase.batch_size * self.ranks.rank // count
+        size = min(self.phase.micro_batch or share, share)
+        for start in range(0, share, size):
+            for technique in self.techniques:
+                technique.before_micro_batch(now, begun + start)
+            with self._synchronising(is_last=start + size >= share):
+                part = example.part(start, start + size).to(self.ranks.device)
+                loss, of_nothing, *terms = self.losses(part)
+                lowered = loss
+                for weight, term in zip(self.weights.values(), terms, strict=True):
+                    lowered = lowered + weight * term
+                # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
+                self.ranks.accelerator.backward(lowered * (count / self.phase.batch_size))
+            total += torch.stack((loss, of_nothing, *terms)).detach()
+        if count > 1:
+            total = self.ranks.accelerator.reduce(total, "sum")
+        return total / self.phase.batch_size
+
+    def losses(self, part: Example) -> tuple[Tensor, ...]:
+        """Sums over the samples: the loss, that of predicting zeros, and the techniques' terms."""
+        batch, inputs = part.batch, dict[str, Tensor]()
+        for technique in self.techniques:
+            inputs |= technique.inputs(batch)
+        with self.ranks.accelerator.autocast():
+            output = self.module(
+                self.objective.noisy(batch.latent, part.noise, part.timestep),
+                part.timestep,
+                self.conditioning.of_batch(batch),
+                positions=batch.positions,
+                log_aspect=batch.log_aspect,
+                text_mask=batch.text_mask,
+                kept=part.kept,
+                route=self.phase.tread_route,
+                **inputs,
+            )
+        predicted, *terms = output if isinstance(output, tuple) else (output,)
+        target = self.objective.target(batch.latent, part.noise, part.timestep)
+        loss = self.objective.losses(predicted, target, part.timestep)
+        of_nothing = self.objective.losses(torch.zeros_like(target), target, part.timestep)
+        return (loss.sum(), of_nothing.sum(), *(term.sum() for term in terms))
+
+    def _synchronising(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Exchange gradients after the last micro-batch alone.
+
+        Gradients that wait for it are whole ones: of a sharded model each micro-batch's are spread at once.
+        """
+        if is_last or self.ranks.sharded:
+            return contextlib.nullcontext()
+        return self.ranks.accelerator.no_sync(self.module)

@@ -1,0 +1,74 @@
+"""Whether the weights that come out of a phase are worth anything."""
+
+from __future__ import annotations
+
+from hdm.models.denoiser import Denoiser
+from hdm.sharding import finite
+from hdm.training import assembly
+from hdm.training.checkpoints import Checkpoints
+from hdm.training.incidents import exploded, is_useless, signs_of_explosion
+from hdm.training.job import Job
+from hdm.training.logbook import Logbook
+from hdm.training.results import last_values
+from hdm.training.state import State
+from hdm.training.validation import BATCH_SIZE, Measurement
+
+
+def check_end(
+    job: Job,
+    state: State,
+    checkpoints: Checkpoints,
+    logbook: Logbook,
+    measurement: Measurement,
+    *,
+    only_weights: bool,
+) -> None:
+    """Refuse weights that are worth nothing. Every rank has to ask.
+
+    Args:
+        job: what was trained.
+        state: at its end.
+        checkpoints: of which the error names the last good one.
+        logbook: what was measured.
+        measurement: how losses are measured.
+        only_weights: the best weights are kept, of which the last steps and their held-out loss say nothing.
+
+    Raises:
+        HdmError: training exploded before its end.
+    """
+    signs = [] if only_weights else _signs_in_steps(state, logbook)
+    if checkpoints.ranks.takes_part:
+        signs += _signs_in_weights(job, state, measurement)
+    if any(checkpoints.ranks.agreed(bool(signs))):
+        raise exploded(signs, job, checkpoints.last_good(ended=True))
+
+
+def _signs_in_steps(state: State, logbook: Logbook) -> list[str]:
+    """What the last steps and their held-out loss say of an explosion."""
+    last = last_values(logbook.content)
+    signs = signs_of_explosion(state.position)
+    if "validation_loss" in last and last["validation_loss"] is None:
+        signs.append("its last held-out loss is not finite")
+    return signs
+
+
+def _signs_in_weights(job: Job, state: State, measurement: Measurement) -> list[str]:
+    """What shows that weights or averages are worth nothing: they are not finite, or their loss is useless.
+
+    It is looked at pictures that were trained on, since of few pictures weights learn those by heart, and are wrong about all others.
+    """
+    loader, signs = assembly.measured_loader(job, "train", BATCH_SIZE), list[str]()
+    models: dict[str, Denoiser] = {
+        "weights": state.trainable.model.eval(),
+        "averages": state.trainable.averaged,
+    }
+    for name, model in models.items():
+        losses = measurement.losses(model, loader)
+        if not finite(model.state_dict()):
+            signs.append(f"its {name} are not finite")
+        elif losses is not None and is_useless(losses.mean, losses.of_nothing):
+            signs.append(
+                f"its {name} have a loss of {losses.mean:.4g} at pictures that were trained on, where predicting nothing has one of "
+                f"{losses.of_nothing:.4g}"
+            )
+    return signs

@@ -1,0 +1,99 @@
+"""What training writes down while it goes: losses, norms and incidents, speed and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hdm.training import assembly
+from hdm.training.feed import Example
+from hdm.training.job import METRICS, TIMING, Job
+from hdm.training.norms import by_part, tensor_norms
+from hdm.training.position import Position
+from hdm.training.ranks import Ranks
+from hdm.training.records import Metrics, Timing
+from hdm.training.state import State
+
+
+class Logbook:
+    """That of a rank that writes nothing."""
+
+    @property
+    def content(self) -> bytes:
+        """`metrics.jsonl` so far."""
+        return b""
+
+    def count(self, example: Example) -> None:
+        """Count what a step did."""
+
+    def add(self, state: State, line: Mapping[str, Any], waited_sec: float) -> None:
+        """Write a line, unless it is empty; `waited_sec` for data since the start."""
+
+
+class WrittenLogbook(Logbook):
+    """That of rank 0: `metrics.jsonl` and `timing.jsonl`.
+
+    Args:
+        job: what is trained.
+        ranks: of the training.
+        now: where it starts.
+        metrics: content of `metrics.jsonl` up to there.
+    """
+
+    def __init__(self, job: Job, ranks: Ranks, now: Position, metrics: bytes) -> None:
+        self.batch_size = job.phase.batch_size
+        self.metrics = Metrics(Path(job.folder) / METRICS, metrics)
+        self.timing = Timing(Path(job.folder) / TIMING, now.num_images_seen)
+        self.meter = assembly.make_meter(job, ranks.device, ranks.count, self.timing.before)
+
+    @property
+    def content(self) -> bytes:
+        return self.metrics.content
+
+    def count(self, example: Example) -> None:
+        num_image, num_text = example.batch.crops.shape[1], example.batch.text_mask.shape[1]
+        self.meter.count(self.batch_size, num_image, num_text, example.tread_rate)
+
+    def add(self, state: State, line: Mapping[str, Any], waited_sec: float) -> None:
+        step, seen = state.position.step, state.position.num_images_seen
+        if line:
+            self.metrics.add(step, seen, line)
+        if "loss" in line:
+            held = state.optimizers.num_bytes
+            self.timing.add(step, seen, line["loss"], waited_sec, self.meter, held)
+
+
+def open_logbook(job: Job, ranks: Ranks, now: Position, metrics: bytes) -> Logbook:
+    """Of this process; arguments as for `WrittenLogbook`."""
+    return WrittenLogbook(job, ranks, now, metrics) if ranks.first else Logbook()
+
+
+def step_line(
+    state: State, norm: float, norms: Mapping[str, Tensor], factor: float
+) -> dict[str, Any]:
+    """A line of metrics: the mean loss since the last one, and what the last step was like.
+
+    Args:
+        state: after the step.
+        norm: of its gradient.
+        norms: of the gradient by tensor.
+        factor: share of the full rate.
+    """
+    now, parameters = state.position, dict(state.trainable.model.named_parameters())
+    line: dict[str, Any] = {
+        "loss": now.loss_sum / now.loss_count if now.loss_count else None,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "grad_norm_of": by_part(norms),
+        "weight_norm_of": by_part(tensor_norms(parameters)),
+        "skipped_steps": now.skipped,
+        **state.optimizers.rates(factor),
+    }
+    if now.incidents:
+        line["incidents"] = list(now.incidents)
+    for technique in state.techniques:
+        line |= technique.line(now)
+    return line

@@ -1,0 +1,70 @@
+"""Everything that a step changes, and a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hdm.sharding import gathered
+from hdm.training.checkpoint import Checkpoint
+from hdm.training.optimizers import Optimizers
+from hdm.training.position import Position
+from hdm.training.techniques.technique import Technique
+from hdm.training.trainable import Trainable
+
+
+@dataclass
+class State:
+    """What is trained, by what, and where that stands.
+
+    Args:
+        trainable: the weights and their average.
+        optimizers: of the weights.
+        techniques: in the order in which they are called.
+        position: steps, images and incidents so far.
+    """
+
+    trainable: Trainable
+    optimizers: Optimizers
+    techniques: Sequence[Technique]
+    position: Position = field(default_factory=Position)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Named sets; of a sharded model whole copies on rank 0, gathered by all ranks."""
+        sets = {**self.trainable.tensors(), "optimizer": gathered(self.optimizers.tensors())}
+        for technique in self.techniques:
+            sets |= technique.tensors()
+        return sets
+
+    def load_tensors(self, found: Checkpoint) -> None:
+        """Weights, averages, the optimizers' state and that of techniques."""
+        self.trainable.load(found.tensors, found.path)
+        self.optimizers.load(found.tensors("optimizer"))
+        for technique in self.techniques:
+            technique.load(found.tensors)
+
+    def values(self) -> dict[str, Any]:
+        """The position, and beside its fields the plain values of techniques."""
+        values = asdict(self.position)
+        for technique in self.techniques:
+            values |= technique.state()
+        return values
+
+    def restore(self, found: Checkpoint) -> None:
+        """Go on where a checkpoint was taken."""
+        values = found.state["position"]
+        self.load_tensors(found)
+        self.position = Position.of(values)
+        for technique in self.techniques:
+            technique.restore(values)
+
+    def adopt(self, found: Checkpoint, batch_size: int) -> None:
+        """Go on from a checkpoint of a training with other settings, in batches of this size."""
+        values = found.state["position"]
+        self.load_tensors(found)
+        self.position = Position.of(values).with_batches_of(batch_size)
+        for technique in self.techniques:
+            technique.adopt(values)

@@ -1,0 +1,157 @@
+"""The weights with the lowest held-out loss so far, on disk until the phase is done; and the end of a phase that grows worse."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hdm.errors import InputError
+from hdm.sharding import gathered
+from hdm.training import checkpoint
+from hdm.training.checkpoint import load_weights
+from hdm.training.position import Position
+from hdm.training.ranks import Ranks
+from hdm.training.techniques.held_out import HeldOut
+from hdm.training.techniques.technique import Technique
+
+FOLDER = "best"
+
+
+class Best:
+    """A folder a step, of those steps that a checkpoint may still lead back to.
+
+    Args:
+        scratch: of the phase.
+        models: name → model, what is kept of a step.
+    """
+
+    def __init__(self, scratch: Path, models: Mapping[str, nn.Module]) -> None:
+        self.folder, self.models = scratch / FOLDER, models
+        self._in_checkpoints: list[int | None] = [None]
+
+    def begin(self, step: int | None) -> None:
+        """Go on from a checkpoint whose best step is this one."""
+        self._in_checkpoints = [step]
+
+    def add(self, step: int, *, writes: bool) -> None:
+        """Write down the models as they are after a step; a process that does not write helps to put sharded ones together."""
+        found = {name: gathered(model.state_dict()) for name, model in self.models.items()}
+        if not writes:
+            return
+        checkpoint.write_folder(self._of(step), found, {}, {"step": step})
+
+    def saved(self, step: int | None) -> None:
+        """A checkpoint was made whose best step is this one: what neither it nor the one before needs is dropped.
+
+        What has been added since it was taken, while it was being written, stays.
+        """
+        self._in_checkpoints = [self._in_checkpoints[-1], step]
+        needed = {self._of(wanted) for wanted in self._in_checkpoints if wanted is not None}
+        for path in self.folder.glob("[0-9]*"):
+            if path not in needed and step is not None and path < self._of(step):
+                shutil.rmtree(path)
+
+    def load(self, step: int) -> None:
+        """Bring a step's weights back into the models.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        found = checkpoint.read(self._of(step))
+        for name, model in self.models.items():
+            load_weights(model, found.tensors(name), found.path)
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+
+class BestSoFar(Technique):
+    """Watches a held-out loss: keeps the weights where it was lowest, and ends a phase in which it stays worse.
+
+    Args:
+        held_out: measures the loss.
+        watched: its name among what is measured.
+        files: where the best weights go; None: they are not kept.
+        patience: held-out losses in a row, none the lowest, that end the phase; None: none do.
+        ranks: rank 0 knows the loss, all follow.
+
+    Its state: `best_step` and `best_loss`, None before the first, and how many since were `worse_in_row`.
+
+    Raises:
+        InputError: no pictures are held out.
+    """
+
+    def __init__(
+        self,
+        held_out: HeldOut,
+        watched: str,
+        files: Best | None,
+        patience: int | None,
+        ranks: Ranks,
+    ) -> None:
+        self.held_out, self.watched, self.files = held_out, watched, files
+        self.patience, self.ranks = patience, ranks
+        self.best_step: int | None = None
+        self.best_loss: float | None = None
+        self.worse_in_row = 0
+        if not len(held_out.loader()):
+            raise InputError(
+                "train.keep: best and train.patience need pictures held out for validation",
+                where="filter.validation",
+                do="raise it",
+            )
+
+    def conclude(self, now: Position, measured: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.held_out.due(now):
+            return {}
+        if self.ranks.first:
+            # After a lost step the averages may be whole beside weights that are not.
+            self._watch(now.step, None if now.lost_in_row else measured[self.watched])
+        self.ended, is_best = self.ranks.agreed(self.ended, self.best_step == now.step)
+        if is_best:
+            self.best_step = now.step
+            if self.files is not None and self.ranks.takes_part:
+                self.files.add(now.step, writes=self.ranks.first)
+        return {"best_step": self.best_step}
+
+    def _watch(self, step: int, loss: float | None) -> None:
+        """Take a loss into account; one that is not finite (None) is no better than any."""
+        if loss is not None and (self.best_loss is None or loss < self.best_loss):
+            self.best_step, self.best_loss = step, loss
+            self.worse_in_row = 0
+        else:
+            self.worse_in_row += 1
+            self.ended = self.patience is not None and self.worse_in_row >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+            "worse_in_row": self.worse_in_row,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.best_step, self.best_loss = state["best_step"], state["best_loss"]
+        self.worse_in_row = state["worse_in_row"]
+        if self.files is not None:
+            self.files.begin(self.best_step)
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Another training's losses say nothing of this one's."""
+
+    def on_saved(self) -> Callable[[], None]:
+        if self.files is None:
+            return super().on_saved()
+        return partial(self.files.saved, self.best_step)
+
+    def finish(self) -> bool:
+        if self.files is None or self.best_step is None:
+            return False
+        if self.ranks.takes_part:
+            self.files.load(self.best_step)
+        return True

@@ -1,0 +1,77 @@
+"""Which techniques a job's settings ask for."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+
+from hdm.data.batch import Batch
+from hdm.training import assembly
+from hdm.training.feed import PROJECTION, mixed_seed
+from hdm.training.job import Job, num_steps
+from hdm.training.milestones import Milestones, even_steps
+from hdm.training.pictures import Grid
+from hdm.training.ranks import Ranks
+from hdm.training.techniques.alignment import Alignment
+from hdm.training.techniques.best import Best, BestSoFar
+from hdm.training.techniques.dropout import DropoutSeeds
+from hdm.training.techniques.generated import GeneratedPictures
+from hdm.training.techniques.held_out import HeldOut
+from hdm.training.techniques.power_tracks import PowerEma
+from hdm.training.techniques.spikes import SpikeGuard
+from hdm.training.techniques.technique import Technique
+from hdm.training.trainable import Trainable
+from hdm.training.validation import BATCH_SIZE, Measurement
+
+
+def choose_techniques(
+    job: Job,
+    ranks: Ranks,
+    trainable: Trainable,
+    measurement: Measurement,
+    grid: Grid,
+    batch: Batch,
+) -> list[Technique]:
+    """The techniques of a training, in the order in which they are called: what measures before what goes by it.
+
+    Args:
+        job: what is trained.
+        ranks, trainable, measurement, grid: what techniques work with.
+        batch: any, which tells how wide features are.
+
+    Raises:
+        InputError: no pictures are held out, and something goes by their loss.
+    """
+    settings, phase = job.settings.train, job.phase
+    milestones, steps = Milestones(Path(job.scratch)), num_steps(phase)
+    found: list[Technique] = [SpikeGuard(phase.batch_size, warns=ranks.first)]
+    if settings.dropout:
+        found.append(DropoutSeeds(settings.seed))
+    if batch.features is not None:
+        seed = mixed_seed(settings.seed, PROJECTION, job.number)
+        block, width = settings.aligned_block, batch.features.shape[-1]
+        weight, optimizer = settings.align_weight, phase.optimizer
+        found.append(Alignment(trainable.model, block, width, weight, optimizer, seed))
+    loader = cache(partial(assembly.measured_loader, job, "validation", BATCH_SIZE))
+    every, raw = settings.validate_every, settings.validate_raw
+    held_out = HeldOut(measurement, trainable, loader, every, steps, raw=raw)
+    found.append(held_out)
+    if settings.watches:
+        models = {"weights": trainable.model, "ema": trainable.averaged}
+        files = Best(Path(job.scratch), models) if settings.keep == "best" else None
+        found.append(BestSoFar(held_out, settings.watch, files, settings.patience, ranks))
+    if settings.generate_every is not None:
+        every, size = settings.generate_every, phase.batch_size
+        found.append(GeneratedPictures(grid, milestones, ranks, every, size))
+    if settings.ema_lengths:
+        found.append(
+            PowerEma(
+                trainable.model,
+                settings.ema_lengths,
+                milestones,
+                even_steps(steps, settings.ema_snapshots),
+                writes=ranks.first,
+                takes_part=ranks.takes_part,
+            )
+        )
+    return found

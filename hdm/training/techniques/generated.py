@@ -1,0 +1,43 @@
+"""Pictures generated every so many images, which the output keeps."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from hdm.training.milestones import Milestones
+from hdm.training.pictures import Grid
+from hdm.training.position import Position
+from hdm.training.ranks import Ranks
+from hdm.training.techniques.technique import Technique
+
+
+class GeneratedPictures(Technique):
+    """Writes a grid after each step that passes a multiple of `every` images.
+
+    Args:
+        grid: makes the pictures.
+        milestones: where they go.
+        ranks: who writes.
+        every: images seen between two grids.
+        batch_size: images a step.
+    """
+
+    def __init__(
+        self, grid: Grid, milestones: Milestones, ranks: Ranks, every: int, batch_size: int
+    ) -> None:
+        self.grid, self.milestones, self.ranks = grid, milestones, ranks
+        self.every, self.batch_size = every, batch_size
+
+    def due(self, now: Position) -> bool:
+        seen = now.num_images_seen
+        return seen // self.every > (seen - self.batch_size) // self.every
+
+    def measure(self, now: Position) -> dict[str, Any]:
+        if not self.due(now):
+            return {}
+        name = f"generated-{now.num_images_seen:010d}.png"
+        writing = self.milestones.write(name) if self.ranks.first else contextlib.nullcontext()
+        with writing as path:
+            self.grid.write(path, self.ranks.interrupted)
+        return {}

@@ -1,0 +1,98 @@
+"""Power-function averages of the weights, kept while they are trained and written down now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdm.sharding import gathered, local, share
+from hdm.training.milestones import Milestones
+from hdm.training.position import Position
+from hdm.training.power_ema import gamma_of
+from hdm.training.techniques.technique import Step, Technique
+
+
+class PowerTracks:
+    """Power-function averages of a model's parameters, kept while it is trained.
+
+    Args:
+        model: what is averaged.
+        lengths: σ_rel of each average.
+    """
+
+    def __init__(self, model: nn.Module, lengths: Iterable[float]) -> None:
+        self._names = [name for name, _ in model.named_parameters()]
+        self._theirs: list[Tensor] = list(model.parameters())
+        self._averages = {
+            length: [value.detach().clone() for value in self._theirs] for length in lengths
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β = (1 - 1/t)^(γ+1) (section 3.1)."""
+        for length, mine in self._averages.items():
+            weight = 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1)
+            averages = [local(average) for average in mine]
+            torch._foreach_lerp_(averages, [local(value) for value in self._theirs], weight)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """`ema-<length>` → parameter → its average."""
+        return {
+            f"ema-{length:g}": dict(zip(self._names, mine, strict=True))
+            for length, mine in self._averages.items()
+        }
+
+    @torch.no_grad()
+    def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Bring back one of `tensors()`."""
+        for parameter, average in self.tensors()[name].items():
+            local(average).copy_(share(tensors[parameter], average))
+
+
+class PowerEma(Technique):
+    """Keeps the averages, and writes them down at even steps and at the end.
+
+    Args:
+        model: what is averaged.
+        lengths: σ_rel of each average.
+        milestones: where they are written down.
+        snapshot_steps: when.
+        writes: whether this process writes; one that does not helps to gather sharded averages.
+        takes_part: whether it does even that.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lengths: Iterable[float],
+        milestones: Milestones,
+        snapshot_steps: frozenset[int],
+        *,
+        writes: bool,
+        takes_part: bool,
+    ) -> None:
+        self.tracks, self.milestones = PowerTracks(model, lengths), milestones
+        self.snapshot_steps = snapshot_steps
+        self.writes, self.takes_part = writes, takes_part
+
+    def after_step(self, step: Step) -> list[str]:
+        self.tracks.update(step.before.step)  # their clock goes on at a skipped step too
+        return []
+
+    def due(self, now: Position) -> bool:
+        return now.ended or now.step in self.snapshot_steps
+
+    def conclude(self, now: Position, measured: Mapping[str, Any]) -> dict[str, Any]:
+        if self.due(now) and self.takes_part:
+            self.milestones.add_snapshots(now.step, self.tracks.tensors(), writes=self.writes)
+        return {}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {name: gathered(track) for name, track in self.tracks.tensors().items()}
+
+    def load(self, tensors: Callable[[str], Mapping[str, Tensor]]) -> None:
+        for name in self.tracks.tensors():
+            self.tracks.load(name, tensors(name))

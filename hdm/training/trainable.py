@@ -1,0 +1,89 @@
+"""What is trained, averaged, checkpointed and written: a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from hdm.models.denoiser import Denoiser
+from hdm.models.tensors import save_tensors
+from hdm.sharding import gathered
+from hdm.training.checkpoint import load_weights
+from hdm.training.ema import Average
+from hdm.training.job import EMA, WEIGHTS
+
+Sets = Callable[[str], Mapping[str, Tensor]]
+"""Sets of tensors by name, as a checkpoint reads them."""
+
+
+class Trainable(Protocol):
+    """The training kernel changes, keeps and writes weights through this alone.
+
+    Gathers of sharded weights are collective: every rank that takes part calls them.
+    """
+
+    @property
+    def model(self) -> Denoiser:
+        """The denoiser in training. Optimizers update those of its parameters that require a gradient."""
+        ...
+
+    @property
+    def averaged(self) -> Denoiser:
+        """The same with averaged weights, in evaluation mode: what is measured and shown."""
+        ...
+
+    def update(self, step: int) -> None:
+        """Take the weights after step number `step` (from 0) into the average."""
+        ...
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds of it, as named sets."""
+        ...
+
+    def load(self, tensors: Sets, where: Path) -> None:
+        """Bring back these sets, which were read from `where`."""
+        ...
+
+    def write(self, folder: Path | None) -> None:
+        """Write the files of the output; None: another process writes them."""
+        ...
+
+
+class WholeModel:
+    """All weights of a denoiser, and their exponential moving average.
+
+    Args:
+        model: the denoiser; its weights are the start.
+        decay: of the average.
+    """
+
+    def __init__(self, model: Denoiser, decay: float) -> None:
+        self.model = model.train()
+        self._average = Average(self.model, decay)
+
+    @property
+    def averaged(self) -> Denoiser:
+        return self._average.model
+
+    def update(self, step: int) -> None:
+        self._average.update(step)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "weights": gathered(self.model.state_dict()),
+            "ema": gathered(self.averaged.state_dict()),
+        }
+
+    def load(self, tensors: Sets, where: Path) -> None:
+        load_weights(self.model, tensors("weights"), where)
+        load_weights(self.averaged, tensors("ema"), where)
+
+    def write(self, folder: Path | None) -> None:
+        files = {WEIGHTS: self.model, EMA: self.averaged}
+        for name, model in files.items():
+            tensors = gathered(model.state_dict())
+            if folder is not None:
+                save_tensors(folder / name, tensors)
