@@ -18,7 +18,7 @@ from hdm.config import DownloadSettings, ImageSettings
 from hdm.data.decoding import Asked, Decoders, pixels
 from hdm.data.examples import Example
 from hdm.data.images import BadImage
-from hdm.demo.bootstrap import scene_examples, scene_quality
+from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError
 from hdm.pipelines import source_settings
 
@@ -77,13 +77,11 @@ def bootstrap_from(
         "begun": begun,
     }
     if source == SCENES:
-        # Fitting outlines takes a core 30 s for all of them, which minutes do not leave.
-        measured = SCENES_MEASURED if minutes is None else SCENES_MEASURED // 4
         return bootstrap(
             scene_examples(max_pictures or NUM_SCENES, size_px),
             out,
             source=source,
-            check=lambda written, share: scene_quality(written, round(measured * share)),
+            check=partial(SceneQuality, count=SCENES_MEASURED),
             **options,
         )
     given = {

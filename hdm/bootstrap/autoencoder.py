@@ -15,6 +15,7 @@ from hdm.bootstrap.pace import Schedule
 from hdm.bootstrap.pictures import Crops
 from hdm.data.crops import as_image, middle_square
 from hdm.data.examples import Example
+from hdm.measuring import Measure
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import Transform
 from hdm.models.small_autoencoder import CHANNELS, new_autoencoder
@@ -30,7 +31,7 @@ KL_WEIGHT = 1e-4
 NOISE = 0.4  # of the latents' standard deviation, at most
 EQUIVARIANT = 0.25  # share of steps that decode a scaled and turned latent
 SCALES = (0.5, 0.75)
-STATISTICS_BATCHES = 64
+STATISTICS_BATCHES, FEWEST_BATCHES = 64, 8
 STATISTICS = "statistics"  # part of the time
 DRAWS = 1  # of a step, apart from those of its crops
 
@@ -67,13 +68,13 @@ def train_autoencoder(
     model.eval()
     first = schedule.num_steps
     with torch.no_grad(), place.budget.timed(STATISTICS):
-        write_statistics(
-            model,
-            [
-                model.encode(crops.batch(number)).latent_dist.mode()
-                for number in range(first, first + STATISTICS_BATCHES)
-            ],
-        )
+        until = place.budget.until(STATISTICS)
+        latents: list[Tensor] = []
+        for number in range(first, first + STATISTICS_BATCHES):
+            if until is not None and place.budget.now() > until and len(latents) >= FEWEST_BATCHES:
+                break
+            latents.append(model.encode(crops.batch(number)).latent_dist.mode())
+        write_statistics(model, latents)
     return model.to(memory_format=torch.contiguous_format), schedule
 
 
@@ -104,12 +105,19 @@ def save_autoencoder(model: Any, folder: Path) -> None:
     halve(model).save_pretrained(folder)
 
 
-def measure_autoencoder(
-    autoencoder: Autoencoder, examples: Sequence[Example], size_px: int
-) -> dict[str, float]:
+class AutoencoderQuality(Measure):
     """Mean PSNR (dB) of pictures that were kept out of training, in their middle square."""
-    found = []
-    for example in examples:
-        image = as_image(middle_square(example.pixels, size_px)[None])
-        found.append(psnr(autoencoder.decode(autoencoder.encode(image)), image).item())
-    return {"psnr_db": round(float(np.mean(found)), 2)}
+
+    def __init__(self, autoencoder: Autoencoder, examples: Sequence[Example], size_px: int) -> None:
+        super().__init__(len(examples))
+        self.autoencoder, self.examples, self.size_px = autoencoder, examples, size_px
+        self.found: list[float] = []
+
+    def add(self, items: Sequence[int]) -> None:
+        for item in items:
+            image = as_image(middle_square(self.examples[item].pixels, self.size_px)[None])
+            decoded = self.autoencoder.decode(self.autoencoder.encode(image))
+            self.found.append(psnr(decoded, image).item())
+
+    def result(self) -> dict[str, Any]:
+        return {"psnr_db": round(float(np.mean(self.found)), 2)}

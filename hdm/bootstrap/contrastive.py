@@ -18,6 +18,7 @@ from hdm.bootstrap.quality import spoiled
 from hdm.bootstrap.text import tokenized
 from hdm.data.examples import Example
 from hdm.files import write_json
+from hdm.measuring import Measure, balance, share
 from hdm.models.contrastive import Contrastive
 
 SIZE_PX, PATCH = 64, 8
@@ -169,21 +170,31 @@ def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> 
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 
-def measure_contrastive(contrastive: Contrastive, examples: Sequence[Example]) -> dict[str, float]:
+class ContrastiveQuality(Measure):
     """How well fitting captions are told from those of other held-out pictures, and the cosine that does it best.
 
-    Returns:
-        threshold, and the shares of fitting pairs above and of other pairs below it.
+    The result: threshold, and the shares of fitting pairs above and of other pairs below it.
     """
-    images = contrastive.embed_images([example.pixels for example in examples])
-    texts = contrastive.embed_texts([example.captions[0] for example in examples])
-    cosines = images @ texts.T
-    fitting, others = np.diag(cosines), cosines[~np.eye(len(cosines), dtype=bool)]
-    candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 513))
-    balance = [min((fitting >= value).mean(), (others < value).mean()) for value in candidates]
-    best = float(candidates[int(np.argmax(balance))])
-    return {
-        "threshold": round(best, 4),
-        "fitting_above": round(float((fitting >= best).mean()), 4),
-        "others_below": round(float((others < best).mean()), 4),
-    }
+
+    def __init__(self, contrastive: Contrastive, examples: Sequence[Example]) -> None:
+        super().__init__(len(examples))
+        self.contrastive, self.examples = contrastive, examples
+        self.images: list[np.ndarray] = []
+        self.texts: list[np.ndarray] = []
+
+    def add(self, items: Sequence[int]) -> None:
+        chosen = [self.examples[item] for item in items]
+        pixels, captions = zip(*((one.pixels, one.captions[0]) for one in chosen), strict=True)
+        self.images.append(self.contrastive.embed_images(list(pixels)))
+        self.texts.append(self.contrastive.embed_texts(list(captions)))
+
+    def result(self) -> dict[str, Any]:
+        cosines = np.concatenate(self.images) @ np.concatenate(self.texts).T
+        fitting, others = np.diag(cosines), cosines[~np.eye(len(cosines), dtype=bool)]
+        candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 513))
+        best = float(candidates[int(np.argmax(balance(fitting, others, candidates)))])
+        return {
+            "threshold": round(best, 4),
+            "fitting_above": share(fitting >= best),
+            "others_below": share(others < best),
+        }

@@ -9,12 +9,14 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
 from hdm.data.examples import Example
+from hdm.measuring import Measure, balance, share
 from hdm.models.aesthetic import AestheticHead
 from hdm.models.contrastive import Contrastive
 from hdm.progress import track
@@ -22,6 +24,7 @@ from hdm.progress import track
 BEST, WORST = 10.0, 1.0
 RIDGE = 1e-3
 BATCH = 64
+MOST_MEASURED = 512  # ratings
 
 Spoiler = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
@@ -83,7 +86,8 @@ def train_quality_head(
         seed: of the spoiling.
         until: rate no more after this time of `time.monotonic`; None: rate all.
     """
-    embeddings, ratings = _rated(contrastive, examples, num_images, seed, until)
+    with track("quality head", num_images, "images") as bar:
+        embeddings, ratings = _rated(contrastive, examples, num_images, seed, until, bar.advance)
     centre = embeddings.mean(0)
     inputs, targets = embeddings - centre, ratings - ratings.mean()
     weight = np.linalg.solve(
@@ -99,25 +103,25 @@ def _rated(
     contrastive: Contrastive,
     examples: Sequence[Example],
     num_images: int,
-    seed: int,
+    seed: int | tuple[int, ...],
     until: float | None = None,
+    advance: Callable[[int], object] = int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (N, E) and ratings (N,), float64; of `num_images`, or of fewer whole batches where time is up."""
     rng = np.random.default_rng(seed)
     strengths = np.where(rng.random(num_images) < 0.5, rng.uniform(0.5, 1, num_images), 0)
     places = rng.integers(len(examples), size=num_images)
     found = []
-    with track("quality head", num_images, "images") as bar:
-        for start in range(0, num_images, BATCH):
-            part = slice(start, start + BATCH)
-            pictures = [
-                spoiled(examples[p].pixels, s, rng)
-                for p, s in zip(places[part], strengths[part], strict=True)
-            ]
-            found.append(contrastive.embed_images(pictures))
-            bar.advance(len(pictures))
-            if until is not None and time.monotonic() > until:
-                break
+    for start in range(0, num_images, BATCH):
+        part = slice(start, start + BATCH)
+        pictures = [
+            spoiled(examples[p].pixels, s, rng)
+            for p, s in zip(places[part], strengths[part], strict=True)
+        ]
+        found.append(contrastive.embed_images(pictures))
+        advance(len(pictures))
+        if until is not None and time.monotonic() > until:
+            break
     embeddings = np.concatenate(found).astype(np.float64)
     return embeddings, BEST - (BEST - WORST) * strengths[: len(embeddings)]
 
@@ -130,20 +134,40 @@ def save_quality_head(head: AestheticHead, file: Path) -> None:
     save_file({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)}, file)
 
 
-def measure_quality_head(
-    head: AestheticHead, contrastive: Contrastive, examples: Sequence[Example], seed: int = 1
-) -> dict[str, float]:
-    """The threshold that tells held-out clean pictures from spoiled ones best, and the shares it gets right."""
-    embeddings, ratings = _rated(contrastive, examples, min(512, 4 * len(examples)), seed)
-    scores, clean = head(embeddings), ratings == BEST
-    candidates = np.unique(scores)
-    balance = [
-        min((scores[clean] >= value).mean(), (scores[~clean] < value).mean())
-        for value in candidates
-    ]
-    best = candidates[int(np.argmax(balance))]
-    return {
-        "threshold": round(float(best), 2),
-        "clean_above": round(float((scores[clean] >= best).mean()), 4),
-        "spoiled_below": round(float((scores[~clean] < best).mean()), 4),
-    }
+class HeadQuality(Measure):
+    """The threshold that tells held-out clean pictures from spoiled ones best, and the shares it gets right.
+
+    Args:
+        head, contrastive: what is measured, and whose embeddings it reads.
+        examples: clean pictures; each is rated four times, and spoiled in half of them, but no more than 512 times in all.
+        seed: of the spoiling.
+    """
+
+    def __init__(
+        self,
+        head: AestheticHead,
+        contrastive: Contrastive,
+        examples: Sequence[Example],
+        seed: int = 1,
+    ) -> None:
+        super().__init__(min(MOST_MEASURED, 4 * len(examples)))
+        self.head, self.contrastive, self.examples, self.seed = head, contrastive, examples, seed
+        self.embeddings: list[np.ndarray] = []
+        self.ratings: list[np.ndarray] = []
+
+    def add(self, items: Sequence[int]) -> None:
+        seed = (self.seed, self.pieces_done)
+        embeddings, ratings = _rated(self.contrastive, self.examples, len(items), seed)
+        self.embeddings.append(embeddings)
+        self.ratings.append(ratings)
+
+    def result(self) -> dict[str, Any]:
+        scores = self.head(np.concatenate(self.embeddings))
+        clean = np.concatenate(self.ratings) == BEST
+        candidates = np.unique(scores)
+        best = candidates[int(np.argmax(balance(scores[clean], scores[~clean], candidates)))]
+        return {
+            "threshold": round(float(best), 2),
+            "clean_above": share(scores[clean] >= best),
+            "spoiled_below": share(scores[~clean] < best),
+        }

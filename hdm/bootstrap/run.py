@@ -11,17 +11,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hdm.bootstrap.autoencoder import (
     STATISTICS,
-    measure_autoencoder,
+    AutoencoderQuality,
     save_autoencoder,
     train_autoencoder,
 )
 from hdm.bootstrap.contrastive import (
-    measure_contrastive,
+    ContrastiveQuality,
     new_contrastive,
     save_contrastive,
     train_contrastive,
@@ -29,9 +30,9 @@ from hdm.bootstrap.contrastive import (
 from hdm.bootstrap.learning import Place
 from hdm.bootstrap.pace import Budget
 from hdm.bootstrap.pictures import FEWEST_HELD_OUT, Lessons, gather
-from hdm.bootstrap.quality import measure_quality_head, save_quality_head, train_quality_head
+from hdm.bootstrap.quality import HeadQuality, save_quality_head, train_quality_head
 from hdm.bootstrap.text import (
-    measure_language_model,
+    LanguageQuality,
     new_language_model,
     save_language_model,
     train_language_model,
@@ -41,6 +42,7 @@ from hdm.child import forget_launchers
 from hdm.data.examples import Example
 from hdm.errors import InputError, SavedOnSignal, counted
 from hdm.files import sha256_file, write_json
+from hdm.measuring import Measure, measure_in_time, seconds_of_all
 from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import MANIFEST, Resolved
@@ -65,21 +67,21 @@ TRIAL_STEPS = 4  # of each training, to see how long they take
 TRIAL_PART = 6  # one in so many pictures is prepared and measured in a trial, at most
 SHORT = 0.2  # of the minutes; where trainings have less of them, it is said
 READING = 0.25  # of the minutes, at most; the pictures that come later are left out
-MEASURED = 0.25  # of the minutes, at most; where all would take longer, fewer pictures are measured
-LEAST_MEASURED = 0.01  # of the pictures kept out
+MEASURED = 0.25  # of the minutes, at most; where all would take longer, fewer pieces are measured
 LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
 CHECKPOINT_SEC = 30.0
 PREPARING, MEASURING = "preparing", "measuring"
 PARTS = (
     "language_captions",
     "autoencoder_images",
+    STATISTICS,
     PREPARING,  # of every training: the last of it comes before the CoCa's
     "contrastive_images",
     "quality_images",
     MEASURING,
 )  # in time
 
-Check = Callable[[Resolved, float], Mapping[str, Any]]
+Check = Callable[[Resolved], Measure]
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +127,13 @@ def bootstrap(
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many examples.
-        check: measures more on the written components, on a share of its pictures in (0, 1].
+        check: measures more on the written components, where more is known of the pictures (`measured.scenes`).
         checkpoint_sec: a training is saved about every so many seconds.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
-        What `components.json` holds: components, recipe, measured quality, and every file's size and sha256; with `minutes`, also how
-        many steps each training took (`schedules`).
+        What `components.json` holds: components, recipe, measured quality, on how many items of how many that was measured
+        (`measured_on`), and every file's size and sha256; with `minutes`, also how many steps each training took (`schedules`).
 
     Raises:
         InputError: too few captioned pictures, or `out` holds something else.
@@ -266,8 +268,9 @@ class _Work:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self._write()
 
+    @cached_property
     def budget(self) -> Budget:
-        """The time that is left to it."""
+        """The time that is left to it, once the plan is settled."""
         minutes = self.asked["minutes"]
         seconds = None if minutes is None else 60 * minutes
         return Budget(seconds, self.begun, self.expected, self.scratch / SPENT)
@@ -275,9 +278,9 @@ class _Work:
     def path(self, component: str) -> Path:
         return self.out / COMPONENTS[component]
 
-    def place(self, component: str, part: str, budget: Budget) -> Place:
+    def place(self, component: str, part: str) -> Place:
         """Where a component's training is."""
-        return Place(self.scratch / component, part, budget, self.checkpoint_sec)
+        return Place(self.scratch / component, part, self.budget, self.checkpoint_sec)
 
     def has(self, component: str) -> bool:
         """Whether a component is there as it was written."""
@@ -309,18 +312,16 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
     assert work.plan is not None
     keep_threads(work.scratch, None)
     _train(recipe, work)
-    share = _share_to_measure(work)
     told = {name: work.asked[name] for name in ("source", "seed", "size_px", "channels")}
     counts = {"pictures": len(recipe.lessons.train), "captions": len(recipe.lessons.captions)}
     record: dict[str, Any] = {
         "components": COMPONENTS,
         "recipe": {**told, **counts, **asdict(work.plan)},
-        "measured": _measured(recipe, work.out, share),
+        **_measured(recipe, work.out, work.budget.until(MEASURING)),
         "files": _files(work.out, *map(work.path, COMPONENTS)),
     }
     if work.asked["minutes"] is not None:
         record["schedules"] = work.schedules()
-        record["measured_share"] = round(share, 4)
     write_json(work.out / MANIFEST, record)
     shutil.rmtree(work.scratch)
     return record
@@ -329,24 +330,24 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
 def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     """One file or folder for each component, written as soon as it is trained; the seconds of each training by its field of the plan."""
     assert work.plan is not None
-    lessons, seed, plan, budget = recipe.lessons, recipe.seed, work.plan, work.budget()
+    lessons, seed, plan, budget = recipe.lessons, recipe.seed, work.plan, work.budget
     tokenizer = recipe.tokenizer
     if not work.has("text_encoder"):
-        place = work.place("text_encoder", "language_captions", budget)
+        place = work.place("text_encoder", "language_captions")
         language_model, schedule = train_language_model(
             tokenizer, lessons.captions, plan.language_captions, seed, place
         )
         save_language_model(language_model, tokenizer, work.path("text_encoder"))
         work.finish("text_encoder", place.part, schedule.bends)
     if not work.has("autoencoder"):
-        place = work.place("autoencoder", "autoencoder_images", budget)
+        place = work.place("autoencoder", "autoencoder_images")
         autoencoder, schedule = train_autoencoder(
             lessons.train, plan.autoencoder_images, recipe.size_px, seed, place, recipe.channels
         )
         save_autoencoder(autoencoder, work.path("autoencoder"))
         work.finish("autoencoder", place.part, schedule.bends)
     if not work.has("contrastive"):
-        place = work.place("contrastive", "contrastive_images", budget)
+        place = work.place("contrastive", "contrastive_images")
         contrastive, schedule = train_contrastive(
             tokenizer, lessons.train, plan.contrastive_images, seed, place
         )
@@ -364,46 +365,41 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     return budget.took
 
 
-def _measure(lessons: Lessons, written: Resolved, size_px: int) -> dict[str, Any]:
-    """Quality on the pictures kept out, of the components as they load."""
-    contrastive, head = (
-        load_contrastive(written),
-        load_aesthetic_head(written.need("aesthetic_head")),
-    )
-    captions = [example.captions[0] for example in lessons.held_out]
-    return {
-        "autoencoder": measure_autoencoder(
-            load_autoencoder(written.need("autoencoder")), lessons.held_out, size_px
+def _measures(recipe: _Recipe, out: Path) -> dict[str, Measure]:
+    """Of the components as they load, on the pictures kept out."""
+    held_out, written = recipe.lessons.held_out, _written(out)
+    contrastive = load_contrastive(written)
+    head = load_aesthetic_head(written.need("aesthetic_head"))
+    measures: dict[str, Measure] = {
+        "autoencoder": AutoencoderQuality(
+            load_autoencoder(written.need("autoencoder")), held_out, recipe.size_px
         ),
-        "text_encoder": measure_language_model(Path(written.need("text_encoder")), captions),
-        "contrastive": measure_contrastive(contrastive, lessons.held_out),
-        "aesthetic_head": measure_quality_head(head, contrastive, lessons.held_out),
+        "text_encoder": LanguageQuality(
+            Path(written.need("text_encoder")), [example.captions[0] for example in held_out]
+        ),
+        "contrastive": ContrastiveQuality(contrastive, held_out),
+        "aesthetic_head": HeadQuality(head, contrastive, held_out),
     }
+    return measures if recipe.check is None else {**measures, "scenes": recipe.check(written)}
 
 
-def _measured(recipe: _Recipe, out: Path, share: float) -> dict[str, Any]:
-    """Quality on a share of the pictures kept out, of the components as they load."""
-    lessons, written = recipe.lessons, _written(out)
-    fewer = replace(lessons, held_out=_spread(lessons.held_out, share))
-    found = _measure(fewer, written, recipe.size_px)
-    return {**found, **(recipe.check(written, share) if recipe.check else {})}
-
-
-def _share_to_measure(work: _Work) -> float:
-    """Of what can be measured, as much as fits into the minutes."""
-    left = work.budget().left()
-    if left is None:
-        return 1.0
-    share = min(1.0, max(LEAST_MEASURED, left / work.expected[MEASURING]))
-    if share < 1:
-        log.warning("measuring on %.0f %% of the pictures kept out, to end in time", 100 * share)
-    return share
-
-
-def _spread(examples: tuple[Example, ...], share: float) -> tuple[Example, ...]:
-    """A share of them from everywhere, at least a few."""
-    count = max(FEWEST_HELD_OUT, round(share * len(examples)))
-    return tuple(examples[place * len(examples) // count] for place in range(count))
+def _measured(recipe: _Recipe, out: Path, until: float | None) -> dict[str, Any]:
+    """What was measured until then, and on how many items of how many."""
+    measures = _measures(recipe, out)
+    measure_in_time(measures, until)
+    fewer = [
+        f"{name} {one.items_done} of {one.count}"
+        for name, one in measures.items()
+        if one.items_done < one.count
+    ]
+    if fewer:
+        log.warning("measured as much as fitted into the minutes: %s", ", ".join(fewer))
+    return {
+        "measured": {name: one.result() for name, one in measures.items()},
+        "measured_on": {
+            name: {"items": one.items_done, "of": one.count} for name, one in measures.items()
+        },
+    }
 
 
 def _written(out: Path) -> Resolved:
@@ -414,7 +410,7 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
     """The plan, shortened or lengthened to fit into the minutes, and the seconds that its parts are expected to take.
 
     All of it is tried in small, on a part of the pictures, in a folder that is thrown away. What trainings take grows with the plan; what
-    preparing and measuring take grows with the pictures.
+    preparing takes grows with the pictures, and what measuring takes with its pieces.
     """
     few = Plan(*(TRIAL_STEPS * batch for batch in (8, 32, 64, 64)))
     lessons = recipe.lessons
@@ -428,20 +424,17 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
         took = _train(tried, trial)
         preparing = time.monotonic() - start - sum(took.values())
         start = time.monotonic()
-        written = _written(trial.out)
-        _measure(tried.lessons, written, recipe.size_px)
-        if recipe.check is not None:
-            recipe.check(written, 1 / every)
-        measuring = time.monotonic() - start
+        measures = _measures(recipe, trial.out)
+        measuring = time.monotonic() - start + seconds_of_all(measures)
     seconds = 60 * work.asked["minutes"]
     rest = {
-        PREPARING: preparing * every + took[STATISTICS],
-        MEASURING: measuring * every,
+        STATISTICS: took[STATISTICS],
+        PREPARING: preparing * every,
+        MEASURING: min(measuring, MEASURED * seconds),
     }
     counts = asdict(few)
     full = {name: took[name] * count / counts[name] for name, count in asdict(plan).items()}
-    kept = rest[PREPARING] + min(rest[MEASURING], MEASURED * seconds)
-    left = work.begun + seconds - time.monotonic() - kept
+    left = work.begun + seconds - time.monotonic() - sum(rest.values())
     if left < SHORT * seconds:
         log.warning(
             "--minutes %g leaves about %.0f s to train in; the rest goes into reading and measuring: give it more",

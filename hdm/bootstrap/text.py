@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from hdm.bootstrap.learning import Place, Training, halve
 from hdm.bootstrap.pace import Schedule
 from hdm.bootstrap.pictures import places
+from hdm.measuring import Measure
 from hdm.models.components import hushed
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 MAX_VOCABULARY = 4096
 CONTEXT = 64
+MOST_MEASURED = 512  # captions
 
 WIDTH, LAYERS, HEADS = 128, 3, 4
 BATCH = 64
@@ -152,17 +155,35 @@ def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def measure_language_model(folder: Path, captions: Sequence[str]) -> dict[str, float]:
-    """Perplexity of captions that were kept out of training, of the model as it was written."""
-    from transformers import AutoTokenizer, Qwen3ForCausalLM
+class LanguageQuality(Measure):
+    """Perplexity of captions that were kept out of training.
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    with hushed("transformers"):
-        model = Qwen3ForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32
-        )
-    ids = tokenized(tokenizer, captions[:512])
-    logits = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
-    return {"perplexity": round(float(loss.exp()), 3), "vocabulary": len(tokenizer)}
+    Args:
+        folder: the model as it was written.
+        captions: up to 512 of them are looked at.
+    """
+
+    def __init__(self, folder: Path, captions: Sequence[str]) -> None:
+        from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+        super().__init__(min(len(captions), MOST_MEASURED))
+        self.captions = captions
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with hushed("transformers"):
+            self.model: Any = Qwen3ForCausalLM.from_pretrained(
+                str(folder), local_files_only=True, dtype=torch.float32
+            )
+        self.loss, self.num_tokens = 0.0, 0
+
+    @torch.no_grad()
+    def add(self, items: Sequence[int]) -> None:
+        ids = tokenized(self.tokenizer, [self.captions[item] for item in items])
+        logits = self.model(input_ids=ids, attention_mask=(ids != 0).long()).logits
+        guessed, wanted = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        loss = F.cross_entropy(guessed, wanted, ignore_index=0, reduction="sum")
+        self.loss += loss.item()
+        self.num_tokens += int((wanted != 0).sum())
+
+    def result(self) -> dict[str, Any]:
+        perplexity = math.exp(self.loss / self.num_tokens)
+        return {"perplexity": round(perplexity, 3), "vocabulary": len(self.tokenizer)}

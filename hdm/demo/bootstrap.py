@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from hdm.data.examples import Example
 from hdm.demo.detector import detect
 from hdm.demo.scenes import HELD_OUT, Scene, captions, draw, make_scene, object_caption
 from hdm.demo.wording import free_caption
+from hdm.measuring import Measure, balance, measure_in_time, share
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import Resolved
 from hdm.models.contrastive import Contrastive, load_contrastive
 
 TRAIN_SEED, MEASURE_SEED = 1_000_003, 2_000_003  # apart from the seeds that pipelines use
 CAPTIONS, FREE_CAPTIONS = 3, 3
+SIZES_PX = (64, 48)  # that the autoencoder is measured at
 
 
 def scene_examples(count: int, size_px: int = 64, seed: int = TRAIN_SEED) -> Iterator[Example]:
@@ -49,79 +51,91 @@ def seen_right(scene: Scene, pixels: np.ndarray) -> bool:
     )
 
 
-def scene_quality(resolved: Resolved, count: int = 400) -> dict[str, Any]:
-    """What components bootstrapped on scenes are worth: shares in [0, 1] on scenes that they have not seen."""
-    autoencoder, contrastive = (
-        load_autoencoder(resolved.need("autoencoder")),
-        load_contrastive(resolved),
-    )
-    quality: dict[str, Any] = {}
-    for size_px in (64, 48):
-        scenes = [make_scene(MEASURE_SEED, index, size_px) for index in range(count)]
-        right = [seen_right(scene, round_trip(autoencoder, draw(scene))) for scene in scenes]
-        quality[f"detector_right_after_round_trip_{size_px}px"] = round(float(np.mean(right)), 4)
-    scenes = [make_scene(MEASURE_SEED, index) for index in range(count)]
-    return {
-        "scenes": {
-            **quality,
-            **_captions_quality(contrastive, scenes),
-            **_matching_quality(contrastive, scenes),
+class SceneQuality(Measure):
+    """What components bootstrapped on scenes are worth: shares in [0, 1] on scenes that they have not seen.
+
+    Args:
+        resolved: the components.
+        count: scenes; of each size for the autoencoder.
+    """
+
+    def __init__(self, resolved: Resolved, count: int = 400) -> None:
+        super().__init__(count)
+        self.autoencoder = load_autoencoder(resolved.need("autoencoder"))
+        self.contrastive = load_contrastive(resolved)
+        self.scenes: list[Scene] = []
+        self.right: dict[int, list[bool]] = {size_px: [] for size_px in SIZES_PX}
+        self.texts: list[str] = []
+        self.images: list[np.ndarray] = []
+        self.fitting: list[np.ndarray] = []
+
+    def add(self, items: Sequence[int]) -> None:
+        for size_px, right in self.right.items():
+            for scene in (make_scene(MEASURE_SEED, item, size_px) for item in items):
+                right.append(seen_right(scene, round_trip(self.autoencoder, draw(scene))))
+        scenes = [make_scene(MEASURE_SEED, item) for item in items]
+        pictures = [draw(scene) for scene in scenes]
+        true = [
+            captions(scene, np.random.default_rng((MEASURE_SEED, item)))[0]
+            for item, scene in zip(items, scenes, strict=True)
+        ]
+        self.scenes += scenes
+        self.texts += self.contrastive.caption(pictures, max_tokens=30)
+        self.images.append(self.contrastive.embed_images(pictures))
+        self.fitting.append(self.contrastive.embed_texts(true))
+
+    def result(self) -> dict[str, Any]:
+        trips = {
+            f"detector_right_after_round_trip_{size_px}px": share(np.array(right))
+            for size_px, right in self.right.items()
         }
-    }
+        return {**trips, **self._captions(), **self._matching()}
+
+    def _captions(self) -> dict[str, float | None]:
+        """Shares of greedy captions that name every object's kind and colour, for one object and for all scenes."""
+        told = zip(self.scenes, self.texts, strict=True)
+        right = np.array([_names_all(text, scene) for scene, text in told])
+        one = np.array([len(scene.things) == 1 for scene in self.scenes])
+        return {
+            "captions_right_one_object": share(right[one]),
+            "captions_right": share(right),
+        }
+
+    def _matching(self) -> dict[str, float | None]:
+        """The cosine that best tells true captions from captions without a kind or colour in common; and HELD_OUT pairs at it."""
+        cosines = np.concatenate(self.images) @ np.concatenate(self.fitting).T
+        fitting, others = np.diag(cosines), cosines[~_in_common(self.scenes)]
+        candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 1025))
+        balances = balance(fitting, others, candidates)
+        if np.isnan(balances).any():  # all scenes have something in common
+            return {"min_clip_similarity": None}
+        # Where several serve equally well: the middle of them.
+        threshold = float(np.median(candidates[balances >= balances.max() - 1e-9]))
+        return {
+            "min_clip_similarity": round(threshold, 3),
+            "fitting_kept": share(fitting >= threshold),
+            "mismatched_caught": share(others < threshold),
+            "held_out_pairs_kept": share(_held_out_cosines(self.contrastive) >= threshold),
+        }
 
 
-def _captions_quality(contrastive: Contrastive, scenes: list[Scene]) -> dict[str, float]:
-    """Shares of greedy captions that name every object's kind and colour, for one object and for all scenes."""
-    made = contrastive.caption([draw(scene) for scene in scenes], max_tokens=30)
-    right = np.array(
-        [
-            all(f"{t.colour} {t.kind}" in text for t in scene.things)
-            for scene, text in zip(scenes, made, strict=True)
-        ]
-    )
-    one = np.array([len(scene.things) == 1 for scene in scenes])
-    return {
-        "captions_right_one_object": round(float(right[one].mean()), 4),
-        "captions_right": round(float(right.mean()), 4),
-    }
+def scene_quality(resolved: Resolved, count: int = 400) -> dict[str, Any]:
+    """All that `SceneQuality` tells."""
+    measure = SceneQuality(resolved, count)
+    measure_in_time({"scenes": measure}, until=None)
+    return measure.result()
 
 
-def _matching_quality(contrastive: Contrastive, scenes: list[Scene]) -> dict[str, float]:
-    """The cosine that best tells true captions from captions without a kind or colour in common; and HELD_OUT pairs at it."""
-    rng = np.random.default_rng(MEASURE_SEED)
-    cosines = (
-        contrastive.embed_images([draw(scene) for scene in scenes])
-        @ contrastive.embed_texts([captions(s, rng)[0] for s in scenes]).T
-    )
-    fitting = np.diag(cosines)
-    others = np.array(
-        [
-            cosines[i, j]
-            for i, a in enumerate(scenes)
-            for j, b in enumerate(scenes)
-            if not _in_common(a, b)
-        ]
-    )
-    candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 1025))
-    balance = [min((fitting >= value).mean(), (others < value).mean()) for value in candidates]
-    # Where several serve equally well: the middle of them.
-    threshold = float(np.median(candidates[np.array(balance) >= max(balance) - 1e-9]))
-    return {
-        "min_clip_similarity": round(threshold, 3),
-        "fitting_kept": round(float((fitting >= threshold).mean()), 4),
-        "mismatched_caught": round(float((others < threshold).mean()), 4),
-        "held_out_pairs_kept": round(
-            float(np.mean(_held_out_cosines(contrastive) >= threshold)), 4
-        ),
-    }
+def _names_all(text: str, scene: Scene) -> bool:
+    return all(f"{thing.colour} {thing.kind}" in text for thing in scene.things)
 
 
-def _in_common(first: Scene, second: Scene) -> bool:
-    same_kind = {thing.kind for thing in first.things} & {thing.kind for thing in second.things}
-    return bool(
-        same_kind
-        or {thing.colour for thing in first.things} & {thing.colour for thing in second.things}
-    )
+def _in_common(scenes: Sequence[Scene]) -> np.ndarray:
+    """(N, N) bool: whether two scenes have a kind or a colour in common."""
+    names = [{name for t in scene.things for name in (t.kind, t.colour)} for scene in scenes]
+    known = sorted(set[str]().union(*names))
+    has = np.array([[name in mine for name in known] for mine in names], np.int64)
+    return has @ has.T > 0
 
 
 def _held_out_cosines(contrastive: Contrastive) -> np.ndarray:

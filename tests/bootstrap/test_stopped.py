@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from hdm.bootstrap import Plan, bootstrap
 from hdm.data.examples import Example
-from hdm.demo.bootstrap import scene_examples
+from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError, SavedOnSignal
 from hdm.training import checkpoint
 
@@ -146,12 +147,19 @@ def test_other_options_or_pictures_do_not_go_on_there(
         bootstrap(scene_examples(47, 32), out, source="scenes", plan=PLAN, size_px=32, channels=4)
 
 
-def test_minutes_that_are_over_end_every_training_early(tmp_path: Path) -> None:
+def test_minutes_that_are_over_end_every_training_and_measuring_early(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is left of the minutes counts, not the plan: here of a clock that ran out before it began."""
-    record = run(tmp_path / "out", minutes=5, begun=time.monotonic() - 3600)
+    check = partial(SceneQuality, count=50)
+    record = run(tmp_path / "out", minutes=5, begun=time.monotonic() - 3600, check=check)
     taken = {part: schedule[-1][1] for part, schedule in record["schedules"].items()}
     assert set(taken) == set(asdict(PLAN))
     assert max(taken.values()) <= 2
+    assert record["measured_on"]["scenes"] == {"items": 17, "of": 50}
+    assert "scenes 17 of 50" in caplog.text
+    all_of_them = run(tmp_path / "all", check=check)
+    assert all_of_them["measured_on"]["scenes"] == {"items": 50, "of": 50}
 
 
 def test_the_command_ends_with_75_on_sigterm(tmp_path: Path) -> None:
@@ -209,4 +217,4 @@ def test_a_source_too_slow_for_the_minutes_is_cut_and_goes_on_with_the_same_pict
     assert taken < 48
     record = some()
     assert record["recipe"]["pictures"] == taken - len(range(0, taken, taken // 4))
-    assert 0 < record["measured_share"] <= 1
+    assert record["measured_on"]["autoencoder"] == {"items": 4, "of": 4}

@@ -55,7 +55,7 @@ def test_latents_have_mean_0_and_deviation_1() -> None:
 
 @pytest.fixture(scope="module")
 def quality() -> dict[str, float]:
-    return scene_quality(resolve(Components(folder="demo")), count=150)["scenes"]
+    return scene_quality(resolve(Components(folder="demo")), count=150)
 
 
 def test_fitting_captions_are_told_from_others(quality: dict[str, float]) -> None:

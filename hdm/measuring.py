@@ -1,0 +1,95 @@
+"""What components are worth, measured piece by piece for as long as there is time."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hdm.progress import track
+
+PIECE = 16  # items, at least, unless there are fewer in all
+
+
+class Measure(ABC):
+    """One thing to measure, over items that are numbered from 0.
+
+    Args:
+        count: items in all.
+        piece: items of a piece, about.
+    """
+
+    def __init__(self, count: int, piece: int = PIECE) -> None:
+        self.count, self.num_pieces = count, max(1, count // piece)
+        self.pieces_done = self.items_done = 0
+
+    def measure_next(self) -> None:
+        """The next piece: every n-th item, so that however few pieces are measured, they are from everywhere."""
+        items = range(self.pieces_done, self.count, self.num_pieces)
+        self.add(items)
+        self.pieces_done += 1
+        self.items_done += len(items)
+
+    @abstractmethod
+    def add(self, items: Sequence[int]) -> None:
+        """Take some items in."""
+
+    @abstractmethod
+    def result(self) -> dict[str, Any]:
+        """What the items taken in so far say, in terms of JSON."""
+
+
+def measure_in_time(
+    measures: Mapping[str, Measure],
+    until: float | None,
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Let the measures take their pieces in turn, the first of each in any case.
+
+    Args:
+        measures: by name.
+        until: begin no piece that would end after this; None: take them all.
+        now: the clock, in seconds.
+    """
+    longest = dict.fromkeys(measures, 0.0)
+    with track("measuring", sum(one.num_pieces for one in measures.values()), "pieces") as bar:
+        waiting = list(measures)
+        while waiting:
+            for name in tuple(waiting):
+                one, begun = measures[name], now()
+                late = until is not None and begun + longest[name] > until
+                if one.pieces_done == one.num_pieces or (one.pieces_done and late):
+                    waiting.remove(name)
+                    continue
+                one.measure_next()
+                longest[name] = max(longest[name], now() - begun)
+                bar.advance(1)
+
+
+def seconds_of_all(measures: Mapping[str, Measure]) -> float:
+    """How long all pieces would take, told by the first of each, which are measured for it."""
+    total = 0.0
+    for one in measures.values():
+        begun = time.monotonic()
+        one.measure_next()
+        total += (time.monotonic() - begun) * one.num_pieces
+    return total
+
+
+def balance(wanted: np.ndarray, others: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How well each threshold tells values apart: the share of the wanted ones that reach it, or, if it is less, that of the others
+    that do not; NaN where there are none to tell."""
+    if not len(wanted) or not len(others):
+        return np.full(len(thresholds), np.nan)
+    missed, caught = (
+        np.searchsorted(np.sort(values), thresholds) / len(values) for values in (wanted, others)
+    )
+    return np.minimum(1 - missed, caught)
+
+
+def share(right: np.ndarray) -> float | None:
+    """The mean of flags, as JSON holds it; None of none."""
+    return round(float(right.mean()), 4) if len(right) else None
