@@ -441,9 +441,38 @@ class MixedIn(Settings):
     """How many of them are seen for each one of this pipeline's own."""
 
 
+class Start(Settings):
+    """Where the first phase's weights come from. Digests hold the hash of the weights, not these names."""
+
+    weights: str | None = runtime(None)
+    """A .safetensors file or the folder that holds it, as `hdm weights import` writes them; what training wrote; a diffusers folder."""
+    pipeline: str | None = runtime(None)
+    """Entry of pipelines.yaml whose averaged weights they are; `hdm run NAME --until train` makes them."""
+    phase: str | None = runtime(None, pattern=r"^[1-9][0-9]*px$")
+    """Of that pipeline, as 256px; None: its last."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Start:
+        if (self.weights is None) == (self.pipeline is None):
+            raise ConfigError(
+                "train.start names either weights on disk or another pipeline",
+                where="train.start",
+                do="set train.start.weights or train.start.pipeline, and only one of them",
+            )
+        if self.phase is not None and self.pipeline is None:
+            raise ConfigError(
+                "train.start.phase is a phase of another pipeline, and none is named",
+                where="train.start.phase",
+                do="set train.start.pipeline too, or leave it out",
+            )
+        return self
+
+
 class TrainSettings(Settings):
     model: XUTConfig = XUTConfig()
     phases: tuple[Phase, ...] = Field((), max_length=16)
+    start: Start | None = later(None)
+    """Weights to start from, as {weights: models/imported} or {pipeline: NAME, phase: 256px}; None: new ones from the seed."""
     mix: tuple[MixedIn, ...] = later(())
     """Other pipelines whose pictures are trained on too, as [{pipeline: NAME, weight: 0.5}]; this pipeline's own have weight 1.
     Held-out losses, prompts and evaluation are of its own pictures alone."""
@@ -667,7 +696,7 @@ class Pipeline(Settings):
     """CPU threads: of torch in a training, which keeps the number that it began with; in other stages, how many work at once, on which no
     result depends. None: one a core, or OMP_NUM_THREADS."""
     mixed: dict[str, Pipeline] = runtime({})
-    """The pipelines that `train.mix` names, as `load_pipeline` read them. Not for writing."""
+    """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Not for writing."""
 
     @model_validator(mode="after")
     def _drawn_captions_are_encoded_live(self) -> Pipeline:

@@ -23,9 +23,9 @@ from hdm.models.components import (
     weights_digest,
 )
 from hdm.models.components import VAE as FINETUNED
+from hdm.models.file_names import MODEL
+from hdm.models.sources import MODEL_INDEX, Source, read_source
 from hdm.store import MANIFEST, in_use, read_output
-from hdm.training.job import MODEL
-from hdm.weight_sources import MODEL_INDEX, Source, read_source
 
 VAE, TEXT_ENCODER, TOKENIZER = "vae", "text_encoder", "tokenizer"
 MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default

@@ -32,11 +32,11 @@ def load_pipeline(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Pipeline:
-    """The pipeline `name` with every setting resolved, and those that `train.mix` names.
+    """The pipeline `name` with every setting resolved, and those that `train.mix` and `train.start` name.
 
     Args:
         name: entry under `pipelines:`.
-        overrides: `stage.field=value`, values in YAML; not for the pipelines that are mixed in.
+        overrides: `stage.field=value`, values in YAML; not for the pipelines that it names.
         file: a person's own pipelines.yaml; None: found as `hdm.definitions.own_file` does.
         environment: where `HDM__stage__field` is looked up; None: os.environ.
 
@@ -45,11 +45,33 @@ def load_pipeline(
     """
     entries = definitions("pipelines", file)
     variables = _from_environment(environment)
-    found = _resolved(entries, name, variables, overrides)
-    mixed = {
-        one.pipeline: _resolved(entries, one.pipeline, variables, ()) for one in found.train.mix
-    }
-    return found.model_copy(update={"mixed": mixed})
+    return _with_others(_resolved(entries, name, variables, overrides), entries, variables, ())
+
+
+def _with_others(
+    pipeline: Pipeline,
+    entries: Mapping[str, Entry],
+    variables: list[tuple[str, str]],
+    trail: tuple[str, ...],
+) -> Pipeline:
+    """A pipeline with the others that it names; of the one that it starts from, those too that this one names.
+
+    Args:
+        trail: the pipelines that start from each other, up to this one.
+    """
+    train = pipeline.train
+    mixed = {one.pipeline: _resolved(entries, one.pipeline, variables, ()) for one in train.mix}
+    start = train.start.pipeline if train.start else None
+    if start is not None:
+        if start in trail:
+            raise ConfigError(
+                f"pipelines start from each other: {' → '.join((*trail, start))}",
+                where="train.start.pipeline",
+                do="start one of them from weights on disk, or from new ones",
+            )
+        other = _resolved(entries, start, variables, ())
+        mixed[start] = _with_others(other, entries, variables, (*trail, start))
+    return pipeline.model_copy(update={"mixed": mixed})
 
 
 def _resolved(

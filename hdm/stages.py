@@ -28,7 +28,7 @@ from hdm.models.devices import cpu_threads
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import MANIFEST, Identity, Output, Store, in_use, read_output, set_aside
 from hdm.training import phase
-from hdm.training.job import mixed_name
+from hdm.training.job import START, mixed_name
 from hdm.vae import stage as vae_stage
 
 TRAININGS = ("train", VAE)
@@ -90,7 +90,8 @@ def steps(pipeline: Pipeline) -> list[Step]:
         else []
     )
     found += list(_latents(pipeline))
-    before: tuple[str, ...] = ()
+    start = pipeline.train.start
+    before: tuple[str, ...] = (START,) if start is not None and start.pipeline else ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
         inputs = (
@@ -108,7 +109,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
             )
         )
         before = (name,)
-    if before:
+    if pipeline.train.phases:
         inputs = ("download", "filter.measures", "filter", "caption", *vae, *before)
         found.append(
             Step(
@@ -158,6 +159,27 @@ def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     return tuple(
         mixed_name(number, name) for number in numbers for name in _trained_on(pipeline, resolution)
     )
+
+
+def _start_identity(pipeline: Pipeline) -> Identity:
+    """The identity of the other pipeline's phase that `train.start` names.
+
+    Raises:
+        ConfigError: that pipeline has no such phase.
+    """
+    start = pipeline.train.start
+    assert start is not None
+    assert start.pipeline is not None
+    other = pipeline.mixed[start.pipeline]
+    phases = [f"train.{settings.name}" for settings in other.train.phases]
+    name = f"train.{start.phase}" if start.phase else next(reversed(phases), "train")
+    if name not in phases:
+        raise ConfigError(
+            f"{pipeline.name} starts from {name} of {start.pipeline}, which has {', '.join(phases) or 'no phase'}",
+            where="train.start.phase",
+            do=f"name a phase of {start.pipeline}, as its resolution with px",
+        )
+    return identities(other, name)[name]
 
 
 def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity]:
@@ -215,6 +237,8 @@ def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identit
         if step.name in needed:
             needed.update(step.inputs)
     found = _mixed_identities(pipeline, needed)
+    if START in needed:
+        found[START] = _start_identity(pipeline)
     for step in every:
         if step.name in needed:
             found[step.name] = step.identify(
@@ -313,7 +337,7 @@ def _unfit_origins(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iter
         try:
             known = identities(pipeline, name)
         except InputError as error:
-            if pipeline.train.mix:  # of this pipeline alone the stages' own preflights tell
+            if pipeline.mixed:  # of this pipeline alone the stages' own preflights tell
                 yield error
             continue
         yield from raised_by(partial(phase.check_resume, pipeline, known[name], store, number))
@@ -406,6 +430,10 @@ def _not_there(
     pipeline: Pipeline, store: Store, identity: Identity, name: str, asked_by: str
 ) -> InputError:
     of, do = "", f"run from an earlier stage: --from {identity.name.split('.')[0]}"
+    start = pipeline.train.start
+    if name == START and start is not None:
+        of = f" of the pipeline {start.pipeline}"
+        do = f"hdm run {start.pipeline} --until {identity.name}"
     for number, entry in enumerate(pipeline.train.mix):
         if name.startswith(mixed_name(number, "")):
             of, do = (

@@ -161,6 +161,27 @@ def test_pipelines_that_are_mixed_in_are_read_with_their_own_settings(file):
         load_pipeline("plain", ["train.mix=[{pipeline: special, weight: 0}]"], file, {})
 
 
+def test_a_pipeline_that_starts_from_another_knows_it_and_those_before_it(tmp_path):
+    file = tmp_path / "pipelines.yaml"
+    file.write_text("""\
+pipelines:
+  first: {extends: folder}
+  second: {extends: first, train: {start: {pipeline: first}}}
+  third: {extends: second, train: {start: {pipeline: second, phase: 64px}}}
+  ring: {extends: first, train: {start: {pipeline: back}}}
+  back: {extends: first, train: {start: {pipeline: ring}}}
+""")
+    third = load_pipeline("third", (), file, {})
+    assert third.mixed == {"second": load_pipeline("second", (), file, {})}
+    assert third.mixed["second"].mixed == {"first": load_pipeline("first", (), file, {})}
+    with pytest.raises(ConfigError, match="start from each other: back → ring → back"):
+        load_pipeline("ring", (), file, {})
+    again = load_pipeline("first", ["train.start.pipeline=first"], file, {})
+    assert again.mixed["first"].train.start is None
+    with pytest.raises(ConfigError, match="either weights on disk or another pipeline"):
+        load_pipeline("second", ["train.start.weights=a.safetensors"], file, {})
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "bob's", ".hidden", "a b", "x" * 65, "a\nb", "-x"])
 @pytest.mark.parametrize("section", ["pipelines", "labs"])
 def test_a_name_that_would_escape_its_folder_is_refused_where_it_is_read(tmp_path, section, name):

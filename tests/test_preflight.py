@@ -15,6 +15,8 @@ from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, InputError
 from hdm.files import write_json
 from hdm.models.components import components_folder
+from hdm.models.weights import Weights, save_weights
+from hdm.models.xut import XUT
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, preflight, problems, run
 from hdm.store import SCRATCH, Store
@@ -281,6 +283,40 @@ def test_a_resolution_that_another_pipeline_does_not_make(tmp_path: Path) -> Non
     pipeline = load_pipeline("own", ["train.phases.0.resolution=64"], file, {})
     found = "\n".join(map(str, problems(pipeline, Store(tmp_path / "store"))))
     assert "other is mixed into own and does not make encode.64px" in found
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("", ""),
+        ("train.model.mlp_width=96", "mlp_width is 64 there and 96 in train.model"),
+        ("train.model.final_norm=true", "final_norm is False there and True in train.model"),
+        ("train.model.text_mask=masked", "text_mask is padded there and masked in train.model"),
+    ],
+)
+def test_weights_of_another_model_are_refused_before_anything_runs(
+    tmp_path: Path, model: str, said: str
+) -> None:
+    """Variants that have the same tensors too, whether the weights are on disk or another pipeline's."""
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(MIXED.format(mix="[]"))
+    config = load_pipeline("own", (), file, {}).train.model
+    tensors = {name: value.half() for name, value in XUT(config).state_dict().items()}
+    weights = tmp_path / "imported" / "weights.safetensors"
+    save_weights(weights, Weights(config, tensors))
+    changes = ["filter.validation=0.1", *([model] if model else [])]
+    for start in (f"weights={weights.parent}", "pipeline=other"):
+        overrides = [*changes, f"train.start.{start}"]
+        found = problems(load_pipeline("own", overrides, file, {}), Store(tmp_path / "store"))
+        told = [problem for problem in found if "start from" in str(problem)]
+        assert [said in str(problem) for problem in told] == ([True] if said else [])
+
+
+def test_weights_to_start_from_that_are_not_there(tmp_path: Path) -> None:
+    gone, empty = tmp_path / "gone.safetensors", tmp_path / "empty"
+    empty.mkdir()
+    assert "no such weights file" in told(tmp_path / "store", f"train.start.weights={gone}")
+    assert "0 .safetensors files" in told(tmp_path / "store", f"train.start.weights={empty}")
 
 
 @pytest.mark.parametrize("stopped_after", ["download", "caption"])

@@ -11,6 +11,7 @@ from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, run, run_step, steps
 from hdm.store import Store
+from hdm.training.job import START
 
 SMALL = (
     "download.scenes.count=12",
@@ -192,6 +193,24 @@ def test_two_folders_prepared_apart_are_trained_on_together(folders: Path):
     made = run_step(both, store, "train.48px").output
     assert made.inputs["mix.0/encode.48px"] == identities(dogs)["encode.48px"].digest
     assert made.counts["images_seen"] == 16
+
+
+def test_a_training_starts_from_another_pipelines_phase(folders: Path):
+    store, file = Store(folders / "store"), folders / "pipelines.yaml"
+    cats = load_pipeline("cats", (), file)
+    tuned = load_pipeline("dogs", ["train.start.pipeline=cats"], file)
+    assert tuned.train.start is not None
+    list(run(tuned, store, stop_after="encode"))
+    with pytest.raises(InputError, match=r"needs train\.48px of the pipeline cats") as caught:
+        run_step(tuned, store, "train.48px")
+    assert caught.value.do == "hdm run cats --until train.48px"
+    list(run(cats, store, stop_after="train"))
+    made = run_step(tuned, store, "train.48px").output
+    assert made.inputs[START] == identities(cats)["train.48px"].digest
+    named = load_pipeline("dogs", ["train.start={pipeline: cats, phase: 48px}"], file)
+    assert identities(named)["train.48px"].digest == made.digest
+    with pytest.raises(ConfigError, match=r"train\.64px of cats, which has train\.48px"):
+        identities(load_pipeline("dogs", ["train.start={pipeline: cats, phase: 64px}"], file))
 
 
 def test_a_mixed_training_is_named_by_what_it_is_trained_on(folders: Path):

@@ -42,8 +42,8 @@ def ema(
     """
     from hdm.files import write_json, written_aside
     from hdm.models.components import read_json
+    from hdm.models.file_names import EMA, MODEL
     from hdm.models.tensors import read_tensors, save_tensors
-    from hdm.training.job import EMA, MODEL
     from hdm.training.power_ema import find_snapshots, synthesize
 
     if out.exists():

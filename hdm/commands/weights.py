@@ -143,8 +143,8 @@ def export_weights(
     from hdm.config import Components
     from hdm.diffusers_pipeline.folder import write_folder
     from hdm.models.components import resolve
+    from hdm.models.sources import read_source
     from hdm.models.weights import save_weights
-    from hdm.weight_sources import read_source
 
     if (
         diffusers is not None

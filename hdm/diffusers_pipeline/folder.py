@@ -30,9 +30,9 @@ from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder, published_statistics
 from hdm.models.components import Resolved, locate, read_json, weights_digest
+from hdm.models.sources import MODEL_INDEX, TENSORS, TRANSFORMER, Source
 from hdm.models.text_encoder import TowerEncoder, load_tokenizer
 from hdm.models.weights import Weights
-from hdm.weight_sources import MODEL_INDEX, TENSORS, TRANSFORMER, Source
 
 RESOLUTION = 1024
 """Side of a picture in pixels where nothing says what a model was trained at: the last of the published recipe."""

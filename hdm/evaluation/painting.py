@@ -25,10 +25,10 @@ from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device, stage_batches
+from hdm.models.sources import read_source
 from hdm.progress import Tracker
 from hdm.store import Draft, Output
 from hdm.values import size_of
-from hdm.weight_sources import read_source
 
 IMAGES_A_TAR = 64
 GRID_COLUMNS, GRID_IMAGES, GRID_GAP_PX = 8, 64, 2

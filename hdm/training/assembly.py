@@ -22,11 +22,13 @@ from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.models.denoiser import Denoiser, build_denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
+from hdm.models.file_names import EMA
+from hdm.models.sources import read_source
 from hdm.models.tensors import read_tensors
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output
 from hdm.training.checkpoint import load_weights
-from hdm.training.job import EMA, Job, mixed_name
+from hdm.training.job import Job, mixed_name
 from hdm.training.meter import Machine, Meter
 from hdm.training.objective import FlowMatching, Objective
 from hdm.training.ranks import Ranks
@@ -57,12 +59,19 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
 
 
 def starting_model(job: Job) -> Denoiser:
-    """The model with the averaged weights of the phase before, or with new ones from the seed."""
-    torch.manual_seed(job.settings.train.seed)
-    model = build_denoiser(job.settings.train.model)
+    """The model with new weights from the seed, or with those that the phase starts from.
+
+    These are the averaged ones of the phase before, or of what `train.start` names for the first.
+    """
+    settings = job.settings.train
+    torch.manual_seed(settings.seed)
+    model = build_denoiser(settings.model)
     before = job.before()
     if before is not None:
         load_weights(model, read_tensors(before.file(EMA)), before.file(EMA))
+    elif job.number == 0 and settings.start is not None and settings.start.weights is not None:
+        path = Path(settings.start.weights).expanduser()
+        load_weights(model, read_source(path).weights.tensors, path)
     return model
 
 

@@ -23,15 +23,10 @@ from hdm import errors
 from hdm.config import Phase, Pipeline
 from hdm.errors import HdmError
 from hdm.files import write_json
+from hdm.models.file_names import EMA, MODEL, WEIGHTS
 from hdm.store import Output, read_output
 
-WEIGHTS, EMA, MODEL, METRICS, GENERATED = (
-    "weights.safetensors",
-    "ema.safetensors",
-    "model.json",
-    "metrics.jsonl",
-    "generated.png",
-)
+METRICS, GENERATED = "metrics.jsonl", "generated.png"
 FILES = (WEIGHTS, EMA, MODEL, METRICS, GENERATED)
 SUMMARY = "summary.json"  # goes into the manifest
 DONE, SAVED, STOPPED, ERROR, PEER_LOST = "done", "saved", "stopped", "error", "peer lost"
@@ -96,8 +91,9 @@ class Job:
         return read_output(Path(self.inputs[name]))
 
     def before(self) -> Output | None:
-        """The phase before, or None for the first."""
-        return next((self.output(name) for name in self.inputs if name.startswith("train.")), None)
+        """The phase before; for the first one that of another pipeline, where `train.start` names it; else None."""
+        names = [name for name in self.inputs if name.startswith("train.") or name == START]
+        return self.output(names[0]) if names else None
 
     @classmethod
     def apart(
@@ -126,8 +122,12 @@ class Job:
         return cls(**json.loads(path.read_bytes()))
 
 
+START = "start/train"
+"""What another pipeline's phase is called among the inputs of the one that starts from it, whatever both are called."""
+
+
 def mixed_name(number: int, name: str) -> str:
-    """What an output of a pipeline that is mixed in is called among a phase's inputs: of that pipeline's own name no result depends."""
+    """Name of a mixed-in pipeline's output among a phase's inputs. It omits that pipeline's name, so renaming it changes no digest."""
     return f"mix.{number}/{name}"
 
 

@@ -20,15 +20,14 @@ from hdm.errors import InputError, raised_by
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.devices import check_device, check_processes
+from hdm.models.file_names import EMA, MODEL, WEIGHTS
+from hdm.models.sources import source_config, source_digest
 from hdm.models.text_encoder import check_text_width, text_width
 from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Store
 from hdm.training.job import (
-    EMA,
     FILES,
     METRICS,
-    MODEL,
     SUMMARY,
-    WEIGHTS,
     Job,
     checkpoint_step,
     newest_checkpoint,
@@ -51,6 +50,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
         **autoencoder_weights(inputs, pipeline.components),
         "text_encoder": weights_digest(components.need("text_encoder")),
     }
+    if number == 0 and settings.start is not None and settings.start.weights is not None:
+        weights["start"] = source_digest(Path(settings.start.weights).expanduser())
     return Identity(
         f"train.{phase.name}",
         SCHEMA,
@@ -67,6 +68,7 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
         partial(check_device, settings.device, "train.device"),
         partial(check_processes, settings.device, settings.num_processes, "train.num_processes"),
         partial(_components_fit, pipeline),
+        partial(_start_fits, pipeline),
         partial(_captions_suffice, pipeline, made),
         partial(_pictures_suffice, pipeline, made.get("filter")),
     )
@@ -83,6 +85,30 @@ def _components_fit(pipeline: Pipeline) -> None:
     width = text_width(reference)
     if width is not None:
         check_text_width(width, reference, model)
+
+
+def _start_fits(pipeline: Pipeline) -> None:
+    """Whether the weights to start from belong to `train.model`, variants of equal shapes included."""
+    start = pipeline.train.start
+    if start is None:
+        return
+    if start.weights is not None:
+        field, theirs = "train.start.weights", source_config(Path(start.weights).expanduser())
+    else:
+        assert start.pipeline is not None
+        field, theirs = "train.start.pipeline", pipeline.mixed[start.pipeline].train.model
+    have, want = theirs.to_dict(), pipeline.train.model.to_dict()
+    differing = [
+        f"{name} is {have.get(name)} there and {want.get(name)} in train.model"
+        for name in sorted({*have, *want})
+        if have.get(name) != want.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"the weights to start from are of another model: {', '.join(differing)}",
+            where=f"{field}: {start.weights or start.pipeline}",
+            do="set train.model as they need it, or start from other weights",
+        )
 
 
 def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:

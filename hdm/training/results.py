@@ -12,10 +12,11 @@ from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.denoiser import Denoiser, build_denoiser
+from hdm.models.file_names import EMA, MODEL
 from hdm.models.tensors import read_tensors
 from hdm.training import assembly
 from hdm.training.checkpoint import load_weights
-from hdm.training.job import EMA, GENERATED, METRICS, MODEL, SUMMARY, Job
+from hdm.training.job import GENERATED, METRICS, SUMMARY, Job
 from hdm.training.milestones import Milestones
 from hdm.training.pictures import Grid
 from hdm.training.trainable import Trainable

@@ -9,11 +9,11 @@ from typing import Protocol
 from torch import Tensor
 
 from hdm.models.denoiser import Denoiser
+from hdm.models.file_names import EMA, WEIGHTS
 from hdm.models.tensors import save_tensors
 from hdm.sharding import gathered
 from hdm.training.checkpoint import load_weights
 from hdm.training.ema import Average
-from hdm.training.job import EMA, WEIGHTS
 
 Sets = Callable[[str], Mapping[str, Tensor]]
 """Sets of tensors by name, as a checkpoint reads them."""

@@ -263,7 +263,7 @@ def test_what_cannot_be_is_said_with_what_to_do(folder: Path, tmp_path: Path) ->
         "--weights", folder / "diffusers", "--components", "demo", *one
     )
     assert "no such weights file" in refused("--weights", folder / "nowhere", *one)
-    assert "neither model.json" in refused("--weights", folder, *one)
+    assert "neither model.json" in refused("--weights", tmp_path, *one)
     assert "there is no prompt" in refused(*trained, "--out", tmp_path / "out")
     assert "no solver is called 'midpoint'" in refused(*trained, *one, "--solver", "midpoint")
     assert "not two times in order" in refused(*trained, *one, "--guidance-interval", "0.8,0.2")

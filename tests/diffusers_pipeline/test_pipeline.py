@@ -29,11 +29,11 @@ from hdm.models import autoencoder
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import Resolved, resolve, weights_digest
 from hdm.models.devices import Batches
+from hdm.models.sources import Source, read_source
 from hdm.models.weights import Weights
 from hdm.models.xut import XUT
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
-from hdm.weight_sources import Source, read_source
 from tests.models.golden_files import drawn, save_model
 from tests.models.test_replaced_modules import Shifted
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components

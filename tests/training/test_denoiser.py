@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
 from hdm.models.denoiser import register
+from hdm.models.file_names import EMA, WEIGHTS
 from hdm.models.xut import XUT
 from hdm.training.guard import StopRequest
-from hdm.training.job import EMA, WEIGHTS
 from hdm.training.trainer import Trainer
 from tests.training.mixer import Mixer
 from tests.training.workshop import Workshop

@@ -12,10 +12,10 @@ import pytest
 
 from hdm.errors import DamagedError
 from hdm.evaluation.painting import Painter
+from hdm.models.sources import read_source
 from hdm.store import Output, Store
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import Trainer
-from hdm.weight_sources import read_source
 from tests.store_as_of_old import as_of_old
 from tests.training.workshop import Workshop
 

@@ -20,11 +20,11 @@ from PIL import Image
 
 from hdm.errors import DoesNotFitError, HdmError
 from hdm.models.components import weights_digest
+from hdm.models.sources import read_source
 from hdm.store import locked
 from hdm.training.guard import StopRequest
 from hdm.training.job import FILES, outcome_error, read_outcome, write_outcome
 from hdm.training.trainer import train
-from hdm.weight_sources import read_source
 from tests.training.workshop import Workshop
 
 RUN_PHASE = Path(__file__).with_name("run_phase.py")

@@ -21,7 +21,7 @@ from hdm.training import assembly, checkpoint
 from hdm.training.denoising import Denoising
 from hdm.training.feed import Example
 from hdm.training.guard import Stopped, StopRequest
-from hdm.training.job import Job, mixed_name
+from hdm.training.job import START, Job, mixed_name
 from hdm.training.position import Position
 from hdm.training.trainer import Trainer, train
 from tests.training.workshop import KEYS, Workshop, write_latents
@@ -764,10 +764,12 @@ def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
     assert "images 560 to 568" in caplog.text
 
 
+@pytest.mark.parametrize("called", ["train.8px", START])
 def test_the_next_phase_starts_from_the_averaged_weights(
-    workshop: Workshop, straight: Trainer, tmp_path: Path
+    workshop: Workshop, straight: Trainer, tmp_path: Path, called: str
 ) -> None:
-    identity = replace(workshop.identity, name="train.8px", config={"made": "here"})
+    """That of the same pipeline, or of one that starts from another's."""
+    identity = replace(workshop.identity, name="train.8px", config={"made": called})
     with workshop.store.draft(identity) as draft:
         for name, model in (
             ("weights", straight.state.trainable.model),
@@ -778,7 +780,7 @@ def test_the_next_phase_starts_from_the_averaged_weights(
             with draft.write(f"{name}.safetensors") as file:
                 save_file(model.state_dict(), file.path)
         before = draft.commit()
-    job = replace(workshop, inputs={**workshop.inputs, "train.8px": before}).job(tmp_path)
+    job = replace(workshop, inputs={**workshop.inputs, called: before}).job(tmp_path)
     trainer = Trainer(job, StopRequest(), "cpu")
     averaged = load_file(read_output(before.path).file("ema.safetensors"))
     assert all(

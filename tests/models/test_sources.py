@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, InputError
+from hdm.models.sources import read_source
 from hdm.models.xut import XUT
-from hdm.weight_sources import read_source
 
 CONFIG = XUTConfig(
     width=8,
