@@ -222,6 +222,8 @@ class FilterSettings(Settings):
     """Cosine of picture and given caption. Pictures without a caption pass."""
     top_fraction: TopFraction | None = None
     """After the thresholds, keep only the best so many."""
+    limits: dict[str, float] = later({})
+    """Limits of criteria that other code registers (hdm/curation/criteria.py), by the criterion's name."""
     validation: values.Rate = 0.02
     held_out: values.Rate = 0.05
     """Shares of the kept pictures kept out of training, by a hash of content, copies together. A picture keeps its split in this store."""

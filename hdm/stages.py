@@ -16,7 +16,9 @@ from hdm.acquisition import download
 from hdm.captioning import caption
 from hdm.child import forget_launchers
 from hdm.config import Pipeline
-from hdm.curation import decide, measure
+from hdm.curation import decide
+from hdm.curation.embed import NAME as EMBEDDINGS
+from hdm.curation.outputs import filter_outputs, has_contrastive
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.encoding import downscaled, features, latents, text, tokens
@@ -74,8 +76,10 @@ def steps(pipeline: Pipeline) -> list[Step]:
 
     found = [
         Step("download", (), download.identify, partial(download.make, site=site)),
-        Step("filter.measures", ("download",), measure.identify, measure.make),
-        Step("filter", ("download", "filter.measures"), decide.identify, decide.make),
+        *(
+            Step(output.name, output.inputs, output.identify, output.make)
+            for output in filter_outputs(pipeline)
+        ),
         Step("caption", ("download", "filter"), caption.identify, caption.make),
         *(Step(name, ("download", "filter"), vae_stage.identify, vae_stage.make) for name in vae),
         Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
@@ -110,7 +114,8 @@ def steps(pipeline: Pipeline) -> list[Step]:
         )
         before = (name,)
     if pipeline.train.phases:
-        inputs = ("download", "filter.measures", "filter", "caption", *vae, *before)
+        embeddings = (EMBEDDINGS,) if has_contrastive(pipeline) else ()
+        inputs = ("download", *embeddings, "filter", "caption", *vae, *before)
         found.append(
             Step(
                 "evaluate",

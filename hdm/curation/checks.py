@@ -10,27 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from hdm.config import FilterSettings, TopFraction
+from hdm.curation.criteria import Criterion, Row, criteria, numbers
+from hdm.curation.duplicates import Criterion as DuplicateCriterion
 from hdm.curation.duplicates import (
-    Criterion,
     find_copies,
     find_families,
     find_pairs,
     same_meaning,
 )
-
-REASONS = (
-    "undecodable",
-    "too_small",
-    "aspect",
-    "blurred",
-    "noisy",
-    "duplicate",
-    "duplicate_meaning",
-    "aesthetic",
-    "clip_similarity",
-    "top_fraction",
-)
-"""In the order in which they are looked at: a picture that fails several is refused for the first."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +59,7 @@ def judge(
     """Decide on every picture.
 
     Args:
-        measures: all rows of MEASURES but for their fingerprints.
+        measures: all rows of MEASURES but for their fingerprints, with the models' scores.
         records: fingerprints of the decodable pictures, RECORD, in the same order.
         settings: thresholds.
         embeddings: of the decodable pictures; only `duplicate_meaning` reads them.
@@ -93,7 +80,7 @@ def judge(
         checks["top_fraction"] = _all_but_the_best(measures, ~failed, settings.top_fraction)
     reasons: list[str | None] = [None] * len(measures)
     details: list[str | None] = [None] * len(measures)
-    for reason in REASONS:
+    for reason in (criterion.name for criterion in criteria()):
         for number in np.flatnonzero(checks[reason].fails).tolist() if reason in checks else ():
             if reasons[number] is None:
                 reasons[number] = reason
@@ -104,45 +91,24 @@ def judge(
 def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check]:
     """The checks that look at one picture at a time. A measure that is not there (NaN) passes."""
     decoded = np.array(measures.column("decoded").to_pylist(), object)
-    width, height = _numbers(measures, "width"), _numbers(measures, "height")
-    shorter, aspect = (
-        np.minimum(width, height),
-        np.maximum(width, height) / np.minimum(width, height),
-    )
-    yield _Check("undecodable", decoded != "ok", lambda n: str(decoded[n]))
-    if settings.min_side_px is not None:
-        least = settings.min_side_px
-        yield _Check(
-            "too_small",
-            shorter < least,
-            lambda n: f"{width[n]:.0f} × {height[n]:.0f} px, shorter side under {least}",
-        )
-    if settings.max_aspect is not None:
-        most = settings.max_aspect
-        yield _Check(
-            "aspect",
-            aspect > most,
-            lambda n: f"{width[n]:.0f} × {height[n]:.0f} px, {aspect[n]:.2f} : 1 over {most:g} : 1",
-        )
-    if settings.max_noise is not None:
-        yield _above("noisy", _numbers(measures, "noise"), settings.max_noise)
-    for reason, name, threshold in (
-        ("blurred", "sharpness", settings.min_sharpness),
-        ("aesthetic", "aesthetic", settings.min_aesthetic),
-        ("clip_similarity", "clip_similarity", settings.min_clip_similarity),
-    ):
-        if threshold is not None:
-            yield _below(reason, name, _numbers(measures, name), threshold)
+    yield _Check("undecodable", decoded != "ok", lambda number: str(decoded[number]))
+    for criterion in criteria():
+        limit = criterion.limit(settings)
+        if criterion.bound is not None and limit is not None:
+            yield _threshold(criterion, measures, limit)
 
 
-def _below(reason: str, name: str, values: np.ndarray, least: float) -> _Check:
-    return _Check(
-        reason, values < least, lambda number: f"{name} {values[number]:.3g} under {least:g}"
-    )
+def _threshold(criterion: Criterion, measures: pa.Table, limit: float) -> _Check:
+    read = criterion.values
+    values = read(measures) if read else numbers(measures, criterion.name)
+    width, height = numbers(measures, "width"), numbers(measures, "height")
+    fails = values < limit if criterion.bound == "min" else values > limit
 
+    def detail(number: int) -> str:
+        row = Row(width[number], height[number], values[number], limit)
+        return criterion.describe(row)
 
-def _above(reason: str, values: np.ndarray, most: float) -> _Check:
-    return _Check(reason, values > most, lambda number: f"noise {values[number]:.3g} over {most:g}")
+    return _Check(criterion.name, fails, detail)
 
 
 class _Copies:
@@ -164,7 +130,7 @@ class _Copies:
     ) -> Iterator[_Check]:
         settings = self.settings
         if settings.duplicate_distance is not None:
-            criterion = Criterion(
+            criterion = DuplicateCriterion(
                 settings.duplicate_distance,
                 settings.duplicate_difference,
                 settings.duplicate_mirrored,
@@ -202,8 +168,8 @@ def _first_equal(hashes: pa.ChunkedArray) -> np.ndarray:
 
 def _best_first(measures: pa.Table) -> np.ndarray:
     """(N,) rows by size, sharpness, aesthetic score, and key."""
-    size = _numbers(measures, "width") * _numbers(measures, "height")
-    by = [size, _numbers(measures, "sharpness"), _numbers(measures, "aesthetic")]
+    size = numbers(measures, "width") * numbers(measures, "height")
+    by = [size, numbers(measures, "sharpness"), numbers(measures, "aesthetic")]
     worst_last = [-np.nan_to_num(values, nan=-np.inf) for values in by]
     keys = np.array(measures.column("key").to_pylist())
     return np.lexsort([keys, *reversed(worst_last)])
@@ -211,7 +177,7 @@ def _best_first(measures: pa.Table) -> np.ndarray:
 
 def _all_but_the_best(measures: pa.Table, passed: np.ndarray, top: TopFraction) -> _Check:
     """Pictures without the score are not ranked and pass; of equal ones the first is the better."""
-    scores = _numbers(measures, top.by)
+    scores = numbers(measures, top.by)
     ranked = np.flatnonzero(passed & ~np.isnan(scores))
     ranked = ranked[np.argsort(-scores[ranked], kind="stable")]
     worse = ranked[int(np.ceil(top.keep * len(ranked) - 1e-9)) :]
@@ -222,8 +188,3 @@ def _all_but_the_best(measures: pa.Table, passed: np.ndarray, top: TopFraction) 
         fails,
         lambda number: f"{top.by} {scores[number]:.3g} is not among the best {top.keep:.4g}",
     )
-
-
-def _numbers(measures: pa.Table, name: str) -> np.ndarray:
-    """A column as float64, NaN for null."""
-    return measures.column(name).cast(pa.float64()).to_numpy()

@@ -9,14 +9,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hdm.config import FilterSettings, Pipeline
-from hdm.curation import measure
-from hdm.curation.checks import REASONS, Verdicts, judge
-from hdm.curation.measure import read_embeddings, read_fingerprints
+from hdm.curation.checks import Verdicts, judge
+from hdm.curation.criteria import added, criteria, problems
+from hdm.curation.embed import read_embeddings
+from hdm.curation.measure import read_fingerprints
 from hdm.curation.splits import SPLITS, Shares, SplitMemory, assign_splits
-from hdm.data.tables import MEASURES, SCORES, num_shards, read_table, shard_name, write_table
+from hdm.data.tables import (
+    MEASURES,
+    SCORES,
+    num_shards,
+    read_table,
+    read_tables,
+    shard_name,
+    write_table,
+)
 from hdm.errors import ConfigError, InputError, counted, raised_by
+from hdm.models.aesthetic import check_head
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device, choose_device
 from hdm.progress import track
@@ -25,14 +36,6 @@ from hdm.store import Draft, Identity, Output, Store
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
-
-# Where to look when a reason has refused everything.
-_SETTINGS = {
-    "undecodable": "images", "too_small": "filter.min_side_px", "aspect": "filter.max_aspect", "blurred": "filter.min_sharpness",
-    "noisy": "filter.max_noise", "duplicate": "filter.duplicate_distance", "duplicate_meaning": "filter.duplicate_meaning",
-    "aesthetic": "filter.min_aesthetic",
-    "clip_similarity": "filter.min_clip_similarity", "top_fraction": "filter.top_fraction",
-}  # fmt: skip
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -43,26 +46,16 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     for problem in _problems(pipeline):
         raise problem
+    resolved = resolve(pipeline.components)
+    if resolved.contrastive is None:
+        check_head(resolved)
     return Identity("filter", SCHEMA, pipeline.filter.result_fields(), dict(inputs))
 
 
 def _problems(pipeline: Pipeline) -> Iterator[ConfigError]:
     settings = pipeline.filter
     resolved = resolve(pipeline.components)
-    by = settings.top_fraction.by if settings.top_fraction else None
-    needs = [
-        ("filter.min_aesthetic", settings.min_aesthetic is not None, "aesthetic_head"),
-        ("filter.min_clip_similarity", settings.min_clip_similarity is not None, "contrastive"),
-        ("filter.duplicate_meaning", settings.duplicate_meaning is not None, "contrastive"),
-        ("filter.top_fraction.by: aesthetic", by == "aesthetic", "aesthetic_head"),
-        ("filter.top_fraction.by: clip_similarity", by == "clip_similarity", "contrastive"),
-    ]
-    for setting, used, component in needs:
-        if used and getattr(resolved, component) is None:
-            yield ConfigError(
-                f"{setting} needs components.{component}, which is not set",
-                do=f"set components.{component}, or leave {setting} out",
-            )
+    yield from problems(settings, lambda name: getattr(resolved, name) is not None)
     if settings.validation + settings.held_out >= 1:
         yield ConfigError(
             "filter.validation and filter.held_out together leave nothing for training",
@@ -74,12 +67,15 @@ def _problems(pipeline: Pipeline) -> Iterator[ConfigError]:
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
     """What of `filter` cannot work: measures and thresholds."""
     yield from raised_by(
-        partial(measure.identify, pipeline, {}),
         partial(check_device, pipeline.filter.device, "filter.device"),
+        partial(check_head, resolve(pipeline.components)),
     )
     components = resolve(pipeline.components)
     for reference in filter(None, (components.contrastive, components.aesthetic_head)):
         yield from raised_by(partial(locate, reference))
+    for criterion in added(pipeline.filter):
+        if criterion.component and getattr(components, criterion.component):
+            yield from raised_by(partial(locate, getattr(components, criterion.component)))
     yield from _problems(pipeline)
 
 
@@ -96,10 +92,10 @@ def make(
     """
     measures = inputs["filter.measures"]
     names = [name for name in MEASURES.names if name != "fingerprint"]
-    shards = [
-        read_table(measures.file(shard_name("measures", number)), names)
-        for number in range(num_shards(measures, "measures"))
-    ]
+    shards = []
+    for number in range(num_shards(measures, "measures")):
+        shard = read_table(measures.file(shard_name("measures", number)), names)
+        shards.append(_join(shard, number, inputs))
     table = pa.concat_tables(shards) if shards else None
     if table is None or not len(table):
         raise InputError(
@@ -108,7 +104,7 @@ def make(
             do="look at the statuses in its samples tables",
         )
     with store.draft(identity) as draft, track("filter", len(table), "pictures") as bar:
-        verdicts = _judge(table, measures, pipeline.filter)
+        verdicts = _judge(table, inputs, pipeline.filter)
         if not verdicts.kept.any():
             raise _nothing_kept(verdicts)
         splits, num_moved = _splits(table, verdicts, pipeline.filter, store)
@@ -129,12 +125,63 @@ def make(
         return draft.commit({"moved_to_train": num_moved} if num_moved else None)
 
 
-def _judge(table: pa.Table, measures: Output, settings: FilterSettings) -> Verdicts:
-    records = read_fingerprints(measures)
+def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.Table:
+    """One shard's measures with what each model says of these pictures, joined by key.
+
+    A picture is undecodable if any of them could not decode it, since its values are missing then.
+    """
+    keys = measures.column("key").to_pylist()
+    decoded = measures.column("decoded").to_pylist()
+    columns = {name: SCORES.field(name).type for name in ("aesthetic", "clip_similarity")}
+    values: dict[str, list[float | None]] = {name: [None] * len(keys) for name in columns}
+    for name, output in inputs.items():
+        kind = name.removeprefix("filter.")
+        if name in ("download", "filter.measures"):
+            continue
+        scored = read_table(output.file(shard_name(kind, number)))
+        row_of = {key: row for row, key in enumerate(scored.column("key").to_pylist())}
+        rows = [row_of.get(key) for key in keys]
+        for column in scored.column_names:
+            if column == "key":
+                continue
+            given = scored.column(column).to_pylist()
+            joined = [None if row is None else given[row] for row in rows]
+            if column == "decoded":
+                pairs = zip(decoded, joined, strict=True)
+                decoded = [own if own != "ok" else other for own, other in pairs]
+            else:
+                columns[column] = scored.schema.field(column).type
+                values[column] = joined
+    place = measures.schema.get_field_index("decoded")
+    table = measures.set_column(place, MEASURES.field("decoded"), pa.array(decoded, pa.string()))
+    for name, kind_of in columns.items():
+        table = table.append_column(pa.field(name, kind_of), pa.array(values[name], kind_of))
+    return table
+
+
+def _judge(table: pa.Table, inputs: Mapping[str, Output], settings: FilterSettings) -> Verdicts:
+    measures = inputs["filter.measures"]
+    ok = [
+        key
+        for key, decoded in zip(
+            table.column("key").to_pylist(), table.column("decoded").to_pylist(), strict=True
+        )
+        if decoded == "ok"
+    ]
+    measured = read_tables(measures, "measures", ["key", "decoded"])
+    own = measured.column("key").filter(pc.equal(measured.column("decoded"), "ok")).to_pylist()
+    records = read_fingerprints(measures)[_places(own, ok)]
     if settings.duplicate_meaning is None:
         return judge(table, records, settings)
     device = choose_device(settings.device, "comparing embeddings")
-    return judge(table, records, settings, read_embeddings(measures)[1], device)
+    embedded, embeddings = read_embeddings(inputs["filter.contrastive"])
+    return judge(table, records, settings, embeddings[_places(embedded, ok)], device)
+
+
+def _places(keys: list[str], wanted: list[str]) -> np.ndarray:
+    """(N,) where each wanted key stands."""
+    place = {key: number for number, key in enumerate(keys)}
+    return np.array([place[key] for key in wanted], np.int64)
 
 
 def _splits(
@@ -175,22 +222,31 @@ def _write(
     details: list[str | None],
     splits: list[str | None],
 ) -> None:
+    """Write one table: SCORES, and a column for each registered criterion in use."""
+    schema = SCORES
+    for name in measures.column_names:
+        if name not in (*MEASURES.names, *SCORES.names):
+            schema = schema.append(measures.schema.field(name))
     kept = [reason is None for reason in reasons]
     decided: dict[str, Any] = {"kept": kept, "reason": reasons, "detail": details, "split": splits}
     rows = {
         name: decided[name] if name in decided else measures.column(name).to_pylist()
-        for name in SCORES.names
+        for name in schema.names
     }
     counts = {"items": len(kept), "kept": sum(kept)}
-    counts |= {f"rejected_{reason}": reasons.count(reason) for reason in REASONS}
+    for criterion in criteria():
+        # A registered one that is not in use has no count, so that it changes no other pipeline.
+        if criterion.open is None or criterion.name in schema.names:
+            counts[f"rejected_{criterion.name}"] = reasons.count(criterion.name)
     counts |= {split: splits.count(split) for split in SPLITS}
-    write_table(draft, shard_name("scores", number), SCORES, rows, counts)
+    write_table(draft, shard_name("scores", number), schema, rows, counts)
 
 
 def _nothing_kept(verdicts: Verdicts) -> InputError:
     counts = sorted(verdicts.counts().items(), key=lambda item: -item[1])
     told = ", ".join(f"{count} {reason}" for reason, count in counts)
+    settings = {criterion.name: criterion.where for criterion in criteria()}
     return InputError(
         f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {told}",
-        do=f"look at the pictures, or loosen {', '.join(_SETTINGS[reason] for reason, _ in counts)}",
+        do=f"look at the pictures, or loosen {', '.join(settings[reason] for reason, _ in counts)}",
     )

@@ -8,27 +8,24 @@ import numpy as np
 
 from hdm.curation.fingerprints import fingerprint
 from hdm.curation.quality import noise, sharpness, to_grey
-from hdm.data.images import decode, reduced
+from hdm.data.images import decode
 
 if TYPE_CHECKING:
     from hdm.config import ImageSettings
 
 EMBED_SIDE_PX = 768
-"""No contrastive model looks closer; larger pictures wait for theirs reduced."""
+"""No model looks closer: larger pictures are reduced before they wait for one."""
 
 
-def look(
-    data: bytes, settings: ImageSettings, *, keep_pixels: bool
-) -> tuple[dict[str, Any], list[np.ndarray]]:
+def look(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Measure a picture.
 
     Args:
         data: the file.
         settings: how it is decoded.
-        keep_pixels: also give the picture, for the contrastive model.
 
     Returns:
-        Columns of MEASURES, bytes as hexadecimal digits; and the picture (h, w, 3) uint8, reduced where it is large, or nothing.
+        Columns of MEASURES, bytes as hexadecimal digits; and no array.
 
     Raises:
         BadImage: it cannot be decoded, or is over a limit.
@@ -46,4 +43,4 @@ def look(
         "sha256": found.sha256,
         "fingerprint": found.record.hex(),
     }
-    return row, [reduced(pixels, EMBED_SIDE_PX)] if keep_pixels else []
+    return row, []

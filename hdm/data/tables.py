@@ -45,16 +45,32 @@ MEASURES = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("sharpness", pa.float32()),
         pa.field("noise", pa.float32()),
-        pa.field("aesthetic", pa.float32()),
-        pa.field("clip_similarity", pa.float32()),  # of the best given caption; null without
         pa.field("fingerprint", pa.binary()),  # hdm.curation.fingerprints.RECORD
         pa.field("sha256", pa.string()),  # of the decoded pixels: equal for re-wrapped copies
     ]
 )
 
+SIMILARITIES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("decoded", pa.string(), nullable=False),  # as in MEASURES
+        pa.field("clip_similarity", pa.float32()),  # of the best given caption; null without
+    ]
+)
+
+RATINGS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("aesthetic", pa.float32()),
+    ]
+)
+
+# Criteria registered by others add a column each.
 SCORES = pa.schema(
     [
         *(MEASURES.field(name) for name in MEASURES.names if name not in ("fingerprint", "sha256")),
+        RATINGS.field("aesthetic"),
+        SIMILARITIES.field("clip_similarity"),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),  # null if kept: the check that refused it
         pa.field("detail", pa.string()),  # its numbers, or the key of the one it copies
@@ -82,6 +98,8 @@ TOKENS = pa.schema(
 _SCHEMAS = {
     "samples": SAMPLES,
     "measures": MEASURES,
+    "contrastive": SIMILARITIES,
+    "aesthetic": RATINGS,
     "scores": SCORES,
     "captions": CAPTIONS,
     "tokens": TOKENS,
@@ -126,6 +144,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             )
         schema = _SCHEMAS.get(_kind(path), table.schema)
         for name in columns or table.column_names:
+            if name not in schema.names:  # a column that a registered criterion added
+                continue
             if table.schema.field(name).type != schema.field(name).type:
                 raise ValueError(
                     f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}"

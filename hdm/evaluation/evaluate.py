@@ -185,7 +185,7 @@ def _measure(
         contrastive = load_contrastive(
             components, choose_device(pipeline.evaluate.device, "the contrastive model")
         )
-        metrics |= likeness(contrastive, inputs["filter.measures"], sets, pictures, real)
+        metrics |= likeness(contrastive, inputs["filter.contrastive"], sets, pictures, real)
     return metrics
 
 

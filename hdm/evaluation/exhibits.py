@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from hdm.config import Pipeline
+from hdm.curation.criteria import words
 from hdm.data.decoding import Answer, Asked, Decoders, picture_cost, pixels
 from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
@@ -32,17 +33,7 @@ SAMPLE_COLUMNS = (
 )
 PLACE_COLUMNS = ("shard", "offset", "bytes", "sha256")
 SCORE_COLUMNS = ("key", "kept", "reason", "detail", "split")
-REASONS = {
-    "undecodable": "cannot be decoded to the last pixel",
-    "too_small": "too small",
-    "aspect": "too long or too tall",
-    "blurred": "blurred",
-    "noisy": "noisy",
-    "duplicate": "a copy of another picture",
-    "duplicate_meaning": "shows the same as another picture",
-    "aesthetic": "low aesthetic score",
-    "clip_similarity": "the caption does not fit the picture",
-    "top_fraction": "not among the best",
+STATUSES = {
     "not_image": "not a picture",
     "unsupported": "in a format that is not read",
     "too_many_scans": "a JPEG of too many scans",
@@ -245,4 +236,4 @@ def _name(sample: Mapping[str, Any]) -> str:
 
 
 def _told(reason: str) -> str:
-    return REASONS.get(reason, reason.replace("_", " "))
+    return (words() | STATUSES).get(reason, reason.replace("_", " "))

@@ -81,7 +81,7 @@ def distances(
     """How far generated images lie from real pictures of other captions, beside the real pictures of the same captions.
 
     Args:
-        measures: output `filter.measures`, which holds the embeddings of real pictures.
+        measures: output `filter.contrastive`, which holds the embeddings of real pictures.
         real: the pictures.
         prompts: the captions that images were generated from.
         images: embeddings of these images.

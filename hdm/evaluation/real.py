@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hdm.curation.measure import read_embeddings
+from hdm.curation.embed import read_embeddings
 from hdm.data.captions import captions_by_key
 from hdm.data.tables import read_tables
 from hdm.store import Output

@@ -142,7 +142,9 @@ class _Planner:
     def _data(self, name: str) -> Row:
         counted: dict[str, Callable[[], tuple[int, float, Work]]] = {
             "download": lambda: (self.items, self._picture_bytes() + sizes.TAR_BYTES, Work()),
-            "filter.measures": lambda: (self.items, *self._measures()),
+            "filter.measures": lambda: (self.items, sizes.MEASURE_BYTES, Work()),
+            "filter.contrastive": lambda: (self.items, *self._embeddings()),
+            "filter.aesthetic": lambda: (self.items, sizes.SMALL_BYTES, Work()),
             "filter": lambda: (self.items, sizes.SCORE_BYTES, Work()),
             "caption": lambda: (self.captions, sizes.CAPTION_BYTES, Work()),
             "encode.tokens": lambda: (
@@ -182,15 +184,15 @@ class _Planner:
     def _last_side(self) -> int:
         return self.train.phases[-1].resolution if self.train.phases else 0
 
-    def _measures(self) -> tuple[float, Work]:
+    def _embeddings(self) -> tuple[float, Work]:
         found = self._sizes("contrastive", counts.towers)
         if found is None:
-            return sizes.MEASURE_BYTES, Work()
+            return sizes.SMALL_BYTES, Work()
         picture, text = found
         both = picture.flops() + (
             text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0
         )
-        return sizes.MEASURE_BYTES + 2 * text.width, Work(both, picture.tokens)
+        return sizes.SMALL_BYTES + 2 * text.width, Work(both, picture.tokens)
 
     def _text(self) -> tuple[float, Work]:
         tokens = self.pipeline.encode.max_tokens

@@ -11,7 +11,7 @@ from hdm.curation import checks
 from hdm.curation.checks import Verdicts
 from hdm.curation.fingerprints import RECORD, fingerprint
 from hdm.curation.splits import Shares, SplitMemory, assign_splits
-from hdm.data.tables import MEASURES
+from hdm.data.tables import MEASURES, RATINGS, SIMILARITIES
 from hdm.errors import DamagedError
 
 OFF = FilterSettings(min_side_px=None, max_aspect=None, duplicate_distance=None)
@@ -38,10 +38,11 @@ def table(*rows: dict[str, Any]) -> pa.Table:
             "fingerprint": shown.record,
         }
         filled.append({**usual, **row})
+    fields = [*MEASURES, RATINGS.field("aesthetic"), SIMILARITIES.field("clip_similarity")]
     return pa.table(
         {
-            name: pa.array([row.get(name) for row in filled], MEASURES.field(name).type)
-            for name in MEASURES.names
+            field.name: pa.array([row.get(field.name) for row in filled], field.type)
+            for field in fields
         }
     )
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from hdm.config import Components, FilterSettings, ImageSettings, Pipeline, TopFraction
-from hdm.curation import decide, measure
+from hdm.curation import decide, embed, measure, rate
+from hdm.curation.outputs import filter_outputs
 from hdm.data.tables import read_tables
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, DamagedError, InputError
@@ -33,10 +34,18 @@ def run(stage: Any, pipeline: Pipeline, inputs: dict[str, Output], store: Store)
 
 
 def filtered(download: Output, store: Store, pipeline: Pipeline) -> tuple[Output, Output]:
-    measures = run(measure, pipeline, {"download": download}, store)
-    return measures, run(
-        decide, pipeline, {"download": download, "filter.measures": measures}, store
-    )
+    """The measures and the decision."""
+    outputs = every_output(download, store, pipeline)
+    return outputs["filter.measures"], outputs["filter"]
+
+
+def every_output(download: Output, store: Store, pipeline: Pipeline) -> dict[str, Output]:
+    """All outputs of the stage by name."""
+    made = {"download": download}
+    for step in filter_outputs(pipeline):
+        made[step.name] = run(step, pipeline, {name: made[name] for name in step.inputs}, store)
+    del made["download"]
+    return made
 
 
 def digests(output: Output) -> Digests:
@@ -59,7 +68,6 @@ def test_every_downloaded_item_has_a_row_in_order_and_its_measures(store, make_d
     assert [row["key"] for row in rows] == [row["key"] for row in samples]
     assert [row["decoded"] for row in rows] == ["ok", "corrupt", "not_image", "ok"]
     assert (rows[0]["height"], rows[0]["width"]) == wide.shape[:2]
-    assert all(row["aesthetic"] is None and row["clip_similarity"] is None for row in rows)
     assert all(
         rows[1][name] is None for name in ("width", "sharpness", "noise", "fingerprint", "sha256")
     )
@@ -77,17 +85,17 @@ def test_the_best_of_several_captions_counts_and_long_ones_are_counted(
         [(png(p), captions) for p, captions in zip(pictures, given, strict=True)]
     )
     pipeline = Pipeline(components=Components(contrastive=str(coca_folder)))
-    measures = run(measure, pipeline, {"download": download}, store)
+    similarities = run(embed, pipeline, {"download": download}, store)
     model = load_contrastive(resolve(pipeline.components))
     images = model.embed_images(pictures)
     best = [
         max((image * model.embed_texts(captions)).sum(axis=1)) if captions else None
         for image, captions in zip(images, given, strict=True)
     ]
-    found = read_tables(measures, "measures")["clip_similarity"].to_pylist()
+    found = read_tables(similarities, "contrastive")["clip_similarity"].to_pylist()
     assert [value is None for value in found] == [False, True, False]
     assert [value for value in found if value] == pytest.approx([v for v in best if v], abs=1e-5)
-    assert measures.counts["captions_cut"] == 1
+    assert similarities.counts["captions_cut"] == 1
     assert "1 given captions are longer than the contrastive model reads" in caplog.text
 
 
@@ -207,12 +215,12 @@ def scored(store, make_download, coca_folder):  # noqa: F811
 
 def test_embeddings_and_similarities_are_the_models_own(store, scored):
     download, components = scored
-    measures = run(measure, Pipeline(components=components), {"download": download}, store)
+    output = run(embed, Pipeline(components=components), {"download": download}, store)
     model = load_contrastive(resolve(components))
     pictures = [scene(index) for index in (0, 1, 2, 3, 9)]
     expected = np.concatenate([model.embed_images([picture]) for picture in pictures])
-    rows = read_tables(measures, "measures").to_pylist()
-    keys, embeddings = measure.read_embeddings(measures)
+    rows = read_tables(output, "contrastive").to_pylist()
+    keys, embeddings = embed.read_embeddings(output)
     assert keys == [row["key"] for row in rows if row["decoded"] == "ok"]
     np.testing.assert_allclose(embeddings, expected, atol=2e-3)
     similarity = [row["clip_similarity"] for row in rows]
@@ -227,7 +235,7 @@ def test_the_batch_size_changes_embeddings_by_rounding_alone(store, scored, tmp_
     download, components = scored
     one, other = (
         run(
-            measure,
+            embed,
             Pipeline(components=components, filter=FilterSettings(batch_size=size)),
             {"download": download},
             where,
@@ -236,7 +244,7 @@ def test_the_batch_size_changes_embeddings_by_rounding_alone(store, scored, tmp_
     )
     assert one.digest == other.digest
     np.testing.assert_allclose(
-        measure.read_embeddings(one)[1], measure.read_embeddings(other)[1], atol=1e-3
+        embed.read_embeddings(one)[1], embed.read_embeddings(other)[1], atol=1e-3
     )
 
 
@@ -255,8 +263,9 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
     pipeline = Pipeline(
         components=components, filter=FilterSettings(top_fraction=TopFraction(keep=0.4))
     )
-    measures, scores = filtered(download, store, pipeline)
-    expected = measure.read_embeddings(measures)[1] @ weight[0].numpy() + 5
+    outputs = every_output(download, store, pipeline)
+    scores = outputs["filter"]
+    expected = embed.read_embeddings(outputs["filter.contrastive"])[1] @ weight[0].numpy() + 5
     rows = [row for row in read_tables(scores, "scores").to_pylist() if row["decoded"] == "ok"]
     np.testing.assert_allclose([row["aesthetic"] for row in rows], expected, atol=1e-2)
     best = sorted(range(5), key=lambda number: -rows[number]["aesthetic"])[:2]
@@ -266,16 +275,19 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
 def test_a_rerun_after_losing_tables_gives_the_same_bytes(store, scored):
     download, components = scored
     pipeline = Pipeline(components=components)
-    before = [digests(output) for output in filtered(download, store, pipeline)]
-    for output in filtered(download, store, pipeline):
+    before = [digests(output) for output in every_output(download, store, pipeline).values()]
+    for output in every_output(download, store, pipeline).values():
         for name in (
             "manifest.json",
             "measures-00000.parquet",
             "embeddings-00001.parquet",
+            "contrastive-00000.parquet",
             "scores-00001.parquet",
         ):
             (output.path / name).unlink(missing_ok=True)
-    assert [digests(output) for output in filtered(download, store, pipeline)] == before
+    assert [
+        digests(output) for output in every_output(download, store, pipeline).values()
+    ] == before
 
 
 def test_a_flipped_byte_in_a_tar_is_found_and_the_file_named(store, make_download):
@@ -288,9 +300,11 @@ def test_a_flipped_byte_in_a_tar_is_found_and_the_file_named(store, make_downloa
         run(measure, Pipeline(), {"download": download}, store)
 
 
-def test_without_a_contrastive_model_there_are_no_embeddings(store, make_download):
-    measures = run(measure, Pipeline(), {"download": make_download([(png(scene(0)), "x")])}, store)
-    assert measure.read_embeddings(measures)[1].shape == (0, 0)
+def test_without_models_only_the_pixels_are_measured(store, make_download):
+    outputs = every_output(make_download([(png(scene(0)), "x")]), store, Pipeline())
+    assert list(outputs) == ["filter.measures", "filter"]
+    (row,) = read_tables(outputs["filter"], "scores").to_pylist()
+    assert row["kept"] and row["aesthetic"] is None and row["clip_similarity"] is None
 
 
 @pytest.mark.parametrize(("settings", "named"), [
@@ -307,7 +321,9 @@ def test_thresholds_that_cannot_be_met_name_both_sides(settings, named):
 
 def test_an_aesthetic_head_without_a_contrastive_model_is_refused():
     with pytest.raises(ConfigError, match="contrastive"):
-        measure.identify(Pipeline(components=Components(aesthetic_head="head.pth")), {})
+        rate.identify(Pipeline(components=Components(aesthetic_head="head.pth")), {})
+    with pytest.raises(ConfigError, match="contrastive"):
+        decide.identify(Pipeline(components=Components(aesthetic_head="head.pth")), {})
 
 
 def test_when_nothing_is_kept_the_reasons_and_their_numbers_are_named(store, make_download):

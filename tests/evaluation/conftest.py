@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from hdm.acquisition import download
 from hdm.captioning import caption
 from hdm.config import Pipeline
-from hdm.curation import decide, measure
+from hdm.curation.outputs import filter_outputs
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.evaluation import evaluate
@@ -66,8 +66,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, coca_folder: Path) -> Gall
         pipeline, download.identify(pipeline, digests), made, store, site=serve_scenes
     )
     for name, stage, needs in [
-        ("filter.measures", measure, ["download"]),
-        ("filter", decide, ["download", "filter.measures"]),
+        *((output.name, output, output.inputs) for output in filter_outputs(pipeline)),
         ("caption", caption, ["download", "filter"]),
     ]:
         inputs = {need: made[need] for need in needs}

@@ -181,7 +181,7 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
 
 def test_copies_of_the_very_pictures_are_no_nearer_than_these(gallery):
     """What a model that knows its pictures by heart would score: what real ones do, and not a seventh of it."""
-    real, measures = read_real(gallery.inputs, 1.0, 70), gallery.inputs["filter.measures"]
+    real, measures = read_real(gallery.inputs, 1.0, 70), gallery.inputs["filter.contrastive"]
     keys = tuple(real.captions)
     prompts = PromptSet("held_out", tuple(real.captions.values()), keys=keys)
     found = distances(measures, real, prompts, embeddings_of(measures, list(keys)))
@@ -196,7 +196,7 @@ def test_pictures_of_one_caption_are_not_compared(gallery):
     keys = real.compared
     alone = replace(real, captions=dict.fromkeys(keys, "a picture"), reference=(), compared=())
     prompts = PromptSet("held_out", ("a picture",) * len(keys), keys=keys)
-    measures = gallery.inputs["filter.measures"]
+    measures = gallery.inputs["filter.contrastive"]
     assert distances(measures, alone, prompts, embeddings_of(measures, list(keys))) == {}
 
 

@@ -1,0 +1,229 @@
+"""Every reason to refuse a picture: the registry from which decision, counts, errors and report derive.
+
+A new criterion is one file that calls `register`. It is in use where `filter.limits` names it:
+`filter.limits={darkness: 20}`. What it says of the pictures is an output of its own,
+`filter.darkness`, so that switching it on measures nothing else again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from hdm.config import FilterSettings, Pipeline
+from hdm.curation.pictures import Picture
+from hdm.errors import ConfigError
+
+Score = Callable[[Sequence[Picture]], Sequence[float | None]]
+"""The values of a batch of decoded pictures; None where a picture has none, which passes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture that lies beyond a limit, for the wording of its refusal."""
+
+    width: float
+    height: float
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A reason to refuse a picture.
+
+    Args:
+        name: the reason, as the scores tables and counts have it.
+        words: the reason, as the report has it.
+        setting: where the user changes it; empty: `filter.limits.NAME`.
+        component: the model that it needs, by its name in `components`; None: none.
+        bound: whether the limit is the least or the most that passes. None: the criterion compares
+            pictures with each other, which `hdm.curation.checks` does.
+        values: (N,) what is compared with the limit; None: the column of the criterion's name.
+        detail: the numbers of a refusal; None: the usual wording.
+        open: of a criterion with an output of its own: loads what it needs and gives its score.
+        version: of `open`; raise it when scores change.
+    """
+
+    name: str
+    words: str
+    setting: str = ""
+    component: str | None = None
+    bound: Literal["min", "max"] | None = None
+    values: Callable[[pa.Table], np.ndarray] | None = None
+    detail: Callable[[Row], str] | None = None
+    open: Callable[[Pipeline], Score] | None = None
+    version: int = 1
+
+    @property
+    def where(self) -> str:
+        """The setting's full name."""
+        return self.setting or f"filter.limits.{self.name}"
+
+    def limit(self, settings: FilterSettings) -> Any:
+        """The setting's value; None: switched off."""
+        if not self.setting:
+            return settings.limits.get(self.name)
+        return getattr(settings, self.setting.removeprefix("filter."), None)
+
+    def describe(self, row: Row) -> str:
+        """The numbers of a refusal."""
+        if self.detail is not None:
+            return self.detail(row)
+        return _usual(self.name, self.bound)(row)
+
+
+def numbers(measures: pa.Table, name: str) -> np.ndarray:
+    """A column as float64, NaN for null."""
+    return measures.column(name).cast(pa.float64()).to_numpy()
+
+
+def _shorter(measures: pa.Table) -> np.ndarray:
+    return np.minimum(numbers(measures, "width"), numbers(measures, "height"))
+
+
+def _aspect(measures: pa.Table) -> np.ndarray:
+    longer = np.maximum(numbers(measures, "width"), numbers(measures, "height"))
+    return longer / _shorter(measures)
+
+
+def _sides(row: Row) -> str:
+    return f"{row.width:.0f} × {row.height:.0f} px"
+
+
+def _usual(column: str, bound: str | None) -> Callable[[Row], str]:
+    beyond = "under" if bound == "min" else "over"
+    return lambda row: f"{column} {row.value:.3g} {beyond} {row.limit:g}"
+
+
+_CRITERIA = [
+    Criterion("undecodable", "cannot be decoded to the last pixel", "images"),
+    Criterion(
+        "too_small",
+        "too small",
+        "filter.min_side_px",
+        bound="min",
+        values=_shorter,
+        detail=lambda row: f"{_sides(row)}, shorter side under {row.limit}",
+    ),
+    Criterion(
+        "aspect",
+        "too long or too tall",
+        "filter.max_aspect",
+        bound="max",
+        values=_aspect,
+        detail=lambda row: f"{_sides(row)}, {row.value:.2f} : 1 over {row.limit:g} : 1",
+    ),
+    Criterion(
+        "blurred",
+        "blurred",
+        "filter.min_sharpness",
+        bound="min",
+        values=lambda measures: numbers(measures, "sharpness"),
+        detail=_usual("sharpness", "min"),
+    ),
+    Criterion(
+        "noisy",
+        "noisy",
+        "filter.max_noise",
+        bound="max",
+        values=lambda measures: numbers(measures, "noise"),
+        detail=_usual("noise", "max"),
+    ),
+    Criterion("duplicate", "a copy of another picture", "filter.duplicate_distance"),
+    Criterion(
+        "duplicate_meaning",
+        "shows the same as another picture",
+        "filter.duplicate_meaning",
+        component="contrastive",
+    ),
+    Criterion(
+        "aesthetic",
+        "low aesthetic score",
+        "filter.min_aesthetic",
+        component="aesthetic_head",
+        bound="min",
+    ),
+    Criterion(
+        "clip_similarity",
+        "the caption does not fit the picture",
+        "filter.min_clip_similarity",
+        component="contrastive",
+        bound="min",
+    ),
+    Criterion("top_fraction", "not among the best", "filter.top_fraction"),
+]
+
+
+def criteria() -> tuple[Criterion, ...]:
+    """In the order of the checks: a picture that fails several is refused for the first."""
+    return tuple(_CRITERIA)
+
+
+def register(criterion: Criterion) -> None:
+    """Add a criterion, looked at after the other limits and before `top_fraction`.
+
+    Raises:
+        ValueError: the name is taken, or the criterion lacks its bound or its score.
+    """
+    if criterion.bound is None or criterion.open is None:
+        raise ValueError(f"criterion {criterion.name} needs a bound and a score (`open`)")
+    if criterion.setting:
+        raise ValueError(
+            f"criterion {criterion.name}: its setting is always filter.limits.{criterion.name}"
+        )
+    # Columns and other outputs of the filter must not be hidden by it.
+    taken = {known.name for known in _CRITERIA}
+    taken |= {"key", "decoded", "width", "height", "sharpness", "noise", "fingerprint", "sha256"}
+    taken |= {"kept", "reason", "detail", "split", "measures", "contrastive"}
+    if criterion.name in taken:
+        raise ValueError(f"there is already a criterion or column {criterion.name}")
+    _CRITERIA.insert(len(_CRITERIA) - 1, criterion)
+
+
+def unregister(name: str) -> None:
+    """Take a registered criterion out again."""
+    _CRITERIA[:] = [known for known in _CRITERIA if known.name != name or known.open is None]
+
+
+def added(settings: FilterSettings) -> list[Criterion]:
+    """The registered criteria that the settings switch on."""
+    return [known for known in _CRITERIA if known.open and known.limit(settings) is not None]
+
+
+def words() -> dict[str, str]:
+    """The report's wording by reason."""
+    return {criterion.name: criterion.words for criterion in _CRITERIA}
+
+
+def problems(settings: FilterSettings, present: Callable[[str], bool]) -> Iterator[ConfigError]:
+    """Limits of unknown criteria, and criteria whose models are not `present`."""
+    registered = [known.name for known in _CRITERIA if known.open]
+    for name in settings.limits:
+        if name not in registered:
+            yield ConfigError(
+                f"there is no criterion {name!r} for filter.limits",
+                where=f"filter.limits.{name}",
+                do=f"use one of {', '.join(registered)}" if registered else "register it first",
+            )
+    needs = [
+        (known.where, known.component)
+        for known in _CRITERIA
+        if known.component and known.limit(settings) is not None
+    ]
+    by = settings.top_fraction.by if settings.top_fraction else None
+    needs += [
+        (f"filter.top_fraction.by: {by}", known.component)
+        for known in _CRITERIA
+        if known.component and known.name == by
+    ]
+    for setting, component in needs:
+        if component is not None and not present(component):
+            yield ConfigError(
+                f"{setting} needs components.{component}, which is not set",
+                do=f"set components.{component}, or leave {setting} out",
+            )

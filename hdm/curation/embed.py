@@ -1,0 +1,168 @@
+"""What the contrastive model says of every picture: its embedding, and its likeness to its captions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hdm.config import Pipeline
+from hdm.curation.look import EMBED_SIDE_PX
+from hdm.curation.pictures import Picture, Pictures, missing_shards, num_items
+from hdm.data.decoding import pixels
+from hdm.data.tables import SIMILARITIES, num_shards, read_tables, shard_name, write_table
+from hdm.models.components import resolve, weights_digest
+from hdm.models.contrastive import Contrastive, load_contrastive
+from hdm.models.devices import choose_device, stage_batches
+from hdm.progress import track
+from hdm.store import Draft, Identity, Output, Store
+
+log = logging.getLogger(__name__)
+
+NAME = "filter.contrastive"
+SCHEMA = 1
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+    """What embeddings depend on: the download, how pictures are decoded, and the model.
+
+    Raises:
+        InputError: the model is not named, or not on this machine.
+    """
+    model = resolve(pipeline.components).need("contrastive")
+    return Identity(
+        NAME,
+        SCHEMA,
+        {"images": pipeline.images.result_fields()},
+        dict(inputs),
+        {"contrastive": weights_digest(model)},
+    )
+
+
+def make(
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
+) -> Output:
+    """Embed every item that was downloaded.
+
+    Returns:
+        An output of `contrastive-*.parquet` (SIMILARITIES) and `embeddings-*.parquet`: key and unit
+        embedding (float16) of every picture that can be decoded.
+    """
+    download = inputs["download"]
+    with store.draft(identity) as draft:
+        missing = missing_shards(draft, download, ["contrastive", "embeddings"])
+        if missing:
+            _embed(pipeline, download, draft, missing)
+        output = draft.commit()
+    if cut := output.counts.get("captions_cut", 0):
+        log.warning(
+            "%d given captions are longer than the contrastive model reads; "
+            "their similarity is that of their beginnings",
+            cut,
+        )
+    return output
+
+
+def read_embeddings(output: Output) -> tuple[list[str], np.ndarray]:
+    """Keys and embeddings of all decodable pictures in order.
+
+    Returns:
+        N keys, and (N, E) float32 of unit length up to 16-bit rounding.
+    """
+    if not num_shards(output, "embeddings"):
+        return [], np.zeros((0, 0), np.float32)
+    table = read_tables(output, "embeddings").combine_chunks()
+    width = table.schema.field("embedding").type.byte_width // 2
+    numbers = np.frombuffer(b"".join(table.column("embedding").to_pylist()), "<f2")
+    return table.column("key").to_pylist(), numbers.reshape(-1, width).astype(np.float32)
+
+
+@dataclass
+class _Said:
+    """Of one picture; similarity is None without a caption."""
+
+    embedding: bytes
+    similarity: float | None = None
+    num_cut: int = 0
+
+
+def _embed(pipeline: Pipeline, download: Output, draft: Draft, missing: list[int]) -> None:
+    device = choose_device(pipeline.filter.device, "the contrastive model")
+    model = load_contrastive(resolve(pipeline.components), device)
+    size = pipeline.filter.batch_size
+    batches = stage_batches(size, model.device, pipeline.threads, "filter.device")
+    with (
+        Pictures(pipeline, download, pixels, reduced_to_px=EMBED_SIDE_PX) as pictures,
+        track("embed", num_items(download, missing), "pictures") as bar,
+    ):
+        for number in missing:
+            found: list[Picture] = []
+            said: dict[str, _Said] = {}
+            for batch in pictures.batches(number):
+                decoded = [picture for picture in batch if picture.pixels is not None]
+                # The images alone: a batch is halved where the device does not hold it.
+                for part, embeddings in batches.run(decoded, lambda part: _images(model, part)):
+                    said |= _read(model, part, embeddings)
+                for picture in batch:
+                    picture.pixels = None
+                found += batch
+                bar.advance(len(batch))
+            _write_similarities(draft, number, found, said)
+            _write_embeddings(draft, number, model.embed_size, said)
+
+
+def _images(model: Contrastive, pictures: Sequence[Picture]) -> np.ndarray:
+    return model.embed_images([one.pixels for one in pictures if one.pixels is not None])
+
+
+def _read(
+    model: Contrastive, pictures: Sequence[Picture], embeddings: np.ndarray
+) -> dict[str, _Said]:
+    stored = embeddings.astype("<f2")
+    said = [_Said(vector.tobytes()) for vector in stored]
+    owners = [number for number, picture in enumerate(pictures) for _ in picture.captions]
+    captions = [caption for picture in pictures for caption in picture.captions]
+    similarities = (embeddings[owners] * model.embed_texts(captions)).sum(axis=1)
+    for number, similarity in zip(owners, similarities.tolist(), strict=True):
+        before = said[number].similarity
+        said[number].similarity = similarity if before is None else max(before, similarity)
+    for number, cut in zip(owners, model.are_cut(captions), strict=True):
+        said[number].num_cut += cut
+    return dict(zip([picture.key for picture in pictures], said, strict=True))
+
+
+def _write_similarities(
+    draft: Draft, number: int, pictures: Sequence[Picture], said: Mapping[str, _Said]
+) -> None:
+    similarities = [said[one.key].similarity if one.key in said else None for one in pictures]
+    rows: dict[str, Sequence[Any]] = {
+        "key": [picture.key for picture in pictures],
+        "decoded": [picture.decoded for picture in pictures],
+        "clip_similarity": similarities,
+    }
+    cut = sum(one.num_cut for one in said.values())
+    counts = {"items": len(pictures), "captions_cut": cut}
+    write_table(draft, shard_name("contrastive", number), SIMILARITIES, rows, counts)
+
+
+def _write_embeddings(draft: Draft, number: int, width: int, said: Mapping[str, _Said]) -> None:
+    schema = pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("embedding", pa.binary(width * 2), nullable=False),
+        ]
+    )
+    keys = pa.array(list(said), pa.string())
+    vectors = pa.array([one.embedding for one in said.values()], pa.binary(width * 2))
+    table = pa.table([keys, vectors], schema=schema)
+    with draft.write(shard_name("embeddings", number)) as file:
+        # Vectors do not compress, and stored plain they can be read where they lie.
+        pq.write_table(
+            table, file.path, compression="none", use_dictionary=False, write_page_checksum=True
+        )
+        file.counts["embeddings"] = len(said)

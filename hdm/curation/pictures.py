@@ -1,0 +1,111 @@
+"""The downloaded pictures, decoded in processes, ahead of whatever measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from hdm.config import Pipeline
+from hdm.data.decoding import Answer, Asked, Decoders, Work, picture_cost
+from hdm.data.images import BadImage
+from hdm.data.shards import ImageReader
+from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.data.wording import normal_caption
+from hdm.store import Draft, Output
+
+COLUMNS = ("key", "status", "captions", "sha256", "offset", "bytes", "width", "height")
+
+
+@dataclass
+class Picture:
+    """One downloaded item.
+
+    `decoded` is "ok" or why the pixels cannot be had; `pixels`, (h, w, 3) uint8, are there for
+    models alone.
+    """
+
+    key: str
+    captions: list[str]
+    decoded: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    pixels: np.ndarray | None = None
+
+
+class Pictures:
+    """Reads and decodes a download. Use it in a `with` block.
+
+    Args:
+        pipeline: how pictures are decoded, batch size and processes.
+        download: the output.
+        work: what the decoding processes do with each file.
+        options: of the work.
+    """
+
+    def __init__(self, pipeline: Pipeline, download: Output, work: Work, **options: Any) -> None:
+        self.download = download
+        self.reader = ImageReader(download)
+        self.batch_size = pipeline.filter.batch_size
+        self.options = options
+        self.decoders = Decoders(pipeline.images, work, pipeline.threads)
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.decoders.__exit__(None, None, None)
+        self.reader.close()
+
+    def batches(self, number: int) -> Iterator[list[Picture]]:
+        """The pictures of one shard of the download, in order."""
+        path = self.download.file(shard_name("samples", number))
+        samples = read_table(path, COLUMNS).to_pylist()
+        items = [sample for sample in samples if sample["status"] == "ok"]
+        asked = (self._asked(number, item) for item in items)
+        # One batch waits for the models while the next one is decoded.
+        answers = self.decoders.map(asked, ahead=2 * self.batch_size)
+        found = (_picture(item, answer) for item, answer in zip(items, answers, strict=True))
+        while batch := list(islice(found, self.batch_size)):
+            yield batch
+
+    def _asked(self, number: int, item: Mapping[str, Any]) -> Asked:
+        place = (number, item["offset"], item["bytes"], item["sha256"])
+        return Asked(
+            item["key"],
+            partial(self.reader.read, *place),
+            picture_cost(item["width"], item["height"], item["bytes"]),
+            self.options,
+        )
+
+
+def missing_shards(draft: Draft, download: Output, kinds: Sequence[str]) -> list[int]:
+    """The shards of the download of which a table of some kind is not there yet."""
+    return [
+        number
+        for number in range(num_shards(download, "samples"))
+        if not all(draft.has(shard_name(kind, number)) for kind in kinds)
+    ]
+
+
+def num_items(download: Output, shards: Sequence[int]) -> int:
+    """How many downloaded pictures some shards hold."""
+    total = 0
+    for number in shards:
+        table = read_table(download.file(shard_name("samples", number)), ["status"])
+        total += table.column("status").to_pylist().count("ok")
+    return total
+
+
+def _picture(item: Mapping[str, Any], answer: Future[Answer]) -> Picture:
+    captions = [text for text in map(normal_caption, item["captions"]) if text]
+    try:
+        found = answer.result()
+    except BadImage as refusal:
+        return Picture(item["key"], captions, refusal.status)
+    pixels = found.arrays[0] if found.arrays else None
+    return Picture(item["key"], captions, "ok", found.facts, pixels)
