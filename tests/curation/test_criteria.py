@@ -1,6 +1,5 @@
 """A criterion that somebody adds: one new file that registers it, and nothing else."""
 
-import subprocess
 import sys
 from pathlib import Path
 
