@@ -124,7 +124,10 @@ def steps(pipeline: Pipeline) -> list[Step]:
                 partial(evaluate.make, judge=judge),
             )
         )
-        found += [_metric(metric) for metric in metrics.METRICS.values()]
+        made = {step.name for step in found}
+        found += [
+            _metric(metric) for metric in metrics.METRICS.values() if made.issuperset(metric.needs)
+        ]
     return found
 
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 NAME = "filter.contrastive"
 SCHEMA = 1
+NUMBER = np.dtype("<f4")
+"""Of stored embeddings: 32 bits, so that scores computed from them are those of the model's own."""
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -51,7 +53,7 @@ def make(
 
     Returns:
         An output of `contrastive-*.parquet` (SIMILARITIES) and `embeddings-*.parquet`: key and unit
-        embedding (float16) of every picture that can be decoded.
+        embedding (float32) of every picture that can be decoded.
     """
     download = inputs["download"]
     with store.draft(identity) as draft:
@@ -72,14 +74,18 @@ def read_embeddings(output: Output) -> tuple[list[str], np.ndarray]:
     """Keys and embeddings of all decodable pictures in order.
 
     Returns:
-        N keys, and (N, E) float32 of unit length up to 16-bit rounding.
+        N keys, and (N, E) float32 of unit length.
     """
     if not num_shards(output, "embeddings"):
         return [], np.zeros((0, 0), np.float32)
-    table = read_tables(output, "embeddings").combine_chunks()
-    width = table.schema.field("embedding").type.byte_width // 2
-    numbers = np.frombuffer(b"".join(table.column("embedding").to_pylist()), "<f2")
-    return table.column("key").to_pylist(), numbers.reshape(-1, width).astype(np.float32)
+    return vectors_in(read_tables(output, "embeddings"))
+
+
+def vectors_in(table: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Keys and embeddings of one table of embeddings, in order: N keys, and (N, E) float32."""
+    width = table.schema.field("embedding").type.byte_width // NUMBER.itemsize
+    numbers = np.frombuffer(b"".join(table.column("embedding").to_pylist()), NUMBER)
+    return table.column("key").to_pylist(), numbers.reshape(-1, width)
 
 
 @dataclass
@@ -123,8 +129,7 @@ def _images(model: Contrastive, pictures: Sequence[Picture]) -> np.ndarray:
 def _read(
     model: Contrastive, pictures: Sequence[Picture], embeddings: np.ndarray
 ) -> dict[str, _Said]:
-    stored = embeddings.astype("<f2")
-    said = [_Said(vector.tobytes()) for vector in stored]
+    said = [_Said(vector.tobytes()) for vector in embeddings.astype(NUMBER)]
     owners = [number for number, picture in enumerate(pictures) for _ in picture.captions]
     captions = [caption for picture in pictures for caption in picture.captions]
     similarities = (embeddings[owners] * model.embed_texts(captions)).sum(axis=1)
@@ -151,14 +156,15 @@ def _write_similarities(
 
 
 def _write_embeddings(draft: Draft, number: int, width: int, said: Mapping[str, _Said]) -> None:
+    stored = pa.binary(width * NUMBER.itemsize)
     schema = pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
-            pa.field("embedding", pa.binary(width * 2), nullable=False),
+            pa.field("embedding", stored, nullable=False),
         ]
     )
     keys = pa.array(list(said), pa.string())
-    vectors = pa.array([one.embedding for one in said.values()], pa.binary(width * 2))
+    vectors = pa.array([one.embedding for one in said.values()], stored)
     table = pa.table([keys, vectors], schema=schema)
     with draft.write(shard_name("embeddings", number)) as file:
         # Vectors do not compress, and stored plain they can be read where they lie.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from hdm.config import Pipeline
+from hdm.curation.embed import NAME as EMBEDDINGS
+from hdm.curation.embed import vectors_in
 from hdm.data.tables import RATINGS, num_shards, read_table, shard_name, write_table
 from hdm.models.aesthetic import check_head, load_aesthetic_head
 from hdm.models.components import resolve, weights_digest
@@ -39,7 +39,7 @@ def make(
     Returns:
         An output of `aesthetic-*.parquet` (RATINGS), cut like the download.
     """
-    embeddings = inputs["filter.contrastive"]
+    embeddings = inputs[EMBEDDINGS]
     resolved = resolve(pipeline.components)
     head = load_aesthetic_head(resolved.need("aesthetic_head"), resolved.aesthetic_head_activation)
     with store.draft(identity) as draft:
@@ -47,11 +47,9 @@ def make(
             name = shard_name("aesthetic", number)
             if draft.has(name):
                 continue
-            table = read_table(embeddings.file(shard_name("embeddings", number)))
-            width = table.schema.field("embedding").type.byte_width // 2
-            stored = np.frombuffer(b"".join(table.column("embedding").to_pylist()), "<f2")
-            vectors = stored.reshape(-1, width).astype(np.float32)
+            path = embeddings.file(shard_name("embeddings", number))
+            keys, vectors = vectors_in(read_table(path))
             scores = list(head(vectors)) if len(vectors) else []
-            rows = {"key": table.column("key").to_pylist(), "aesthetic": scores}
+            rows = {"key": keys, "aesthetic": scores}
             write_table(draft, name, RATINGS, rows, {"items": len(scores)})
         return draft.commit()

@@ -14,7 +14,8 @@ from hdm.store import Identity, Output, Store
 
 EVALUATE = "evaluate"
 SCHEMA = 1
-AVAILABLE = ("download", "filter.measures", "filter", "caption")
+AVAILABLE = ("download", "filter.measures", "filter.contrastive", "filter", "caption")
+"""Outputs that a metric may read besides the images."""
 SCORES = "scores.json"
 
 
@@ -44,7 +45,8 @@ class Metric:
 
     Args:
         name: its output is `evaluate.<name>`.
-        needs: names of the outputs, of AVAILABLE, that it reads besides `evaluate`.
+        needs: names of the outputs, of AVAILABLE, that it reads besides `evaluate`. Pipelines that
+            do not make one of them are not measured with it.
         identify: what the scores depend on besides these outputs: a version, settings, hashes of weights. Plain JSON values.
         measure: the scores, given the outputs by name.
     """

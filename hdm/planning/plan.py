@@ -167,6 +167,9 @@ class _Planner:
                 self.kept,
                 *self._latents(int(name.removeprefix("encode.").removesuffix("px"))),
             )
+        elif name.startswith("filter."):  # a registered criterion
+            self.notes.append(f"the work of {name} is not counted")
+            items, each, done = self.items, sizes.SMALL_BYTES, Work()
         else:
             self.notes.append(f"what {name} takes is not counted")
             items, each, done = self.kept, 0, Work()
@@ -192,7 +195,7 @@ class _Planner:
         both = picture.flops() + (
             text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0
         )
-        return sizes.SMALL_BYTES + 2 * text.width, Work(both, picture.tokens)
+        return sizes.SMALL_BYTES + 4 * text.width, Work(both, picture.tokens)
 
     def _text(self) -> tuple[float, Work]:
         tokens = self.pipeline.encode.max_tokens

@@ -5,16 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from hdm.config import FilterSettings, Pipeline
+from hdm.config import Components, FilterSettings, Pipeline
 from hdm.curation import criteria
+from hdm.curation.embed import read_embeddings
 from hdm.curation.outputs import filter_outputs
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError
 from hdm.evaluation import exhibits
+from hdm.models.components import resolve
+from hdm.models.contrastive import load_contrastive
+from hdm.pipelines import load_pipeline
+from hdm.planning.hardware import card
+from hdm.planning.plan import Question, make_plan
 from hdm.store import Output, Store
 from tests.curation.conftest import png
 from tests.curation.test_measure import run, scene
+from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 
 NEW_FILE = """
 from hdm.curation.criteria import Criterion, register
@@ -81,6 +89,50 @@ def test_an_added_criterion_decides_is_counted_and_reported_and_measures_alone(
 
     _, third = made(download, store, Pipeline(filter=FilterSettings(limits={"brightness": 255.0})))
     assert third == ["filter"]
+
+
+def test_an_added_criterion_is_planned(brightness, tmp_path):
+    pipeline = load_pipeline("demo", ["filter.limits={brightness: 200}"], environment={})
+    plan = make_plan(Question(pipeline, Store(tmp_path), card("cpu")))
+    rows = {row.name: row for row in plan.rows}
+    assert rows["filter.brightness"].items == rows["filter.measures"].items > 0
+    assert 0 < rows["filter.brightness"].bytes < rows["filter.measures"].bytes
+    assert "the work of filter.brightness is not counted" in plan.notes
+
+
+def test_switching_on_a_model_measures_with_that_model_alone(
+    store,
+    make_download,
+    coca_folder,  # noqa: F811
+    tmp_path,
+):
+    download = make_download([(png(scene(index)), "a red circle") for index in range(3)])
+    before, first = made(download, store, Pipeline())
+    assert first == ["filter.measures", "filter"]
+
+    named = Components(contrastive=str(coca_folder))
+    similar, second = made(download, store, Pipeline(components=named))
+    assert second == ["filter.contrastive", "filter"]
+    assert similar["filter.measures"].digest == before["filter.measures"].digest
+
+    embed_size = read_embeddings(similar["filter.contrastive"])[1].shape[1]
+    weight = torch.linspace(-1, 1, embed_size)[None]
+    torch.save({"weight": weight, "bias": torch.zeros(1)}, tmp_path / "head.pth")
+    for tar in download.paths(".tar"):
+        tar.unlink()  # whoever decodes a picture fails
+    both = Components(
+        contrastive=str(coca_folder),
+        aesthetic_head=str(tmp_path / "head.pth"),
+        aesthetic_head_for=str(coca_folder),
+    )
+    rated, third = made(download, store, Pipeline(components=both))
+    assert third == ["filter.aesthetic", "filter"]
+    for name in ("filter.measures", "filter.contrastive"):
+        assert rated[name].digest == similar[name].digest
+    scores = read_tables(rated["filter"], "scores")["aesthetic"].to_pylist()
+    model = load_contrastive(resolve(both))
+    own = model.embed_images([scene(index) for index in range(3)]) @ weight[0].numpy()
+    assert scores == pytest.approx(own.tolist(), abs=1e-5)
 
 
 def test_a_limit_of_an_unknown_criterion_is_refused():

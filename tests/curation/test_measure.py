@@ -222,7 +222,7 @@ def test_embeddings_and_similarities_are_the_models_own(store, scored):
     rows = read_tables(output, "contrastive").to_pylist()
     keys, embeddings = embed.read_embeddings(output)
     assert keys == [row["key"] for row in rows if row["decoded"] == "ok"]
-    np.testing.assert_allclose(embeddings, expected, atol=2e-3)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
     similarity = [row["clip_similarity"] for row in rows]
     texts = model.embed_texts(["a red circle on the left", "a blue square"])
     assert [value is None for value in similarity] == [False, True, True, False, True, True]
@@ -244,7 +244,7 @@ def test_the_batch_size_changes_embeddings_by_rounding_alone(store, scored, tmp_
     )
     assert one.digest == other.digest
     np.testing.assert_allclose(
-        embed.read_embeddings(one)[1], embed.read_embeddings(other)[1], atol=1e-3
+        embed.read_embeddings(one)[1], embed.read_embeddings(other)[1], atol=1e-5
     )
 
 
@@ -267,7 +267,7 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
     scores = outputs["filter"]
     expected = embed.read_embeddings(outputs["filter.contrastive"])[1] @ weight[0].numpy() + 5
     rows = [row for row in read_tables(scores, "scores").to_pylist() if row["decoded"] == "ok"]
-    np.testing.assert_allclose([row["aesthetic"] for row in rows], expected, atol=1e-2)
+    np.testing.assert_allclose([row["aesthetic"] for row in rows], expected, atol=1e-5)
     best = sorted(range(5), key=lambda number: -rows[number]["aesthetic"])[:2]
     assert [number for number in range(5) if rows[number]["kept"]] == sorted(best)
 
