@@ -222,7 +222,7 @@ class FilterSettings(Settings):
     """Cosine of picture and given caption. Pictures without a caption pass."""
     top_fraction: TopFraction | None = None
     """After the thresholds, keep only the best so many."""
-    limits: dict[str, float] = later({})
+    limits: dict[str, values.Score] = later({})
     """Limits of criteria that other code registers (hdm/curation/criteria.py), by the criterion's name."""
     validation: values.Rate = 0.02
     held_out: values.Rate = 0.05
