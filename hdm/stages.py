@@ -24,7 +24,7 @@ from hdm.demo.site import serve_scenes
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
-from hdm.evaluation import evaluate, metrics
+from hdm.evaluation import evaluate, images, metrics
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
 from hdm.stage_list import STAGE_NAMES
@@ -114,13 +114,20 @@ def steps(pipeline: Pipeline) -> list[Step]:
         )
         before = (name,)
     if pipeline.train.phases:
+        found.append(
+            Step(
+                images.NAME,
+                ("filter", "caption", *vae, *before),
+                partial(images.identify, judge=judge),
+                partial(images.make, judge=judge),
+            )
+        )
         embeddings = (EMBEDDINGS,) if has_contrastive(pipeline) else ()
-        inputs = ("download", *embeddings, "filter", "caption", *vae, *before)
         found.append(
             Step(
                 "evaluate",
-                inputs,
-                partial(evaluate.identify, judge=judge),
+                ("download", *embeddings, "filter", "caption", images.NAME),
+                evaluate.identify,
                 partial(evaluate.make, judge=judge),
             )
         )
@@ -134,7 +141,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
 def _metric(metric: metrics.Metric) -> Step:
     return Step(
         metrics.output_name(metric),
-        (metrics.EVALUATE, *metric.needs),
+        (metrics.IMAGES, *metric.needs),
         partial(metrics.identify, metric=metric),
         partial(metrics.make, metric=metric),
     )

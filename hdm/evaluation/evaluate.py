@@ -1,10 +1,7 @@
-"""The stage `evaluate`: generate at fixed seeds, and measure what can be measured.
+"""The stage `evaluate`: measure what can be measured of the generated images (`hdm.evaluation.images`).
 
-<set>-NNNNN.tar      generated images, 64 PNG files a tar; prompt and settings in their text chunks
-grid.png             the first set's first 64 images; grid-<set>.png those of the others
 answers.json         what the judge says of each image, where the truth is known
 choices.json         where a person chooses from names: the names, and the nearest training picture, of each image
-sheet-<set>.png      the images of such a set with their names
 metrics.json         every number with its count and interval
 """
 
@@ -19,62 +16,34 @@ from hdm.data.tables import read_tables
 from hdm.demo.judge import QUESTIONS, SceneJudge
 from hdm.errors import InputError, raised_by
 from hdm.evaluation.choosing import CHOICES, copies, entries
+from hdm.evaluation.images import Generated, read_generated
 from hdm.evaluation.measuring import accuracy, ask, likeness
 from hdm.evaluation.nearest import nearest_training
-from hdm.evaluation.painting import (
-    GRID_IMAGES,
-    Painter,
-    image_size,
-    read_set,
-    write_grid,
-    write_set,
-    write_sheet,
-)
-from hdm.evaluation.prompts import (
-    PromptSet,
-    check_held_out,
-    check_prompts,
-    identify_prompts,
-    prompt_sets,
-)
-from hdm.evaluation.real import RealPictures, read_real
+from hdm.evaluation.painting import image_size
+from hdm.evaluation.prompts import check_held_out, check_prompts
 from hdm.generation.pictures import check_sides
 from hdm.models.autoencoder import pipeline_latent_shape
-from hdm.models.components import (
-    autoencoder_in,
-    autoencoder_weights,
-    locate,
-    resolve,
-    weights_digest,
-)
+from hdm.models.components import locate, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device, choose_device
-from hdm.progress import track
 from hdm.store import Draft, Identity, Output, Store
 
-SCHEMA = 3
+SCHEMA = 5
 SHOWN_KEYS = 64  # of real pictures, named for whoever wants to look at them
 METRICS, ANSWERS = "metrics.json", "answers.json"
 
 
-def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | None) -> Identity:
-    """What the measurement depends on: how images are made and judged, the trained model and the real pictures.
+def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+    """What the measurement depends on: the images, the real pictures, and the model that measures.
 
     Raises:
-        ConfigError: settings that do not go together.
-        InputError: a model or the file of prompts is not on this machine.
+        InputError: a model is not on this machine.
     """
-    check_prompts(pipeline)
-    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate)}
-    config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
     components = resolve(pipeline.components)
-    weights = {
-        **autoencoder_weights(inputs, pipeline.components),
-        "text_encoder": weights_digest(components.need("text_encoder")),
-    }
+    weights = {}
     if components.contrastive:
         weights["contrastive"] = weights_digest(components.contrastive)
-    return Identity("evaluate", SCHEMA, config, dict(inputs), weights)
+    return Identity("evaluate", SCHEMA, {}, dict(inputs), weights)
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
@@ -113,47 +82,27 @@ def make(
     store: Store,
     judge: SceneJudge | None,
 ) -> Output:
-    """Generate the images and measure them.
+    """Measure the images.
 
     Returns:
         An output as described above; its summary holds the headline numbers as plain fractions.
     """
-    width, height = image_size(pipeline)
-    real = read_real(inputs, width / height, pipeline.evaluate.num_images)
-    sets = prompt_sets(pipeline.evaluate, judge, real)
-    trained = next(output for name, output in inputs.items() if name.startswith("train."))
+    generated = read_generated(pipeline, inputs, judge)
     with store.draft(identity) as draft:
-        with track("evaluate", sum(len(prompts.texts) for prompts in sets), "images") as bar:
-            painter = Painter(pipeline, trained, autoencoder_in(inputs, pipeline.components))
-            for prompts in sets:
-                write_set(draft, prompts, painter, bar)
-        pictures = {
-            prompts.name: read_set(draft.path, prompts.name, len(prompts.texts)) for prompts in sets
-        }
-        for number, prompts in enumerate(sets):
-            told = {
-                "prompts": prompts.texts[:GRID_IMAGES],
-                "settings": identity.config,
-                "model": trained.digest,
-            }
-            write_grid(
-                draft,
-                f"grid-{prompts.name}.png" if number else "grid.png",
-                pictures[prompts.name],
-                told,
-            )
-            if prompts.choices:
-                write_sheet(draft, prompts, pictures[prompts.name], told)
-        metrics = _measure(pipeline, inputs, draft, sets, pictures, real, judge)
+        metrics = _measure(pipeline, inputs, draft, generated, judge)
         if not draft.has(METRICS):
             draft.write_json(METRICS, metrics)
         return draft.commit(_headlines(metrics))
 
 
 def _measure(
-    pipeline: Pipeline, inputs: Mapping[str, Output], draft: Draft, sets: list[PromptSet], pictures: Mapping[str, Any],
-    real: RealPictures, judge: SceneJudge | None,
-) -> dict[str, Any]:  # fmt: skip
+    pipeline: Pipeline,
+    inputs: Mapping[str, Output],
+    draft: Draft,
+    generated: Generated,
+    judge: SceneJudge | None,
+) -> dict[str, Any]:
+    real, sets, pictures = generated.real, generated.sets, generated.pictures
     metrics: dict[str, Any] = {
         "images": {prompts.name: len(prompts.texts) for prompts in sets},
         "real": {
@@ -179,7 +128,7 @@ def _measure(
         if not draft.has(ANSWERS):
             draft.write_json(ANSWERS, answers)
     if any(prompts.choices for prompts in sets):
-        metrics["copies"] = _choices(pipeline, inputs, draft, sets, pictures)
+        metrics["copies"] = _choices(pipeline, inputs, draft, generated)
     components = resolve(pipeline.components)
     if components.contrastive:
         contrastive = load_contrastive(
@@ -190,15 +139,11 @@ def _measure(
 
 
 def _choices(
-    pipeline: Pipeline,
-    inputs: Mapping[str, Output],
-    draft: Draft,
-    sets: list[PromptSet],
-    pictures: Mapping[str, Any],
+    pipeline: Pipeline, inputs: Mapping[str, Output], draft: Draft, generated: Generated
 ) -> dict[str, Any]:
     """Write what a person chooses from; how many of these images are copies of training pictures."""
-    chosen = [prompts for prompts in sets if prompts.choices]
-    every = [picture for prompts in chosen for picture in pictures[prompts.name]]
+    chosen = [prompts for prompts in generated.sets if prompts.choices]
+    every = [picture for prompts in chosen for picture in generated.pictures[prompts.name]]
     found = iter(nearest_training(pipeline, inputs, every))
     nearest = {prompts.name: [next(found) for _ in prompts.texts] for prompts in chosen}
     if not draft.has(CHOICES):

@@ -1,4 +1,4 @@
-"""Metrics of generated images. Each is an output of its own, `evaluate.<name>`, made from the images of `evaluate`.
+"""Metrics of generated images. Each is an output of its own, `evaluate.<name>`, made from `evaluate.images`.
 
 Adding a metric, or changing one, therefore generates no image again.
 """
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hdm.config import Pipeline
+from hdm.evaluation.images import NAME as IMAGES
 from hdm.store import Identity, Output, Store
 
 EVALUATE = "evaluate"
@@ -45,7 +46,7 @@ class Metric:
 
     Args:
         name: its output is `evaluate.<name>`.
-        needs: names of the outputs, of AVAILABLE, that it reads besides `evaluate`. Pipelines that
+        needs: names of the outputs, of AVAILABLE, that it reads besides `evaluate.images`. Pipelines that
             do not make one of them are not measured with it.
         identify: what the scores depend on besides these outputs: a version, settings, hashes of weights. Plain JSON values.
         measure: the scores, given the outputs by name.
@@ -67,7 +68,7 @@ def register(metric: Metric) -> None:
     Raises:
         ValueError: the name is taken, or `needs` names an output that metrics cannot read.
     """
-    if metric.name in METRICS:
+    if metric.name in METRICS or output_name(metric) == IMAGES:
         raise ValueError(f"a metric called {metric.name!r} is registered already")
     if unknown := set(metric.needs) - set(AVAILABLE):
         raise ValueError(f"metric {metric.name!r} needs {sorted(unknown)}; use {AVAILABLE}")
@@ -108,5 +109,5 @@ def scores_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     return {
         name.removeprefix(prefix): dict(summary)
         for name, summary in summaries.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and name != IMAGES
     }

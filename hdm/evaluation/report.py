@@ -20,6 +20,7 @@ from hdm.evaluation.choosing import CHOICES
 from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.evaluate import ANSWERS, METRICS
 from hdm.evaluation.exhibits import Exhibition, data_uri
+from hdm.evaluation.images import NAME as IMAGES
 from hdm.evaluation.metrics import scores_of
 from hdm.evaluation.nearest import COPY
 from hdm.evaluation.painting import read_prompts_of, read_set
@@ -183,13 +184,15 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
 def _write_choosing(pipeline: Pipeline, outputs: Mapping[str, Output], folder: Path) -> str | None:
     """Write the page to choose names on; its file's name, or None where nobody is asked to."""
     output = outputs.get("evaluate")
-    if output is None or all(record.name != CHOICES for record in output.files):
+    if output is None or IMAGES not in outputs:
+        return None
+    if all(record.name != CHOICES for record in output.files):
         return None
     told = json.loads(output.file(CHOICES).read_bytes())
     sets = {}
     with Exhibition(pipeline, outputs["download"], None) as exhibition:
         for name, entries in told.items():
-            pictures = read_set(output.path, name, len(entries))
+            pictures = read_set(outputs[IMAGES].path, name, len(entries))
             training = exhibition.images(entry["nearest"]["key"] for entry in entries)
             sets[name] = choosing.questions(entries, pictures, training)
     context = {"pipeline": pipeline, "sets": sets, "evaluation": output.digest}
@@ -246,7 +249,7 @@ def _curve(output: Output) -> PhaseCurve:
 
 def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
     output = outputs.get("evaluate")
-    if output is None:
+    if output is None or IMAGES not in outputs:
         return {
             "metrics": {}, "sets": [], "pairs": [], "questions": QUESTIONS, "audit_shares": {},
             "nearness": "",
@@ -254,7 +257,7 @@ def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, 
     metrics = json.loads(output.file(METRICS).read_bytes())
     answers = json.loads(output.file(ANSWERS).read_bytes()) if "accuracy" in metrics else {}
     sets = [
-        _shown(output, name, min(count, SHOWN[name]), answers.get(name, []))
+        _shown(outputs[IMAGES], name, min(count, SHOWN[name]), answers.get(name, []))
         for name, count in metrics["images"].items()
         if name in SHOWN
     ]
@@ -317,7 +320,7 @@ def _pairs(
     ]
     if not keys or "download" not in outputs:
         return []
-    output = outputs["evaluate"]
+    output = outputs[IMAGES]
     generated = [data_uri(picture) for picture in read_set(output.path, "held_out", len(keys))]
     prompts = read_prompts_of(output.path, "held_out", len(keys))
     with Exhibition(pipeline, outputs["download"], None) as exhibition:

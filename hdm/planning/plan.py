@@ -154,11 +154,12 @@ class _Planner:
             ),
             "encode.text": lambda: (self.captions, *self._text()),
             "encode.features": lambda: (self.kept, self._features(), Work()),
-            "evaluate": lambda: (
+            "evaluate.images": lambda: (
                 self.pipeline.evaluate.num_images,
                 3 * self._last_side() ** 2,
                 self._pictures(),
             ),
+            "evaluate": lambda: (self.pipeline.evaluate.num_images, sizes.SMALL_BYTES, Work()),
         }
         if name in counted:
             items, each, done = counted[name]()
@@ -170,6 +171,9 @@ class _Planner:
         elif name.startswith("filter."):  # a registered criterion
             self.notes.append(f"the work of {name} is not counted")
             items, each, done = self.items, sizes.SMALL_BYTES, Work()
+        elif name.startswith("evaluate."):  # a registered metric
+            self.notes.append(f"the work of {name} is not counted")
+            items, each, done = self.pipeline.evaluate.num_images, sizes.SMALL_BYTES, Work()
         else:
             self.notes.append(f"what {name} takes is not counted")
             items, each, done = self.kept, 0, Work()

@@ -49,7 +49,7 @@ def test_a_short_run_ends_with_a_page_to_choose_names_on(tmp_path: Path) -> None
         assert [(one["prompt"], tuple(one["choices"])) for one in told[name]] == [
             (question.name, question.choices) for question in asked[:ASKED]
         ]
-        sheet = np.asarray(Image.open(evaluation.file(f"sheet-{name}.png")))
+        sheet = np.asarray(Image.open(outputs["evaluate.images"].file(f"sheet-{name}.png")))
         assert sheet.shape[1] >= ASKED * 128
         assert (sheet[130:] < 128).any()  # the names below the pictures
     trained = {picture.captions[0] for picture in training_pictures()[:48]}

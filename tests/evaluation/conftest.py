@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from hdm.config import Pipeline
 from hdm.curation.outputs import filter_outputs
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
-from hdm.evaluation import evaluate
 from hdm.models.xut import XUT
+from hdm.stages import Step, steps
 from hdm.store import Identity, Output, Store
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 from tests.training.workshop import TEXT_WIDTH, write_components
@@ -40,12 +41,32 @@ class Gallery:
 
     @property
     def identity(self) -> Identity:
-        return evaluate.identify(
-            self.pipeline, {name: output.digest for name, output in self.inputs.items()}, self.judge
-        )
+        """Of the images."""
+        return self._identity(self._step("evaluate.images"), self.inputs)
 
-    def evaluate(self) -> Output:
-        return evaluate.make(self.pipeline, self.identity, self.inputs, self.store, self.judge)
+    def generate(self) -> Output:
+        """The images."""
+        return self._make("evaluate.images", self.inputs)
+
+    def evaluate(self) -> list[Output]:
+        """The images, and what is measured of them."""
+        generated = self.generate()
+        inputs = {**self.inputs, "evaluate.images": generated}
+        return [generated, self._make("evaluate", inputs)]
+
+    def _step(self, name: str) -> Step:
+        return next(step for step in steps(self.pipeline) if step.name == name)
+
+    def _identity(self, step: Step, made: Mapping[str, Output]) -> Identity:
+        return step.identify(self.pipeline, {name: made[name].digest for name in step.inputs})
+
+    def _make(self, name: str, made: Mapping[str, Output]) -> Output:
+        """An output, unless the store has it."""
+        step = self._step(name)
+        identity = self._identity(step, made)
+        inputs = {needed: made[needed] for needed in step.inputs}
+        ready = self.store.find(identity)
+        return ready or step.make(self.pipeline, identity, inputs, self.store)
 
     def changed(self, root: Path, **settings: object) -> Gallery:
         """Another way to evaluate, in a store of its own."""

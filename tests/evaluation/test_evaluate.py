@@ -23,12 +23,19 @@ from hdm.store import MANIFEST
 
 @pytest.fixture(scope="module")
 def output(gallery):
-    return gallery.evaluate()
+    """The images."""
+    return gallery.generate()
 
 
 @pytest.fixture(scope="module")
-def metrics(output):
-    return json.loads(output.file("metrics.json").read_text())
+def evaluated(gallery):
+    """What is measured of them."""
+    return gallery.evaluate()[-1]
+
+
+@pytest.fixture(scope="module")
+def metrics(evaluated):
+    return json.loads(evaluated.file("metrics.json").read_text())
 
 
 def images_of(output, name):
@@ -90,8 +97,8 @@ def test_grids_show_the_images(output):
         assert np.array_equal(grid[top : top + 16, left : left + 16], np.asarray(images[place][1]))
 
 
-def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
-    answers = json.loads(output.file("answers.json").read_text())
+def test_accuracy_counts_the_answers_of_the_judge(gallery, output, evaluated, metrics):
+    answers = json.loads(evaluated.file("answers.json").read_text())
     prompts = gallery.judge.prompts("one_object", 70, 0)
     pictures = [np.asarray(image) for _, image in images_of(output, "one_object")]
     for question in ("colour", "place", "kind"):
@@ -103,9 +110,10 @@ def test_accuracy_counts_the_answers_of_the_judge(gallery, output, metrics):
         assert metrics["accuracy"]["one_object"][question] == Share(right, 70, 70).to_dict()
         assert metrics["agreement"][question] == gallery.judge.agreement()[question].to_dict()
         assert (
-            output.summary[f"judge_agrees_{question}"] == gallery.judge.agreement()[question].value
+            evaluated.summary[f"judge_agrees_{question}"]
+            == gallery.judge.agreement()[question].value
         )
-        assert output.summary[question] == right / 70
+        assert evaluated.summary[question] == right / 70
     assert metrics["accuracy"]["free_wordings"]["all"]["total"] == 23
     assert metrics["accuracy"]["two_objects"]["all"]["total"] == 17
 
@@ -204,9 +212,9 @@ def test_an_interrupted_evaluation_ends_in_the_same_bytes(gallery, output, tmp_p
     again = gallery.changed(tmp_path / "store")
     folder = again.store.folder(again.identity)
     shutil.copytree(output.path, folder)
-    for name in (MANIFEST, "one_object-00001.tar", "metrics.json", "grid.png"):
+    for name in (MANIFEST, "one_object-00001.tar", "grid.png"):
         (folder / name).unlink()
-    resumed = again.evaluate()
+    resumed = again.generate()
     assert resumed.files == output.files
     assert (resumed.path / MANIFEST).read_bytes() == (output.path / MANIFEST).read_bytes()
 
@@ -214,7 +222,7 @@ def test_an_interrupted_evaluation_ends_in_the_same_bytes(gallery, output, tmp_p
 def test_the_batch_size_is_no_part_of_the_result(gallery, output, tmp_path):
     other = gallery.changed(tmp_path / "store", batch_size=7)
     assert other.identity.digest == gallery.identity.digest
-    images = [np.asarray(image, int) for _, image in images_of(other.evaluate(), "one_object")]
+    images = [np.asarray(image, int) for _, image in images_of(other.generate(), "one_object")]
     for (_, image), same in zip(images_of(output, "one_object"), images, strict=True):
         assert np.abs(np.asarray(image, int) - same).max() <= 1
 
@@ -225,7 +233,7 @@ def test_prompts_of_a_file_in_another_shape(gallery, tmp_path):
     settings = {"prompts": str(file), "num_images": 5, "size": "32x16"}
     other = gallery.changed(tmp_path / "store", **settings)
     digest = other.identity.digest
-    images = images_of(other.evaluate(), "prompts")
+    images = images_of(other.generate(), "prompts")
     assert [image.text["prompt"] for _, image in images] == [
         "red circle",
         "blue square",

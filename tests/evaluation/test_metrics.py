@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from hdm.evaluation.painting import read_set
 VERSION = 1
 
 def measure(pipeline, outputs):
-    pictures = read_set(outputs["evaluate"].path, "one_object", 70)
+    pictures = read_set(outputs["evaluate.images"].path, "one_object", 70)
     values = [float(picture.mean()) for picture in pictures]
     low, high = min(values), max(values)
     return [Score("mean_level", float(np.mean(values)), low, high, len(values), "higher")]
@@ -65,24 +66,25 @@ def identified(gallery: Gallery, step: Step, outputs: dict[str, Output]) -> Iden
 def test_one_file_adds_a_metric_to_report_and_json_and_generates_nothing(
     gallery: Gallery, tmp_path: Path
 ) -> None:
-    evaluation = gallery.evaluate()
-    outputs = {**gallery.inputs, "evaluate": evaluation}
-    before = identified(gallery, step_of(gallery, "evaluate"), outputs).digest
-    written = {path: path.stat().st_mtime_ns for path in evaluation.paths(".tar")}
+    generated, evaluation = gallery.evaluate()
+    outputs = {**gallery.inputs, "evaluate.images": generated, "evaluate": evaluation}
+    images = identified(gallery, step_of(gallery, "evaluate.images"), outputs).digest
+    assert images == generated.digest
+    written = {path: path.stat().st_mtime_ns for path in generated.paths(".tar")}
 
     load(tmp_path / "brightness.py", SOURCE)
     step = step_of(gallery, "evaluate.brightness")
     assert step.stage == "evaluate"
-    assert identified(gallery, step_of(gallery, "evaluate"), outputs).digest == before
+    assert identified(gallery, step_of(gallery, "evaluate.images"), outputs).digest == images
     identity = identified(gallery, step, outputs)
     inputs = {name: outputs[name] for name in step.inputs}
     output = step.make(gallery.pipeline, identity, inputs, gallery.store)
-    assert {path: path.stat().st_mtime_ns for path in evaluation.paths(".tar")} == written
+    assert {path: path.stat().st_mtime_ns for path in generated.paths(".tar")} == written
 
     page = write_report(
         gallery.pipeline, [Made(one, False) for one in (*outputs.values(), output)], tmp_path
     )
-    wanted = float(np.mean(read_set(evaluation.path, "one_object", 70)))
+    wanted = float(np.mean(read_set(generated.path, "one_object", 70)))
     facts = json.loads((tmp_path / "report.json").read_bytes())
     score = facts["measured"]["brightness"]["mean_level"]
     assert score["value"] == pytest.approx(wanted)
@@ -95,6 +97,32 @@ def test_one_file_adds_a_metric_to_report_and_json_and_generates_nothing(
     load(tmp_path / "brightness.py", SOURCE.replace("VERSION = 1", "VERSION = 2"))
     changed = identified(gallery, step_of(gallery, "evaluate.brightness"), outputs)
     assert changed.digest != identity.digest
+
+
+def test_another_contrastive_model_measures_again_and_generates_nothing(gallery: Gallery) -> None:
+    outputs = {**gallery.inputs, "evaluate.images": gallery.generate()}
+    components = gallery.pipeline.components.model_copy(update={"contrastive": None})
+    without = replace(
+        gallery, pipeline=gallery.pipeline.model_copy(update={"components": components})
+    )
+    before, after = (
+        {
+            name: identified(one, step_of(one, name), outputs).digest
+            for name in ("evaluate.images", "evaluate")
+        }
+        for one in (gallery, without)
+    )
+    assert before["evaluate.images"] == after["evaluate.images"]
+    assert before["evaluate"] != after["evaluate"]
+
+
+@pytest.mark.usefixtures("no_metrics")
+def test_a_metric_that_needs_what_the_pipeline_does_not_make_is_left_out(gallery: Gallery) -> None:
+    register(Metric("meaning", ("filter.contrastive",), lambda _: {}, lambda *_: []))
+    components = gallery.pipeline.components.model_copy(update={"contrastive": None})
+    without = gallery.pipeline.model_copy(update={"components": components})
+    assert "evaluate.meaning" in [step.name for step in steps(gallery.pipeline)]
+    assert "evaluate.meaning" not in [step.name for step in steps(without)]
 
 
 @pytest.mark.usefixtures("no_metrics")

@@ -63,12 +63,12 @@ def page_of(gallery, outputs, folder):
 
 def test_the_page_stands_alone_and_tells_everything(gallery, tmp_path):
     evaluated = gallery.evaluate()
-    page = page_of(gallery, [*gallery.inputs.values(), evaluated], tmp_path)
+    page = page_of(gallery, [*gallery.inputs.values(), *evaluated], tmp_path)
     text = " ".join(page.text)
     assert page.fetched == []
     assert page.open == []
     assert not re.search(r"url\(|@import", (tmp_path / "report.html").read_text())
-    for output in (*gallery.inputs.values(), evaluated):
+    for output in (*gallery.inputs.values(), *evaluated):
         assert output.name in text
         assert output.digest in text
     scores = read_tables(gallery.inputs["filter"], "scores").to_pylist()
@@ -99,7 +99,7 @@ def test_the_page_without_known_truth_or_contrastive_model(gallery, tmp_path):
     values["name"] = "<b>mine</b>"
     plain.pipeline = type(plain.pipeline).model_validate(values)
     assert plain.judge is None
-    page = page_of(plain, [*plain.inputs.values(), plain.evaluate()], tmp_path)
+    page = page_of(plain, [*plain.inputs.values(), *plain.evaluate()], tmp_path)
     assert page.fetched == []
     assert "<b>mine</b>" in page.text
     assert "Planted faults" not in page.text

@@ -1,0 +1,133 @@
+"""The images that an evaluation is about: generated once, at fixed seeds, and read by every metric.
+
+<set>-NNNNN.tar      generated images, 64 PNG files a tar; prompt and settings in their text chunks
+grid.png             the first set's first 64 images; grid-<set>.png those of the others
+sheet-<set>.png      the images of a set from whose names a person chooses, with these names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hdm.config import Pipeline
+from hdm.demo.judge import SceneJudge
+from hdm.evaluation.painting import (
+    GRID_IMAGES,
+    Painter,
+    image_size,
+    read_set,
+    write_grid,
+    write_set,
+    write_sheet,
+)
+from hdm.evaluation.prompts import PromptSet, check_prompts, identify_prompts, prompt_sets
+from hdm.evaluation.real import RealPictures, read_real
+from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
+from hdm.progress import track
+from hdm.store import Draft, Identity, Output, Store
+
+NAME = "evaluate.images"
+SCHEMA = 1
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | None) -> Identity:
+    """What the images depend on: prompts, sampler, seeds, the trained model and its autoencoder.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        InputError: a model or the file of prompts is not on this machine.
+    """
+    check_prompts(pipeline)
+    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate)}
+    config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
+    weights = {
+        **autoencoder_weights(inputs, pipeline.components),
+        "text_encoder": weights_digest(resolve(pipeline.components).need("text_encoder")),
+    }
+    return Identity(NAME, SCHEMA, config, dict(inputs), weights)
+
+
+def make(
+    pipeline: Pipeline,
+    identity: Identity,
+    inputs: Mapping[str, Output],
+    store: Store,
+    judge: SceneJudge | None,
+) -> Output:
+    """Generate the images.
+
+    Returns:
+        An output as described above.
+    """
+    _, sets = asked_for(pipeline, inputs, judge)
+    trained = next(output for name, output in inputs.items() if name.startswith("train."))
+    with store.draft(identity) as draft:
+        with track("evaluate", sum(len(prompts.texts) for prompts in sets), "images") as bar:
+            painter = Painter(pipeline, trained, autoencoder_in(inputs, pipeline.components))
+            for prompts in sets:
+                write_set(draft, prompts, painter, bar)
+        for number, prompts in enumerate(sets):
+            grid = f"grid-{prompts.name}.png" if number else "grid.png"
+            _write_overview(draft, grid, prompts, identity, trained)
+        return draft.commit()
+
+
+def _write_overview(
+    draft: Draft, grid: str, prompts: PromptSet, identity: Identity, trained: Output
+) -> None:
+    pictures = read_set(draft.path, prompts.name, len(prompts.texts))
+    how_made = {
+        "prompts": prompts.texts[:GRID_IMAGES],
+        "settings": identity.config,
+        "model": trained.digest,
+    }
+    write_grid(draft, grid, pictures, how_made)
+    if prompts.choices:
+        write_sheet(draft, prompts, pictures, how_made)
+
+
+def asked_for(
+    pipeline: Pipeline, inputs: Mapping[str, Output], judge: SceneJudge | None
+) -> tuple[RealPictures, list[PromptSet]]:
+    """The real pictures to compare with, and the prompts of every set.
+
+    Args:
+        inputs: the outputs `filter` and `caption`.
+    """
+    width, height = image_size(pipeline)
+    real = read_real(inputs, width / height, pipeline.evaluate.num_images)
+    return real, prompt_sets(pipeline.evaluate, judge, real)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What metrics read: the prompts of every set, its images, and the real pictures.
+
+    Args:
+        real: the pictures held out of training to compare with.
+        sets: the prompts.
+        pictures: of each set, by its name: (H, W, 3) uint8 each, in the order of the prompts.
+    """
+
+    real: RealPictures
+    sets: tuple[PromptSet, ...]
+    pictures: Mapping[str, list[np.ndarray]]
+
+
+def read_generated(
+    pipeline: Pipeline, inputs: Mapping[str, Output], judge: SceneJudge | None
+) -> Generated:
+    """Read all images with what was asked for.
+
+    Args:
+        inputs: the outputs `evaluate.images`, `filter` and `caption`.
+    """
+    real, sets = asked_for(pipeline, inputs, judge)
+    folder = inputs[NAME].path
+    pictures = {
+        prompts.name: read_set(folder, prompts.name, len(prompts.texts)) for prompts in sets
+    }
+    return Generated(real, tuple(sets), pictures)
