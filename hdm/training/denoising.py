@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -57,15 +57,9 @@ class Denoising:
         Returns:
             Means over the global batch, on the device: the loss, that of predicting zeros, and the techniques' terms.
         """
-        share, count = len(example.batch), self.ranks.count
-        total = torch.zeros(2 + len(self.weights), device=self.ranks.device)
-        begun = self.phase.batch_size * self.ranks.rank // count
-        size = min(self.phase.micro_batch or share, share)
-        for start in range(0, share, size):
-            for technique in self.techniques:
-                technique.before_micro_batch(now, begun + start)
-            with self._synchronising(is_last=start + size >= share):
-                part = example.part(start, start + size).to(self.ranks.device)
+        count, total = self.ranks.count, self._zeros()
+        for part, is_last in self._micro_batches(example, now):
+            with self._synchronising(is_last=is_last):
                 loss, of_nothing, *terms = self.losses(part)
                 lowered = loss
                 for weight, term in zip(self.weights.values(), terms, strict=True):
@@ -73,7 +67,32 @@ class Denoising:
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
                 self.ranks.accelerator.backward(lowered * (count / self.phase.batch_size))
             total += torch.stack((loss, of_nothing, *terms)).detach()
-        if count > 1:
+        return self._mean(total)
+
+    @torch.no_grad()
+    def look(self, example: Example, now: Position) -> Tensor:
+        """Loss and that of predicting zeros, (2,), as `backward` has them, without gradients."""
+        total = self._zeros()
+        for part, _ in self._micro_batches(example, now):
+            total += torch.stack(self.losses(part))
+        return self._mean(total)[:2]
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(2 + len(self.weights), device=self.ranks.device)
+
+    def _micro_batches(self, example: Example, now: Position) -> Iterator[tuple[Example, bool]]:
+        """The parts of this process's share on its device, and whether each is the last."""
+        share, size = len(example.batch), self.phase.micro_batch or len(example.batch)
+        begun = self.phase.batch_size * self.ranks.rank // self.ranks.count
+        for start in range(0, share, size):
+            for technique in self.techniques:
+                technique.before_micro_batch(now, begun + start)
+            part = example.part(start, start + size).to(self.ranks.device)
+            yield part, start + size >= share
+
+    def _mean(self, total: Tensor) -> Tensor:
+        """Over the global batch, of sums over this process's share."""
+        if self.ranks.count > 1:
             total = self.ranks.accelerator.reduce(total, "sum")
         return total / self.phase.batch_size
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hdm.models.denoiser import Denoiser
 from hdm.sharding import finite
 from hdm.training import assembly
 from hdm.training.checkpoints import Checkpoints
-from hdm.training.incidents import exploded, is_useless, signs_of_explosion
+from hdm.training.incidents import exploded, forgotten, is_useless, signs_of_explosion
 from hdm.training.job import Job
 from hdm.training.logbook import Logbook
 from hdm.training.results import last_values
@@ -22,6 +24,7 @@ def check_end(
     measurement: Measurement,
     *,
     only_weights: bool,
+    explained: Callable[[], float],
 ) -> None:
     """Refuse weights that are worth nothing. Every rank has to ask.
 
@@ -32,11 +35,19 @@ def check_end(
         logbook: what was measured.
         measurement: how losses are measured.
         only_weights: the best weights are kept, of which the last steps and their held-out loss say nothing.
+        explained: measures what the last weights explain of the last steps.
 
     Raises:
         HdmError: training exploded before its end.
     """
-    signs = [] if only_weights else _signs_in_steps(state, logbook)
+    signs = (
+        []
+        if only_weights
+        else [
+            *_signs_in_steps(state, logbook),
+            *forgotten(state.position.most_explained, explained()),
+        ]
+    )
     if checkpoints.ranks.takes_part:
         signs += _signs_in_weights(job, state, measurement)
     if any(checkpoints.ranks.agreed(bool(signs))):

@@ -19,6 +19,8 @@ USELESS = 1.5
 """Times the loss of predicting no velocity at all, at pictures that are trained on. Untrained weights predict next to nothing and have
 that loss; those that get the noise right and take the picture for another one have no more, of latents with the usual variance of 1."""
 
+KNOWN, FORGOTTEN = 0.25, 0.5
+
 
 def is_useless(loss: float | None, of_nothing: float) -> bool:
     """Whether a loss is that of weights that are worth nothing.
@@ -69,6 +71,23 @@ def signs_of_explosion(now: Position) -> list[str]:
         (now.useless_lately, f"more than {USELESS} times the loss of predicting nothing"),
     )
     return [f"{len(steps)} of its last {last} steps had {what}" for steps, what in kinds if steps]
+
+
+def forgotten(most: float | None, now: float) -> list[str]:
+    """What weights say that explained much once and explain little now, as after an explosion that fell back to predicting nothing.
+
+    Both shares are of training batches, at the training's own times, tokens and dropout. So pictures learned by heart, another
+    resolution and other pictures change neither; little that was ever known, as in a short training, says nothing.
+
+    Args:
+        most: that training explained at any time, or the weights that it began with.
+        now: that the last weights explain.
+    """
+    if most is None or most < KNOWN or now > FORGOTTEN * most:
+        return []
+    return [
+        f"its last weights explain {max(now, 0):.0%} of what they are trained to predict, where {most:.0%} was explained before"
+    ]
 
 
 def exploded(signs: Sequence[str], job: Job, good: Checkpoint | None) -> HdmError:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 LATELY, LAST = 10, 3  # steps
+BLOCK_IMAGES = (
+    64  # at least: what is explained of fewer says more about their times than about the weights
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Position:
         loss_sum, loss_count: of the steps since the last line of metrics.
         line: of metrics, due after this step and not written yet.
         ended: before its last step.
+        most_explained: the largest share of the target that blocks of steps explained, as `explained` has it, or that the weights did
+            which training began with; None before that is known.
+        block_loss, block_of_nothing, block_images: of the block that is not full yet.
     """
 
     step: int = 0
@@ -38,6 +44,10 @@ class Position:
     ended: bool = False
     skipped_lately: tuple[int, ...] = ()
     useless_lately: tuple[int, ...] = ()
+    most_explained: float | None = None
+    block_loss: float = 0.0
+    block_of_nothing: float = 0.0
+    block_images: int = 0
 
     @property
     def lost_lately(self) -> frozenset[int]:
@@ -86,6 +96,22 @@ class Position:
             loss_count=self.loss_count + 1,
         )
 
+    def explaining(self, batch_size: int, loss: float, of_nothing: float) -> Position:
+        """The same with a step's loss, and that of predicting zeros for it, in the block of steps."""
+        now = replace(
+            self,
+            block_loss=self.block_loss + loss * batch_size,
+            block_of_nothing=self.block_of_nothing + of_nothing * batch_size,
+            block_images=self.block_images + batch_size,
+        )
+        if now.block_images < BLOCK_IMAGES:
+            return now
+        share = explained(now.block_loss, now.block_of_nothing)
+        most = share if self.most_explained is None else max(self.most_explained, share)
+        return replace(
+            now, most_explained=most, block_loss=0.0, block_of_nothing=0.0, block_images=0
+        )
+
     def with_batches_of(self, size: int) -> Position:
         """The same place for a training with batches of that size, which has not measured anything yet."""
         return replace(
@@ -94,6 +120,10 @@ class Position:
             ended=False,
             skipped_lately=(),
             useless_lately=(),
+            most_explained=None,
+            block_loss=0.0,
+            block_of_nothing=0.0,
+            block_images=0,
         )
 
     def noting(self, incident: dict[str, Any]) -> Position:
@@ -104,3 +134,8 @@ class Position:
     def of(cls, values: Mapping[str, Any]) -> Position:
         """From a checkpoint's values, among which are those of techniques."""
         return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
+
+
+def explained(loss: float, of_nothing: float) -> float:
+    """Share of the target that predictions explain: 1 where they are right, 0 where they are no better than zeros."""
+    return 1 - loss / of_nothing if of_nothing > 0 else 0.0

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hdm.training.norms import gradient_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.out_of_memory import does_not_fit, is_out_of_memory
 from hdm.training.pictures import Grid
+from hdm.training.position import BLOCK_IMAGES, explained
 from hdm.training.ranks import CutShort, Ranks
 from hdm.training.results import make_companions, write_results
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
@@ -115,6 +117,9 @@ class Trainer:
     def run(self) -> bool:
         """To the end, or to a signal; True if done."""
         self.ranks.stop.defer()
+        if self.state.position.most_explained is None:
+            share = self._explained(self.state.position.num_images_seen)
+            self.state.position = replace(self.state.position, most_explained=share)
         try:
             while True:
                 if self._obey():
@@ -137,11 +142,28 @@ class Trainer:
             self.logbook,
             self.measurement,
             only_weights=any(exchanged),
+            explained=partial(self._explained, self.state.position.num_images_seen - self.block),
         )
         if self.ranks.takes_part:
             write_results(self.job, self.state.trainable, self.grid, writes=self.ranks.first)
         self.ranks.wait()
         return True
+
+    @property
+    def block(self) -> int:
+        """Images of as few batches as say what weights explain, or of all where there are fewer."""
+        size = self.phase.batch_size
+        return min(self.num_images, -(-BLOCK_IMAGES // size) * size)
+
+    def _explained(self, begin: int) -> float:
+        """Share of the target that the weights explain in a block of batches, by the training's own times, tokens and dropout."""
+        now, size = self.state.position, self.phase.batch_size
+        self.state.trainable.model.train()
+        total = torch.zeros(2, device=self.ranks.device)
+        for seen in range(begin, begin + self.block, size):
+            example = self.feed.make(min(seen, self.num_images - size))
+            total += self.denoising.look(example, replace(now, num_images_seen=seen))
+        return explained(*total.tolist())
 
     def _obey(self) -> bool:
         """Save and sample as time, people and signals ask; whether training stops here."""
@@ -194,6 +216,8 @@ class Trainer:
         self.denoising.module.zero_grad(set_to_none=True)
         counted, useless = loss if is_finite else None, is_useless(loss, of_nothing)
         state.position = before.after(size, counted, useless=useless)
+        if is_finite:
+            state.position = state.position.explaining(size, loss, of_nothing)
         named = dict(zip(self.denoising.weights, terms, strict=True))
         done = Step(before, state.position, example, loss, of_nothing, norm_value, named, is_finite)
         self._look_at(done)

@@ -23,6 +23,7 @@ from hdm.config import VaeSettings
 from hdm.data.crops import as_image, random_square, resized
 from hdm.data.order import endless
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
+from hdm.models.autoencoder import raw_latent
 from hdm.models.equivariance import Transform, draw_transform
 from hdm.progress import Tracker, track
 from hdm.sharding import finite
@@ -30,11 +31,14 @@ from hdm.training import checkpoint
 from hdm.training.checkpoint import load_weights
 from hdm.training.ema import Average
 from hdm.training.guard import signals_counted
+from hdm.training.incidents import forgotten
 from hdm.training.job import METRICS, TIMING
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.position import BLOCK_IMAGES, explained
 from hdm.training.records import Metrics, Timing
-from hdm.vae.losses import Objective
+from hdm.vae.losses import Objective, pixel_difference
 
+LOOKS = 8  # times that it is looked how much the weights explain
 LOG_EVERY, LINES_AT_LEAST = 10, 20  # steps a line of metrics.jsonl; fewer where the run is short
 
 
@@ -82,11 +86,13 @@ def takes_muon(name: str, tensor: Tensor) -> bool:
 
 @dataclass
 class _Position:
-    """Where training stands: steps done, and the terms' sums over the `count` steps since the last line of metrics."""
+    """Where training stands: steps done, the terms' sums over the `count` steps since the last line of metrics, and the most that was
+    explained of the pictures (`Finetuning.explained`) when that was looked at."""
 
     step: int = 0
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    most_explained: float | None = None
 
 
 class Finetuning:
@@ -126,9 +132,13 @@ class Finetuning:
         total = self.num_steps * self.settings.batch_size
         with signals_counted() as signals, track("vae", total, "images") as bar:
             bar.advance(self.num_images_seen, "")
+            if self.position.most_explained is None:
+                self._look()
             for batch in self._batches():
                 self._step(batch, bar)
                 done = self.position.step == self.num_steps
+                if self.position.step % max(1, self.num_steps // LOOKS) == 0 and not done:
+                    self._look()
                 if (
                     signals.count
                     or done
@@ -149,11 +159,34 @@ class Finetuning:
                 where="vae",
                 do="lower the learning rate",
             )
+        signs = forgotten(self.position.most_explained, self.explained())
+        if signs:
+            raise HdmError(
+                f"training exploded before its end: {', '.join(signs)}; nothing was written",
+                where="vae",
+                do="lower the learning rate, and run it anew",
+            )
         self.model.requires_grad_(False).to(memory_format=torch.contiguous_format)
 
     @property
     def num_images_seen(self) -> int:
         return self.position.step * self.settings.batch_size
+
+    def _look(self) -> None:
+        """Note how much is explained. Always of the same pictures, so that a fall is one of the weights."""
+        most, now = self.position.most_explained, self.explained()
+        self.position.most_explained = now if most is None else max(most, now)
+
+    @torch.no_grad()
+    def explained(self) -> float:
+        """Share of some pictures, beyond each one's mean colour, that comes back from their latents."""
+        error = of_nothing = 0.0
+        for step in range(-(-BLOCK_IMAGES // self.settings.batch_size)):
+            image = make_batch(self.pictures, self.settings, step).image.to(self.device)
+            decoded = self.model.decode(raw_latent(self.model.encode(image), None)).sample
+            error += pixel_difference(decoded, image).item()
+            of_nothing += pixel_difference(image.mean((2, 3), keepdim=True), image).item()
+        return explained(error, of_nothing)
 
     def _batches(self) -> Iterator[Batch]:
         """Of the steps that are left, each made while the one before is learned from."""
@@ -218,7 +251,7 @@ class Finetuning:
             0.0,
             optimizer_bytes=self.optimizers.num_bytes,
         )
-        self.position = _Position(now.step)
+        self.position = _Position(now.step, most_explained=now.most_explained)
 
     def _save(self) -> None:
         tensors = {"weights": self.model.state_dict(), "optimizer": self.optimizers.tensors()}

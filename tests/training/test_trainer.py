@@ -698,6 +698,38 @@ def test_an_explosion_that_no_step_tells_of(workshop: Workshop, tmp_path: Path, 
     assert f"resume_from={job.digest}@2 " in (told.value.do or ""), "not from where it ended"
 
 
+class Fading(Trainer):
+    """A trainer whose weights come to nothing in its 45th step of 50, as after a step that was far too long."""
+
+    def step(self) -> None:
+        super().step()
+        if self.state.position.step == 45:
+            with torch.no_grad():
+                for parameter in self.state.trainable.model.parameters():
+                    parameter.mul_(0.01)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.0001])
+def test_an_explosion_that_fell_back_to_predicting_nothing(
+    workshop: Workshop, tmp_path: Path, rate: float
+) -> None:
+    """No loss is more than that of zeros; where next to nothing was known before, nothing was lost."""
+    optimizer = {"kind": "adamw", "learning_rate": rate, "warmup_images": 16}
+    job = with_phase(longer(workshop.cached(), 400), optimizer=optimizer).job(tmp_path)
+    assert not Trainer(job, StopAfter(7), "cpu").run()
+    if rate < 0.001:
+        assert Fading(job, StopRequest(), "cpu").run()
+        return
+    for kind in (Fading, Trainer):  # the same command again says the same, without training
+        trainer = kind(job, StopRequest(), "cpu")
+        with pytest.raises(HdmError, match=r"its last weights explain .*% of what they") as caught:
+            trainer.run()
+        assert not trainer.state.position.exploded
+        assert caught.value.exit_code == 1
+        assert f"resume_from={job.digest}@7 " in (caught.value.do or "")
+        assert not (job.result / "summary.json").exists()
+
+
 def test_weights_that_are_not_finite_do_not_come_out(workshop: Workshop, tmp_path: Path) -> None:
     """Of a training without held-out pictures to notice it, spoilt by its last step."""
     job = longer(workshop.changed(ema_lengths=[]), 32).job(tmp_path)

@@ -101,6 +101,40 @@ def test_a_loss_that_is_not_finite_ends_it(scenes: list[np.ndarray], tmp_path: P
         Finetuning(model, scenes, BRIEF, Place(tmp_path, tmp_path, "digest")).run()
 
 
+class Fading(Finetuning):
+    """A training whose decoder forgets all in its 36th step, as after a step that was far too long."""
+
+    def _step(self, batch: finetune.Batch, bar: Any) -> None:
+        super()._step(batch, bar)
+        if self.position.step == 36:
+            with torch.no_grad():
+                self.model.decoder.conv_out.weight.zero_()
+
+
+@pytest.mark.parametrize("size", [8, 1])
+def test_weights_that_forgot_what_they_knew_are_refused(
+    scenes: list[np.ndarray], tmp_path: Path, size: int
+) -> None:
+    """The loss is finite, and no more than that of a grey picture. A training left alone comes out, one of few steps too."""
+    settings = BRIEF.model_copy(update={"num_images": 40 * size, "batch_size": size})
+
+    def training(kind: type[Finetuning], name: str) -> Finetuning:
+        torch.manual_seed(0)
+        where = tmp_path / name
+        where.mkdir(exist_ok=True)
+        place = Place(where, where / "scratch", "digest")
+        return kind(new_autoencoder(4, (8, 8, 8)), scenes, settings, place)
+
+    whole = training(Finetuning, "whole")
+    whole.run()
+    if size == 1:  # it never knew much
+        training(Fading, "fading").run()
+        return
+    for kind in (Fading, Finetuning):  # the same command again says the same
+        with pytest.raises(HdmError, match="exploded before its end: its last weights explain"):
+            training(kind, "fading").run()
+
+
 def test_equivariance_falls_and_the_picture_stays(scenes: list[np.ndarray], tmp_path: Path) -> None:
     """From one start, with and without the term, for equally many images."""
     torch.manual_seed(0)
