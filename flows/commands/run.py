@@ -38,6 +38,7 @@ from tasks.services import (
     prefect_access,
     prefect_environment,
     services,
+    serving,
     under_way,
 )
 
@@ -290,11 +291,14 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
         console.print(
             f'more          hdm sample --pipeline {escape(summary["pipeline"])}{escape(where)} --prompt "…"'
         )
-    console.print(
-        f"MLflow        hdm serve{escape(where)}, then its pages compare this run with others"
-        if summary["mlflow_run_id"]
-        else ""
-    )
+    if summary["mlflow_run_id"]:
+        alive = serving(Path(summary["store"]))
+        told = (
+            f"{alive.mlflow} compares this run with others"
+            if alive
+            else f"hdm serve{where}, then its pages compare this run with others"
+        )
+        console.print(f"MLflow        {escape(told)}", soft_wrap=True)
 
 
 def print_json(summary: dict[str, Any]) -> None:
