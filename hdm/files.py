@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -29,6 +29,7 @@ REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFB
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
 """What the system says of a file that is not there, is something else, or lies on a bad block."""
 CHUNK_BYTES = 1 << 20
+Record = TypeVar("Record")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -48,6 +49,31 @@ def read_json(data: bytes | str) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read_record(path: Path, shape: type[Record], do: str) -> Record:
+    """A JSON file that this program wrote, of the shape in which it did.
+
+    Args:
+        path: the file.
+        shape: a type that pydantic knows, as `dict[str, float]` or a TypedDict.
+        do: what the error tells the reader to do.
+
+    Raises:
+        DamagedError: it is not there, no JSON, or JSON of another shape.
+        HdmError: the machine refuses to read it.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(shape).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        said = f"{place}: {first['msg']}" if place else first["msg"]
+        raise DamagedError(f"not what was written there: {said}", where=path, do=do) from error
+    except OSError as error:
+        raise explain_read_error(error, path) from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import time
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from hdm.bootstrap_sources import SCENES, local_pictures
 from hdm.config import Components, DownloadSettings, ImageSettings, VaeSettings
 from hdm.data.crops import resized
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import InputError
-from hdm.files import canonical_json, write_json
+from hdm.files import canonical_json, read_record, write_json
 from hdm.models.autoencoder import CONFIG, load_autoencoder
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
@@ -35,6 +35,10 @@ HELD_OUT = 20  # every so many pictures one is kept out of training
 PROBE_STEPS = 12  # training is timed for
 
 log = logging.getLogger(__name__)
+
+
+class _Planned(TypedDict):
+    num_images: int
 
 
 def finetune_from(
@@ -183,6 +187,7 @@ def _planned(
         write_json(
             file, {"num_images": max(settings.batch_size, round(60 * minutes / seconds * images))}
         )
-    planned: int = json.loads(file.read_bytes())["num_images"]
+    do = f"remove {file.parent} and run the command again: it starts anew"
+    planned = read_record(file, _Planned, do)["num_images"]
     log.info("%d images in about %g minutes", planned, minutes)
     return settings.model_copy(update={"num_images": planned})

@@ -7,13 +7,14 @@ training changes its number of steps as it finds that they are faster or slower 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hdm.files import write_json
+from typing_extensions import TypedDict
+
+from hdm.files import read_record, write_json
 
 LOOK_EVERY = (
     16  # the speed is measured over one in so many of the steps that are left, or of the seconds
@@ -110,7 +111,7 @@ class Budget:
         now: Now = time.monotonic,
     ) -> None:
         self.seconds, self.expected, self.file, self.now = seconds, expected, file, now
-        self.begun = now() - json.loads(file.read_bytes())["seconds"] if file.exists() else begun
+        self.begun = now() - _spent(file) if file.exists() else begun
         self.took: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -136,3 +137,12 @@ class Budget:
     def save(self) -> None:
         """Keep how much is spent, for a run that goes on."""
         write_json(self.file, {"seconds": self.now() - self.begun})
+
+
+class _Spent(TypedDict):
+    seconds: float
+
+
+def _spent(file: Path) -> float:
+    do = "remove it: the minutes then begin anew, and the trainings go on where they were"
+    return read_record(file, _Spent, do)["seconds"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import shutil
@@ -14,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import TypedDict
 
 from hdm.bootstrap.autoencoder import (
     STATISTICS,
@@ -41,7 +42,7 @@ from hdm.bootstrap.text import (
 from hdm.child import forget_launchers
 from hdm.data.examples import Example
 from hdm.errors import InputError, SavedOnSignal, counted
-from hdm.files import sha256_file, write_json
+from hdm.files import read_record, sha256_file, write_json
 from hdm.measuring import Measure, measure_in_time, seconds_of_all
 from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
@@ -193,7 +194,7 @@ def _gathered(
     """The pictures that can be read in their part of the minutes; a run that goes on takes as many as it began with."""
     plan = out / UNFINISHED / PLAN
     if plan.exists():
-        return gather(examples, size_px, json.loads(plan.read_bytes())["cut_at"] or max_pictures)
+        return gather(examples, size_px, _read_plan(out)["cut_at"] or max_pictures)
     seconds = math.inf if minutes is None else READING * 60 * minutes
     lessons = gather(examples, size_px, max_pictures, until=time.monotonic() + seconds)
     if lessons.cut_at is not None:
@@ -216,6 +217,31 @@ class _Recipe:
     channels: int
     check: Check | None
     tokenizer: Any
+
+
+class _Finished(TypedDict):
+    files: dict[str, dict[str, Any]]
+    part: str
+    schedule: list[tuple[int, int]]
+
+
+class _Kept(TypedDict):
+    """What plan.json holds."""
+
+    asked: dict[str, Any]
+    plan: Plan
+    expected: dict[str, float]
+    finished: dict[str, _Finished]
+    cut_at: int | None
+
+
+def _read_plan(out: Path) -> _Kept:
+    do = f"remove {out / UNFINISHED} and run the command again: it starts anew"
+    kept = read_record(out / UNFINISHED / PLAN, _Kept, do)
+    if kept["asked"].get("minutes") is not None and set(kept["expected"]) != set(PARTS):
+        what = "it was begun by another release, which parted the time otherwise"
+        raise InputError(what, where=out, do=do)
+    return kept
 
 
 class _Work:
@@ -251,7 +277,7 @@ class _Work:
         self.expected: dict[str, float] = {}
         self.finished: dict[str, Any] = {}
         if (self.scratch / PLAN).exists():
-            before = json.loads((self.scratch / PLAN).read_bytes())
+            before = _read_plan(out)
             other = [name for name, value in asked.items() if before["asked"].get(name) != value]
             if other:
                 raise InputError(
@@ -259,7 +285,7 @@ class _Work:
                     where=out,
                     do="undo that, or name a new one with --out",
                 )
-            self.plan, self.expected = Plan(**before["plan"]), before["expected"]
+            self.plan, self.expected = before["plan"], before["expected"]
             self.finished, self.cut_at = before["finished"], before["cut_at"]
 
     def begin(self, plan: Plan, expected: Mapping[str, float]) -> None:

@@ -9,17 +9,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hdm.files import canonical_json, write_bytes, write_json
+from hdm.files import canonical_json, read_record, write_bytes, write_json
 from hdm.lab.cost import Cost, measure_costs
 from hdm.lab.figure import figure
 from hdm.lab.grid import Grid
 from hdm.lab.results import Results, read_results
 from hdm.lab.table import table_rows, to_markdown
 from hdm.store import Store, state_root
+
+Known = dict[str, dict[str, list[tuple[float, float]]]]
+"""By comparison with a hash of its settings, and by setting: when a part of the training begins, and its cost."""
 
 TABLE, TABLE_JSON, FIGURE, COSTS = "table.md", "table.json", "losses.svg", "costs.json"
 
@@ -34,9 +36,8 @@ class CostBook:
 
     def __init__(self, path: Path, grid: Grid) -> None:
         self.path, self.grid = path, grid
-        self._known: dict[str, dict[str, list[list[float]]]] = (
-            json.loads(path.read_bytes()) if path.exists() else {}
-        )
+        do = "remove it: what steps cost is then measured again"
+        self._known = read_record(path, Known, do) if path.exists() else {}
 
     def missing(self) -> list[str]:
         """Comparisons that were not measured with these settings."""
@@ -55,7 +56,7 @@ class CostBook:
             store,
         )
         self._known[self._key(comparison)] = {
-            name: [list(part) for part in cost.parts] for name, cost in costs.items()
+            name: list(cost.parts) for name, cost in costs.items()
         }
         write_json(self.path, self._known)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hdm.config import Components
 from hdm.errors import DamagedError, InputError
@@ -158,9 +158,24 @@ def _in_folder(name: str) -> dict[str, str]:
     }
     return {
         key: str(folder / path)
-        for key, path in listed.get("components", {}).items()
+        for key, path in _entries(listed, "components", str, folder / MANIFEST).items()
         if key in known
     }
+
+
+def _entries(listed: dict[str, Any], field: str, kind: type[Entry], path: Path) -> dict[str, Entry]:
+    """A field of `components.json` that holds entries by name; an InputError where it holds something else."""
+    entries = listed.get(field, {})
+    if isinstance(entries, dict) and all(isinstance(entry, kind) for entry in entries.values()):
+        return entries
+    raise InputError(
+        f"{field} is not what `hdm bootstrap` writes there",
+        where=path,
+        do="put the folder back as it was, or make it again",
+    )
+
+
+Entry = TypeVar("Entry")
 
 
 def read_json(path: Path, do: str) -> dict[str, Any]:
@@ -222,9 +237,9 @@ def _check_record(path: Path) -> None:
             if record.parent == components_folder(DEMO)
             else MEND
         )
-        for name, told in read_json(record, do).get("files", {}).items():
+        for name, told in _entries(read_json(record, do), "files", dict, record).items():
             if name.split("/")[0] == path.name:
-                _check_file(record.parent / name, told["sha256"], do)
+                _check_file(record.parent / name, told.get("sha256"), do)
         return
     with contextlib.suppress(FileNotFoundError):
         output = read_output(path.absolute().parent)
@@ -233,7 +248,7 @@ def _check_record(path: Path) -> None:
                 checked(output.path / file.name)
 
 
-def _check_file(path: Path, sha256: str, do: str) -> None:
+def _check_file(path: Path, sha256: object, do: str) -> None:
     if not path.is_file() or _sha256_of(path) != sha256:
         raise DamagedError(
             f"a component's file is not what {MANIFEST} beside it says", where=path, do=do

@@ -6,14 +6,13 @@ config.json where it is on this machine, else from what was published with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hdm.errors import InputError
-from hdm.models.components import locate
+from hdm.models.components import locate, read_json
 
 
 @dataclass(frozen=True)
@@ -228,4 +227,4 @@ def _config(reference: str, file: str, published: dict[str, Any]) -> dict[str, A
             return None
         raise
     path: Path = folder / file
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    return read_json(path, "fetch the model again, or name another") if path.is_file() else {}

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from typing import Any
 from hdm import errors
 from hdm.config import Phase, Pipeline
 from hdm.errors import HdmError
-from hdm.files import write_json
+from hdm.files import read_record, write_json
 from hdm.models.file_names import EMA, MODEL, WEIGHTS
 from hdm.store import Output, read_output
 
@@ -119,7 +118,7 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        return cls(**json.loads(path.read_bytes()))
+        return read_record(path, cls, "run the same command again: it is written anew")
 
 
 START = "start/train"
@@ -200,9 +199,9 @@ def read_outcomes(scratch: Path) -> list[dict[str, str]]:
     """How each rank ended that said so."""
     told = []
     for path in sorted(scratch.glob("outcome-*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            told.append(json.loads(path.read_bytes()))
-    return told
+        with contextlib.suppress(HdmError):  # killed before it could say so
+            told.append(read_record(path, dict[str, str], ""))
+    return [outcome for outcome in told if "state" in outcome]
 
 
 def outcome_error(outcome: Mapping[str, str]) -> HdmError:

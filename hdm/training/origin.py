@@ -12,7 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hdm.errors import ConfigError, InputError
+from typing_extensions import TypedDict
+
+from hdm.errors import ConfigError, HdmError, InputError
+from hdm.files import read_record
 from hdm.store import SCRATCH
 from hdm.training.job import ERROR, Job, checkpoint_folder, newest_checkpoint, read_outcome
 
@@ -120,7 +123,7 @@ def _is_alike(scratch: Path, identity: Mapping[str, Any], job: Job) -> bool:
     """Whether a training of the same pipeline and data was left without having failed."""
     if read_outcome(scratch).get("state") == ERROR:
         return False
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, HdmError):
         other = Job.read(scratch / job.path.name)
         same_pipeline = other.pipeline.get("name") == job.pipeline.get("name")
         return same_pipeline and _data(identity) == _data(job.identity)
@@ -140,9 +143,28 @@ def _unfinished(job: Job) -> list[Path]:
     return [path for folder in others if (path := newest_checkpoint(folder / SCRATCH)) is not None]
 
 
-def _state(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((path / STATE).read_bytes())
+class _Identity(TypedDict):
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    weights: dict[str, Any]
+
+
+class _Place(TypedDict):
+    step: int
+    num_images_seen: int
+
+
+class _State(TypedDict):
+    """What is needed here of what a checkpoint says."""
+
+    identity: _Identity
+    position: _Place
+
+
+def _state(path: Path) -> _State | None:
+    """None where there is no checkpoint that could be gone on from."""
+    with contextlib.suppress(HdmError):
+        return read_record(path / STATE, _State, "")
     return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hdm.files import read_json
 from hdm.training.meter import Meter
 
 
@@ -56,7 +57,7 @@ class Timing:
             content = path.read_bytes()
             os.truncate(path, content.rfind(b"\n") + 1)
             whole = content[: content.rfind(b"\n") + 1].splitlines()
-            self.before = json.loads(whole[-1]) if whole else {}
+            self.before = _numbers(whole[-1]) if whole else {}
 
     def add(
         self,
@@ -125,3 +126,12 @@ def system_memory_bytes(what: str) -> int | None:
     if not meminfo.exists():
         return None
     return 1024 * int(meminfo.read_text().partition(f"{what}:")[2].split()[0])
+
+
+def _numbers(line: bytes) -> dict[str, Any]:
+    """Those of a line of timing.jsonl; {} of a damaged one, which costs the totals so far and no training."""
+    try:
+        said = read_json(line)
+        return {name: value for name, value in said.items() if isinstance(value, int | float)}
+    except (ValueError, AttributeError):
+        return {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hdm.errors import InputError
+from hdm.errors import HdmError, InputError
 from hdm.store import SCRATCH
 from hdm.training.job import TIMING, Job, living_ranks, newest_checkpoint, num_steps
 
@@ -46,7 +46,7 @@ def trainings(root: Path) -> list[Job]:
     """The phases of a store in which a process trains now."""
     found = []
     for path in sorted(root.glob(f"train.*/*/{SCRATCH}/job.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # it ends just now
+        with contextlib.suppress(HdmError, ValueError):  # it ends just now
             job = Job.read(path)
             if living_ranks(job):
                 found.append(job)

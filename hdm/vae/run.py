@@ -16,7 +16,7 @@ import torch
 from hdm.child import forget_launchers
 from hdm.config import VaeSettings
 from hdm.errors import InputError
-from hdm.files import canonical_json, write_json
+from hdm.files import canonical_json, read_record, write_json
 from hdm.models.autoencoder import CONFIG, load_autoencoder, of_model, raw_latent
 from hdm.models.components import hushed
 from hdm.models.devices import choose_device, cpu_threads, deterministic
@@ -143,8 +143,7 @@ def _before(
             file,
             measure_quality(of_model(model, device), pictures.held_out, settings.size_px, features),
         )
-    found: dict[str, float] = json.loads(file.read_bytes())
-    return found
+    return read_record(file, dict[str, float], "remove it: it is then measured again")
 
 
 @torch.no_grad()
