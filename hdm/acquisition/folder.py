@@ -28,7 +28,14 @@ from hdm.acquisition.items import (
     read_file,
 )
 from hdm.acquisition.names import Names, folded, literal_place
-from hdm.acquisition.tabular import FILE_NAME, column_names, json_value, read_rows, wordy_columns
+from hdm.acquisition.tabular import (
+    FILE_NAME,
+    column_names,
+    in_other_encodings,
+    json_value,
+    read_rows,
+    wordy_columns,
+)
 from hdm.acquisition.texts import (
     Found,
     as_text,
@@ -298,8 +305,7 @@ class Folder:
         path = self._files[name]
         if _is_mask(name):
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is a mask of OneTrainer")
-        elif _suffix(name) in TABLES and self._lists_captions(path):
-            reason = "it lists captions of files; set download.metadata to it, or move it away"
+        elif _suffix(name) in TABLES and (reason := self._captions_in(path)):
             inventory.leave("file", Fate.LOST, shown(name), reason)
         elif _suffix(name) in TABLES:
             reason = "set download.metadata to it, if it holds captions"
@@ -315,22 +321,25 @@ class Folder:
         else:
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), _no_picture(name))
 
-    def _lists_captions(self, path: Path) -> bool:
-        """Whether a table that no setting names has captions of files that are here."""
+    def _captions_in(self, path: Path) -> str | None:
+        """Why captions are lost in a table that no setting names; None if it seems to have none of files that are here."""
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
-            return False
+            return None
         asked = self.settings.caption_column
         try:
             known = column_names(path, encoding=self.settings.encoding)
             file_column = _file_column(known)
             if file_column is None or not caption_fields(known, asked):
-                return False
+                return None
             rows = islice(read_rows(path, [file_column], self.settings.encoding), LOOKED_AT)
             names = [name for _, row in rows if row and (name := as_text(row[0]))]
         except InputError:
-            return False
+            # It may hold anything; but JSON that only another encoding makes whole is a person's text.
+            return in_other_encodings(path.read_bytes()) if _suffix(path.name) == ".json" else None
         beside = os.path.dirname(self._relative(path))  # noqa: PTH120
-        return any(self._is_here(name, beside) for name in names)
+        if any(self._is_here(name, beside) for name in names):
+            return "it lists captions of files; set download.metadata to it, or move it away"
+        return None
 
     def _is_here(self, name: str, beside: str) -> bool:
         try:
@@ -370,7 +379,7 @@ def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, st
     """
     value = json_value(data, settings.encoding)
     if value is None:
-        return Found(losses=["it is not JSON"]), None
+        return Found(losses=[in_other_encodings(data) or "it is not JSON"]), None
     if not isinstance(value, dict):
         return captions_in(value, settings.encoding), None
     fields = caption_fields(value, settings.caption_column)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hdm.acquisition.texts import decoded, mark_of, may_be_captions
+from hdm.acquisition.texts import NOT_KNOWN, OTHERS, SHOWN_CHARS, decoded, mark_of, may_be_captions
 from hdm.errors import InputError
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
@@ -47,7 +48,10 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
                     return next(_csv_reader(path, file), [])
             case ".jsonl":
                 records = (record for _, record in islice(_json_lines(path, encoding), LOOKED_AT))
-                return _fields(record for record in records if record)
+                known = _fields(record for record in records if record)
+                if not known and (reason := in_other_encodings(path.read_bytes(), lines=True)):
+                    raise ValueError(reason)
+                return known
             case ".json":
                 return _fields(_json_records(path, encoding))
             case _:
@@ -218,12 +222,47 @@ def json_value(text: str | bytes, encoding: str | None = None) -> Any:
 
 def _json_in(text: str | bytes, encoding: str | None) -> Any:
     """As `json_value`, with a ValueError where it is no JSON."""
+    data = text if isinstance(text, bytes) else b""
     if isinstance(text, bytes):
         read = decoded(text, encoding)
         # A guess at captions is made and counted where they are read.
         certain = read if read and (not read[1] or b"\0" in text) else None
         text = certain[0] if certain else text.decode("utf-8", "surrogateescape")
-    return _all_restored(json.loads(text, object_pairs_hook=_with_repeated))
+    try:
+        return _all_restored(json.loads(text, object_pairs_hook=_with_repeated))
+    except ValueError as error:
+        raise ValueError(in_other_encodings(data) or str(error)) from error
+
+
+def in_other_encodings(data: bytes, *, lines: bool = False) -> str | None:
+    """What to do about bytes that are no JSON as they are, and would be in another encoding; None if they would not.
+
+    In Shift-JIS and others half a character may be the sign that escapes the next one in JSON.
+
+    Args:
+        lines: JSON is each line by itself.
+    """
+    with suppress(UnicodeDecodeError):
+        if "\0" not in data.decode():
+            return None
+    readings = [reading for codec in OTHERS if (reading := _as_json(data, codec, lines))]
+    if readings:
+        return f"{NOT_KNOWN}: --set download.encoding names another, as {', '.join(readings)}"
+    if any(_as_json(data, codec, lines) for codec in ("utf-16-le", "utf-16-be")):
+        return "it is UTF-16 without the mark that says so: save it as UTF-8"
+    return None
+
+
+def _as_json(data: bytes, codec: str, lines: bool) -> str | None:
+    """The codec with some of the text that it gives, if that is JSON."""
+    try:
+        text = data.decode(codec)
+        for part in filter(str.strip, text.splitlines() if lines else [text]):
+            json.loads(part)
+    except (ValueError, RecursionError):
+        return None
+    foreign = "".join(re.findall(r"[^\x00-\x7f]+", text))[:SHOWN_CHARS]
+    return f"{codec} ({foreign})" if foreign.isprintable() else None
 
 
 def _all_restored(value: Any) -> Any:

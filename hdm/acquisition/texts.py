@@ -35,6 +35,7 @@ FALLBACK = "cp1252"
 as short as captions wrong: "café" in this code page came out as UTF-16."""
 OTHERS = ("shift_jis", "gb18030", "big5", "euc_kr", "koi8_r", "cp1251", "cp1250", "cp1253")
 """Encodings that are offered for a text that does not look western."""
+NOT_KNOWN = "it is not text in a known encoding"
 _WORD = re.compile(r"[^\W\d_]+")
 _ACCENTED = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿŠŒŽšœžŸ")
 _OPENING, _CLOSING = "«‹“”„‘’‚–—…•·¡¿§£€±×©", "»›“”‘’–—…•·°²³½¼¾™®©€£%ºª"
@@ -115,7 +116,7 @@ def unread(data: bytes) -> str:
         if text.isprintable():
             readings.append(f"{codec} ({text[:SHOWN_CHARS]})")
     offered = f", as {', '.join(readings)}" if readings else ""
-    return f"it is not text in a known encoding: --set download.encoding names another{offered}"
+    return f"{NOT_KNOWN}: --set download.encoding names another{offered}"
 
 
 def _is_western(text: str) -> bool:

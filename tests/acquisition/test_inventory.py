@@ -126,6 +126,21 @@ LOSSES = {
         "img/0.txt: it is not text in a known encoding",
     ),
     "a JSON file that is none": ("img/0.json", b"{", "img/0.json: it is not JSON"),
+    "a JSON file in another encoding, in which half a character escapes the next": (
+        "img/0.json",
+        '{"caption": "表示する狐"}'.encode("shift_jis"),
+        "img/0.json: it is not text in a known encoding: --set download.encoding names another, as shift_jis (表示する狐)",
+    ),
+    "a table of captions in such an encoding, that no setting names": (
+        "captions.json",
+        '[{"file_name": "img/0.png", "caption": "表示する狐"}]'.encode("shift_jis"),
+        "captions.json: it is not text in a known encoding: --set download.encoding names another, as shift_jis (表示する狐)",
+    ),
+    "JSON in UTF-16 without its mark": (
+        "img/0.json",
+        '{"caption": "表示する狐"}'.encode("utf-16-le"),
+        "img/0.json: it is UTF-16 without the mark that says so: save it as UTF-8",
+    ),
     "a caption that was damaged before": (
         TABLE,
         DAMAGED,
@@ -145,6 +160,19 @@ def test_a_lost_caption_stops_the_download_and_is_named(kind, folder, tmp_path):
     output = make(folder, tmp_path / "store", max_lost_captions=1)
     assert sum(fate == Fate.LOST for _, fate, _ in entries(output)) == 1
     assert sum(count for name, count in output.counts.items() if name.endswith("_lost")) == 1
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.json"])
+def test_a_table_in_another_encoding_says_so_and_is_read_as_told(name, folder, tmp_path):
+    rows = [{"file_name": f"img/{number}.png", "text": "表示する狐"} for number in range(3)]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    whole = json.dumps(rows, ensure_ascii=False)
+    (folder / name).write_bytes((lines if name.endswith("l") else whole).encode("shift_jis"))
+    with pytest.raises(InputError, match=rf"{name}") as error:
+        make(folder, tmp_path / "store", metadata=name)
+    assert "download.encoding names another, as shift_jis (表示する狐" in str(error.value)
+    output = make(folder, tmp_path / "store", metadata=name, encoding="shift_jis")
+    assert read_tables(output, "samples")["captions"].to_pylist()[0][0] == "表示する狐"
 
 
 def test_other_tables_and_json_files_are_no_lost_captions(folder, tmp_path):
