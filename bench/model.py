@@ -35,9 +35,10 @@ from torch import Tensor
 from hdm.architecture import XUTConfig
 from hdm.diffusion.guidance import Text
 from hdm.diffusion.sampler import Sampling, generate
+from hdm.kernels import install
+from hdm.kernels.linear import linear
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.flops import training_flops
-from hdm.models.linear import linear
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.positions import full_map
@@ -120,6 +121,7 @@ class Bench:
                 parameter.add_(torch.randn_like(parameter) * 0.01)
         if compiled:
             compile_blocks(self.model)
+        install(self.model)
         side = case.side * config.patch_size
         self.latent = torch.randn(case.batch, config.channels, side, side, device=device)
         self.target, self.timestep = (

@@ -49,6 +49,7 @@ from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import draw_timesteps
+from hdm.kernels import install
 from hdm.models.devices import deterministic
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
@@ -140,6 +141,7 @@ class Bare:
 
     def __init__(self, trainer: Trainer) -> None:
         self.model = XUT(trainer.settings.model)
+        install(self.model)
         self.optimizers = Optimizers(self.model, trainer.phase.optimizer)
         self.example, self.route = trainer.feed.make(0), trainer.phase.tread_route
         self.batch = self.example.batch
@@ -219,6 +221,7 @@ class PlainLoop:
         assert isinstance(trainer.feed.loader, Loader)
         rows = Rows(trainer.feed.loader, 16 * self.phase.batch_size)
         model = make_model(trainer.settings.model).train()
+        install(model)
         self.accelerator = Accelerator(cpu=True)
         self.data = DataLoader(rows, batch_size=self.phase.batch_size, shuffle=True, drop_last=True)
         muon = [

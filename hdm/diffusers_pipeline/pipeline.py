@@ -20,6 +20,7 @@ from hdm.diffusion.sampler import OnStep, Sampling, Seed, Solver, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import encode_prompts
 from hdm.generation.pictures import to_pixels
+from hdm.kernels import install
 from hdm.models.autoencoder import Autoencoder, of_model
 from hdm.models.text_encoder import TextEncoder, Tokenizer
 from hdm.positions import Camera
@@ -33,7 +34,7 @@ class HDMPipeline(DiffusionPipeline):
     """Text to image with XUT.
 
     Args:
-        transformer: the denoiser.
+        transformer: the denoiser. On the CPU it gets kernels; `hdm.kernels.remove` takes them away.
         vae: the autoencoder of its latents; latents_mean and latents_std of its configuration normalise them.
         text_encoder: a language model; its last hidden state is read.
         tokenizer: of the text encoder.
@@ -66,6 +67,9 @@ class HDMPipeline(DiffusionPipeline):
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
         self.register_to_config(max_tokens=max_tokens, resolution=resolution)
+        # diffusers leaves a component out where it is asked to.
+        if transformer is not None:
+            install(transformer)
 
     @torch.no_grad()
     def __call__(

@@ -12,6 +12,7 @@ from hdm.diffusion.sampler import OnStep, Sampling, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.pictures import check_sides, to_pixels
+from hdm.kernels import install
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.denoiser import Denoiser
 from hdm.models.devices import Batches
@@ -22,7 +23,7 @@ class TextToImage:
     """Makes pictures of prompts.
 
     Args:
-        denoiser: in evaluation mode, on the conditioning's device.
+        denoiser: in evaluation mode, on the conditioning's device. On the CPU it gets kernels.
         conditioning: of the prompts.
         autoencoder: the one that made the latents which the denoiser was trained on, on the same device.
         decode_batch: latents decoded at once; None: as many as were generated at once, which at high resolution takes much memory.
@@ -54,6 +55,7 @@ class TextToImage:
                 f"the text encoder's embeddings are {conditioning.encoder.width} wide, the model reads {denoiser.config.text_width}",
                 do="name the text encoder that the model was trained with",
             )
+        install(denoiser)
 
     @property
     def unit_px(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 WAITING_AWAKE = {"OMP_WAIT_POLICY": "active"}
 IDLE = 0.6
 LOOK_SEC = 0.3
-_STAT, _CPUINFO = Path("/proc/stat"), Path("/proc/cpuinfo")
+_STAT = Path("/proc/stat")
 
 
 def training_environment() -> dict[str, str]:
@@ -44,19 +43,3 @@ def _times() -> tuple[int, int]:
     """
     ticks = [int(text) for text in _STAT.read_text().splitlines()[0].split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)
-
-
-def mkl_takes_half_vectors() -> bool:
-    """Whether this is an AMD CPU whose units are 512 bits wide (Zen 5 on, family 26): MKL multiplies with 256 there, as on all of AMD's."""
-    about: dict[str, str] = {}
-    with contextlib.suppress(OSError), _CPUINFO.open() as lines:
-        for line in itertools.takewhile(
-            str.strip, lines
-        ):  # the first of what may be hundreds of cores
-            name, _, value = line.partition(":")
-            about[name.strip()] = value.strip()
-    return (
-        about.get("vendor_id") == "AuthenticAMD"
-        and int(about.get("cpu family", 0)) >= 26
-        and "avx512f" in about.get("flags", "").split()
-    )

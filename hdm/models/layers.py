@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
 from hdm.models.denoiser import DenoiserBlock
-from hdm.models.fused import attend, rms_norm, swiglu
-from hdm.models.linear import Linear, gated
 from hdm.models.rope import RotaryPositions
-from hdm.models.untouched import untouched
 
 
 class Modulation(NamedTuple):
@@ -49,6 +46,18 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm over the last axis, in float32 whatever the precision of input and weight."""
+
+    eps: float
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps)
+
+
 class PatchEmbedding(nn.Module):
     """Each p×p patch of the latent to one token: (B, C, H, W) → (B, L, D), row-major."""
 
@@ -58,18 +67,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
     def forward(self, latent_BCHW: Tensor) -> Tensor:
-        if not untouched(self.proj, nn.Conv2d):
-            return self.proj(latent_BCHW).flatten(2).mT
-        # The convolution's product written as a linear layer: patches do not overlap.
-        p = self.patch_size
-        patches = (
-            latent_BCHW.unflatten(2, (-1, p))
-            .unflatten(4, (-1, p))
-            .permute(0, 2, 4, 1, 3, 5)
-            .flatten(3)
-            .flatten(1, 2)
-        )
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return self.proj(latent_BCHW).flatten(2).mT
 
 
 class PatchOutput(nn.Module):
@@ -148,7 +146,7 @@ class ModulatedNorm(nn.Module):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm = RMSNorm(config.width)
         self.adaln = (
             ModulationNetwork(config.width, shared=False)
             if config.modulation == "per_block"
@@ -156,14 +154,15 @@ class ModulatedNorm(nn.Module):
         )
 
     def forward(self, tokens_BSD: Tensor, modulation: Modulation | Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift, gate = self.modulation(modulation)
+        return torch.addcmul(shift, self.norm(tokens_BSD).float(), scale), gate
+
+    def modulation(self, given: Modulation | Tensor) -> Modulation:
+        """The shared modulation, or the block's own from the embedding."""
         if self.adaln is not None:
-            assert isinstance(modulation, Tensor)
-            modulation = self.adaln(modulation)
-        assert isinstance(modulation, Modulation)
-        scale, shift, gate = modulation
-        if untouched(self.norm, nn.RMSNorm):
-            return rms_norm(tokens_BSD, self.norm.weight * scale, shift), gate
-        return torch.addcmul(shift, self.norm(tokens_BSD.float()).float(), scale), gate
+            given = self.adaln(given)
+        assert isinstance(given, Modulation)
+        return given
 
 
 class Attention(nn.Module):
@@ -174,36 +173,30 @@ class Attention(nn.Module):
         self.heads = config.num_heads, config.head_size
         self.rope = RotaryPositions(config.num_heads, config.head_size, config.rope)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_size, eps=1e-6)
-            self.k_norm = nn.RMSNorm(config.head_size, eps=1e-6)
+            self.q_norm = RMSNorm(config.head_size)
+            self.k_norm = RMSNorm(config.head_size)
         self.qk_norm = config.qk_norm
-        self.out = Linear(config.width, config.width)
+        self.out = nn.Linear(config.width, config.width)
 
     def attend(
         self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
     ) -> Tensor:
         """Queries, keys and values (B, S, 3, N, K) to (B, S, D), or to the first num_out tokens alone."""
-        norm = None
+        qk, v = qkv.split((2, 1), 2)
         if self.qk_norm:
-            if untouched(self.q_norm, nn.RMSNorm) and untouched(self.k_norm, nn.RMSNorm):
-                norm = torch.stack((self.q_norm.weight, self.k_norm.weight))
-            else:
-                qkv = self._normed(qkv)
-        q, k, v = self.rope(qkv, positions, norm)
-        return self.out(attend(q[:, :, :num_out], k, v, mask).transpose(1, 2).flatten(2))
-
-    def _normed(self, qkv: Tensor) -> Tensor:
-        """Queries and keys through their norms, which are called."""
-        q, k, v = qkv.unbind(2)
-        q = self.q_norm(q.float()).type_as(v)
-        k = self.k_norm(k.float()).type_as(v)
-        return torch.stack((q, k, v), 2)
+            q, k = qk.unbind(2)
+            qk = torch.stack((self.q_norm(q), self.k_norm(k)), 2)
+        rotated = self.rope(qk, positions).type_as(qkv)
+        q, k = rotated.transpose(1, 3).unbind(2)
+        v = v.squeeze(2).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q[:, :, :num_out], k, v, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
     def __init__(self, config: XUTConfig) -> None:
         super().__init__(config)
-        self.qkv = Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
 
     def forward(
         self, tokens_BSD: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
@@ -218,8 +211,8 @@ class CrossAttention(Attention):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__(config)
-        self.q = Linear(config.width, config.width, bias=False)
-        self.kv = Linear(config.width, 2 * config.width, bias=False)
+        self.q = nn.Linear(config.width, config.width, bias=False)
+        self.kv = nn.Linear(config.width, 2 * config.width, bias=False)
 
     def forward(
         self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None
@@ -233,13 +226,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
-        self.w12 = Linear(config.width, 2 * config.mlp_width)
-        self.w3 = Linear(config.mlp_width, config.width)
+        self.w12 = nn.Linear(config.width, 2 * config.mlp_width)
+        self.w3 = nn.Linear(config.mlp_width, config.width)
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
-        if untouched(self.w12, Linear):
-            return self.w3(gated(tokens_BSD, self.w12.weight, self.w12.bias))
-        return self.w3(swiglu(self.w12(tokens_BSD)))
+        a, b = self.w12(tokens_BSD).chunk(2, -1)
+        return self.w3(F.silu(a) * b)
 
 
 class Block(DenoiserBlock):

@@ -11,8 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hdm.models.fused import place
-
 LOG_SPACED = (math.pi / 2, 8 * math.pi)
 """Lowest and highest start frequency of `log_spaced`: from half a period across the picture to one in every two of 16 cells."""
 
@@ -38,13 +36,20 @@ class RotaryPositions(nn.Module):
             table = spaced.view(shape[1], shape[0]).T.unsqueeze(-1).repeat(1, 1, 2)
         self.freqs = nn.Parameter(table)
 
-    def forward(
-        self, qkv: Tensor, positions: Tensor, norm: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, S, 3, N, K) apart, (B, S, N, K), the first two turned by the angles of their positions.
+    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Rotate each pair (u, v) of a head to (u·cos - v·sin, v·cos + u·sin), in float32.
+
+        Pair 2j + s turns by the angle positions[s]·exp(freqs[j, s]).
 
         Args:
+            features: (B, S, G, N, K), G groups that are rotated alike: queries and keys.
             positions: (B or 1, S, 2).
-            norm: weights (2, K) of the norms that queries and keys pass through before; None: there are none.
+
+        Returns:
+            (B, S, G, N, K) float32.
         """
-        return place(qkv, norm, positions, self.freqs)
+        frequencies = self.freqs.float().exp()
+        angles = (positions[:, :, None, None] * frequencies).flatten(-2)[:, :, None]
+        cos, sin = angles.cos(), angles.sin()
+        u, v = features.float().unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((u * cos - v * sin, v * cos + u * sin), -1).flatten(-2)

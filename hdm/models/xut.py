@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
 from hdm.models.denoiser import Denoiser, register
-from hdm.models.fused import rms_norm
 from hdm.models.layers import (
     AspectEmbedding,
     Block,
@@ -30,10 +29,10 @@ from hdm.models.layers import (
     ModulationNetwork,
     PatchEmbedding,
     PatchOutput,
+    RMSNorm,
     TimestepEmbedding,
 )
 from hdm.models.tread import gather, kept_rows, scatter
-from hdm.models.untouched import untouched
 from hdm.positions import full_map, to_patch_grid
 
 
@@ -113,7 +112,7 @@ class XUT(Denoiser):
         self.prev_tread_trns = Trunk(config, config.prev_blocks)
         self.backbone = Backbone(config)
         self.post_tread_trns = Trunk(config, config.post_blocks)
-        self.final_norm = nn.RMSNorm(width, eps=1e-6) if config.final_norm else None
+        self.final_norm = RMSNorm(width) if config.final_norm else None
         self.out_patch = PatchOutput(width, config.channels, config.patch_size)
 
     def blocks(self) -> Iterator[Block]:
@@ -177,8 +176,7 @@ class XUT(Denoiser):
             :, :num_image
         ]
         if self.final_norm is not None:
-            plain = untouched(self.final_norm, nn.RMSNorm)
-            z = rms_norm(z, self.final_norm.weight) if plain else self.final_norm(z.float())
+            z = self.final_norm(z)
         return self.out_patch(z, height, width)
 
     def _blocks(

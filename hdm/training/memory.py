@@ -1,6 +1,6 @@
 """Memory of a training step: what stays, and what a forward pass keeps for the backward pass, by formula.
 
-The formulas follow `hdm.models.layers` and `hdm.models.fused` operation by operation; tests hold them against the tensors that autograd
+The formulas follow `hdm.models.layers` and `hdm.kernels` operation by operation; tests hold them against the tensors that autograd
 keeps, and the peak against a step's. Compiled blocks keep less: for them the figures are an upper bound.
 
 Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D width, M feed-forward width.
@@ -13,8 +13,8 @@ from functools import lru_cache
 
 from hdm.architecture import XUTConfig
 from hdm.config import Phase, TrainSettings
+from hdm.kernels.functions import SHORT
 from hdm.models.execution import recomputed_blocks
-from hdm.models.fused import SHORT
 from hdm.models.tread import num_kept
 
 
@@ -24,7 +24,7 @@ class Form:
 
     Args:
         item: bytes of a number in the matrix products: 4, or 2 in bfloat16 autocast.
-        by_hand: with the CPU's own gradients (`hdm.models.fused`).
+        by_hand: with CPU kernels (`hdm.kernels`), whose gradients are written by hand.
     """
 
     item: int

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from hdm.errors import HdmError
+from hdm.kernels import install
 from hdm.models.devices import check_processes, choose_device, deterministic
 from hdm.training import assembly
 from hdm.training.checkpoints import Checkpoints
@@ -113,6 +114,8 @@ class Trainer:
             pin=ranks.device.type == "cuda",
         )
         self.denoising = Denoising(job, ranks, trainable, objective, conditioning, techniques)
+        for model in (trainable.model, trainable.averaged):
+            install(model)
 
     def run(self) -> bool:
         """To the end, or to a signal; True if done."""

@@ -25,6 +25,7 @@ from hdm.errors import DamagedError, InputError
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
+from hdm.kernels import remove
 from hdm.models import autoencoder
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import Resolved, resolve, weights_digest
@@ -34,14 +35,15 @@ from hdm.models.weights import Weights
 from hdm.models.xut import XUT
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
+from tests.kernels.test_replaced_modules import Shifted, shifted
 from tests.models.golden_files import drawn, save_model
-from tests.models.test_replaced_modules import Shifted
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 
 DEMO = resolve(Components(folder="demo"))
 PUBLISHED = XUTConfig(
     width=32, num_heads=2, head_size=16, mlp_width=24, text_width=128, depth=1, dec_blocks=1, post_blocks=1, channels=8
 )  # fmt: skip
+KERNELS = "hdm.kernels.modules"
 PROMPTS = ["a red circle on the left", "a small blue star"]
 
 
@@ -373,6 +375,7 @@ def test_every_module_of_the_transformer_takes_effect_when_replaced(folder: Path
     found.set_progress_bar_config(disable=True)
     transformer = found.transformer
     assert isinstance(transformer, XUT)
+    assert any(type(module).__module__ == KERNELS for module in transformer.modules())
 
     def latent() -> torch.Tensor:
         given = dict(height=16, width=16, num_inference_steps=1, guidance_scale=1.0)
@@ -386,4 +389,10 @@ def test_every_module_of_the_transformer_takes_effect_when_replaced(folder: Path
         transformer.set_submodule(name, Shifted(base, 0.5))
         assert not torch.equal(latent(), plain), name
         transformer.set_submodule(name, base)
+        hook = base.register_forward_hook(lambda _, given, out: shifted(out))
+        assert not torch.equal(latent(), plain), name
+        hook.remove()
     assert torch.equal(latent(), plain)
+
+    assert remove(transformer) > 0
+    torch.testing.assert_close(latent(), plain, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from hdm.architecture import XUTConfig
 from hdm.config import Phase, TrainSettings
-from hdm.models import fused
+from hdm.kernels import install
 from hdm.models.execution import recompute_activations, shard
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
@@ -50,19 +50,21 @@ ACCELERATOR, CPU = False, True
 
 
 @pytest.fixture(params=[ACCELERATOR, CPU], ids=["accelerator", "cpu"])
-def by_hand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """The layers as they run on the CPU, or in the form that they have elsewhere."""
-    if request.param is ACCELERATOR:
-        monkeypatch.setattr(fused, "_by_hand", lambda tensor: False)
+def by_hand(request: pytest.FixtureRequest) -> bool:
+    """With kernels as on the CPU, or plain as elsewhere."""
     return request.param
 
 
 class Step:
     """One micro-batch of random numbers."""
 
-    def __init__(self, config: XUTConfig, batch: int, half: bool, rate: float = 0.0) -> None:
+    def __init__(
+        self, config: XUTConfig, batch: int, half: bool, rate: float = 0.0, by_hand: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.model, self.half = XUT(config), half
+        if by_hand:
+            install(self.model)
         self.latent = torch.randn(batch, config.channels, 2 * SIDE, 2 * SIDE)
         self.given: dict[str, Any] = {
             "timestep": torch.rand(batch), "text": torch.randn(batch, TEXT, config.text_width),
@@ -130,7 +132,12 @@ def test_blocks_keep_what_was_reckoned(name: str, half: bool, rate: float, by_ha
     reckoned = 4 * (sum(block_bytes(config, block, form) for block in blocks) + ends) + (
         2 * parameters(config).matrices if half else 0
     )
-    assert reckoned == pytest.approx(kept_bytes(Step(config, 4, half, rate)), rel=0.025)
+    if not by_hand:
+        # Of each norm torch keeps one tensor more on the CPU than an accelerator's fused one does.
+        tokens = sum(block.seen * (2 if block.cross else 1) + block.given for block in blocks)
+        tokens += SIDE**2 if config.final_norm else 0
+        reckoned += 4 * 4 * config.width * tokens
+    assert reckoned == pytest.approx(kept_bytes(Step(config, 4, half, rate, by_hand)), rel=0.025)
 
 
 @pytest.mark.parametrize("sizes", [(4, 8), (7, 15)], ids=["24 tokens", "64 tokens"])
@@ -153,7 +160,7 @@ def test_few_tokens_keep_the_weights_of_their_attention(
 def test_a_step_peaks_where_it_was_reckoned(
     name: str, half: bool, share: float, by_hand: bool
 ) -> None:
-    step = Step(MODELS[name], BATCH, half)
+    step = Step(MODELS[name], BATCH, half, by_hand=by_hand)
     recompute_activations(step.model, share)
     with Living() as living:
         for _ in range(2):  # gradients of the first are there in the second

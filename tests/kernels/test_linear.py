@@ -1,10 +1,13 @@
 """The blocks' linear layer against torch's own in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm.models.linear import ONEDNN, Linear, gated, linear
+from hdm.kernels.linear import ONEDNN, gated, linear, mkl_takes_half_vectors
+from hdm.kernels.modules import Linear
 
 
 def rand(*shape):
@@ -29,7 +32,7 @@ CASES = {
 def test_output_and_gradients_are_those_of_float64(name, order, weights_too, monkeypatch):
     if weights_too and not ONEDNN:
         pytest.skip("this torch has no oneDNN product")
-    monkeypatch.setattr("hdm.models.linear.WEIGHTS_TOO", weights_too)
+    monkeypatch.setattr("hdm.kernels.linear.WEIGHTS_TOO", weights_too)
     x_shape, weight_shape, has_bias = CASES[name]
     given = [rand(*x_shape), rand(*weight_shape), *([rand(weight_shape[0])] if has_bias else [])]
     step = 1 if order == "contiguous" else 2
@@ -65,7 +68,7 @@ def test_autocast_rules_as_with_torch_s_layer():
 
 
 def test_compiled_it_is_the_same(monkeypatch):
-    monkeypatch.setattr("hdm.models.linear.WEIGHTS_TOO", ONEDNN)
+    monkeypatch.setattr("hdm.kernels.linear.WEIGHTS_TOO", ONEDNN)
     layer, x = Linear(32, 320), rand(3, 5, 32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
 
@@ -78,15 +81,37 @@ def test_compiled_it_is_the_same(monkeypatch):
         torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-def test_the_gated_product_is_its_formula_in_float64(grad):
+@pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN product")
+def test_the_gated_product_is_its_formula_in_float64():
     x, weight, bias = 3 * rand(4, 33, 48), rand(2 * 40, 48), rand(2 * 40)
     a, b = F.linear(x.double(), weight.double(), bias.double()).chunk(2, -1)
-    with torch.set_grad_enabled(grad):
-        torch.testing.assert_close(
-            gated(x, weight, bias),
-            a / (1 + torch.exp(-a)) * b,
-            check_dtype=False,
-            rtol=1e-5,
-            atol=1e-4,
-        )
+    wanted = a / (1 + torch.exp(-a)) * b
+    with torch.no_grad():
+        ours = gated(x, weight, bias)
+    torch.testing.assert_close(ours, wanted, check_dtype=False, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t\t: fpu avx2 avx512f avx512dq\n\nprocessor\t: 1\n",
+            True,
+        ),
+        (
+            "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: avx512f\n",
+            False,
+        ),  # Zen 4: its own units are 256 bits wide
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t\t: avx2\n", False),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: avx512f\n", False),
+        ("CPU implementer\t: 0x41\n", False),
+        ("", False),
+    ],
+)
+def test_cpus_of_which_mkl_uses_half(
+    text: str, half: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hdm.kernels.linear._CPUINFO", tmp_path / "cpuinfo")
+    assert not mkl_takes_half_vectors()
+    (tmp_path / "cpuinfo").write_text(text)
+    assert mkl_takes_half_vectors() is half
