@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from hdm.config import VaeSettings
-from hdm.data.crops import as_image, random_square, resized
+from hdm.data.crops import as_image, middle_square, random_square, resized
 from hdm.data.order import endless
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
 from hdm.models.autoencoder import raw_latent
@@ -179,13 +179,16 @@ class Finetuning:
 
     @torch.no_grad()
     def explained(self) -> float:
-        """Share of some pictures, beyond each one's mean colour, that comes back from their latents."""
-        error = of_nothing = 0.0
-        for step in range(-(-BLOCK_IMAGES // self.settings.batch_size)):
-            image = make_batch(self.pictures, self.settings, step).image.to(self.device)
+        """Share of the first pictures, beyond each one's mean colour, that comes back from their latents."""
+        settings, error, of_nothing = self.settings, 0.0, 0.0
+        for start in range(0, min(BLOCK_IMAGES, len(self.pictures)), settings.batch_size):
+            some = range(start, min(start + settings.batch_size, len(self.pictures)))
+            squares = [middle_square(self.pictures[item], settings.size_px) for item in some]
+            image = as_image(np.stack(squares)).to(self.device)
             decoded = self.model.decode(raw_latent(self.model.encode(image), None)).sample
-            error += pixel_difference(decoded, image).item()
-            of_nothing += pixel_difference(image.mean((2, 3), keepdim=True), image).item()
+            error += len(some) * pixel_difference(decoded, image).item()
+            mean = image.mean((2, 3), keepdim=True)
+            of_nothing += len(some) * pixel_difference(mean, image).item()
         return explained(error, of_nothing)
 
     def _batches(self) -> Iterator[Batch]:
