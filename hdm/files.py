@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFB
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
 """What the system says of a file that is not there, is something else, or lies on a bad block."""
 CHUNK_BYTES = 1 << 20
+TEMPORARY_BYTES = 16 << 20  # free, at least, before a command begins
 Record = TypeVar("Record")
 
 
@@ -304,3 +306,21 @@ def no_space(path: Path, needed_bytes: int | None, written_bytes: int = 0) -> Do
         where=path,
         do="make room (hdm gc shows what is no longer needed), then run the same command again; finished files are kept",
     )
+
+
+def check_temporary(needed_bytes: int = TEMPORARY_BYTES) -> None:
+    """Refuse to begin where temporary files have no room: the databases of the services need it at once, and say only that a disk is full.
+
+    Raises:
+        DoesNotFitError: the folder of TMPDIR has less.
+    """
+    # Not `gettempdir` where TMPDIR is set: that passes over a full folder, which SQLite does not.
+    folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    with contextlib.suppress(FileNotFoundError):
+        free = shutil.disk_usage(folder).free
+        if free < needed_bytes:
+            raise DoesNotFitError(
+                f"no space for temporary files: {free / 1e6:.1f} MB free, {needed_bytes / 1e6:.1f} MB needed",
+                where=folder,
+                do="make room there, or name another folder in TMPDIR; then run the same command again",
+            )

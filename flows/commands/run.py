@@ -28,6 +28,7 @@ from flows.processes import (
 from hdm.child import child_environment
 from hdm.databases import check_databases, databases
 from hdm.errors import HdmError, InputError, SavedOnSignal
+from hdm.files import check_temporary
 from hdm.messages import Terminal, say_json
 from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
@@ -94,10 +95,12 @@ def prepare(verbose: bool) -> None:
     """Environment, databases and logs, before Prefect is imported.
 
     Raises:
+        DoesNotFitError: there is no room for temporary files.
         DamagedError: a database of the store's services cannot be read.
         HdmError: there is nowhere to write what is no output.
     """
     bypass_proxy()
+    check_temporary()
     if found := databases(store_root()):
         services(store_root())  # what may not be written to cannot be looked at either
         check_databases(found)

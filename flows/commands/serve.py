@@ -39,7 +39,7 @@ from hdm.child import child_environment
 from hdm.databases import check_databases, databases
 from hdm.definitions import has_deployments, own_file, packaged_file
 from hdm.errors import ConfigError, HdmError, InputError
-from hdm.files import write_json
+from hdm.files import check_temporary, write_json
 from hdm.messages import Terminal
 from tasks.configuration import FILE_VARIABLE
 from tasks.moved import follow_store
@@ -192,6 +192,7 @@ def serve_pages(
     own = own_file(file)
     folder = own.resolve().parent if own else Path.cwd()
     bypass_proxy()
+    check_temporary()
     check_databases(databases(root))
     with alone(root), _until_signal(), contextlib.ExitStack() as stack:
         opened = stack.enter_context(kept_port(root, "prefect", prefect_port, PREFECT_PORT))
