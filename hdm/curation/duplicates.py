@@ -16,7 +16,7 @@ from hdm.curation.candidates import similar
 from hdm.curation.comparison import colours_agree, correlate, difference, mirror
 from hdm.curation.fingerprints import EVERYTHING, boxes_within
 
-MIN_CORRELATION = 0.6  # bench/duplicates.py: where copies and unrelated pictures part
+MIN_CORRELATION = 0.78  # bench/duplicates.py: where copies and unrelated pictures part
 CHUNK = 2048  # pairs confirmed at once, about 50 kB each
 MEANINGS = 4096  # embeddings compared with as many others at once
 _WHOLE = -1  # in the place of a number of VIEWS: both pictures whole, whatever border they have

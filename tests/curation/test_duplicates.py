@@ -89,6 +89,7 @@ WANTED = {
     "border 2 %, white": 0.95,
     "border 2 %, red, JPEG": 0.95,
     "rotation 2°, black corners": 0.95,
+    "rotation -2°, white corners": 0.95,
     "brightness 0.7": 0.95,
     "contrast 1.3": 0.95,
     "saturation 0.5": 0.95,
@@ -122,6 +123,29 @@ def test_unrelated_crops_are_kept_apart(photos):
     found = bench().make_unrelated(photos, 1300, seed=3)
     pairs = find_pairs(found, np.arange(len(found)), default())
     assert (pairs[:, 0] % len(photos) == pairs[:, 1] % len(photos)).all()
+
+
+# Crops of different photographs whose hashes are near and which have an edge or two in common: file, box, transposition, twice.
+LIKE_EACH_OTHER = [
+    [("000000216794", 528, 2, 103, 123, 3), ("000000256353", 452, 74, 159, 110, 4)],
+    [("000000177977", 493, 201, 121, 83, 6), ("000000084284", 33, 35, 206, 135, 7)],
+    [("000000174375", 357, 242, 154, 127, 0), ("000000084284", 151, 284, 99, 88, 2)],
+    [("000000084284", 50, 50, 104, 127, 7), ("000000516008", 11, 181, 118, 164, 0)],
+    [("000000196393", 53, 222, 115, 80, 0), ("000000256353", 431, 456, 162, 175, 3)],
+    [("000000174632", 328, 0, 110, 78, 4), ("000000084284", 72, 21, 139, 162, 6)],
+]
+
+
+def test_different_pictures_with_an_edge_in_common_are_no_copies(photos):
+    for pair in LIKE_EACH_OTHER:
+        assert pairs_of([crop_of(*one) for one in pair], default()) == []
+
+
+def crop_of(name: str, left: int, top: int, width: int, height: int, turned: int) -> Picture:
+    photo = Image.open(PHOTOS / f"{name}.jpg").convert("RGB")
+    photo.thumbnail((bench().LONGER_SIDE_PX,) * 2)
+    part = photo.crop((left, top, left + width, top + height))
+    return part.transpose(Image.Transpose(turned - 1)) if turned else part
 
 
 def test_mirror_images_are_copies_only_where_asked(photos):
