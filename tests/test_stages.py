@@ -21,6 +21,9 @@ SMALL = (
 )
 
 
+EVALUATION = {"evaluate.images", "evaluate"}
+
+
 def changed(*overrides: str) -> set[str]:
     """Outputs of the demo whose digests differ from the plain ones."""
     before, after = identities(load_pipeline("demo")), identities(load_pipeline("demo", overrides))
@@ -57,7 +60,7 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
         "encode.64px",
         "train.48px",
         "train.64px",
-        "evaluate",
+        *EVALUATION,
     }
     assert changed("filter.min_side_px=40") == after_filter
     assert changed("caption.max_chars=100") == {
@@ -66,12 +69,12 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
         "encode.text",
         "train.48px",
         "train.64px",
-        "evaluate",
+        *EVALUATION,
     }
-    assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", "evaluate"}
-    assert changed("train.mirror=true") == {"train.48px", "train.64px", "evaluate"}
-    assert changed("evaluate.guidance=2.0") == {"evaluate"}
-    assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", "evaluate"}
+    assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", *EVALUATION}
+    assert changed("train.mirror=true") == {"train.48px", "train.64px", *EVALUATION}
+    assert changed("evaluate.guidance=2.0") == EVALUATION
+    assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", *EVALUATION}
     assert (
         changed(
             "download.concurrency=3",
@@ -85,7 +88,7 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
 
 
 def test_an_autoencoder_of_its_own_changes_latents_and_what_comes_after() -> None:
-    after = {"encode.48px", "encode.64px", "train.48px", "train.64px", "evaluate"}
+    after = {"encode.48px", "encode.64px", "train.48px", "train.64px", *EVALUATION}
     assert changed("vae.num_images=64") == {"vae", *after}
     tuned = load_pipeline("demo", ["vae.num_images=64"])
     again = load_pipeline("demo", ["vae.num_images=64", "vae.equivariance_weight=0.5"])
@@ -107,7 +110,11 @@ def test_part_of_a_pipeline():
         "encode.48px",
         "encode.64px",
     ]
-    assert [s.name for s in chosen(demo, "train.64px")] == ["train.64px", "evaluate"]
+    assert [s.name for s in chosen(demo, "train.64px")] == [
+        "train.64px",
+        "evaluate.images",
+        "evaluate",
+    ]
     with pytest.raises(ConfigError, match="encode comes after caption"):
         chosen(demo, "encode", "caption")
     with pytest.raises(ConfigError, match=r"no stage 'train\.32px'"):
