@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from hdm.bootstrap.pace import Budget, Pace, Schedule
 from hdm.errors import HdmError
 from hdm.muon import Muon
-from hdm.progress import track
+from hdm.progress import Tracker, track
 from hdm.sharding import finite
 from hdm.training import checkpoint
-from hdm.training.guard import Stopped, signals_counted
+from hdm.training.guard import Signals, Stopped, signals_counted
+from hdm.training.loop import run_course
 from hdm.training.optimizers import load_state, state_tensors
 
 WARMUP = 0.03
@@ -59,6 +60,11 @@ class Training:
         embeddings: parts of the names of matrices that AdamW takes all the same.
     """
 
+    loss: Callable[[int], tuple[Tensor, str]]
+    pace: Pace
+    signals: Signals
+    bar: Tracker
+
     def __init__(
         self,
         model: nn.Module,
@@ -85,7 +91,7 @@ class Training:
         self.parameters, self.rates = named, [rate, muon_rate]
         self.names = {id(value): name for name, value in named.items()}
         self.batch_size, self.place = batch_size, place
-        self.schedule, self.step = Schedule([(0, max(1, num_items // batch_size))]), 0
+        self.schedule, self.num_done = Schedule([(0, max(1, num_items // batch_size))]), 0
         self.saved_at = time.monotonic()
         self._resume()
 
@@ -103,42 +109,58 @@ class Training:
             Stopped: SIGTERM or SIGINT came; what was done is saved.
         """
         budget, part = self.place.budget, self.place.part
-        pace = Pace(self.schedule, self.step, budget.until(part, self.schedule.progress(self.step)))
+        until = budget.until(part, self.schedule.progress(self.num_done))
+        self.loss, self.pace = loss, Pace(self.schedule, self.num_done, until)
         total = self.schedule.num_steps * self.batch_size
-        with signals_counted() as signals:
-            with track(what, total, unit) as bar, budget.timed(part):
-                bar.advance(self.step * self.batch_size)
-                while self.step < self.schedule.num_steps and not signals.count:
-                    value, shown = loss(self.step)
-                    self._update(value)
-                    bar.advance(self.batch_size, shown)
-                    pace.look(self.step)
-                    if time.monotonic() - self.saved_at > self.place.checkpoint_sec:
-                        self._save()
-            self._save()
-            if signals.count:
-                raise Stopped
+        with signals_counted() as signals, track(what, total, unit) as bar, budget.timed(part):
+            bar.advance(self.num_done * self.batch_size)
+            self.signals, self.bar = signals, bar
+            run_course(self)
+        if signals.count:
+            raise Stopped
         return self.schedule
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_done >= self.schedule.num_steps
+
+    def serve(self) -> bool:
+        stopping = self.signals.count > 0
+        if stopping or time.monotonic() - self.saved_at > self.place.checkpoint_sec:
+            self.save()
+        return stopping
+
+    def report(self) -> bool:
+        return True
+
+    def step(self) -> None:
+        value, shown = self.loss(self.num_done)
+        self._update(value)
+        self.bar.advance(self.batch_size, shown)
+        self.pace.look(self.num_done)
+
+    def close(self) -> None:
+        """It has no threads of its own."""
 
     def _update(self, loss: Tensor) -> None:
         """One step; gradients are clipped to a norm of 1."""
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        share = rate_share(self.schedule, self.step)
+        share = rate_share(self.schedule, self.num_done)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        self.num_done += 1
 
-    def _save(self) -> None:
+    def save(self) -> None:
         tensors: dict[str, Mapping[str, Tensor]] = {
             "weights": self.parameters,
             "optimizer": state_tensors(self.optimizers, self.names),
         }
-        state = {"step": self.step, "schedule": self.schedule.bends}
-        checkpoint.save(self.place.scratch, self.step, tensors, b"", state)
+        state = {"step": self.num_done, "schedule": self.schedule.bends}
+        checkpoint.save(self.place.scratch, self.num_done, tensors, b"", state)
         self.place.budget.save()
         self.saved_at = time.monotonic()
 
@@ -152,7 +174,7 @@ class Training:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
         load_state(self.optimizers, self.names, found.tensors("optimizer"))
-        self.schedule, self.step = Schedule(found.state["schedule"]), found.state["step"]
+        self.schedule, self.num_done = Schedule(found.state["schedule"]), found.state["step"]
 
 
 def rate_share(schedule: Schedule, step: int) -> float:

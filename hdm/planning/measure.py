@@ -97,8 +97,8 @@ def main(path: Path) -> int:
 
     from hdm.models.devices import choose_device
     from hdm.training.guard import StopRequest
+    from hdm.training.memory_use import peak_memory_bytes
     from hdm.training.out_of_memory import is_out_of_memory
-    from hdm.training.records import peak_memory_bytes
     from hdm.training.trainer import Trainer
 
     job = Job.read(path)

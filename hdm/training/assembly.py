@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from hdm.models.tensors import read_tensors
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output
 from hdm.training.checkpoint import load_weights
-from hdm.training.job import Job, mixed_name
-from hdm.training.meter import Machine, Meter
+from hdm.training.feed import Feed
+from hdm.training.guard import StopRequest
+from hdm.training.job import Job, mixed_name, num_steps
 from hdm.training.objective import FlowMatching, Objective
 from hdm.training.ranks import Ranks
 from hdm.training.threads import keep_threads
@@ -56,6 +57,11 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     elif threads is not None:
         torch.set_num_threads(threads)
     return accelerator
+
+
+def make_ranks(job: Job, device: str, stop: StopRequest) -> Ranks:
+    """This process among those that train the job."""
+    return Ranks(make_accelerator(job, device), job.settings.train.shards, stop)
 
 
 def starting_model(job: Job) -> Denoiser:
@@ -141,6 +147,18 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
     return Mixture([own, *others], [1.0, *(entry.weight for entry in settings.mix)])
 
 
+def make_feed(job: Job, loader: Loader | Mixture, objective: Objective, ranks: Ranks) -> Feed:
+    """The examples of the phase."""
+    return Feed(
+        loader,
+        job.settings.train.seed,
+        objective,
+        job.phase.tread_rates,
+        num_steps(job.phase) * job.phase.batch_size,
+        pin=ranks.device.type == "cuda",
+    )
+
+
 def measured_loader(job: Job, split: str, batch_size: int) -> Loader:
     """A split of this pipeline's own pictures, always the same way."""
     return _loader(job, split=split, batch_size=batch_size, crop="centre")
@@ -223,19 +241,6 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
             do=f"set train.model.text_width to {width}, or name another text encoder",
         )
     return batch.crops.shape[1], conditioning.max_tokens
-
-
-def make_meter(job: Job, device: torch.device, world_size: int, before: Mapping[str, Any]) -> Meter:
-    """Of what steps do, on this machine; `before` is the last line of `timing.jsonl`."""
-    settings = job.settings.train
-    machine = Machine.look(
-        device,
-        world_size,
-        settings.precision == "bfloat16",
-        settings.peak_tflops,
-        settings.price_per_hour,
-    )
-    return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
 def prepared(job: Job, model: Denoiser, whole: nn.Module, accelerator: Accelerator) -> nn.Module:

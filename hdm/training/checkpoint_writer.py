@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hdm.training import checkpoint
-from hdm.training.records import system_memory_bytes
+from hdm.training.memory_use import system_memory_bytes
 
 Sets = Mapping[str, Mapping[str, Tensor]]
 Buffers = dict[str, dict[str, Tensor]]

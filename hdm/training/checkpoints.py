@@ -24,7 +24,7 @@ from hdm.training.origin import origin_folder
 from hdm.training.ranks import Ranks
 from hdm.training.running import SAVE, Requests
 from hdm.training.state import State
-from hdm.training.techniques.technique import Step
+from hdm.training.technique import Step
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from hdm.training.job import Job
 from hdm.training.objective import Objective
 from hdm.training.position import Position
 from hdm.training.ranks import Ranks
-from hdm.training.techniques.technique import Technique
+from hdm.training.technique import Technique
 from hdm.training.trainable import Trainable
 
 

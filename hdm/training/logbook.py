@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hdm.training import assembly
 from hdm.training.feed import Example
 from hdm.training.job import METRICS, TIMING, Job
+from hdm.training.meter import Machine, Meter
 from hdm.training.norms import by_part, tensor_norms
 from hdm.training.position import Position
 from hdm.training.ranks import Ranks
@@ -48,7 +48,7 @@ class WrittenLogbook(Logbook):
         self.batch_size = job.phase.batch_size
         self.metrics = Metrics(Path(job.folder) / METRICS, metrics)
         self.timing = Timing(Path(job.folder) / TIMING, now.num_images_seen)
-        self.meter = assembly.make_meter(job, ranks.device, ranks.count, self.timing.before)
+        self.meter = _make_meter(job, ranks, self.timing.before)
 
     @property
     def content(self) -> bytes:
@@ -65,6 +65,19 @@ class WrittenLogbook(Logbook):
         if "loss" in line:
             held = state.optimizers.num_bytes
             self.timing.add(step, seen, line["loss"], waited_sec, self.meter, held)
+
+
+def _make_meter(job: Job, ranks: Ranks, before: Mapping[str, Any]) -> Meter:
+    """Of what steps do, on this machine; `before` is the last line of `timing.jsonl`."""
+    settings = job.settings.train
+    machine = Machine.look(
+        ranks.device,
+        ranks.count,
+        settings.precision == "bfloat16",
+        settings.peak_tflops,
+        settings.price_per_hour,
+    )
+    return Meter(machine, settings.model, job.phase.tread_route, before)
 
 
 def open_logbook(job: Job, ranks: Ranks, now: Position, metrics: bytes) -> Logbook:

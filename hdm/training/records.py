@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from hdm.files import read_json
+from hdm.training.memory_use import peak_memory_bytes
 from hdm.training.meter import Meter
 
 
@@ -106,26 +106,6 @@ def _step_memory() -> dict[str, float]:
             (torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 1e9, 3
         )
     }
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: on the accelerator if there is one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # of this program alone: getrusage's figure begins with that of the process that started it
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Darwin counts bytes
-
-
-def system_memory_bytes(what: str) -> int | None:
-    """Of the computer, "MemTotal" or "MemAvailable" (proc(5), /proc/meminfo); None where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    return 1024 * int(meminfo.read_text().partition(f"{what}:")[2].split()[0])
 
 
 def _numbers(line: bytes) -> dict[str, Any]:

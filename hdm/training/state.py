@@ -12,7 +12,7 @@ from hdm.sharding import gathered
 from hdm.training.checkpoint import Checkpoint
 from hdm.training.optimizers import Optimizers
 from hdm.training.position import Position
-from hdm.training.techniques.technique import Technique
+from hdm.training.technique import Technique
 from hdm.training.trainable import Trainable
 
 

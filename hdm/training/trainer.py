@@ -6,11 +6,9 @@ checkpoint is tensors and a few numbers, and a killed run goes on bit by bit (on
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,32 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from hdm.errors import HdmError
 from hdm.kernels import install
 from hdm.models.devices import check_processes, choose_device, deterministic
 from hdm.training import assembly
 from hdm.training.checkpoints import Checkpoints
 from hdm.training.denoising import Denoising
+from hdm.training.duties import Duties
 from hdm.training.ending import check_end
-from hdm.training.feed import Feed
+from hdm.training.explanation import Explanation
 from hdm.training.guard import StopRequest
 from hdm.training.incidents import MAX_SKIPPED_IN_A_ROW, NOT_FINITE, incident, is_useless
 from hdm.training.job import Job, num_steps
 from hdm.training.logbook import open_logbook, step_line
+from hdm.training.loop import run_course
 from hdm.training.norms import gradient_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.out_of_memory import does_not_fit, is_out_of_memory
 from hdm.training.pictures import Grid
-from hdm.training.position import BLOCK_IMAGES, explained
-from hdm.training.ranks import CutShort, Ranks
+from hdm.training.ranks import CutShort
 from hdm.training.results import make_companions, write_results
-from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
+from hdm.training.running import Requests
 from hdm.training.state import State
+from hdm.training.technique import Step
 from hdm.training.techniques.choose import choose_techniques
-from hdm.training.techniques.technique import Step
 from hdm.training.validation import Measurement
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
-
-log = logging.getLogger(__name__)
 
 
 def train(job: Job, stop: StopRequest) -> bool:
@@ -74,7 +70,7 @@ def train(job: Job, stop: StopRequest) -> bool:
 
 
 class Trainer:
-    """The loop, and the parts that it turns.
+    """A phase's training as `run_course` turns it, and its parts.
 
     Args:
         job: what to train.
@@ -86,9 +82,7 @@ class Trainer:
         self.job, self.settings, self.phase = job, job.settings.train, job.phase
         self.num_steps = num_steps(self.phase)
         self.num_images = self.num_steps * self.phase.batch_size
-        self.ranks = ranks = Ranks(
-            assembly.make_accelerator(job, device), self.settings.shards, stop
-        )
+        self.ranks = ranks = assembly.make_ranks(job, device, stop)
         trainable = assembly.make_trainable(job, ranks)
         conditioning = assembly.make_conditioning(job, ranks.device)
         loader = assembly.training_loader(job, ranks.rank, ranks.count)
@@ -101,41 +95,23 @@ class Trainer:
         )
         optimizers = Optimizers(trainable.model, self.phase.optimizer)
         self.state = State(trainable, optimizers, techniques)
-        self.requests = Requests(Path(job.scratch), listens=ranks.first)
-        self.checkpoints = Checkpoints(job, ranks, self.state, self.requests)
+        requests = Requests(Path(job.scratch), listens=ranks.first)
+        self.checkpoints = Checkpoints(job, ranks, self.state, requests)
         metrics = self.checkpoints.resume()
         self.logbook = open_logbook(job, ranks, self.state.position, metrics)
-        self.feed = Feed(
-            loader,
-            self.settings.seed,
-            objective,
-            self.phase.tread_rates,
-            self.num_images,
-            pin=ranks.device.type == "cuda",
-        )
+        self.duties = Duties(job, ranks, self.checkpoints, requests, self.grid, self.logbook)
+        self.feed = assembly.make_feed(job, loader, objective, ranks)
         self.denoising = Denoising(job, ranks, trainable, objective, conditioning, techniques)
         for model in (trainable.model, trainable.averaged):
             install(model)
+        self.explanation = Explanation(self.denoising, self.feed, self.state)
 
     def run(self) -> bool:
         """To the end, or to a signal; True if done."""
         self.ranks.stop.defer()
-        if self.state.position.most_explained is None:
-            share = self._explained(self.state.position.num_images_seen)
-            self.state.position = replace(self.state.position, most_explained=share)
-        try:
-            while True:
-                if self._obey():
-                    return False
-                if self.report():
-                    if self.state.position.ended or self.state.position.step == self.num_steps:
-                        break
-                    self.step()
-                    self.checkpoints.make_ready()
-            self.checkpoints.save(self.logbook.content, wait=True)
-        finally:
-            self.feed.close()
-            self.checkpoints.writer.close()
+        self.explanation.begin()
+        if not run_course(self):
+            return False
         self.ranks.stop.release()
         exchanged = [technique.finish() for technique in self.state.techniques]
         check_end(
@@ -145,7 +121,7 @@ class Trainer:
             self.logbook,
             self.measurement,
             only_weights=any(exchanged),
-            explained=partial(self._explained, self.state.position.num_images_seen - self.block),
+            explained=self.explanation.of_last,
         )
         if self.ranks.takes_part:
             write_results(self.job, self.state.trainable, self.grid, writes=self.ranks.first)
@@ -153,49 +129,19 @@ class Trainer:
         return True
 
     @property
-    def block(self) -> int:
-        """Images of as few batches as say what weights explain, or of all where there are fewer."""
-        size = self.phase.batch_size
-        return min(self.num_images, -(-BLOCK_IMAGES // size) * size)
+    def is_done(self) -> bool:
+        return self.state.position.ended or self.state.position.step == self.num_steps
 
-    def _explained(self, begin: int) -> float:
-        """Share of the target that the weights explain in a block of batches, by the training's own times, tokens and dropout."""
-        now, size = self.state.position, self.phase.batch_size
-        self.state.trainable.model.train()
-        total = torch.zeros(2, device=self.ranks.device)
-        for seen in range(begin, begin + self.block, size):
-            example = self.feed.make(min(seen, self.num_images - size))
-            total += self.denoising.look(example, replace(now, num_images_seen=seen))
-        return explained(*total.tolist())
+    def serve(self) -> bool:
+        self.checkpoints.make_ready()
+        return self.duties.fulfil()
 
-    def _obey(self) -> bool:
-        """Save and sample as time, people and signals ask; whether training stops here."""
-        asked = self.requests.wants(SAVE)
-        stopping, saving, sampling = self.ranks.agreed(
-            self.ranks.stop.requested,
-            asked or self.checkpoints.due,
-            self.requests.wants(SAMPLE),
-        )
-        self.checkpoints.writer.check()
-        if stopping or saving or sampling:
-            self.checkpoints.save(self.logbook.content, wait=stopping or asked)
-        if sampling and not stopping:
-            self._sample()
-        return stopping
+    def save(self) -> None:
+        self.checkpoints.save(self.logbook.content, wait=True)
 
-    def _sample(self) -> None:
-        """Pictures of the averaged weights as they are now."""
-        if self.ranks.takes_part:
-            path = Path(self.job.folder) / SAMPLES / f"{self.state.position.step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
-            try:
-                self.grid.write(path if self.ranks.first else None, self.ranks.interrupted)
-            except CutShort:
-                pass
-            except HdmError as error:  # nobody loses a training to a wish
-                log.warning("no pictures were made: %s", error)
-        self.requests.done(SAMPLE)
-        self.ranks.wait()
+    def close(self) -> None:
+        self.feed.close()
+        self.checkpoints.writer.close()
 
     def step(self) -> None:
         """One optimizer step, or a skipped one where loss or gradient is not finite."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,9 +30,10 @@ from hdm.sharding import finite
 from hdm.training import checkpoint
 from hdm.training.checkpoint import load_weights
 from hdm.training.ema import Average
-from hdm.training.guard import signals_counted
+from hdm.training.guard import Signals, signals_counted
 from hdm.training.incidents import forgotten
 from hdm.training.job import METRICS, TIMING
+from hdm.training.loop import run_course
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.position import BLOCK_IMAGES, explained
 from hdm.training.records import Metrics, Timing
@@ -96,7 +97,7 @@ class _Position:
 
 
 class Finetuning:
-    """Everything that the loop holds.
+    """An autoencoder's training, as `run_course` turns it.
 
     Args:
         model: a diffusers autoencoder on its device; its weights change.
@@ -109,6 +110,10 @@ class Finetuning:
         InputError: weights of a perceptual term are missing.
     """
 
+    signals: Signals
+    bar: Tracker
+    batches: Generator[Batch]
+
     def __init__(
         self, model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings, place: Place
     ) -> None:
@@ -119,7 +124,7 @@ class Finetuning:
         self.objective = Objective(settings, str(self.device))
         self.optimizers = Optimizers(model, settings.optimizer, takes_muon)
         self.average = Average(model, settings.ema_decay) if settings.ema_decay else None
-        self.position, self.saved_at = _Position(), time.monotonic()
+        self.position, self.saved_step, self.saved_at = _Position(), -1, time.monotonic()
         self._resume()
 
     def run(self) -> None:
@@ -134,23 +139,14 @@ class Finetuning:
             bar.advance(self.num_images_seen, "")
             if self.position.most_explained is None:
                 self._look()
-            for batch in self._batches():
-                self._step(batch, bar)
-                done = self.position.step == self.num_steps
-                if self.position.step % max(1, self.num_steps // LOOKS) == 0 and not done:
-                    self._look()
-                if (
-                    signals.count
-                    or done
-                    or time.monotonic() - self.saved_at > self.settings.checkpoint_sec
-                ):
-                    self._save()
-                if signals.count and not done:
-                    raise SavedOnSignal(
-                        "stopped on a signal after saving",
-                        where=self.place.folder,
-                        do="run the same command again to go on",
-                    )
+            self.signals, self.bar, self.batches = signals, bar, self._batches()
+            is_done = run_course(self)
+        if not is_done:
+            raise SavedOnSignal(
+                "stopped on a signal after saving",
+                where=self.place.folder,
+                do="run the same command again to go on",
+            )
         if self.average is not None:
             self.model.load_state_dict(self.average.model.state_dict())
         if not finite(self.model.state_dict()):
@@ -172,6 +168,31 @@ class Finetuning:
     def num_images_seen(self) -> int:
         return self.position.step * self.settings.batch_size
 
+    @property
+    def is_done(self) -> bool:
+        return self.position.step == self.num_steps
+
+    def serve(self) -> bool:
+        is_late = time.monotonic() - self.saved_at > self.settings.checkpoint_sec
+        stopping = self.signals.count > 0 and not self.is_done
+        if stopping or is_late:
+            self.save()
+        return stopping
+
+    def report(self) -> bool:
+        """Write the line that is due, if one is."""
+        now = self.position
+        every = max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST))
+        if not now.count or (now.step % every and not self.is_done):
+            return True
+        means = {name: total / now.count for name, total in now.sums.items()}
+        rates = self.optimizers.rates(self._rate_factor(now.step))
+        self.metrics.add(now.step, self.num_images_seen, {**means, **rates})
+        held = self.optimizers.num_bytes
+        self.timing.add(now.step, self.num_images_seen, means["loss"], 0.0, optimizer_bytes=held)
+        self.position = _Position(now.step, most_explained=now.most_explained)
+        return True
+
     def _look(self) -> None:
         """Note how much is explained. Always of the same pictures, so that a fall is one of the weights."""
         most, now = self.position.most_explained, self.explained()
@@ -191,7 +212,7 @@ class Finetuning:
             of_nothing += len(some) * pixel_difference(mean, image).item()
         return explained(error, of_nothing)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch]:
         """Of the steps that are left, each made while the one before is learned from."""
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as thread:
             steps = range(self.position.step, self.num_steps)
@@ -205,7 +226,8 @@ class Finetuning:
                     waiting = thread.submit(make_batch, self.pictures, self.settings, step + 1)
                 yield batch
 
-    def _step(self, batch: Batch, bar: Tracker) -> None:
+    def step(self) -> None:
+        batch = next(self.batches)
         now, size = self.position, self.settings.batch_size
         generator = torch.Generator(self.device).manual_seed(batch.draw_seed)
         image = batch.image.to(self.device, memory_format=torch.channels_last)
@@ -225,38 +247,24 @@ class Finetuning:
                 where="vae",
                 do="lower the learning rate",
             )
-        factor = rate_factor(
-            self.settings.optimizer, self.num_images_seen + size, self.num_steps * size
-        )
-        self.optimizers.step(factor)
+        self.optimizers.step(self._rate_factor(now.step + 1))
         self.model.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(now.step)
         now.step, now.count = now.step + 1, now.count + 1
         now.sums = {name: now.sums.get(name, 0.0) + value for name, value in values.items()}
-        bar.advance(size, f"loss {values['loss']:.4f}")
-        self._log(factor)
+        self.bar.advance(size, f"loss {values['loss']:.4f}")
+        if now.step % max(1, self.num_steps // LOOKS) == 0 and not self.is_done:
+            self._look()
 
-    def _log(self, factor: float) -> None:
-        """Write the line that is due, if one is."""
-        now = self.position
-        if (
-            now.step % max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST))
-            and now.step != self.num_steps
-        ):
+    def _rate_factor(self, steps: int) -> float:
+        """Share of the full rate in the step that makes them so many."""
+        size, optimizer = self.settings.batch_size, self.settings.optimizer
+        return rate_factor(optimizer, steps * size, self.num_steps * size)
+
+    def save(self) -> None:
+        if self.position.step == self.saved_step:
             return
-        means = {name: total / now.count for name, total in now.sums.items()}
-        self.metrics.add(now.step, self.num_images_seen, {**means, **self.optimizers.rates(factor)})
-        self.timing.add(
-            now.step,
-            self.num_images_seen,
-            means["loss"],
-            0.0,
-            optimizer_bytes=self.optimizers.num_bytes,
-        )
-        self.position = _Position(now.step, most_explained=now.most_explained)
-
-    def _save(self) -> None:
         tensors = {"weights": self.model.state_dict(), "optimizer": self.optimizers.tensors()}
         if self.average is not None:
             tensors["ema"] = self.average.model.state_dict()
@@ -264,7 +272,10 @@ class Finetuning:
         checkpoint.save(
             self.place.scratch, self.position.step, tensors, self.metrics.content, state
         )
-        self.saved_at = time.monotonic()
+        self.saved_step, self.saved_at = self.position.step, time.monotonic()
+
+    def close(self) -> None:
+        self.batches.close()
 
     def _resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
@@ -282,5 +293,6 @@ class Finetuning:
             if self.average is not None:
                 load_weights(self.average.model, found.tensors("ema"), found.path)
             self.position = _Position(**found.state["position"])
+            self.saved_step = self.position.step
         self.metrics = Metrics(self.place.folder / METRICS, found.metrics if found else b"")
         self.timing = Timing(self.place.folder / TIMING, self.num_images_seen)

@@ -19,7 +19,7 @@ from hdm.data.batch import Batch
 from hdm.models.denoiser import Denoiser
 from hdm.training.optimizers import Optimizers
 from hdm.training.position import Position
-from hdm.training.techniques.technique import Step, Technique
+from hdm.training.technique import Step, Technique
 
 ALIGNMENT = "alignment"
 """The term of the loss, and its name in metrics."""

@@ -16,8 +16,8 @@ from hdm.training import checkpoint
 from hdm.training.checkpoint import load_weights
 from hdm.training.position import Position
 from hdm.training.ranks import Ranks
+from hdm.training.technique import Technique
 from hdm.training.techniques.held_out import HeldOut
-from hdm.training.techniques.technique import Technique
 
 FOLDER = "best"
 

@@ -12,6 +12,7 @@ from hdm.training.job import Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.pictures import Grid
 from hdm.training.ranks import Ranks
+from hdm.training.technique import Technique
 from hdm.training.techniques.alignment import Alignment
 from hdm.training.techniques.best import Best, BestSoFar
 from hdm.training.techniques.dropout import DropoutSeeds
@@ -19,7 +20,6 @@ from hdm.training.techniques.generated import GeneratedPictures
 from hdm.training.techniques.held_out import HeldOut
 from hdm.training.techniques.power_tracks import PowerEma
 from hdm.training.techniques.spikes import SpikeGuard
-from hdm.training.techniques.technique import Technique
 from hdm.training.trainable import Trainable
 from hdm.training.validation import BATCH_SIZE, Measurement
 

@@ -6,7 +6,7 @@ import torch
 
 from hdm.training.feed import DROPOUT, mixed_seed
 from hdm.training.position import Position
-from hdm.training.techniques.technique import Technique
+from hdm.training.technique import Technique
 
 
 class DropoutSeeds(Technique):

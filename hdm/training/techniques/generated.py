@@ -9,7 +9,7 @@ from hdm.training.milestones import Milestones
 from hdm.training.pictures import Grid
 from hdm.training.position import Position
 from hdm.training.ranks import Ranks
-from hdm.training.techniques.technique import Technique
+from hdm.training.technique import Technique
 
 
 class GeneratedPictures(Technique):

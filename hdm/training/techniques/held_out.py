@@ -8,7 +8,7 @@ from typing import Any
 from hdm.data.loader import Loader
 from hdm.training.position import Position
 from hdm.training.ranks import CutShort
-from hdm.training.techniques.technique import Technique
+from hdm.training.technique import Technique
 from hdm.training.trainable import Trainable
 from hdm.training.validation import Losses, Measurement
 

@@ -12,7 +12,7 @@ from hdm.sharding import gathered, local, share
 from hdm.training.milestones import Milestones
 from hdm.training.position import Position
 from hdm.training.power_ema import gamma_of
-from hdm.training.techniques.technique import Step, Technique
+from hdm.training.technique import Step, Technique
 
 
 class PowerTracks:

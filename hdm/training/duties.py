@@ -1,0 +1,72 @@
+"""What time, people and signals ask of a training between two steps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from hdm.errors import HdmError
+from hdm.training.checkpoints import Checkpoints
+from hdm.training.job import Job
+from hdm.training.logbook import Logbook
+from hdm.training.pictures import Grid
+from hdm.training.ranks import CutShort, Ranks
+from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
+
+log = logging.getLogger(__name__)
+
+
+class Duties:
+    """Checkpoints and pictures between steps, and the end on a signal.
+
+    Args:
+        job: what is trained.
+        ranks: agree on what is due.
+        checkpoints: take them.
+        requests: what people ask for.
+        grid: makes pictures.
+        logbook: its metrics go into checkpoints.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        ranks: Ranks,
+        checkpoints: Checkpoints,
+        requests: Requests,
+        grid: Grid,
+        logbook: Logbook,
+    ) -> None:
+        self.job, self.ranks = job, ranks
+        self.checkpoints, self.requests = checkpoints, requests
+        self.grid, self.logbook = grid, logbook
+
+    def fulfil(self) -> bool:
+        """Save and sample as asked; whether training stops here, saved."""
+        asked = self.requests.wants(SAVE)
+        stopping, saving, sampling = self.ranks.agreed(
+            self.ranks.stop.requested,
+            asked or self.checkpoints.due,
+            self.requests.wants(SAMPLE),
+        )
+        self.checkpoints.writer.check()
+        if stopping or saving or sampling:
+            self.checkpoints.save(self.logbook.content, wait=stopping or asked)
+        if sampling and not stopping:
+            self._sample()
+        return stopping
+
+    def _sample(self) -> None:
+        """Pictures of the averaged weights as they are now."""
+        if self.ranks.takes_part:
+            step = self.checkpoints.state.position.step
+            path = Path(self.job.folder) / SAMPLES / f"{step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            try:
+                self.grid.write(path if self.ranks.first else None, self.ranks.interrupted)
+            except CutShort:
+                pass
+            except HdmError as error:  # nobody loses a training to a wish
+                log.warning("no pictures were made: %s", error)
+        self.requests.done(SAMPLE)
+        self.ranks.wait()

@@ -1,0 +1,47 @@
+"""How much of their target weights explain, of the training's own batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from hdm.training.denoising import Denoising
+from hdm.training.feed import Feed
+from hdm.training.position import BLOCK_IMAGES, explained
+from hdm.training.state import State
+
+
+class Explanation:
+    """Measures a block of batches, as few as say something, at the training's times, tokens and dropout.
+
+    Args:
+        denoising: computes losses.
+        feed: of a phase; makes the batches.
+        state: whose weights are measured.
+    """
+
+    def __init__(self, denoising: Denoising, feed: Feed, state: State) -> None:
+        self.denoising, self.feed, self.state = denoising, feed, state
+        self.batch_size = batch_size = denoising.phase.batch_size
+        self.block = min(feed.num_images, -(-BLOCK_IMAGES // batch_size) * batch_size)
+
+    def begin(self) -> None:
+        """Note what the weights explain of the next batches, unless more is known."""
+        now = self.state.position
+        if now.most_explained is None:
+            share = self._of(now.num_images_seen)
+            self.state.position = replace(now, most_explained=share)
+
+    def of_last(self) -> float:
+        """The share that they explain of the last ones."""
+        return self._of(self.state.position.num_images_seen - self.block)
+
+    def _of(self, begin: int) -> float:
+        self.state.trainable.model.train()
+        total = torch.zeros(2, device=self.denoising.ranks.device)
+        for seen in range(begin, begin + self.block, self.batch_size):
+            example = self.feed.make(min(seen, self.feed.num_images - self.batch_size))
+            now = replace(self.state.position, num_images_seen=seen)
+            total += self.denoising.look(example, now)
+        return explained(*total.tolist())
