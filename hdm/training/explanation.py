@@ -43,5 +43,7 @@ class Explanation:
         for seen in range(begin, begin + self.block, self.batch_size):
             example = self.feed.make(min(seen, self.feed.num_images - self.batch_size))
             now = replace(self.state.position, num_images_seen=seen)
-            total += self.denoising.look(example, now)
+            looked = self.denoising.look(example, now)
+            if looked.isfinite().all():  # as steps without a finite loss are skipped
+                total += looked
         return explained(*total.tolist())
