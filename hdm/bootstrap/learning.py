@@ -94,6 +94,7 @@ class Training:
         self.schedule, self.num_done = Schedule([(0, max(1, num_items // batch_size))]), 0
         self.saved_at = time.monotonic()
         self._resume()
+        self.saved_step = self.num_done
 
     def run(self, loss: Callable[[int], tuple[Tensor, str]], what: str, unit: str) -> Schedule:
         """Train to the end, within the time that is left.
@@ -126,7 +127,8 @@ class Training:
 
     def serve(self) -> bool:
         stopping = self.signals.count > 0
-        if stopping or time.monotonic() - self.saved_at > self.place.checkpoint_sec:
+        is_late = time.monotonic() - self.saved_at > self.place.checkpoint_sec
+        if stopping or (is_late and self.num_done != self.saved_step):
             self.save()
         return stopping
 
@@ -162,7 +164,7 @@ class Training:
         state = {"step": self.num_done, "schedule": self.schedule.bends}
         checkpoint.save(self.place.scratch, self.num_done, tensors, b"", state)
         self.place.budget.save()
-        self.saved_at = time.monotonic()
+        self.saved_step, self.saved_at = self.num_done, time.monotonic()
 
     @torch.no_grad()
     def _resume(self) -> None:
