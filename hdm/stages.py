@@ -17,16 +17,17 @@ from hdm.captioning import caption
 from hdm.child import forget_launchers
 from hdm.config import Pipeline
 from hdm.curation import decide
-from hdm.curation.embed import NAME as EMBEDDINGS
-from hdm.curation.outputs import filter_outputs, has_contrastive
-from hdm.demo.judge import SceneJudge
+from hdm.curation.outputs import filter_outputs
+from hdm.demo import scoring as demo_scoring
 from hdm.demo.site import serve_scenes
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
-from hdm.evaluation import evaluate, images, metrics
+from hdm.evaluation import accuracy, copies, images, likeness
+from hdm.evaluation import preflight as evaluation_preflight
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
+from hdm.scoring import metrics
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import MANIFEST, Identity, Output, Store, in_use, read_output, set_aside
 from hdm.training import phase
@@ -44,9 +45,11 @@ PREFLIGHTS: Mapping[str, Preflight] = {
     "vae": vae_stage.preflight,
     "encode": encoding_preflight.preflight,
     "train": phase.preflight,
-    "evaluate": evaluate.preflight,
+    "evaluate": evaluation_preflight.preflight,
 }
 """By stage, what of its settings cannot work; given the outputs that the stages before have made already."""
+SCORED_BY = (accuracy, likeness, copies, demo_scoring)
+"""Modules that register metrics and judges when they are imported."""
 LOOKED_AT = ("download", "filter", "caption")
 """Outputs that preflights look at."""
 
@@ -68,7 +71,6 @@ class Step:
 def steps(pipeline: Pipeline) -> list[Step]:
     """The outputs of a pipeline, each after its inputs."""
     scenes = pipeline.download.kind == "scenes"
-    judge = SceneJudge(pipeline.download.scenes) if scenes else None
     site: Callable[[Pipeline], AbstractContextManager[download.Site]] = (
         serve_scenes if scenes else download.open_web
     )
@@ -114,26 +116,13 @@ def steps(pipeline: Pipeline) -> list[Step]:
         )
         before = (name,)
     if pipeline.train.phases:
-        found.append(
-            Step(
-                images.NAME,
-                ("filter", "caption", *vae, *before),
-                partial(images.identify, judge=judge),
-                partial(images.make, judge=judge),
-            )
-        )
-        embeddings = (EMBEDDINGS,) if has_contrastive(pipeline) else ()
-        found.append(
-            Step(
-                "evaluate",
-                ("download", *embeddings, "filter", "caption", images.NAME),
-                evaluate.identify,
-                partial(evaluate.make, judge=judge),
-            )
-        )
+        inputs = ("filter", "caption", *vae, *before)
+        found.append(Step(metrics.IMAGES, inputs, images.identify, images.make))
         made = {step.name for step in found}
         found += [
-            _metric(metric) for metric in metrics.METRICS.values() if made.issuperset(metric.needs)
+            _metric(metric)
+            for metric in metrics.applying(pipeline)
+            if made.issuperset(metric.needs)
         ]
     return found
 
@@ -141,7 +130,7 @@ def steps(pipeline: Pipeline) -> list[Step]:
 def _metric(metric: metrics.Metric) -> Step:
     return Step(
         metrics.output_name(metric),
-        (metrics.IMAGES, *metric.needs),
+        metric.needs,
         partial(metrics.identify, metric=metric),
         partial(metrics.make, metric=metric),
     )

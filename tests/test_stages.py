@@ -21,7 +21,7 @@ SMALL = (
 )
 
 
-EVALUATION = {"evaluate.images", "evaluate"}
+OF_IMAGES = {"evaluate.images", "evaluate.accuracy", "evaluate.likeness"}
 
 
 def changed(*overrides: str) -> set[str]:
@@ -60,21 +60,21 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
         "encode.64px",
         "train.48px",
         "train.64px",
-        *EVALUATION,
+        *OF_IMAGES,
     }
-    assert changed("filter.min_side_px=40") == after_filter
+    assert changed("filter.min_side_px=40") == after_filter | {"evaluate.faults"}
     assert changed("caption.max_chars=100") == {
         "caption",
         "encode.tokens",
         "encode.text",
         "train.48px",
         "train.64px",
-        *EVALUATION,
+        *OF_IMAGES,
     }
-    assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", *EVALUATION}
-    assert changed("train.mirror=true") == {"train.48px", "train.64px", *EVALUATION}
-    assert changed("evaluate.guidance=2.0") == EVALUATION
-    assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", *EVALUATION}
+    assert changed("train.phases.1.tread_rate=0.25") == {"train.64px", *OF_IMAGES}
+    assert changed("train.mirror=true") == {"train.48px", "train.64px", *OF_IMAGES}
+    assert changed("evaluate.guidance=2.0") == OF_IMAGES
+    assert changed("train.phases.1.resolution=80") == {"encode.80px", "train.80px", *OF_IMAGES}
     assert (
         changed(
             "download.concurrency=3",
@@ -88,7 +88,7 @@ def test_a_change_redoes_what_depends_on_it_and_nothing_else():
 
 
 def test_an_autoencoder_of_its_own_changes_latents_and_what_comes_after() -> None:
-    after = {"encode.48px", "encode.64px", "train.48px", "train.64px", *EVALUATION}
+    after = {"encode.48px", "encode.64px", "train.48px", "train.64px", *OF_IMAGES}
     assert changed("vae.num_images=64") == {"vae", *after}
     tuned = load_pipeline("demo", ["vae.num_images=64"])
     again = load_pipeline("demo", ["vae.num_images=64", "vae.equivariance_weight=0.5"])
@@ -113,7 +113,9 @@ def test_part_of_a_pipeline():
     assert [s.name for s in chosen(demo, "train.64px")] == [
         "train.64px",
         "evaluate.images",
-        "evaluate",
+        "evaluate.faults",
+        "evaluate.accuracy",
+        "evaluate.likeness",
     ]
     with pytest.raises(ConfigError, match="encode comes after caption"):
         chosen(demo, "encode", "caption")

@@ -235,8 +235,8 @@ def traceback_once(verbose: bool) -> Iterator[None]:
 
 
 def _summary(name: str, records: list[Any]) -> dict[str, Any]:
-    from hdm.evaluation.metrics import scores_of
     from hdm.evaluation.reports import INDEX, reports
+    from hdm.scoring.metrics import headlines, scores_of
     from tasks import report, reporter
 
     stages = [
@@ -251,11 +251,12 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
     ]
     evaluated = [one for one in records if one.stage == "evaluate"]
     summaries = {one.name: read_output(Path(one.path)).summary for one in evaluated}
+    measured = scores_of(summaries)
     return {
         "pipeline": name,
         "stages": stages,
-        "scores": dict(summaries.get("evaluate", {})),
-        "measured": scores_of(summaries),
+        "scores": {name: score["value"] for name, score in headlines(measured).items()},
+        "measured": measured,
         "report": str(report.last_page) if report.last_page else None,
         "reports": str(reports(store_root()) / INDEX),
         "pictures": {one.name: one.path for one in records if one.stage in ("train", "evaluate")},
@@ -270,20 +271,14 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
     Args:
         name_store: the commands that are shown need the store's folder.
     """
-    from hdm.evaluation.report import SHARES  # which the run has imported
+    from hdm.scoring.metrics import headlines  # which the run has imported
 
     where = f" --store {shlex.quote(summary['store'])}" if name_store else ""
     console.print()
-    scores = summary["scores"]
-    for what in SHARES:
-        if what in scores:
-            agrees = scores.get(f"judge_agrees_{what.rpartition('_')[2]}")
-            told = f", by a judge that agrees with the eye on {agrees:.0%}" if agrees else ""
-            console.print(f"{what.replace('_', ' '):<18} {scores[what]:.1%}{told}")
-    for metric, measured in summary["measured"].items():
-        for what, score in measured.items():
-            named = f"{metric} {what}".replace("_", " ")
-            console.print(f"{escape(named):<18} {score['value']:.4g}")
+    for what, score in headlines(summary["measured"]).items():
+        value = f"{score['value']:.1%}" if score["is_share"] else f"{score['value']:.4g}"
+        note = f", {score['note']}" if score["note"] else ""
+        console.print(escape(f"{what.replace('_', ' '):<18} {value}{note}"))
     if summary["report"]:
         console.print(f"report        {escape(summary['report'])}")
         console.print(f"all reports   {escape(summary['reports'])}")

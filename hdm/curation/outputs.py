@@ -9,8 +9,7 @@ from functools import partial
 from hdm.config import Pipeline
 from hdm.curation import decide, embed, measure, rate, score
 from hdm.curation.criteria import added
-from hdm.errors import InputError
-from hdm.models.components import resolve
+from hdm.models.components import is_named
 from hdm.store import Identity, Output, Store
 
 
@@ -33,9 +32,9 @@ def filter_outputs(pipeline: Pipeline) -> list[FilterOutput]:
 
 def _measured(pipeline: Pipeline) -> Iterator[FilterOutput]:
     yield FilterOutput(measure.NAME, ("download",), measure.identify, measure.make)
-    if has_contrastive(pipeline):
+    if is_named(pipeline.components, "contrastive"):
         yield FilterOutput(embed.NAME, ("download",), embed.identify, embed.make)
-        if _names(pipeline, "aesthetic_head"):
+        if is_named(pipeline.components, "aesthetic_head"):
             yield FilterOutput(rate.NAME, (embed.NAME,), rate.identify, rate.make)
     for criterion in added(pipeline.filter):
         yield FilterOutput(
@@ -44,15 +43,3 @@ def _measured(pipeline: Pipeline) -> Iterator[FilterOutput]:
             partial(score.identify, criterion=criterion),
             partial(score.make, criterion=criterion),
         )
-
-
-def has_contrastive(pipeline: Pipeline) -> bool:
-    """Whether the pipeline makes embeddings."""
-    return _names(pipeline, "contrastive")
-
-
-def _names(pipeline: Pipeline, component: str) -> bool:
-    try:
-        return getattr(resolve(pipeline.components), component) is not None
-    except InputError:  # the folder of components is missing, which the stage's preflight tells
-        return False

@@ -18,11 +18,22 @@ from hdm.demo.detector import Found, detect
 from hdm.demo.faults import plan
 from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, pair_caption
 from hdm.demo.wording import noun, object_captions, unseen_captions
+from hdm.scoring.judges import PromptSet
 from hdm.statistics import Share
 
 SETS = ("one_object", "free_wordings", "two_objects")
 """One object in the captions' words; one in words that no caption has; two objects."""
 QUESTIONS = ("colour", "place", "kind")
+SHARES = {"one_object": 1, "free_wordings": 3, "two_objects": 4}
+"""Set → one of its images for so many of `evaluate.num_images`."""
+TITLES = {
+    "one_object": "One object, unseen combinations",
+    "free_wordings": "One object, in words that no caption has",
+    "two_objects": "Two objects: both have to be right",
+}
+HEADLINE = {"one_object": QUESTIONS, "free_wordings": ("kind",), "two_objects": ("kind",)}
+"""The questions of each set that tell most."""
+VERSION = 1
 AGREEMENT = Path(__file__).with_name("agreement.json")  # bench/judge.py writes it
 MIN_OFFSET = 0.08  # share of width or height that an object lies off the middle, to have a place
 MIN_APART = 0.15  # that two objects lie apart, to have an order
@@ -54,6 +65,31 @@ class SceneJudge:
 
     def __init__(self, settings: ScenesSettings) -> None:
         self.settings = settings
+
+    @property
+    def questions(self) -> Sequence[str]:
+        return QUESTIONS
+
+    def identify(self) -> dict[str, Any]:
+        """What prompts and answers depend on: the version of this file and of the detector."""
+        return {"version": VERSION}
+
+    def prompt_sets(self, num_images: int, seed: int) -> list[PromptSet]:
+        """All SETS, for an evaluation of so many images of one object."""
+        found = []
+        for name, share in SHARES.items():
+            asked = self.prompts(name, max(1, num_images // share), seed)
+            texts = tuple(prompt.text for prompt in asked)
+            found.append(
+                PromptSet(
+                    name,
+                    texts,
+                    title=TITLES[name],
+                    asked=tuple(asked),
+                    headline=HEADLINE[name],
+                )
+            )
+        return found
 
     def prompts(self, name: str, num_images: int, seed: int) -> list[ScenePrompt]:
         """Prompts for combinations of kind and colour that are in no scene, all different as long as there are enough of them.

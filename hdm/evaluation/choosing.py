@@ -8,16 +8,16 @@ from typing import Any
 
 from hdm.evaluation.exhibits import data_uri
 from hdm.evaluation.nearest import Nearest
-from hdm.evaluation.prompts import PromptSet
+from hdm.scoring.judges import PromptSet
 
-CHOICES = "choices.json"
-"""In an evaluation's output: of each set with choices one entry a picture."""
+CHOICES = "choices"
+"""In a metric's details: of each set with choices one entry a picture."""
 PAGE, TEMPLATE = "choose.html", "choose.html.j2"
 SHOWN_PX = 128
 
 
 def entries(prompts: PromptSet, nearest: Sequence[Nearest]) -> list[dict[str, Any]]:
-    """What `choices.json` holds of a set: prompt, the names to choose from, and the nearest training picture."""
+    """What `choices` holds of a set: prompt, the names to choose from, and the nearest training picture."""
     return [
         {"prompt": text, "choices": list(choices), "nearest": asdict(one)}
         for text, choices, one in zip(prompts.texts, prompts.choices, nearest, strict=True)
@@ -41,7 +41,7 @@ def questions(
     """What the page needs of a set.
 
     Args:
-        told: the entries of `choices.json`.
+        told: the entries of `choices`.
         pictures: the generated pictures (H, W, 3) uint8.
         training: data URIs of the nearest training pictures.
     """

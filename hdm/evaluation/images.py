@@ -3,17 +3,18 @@
 <set>-NNNNN.tar      generated images, 64 PNG files a tar; prompt and settings in their text chunks
 grid.png             the first set's first 64 images; grid-<set>.png those of the others
 sheet-<set>.png      the images of a set from whose names a person chooses, with these names
+sets.json            of each set its title and number of images; which real pictures captions are of
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hdm.config import Pipeline
-from hdm.demo.judge import SceneJudge
 from hdm.evaluation.painting import (
     GRID_IMAGES,
     Painter,
@@ -23,17 +24,20 @@ from hdm.evaluation.painting import (
     write_set,
     write_sheet,
 )
-from hdm.evaluation.prompts import PromptSet, check_prompts, identify_prompts, prompt_sets
+from hdm.evaluation.prompts import check_prompts, identify_prompts, prompt_sets
 from hdm.evaluation.real import RealPictures, read_real
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.progress import track
+from hdm.scoring.judges import PromptSet
+from hdm.scoring.metrics import IMAGES
 from hdm.store import Draft, Identity, Output, Store
 
-NAME = "evaluate.images"
 SCHEMA = 1
+SETS = "sets.json"
+SHOWN_KEYS = 64  # of real pictures, named for whoever wants to look at them
 
 
-def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | None) -> Identity:
+def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """What the images depend on: prompts, sampler, seeds, the trained model and its autoencoder.
 
     Raises:
@@ -41,28 +45,24 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], judge: SceneJudge | 
         InputError: a model or the file of prompts is not on this machine.
     """
     check_prompts(pipeline)
-    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline.evaluate)}
+    config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline)}
     config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
     weights = {
         **autoencoder_weights(inputs, pipeline.components),
         "text_encoder": weights_digest(resolve(pipeline.components).need("text_encoder")),
     }
-    return Identity(NAME, SCHEMA, config, dict(inputs), weights)
+    return Identity(IMAGES, SCHEMA, config, dict(inputs), weights)
 
 
 def make(
-    pipeline: Pipeline,
-    identity: Identity,
-    inputs: Mapping[str, Output],
-    store: Store,
-    judge: SceneJudge | None,
+    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
 ) -> Output:
     """Generate the images.
 
     Returns:
         An output as described above.
     """
-    _, sets = asked_for(pipeline, inputs, judge)
+    real, sets = asked_for(pipeline, inputs)
     trained = next(output for name, output in inputs.items() if name.startswith("train."))
     with store.draft(identity) as draft:
         with track("evaluate", sum(len(prompts.texts) for prompts in sets), "images") as bar:
@@ -72,6 +72,8 @@ def make(
         for number, prompts in enumerate(sets):
             grid = f"grid-{prompts.name}.png" if number else "grid.png"
             _write_overview(draft, grid, prompts, identity, trained)
+        if not draft.has(SETS):
+            draft.write_json(SETS, _described(real, sets))
         return draft.commit()
 
 
@@ -89,8 +91,22 @@ def _write_overview(
         write_sheet(draft, prompts, pictures, how_made)
 
 
+def _described(real: RealPictures, sets: list[PromptSet]) -> dict[str, Any]:
+    described = [
+        {
+            "name": prompts.name,
+            "title": prompts.title,
+            "count": len(prompts.texts),
+            "keys": list(prompts.keys)[:SHOWN_KEYS],
+        }
+        for prompts in sets
+    ]
+    shown = {"split": real.split, "same_shape": real.same_shape, "count": len(real.captions)}
+    return {"sets": described, "real": shown}
+
+
 def asked_for(
-    pipeline: Pipeline, inputs: Mapping[str, Output], judge: SceneJudge | None
+    pipeline: Pipeline, inputs: Mapping[str, Output]
 ) -> tuple[RealPictures, list[PromptSet]]:
     """The real pictures to compare with, and the prompts of every set.
 
@@ -99,7 +115,7 @@ def asked_for(
     """
     width, height = image_size(pipeline)
     real = read_real(inputs, width / height, pipeline.evaluate.num_images)
-    return real, prompt_sets(pipeline.evaluate, judge, real)
+    return real, prompt_sets(pipeline, real)
 
 
 @dataclass(frozen=True)
@@ -117,16 +133,14 @@ class Generated:
     pictures: Mapping[str, list[np.ndarray]]
 
 
-def read_generated(
-    pipeline: Pipeline, inputs: Mapping[str, Output], judge: SceneJudge | None
-) -> Generated:
+def read_generated(pipeline: Pipeline, inputs: Mapping[str, Output]) -> Generated:
     """Read all images with what was asked for.
 
     Args:
         inputs: the outputs `evaluate.images`, `filter` and `caption`.
     """
-    real, sets = asked_for(pipeline, inputs, judge)
-    folder = inputs[NAME].path
+    real, sets = asked_for(pipeline, inputs)
+    folder = inputs[IMAGES].path
     pictures = {
         prompts.name: read_set(folder, prompts.name, len(prompts.texts)) for prompts in sets
     }

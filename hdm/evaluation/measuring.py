@@ -1,4 +1,4 @@
-"""Numbers about generated images: answers to prompts with known truth, likeness to the prompt, distance to real pictures."""
+"""Numbers from a contrastive model: likeness of images to prompts, distance to real pictures."""
 
 from __future__ import annotations
 
@@ -7,32 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from hdm.demo.judge import QUESTIONS, SceneJudge
-from hdm.evaluation.prompts import HELD_OUT, PromptSet
+from hdm.evaluation.prompts import HELD_OUT
 from hdm.evaluation.real import RealPictures, embeddings_of, normal_prompt
 from hdm.models.contrastive import Contrastive
-from hdm.statistics import Share, compare_with_reference, mean_with_error
+from hdm.scoring.judges import PromptSet
+from hdm.statistics import compare_with_reference, mean_with_error
 from hdm.store import Output
 
 EMBED_AT_ONCE = 64
-
-
-def ask(
-    judge: SceneJudge, prompts: PromptSet, pictures: Sequence[np.ndarray]
-) -> list[dict[str, Any]]:
-    """The judge's answer to every picture of a set: the prompt, and for colour, place and kind whether it is as asked."""
-    return [
-        {"prompt": asked.text, **judge.score(asked, picture)}
-        for asked, picture in zip(prompts.asked, pictures, strict=True)
-    ]
-
-
-def accuracy(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Share of the pictures that are right, by question and in `all` of them; a prompt that repeats counts once in the interval."""
-    total, distinct = len(answers), len({normal_prompt(answer["prompt"]) for answer in answers})
-    counts = {name: sum(bool(answer[name]) for answer in answers) for name in QUESTIONS}
-    counts["all"] = sum(all(answer[name] for name in QUESTIONS) for answer in answers)
-    return {name: Share(right, total, distinct).to_dict() for name, right in counts.items()}
 
 
 def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.ndarray:

@@ -18,7 +18,6 @@ from hdm.config import Pipeline
 from hdm.data.shards import TarShard
 from hdm.data.tables import shard_name
 from hdm.diffusion.sampler import Sampling
-from hdm.evaluation.prompts import PromptSet
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.pictures import named, png, sheet
 from hdm.generation.text_to_image import TextToImage
@@ -27,6 +26,7 @@ from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device, stage_batches
 from hdm.models.sources import read_source
 from hdm.progress import Tracker
+from hdm.scoring.judges import PromptSet
 from hdm.store import Draft, Output
 from hdm.values import size_of
 

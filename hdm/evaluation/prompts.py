@@ -4,71 +4,52 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hdm.config import EvaluateSettings, Pipeline
-from hdm.demo.judge import SceneJudge, ScenePrompt
+from hdm.config import Pipeline
 from hdm.emoji.catalogue import questions
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.real import SPLITS, RealPictures
 from hdm.files import canonical_json
 from hdm.generation.prompts import read_prompts
+from hdm.scoring.judges import JUDGES, PromptSet, judge_of
 from hdm.store import Output
 
-HELD_OUT, SCENES, EMOJI = "held_out", "scenes", "emoji"
-NAMED = (HELD_OUT, SCENES, EMOJI)
-"""What `evaluate.prompts` may be besides a file."""
-SHARES = {"one_object": 1, "free_wordings": 3, "two_objects": 4}
-"""Set with known truth → one of its images for so many of `evaluate.num_images`."""
+HELD_OUT, EMOJI = "held_out", "emoji"
+TITLES = {
+    "combinations": "Combinations that no training picture has",
+    "names": "Names that no training picture bears",
+}
+"""Of the sets of emoji."""
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts of one sort, in order; image number i is generated with seed `seed + i`.
-
-    Args:
-        name: one of `judge.SETS`, combinations, names, held_out or prompts.
-        texts: the prompts.
-        asked: the truth asked for, where it is known, one for each prompt.
-        keys: the real pictures that the prompts are captions of, where they are, one for each prompt.
-        choices: the names that a person chooses from, the prompt among them, where that is asked, for each prompt.
-    """
-
-    name: str
-    texts: tuple[str, ...]
-    asked: tuple[ScenePrompt, ...] = ()
-    keys: tuple[str, ...] = ()
-    choices: tuple[tuple[str, ...], ...] = ()
-
-
-def prompt_sets(
-    settings: EvaluateSettings, judge: SceneJudge | None, real: RealPictures
-) -> list[PromptSet]:
+def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
     """The sets of an evaluation, the most telling first; captions of held-out pictures always, as distances need them.
 
     Raises:
         InputError: there are no prompts.
     """
+    settings = pipeline.evaluate
     sets: list[PromptSet] = []
     count = settings.num_images
-    if settings.prompts == SCENES and judge is not None:
-        sets += [
-            _asked(judge, name, max(1, count // share), settings.seed)
-            for name, share in SHARES.items()
-        ]
+    judge = judge_of(pipeline)
+    if judge is not None:
+        sets += judge.prompt_sets(count, settings.seed)
     elif settings.prompts == EMOJI:
         sets += [
             PromptSet(
                 name,
                 tuple(one.name for one in asked[:count]),
+                title=TITLES[name],
                 choices=tuple(one.choices for one in asked[:count]),
             )
             for name, asked in questions(settings.seed).items()
         ]
     elif settings.prompts != HELD_OUT:
         texts = read_prompts(Path(settings.prompts))
-        sets += [PromptSet("prompts", tuple(texts[number % len(texts)] for number in range(count)))]
+        repeated = tuple(texts[number % len(texts)] for number in range(count))
+        sets += [PromptSet("prompts", repeated, title="Prompts")]
     keys = list(real.captions)
     if keys:
         wanted = [
@@ -76,7 +57,12 @@ def prompt_sets(
             for number in range(count if not sets else min(count, len(keys)))
         ]
         sets += [
-            PromptSet(HELD_OUT, tuple(real.captions[key] for key in wanted), keys=tuple(wanted))
+            PromptSet(
+                HELD_OUT,
+                tuple(real.captions[key] for key in wanted),
+                title="Captions of held-out pictures",
+                keys=tuple(wanted),
+            )
         ]
     if not sets:
         raise InputError(
@@ -89,19 +75,14 @@ def prompt_sets(
 def check_prompts(pipeline: Pipeline) -> None:
     """Raise an InputError where the prompts cannot be had."""
     wanted = pipeline.evaluate.prompts
-    if wanted == SCENES and pipeline.download.kind != "scenes":
-        raise ConfigError(
-            "evaluate.prompts: scenes needs download.kind: scenes",
-            where="evaluate.prompts",
-            do="write held_out, or name a file of prompts",
-        )
+    judge_of(pipeline)
     if wanted == EMOJI and pipeline.download.kind != "emoji":
         raise ConfigError(
             "evaluate.prompts: emoji needs download.kind: emoji, whose list leaves out what is asked for",
             where="evaluate.prompts",
             do="write held_out, or name a file of prompts",
         )
-    if wanted not in NAMED:
+    if wanted not in (HELD_OUT, EMOJI, *JUDGES):
         read_prompts(Path(wanted))
 
 
@@ -126,27 +107,23 @@ def check_held_out(pipeline: Pipeline, filter: Output | None) -> None:
         )
 
 
-def identify_prompts(settings: EvaluateSettings) -> dict[str, str]:
+def identify_prompts(pipeline: Pipeline) -> dict[str, Any]:
     """What of the prompts belongs in the digest beyond the settings: a file's content instead of its place.
 
     Raises:
         InputError: the file cannot be read.
     """
-    if settings.prompts == EMOJI:
+    wanted = pipeline.evaluate.prompts
+    judge = judge_of(pipeline)
+    if judge is not None:
+        return {"prompts": wanted, "judge": dict(judge.identify())}
+    if wanted == EMOJI:
         asked = {
             name: [[one.name, *one.choices] for one in found]
-            for name, found in questions(settings.seed).items()
+            for name, found in questions(pipeline.evaluate.seed).items()
         }
         return {"prompts": hashlib.sha256(canonical_json(asked)).hexdigest()}
-    if settings.prompts in NAMED:
-        return {"prompts": settings.prompts}
-    return {
-        "prompts": hashlib.sha256(
-            "\n".join(read_prompts(Path(settings.prompts))).encode()
-        ).hexdigest()
-    }
-
-
-def _asked(judge: SceneJudge, name: str, count: int, seed: int) -> PromptSet:
-    asked = judge.prompts(name, count, seed)
-    return PromptSet(name, tuple(prompt.text for prompt in asked), asked=tuple(asked))
+    if wanted == HELD_OUT:
+        return {"prompts": wanted}
+    texts = "\n".join(read_prompts(Path(wanted)))
+    return {"prompts": hashlib.sha256(texts.encode()).hexdigest()}

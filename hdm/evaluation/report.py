@@ -14,45 +14,29 @@ from PIL import Image
 
 from hdm.acquisition import inventory
 from hdm.config import Pipeline
-from hdm.demo.judge import QUESTIONS
 from hdm.evaluation import choosing
 from hdm.evaluation.choosing import CHOICES
 from hdm.evaluation.curves import PhaseCurve, loss_curve
-from hdm.evaluation.evaluate import ANSWERS, METRICS
 from hdm.evaluation.exhibits import Exhibition, data_uri
-from hdm.evaluation.images import NAME as IMAGES
-from hdm.evaluation.metrics import scores_of
-from hdm.evaluation.nearest import COPY
+from hdm.evaluation.images import SETS
 from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.files import canonical_json, write_bytes, write_json
 from hdm.provenance import provenance
 from hdm.redaction import redacted_value
-from hdm.statistics import Share
+from hdm.scoring.metrics import (
+    IMAGES,
+    Finding,
+    headlines,
+    is_measured,
+    read_finding,
+    scores_of,
+)
 from hdm.store import MANIFEST, Output
 
 PAGE, FACTS, TEMPLATE = "report.html", "report.json", "report.html.j2"
-SHARES = (
-    "colour", "place", "kind", "free_wordings_kind", "two_objects_kind", "faults_caught", "good_kept",
-)  # fmt: skip
-"""What the evaluation's summary may hold that tells most in a line."""
 KEPT, REJECTED, PAIRS = 24, 8, 12
 GRID_PX = 480
-TITLES = {
-    "one_object": "One object, unseen combinations",
-    "free_wordings": "One object, in words that no caption has",
-    "two_objects": "Two objects",
-    "prompts": "Prompts",
-    "combinations": "Combinations that no training picture has",
-    "names": "Names that no training picture bears",
-}
-SHOWN = {
-    "one_object": 32,
-    "free_wordings": 32,
-    "two_objects": 16,
-    "prompts": 32,
-    "combinations": 32,
-    "names": 32,
-}
+SHOWN = 32  # images of a set
 
 
 class Made(Protocol):
@@ -89,6 +73,7 @@ def write_report(
     outputs = {one.output.name: one.output for one in made}
     now = datetime.now().astimezone()
     stages = _stages(made)
+    measured = scores_of({name: output.summary for name, output in outputs.items()})
     facts = {
         "pipeline": pipeline.name,
         "written": now.isoformat(timespec="seconds"),
@@ -96,15 +81,14 @@ def write_report(
         "missing": list(missing),
         "overrides": redacted_value(list(overrides)),
         "seconds": sum(stage["seconds"] for stage in stages),
-        "scores": _shares(outputs),
-        "measured": scores_of({name: output.summary for name, output in outputs.items()}),
+        "scores": _headline(measured),
+        "measured": measured,
         **provenance(),
     }
     settings = redacted_value(pipeline.model_dump(mode="json"))
     context = {
         **facts,
         "pipeline": pipeline,
-        "titles": TITLES,
         "run": folder.name,
         "written": now.strftime("%-d %B %Y, %H:%M %Z"),
         "stages": stages,
@@ -114,8 +98,7 @@ def write_report(
         **_training(outputs),
         **_evaluation(pipeline, outputs),
     }
-    context["choose"] = _write_choosing(pipeline, outputs, folder)
-    context["copy_distance"] = COPY
+    context["choose"] = _write_choosing(pipeline, outputs, context["findings"], folder)
     page = folder / PAGE
     write_bytes(page, render(TEMPLATE, context))
     write_json(folder / FACTS, facts)
@@ -131,13 +114,16 @@ def render(template: str, context: Mapping[str, Any]) -> bytes:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(percent=_percent, seconds=_seconds, number=_number)
+    environment.filters.update(percent=_percent, seconds=_seconds, number=_number, score=_score)
     return environment.get_template(template).render(context).encode()
 
 
-def _shares(outputs: Mapping[str, Output]) -> dict[str, float]:
-    summary = outputs["evaluate"].summary if "evaluate" in outputs else {}
-    return {name: summary[name] for name in SHARES if name in summary}
+def _headline(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scores that tell most, as the list of reports has them."""
+    found = headlines(measured)
+    return {
+        name: {key: score[key] for key in ("value", "is_share")} for name, score in found.items()
+    }
 
 
 def _makers(made: Sequence[Made]) -> list[dict[str, Any]]:
@@ -181,21 +167,24 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
         }
 
 
-def _write_choosing(pipeline: Pipeline, outputs: Mapping[str, Output], folder: Path) -> str | None:
+def _write_choosing(
+    pipeline: Pipeline,
+    outputs: Mapping[str, Output],
+    findings: Sequence[Finding],
+    folder: Path,
+) -> str | None:
     """Write the page to choose names on; its file's name, or None where nobody is asked to."""
-    output = outputs.get("evaluate")
-    if output is None or IMAGES not in outputs:
+    told = next((one.details[CHOICES] for one in findings if CHOICES in one.details), None)
+    if told is None or IMAGES not in outputs or "download" not in outputs:
         return None
-    if all(record.name != CHOICES for record in output.files):
-        return None
-    told = json.loads(output.file(CHOICES).read_bytes())
+    images = outputs[IMAGES]
     sets = {}
     with Exhibition(pipeline, outputs["download"], None) as exhibition:
         for name, entries in told.items():
-            pictures = read_set(outputs[IMAGES].path, name, len(entries))
+            pictures = read_set(images.path, name, len(entries))
             training = exhibition.images(entry["nearest"]["key"] for entry in entries)
             sets[name] = choosing.questions(entries, pictures, training)
-    context = {"pipeline": pipeline, "sets": sets, "evaluation": output.digest}
+    context = {"pipeline": pipeline, "sets": sets, "evaluation": images.digest}
     write_bytes(folder / choosing.PAGE, render(choosing.TEMPLATE, context))
     return choosing.PAGE
 
@@ -248,81 +237,63 @@ def _curve(output: Output) -> PhaseCurve:
 
 
 def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
-    output = outputs.get("evaluate")
-    if output is None or IMAGES not in outputs:
-        return {
-            "metrics": {}, "sets": [], "pairs": [], "questions": QUESTIONS, "audit_shares": {},
-            "nearness": "",
-        }  # fmt: skip
-    metrics = json.loads(output.file(METRICS).read_bytes())
-    answers = json.loads(output.file(ANSWERS).read_bytes()) if "accuracy" in metrics else {}
-    sets = [
-        _shown(outputs[IMAGES], name, min(count, SHOWN[name]), answers.get(name, []))
-        for name, count in metrics["images"].items()
-        if name in SHOWN
-    ]
-    return {
-        "metrics": metrics, "sets": sets, "pairs": _pairs(pipeline, outputs, metrics), "questions": QUESTIONS,
-        "audit_shares": _audit_shares(metrics), "nearness": _nearness(metrics.get("distances", {})),
-    }  # fmt: skip
-
-
-def _nearness(distances: Mapping[str, Any]) -> str:
-    """What the distances amount to, in a sentence; "" without any."""
-    if not distances:
-        return ""
-    apart = distances["frechet"]["difference"]
-    if abs(apart["value"]) <= apart["half"]:
-        told = "lie as near, within the interval, as"
-    elif apart["value"] > 0:
-        told = "lie farther away than"
-    else:
-        told = "lie nearer, as pictures do that vary less, than"
-    return (
-        "From real pictures of other captions, generated images "
-        f"{told} the real pictures of the same captions (Fréchet distance)."
-    )
-
-
-def _audit_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    if "audit" not in metrics:
-        return {}
-    good, caught = metrics["audit"]["good"], metrics["audit"]["caught"]
-    return {
-        "good": Share(good["kept"], good["planted"]).to_dict(),
-        "caught": Share(caught["caught"], caught["planted"]).to_dict(),
+    findings = [read_finding(output) for name, output in outputs.items() if is_measured(name)]
+    findings.sort(key=lambda one: not one.sees_images)  # what was generated first, then the data
+    found: dict[str, Any] = {
+        "findings": findings,
+        "groups": {one.name: _groups(one) for one in findings},
+        "sets": [],
+        "pairs": [],
+        "real": {},
     }
+    if IMAGES in outputs:
+        told = json.loads(outputs[IMAGES].file(SETS).read_bytes())
+        asked = [one for one in told["sets"] if not one["keys"]]
+        marks = {name: of_set for one in findings for name, of_set in one.marks.items()}
+        found["sets"] = [
+            _shown(outputs[IMAGES], one, min(one["count"], SHOWN), marks.get(one["name"], []))
+            for one in asked
+        ]
+        captions = next((one for one in told["sets"] if one["keys"]), None)
+        found["pairs"] = _pairs(pipeline, outputs, captions, 1 if asked else 2) if captions else []
+        found["real"] = told["real"]
+    return found
+
+
+def _groups(finding: Finding) -> dict[str, list[Any]]:
+    """The scores that are shown with their interval as a bar, by the title above them."""
+    groups: dict[str, list[Any]] = {}
+    for score in finding.scores.values():
+        if score.is_share and score.low is not None:
+            groups.setdefault(score.group, []).append(score)
+    return groups
 
 
 def _shown(
-    output: Output, name: str, count: int, answers: Sequence[Mapping[str, Any]]
+    output: Output, told: Mapping[str, Any], count: int, marks: Sequence[Mapping[str, bool]]
 ) -> dict[str, Any]:
-    """The first images of a set, with their prompts and what the judge says of them."""
+    """The first images of a set, with their prompts and what a judge says of them."""
+    name = told["name"]
     prompts = read_prompts_of(output.path, name, count)
     images = [data_uri(picture) for picture in read_set(output.path, name, count)]
-    marks = [
-        {question: answer[question] for question in QUESTIONS} for answer in answers[:count]
-    ] or [{}] * count
+    shown = list(marks[:count]) or [{}] * count
     tiles = [
         {"image": image, "prompt": prompt, "marks": mark}
-        for image, prompt, mark in zip(images, prompts, marks, strict=True)
+        for image, prompt, mark in zip(images, prompts, shown, strict=True)
     ]
-    return {"name": name, "tiles": tiles}
+    return {"title": told["title"] or name, "count": told["count"], "tiles": tiles}
 
 
 def _pairs(
-    pipeline: Pipeline, outputs: Mapping[str, Output], metrics: Mapping[str, Any]
+    pipeline: Pipeline, outputs: Mapping[str, Output], told: Mapping[str, Any], times: int
 ) -> list[dict[str, Any]]:
     """Images generated from captions of real pictures, beside these."""
-    images = metrics["images"]
-    keys = metrics["real"]["keys"][
-        : min(images.get("held_out", 0), PAIRS if len(images) > 1 else 2 * PAIRS)
-    ]
-    if not keys or "download" not in outputs:
+    keys = told["keys"][: times * PAIRS]
+    if "download" not in outputs:
         return []
     output = outputs[IMAGES]
-    generated = [data_uri(picture) for picture in read_set(output.path, "held_out", len(keys))]
-    prompts = read_prompts_of(output.path, "held_out", len(keys))
+    generated = [data_uri(picture) for picture in read_set(output.path, told["name"], len(keys))]
+    prompts = read_prompts_of(output.path, told["name"], len(keys))
     with Exhibition(pipeline, outputs["download"], None) as exhibition:
         real = exhibition.images(keys)
     return [
@@ -348,6 +319,10 @@ def _seconds(seconds: float) -> str:
         if minutes < 60
         else f"{minutes // 60} h {minutes % 60:02d} min"
     )
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    return _percent(score["value"]) if score["is_share"] else _number(score["value"])
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hdm.evaluation.report import FACTS, PAGE, SHARES, render
+from hdm.evaluation.report import FACTS, PAGE, render
 from hdm.files import write_bytes
 from hdm.store import state_root
 
@@ -48,9 +48,10 @@ def write_index(root: Path) -> Path:
     entries = [_entry(root, path) for path in reports(root).glob(f"*/*/{FACTS}")]
     found = [entry for entry in entries if entry is not None]
     found.sort(key=lambda entry: (entry["written"], entry["run"]), reverse=True)
-    shares = [name for name in SHARES if any(name in entry["scores"] for entry in found)]
+    # In the order of the newest report that has them.
+    scores = list(dict.fromkeys(name for entry in found for name in entry["scores"]))
     page = reports(root) / INDEX
-    context = {"reports": found, "shares": shares, "unreadable": len(entries) - len(found)}
+    context = {"reports": found, "scores": scores, "unreadable": len(entries) - len(found)}
     write_bytes(page, render(TEMPLATE, context))
     return page
 
@@ -63,8 +64,14 @@ def _entry(root: Path, path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("left out of the list of reports: %s (%s)", path, error)
         return None
+    # Reports of 0.1.0 hold shares alone, as plain numbers.
+    scores = {
+        name: score if isinstance(score, dict) else {"value": score, "is_share": True}
+        for name, score in facts["scores"].items()
+    }
     return {
         **facts,
+        "scores": scores,
         "run": path.parent.name,
         "page": (path.parent / PAGE).relative_to(reports(root)).as_posix(),
         "told": f"{when.astimezone():%-d %B %Y, %H:%M}",

@@ -104,7 +104,7 @@ def _cells(results: Results) -> list[Mapping[str, object]]:
             "cell": cell.name,
             "overrides": list(cell.overrides),
             "losses": result.losses,
-            "right": result.right,
+            "scores": {name: score.value for name, score in result.scores.items()},
             "num_images": result.num_images,
         }
         for cell, result in results.items()

@@ -1,4 +1,4 @@
-"""What a finished cell says: its held-out losses over images seen, and the share of prompts that it got right."""
+"""What a finished cell says: its held-out losses over images seen, and the scores of its images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from hdm.config import Pipeline
-from hdm.evaluation.evaluate import METRICS as EVALUATION
 from hdm.lab.grid import Cell, Grid
+from hdm.scoring.metrics import Score, is_measured, read_finding
 from hdm.stages import identities
 from hdm.store import Store
 from hdm.training.job import METRICS
-
-ONE_OBJECT = "one_object"
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,12 @@ class Result:
     Args:
         num_images: seen in training.
         losses: (images seen, held-out loss of the averaged weights), ascending.
-        right: question → share of the prompts of one object; {} where no truth is known.
-        num_prompts: these.
+        scores: the scores of its images that tell most, by name.
     """
 
     num_images: int
     losses: tuple[tuple[int, float], ...]
-    right: Mapping[str, float]
-    num_prompts: int
+    scores: Mapping[str, Score]
 
     def loss_at(self, num_images: float) -> float | None:
         """The held-out loss after so many images, on a straight line between two that were measured; None outside them."""
@@ -47,11 +43,11 @@ Results = Mapping[Cell, Result]
 def read_result(pipeline: Pipeline, store: Store) -> Result | None:
     """Of the pipeline's outputs in the store; None where they are not."""
     known = identities(pipeline)
-    trained, evaluated = (
-        store.find(known[f"train.{pipeline.train.phases[-1].name}"]),
-        store.find(known["evaluate"]),
-    )
-    if trained is None or evaluated is None:
+    trained = store.find(known[f"train.{pipeline.train.phases[-1].name}"])
+    names = [name for name in known if is_measured(name)]
+    measured = [store.find(known[name]) for name in names]
+    found = [output for output in measured if output is not None]
+    if trained is None or len(found) < len(names):
         return None
     lines = [json.loads(line) for line in trained.file(METRICS).read_text().splitlines()]
     losses = [
@@ -59,16 +55,13 @@ def read_result(pipeline: Pipeline, store: Store) -> Result | None:
         for line in lines
         if line.get("validation_loss") is not None
     ]
-    answers = (
-        json.loads(evaluated.file(EVALUATION).read_bytes()).get("accuracy", {}).get(ONE_OBJECT, {})
-    )
-    right = {question: share["share"] for question, share in answers.items()}
-    return Result(
-        trained.counts["images_seen"],
-        tuple(losses),
-        right,
-        next((share["total"] for share in answers.values()), 0),
-    )
+    scores = {
+        name: score
+        for finding in map(read_finding, found)
+        for name, score in finding.scores.items()
+        if score.headline and finding.sees_images
+    }
+    return Result(trained.counts["images_seen"], tuple(losses), scores)
 
 
 def read_results(grid: Grid, store: Store) -> dict[Cell, Result]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hdm.demo.judge import QUESTIONS
 from hdm.lab.cost import Cost
 from hdm.lab.grid import Comparison, Grid
 from hdm.lab.results import Result, Results
+from hdm.scoring.metrics import Score
 from hdm.statistics import Interval
 
 Costs = Mapping[str, Mapping[str, Cost]]
@@ -28,10 +28,10 @@ class Row:
         num_seeds: that both have finished.
         num_images: seen by the end.
         cost: time of an image, on average over the training, over the reference's; None: not measured.
-        loss, right: means of the held-out loss and of the share of prompts right by question, at the end.
+        loss, scores: means of the held-out loss and of the scores by name, at the end.
         loss_at_equal_samples: difference at the end.
         loss_at_equal_time: difference when the quicker of the two is done; None where the costs are not known.
-        right_at_equal_samples: differences at the end, by question.
+        scores_at_equal_samples: differences at the end, by name.
     """
 
     comparison: str
@@ -41,10 +41,10 @@ class Row:
     num_images: int
     cost: float | None
     loss: float | None
-    right: Mapping[str, float]
+    scores: Mapping[str, float]
     loss_at_equal_samples: Interval | None
     loss_at_equal_time: Interval | None
-    right_at_equal_samples: Mapping[str, Interval]
+    scores_at_equal_samples: Mapping[str, Interval]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -81,9 +81,8 @@ def _row(
         setting == comparison.reference,
         min(mine[0].num_images, theirs[0].num_images),
     )
-    questions = [
-        question for question in QUESTIONS if all(question in one.right for one in (*mine, *theirs))
-    ]
+    names = [name for name in mine[0].scores if all(name in one.scores for one in (*mine, *theirs))]
+    pairs = list(zip(mine, theirs, strict=True))
     equal_samples = equal_time = None
     if not reference and comparison.losses_compare:
         equal_samples = _difference(
@@ -105,12 +104,12 @@ def _row(
         num_images=mine[0].num_images,
         cost=cost.whole if cost else None,
         loss=_mean(one.loss_at(total) for one in mine),
-        right={question: statistics.fmean(one.right[question] for one in mine) for question in questions},
+        scores={name: statistics.fmean(one.scores[name].value for one in mine) for name in names},
         loss_at_equal_samples=equal_samples,
         loss_at_equal_time=equal_time,
-        right_at_equal_samples={} if reference else {
-            question: Interval.of([one.right[question] - other.right[question] for one, other in zip(mine, theirs, strict=True)])
-            for question in questions
+        scores_at_equal_samples={} if reference else {
+            name: Interval.of([one.scores[name].value - other.scores[name].value for one, other in pairs])
+            for name in names
         },
     )  # fmt: skip
 
@@ -135,6 +134,7 @@ def _difference(
 
 def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
     """The table, with what a reader has to know above and below it."""
+    scores = _scores(results)
     titles = [
         "",
         "setting",
@@ -143,13 +143,13 @@ def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
         "time an image",
         "held-out loss",
         "at equal time",
-        *QUESTIONS,
+        *(name.replace("_", " ") for name in scores),
     ]
     lines = [_heading(grid, results), "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     before = ""
     for row in rows:
         lines.append(
-            f"| {' | '.join(_cells(row, row.comparison if row.comparison != before else ''))} |"
+            f"| {' | '.join(_cells(row, scores, row.comparison if row.comparison != before else ''))} |"
         )
         before = row.comparison
     shown = {row.comparison for row in rows}
@@ -160,7 +160,7 @@ def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
         for told in [_notes(one)]
         if told
     ]
-    return "\n".join([*lines, "", *READING, *notes]) + "\n"
+    return "\n".join([*lines, "", *READING, *map(_reading, scores.items()), *notes]) + "\n"
 
 
 READING = (
@@ -171,31 +171,57 @@ READING = (
     "- held-out loss: of the averaged weights when both have seen all images; less is better.",
     "- at equal time: the same when the quicker of the two is done, read off the curves by the time an image takes, relative to "
     "the reference (steps in turns in one process, medians).",
-    "- colour, place, kind: share of prompts of one object for which that is right, at the end, in percentage points; more is better.",
 )
 
 
+def _scores(results: Results) -> dict[str, Score]:
+    """One example of each score that any training has, in order."""
+    found: dict[str, Score] = {}
+    for result in results.values():
+        found = {**result.scores, **found}
+    return found
+
+
+def _reading(named: tuple[str, Score]) -> str:
+    name, score = named
+    unit = ", in percentage points" if score.is_share else ""
+    of = f"{score.group}: {score.label or name}" if score.group else score.label or name
+    better = "more" if score.direction == "higher" else "less"
+    return f"- {name.replace('_', ' ')}: {of}, at the end{unit}; {better} is better."
+
+
 def _heading(grid: Grid, results: Results) -> str:
-    prompts = max((result.num_prompts for result in results.values()), default=0)
+    scores = _scores(results).values()
+    prompts = max((score.count for score in scores), default=0)
     done = len(results)
     of = "" if done == len(grid.cells()) else f" of {len(grid.cells())}"
     return f"Lab `{grid.lab.name}`, built on `{grid.lab.pipeline}`: {done}{of} trainings, {grid.seeds} seeds, {prompts} prompts each."
 
 
-def _cells(row: Row, name: str) -> list[str]:
+def _cells(row: Row, scores: Mapping[str, Score], name: str) -> list[str]:
     cost = NONE if row.cost is None else f"{row.cost:.2f} ×"
     if row.is_reference:
         measured = [NONE if row.loss is None else f"{row.loss:.4f}", ""]
         measured += [
-            f"{100 * row.right[question]:.1f} %" if question in row.right else NONE
-            for question in QUESTIONS
+            _value(score, row.scores[name]) if name in row.scores else NONE
+            for name, score in scores.items()
         ]
     else:
         measured = [_told(row.loss_at_equal_samples, 1, 4), _told(row.loss_at_equal_time, 1, 4)]
         measured += [
-            _told(row.right_at_equal_samples.get(question), 100, 1) for question in QUESTIONS
+            _told(row.scores_at_equal_samples.get(name), *_scale(score))
+            for name, score in scores.items()
         ]
     return [name, row.setting, str(row.num_seeds), f"{row.num_images:,}", cost, *measured]
+
+
+def _value(score: Score, value: float) -> str:
+    return f"{100 * value:.1f} %" if score.is_share else f"{value:.4f}"
+
+
+def _scale(score: Score) -> tuple[float, int]:
+    """By what a difference is multiplied, and its digits."""
+    return (100, 1) if score.is_share else (1, 4)
 
 
 def _told(found: Interval | None, scale: float, digits: int) -> str:

@@ -96,6 +96,14 @@ def resolve(components: Components) -> Resolved:
     return Resolved(**found)
 
 
+def is_named(components: Components, component: str) -> bool:
+    """Whether a pipeline names a component; False where its folder of components is missing."""
+    try:
+        return getattr(resolve(components), component) is not None
+    except InputError:  # which the stage's preflight tells
+        return False
+
+
 def autoencoder_in(inputs: Mapping[str, Output], components: Components) -> str:
     """The autoencoder that a stage uses: the fine-tuned one where that is among its inputs, else the one that the pipeline names.
 

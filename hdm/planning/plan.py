@@ -159,7 +159,6 @@ class _Planner:
                 3 * self._last_side() ** 2,
                 self._pictures(),
             ),
-            "evaluate": lambda: (self.pipeline.evaluate.num_images, sizes.SMALL_BYTES, Work()),
         }
         if name in counted:
             items, each, done = counted[name]()

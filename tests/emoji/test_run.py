@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hdm.evaluation.choosing import CHOICES, PAGE
 from hdm.evaluation.report import write_report
 from hdm.models.components import components_folder
 from hdm.pipelines import load_pipeline
+from hdm.scoring.metrics import read_finding
 from hdm.stages import run
 from hdm.store import Store
 
@@ -43,8 +43,7 @@ def test_a_short_run_ends_with_a_page_to_choose_names_on(tmp_path: Path) -> None
     made = list(run(pipeline, Store(tmp_path / "store")))
     outputs = {one.output.name: one.output for one in made}
     assert outputs["filter"].counts["kept"] == 48  # no skin tone is a copy
-    evaluation = outputs["evaluate"]
-    told = json.loads(evaluation.file(CHOICES).read_bytes())
+    told = read_finding(outputs["evaluate.copies"]).details[CHOICES]
     for name, asked in questions(pipeline.evaluate.seed).items():
         assert [(one["prompt"], tuple(one["choices"])) for one in told[name]] == [
             (question.name, question.choices) for question in asked[:ASKED]

@@ -18,6 +18,7 @@ from hdm.curation.outputs import filter_outputs
 from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.models.xut import XUT
+from hdm.scoring.metrics import IMAGES, is_measured
 from hdm.stages import Step, steps
 from hdm.store import Identity, Output, Store
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
@@ -42,17 +43,21 @@ class Gallery:
     @property
     def identity(self) -> Identity:
         """Of the images."""
-        return self._identity(self._step("evaluate.images"), self.inputs)
+        return self._identity(self._step(IMAGES), self.inputs)
 
     def generate(self) -> Output:
         """The images."""
-        return self._make("evaluate.images", self.inputs)
+        return self._make(IMAGES, self.inputs)
+
+    def measure(self, metric: str) -> Output:
+        """What one metric says of them."""
+        return self._make(f"evaluate.{metric}", {**self.inputs, IMAGES: self.generate()})
 
     def evaluate(self) -> list[Output]:
-        """The images, and what is measured of them."""
-        generated = self.generate()
-        inputs = {**self.inputs, "evaluate.images": generated}
-        return [generated, self._make("evaluate", inputs)]
+        """The images, and what every metric says of them."""
+        made = {**self.inputs, IMAGES: self.generate()}
+        names = [step.name for step in steps(self.pipeline) if is_measured(step.name)]
+        return [made[IMAGES], *(self._make(name, made) for name in names)]
 
     def _step(self, name: str) -> Step:
         return next(step for step in steps(self.pipeline) if step.name == name)

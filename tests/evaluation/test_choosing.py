@@ -21,8 +21,8 @@ from hdm.data.tables import read_tables
 from hdm.evaluation import choosing
 from hdm.evaluation.exhibits import Exhibition
 from hdm.evaluation.nearest import Nearest, nearest_training
-from hdm.evaluation.prompts import PromptSet
 from hdm.evaluation.report import render
+from hdm.scoring.judges import PromptSet
 from hdm.statistics import Share
 from tests.evaluation.conftest import Gallery
 

@@ -12,11 +12,13 @@ from hdm.data.images import decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
-from hdm.evaluation.measuring import accuracy, distances
-from hdm.evaluation.prompts import PromptSet
+from hdm.evaluation.accuracy import accuracy
+from hdm.evaluation.measuring import distances
 from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.scoring.judges import PromptSet
+from hdm.scoring.metrics import read_finding
 from hdm.statistics import Kernels, Share, frechet_distance
 from hdm.store import MANIFEST
 
@@ -28,14 +30,15 @@ def output(gallery):
 
 
 @pytest.fixture(scope="module")
-def evaluated(gallery):
-    """What is measured of them."""
-    return gallery.evaluate()[-1]
+def accuracy_of(gallery):
+    """What the judge says of them."""
+    return read_finding(gallery.measure("accuracy"))
 
 
 @pytest.fixture(scope="module")
-def metrics(evaluated):
-    return json.loads(evaluated.file("metrics.json").read_text())
+def likeness_of(gallery):
+    """What the contrastive model says of them."""
+    return read_finding(gallery.measure("likeness"))
 
 
 def images_of(output, name):
@@ -97,8 +100,8 @@ def test_grids_show_the_images(output):
         assert np.array_equal(grid[top : top + 16, left : left + 16], np.asarray(images[place][1]))
 
 
-def test_accuracy_counts_the_answers_of_the_judge(gallery, output, evaluated, metrics):
-    answers = json.loads(evaluated.file("answers.json").read_text())
+def test_accuracy_counts_the_answers_of_the_judge(gallery, output, accuracy_of):
+    marks, scores = accuracy_of.marks, accuracy_of.scores
     prompts = gallery.judge.prompts("one_object", 70, 0)
     pictures = [np.asarray(image) for _, image in images_of(output, "one_object")]
     for question in ("colour", "place", "kind"):
@@ -106,38 +109,43 @@ def test_accuracy_counts_the_answers_of_the_judge(gallery, output, evaluated, me
             gallery.judge.score(prompt, picture)[question]
             for prompt, picture in zip(prompts, pictures, strict=True)
         )
-        assert sum(answer[question] for answer in answers["one_object"]) == right
-        assert metrics["accuracy"]["one_object"][question] == Share(right, 70, 70).to_dict()
-        assert metrics["agreement"][question] == gallery.judge.agreement()[question].to_dict()
-        assert (
-            evaluated.summary[f"judge_agrees_{question}"]
-            == gallery.judge.agreement()[question].value
-        )
-        assert evaluated.summary[question] == right / 70
-    assert metrics["accuracy"]["free_wordings"]["all"]["total"] == 23
-    assert metrics["accuracy"]["two_objects"]["all"]["total"] == 17
+        assert sum(mark[question] for mark in marks["one_object"]) == right
+        found, agrees = scores[question], gallery.judge.agreement()[question]
+        assert found.value == right / 70
+        assert (found.low, found.high) == Share(right, 70, 70).interval
+        assert (found.count, found.direction) == (70, "higher")
+        assert found.note.endswith(f"on {agrees.value:.0%}")
+        assert scores[f"judge_agrees_{question}"].value == agrees.value
+    assert scores["free_wordings_all"].count == 23
+    assert scores["two_objects_all"].count == 17
+    headline = [name for name, score in scores.items() if score.headline]
+    assert headline == ["colour", "place", "kind", "free_wordings_kind", "two_objects_kind"]
 
 
 def test_images_of_one_prompt_count_as_one_in_the_interval():
-    answers = [
-        {"prompt": f"prompt {n % 8}", "colour": n % 2 == 0, "place": True, "kind": True}
-        for n in range(80)
-    ]
-    found = accuracy(answers)["colour"]
-    assert (found["right"], found["total"], found["distinct"]) == (40, 80, 8)
-    assert (found["low"], found["high"]) == Share(4, 8).interval
+    texts = [f"prompt {n % 8}" for n in range(80)]
+    answers = [{"colour": n % 2 == 0, "place": True, "kind": True} for n in range(80)]
+    found = accuracy(texts, answers)["colour"]
+    assert (found.right, found.total, found.distinct) == (40, 80, 8)
+    assert found.interval == Share(4, 8).interval
 
 
-def test_the_audit_is_of_this_download(gallery, metrics):
+def test_the_audit_is_of_this_download_and_sees_no_images(gallery):
+    finding = read_finding(gallery.measure("faults"))
+    audit = finding.details["audit"]
     scores = read_tables(gallery.inputs["filter"], "scores")
-    assert metrics["audit"]["good"]["planted"] == 90
-    assert metrics["audit"]["caught"]["planted"] == 18
+    assert audit["good"]["planted"] == 90
+    assert audit["caught"]["planted"] == 18
     kept = sum(scores["kept"].to_pylist())
-    bad_kept = sum(fault["reasons"].get("kept", 0) for fault in metrics["audit"]["faults"].values())
-    assert metrics["audit"]["good"]["kept"] == kept - bad_kept
+    bad_kept = sum(fault["reasons"].get("kept", 0) for fault in audit["faults"].values())
+    assert audit["good"]["kept"] == kept - bad_kept
+    assert finding.scores["good_kept"].value == audit["good"]["kept"] / 90
+    assert finding.scores["faults_caught"].value == audit["caught"]["caught"] / 18
+    assert not finding.sees_images
 
 
-def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, metrics):
+def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, likeness_of):
+    metrics, real = likeness_of.details, json.loads(output.file("sets.json").read_bytes())["real"]
     contrastive = load_contrastive(resolve(gallery.pipeline.components))
     rows = read_tables(gallery.inputs["filter"], "scores").to_pylist()
     captions = {
@@ -147,7 +155,7 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
 
     def fits(row, split):
         return row["split"] == split and (
-            not metrics["real"]["same_shape"] or 0.8 <= row["width"] / row["height"] <= 1.25
+            not real["same_shape"] or 0.8 <= row["width"] / row["height"] <= 1.25
         )
 
     compared, reference = (
@@ -158,7 +166,7 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
     held += sorted(
         row["key"] for row in rows if fits(row, "held_out") and row["key"] not in compared
     )
-    assert metrics["real"]["count"] == len(held) > 5
+    assert real["count"] == len(held) > 5
 
     images = contrastive.embed_images(
         [np.asarray(image) for _, image in images_of(output, "held_out")]
@@ -183,6 +191,13 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, me
             wanted = distance(others, rows)
             assert found[name][kind]["value"] == pytest.approx(wanted, rel=0.01, abs=1e-3)
     # A model that has learnt nothing is farther from real pictures than these are from each other.
+    assert likeness_of.scores["clip_score_held_out"].value == scores["generated"]["mean"]
+    assert likeness_of.scores["clip_score_real"].value == scores["real"]["mean"]
+    for name in measures:
+        for kind, suffix in (("generated", ""), ("real", "_real")):
+            score, told = likeness_of.scores[f"{name}_distance{suffix}"], found[name][kind]
+            assert score.value == told["value"]
+            assert score.high - score.low == pytest.approx(2 * told["half"])
     difference = found["kernel"]["difference"]
     assert difference["value"] > difference["half"] > 0
 

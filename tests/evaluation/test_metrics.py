@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdm.evaluation.metrics import METRICS, Metric, register
-from hdm.evaluation.painting import read_set
+from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.evaluation.report import write_report
+from hdm.scoring import judges
+from hdm.scoring.metrics import METRICS, Measured, Metric, read_finding, register
 from hdm.stages import Step, steps
 from hdm.store import Identity, Output
 from tests.evaluation.conftest import Gallery
@@ -21,7 +22,7 @@ from tests.evaluation.test_report import Made, Page
 
 SOURCE = """
 import numpy as np
-from hdm.evaluation.metrics import Metric, Score, register
+from hdm.scoring.metrics import Measured, Metric, Score, register
 from hdm.evaluation.painting import read_set
 
 VERSION = 1
@@ -30,19 +31,45 @@ def measure(pipeline, outputs):
     pictures = read_set(outputs["evaluate.images"].path, "one_object", 70)
     values = [float(picture.mean()) for picture in pictures]
     low, high = min(values), max(values)
-    return [Score("mean_level", float(np.mean(values)), low, high, len(values), "higher")]
+    score = Score("mean_level", float(np.mean(values)), low, high, len(values), "higher")
+    return Measured([score])
 
-register(Metric("brightness", ("filter",), lambda pipeline: {"version": VERSION}, measure))
+NEEDS = ("evaluate.images", "filter")
+register(Metric("brightness", NEEDS, lambda pipeline: {"version": VERSION}, measure))
+"""
+JUDGE = """
+from hdm.scoring.judges import PromptSet, register
+
+class Brightness:
+    questions = ("bright",)
+
+    def identify(self):
+        return {"version": 1}
+
+    def prompt_sets(self, num_images, seed):
+        asked = tuple(number % 2 == 0 for number in range(num_images))
+        texts = tuple("bright" if one else "dark" for one in asked)
+        return [PromptSet("levels", texts, asked=asked, headline=("bright",))]
+
+    def score(self, asked, pixels):
+        return {"bright": bool((pixels.mean() > 128) == asked)}
+
+    def agreement(self):
+        return {}
+
+register("levels", lambda pipeline: Brightness())
 """
 
 
 @pytest.fixture
-def no_metrics() -> Iterator[None]:
-    before = dict(METRICS)
-    METRICS.clear()
+def as_before() -> Iterator[None]:
+    """Metrics and judges that a test registers are gone after it."""
+    metrics, known = dict(METRICS), dict(judges.JUDGES)
     yield
     METRICS.clear()
-    METRICS.update(before)
+    METRICS.update(metrics)
+    judges.JUDGES.clear()
+    judges.JUDGES.update(known)
 
 
 def load(path: Path, source: str) -> None:
@@ -62,12 +89,12 @@ def identified(gallery: Gallery, step: Step, outputs: dict[str, Output]) -> Iden
     return step.identify(gallery.pipeline, digests)
 
 
-@pytest.mark.usefixtures("no_metrics")
+@pytest.mark.usefixtures("as_before")
 def test_one_file_adds_a_metric_to_report_and_json_and_generates_nothing(
     gallery: Gallery, tmp_path: Path
 ) -> None:
-    generated, evaluation = gallery.evaluate()
-    outputs = {**gallery.inputs, "evaluate.images": generated, "evaluate": evaluation}
+    generated, *measured = gallery.evaluate()
+    outputs = {**gallery.inputs, **{one.name: one for one in (generated, *measured)}}
     images = identified(gallery, step_of(gallery, "evaluate.images"), outputs).digest
     assert images == generated.digest
     written = {path: path.stat().st_mtime_ns for path in generated.paths(".tar")}
@@ -93,42 +120,49 @@ def test_one_file_adds_a_metric_to_report_and_json_and_generates_nothing(
     assert "mean level" in text
     assert f"{wanted:.4g}" in text
 
-    METRICS.clear()
+    del METRICS["brightness"]
     load(tmp_path / "brightness.py", SOURCE.replace("VERSION = 1", "VERSION = 2"))
     changed = identified(gallery, step_of(gallery, "evaluate.brightness"), outputs)
     assert changed.digest != identity.digest
 
 
-def test_another_contrastive_model_measures_again_and_generates_nothing(gallery: Gallery) -> None:
-    outputs = {**gallery.inputs, "evaluate.images": gallery.generate()}
+@pytest.mark.usefixtures("as_before")
+def test_one_file_adds_a_judge_whose_prompts_are_asked(gallery: Gallery, tmp_path: Path) -> None:
+    load(tmp_path / "levels.py", JUDGE)
+    asked = gallery.changed(tmp_path / "store", prompts="levels", num_images=4)
+    generated = asked.generate()
+    assert read_prompts_of(generated.path, "levels", 4) == ["bright", "dark", "bright", "dark"]
+    found = read_finding(asked.measure("accuracy"))
+    levels = [picture.mean() > 128 for picture in read_set(generated.path, "levels", 4)]
+    right = [level == (number % 2 == 0) for number, level in enumerate(levels)]
+    assert [mark["bright"] for mark in found.marks["levels"]] == right
+    assert found.scores["bright"].value == sum(right) / 4
+    assert found.scores["bright"].headline
+
+
+def test_without_a_contrastive_model_the_same_images_are_measured(gallery: Gallery) -> None:
     components = gallery.pipeline.components.model_copy(update={"contrastive": None})
-    without = replace(
-        gallery, pipeline=gallery.pipeline.model_copy(update={"components": components})
-    )
-    before, after = (
-        {
-            name: identified(one, step_of(one, name), outputs).digest
-            for name in ("evaluate.images", "evaluate")
-        }
-        for one in (gallery, without)
-    )
-    assert before["evaluate.images"] == after["evaluate.images"]
-    assert before["evaluate"] != after["evaluate"]
+    pipeline = gallery.pipeline.model_copy(update={"components": components})
+    without = replace(gallery, pipeline=pipeline)
+    assert without.identity.digest == gallery.identity.digest
+    names = [step.name for step in steps(pipeline)]
+    assert "evaluate.likeness" not in names
+    assert "evaluate.accuracy" in names
 
 
-@pytest.mark.usefixtures("no_metrics")
+@pytest.mark.usefixtures("as_before")
 def test_a_metric_that_needs_what_the_pipeline_does_not_make_is_left_out(gallery: Gallery) -> None:
-    register(Metric("meaning", ("filter.contrastive",), lambda _: {}, lambda *_: []))
+    register(Metric("meaning", ("filter.contrastive",), lambda _: {}, lambda *_: Measured([])))
     components = gallery.pipeline.components.model_copy(update={"contrastive": None})
     without = gallery.pipeline.model_copy(update={"components": components})
     assert "evaluate.meaning" in [step.name for step in steps(gallery.pipeline)]
     assert "evaluate.meaning" not in [step.name for step in steps(without)]
 
 
-@pytest.mark.usefixtures("no_metrics")
+@pytest.mark.usefixtures("as_before")
 def test_a_metric_that_cannot_work_is_refused() -> None:
-    register(Metric("sharpness", (), lambda _: {}, lambda *_: []))
+    register(Metric("sharpness", (), lambda _: {}, lambda *_: Measured([])))
     with pytest.raises(ValueError, match="registered already"):
-        register(Metric("sharpness", (), lambda _: {}, lambda *_: []))
+        register(Metric("sharpness", (), lambda _: {}, lambda *_: Measured([])))
     with pytest.raises(ValueError, match="needs \\['train'\\]"):
-        register(Metric("other", ("train",), lambda _: {}, lambda *_: []))
+        register(Metric("other", ("train",), lambda _: {}, lambda *_: Measured([])))

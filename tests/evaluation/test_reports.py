@@ -63,11 +63,12 @@ def test_the_list_names_every_report_and_leads_to_it(gallery, tmp_path):
     assert f"all {len(made)}" in text
     assert f"2 of {len(made)} up to {made[1].output.name}" in text
     assert "filter.min_side_px=8" in text
-    assert f"{100 * evaluated[-1].summary['colour']:.0f}" in text
+    colour = gallery.measure("accuracy").summary["colour"]["value"]
+    assert f"{100 * colour:.0f}" in text
 
 
 def test_a_report_says_what_code_libraries_and_machine_made_each_output(gallery, tmp_path):
-    output = gallery.evaluate()[-1]
+    output = gallery.measure("accuracy")
     page = write_report(
         gallery.pipeline, [Made(output, cached=False)], new_folder(tmp_path, "a", "b")
     )

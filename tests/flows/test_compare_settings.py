@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from hdm.config import Pipeline
 from hdm.errors import HdmError, InputError
 from hdm.lab import report
 from hdm.lab.cost import Cost
+from hdm.scoring.metrics import Score
 from hdm.stages import Step
+from hdm.statistics import Share
 from hdm.store import Identity, Output, Store
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -50,7 +53,7 @@ class Trainings:
         self.fails = lambda pipeline: False
 
     def steps(self, pipeline: Pipeline) -> list[Step]:
-        names = ("download", "train.64px", "evaluate")
+        names = ("download", "train.64px", "evaluate.accuracy")
         return [
             Step(name, names[place - 1 : place] if place else (), self.identify(name), self.make)
             for place, name in enumerate(names)
@@ -85,10 +88,11 @@ class Trainings:
                 ]
                 file.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
                 file.counts["images_seen"] = 100
-            right = {
-                question: {"share": 0.5, "total": 8} for question in ("colour", "place", "kind")
+            scores = {
+                name: asdict(Score.of_share(name, Share(4, 8))) for name in ("colour", "kind")
             }
-            draft.write_json("metrics.json", {"accuracy": {"one_object": right}})
+            draft.write_json("scores.json", {"scores": scores, "tables": [], "notes": []})
+            draft.write_json("details.json", {"marks": {}})
             return draft.commit()
 
 
@@ -129,7 +133,7 @@ def test_every_cell_is_trained_once_and_found_again(trainings: Trainings, tmp_pa
     ]
     assert trainings.made == [
         "download",
-        *(f"{stage} {cell}" for cell in cells for stage in ("train.64px", "evaluate")),
+        *(f"{stage} {cell}" for cell in cells for stage in ("train.64px", "evaluate.accuracy")),
     ]
     assert [record.name for record in first.result()][:3] == [
         "baseline seed 0",
@@ -139,6 +143,7 @@ def test_every_cell_is_trained_once_and_found_again(trainings: Trainings, tmp_pa
     found = rows(tmp_path)
     assert found["with"]["loss_at_equal_samples"]["mean"] == pytest.approx(-0.25)
     assert found["centre"]["loss_at_equal_samples"]["mean"] == 0
+    assert found["centre"]["scores_at_equal_samples"]["colour"]["mean"] == 0
     assert (
         "| contrastive | without | 2 | 100 | 1.00 × | 1.0000 |"
         in (tmp_path / "reports/lab-small/table.md").read_text()
@@ -181,7 +186,11 @@ def test_a_signal_stops_the_lab_and_not_only_its_cell(trainings: Trainings) -> N
 
     trainings.fails = stop
     assert compare_settings("small", return_state=True).is_cancelled()
-    assert trainings.made == ["download", "train.64px 0 shifted 0.0", "evaluate 0 shifted 0.0"]
+    assert trainings.made == [
+        "download",
+        "train.64px 0 shifted 0.0",
+        "evaluate.accuracy 0 shifted 0.0",
+    ]
 
 
 def test_a_cell_that_cannot_work_is_told_before_any_is_trained(trainings: Trainings) -> None:

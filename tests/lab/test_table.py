@@ -14,6 +14,7 @@ from hdm.lab.figure import figure
 from hdm.lab.grid import Grid, Lab, plan_grid
 from hdm.lab.results import Result
 from hdm.lab.table import Row, table_rows, to_markdown
+from hdm.scoring.metrics import Score
 
 T_2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
 SVG = "{http://www.w3.org/2000/svg}"
@@ -22,7 +23,12 @@ SVG = "{http://www.w3.org/2000/svg}"
 def line(start: float, end: float, colour: float) -> Result:
     """A held-out loss that falls evenly from 0 to 400 images."""
     losses = tuple((seen, start + (end - start) * seen / 400) for seen in (0, 100, 200, 300, 400))
-    return Result(400, losses, {"colour": colour, "place": 1.0, "kind": 0.25}, 64)
+    shares = {"colour": colour, "place": 1.0, "kind": 0.25}
+    scores = {
+        name: Score(name, value, None, None, 64, "higher", is_share=True)
+        for name, value in shares.items()
+    }
+    return Result(400, losses, scores)
 
 
 @pytest.fixture
@@ -57,15 +63,15 @@ def test_differences_are_paired_by_seed_with_students_interval(grid: Grid) -> No
     reference, published = rows["residual/prenorm"], rows["residual/published"]
     assert reference.is_reference
     assert reference.loss == pytest.approx(1.1)
-    assert reference.right["colour"] == pytest.approx(0.8)
+    assert reference.scores["colour"] == pytest.approx(0.8)
     assert reference.loss_at_equal_samples is None
     found = published.loss_at_equal_samples
     assert found
     assert found.mean == pytest.approx(-0.2)
     assert found.half == pytest.approx(T_2 * 0.1 / math.sqrt(3), rel=1e-6)
     assert not found.excludes_zero
-    assert published.right_at_equal_samples["colour"].mean == pytest.approx(-0.2)
-    assert published.right_at_equal_samples["place"].half == 0
+    assert published.scores_at_equal_samples["colour"].mean == pytest.approx(-0.2)
+    assert published.scores_at_equal_samples["place"].half == 0
     assert published.loss_at_equal_time is None, "costs are not known"
 
 
@@ -93,7 +99,7 @@ def test_at_equal_time_the_quicker_one_is_done(
 def test_losses_of_unlike_latents_are_not_compared(grid: Grid) -> None:
     row = rows_of(grid, finished(grid), None)["tread/on"]
     assert row.loss_at_equal_samples is None
-    assert row.right_at_equal_samples["colour"].mean == pytest.approx(0.1)
+    assert row.scores_at_equal_samples["colour"].mean == pytest.approx(0.1)
 
 
 def test_of_an_unfinished_lab_only_seeds_that_both_have_are_compared(grid: Grid) -> None:
@@ -140,3 +146,21 @@ def test_the_figure_has_a_line_and_a_band_for_each_setting_whose_losses_compare(
     )
     assert len(panel.findall(f"{SVG}polygon")) == 2
     assert figure(grid, {}) == ""
+
+
+def test_a_score_of_any_name_has_its_column_and_its_own_scale(grid: Grid) -> None:
+    results = {}
+    for number, setting in enumerate(("prenorm", "published")):
+        sharpness = Score(
+            "edge_width", 1.5 + number, None, None, 9, "lower", label="width of edges"
+        )
+        plain = line(2.0, 1.0, 0.5)
+        results[grid.cell("residual", setting, 0)] = Result(
+            400, plain.losses, {"edge_width": sharpness}
+        )
+    text = to_markdown(grid, table_rows(grid, results, {}), results)
+    heading, _, reference, other = [one for one in text.splitlines() if one.startswith("|")]
+    assert heading.endswith("| edge width |")
+    assert reference.endswith("| 1.5000 |")
+    assert other.endswith("| +1.0000 |")
+    assert "- edge width: width of edges, at the end; less is better." in text

@@ -1,0 +1,266 @@
+"""Metrics. Each is an output of its own, `evaluate.<name>`; most are made from `evaluate.images`.
+
+Adding a metric, or changing one, therefore generates no image again. Report, headline, lab and
+`hdm run --json` show whatever scores there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from hdm.config import Pipeline
+from hdm.errors import InputError
+from hdm.statistics import Share
+from hdm.store import Identity, Output, Store
+
+PREFIX = "evaluate."
+IMAGES = f"{PREFIX}images"
+SCHEMA = 2
+AVAILABLE = (IMAGES, "download", "filter.measures", "filter.contrastive", "filter", "caption")
+"""Outputs that a metric may read."""
+SCORES, DETAILS = "scores.json", "details.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Args:
+        name: unique within its metric.
+        value: the number itself.
+        low, high: its 95 % interval; None where there is none.
+        count: number of images, or pairs of them, that it is measured on.
+        direction: which values are better.
+        is_share: it is a part of a whole, shown in per cent.
+        headline: whether it is one of the few that a line of text and the lab's table show.
+        label: as people read it; "": the name.
+        group: title above it and its like in the report.
+        note: what belongs beside it in a line of text.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+    direction: Literal["higher", "lower"]
+    is_share: bool = False
+    headline: bool = True
+    label: str = ""
+    group: str = ""
+    note: str = ""
+
+    @classmethod
+    def of_share(cls, name: str, share: Share, **told: Any) -> Score:
+        """The score of a share of which more is better."""
+        low, high = share.interval
+        return cls(name, share.value, low, high, share.total, "higher", is_share=True, **told)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the report shows besides scores: a row's first cell names it, the others are numbers."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric says.
+
+    Args:
+        scores: the numbers.
+        tables: shown in place of the plain list of those scores that are no shares.
+        notes: sentences below.
+        marks: by set of prompts, for each image: what was asked → whether it is right.
+        details: whatever else others may want to read; plain JSON values.
+    """
+
+    scores: Sequence[Score]
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+    marks: Mapping[str, Sequence[Mapping[str, bool]]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _always(_: Pipeline) -> bool:
+    return True
+
+
+def _no_weights(_: Pipeline) -> Mapping[str, str]:
+    return {}
+
+
+def _no_problems(_: Pipeline) -> Iterator[InputError]:
+    return iter(())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to score generated images, or the data that they come from.
+
+    Args:
+        name: its output is `evaluate.<name>`.
+        needs: names of the outputs, of AVAILABLE, that it reads. Pipelines that do not make one of
+            them are not measured with it.
+        identify: what the scores depend on besides these outputs: a version, settings. Plain JSON
+            values.
+        measure: what it says, given the outputs by name.
+        title: in the report; "": the name.
+        about: what it measures, in a sentence or two.
+        applies: whether a pipeline is measured with it.
+        weights: sha256 of the weights it reads, by the component's name.
+        preflight: what of the settings and of this machine keeps it from working.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    identify: Callable[[Pipeline], Mapping[str, Any]]
+    measure: Callable[[Pipeline, Mapping[str, Output]], Measured]
+    title: str = ""
+    about: str = ""
+    applies: Callable[[Pipeline], bool] = _always
+    weights: Callable[[Pipeline], Mapping[str, str]] = _no_weights
+    preflight: Callable[[Pipeline], Iterator[InputError]] = _no_problems
+
+
+METRICS: dict[str, Metric] = {}
+"""By name, in order of registration."""
+
+
+def register(metric: Metric) -> None:
+    """Measure this in every evaluation from now on.
+
+    Raises:
+        ValueError: the name is taken, or `needs` names an output that metrics cannot read.
+    """
+    if metric.name in METRICS or output_name(metric) == IMAGES:
+        raise ValueError(f"a metric called {metric.name!r} is registered already")
+    if unknown := set(metric.needs) - set(AVAILABLE):
+        raise ValueError(f"metric {metric.name!r} needs {sorted(unknown)}; use {AVAILABLE}")
+    METRICS[metric.name] = metric
+
+
+def output_name(metric: Metric) -> str:
+    return f"{PREFIX}{metric.name}"
+
+
+def applying(pipeline: Pipeline) -> list[Metric]:
+    """The metrics that a pipeline is measured with, as far as its settings say."""
+    return [metric for metric in METRICS.values() if metric.applies(pipeline)]
+
+
+def identify(pipeline: Pipeline, inputs: Mapping[str, str], metric: Metric) -> Identity:
+    """What the scores of a metric depend on."""
+    weights = dict(metric.weights(pipeline))
+    config = dict(metric.identify(pipeline))
+    return Identity(output_name(metric), SCHEMA, config, dict(inputs), weights)
+
+
+def make(
+    pipeline: Pipeline,
+    identity: Identity,
+    inputs: Mapping[str, Output],
+    store: Store,
+    metric: Metric,
+) -> Output:
+    """Measure.
+
+    Returns:
+        An output of `scores.json`, what the report shows, and `details.json`, marks and details.
+        Its summary holds each score by name.
+    """
+    measured = metric.measure(pipeline, inputs)
+    scores = {score.name: asdict(score) for score in measured.scores}
+    shown = {
+        "scores": scores,
+        "tables": [asdict(table) for table in measured.tables],
+        "notes": list(measured.notes),
+    }
+    with store.draft(identity) as draft:
+        if not draft.has(SCORES):
+            draft.write_json(SCORES, shown)
+        if not draft.has(DETAILS):
+            marks = {name: list(of_set) for name, of_set in measured.marks.items()}
+            draft.write_json(DETAILS, {"marks": marks, **measured.details})
+        return draft.commit(scores)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a metric's output says: scores by name, tables, notes, marks by set, details."""
+
+    name: str
+    scores: Mapping[str, Score]
+    tables: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+    details: Mapping[str, Any]
+
+    @property
+    def marks(self) -> Mapping[str, Sequence[Mapping[str, bool]]]:
+        """By set of prompts, for each image: what was asked → whether it is right."""
+        found: Mapping[str, Sequence[Mapping[str, bool]]] = self.details["marks"]
+        return found
+
+    @property
+    def title(self) -> str:
+        """The metric's title where it is registered, else its name."""
+        metric = METRICS.get(self.name)
+        return (metric.title if metric else "") or self.name.replace("_", " ").capitalize()
+
+    @property
+    def about(self) -> str:
+        """What it measures, where it is registered."""
+        metric = METRICS.get(self.name)
+        return metric.about if metric else ""
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it measures generated images, not the data alone."""
+        metric = METRICS.get(self.name)
+        return metric is None or IMAGES in metric.needs
+
+
+def read_finding(output: Output) -> Finding:
+    """What a metric's output says."""
+    shown = json.loads(output.file(SCORES).read_bytes())
+    details = json.loads(output.file(DETAILS).read_bytes())
+    scores = {name: Score(**values) for name, values in shown["scores"].items()}
+    name = output.name.removeprefix(PREFIX)
+    return Finding(name, scores, shown["tables"], shown["notes"], details)
+
+
+def is_measured(name: str) -> bool:
+    """Whether an output of this name holds scores."""
+    return name.startswith(PREFIX) and name != IMAGES
+
+
+def scores_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scores by metric and name, of all metrics among some outputs.
+
+    Args:
+        summaries: output's name → its summary.
+    """
+    return {
+        name.removeprefix(PREFIX): dict(summary)
+        for name, summary in summaries.items()
+        if is_measured(name)
+    }
+
+
+def headlines(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The scores that tell most, by name; of two of one name the second's has its metric before it.
+
+    Args:
+        measured: as `scores_of` gives it.
+    """
+    found: dict[str, Any] = {}
+    for metric, scores in measured.items():
+        for name, score in scores.items():
+            if score["headline"]:
+                found[f"{metric}.{name}" if name in found else name] = score
+    return found
