@@ -218,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_from(tmp_path: Path) -> None:
     demo = load_pipeline("demo", (), None, {})
     identity = identities(demo)["train.48px"]
     checkpoint = checkpoint_folder(Store(tmp_path).folder(identity) / SCRATCH, 5)
-    state = {"identity": asdict(identity), "position": {"num_images_seen": 160}}
+    state = {"identity": asdict(identity), "position": {"step": 5, "num_images_seen": 160}}
     write_json(checkpoint / "state.json", state)
     named = f"{origin}={identity.digest}@5"
     assert told(tmp_path, named) == ""
