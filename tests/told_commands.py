@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from flows.cli import app
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline
+from hdm.scoring.metrics import IMAGES, METRICS, output_name
 
 PROJECT = Path(__file__).parents[1]
 UsageError = typer.BadParameter.__mro__[1]  # typer brings its own click, or did not yet
@@ -25,6 +26,7 @@ FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HOLE = "1"  # in place of what is filled in at run time: it is a name, a path and a number
 SECTIONS = "components|download|images|filter|caption|vae|encode|train|evaluate"
 FIELD = re.compile(rf"(?<![\w./-])(?:{SECTIONS})(?:\.[a-z_0-9]+)+(?![\w/])")
+EVALUATION = {IMAGES, *map(output_name, METRICS.values())}
 OUTPUT = re.compile(r"\.(\d+px|measures|tokens|text|features|jsonl|json|npz|pt)$")
 
 
@@ -140,7 +142,8 @@ def problems_of_advice(text: str) -> Iterator[str]:
         ):
             yield f"no command has an option {option}"
     for field in FIELD.findall(text):
-        known = not OUTPUT.search(field) and f".{HOLE}" not in field.replace(".0", "")
+        is_output = OUTPUT.search(field) or field in EVALUATION
+        known = not is_output and f".{HOLE}" not in field.replace(".0", "")
         if known and (wrong := _setting(field.rstrip("."))):
             yield wrong
 
