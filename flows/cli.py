@@ -101,8 +101,8 @@ def serve(
 ) -> None:
     """Prefect's and MLflow's pages and a worker on this machine, until Ctrl-C.
 
-    Prefect's pages ask for the store's password once. Whoever has it can run commands on this machine as you; docs/serving.md says
-    how to let others in.
+    Prefect's pages ask for the store's password once. Whoever has it can run commands on this
+    machine as you; docs/serving.md says how to let others in.
     """
     from flows.commands.serve import Reach, serve_pages
 
@@ -127,7 +127,9 @@ def save_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
 
 @app.command("sample-now")
 def sample_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
-    """Have every training of this store make pictures of its prompts with the weights it has now, and go on."""
+    """Have every training of this store make pictures of its prompts with the weights it has now,
+    and go on.
+    """
     _ask(store_root(store), SAMPLE, wait)
 
 

@@ -20,7 +20,8 @@ logger = logging.getLogger("hdm.run")
 def compare_settings(
     lab: str = "scenes", only: list[str] = [], seeds: int | None = None, overrides: list[str] = []
 ) -> list[CellRecord]:  # fmt: skip
-    """Train every setting at every seed, one cell after the other, and write the table; finished cells are found.
+    """Train every setting at every seed, one cell after the other, and write the table; finished
+    cells are found.
 
     Args:
         lab: entry of `labs:` in pipelines.yaml.
@@ -67,7 +68,9 @@ def compare_settings(
 def progress(
     number: int, total: int, name: str, records: list[CellRecord], elapsed_sec: float
 ) -> str:
-    """One line: which cell is done, how long it took, and how long the others will take if they are like those trained until now."""
+    """One line: which cell is done, how long it took, and how long the others will take if they are
+    like those trained until now.
+    """
     trained = [record for record in records if not record.cached]
     mine = next((record for record in records if record.name == name), None)
     took = "failed" if mine is None else "up to date" if mine.cached else f"{mine.seconds:.0f} s"

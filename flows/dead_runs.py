@@ -1,7 +1,9 @@
-"""Telling Prefect of the runs whose process is gone: without a word from it they would be Running for ever.
+"""Telling Prefect of the runs whose process is gone: without a word from it they would be Running
+for ever.
 
-Every run of the store has a record and a lock that dies with its process (tasks/services.py), so that a run is dead exactly when its
-lock is free; no silence of a server, however long, makes a living one look dead.
+Every run of the store has a record and a lock that dies with its process (tasks/services.py), so
+that a run is dead exactly when its lock is free; no silence of a server, however long, makes a
+living one look dead.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ AGAIN = {
 
 
 def settle(root: Path, served: Serving) -> None:
-    """Mark the dead runs of the store as Crashed, and all under them, and stop those that Prefect is told to cancel.
+    """Mark the dead runs of the store as Crashed, and all under them, and stop those that Prefect
+    is told to cancel.
 
     Raises:
         OSError: the server does not answer; all that is left is done another time.
@@ -53,7 +56,8 @@ def release_claims(root: Path, served: Serving, worker_since: datetime) -> None:
     """Give the runs that a dead worker had claimed, and not yet started, to the worker that lives.
 
     Args:
-        worker_since: when it was started. What was claimed before has no process but those that `runs` knows.
+        worker_since: when it was started. What was claimed before has no process but those that
+            `runs` knows.
 
     Raises:
         OSError: the server does not answer.
@@ -72,7 +76,8 @@ def release_claims(root: Path, served: Serving, worker_since: datetime) -> None:
 
 
 def cancel_orphans(root: Path, served: Serving) -> None:
-    """Stop the runs that are to be cancelled and whose worker is gone: another worker does not know their process.
+    """Stop the runs that are to be cancelled and whose worker is gone: another worker does not know
+    their process.
 
     Raises:
         OSError: the server does not answer.
@@ -92,7 +97,8 @@ def cancel_orphans(root: Path, served: Serving) -> None:
 
 
 def remove_automation(root: Path, served: Serving) -> None:
-    """Remove the automation of earlier versions, which took a run for dead when its heartbeats did not arrive.
+    """Remove the automation of earlier versions, which took a run for dead when its heartbeats did
+    not arrive.
 
     Raises:
         OSError: the server does not answer.

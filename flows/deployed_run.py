@@ -1,7 +1,8 @@
-"""The process of a run that was started from a deployment: `python -m flows.deployed_run`, as the worker of `hdm serve` starts it.
+"""The process of a run that was started from a deployment: `python -m flows.deployed_run`, as the
+worker of `hdm serve` starts it.
 
-It is Prefect's own `python -m prefect.engine` in a session of its own, with a log of its own, and patient with its server: neither
-the worker's death nor the server's takes it along.
+It is Prefect's own `python -m prefect.engine` in a session of its own, with a log of its own, and
+patient with its server: neither the worker's death nor the server's takes it along.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def main() -> None:
 
 
 def _told_by_state(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of an end that the run's state tells in a line: a stop, or an error with its advice."""
+    """Leave out the traceback of an end that the run's state tells in a line: a stop, or an error
+    with its advice.
+    """
     from prefect.exceptions import CancelledRun
 
     return not (record.exc_info and isinstance(record.exc_info[1], CancelledRun | HdmError))

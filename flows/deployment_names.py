@@ -1,9 +1,11 @@
-"""Prefect's start-up hook: `prefect deployment run full-pipeline` works as written, against the `hdm serve` of this store.
+"""Prefect's start-up hook: `prefect deployment run full-pipeline` works as written, against the
+`hdm serve` of this store.
 
-Prefect wants FLOW/DEPLOYMENT. A bare name is completed where one deployment alone has it. A name that the server does not know, or no
-server to ask, ends that command in one line; Prefect itself would start a server and fail in a traceback.
-Prefect loads this module at import (entry point group `prefect.plugins`; `[tool.prefect.plugins] enabled` in the project's folder,
-PREFECT_PLUGINS_ENABLED elsewhere, which `make setup` puts into `.venv/bin/activate`).
+Prefect wants FLOW/DEPLOYMENT. A bare name is completed where one deployment alone has it. A name
+that the server does not know, or no server to ask, ends that command in one line; Prefect itself
+would start a server and fail in a traceback. Prefect loads this module at import (entry point group
+`prefect.plugins`; `[tool.prefect.plugins] enabled` in the project's folder, PREFECT_PLUGINS_ENABLED
+elsewhere, which `make setup` puts into `.venv/bin/activate`).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def _is_server() -> bool:
 
 
 def complete(words: list[str], url: str | None, authorization: str | None = None) -> None:
-    """Complete the bare name in `prefect deployment run NAME …`, in place, if the server has one such deployment.
+    """Complete the bare name in `prefect deployment run NAME …`, in place, if the server has one
+    such deployment.
 
     Args:
         words: the command line.
@@ -103,7 +106,9 @@ def _unserved(root: Path) -> str:
 
 
 def _name_place(words: Sequence[str]) -> int | None:
-    """Where NAME stands, if this is that command. One that follows an option may be that option's value and is left to Prefect."""
+    """Where NAME stands, if this is that command. One that follows an option may be that option's
+    value and is left to Prefect.
+    """
     if Path(words[0] if words else "").name not in ("prefect", "-m"):
         return None
     if len(words) < 4 or tuple(words[1:3]) != RUN or words[3].startswith("-"):

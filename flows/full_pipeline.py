@@ -26,11 +26,13 @@ def full_pipeline(
     stop_after: StageName | OutputName | None = None,
     overrides: list[str] = [],
 ) -> list[StageRecord]:
-    """From a list of pictures to a trained and measured model; what is finished is found and not made again.
+    """From a list of pictures to a trained and measured model; what is finished is found and not
+    made again.
 
     Args:
         pipeline: entry of pipelines.yaml.
-        start_from: the first stage to run, or the first output, as train.256px; what comes before has to be in the store. None: the first.
+        start_from: the first stage to run, or the first output, as train.256px; what comes before
+            has to be in the store. None: the first.
         stop_after: the last stage or output to run. None: the last.
         overrides: settings as `stage.field=value`, the last wins.
     """

@@ -1,8 +1,10 @@
-"""Prefect's server, closed to everybody but its own pages and commands: `python -m flows.prefect_server`.
+"""Prefect's server, closed to everybody but its own pages and commands: `python -m
+flows.prefect_server`.
 
-Prefect's own `server start` answers a page of any origin, under any host name. Whoever may write to it can have a worker run any
-command, so that a page in the user's browser must not reach it. Passwords are checked by Prefect (PREFECT_SERVER_API_AUTH_STRING);
-this module checks where a request was sent to and which page sent it, before Prefect sees it.
+Prefect's own `server start` answers a page of any origin, under any host name. Whoever may write to
+it can have a worker run any command, so that a page in the user's browser must not reach it.
+Passwords are checked by Prefect (PREFECT_SERVER_API_AUTH_STRING); this module checks where a
+request was sent to and which page sent it, before Prefect sees it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Servers on loopback as child processes: in a session of their own, with a log, and gone when this process is."""
+"""Servers on loopback as child processes: in a session of their own, with a log, and gone when this
+process is.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ NEIGHBOURS = 20  # ports that are tried above one in use
 def bypass_proxy() -> None:
     """Let this process and its children reach this machine's own servers without the user's proxy.
 
-    urllib, httpx (Prefect) and requests (MLflow) all obey `no_proxy`; what the user put there stays.
+    urllib, httpx (Prefect) and requests (MLflow) all obey `no_proxy`; what the user put there
+    stays.
     """
     proxies = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     named = [host.strip() for host in proxies.split(",") if host.strip()]
@@ -178,7 +181,8 @@ def _die_with_parent() -> None:
 def listener(port: int, host: str = LOOPBACK) -> socket.socket | None:
     """A socket that listens at that port, any if 0; None where somebody else does.
 
-    Whoever connects before anybody answers waits: a server that is started again on the same socket was never away.
+    Whoever connects before anybody answers waits: a server that is started again on the same socket
+    was never away.
     """
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     opened = socket.socket(family)

@@ -1,4 +1,6 @@
-"""One Prefect flow for each stage, named by its deployment: `flows.stages.filter_images` is `filter-images`."""
+"""One Prefect flow for each stage, named by its deployment: `flows.stages.filter_images` is
+`filter-images`.
+"""
 
 from typing import Any
 

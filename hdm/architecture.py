@@ -1,4 +1,6 @@
-"""Sizes and variants of the XUT denoiser: plain data, so that configuration and benches need no torch."""
+"""Sizes and variants of the XUT denoiser: plain data, so that configuration and benches need no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ PRESETS: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class XUTConfig:
-    """One Cross-U-Transformer. Defaults of the variants are the published model's; `recommended()` are ours.
+    """One Cross-U-Transformer. Defaults of the variants are the published model's; `recommended()`
+    are ours.
 
-    width = num_heads · head_size; mlp_width is SwiGLU's hidden width; text_width the text encoder's.
-    `depth` encoder stages of `enc_blocks` and as many decoder stages of `dec_blocks` form the U, between
-    `prev_blocks` and `post_blocks` plain blocks. Sizes: HDM, arXiv 2509.06068.
+    width = num_heads · head_size; mlp_width is SwiGLU's hidden width; text_width the text
+    encoder's. `depth` encoder stages of `enc_blocks` and as many decoder stages of `dec_blocks`
+    form the U, between `prev_blocks` and `post_blocks` plain blocks. Sizes: HDM, arXiv 2509.06068.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a configuration holds this)
@@ -44,10 +47,12 @@ class XUTConfig:
     aspect_embedding: bool = True
     # published: the modulated norm is carried onward; prenorm: the raw stream is.
     residual: Literal["published", "prenorm"] = "published"
-    # last: every decoder stage sees the last encoder stage; mirrored: decoder i sees encoder depth-1-i.
+    # last: every decoder stage sees the last encoder stage; mirrored: decoder i sees encoder
+    # depth-1-i.
     skips: Literal["last", "mirrored"] = "last"
     qk_norm: bool = False
-    # pi: every log-frequency starts at ln π; log_spaced: evenly in the logarithm from π/2 to 8π, over heads and features.
+    # pi: every log-frequency starts at ln π; log_spaced: evenly in the logarithm from π/2 to 8π,
+    # over heads and features.
     rope: Literal["pi", "log_spaced"] = "pi"
     positions: Literal["box", "area"] = "box"
     # padded: padding is attended to (published); masked: it is not.
@@ -84,7 +89,8 @@ class XUTConfig:
         )
 
     def tread_route(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
-        """The blocks that only the tokens kept by TREAD pass, as (start, end) in the order in which blocks run, end exclusive.
+        """The blocks that only the tokens kept by TREAD pass, as (start, end) in the order in which
+        blocks run, end exclusive.
 
         Args:
             wanted: None: the whole U, as published.
@@ -128,7 +134,8 @@ class XUTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> XUTConfig:
-        """The configuration that `to_dict` gave; what another program wrote is held to the same bounds.
+        """The configuration that `to_dict` gave; what another program wrote is held to the same
+        bounds.
 
         Raises:
             ConfigError: unknown fields, or values that no model can have.

@@ -1,4 +1,6 @@
-"""`hdm bootstrap`: small components from scenes, or from anything that a download reads on this machine."""
+"""`hdm bootstrap`: small components from scenes, or from anything that a download reads on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,12 @@ def bootstrap_from(
     overrides: Sequence[str] = (),
     begun: float | None = None,
 ) -> dict[str, Any]:
-    """Train tokenizer, language model, autoencoder, CoCa and quality head on a source, and write them to a folder.
+    """Train tokenizer, language model, autoencoder, CoCa and quality head on a source, and write
+    them to a folder.
 
     Args:
-        source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data set.
+        source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data
+            set.
         out: a new folder, or one where the same was stopped or killed.
         seed: of everything drawn.
         minutes: how long it takes in all; None: as long as the demo's components took.
@@ -57,16 +61,19 @@ def bootstrap_from(
         max_pictures: take only the first so many; None: all, and 12,000 scenes.
         caption_column: column or field that holds the captions; None: as `download.caption_column`.
         metadata: a folder's metadata file, relative to it; None: as `download.metadata`.
-        max_lost_captions: stop when more captions do not arrive at a picture; None: as `download.max_lost_captions`.
+        max_lost_captions: stop when more captions do not arrive at a picture; None: as
+            `download.max_lost_captions`.
         matte: colour behind transparent pixels; None: as `images.matte`.
         overrides: further settings, as `download.encoding=cp1251`; those above come before them.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
-        What `components.json` holds: components, recipe, measured quality, and every file's size and sha256.
+        What `components.json` holds: components, recipe, measured quality, and every file's size
+        and sha256.
 
     Raises:
-        InputError: the source is missing, is to be fetched, or has too few captioned pictures; or `out` holds something.
+        InputError: the source is missing, is to be fetched, or has too few captioned pictures; or
+            `out` holds something.
         SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
     """
     options: dict[str, Any] = {
@@ -103,7 +110,8 @@ def bootstrap_from(
 def local_pictures(
     settings: DownloadSettings, images: ImageSettings, captioned: bool = True
 ) -> Iterator[Example]:
-    """The pictures of a local source that can be read; how many could not, or had no caption, is logged at the end.
+    """The pictures of a local source that can be read; how many could not, or had no caption, is
+    logged at the end.
 
     Args:
         settings: the source, and where captions are.
@@ -111,7 +119,8 @@ def local_pictures(
         captioned: leave out pictures without a caption; else they come without one.
 
     Raises:
-        InputError: the source is a list of URLs, or more than `max_lost_captions` of its captions do not arrive.
+        InputError: the source is a list of URLs, or more than `max_lost_captions` of its captions
+            do not arrive.
     """
     _, reader = open_source(settings.source, settings.kind, settings)
     if reader.fetched:

@@ -1,7 +1,9 @@
-"""What our own processes take from the environment, and what the children that they start find there.
+"""What our own processes take from the environment, and what the children that they start find
+there.
 
-Variables of a launcher (accelerate, torchrun, mpirun) change how Accelerate and torch compute: they would scale gradients, pick a
-device, or wait for processes that never come, under a digest that says nothing of it. How many processes train is a setting.
+Variables of a launcher (accelerate, torchrun, mpirun) change how Accelerate and torch compute: they
+would scale gradients, pick a device, or wait for processes that never come, under a digest that
+says nothing of it. How many processes train is a setting.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ log = logging.getLogger(__name__)
 
 
 def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's variables without those of launchers, which are named in a warning, and the path of our packages,
-    which need not be installed.
+    """This process's variables without those of launchers, which are named in a warning, and the
+    path of our packages, which need not be installed.
 
     Args:
         defaults: variables for those that the user has not set.
@@ -58,12 +60,15 @@ def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, st
 
 
 def forget_launchers(keep: tuple[str, ...] = ()) -> None:
-    """Remove the variables of launchers from this process's environment, and name them in a warning.
+    """Remove the variables of launchers from this process's environment, and name them in a
+    warning.
 
-    Call it before torch or Accelerate look at them: at the start of whatever trains, encodes or measures in the caller's process.
+    Call it before torch or Accelerate look at them: at the start of whatever trains, encodes or
+    measures in the caller's process.
 
     Args:
-        keep: beginnings of names that stay; `FROM_TORCHRUN` in a rank that our own torchrun started.
+        keep: beginnings of names that stay; `FROM_TORCHRUN` in a rank that our own torchrun
+            started.
     """
     unwanted = [name for name in _launcher_variables() if not name.startswith(keep or ("\0",))]
     for name in unwanted:

@@ -1,7 +1,9 @@
-"""What can be set: one frozen model a stage, each field with its unit and what a special value means.
+"""What can be set: one frozen model a stage, each field with its unit and what a special value
+means.
 
-A field made with `runtime(...)` does not change the result (workers, devices, batches of data stages): it stays out of digests.
-`hdm.pipelines` reads these from pipelines.yaml, the environment and the command line.
+A field made with `runtime(...)` does not change the result (workers, devices, batches of data
+stages): it stays out of digests. `hdm.pipelines` reads these from pipelines.yaml, the environment
+and the command line.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def runtime(default: Any, **constraints: Any) -> Any:
 
 
 def later(default: Any, **constraints: Any) -> Any:
-    """A field that came when outputs had been made without it: at its default it stays out of digests, and these stay as they were."""
+    """A field that came when outputs had been made without it: at its default it stays out of
+    digests, and these stay as they were.
+    """
     return Field(default, json_schema_extra={"later": True}, **constraints)
 
 
@@ -65,10 +69,14 @@ def _plain(value: Any) -> Any:
 
 
 class Components(Settings):
-    """The models that a pipeline uses: hub names (`org/name` or `org/name@revision`) or local folders."""
+    """The models that a pipeline uses: hub names (`org/name` or `org/name@revision`) or local
+    folders.
+    """
 
     folder: str | None = None
-    """A folder that `hdm bootstrap` wrote, holding all of them; "demo" is the one in the package. The others override it."""
+    """A folder that `hdm bootstrap` wrote, holding all of them; "demo" is the one in the package.
+    The others override it.
+    """
     contrastive: str | None = None
     """open_clip model for CLIP similarity and embeddings (and captions, where it is a CoCa)."""
     contrastive_pretrained: str | None = None
@@ -76,39 +84,55 @@ class Components(Settings):
     autoencoder: str | None = None
     """diffusers autoencoder."""
     text_encoder: str | None = None
-    """transformers language model whose last hidden state conditions the denoiser; its tokenizer with it."""
+    """transformers language model whose last hidden state conditions the denoiser; its tokenizer
+    with it.
+    """
     captioner: str | None = None
-    """transformers image-text-to-text model; None: captions come from the contrastive model (a CoCa)."""
+    """transformers image-text-to-text model; None: captions come from the contrastive model (a
+    CoCa).
+    """
     aesthetic_head: str | None = None
     """safetensors or .pth of a LAION linear or MLP head for the contrastive model's embeddings."""
     aesthetic_head_for: str | None = None
-    """The contrastive model that the head was trained for, as ViT-L-14/openai or as `contrastive` has it; has to be set for heads that are
-    neither known by their sha256 (LAION's) nor in `folder`, since a head for another model may invert the order."""
+    """The contrastive model that the head was trained for, as ViT-L-14/openai or as `contrastive`
+    has it; has to be set for heads that are neither known by their sha256 (LAION's) nor in
+    `folder`, since a head for another model may invert the order.
+    """
     aesthetic_head_activation: Literal["none", "relu"] | None = None
-    """What stands between the layers of an MLP head, which its file does not say; None: for linear heads and those that are known."""
+    """What stands between the layers of an MLP head, which its file does not say; None: for linear
+    heads and those that are known.
+    """
     vision: str | None = None
     """transformers vision transformer (DINOv2, …) whose features `encode.features` caches."""
 
 
 class ImageSettings(Settings):
-    """How picture files become RGB, and what one of them may take: one that takes more is refused and counted."""
+    """How picture files become RGB, and what one of them may take: one that takes more is refused
+    and counted.
+    """
 
     matte: values.Colour = "#ffffff"
     """Colour that shows behind transparent pixels, as #rrggbb."""
     max_megapixels: values.Megapixels = 144.0
     """Pictures of so many million pixels or more are refused before decoding."""
     max_scans: Annotated[int, Within(1, 10_000)] = 100
-    """JPEG files with more scans are refused. Progressive files of usual programs have about 10; each scan goes over all pixels."""
+    """JPEG files with more scans are refused. Progressive files of usual programs have about 10;
+    each scan goes over all pixels.
+    """
     max_frames: Annotated[int, Within(1, 10_000_000)] = 10_000
-    """PNG, WebP, AVIF and HEIF files that announce more frames are refused: their readers look at each when they open a file."""
+    """PNG, WebP, AVIF and HEIF files that announce more frames are refused: their readers look at
+    each when they open a file.
+    """
     max_memory_mb: Annotated[int, Within(256, 1_000_000)] = 4096
-    """Memory of a process that decodes, of which its program takes about 100; the largest picture that is allowed needs 24 bytes a
-    pixel."""
+    """Memory of a process that decodes, of which its program takes about 100; the largest picture
+    that is allowed needs 24 bytes a pixel."""
     max_seconds: Annotated[float, Within(1, 3600)] = 60.0
     """Seconds of computing for one picture, and ten times as many on the clock."""
     animated: Literal["first_frame", "reject"] = "first_frame"
     decode_mb: values.Megabytes = runtime(2048)
-    """Memory for pictures that are being decoded or wait to be used; one that needs more is decoded while no other is."""
+    """Memory for pictures that are being decoded or wait to be used; one that needs more is decoded
+    while no other is.
+    """
 
 
 class ScenesSettings(Settings):
@@ -127,12 +151,14 @@ class ScenesSettings(Settings):
 
 class DownloadSettings(Settings):
     source: str = ""
-    """A URL list (.parquet, .csv, .jsonl, .txt; also one at an http address), a folder of pictures, WebDataset tars (a glob), Parquet
-    files of pictures, or a data set's name; for kind emoji the address of Noto Emoji's PNG files, or a folder of them. An address with
-    a user or a query is a secret, and given by reference: env:NAME, file:PATH, block:NAME."""
+    """A URL list (.parquet, .csv, .jsonl, .txt; also one at an http address), a folder of pictures,
+    WebDataset tars (a glob), Parquet files of pictures, or a data set's name; for kind emoji the
+    address of Noto Emoji's PNG files, or a folder of them. An address with a user or a query is a
+    secret, and given by reference: env:NAME, file:PATH, block:NAME.
+    """
     token: SecretReference | None = runtime(None)
-    """Of the Hugging Face hub, for a data set that is not public; by reference as well. None: the one that the hub's own tools
-    are logged in with."""
+    """Of the Hugging Face hub, for a data set that is not public; by reference as well. None: the
+    one that the hub's own tools are logged in with."""
     kind: SourceKind = "auto"
     """How to read `source`; auto decides by what it is."""
     scenes: ScenesSettings = ScenesSettings()
@@ -140,7 +166,9 @@ class DownloadSettings(Settings):
     url_column: str = "url"
     caption_column: str | None = None
     """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None: of
-    each row the first of `caption`, `captions`, `text` and `prompt` (in any case) with a caption."""
+    each row the first of `caption`, `captions`, `text` and `prompt` (in any case) with a
+    caption.
+    """
     text_lines: Literal["captions", "one"] = "captions"
     """captions: each line of a text beside a picture is a caption, unless empty lines show
     paragraphs of one text; one: the whole text is one."""
@@ -153,25 +181,29 @@ class DownloadSettings(Settings):
     max_lost_captions: values.CountOrNone = runtime(0)
     """The stage stops when more captions, or lines and files with captions, are lost."""
     follow_links: bool = True
-    """Follow symbolic links in a folder, each folder once. In archives and data sets, links that lead
-    out are always refused."""
+    """Follow symbolic links in a folder, each folder once. In archives and data sets, links that
+    lead out are always refused."""
     image_column: str = "image"
     """Column of a data set that holds the picture."""
     split: str = "train"
     """Split of a data set."""
     metadata: str | None = None
-    """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: the files
-    called `metadata` in every folder."""
+    """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: the
+    files called `metadata` in every folder."""
     max_items: values.Count | None = None
     """Take only the first so many; None: all."""
     expected_items: values.Count | None = runtime(None)
-    """How many the source holds, for `hdm plan` to count with before it is read; nothing else asks."""
+    """How many the source holds, for `hdm plan` to count with before it is read; nothing else
+    asks.
+    """
     shard_items: Annotated[int, Within(1, 1_000_000)] = 1000
     """Items a tar shard."""
     max_bytes: values.FileBytes = 50_000_000
     """A larger file is refused."""
     max_failed: values.Share = runtime(0.5)
-    """The stage stops when a larger share of the items fails; with a larger value a rerun keeps what is there."""
+    """The stage stops when a larger share of the items fails; with a larger value a rerun keeps
+    what is there.
+    """
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
     retries: values.Retries = 3
@@ -204,29 +236,41 @@ class FilterSettings(Settings):
     max_aspect: values.Aspect | None = 3.0
     """Longer side over shorter side."""
     min_sharpness: values.Share | None = None
-    """Steepness of the steepest edges, shorter side brought to 256 px where larger: 1 is a step from one pixel to the next, 0.25 edges
-    blurred over about a pixel, 0 one colour."""
+    """Steepness of the steepest edges, shorter side brought to 256 px where larger: 1 is a step
+    from one pixel to the next, 0.25 edges blurred over about a pixel, 0 one colour."""
     max_noise: values.Grey | None = None
-    """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest tenth)."""
+    """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest
+    tenth).
+    """
     duplicate_distance: values.Share | None = 0.16
-    """Bits of a 64-bit perceptual hash that may differ, as a share of all, for two pictures to be compared; 0: exact copies alone."""
+    """Bits of a 64-bit perceptual hash that may differ, as a share of all, for two pictures to be
+    compared; 0: exact copies alone.
+    """
     duplicate_difference: values.Grey | None = None
-    """null, for photographs: what is compared are gradients, so that a crop, border, small rotation or watermark, brightness, contrast
-    and saturation may differ. A number, for drawings: the grey levels by which copies may differ at any place; 10 keeps emoji apart."""
+    """null, for photographs: what is compared are gradients, so that a crop, border, small rotation
+    or watermark, brightness, contrast and saturation may differ. A number, for drawings: the grey
+    levels by which copies may differ at any place; 10 keeps emoji apart.
+    """
     duplicate_mirrored: bool = False
     """A picture and its mirror image are one. Not where captions speak of left and right."""
     duplicate_meaning: values.Cosine | None = None
-    """Cosine of the contrastive model's embeddings from which pictures show the same, however they look; null: not looked at."""
+    """Cosine of the contrastive model's embeddings from which pictures show the same, however they
+    look; null: not looked at.
+    """
     min_aesthetic: values.Score | None = None
     min_clip_similarity: values.Cosine | None = None
     """Cosine of picture and given caption. Pictures without a caption pass."""
     top_fraction: TopFraction | None = None
     """After the thresholds, keep only the best so many."""
     limits: dict[str, values.Score] = later({})
-    """Limits of criteria that other code registers (hdm/curation/criteria.py), by the criterion's name."""
+    """Limits of criteria that other code registers (hdm/curation/criteria.py), by the criterion's
+    name.
+    """
     validation: values.Rate = 0.02
     held_out: values.Rate = 0.05
-    """Shares of the kept pictures kept out of training, by a hash of content, copies together. A picture keeps its split in this store."""
+    """Shares of the kept pictures kept out of training, by a hash of content, copies together. A
+    picture keeps its split in this store.
+    """
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")
 
@@ -238,7 +282,9 @@ class CaptionMaker(Settings):
     count: values.Few = 1
     """Captions for a picture; more than one are drawn, one is greedy."""
     template: str | None = None
-    """For template: text with {given} and fields of the item, e.g. "an emoji of {given}"; `|` separates wordings."""
+    """For template: text with {given} and fields of the item, e.g. "an emoji of {given}"; `|`
+    separates wordings.
+    """
     prompt: str | None = None
     """For transformers: the instruction."""
     max_tokens: values.Tokens = 48
@@ -263,7 +309,8 @@ def _fields_in(wording: str) -> tuple[str, ...]:
     """The names in braces; `{given.x}` and `{given[0]}` are refused like unknown names.
 
     Raises:
-        ValueError: braces that do not match, a field that pictures do not have, or one with a format.
+        ValueError: braces that do not match, a field that pictures do not have, or one with a
+            format.
     """
     try:
         parts = [part for part in Formatter().parse(wording) if part[1] is not None]
@@ -300,24 +347,38 @@ class EncodeSettings(Settings):
     max_tokens: values.Tokens = 256
     """Captions are cut to so many tokens."""
     text_embeddings: bool = False
-    """Cache the text encoder's output (cut to its real length) instead of running it in training."""
+    """Cache the text encoder's output (cut to its real length) instead of running it in
+    training.
+    """
     text_dtype: Literal["float16", "int8"] = "float16"
-    """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The stage prints what the rounding costs."""
+    """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The
+    stage prints what the rounding costs.
+    """
     features: bool = False
     """Cache patch features of `components.vision`, for `train.align_weight`."""
     features_px: Annotated[int, Within(14, 16_384)] = 224
-    """Shorter side of the pictures that they are made of, a multiple of the vision model's patch: 224 px at 14 px a patch are 256 features
-    a square, 0.4 MB in 16 bits where they are 768 wide. One output serves all resolutions."""
+    """Shorter side of the pictures that they are made of, a multiple of the vision model's patch:
+    224 px at 14 px a patch are 256 features a square, 0.4 MB in 16 bits where they are 768 wide.
+    One output serves all resolutions.
+    """
     from_larger: tuple[values.Side, ...] = ()
-    """Resolutions whose latents are not encoded but downscaled from those of the next larger one. The stage prints how far they are from
-    encoded ones; it is near only where the autoencoder was trained for it."""
+    """Resolutions whose latents are not encoded but downscaled from those of the next larger one.
+    The stage prints how far they are from encoded ones; it is near only where the autoencoder was
+    trained for it.
+    """
     tile_px: Annotated[int, Within(32, 65_536)] | None = None
-    """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in memory. None: whole."""
+    """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in
+    memory. None: whole.
+    """
     crop_pictures: values.CountOrNone = runtime(4)
-    """Pictures of a resolution on which it is measured how near a crop of their latents is to encoding the crop."""
+    """Pictures of a resolution on which it is measured how near a crop of their latents is to
+    encoding the crop.
+    """
     batch_size: values.Batch = runtime(32)
     device: values.Devices = runtime("auto")
-    """For latents also several, which share the shards: auto takes every accelerator, and `cuda:0,cuda:2` those two."""
+    """For latents also several, which share the shards: auto takes every accelerator, and
+    `cuda:0,cuda:2` those two.
+    """
 
 
 class Optimizer(Settings):
@@ -328,7 +389,9 @@ class Optimizer(Settings):
     muon_learning_rate: values.LearningRate = 0.02
     per_fan_in: bool = False
     state_bits: Literal[32, 8] = later(32)
-    """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their memory."""
+    """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their
+    memory.
+    """
     betas: tuple[values.Rate, values.Rate] = (0.9, 0.99)
     weight_decay: Annotated[float, Within(0, 100)] = 0.01
     clip_norm: values.PositiveWeight = 1.0
@@ -355,11 +418,17 @@ class VaeSettings(Settings):
     edge_weight: values.Weight = 0.25
     """Of the same difference between neighbouring pixels' differences."""
     perceptual_weight: values.Weight = 0.0
-    """Of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's cache. 0: without."""
+    """Of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's
+    cache. 0: without.
+    """
     kl_weight: values.Weight = 1e-4
-    """Of the posterior's divergence from a standard normal one, a latent value; where the autoencoder has a posterior."""
+    """Of the posterior's divergence from a standard normal one, a latent value; where the
+    autoencoder has a posterior.
+    """
     equivariance_weight: values.Weight = 1.0
-    """Of what a scaled and turned latent decodes to, against the picture scaled and turned (EQ-VAE, arXiv 2502.09509). 0: plain."""
+    """Of what a scaled and turned latent decodes to, against the picture scaled and turned (EQ-VAE,
+    arXiv 2502.09509). 0: plain.
+    """
     scales: tuple[values.PositiveShare, values.PositiveShare] = (0.25, 1.0)
     """From which to below which factor latents are scaled."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0, warmup_images=800)
@@ -393,19 +462,27 @@ class Phase(Settings):
     tread_rate: values.Rate = 0.5
     """Share of the image tokens that skip the route (TREAD, arXiv 2501.04765)."""
     tread_schedule: tuple[tuple[values.Share, values.Rate], ...] | None = None
-    """Rates instead of the one above, as [from which share of the phase on, rate], the first from 0: [[0, 0.75], [0.9, 0]] ends the
-    phase with a tenth on all tokens (SPRINT, arXiv 2510.21986). None: `tread_rate` all along."""
+    """Rates instead of the one above, as [from which share of the phase on, rate], the first from
+    0: [[0, 0.75], [0.9, 0]] ends the phase with a tenth on all tokens (SPRINT, arXiv 2510.21986).
+    None: `tread_rate` all along.
+    """
     tread_route: tuple[values.Blocks, values.Blocks] | None = None
-    """The blocks that dropped tokens skip, [start, end) in the order in which blocks run; None: the whole U, as published."""
+    """The blocks that dropped tokens skip, [start, end) in the order in which blocks run; None: the
+    whole U, as published.
+    """
     max_tokens: values.Tokens | None = None
     """Text tokens a caption may have here; None: as encoded."""
     timestep_shift: values.Shift = 1.0
     optimizer: Optimizer = Optimizer()
     resume_from: str | None = later(None, pattern=r"^[0-9a-f]+@[0-9]+$")
-    """DIGEST@STEP: start from a checkpoint of an unfinished training of this phase with other settings, in this store; data goes on after
-    the images that it had seen. None: from the phase before."""
+    """DIGEST@STEP: start from a checkpoint of an unfinished training of this phase with other
+    settings, in this store; data goes on after the images that it had seen. None: from the phase
+    before.
+    """
     resume_allow: tuple[str, ...] = runtime(())
-    """The settings that may differ from those, by name, as train.phases.0.optimizer.learning_rate; any other that differs is refused."""
+    """The settings that may differ from those, by name, as train.phases.0.optimizer.learning_rate;
+    any other that differs is refused.
+    """
     micro_batch: values.Batch | None = runtime(None)
     """Images a forward pass on one device; None: the whole share at once."""
     checkpoint_blocks: values.Share = runtime(0.0)
@@ -438,18 +515,26 @@ class MixedIn(Settings):
     """Pictures of another pipeline to train on."""
 
     pipeline: str = runtime(...)
-    """Entry of pipelines.yaml whose latents and captions they are; `hdm run NAME --until encode` makes them."""
+    """Entry of pipelines.yaml whose latents and captions they are; `hdm run NAME --until encode`
+    makes them.
+    """
     weight: values.PositiveWeight = 1.0
     """How many of them are seen for each one of this pipeline's own."""
 
 
 class Start(Settings):
-    """Where the first phase's weights come from. Digests hold the hash of the weights, not these names."""
+    """Where the first phase's weights come from. Digests hold the hash of the weights, not these
+    names.
+    """
 
     weights: str | None = runtime(None)
-    """A .safetensors file or the folder that holds it, as `hdm weights import` writes them; what training wrote; a diffusers folder."""
+    """A .safetensors file or the folder that holds it, as `hdm weights import` writes them; what
+    training wrote; a diffusers folder.
+    """
     pipeline: str | None = runtime(None)
-    """Entry of pipelines.yaml whose averaged weights they are; `hdm run NAME --until train` makes them."""
+    """Entry of pipelines.yaml whose averaged weights they are; `hdm run NAME --until train` makes
+    them.
+    """
     phase: str | None = runtime(None, pattern=r"^[1-9][0-9]*px$")
     """Of that pipeline, as 256px; None: its last."""
 
@@ -474,15 +559,21 @@ class TrainSettings(Settings):
     model: XUTConfig = XUTConfig()
     phases: tuple[Phase, ...] = Field((), max_length=16)
     start: Start | None = later(None)
-    """Weights to start from, as {weights: models/imported} or {pipeline: NAME, phase: 256px}; None: new ones from the seed."""
+    """Weights to start from, as {weights: models/imported} or {pipeline: NAME, phase: 256px}; None:
+    new ones from the seed.
+    """
     mix: tuple[MixedIn, ...] = later(())
-    """Other pipelines whose pictures are trained on too, as [{pipeline: NAME, weight: 0.5}]; this pipeline's own have weight 1.
-    Held-out losses, prompts and evaluation are of its own pictures alone."""
+    """Other pipelines whose pictures are trained on too, as [{pipeline: NAME, weight: 0.5}]; this
+    pipeline's own have weight 1. Held-out losses, prompts and evaluation are of its own pictures
+    alone.
+    """
     seed: values.Seed = 0
     caption_dropout: values.Rate = 0.1
     """Share of images trained with the empty caption, for guidance."""
     contrastive_weight: values.Rate = 0.0
-    """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow matching: 0.05); 0: plain flow matching."""
+    """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow
+    matching: 0.05); 0: plain flow matching.
+    """
     tag_drop: values.Rate = later(0.0)
     group_drop: values.Rate = later(0.0)
     """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of captions written
@@ -490,25 +581,35 @@ class TrainSettings(Settings):
     tag_shuffle: bool = later(False)
     """Put their groups, and the tags in each, into another order every time."""
     min_snr_gamma: values.PositiveWeight | None = later(None)
-    """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a mean of 1; None: all the same."""
+    """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a
+    mean of 1; None: all the same.
+    """
     dropout: values.Rate = later(0.0)
     """Of what attention and feed-forward add to the tokens."""
     align_weight: values.Weight = later(0.0)
-    """Of the pull of one block's image tokens towards `encode.features`, by cosine (REPA, arXiv 2410.06940: 0.5). 0: without."""
+    """Of the pull of one block's image tokens towards `encode.features`, by cosine (REPA, arXiv
+    2410.06940: 0.5). 0: without.
+    """
     align_block: values.Blocks | None = later(None)
-    """Whose output is pulled, counted from 0 in the order in which blocks run; None: the one a third in."""
+    """Whose output is pulled, counted from 0 in the order in which blocks run; None: the one a
+    third in.
+    """
     ema_decay: values.Rate = 0.999
     """Of the weights' moving average, per step, reached after a ramp."""
     ema_lengths: tuple[values.EmaLength, ...] = later(())
-    """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase; from two of them, say [0.05, 0.1],
-    `hdm ema` makes one of any length afterwards. Each costs the memory of the weights."""
+    """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase;
+    from two of them, say [0.05, 0.1], `hdm ema` makes one of any length afterwards. Each costs the
+    memory of the weights.
+    """
     ema_snapshots: values.Few = later(8)
     """How often in a phase these are written down, evenly; each costs the room of the weights."""
     crop: Literal["shifted", "centre"] = "shifted"
     mirror: bool = later(False)
-    """Exchange left and right in half of the images whose captions speak neither of sides nor of writing (English words alone are known).
-    It is the latent that is mirrored, which is not the mirrored picture's latent: with the demo's autoencoder the two differ by 0.79 of
-    their norm, and it decodes to 21 dB instead of 33. Only for an autoencoder that commutes with mirroring."""
+    """Exchange left and right in half of the images whose captions speak neither of sides nor of
+    writing (English words alone are known). It is the latent that is mirrored, which is not the
+    mirrored picture's latent: with the demo's autoencoder the two differ by 0.79 of their norm, and
+    it decodes to 21 dB instead of 33. Only for an autoencoder that commutes with mirroring.
+    """
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products (autocast); weights stay float32."""
     validate_every: values.Count | None = None
@@ -518,22 +619,32 @@ class TrainSettings(Settings):
     watch: Literal["validation_loss", "raw_validation_loss"] = later("validation_loss")
     """The held-out loss that `keep` and `patience` go by."""
     keep: Literal["last", "best"] = later("last")
-    """Which weights come out of a phase: those at its end, or those whose held-out loss was lowest."""
+    """Which weights come out of a phase: those at its end, or those whose held-out loss was
+    lowest.
+    """
     patience: values.Count | None = later(None)
-    """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step; None: none end it."""
+    """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step;
+    None: none end it.
+    """
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
     generate_every: values.Count | None = later(None)
-    """Images seen between two times that they are generated during a phase, by the averaged weights; None: at the end alone."""
+    """Images seen between two times that they are generated during a phase, by the averaged
+    weights; None: at the end alone.
+    """
     checkpoint_sec: values.Seconds = runtime(600.0)
     """Seconds between checkpoints."""
     num_processes: values.Workers = runtime(1)
     sharding: Literal["none", "full"] = runtime("none")
-    """full: weights, gradients, averages and optimizer state are spread over the processes (FSDP2), for a model that one device does not
-    hold with them; slower, the same files. none: every process has all (DDP)."""
+    """full: weights, gradients, averages and optimizer state are spread over the processes (FSDP2),
+    for a model that one device does not hold with them; slower, the same files. none: every process
+    has all (DDP).
+    """
     device: values.Device = runtime("auto")
     peak_tflops: values.Tflops | None = runtime(None)
-    """What one device does at most, in 10¹² operations a second, for the utilisation in the logs; None: a matrix product is measured."""
+    """What one device does at most, in 10¹² operations a second, for the utilisation in the logs;
+    None: a matrix product is measured.
+    """
     price_per_hour: values.Price | None = runtime(None)
     """Of all devices together, for the cost in the logs; None: no cost is told."""
     compile: bool = runtime(False)
@@ -666,8 +777,10 @@ class TrainSettings(Settings):
 
 class EvaluateSettings(Settings):
     prompts: Literal["held_out", "scenes", "emoji"] | str = "held_out"
-    """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known truth; emoji: 32 combinations and 32 names
-    that no training picture of kind emoji bears, with a page to choose from four names on; else a text or JSONL file."""
+    """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known
+    truth; emoji: 32 combinations and 32 names that no training picture of kind emoji bears, with a
+    page to choose from four names on; else a text or JSONL file.
+    """
     num_images: values.Count = 256
     steps: values.Few = 16
     guidance: values.Guidance = 3.0
@@ -690,15 +803,21 @@ class Pipeline(Settings):
     filter: FilterSettings = FilterSettings()
     caption: CaptionSettings = CaptionSettings()
     vae: VaeSettings | None = None
-    """Fine-tune the autoencoder on the kept training pictures before encoding; None: it is used as it is."""
+    """Fine-tune the autoencoder on the kept training pictures before encoding; None: it is used as
+    it is.
+    """
     encode: EncodeSettings = EncodeSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     threads: values.Workers | None = runtime(None)
-    """CPU threads: of torch in a training, which keeps the number that it began with; in other stages, how many work at once, on which no
-    result depends. None: one a core, or OMP_NUM_THREADS."""
+    """CPU threads: of torch in a training, which keeps the number that it began with; in other
+    stages, how many work at once, on which no result depends. None: one a core, or
+    OMP_NUM_THREADS.
+    """
     mixed: dict[str, Pipeline] = runtime({})
-    """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Not for writing."""
+    """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Not for
+    writing.
+    """
 
     @model_validator(mode="after")
     def _drawn_captions_are_encoded_live(self) -> Pipeline:
@@ -722,7 +841,9 @@ class Pipeline(Settings):
 
     @property
     def encoded_from(self) -> dict[int, int | None]:
-        """Resolution → the larger one whose latents it is downscaled from, or None where pictures are encoded; those first."""
+        """Resolution → the larger one whose latents it is downscaled from, or None where pictures
+        are encoded; those first.
+        """
         resolutions = sorted({phase.resolution for phase in self.train.phases})
         encoded = [size for size in resolutions if size not in self.encode.from_larger]
         smaller = (size for size in resolutions if size in self.encode.from_larger)

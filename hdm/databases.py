@@ -1,4 +1,5 @@
-"""The SQLite databases of Prefect and MLflow in a store: whether they can be read, and setting aside what cannot.
+"""The SQLite databases of Prefect and MLflow in a store: whether they can be read, and setting
+aside what cannot.
 
 <store>/.services/prefect.db  mlflow.db     nothing in the store depends on them: they are the history that the pages show
 """
@@ -24,7 +25,9 @@ def databases(root: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a database, or None. One that is not there yet, empty or in use is sound."""
+    """What is wrong with a database, or None. One that is not there yet, empty or in use is
+    sound.
+    """
     if not path.exists():
         return None
     try:

@@ -1,4 +1,5 @@
-"""The files that define pipelines and labs: the one that comes with the package, and a person's own.
+"""The files that define pipelines and labs: the one that comes with the package, and a person's
+own.
 
 A person's pipelines.yaml adds entries to those of the package. An entry of the same name takes the
 place of the package's, and may extend it: `demo: {extends: demo, …}`.

@@ -30,7 +30,9 @@ class Check:
 
 
 def checks(root: Path) -> Iterator[Check]:
-    """Look at Python, the code's and the packages' versions, the torch pair, devices, disk and databases."""
+    """Look at Python, the code's and the packages' versions, the torch pair, devices, disk and
+    databases.
+    """
     yield Check(
         "python",
         sys.version_info >= (3, 11),
@@ -68,7 +70,9 @@ def packages() -> Check:
 
 
 def torch_pair() -> Check:
-    """Whether torch and torchvision fit: a pair that does not takes open_clip, diffusers and transformers with it."""
+    """Whether torch and torchvision fit: a pair that does not takes open_clip, diffusers and
+    transformers with it.
+    """
     try:
         torch, torchvision = (
             importlib.import_module("torch"),

@@ -63,7 +63,9 @@ class SavedOnSignal(HdmError):  # noqa: N818  (a signal was obeyed; nothing went
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
-    """A number of things in words, as "1 picture" and "2,000 pictures"; `several` where an s does not do."""
+    """A number of things in words, as "1 picture" and "2,000 pictures"; `several` where an s does
+    not do.
+    """
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
@@ -77,7 +79,9 @@ def raised_by(*checks: Callable[[], object]) -> Iterator[InputError]:
 
 
 def combined(errors: Iterable[InputError]) -> InputError | None:
-    """One error that lists several, each once, with where it is and what to do; None: there is none."""
+    """One error that lists several, each once, with where it is and what to do; None: there is
+    none.
+    """
     by_text = {str(error): error for error in errors}
     if len(by_text) < 2:
         return next(iter(by_text.values()), None)

@@ -1,5 +1,5 @@
-"""Reading files so that what is wrong with one is said in our own words, and writing them so that a kill or a full disk leaves
-the old file or the new one, never half of one.
+"""Reading files so that what is wrong with one is said in our own words, and writing them so that a
+kill or a full disk leaves the old file or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def read_record(path: Path, shape: type[Record], do: str) -> Record:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Of a file's bytes, in hex digits: sha256 for proof, 128 bits of XXH3 for every time that the file is used."""
+    """Of a file's bytes, in hex digits: sha256 for proof, 128 bits of XXH3 for every time that the
+    file is used.
+    """
 
     sha256: str
     xxh3: str
@@ -158,7 +160,9 @@ def check_regular(path: Path) -> None:
 
 
 def explain_read_error(error: OSError, path: Path) -> HdmError:
-    """The error to raise in place of an OSError met while reading `path`: damage, a missing permission, or the machine's limits."""
+    """The error to raise in place of an OSError met while reading `path`: damage, a missing
+    permission, or the machine's limits.
+    """
     if error.errno in DAMAGE:
         return DamagedError(
             f"not a file that can be read: {error.strerror}",
@@ -201,7 +205,8 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, to be written by the caller; renamed to `path` at the end of the block.
+    """A temporary path beside `path`, to be written by the caller; renamed to `path` at the end of
+    the block.
 
     On any error the temporary is removed and `path` is as it was.
 
@@ -309,7 +314,8 @@ def no_space(path: Path, needed_bytes: int | None, written_bytes: int = 0) -> Do
 
 
 def check_temporary(needed_bytes: int = TEMPORARY_BYTES) -> None:
-    """Refuse to begin where temporary files have no room: the databases of the services need it at once, and say only that a disk is full.
+    """Refuse to begin where temporary files have no room: the databases of the services need it at
+    once, and say only that a disk is full.
 
     Raises:
         DoesNotFitError: the folder of TMPDIR has less.

@@ -1,8 +1,9 @@
 """What of a store is no longer needed.
 
-Needed is an output that a pipeline or lab of pipelines.yaml makes or reads with its present settings, or that was used in the last
-days: made or found by a run, whatever its `--set`, or sampled from; and everything that such outputs were made from. Of needed
-outputs, what kills and damage left: temporary files, checkpoints of what is finished, `.damaged`.
+Needed is an output that a pipeline or lab of pipelines.yaml makes or reads with its present
+settings, or that was used in the last days: made or found by a run, whatever its `--set`, or
+sampled from; and everything that such outputs were made from. Of needed outputs, what kills and
+damage left: temporary files, checkpoints of what is finished, `.damaged`.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def _pipelines(file: Path | None) -> Iterator[tuple[str, Pipeline | HdmError]]:
 
 
 def _outputs_of(pipeline: Pipeline, outputs: set[tuple[str, str]]) -> HdmError | None:
-    """Add the outputs of a pipeline, as far as they can be known; the first error that keeps others from it."""
+    """Add the outputs of a pipeline, as far as they can be known; the first error that keeps others
+    from it.
+    """
     try:
         outputs |= {(one.name, one.digest) for one in identities(pipeline).values()}
         return None

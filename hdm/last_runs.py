@@ -1,4 +1,5 @@
-"""The last run of each pipeline: which outputs it asked for, and so how far it is and which model is the newest.
+"""The last run of each pipeline: which outputs it asked for, and so how far it is and which model
+is the newest.
 
 <store>/.pipelines/NAME.json     written when a run of that pipeline begins; in no digest
 
@@ -29,8 +30,10 @@ class LastRun:
 
     Args:
         started: seconds since 1970.
-        outputs: output name → digest, in order; None for those after `--until`, which are not identified.
-        components: text encoder and autoencoder that are folders on this machine, for the model's pictures.
+        outputs: output name → digest, in order; None for those after `--until`, which are not
+            identified.
+        components: text encoder and autoencoder that are folders on this machine, for the model's
+            pictures.
         trained: the training phase that was finished last before this run, as `train.64px/DIGEST`.
     """
 
@@ -75,7 +78,9 @@ def _progress(folder: Path) -> str:
 
 
 def trained_last(root: Path, run: LastRun) -> str | None:
-    """The last finished training phase of a pipeline, as `train.64px/DIGEST`: of its last run, else of one before."""
+    """The last finished training phase of a pipeline, as `train.64px/DIGEST`: of its last run, else
+    of one before.
+    """
     done = [
         f"{name}/{run.outputs[name]}"
         for name, state in progress(root, run).items()
@@ -86,7 +91,8 @@ def trained_last(root: Path, run: LastRun) -> str | None:
 
 
 def newest_model(root: Path, pipeline: str | None = None) -> tuple[Path, Mapping[str, str]]:
-    """The folder of the newest finished training, and those of its components that are folders on this machine.
+    """The folder of the newest finished training, and those of its components that are folders on
+    this machine.
 
     Args:
         pipeline: whose; None: of whichever ran last, or of any where no run has been written down.

@@ -1,4 +1,6 @@
-"""From a path to something that makes pictures: what training wrote, a diffusers folder, or a bare weights file."""
+"""From a path to something that makes pictures: what training wrote, a diffusers folder, or a bare
+weights file.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,16 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
     """Load what makes pictures.
 
     Args:
-        path: output folder of a training phase; diffusers folder; or .safetensors file of a denoiser.
-        components: those named by hand. A bare file needs them; a diffusers folder takes none; what training wrote names its own,
-            where it can, and takes only those that it was trained with.
+        path: output folder of a training phase; diffusers folder; or .safetensors file of a
+            denoiser.
+        components: those named by hand. A bare file needs them; a diffusers folder takes none; what
+            training wrote names its own, where it can, and takes only those that it was trained
+            with.
         device: where it will run.
 
     Raises:
-        InputError: nothing of that kind is there, components are not to be had, or parts do not fit each other.
+        InputError: nothing of that kind is there, components are not to be had, or parts do not fit
+            each other.
         DamagedError: a file cannot be read.
     """
     forget_launchers()
@@ -78,7 +83,9 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
 def _trained(
     folder: Path, source: Source, named: Mapping[str, str], device: torch.device
 ) -> Loaded:
-    """What a training phase wrote: model.json tells the digests of its components, and names where these are portable."""
+    """What a training phase wrote: model.json tells the digests of its components, and names where
+    these are portable.
+    """
     told = source.told
     digests, names = (
         told.get("components", {}),
@@ -103,7 +110,9 @@ def _trained(
 
 
 def _finetuned(folder: Path) -> dict[str, str]:
-    """The pipeline's own autoencoder, where it has one and the output lies in its store beside it."""
+    """The pipeline's own autoencoder, where it has one and the output lies in its store beside
+    it.
+    """
     try:
         digest = read_output(folder).inputs[FINETUNED]
     except (FileNotFoundError, KeyError):
@@ -149,7 +158,9 @@ def _bare_file(
 def _diffusers_folder(
     folder: Path, source: Source, named: Mapping[str, str], device: torch.device
 ) -> Loaded:
-    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer; its index may tell max_tokens and resolution."""
+    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer; its index
+    may tell max_tokens and resolution.
+    """
     if named:
         raise InputError(
             "a diffusers folder brings its own components",

@@ -27,7 +27,9 @@ class Measure(ABC):
         self.pieces_done = self.items_done = 0
 
     def measure_next(self) -> None:
-        """The next piece: every n-th item, so that however few pieces are measured, they are from everywhere."""
+        """The next piece: every n-th item, so that however few pieces are measured, they are from
+        everywhere.
+        """
         items = range(self.pieces_done, self.count, self.num_pieces)
         self.add(items)
         self.pieces_done += 1
@@ -80,8 +82,8 @@ def seconds_of_all(measures: Mapping[str, Measure]) -> float:
 
 
 def balance(wanted: np.ndarray, others: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How well each threshold tells values apart: the share of the wanted ones that reach it, or, if it is less, that of the others
-    that do not; NaN where there are none to tell."""
+    """How well each threshold tells values apart: the share of the wanted ones that reach it, or,
+    if it is less, that of the others that do not; NaN where there are none to tell."""
     if not len(wanted) or not len(others):
         return np.full(len(thresholds), np.nan)
     missed, caught = (

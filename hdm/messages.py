@@ -1,4 +1,6 @@
-"""Everything that people read of a process: what it prints and what it logs, without secrets and without control characters."""
+"""Everything that people read of a process: what it prints and what it logs, without secrets and
+without control characters.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from hdm.redaction import redacted_value, shown, visible
 
 
 class Terminal(Console):
-    """A rich console. Colours and cursor movements are its own; those in what it prints are written out."""
+    """A rich console. Colours and cursor movements are its own; those in what it prints are written
+    out.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         # Before the layout: a table measures what it will show.
@@ -43,7 +47,9 @@ def say_json(value: Any, indent: int | None = None) -> None:
 
 
 def guard_output() -> None:
-    """Have every message of this process's log, whoever writes it and whoever takes it, pass through `shown`, and so a last traceback."""
+    """Have every message of this process's log, whoever writes it and whoever takes it, pass
+    through `shown`, and so a last traceback.
+    """
     sys.excepthook = _show_traceback
     make = logging.getLogRecordFactory()
     if getattr(make, "guarded", False):

@@ -1,12 +1,15 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024), for matrices and convolutions, quick on a CPU too.
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024), for matrices and
+convolutions, quick on a CPU too.
 
-torch.optim.Muon takes matrices alone, one at a time, and makes its five Newton–Schulz steps in bfloat16, which a CPU either multiplies
-at no gain or, lacking the instructions, emulates. Here matrices of one shape go together, and on a CPU the steps are taken in float32
-on the small Gram matrix: with X wide and R = X·Xᵀ, one step X ← (a + b·R + c·R²)·X = Z·X turns R into Z·R·Z, so that X itself is
-touched twice instead of fifteen times.
+torch.optim.Muon takes matrices alone, one at a time, and makes its five Newton–Schulz steps in
+bfloat16, which a CPU either multiplies at no gain or, lacking the instructions, emulates. Here
+matrices of one shape go together, and on a CPU the steps are taken in float32 on the small Gram
+matrix: with X wide and R = X·Xᵀ, one step X ← (a + b·R + c·R²)·X = Z·X turns R into Z·R·Z, so that
+X itself is touched twice instead of fifteen times.
 
-Of sharded matrices (`hdm.sharding`) each process keeps its rows and their averages; the direction of a move, which needs the whole
-matrix, is put together and made orthogonal by every process, as it is where every process has all.
+Of sharded matrices (`hdm.sharding`) each process keeps its rows and their averages; the direction
+of a move, which needs the whole matrix, is put together and made orthogonal by every process, as it
+is where every process has all.
 """
 
 from __future__ import annotations
@@ -27,15 +30,17 @@ TOGETHER = 1 << 20  # elements; 4 MB of float32, about a cache
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves every matrix by about an orthogonal one; a convolution (O, I, …) counts as the matrix (O, I·…).
+    """Moves every matrix by about an orthogonal one; a convolution (O, I, …) counts as the matrix
+    (O, I·…).
 
     Args:
         params: matrices, or groups of them with settings of their own.
         lr: rate.
         momentum: of the gradients' average; Nesterov's form.
         weight_decay: share of itself that a weight loses at a rate of 1.
-        size: of a move. `original`: lr·√max(1, rows/columns) times the orthogonal matrix (Jordan). `adamw`: lr·0.2·√max(rows, columns)
-            times it, the root mean square of AdamW's moves, so that AdamW's rates serve (arXiv 2502.16982, equation 4).
+        size: of a move. `original`: lr·√max(1, rows/columns) times the orthogonal matrix (Jordan).
+            `adamw`: lr·0.2·√max(rows, columns) times it, the root mean square of AdamW's moves, so
+            that AdamW's rates serve (arXiv 2502.16982, equation 4).
     """
 
     def __init__(
@@ -103,7 +108,8 @@ def _alike(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """About the nearest orthogonal matrix to each: same singular vectors, singular values brought to between 0.7 and 1.2.
+    """About the nearest orthogonal matrix to each: same singular vectors, singular values brought
+    to between 0.7 and 1.2.
 
     Five times every singular value σ becomes a·σ + b·σ³ + c·σ⁵ (Jordan's quintic).
 
@@ -134,7 +140,9 @@ def _on_gram_matrix(wide: Tensor) -> Tensor:
 
 
 def _on_matrix(wide: Tensor) -> Tensor:
-    """On tensor cores the long products are cheap, and bfloat16 would lose the Gram matrix's small values."""
+    """On tensor cores the long products are cheap, and bfloat16 would lose the Gram matrix's small
+    values.
+    """
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
         gram = wide @ wide.mT

@@ -23,7 +23,8 @@ def number(kind: Any, *names: str, **rest: Any) -> Any:
     """A typer option for one of the numbers of `hdm.values`, as `number(Count, help="Pictures.")`.
 
     Args:
-        kind: an annotated int or float; the parameter itself is a plain int or float, or None beside it.
+        kind: an annotated int or float; the parameter itself is a plain int or float, or None
+            beside it.
         names: of the option, where the parameter's own will not do.
         rest: what `typer.Option` takes.
     """

@@ -1,6 +1,8 @@
-"""Reading pipelines.yaml: defaults, file, environment, command line; every error at once, with file and line.
+"""Reading pipelines.yaml: defaults, file, environment, command line; every error at once, with file
+and line.
 
-The later wins: defaults in `hdm.config`, the entry that is extended, the entry, `HDM__stage__field=value`, `--set stage.field=value`.
+The later wins: defaults in `hdm.config`, the entry that is extended, the entry,
+`HDM__stage__field=value`, `--set stage.field=value`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def load_pipeline(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Pipeline:
-    """The pipeline `name` with every setting resolved, and those that `train.mix` and `train.start` name.
+    """The pipeline `name` with every setting resolved, and those that `train.mix` and `train.start`
+    name.
 
     Args:
         name: entry under `pipelines:`.
@@ -54,7 +57,8 @@ def _with_others(
     variables: list[tuple[str, str]],
     trail: tuple[str, ...],
 ) -> Pipeline:
-    """A pipeline with the others that it names; of the one that it starts from, those too that this one names.
+    """A pipeline with the others that it names; of the one that it starts from, those too that this
+    one names.
 
     Args:
         trail: the pipelines that start from each other, up to this one.
@@ -238,7 +242,9 @@ def _assignment(key: str, value: str, origin: str) -> _Layer:
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Mappings merge, everything else is replaced; in a list, `phases.0.batch_size` names an element."""
+    """Mappings merge, everything else is replaced; in a list, `phases.0.batch_size` names an
+    element.
+    """
     for key, value in values.items():
         there = into.get(key)
         if (

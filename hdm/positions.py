@@ -1,6 +1,8 @@
-"""Where each latent pixel lies in its picture: full maps, crops of them, camera moves, and the patch grid.
+"""Where each latent pixel lies in its picture: full maps, crops of them, camera moves, and the
+patch grid.
 
-A map is row-major (H·W, 2), float32, each row (y, x); the picture's centre is (0, 0). Kinds of range:
+A map is row-major (H·W, 2), float32, each row (y, x); the picture's centre is (0, 0). Kinds of
+range:
 box   the longer side spans [-1, 1], the shorter one [-short/long, short/long]  (the published weights')
 area  y spans ±√(H/W), x spans ±√(W/H), so that the area is always the same      (arXiv 2509.06068, text)
 """
@@ -21,7 +23,9 @@ PositionKind = Literal["box", "area"]
 
 @dataclass(frozen=True)
 class Camera:
-    """A move of the sampled picture's frame: `y` and `x` shift the positions, `zoom` divides them (2 is twice as close)."""
+    """A move of the sampled picture's frame: `y` and `x` shift the positions, `zoom` divides them
+    (2 is twice as close).
+    """
 
     y: float = 0.0
     x: float = 0.0
@@ -53,7 +57,8 @@ def crop_map(
     crop_width: int | None = None,
     kind: PositionKind = "box",
 ) -> Tensor:
-    """Positions that a crop keeps from the full picture's map (shifted square crop, arXiv 2509.06068).
+    """Positions that a crop keeps from the full picture's map (shifted square crop, arXiv
+    2509.06068).
 
     Args:
         height, width: the full grid.
@@ -73,7 +78,8 @@ def crop_map(
         raise InputError(
             f"a crop of {crop_height}×{crop_width} at ({top}, {left}) does not lie in a grid of {height}×{width}"
         )
-    # Cells are square in both kinds: with 2 / side as their side, the longer picture side or the picture's area is that of [-1, 1].
+    # Cells are square in both kinds: with 2 / side as their side, the longer picture side or the
+    # picture's area is that of [-1, 1].
     side = max(height, width) if kind == "box" else (height * width) ** 0.5
     y = _centres(height, side)[top : top + crop_height]
     x = _centres(width, side)[left : left + crop_width]
@@ -86,7 +92,8 @@ def _centres(count: int, side: float) -> Tensor:
 
 
 def to_patch_grid(positions: Tensor, height: int, width: int, patch_size: int) -> Tensor:
-    """Bring a map on the latent grid to the grid of patches, by bilinear interpolation with antialiasing.
+    """Bring a map on the latent grid to the grid of patches, by bilinear interpolation with
+    antialiasing.
 
     Args:
         positions: (height·width, 2) or (B, height·width, 2).

@@ -1,4 +1,6 @@
-"""What is said while work goes on: a bar with rate and time left on a terminal, a line every 30 s elsewhere; and the library's log."""
+"""What is said while work goes on: a bar with rate and time left on a terminal, a line every 30 s
+elsewhere; and the library's log.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def track(what: str, total: int | None = None, unit: str = "items") -> Iterator[
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """To what standard error is at the moment: it may have been exchanged, or closed, since the handler was made."""
+    """To what standard error is at the moment: it may have been exchanged, or closed, since the
+    handler was made.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -1,4 +1,6 @@
-"""What made a result beside its settings: the code, the libraries, the machine. It is told with results and enters no digest."""
+"""What made a result beside its settings: the code, the libraries, the machine. It is told with
+results and enters no digest.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def provenance() -> dict[str, Any]:
 
 @cache
 def code() -> dict[str, Any]:
-    """The package's version; in a checkout also `commit`, and `changed`: whether its code differs from that."""
+    """The package's version; in a checkout also `commit`, and `changed`: whether its code differs
+    from that.
+    """
     return {"version": version_of(DISTRIBUTION), **checkout(ROOT)}
 
 
@@ -44,7 +48,8 @@ def code_version(folder: Path = ROOT) -> str:
 
 
 def checkout(folder: Path) -> dict[str, Any]:
-    """Commit of a git checkout, and whether tracked files differ from it or packages have others; {} if the folder is none.
+    """Commit of a git checkout, and whether tracked files differ from it or packages have others;
+    {} if the folder is none.
 
     A folder within a checkout is none itself: a virtual environment may lie in somebody else's.
     """
@@ -96,7 +101,9 @@ def cpu_model() -> str:
 
 
 def gpus() -> list[str]:
-    """By torch where this process has it already, else by NVIDIA's driver: importing torch takes seconds."""
+    """By torch where this process has it already, else by NVIDIA's driver: importing torch takes
+    seconds.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_available():
         cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))

@@ -1,7 +1,8 @@
 """What may be shown: text without secrets, and without characters that steer a terminal.
 
-Every edge passes through here: errors (`hdm.errors`), the terminal and the log (`hdm.messages`), events for MLflow
-(`tasks.reporter`). Tables of a store keep the URLs and captions of items as given; nothing else is exempt.
+Every edge passes through here: errors (`hdm.errors`), the terminal and the log (`hdm.messages`),
+events for MLflow (`tasks.reporter`). Tables of a store keep the URLs and captions of items as
+given; nothing else is exempt.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def redacted_value(value: Any) -> Any:
 
 
 def visible(text: str) -> str:
-    """The text with characters that steer a terminal written out, as `\\u001b`, which JSON reads back; newlines and tabs stay."""
+    """The text with characters that steer a terminal written out, as `\\u001b`, which JSON reads
+    back; newlines and tabs stay.
+    """
     return text.translate(_VISIBLE)
 
 

@@ -1,4 +1,5 @@
-"""Secrets that settings name by reference. They are read where they are used; what is written of settings holds the reference.
+"""Secrets that settings name by reference. They are read where they are used; what is written of
+settings holds the reference.
 
 env:NAME     a variable of the environment of the process that needs it
 file:PATH    the content of a file, without the newline at its end
@@ -52,7 +53,8 @@ READERS: dict[str, Callable[[str], str]] = {"env": _of_environment, "file": _of_
 
 
 def resolved(text: str) -> str:
-    """The secret that a reference means, which no output of this process shows from then on; any other text as it is.
+    """The secret that a reference means, which no output of this process shows from then on; any
+    other text as it is.
 
     Raises:
         InputError: there is no such secret, or it is empty.

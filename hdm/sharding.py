@@ -1,8 +1,11 @@
-"""Tensors that are spread over the processes of a training (FSDP2's DTensors): each process holds a shard, some rows, of each.
+"""Tensors that are spread over the processes of a training (FSDP2's DTensors): each process holds a
+shard, some rows, of each.
 
-Everything here takes plain tensors too, which are their own only shard: who updates, averages or saves tensors need not ask which they
-are. What works number by number works on shards (`local`); what needs whole tensors puts them together (`whole`, `joined`) and takes its
-share of the result (`share`). Putting together is done by all processes at the same place, or they wait for each other for ever.
+Everything here takes plain tensors too, which are their own only shard: who updates, averages or
+saves tensors need not ask which they are. What works number by number works on shards (`local`);
+what needs whole tensors puts them together (`whole`, `joined`) and takes its share of the result
+(`share`). Putting together is done by all processes at the same place, or they wait for each other
+for ever.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def share(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a whole tensor that every process holds, cut as another of its shape is."""
+    """This process's shard of a whole tensor that every process holds, cut as another of its shape
+    is.
+    """
     if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -59,14 +64,18 @@ def joined(shard: Tensor, like: Tensor) -> Tensor:
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, in its own precision, in the memory format of another of its shape and spread as that is."""
+    """A whole tensor, in its own precision, in the memory format of another of its shape and spread
+    as that is.
+    """
     found = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
     local(found).copy_(share(tensor, like))
     return found
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the first process, sharded ones in the computer's memory, one after another; {} on the others."""
+    """Whole tensors on the first process, sharded ones in the computer's memory, one after another;
+    {} on the others.
+    """
     first = not dist.is_initialized() or dist.get_rank() == 0
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,5 @@
-"""The stages, in order. Flows, tasks, deployments and the names for --from and --until derive from this list.
+"""The stages, in order. Flows, tasks, deployments and the names for --from and --until derive from
+this list.
 
 It imports nothing, so that it can be read before torch and Prefect are: both take seconds.
 """

@@ -1,6 +1,8 @@
-"""The pipeline as a list of outputs to make: what each needs, its identity, and the one call that makes it.
+"""The pipeline as a list of outputs to make: what each needs, its identity, and the one call that
+makes it.
 
-A stage makes one output or several (`encode.64px`, `encode.128px`): adding one redoes none of the others.
+A stage makes one output or several (`encode.64px`, `encode.128px`): adding one redoes none of the
+others.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ PREFLIGHTS: Mapping[str, Preflight] = {
     "train": phase.preflight,
     "evaluate": evaluation_preflight.preflight,
 }
-"""By stage, what of its settings cannot work; given the outputs that the stages before have made already."""
+"""By stage, what of its settings cannot work; given the outputs that the stages before have made
+already.
+"""
 SCORED_BY = (accuracy, likeness, copies, demo_scoring)
 """Modules that register metrics and judges when they are imported."""
 LOOKED_AT = ("download", "filter", "caption")
@@ -206,7 +210,9 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
 
 
 def _latents(pipeline: Pipeline) -> Iterator[Step]:
-    """Latents by resolution: encoded ones with the larger ones that the same decoding can make, then those downscaled from them."""
+    """Latents by resolution: encoded ones with the larger ones that the same decoding can make,
+    then those downscaled from them.
+    """
     encoded = [size for size, larger in pipeline.encoded_from.items() if larger is None]
     for size, larger in pipeline.encoded_from.items():
         name, inputs = f"encode.{size}px", ("download", "filter", *_vae(pipeline))
@@ -228,7 +234,8 @@ def _latents(pipeline: Pipeline) -> Iterator[Step]:
 
 
 def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:
-    """The identity of every output, or of `name` and all that it comes from, known before anything is made.
+    """The identity of every output, or of `name` and all that it comes from, known before anything
+    is made.
 
     Models that only other outputs need may still be missing.
 
@@ -288,7 +295,8 @@ def _places(every: list[Step], name: str) -> list[int]:
 def problems(
     pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
 ) -> list[InputError]:
-    """What would make the stages from one to another fail, as far as settings, this machine and finished outputs say.
+    """What would make the stages from one to another fail, as far as settings, this machine and
+    finished outputs say.
 
     Stages whose outputs are all in the store are left out: nothing of them will run.
 
@@ -315,7 +323,9 @@ def _told(stage: str, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]
 
 
 def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iterator[InputError]:
-    """Of the outputs that `wanted` begin with: the first that is missing, and the first of each pipeline that is mixed in."""
+    """Of the outputs that `wanted` begin with: the first that is missing, and the first of each
+    pipeline that is mixed in.
+    """
     making = {step.name for step in wanted}
     told: set[str] = set()
     for step in wanted:
@@ -333,7 +343,9 @@ def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Ite
 
 
 def _unfit_origins(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iterator[InputError]:
-    """Of trainings: checkpoints that they cannot go on from, and pipelines that cannot be mixed in."""
+    """Of trainings: checkpoints that they cannot go on from, and pipelines that cannot be mixed
+    in.
+    """
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
         if all(step.name != name for step in wanted) or _made(pipeline, store, name):
@@ -398,7 +410,8 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
 
     Raises:
         InputError: an input is not in the store.
-        DamagedError: an input's file is not what was written; it was set aside, and the same command again mends it.
+        DamagedError: an input's file is not what was written; it was set aside, and the same
+            command again mends it.
     """
     forget_launchers()
     known = identities(pipeline, name)
@@ -409,7 +422,8 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
             return Made(step, ready, cached=True)
     inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
     try:
-        # Trainings keep the count that they began with; every other stage computes with one thread an operation.
+        # Trainings keep the count that they began with; every other stage computes with one thread
+        # an operation.
         with (
             in_use(output.path for output in inputs.values()),
             cpu_threads(None if step.stage in TRAININGS else 1),

@@ -21,7 +21,8 @@ class Share:
 
     Args:
         right, total: counts.
-        distinct: how many of `total` are independent of each other, where several answer the same question; None: all.
+        distinct: how many of `total` are independent of each other, where several answer the same
+            question; None: all.
     """
 
     right: int
@@ -58,7 +59,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Interval:
-    """`mean` ± `half`: Student's t interval at 95 % of the mean of some values; `half` is None of a single one."""
+    """`mean` ± `half`: Student's t interval at 95 % of the mean of some values; `half` is None of a
+    single one.
+    """
 
     mean: float
     half: float | None
@@ -85,8 +88,9 @@ def mean_with_error(
 
     Args:
         values: (N,).
-        clusters: what each value belongs to; those of one cluster may depend on each other, so that the error is the cluster-robust one
-            (Liang and Zeger 1986) and `distinct` counts the clusters. None: all are independent.
+        clusters: what each value belongs to; those of one cluster may depend on each other, so that
+            the error is the cluster-robust one (Liang and Zeger 1986) and `distinct` counts the
+            clusters. None: all are independent.
     """
     count = len(values)
     numbers = np.arange(count) if clusters is None else _numbered(clusters)
@@ -115,11 +119,13 @@ def compare_with_reference(
     reference_clusters: Sequence[Hashable],
     clusters: Sequence[Hashable],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Fréchet and kernel distances of two matched sets from a reference, and their difference, with 95 % intervals.
+    """Fréchet and kernel distances of two matched sets from a reference, and their difference, with
+    95 % intervals.
 
-    Intervals are 1.96 standard errors of a bootstrap that draws clusters with replacement, of the reference and of both sets alike:
-    what both sets owe to the reference and to the choice of prompts cancels out in their difference. Where a distance is nothing but
-    chance, they are up to twice as wide as they need be.
+    Intervals are 1.96 standard errors of a bootstrap that draws clusters with replacement, of the
+    reference and of both sets alike: what both sets owe to the reference and to the choice of
+    prompts cancels out in their difference. Where a distance is nothing but chance, they are up to
+    twice as wide as they need be.
 
     Args:
         reference: (M, E) unit embeddings, at least two clusters of them.
@@ -127,7 +133,8 @@ def compare_with_reference(
         reference_clusters, clusters: what each row belongs to, of the reference and of both sets.
 
     Returns:
-        `frechet` and `kernel`, each: name of a set, or `difference` (first minus second), → `value` and `half`, the interval's half width.
+        `frechet` and `kernel`, each: name of a set, or `difference` (first minus second), → `value`
+        and `half`, the interval's half width.
     """
     (first, one), (second, two) = sets.items()
     kernels = Kernels(reference, one), Kernels(reference, two)
@@ -152,7 +159,9 @@ def compare_with_reference(
 
 
 def _bootstrap(clusters: Sequence[Hashable], seed: int) -> Iterator[np.ndarray]:
-    """How often each item is in a sample of as many clusters, drawn with replacement; (N,) integers a replicate."""
+    """How often each item is in a sample of as many clusters, drawn with replacement; (N,) integers
+    a replicate.
+    """
     numbers = _numbered(clusters)
     total, rng = int(numbers.max()) + 1, np.random.default_rng(seed)
     for _ in range(REPLICATES):
@@ -168,9 +177,11 @@ def frechet_distance(
     first_counts: np.ndarray | None = None,
     second_counts: np.ndarray | None = None,
 ) -> float:
-    """Fréchet distance of the normal distributions fitted to two sets (Dowson and Landau 1982; the formula of FID, arXiv 1706.08500).
+    """Fréchet distance of the normal distributions fitted to two sets (Dowson and Landau 1982; the
+    formula of FID, arXiv 1706.08500).
 
-    Biased upwards where there are few samples for the dimensions: compare only values of equally large sets.
+    Biased upwards where there are few samples for the dimensions: compare only values of equally
+    large sets.
 
     Args:
         first, second: (N, E) and (M, E), at least two rows each.
@@ -214,13 +225,16 @@ class Kernels:
     def distance(
         self, first_counts: np.ndarray | None = None, second_counts: np.ndarray | None = None
     ) -> float:
-        """Squared maximum mean discrepancy, times 1000: CMMD's formula (arXiv 2401.09603), but unbiased.
+        """Squared maximum mean discrepancy, times 1000: CMMD's formula (arXiv 2401.09603), but
+        unbiased.
 
-        CMMD itself uses the V-statistic and ViT-L/14-336 embeddings; this is the U-statistic (Gretton et al. 2012, eq. 3) on whatever
-        embeddings it is given, so that its expectation is 0 for two sets of one distribution, however small, and it may be negative.
+        CMMD itself uses the V-statistic and ViT-L/14-336 embeddings; this is the U-statistic
+        (Gretton et al. 2012, eq. 3) on whatever embeddings it is given, so that its expectation is
+        0 for two sets of one distribution, however small, and it may be negative.
 
         Args:
-            first_counts, second_counts: (N,) and (M,) integers, how often each row counts; None: once.
+            first_counts, second_counts: (N,) and (M,) integers, how often each row counts; None:
+                once.
         """
         one = np.ones(len(self.first)) if first_counts is None else first_counts.astype(np.float64)
         two = (

@@ -11,7 +11,8 @@
         .hashes.json                     fast hashes of files whose manifest, from an older release, has none
         <file>.damaged                   what was found not to be what was written
 
-A digest covers everything that changes the result and nothing else: no time, host, port, path or retry.
+A digest covers everything that changes the result and nothing else: no time, host, port, path or
+retry.
 """
 
 from __future__ import annotations
@@ -67,10 +68,12 @@ log = logging.getLogger(__name__)
 
 
 def store_root(folder: Path | None = None) -> Path:
-    """The given folder, else the environment's HDM_STORE, else ./store; absolute. It need not be there.
+    """The given folder, else the environment's HDM_STORE, else ./store; absolute. It need not be
+    there.
 
     Raises:
-        InputError: it cannot be a folder: it is a file, or below one, or a link to itself, or too long.
+        InputError: it cannot be a folder: it is a file, or below one, or a link to itself, or too
+            long.
     """
     given = Path(folder or os.environ.get("HDM_STORE") or "store")
     try:
@@ -86,7 +89,9 @@ def store_root(folder: Path | None = None) -> Path:
 
 
 def state_root(root: Path) -> Path:
-    """Where runs write what is no output (databases of Prefect and MLflow, logs, reports): HDM_STATE, else the store itself."""
+    """Where runs write what is no output (databases of Prefect and MLflow, logs, reports):
+    HDM_STATE, else the store itself.
+    """
     return Path(os.environ.get("HDM_STATE") or root).resolve()
 
 
@@ -96,7 +101,8 @@ class Identity:
 
     Args:
         name: output name, as `filter` or `encode.64px`; also the folder in the store.
-        schema: version of the code's output format; raise it when the same inputs give another output.
+        schema: version of the code's output format; raise it when the same inputs give another
+            output.
         config: the configuration fields that change the result, as plain JSON values.
         inputs: name of each input output → its digest.
         weights: component → sha256 of its weights.
@@ -115,9 +121,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One finished file: its name in the output's folder, size, hashes, and counts (rows, kept, …) for the totals.
+    """One finished file: its name in the output's folder, size, hashes, and counts (rows, kept, …)
+    for the totals.
 
-    `xxh3` is what is compared whenever the file is used; None in manifests of releases before 0.2. `sha256` is for `hdm verify`.
+    `xxh3` is what is compared whenever the file is used; None in manifests of releases before 0.2.
+    `sha256` is for `hdm verify`.
     """
 
     name: str
@@ -129,7 +137,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Output:
-    """A finished output. `counts` are the files' counts summed; `summary` is what the stage says of the whole."""
+    """A finished output. `counts` are the files' counts summed; `summary` is what the stage says of
+    the whole.
+    """
 
     name: str
     digest: str
@@ -151,7 +161,9 @@ class Output:
         return [self.path / record.name for record in self.files if record.name.endswith(suffix)]
 
     def run(self) -> dict[str, Any]:
-        """`run.json`: seconds spent, hosts, and what was measured meanwhile; {} if it was lost (nothing depends on it)."""
+        """`run.json`: seconds spent, hosts, and what was measured meanwhile; {} if it was lost
+        (nothing depends on it).
+        """
         return _read_run(self.path)
 
 
@@ -160,8 +172,9 @@ class Store:
 
     Args:
         root: the folder; made when first written to.
-        verify_bytes: contents up to this many bytes an output are compared when it is looked up, small files first; beyond it,
-            names and sizes are, and contents when they are read (`checked`, page checksums) and by `hdm verify`.
+        verify_bytes: contents up to this many bytes an output are compared when it is looked up,
+            small files first; beyond it, names and sizes are, and contents when they are read
+            (`checked`, page checksums) and by `hdm verify`.
     """
 
     def __init__(self, root: Path, verify_bytes: int = VERIFY_BYTES) -> None:
@@ -173,8 +186,8 @@ class Store:
     def find(self, identity: Identity) -> Output | None:
         """The finished output of that identity, or None if it has to be made.
 
-        A damaged file is set aside under `<name>.damaged`. If a copy of it was kept, the output is whole again; if not, the next
-        draft makes that file anew and keeps the rest.
+        A damaged file is set aside under `<name>.damaged`. If a copy of it was kept, the output is
+        whole again; if not, the next draft makes that file anew and keeps the rest.
 
         Raises:
             InputError: something may not be read, or is in the way.
@@ -195,7 +208,9 @@ class Store:
         return output
 
     def _mended(self, identity: Identity) -> Output | None:
-        """The output from its copies: None if they are not enough, or another process works on it."""
+        """The output from its copies: None if they are not enough, or another process works on
+        it.
+        """
         folder = self.folder(identity)
         with contextlib.suppress(FileNotFoundError, DamagedError, LockedError):
             manifest = _read_of(folder, identity, COPIES)
@@ -245,7 +260,8 @@ class Store:
 
     @contextlib.contextmanager
     def draft(self, identity: Identity) -> Iterator[Draft]:
-        """Work on an output that is not finished, alone: files of an interrupted run are there already.
+        """Work on an output that is not finished, alone: files of an interrupted run are there
+        already.
 
         Raises:
             LockedError: another process works on it; its pid, host and start are named.
@@ -263,8 +279,8 @@ class Store:
 class Draft:
     """An output being written. Made by `Store.draft`.
 
-    `figures` may be filled with what was measured of the making (rates, shares of time): they go to run.json. `lost` are the files
-    that were finished once and do not hold any longer.
+    `figures` may be filled with what was measured of the making (rates, shares of time): they go to
+    run.json. `lost` are the files that were finished once and do not hold any longer.
     """
 
     def __init__(self, identity: Identity, folder: Path) -> None:
@@ -295,13 +311,15 @@ class Draft:
     def write(
         self, name: str, *, copied: bool = False, needed_bytes: int | None = None
     ) -> Iterator[PendingFile]:
-        """Write one file: the block writes to `.path` and fills `.counts`; at its end the file is whole and recorded.
+        """Write one file: the block writes to `.path` and fills `.counts`; at its end the file is
+        whole and recorded.
 
         Safe to use from several threads for different names.
 
         Args:
             name: of the file, in the output's folder.
-            copied: keep a copy from which the file is mended: for small files that only the whole work would make again.
+            copied: keep a copy from which the file is mended: for small files that only the whole
+                work would make again.
             needed_bytes: how large it will be, to say on a full disk; None: not known.
         """
         with written_aside(self.path / name, needed_bytes) as temporary:
@@ -315,7 +333,8 @@ class Draft:
             if copied:
                 _write_over(self.path / COPIES / name, temporary.read_bytes())
             line = {**asdict(record), "of": self.identity.digest}
-            # Before the rename: a file that is in place is always in the journal, and so can be adopted or refused.
+            # Before the rename: a file that is in place is always in the journal, and so can be
+            # adopted or refused.
             _append_line(
                 self.path / JOURNAL, canonical_json({**line, "line_xxh3": _line_hash(line)})
             )
@@ -351,7 +370,9 @@ class Draft:
         return dict(sorted(total.items()))
 
     def commit(self, summary: Mapping[str, Any] | None = None) -> Output:
-        """Finish the output: the manifest is written last, then what only resuming needed is removed."""
+        """Finish the output: the manifest is written last, then what only resuming needed is
+        removed.
+        """
         records = [asdict(self.records[name]) for name in sorted(self.records)]
         body = {
             **asdict(self.identity),
@@ -483,7 +504,8 @@ def _read_manifest(path: Path, folder: Path) -> Output:
 
 
 def check_files(output: Output, verify_bytes: int | None = None) -> None:
-    """Check the names and sizes of an output's files, and the contents of `verify_bytes` of them, small files first (None: of all).
+    """Check the names and sizes of an output's files, and the contents of `verify_bytes` of them,
+    small files first (None: of all).
 
     Raises:
         DamagedError: naming the first file that is not what was written.
@@ -497,7 +519,8 @@ def check_files(output: Output, verify_bytes: int | None = None) -> None:
 
 
 def checked(path: Path) -> Path:
-    """A file that is about to be used: if it belongs to an output, its contents are compared with the manifest's hash first.
+    """A file that is about to be used: if it belongs to an output, its contents are compared with
+    the manifest's hash first.
 
     Once in a process is enough for a file that did not change since.
 
@@ -545,7 +568,8 @@ def _damage(path: Path) -> DamagedError:
 
 
 def set_aside(folder: Path, damage: DamagedError) -> None:
-    """Move what is damaged out of the way, saying so; where that is a file, the manifest that vouches for it goes to the copies.
+    """Move what is damaged out of the way, saying so; where that is a file, the manifest that
+    vouches for it goes to the copies.
 
     Raises:
         HdmError: it cannot be moved.
@@ -584,7 +608,9 @@ def _made_folder(path: Path) -> Path:
 
 
 def _clear_for_file(path: Path) -> None:
-    """Set aside a folder, a pipe, or a link that leads nowhere, where a file is going to be written."""
+    """Set aside a folder, a pipe, or a link that leads nowhere, where a file is going to be
+    written.
+    """
     if os.path.lexists(path) and not path.is_file():
         _move_aside(path, "not a file")
 
@@ -595,7 +621,9 @@ def _write_over(path: Path, data: bytes) -> None:
 
 
 def _restored(folder: Path, record: FileRecord) -> bool:
-    """Whether a file is what was written, perhaps by now: from its copy. What stands in the way of writing it is set aside."""
+    """Whether a file is what was written, perhaps by now: from its copy. What stands in the way of
+    writing it is set aside.
+    """
     if _holds(folder, record, content=True):
         return True
     path = folder / record.name
@@ -677,7 +705,8 @@ def locked(
 
 @contextlib.contextmanager
 def in_use(folders: Iterable[Path]) -> Iterator[None]:
-    """Write down that outputs are used now, and keep `hdm gc` off them in the block, where this user may write there.
+    """Write down that outputs are used now, and keep `hdm gc` off them in the block, where this
+    user may write there.
 
     Raises:
         LockedError: one is being removed.
@@ -699,7 +728,8 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Hold a lock against everybody else, without changing its file; nothing to hold where it is not there.
+    """Hold a lock against everybody else, without changing its file; nothing to hold where it is
+    not there.
 
     Raises:
         LockedError: somebody else holds it.
@@ -780,7 +810,9 @@ def _holds(folder: Path, record: FileRecord, content: bool) -> bool:
 
 
 def _refused(error: OSError, path: Path) -> bool:
-    """False for a file that is not what was written; anything else that keeps it from being read is raised."""
+    """False for a file that is not what was written; anything else that keeps it from being read is
+    raised.
+    """
     explained = explain_read_error(error, path)
     if isinstance(explained, DamagedError):
         return False
@@ -797,14 +829,17 @@ def _content_holds(folder: Path, record: FileRecord) -> bool:
     found = hash_file(path)
     if found.sha256 != record.sha256:
         return False
-    # In a store of somebody else's it cannot be remembered, and is hashed again by the next process.
+    # In a store of somebody else's it cannot be remembered, and is hashed again by the next
+    # process.
     with contextlib.suppress(HdmError):
         write_json(folder / HASHES, {**known, found.sha256: found.xxh3})
     return True
 
 
 def _read_hashes(folder: Path) -> dict[str, str]:
-    """sha256 → XXH3 of files that were once found to be whole; {} if it was lost (they are hashed again)."""
+    """sha256 → XXH3 of files that were once found to be whole; {} if it was lost (they are hashed
+    again).
+    """
     try:
         return dict(read_json((folder / HASHES).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -844,7 +879,9 @@ def _line_hash(line: Mapping[str, Any]) -> str:
 
 
 def _read_journal(folder: Path, digest: str) -> Iterator[FileRecord]:
-    """The records of that output. A damaged line is skipped, and its file made again: counts and sha256 are in no other place."""
+    """The records of that output. A damaged line is skipped, and its file made again: counts and
+    sha256 are in no other place.
+    """
     for _, values in _journal_lines(folder):
         with contextlib.suppress(TypeError, AttributeError, ValueError):
             written = values.pop("line_xxh3", None)  # None: of a release before 0.2
@@ -855,7 +892,9 @@ def _read_journal(folder: Path, digest: str) -> Iterator[FileRecord]:
 
 
 def _forget_unsigned(folder: Path) -> None:
-    """Forget the files of a journal that do not say whose they are: they may have come with another output's manifest."""
+    """Forget the files of a journal that do not say whose they are: they may have come with another
+    output's manifest.
+    """
     lines = list(_journal_lines(folder))
     kept = [line for line, values in lines if isinstance(values, dict) and "of" in values]
     if len(kept) < len(lines):

@@ -1,4 +1,6 @@
-"""Standard output and error that may be closed, be cut off by `| head`, or not know every character: the work goes on."""
+"""Standard output and error that may be closed, be cut off by `| head`, or not know every
+character: the work goes on.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe; the terminal was close
 
 
 class _Unread(io.FileIO):
-    """A stream that says nothing more once it could not be written: without an error where nobody reads it."""
+    """A stream that says nothing more once it could not be written: without an error where nobody
+    reads it.
+    """
 
     def write(self, data: Any) -> int:
         try:

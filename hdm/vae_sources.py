@@ -1,4 +1,6 @@
-"""`hdm vae`: an autoencoder fine-tuned or measured on scenes, or on anything that a download reads on this machine."""
+"""`hdm vae`: an autoencoder fine-tuned or measured on scenes, or on anything that a download reads
+on this machine.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def finetune_from(
     matte: str = "#ffffff",
     contrastive: str | None = "demo",
 ) -> dict[str, Any]:
-    """Fine-tune an autoencoder on a source and write it to a folder, as `components.autoencoder` takes it.
+    """Fine-tune an autoencoder on a source and write it to a folder, as `components.autoencoder`
+    takes it.
 
     Args:
         source: "scenes", or pictures on this machine: a folder, WebDataset tars, a data set.
@@ -60,15 +63,19 @@ def finetune_from(
         reference: the autoencoder to start from; None: a new small one.
         settings: how.
         minutes: about how long to train, instead of `settings.num_images`.
-        max_pictures: take only the first so many; None: 8,000 scenes, 20,000 others. They are held in memory.
+        max_pictures: take only the first so many; None: 8,000 scenes, 20,000 others. They are held
+            in memory.
         matte: colour behind transparent pixels.
-        contrastive: a folder that `hdm bootstrap` wrote, whose model the Fréchet distance is measured with; None: no such distance.
+        contrastive: a folder that `hdm bootstrap` wrote, whose model the Fréchet distance is
+            measured with; None: no such distance.
 
     Returns:
-        What `finetune.json` holds: what it started from, settings, data with their digest, quality before and after.
+        What `finetune.json` holds: what it started from, settings, data with their digest, quality
+        before and after.
 
     Raises:
-        InputError: source or autoencoder are not to be had or do not fit; or `out` holds something else.
+        InputError: source or autoencoder are not to be had or do not fit; or `out` holds something
+            else.
         SavedOnSignal: stopped; the same command goes on.
     """
     if (out / RECORD).exists() or (
@@ -110,7 +117,8 @@ def measure_from(
     contrastive: str | None = "demo",
     device: str = "auto",
 ) -> dict[str, float]:
-    """What an autoencoder is worth on the first `num_images` pictures of a source; arguments as for `finetune_from`.
+    """What an autoencoder is worth on the first `num_images` pictures of a source; arguments as for
+    `finetune_from`.
 
     Raises:
         InputError: source or autoencoder are not to be had, or the size does not fit.
@@ -166,7 +174,9 @@ def _planned(
     settings: VaeSettings,
     minutes: float | None,
 ) -> VaeSettings:
-    """The settings with as many images as fit into the minutes, told by a few steps, once: a run that goes on keeps its plan."""
+    """The settings with as many images as fit into the minutes, told by a few steps, once: a run
+    that goes on keeps its plan.
+    """
     if minutes is None:
         return settings
     if not file.exists():

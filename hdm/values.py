@@ -1,7 +1,8 @@
 """The kinds of value that settings and options take, each with its bounds: numbers, sizes, devices.
 
-`hdm.config` annotates its fields with them and the command line its options, so that both accept and refuse the same values.
-Every number has a finite upper bound; NaN, infinity and booleans are refused.
+`hdm.config` annotates its fields with them and the command line its options, so that both accept
+and refuse the same values. Every number has a finite upper bound; NaN, infinity and booleans are
+refused.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def multiples_beside(value: int, unit: int) -> tuple[int, ...]:
-    """The nearest multiples of `unit` that a side may have instead of `value`: below it, where that is not 0, and above it."""
+    """The nearest multiples of `unit` that a side may have instead of `value`: below it, where that
+    is not 0, and above it.
+    """
     below = value // unit * unit
     return (below, below + unit) if below else (unit,)
 

@@ -1,4 +1,6 @@
-"""One cell of a lab: a training and its evaluation, and whatever data it needs that is not there."""
+"""One cell of a lab: a training and its evaluation, and whatever data it needs that is not
+there.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def cell(name: str, pipeline: str, overrides: list[str], params: dict[str, Any])
 
 
 def _wanted(pipeline: str, overrides: list[str]) -> list[str]:
-    """Training and evaluation, and before them what is missing of the data if there is anything to do."""
+    """Training and evaluation, and before them what is missing of the data if there is anything to
+    do.
+    """
     from hdm.stages import identities, steps  # torch and the stages: seconds
 
     settings, store = configured(pipeline, overrides), Store(store_root())

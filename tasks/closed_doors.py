@@ -13,11 +13,13 @@ FRAME = (b"x-frame-options", b"SAMEORIGIN")
 
 
 class OwnPagesOnly:
-    """Refuses every request and websocket that a browser sends for a page of another origin, and keeps the pages out of its frames.
+    """Refuses every request and websocket that a browser sends for a page of another origin, and
+    keeps the pages out of its frames.
 
     Args:
         app: what answers the others. Programs other than browsers send no `Origin`.
-        pages: the origins that are allowed, as `http://127.0.0.1:4200`, or `https://images.example:*` for any port.
+        pages: the origins that are allowed, as `http://127.0.0.1:4200`, or
+            `https://images.example:*` for any port.
     """
 
     def __init__(self, app: ASGIApp, pages: Sequence[str]) -> None:

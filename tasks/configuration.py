@@ -17,7 +17,8 @@ FILE_VARIABLE = "HDM_PIPELINES"
 
 
 def configured(pipeline: str, overrides: Iterable[str] = ()) -> Pipeline:
-    """The pipeline of that name, from the file that the environment's HDM_PIPELINES names, else the project's.
+    """The pipeline of that name, from the file that the environment's HDM_PIPELINES names, else the
+    project's.
 
     Read once a run: whoever edits the file meanwhile changes the next one.
     """

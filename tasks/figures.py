@@ -1,4 +1,6 @@
-"""What of an output is worth tracking: its numbers, series, pictures, and the data that it comes from."""
+"""What of an output is worth tracking: its numbers, series, pictures, and the data that it comes
+from.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def counts(manifest: dict[str, Any]) -> dict[str, int]:
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """What was measured while an output was made (rates, shares of time), which its manifest does not hold."""
+    """What was measured while an output was made (rates, shares of time), which its manifest does
+    not hold.
+    """
     try:
         return dict(numeric(json.loads((folder / "run.json").read_bytes()).get("figures", {})))
     except (OSError, ValueError, AttributeError):
@@ -59,7 +63,9 @@ def origin(root: Path, manifest: dict[str, Any]) -> str:
 
 
 def shown(folder: Path, manifest: dict[str, Any]) -> list[Path]:
-    """What of an output people look at, its manifest first: that names every file with size and sha256."""
+    """What of an output people look at, its manifest first: that names every file with size and
+    sha256.
+    """
     names = [record["name"] for record in manifest["files"] if record["name"].endswith(LOOKED_AT)]
     return [
         folder / name
@@ -69,7 +75,8 @@ def shown(folder: Path, manifest: dict[str, Any]) -> list[Path]:
 
 
 class Series:
-    """The lines that were added to a JSONL file of an output, as it grows in its scratch or lies in its folder.
+    """The lines that were added to a JSONL file of an output, as it grows in its scratch or lies in
+    its folder.
 
     Args:
         folder: the output's folder in the store.
@@ -93,7 +100,9 @@ class Series:
         self.final: dict[str, float] = {}
 
     def added(self) -> Iterator[Point]:
-        """The points that this did not give before. What a resumed training writes again is left out."""
+        """The points that this did not give before. What a resumed training writes again is left
+        out.
+        """
         now = int(time.time() * 1000)
         for line in self._lines():
             seen = int(line.pop(self.CLOCK, -1))

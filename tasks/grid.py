@@ -15,13 +15,17 @@ from tasks.configuration import FILE_VARIABLE
 def configured_grid(
     lab: str, only: Iterable[str] = (), seeds: int | None = None, overrides: Iterable[str] = ()
 ) -> Grid:
-    """The lab's comparisons asked for, from the file that the environment's HDM_PIPELINES names, else the project's."""
+    """The lab's comparisons asked for, from the file that the environment's HDM_PIPELINES names,
+    else the project's.
+    """
     file = Path(named) if (named := os.environ.get(FILE_VARIABLE)) else None
     return plan_grid(load_lab(lab, file), only, seeds, overrides, file)
 
 
 def preflight(grid: Grid) -> None:
-    """Raise one error that lists everything in the cells' settings that would make them fail, if there is anything."""
+    """Raise one error that lists everything in the cells' settings that would make them fail, if
+    there is anything.
+    """
     from hdm.stages import problems  # torch and the stages: seconds
 
     store = Store(store_root())

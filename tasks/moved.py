@@ -1,4 +1,5 @@
-"""MLflow's records of a store that was copied or moved: they hold absolute places, which are brought to where the store is now.
+"""MLflow's records of a store that was copied or moved: they hold absolute places, which are
+brought to where the store is now.
 
 Without this a copy would write its artifacts into the original.
 """

@@ -41,7 +41,9 @@ def preflight(
     start_from: str | None = None,
     stop_after: str | None = None,
 ) -> None:
-    """Raise one error that lists everything in the settings that would make these stages fail, if there is anything."""
+    """Raise one error that lists everything in the settings that would make these stages fail, if
+    there is anything.
+    """
     from hdm.stages import preflight  # torch and the stages: seconds
 
     preflight(configured(pipeline, overrides), Store(store_root()), start_from, stop_after)
@@ -74,7 +76,8 @@ def remember(pipeline: str, overrides: Iterable[str] = (), stop_after: str | Non
 def checked(
     stage: str, pipeline: str, outputs: Iterable[str] = (), overrides: Iterable[str] = ()
 ) -> list[str]:
-    """The outputs that a stage's flow is to make, all of the stage's if none is named, once its settings are checked.
+    """The outputs that a stage's flow is to make, all of the stage's if none is named, once its
+    settings are checked.
 
     Raises:
         InputError: the stage cannot work.

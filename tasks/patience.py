@@ -1,7 +1,9 @@
-"""A run does not end because its Prefect server does: its requests wait until the server answers again.
+"""A run does not end because its Prefect server does: its requests wait until the server answers
+again.
 
-The work itself makes no request between the start and the end of a stage. Prefect repeats a request for a minute at most, longer and
-longer apart, and not at all where a client has never been answered; so requests are repeated here, where all of them pass.
+The work itself makes no request between the start and the end of a stage. Prefect repeats a request
+for a minute at most, longer and longer apart, and not at all where a client has never been
+answered; so requests are repeated here, where all of them pass.
 """
 
 from __future__ import annotations
@@ -30,14 +32,18 @@ _away = False
 
 
 def hurry() -> None:
-    """The run was told to stop: it waits a few seconds more for a server that is away, and then ends without it."""
+    """The run was told to stop: it waits a few seconds more for a server that is away, and then
+    ends without it.
+    """
     global _hurried_at
     _hurried_at = _hurried_at or time.monotonic()
 
 
 @contextlib.contextmanager
 def hurried_at_last() -> Iterator[None]:
-    """After the block all is told but the last lines of the log; the end of the process does not wait long for a server to take them."""
+    """After the block all is told but the last lines of the log; the end of the process does not
+    wait long for a server to take them.
+    """
     try:
         yield
     finally:

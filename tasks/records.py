@@ -47,15 +47,19 @@ class StageRecord:
 
 
 def run_name() -> str:
-    """What a stage's flow run is called: its output if there is one alone, as `train.64px demo`, else the flow."""
+    """What a stage's flow run is called: its output if there is one alone, as `train.64px demo`,
+    else the flow.
+    """
     outputs = flow_run.parameters.get("outputs") or []
     return f"{outputs[0] if len(outputs) == 1 else flow_run.flow_name} {flow_run.parameters['pipeline']}"
 
 
 def settled(body: Callable[P, R]) -> Callable[P, R]:
-    """End a flow or a task in a state that says it: up to date, cancelled by a signal, or failed with what to do about it.
+    """End a flow or a task in a state that says it: up to date, cancelled by a signal, or failed
+    with what to do about it.
 
-    Put under `@flow` or `@task`. An `HdmError` is told in its own words, with no traceback; anything else stays an exception.
+    Put under `@flow` or `@task`. An `HdmError` is told in its own words, with no traceback;
+    anything else stays an exception.
     """
 
     @functools.wraps(body)

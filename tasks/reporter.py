@@ -1,7 +1,8 @@
 """Tell the tracking process what happens in a run: one JSON line an event, down a pipe.
 
-MLflow itself is in `tasks.tracker`, a process of its own: its seconds of import, its log noise and a server that hangs cost the
-stages nothing, and when the pipe closes it finishes and ends, however this process died.
+MLflow itself is in `tasks.tracker`, a process of its own: its seconds of import, its log noise and
+a server that hangs cost the stages nothing, and when the pipe closes it finishes and ends, however
+this process died.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Reporter:
             self.process.stdin.flush()
 
     def end(self, status: str) -> None:
-        """Give it a moment to write what it has. If that is too short, it goes on by itself for as long as MLflow answers."""
+        """Give it a moment to write what it has. If that is too short, it goes on by itself for as
+        long as MLflow answers.
+        """
         self.tell("end", status=status)
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin
@@ -98,7 +101,8 @@ def run(pipeline: str, overrides: list[str], lab: str | None = None) -> Iterator
 
     Args:
         pipeline, overrides: what is run.
-        lab: the name under which the cells of a lab are kept together: its run goes on where the same lab is run again.
+        lab: the name under which the cells of a lab are kept together: its run goes on where the
+            same lab is run again.
     """
     global _under_way, _current, last_run_id
     if _under_way:
@@ -141,7 +145,9 @@ def _ending(tell: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cell(name: str, params: dict[str, Any]) -> Iterator[None]:
-    """Track all outputs made in the block as one child run with these parameters, unless it is there from an earlier run."""
+    """Track all outputs made in the block as one child run with these parameters, unless it is
+    there from an earlier run.
+    """
     _tell("cell", name=name, params=params)
     with _ending(lambda status: _tell("cell_end", status=status)):
         yield

@@ -117,7 +117,9 @@ def password(root: Path) -> str:
 
 
 def serving(root: Path) -> Serving | None:
-    """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it left behind says nothing."""
+    """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it
+    left behind says nothing.
+    """
     if not visible(root) or not is_locked(_folder(root) / "serve.lock"):
         return None
     with contextlib.suppress(OSError, ValueError):
@@ -153,13 +155,15 @@ _announced = False  # this process is under way
 def under_way(
     root: Path, pipeline: str, flow_run: str | None = None, **more: Any
 ) -> Iterator[None]:
-    """Let `hdm status` and `hdm stop` know of this run, and `hdm serve` of its death. Inside another such block: tell more of that run.
+    """Let `hdm status` and `hdm stop` know of this run, and `hdm serve` of its death. Inside
+    another such block: tell more of that run.
 
     Args:
         root: the store.
         pipeline: its name.
         more: facts for its record.
-        flow_run: Prefect's id of it. The record of a run that ends in an exception is kept: Prefect may not know of its end.
+        flow_run: Prefect's id of it. The record of a run that ends in an exception is kept: Prefect
+            may not know of its end.
     """
     global _announced
     path = services(root) / "runs" / f"{os.getpid()}.json"
@@ -193,7 +197,9 @@ def forget(record: Path) -> None:
 
 
 def runs(root: Path) -> list[dict[str, Any]]:
-    """The runs under way: pid, pipeline, started (seconds since 1970), flow_run and api (what Prefect calls it, and where)."""
+    """The runs under way: pid, pipeline, started (seconds since 1970), flow_run and api (what
+    Prefect calls it, and where).
+    """
     return [record for path, record in _records(root) if is_locked(path.with_suffix(".lock"))]
 
 
@@ -230,8 +236,8 @@ def database_address(driver: str, path: Path) -> str:
     """SQLAlchemy's address of an SQLite file, whatever characters its path holds.
 
     Args:
-        driver: `aiosqlite` or `pysqlite`. Always named: for a bare `sqlite:` MLflow makes the folder
-            that the address spells before it decodes it.
+        driver: `aiosqlite` or `pysqlite`. Always named: for a bare `sqlite:` MLflow makes the
+            folder that the address spells before it decodes it.
     """
     from sqlalchemy import URL  # costs 0.2 s
 
@@ -250,7 +256,8 @@ def _home_is_usable() -> bool:
 def prefect_environment(root: Path) -> dict[str, str]:
     """The settings of a Prefect server that keeps its data in the store.
 
-    A `prefect` command for which there is no server starts one by itself, which takes its settings from here too.
+    A `prefect` command for which there is no server starts one by itself, which takes its settings
+    from here too.
     """
     folder = services(root)
     home = {} if _home_is_usable() else {"PREFECT_HOME": str(folder / "prefect")}
@@ -268,10 +275,12 @@ def prefect_environment(root: Path) -> dict[str, str]:
 
 
 def prefect_access(root: Path, url: str | None) -> dict[str, str]:
-    """Prefect's settings for talking to the living `hdm serve` of this store; {} if there is none, or the user means another server.
+    """Prefect's settings for talking to the living `hdm serve` of this store; {} if there is none,
+    or the user means another server.
 
     Args:
-        url: the PREFECT_API_URL that the user has set. A server that is not this store's never gets its password.
+        url: the PREFECT_API_URL that the user has set. A server that is not this store's never gets
+            its password.
     """
     alive = serving(root)
     if alive is None or (url is not None and not _same_server(url, alive.prefect)):

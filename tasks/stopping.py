@@ -16,8 +16,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 def stoppable() -> Iterator[None]:
     """In the block both signals raise KeyboardInterrupt, again and again until the block is left.
 
-    Once is not enough: an exception that a signal raises in a destructor or a callback of the event loop is swallowed there. Of all
-    exceptions it is KeyboardInterrupt, since that one asyncio lets through. Training has handlers of its own meanwhile.
+    Once is not enough: an exception that a signal raises in a destructor or a callback of the event
+    loop is swallowed there. Of all exceptions it is KeyboardInterrupt, since that one asyncio lets
+    through. Training has handlers of its own meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,6 +1,8 @@
-"""The tracking process, `python -m tasks.tracker STORE`: events from its input, in their order, to MLflow.
+"""The tracking process, `python -m tasks.tracker STORE`: events from its input, in their order, to
+MLflow.
 
-An event that MLflow does not take at the moment waits and is tried again; a warning is said once. It ends when its input closes.
+An event that MLflow does not take at the moment waits and is tried again; a warning is said once.
+It ends when its input closes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@
     └── run               one a lab, which goes on when it is run again: its settings, its table
         └── child run     one a cell: what sets it apart as parameters, and all of its training and evaluation
 
-Everything logged of an output comes from the store, so that what an outage lost is logged by the next run of the same pipeline.
+Everything logged of an output comes from the store, so that what an outage lost is logged by the
+next run of the same pipeline.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"
 
 
 def server_command(root: Path, listener: socket.socket, proxy: str | None = None) -> list[str]:
-    """MLflow's pages on a socket of loopback, in one process: with its own command's defaults it takes 15 and 3.2 GB.
+    """MLflow's pages on a socket of loopback, in one process: with its own command's defaults it
+    takes 15 and 3.2 GB.
 
     Args:
         root: the store.
@@ -73,7 +75,8 @@ def server_command(root: Path, listener: socket.socket, proxy: str | None = None
 
 
 def server_environment(proxy: str | None = None) -> dict[str, str]:
-    """What keeps the server small, quiet, and closed to other origins and host names, whatever the user's own MLflow is set to.
+    """What keeps the server small, quiet, and closed to other origins and host names, whatever the
+    user's own MLflow is set to.
 
     Args:
         proxy: the https:// address of a reverse proxy whose pages are let in too.
@@ -252,7 +255,9 @@ class Mirror:
         self.client.set_terminated(self.parent, event["status"], end_time=int(event["at"] * 1000))
 
     def follow(self) -> None:
-        """Log what was added to the series and the pictures of the output in work. What MLflow does not take is sent first next time."""
+        """Log what was added to the series and the pictures of the output in work. What MLflow does
+        not take is sent first next time.
+        """
         for series in self.followed.values():
             self.unsent += [(self.following, point) for point in series.added()]
         self._send()
@@ -327,7 +332,9 @@ class Mirror:
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _params(self, run: str, values: dict[str, Any]) -> None:
-        """Parameters that the run has not got yet: they cannot be logged twice with another value."""
+        """Parameters that the run has not got yet: they cannot be logged twice with another
+        value.
+        """
         from mlflow.entities import Param
 
         there = self.client.get_run(run).data.params
@@ -368,7 +375,9 @@ class Mirror:
             self.client.log_inputs(run, found)
 
     def _register(self, run: str, manifest: dict[str, Any], folder: Path) -> None:
-        """A version of the model for each phase; the weights stay in the store, named by path, size and sha256."""
+        """A version of the model for each phase; the weights stay in the store, named by path, size
+        and sha256.
+        """
         from mlflow.exceptions import RestException
 
         this_version = matching({"name": self.pipeline, "tags.digest": manifest["digest"]})
@@ -403,7 +412,9 @@ class Mirror:
 
 
 def made_by(provenance: dict[str, Any]) -> dict[str, str]:
-    """Code, libraries and machine as tags of a run; the commit also where MLflow's pages show it."""
+    """Code, libraries and machine as tags of a run; the commit also where MLflow's pages show
+    it.
+    """
     tags = {name: plain(value) for name, value in flattened(provenance)}
     commit = tags.get("code.commit")
     return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}

@@ -1,8 +1,9 @@
 """MLflow's server, reduced to tracking: `python -m tasks.tracking_server`.
 
-MLflow has no password, and more in it than experiments: an assistant that runs commands for whoever asks (with a model of the
-asker's choice), a gateway, jobs, webhooks. Whoever reaches the port could run commands as this user. Here only the paths
-of runs, models and their pages exist, artifacts stay in one folder, and only MLflow's own pages are answered.
+MLflow has no password, and more in it than experiments: an assistant that runs commands for whoever
+asks (with a model of the asker's choice), a gateway, jobs, webhooks. Whoever reaches the port could
+run commands as this user. Here only the paths of runs, models and their pages exist, artifacts stay
+in one folder, and only MLflow's own pages are answered.
 """
 
 from __future__ import annotations

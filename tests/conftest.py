@@ -1,7 +1,9 @@
-"""The environment of every test: nothing of this machine's user, of the shell or of the working folder's store.
+"""The environment of every test: nothing of this machine's user, of the shell or of the working
+folder's store.
 
-Pytest imports this file before any test module, and so before Prefect, MLflow, accelerate or the Hugging Face libraries read their
-settings; every worker of pytest-xdist is a process of its own and gets a home of its own.
+Pytest imports this file before any test module, and so before Prefect, MLflow, accelerate or the
+Hugging Face libraries read their settings; every worker of pytest-xdist is a process of its own and
+gets a home of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """Commands that a test calls in this process set variables; none of them reaches the next test."""
+    """Commands that a test calls in this process set variables; none of them reaches the next
+    test.
+    """
     before = dict(os.environ)
     yield
     os.environ.clear()

@@ -1,4 +1,6 @@
-"""Every number that a configuration holds, found by walking the types: tests and fault scripts try values on all of them."""
+"""Every number that a configuration holds, found by walking the types: tests and fault scripts try
+values on all of them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Leaf:
         path: names and positions from the top, as ("train", "phases", 0, "optimizer", "betas", 1).
         kind: int or float.
         bounds: those that its type declares; None: none.
-        around: for a number inside tuples, by length of the path to the tuple: the tuple's other items.
+        around: for a number inside tuples, by length of the path to the tuple: the tuple's other
+            items.
     """
 
     path: tuple[str | int, ...]
@@ -38,7 +41,9 @@ class Leaf:
         return ".".join(map(str, self.path))
 
     def override(self, value: str) -> str:
-        """`stage.field=value` in YAML that gives this number a value, the tuples around it whole."""
+        """`stage.field=value` in YAML that gives this number a value, the tuples around it
+        whole.
+        """
         text, cut = value, len(self.path)
         for start in sorted(self.around, reverse=True):
             items = [json.dumps(item) for item in self.around[start]]
@@ -89,7 +94,9 @@ def _of_type(
 def _within_tuple(
     items: tuple[Any, ...], around: Mapping[int, Any], path: tuple[str | int, ...]
 ) -> Mapping[int, Any]:
-    """`around` with one more tuple, whose items are the least that each type allows; none for a tuple of models."""
+    """`around` with one more tuple, whose items are the least that each type allows; none for a
+    tuple of models.
+    """
     least = [_least(item) for item in items]
     return around if None in least else {**around, len(path): tuple(least)}
 

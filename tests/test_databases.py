@@ -1,4 +1,6 @@
-"""Damaged databases of the services: named before anything starts, and set aside by the command that is named."""
+"""Damaged databases of the services: named before anything starts, and set aside by the command
+that is named.
+"""
 
 from __future__ import annotations
 

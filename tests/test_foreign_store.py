@@ -1,4 +1,6 @@
-"""A store of somebody else's, readable and not writable: what reads works, and what writes says so."""
+"""A store of somebody else's, readable and not writable: what reads works, and what writes says
+so.
+"""
 
 from __future__ import annotations
 

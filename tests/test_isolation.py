@@ -1,4 +1,6 @@
-"""The tests see nothing of the user's settings, of the shell's, or of the working folder's store (tests/conftest.py)."""
+"""The tests see nothing of the user's settings, of the shell's, or of the working folder's store
+(tests/conftest.py).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Measuring in pieces: as many as there is time for, from everywhere, by a clock that the tests turn."""
+"""Measuring in pieces: as many as there is time for, from everywhere, by a clock that the tests
+turn.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ def test_matrices_of_several_shapes_move_as_torchs_do(size: str, torchs: str) ->
             optimizer.step()
         ends.append(matrices)
     for ours, theirs in zip(*ends, strict=True):
-        # torch rounds to bfloat16 on the way: 3 steps of 0.1 · √2 each at most, to about a hundredth.
+        # torch rounds to bfloat16 on the way: 3 steps of 0.1 · √2 each at most, to about a
+        # hundredth.
         torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)
 
 

@@ -1,4 +1,6 @@
-"""Every number on the command line, found by walking the commands: what cannot work is a usage error, never a traceback."""
+"""Every number on the command line, found by walking the commands: what cannot work is a usage
+error, never a traceback.
+"""
 
 import inspect
 import typing
@@ -16,7 +18,9 @@ from hdm.models.devices import check_device
 
 Command = Callable[..., Any]
 QUICK = {"lab": ["--list"]}
-"""What keeps a command short where its number is a good one; the others end at a source or weights that are not there."""
+"""What keeps a command short where its number is a good one; the others end at a source or weights
+that are not there.
+"""
 STAYS = {"serve"}
 """Commands that would run until they are stopped."""
 

@@ -1,4 +1,6 @@
-"""Reading pipelines.yaml: order of the sources, and errors that say where and what to write instead."""
+"""Reading pipelines.yaml: order of the sources, and errors that say where and what to write
+instead.
+"""
 
 import json
 from pathlib import Path

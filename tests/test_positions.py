@@ -29,7 +29,9 @@ def test_maps_and_crops_equal_the_published_ones():
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (5, 5), (1, 7)])
 def test_a_box_is_bounded_by_the_longer_side_and_an_area_by_the_product(height, width):
     def edges(kind):
-        """Distances from the centre to the picture's edges: half a cell beyond the outermost centres."""
+        """Distances from the centre to the picture's edges: half a cell beyond the outermost
+        centres.
+        """
         y, x = full_map(height, width, kind).view(height, width, 2).double().unbind(-1)
         cell = (x[0, 1] - x[0, 0]).item()
         return y.max().item() + cell / 2, x.max().item() + cell / 2
@@ -63,7 +65,9 @@ def test_the_camera_shifts_then_zooms():
 
 def test_the_patch_grid_is_an_antialiased_bilinear_resize():
     def halved(line):
-        """Triangle of half-width 2 (the patch) about each patch's centre, weights brought to sum 1."""
+        """Triangle of half-width 2 (the patch) about each patch's centre, weights brought to sum
+        1.
+        """
         centres = np.arange(len(line)) + 0.5
         weights = np.maximum(
             0, 1 - np.abs(centres - (2 * np.arange(len(line) // 2)[:, None] + 1)) / 2

@@ -1,4 +1,6 @@
-"""What cannot work is told before anything runs, all of it at once, and only of the stages that will run."""
+"""What cannot work is told before anything runs, all of it at once, and only of the stages that
+will run.
+"""
 
 import json
 import re
@@ -297,7 +299,9 @@ def test_a_resolution_that_another_pipeline_does_not_make(tmp_path: Path) -> Non
 def test_weights_of_another_model_are_refused_before_anything_runs(
     tmp_path: Path, model: str, said: str
 ) -> None:
-    """Variants that have the same tensors too, whether the weights are on disk or another pipeline's."""
+    """Variants that have the same tensors too, whether the weights are on disk or another
+    pipeline's.
+    """
     file = tmp_path / "pipelines.yaml"
     file.write_text(MIXED.format(mix="[]"))
     config = load_pipeline("own", (), file, {}).train.model

@@ -1,4 +1,6 @@
-"""Files of our own that hold JSON of another shape than was written: an error that names the file and what to do."""
+"""Files of our own that hold JSON of another shape than was written: an error that names the file
+and what to do.
+"""
 
 from __future__ import annotations
 

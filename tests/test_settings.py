@@ -1,4 +1,6 @@
-"""Every number in the configuration, found by walking its types: what cannot work is refused when it is read."""
+"""Every number in the configuration, found by walking its types: what cannot work is refused when
+it is read.
+"""
 
 import contextlib
 import math

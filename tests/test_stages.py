@@ -129,7 +129,9 @@ def test_a_stage_without_its_inputs_says_where_to_start(tmp_path):
 
 
 def test_damage_found_late_is_set_aside_and_mended_by_the_same_command(tmp_path: Path):
-    """Beyond the start-up check only the stage that reads a picture can notice; the next run must not trip again."""
+    """Beyond the start-up check only the stage that reads a picture can notice; the next run must
+    not trip again.
+    """
     demo = load_pipeline("demo", SMALL)
     (download,) = run(demo, Store(tmp_path), stop_after="download")
     tar = download.output.paths(".tar")[0]

@@ -69,7 +69,8 @@ def test_frechet_distance_is_that_of_scipys_matrix_root(n, m, width):
     one, two = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     root = linalg.sqrtm(one @ two).real
     wanted = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(one + two - 2 * root)
-    # Where there are fewer samples than dimensions scipy's root of a singular product is itself only good to about 1e-3.
+    # Where there are fewer samples than dimensions scipy's root of a singular product is itself
+    # only good to about 1e-3.
     assert frechet_distance(first, second) == pytest.approx(wanted, rel=1e-8 if n > width else 1e-3)
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(first, first + 3) == pytest.approx(9 * width, rel=1e-6)
@@ -138,7 +139,9 @@ def unit(rows):
 
 @pytest.mark.parametrize(("apart", "widest"), [(1.0, 1.5), (0.0, 2.5)])
 def test_the_intervals_of_distances_are_as_wide_as_other_samples_differ(apart, widest):
-    """Fresh samples differ by what the bootstrap of one sample says; by less where the distance is nothing but chance."""
+    """Fresh samples differ by what the bootstrap of one sample says; by less where the distance is
+    nothing but chance.
+    """
 
     def sample(seed):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,6 @@
-"""What a person relies on: an output is there if and only if it is whole, and a restart keeps what was finished."""
+"""What a person relies on: an output is there if and only if it is whole, and a restart keeps what
+was finished.
+"""
 
 import errno
 import hashlib
@@ -116,7 +118,9 @@ def test_a_flipped_bit_in_a_manifest_costs_nothing(tmp_path, position):
 
 
 def test_a_manifest_of_an_older_release_is_made_again_from_the_journal(tmp_path):
-    """Neither a copy of the manifest nor fast hashes: the files are adopted, none is written again."""
+    """Neither a copy of the manifest nor fast hashes: the files are adopted, none is written
+    again.
+    """
     store = Store(tmp_path)
     fill(store, identity())
     folder = store.folder(identity())
@@ -128,7 +132,9 @@ def test_a_manifest_of_an_older_release_is_made_again_from_the_journal(tmp_path)
 
 @pytest.mark.parametrize("field", ["kept", "sha256", "xxh3", "name", "bytes", "line_xxh3", "of"])
 def test_a_journal_that_was_changed_gives_no_other_manifest(tmp_path, field):
-    """A run that was killed left it: counts and sha256 are written nowhere else, and nothing that the files hold contradicts them."""
+    """A run that was killed left it: counts and sha256 are written nowhere else, and nothing that
+    the files hold contradicts them.
+    """
     store = Store(tmp_path / "one")
     fill(store, identity())
     whole = everything(store.folder(identity()))
@@ -396,7 +402,9 @@ def test_verify_names_the_damaged_file_even_beyond_the_start_up_check(tmp_path):
     "moment", ["in_temporary", "before_rename", "before_manifest", "in_manifest"]
 )
 def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(tmp_path, moment):
-    """SIGKILL in a process of its own, at the four moments that differ; finished files are adopted, not redone."""
+    """SIGKILL in a process of its own, at the four moments that differ; finished files are adopted,
+    not redone.
+    """
     script = textwrap.dedent(f"""
         import os, signal, sys
         from pathlib import Path
@@ -512,7 +520,9 @@ def write_in_pieces(draft: Draft) -> None:
 
 
 def test_a_full_disk_names_what_is_free_and_what_is_needed(tmp_path):
-    """A tmpfs of 1 MB: a file whose size is known beforehand, and one that is written piece by piece."""
+    """A tmpfs of 1 MB: a file whose size is known beforehand, and one that is written piece by
+    piece.
+    """
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs a mount")

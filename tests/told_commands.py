@@ -1,4 +1,6 @@
-"""Commands, options and settings as documents and messages name them, held against the command line and the configuration."""
+"""Commands, options and settings as documents and messages name them, held against the command line
+and the configuration.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def _setting(text: str) -> str | None:
 
 
 def advice(source: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of what a module's errors say to do (`do=` and constants that it names), with holes filled."""
+    """Line and text of what a module's errors say to do (`do=` and constants that it names), with
+    holes filled.
+    """
     tree = ast.parse(source.read_text(encoding="utf-8"))
     constants = {
         target.id: node.value

@@ -1,7 +1,7 @@
 """Where a download may connect to: public addresses alone, checked where the connection is made.
 
-A URL's host is looked up once, here, and the connection goes to the very address that was checked, so a name that answers public
-first and private later (DNS rebinding) gains nothing.
+A URL's host is looked up once, here, and the connection goes to the very address that was checked,
+so a name that answers public first and private later (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LOCALHOST = "localhost"
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet, and so do the IPv4 addresses wrapped in it."""
+    """Whether an address belongs to the public internet, and so do the IPv4 addresses wrapped in
+    it.
+    """
     if isinstance(address, ipaddress.IPv6Address):
         wrapped = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in NAT64:
@@ -31,14 +33,17 @@ def is_public(address: Address) -> bool:
             inner is not None and not is_public(inner) for inner in wrapped
         ):
             return False
-        # The wrappers themselves are not global by the registry's word, what they lead to was checked.
+        # The wrappers themselves are not global by the registry's word, what they lead to was
+        # checked.
         if any(inner is not None for inner in wrapped):
             return True
     return address.is_global and not address.is_multicast
 
 
 def refuse_address() -> Unreadable:
-    """The refusal of a host that is not on the public internet. It names no address: these change."""
+    """The refusal of a host that is not on the public internet. It names no address: these
+    change.
+    """
     return Unreadable("refused_address", "the host is not on the public internet")
 
 
@@ -62,11 +67,13 @@ class Addresses(AbstractResolver):
         self._names = names
 
     def check(self, url: URL, listed: URL) -> None:
-        """Refuse a URL that may not be connected to, as far as that can be told before looking its host up.
+        """Refuse a URL that may not be connected to, as far as that can be told before looking its
+        host up.
 
         Args:
             url: the URL, or one that it redirects to.
-            listed: the URL as listed: a redirect leads to this machine only within one host and port.
+            listed: the URL as listed: a redirect leads to this machine only within one host and
+                port.
 
         Raises:
             Unreadable: it is refused.
@@ -131,7 +138,9 @@ class Addresses(AbstractResolver):
 
 
 def _is_disguised(host: str) -> bool:
-    """Whether the system would take as an address what is not written as one: 127.1, 2130706433, 0x7f000001, 017700000001."""
+    """Whether the system would take as an address what is not written as one: 127.1, 2130706433,
+    0x7f000001, 017700000001.
+    """
     try:
         socket.inet_aton(host)
     except OSError:

@@ -1,4 +1,6 @@
-"""Items to shards: every item gets a status, every picture's bytes a place in a tar, in the order of the items."""
+"""Items to shards: every item gets a status, every picture's bytes a place in a tar, in the order
+of the items.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from hdm.store import Draft
 
 @dataclass(frozen=True)
 class Sample:
-    """What became of an item. `sha256`, `header` and `num_bytes` are of its picture, where it has one."""
+    """What became of an item. `sha256`, `header` and `num_bytes` are of its picture, where it has
+    one.
+    """
 
     item: Item
     status: str
@@ -84,7 +88,8 @@ def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
 def load_pictures(
     items: Iterable[Item], decoders: Decoders, fetcher: BlockingFetcher, bar: Tracker
 ) -> Iterator[Found]:
-    """Read items that lie on this machine, one after the other, and the odd one among them that is a URL.
+    """Read items that lie on this machine, one after the other, and the odd one among them that is
+    a URL.
 
     Their headers are read in the decoders, whose work is `header`.
     """
@@ -101,7 +106,9 @@ def load_pictures(
 def _loaded(
     items: Iterable[Item], fetcher: BlockingFetcher, waiting: deque[tuple[Item, bytes]]
 ) -> Iterator[Asked]:
-    """The items with their bytes, which go to `waiting`; what cannot be had is said by the answer."""
+    """The items with their bytes, which go to `waiting`; what cannot be had is said by the
+    answer.
+    """
     for item in items:
         assert item.load is not None
         try:
@@ -156,7 +163,9 @@ async def _fetch(
 
 
 class _Spill:
-    """Bodies that wait on the disk for their turn; in memory, those behind a slow one could fill it."""
+    """Bodies that wait on the disk for their turn; in memory, those behind a slow one could fill
+    it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,6 @@
-"""Data sets that Hugging Face's `datasets` reads: from the hub, saved to disk, Parquet or picture folders."""
+"""Data sets that Hugging Face's `datasets` reads: from the hub, saved to disk, Parquet or picture
+folders.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,11 @@ SAVED = (STATE, SPLITS)
 
 
 class DataSet:
-    """One split of a data set, in a local folder or on the hub (`org/name` or `org/name@revision`), or Parquet files of pictures.
+    """One split of a data set, in a local folder or on the hub (`org/name` or `org/name@revision`),
+    or Parquet files of pictures.
 
-    Pictures come from the image column; where there is none but a column of URLs, these are fetched.
+    Pictures come from the image column; where there is none but a column of URLs, these are
+    fetched.
     """
 
     def __init__(
@@ -174,7 +178,9 @@ class DataSet:
 
     @cached_property
     def _own_folders(self) -> list[Path]:
-        """Where its rows may say that pictures lie; of a hub's data set, what was downloaded for it."""
+        """Where its rows may say that pictures lie; of a hub's data set, what was downloaded for
+        it.
+        """
         if self.parquet:
             places = [path.parent for path in self.parquet]
         elif self.folder.is_dir():

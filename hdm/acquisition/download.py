@@ -1,4 +1,5 @@
-"""The download stage: every item of a source gets a status, and the pictures go into tar shards as they are.
+"""The download stage: every item of a source gets a status, and the pictures go into tar shards as
+they are.
 
     images-NNNNN.tar         the original bytes, member <key>.<ext>
     samples-NNNNN.parquet    one row an item, in the source's order
@@ -78,7 +79,9 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """What of `download` cannot work, as far as that can be told without secrets that only the run can read."""
+    """What of `download` cannot work, as far as that can be told without secrets that only the run
+    can read.
+    """
     settings = pipeline.download
     if readable(settings.source) and readable(settings.token):
         yield from raised_by(lambda: identify(pipeline, {}))
@@ -101,8 +104,8 @@ def make(
         site: opens the source; `open_web` for what lies on the web or on this machine.
 
     Raises:
-        InputError: the source is empty or unusable, more than `download.max_failed` of its items fail, or more than
-            `download.max_lost_captions` captions do not arrive.
+        InputError: the source is empty or unusable, more than `download.max_failed` of its items
+            fail, or more than `download.max_lost_captions` captions do not arrive.
     """
     with (
         store.draft(identity) as draft,
@@ -146,7 +149,9 @@ def _tell(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
 
 
 def _tell_refused(draft: Draft, counts: Mapping[str, int]) -> None:
-    """Name the first items that could not be taken as pictures; the samples tables have all of them."""
+    """Name the first items that could not be taken as pictures; the samples tables have all of
+    them.
+    """
     if not counts["failed"]:
         return
     log.info("not taken: %d of %d items", counts["failed"], counts["items"])
@@ -191,10 +196,12 @@ class _Tally:
             self.check()
 
     def check(self) -> None:
-        """Stop if too much has failed. Shards that failed for reasons that pass, as a broken line, are then left to the next run.
+        """Stop if too much has failed. Shards that failed for reasons that pass, as a broken line,
+        are then left to the next run.
 
         Raises:
-            InputError: more captions are lost than allowed, or the share of failed items is above the limit.
+            InputError: more captions are lost than allowed, or the share of failed items is above
+                the limit.
         """
         self.inventory.check(self.max_lost, self.source)
         items, failed = self.counts["items"], self.counts["failed"]
@@ -268,7 +275,9 @@ async def _fetch_shards(
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, in a notebook too, where a loop runs already; its first error is raised as it is."""
+    """Run a coroutine to its end, in a notebook too, where a loop runs already; its first error is
+    raised as it is.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

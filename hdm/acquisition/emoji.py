@@ -1,4 +1,6 @@
-"""Noto Emoji's training pictures, at an address of the web or in a folder that holds the same files."""
+"""Noto Emoji's training pictures, at an address of the web or in a folder that holds the same
+files.
+"""
 
 from __future__ import annotations
 

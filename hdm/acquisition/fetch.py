@@ -1,4 +1,6 @@
-"""Fetching pictures from the web: bounded bytes and seconds, polite repeats, and one word for whatever happened."""
+"""Fetching pictures from the web: bounded bytes and seconds, polite repeats, and one word for
+whatever happened.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,8 @@ class Fetcher:
         """The body that a URL leads to.
 
         Raises:
-            Unreadable: it cannot be had; status and text are the same on every run in which the site does the same.
+            Unreadable: it cannot be had; status and text are the same on every run in which the
+                site does the same.
         """
         try:
             url = URL(address)
@@ -154,7 +157,8 @@ class Fetcher:
 
 
 class BlockingFetcher:
-    """A `Fetcher` for readers that take one item after the other. Use it in a `with` block; the first URL starts it.
+    """A `Fetcher` for readers that take one item after the other. Use it in a `with` block; the
+    first URL starts it.
 
     Args:
         settings, hosts: as a `Fetcher`'s.

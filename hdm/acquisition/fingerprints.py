@@ -1,4 +1,6 @@
-"""Fingerprints of files: equal for equal content wherever it lies, cheap enough to take at every start."""
+"""Fingerprints of files: equal for equal content wherever it lies, cheap enough to take at every
+start.
+"""
 
 from __future__ import annotations
 

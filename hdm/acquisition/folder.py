@@ -322,7 +322,9 @@ class Folder:
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), _no_picture(name))
 
     def _captions_in(self, path: Path) -> str | None:
-        """Why captions are lost in a table that no setting names; None if it seems to have none of files that are here."""
+        """Why captions are lost in a table that no setting names; None if it seems to have none of
+        files that are here.
+        """
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return None
         asked = self.settings.caption_column
@@ -334,7 +336,8 @@ class Folder:
             rows = islice(read_rows(path, [file_column], self.settings.encoding), LOOKED_AT)
             names = [name for _, row in rows if row and (name := as_text(row[0]))]
         except InputError:
-            # It may hold anything; but JSON that only another encoding makes whole is a person's text.
+            # It may hold anything; but JSON that only another encoding makes whole is a person's
+            # text.
             return in_other_encodings(path.read_bytes()) if _suffix(path.name) == ".json" else None
         beside = os.path.dirname(self._relative(path))  # noqa: PTH120
         if any(self._is_here(name, beside) for name in names):
@@ -451,7 +454,9 @@ def _no_picture(name: str) -> str:
 
 
 def _link_as_text(path: Path) -> str | None:
-    """Where a link led that was copied as a text file, as git does on Windows; None if it is none."""
+    """Where a link led that was copied as a text file, as git does on Windows; None if it is
+    none.
+    """
     data = _start(path)
     if path.suffix or not data or len(data) == HEAD_BYTES or b"\0" in data or b"\n" in data:
         return None

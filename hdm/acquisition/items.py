@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 
 
 class Unreadable(Exception):  # noqa: N818  (a verdict on one item, not a failure of the program)
-    """An item that cannot be had: a status word, and a sentence with no time, address or port in it."""
+    """An item that cannot be had: a status word, and a sentence with no time, address or port in
+    it.
+    """
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(status, message)
@@ -55,8 +57,8 @@ class Item:
         source: URL, or path relative to the source.
         captions: all that came with it, as given.
         licence: as given; None if there is none.
-        load: gives the bytes, or a URL to fetch them from, or raises Unreadable; None: `source` is that URL. To be called before
-            the next item is taken.
+        load: gives the bytes, or a URL to fetch them from, or raises Unreadable; None: `source` is
+            that URL. To be called before the next item is taken.
     """
 
     key: str

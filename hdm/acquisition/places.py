@@ -1,4 +1,6 @@
-"""Where a row of somebody's data set may say that its picture lies: on the web, or in the data set's own folder."""
+"""Where a row of somebody's data set may say that its picture lies: on the web, or in the data
+set's own folder.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def read_place(place: str, folders: Sequence[Path], max_bytes: int) -> bytes | U
     """What a row's text leads to: the bytes of a file, or a URL that is still to be fetched.
 
     Args:
-        place: a URL, a `file://` address, a path (relative to the first folder), or a member of an archive as `datasets` writes
-            it: `zip://a.png::/folder/archive.zip`.
+        place: a URL, a `file://` address, a path (relative to the first folder), or a member of an
+            archive as `datasets` writes it: `zip://a.png::/folder/archive.zip`.
         folders: absolute paths of the data set's own; files elsewhere are not read.
         max_bytes: a longer file is refused.
 

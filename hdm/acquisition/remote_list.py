@@ -19,7 +19,8 @@ SCHEMES = ("http://", "https://")
 
 @lru_cache
 def fetched_list(address: str, settings: DownloadSettings) -> Path:
-    """The list as a file, fetched once a process, under the limits of pictures (`download.max_bytes`, …).
+    """The list as a file, fetched once a process, under the limits of pictures
+    (`download.max_bytes`, …).
 
     Raises:
         InputError: it cannot be had, or its name is none of a table.

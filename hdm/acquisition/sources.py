@@ -32,8 +32,8 @@ def open_source(
     """The reader of a source, and what kind it is.
 
     Args:
-        source: a URL list, folder, tars or data set, or a reference to a secret that is one; lists and tars may be globs,
-            with {000..099} too.
+        source: a URL list, folder, tars or data set, or a reference to a secret that is one; lists
+            and tars may be globs, with {000..099} too.
         kind: how to read it; "auto": decided by what it is.
         settings: columns, metadata file, limits.
 

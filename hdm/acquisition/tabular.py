@@ -34,7 +34,8 @@ Line = tuple[int, Row | None]
 
 
 def column_names(path: Path, text_column: str = "url", encoding: str | None = None) -> list[str]:
-    """The columns of a table; a text file has one, called `text_column`; `encoding` as for `read_rows`.
+    """The columns of a table; a text file has one, called `text_column`; `encoding` as for
+    `read_rows`.
 
     Raises:
         InputError: it is no table of the kind that its name says.
@@ -212,8 +213,8 @@ def _json_records(path: Path, encoding: str | None = None) -> Iterator[dict[str,
 
 
 def json_value(text: str | bytes, encoding: str | None = None) -> Any:
-    """What a JSON text says; None where it is no JSON. Texts in it that are not Unicode come as their bytes,
-    unless `encoding` says how to read them."""
+    """What a JSON text says; None where it is no JSON. Texts in it that are not Unicode come as
+    their bytes, unless `encoding` says how to read them."""
     try:
         return _json_in(text, encoding)
     except (ValueError, RecursionError):
@@ -235,7 +236,8 @@ def _json_in(text: str | bytes, encoding: str | None) -> Any:
 
 
 def in_other_encodings(data: bytes, *, lines: bool = False) -> str | None:
-    """What to do about bytes that are no JSON as they are, and would be in another encoding; None if they would not.
+    """What to do about bytes that are no JSON as they are, and would be in another encoding; None
+    if they would not.
 
     In Shift-JIS and others half a character may be the sign that escapes the next one in JSON.
 

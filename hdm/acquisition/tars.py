@@ -204,7 +204,9 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The name up to the first dot of its last part, and what follows the last dot: `a/b.seg.PNG` → `a/b`, `png`."""
+    """The name up to the first dot of its last part, and what follows the last dot: `a/b.seg.PNG` →
+    `a/b`, `png`.
+    """
     file_name = name.rpartition("/")[2]
     suffixes = file_name.partition(".")[2]
     return name.removesuffix(f".{suffixes}"), suffixes.rsplit(".", 1)[-1].lower()

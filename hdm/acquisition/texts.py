@@ -31,8 +31,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 FALLBACK = "cp1252"
-"""Windows' code page for western Europe. Detectors (charset-normalizer 3.5) were tried and get texts
-as short as captions wrong: "café" in this code page came out as UTF-16."""
+"""Windows' code page for western Europe. Detectors (charset-normalizer 3.5) were tried and get
+texts as short as captions wrong: "café" in this code page came out as UTF-16."""
 OTHERS = ("shift_jis", "gb18030", "big5", "euc_kr", "koi8_r", "cp1251", "cp1250", "cp1253")
 """Encodings that are offered for a text that does not look western."""
 NOT_KNOWN = "it is not text in a known encoding"
@@ -120,9 +120,11 @@ def unread(data: bytes) -> str:
 
 
 def _is_western(text: str) -> bool:
-    """Whether a text is such as people write in western Europe, and not another encoding read as Windows-1252.
+    """Whether a text is such as people write in western Europe, and not another encoding read as
+    Windows-1252.
 
-    There, accented letters stand singly or in pairs between plain ones, and signs at the edges of words.
+    There, accented letters stand singly or in pairs between plain ones, and signs at the edges of
+    words.
     """
     if not text.isascii() and not any(map(str.isalnum, text)):
         return False
@@ -219,7 +221,8 @@ def settle(found: Iterable[Found]) -> None:
 
 
 def may_be_captions(column: str, values: Iterable[Any]) -> bool:
-    """Whether a column's first values look like captions: of several words, or single words that are no classes.
+    """Whether a column's first values look like captions: of several words, or single words that
+    are no classes.
 
     Classes repeat, or the column's name says what they are.
     """

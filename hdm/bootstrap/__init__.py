@@ -1,4 +1,6 @@
-"""Small components from a person's own captioned pictures, so that a home without any hub has the whole pipeline."""
+"""Small components from a person's own captioned pictures, so that a home without any hub has the
+whole pipeline.
+"""
 
 from __future__ import annotations
 

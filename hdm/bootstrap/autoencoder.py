@@ -1,4 +1,6 @@
-"""A small AutoencoderKL, trained to be smooth: 8 × downscale, fully convolutional, latents that commute with scaling and turning."""
+"""A small AutoencoderKL, trained to be smooth: 8 × downscale, fully convolutional, latents that
+commute with scaling and turning.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +85,14 @@ def _sizes(size_px: int) -> list[int]:
 
 
 def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """L1 of pixels and of their differences, a little KL, and equivariance (EQ-VAE, arXiv 2502.09509, eq. 3) in some steps."""
+    """L1 of pixels and of their differences, a little KL, and equivariance (EQ-VAE, arXiv
+    2502.09509, eq. 3) in some steps.
+    """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     posterior = model.encode(image).latent_dist
     raw, target = posterior.sample(generator), image
-    # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv 2507.15856).
+    # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv
+    # 2507.15856).
     deviation = raw.detach().std((0, 2, 3), keepdim=True)
     noise = torch.randn(raw.shape, generator=generator)
     raw = raw + float(rng.uniform(0, NOISE)) * deviation * noise

@@ -1,4 +1,6 @@
-"""A small open_clip CoCa: pictures and captions in one space, captions from pictures, and a sense of quality in its embedding."""
+"""A small open_clip CoCa: pictures and captions in one space, captions from pictures, and a sense
+of quality in its embedding.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,8 @@ class _OpenClipTokenizer:
 def train_contrastive(
     tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int, place: Place
 ) -> tuple[Contrastive, Schedule]:
-    """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture was spoiled; and how long it was trained.
+    """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture
+    was spoiled; and how long it was trained.
 
     Args:
         tokenizer: from `train_tokenizer`.
@@ -135,7 +138,8 @@ def _loss(
     cosines = out["image_features"] @ out["text_features"].T
     fit = _sigmoid_loss(cosines * out["logit_scale"] + out["logit_bias"])
     words = F.cross_entropy(out["logits"].flatten(0, 1), out["labels"].flatten(), ignore_index=0)
-    # A fixed direction: a read-out that learns goes to zero before the embedding holds anything to read.
+    # A fixed direction: a read-out that learns goes to zero before the embedding holds anything to
+    # read.
     rated = 0.5 - 2 * out["image_features"][:, 0]
     wrong = (rated - strengths).square().mean()
     return (
@@ -145,7 +149,9 @@ def _loss(
 
 
 def _sigmoid_loss(logits: Tensor) -> Tensor:
-    """Every pair by itself, fitting or not (SigLIP, arXiv 2303.15343), so that one threshold serves all captions."""
+    """Every pair by itself, fitting or not (SigLIP, arXiv 2303.15343), so that one threshold serves
+    all captions.
+    """
     signs = 2 * torch.eye(len(logits)) - 1
     return -F.logsigmoid(signs * logits).sum() / len(logits)
 
@@ -171,7 +177,8 @@ def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> 
 
 
 class ContrastiveQuality(Measure):
-    """How well fitting captions are told from those of other held-out pictures, and the cosine that does it best.
+    """How well fitting captions are told from those of other held-out pictures, and the cosine that
+    does it best.
 
     The result: threshold, and the shares of fitting pairs above and of other pairs below it.
     """

@@ -1,7 +1,8 @@
-"""What the three trainings share: the rates' rise and fall, clipped gradients, checkpoints, an end in time, and weights in 16 bits.
+"""What the three trainings share: the rates' rise and fall, clipped gradients, checkpoints, an end
+in time, and weights in 16 bits.
 
-Nothing random is kept: what a step draws follows from the seed and its number, so that a training that was stopped or killed goes on
-bit by bit.
+Nothing random is kept: what a step draws follows from the seed and its number, so that a training
+that was stopped or killed goes on bit by bit.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Place:
         scratch: the checkpoints' folder; a training that was stopped there goes on.
         part: of the budget.
         budget: of the run.
-        checkpoint_sec: a checkpoint is written about every so many seconds, at the end, and before it stops on a signal.
+        checkpoint_sec: a checkpoint is written about every so many seconds, at the end, and before
+            it stops on a signal.
     """
 
     scratch: Path
@@ -48,10 +50,12 @@ class Place:
 
 
 class Training:
-    """Muon for matrices and convolutions, AdamW for the rest; the rate rises over 3 % of the steps, then falls along a cosine to 2 %.
+    """Muon for matrices and convolutions, AdamW for the rest; the rate rises over 3 % of the steps,
+    then falls along a cosine to 2 %.
 
     Args:
-        model: what is trained; from here on with the weights of the newest checkpoint, if there is one.
+        model: what is trained; from here on with the weights of the newest checkpoint, if there is
+            one.
         num_items: items to see, repetitions counted.
         batch_size: items a step.
         rate: AdamW's.

@@ -1,7 +1,8 @@
 """How trainings keep to the time that a run was given, however fast the machine turns out to be.
 
-A trial tells roughly what each part takes. The clock decides: each part gets its share of the time that is left when it begins, and a
-training changes its number of steps as it finds that they are faster or slower than expected.
+A trial tells roughly what each part takes. The clock decides: each part gets its share of the time
+that is left when it begins, and a training changes its number of steps as it finds that they are
+faster or slower than expected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Now = Callable[[], float]
 
 
 class Schedule:
-    """How far a training is at each step, from 0 to 1: along a straight line, with a bend where the number of steps was changed.
+    """How far a training is at each step, from 0 to 1: along a straight line, with a bend where the
+    number of steps was changed.
 
     So the learning rate, which follows it, never jumps, and always falls to its end.
 
@@ -91,8 +93,8 @@ class Pace:
 
 
 class Budget:
-    """The time that a run was given, shared among its parts. A run that was stopped goes on with what it had left when it last saved;
-    starting again does not count.
+    """The time that a run was given, shared among its parts. A run that was stopped goes on with
+    what it had left when it last saved; starting again does not count.
 
     Args:
         seconds: for the whole run; None: as long as it takes.

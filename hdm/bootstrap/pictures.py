@@ -116,7 +116,9 @@ class Crops:
 
 
 def places(count: int, batch_size: int, seed: int, number: int) -> np.ndarray:
-    """The items in [0, count) of a batch by its number; over all batches every item comes once before any comes again."""
+    """The items in [0, count) of a batch by its number; over all batches every item comes once
+    before any comes again.
+    """
     batch_size = min(batch_size, count)
     positions = np.arange(number * batch_size, (number + 1) * batch_size)
     return endless(positions, count, seed)

@@ -1,6 +1,7 @@
 """An aesthetic head in LAION's linear form: clean pictures rate 10, spoiled ones down to 1.
 
-Without people's ratings this is a sense of technical quality alone, on the scale that LAION's heads have.
+Without people's ratings this is a sense of technical quality alone, on the scale that LAION's heads
+have.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ SPOILERS: tuple[Spoiler, ...] = (_blur, _noise, _compress, _coarsen, _wash_out)
 
 
 def spoiled(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """The picture (H, W, 3) uint8, spoiled in one of five ways; a strength of 0 leaves it alone, 1 is the most."""
+    """The picture (H, W, 3) uint8, spoiled in one of five ways; a strength of 0 leaves it alone, 1
+    is the most.
+    """
     if strength <= 0:
         return pixels
     spoil = SPOILERS[rng.integers(len(SPOILERS))]
@@ -77,7 +80,8 @@ def train_quality_head(
     seed: int,
     until: float | None = None,
 ) -> tuple[AestheticHead, int]:
-    """Ridge regression of ratings on embeddings of pictures of which half were spoiled; and how many there were.
+    """Ridge regression of ratings on embeddings of pictures of which half were spoiled; and how
+    many there were.
 
     Args:
         contrastive: whose embeddings it reads.
@@ -107,7 +111,9 @@ def _rated(
     until: float | None = None,
     advance: Callable[[int], object] = int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, E) and ratings (N,), float64; of `num_images`, or of fewer whole batches where time is up."""
+    """Embeddings (N, E) and ratings (N,), float64; of `num_images`, or of fewer whole batches where
+    time is up.
+    """
     rng = np.random.default_rng(seed)
     strengths = np.where(rng.random(num_images) < 0.5, rng.uniform(0.5, 1, num_images), 0)
     places = rng.integers(len(examples), size=num_images)
@@ -135,11 +141,13 @@ def save_quality_head(head: AestheticHead, file: Path) -> None:
 
 
 class HeadQuality(Measure):
-    """The threshold that tells held-out clean pictures from spoiled ones best, and the shares it gets right.
+    """The threshold that tells held-out clean pictures from spoiled ones best, and the shares it
+    gets right.
 
     Args:
         head, contrastive: what is measured, and whose embeddings it reads.
-        examples: clean pictures; each is rated four times, and spoiled in half of them, but no more than 512 times in all.
+        examples: clean pictures; each is rated four times, and spoiled in half of them, but no more
+            than 512 times in all.
         seed: of the spoiling.
     """
 

@@ -1,4 +1,6 @@
-"""All small components from one source of captioned pictures, written as hub models lie in a folder."""
+"""All small components from one source of captioned pictures, written as hub models lie in a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -115,26 +117,32 @@ def bootstrap(
     checkpoint_sec: float = CHECKPOINT_SEC,
     begun: float | None = None,
 ) -> dict[str, Any]:
-    """Train tokenizer, language model, autoencoder, CoCa and quality head, and write them to a folder.
+    """Train tokenizer, language model, autoencoder, CoCa and quality head, and write them to a
+    folder.
 
     Args:
         examples: captioned pictures; a twentieth is kept out of training, for measuring.
-        out: a new folder, or one where the same was stopped or killed: it goes on from its newest checkpoint.
+        out: a new folder, or one where the same was stopped or killed: it goes on from its newest
+            checkpoint.
         source: what to call the examples in the record.
-        seed: of everything drawn; the same seed, examples and plan give the same weights on the CPU, stopped or not.
-        minutes: how long all of it takes, measuring included: a trial makes a plan, and trainings that turn out faster or slower get
-            more or fewer steps. Time before a run was stopped counts. None: as the plan says.
+        seed: of everything drawn; the same seed, examples and plan give the same weights on the
+            CPU, stopped or not.
+        minutes: how long all of it takes, measuring included: a trial makes a plan, and trainings
+            that turn out faster or slower get more or fewer steps. Time before a run was stopped
+            counts. None: as the plan says.
         plan: how long to train each; None: the default one.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: take only the first so many examples.
-        check: measures more on the written components, where more is known of the pictures (`measured.scenes`).
+        check: measures more on the written components, where more is known of the pictures
+            (`measured.scenes`).
         checkpoint_sec: a training is saved about every so many seconds.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
-        What `components.json` holds: components, recipe, measured quality, on how many items of how many that was measured
-        (`measured_on`), and every file's size and sha256; with `minutes`, also how many steps each training took (`schedules`).
+        What `components.json` holds: components, recipe, measured quality, on how many items of how
+        many that was measured (`measured_on`), and every file's size and sha256; with `minutes`,
+        also how many steps each training took (`schedules`).
 
     Raises:
         InputError: too few captioned pictures, or `out` holds something else.
@@ -191,7 +199,9 @@ def _gathered(
     max_pictures: int | None,
     minutes: float | None,
 ) -> Lessons:
-    """The pictures that can be read in their part of the minutes; a run that goes on takes as many as it began with."""
+    """The pictures that can be read in their part of the minutes; a run that goes on takes as many
+    as it began with.
+    """
     plan = out / UNFINISHED / PLAN
     if plan.exists():
         return gather(examples, size_px, _read_plan(out)["cut_at"] or max_pictures)
@@ -354,7 +364,9 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
 
 
 def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
-    """One file or folder for each component, written as soon as it is trained; the seconds of each training by its field of the plan."""
+    """One file or folder for each component, written as soon as it is trained; the seconds of each
+    training by its field of the plan.
+    """
     assert work.plan is not None
     lessons, seed, plan, budget = recipe.lessons, recipe.seed, work.plan, work.budget
     tokenizer = recipe.tokenizer
@@ -433,10 +445,12 @@ def _written(out: Path) -> Resolved:
 
 
 def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, float]]:
-    """The plan, shortened or lengthened to fit into the minutes, and the seconds that its parts are expected to take.
+    """The plan, shortened or lengthened to fit into the minutes, and the seconds that its parts are
+    expected to take.
 
-    All of it is tried in small, on a part of the pictures, in a folder that is thrown away. What trainings take grows with the plan; what
-    preparing takes grows with the pictures, and what measuring takes with its pieces.
+    All of it is tried in small, on a part of the pictures, in a folder that is thrown away. What
+    trainings take grows with the plan; what preparing takes grows with the pictures, and what
+    measuring takes with its pieces.
     """
     few = Plan(*(TRIAL_STEPS * batch for batch in (8, 32, 64, 64)))
     lessons = recipe.lessons

@@ -25,14 +25,17 @@ MOST_MEASURED = 512  # captions
 WIDTH, LAYERS, HEADS = 128, 3, 4
 BATCH = 64
 LEARNING_RATE, MUON_RATE = 2e-3, 1e-2
-# Large: at 5 the last states of "circle" and "star" were nearly one, and a denoiser that read them never learned the kinds.
+# Large: at 5 the last states of "circle" and "star" were nearly one, and a denoiser that read them
+# never learned the kinds.
 RECALL_WEIGHT = 60.0
 
 
 def train_tokenizer(captions: Sequence[str]) -> Any:
-    """A byte-level BPE tokenizer of the captions' lower-case words, wrapped as transformers wraps its own.
+    """A byte-level BPE tokenizer of the captions' lower-case words, wrapped as transformers wraps
+    its own.
 
-    Any text has tokens, and every caption starts and ends with one of its own, so that the empty one has two.
+    Any text has tokens, and every caption starts and ends with one of its own, so that the empty
+    one has two.
     """
     from tokenizers import (
         Tokenizer,
@@ -73,7 +76,9 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
 
 
 def tokenized(tokenizer: Any, captions: Sequence[str], max_tokens: int = CONTEXT) -> Tensor:
-    """Token ids (N, T) int64, cut to `max_tokens` and filled up on the right with the padding token."""
+    """Token ids (N, T) int64, cut to `max_tokens` and filled up on the right with the padding
+    token.
+    """
     rows = tokenizer(list(captions), truncation=True, max_length=max_tokens)["input_ids"]
     ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
     for place, row in enumerate(rows):
@@ -98,8 +103,9 @@ def train_language_model(
 ) -> tuple[Any, Schedule]:
     """A language model of the captions, and how long it was trained.
 
-    Besides the next token, each last hidden state learns to tell which tokens came before it: that is what a denoiser reads
-    it for, and a small model that only predicts forgets. The read-out for it is thrown away.
+    Besides the next token, each last hidden state learns to tell which tokens came before it: that
+    is what a denoiser reads it for, and a small model that only predicts forgets. The read-out for
+    it is thrown away.
 
     Args:
         tokenizer: from `train_tokenizer`.

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
-    """What the captions depend on: the makers, the models that they use, and which pictures are kept.
+    """What the captions depend on: the makers, the models that they use, and which pictures are
+    kept.
 
     Raises:
         InputError: a maker's model is not configured or not on this machine.
@@ -67,8 +68,9 @@ def make(
     """Caption the kept pictures.
 
     Returns:
-        An output of `captions-*.parquet` (CAPTIONS): a picture's captions follow each other, those of the first maker first. Pictures
-        that no maker has a caption for are not in it; the count `uncaptioned` says how many.
+        An output of `captions-*.parquet` (CAPTIONS): a picture's captions follow each other, those
+        of the first maker first. Pictures that no maker has a caption for are not in it; the count
+        `uncaptioned` says how many.
     """
     download, scores = inputs["download"], inputs["filter"]
     shards = num_shards(download, "samples")
@@ -106,7 +108,9 @@ def _tell(counts: Mapping[str, int]) -> None:
 def kept_items(
     download: Output, scores: Output, number: int
 ) -> list[tuple[Item, tuple[int, int, str]]]:
-    """The kept items of a shard in order with their captions as given, each with its place in the tar: offset, length, sha256."""
+    """The kept items of a shard in order with their captions as given, each with its place in the
+    tar: offset, length, sha256.
+    """
     verdicts = read_table(
         scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]
     ).to_pylist()

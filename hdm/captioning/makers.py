@@ -1,7 +1,8 @@
-"""What makes captions: the given ones, a CoCa, any transformers image-text-to-text model, templates.
+"""What makes captions: the given ones, a CoCa, any transformers image-text-to-text model,
+templates.
 
-A maker gives each item some captions, not yet normalised. Those drawn at random depend on the item's key alone, so that neither its
-neighbours, the batch size nor a restart change them.
+A maker gives each item some captions, not yet normalised. Those drawn at random depend on the
+item's key alone, so that neither its neighbours, the batch size nor a restart change them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Item:
 
     Args:
         key: of the picture.
-        fields: by `hdm.config.ITEM_FIELDS`; `given` is the first of the given captions, None where there is none.
+        fields: by `hdm.config.ITEM_FIELDS`; `given` is the first of the given captions, None where
+            there is none.
         pixels: (H, W, 3) uint8; None unless a maker that looks asked for them.
         given: all given captions, normalised.
     """
@@ -94,7 +96,9 @@ def no_coca() -> ConfigError:
 
 
 class CoCa(Maker):
-    """Captions of the contrastive model; the first of several is the likeliest, the others are drawn."""
+    """Captions of the contrastive model; the first of several is the likeliest, the others are
+    drawn.
+    """
 
     looks = True
 

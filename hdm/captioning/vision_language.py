@@ -1,4 +1,6 @@
-"""Captions from any transformers image-text-to-text model: LLaVA, BLIP-2, Qwen-VL, Florence and their kin."""
+"""Captions from any transformers image-text-to-text model: LLaVA, BLIP-2, Qwen-VL, Florence and
+their kin.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,14 @@ DEFAULT_INSTRUCTION = "Describe the picture in one sentence."
 
 
 class VisionLanguage(Maker):
-    """Captions of a transformers model; the first of several is the likeliest, the others are drawn.
+    """Captions of a transformers model; the first of several is the likeliest, the others are
+    drawn.
 
     Args:
-        settings: `prompt` is the instruction; None: "Describe the picture in one sentence." for models that chat, none for others.
-        reference: a local folder or `org/name[@revision]`; weights as safetensors, no code from a hub is run.
+        settings: `prompt` is the instruction; None: "Describe the picture in one sentence." for
+            models that chat, none for others.
+        reference: a local folder or `org/name[@revision]`; weights as safetensors, no code from a
+            hub is run.
         device: of torch.
 
     Raises:
@@ -51,7 +56,8 @@ class VisionLanguage(Maker):
         self.model = model.to(device).eval()
         if getattr(self.processor, "tokenizer", None) is not None:
             self.processor.tokenizer.padding_side = "left"  # text goes on at the right end
-        # Several threads may work at once: tokenizers, and torch's global generator, are used by one at a time.
+        # Several threads may work at once: tokenizers, and torch's global generator, are used by
+        # one at a time.
         self.lock = threading.RLock()
         self.text = self._instruction()
 

@@ -1,4 +1,6 @@
-"""Pairs of 64-bit hashes that differ in few bits: exact, in bounded memory, without comparing all with all."""
+"""Pairs of 64-bit hashes that differ in few bits: exact, in bounded memory, without comparing all
+with all.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _Pairs = tuple[np.ndarray, np.ndarray]
 def similar(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pairs]:
     """All pairs of hashes that differ in at most `max_bits` bits, each once.
 
-    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): at 10 bits a hash is compared with about a hundredth of the others.
+    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): at 10 bits a hash is compared with
+    about a hundredth of the others.
 
     Args:
         left: (N,) uint64.
@@ -63,7 +66,9 @@ def _agreeing(left: np.ndarray, right: np.ndarray, max_bits: int, band: int) -> 
 
 
 def _sorted_by(hashes: np.ndarray, band: int) -> _Pairs:
-    """Positions in order of the band's value, and where each of its 65,536 values starts among them."""
+    """Positions in order of the band's value, and where each of its 65,536 values starts among
+    them.
+    """
     values = hashes.view(np.uint16).reshape(-1, BANDS)[:, band]
     starts = np.zeros(2**16 + 1, np.int64)
     np.cumsum(np.bincount(values, minlength=2**16), out=starts[1:])

@@ -1,4 +1,6 @@
-"""Which pictures to keep: every check in order, each refusal with its numbers. Pure: from a table of measures to verdicts."""
+"""Which pictures to keep: every check in order, each refusal with its numbers. Pure: from a table
+of measures to verdicts.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from hdm.curation.duplicates import (
 class Verdicts:
     """For each picture the check that refused it, or None if it is kept, and that check's numbers.
 
-    `order` are all pictures, the best first; `families` the same number for a picture and its copies, and copies of these.
+    `order` are all pictures, the best first; `families` the same number for a picture and its
+    copies, and copies of these.
     """
 
     reasons: list[str | None]
@@ -66,7 +69,8 @@ def judge(
         device: where embeddings are compared.
 
     Returns:
-        One verdict a row. What a copy was refused for passes every other check but `top_fraction`; its key is the copy's detail.
+        One verdict a row. What a copy was refused for passes every other check but `top_fraction`;
+        its key is the copy's detail.
     """
     checks = {check.reason: check for check in _thresholds(measures, settings)}
     failed = np.zeros(len(measures), bool)
@@ -112,7 +116,9 @@ def _threshold(criterion: Criterion, measures: pa.Table, limit: float) -> _Check
 
 
 class _Copies:
-    """The checks for copies, and what is known of copies after them. Rows count all pictures, places the decodable ones."""
+    """The checks for copies, and what is known of copies after them. Rows count all pictures,
+    places the decodable ones.
+    """
 
     def __init__(self, measures: pa.Table, settings: FilterSettings) -> None:
         self.settings = settings

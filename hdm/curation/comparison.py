@@ -1,6 +1,8 @@
-"""Whether two pictures whose hashes are near show the same: their small copies, laid over each other and compared place by place.
+"""Whether two pictures whose hashes are near show the same: their small copies, laid over each
+other and compared place by place.
 
-Independent of the hashes: these see the signs of the lowest frequencies, this the gradients in each of 16 places.
+Independent of the hashes: these see the signs of the lowest frequencies, this the gradients in each
+of 16 places.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ SAMPLES = (
 )
 PLACES = 4  # a side, of 6 × 6 samples
 GREY_PLACES = 16  # a side, where drawings are compared
-# Root mean square of gradients, in grey levels, below which a place shows nothing. Added to both sides' energy, it keeps what two smooth
-# places have in common, a slope and the noise, from counting as agreement.
+# Root mean square of gradients, in grey levels, below which a place shows nothing. Added to both
+# sides' energy, it keeps what two smooth places have in common, a slope and the noise, from
+# counting as agreement.
 FLAT = 1.0
 MIN_PLACES = 4  # with fewer that show something there is nothing to compare
 COLOURLESS = 4.0  # root mean square of Cb and Cr about grey
@@ -45,9 +48,10 @@ def correlate(
 ) -> np.ndarray:
     """How well the gradients of what two pictures show within their boxes agree.
 
-    The mean, over the best 14 of 4 × 4 places, of the correlation of their gradients. Brightness and contrast do not change it. Where
-    it falls short of the threshold, but not hopelessly, one picture is turned by up to 2°, shifted by up to 3 % and scaled by 5 %
-    against the other, and the best of these is taken.
+    The mean, over the best 14 of 4 × 4 places, of the correlation of their gradients. Brightness
+    and contrast do not change it. Where it falls short of the threshold, but not hopelessly, one
+    picture is turned by up to 2°, shifted by up to 3 % and scaled by 5 % against the other, and the
+    best of these is taken.
 
     Args:
         first, second: (P,) RECORD.
@@ -71,7 +75,8 @@ def correlate(
 
 
 class _Search:
-    """How second pictures are best laid over first ones: one kind of move after the other, each from the best place so far.
+    """How second pictures are best laid over first ones: one kind of move after the other, each
+    from the best place so far.
 
     Args:
         mine: (P, 16, 72), gradients of the first pictures.
@@ -131,7 +136,9 @@ def _scale(share: float) -> _Move:
 
 @cache
 def _turning(degrees: float) -> np.ndarray:
-    """(1024, 1024): what each pixel of a small copy gives to those of the copy turned about its centre."""
+    """(1024, 1024): what each pixel of a small copy gives to those of the copy turned about its
+    centre.
+    """
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     centre = np.full(2, (GREY_SIDE - 1) / 2)
@@ -160,13 +167,15 @@ def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The largest difference of the whole pictures at any place, with that in overall brightness taken out.
+    """The largest difference of the whole pictures at any place, with that in overall brightness
+    taken out.
 
     Args:
         first, second: (P,) RECORD.
 
     Returns:
-        (P,) float32, levels: of the grey ones' means in 16 × 16 places, or of Cb's and Cr's in 8 × 8.
+        (P,) float32, levels: of the grey ones' means in 16 × 16 places, or of Cb's and Cr's in 8 ×
+        8.
     """
     grey = first["grey"].astype(np.float32) - second["grey"]
     grey -= np.median(grey, axis=(1, 2), keepdims=True)
@@ -190,7 +199,9 @@ def _norm(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(grey: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """What boxes (P, 4) of small copies (P, 32, 32) show, as (P, 26, 26) float32: bilinear, with no less than a sample's width."""
+    """What boxes (P, 4) of small copies (P, 32, 32) show, as (P, 26, 26) float32: bilinear, with no
+    less than a sample's width.
+    """
     across = _weights(boxes[:, 0], boxes[:, 2])
     down = _weights(boxes[:, 1], boxes[:, 3])
     return down @ grey.astype(np.float32) @ across.transpose(0, 2, 1)
@@ -217,7 +228,9 @@ def _gradients(grey: np.ndarray) -> np.ndarray:
 
 
 def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """The mean correlation over the best of the places where at least one of them shows something."""
+    """The mean correlation over the best of the places where at least one of them shows
+    something.
+    """
     energy = (mine**2).sum(axis=2), (theirs**2).sum(axis=2)
     floor = FLAT**2 * mine.shape[2]
     correlation = (mine * theirs).sum(axis=2) / np.sqrt((energy[0] + floor) * (energy[1] + floor))

@@ -1,4 +1,5 @@
-"""Every reason to refuse a picture: the registry from which decision, counts, errors and report derive.
+"""Every reason to refuse a picture: the registry from which decision, counts, errors and report
+derive.
 
 A new criterion is one file that calls `register`. It is in use where `filter.limits` names it:
 `filter.limits={darkness: 20}`. What it says of the pictures is an output of its own,

@@ -1,4 +1,6 @@
-"""Decide which pictures are kept, and which split each belongs to. Thresholds only: no picture is read again."""
+"""Decide which pictures are kept, and which split each belongs to. Thresholds only: no picture is
+read again.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """What the scores depend on: the thresholds and the measures.
 
     Raises:
-        ConfigError: a threshold needs a model that is not configured, or nothing would be left for training.
+        ConfigError: a threshold needs a model that is not configured, or nothing would be left for
+            training.
     """
     for problem in _problems(pipeline):
         raise problem
@@ -189,7 +192,8 @@ def _splits(
 ) -> tuple[list[str | None], int]:
     """Each kept picture's split, and how many pictures had another before.
 
-    Refused copies get the split of their family too, so that it is there when one of them is kept some day.
+    Refused copies get the split of their family too, so that it is there when one of them is kept
+    some day.
     """
     kept_families = np.unique(verdicts.families[verdicts.kept])
     shown = np.isin(verdicts.families, kept_families)

@@ -1,6 +1,8 @@
-"""Which pictures are copies of which: near hashes give candidates, a comparison of the small copies confirms each.
+"""Which pictures are copies of which: near hashes give candidates, a comparison of the small copies
+confirms each.
 
-What is confirmed are pairs. From these follow the copies, which are refused, and the families, which share a split.
+What is confirmed are pairs. From these follow the copies, which are refused, and the families,
+which share a split.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ class Criterion:
 
     Args:
         distance: share of the hash's bits that may differ; 0: only equal pixels count.
-        difference: for drawings, the largest difference at any place of the whole pictures, in levels; None: photographs, whose
-            gradients have to correlate, and whose border, crop, brightness, contrast and saturation may differ.
+        difference: for drawings, the largest difference at any place of the whole pictures, in
+            levels; None: photographs, whose gradients have to correlate, and whose border, crop,
+            brightness, contrast and saturation may differ.
         mirrored: a picture and its mirror image are one.
     """
 
@@ -47,7 +50,8 @@ def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) ->
         criterion: what counts as the same.
 
     Returns:
-        (E, 2) int64, the lower number first, sorted, each pair once. Of pictures with the same pixels only the first is in pairs.
+        (E, 2) int64, the lower number first, sorted, each pair once. Of pictures with the same
+        pixels only the first is in pairs.
     """
     if criterion.distance == 0:
         return np.zeros((0, 2), np.int64)
@@ -66,7 +70,9 @@ _Found = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
 
 
 def _candidates(records: np.ndarray, first: np.ndarray, criterion: Criterion) -> Iterator[_Found]:
-    """Places in `first`, those that they may be, the view of these that was seen, and whether the former were mirrored."""
+    """Places in `first`, those that they may be, the view of these that was seen, and whether the
+    former were mirrored.
+    """
     count = len(first)
     whole = records["whole"][first]
     max_bits = int(criterion.distance * 64 + 1e-9)
@@ -86,7 +92,9 @@ def _candidates(records: np.ndarray, first: np.ndarray, criterion: Criterion) ->
 def _chunks(
     pairs: Iterator[tuple[np.ndarray, np.ndarray]], count: int, view: int, mirrored: bool
 ) -> Iterator[_Found]:
-    """Of at most CHUNK pairs each; a picture is no candidate for itself, and no pair of wholes comes twice."""
+    """Of at most CHUNK pairs each; a picture is no candidate for itself, and no pair of wholes
+    comes twice.
+    """
     waiting: list[np.ndarray] = []
     size = 0
     for one, place in pairs:
@@ -128,8 +136,9 @@ def find_copies(
 ) -> np.ndarray:
     """The kept picture that each picture is a copy of.
 
-    Pictures are visited in order. One that is near no kept picture is kept; one that is near is a copy of the first kept picture that
-    it is near to. So no two kept pictures are near each other, and a chain of pictures that drift apart is not swallowed by its first.
+    Pictures are visited in order. One that is near no kept picture is kept; one that is near is a
+    copy of the first kept picture that it is near to. So no two kept pictures are near each other,
+    and a chain of pictures that drift apart is not swallowed by its first.
 
     Args:
         groups: (N,) the first picture with the same pixels.

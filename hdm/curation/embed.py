@@ -1,4 +1,6 @@
-"""What the contrastive model says of every picture: its embedding, and its likeness to its captions."""
+"""What the contrastive model says of every picture: its embedding, and its likeness to its
+captions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What tells whether two pictures are one: a hash of the pixels, perceptual hashes of several views, small copies."""
+"""What tells whether two pictures are one: a hash of the pixels, perceptual hashes of several
+views, small copies.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ CORNER_VIEW = 0.9
 
 
 def _views() -> np.ndarray:
-    """(9, 4) left, top, right, bottom as shares: the whole, what its centre and its corners show."""
+    """(9, 4) left, top, right, bottom as shares: the whole, what its centre and its corners
+    show.
+    """
     boxes = []
     for share in CENTRE_VIEWS:
         margin = (1 - share) / 2
@@ -85,7 +89,9 @@ def _record(pixels: np.ndarray) -> np.ndarray:
 
 
 def boxes_within(frames: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Where views lie in the whole picture: (P, 4) frames, (V,) numbers of VIEWS, either one or as many → (max(P, V), 4)."""
+    """Where views lie in the whole picture: (P, 4) frames, (V,) numbers of VIEWS, either one or as
+    many → (max(P, V), 4).
+    """
     corner = frames[:, :2]
     size = frames[:, 2:] - corner
     chosen = VIEWS[views]
@@ -100,7 +106,8 @@ def _seen(grey: Image.Image, box: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hashes(views: np.ndarray) -> np.ndarray:
-    """Which of the 8 × 8 lowest frequencies lie above their median: the hash that ImageHash calls `phash`, of many at once.
+    """Which of the 8 × 8 lowest frequencies lie above their median: the hash that ImageHash calls
+    `phash`, of many at once.
 
     Args:
         views: (N, 32, 32) uint8.
@@ -116,8 +123,9 @@ def perceptual_hashes(views: np.ndarray) -> np.ndarray:
 def find_frame(pixels: np.ndarray) -> np.ndarray:
     """What a border of one colour leaves of a picture.
 
-    A border is rows or columns from one side inwards, at most a quarter of the picture, in which no channel varies by more than
-    FRAME_CONTRAST levels: with the unevenness that JPEG gives it, but no sky.
+    A border is rows or columns from one side inwards, at most a quarter of the picture, in which no
+    channel varies by more than FRAME_CONTRAST levels: with the unevenness that JPEG gives it, but
+    no sky.
 
     Returns:
         (4,) left, top, right, bottom as shares of width and height.

@@ -1,6 +1,7 @@
 """Measure every downloaded picture once: size, sharpness, noise, fingerprint.
 
-What models say of it is written by `embed`, `rate` and `score`, what to keep is decided by `decide`.
+What models say of it is written by `embed`, `rate` and `score`, what to keep is decided by
+`decide`.
 """
 
 from __future__ import annotations

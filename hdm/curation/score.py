@@ -21,7 +21,8 @@ SCHEMA = 1
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str], *, criterion: Criterion) -> Identity:
-    """What the scores depend on: the download, how pictures are decoded, the criterion's version and model. No limit.
+    """What the scores depend on: the download, how pictures are decoded, the criterion's version
+    and model. No limit.
 
     Raises:
         InputError: its model is not named, or not on this machine.

@@ -1,4 +1,6 @@
-"""Which kept pictures are for training, and which are kept out of it. Copies share a split, and a store remembers each."""
+"""Which kept pictures are for training, and which are kept out of it. Copies share a split, and a
+store remembers each.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Shares:
 
 @dataclass(frozen=True)
 class Assigned:
-    """Splits of pictures in order, and how many of them had another before: their family joins two."""
+    """Splits of pictures in order, and how many of them had another before: their family joins
+    two.
+    """
 
     splits: list[str]
     num_moved: int
@@ -50,9 +54,11 @@ def assign_splits(
 ) -> Assigned:
     """A split for every picture, the same for all of a family.
 
-    A family in which splits are known takes that split; where they differ, it is for training, in which some of it has been. Else the
-    content of its first picture decides: whose hash, as a number in [0, 1), lies under `held_out` is held out, under `held_out +
-    validation` for validation. In a small set a share may thus get nothing; the new training family that comes nearest is then taken.
+    A family in which splits are known takes that split; where they differ, it is for training, in
+    which some of it has been. Else the content of its first picture decides: whose hash, as a
+    number in [0, 1), lies under `held_out` is held out, under `held_out + validation` for
+    validation. In a small set a share may thus get nothing; the new training family that comes
+    nearest is then taken.
 
     Args:
         sha256: of each picture's pixels, as hex digits, the best pictures first.
@@ -82,7 +88,8 @@ def assign_splits(
 
 
 class SplitMemory:
-    """The splits that a store's pictures have been given, by the hash of their pixels, for each pair of shares.
+    """The splits that a store's pictures have been given, by the hash of their pixels, for each
+    pair of shares.
 
     Raises:
         DamagedError: from `recall` and `remember`: the file is not what was written.

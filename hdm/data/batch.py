@@ -1,4 +1,6 @@
-"""What a training step gets of the data: the raw latents as they were stored, and what makes them latents and tokens."""
+"""What a training step gets of the data: the raw latents as they were stored, and what makes them
+latents and tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,25 @@ _SHARED = ("key_of_row", "shift", "scale", "crops")  # not by sample
 class Batch:
     """One process's share of a global batch.
 
-    It holds what is small: latents and texts in 16 bits, positions by crop and not by sample. `latent`, `text` and `positions` are made
-    from them where the batch lies, when they are first asked for: a copy to an accelerator has half the bytes, and the CPU does no
-    arithmetic.
+    It holds what is small: latents and texts in 16 bits, positions by crop and not by sample.
+    `latent`, `text` and `positions` are made from them where the batch lies, when they are first
+    asked for: a copy to an accelerator has half the bytes, and the CPU does no arithmetic.
 
     Args:
         rows: of the pictures in the loader's files, (b,) int64.
         key_of_row: the picture's key.
         raw: raw latents (b, C, S, S), float16 or bfloat16.
         shift, scale: (C, 1, 1) float32: latent = (raw latent - shift) · scale.
-        crops: (number of different crops, N, 2) float32, (y, x) of each token on the patch grid, as the crop has them in the whole picture.
+        crops: (number of different crops, N, 2) float32, (y, x) of each token on the patch grid, as
+            the crop has them in the whole picture.
         crop: which of them each sample is, (b,) int64.
         log_aspect: (b,) float32, ln(width / height) of the whole picture as encoded.
         text_mask: (b, T) bool, True where there is text.
         token_ids: (b, T) int32, where the text encoder runs in training; else None.
-        raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached; else None.
-        features: (b, N, V) float16, of a vision model at each token, where training aligns to them; else None.
+        raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached;
+            else None.
+        features: (b, N, V) float16, of a vision model at each token, where training aligns to them;
+            else None.
     """
 
     rows: np.ndarray
@@ -79,7 +84,8 @@ class Batch:
     def woven(
         cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], str]
     ) -> Batch:
-        """One batch of the samples of several, which have texts of one length and the same shift and scale.
+        """One batch of the samples of several, which have texts of one length and the same shift
+        and scale.
 
         Args:
             parts: at least one.
@@ -124,7 +130,9 @@ class Batch:
         return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device; from pinned memory, the copy goes on while the CPU does other things."""
+        """The same on a device; from pinned memory, the copy goes on while the CPU does other
+        things.
+        """
         return self._each(lambda value: value.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:

@@ -1,4 +1,6 @@
-"""The boxes of files in the family of ISO base media files: HEIF, AVIF and JPEG 2000 say their colour in one."""
+"""The boxes of files in the family of ISO base media files: HEIF, AVIF and JPEG 2000 say their
+colour in one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ _MOST = 1000
 
 
 def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of the content of each box between two places; a box that reaches further ends there."""
+    """Kind, start and end of the content of each box between two places; a box that reaches further
+    ends there.
+    """
     for _ in range(_MOST):
         if end - start < 8:
             return

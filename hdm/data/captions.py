@@ -1,7 +1,7 @@
 """Captions, as token ids or text embeddings, found by the key of their picture.
 
-Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row a caption; the empty caption's, for guidance, in
-`empty.parquet` under the key "".
+Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row a caption; the empty
+caption's, for guidance, in `empty.parquet` under the key "".
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class CaptionTable(Protocol):
 
     @property
     def keys(self) -> np.ndarray:
-        """Of the rows' pictures, a picture's captions in the order of their index, read each time; (num_rows,) uint64."""
+        """Of the rows' pictures, a picture's captions in the order of their index, read each time;
+        (num_rows,) uint64.
+        """
         ...
 
     @property
@@ -91,7 +93,9 @@ class CaptionTable(Protocol):
         ...
 
     def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The rows as they are at positions of the training clock, where a caption differs from one to another."""
+        """The rows as they are at positions of the training clock, where a caption differs from one
+        to another.
+        """
         ...
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -99,12 +103,16 @@ class CaptionTable(Protocol):
         ...
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some rows, cut and padded to `num_tokens`, a padded length at most, and their mask (n, num_tokens) bool, False in padding."""
+        """Some rows, cut and padded to `num_tokens`, a padded length at most, and their mask (n,
+        num_tokens) bool, False in padding.
+        """
         ...
 
 
 class RaggedRows:
-    """Rows of tokens of different lengths, one after the other; 4 bytes a row as long as there are fewer than 4 · 10⁹ tokens."""
+    """Rows of tokens of different lengths, one after the other; 4 bytes a row as long as there are
+    fewer than 4 · 10⁹ tokens.
+    """
 
     def __init__(self, lengths: np.ndarray) -> None:
         ends = np.cumsum(lengths, dtype=np.int64)
@@ -161,7 +169,8 @@ class TokenTable(RaggedRows):
                 ).data
             )
             file.flush()
-            # Its pages are the system's to drop and read again: ten million captions are more than a gigabyte.
+            # Its pages are the system's to drop and read again: ten million captions are more than
+            # a gigabyte.
             self._token_ids = np.asarray(np.memmap(file, np.int32, "r"))
         self._runs = lru_cache(maxsize=64)(self._runs_of)
 
@@ -170,15 +179,20 @@ class TokenTable(RaggedRows):
         return key_numbers(read_tables(self._tokens, "tokens", ["key"]).column("key"))
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (n, num_tokens) int32, padded with `pad_id`, and their mask (n, num_tokens) bool."""
+        """Token ids (n, num_tokens) int32, padded with `pad_id`, and their mask (n, num_tokens)
+        bool.
+        """
         padding = _padding(self.lengths(rows), num_tokens)
-        # Runs of equal length, of which the next captions' tokens are left out then: quicker than to copy each caption's own.
+        # Runs of equal length, of which the next captions' tokens are left out then: quicker than
+        # to copy each caption's own.
         token_ids = self._runs(num_tokens)[self.starts[rows]].view(np.int32).reshape(padding.shape)
         np.copyto(token_ids, self.pad_id, where=padding)
         return torch.from_numpy(token_ids), torch.from_numpy(~padding)
 
     def _runs_of(self, num_tokens: int) -> np.ndarray:
-        """At each token, the run of so many that begins there, as one item: rows of items are copied quicker than rows of numbers."""
+        """At each token, the run of so many that begins there, as one item: rows of items are
+        copied quicker than rows of numbers.
+        """
         count = len(self._token_ids) - num_tokens + 1
         return np.ndarray(count, f"V{4 * num_tokens}", self._token_ids.data, strides=(4,))
 
@@ -219,7 +233,8 @@ class TextTable(RaggedRows):
         return np.concatenate([np.zeros(0, np.uint64), *map(_keys, self._paths)])
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text embeddings (n, num_tokens, width) float16, padded with zeros, and their mask (n, num_tokens) bool.
+        """Text embeddings (n, num_tokens, width) float16, padded with zeros, and their mask (n,
+        num_tokens) bool.
 
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
@@ -231,7 +246,9 @@ class TextTable(RaggedRows):
         return torch.from_numpy(self.form.unpack(stored)), torch.from_numpy(mask)
 
     def _addresses(self, rows: np.ndarray) -> np.ndarray:
-        """Where each row's first token lies: in PLAIN pages of binary, 4 bytes of length stand before each value."""
+        """Where each row's first token lies: in PLAIN pages of binary, 4 bytes of length stand
+        before each value.
+        """
         groups = self._groups.find(rows)
         firsts = self._groups.firsts[groups]
         tokens_before = self.starts[rows].astype(np.int64) - self.starts[firsts]
@@ -263,12 +280,16 @@ def _keys(path: Path) -> np.ndarray:
 
 
 def text_metadata(width: int, weights: Mapping[str, str], dtype: str = "float16") -> dict[str, Any]:
-    """What the footer of a text shard says: width and dtype of its `TextForm`, and the sha256 of what made the embeddings."""
+    """What the footer of a text shard says: width and dtype of its `TextForm`, and the sha256 of
+    what made the embeddings.
+    """
     return {"width": width, "dtype": dtype, "weights": dict(weights)}
 
 
 def captions_by_key(captions: Output, keys: Sequence[str]) -> dict[str, list[str]]:
-    """The captions of some pictures, all tags kept, in the order of their index; pictures without one have an empty list."""
+    """The captions of some pictures, all tags kept, in the order of their index; pictures without
+    one have an empty list.
+    """
     table = read_tables(captions, "captions", ["key", "caption"])
     wanted = table.filter(pc.is_in(table.column("key"), pa.array(list(keys), pa.string())))
     found: dict[str, list[str]] = {key: [] for key in keys}

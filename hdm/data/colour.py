@@ -1,7 +1,8 @@
-"""Samples whose meaning a file says in numbers (gamma, chromaticities, code points) brought to sRGB.
+"""Samples whose meaning a file says in numbers (gamma, chromaticities, code points) brought to
+sRGB.
 
-Sources: PNG specification, third edition (precedence; gAMA, cHRM); ITU-T H.273 (code points of primaries and transfer functions);
-IEC 61966-2-1 (sRGB).
+Sources: PNG specification, third edition (precedence; gAMA, cHRM); ITU-T H.273 (code points of
+primaries and transfer functions); IEC 61966-2-1 (sRGB).
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ _STRIP = 1 << 20
 """Pixels that are converted at once, so that a large picture takes no further large arrays."""
 _NEAR_XY = 0.0015
 _NEAR_GAMMA = 0.001
-"""PNG files of sRGB pictures say a gamma of 0.45455 and rounded chromaticities: these change nothing."""
+"""PNG files of sRGB pictures say a gamma of 0.45455 and rounded chromaticities: these change
+nothing.
+"""
 
 
 class UnsupportedColour(Exception):  # noqa: N818  (of a file; nothing went wrong here)
@@ -127,7 +130,8 @@ def of_code_points(primaries: int, transfer: int, narrow: bool = False) -> Colou
     """The colour that code points of H.273 say (PNG's cICP, HEIF's nclx); None where it is sRGB.
 
     Raises:
-        UnsupportedColour: a transfer function that has no defined white in sRGB (PQ, HLG), or reserved numbers.
+        UnsupportedColour: a transfer function that has no defined white in sRGB (PQ, HLG), or
+            reserved numbers.
     """
     if transfer in _HDR:
         raise UnsupportedColour(f"{_HDR[transfer]}, which is for displays of high dynamic range")
@@ -142,7 +146,8 @@ def of_code_points(primaries: int, transfer: int, narrow: bool = False) -> Colou
 
 
 def matrix_to_srgb(chromaticities: Chromaticities) -> np.ndarray | None:
-    """(3, 3) from linear RGB of such primaries to sRGB's, white to white (Bradford); None where they are sRGB's but for rounding.
+    """(3, 3) from linear RGB of such primaries to sRGB's, white to white (Bradford); None where
+    they are sRGB's but for rounding.
 
     Raises:
         UnsupportedColour: they span no colours.

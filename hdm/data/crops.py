@@ -1,4 +1,6 @@
-"""Pictures of any size to batches of squares, as autoencoders and contrastive models are trained on them."""
+"""Pictures of any size to batches of squares, as autoencoders and contrastive models are trained on
+them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor
 
 
 def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarray:
-    """The picture with a shorter side of `size_px`; a smaller one is left alone unless `enlarge`."""
+    """The picture with a shorter side of `size_px`; a smaller one is left alone unless
+    `enlarge`.
+    """
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     if shorter == size_px or (shorter < size_px and not enlarge):

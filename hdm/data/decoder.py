@@ -1,9 +1,11 @@
-"""The process that looks into picture files, within limits: `python -m hdm.data.decoder SETTINGS MODULE:FUNCTION`.
+"""The process that looks into picture files, within limits: `python -m hdm.data.decoder SETTINGS
+MODULE:FUNCTION`.
 
-A request is one line of JSON on its input (options of the function, the length of the file) and then the file. The answer is one line
-of JSON on its output and then its arrays, one after the other. A fault in an image library's C code ends this process alone, and so does
-a picture that takes too long or too much memory. It ends when its input closes, which it also does when the process that asks dies, even
-in the middle of a picture.
+A request is one line of JSON on its input (options of the function, the length of the file) and
+then the file. The answer is one line of JSON on its output and then its arrays, one after the
+other. A fault in an image library's C code ends this process alone, and so does a picture that
+takes too long or too much memory. It ends when its input closes, which it also does when the
+process that asks dies, even in the middle of a picture.
 """
 
 from __future__ import annotations
@@ -32,11 +34,17 @@ if TYPE_CHECKING:
 
 READY = b"ready\n"
 NICE = 5
-"""Where a model runs on the same cores, its threads wait for each other: one that is put off puts off all."""
+"""Where a model runs on the same cores, its threads wait for each other: one that is put off puts
+off all.
+"""
 OUT_OF_MEMORY = 71
-"""Exit code of a process whose memory limit was reached; what is left of its memory is in pieces, so it ends."""
+"""Exit code of a process whose memory limit was reached; what is left of its memory is in pieces,
+so it ends.
+"""
 WALL = 10
-"""Seconds on the clock that a picture may take for each second of computing that it may: the machine may be busy."""
+"""Seconds on the clock that a picture may take for each second of computing that it may: the
+machine may be busy.
+"""
 
 Answer = tuple[dict[str, Any], list[np.ndarray]]
 
@@ -45,7 +53,8 @@ def main() -> None:
     """Serve the process that started this one."""
     # Validated by the process that asks; see hdm.data.images on the import.
     settings = cast("ImageSettings", SimpleNamespace(**json.loads(sys.argv[1])))
-    # They may reach it with the process that asks, whose matter they are: its own end is that of its input.
+    # They may reach it with the process that asks, whose matter they are: its own end is that of
+    # its input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
@@ -108,7 +117,9 @@ def _limit(kind: int, value: int) -> None:
 
 @contextlib.contextmanager
 def _limited(requests: int, seconds: float) -> Iterator[None]:
-    """End this process, whatever C code it is in, if it computes for too long or the other end of `requests` closes."""
+    """End this process, whatever C code it is in, if it computes for too long or the other end of
+    `requests` closes.
+    """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, WALL * seconds)
     _end_on_hangup(requests)
@@ -121,7 +132,9 @@ def _limited(requests: int, seconds: float) -> Iterator[None]:
 
 
 def _end_on_hangup(requests: int) -> None:
-    """No request comes while one is being answered, so that whatever happens on the pipe is its end, and SIGIO ends the process."""
+    """No request comes while one is being answered, so that whatever happens on the pipe is its
+    end, and SIGIO ends the process.
+    """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(requests, fcntl.F_SETFL, fcntl.fcntl(requests, fcntl.F_GETFL) | os.O_ASYNC)

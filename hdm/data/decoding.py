@@ -1,4 +1,6 @@
-"""Picture files of unknown origin, looked into by processes of their own: a bad one costs its own answer and nothing else."""
+"""Picture files of unknown origin, looked into by processes of their own: a bad one costs its own
+answer and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,10 @@ BYTES_A_PIXEL = 24
 STOPPED = "the processes that decode pictures were stopped"
 
 Work = Callable[..., tuple[dict[str, Any], list[np.ndarray]]]
-"""What is done with a file: `work(data, settings, **options)` gives facts and arrays. It is a function of a module, since another
-process calls it; options and facts are plain JSON values. It may raise BadImage."""
+"""What is done with a file: `work(data, settings, **options)` gives facts and arrays. It is a
+function of a module, since another process calls it; options and facts are plain JSON values. It
+may raise BadImage.
+"""
 
 
 def header(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -45,7 +49,9 @@ def header(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[n
 def pixels(
     data: bytes, settings: ImageSettings, *, reduced_to_px: int | None = None
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Work that decodes: the picture (H, W, 3) uint8, by `hdm.data.images.reduced` where its shorter side is at least twice the given."""
+    """Work that decodes: the picture (H, W, 3) uint8, by `hdm.data.images.reduced` where its
+    shorter side is at least twice the given.
+    """
     found = decode(data, settings).pixels
     return {}, [reduced(found, reduced_to_px) if reduced_to_px else found]
 
@@ -76,9 +82,11 @@ class Asked:
 
 
 class Decoders:
-    """Processes that look into picture files, started when there is something to do. Use it in a `with` block.
+    """Processes that look into picture files, started when there is something to do. Use it in a
+    `with` block.
 
-    A file that is too slow, takes too much memory or ends its process for another reason is refused with a status of its own.
+    A file that is too slow, takes too much memory or ends its process for another reason is refused
+    with a status of its own.
 
     Args:
         settings: how pictures are decoded, and their limits.
@@ -119,7 +127,8 @@ class Decoders:
 
         Raises:
             BadImage: the file is refused.
-            DoesNotFitError: the machine's memory does not hold the picture, though the limit allows it.
+            DoesNotFitError: the machine's memory does not hold the picture, though the limit allows
+                it.
         """
         process = self.idle.get()
         try:
@@ -137,8 +146,9 @@ class Decoders:
         """The answers in order, each as a future that is done and has an answer or an error.
 
         Args:
-            asked: the files; the next ones are asked for while earlier ones are under way, as long as their costs together are
-                within `images.decode_mb`. One that costs more is decoded while no other is.
+            asked: the files; the next ones are asked for while earlier ones are under way, as long
+                as their costs together are within `images.decode_mb`. One that costs more is
+                decoded while no other is.
             ahead: files that may be under way or wait, at most; None: four a process.
         """
         waiting: deque[tuple[int, Future[Answer]]] = deque()
@@ -171,7 +181,9 @@ class _Ended(Exception):  # noqa: N818  (a state, told to the caller)
 
 
 class _Process:
-    """One process of `hdm.data.decoder`; started when it is first asked, and anew when it has ended."""
+    """One process of `hdm.data.decoder`; started when it is first asked, and anew when it has
+    ended.
+    """
 
     def __init__(self, settings: ImageSettings, work: Work) -> None:
         self.settings, self.work = settings, f"{work.__module__}:{work.__qualname__}"
@@ -181,7 +193,9 @@ class _Process:
         self.over, self.starting = False, threading.Lock()
 
     def ask(self, data: bytes, options: Mapping[str, Any]) -> Answer:
-        """An answer from this process; if it ends, for whatever reason, from a new one that has done nothing else."""
+        """An answer from this process; if it ends, for whatever reason, from a new one that has
+        done nothing else.
+        """
         try:
             return self._ask(data, options)
         except _Ended as ended:

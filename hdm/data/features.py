@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class Crop(NamedTuple):
-    """A square of the full frame, in latent pixels of a frame of height × width; in the mirrored frame if it is mirrored."""
+    """A square of the full frame, in latent pixels of a frame of height × width; in the mirrored
+    frame if it is mirrored.
+    """
 
     height: int
     width: int
@@ -30,10 +32,11 @@ class Crop(NamedTuple):
 
 
 def at_tokens(grid: Tensor, crop: Crop, patch_size: int) -> Tensor:
-    """Features at the centres of a crop's tokens, between the centres of the vision model's patches by bilinear interpolation.
+    """Features at the centres of a crop's tokens, between the centres of the vision model's patches
+    by bilinear interpolation.
 
-    Both grids cover the same frame, so that a place is the same share of its sides in each. Beyond the outermost patches' centres the
-    nearest value holds.
+    Both grids cover the same frame, so that a place is the same share of its sides in each. Beyond
+    the outermost patches' centres the nearest value holds.
 
     Args:
         grid: (D, h, w) of the full frame.
@@ -60,8 +63,8 @@ class FeatureTable:
 
     Args:
         features: the output `encode.features`.
-        keys: of the pictures, as numbers, (n,) uint64. Those without features (some were not finite in 16 bits) have zeros, which pull
-            nowhere.
+        keys: of the pictures, as numbers, (n,) uint64. Those without features (some were not finite
+            in 16 bits) have zeros, which pull nowhere.
 
     Attributes:
         width: of a feature.
@@ -90,7 +93,8 @@ class FeatureTable:
         self.width, self.made_by = form.channels, dict(form.autoencoder)
 
     def read(self, pictures: np.ndarray, crops: Sequence[Crop], patch_size: int) -> Tensor:
-        """(n, N, D) float16 at the tokens of each picture's crop; pictures are numbered as their keys were given.
+        """(n, N, D) float16 at the tokens of each picture's crop; pictures are numbered as their
+        keys were given.
 
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.

@@ -76,7 +76,8 @@ def sniff(data: bytes) -> str | None:
 
 
 def foreign_format(data: bytes) -> str | None:
-    """The name of a picture format that is known and not read here, as "JPEG XL" or "SVG"; None for anything else.
+    """The name of a picture format that is known and not read here, as "JPEG XL" or "SVG"; None for
+    anything else.
 
     Args:
         data: the file, or its first `HEAD_BYTES`.
@@ -95,7 +96,9 @@ def foreign_format(data: bytes) -> str | None:
 
 
 def _by_brands(data: bytes) -> str | None:
-    """The format of an ISO base media file: by its major brand, else by those it claims to be compatible with."""
+    """The format of an ISO base media file: by its major brand, else by those it claims to be
+    compatible with.
+    """
     brands = _brands(data)
     for brand in brands:
         for name, own in _BRANDS.items():

@@ -36,9 +36,10 @@ def _pages(run_bytes: int) -> np.ndarray:
 def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     """Copy runs of equal length, one after the other.
 
-    One fancy index over the address space instead of a Python call a row: rows of many shards, and the pieces of a crop, lie nowhere
-    in one array, and a call costs more than the copy of a small latent. numpy keeps the index inside the lowest and the highest address;
-    that every run is there to be read, and stays so, is the caller's to see to.
+    One fancy index over the address space instead of a Python call a row: rows of many shards, and
+    the pieces of a crop, lie nowhere in one array, and a call costs more than the copy of a small
+    latent. numpy keeps the index inside the lowest and the highest address; that every run is there
+    to be read, and stays so, is the caller's to see to.
 
     Args:
         addresses: where the runs begin, (…) int64.
@@ -52,21 +53,25 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     lowest = int(addresses.min())
     count, places = int(addresses.max()) - lowest + 1, addresses.reshape(-1) - lowest
     if run_bytes >= PAGE_BYTES:
-        # A byte of every page first: the processor looks up many pages at once, where a copy waits for one after the other.
+        # A byte of every page first: the processor looks up many pages at once, where a copy waits
+        # for one after the other.
         np.asarray(_Memory(lowest, count + run_bytes - 1, 1))[places[:, None] + _pages(run_bytes)]
     runs = np.asarray(_Memory(lowest, count, run_bytes))
     return runs[places].view(np.uint8).reshape(*addresses.shape, run_bytes)
 
 
 class RowGroups:
-    """The row groups of one column of several files, their rows numbered from the first file's first to the last one's last.
+    """The row groups of one column of several files, their rows numbered from the first file's
+    first to the last one's last.
 
     Args:
         columns: of the files.
-        payload_bytes: of each row group, all files laid end to end, (num_groups,) int64: so that no address leads out of a payload.
+        payload_bytes: of each row group, all files laid end to end, (num_groups,) int64: so that no
+            address leads out of a payload.
 
     Attributes:
-        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,) int64.
+        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,)
+            int64.
         files: which column a row group is in, (num_groups,) int64.
     """
 
@@ -91,7 +96,8 @@ class RowGroups:
         """Where in memory the payloads of some row groups begin, (n,) int64.
 
         Raises:
-            DamagedError: one, touched for the first time, is not what was written; the file is named.
+            DamagedError: one, touched for the first time, is not what was written; the file is
+                named.
         """
         found = self._addresses[groups]
         if not found.all():

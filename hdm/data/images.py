@@ -1,8 +1,9 @@
 """Picture files of unknown origin to upright RGB with a defined look, or a refusal with its reason.
 
-Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores EXIF orientation and ICC
-profiles, only warns of pictures of 89 megapixels, and would hand EPS to a PostScript interpreter. Here `hdm.data.formats` decides the
-format by the first bytes, from a short list, and its reader is called directly; sizes are checked before anything is decoded.
+Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores
+EXIF orientation and ICC profiles, only warns of pictures of 89 megapixels, and would hand EPS to a
+PostScript interpreter. Here `hdm.data.formats` decides the format by the first bytes, from a short
+list, and its reader is called directly; sizes are checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class BadImage(Exception):  # noqa: N818  (what is bad is the image; nothing wen
     """A file that is refused.
 
     Args:
-        status: one word: not_image, corrupt, too_large, too_many_scans, too_many_frames, animated, unsupported, too_much_memory; and
-            from `hdm.data.decoding` too_slow and crashes.
+        status: one word: not_image, corrupt, too_large, too_many_scans, too_many_frames, animated,
+            unsupported, too_much_memory; and from `hdm.data.decoding` too_slow and crashes.
         message: a sentence, the same on every machine.
     """
 
@@ -89,8 +90,8 @@ class Picture:
     Args:
         pixels: (H, W, 3) uint8, sRGB, upright, on the matte.
         format: Pillow's name, as "JPEG".
-        flags: what was done or ignored, of: animated, rotated, exif_ignored, sixteen_bit, cicp, icc, icc_ignored, gamma, colour_ignored,
-            transparent.
+        flags: what was done or ignored, of: animated, rotated, exif_ignored, sixteen_bit, cicp,
+            icc, icc_ignored, gamma, colour_ignored, transparent.
     """
 
     pixels: np.ndarray
@@ -106,8 +107,8 @@ def inspect(data: bytes, settings: ImageSettings) -> Header:
         settings: limits and what to do with animations.
 
     Raises:
-        BadImage: no picture, damaged, over a limit, an animation where these are rejected, or of a colour without a defined white in sRGB
-            (32-bit numbers, PQ, HLG).
+        BadImage: no picture, damaged, over a limit, an animation where these are rejected, or of a
+            colour without a defined white in sRGB (32-bit numbers, PQ, HLG).
     """
     name, image = _open(data, settings)
     with _guarded(name):
@@ -119,10 +120,11 @@ def inspect(data: bytes, settings: ImageSettings) -> Header:
 def decode(data: bytes, settings: ImageSettings) -> Picture:
     """Decode a file to sRGB as a person would see it.
 
-    16-bit grey is scaled, 16-bit colour loses its low byte unless its curve is not sRGB's; CMYK, LAB and pictures with an ICC profile are
-    converted to sRGB (a profile that is broken or of another colour space is ignored and flagged), and so is what a PNG, HEIF or AVIF
-    file says of its colour in numbers; transparent pixels show `settings.matte`; EXIF orientation is applied; of an animation the first
-    frame is taken.
+    16-bit grey is scaled, 16-bit colour loses its low byte unless its curve is not sRGB's; CMYK,
+    LAB and pictures with an ICC profile are converted to sRGB (a profile that is broken or of
+    another colour space is ignored and flagged), and so is what a PNG, HEIF or AVIF file says of
+    its colour in numbers; transparent pixels show `settings.matte`; EXIF orientation is applied; of
+    an animation the first frame is taken.
 
     Args:
         data: the file.
@@ -185,7 +187,9 @@ def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFil
 
 
 def reduced(pixels: np.ndarray, side_px: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 whose shorter side is at least twice `side_px`, as means of squares of its pixels; others as they are."""
+    """A picture (H, W, 3) uint8 whose shorter side is at least twice `side_px`, as means of squares
+    of its pixels; others as they are.
+    """
     factor = min(pixels.shape[:2]) // side_px
     return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
 
@@ -237,7 +241,9 @@ def _guarded(name: str) -> Iterator[None]:
 
 
 def _orientation(image: ImageFile.ImageFile) -> tuple[int, bool]:
-    """EXIF orientation 1 to 8, and whether the EXIF block could be read; to be asked before loading."""
+    """EXIF orientation 1 to 8, and whether the EXIF block could be read; to be asked before
+    loading.
+    """
     if isinstance(image, PngImageFile) and "exif" not in image.info:
         return 1, True  # Pillow would decode all to look for a chunk behind the pixels
     try:
@@ -261,13 +267,16 @@ def _bits(image: ImageFile.ImageFile) -> int:
 
 
 def _is_raw(image: TiffImageFile) -> bool:
-    """Whether a camera wrote it: what a TIFF reader finds is a preview, or values that are not developed."""
+    """Whether a camera wrote it: what a TIFF reader finds is a preview, or values that are not
+    developed.
+    """
     is_preview = bool(image.tag_v2.get(254, 0) & 1) and 330 in image.tag_v2
     return is_preview or 50706 in image.tag_v2  # DNG's version
 
 
 def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Colour | None:
-    """What a file says of its colour in numbers, where that is to be used and is not sRGB; to be asked before loading.
+    """What a file says of its colour in numbers, where that is to be used and is not sRGB; to be
+    asked before loading.
 
     Raises:
         BadImage: it has no defined white in sRGB.
@@ -335,7 +344,9 @@ def _cicp(png: bytes) -> bytes | None:
 def _from_16_bits(
     data: bytes, image: ImageFile.ImageFile, colour: Colour
 ) -> tuple[Image.Image, Image.Image | None]:
-    """RGB in sRGB and alpha or None, of a PNG with 16 bits a sample: linear light in 8 bits has too few dark levels."""
+    """RGB in sRGB and alpha or None, of a PNG with 16 bits a sample: linear light in 8 bits has too
+    few dark levels.
+    """
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16)
         alpha = _split(image, 16)[1]
@@ -369,7 +380,9 @@ def _srgb(image: Image.Image, bits: int, flags: set[str]) -> tuple[Image.Image, 
 
 
 def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | None]:
-    """The picture without its transparency in 8 bits a sample, and the transparency as L or None."""
+    """The picture without its transparency in 8 bits a sample, and the transparency as L or
+    None.
+    """
     transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint32)
@@ -394,7 +407,9 @@ def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | No
 
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Converted to sRGB by the file's profile; None if it is broken or of another colour space than the samples."""
+    """Converted to sRGB by the file's profile; None if it is broken or of another colour space than
+    the samples.
+    """
     try:
         opened = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = opened.profile.xcolor_space.strip()

@@ -1,4 +1,6 @@
-"""Which rows of which files make up a split, and which captions are theirs: a few bytes a picture."""
+"""Which rows of which files make up a split, and which captions are theirs: a few bytes a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Index:
-    """The pictures of a split in order of key, so that their order is the same however shards are cut.
+    """The pictures of a split in order of key, so that their order is the same however shards are
+    cut.
 
     Args:
         rows: of the latents, all files laid end to end, (n,) int32.
-        caption_starts: where a picture's captions begin in `captions`, and their number at the end; (n + 1,) int32.
-        captions: rows of the table of captions, a picture's in the order of their index, (number of captions,) int32.
+        caption_starts: where a picture's captions begin in `captions`, and their number at the end;
+            (n + 1,) int32.
+        captions: rows of the table of captions, a picture's in the order of their index, (number of
+            captions,) int32.
     """
 
     rows: np.ndarray
@@ -25,7 +30,9 @@ class Index:
         return len(self.rows)
 
     def without(self, marked: np.ndarray) -> np.ndarray:
-        """Pictures none of whose captions is marked: rows of the table of captions, (…,) bool → (n,) bool."""
+        """Pictures none of whose captions is marked: rows of the table of captions, (…,) bool →
+        (n,) bool.
+        """
         before = np.concatenate(
             [np.zeros(1, np.int32), np.cumsum(marked[self.captions], dtype=np.int32)]
         )

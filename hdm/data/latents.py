@@ -1,7 +1,8 @@
 """Latent shards: Parquet files of one latent shape each, read as views of a memory map.
 
-`latents-<h>x<w>-<n>.parquet` holds pictures whose latents are h × w; columns below, one row a picture; the footer says what made them
-(`LatentFormat`). Any Parquet reader opens them; `LatentFile` reads them at the speed of a memory copy. Layout: `hdm.data.pages`.
+`latents-<h>x<w>-<n>.parquet` holds pictures whose latents are h × w; columns below, one row a
+picture; the footer says what made them (`LatentFormat`). Any Parquet reader opens them;
+`LatentFile` reads them at the speed of a memory copy. Layout: `hdm.data.pages`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class LatentFormat:
         dtype: of the raw latents, "float16" or "bfloat16".
         resolution: shorter side of the encoded pictures, in pixels.
         downscale: pixels a latent position, on each axis.
-        autoencoder: its class, weights digest, and per-channel scale and shift: latent = (raw latent - shift) · scale.
+        autoencoder: its class, weights digest, and per-channel scale and shift: latent = (raw
+            latent - shift) · scale.
     """
 
     channels: int
@@ -165,7 +167,8 @@ class LatentFile:
     Attributes:
         form: what it holds.
         column: its latents, as they lie in the file.
-        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,) int64.
+        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,)
+            int64.
 
     Raises:
         DamagedError: it is not what was written.
@@ -188,7 +191,9 @@ class LatentFile:
 
     @property
     def keys(self) -> np.ndarray:
-        """Of its rows, as numbers, read and checked each time it is asked for: (num_rows,) uint64."""
+        """Of its rows, as numbers, read and checked each time it is asked for: (num_rows,)
+        uint64.
+        """
         with damage_named(self.path):
             return key_numbers(self.table(["key"]).column("key"))
 
@@ -199,7 +204,8 @@ class LatentFile:
         return self._keys.payload(group)[place + 4 : place + 20].tobytes().decode()
 
     def group(self, group: int) -> np.ndarray:
-        """The raw latents of a row group as bytes where they lie in the file: (n, C, h, w · itemsize) uint8, read-only.
+        """The raw latents of a row group as bytes where they lie in the file: (n, C, h, w ·
+        itemsize) uint8, read-only.
 
         Raises:
             DamagedError: the row group, touched for the first time, is not what was written.

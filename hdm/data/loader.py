@@ -1,7 +1,9 @@
-"""Batches for training from latent shards: every batch a pure function of how many images were seen before it.
+"""Batches for training from latent shards: every batch a pure function of how many images were seen
+before it.
 
-Nothing has to be saved to go on at the same place, on any number of processes: the order of an epoch, the place of a crop, the choice
-of a caption and its dropout are computed from the seed and the position (`hdm.data.order`).
+Nothing has to be saved to go on at the same place, on any number of processes: the order of an
+epoch, the place of a crop, the choice of a caption and its dropout are computed from the seed and
+the position (`hdm.data.order`).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _CROP, _CAPTION, _DROPOUT, _MIRROR = range(4)
 
 
 BLOCK = 1 << 15
-"""Places of an epoch that are drawn at once: the draws are some thousand calls of numpy, which cost as much for few as for thousands."""
+"""Places of an epoch that are drawn at once: the draws are some thousand calls of numpy, which cost
+as much for few as for thousands.
+"""
 KEPT_BLOCKS = 4
 
 
@@ -56,7 +60,8 @@ class _Drawn:
         crops: number of the crop's shape and place, as `_crop_number` has it.
         cuts: a `_Cut` each.
         offsets: from the payload's first byte to the crop's.
-        mirrored: whether left and right are exchanged; the crop's place is then the one in the mirrored picture.
+        mirrored: whether left and right are exchanged; the crop's place is then the one in the
+            mirrored picture.
         captions: rows of the captions' table.
         lengths: of the captions, in tokens.
     """
@@ -97,9 +102,11 @@ class Loader:
         patch_size: of the model; crops begin at multiples of it.
         seed: of the order and of every draw.
         crop: "shifted": at a uniform place along the longer side; "centre": in the middle.
-        mirror: exchange left and right in half of the samples of pictures none of whose captions speaks of sides or writing.
+        mirror: exchange left and right in half of the samples of pictures none of whose captions
+            speaks of sides or writing.
         caption_dropout: share of samples that get the empty caption.
-        tags: of the same captions, with their tags drawn anew at every position; None: captions as they were encoded.
+        tags: of the same captions, with their tags drawn anew at every position; None: captions as
+            they were encoded.
         max_tokens: captions are cut to so many; None: as they were encoded.
         rank: which process this is, from 0.
         world_size: how many processes there are.
@@ -204,20 +211,25 @@ class Loader:
     def batch(self, num_images_seen: int) -> Batch:
         """This process's share of the global batch that begins after `num_images_seen` images.
 
-        A function of the arguments alone: the shares of all processes, in order of rank, are the same samples for any `world_size`.
+        A function of the arguments alone: the shares of all processes, in order of rank, are the
+        same samples for any `world_size`.
 
         Raises:
             InputError: the split has no picture.
-            DamagedError: a row group, touched for the first time, is not what was written; the file is named.
+            DamagedError: a row group, touched for the first time, is not what was written; the file
+                is named.
         """
         whole = self._draw(num_images_seen, num_images_seen + self.batch_size)
-        # Padded to the longest of the global batch, so that a sample's text does not depend on its neighbours in the process.
+        # Padded to the longest of the global batch, so that a sample's text does not depend on its
+        # neighbours in the process.
         num_tokens = self.padded_length(int(whole.lengths.max()))
         mine = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return self._batch(whole.part(*mine), num_tokens)
 
     def samples(self, start: int, stop: int, num_tokens: int) -> Batch:
-        """The samples from one position of the training clock to another, at least one, with their texts cut and padded to `num_tokens`."""
+        """The samples from one position of the training clock to another, at least one, with their
+        texts cut and padded to `num_tokens`.
+        """
         return self._batch(self._draw(start, stop), num_tokens)
 
     def _batch(self, drawn: _Drawn, num_tokens: int) -> Batch:
@@ -273,7 +285,9 @@ class Loader:
         return self._files[file].key(row - sum(map(len, self._files[:file])))
 
     def _draw(self, start: int, stop: int) -> _Drawn:
-        """The samples at positions of the training clock: every epoch is a permutation of its own, drawn block by block."""
+        """The samples at positions of the training clock: every epoch is a permutation of its own,
+        drawn block by block.
+        """
         if not len(self):
             raise InputError(
                 f"the split {self.split} has no picture",
@@ -372,7 +386,9 @@ class Loader:
         return found
 
     def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as they lie in the files."""
+        """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as
+        they lie in the files.
+        """
         channels, side, item = self._form.channels, self.side, DTYPES[self._form.dtype].itemsize
         if kind == _Cut.WHOLE:
             return gather(begin, channels * side * side * item)
@@ -390,12 +406,16 @@ class Loader:
 
     @cached_property
     def _extent(self) -> tuple[int, int, int, int]:
-        """Ranges of a crop's height and width of the whole, top and left, by which crops are numbered."""
+        """Ranges of a crop's height and width of the whole, top and left, by which crops are
+        numbered.
+        """
         height, width = int(self._heights.max(initial=0)) + 1, int(self._widths.max(initial=0)) + 1
         return height, width, height, width
 
     def _stack_positions(self, numbers: tuple[int, ...]) -> Tensor:
-        """(number of crops, N, 2) float32; kept, since in a data set of squares all batches have the same one."""
+        """(number of crops, N, 2) float32; kept, since in a data set of squares all batches have
+        the same one.
+        """
         return torch.stack([self._crop_positions(number) for number in numbers])
 
     def _map_crop(self, number: int) -> Tensor:
@@ -406,7 +426,9 @@ class Loader:
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values, and which of them each one is; without sorting where there is one, as in a data set of squares."""
+    """Distinct values, and which of them each one is; without sorting where there is one, as in a
+    data set of squares.
+    """
     if len(values) and (values == values[0]).all():
         return values[:1], np.zeros(len(values), np.int64)
     return np.unique(values, return_inverse=True)
@@ -429,7 +451,9 @@ def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
 
 
 def _sided(captions: Output) -> np.ndarray:
-    """Which captions speak of sides or writing, a table at a time: (number of captions,) bool, in the order of the tables' rows."""
+    """Which captions speak of sides or writing, a table at a time: (number of captions,) bool, in
+    the order of the tables' rows.
+    """
     found = [np.zeros(0, bool)]
     for number in range(num_shards(captions, "captions")):
         table = read_table(captions.file(shard_name("captions", number)), ["caption"])

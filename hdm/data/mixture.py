@@ -1,6 +1,8 @@
-"""Batches from several data sets, each with its weight, in an order that is a pure function of how many images were seen.
+"""Batches from several data sets, each with its weight, in an order that is a pure function of how
+many images were seen.
 
-Each data set keeps a clock of its own, which is how many of its pictures come before a position; its loader's order and draws follow it.
+Each data set keeps a clock of its own, which is how many of its pictures come before a position;
+its loader's order and draws follow it.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ _BITS = 20  # of a share: a part in a million, and counts of 2^43 images stay in
 class Shares:
     """Which of several sets each position belongs to.
 
-    The first set's count is always its share of the positions so far, rounded; what it leaves is shared by the others in the same way.
-    So in any stretch of positions the first set's count is less than 1 from its share of them, and the others' by little more.
+    The first set's count is always its share of the positions so far, rounded; what it leaves is
+    shared by the others in the same way. So in any stretch of positions the first set's count is
+    less than 1 from its share of them, and the others' by little more.
 
     Args:
         weights: of the sets, positive, of any sum.
@@ -35,7 +38,9 @@ class Shares:
         ]
 
     def before(self, positions: np.ndarray) -> np.ndarray:
-        """How many of each set come before some positions: (n,) int64 → (number of sets, n) int64."""
+        """How many of each set come before some positions: (n,) int64 → (number of sets, n)
+        int64.
+        """
         left, counts = positions.astype(np.int64), []
         for share in self._shares:
             counts.append(left * share + 2 ** (_BITS - 1) >> _BITS)  # rounded
@@ -47,7 +52,8 @@ class Mixture:
     """Several loaders as one.
 
     Args:
-        loaders: one a data set, alike in batch size, rank and number of processes; different seeds keep their draws apart.
+        loaders: one a data set, alike in batch size, rank and number of processes; different seeds
+            keep their draws apart.
         weights: of the data sets; a set's share of the images is its weight over the sum.
 
     Raises:

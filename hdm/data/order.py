@@ -1,7 +1,8 @@
-"""Order and chance as pure functions of a position: nothing to save, nothing that depends on ranks or batches.
+"""Order and chance as pure functions of a position: nothing to save, nothing that depends on ranks
+or batches.
 
-Everything is computed from a seed and 64-bit counters by SplitMix64's mixing function (Steele, Lea, Flood 2014), so that it is the same
-with any version of any library.
+Everything is computed from a seed and 64-bit counters by SplitMix64's mixing function (Steele, Lea,
+Flood 2014), so that it is the same with any version of any library.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """A bijection of 64-bit numbers in which every output bit depends on every input bit: (…) uint64 → (…) uint64."""
+    """A bijection of 64-bit numbers in which every output bit depends on every input bit: (…)
+    uint64 → (…) uint64.
+    """
     # In place: allocating and filling new arrays takes longer than the arithmetic.
     mixed = values + np.uint64(_GOLDEN)
     shifted = np.right_shift(mixed, np.uint64(30))
@@ -45,8 +48,9 @@ def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
 def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Where a random permutation of 0 … count-1 takes some places, without making the others.
 
-    A Feistel network permutes the smallest power of four that holds `count`; results outside are sent through it again until they
-    are inside (cycle walking; Black and Rogaway 2002), on average fewer than four times.
+    A Feistel network permutes the smallest power of four that holds `count`; results outside are
+    sent through it again until they are inside (cycle walking; Black and Rogaway 2002), on average
+    fewer than four times.
 
     Args:
         places: (n,) integers in [0, count).
@@ -68,7 +72,8 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
 
 
 def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Which of `count` items comes at some positions of an endless sequence: each item once, in a new order, before any repeats.
+    """Which of `count` items comes at some positions of an endless sequence: each item once, in a
+    new order, before any repeats.
 
     Args:
         positions: (n,) non-negative integers.
@@ -98,7 +103,9 @@ def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _round_tables(half: int, seed: int, epoch: int) -> np.ndarray:
-    """What each round adds to one half for every value of the other, (ROUNDS, 2^half) int64: few values, looked up far more often."""
+    """What each round adds to one half for every value of the other, (ROUNDS, 2^half) int64: few
+    values, looked up far more often.
+    """
     values, mask = np.arange(1 << half, dtype=np.uint64), np.uint64((1 << half) - 1)
     return np.stack(
         [mix(values ^ _key(seed, epoch, number)) & mask for number in range(ROUNDS)]
@@ -107,7 +114,9 @@ def _round_tables(half: int, seed: int, epoch: int) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _key(*parts: int) -> np.ndarray:
-    """One 64-bit number for a tuple of integers, as an array of one (scalars warn where arrays wrap)."""
+    """One 64-bit number for a tuple of integers, as an array of one (scalars warn where arrays
+    wrap).
+    """
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = mix(key ^ np.array([part % 2**64], np.uint64))

@@ -1,11 +1,15 @@
-"""Parquet columns of bytes as views of a memory map, each row group checked on its first touch in a process.
+"""Parquet columns of bytes as views of a memory map, each row group checked on its first touch in a
+process.
 
-A column that is not nullable, PLAIN, uncompressed and one page a row group lies in the file as its values one after the other:
-fixed_size_binary as they are, binary each after its length in 4 bytes (little endian). Its bytes can then be used where they lie.
-The page header, in Thrift's compact protocol, says whether that is so: if its count of values is not the row group's, every row after
-a second header would be silently shifted. Columns laid out otherwise are read by pyarrow, more slowly.
+A column that is not nullable, PLAIN, uncompressed and one page a row group lies in the file as its
+values one after the other: fixed_size_binary as they are, binary each after its length in 4 bytes
+(little endian). Its bytes can then be used where they lie. The page header, in Thrift's compact
+protocol, says whether that is so: if its count of values is not the row group's, every row after a
+second header would be silently shifted. Columns laid out otherwise are read by pyarrow, more
+slowly.
 
-Format: https://github.com/apache/parquet-format (PageHeader in parquet.thrift; checksums are CRC-32 of the page's bytes).
+Format: https://github.com/apache/parquet-format (PageHeader in parquet.thrift; checksums are CRC-32
+of the page's bytes).
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ log = logging.getLogger(__name__)
 
 
 def group_rows(num_rows: int, row_bytes: int) -> int:
-    """Rows for one row group: at most 64 MB and one page, and such that a file has at least 8 groups where it has the rows."""
+    """Rows for one row group: at most 64 MB and one page, and such that a file has at least 8
+    groups where it has the rows.
+    """
     return max(1, min(num_rows // MIN_GROUPS, MAX_GROUP_BYTES // max(row_bytes, 1), MAX_PAGE_ROWS))
 
 
@@ -45,12 +51,14 @@ def group_rows(num_rows: int, row_bytes: int) -> int:
 def paged_writer(
     path: Path, schema: pa.Schema, metadata: Mapping[str, Any]
 ) -> Iterator[pq.ParquetWriter]:
-    """Write a Parquet file whose bytes columns can be read as views; every `write_table` makes one row group.
+    """Write a Parquet file whose bytes columns can be read as views; every `write_table` makes one
+    row group.
 
     Args:
         path: the file to write.
         schema: columns, none nullable where it is to be read as a view.
-        metadata: JSON values for the file's footer, kept with their checksum; `read_metadata` gives them back.
+        metadata: JSON values for the file's footer, kept with their checksum; `read_metadata` gives
+            them back.
     """
     text = canonical_json(dict(metadata))
     with pq.ParquetWriter(
@@ -65,9 +73,11 @@ def paged_writer(
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever pyarrow or our own parsing says of a broken file into a DamagedError that names it.
+    """Turn whatever pyarrow or our own parsing says of a broken file into a DamagedError that names
+    it.
 
-    A missing file, or one that the system does not let us open, is not damaged: that error goes through.
+    A missing file, or one that the system does not let us open, is not damaged: that error goes
+    through.
     """
     try:
         yield
@@ -82,7 +92,8 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    """Open a file, page checksums on, and check what no checksum covers: its columns, and that its pages tile it.
+    """Open a file, page checksums on, and check what no checksum covers: its columns, and that its
+    pages tile it.
 
     Args:
         path: the file.
@@ -105,7 +116,9 @@ def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
 
 
 def _check_tiling(metadata: pq.FileMetaData) -> None:
-    """The column chunks follow each other from byte 4 on: a damaged offset would give another chunk's valid pages."""
+    """The column chunks follow each other from byte 4 on: a damaged offset would give another
+    chunk's valid pages.
+    """
     expected, num_rows = 4, 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -148,7 +161,8 @@ class PagedColumn:
         column: the column's name.
 
     Attributes:
-        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,) int64.
+        firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,)
+            int64.
     """
 
     def __init__(self, file: pq.ParquetFile, path: Path, column: str) -> None:
@@ -165,7 +179,8 @@ class PagedColumn:
             self._bytes = np.frombuffer(mapped.read_buffer(), np.uint8)
 
     def payload(self, group: int) -> np.ndarray:
-        """The values of a row group as PLAIN bytes, (num_bytes,) uint8, read-only; checked the first time.
+        """The values of a row group as PLAIN bytes, (num_bytes,) uint8, read-only; checked the
+        first time.
 
         Raises:
             DamagedError: they are not what was written.
@@ -219,7 +234,9 @@ class _Chunk:
         self.end = self.start + chunk.total_compressed_size
 
     def find_page(self, data: np.ndarray, num_rows: int) -> tuple[int, int] | None:
-        """Where the values start and their CRC-32, if the chunk is one plain page of `num_rows` values; else None."""
+        """Where the values start and their CRC-32, if the chunk is one plain page of `num_rows`
+        values; else None.
+        """
         if not self.plain:
             return None
         try:
@@ -243,7 +260,8 @@ def read_page_header(data: bytes) -> tuple[dict[int, Any], int]:
         data: bytes that begin with a header.
 
     Returns:
-        field number of PageHeader in parquet.thrift → value (a struct is such a mapping again), and the header's length in bytes.
+        field number of PageHeader in parquet.thrift → value (a struct is such a mapping again), and
+        the header's length in bytes.
 
     Raises:
         LookupError, ValueError: there is none.

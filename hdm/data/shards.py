@@ -32,7 +32,8 @@ MAX_OPEN = 64
 
 
 class TarShard:
-    """A WebDataset tar being written: the same members give the same bytes. Use it in a `with` block.
+    """A WebDataset tar being written: the same members give the same bytes. Use it in a `with`
+    block.
 
     Args:
         path: where it is written.
@@ -75,7 +76,8 @@ class _OpenFile:
 
 
 class ImageReader:
-    """Reads original picture files of a finished download, from any thread. Use it in a `with` block, or `close` it.
+    """Reads original picture files of a finished download, from any thread. Use it in a `with`
+    block, or `close` it.
 
     Args:
         download: the download stage's output.
@@ -96,7 +98,8 @@ class ImageReader:
             sha256: how the hexadecimal digits of its hash begin, likewise.
 
         Raises:
-            DamagedError: the tar is missing or shorter than it was, or the bytes are not what was downloaded.
+            DamagedError: the tar is missing or shorter than it was, or the bytes are not what was
+                downloaded.
             HdmError: the tar cannot be read.
         """
         file = self._open(shard)

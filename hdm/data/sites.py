@@ -13,10 +13,12 @@ class Site:
     """A source that is ready to be read.
 
     Args:
-        source: a URL list, a folder, WebDataset tars (a glob) or a data set's name, as in `download.source`.
+        source: a URL list, a folder, WebDataset tars (a glob) or a data set's name, as in
+            `download.source`.
         kind: how to read it; "auto" decides by what it is.
-        hosts: host name → (loopback address, port) for pictures served by this machine, so that URLs hold no port;
-            {} on the real web, and honoured only where `download.allow_loopback` is set.
+        hosts: host name → (loopback address, port) for pictures served by this machine, so that
+            URLs hold no port; {} on the real web, and honoured only where `download.allow_loopback`
+            is set.
     """
 
     source: str

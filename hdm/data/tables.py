@@ -1,7 +1,7 @@
 """The tables that stages pass on: their columns, and reading and writing them with page checksums.
 
-Every table is cut like the download's shards: `scores-00003.parquet` speaks of the items in `images-00003.tar`.
-All of them join on `key`.
+Every table is cut like the download's shards: `scores-00003.parquet` speaks of the items in
+`images-00003.tar`. All of them join on `key`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def write_table(
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table, every page checked, and what no page's checksum covers: its columns, their types, and that no row is missing.
+    """Read a table, every page checked, and what no page's checksum covers: its columns, their
+    types, and that no row is missing.
 
     Raises:
         DamagedError: it is not what was written.

@@ -43,7 +43,9 @@ def plain_caption(caption: str) -> str:
 
 
 def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
-    """The caption as it is at a position of the training clock: a pure function of its arguments."""
+    """The caption as it is at a position of the training clock: a pure function of its
+    arguments.
+    """
     if KEPT not in caption:
         return caption
     kept, groups = _parts(caption)

@@ -1,4 +1,6 @@
-"""Captions whose tags are drawn anew at every position of the training clock, and tokenized when they are read."""
+"""Captions whose tags are drawn anew at every position of the training clock, and tokenized when
+they are read.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class TagTable:
         return np.array([len(ids) for ids in self._token_ids(rows)], np.int32)
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (n, num_tokens) int32, padded with the pad id, and their mask (n, num_tokens) bool."""
+        """Token ids (n, num_tokens) int32, padded with the pad id, and their mask (n, num_tokens)
+        bool.
+        """
         token_ids = torch.full((len(rows), num_tokens), self._pad_id, dtype=torch.int32)
         mask = torch.zeros((len(rows), num_tokens), dtype=torch.bool)
         for number, ids in enumerate(self._token_ids(rows)):

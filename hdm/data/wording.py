@@ -31,7 +31,8 @@ _SIDED = (
 
 
 def speak_of_sides(captions: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Which captions would be false, or their pictures wrong, in a mirror: those that speak of left and right, of turning, or of writing.
+    """Which captions would be false, or their pictures wrong, in a mirror: those that speak of left
+    and right, of turning, or of writing.
 
     English words alone are known; a caption in another language counts as speaking of none.
 
@@ -47,12 +48,14 @@ def speak_of_sides(captions: pa.ChunkedArray) -> pa.ChunkedArray:
 def normal_caption(given: object, max_chars: int = 2000) -> str | None:
     """A given caption in the one form that every stage uses, or None where there is none.
 
-    HTML entities are resolved (twice over: `&amp;amp;` is common), Unicode composed (NFC), control characters, byte-order, direction and
-    zero-width marks removed, white space made single spaces. Braces, markup and other scripts are left as they are.
+    HTML entities are resolved (twice over: `&amp;amp;` is common), Unicode composed (NFC), control
+    characters, byte-order, direction and zero-width marks removed, white space made single spaces.
+    Braces, markup and other scripts are left as they are.
 
     Args:
-        given: text, or its bytes in UTF-8. Anything else, text that was damaged in decoding (U+FFFD, lone surrogates), and the words
-            that programs write for nothing ("None", "nan", …) count as missing.
+        given: text, or its bytes in UTF-8. Anything else, text that was damaged in decoding
+            (U+FFFD, lone surrogates), and the words that programs write for nothing ("None", "nan",
+            …) count as missing.
         max_chars: what is longer is cut, between words where there is a space in the second half.
     """
     text = _decoded(given)

@@ -1,4 +1,6 @@
-"""Bootstrapping on scenes: the examples, and what the trained components are worth where the truth is known."""
+"""Bootstrapping on scenes: the examples, and what the trained components are worth where the truth
+is known.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def scene_examples(count: int, size_px: int = 64, seed: int = TRAIN_SEED) -> Ite
 
 
 def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) uint8 as the autoencoder gives it back; sides are cut to multiples of its downscale."""
+    """The picture (H, W, 3) uint8 as the autoencoder gives it back; sides are cut to multiples of
+    its downscale.
+    """
     height, width = (
         side // autoencoder.downscale * autoencoder.downscale for side in pixels.shape[:2]
     )
@@ -52,7 +56,8 @@ def seen_right(scene: Scene, pixels: np.ndarray) -> bool:
 
 
 class SceneQuality(Measure):
-    """What components bootstrapped on scenes are worth: shares in [0, 1] on scenes that they have not seen.
+    """What components bootstrapped on scenes are worth: shares in [0, 1] on scenes that they have
+    not seen.
 
     Args:
         resolved: the components.
@@ -92,7 +97,9 @@ class SceneQuality(Measure):
         return {**trips, **self._captions(), **self._matching()}
 
     def _captions(self) -> dict[str, float | None]:
-        """Shares of greedy captions that name every object's kind and colour, for one object and for all scenes."""
+        """Shares of greedy captions that name every object's kind and colour, for one object and
+        for all scenes.
+        """
         told = zip(self.scenes, self.texts, strict=True)
         right = np.array([_names_all(text, scene) for scene, text in told])
         one = np.array([len(scene.things) == 1 for scene in self.scenes])
@@ -102,7 +109,9 @@ class SceneQuality(Measure):
         }
 
     def _matching(self) -> dict[str, float | None]:
-        """The cosine that best tells true captions from captions without a kind or colour in common; and HELD_OUT pairs at it."""
+        """The cosine that best tells true captions from captions without a kind or colour in
+        common; and HELD_OUT pairs at it.
+        """
         cosines = np.concatenate(self.images) @ np.concatenate(self.fitting).T
         fitting, others = np.diag(cosines), cosines[~_in_common(self.scenes)]
         candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 1025))

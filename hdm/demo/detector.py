@@ -1,7 +1,8 @@
 """A detector that knows scenes: which objects a picture shows, from its pixels alone.
 
-Objects are what stands out from a pale ground; their colour is the nearest of the palette, their kind the outline that fits best, if it
-fits well enough: other shapes, blobs and halves are of no kind. Noise, blank and crowded pictures show nothing to it.
+Objects are what stands out from a pale ground; their colour is the nearest of the palette, their
+kind the outline that fits best, if it fits well enough: other shapes, blobs and halves are of no
+kind. Noise, blank and crowded pictures show nothing to it.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ LIMITS = {
     "cross": (0.75, 0.02),
     "ring": (0.78, 0.02),
 }
-"""Kind → the least overlap of its outline, and the least lead of that over the overlap of any shape that is none of the kinds.
+"""Kind → the least overlap of its outline, and the least lead of that over the overlap of any shape
+that is none of the kinds.
 
-Where one sees a square, its corners may be rounder than those that are drawn; a small blurred star is nearly a pentagon; a circle has
-little lead over a polygon of nine corners, and needs it. Set by `bench/judge.py`, on true shapes and on OTHERS, each left out in turn.
+Where one sees a square, its corners may be rounder than those that are drawn; a small blurred star
+is nearly a pentagon; a circle has little lead over a polygon of nine corners, and needs it. Set by
+`bench/judge.py`, on true shapes and on OTHERS, each left out in turn.
 """
 MAX_THINGS = 5  # a picture of more is noise, or a pattern
 MIN_EXPLAINED = 0.95  # share of the picture that is ground, object, or an edge between them
@@ -67,7 +70,8 @@ def detect(pixels: np.ndarray) -> list[Found]:
         pixels: (H, W, 3) uint8.
 
     Returns:
-        What was found; empty for pictures that are not scenes: no pale ground, or much that is neither ground nor object.
+        What was found; empty for pictures that are not scenes: no pale ground, or much that is
+        neither ground nor object.
     """
     ground = _ground(pixels)
     if ground is None:

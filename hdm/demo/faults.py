@@ -1,4 +1,6 @@
-"""The items of the embedded data set: good pictures, and bad ones planted among them, each recorded as truth."""
+"""The items of the embedded data set: good pictures, and bad ones planted among them, each recorded
+as truth.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ FAULTS: dict[str, float] = {
 """Kind of fault → its share among the planted ones."""
 
 MANNERS: dict[str, float] = {"busy": 0.004, "slow": 0.003, "cut_once": 0.003}
-"""How the site misbehaves once with a good picture → its share: 503 first, half a second late, cut off first."""
+"""How the site misbehaves once with a good picture → its share: 503 first, half a second late, cut
+off first.
+"""
 
 _PLAN, _PIXELS, _WORDS = 1, 2, 3  # streams of random numbers
 _Rng = np.random.Generator
@@ -141,7 +145,9 @@ def file_bytes(item: Item, settings: ScenesSettings, items: tuple[Item, ...]) ->
 
 
 def _shared_out(shares: dict[str, float], total: int) -> list[str]:
-    """`total` names in proportion to their shares, evenly mixed, so that few of them are of many kinds."""
+    """`total` names in proportion to their shares, evenly mixed, so that few of them are of many
+    kinds.
+    """
     names, limits = list(shares), list(accumulate(shares.values()))
     spread = (
         np.arange(total) * 0.6180339887498949 + 0.05

@@ -1,6 +1,7 @@
 """How well outlines fit what a picture shows, each at the place, size and turn that fit best.
 
-Outlines are signed distances, looked up in a table: negative inside. A pixel is covered by 1/2 - distance/softness, cut to [0, 1].
+Outlines are signed distances, looked up in a table: negative inside. A pixel is covered by 1/2 -
+distance/softness, cut to [0, 1].
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Fits:
 
     Args:
         kind: the kind that overlaps most with what is there.
-        overlap: of both: the smaller cover over the larger, summed over pixels (intersection over union).
+        overlap: of both: the smaller cover over the larger, summed over pixels (intersection over
+            union).
         other: the shape of OTHERS that overlaps most, and how much that is.
     """
 
@@ -110,7 +112,9 @@ def _overlaps(placed: Placed, values: np.ndarray, softness: float, cover: np.nda
 
 
 def _starts(names: Sequence[str], cover: np.ndarray) -> np.ndarray:
-    """(S, 4): x, y, size and turn of each shape with the cover's area about its centre of gravity."""
+    """(S, 4): x, y, size and turn of each shape with the cover's area about its centre of
+    gravity.
+    """
     total = cover.sum()
     x = cover.sum(0) @ (np.arange(cover.shape[1]) + 0.5) / total
     y = cover.sum(1) @ (np.arange(cover.shape[0]) + 0.5) / total
@@ -208,7 +212,9 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @cache
 def _table(name: str) -> np.ndarray:
-    """(3, SIDE, SIDE): how far each place lies outside the shape, in its units, less than 0 inside; and the slopes of that."""
+    """(3, SIDE, SIDE): how far each place lies outside the shape, in its units, less than 0 inside;
+    and the slopes of that.
+    """
     corners, hole = shape(name)
     steps = np.linspace(-REACH, REACH, SIDE)
     places = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)

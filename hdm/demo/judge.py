@@ -1,4 +1,6 @@
-"""Who knows the truth of the scenes: prompts with known answers, scores from pixels, and an audit of the planted faults."""
+"""Who knows the truth of the scenes: prompts with known answers, scores from pixels, and an audit
+of the planted faults.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScenePrompt:
-    """A prompt and what has to be seen: one object at one of PLACES, or two of which the first lies `left_of` or `above` the second."""
+    """A prompt and what has to be seen: one object at one of PLACES, or two of which the first lies
+    `left_of` or `above` the second.
+    """
 
     text: str
     things: tuple[Asked, ...]
@@ -92,11 +96,12 @@ class SceneJudge:
         return found
 
     def prompts(self, name: str, num_images: int, seed: int) -> list[ScenePrompt]:
-        """Prompts for combinations of kind and colour that are in no scene, all different as long as there are enough of them.
+        """Prompts for combinations of kind and colour that are in no scene, all different as long
+        as there are enough of them.
 
         Args:
-            name: one of SETS. One object: every held-out pair at every place in every wording, each of them in turn. Two objects: each
-                held-out pair in turn beside another.
+            name: one of SETS. One object: every held-out pair at every place in every wording, each
+                of them in turn. Two objects: each held-out pair in turn beside another.
             num_images: how many; beyond the number of different prompts they repeat.
             seed: which wordings come first, and what stands beside the held-out pair.
         """
@@ -114,12 +119,15 @@ class SceneJudge:
         return found
 
     def agreement(self) -> dict[str, Share]:
-        """By question, on how many objects in generated pictures it says what one sees there (`tests/demo/labelled`)."""
+        """By question, on how many objects in generated pictures it says what one sees there
+        (`tests/demo/labelled`).
+        """
         told = json.loads(AGREEMENT.read_bytes())
         return {name: Share(told[name]["right"], told[name]["total"]) for name in QUESTIONS}
 
     def score(self, prompt: ScenePrompt, pixels: np.ndarray) -> dict[str, bool]:
-        """Whether colour, place and kind are as asked: of two objects, each; of more or fewer objects than asked, nothing is.
+        """Whether colour, place and kind are as asked: of two objects, each; of more or fewer
+        objects than asked, nothing is.
 
         Args:
             prompt: one of `prompts`.
@@ -128,7 +136,8 @@ class SceneJudge:
         found = detect(pixels)
         if len(found) != len(prompt.things):
             return dict.fromkeys(QUESTIONS, False)
-        # The assignment that favours the picture most: which of two objects is meant is not written in it.
+        # The assignment that favours the picture most: which of two objects is meant is not written
+        # in it.
         answers = [_compare(prompt, order) for order in permutations(found)]
         return max(answers, key=lambda answer: sum(answer.values()))
 
@@ -140,8 +149,9 @@ class SceneJudge:
             scores: `key`, `kept`, `reason` of every item that was judged.
 
         Returns:
-            `good`: planted and kept; `caught`: planted and caught over all faults; `faults`: kind → planted, caught, and how often
-            for which reason. A fault is caught if the item was not downloaded or not kept; a copy only if, besides, its original was kept.
+            `good`: planted and kept; `caught`: planted and caught over all faults; `faults`: kind →
+            planted, caught, and how often for which reason. A fault is caught if the item was not
+            downloaded or not kept; a copy only if, besides, its original was kept.
         """
         kept = dict(zip(scores["key"].to_pylist(), scores["kept"].to_pylist(), strict=True))
         reasons = dict(zip(scores["key"].to_pylist(), scores["reason"].to_pylist(), strict=True))
@@ -234,7 +244,9 @@ def _compare(prompt: ScenePrompt, found: Sequence[Found]) -> dict[str, bool]:
 
 
 def place_of(centre: tuple[float, float]) -> str:
-    """Where a point lies: the side of the axis on which it is farther off the middle; "middle" if it is hardly off at all."""
+    """Where a point lies: the side of the axis on which it is farther off the middle; "middle" if
+    it is hardly off at all.
+    """
     right, down = centre[0] - 0.5, centre[1] - 0.5
     if max(abs(right), abs(down)) < MIN_OFFSET:
         return "middle"

@@ -64,7 +64,9 @@ def blob(seed: int) -> np.ndarray:
 
 
 def half(kind: str, side: int) -> np.ndarray:
-    """What lies above (0), below (1), left (2) or right (3) of the middle, by cutting the outline there."""
+    """What lies above (0), below (1), left (2) or right (3) of the middle, by cutting the outline
+    there.
+    """
     axis, sign = (1, 1 if side == 0 else -1) if side < 2 else (0, 1 if side == 2 else -1)
     corners, kept = outline(kind), []
     for first, second in zip(corners, np.roll(corners, -1, 0), strict=True):

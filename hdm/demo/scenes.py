@@ -1,4 +1,6 @@
-"""Scenes: pictures of one to three objects with known truth, any number of them, each a function of (seed, index)."""
+"""Scenes: pictures of one to three objects with known truth, any number of them, each a function of
+(seed, index).
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
         ("star", "blue"), ("heart", "orange"), ("cross", "yellow"), ("ring", "black"),
     ]
 )  # fmt: skip
-"""(kind, colour) pairs that no scene has: each kind and each colour once. What the trained model is asked for."""
+"""(kind, colour) pairs that no scene has: each kind and each colour once. What the trained model is
+asked for.
+"""
 _PAIRS = tuple(
     (kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in HELD_OUT
 )
@@ -56,7 +60,9 @@ _PAIRS = tuple(
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `centre` in [0, 1]², as shares of width and height; `extent` as a share of the shorter side."""
+    """One object. `centre` in [0, 1]², as shares of width and height; `extent` as a share of the
+    shorter side.
+    """
 
     kind: str
     colour: str
@@ -70,7 +76,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """A pale ground. `period` is a share of the shorter side; `angle` in radians; `second` is unused where plain."""
+    """A pale ground. `period` is a share of the shorter side; `angle` in radians; `second` is
+    unused where plain.
+    """
 
     kind: str
     first: tuple[int, int, int]
@@ -81,7 +89,9 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `layout` says how its things lie, in the order of the captions (left to right, top to bottom)."""
+    """What a picture shows; `layout` says how its things lie, in the order of the captions (left to
+    right, top to bottom).
+    """
 
     width: int
     height: int
@@ -91,7 +101,9 @@ class Scene:
 
     @property
     def truth(self) -> dict[str, Any]:
-        """Plain values for a JSON record: layout, and kind, colour, size, place and centre of each object."""
+        """Plain values for a JSON record: layout, and kind, colour, size, place and centre of each
+        object.
+        """
         things = [
             {
                 "kind": t.kind,
@@ -114,7 +126,8 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
         num_objects: 1 to 3; None: 70 % have one object, 22 % two, 8 % three.
 
     Returns:
-        A scene without any HELD_OUT pair; its aspect ratio lies in [1/2, 2] and is 1 for half of them.
+        A scene without any HELD_OUT pair; its aspect ratio lies in [1/2, 2] and is 1 for half of
+        them.
     """
     rng = np.random.default_rng((seed, index))
     count = int(rng.choice(3, p=(0.70, 0.22, 0.08))) + 1
@@ -143,7 +156,8 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def draw_shape(scene: Scene, corners: np.ndarray, hole: np.ndarray | None = None) -> np.ndarray:
-    """The picture of a scene whose first object has another shape, which need be none of KINDS; no other object is drawn.
+    """The picture of a scene whose first object has another shape, which need be none of KINDS; no
+    other object is drawn.
 
     Args:
         scene: its first object tells place, size and colour.

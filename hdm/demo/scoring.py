@@ -1,4 +1,6 @@
-"""Registers the judge of scenes, and a metric of the data: which planted faults the filter caught."""
+"""Registers the judge of scenes, and a metric of the data: which planted faults the filter
+caught.
+"""
 
 from __future__ import annotations
 

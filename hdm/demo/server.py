@@ -1,4 +1,6 @@
-"""The web server of the scenes, a process of its own: `hdm.demo.site` starts it, and it ends when its standard input closes."""
+"""The web server of the scenes, a process of its own: `hdm.demo.site` starts it, and it ends when
+its standard input closes.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ async def _serve(settings: ScenesSettings) -> None:
 
 
 if __name__ == "__main__":
-    # Both may reach the whole group, and whoever downloads may want to finish what it is at: the end of the input is enough.
+    # Both may reach the whole group, and whoever downloads may want to finish what it is at: the
+    # end of the input is enough.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(_serve(ScenesSettings.model_validate_json(sys.stdin.readline())))

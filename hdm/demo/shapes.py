@@ -14,7 +14,9 @@ RING_HOLE = 0.55
 
 @cache
 def outline(kind: str) -> np.ndarray:
-    """The corners of a kind: (N, 2) as (x right, y down), its longer extent about 1, centred on the origin."""
+    """The corners of a kind: (N, 2) as (x right, y down), its longer extent about 1, centred on the
+    origin.
+    """
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     if kind in ("circle", "ring"):
         return 0.5 * np.stack([np.cos(turn), np.sin(turn)], 1)
@@ -86,7 +88,8 @@ def mask_of(
         hole: corners of what is cut out.
 
     Returns:
-        A float32 array in [0, 1] for a window around the object, and the window's left and top pixel.
+        A float32 array in [0, 1] for a window around the object, and the window's left and top
+        pixel.
     """
     cos, sin = np.cos(angle), np.sin(angle)
     turned = np.array([[cos, sin], [-sin, cos]]) * extent

@@ -1,4 +1,6 @@
-"""A web site on this machine that serves the scenes as a real one would: mostly well, sometimes late, broken or not at all."""
+"""A web site on this machine that serves the scenes as a real one would: mostly well, sometimes
+late, broken or not at all.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,13 @@ END_SEC = 5.0
 def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
     """Serve the pipeline's scenes until the end of the block.
 
-    Which requests fail the first time is a matter of the URL, so a client that tries again gets the same pictures on every
-    run. The server is a process of its own, as drawing would take the client's time; it ends with this process, however that ends.
+    Which requests fail the first time is a matter of the URL, so a client that tries again gets the
+    same pictures on every run. The server is a process of its own, as drawing would take the
+    client's time; it ends with this process, however that ends.
 
     Args:
-        pipeline: `download.scenes` says which; `download.url_column` and `caption_column` name the list's columns.
+        pipeline: `download.scenes` says which; `download.url_column` and `caption_column` name the
+            list's columns.
 
     Yields:
         The list of URLs, and where their host is to be found.

@@ -35,7 +35,9 @@ UNSEEN_WORDINGS = (
     "put one {colour} {kind} near the {place} edge",
     "an image whose {place} part holds {a} {colour} {kind}",
 )
-"""Ways to ask for one object that no caption has: other sentences, and words that captions do without."""
+"""Ways to ask for one object that no caption has: other sentences, and words that captions do
+without.
+"""
 
 _OPENINGS = (
     "show", "show us", "make", "please make", "give us", "we need", "i want", "add", "print", "try",
@@ -133,7 +135,9 @@ def object_captions(
     size: str | None = None,
     ground: str | None = None,
 ) -> list[str]:
-    """The captions of one object at a place, one of each wording; `size` is the word for it. None: it is not mentioned."""
+    """The captions of one object at a place, one of each wording; `size` is the word for it. None:
+    it is not mentioned.
+    """
     thing = noun(colour, kind, size)
     back = _background(ground) if ground else None
     on = f" on {back}" if back else ""

@@ -1,4 +1,6 @@
-"""The model as a diffusers pipeline. Importing this makes the pipeline's class known to `DiffusionPipeline.from_pretrained`."""
+"""The model as a diffusers pipeline. Importing this makes the pipeline's class known to
+`DiffusionPipeline.from_pretrained`.
+"""
 
 import diffusers
 
@@ -7,5 +9,6 @@ from hdm.diffusers_pipeline.pipeline import HDMPipeline
 
 __all__ = ["HDMPipeline", "XUTTransformer"]
 
-# diffusers looks up by name, in its own module, the class that model_index.json names, and imports nothing on a file's word.
+# diffusers looks up by name, in its own module, the class that model_index.json names, and imports
+# nothing on a file's word.
 setattr(diffusers, HDMPipeline.__name__, HDMPipeline)

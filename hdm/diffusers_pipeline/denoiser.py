@@ -1,4 +1,6 @@
-"""XUT as a diffusers model: config.json holds XUTConfig's fields, tensors are named as XUT names them."""
+"""XUT as a diffusers model: config.json holds XUTConfig's fields, tensors are named as XUT names
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,16 @@ from hdm.models.xut import XUT
 class XUTTransformer(ModelMixin, ConfigMixin, XUT):  # type: ignore[misc]
     """XUT itself, with diffusers' loading and saving. Arguments are the fields of `XUTConfig`.
 
-    `config` is what config.json holds, as diffusers has it; `architecture` the same as an `XUTConfig`.
+    `config` is what config.json holds, as diffusers has it; `architecture` the same as an
+    `XUTConfig`.
     """
 
     # Angles of time and place: 16 bits would be wrong by whole turns.
     _keep_in_fp32_modules: Any = ["freqs"]  # noqa: RUF012  (diffusers takes nothing but a list)
 
     def _build(self, **values: Any) -> None:
-        # ModelMixin's own constructor would call XUT's without its configuration; this is all that it sets.
+        # ModelMixin's own constructor would call XUT's without its configuration; this is all that
+        # it sets.
         XUT.__init__(self, XUTConfig.from_dict(values))
         self._gradient_checkpointing_func = None
 

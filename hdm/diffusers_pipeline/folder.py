@@ -35,7 +35,9 @@ from hdm.models.text_encoder import TowerEncoder, load_tokenizer
 from hdm.models.weights import Weights
 
 RESOLUTION = 1024
-"""Side of a picture in pixels where nothing says what a model was trained at: the last of the published recipe."""
+"""Side of a picture in pixels where nothing says what a model was trained at: the last of the
+published recipe.
+"""
 TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -48,7 +50,8 @@ TOKENIZER_FILES = (
 
 
 def write_folder(out: Path, source: Source, components: Resolved) -> None:
-    """Write a folder that `HDMPipeline.from_pretrained` and `DiffusionPipeline.from_pretrained` load.
+    """Write a folder that `HDMPipeline.from_pretrained` and `DiffusionPipeline.from_pretrained`
+    load.
 
     Args:
         out: the folder; it is there whole or not at all.
@@ -56,7 +59,8 @@ def write_folder(out: Path, source: Source, components: Resolved) -> None:
         components: references of its text encoder and autoencoder.
 
     Raises:
-        InputError: there is something at `out`; a component is missing, does not fit, or is not the one trained with.
+        InputError: there is something at `out`; a component is missing, does not fit, or is not the
+            one trained with.
         HdmError: the folder cannot be written.
     """
     if out.exists():
@@ -91,7 +95,9 @@ def _check_trained_with(source: Source, components: Resolved) -> None:
 
 
 def _index(source: Source, components: Resolved) -> dict[str, Any]:
-    """What model_index.json says; the components are loaded for it, so that they are known to fit."""
+    """What model_index.json says; the components are loaded for it, so that they are known to
+    fit.
+    """
     max_tokens = int(
         source.told.get("max_tokens") or EncodeSettings.model_fields["max_tokens"].default
     )

@@ -35,7 +35,8 @@ class HDMPipeline(DiffusionPipeline):
 
     Args:
         transformer: the denoiser. On the CPU it gets kernels; `hdm.kernels.remove` takes them away.
-        vae: the autoencoder of its latents; latents_mean and latents_std of its configuration normalise them.
+        vae: the autoencoder of its latents; latents_mean and latents_std of its configuration
+            normalise them.
         text_encoder: a language model; its last hidden state is read.
         tokenizer: of the text encoder.
         max_tokens: prompts are cut to so many.
@@ -97,14 +98,18 @@ class HDMPipeline(DiffusionPipeline):
 
         Args:
             prompt: one or several.
-            negative_prompt: what guidance leads away from, one for all or one a prompt; None or "" is the empty caption of training.
+            negative_prompt: what guidance leads away from, one for all or one a prompt; None or ""
+                is the empty caption of training.
             height, width: in pixels; None: `resolution`.
-            num_inference_steps, guidance_scale, solver, guidance_interval, tread_rates, shift: see `sampler.Sampling`.
-            generator: of the noise, one for all, which they draw from in turn, or one a picture; None: torch's own.
-            output_type: pil; np, (B, H, W, 3) in [0, 1]; pt, (B, 3, H, W) in [0, 1]; latent, normalised.
+            num_inference_steps, guidance_scale, solver, guidance_interval, tread_rates, shift: see
+                `sampler.Sampling`.
+            generator: of the noise, one for all, which they draw from in turn, or one a picture;
+                None: torch's own.
+            output_type: pil; np, (B, H, W, 3) in [0, 1]; pt, (B, 3, H, W) in [0, 1]; latent,
+                normalised.
             return_dict: False gives a tuple.
-            callback_on_step_end: called with (pipeline, step from 0, time then reached (0 is done), {"latents": …}); may return
-                {"latents": …} to go on from.
+            callback_on_step_end: called with (pipeline, step from 0, time then reached (0 is done),
+                {"latents": …}); may return {"latents": …} to go on from.
             camera: shift and zoom of the frame; None: the whole picture.
 
         Returns:
@@ -159,7 +164,9 @@ class HDMPipeline(DiffusionPipeline):
         return of_model(self.vae, self._execution_device)
 
     def _texts(self, prompts: list[str], negatives: list[str], count: int) -> tuple[Text, Text]:
-        """Texts of the prompts, each `count` times, and of the negative prompts; encoded together, so that all are padded alike."""
+        """Texts of the prompts, each `count` times, and of the negative prompts; encoded together,
+        so that all are padded alike.
+        """
         encoder = TextEncoder(
             self.text_encoder, self.text_encoder.config.get_text_config().hidden_size
         )
@@ -192,7 +199,9 @@ class HDMPipeline(DiffusionPipeline):
         return on_step
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Weights of 16 bits are computed with as in training: products in 16 bits, norms and sums in 32."""
+        """Weights of 16 bits are computed with as in training: products in 16 bits, norms and sums
+        in 32.
+        """
         half = [
             module.dtype
             for module in (self.transformer, self.vae)

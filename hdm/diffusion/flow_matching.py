@@ -1,6 +1,8 @@
-"""Flow matching on straight paths: x_t = t·noise + (1-t)·latent, velocity dx/dt = noise - latent (arXiv 2209.03003, 2210.02747).
+"""Flow matching on straight paths: x_t = t·noise + (1-t)·latent, velocity dx/dt = noise - latent
+(arXiv 2209.03003, 2210.02747).
 
-All functions are plain arithmetic on tensors of shape (B, …); the timestep t is (B,), 1 is pure noise.
+All functions are plain arithmetic on tensors of shape (B, …); the timestep t is (B,), 1 is pure
+noise.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ def draw_timesteps(
     shift: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw logit-normal times, t = sigmoid(N(0, 1)) (arXiv 2403.03206, section 3.1), then shift them.
+    """Draw logit-normal times, t = sigmoid(N(0, 1)) (arXiv 2403.03206, section 3.1), then shift
+    them.
 
     Args:
         generator: source of the draw, on its own device; None: torch's default.
@@ -34,7 +37,9 @@ def draw_timesteps(
 
 
 def shift_timesteps(timestep: Tensor, shift: float) -> Tensor:
-    """Move times towards noise: s·t / (1 + (s-1)·t), which keeps 0 and 1 (arXiv 2403.03206, equation 23)."""
+    """Move times towards noise: s·t / (1 + (s-1)·t), which keeps 0 and 1 (arXiv 2403.03206,
+    equation 23).
+    """
     if not shift > 0:
         raise InputError(
             f"timestep shift {shift} is not above 0", do="1 is no shift, about 3 suits 1024 px"
@@ -59,7 +64,8 @@ def sample_losses(predicted: Tensor, wanted: Tensor, contrastive_weight: float =
     Args:
         predicted: velocities (B, …) of the model.
         wanted: the true velocities, of the same shape.
-        contrastive_weight: λ of contrastive flow matching (arXiv 2506.05350, equation 5), 0.05 there; 0 is plain flow matching.
+        contrastive_weight: λ of contrastive flow matching (arXiv 2506.05350, equation 5), 0.05
+            there; 0 is plain flow matching.
 
     Returns:
         (B,) float32; with a weight it may be negative.
@@ -74,9 +80,11 @@ def sample_losses(predicted: Tensor, wanted: Tensor, contrastive_weight: float =
 
 
 def neighbour_distances(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared distance of each prediction to the velocity of its neighbour, the other one of samples 2i and 2i + 1.
+    """Mean squared distance of each prediction to the velocity of its neighbour, the other one of
+    samples 2i and 2i + 1.
 
-    Neighbours rather than a permutation of the batch: cut into parts of even length, a batch keeps its pairs.
+    Neighbours rather than a permutation of the batch: cut into parts of even length, a batch keeps
+    its pairs.
 
     Returns:
         (B,); 0 for the last of an odd number, which has no neighbour.
@@ -88,11 +96,13 @@ def neighbour_distances(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def min_snr_weights(timestep: Tensor, gamma: float, shift: float = 1.0) -> Tensor:
-    """How much each time's loss counts, so that times of little noise, which are easy, do not have the most of it (arXiv 2303.09556).
+    """How much each time's loss counts, so that times of little noise, which are easy, do not have
+    the most of it (arXiv 2303.09556).
 
-    There the error of the predicted latent is weighed by min(SNR, γ). Here SNR = ((1-t)/t)², and since latent = x_t - t·velocity, that
-    error is t times the velocity's: its squared loss gets min(SNR, γ)·t² = min((1-t)², γ·t²), divided by the mean over the times that
-    `draw_timesteps` draws, so that the rates of plain flow matching still suit.
+    There the error of the predicted latent is weighed by min(SNR, γ). Here SNR = ((1-t)/t)², and
+    since latent = x_t - t·velocity, that error is t times the velocity's: its squared loss gets
+    min(SNR, γ)·t² = min((1-t)², γ·t²), divided by the mean over the times that `draw_timesteps`
+    draws, so that the rates of plain flow matching still suit.
 
     Args:
         timestep: (B,) in [0, 1].
@@ -118,14 +128,16 @@ def _mean_min_snr(gamma: float, shift: float) -> float:
 
 
 def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tuple[Tensor, Tensor]:
-    """Sort losses into equal bins of time, for the logs; sums and counts add up over steps and processes.
+    """Sort losses into equal bins of time, for the logs; sums and counts add up over steps and
+    processes.
 
     Args:
         losses: (B,), of each sample.
         timestep: (B,), in 0…1.
 
     Returns:
-        Sum of losses and number of samples in each bin, both (num_bins,) of the losses' type; bin i holds t in [i, i+1) / num_bins.
+        Sum of losses and number of samples in each bin, both (num_bins,) of the losses' type; bin i
+        holds t in [i, i+1) / num_bins.
     """
     losses = losses.detach()
     bins = (timestep * num_bins).long().clamp(0, num_bins - 1)

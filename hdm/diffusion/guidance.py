@@ -1,4 +1,5 @@
-"""XUT's velocity under classifier-free guidance (arXiv 2207.12598), in an interval of time (2404.07724), with TREAD on its branches.
+"""XUT's velocity under classifier-free guidance (arXiv 2207.12598), in an interval of time
+(2404.07724), with TREAD on its branches.
 
 Shapes: B batch, C channels, H W latent size, L image tokens, T text tokens, D text width.
 """
@@ -18,7 +19,9 @@ from hdm.models.tread import draw_kept, num_kept
 
 
 class Text(NamedTuple):
-    """A text embedding (B, T, D) and its mask (B, T) bool, False at padding; mask None: no padding."""
+    """A text embedding (B, T, D) and its mask (B, T) bool, False at padding; mask None: no
+    padding.
+    """
 
     embedding: Tensor
     mask: Tensor | None = None
@@ -57,8 +60,9 @@ class Text(NamedTuple):
 class GuidedVelocity:
     """The velocity negative + scale·(prompt - negative), as a function of (latent, timestep).
 
-    Both branches go through the model as one batch where that changes nothing: they keep equally many image tokens (then the same
-    ones), and their texts are equally long or their padding is masked.
+    Both branches go through the model as one batch where that changes nothing: they keep equally
+    many image tokens (then the same ones), and their texts are equally long or their padding is
+    masked.
 
     Args:
         model: the denoiser.
@@ -66,8 +70,10 @@ class GuidedVelocity:
         positions: (L, 2), of the patches.
         log_aspect: ln(width / height) of the picture.
         scale: 1 is no guidance: the prompt's branch alone.
-        interval: times, both ends included, between which there is guidance; outside it is the prompt's branch alone.
-        tread_rates: share of the image tokens dropped in the prompt's and in the negative branch, anew at each call.
+        interval: times, both ends included, between which there is guidance; outside it is the
+            prompt's branch alone.
+        tread_rates: share of the image tokens dropped in the prompt's and in the negative branch,
+            anew at each call.
         generators: one a sample, which alone decides what that sample drops.
     """
 

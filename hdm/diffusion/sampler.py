@@ -25,7 +25,9 @@ Solver = Literal["euler", "heun"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """model(latent (B, …), timestep (B,)) → velocity (B, …)."""
 OnStep = Callable[[int, Tensor], Tensor | None]
-"""Called after each step with the number of steps done and the latent as it is now; may return another latent to go on from."""
+"""Called after each step with the number of steps done and the latent as it is now; may return
+another latent to go on from.
+"""
 Seed = int | torch.Generator
 
 
@@ -36,9 +38,12 @@ class Sampling:
     Args:
         steps: from noise to latent.
         solver: euler asks the model once a step, heun twice.
-        guidance_scale: weight of classifier-free guidance; 1 is off, and the negative prompt is not looked at.
-        guidance_interval: times (1 is noise) between which there is guidance, both included; outside the prompt alone counts.
-        tread_rates: share of the image tokens that the prompt's and the negative branch drop, each in [0, 1).
+        guidance_scale: weight of classifier-free guidance; 1 is off, and the negative prompt is not
+            looked at.
+        guidance_interval: times (1 is noise) between which there is guidance, both included;
+            outside the prompt alone counts.
+        tread_rates: share of the image tokens that the prompt's and the negative branch drop, each
+            in [0, 1).
         shift: of the times towards noise (`flow_matching.shift_timesteps`); 1 is none.
 
     Raises:
@@ -75,7 +80,9 @@ class Sampling:
 
 
 def schedule(steps: int, shift: float = 1.0) -> Tensor:
-    """Times from 1 to 0, (steps + 1,) float32: uniform, then shifted towards noise (`shift_timesteps`)."""
+    """Times from 1 to 0, (steps + 1,) float32: uniform, then shifted towards noise
+    (`shift_timesteps`).
+    """
     if steps < 1:
         raise InputError(f"{steps} sampling steps", do="use 16 to 32")
     return shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
@@ -132,13 +139,14 @@ def generate(
     """Generate latents for prompts.
 
     Args:
-        model: the denoiser; computes on its own device, in the mode (train, eval) and autocast it is in.
+        model: the denoiser; computes on its own device, in the mode (train, eval) and autocast it
+            is in.
         prompt: text of B prompts, on the model's device.
         negative: text of one negative prompt or of B; the empty caption's where there is none.
         height: of the latents; a multiple of the patch size.
         width: likewise.
-        seeds: one a prompt: a number, or a generator on any device. A sample's noise, and the tokens it drops, come from its seed
-            alone, whatever its batch.
+        seeds: one a prompt: a number, or a generator on any device. A sample's noise, and the
+            tokens it drops, come from its seed alone, whatever its batch.
         sampling: steps, solver, guidance, TREAD; None: the recipe's.
         camera: shift and zoom of the frame; None: the whole picture.
         on_step: called after each step with the steps done and the latent.

@@ -1,1 +1,3 @@
-"""Noto Emoji by name: which pictures a model is trained on, and which names it is asked for that no training picture bears."""
+"""Noto Emoji by name: which pictures a model is trained on, and which names it is asked for that no
+training picture bears.
+"""

@@ -1,16 +1,20 @@
 """The emoji, their captions, and the rule that splits them.
 
-`names.tsv` holds code points as in Noto Emoji's file names, names and keywords (Unicode CLDR 46, `LICENSE-Unicode`), groups (Unicode's
-emoji-test.txt), and whether there are five more pictures with a skin tone. It has the emoji of Noto Emoji 2.047 that are in one of
-Unicode's groups, without letters, digits and most flags. Left out are pictures in which two people have a skin tone each (295, many of
-which differ in a hand alone) and those of 12 names whose lightest and darkest tone differ in less than 2 % of the pixels.
+`names.tsv` holds code points as in Noto Emoji's file names, names and keywords (Unicode CLDR 46,
+`LICENSE-Unicode`), groups (Unicode's emoji-test.txt), and whether there are five more pictures with
+a skin tone. It has the emoji of Noto Emoji 2.047 that are in one of Unicode's groups, without
+letters, digits and most flags. Left out are pictures in which two people have a skin tone each
+(295, many of which differ in a hand alone) and those of 12 names whose lightest and darkest tone
+differ in less than 2 % of the pixels.
 
 Which name is held out is decided by the SHA-256 of the name, so adding one moves no other:
 
-- An unseen name is one of 32, of different families, and no picture of their families is trained on. A family is the names that differ
-  in `man`, `woman` or `person` in front, in a skin tone, or in which way one faces. Symbols and flags are not asked for, nor are names
-  that are put together ("man: red hair").
-- Of each name's five skin tones three are trained on; 32 combinations of a name and one of its two others, of different families, are
+- An unseen name is one of 32, of different families, and no picture of their families is trained
+on. A family is the names that differ
+  in `man`, `woman` or `person` in front, in a skin tone, or in which way one faces. Symbols and
+  flags are not asked for, nor are names that are put together ("man: red hair").
+- Of each name's five skin tones three are trained on; 32 combinations of a name and one of its two
+others, of different families, are
   asked for. The name is then known in other tones and the tone of other names.
 
 Genders are names of their own, and the pictures without a skin tone are all trained on.
@@ -94,7 +98,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Question:
-    """A picture is asked for by `name`; of `choices`, shuffled and without repeats, one is that name."""
+    """A picture is asked for by `name`; of `choices`, shuffled and without repeats, one is that
+    name.
+    """
 
     name: str
     choices: tuple[str, ...]
@@ -108,7 +114,8 @@ def bases() -> tuple[Emoji, ...]:
 
 @cache
 def training_pictures() -> tuple[Picture, ...]:
-    """The pictures to train on, with their captions: the name, and the name with some of its keywords.
+    """The pictures to train on, with their captions: the name, and the name with some of its
+    keywords.
 
     A keyword that is an unseen name is left out.
     """
@@ -148,8 +155,8 @@ def unseen_combinations() -> tuple[Emoji, ...]:
 def questions(seed: int) -> dict[str, tuple[Question, ...]]:
     """The two sets of questions.
 
-    A combination's choices are two names in two skin tones each, FAR apart; an unseen name's are three others of the 32, each of which
-    is among the choices of three.
+    A combination's choices are two names in two skin tones each, FAR apart; an unseen name's are
+    three others of the 32, each of which is among the choices of three.
 
     Args:
         seed: of the order of the choices.

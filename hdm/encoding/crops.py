@@ -1,4 +1,6 @@
-"""How near a crop of a picture's latent is to the latent of the cropped picture: what encoding once and cropping in training costs."""
+"""How near a crop of a picture's latent is to the latent of the cropped picture: what encoding once
+and cropping in training costs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ BORDER = 2
 
 @dataclass(frozen=True)
 class CropError:
-    """Root mean square difference over the latents' standard deviation: near the sides where the crop cuts, and elsewhere."""
+    """Root mean square difference over the latents' standard deviation: near the sides where the
+    crop cuts, and elsewhere.
+    """
 
     interior: float
     border: float
@@ -28,12 +32,15 @@ def crop_error(
     """Compare square crops about the middle.
 
     Args:
-        images: each (1, 3, H, W) in [-1, 1]; squares are left out, since training crops nothing of them.
-        multiple_px: crops begin at multiples of it, as in training: the autoencoder's downscale times the model's patch.
+        images: each (1, 3, H, W) in [-1, 1]; squares are left out, since training crops nothing of
+            them.
+        multiple_px: crops begin at multiples of it, as in training: the autoencoder's downscale
+            times the model's patch.
         tile_px: as for `Autoencoder.encode`.
 
     Returns:
-        None where nothing can be told: all pictures are square, or so small that all of them is border.
+        None where nothing can be told: all pictures are square, or so small that all of them is
+        border.
     """
     wholes, crops, borders = [], [], []
     for image in images:

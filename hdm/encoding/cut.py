@@ -26,7 +26,8 @@ def cut_frames(
         data: the file.
         settings: how it is decoded.
         size: the width and height that it must have.
-        frames: for each frame the (left, top, right, bottom) that is kept, in pixels, and the (width, height) that it is brought to.
+        frames: for each frame the (left, top, right, bottom) that is kept, in pixels, and the
+            (width, height) that it is brought to.
 
     Returns:
         No facts, and the frames (h, w, 3) uint8.

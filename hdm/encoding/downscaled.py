@@ -1,6 +1,8 @@
-"""Latents of one resolution from those of a larger one, downscaled, and how far they are from encoding.
+"""Latents of one resolution from those of a larger one, downscaled, and how far they are from
+encoding.
 
-An autoencoder trained for it (EQ-VAE, arXiv 2502.09509) gives a downscaled picture nearly the downscaled latent; others do not.
+An autoencoder trained for it (EQ-VAE, arXiv 2502.09509) gives a downscaled picture nearly the
+downscaled latent; others do not.
 """
 
 from __future__ import annotations
@@ -67,11 +69,13 @@ def identify(
 def make(
     pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, resolution: int, larger: int
 ) -> Output:  # fmt: skip
-    """Raw latents of every picture that the larger resolution has, in shards like those of `hdm.encoding.latents`.
+    """Raw latents of every picture that the larger resolution has, in shards like those of
+    `hdm.encoding.latents`.
 
     Returns:
-        The output; its counts are images, bytes and upscaled; its summary has `error`, of some pictures: root mean square difference
-        from encoding them at this resolution, over the encoded latents' standard deviation.
+        The output; its counts are images, bytes and upscaled; its summary has `error`, of some
+        pictures: root mean square difference from encoding them at this resolution, over the
+            encoded latents' standard deviation.
 
     Raises:
         ConfigError: the resolution does not fit the autoencoder and the model.
@@ -129,7 +133,9 @@ def make(
 
 
 def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """Root mean square difference over the standard deviation of the truth: (C, h, w) each, channels weigh as much as they vary."""
+    """Root mean square difference over the standard deviation of the truth: (C, h, w) each,
+    channels weigh as much as they vary.
+    """
     difference, values = (
         torch.cat([part.float().flatten(1) for part in parts], 1)
         for parts in ([one.float() - other for one, other in zip(found, truth, strict=True)], truth)
@@ -171,7 +177,9 @@ class _Source:
 
 
 def downscaled(latent: Tensor, size: Sequence[int]) -> Tensor:
-    """Raw latents (n, C, h, w) brought to another (h, w), each value a weighted mean of those that it covers."""
+    """Raw latents (n, C, h, w) brought to another (h, w), each value a weighted mean of those that
+    it covers.
+    """
     return F.interpolate(latent, tuple(size), mode="bilinear", antialias=True)
 
 

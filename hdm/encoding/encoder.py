@@ -1,4 +1,6 @@
-"""The autoencoder at work on the files that some resolutions lack: a band of files from one reading of its pictures, then the next."""
+"""The autoencoder at work on the files that some resolutions lack: a band of files from one reading
+of its pictures, then the next.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resolution:
-    """One output in the making: its draft, how pictures are framed for it, what its files hold, and which there are."""
+    """One output in the making: its draft, how pictures are framed for it, what its files hold, and
+    which there are.
+    """
 
     draft: Draft
     framing: Framing
@@ -87,7 +91,9 @@ def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
 
 
 class _Shard:
-    """One file being written: open from its first picture to its last; pictures wait until there is a batch of them."""
+    """One file being written: open from its first picture to its last; pictures wait until there is
+    a batch of them.
+    """
 
     def __init__(
         self, encoder: Encoder, one: Resolution, file: PlannedFile, stack: ExitStack
@@ -159,7 +165,8 @@ def write(
     making: Sequence[Resolution],
     bar: Tracker,
 ) -> None:
-    """Write the files that the drafts lack. Encoders share them: each takes the next band of files when it is done with one.
+    """Write the files that the drafts lack. Encoders share them: each takes the next band of files
+    when it is done with one.
 
     Args:
         encoders, reader: what makes latents of pictures.

@@ -1,7 +1,9 @@
-"""Pictures to the patch features of a frozen vision model, which training may align the denoiser to (REPA, arXiv 2410.06940).
+"""Pictures to the patch features of a frozen vision model, which training may align the denoiser to
+(REPA, arXiv 2410.06940).
 
-One output for all resolutions: the full frame, as latents have it, at the vision model's own size. A shard is laid out as a latent shard
-whose channels are the features' and whose autoencoder is the vision model.
+One output for all resolutions: the full frame, as latents have it, at the vision model's own size.
+A shard is laid out as a latent shard whose channels are the features' and whose autoencoder is the
+vision model.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 def make(
     pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
 ) -> Output:
-    """Features of every kept picture, in `features-<h>x<w>-<n>.parquet`; h × w is the grid of patches.
+    """Features of every kept picture, in `features-<h>x<w>-<n>.parquet`; h × w is the grid of
+    patches.
 
     Returns:
         The output; its counts are those of latents.

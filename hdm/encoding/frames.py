@@ -1,4 +1,6 @@
-"""How pictures of any size become latents of few shapes, and which file each goes to. Arithmetic only."""
+"""How pictures of any size become latents of few shapes, and which file each goes to. Arithmetic
+only.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class Framing:
 
     Args:
         resolution: the shorter side, in pixels.
-        multiple: both sides are multiples of it, in pixels: the autoencoder's downscale times the model's patch.
+        multiple: both sides are multiples of it, in pixels: the autoencoder's downscale times the
+            model's patch.
         max_aspect: pictures longer than this are cut to it about their middle.
     """
 
@@ -35,7 +38,8 @@ class Framing:
     def sizes(self, widths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Widths and heights of the framed pictures, in pixels.
 
-        The longer side goes to the nearest multiple, so that nothing is cropped; at `max_aspect` to the one below it.
+        The longer side goes to the nearest multiple, so that nothing is cropped; at `max_aspect` to
+        the one below it.
         """
         aspect = np.minimum(
             np.maximum(widths, heights) / np.minimum(widths, heights), self.max_aspect
@@ -93,12 +97,14 @@ def bands(
 ) -> list[list[tuple[int, PlannedFile]]]:
     """Which files of several resolutions are made together, so that most pictures are decoded once.
 
-    A band is a shape of the first plan with the shapes of the others that most of whose pictures have it. Shapes of two resolutions part
-    pictures at different aspects, so a picture near such a place is in two bands, and decoded twice. One plan alone gives its shapes.
+    A band is a shape of the first plan with the shapes of the others that most of whose pictures
+    have it. Shapes of two resolutions part pictures at different aspects, so a picture near such a
+    place is in two bands, and decoded twice. One plan alone gives its shapes.
 
     Args:
-        plans: of each resolution, as `plan_files` gives them, all of the same pictures; the lowest resolution first: it has the
-            fewest shapes, and so a band few files that are open at once.
+        plans: of each resolution, as `plan_files` gives them, all of the same pictures; the lowest
+            resolution first: it has the fewest shapes, and so a band few files that are open at
+            once.
         num_pictures: that were planned.
 
     Returns:
@@ -129,7 +135,9 @@ def _by_shape(plan: Sequence[PlannedFile]) -> list[list[PlannedFile]]:
 
 
 def reading_order(files: Sequence[PlannedFile]) -> Iterator[tuple[int, list[int]]]:
-    """Every row that is in one of the files, in order, with the places in `files` of those that it is in."""
+    """Every row that is in one of the files, in order, with the places in `files` of those that it
+    is in.
+    """
     if not files:
         return
     rows = np.concatenate([file.rows for file in files])

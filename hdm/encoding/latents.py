@@ -1,4 +1,5 @@
-"""Pictures to latents: full frames, grouped into shards by shape; several resolutions from one decoding of a picture.
+"""Pictures to latents: full frames, grouped into shards by shape; several resolutions from one
+decoding of a picture.
 
 Pictures of all splits are encoded; which split one is in is looked up in training.
 """
@@ -41,7 +42,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
 
     Args:
         pipeline: the settings.
-        inputs: digests of `download` and `filter`, and of `vae` where the pipeline fine-tunes its autoencoder.
+        inputs: digests of `download` and `filter`, and of `vae` where the pipeline fine-tunes its
+            autoencoder.
         resolution: shorter side of the framed pictures, in pixels.
 
     Raises:
@@ -77,14 +79,17 @@ def make(
     """Raw latents of every kept picture, in `latents-<h>x<w>-<n>.parquet`.
 
     Args:
-        also: larger resolutions, of which those that the store lacks are made from the same decoding, each as an output of its own.
+        also: larger resolutions, of which those that the store lacks are made from the same
+            decoding, each as an output of its own.
 
     Returns:
-        The output; its counts are images, bytes (of latents), upscaled (pictures smaller than the resolution), failed (pictures that
-        cannot be decoded, or have another size than when they were measured) and not_finite.
+        The output; its counts are images, bytes (of latents), upscaled (pictures smaller than the
+        resolution), failed (pictures that cannot be decoded, or have another size than when they
+        were measured) and not_finite.
 
     Raises:
-        ConfigError: the autoencoder and the model do not fit each other, or a resolution does not fit both.
+        ConfigError: the autoencoder and the model do not fit each other, or a resolution does not
+            fit both.
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """

@@ -1,4 +1,6 @@
-"""Which pictures are encoded, and their frames: read, decoded, cut and resized in processes of their own, ahead of the encoder."""
+"""Which pictures are encoded, and their frames: read, decoded, cut and resized in processes of
+their own, ahead of the encoder.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 
 
 def kept_pictures(download: Output, filter: Output) -> pa.Table:
-    """Where each kept picture lies and what it is: key, shard, offset, bytes, start of sha256, width, height.
+    """Where each kept picture lies and what it is: key, shard, offset, bytes, start of sha256,
+    width, height.
 
     Raises:
         InputError: the filter kept no picture.
@@ -69,7 +72,9 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture ready to be encoded: pixels (h, w, 3) uint8; width and height of the whole picture."""
+    """A picture ready to be encoded: pixels (h, w, 3) uint8; width and height of the whole
+    picture.
+    """
 
     key: str
     width: int
@@ -79,7 +84,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture (a row of `kept_pictures`), and the frames that are made from one decoding of it: how, and their (width, height)."""
+    """A picture (a row of `kept_pictures`), and the frames that are made from one decoding of it:
+    how, and their (width, height).
+    """
 
     picture: Mapping[str, Any]
     frames: Sequence[tuple[Framing, tuple[int, int]]]

@@ -18,7 +18,9 @@ from hdm.store import Output
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """Devices, components that are missing, and those that do not fit the model or its resolutions."""
+    """Devices, components that are missing, and those that do not fit the model or its
+    resolutions.
+    """
     encode = pipeline.encode
     for name in encode.device.split(","):
         yield from raised_by(partial(check_device, name.strip(), "encode.device"))

@@ -1,4 +1,6 @@
-"""Token ids to text embeddings, cut to their real length, in 16 or 8 bits. A table a shard of captions."""
+"""Token ids to text embeddings, cut to their real length, in 16 or 8 bits. A table a shard of
+captions.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +50,12 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 def make(
     pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
 ) -> Output:
-    """Text embeddings of every caption in `text-<n>.parquet`, and the empty caption's in `empty.parquet`.
+    """Text embeddings of every caption in `text-<n>.parquet`, and the empty caption's in
+    `empty.parquet`.
 
     Returns:
-        The output; its summary has the width, and `error`: of storing, over the standard deviation of a channel, the median of channels.
+        The output; its summary has the width, and `error`: of storing, over the standard deviation
+        of a channel, the median of channels.
 
     Raises:
         ConfigError: the text encoder's width is not the one that the model expects.
@@ -139,7 +143,9 @@ class _TextStage:
         return pa.table({**columns, "embedding": found}).cast(TEXT)
 
     def storing_error(self, tokens: Output) -> float:
-        """Of the first captions: root mean square difference over the standard deviation, by channel, the median of channels."""
+        """Of the first captions: root mean square difference over the standard deviation, by
+        channel, the median of channels.
+        """
         first = (
             read_table(tokens.file(shard_name("tokens", 0)), ["token_ids"])
             .column("token_ids")[:MEASURED_CAPTIONS]

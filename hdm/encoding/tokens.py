@@ -41,7 +41,8 @@ def make(
     """Token ids of every caption, in `tokens-<n>.parquet`.
 
     Returns:
-        The output; its summary has the empty caption's ids, the pad id, the tokenizer's digest, and the longest caption in tokens.
+        The output; its summary has the empty caption's ids, the pad id, the tokenizer's digest, and
+        the longest caption in tokens.
 
     Raises:
         InputError: the tokenizer is of another model than the text encoder.

@@ -17,7 +17,9 @@ SHOWN_PX = 128
 
 
 def entries(prompts: PromptSet, nearest: Sequence[Nearest]) -> list[dict[str, Any]]:
-    """What `choices` holds of a set: prompt, the names to choose from, and the nearest training picture."""
+    """What `choices` holds of a set: prompt, the names to choose from, and the nearest training
+    picture.
+    """
     return [
         {"prompt": text, "choices": list(choices), "nearest": asdict(one)}
         for text, choices, one in zip(prompts.texts, prompts.choices, nearest, strict=True)

@@ -19,7 +19,9 @@ COLUMNS = ("Images", "copies", "pictures", "nearest", "median distance")
 
 
 def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
-    """The share of copies in each set that names are chosen for, and what the page to choose on needs."""
+    """The share of copies in each set that names are chosen for, and what the page to choose on
+    needs.
+    """
     generated = read_generated(pipeline, outputs)
     chosen = [prompts for prompts in generated.sets if prompts.choices]
     every = [picture for prompts in chosen for picture in generated.pictures[prompts.name]]

@@ -14,7 +14,9 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class PhaseCurve:
-    """One phase: points (images seen in it, loss), held-out losses likewise, and how many images it sees."""
+    """One phase: points (images seen in it, loss), held-out losses likewise, and how many images it
+    sees.
+    """
 
     name: str
     num_images: int
@@ -23,7 +25,9 @@ class PhaseCurve:
 
 
 def loss_curve(phases: Sequence[PhaseCurve]) -> str:
-    """The loss over images seen, one phase after the other; "" if there are fewer than two points."""
+    """The loss over images seen, one phase after the other; "" if there are fewer than two
+    points.
+    """
     starts = [sum(phase.num_images for phase in phases[:number]) for number in range(len(phases))]
     losses = [
         [(start + seen, loss) for seen, loss in _thinned(phase.losses)]

@@ -1,4 +1,6 @@
-"""Example pictures for the report: kept ones, rejected ones by reason, as images that an HTML page can hold."""
+"""Example pictures for the report: kept ones, rejected ones by reason, as images that an HTML page
+can hold.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ STATUSES = {
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One picture with what is said of it; `image` is a data URI, or None where there are no pixels to show."""
+    """One picture with what is said of it; `image` is a data URI, or None where there are no pixels
+    to show.
+    """
 
     image: str | None
     caption: str
@@ -129,7 +133,9 @@ class Exhibition:
         ]
 
     def rejections(self, count: int) -> list[Rejection]:
-        """What was refused and why, the most frequent reason first, with up to `count` examples each."""
+        """What was refused and why, the most frequent reason first, with up to `count` examples
+        each.
+        """
         found = [
             Rejection(status, _told(status), "download", number, self._failures(status, count))
             for status, number in _counts(self.samples, "status").items()

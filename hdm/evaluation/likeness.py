@@ -1,4 +1,6 @@
-"""How like images are to their prompts and to real pictures, by the pipeline's contrastive model."""
+"""How like images are to their prompts and to real pictures, by the pipeline's contrastive
+model.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ DISTANCES = {
 
 
 def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
-    """Cosines by set and, for captions of held-out pictures, distances; see `measuring.likeness`."""
+    """Cosines by set and, for captions of held-out pictures, distances; see
+    `measuring.likeness`.
+    """
     generated = read_generated(pipeline, outputs)
     device = choose_device(pipeline.evaluate.device, "the contrastive model")
     contrastive = load_contrastive(resolve(pipeline.components), device)

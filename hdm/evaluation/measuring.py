@@ -34,8 +34,8 @@ def clip_scores(
         real: embeddings of the pictures whose captions the prompts are, if they are.
 
     Returns:
-        `generated`; `exchanged`, the same images with each other's prompts, which is what no likeness at all scores; and `real`.
-        Prompts that repeat count once in the errors.
+        `generated`; `exchanged`, the same images with each other's prompts, which is what no
+        likeness at all scores; and `real`. Prompts that repeat count once in the errors.
     """
     asked = [normal_prompt(text) for text in prompts.texts]
     scores = {
@@ -60,7 +60,8 @@ def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) ->
 def distances(
     measures: Output, real: RealPictures, prompts: PromptSet, images: np.ndarray
 ) -> dict[str, Any]:
-    """How far generated images lie from real pictures of other captions, beside the real pictures of the same captions.
+    """How far generated images lie from real pictures of other captions, beside the real pictures
+    of the same captions.
 
     Args:
         measures: output `filter.contrastive`, which holds the embeddings of real pictures.
@@ -69,8 +70,9 @@ def distances(
         images: embeddings of these images.
 
     Returns:
-        `frechet` and `kernel`, as `compare_with_reference` has them, of `generated` and `real`; how many pictures each of the three sets
-        has, of how many captions. {} with fewer than two captions on either side.
+        `frechet` and `kernel`, as `compare_with_reference` has them, of `generated` and `real`; how
+        many pictures each of the three sets has, of how many captions. {} with fewer than two
+        captions on either side.
     """
     place = {key: number for number, key in reversed(list(enumerate(prompts.keys)))}
     compared = [key for key in real.compared if key in place]

@@ -1,4 +1,6 @@
-"""Which training picture is nearest to a generated one, by pixels: whether a model draws, or hands out what it was shown."""
+"""Which training picture is nearest to a generated one, by pixels: whether a model draws, or hands
+out what it was shown.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,18 @@ from hdm.store import Output
 
 SIDE_PX = 32
 COPY = 10.0
-"""Grey levels, the root mean square over thumbnails of 32 × 32 pixels, up to which a picture counts as a copy. Of Noto Emoji's 2,077, an
-autoencoder (TAEF2) gives back its own input within 7; other names lie farther than 12.8, all but 1 % of them."""
+"""Grey levels, the root mean square over thumbnails of 32 × 32 pixels, up to which a picture counts
+as a copy. Of Noto Emoji's 2,077, an autoencoder (TAEF2) gives back its own input within 7; other
+names lie farther than 12.8, all but 1 % of them.
+"""
 _COLUMNS = ("key", "offset", "bytes", "sha256", "width", "height")
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The training picture nearest to a generated one: its key, its first caption, and how far it is in grey levels."""
+    """The training picture nearest to a generated one: its key, its first caption, and how far it
+    is in grey levels.
+    """
 
     key: str
     caption: str

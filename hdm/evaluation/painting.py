@@ -43,7 +43,8 @@ def image_size(pipeline: Pipeline) -> tuple[int, int]:
 
 
 class Painter:
-    """The trained model with all that it needs to make pictures of prompts; loaded when the first one is asked for.
+    """The trained model with all that it needs to make pictures of prompts; loaded when the first
+    one is asked for.
 
     Args:
         pipeline: `evaluate` says how to sample.
@@ -74,7 +75,9 @@ class Painter:
         )
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
-        """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt given here."""
+        """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt
+        given here.
+        """
         width, height = image_size(self.pipeline)
         return self.text_to_image(
             prompts,
@@ -100,7 +103,9 @@ class Painter:
 
 
 def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) -> None:
-    """Generate what is missing of a set: tars of 64 PNG files, and a grid of the first 64 images."""
+    """Generate what is missing of a set: tars of 64 PNG files, and a grid of the first 64
+    images.
+    """
     for start in range(0, len(prompts.texts), IMAGES_A_TAR):
         name, texts = (
             shard_name(prompts.name, start // IMAGES_A_TAR, "tar"),
@@ -155,7 +160,9 @@ def write_grid(
 def write_sheet(
     draft: Draft, prompts: PromptSet, pictures: Sequence[np.ndarray], told: Mapping[str, Any]
 ) -> None:
-    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `told` in its text chunks."""
+    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `told` in its
+    text chunks.
+    """
     name = f"sheet-{prompts.name}.png"
     if draft.has(name):
         return

@@ -1,4 +1,6 @@
-"""What is asked of the model: sets of prompts, each with the truth or the real pictures that belong to it."""
+"""What is asked of the model: sets of prompts, each with the truth or the real pictures that belong
+to it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ TITLES = {
 
 
 def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
-    """The sets of an evaluation, the most telling first; captions of held-out pictures always, as distances need them.
+    """The sets of an evaluation, the most telling first; captions of held-out pictures always, as
+    distances need them.
 
     Raises:
         InputError: there are no prompts.
@@ -108,7 +111,8 @@ def check_held_out(pipeline: Pipeline, filter: Output | None) -> None:
 
 
 def identify_prompts(pipeline: Pipeline) -> dict[str, Any]:
-    """What of the prompts belongs in the digest beyond the settings: a file's content instead of its place.
+    """What of the prompts belongs in the digest beyond the settings: a file's content instead of
+    its place.
 
     Raises:
         InputError: the file cannot be read.

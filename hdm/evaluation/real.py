@@ -1,4 +1,6 @@
-"""The real pictures that generated ones are compared with: held out of training, of about the same shape."""
+"""The real pictures that generated ones are compared with: held out of training, of about the same
+shape.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,21 @@ SPLITS = ("held_out", "validation")  # the second where nothing was held out
 
 @dataclass(frozen=True)
 class RealPictures:
-    """Kept pictures of one split: those that images are generated beside, and those that both are compared with.
+    """Kept pictures of one split: those that images are generated beside, and those that both are
+    compared with.
 
-    Images generated from a picture's caption are bound to lie near that very picture. Distances are therefore taken to pictures of other
-    captions, and so are those of the real pictures whose captions the images were generated from.
+    Images generated from a picture's caption are bound to lie near that very picture. Distances are
+    therefore taken to pictures of other captions, and so are those of the real pictures whose
+    captions the images were generated from.
 
     Args:
         split: "held_out", or "validation" if there is no other; "" if there is none at all.
         same_shape: whether only those of about the generated images' aspect ratio are in it.
-        captions: key → its first caption; those of `compared` come first, each part in order of keys, which is a random one.
+        captions: key → its first caption; those of `compared` come first, each part in order of
+            keys, which is a random one.
         compared: keys whose captions images are generated from, to be compared with `reference`.
-        reference: as many keys, of pictures none of whose captions is one of theirs. Both are empty where there is only one caption.
+        reference: as many keys, of pictures none of whose captions is one of theirs. Both are empty
+            where there is only one caption.
     """
 
     split: str
@@ -46,7 +52,8 @@ def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPi
 
     Args:
         inputs: the outputs `filter` and `caption`.
-        aspect: width over height of the generated images. Pictures within a factor of 1.25 are taken where there are enough of them.
+        aspect: width over height of the generated images. Pictures within a factor of 1.25 are
+            taken where there are enough of them.
         count: at most so many pictures are compared with as many others.
     """
     scores = read_tables(inputs["filter"], "scores", ["key", "split", "width", "height"])
@@ -76,7 +83,8 @@ def normal_prompt(text: str) -> str:
 def _apart(
     captions: Mapping[str, list[str]], count: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Two equally large parts of some pictures, at most `count` each; no caption of the second is a first caption of the first.
+    """Two equally large parts of some pictures, at most `count` each; no caption of the second is a
+    first caption of the first.
 
     Args:
         captions: key → its captions, the first of which images are generated from.
@@ -96,7 +104,9 @@ def _apart(
 
 
 def embeddings_of(measures: Output, keys: list[str]) -> np.ndarray:
-    """The stored embeddings of some pictures, (N, E) float32, brought back to length 1; (0, 0) without a contrastive model."""
+    """The stored embeddings of some pictures, (N, E) float32, brought back to length 1; (0, 0)
+    without a contrastive model.
+    """
     every, vectors = read_embeddings(measures)
     if not every:
         return np.zeros((0, 0), np.float32)

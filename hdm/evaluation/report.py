@@ -1,4 +1,6 @@
-"""`report.html`: one page about a pipeline, with everything in it, for whoever wants to know what came of it."""
+"""`report.html`: one page about a pipeline, with everything in it, for whoever wants to know what
+came of it.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +58,15 @@ def write_report(
     overrides: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> Path:
-    """Write `report.html` about what has been made so far, and `report.json` for the list of reports.
+    """Write `report.html` about what has been made so far, and `report.json` for the list of
+    reports.
 
     Where a person is to choose names of generated pictures, `choose.html` beside it asks for them.
 
     Args:
         pipeline: its settings.
-        made: outputs in order of their making; a part of the pipeline's will do, and the page then tells of that part.
+        made: outputs in order of their making; a part of the pipeline's will do, and the page then
+            tells of that part.
         folder: of this report alone (`hdm.evaluation.reports.new_folder`).
         overrides: the settings that the run was given, as `stage.field=value`.
         missing: names of the pipeline's other outputs.
@@ -127,7 +131,9 @@ def _headline(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def _makers(made: Sequence[Made]) -> list[dict[str, Any]]:
-    """Code, libraries and machine, each with the outputs that were finished with them; none of outputs that do not say."""
+    """Code, libraries and machine, each with the outputs that were finished with them; none of
+    outputs that do not say.
+    """
     found: dict[bytes, dict[str, Any]] = {}
     for one in made:
         runs = one.output.run().get("runs") or [{}]
@@ -207,7 +213,9 @@ def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
 
 
 def _grids(output: Output) -> list[dict[str, Any]]:
-    """The pictures that a phase generated while it went, and at its end; none where it did so at its end alone."""
+    """The pictures that a phase generated while it went, and at its end; none where it did so at
+    its end alone.
+    """
     names = sorted(record.name for record in output.files if record.name.startswith("generated-"))
     grids = [(int(name.partition("-")[2].removesuffix(".png")), name) for name in names]
     if grids and grids[-1][0] < output.counts["images_seen"]:

@@ -61,7 +61,9 @@ class Conditioning:
 def encode_prompts(
     tokenizer: Tokenizer, encoder: TextEncoder, prompts: list[str], max_tokens: int
 ) -> Text:
-    """The texts of prompts, cut to max_tokens and padded to the longest of them, on the encoder's device."""
+    """The texts of prompts, cut to max_tokens and padded to the longest of them, on the encoder's
+    device.
+    """
     rows = tokenizer.token_ids(prompts, max_tokens)
     longest = max(len(row) for row in rows)
     token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])

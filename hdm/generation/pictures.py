@@ -1,4 +1,6 @@
-"""Generated images as picture files: 8-bit pixels, sheets of many, PNG with what is told of them inside."""
+"""Generated images as picture files: 8-bit pixels, sheets of many, PNG with what is told of them
+inside.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def read_size(text: str, where: str) -> tuple[int, int]:
 
 
 def check_sides(width: int, height: int, unit: int, where: str | None = None) -> None:
-    """Raise an InputError where a picture cannot be cut into a model's patches of `unit` pixels; the nearest sizes are named."""
+    """Raise an InputError where a picture cannot be cut into a model's patches of `unit` pixels;
+    the nearest sizes are named.
+    """
     if width % unit or height % unit or width < unit or height < unit:
         sides = [
             multiples_beside(side, unit) if side % unit else (side,) for side in (width, height)
@@ -86,7 +90,9 @@ def named(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def png(pixels: np.ndarray, told: Mapping[str, Any] | None = None) -> bytes:
-    """A PNG file of a picture (H, W, 3) uint8, with `told` in its text chunks: strings as they are, other values as JSON."""
+    """A PNG file of a picture (H, W, 3) uint8, with `told` in its text chunks: strings as they are,
+    other values as JSON.
+    """
     info = PngInfo()
     for key, value in (told or {}).items():
         info.add_text(

@@ -9,7 +9,8 @@ from hdm.errors import InputError
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: a line each, or in JSONL the field `prompt` (or `text` or `caption`) of each object.
+    """The prompts of a file: a line each, or in JSONL the field `prompt` (or `text` or `caption`)
+    of each object.
 
     Raises:
         InputError: the file is missing or empty, or a line cannot be read.

@@ -25,8 +25,10 @@ class TextToImage:
     Args:
         denoiser: in evaluation mode, on the conditioning's device. On the CPU it gets kernels.
         conditioning: of the prompts.
-        autoencoder: the one that made the latents which the denoiser was trained on, on the same device.
-        decode_batch: latents decoded at once; None: as many as were generated at once, which at high resolution takes much memory.
+        autoencoder: the one that made the latents which the denoiser was trained on, on the same
+            device.
+        decode_batch: latents decoded at once; None: as many as were generated at once, which at
+            high resolution takes much memory.
 
     Raises:
         InputError: they do not fit each other.
@@ -77,15 +79,17 @@ class TextToImage:
     ) -> list[np.ndarray]:
         """Pictures (height, width, 3) uint8, one a prompt, in order.
 
-        Texts are padded to the longest of those given here. Where the model attends to padding (`text_mask` padded), a picture
-        depends on that length: prompts that are not to depend on each other then go in calls of their own.
+        Texts are padded to the longest of those given here. Where the model attends to padding
+        (`text_mask` padded), a picture depends on that length: prompts that are not to depend on
+        each other then go in calls of their own.
 
         Args:
             prompts: what to show.
             width, height: of the pictures in pixels, multiples of `unit_px`.
             seeds: one a prompt; a picture depends on its own alone.
             batches: how many at once.
-            negative_prompts: what guidance leads away from, one for all or one a prompt; "" is the empty caption of training.
+            negative_prompts: what guidance leads away from, one for all or one a prompt; "" is the
+                empty caption of training.
             sampling, camera, on_step: see `sampler.generate`; steps are those of each batch.
 
         Raises:

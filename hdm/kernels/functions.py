@@ -1,4 +1,5 @@
-"""What XUT's steps consist of besides linear layers, for the CPU: norms, rotation, attention, SwiGLU.
+"""What XUT's steps consist of besides linear layers, for the CPU: norms, rotation, attention,
+SwiGLU.
 
 Each is one autograd function with few passes over memory and a gradient written by hand. Results
 agree with the formulas in `hdm.models` to rounding. In bfloat16 autocast, norms and rotation read

@@ -1,8 +1,10 @@
-"""What training on an image costs under one setting, relative to another: steps in turns, in one process, on the real data.
+"""What training on an image costs under one setting, relative to another: steps in turns, in one
+process, on the real data.
 
-Runs that follow each other on a machine with other work on it cannot be compared by the clock, steps that alternate can. On the CPU it is
-the processor time of one thread that is taken, which other work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json`
-is that process; it prints the seconds.
+Runs that follow each other on a machine with other work on it cannot be compared by the clock,
+steps that alternate can. On the CPU it is the processor time of one thread that is taken, which
+other work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json` is that
+process; it prints the seconds.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Cost:
     """The time of an image over that of the reference, along the training.
 
     Args:
-        parts: (from which share of the training on, ratio), ascending, the first from 0. TREAD's schedules have several.
+        parts: (from which share of the training on, ratio), ascending, the first from 0. TREAD's
+            schedules have several.
     """
 
     parts: tuple[tuple[float, float], ...]
@@ -74,8 +77,8 @@ def measure_costs(
     """Time steps of some trainings in turns.
 
     Args:
-        pipelines: by setting, of one phase each and equally many images; the first is the reference. What they train on has to be in the
-            store.
+        pipelines: by setting, of one phase each and equally many images; the first is the
+            reference. What they train on has to be in the store.
         rounds: steps of each, at each of the points where a schedule changes the work.
 
     Raises:
@@ -169,7 +172,8 @@ def _in_turns(
     seconds: list[list[list[float]]] = [[[] for _ in starts] for _ in trainers]
     for place, (start, end) in enumerate(pairwise([*starts, 1.0])):
         for turn in range(WARM_UP + rounds):
-            # The order changes from round to round: who comes after whom finds other things in the caches.
+            # The order changes from round to round: who comes after whom finds other things in the
+            # caches.
             for number in range(turn, turn + len(trainers)):
                 trainer = trainers[number % len(trainers)]
                 trainer.state.position = replace(
@@ -182,7 +186,9 @@ def _in_turns(
 
 
 def _seen(trainer: Trainer, start: float, end: float, turn: int) -> int:
-    """Images seen at a step of a part of the training: its first, the next, …, and where it has no more, its first again."""
+    """Images seen at a step of a part of the training: its first, the next, …, and where it has no
+    more, its first again.
+    """
     size = trainer.phase.batch_size
     first, after = (math.ceil(share * trainer.num_images / size) for share in (start, end))
     return (first + turn % max(1, after - first)) * size

@@ -1,4 +1,6 @@
-"""The held-out curves of a lab as one SVG: a panel a comparison, a line a setting, and how far the seeds lie apart."""
+"""The held-out curves of a lab as one SVG: a panel a comparison, a line a setting, and how far the
+seeds lie apart.
+"""
 
 from __future__ import annotations
 

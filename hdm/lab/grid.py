@@ -1,4 +1,6 @@
-"""Which trainings a lab is made of: `labs:` of pipelines.yaml, and the cells (settings × seeds) that follow from it."""
+"""Which trainings a lab is made of: `labs:` of pipelines.yaml, and the cells (settings × seeds)
+that follow from it.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,15 @@ class Lab(Settings):
     name: str
     description: str = ""
     pipeline: str
-    """Entry of `pipelines:` that it builds on. With the settings below it has one training phase."""
+    """Entry of `pipelines:` that it builds on. With the settings below it has one training
+    phase.
+    """
     given: Values = Field(default_factory=dict)
     """Of every cell."""
     seeds: values.Few = 3
-    """Trainings of every setting; `train.seed` counts from 0. Data, prompts and the seeds of the pictures are the same in all."""
+    """Trainings of every setting; `train.seed` counts from 0. Data, prompts and the seeds of the
+    pictures are the same in all.
+    """
     comparisons: dict[Name, Comparison] = Field(min_length=1)
 
 
@@ -60,7 +66,8 @@ class Cell:
     """One training, and its evaluation.
 
     Args:
-        setting: what it is called, as `residual/published`, or `baseline` where it is the lab's settings and nothing else.
+        setting: what it is called, as `residual/published`, or `baseline` where it is the lab's
+            settings and nothing else.
         seed: of the training.
         overrides: of the lab's pipeline, `stage.field=value`.
         own: those of them that are not the whole lab's.
@@ -108,7 +115,9 @@ class Grid:
         return Cell(name, seed, overrides, own)
 
     def cells(self) -> list[Cell]:
-        """Every training once, all settings of a seed before the next seed: an interrupted lab is balanced."""
+        """Every training once, all settings of a seed before the next seed: an interrupted lab is
+        balanced.
+        """
         found: dict[tuple[str, ...], Cell] = {}
         for seed in range(self.seeds):
             for name, comparison in self.comparisons.items():

@@ -21,7 +21,9 @@ from hdm.lab.table import table_rows, to_markdown
 from hdm.store import Store, state_root
 
 Known = dict[str, dict[str, list[tuple[float, float]]]]
-"""By comparison with a hash of its settings, and by setting: when a part of the training begins, and its cost."""
+"""By comparison with a hash of its settings, and by setting: when a part of the training begins,
+and its cost.
+"""
 
 TABLE, TABLE_JSON, FIGURE, COSTS = "table.md", "table.json", "losses.svg", "costs.json"
 

@@ -30,7 +30,9 @@ class Result:
     scores: Mapping[str, Score]
 
     def loss_at(self, num_images: float) -> float | None:
-        """The held-out loss after so many images, on a straight line between two that were measured; None outside them."""
+        """The held-out loss after so many images, on a straight line between two that were
+        measured; None outside them.
+        """
         for (before, low), (after, high) in pairwise(self.losses):
             if before <= num_images <= after:
                 return low + (high - low) * (num_images - before) / (after - before)

@@ -24,13 +24,16 @@ class Row:
 
     Args:
         comparison, setting: their names.
-        is_reference: the others of the comparison are compared with it; its values are means, and it has no differences.
+        is_reference: the others of the comparison are compared with it; its values are means, and
+            it has no differences.
         num_seeds: that both have finished.
         num_images: seen by the end.
-        cost: time of an image, on average over the training, over the reference's; None: not measured.
+        cost: time of an image, on average over the training, over the reference's; None: not
+            measured.
         loss, scores: means of the held-out loss and of the scores by name, at the end.
         loss_at_equal_samples: difference at the end.
-        loss_at_equal_time: difference when the quicker of the two is done; None where the costs are not known.
+        loss_at_equal_time: difference when the quicker of the two is done; None where the costs are
+            not known.
         scores_at_equal_samples: differences at the end, by name.
     """
 
@@ -52,7 +55,9 @@ class Row:
 
 
 def table_rows(grid: Grid, results: Results, costs: Costs) -> list[Row]:
-    """The rows of every comparison whose reference has finished at some seed, as far as cells are finished."""
+    """The rows of every comparison whose reference has finished at some seed, as far as cells are
+    finished.
+    """
     rows = []
     for name, comparison in grid.comparisons.items():
         found = {

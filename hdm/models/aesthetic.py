@@ -1,8 +1,9 @@
 """Aesthetic heads: from a contrastive model's embedding of a picture to a score of about 0 to 10.
 
-A head fits the embeddings of the one model that it was trained for: on those of another, of the same width, it may well invert the order.
-And an MLP's file does not say whether there are activations between its layers. What a published file is, its sha256 tells; of any other,
-settings have to.
+A head fits the embeddings of the one model that it was trained for: on those of another, of the
+same width, it may well invert the order. And an MLP's file does not say whether there are
+activations between its layers. What a published file is, its sha256 tells; of any other, settings
+have to.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ NO_ACTIVATION, RELU = "none", "relu"
 
 @dataclass(frozen=True)
 class PublishedHead:
-    """What is known of a published file: its name, the model that it was trained for, and what stands between its layers."""
+    """What is known of a published file: its name, the model that it was trained for, and what
+    stands between its layers.
+    """
 
     name: str
     trained_for: str
@@ -90,15 +93,18 @@ class AestheticHead:
 
 
 def load_aesthetic_head(path: str | Path, activation: str | None = None) -> AestheticHead:
-    """A linear head (`weight`, `bias`) or an MLP (`layers.N.weight`, `layers.N.bias`), as safetensors or .pth.
+    """A linear head (`weight`, `bias`) or an MLP (`layers.N.weight`, `layers.N.bias`), as
+    safetensors or .pth.
 
     Args:
         path: the file.
-        activation: between the layers of an MLP, `none` or `relu`; None: as it is known of a published file.
+        activation: between the layers of an MLP, `none` or `relu`; None: as it is known of a
+            published file.
 
     Raises:
         InputError: the file is missing, holds more than tensors, or is no such head.
-        ConfigError: it is an MLP that nothing is known of, and `activation` is None; or it is known to have another.
+        ConfigError: it is an MLP that nothing is known of, and `activation` is None; or it is known
+            to have another.
     """
     file = locate(str(path))
     names = _layer_names(state := _read_tensors(file), file)

@@ -1,7 +1,9 @@
-"""Images to latents and back, by any of diffusers' image autoencoders in a local folder or on the hub.
+"""Images to latents and back, by any of diffusers' image autoencoders in a local folder or on the
+hub.
 
-Three spaces, kept apart by name: image in [-1, 1]; raw latent, what the network gives; latent, the raw one brought to
-mean 0 and standard deviation 1 with the autoencoder's own statistics, which is what the denoiser sees.
+Three spaces, kept apart by name: image in [-1, 1]; raw latent, what the network gives; latent, the
+raw one brought to mean 0 and standard deviation 1 with the autoencoder's own statistics, which is
+what the denoiser sees.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from hdm.models.components import hushed, locate, read_json, resolve
 from hdm.models.small_autoencoder import DOWNSCALE as SMALL_DOWNSCALE
 from hdm.models.tiling import tiled
 
-# Per-channel statistics published for autoencoders whose configuration has none (arXiv 2509.06068 for this one).
+# Per-channel statistics published for autoencoders whose configuration has none (arXiv 2509.06068
+# for this one).
 PUBLISHED_STATISTICS = {
     "KBlueLeaf/EQ-SDXL-VAE": (
         [-3.8660, -1.3354, 0.8354, 0.9099],
@@ -68,12 +71,14 @@ class Autoencoder:
     def encode(
         self, image: Tensor, generator: torch.Generator | None = None, tile_px: int | None = None
     ) -> Tensor:
-        """The posterior's mean, or a draw from it; autoencoders without a posterior give one latent either way.
+        """The posterior's mean, or a draw from it; autoencoders without a posterior give one latent
+        either way.
 
         Args:
             image: (B, 3, H, W) in [-1, 1]; H and W multiples of `downscale`.
             generator: draws, on the autoencoder's device; None: the mean.
-            tile_px: larger pictures are encoded in overlapping tiles of this side, for those that do not fit; None: whole.
+            tile_px: larger pictures are encoded in overlapping tiles of this side, for those that
+                do not fit; None: whole.
 
         Returns:
             Raw latent (B, C, H / downscale, W / downscale), float32.
@@ -94,7 +99,8 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, raw: Tensor, tile_px: int | None = None) -> Tensor:
-        """The image of a raw latent (B, C, h, w): (B, 3, h · downscale, w · downscale), clipped to [-1, 1].
+        """The image of a raw latent (B, C, h, w): (B, 3, h · downscale, w · downscale), clipped to
+        [-1, 1].
 
         Args:
             tile_px: as for `encode`.
@@ -163,7 +169,8 @@ def latent_shape(reference: str) -> LatentShape | None:
     """The shape of an autoencoder's latents from its configuration alone; None: it does not say.
 
     Raises:
-        InputError: it is not on this machine, has no configuration, or is of a class that is not known here.
+        InputError: it is not on this machine, has no configuration, or is of a class that is not
+            known here.
     """
     folder = locate(reference)
     published = _is_published(folder)
@@ -179,7 +186,8 @@ def latent_shape(reference: str) -> LatentShape | None:
 
 
 def pipeline_latent_shape(pipeline: Pipeline) -> LatentShape | None:
-    """The shape of the latents that a pipeline's denoiser sees, those of an autoencoder that it trains itself too.
+    """The shape of the latents that a pipeline's denoiser sees, those of an autoencoder that it
+    trains itself too.
 
     Raises:
         InputError: as `latent_shape`, or the pipeline names no autoencoder.
@@ -198,7 +206,9 @@ def _downscale(config: Mapping[str, Any]) -> int | None:
 
 
 def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
-    """The latent in what diffusers' encoders return, each class in its own field: the posterior's mean, or with a generator a draw."""
+    """The latent in what diffusers' encoders return, each class in its own field: the posterior's
+    mean, or with a generator a draw.
+    """
     if hasattr(encoded, "latent_dist"):
         return (
             encoded.latent_dist.mode()
@@ -209,10 +219,12 @@ def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
 
 
 def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
-    """The autoencoder in a local folder or on the hub, in float32: diffusers' form, or a tiny autoencoder's published files.
+    """The autoencoder in a local folder or on the hub, in float32: diffusers' form, or a tiny
+    autoencoder's published files.
 
     Raises:
-        InputError: it is missing, of a class that is not known here, or its statistics do not fit its channels.
+        InputError: it is missing, of a class that is not known here, or its statistics do not fit
+            its channels.
     """
     folder = locate(reference, download=True)
     config: dict[str, Any] = {}
@@ -227,7 +239,9 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
 
 
 def _is_published(folder: Path) -> bool:
-    """Whether a folder holds a tiny autoencoder as two .pth files, or as one .safetensors file alone."""
+    """Whether a folder holds a tiny autoencoder as two .pth files, or as one .safetensors file
+    alone.
+    """
     pair = all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
     return pair or _single_file(folder) is not None
 
@@ -275,7 +289,9 @@ def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _of_batch_norm(model: Any) -> dict[str, Any]:
-    """FLUX.2 keeps statistics of its latents' 2×2 patches, channel by channel, in a batch norm: those of a channel are its four places'."""
+    """FLUX.2 keeps statistics of its latents' 2×2 patches, channel by channel, in a batch norm:
+    those of a channel are its four places'.
+    """
     norm = getattr(model, "bn", None)
     if norm is None:
         return {}
@@ -305,7 +321,9 @@ def of_model(model: Any, device: torch.device | str) -> Autoencoder:
 
 
 def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`latents_mean` and `latents_std` where they are known of an autoencoder whose configuration lacks them; else nothing."""
+    """`latents_mean` and `latents_std` where they are known of an autoencoder whose configuration
+    lacks them; else nothing.
+    """
     known = PUBLISHED_STATISTICS.get(reference.partition("@")[0])
     return (
         {}
@@ -317,8 +335,8 @@ def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str,
 def _statistics(config: dict[str, Any], folder: object) -> tuple[list[float], list[float]]:
     """Shift and scale by channel.
 
-    Statistics by channel give latents of standard deviation 1 and win over `scaling_factor`, which diffusers fills in
-    by default and which says the same of all channels at once.
+    Statistics by channel give latents of standard deviation 1 and win over `scaling_factor`, which
+    diffusers fills in by default and which says the same of all channels at once.
     """
     channels = config["latent_channels"]
     mean, std = config.get("latents_mean"), config.get("latents_std")

@@ -1,7 +1,8 @@
-"""Which models a pipeline uses, where their files lie on this machine, and the digest of their weights.
+"""Which models a pipeline uses, where their files lie on this machine, and the digest of their
+weights.
 
-A reference is one string, the same everywhere: a local folder or file; `org/name` or `org/name@revision` of the Hugging Face hub;
-`ARCHITECTURE@tag` of open_clip, as `ViT-L-14@openai`.
+A reference is one string, the same everywhere: a local folder or file; `org/name` or
+`org/name@revision` of the Hugging Face hub; `ARCHITECTURE@tag` of open_clip, as `ViT-L-14@openai`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ VAE, AUTOENCODER_FOLDER = "vae", "autoencoder"
 DENOISING = ("text_encoder", "autoencoder")
 """The components that a trained denoiser cannot do without."""
 
-# What loading reads; anything else in a hub repository (other formats, pictures, code) is neither fetched nor hashed.
+# What loading reads; anything else in a hub repository (other formats, pictures, code) is neither
+# fetched nor hashed.
 FILES = (
     "*.safetensors",
     "*.json",
@@ -51,7 +53,9 @@ _FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 
 @dataclass(frozen=True)
 class Resolved:
-    """References of the models of a pipeline, and what its aesthetic head is; None where it names none."""
+    """References of the models of a pipeline, and what its aesthetic head is; None where it names
+    none.
+    """
 
     contrastive: str | None = None
     autoencoder: str | None = None
@@ -79,7 +83,8 @@ class Resolved:
 
 
 def resolve(components: Components) -> Resolved:
-    """The references of all components: those of `components.folder`, overridden by those named one by one.
+    """The references of all components: those of `components.folder`, overridden by those named one
+    by one.
 
     Raises:
         InputError: the folder is missing or is not one that `hdm bootstrap` wrote.
@@ -105,7 +110,8 @@ def is_named(components: Components, component: str) -> bool:
 
 
 def autoencoder_in(inputs: Mapping[str, Output], components: Components) -> str:
-    """The autoencoder that a stage uses: the fine-tuned one where that is among its inputs, else the one that the pipeline names.
+    """The autoencoder that a stage uses: the fine-tuned one where that is among its inputs, else
+    the one that the pipeline names.
 
     Raises:
         InputError: there is none.
@@ -118,8 +124,8 @@ def autoencoder_in(inputs: Mapping[str, Output], components: Components) -> str:
 
 
 def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> dict[str, str]:
-    """Its part in a stage's identity: the digest of the weights that are there beforehand; a fine-tuned one is an input with a digest
-    of its own.
+    """Its part in a stage's identity: the digest of the weights that are there beforehand; a
+    fine-tuned one is an input with a digest of its own.
 
     Raises:
         InputError: it is not on this machine.
@@ -132,7 +138,9 @@ def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> di
 
 
 def portable_names(components: Components) -> dict[str, str]:
-    """Names of text encoder and autoencoder that mean the same on every machine: of the hub, and "demo" for the package's."""
+    """Names of text encoder and autoencoder that mean the same on every machine: of the hub, and
+    "demo" for the package's.
+    """
     found = {}
     for component in DENOISING:
         named = getattr(components, component)
@@ -144,7 +152,9 @@ def portable_names(components: Components) -> dict[str, str]:
 
 
 def components_folder(name: str) -> Path:
-    """The folder of components called `name`: "demo" is the one in the package, anything else a path."""
+    """The folder of components called `name`: "demo" is the one in the package, anything else a
+    path.
+    """
     return (
         Path(__file__).parents[1] / "demo" / "components"
         if name == DEMO
@@ -172,7 +182,9 @@ def _in_folder(name: str) -> dict[str, str]:
 
 
 def _entries(listed: dict[str, Any], field: str, kind: type[Entry], path: Path) -> dict[str, Entry]:
-    """A field of `components.json` that holds entries by name; an InputError where it holds something else."""
+    """A field of `components.json` that holds entries by name; an InputError where it holds
+    something else.
+    """
     entries = listed.get(field, {})
     if isinstance(entries, dict) and all(isinstance(entry, kind) for entry in entries.values()):
         return entries
@@ -214,7 +226,8 @@ def locate(reference: str, download: bool = False) -> Path:
         download: fetch a hub model that is not in the local cache; False: never touch the network.
 
     Raises:
-        InputError: it is not on this machine (and could not be fetched); says which model, revision and what to do.
+        InputError: it is not on this machine (and could not be fetched); says which model, revision
+            and what to do.
         DamagedError: a file is not what `hdm bootstrap` or the stage `vae` wrote.
     """
     path = Path(reference).expanduser()
@@ -233,7 +246,8 @@ def locate(reference: str, download: bool = False) -> Path:
 
 
 def _check_record(path: Path) -> None:
-    """Compare a component's files with the record beside it: `components.json`, or the manifest of an output.
+    """Compare a component's files with the record beside it: `components.json`, or the manifest of
+    an output.
 
     Raises:
         DamagedError: one is missing or not what was written.
@@ -391,7 +405,9 @@ def _sha256(path: str, size: int, changed_ns: int) -> str:
 
 @contextlib.contextmanager
 def hushed(library: str) -> Iterator[None]:
-    """Loading or saving without the bars of transformers or diffusers, which break the lines of logs."""
+    """Loading or saving without the bars of transformers or diffusers, which break the lines of
+    logs.
+    """
     logging = importlib.import_module(f"{library}.utils.logging")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

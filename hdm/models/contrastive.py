@@ -1,4 +1,6 @@
-"""Pictures and texts in one space (open_clip's CLIP and CoCa), captions from a CoCa, and aesthetic heads on the embeddings."""
+"""Pictures and texts in one space (open_clip's CLIP and CoCa), captions from a CoCa, and aesthetic
+heads on the embeddings.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Contrastive:
 
     @torch.no_grad()
     def embed_images(self, pictures: list[np.ndarray]) -> Embeddings:
-        """Unit embeddings (B, embed_size) float32 of pictures (H, W, 3) uint8, each of its own size."""
+        """Unit embeddings (B, embed_size) float32 of pictures (H, W, 3) uint8, each of its own
+        size.
+        """
         if not pictures:
             return np.zeros((0, self.embed_size), np.float32)
         return self.model.encode_image(self.pixels(pictures), normalize=True).float().cpu().numpy()
@@ -59,7 +63,9 @@ class Contrastive:
         return self._embed_texts(texts) if texts else np.zeros((0, self.embed_size), np.float32)
 
     def are_cut(self, texts: list[str]) -> list[bool]:
-        """Which texts are longer than the model's context, so that `embed_texts` sees only their beginnings."""
+        """Which texts are longer than the model's context, so that `embed_texts` sees only their
+        beginnings.
+        """
         return are_cut(self.tokenizer, texts)
 
     @torch.no_grad()
@@ -145,7 +151,9 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator | Non
 
 
 def _special_tokens(tokenizer: Any) -> tuple[int, int, int]:
-    """Start, end and padding of open_clip's own tokenizer, or of a transformers one that it wraps."""
+    """Start, end and padding of open_clip's own tokenizer, or of a transformers one that it
+    wraps.
+    """
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:
         return tokenizer.sot_token_id, tokenizer.eot_token_id, 0
@@ -200,7 +208,8 @@ def load_open_clip(reference: str) -> tuple[Any, Any]:
     if path.is_file():
         name, _, tag = reference.partition("@")
         entry = open_clip.get_pretrained_cfg(name, tag) or {}
-        # The weights' own preprocessing and activation come with the tag, not with the architecture.
+        # The weights' own preprocessing and activation come with the tag, not with the
+        # architecture.
         options = {
             "pretrained": str(path) if not entry else tag,
             "force_quick_gelu": bool(entry.get("quick_gelu")),

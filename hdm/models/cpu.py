@@ -1,4 +1,6 @@
-"""What a process that trains on the CPU alone should find in its environment when it starts: libraries read it only then."""
+"""What a process that trains on the CPU alone should find in its environment when it starts:
+libraries read it only then.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,11 @@ import contextlib
 import time
 from pathlib import Path
 
-# Freed activations stay with the process. By default glibc gives large blocks back at once and gets them anew, zeroed page by page, in
-# the next operation.
+# Freed activations stay with the process. By default glibc gives large blocks back at once and gets
+# them anew, zeroed page by page, in the next operation.
 KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-# Threads wait for the next operation without sleeping: a step is hundreds of operations of under a millisecond.
+# Threads wait for the next operation without sleeping: a step is hundreds of operations of under a
+# millisecond.
 WAITING_AWAKE = {"OMP_WAIT_POLICY": "active"}
 IDLE = 0.6
 LOOK_SEC = 0.3
@@ -19,15 +22,18 @@ _STAT = Path("/proc/stat")
 def training_environment() -> dict[str, str]:
     """Variables for the process; they change its speed alone.
 
-    Threads that wait awake pay where cores have nothing else to do. Beside other work they cost steps of seconds instead of tenths:
-    a thread that waits for one that the other work has displaced then keeps its own core from everybody.
+    Threads that wait awake pay where cores have nothing else to do. Beside other work they cost
+    steps of seconds instead of tenths: a thread that waits for one that the other work has
+    displaced then keeps its own core from everybody.
     """
     share = idle_share()
     return {**KEEPING_MEMORY, **(WAITING_AWAKE if share is not None and share >= IDLE else {})}
 
 
 def idle_share(seconds: float = LOOK_SEC) -> float | None:
-    """What share of the machine's processor time nobody uses, in [0, 1], from a look of so many seconds; None where it cannot be told."""
+    """What share of the machine's processor time nobody uses, in [0, 1], from a look of so many
+    seconds; None where it cannot be told.
+    """
     with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
         before = _times()
         time.sleep(seconds)

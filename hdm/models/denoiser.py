@@ -14,10 +14,11 @@ from hdm.architecture import XUTConfig
 
 
 class DenoiserBlock(nn.Module):
-    """The unit that is compiled, recomputed and sharded; its first argument and its result are tokens, (B, S, D).
+    """The unit that is compiled, recomputed and sharded; its first argument and its result are
+    tokens, (B, S, D).
 
-    The tokens of the image come first. `dropout` is the rate at which training drops features of the
-    block's updates (`execution.drop_updates`).
+    The tokens of the image come first. `dropout` is the rate at which training drops features of
+    the block's updates (`execution.drop_updates`).
     """
 
     dropout: float = 0.0
@@ -33,7 +34,8 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def config(self) -> XUTConfig:
-        # A property, since a subclass of diffusers' models has one of this name for its config.json.
+        # A property, since a subclass of diffusers' models has one of this name for its
+        # config.json.
         return self.architecture
 
     @abstractmethod
@@ -63,7 +65,8 @@ class Denoiser(nn.Module, ABC):
             log_aspect: ln(width / height) of the picture, (B,); None: a square.
             text_mask: (B, T) bool, False at padding; None: no padding.
             kept: image tokens that pass through the route, (B, K) int64; None: all.
-            route: the blocks that see the kept tokens alone, (start, end), end exclusive; None: the default.
+            route: the blocks that see the kept tokens alone, (start, end), end exclusive; None: the
+                default.
 
         Returns:
             (B, C, H, W).

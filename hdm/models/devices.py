@@ -103,8 +103,9 @@ def choose_devices(wanted: str, what: str) -> list[str]:
     """All devices for work that is shared among several, said aloud.
 
     Args:
-        wanted: "auto" or "cuda" (every accelerator there is; for "auto" the CPU where there is none), or devices of torch with commas
-            between; one that is named twice works on two things at once.
+        wanted: "auto" or "cuda" (every accelerator there is; for "auto" the CPU where there is
+            none), or devices of torch with commas between; one that is named twice works on two
+            things at once.
         what: the work, for the log.
 
     Raises:
@@ -129,12 +130,14 @@ def deterministic(wanted: bool) -> Iterator[None]:
 def stage_batches(
     batch_size: int, device: str | torch.device, threads: int | None, setting: str
 ) -> Batches:
-    """How a stage has its model work: on the CPU in small batches of a fixed size, several at once, one thread each.
+    """How a stage has its model work: on the CPU in small batches of a fixed size, several at once,
+    one thread each.
 
     Args:
         batch_size: items at once, in all.
         device: of the model.
-        threads: the pipeline's setting, how many threads work; None: OMP_NUM_THREADS, or one a core.
+        threads: the pipeline's setting, how many threads work; None: OMP_NUM_THREADS, or one a
+            core.
         setting: what sets the device, for the error: "encode.device".
     """
     if torch.device(device).type != "cpu":
@@ -148,7 +151,9 @@ def stage_batches(
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """So many CPU threads for each of torch's operations, which sums are rounded by; the number before at the end. None: as many."""
+    """So many CPU threads for each of torch's operations, which sums are rounded by; the number
+    before at the end. None: as many.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -158,13 +163,15 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 class Batches:
-    """Run a model over many items, a batch at a time; the batch is halved where the device's memory does not hold it.
+    """Run a model over many items, a batch at a time; the batch is halved where the device's memory
+    does not hold it.
 
     Args:
         size: items a batch, to begin with; once halved it stays so.
         setting: what sets the device, for the error: "encode.device".
-        workers: so many threads work on a batch each, with one of torch's threads each, so that the results do not depend on how many
-            there are. None: the caller works, with as many threads as it has.
+        workers: so many threads work on a batch each, with one of torch's threads each, so that the
+            results do not depend on how many there are. None: the caller works, with as many
+            threads as it has.
     """
 
     def __init__(self, size: int, setting: str, workers: int | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Equivariance of an autoencoder: a latent that is scaled or turned decodes to the picture scaled or turned (EQ-VAE, arXiv 2502.09509).
+"""Equivariance of an autoencoder: a latent that is scaled or turned decodes to the picture scaled
+or turned (EQ-VAE, arXiv 2502.09509).
 
 Shapes: B batch, C channels, h w latent size, H W picture size.
 """
@@ -31,7 +32,9 @@ class Transform:
     turns: int
 
     def both(self, raw: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent (B, C, h, w) and its picture (B, 3, H, W), transformed alike; the picture stays h/w times the latent's size."""
+        """The latent (B, C, h, w) and its picture (B, 3, H, W), transformed alike; the picture
+        stays h/w times the latent's size.
+        """
         factor = image.shape[-1] // raw.shape[-1]
         size = [max(SMALLEST_SIDE, round(side * self.scale)) for side in raw.shape[-2:]]
         small = _resized(raw, size)
@@ -70,8 +73,10 @@ def equivariance_errors(
         image: (B, 3, H, W) in [-1, 1].
 
     Returns:
-        decoded: root mean square of decode(τ encode(x)) - τ x, in [0, 2]; reconstructed: the same without τ, for comparison;
-        latent: ‖encode(τ x) - τ encode(x)‖ / ‖encode(τ x)‖ of normalised latents, 0 where it commutes.
+        decoded: root mean square of decode(τ encode(x)) - τ x, in [0, 2]; reconstructed: the same
+            without τ, for comparison;
+        latent: ‖encode(τ x) - τ encode(x)‖ / ‖encode(τ x)‖ of normalised latents, 0 where it
+            commutes.
     """
     image = image.to(autoencoder.device)
     raw = autoencoder.encode(image)

@@ -1,8 +1,11 @@
-"""Floating-point operations of XUT, counted from its sizes: two for each multiplication and addition of a matrix product.
+"""Floating-point operations of XUT, counted from its sizes: two for each multiplication and
+addition of a matrix product.
 
-Elementwise arithmetic is not counted, as is usual and as torch's own counter does; a test holds this to that.
+Elementwise arithmetic is not counted, as is usual and as torch's own counter does; a test holds
+this to that.
 
-Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D width, M feed-forward width.
+Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D
+width, M feed-forward width.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ def training_flops(
     route: tuple[int, int] | None = None,
     recomputed: frozenset[int] = frozenset(),
 ) -> int:
-    """One training step of a batch without the optimizer: a backward pass is counted as two forward passes.
+    """One training step of a batch without the optimizer: a backward pass is counted as two forward
+    passes.
 
     Args:
-        recomputed: numbers of the blocks whose forward pass is done once more (gradient checkpointing).
+        recomputed: numbers of the blocks whose forward pass is done once more (gradient
+            checkpointing).
     """
     blocks = _blocks_flops(config, num_image, num_text, tread_rate, route)
     again = batch * sum(flops for number, flops in enumerate(blocks) if number in recomputed)
@@ -52,7 +57,9 @@ def training_flops(
 
 
 def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
-    """All but the blocks, for one sample: embeddings, the shared modulation and the output layer."""
+    """All but the blocks, for one sample: embeddings, the shared modulation and the output
+    layer.
+    """
     d, patch = config.width, config.channels * config.patch_size**2
     tokens = 2 * num_image * patch * d * 2 + 2 * num_text * config.text_width * d
     embedding = 2 * d * d + (2 * d + 2 * d * d if config.aspect_embedding else 0)

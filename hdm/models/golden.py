@@ -1,8 +1,10 @@
-"""Holding the model against numbers of another implementation: a file of weights, inputs, outputs and gradients.
+"""Holding the model against numbers of another implementation: a file of weights, inputs, outputs
+and gradients.
 
-Its keys: `unet.model.*` weights; `in.x in.t in.ctx in.target`, and where what they serve is there `in.pos in.pos_camera in.log_aspect
-in.tread_keep`; `out.plain out.no_pos out.camera out.tread out.loss out.grad_x`, `grad.<weight>`. All but `out.*` and `grad.*` are
-given; those that the file holds are computed and compared.
+Its keys: `unet.model.*` weights; `in.x in.t in.ctx in.target`, and where what they serve is there
+`in.pos in.pos_camera in.log_aspect in.tread_keep`; `out.plain out.no_pos out.camera out.tread
+out.loss out.grad_x`, `grad.<weight>`. All but `out.*` and `grad.*` are given; those that the file
+holds are computed and compared.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _GRADIENTS = ("out.loss", "out.grad_x")
 
 
 class Comparison(NamedTuple):
-    """A golden tensor's name and ‖ours - golden‖₂ / ‖golden‖₂; 0 where both are zero, infinite where golden alone is."""
+    """A golden tensor's name and ‖ours - golden‖₂ / ‖golden‖₂; 0 where both are zero, infinite
+    where golden alone is.
+    """
 
     name: str
     error: float
@@ -37,7 +41,8 @@ class Comparison(NamedTuple):
 
 
 def compare(path: Path) -> list[Comparison]:
-    """Compute all outputs and gradients that a golden file holds, on the CPU in float32, and compare them.
+    """Compute all outputs and gradients that a golden file holds, on the CPU in float32, and
+    compare them.
 
     Raises:
         InputError: it is not such a file, or names an output, input or weight that there is not.

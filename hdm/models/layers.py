@@ -1,8 +1,9 @@
 """The layers of XUT. Attribute names are those of the published weights.
 
-Shapes: B batch, C latent channels, H W latent size, p patch size, L image tokens, T text tokens, S = L + T, D width,
-N heads, K head size (D = N·K), M feed-forward width. Linear layers not spoken of start as torch starts them: uniform
-within ±1/√inputs, weights and biases. Norms, rotation and modulation are computed in float32, whatever autocast says.
+Shapes: B batch, C latent channels, H W latent size, p patch size, L image tokens, T text tokens, S
+= L + T, D width, N heads, K head size (D = N·K), M feed-forward width. Linear layers not spoken of
+start as torch starts them: uniform within ±1/√inputs, weights and biases. Norms, rotation and
+modulation are computed in float32, whatever autocast says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from hdm.models.rope import RotaryPositions
 
 
 class Modulation(NamedTuple):
-    """A norm's factor 1 + scale, its shift, and the factor 1 + gate of what follows it, each (B, 1, D)."""
+    """A norm's factor 1 + scale, its shift, and the factor 1 + gate of what follows it, each (B, 1,
+    D).
+    """
 
     scale: Tensor
     shift: Tensor
@@ -30,7 +33,8 @@ class Modulation(NamedTuple):
 class Conditions(NamedTuple):
     """What every block is told beside its tokens.
 
-    attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block makes its own.
+    attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block makes its
+    own.
     positions: (B or 1, S, 2). mask: keys that may be attended to, (B, 1, 1, S) bool; None: all.
     """
 
@@ -71,7 +75,9 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchOutput(nn.Module):
-    """Each token to its p×p patch: (B, L, D) → (B, C, H, W). Starts near zero: weights N(0, 1/D⁴), bias 0."""
+    """Each token to its p×p patch: (B, L, D) → (B, C, H, W). Starts near zero: weights N(0, 1/D⁴),
+    bias 0.
+    """
 
     def __init__(self, width: int, channels: int, patch_size: int) -> None:
         super().__init__()
@@ -101,7 +107,8 @@ class TimestepEmbedding(nn.Module):
         self.proj = nn.Sequential(nn.Linear(width, width), nn.Mish())
 
     def forward(self, timestep_B: Tensor) -> Tensor:
-        # Angles reach 1000, where float32 is wrong by 3e-5: a few thousand products in float64 cost nothing.
+        # Angles reach 1000, where float32 is wrong by 3e-5: a few thousand products in float64 cost
+        # nothing.
         angles = 1000 * timestep_B.double()[:, None] * self.freqs.double()
         return self.proj(torch.cat((angles.cos(), angles.sin()), -1).float())
 
@@ -120,7 +127,8 @@ class AspectEmbedding(nn.Sequential):
 class ModulationNetwork(nn.Sequential):
     """(B, D) → Modulation. The last layer starts at zero, so that every block starts unmodulated.
 
-    Shared by all blocks it has a hidden layer of 4D (published); a block's own has none, as in DiT (arXiv 2212.09748).
+    Shared by all blocks it has a hidden layer of 4D (published); a block's own has none, as in DiT
+    (arXiv 2212.09748).
     """
 
     def __init__(self, width: int, *, shared: bool) -> None:
@@ -142,7 +150,9 @@ class ModulationNetwork(nn.Sequential):
 
 
 class ModulatedNorm(nn.Module):
-    """RMSNorm(z)·(1 + scale) + shift, and the gate 1 + gate of what follows. The norm's weight starts at 1."""
+    """RMSNorm(z)·(1 + scale) + shift, and the gate 1 + gate of what follows. The norm's weight
+    starts at 1.
+    """
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
@@ -166,7 +176,9 @@ class ModulatedNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: QK-norm, rotation, the attention itself and the output layer."""
+    """What self- and cross-attention share: QK-norm, rotation, the attention itself and the output
+    layer.
+    """
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
@@ -181,7 +193,9 @@ class Attention(nn.Module):
     def attend(
         self, qkv: Tensor, positions: Tensor, mask: Tensor | None, num_out: int | None = None
     ) -> Tensor:
-        """Queries, keys and values (B, S, 3, N, K) to (B, S, D), or to the first num_out tokens alone."""
+        """Queries, keys and values (B, S, 3, N, K) to (B, S, D), or to the first num_out tokens
+        alone.
+        """
         qk, v = qkv.split((2, 1), 2)
         if self.qk_norm:
             q, k = qk.unbind(2)
@@ -237,7 +251,8 @@ class FeedForward(nn.Module):
 class Block(DenoiserBlock):
     """Self-attention, cross-attention to a skip where the block is built with one, feed-forward.
 
-    After each, z = m + g·f(m) with the modulated norm m where the residual is `published`, z = z + g·f(m) where it is `prenorm`.
+    After each, z = m + g·f(m) with the modulated norm m where the residual is `published`, z = z +
+    g·f(m) where it is `prenorm`.
     """
 
     def __init__(self, config: XUTConfig, *, cross: bool = False) -> None:
@@ -251,7 +266,9 @@ class Block(DenoiserBlock):
     def forward(
         self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None
     ) -> Tensor:
-        """(B, S, D) to the same, or, in a block without a skip, to its first num_out tokens: the others serve attention alone."""
+        """(B, S, D) to the same, or, in a block without a skip, to its first num_out tokens: the
+        others serve attention alone.
+        """
         m, gate = self.attn_pre_norm(z, given.attn)
         z = self._add(z, m, gate, self.attn(m, given.positions, given.mask, num_out))
         if skip is not None:

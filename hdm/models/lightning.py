@@ -20,7 +20,8 @@ EMA = "ema"
 """Under this name averaged weights that were not asked for are counted in `Weights.passed_over`."""
 BUFFERS = (f"{PREFIX}time_emb.freqs",)  # constants, of which some averages keep no copy
 
-# An average of the weights goes by many names: `ema.unet.model.x`, `unet_ema.model.x`, `unet.model.x` in `ema_state_dict`.
+# An average of the weights goes by many names: `ema.unet.model.x`, `unet_ema.model.x`,
+# `unet.model.x` in `ema_state_dict`.
 _AVERAGE = re.compile(r"(?=[\w.]*ema)[\w.]*?unet\w*\.(module\.)?model\.")
 
 
@@ -32,7 +33,8 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Weights:
         ema: the averaged weights.
 
     Raises:
-        InputError: no such file, one that needs code to open, or one without (averaged) denoiser weights.
+        InputError: no such file, one that needs code to open, or one without (averaged) denoiser
+            weights.
         DamagedError: the file is cut off or garbled.
     """
     own, averages = {}, {}

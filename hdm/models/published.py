@@ -1,6 +1,8 @@
-"""The published files' way of saying which model they hold: names in a configuration, or shapes of tensors alone.
+"""The published files' way of saying which model they hold: names in a configuration, or shapes of
+tensors alone.
 
-Where the configuration is silent the tensors tell; where both speak, `weights.check_fit` holds one against the other.
+Where the configuration is silent the tensors tell; where both speak, `weights.check_fit` holds one
+against the other.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     """The configuration in the published form.
 
     Args:
-        values: any of the published keys, or none; others are passed over, and what is not said is inferred.
+        values: any of the published keys, or none; others are passed over, and what is not said is
+            inferred.
         tensors: the model's, without prefix.
 
     Raises:
@@ -50,7 +53,9 @@ def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str, Any] | None:
-    """The published form of a configuration; None where it is a variant that this form has no words for."""
+    """The published form of a configuration; None where it is a variant that this form has no words
+    for.
+    """
     values = config.to_dict()
     spoken = {*SIZES.values(), *TREAD_SIZES.values(), "aspect_embedding"}
     if any(

@@ -1,6 +1,8 @@
-"""Rotary positions on two axes, with learned frequencies (HDM, arXiv 2509.06068; RoPE, arXiv 2104.09864).
+"""Rotary positions on two axes, with learned frequencies (HDM, arXiv 2509.06068; RoPE, arXiv
+2104.09864).
 
-Shapes: B batch, S tokens, N heads, K head size. Consecutive features (2m, 2m+1) of a head are one pair, turned by one angle.
+Shapes: B batch, S tokens, N heads, K head size. Consecutive features (2m, 2m+1) of a head are one
+pair, turned by one angle.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 LOG_SPACED = (math.pi / 2, 8 * math.pi)
-"""Lowest and highest start frequency of `log_spaced`: from half a period across the picture to one in every two of 16 cells."""
+"""Lowest and highest start frequency of `log_spaced`: from half a period across the picture to one
+in every two of 16 cells.
+"""
 
 
 class RotaryPositions(nn.Module):
     """A learned table of log-frequencies, (N, K/4, 2) with the axis (y, x) last.
 
-    Start: `pi` puts ln π everywhere, as published; `log_spaced` spreads frequencies evenly in the logarithm
-    over heads and features, so that some heads see near tokens apart and some far ones.
+    Start: `pi` puts ln π everywhere, as published; `log_spaced` spreads frequencies evenly in the
+    logarithm over heads and features, so that some heads see near tokens apart and some far ones.
     """
 
     def __init__(

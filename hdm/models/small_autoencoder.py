@@ -1,4 +1,6 @@
-"""The small AutoencoderKL that is trained where there is none to be had: 8 × downscale, fully convolutional."""
+"""The small AutoencoderKL that is trained where there is none to be had: 8 × downscale, fully
+convolutional.
+"""
 
 from __future__ import annotations
 

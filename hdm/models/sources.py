@@ -20,7 +20,9 @@ TENSORS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """Weights, and what is said beside them: `model.json` of what training wrote, `model_index.json` of a diffusers folder."""
+    """Weights, and what is said beside them: `model.json` of what training wrote,
+    `model_index.json` of a diffusers folder.
+    """
 
     weights: Weights
     told: dict[str, Any] = field(default_factory=dict)
@@ -30,7 +32,8 @@ def read_source(path: Path, *, raw: bool = False) -> Source:
     """The weights at a path.
 
     Args:
-        path: safetensors file, a folder with one, output folder of a training phase, or diffusers folder.
+        path: safetensors file, a folder with one, output folder of a training phase, or diffusers
+            folder.
         raw: of what training wrote, the last weights instead of their average.
 
     Raises:
@@ -87,7 +90,9 @@ def _config(path: Path, size: int, changed_ns: int) -> XUTConfig:
 
 
 def _only_file(path: Path) -> Path:
-    """The weights file at a path, which may be a folder that holds one, as `hdm weights import --out FOLDER` leaves it."""
+    """The weights file at a path, which may be a folder that holds one, as `hdm weights import
+    --out FOLDER` leaves it.
+    """
     if not path.is_dir():
         return path
     files = sorted(path.glob("*.safetensors"))

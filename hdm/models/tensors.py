@@ -1,4 +1,6 @@
-"""Safetensors files: the one way in which weights are read, and the one in which training writes them."""
+"""Safetensors files: the one way in which weights are read, and the one in which training writes
+them.
+"""
 
 from __future__ import annotations
 

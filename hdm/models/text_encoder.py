@@ -1,4 +1,5 @@
-"""Captions to text embeddings: the last hidden state, after the final norm, of a transformers language model.
+"""Captions to text embeddings: the last hidden state, after the final norm, of a transformers
+language model.
 
 The text tower of a CoCa (a folder with open_clip_config.json) serves too.
 """
@@ -38,7 +39,9 @@ class Tokenizer:
         return max(self.tokenizer.get_vocab().values())
 
     def token_ids(self, captions: list[str], max_tokens: int) -> list[list[int]]:
-        """The token ids of each caption, special tokens included, cut to `max_tokens`; at least one each."""
+        """The token ids of each caption, special tokens included, cut to `max_tokens`; at least one
+        each.
+        """
         if not captions:
             return []
         encoded = self.tokenizer(captions, truncation=True, max_length=max_tokens)["input_ids"]
@@ -82,7 +85,9 @@ class TextEncoder(nn.Module):
 
 
 class TowerEncoder(TextEncoder):
-    """The causal text tower of a CoCa; its token states get the tower's final norm, as its class token does."""
+    """The causal text tower of a CoCa; its token states get the tower's final norm, as its class
+    token does.
+    """
 
     def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         tower: Any = self.model
@@ -145,7 +150,8 @@ def num_embeddings(reference: str) -> int:
 
 
 def text_width(reference: str) -> int | None:
-    """The width of a text encoder's embeddings, from its configuration alone; None: it does not say.
+    """The width of a text encoder's embeddings, from its configuration alone; None: it does not
+    say.
 
     Raises:
         InputError: it is not on this machine, or has no configuration that can be read.

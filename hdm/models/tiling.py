@@ -1,4 +1,5 @@
-"""A convolutional network on a picture that does not fit: overlapping tiles, blended where they overlap.
+"""A convolutional network on a picture that does not fit: overlapping tiles, blended where they
+overlap.
 
 Shapes: a grid of cells; a cell is one latent pixel, `downscale` picture pixels each way.
 """
@@ -21,10 +22,12 @@ def tiled(
     cell_in: int,
     cell_out: int,
 ) -> Tensor:
-    """What `apply` gives of the whole, put together from tiles; weights fall linearly to each tile's edge.
+    """What `apply` gives of the whole, put together from tiles; weights fall linearly to each
+    tile's edge.
 
     Args:
-        apply: (B, C, h·cell_in, w·cell_in) → (B, C', h·cell_out, w·cell_out), the same network for any h and w.
+        apply: (B, C, h·cell_in, w·cell_in) → (B, C', h·cell_out, w·cell_out), the same network for
+            any h and w.
         source: (B, C, H·cell_in, W·cell_in).
         tile: side of a tile in cells.
         overlap: of neighbouring tiles in cells, at least; below tile.
@@ -61,7 +64,9 @@ def tiled(
 
 
 def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Start and end of the tiles along one side: all of them `tile` long, evenly spread, neighbours sharing `overlap` cells or more."""
+    """Start and end of the tiles along one side: all of them `tile` long, evenly spread, neighbours
+    sharing `overlap` cells or more.
+    """
     if length <= tile:
         return [(0, length)]
     count = math.ceil((length - overlap) / (tile - overlap))

@@ -1,8 +1,10 @@
-"""TAESD's family of tiny autoencoders with a pooled branch (FLUX.2's), and the forms in which they are published.
+"""TAESD's family of tiny autoencoders with a pooled branch (FLUX.2's), and the forms in which they
+are published.
 
-Their repository has NAME_encoder.pth and NAME_decoder.pth, each an nn.Sequential's state; the hub's `madebyollin/taef2` has one
-NAME.safetensors with both under diffusers' names, without a config.json. Beside the .pth files there may be a config.json with
-latents_mean and latents_std, which the published files lack.
+Their repository has NAME_encoder.pth and NAME_decoder.pth, each an nn.Sequential's state; the hub's
+`madebyollin/taef2` has one NAME.safetensors with both under diffusers' names, without a
+config.json. Beside the .pth files there may be a config.json with latents_mean and latents_std,
+which the published files lack.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class PooledBlock(AutoencoderTinyBlock):
 
 
 class PooledAutoencoderTiny(AutoencoderTiny):
-    """diffusers' AutoencoderTiny with pooled blocks in the last encoder stage and the first decoder stage.
+    """diffusers' AutoencoderTiny with pooled blocks in the last encoder stage and the first decoder
+    stage.
 
     Args:
         config: AutoencoderTiny's own, latents_mean and latents_std.
@@ -59,7 +62,8 @@ class PooledAutoencoderTiny(AutoencoderTiny):
         last, first = model.config.num_encoder_blocks[-1], model.config.num_decoder_blocks[0]
         model.register_to_config(**{name: config.get(name) for name in STATISTICS})
         encoder, decoder = model.encoder.layers, model.decoder.layers
-        # Around the blocks: in the encoder the output layer behind, in the decoder an input layer and its activation before.
+        # Around the blocks: in the encoder the output layer behind, in the decoder an input layer
+        # and its activation before.
         _pool(encoder, range(len(encoder) - 1 - last, len(encoder) - 1), model.config)
         _pool(decoder, range(2, 2 + first), model.config)
 

@@ -26,7 +26,8 @@ def num_kept(num_tokens: int, rate: float) -> int:
 def rate_at(schedule: Sequence[tuple[float, float]], progress: float) -> float:
     """The drop rate at a point of training, piecewise constant.
 
-    `[(0, 0.75), (0.9, 0)]` drops three quarters and ends with a tenth of training on all tokens, as SPRINT does (arXiv 2510.21986).
+    `[(0, 0.75), (0.9, 0)]` drops three quarters and ends with a tenth of training on all tokens, as
+    SPRINT does (arXiv 2510.21986).
 
     Args:
         schedule: (from which share of training on, rate), ascending, the first from 0.
@@ -66,7 +67,8 @@ def draw_kept(
 
 
 def kept_rows(kept_BK: Tensor, num_tokens: int, num_text: int) -> Tensor:
-    """Rows of the flattened (B·S, …) sequence that stay: the kept image tokens and all text tokens of each sample.
+    """Rows of the flattened (B·S, …) sequence that stay: the kept image tokens and all text tokens
+    of each sample.
 
     Returns:
         (B, K + T) int64.

@@ -1,4 +1,6 @@
-"""Patch features of a frozen vision transformer of transformers' kind: DINOv2, DINOv3, ViT and others that read squares of pixels."""
+"""Patch features of a frozen vision transformer of transformers' kind: DINOv2, DINOv3, ViT and
+others that read squares of pixels.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Denoiser weights as safetensors files that say themselves what model they belong to.
 
-Tensors are named as in the published files, prefix `unet.model.` and all, and keep their dtype and bits. The metadata's `config` is
-JSON: the published form where it has words for the model, else ours (`XUTConfig.to_dict`).
+Tensors are named as in the published files, prefix `unet.model.` and all, and keep their dtype and
+bits. The metadata's `config` is JSON: the published form where it has words for the model, else
+ours (`XUTConfig.to_dict`).
 """
 
 from __future__ import annotations
@@ -73,10 +74,12 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
 
     Args:
         path: the file.
-        inferring: where the file does not say its configuration, tell it from the shapes, as a published model's.
+        inferring: where the file does not say its configuration, tell it from the shapes, as a
+            published model's.
 
     Raises:
-        InputError: no such file, not safetensors (a pickle is never opened), no configuration, or tensors that do not fit it.
+        InputError: no such file, not safetensors (a pickle is never opened), no configuration, or
+            tensors that do not fit it.
         DamagedError: the file is cut off or garbled.
     """
     path = Path(path)
@@ -141,7 +144,8 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
 
     Args:
         path: the file; it is there whole or not at all.
-        weights: what the published form does not name stays in the configuration as the file had it.
+        weights: what the published form does not name stays in the configuration as the file had
+            it.
         tread_rate: the rate that the model was trained at; None: what the file said, if anything.
 
     Raises:
@@ -159,7 +163,8 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
         for name, tensor in weights.tensors.items()
     }
     with written_aside(path) as aside:
-        # One metadata key alone: safetensors writes several in an order that changes from run to run.
+        # One metadata key alone: safetensors writes several in an order that changes from run to
+        # run.
         save_file(tensors, aside, metadata={"config": json.dumps(config, sort_keys=True)})
         aside.chmod(0o644)  # the library makes it readable by its owner alone
 

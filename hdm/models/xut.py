@@ -1,12 +1,16 @@
 """XUT, the Cross-U-Transformer of HDM (arXiv 2509.06068): velocity of a noisy latent, given text.
 
 Written from the paper's formulas. What differs from a textbook diffusion transformer, as published:
-- image and text tokens are one sequence, and a token's position is where its patch lies in the picture;
-- encoder and decoder form a U whose decoder stages cross-attend to an encoder stage of the same length;
-- one modulation serves all blocks, and each block carries its modulated norm onward instead of the raw stream;
+- image and text tokens are one sequence, and a token's position is where its patch lies in the
+picture;
+- encoder and decoder form a U whose decoder stages cross-attend to an encoder stage of the same
+length;
+- one modulation serves all blocks, and each block carries its modulated norm onward instead of the
+raw stream;
 - no norm before the output. The last three have variants: see `XUTConfig`.
 
-Shapes: B batch, C channels, H W latent size, p patch size, L = (H/p)·(W/p) image tokens, T text tokens, S = L + T, D width.
+Shapes: B batch, C channels, H W latent size, p patch size, L = (H/p)·(W/p) image tokens, T text
+tokens, S = L + T, D width.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ from hdm.positions import full_map, to_patch_grid
 
 
 class Link(NamedTuple):
-    """A block as it runs: `reads` is the encoder stage whose state it cross-attends to, `writes` the one whose state it leaves."""
+    """A block as it runs: `reads` is the encoder stage whose state it cross-attends to, `writes`
+    the one whose state it leaves.
+    """
 
     block: Block
     reads: int | None = None
@@ -45,7 +51,9 @@ class Link(NamedTuple):
 
 
 class Stage(nn.ModuleList):
-    """Blocks one after another; the first cross-attends to a skip where the stage is built with one."""
+    """Blocks one after another; the first cross-attends to a skip where the stage is built with
+    one.
+    """
 
     def __init__(self, config: XUTConfig, count: int, *, cross: bool = False) -> None:
         super().__init__(Block(config, cross=cross and i == 0) for i in range(count))
@@ -70,7 +78,9 @@ class Trunk(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The U: `depth` encoder stages, then `depth` decoder stages whose first block cross-attends to an encoder stage."""
+    """The U: `depth` encoder stages, then `depth` decoder stages whose first block cross-attends to
+    an encoder stage.
+    """
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
@@ -144,19 +154,23 @@ class XUT(Denoiser):
             latent: noisy latent (B, C, H, W).
             timestep: (B,) in [0, 1]; 1 is pure noise.
             text: text embedding (B, T, text_width).
-            positions: (y, x) of each latent pixel, (H·W, 2) or (B, H·W, 2), or of each patch, (L, 2) or (B, L, 2),
-                row-major; None: the whole picture, made at patch resolution.
+            positions: (y, x) of each latent pixel, (H·W, 2) or (B, H·W, 2), or of each patch, (L,
+                2) or (B, L, 2), row-major; None: the whole picture, made at patch resolution.
             log_aspect: ln(width / height) of the picture, (B,); None: a square.
-            text_mask: (B, T) bool, False at padding; used where the configuration says `masked`. None: no padding.
-            kept: image tokens that pass through the route, (B, K) int64 (`tread.draw_kept`); None: all.
-            route: (start, end), the blocks that see the kept tokens alone, counted in the order in which they run, end exclusive;
-                None: the whole U, as published. All along the route a dropped token's state is the one that it had at its start.
+            text_mask: (B, T) bool, False at padding; used where the configuration says `masked`.
+                None: no padding.
+            kept: image tokens that pass through the route, (B, K) int64 (`tread.draw_kept`); None:
+                all.
+            route: (start, end), the blocks that see the kept tokens alone, counted in the order in
+                which they run, end exclusive; None: the whole U, as published. All along the route
+                a dropped token's state is the one that it had at its start.
 
         Returns:
             (B, C, H, W).
 
         Raises:
-            InputError: the patch does not divide the size, a width, count or shape does not fit, or the route is empty or too long.
+            InputError: the patch does not divide the size, a width, count or shape does not fit, or
+                the route is empty or too long.
         """
         height, width = latent.shape[-2:]
         self._check(latent, text)
@@ -193,8 +207,8 @@ class XUT(Denoiser):
         if rows is not None:
             start, end = route
             z = _run(links[:start], z, given, states)
-            # A skip that crosses a border of the route: on the inside without the dropped tokens, on the outside with what these were
-            # before the route.
+            # A skip that crosses a border of the route: on the inside without the dropped tokens,
+            # on the outside with what these were before the route.
             inside = {stage: gather(state, rows) for stage, state in states.items()}
             routed = _run(links[start:end], gather(z, rows), _only(given, rows), inside)
             links = links[end:]
@@ -222,7 +236,9 @@ class XUT(Denoiser):
         return Conditions(attn, xattn, mlp, positions, mask)
 
     def _places(self, positions: Tensor | None, latent: Tensor, num_text: int) -> Tensor:
-        """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no rotation then moves."""
+        """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no
+        rotation then moves.
+        """
         (height, width), p = latent.shape[-2:], self.architecture.patch_size
         num_image = height * width // p**2
         if positions is None:
@@ -276,7 +292,9 @@ def _run(
     states: dict[int, Tensor],
     num_out: int | None = None,
 ) -> Tensor:
-    """All tokens through some of the blocks, or only the first num_out from the last one; `states` holds the encoder stages', (B, S, D)."""
+    """All tokens through some of the blocks, or only the first num_out from the last one; `states`
+    holds the encoder stages', (B, S, D).
+    """
     for number, (block, reads, writes) in enumerate(links, 1):
         alone = num_out if reads is None and number == len(links) else None
         z = block(z, given, None if reads is None else states[reads], alone)

@@ -1,7 +1,9 @@
-"""Floating-point operations of the models beside the denoiser, from their sizes: two for each multiplication and addition of a product.
+"""Floating-point operations of the models beside the denoiser, from their sizes: two for each
+multiplication and addition of a product.
 
-Elementwise arithmetic is not counted, as by torch's own counter, to which a test holds these. Sizes come from the model's own
-config.json where it is on this machine, else from what was published with it.
+Elementwise arithmetic is not counted, as by torch's own counter, to which a test holds these. Sizes
+come from the model's own config.json where it is on this machine, else from what was published with
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from hdm.models.components import locate, read_json
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A decoder-only transformer with gated feed-forward layers and grouped queries, as of Llama's or Qwen's family."""
+    """A decoder-only transformer with gated feed-forward layers and grouped queries, as of Llama's
+    or Qwen's family.
+    """
 
     width: int
     layers: int
@@ -42,7 +46,8 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """The encoder of an AutoencoderKL: residual stages that halve but the last, and a middle with attention.
+    """The encoder of an AutoencoderKL: residual stages that halve but the last, and a middle with
+    attention.
 
     Args:
         channels: of each stage.
@@ -71,7 +76,9 @@ class ImageEncoder:
         return sum(weights for _, weights in self._products())
 
     def flops(self, height: int, width: int) -> int:
-        """One picture of so many pixels: 2 a weight and pixel that it makes, and the middle's attention over all pairs."""
+        """One picture of so many pixels: 2 a weight and pixel that it makes, and the middle's
+        attention over all pairs.
+        """
         area = height * width
         last = area // self.downscale**2
         pairs = 4 * last**2 * self.channels[-1] if self.attention else 0
@@ -102,7 +109,8 @@ def _residual_weights(before: int, after: int) -> int:
 
 @dataclass(frozen=True)
 class Tower:
-    """A plain transformer of a contrastive model: of a picture's patches and the class token, or of a text.
+    """A plain transformer of a contrastive model: of a picture's patches and the class token, or of
+    a text.
 
     Args:
         width: of a token.
@@ -125,8 +133,8 @@ class Tower:
         return self.layers * layer + 2 * (self.tokens - 1) * self.patch * self.width
 
 
-# Qwen3-0.6B: arXiv 2505.09388, table 1, and its config.json. SDXL's autoencoder: arXiv 2307.01952; its config.json is that of the
-# fine-tuned ones too. ViT-L/14: arXiv 2103.00020, table 20.
+# Qwen3-0.6B: arXiv 2505.09388, table 1, and its config.json. SDXL's autoencoder: arXiv 2307.01952;
+# its config.json is that of the fine-tuned ones too. ViT-L/14: arXiv 2103.00020, table 20.
 PUBLISHED_TEXT = {"Qwen/Qwen3-0.6B": LanguageModel(1024, 28, 16, 8, 128, 3072)}
 SDXL_ENCODER = ImageEncoder((128, 256, 512, 512), 2, 4)
 PUBLISHED_AUTOENCODERS = dict.fromkeys(
@@ -219,7 +227,9 @@ def _name(reference: str) -> str:
 
 
 def _config(reference: str, file: str, published: dict[str, Any]) -> dict[str, Any] | None:
-    """The configuration in the model's folder; None: it is not on this machine, but its sizes are published."""
+    """The configuration in the model's folder; None: it is not on this machine, but its sizes are
+    published.
+    """
     try:
         folder = locate(reference)
     except InputError:

@@ -1,4 +1,6 @@
-"""Cards that a plan can be made for: published figures, and how much of its peak a card gives to this kind of work."""
+"""Cards that a plan can be made for: published figures, and how much of its peak a card gives to
+this kind of work.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,9 @@ class Card:
     def share(self, tokens: float) -> float:
         """What share of the peak becomes counted work on sequences of so many tokens.
 
-        Both figures are fitted to the hours of the four published phases (arXiv 2509.06068; bench/plan.py fits them anew): there a
-        phase of short sequences ran slower than its work alone says. For other cards than RTX 5090s they are a guess.
+        Both figures are fitted to the hours of the four published phases (arXiv 2509.06068;
+        bench/plan.py fits them anew): there a phase of short sequences ran slower than its work
+        alone says. For other cards than RTX 5090s they are a guess.
         """
         return self.peak_share * tokens / (tokens + self.half_tokens)
 
@@ -112,7 +115,8 @@ def card(name: str) -> Card:
 
 
 def card_here(device: str) -> Card | None:
-    """The card of this machine that a pipeline's device means; None: it has none, and the device is "auto".
+    """The card of this machine that a pipeline's device means; None: it has none, and the device is
+    "auto".
 
     Args:
         device: `train.device`.

@@ -1,4 +1,5 @@
-"""Three steps of a training phase on this machine: the training's own process and code, on made-up data of the same shapes.
+"""Three steps of a training phase on this machine: the training's own process and code, on made-up
+data of the same shapes.
 
 `python -m hdm.planning.measure JOB.json` is that process; it prints what the steps took.
 """
@@ -32,7 +33,8 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
     """Make a phase's steps in a process of its own.
 
     Args:
-        pipeline: resolved; its text encoder has to be on this machine, unless text embeddings are cached.
+        pipeline: resolved; its text encoder has to be on this machine, unless text embeddings are
+            cached.
         number: of the phase.
         num_processes: over which the global batch is shared; one share is measured.
 

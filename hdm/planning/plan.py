@@ -1,4 +1,6 @@
-"""The plan of a pipeline: each output with its items, bytes, work, hours and memory, what is done already, and whether the rest fits."""
+"""The plan of a pipeline: each output with its items, bytes, work, hours and memory, what is done
+already, and whether the rest fits.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ class Question:
         store: where outputs lie.
         card: on what.
         num_gpus: on how many of them training runs.
-        live_encoders: the autoencoder runs in training, for every sample, and no latents are kept, as in the published run.
+        live_encoders: the autoencoder runs in training, for every sample, and no latents are kept,
+            as in the published run.
         measured: phase name → what its steps took on this machine.
     """
 
@@ -105,7 +108,9 @@ def make_plan(question: Question) -> Plan:
 
 
 def with_largest_micro_batches(question: Question) -> Pipeline:
-    """The pipeline with the largest micro-batch in each phase that fits, which changes no result beyond rounding."""
+    """The pipeline with the largest micro-batch in each phase that fits, which changes no result
+    beyond rounding.
+    """
     phases = _Planner(question).largest_micro_batches()
     return question.pipeline.model_copy(
         update={"train": question.pipeline.train.model_copy(update={"phases": phases})}
@@ -280,7 +285,9 @@ class _Planner:
         )
 
     def _tokens(self, phase: Phase) -> tuple[int, int]:
-        """Of the image and of the text; texts padded to their greatest length, which live training does where one is as long."""
+        """Of the image and of the text; texts padded to their greatest length, which live training
+        does where one is as long.
+        """
         side = phase.resolution // self.downscale // self.train.model.patch_size
         return side**2, phase.max_tokens or self.pipeline.encode.max_tokens
 

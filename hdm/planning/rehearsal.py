@@ -1,4 +1,6 @@
-"""Made-up inputs of one training phase, with the shapes of the real ones: what training reads, before any of it is there."""
+"""Made-up inputs of one training phase, with the shapes of the real ones: what training reads,
+before any of it is there.
+"""
 
 from __future__ import annotations
 

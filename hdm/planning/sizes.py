@@ -1,4 +1,5 @@
-"""Bytes of what stages write, by arithmetic. Latents, texts and weights are held against real files to a thousandth or so.
+"""Bytes of what stages write, by arithmetic. Latents, texts and weights are held against real files
+to a thousandth or so.
 
 The small tables compress by what is in them: their figures are those of a run of the demo.
 """
@@ -54,10 +55,14 @@ def text_bytes(tokens: int, width: int) -> int:
 
 
 def phase_bytes(num_parameters: int, snapshots: int = 0) -> int:
-    """What a training phase leaves: weights, their average, and snapshots of power-function averages, in float32."""
+    """What a training phase leaves: weights, their average, and snapshots of power-function
+    averages, in float32.
+    """
     return (2 + snapshots) * 4 * num_parameters
 
 
 def checkpoint_bytes(num_parameters: int, optimizer_bytes: int, kept: int) -> int:
-    """Of the checkpoints that lie on the disk while a phase runs: `kept`, and one that is being written."""
+    """Of the checkpoints that lie on the disk while a phase runs: `kept`, and one that is being
+    written.
+    """
     return (kept + 1) * (phase_bytes(num_parameters) + optimizer_bytes)

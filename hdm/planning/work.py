@@ -1,4 +1,6 @@
-"""Work of training and sampling, of one sample: counted operations, and how long the sequences are on which they are done."""
+"""Work of training and sampling, of one sample: counted operations, and how long the sequences are
+on which they are done.
+"""
 
 from __future__ import annotations
 

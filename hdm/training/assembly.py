@@ -1,4 +1,6 @@
-"""The parts of a training process, made from its job: model, data, text, and the checks that they fit each other."""
+"""The parts of a training process, made from its job: model, data, text, and the checks that they
+fit each other.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,14 @@ from hdm.training.trainable import Trainable, WholeModel
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:
-    """Accelerate's handle on device, precision and the other processes; CPU threads are shared among these."""
+    """Accelerate's handle on device, precision and the other processes; CPU threads are shared
+    among these.
+    """
     settings = job.settings
     forget_launchers(keep=FROM_TORCHRUN if settings.train.num_processes > 1 else ())
     half = settings.train.precision == "bfloat16"
-    # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is used once.
+    # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is
+    # used once.
     autocast = AutocastKwargs(cache_enabled=not settings.train.shards)
     accelerator = Accelerator(
         cpu=device == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=[autocast]
@@ -99,8 +104,9 @@ def make_objective(job: Job) -> Objective:
 def place(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) -> None:
     """Bring models from the computer's memory to this process's device, whole or their shards.
 
-    Accelerate's own way to FSDP2 wraps classes of modules and final norms each for itself; of XUT's final norm the weight alone is read,
-    and one unit a block is wanted: so torch's is called directly, and Accelerate keeps devices, processes and autocast.
+    Accelerate's own way to FSDP2 wraps classes of modules and final norms each for itself; of XUT's
+    final norm the weight alone is read, and one unit a block is wanted: so torch's is called
+    directly, and Accelerate keeps devices, processes and autocast.
     """
     device, count = accelerator.device, accelerator.num_processes
     mesh = init_device_mesh(device.type, (count,)) if job.settings.train.shards else None
@@ -121,7 +127,9 @@ def make_conditioning(job: Job, device: torch.device) -> Conditioning:
 
 
 def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
-    """This process's share of the training split, other pipelines' pictures among it if they are mixed in."""
+    """This process's share of the training split, other pipelines' pictures among it if they are
+    mixed in.
+    """
     settings = job.settings.train
     options: dict[str, Any] = {
         "split": "train",
@@ -137,7 +145,8 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
     own = _loader(job, **options)
     if not settings.mix:
         return own
-    # Seeds far from each other and from those that a person would try: the data sets' draws have nothing in common.
+    # Seeds far from each other and from those that a person would try: the data sets' draws have
+    # nothing in common.
     others = [
         _loader(
             job, partial(mixed_name, number), seed=settings.seed + (number + 1 << 32), **options
@@ -244,7 +253,8 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
 
 
 def prepared(job: Job, model: Denoiser, whole: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model as it is called in training: blocks compiled, their activations recomputed, the whole in DDP unless sharded, as asked.
+    """The model as it is called in training: blocks compiled, their activations recomputed, the
+    whole in DDP unless sharded, as asked.
 
     Args:
         job: says what is asked.

@@ -5,8 +5,8 @@
         metrics.jsonl        as it was then, so that it goes on byte by byte
         state.json           where training stood, XXH3 of every file (sha256 in releases before 0.2), sha256 of itself
 
-A folder is written aside, synced and renamed: it is there whole or not at all. Two are kept, so that one flipped bit costs the
-time between two checkpoints and not the run.
+A folder is written aside, synced and renamed: it is there whole or not at all. Two are kept, so
+that one flipped bit costs the time between two checkpoints and not the run.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def write_folder(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        # Half a checkpoint is of no use, and writing it takes minutes of a disk that others need too.
+        # Half a checkpoint is of no use, and writing it takes minutes of a disk that others need
+        # too.
         if shutil.disk_usage(aside).free < needed:
             raise no_space(path, needed)
         for name, values in tensors.items():
@@ -132,7 +133,9 @@ def write_folder(
 def newest(
     folder: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda state: True
 ) -> Checkpoint | None:
-    """The newest checkpoint that holds and whose state is wanted, or None. Damaged ones are named, set aside and passed over."""
+    """The newest checkpoint that holds and whose state is wanted, or None. Damaged ones are named,
+    set aside and passed over.
+    """
     for leftover in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
     for path in reversed(_all(folder)):
@@ -191,7 +194,9 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Drop old checkpoints; renamed first, so that a kill leaves no half of one that looks whole."""
+    """Drop old checkpoints; renamed first, so that a kill leaves no half of one that looks
+    whole.
+    """
     paths = _all(folder)
     kept = {paths[-1], *[path for path in paths if _is_good(path)][-KEEP:]}
     for path in paths:

@@ -1,7 +1,9 @@
-"""Checkpoints written while training goes on: a step waits for a copy in memory, a thread does the rest.
+"""Checkpoints written while training goes on: a step waits for a copy in memory, a thread does the
+rest.
 
-The copy lies in buffers that are made once, pinned where training is on an accelerator. One checkpoint at a time is written; the next one
-waits for it. However the process dies, what was written before is as `checkpoint.save` left it.
+The copy lies in buffers that are made once, pinned where training is on an accelerator. One
+checkpoint at a time is written; the next one waits for it. However the process dies, what was
+written before is as `checkpoint.save` left it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class CheckpointWriter:
         self._buffers: Future[Buffers | None] | None = None
 
     def make_ready(self, tensors: Sets) -> None:
-        """Make the buffers, in the thread: new memory takes longer than a copy. Call it when the optimizers have their state."""
+        """Make the buffers, in the thread: new memory takes longer than a copy. Call it when the
+        optimizers have their state.
+        """
         self._buffers = self._thread.submit(_buffers, tensors)
 
     @property
@@ -129,7 +133,9 @@ def _buffer(value: Tensor) -> Tensor:
 
 
 def _copied(tensors: Sets, buffers: Buffers) -> Sets:
-    """The tensors as they are now. An optimizer may have states that it had not when the buffers were made."""
+    """The tensors as they are now. An optimizer may have states that it had not when the buffers
+    were made.
+    """
     for name, values in tensors.items():
         for key, value in values.items():
             if key not in buffers[name]:

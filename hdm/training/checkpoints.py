@@ -1,4 +1,6 @@
-"""The checkpoints of a training: when one is due, what it says, and which one training goes on from."""
+"""The checkpoints of a training: when one is due, what it says, and which one training goes on
+from.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Checkpoints:
             self.writer.make_ready(self.state.tensors())
 
     def save(self, metrics: bytes, *, wait: bool) -> None:
-        """Take a checkpoint unless there is one of this step; wait until it is on disk, or go on meanwhile."""
+        """Take a checkpoint unless there is one of this step; wait until it is on disk, or go on
+        meanwhile.
+        """
         step = self.state.position.step
         if step != self.saved_step and self.ranks.takes_part:
             tensors = self.state.tensors()
@@ -94,7 +98,9 @@ class Checkpoints:
         return run
 
     def resume(self) -> bytes:
-        """Go on from the newest good checkpoint, else from the one that `resume_from` names; the metrics so far."""
+        """Go on from the newest good checkpoint, else from the one that `resume_from` names; the
+        metrics so far.
+        """
         with self.ranks.accelerator.main_process_first():  # the first one sets damaged ones aside
             found = checkpoint.newest(self.folder)
         if found is not None:
@@ -110,10 +116,12 @@ class Checkpoints:
         return found.metrics
 
     def go_back(self, step: Step) -> None:
-        """Take the weights of the last good checkpoint and go on with the batches that come next; the second time, end.
+        """Take the weights of the last good checkpoint and go on with the batches that come next;
+        the second time, end.
 
-        The batches between, good or bad, are not seen: the same ones on the same weights would lead here again (as PaLM was trained,
-        arXiv 2204.02311, section 5.1). Which checkpoint is the last one depends on when they were made.
+        The batches between, good or bad, are not seen: the same ones on the same weights would lead
+        here again (as PaLM was trained, arXiv 2204.02311, section 5.1). Which checkpoint is the
+        last one depends on when they were made.
 
         Raises:
             HdmError: there is none, or training went back before.

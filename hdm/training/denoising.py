@@ -55,7 +55,8 @@ class Denoising:
         """Add up the gradients of this process's share.
 
         Returns:
-            Means over the global batch, on the device: the loss, that of predicting zeros, and the techniques' terms.
+            Means over the global batch, on the device: the loss, that of predicting zeros, and the
+            techniques' terms.
         """
         count, total = self.ranks.count, self._zeros()
         for part, is_last in self._micro_batches(example, now):
@@ -64,7 +65,8 @@ class Denoising:
                 lowered = loss
                 for weight, term in zip(self.weights.values(), terms, strict=True):
                     lowered = lowered + weight * term
-                # DDP takes the mean over processes, whose shares may differ by one: weigh by the global batch.
+                # DDP takes the mean over processes, whose shares may differ by one: weigh by the
+                # global batch.
                 self.ranks.accelerator.backward(lowered * (count / self.phase.batch_size))
             total += torch.stack((loss, of_nothing, *terms)).detach()
         return self._mean(total)
@@ -122,7 +124,8 @@ class Denoising:
     def _synchronising(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Exchange gradients after the last micro-batch alone.
 
-        Gradients that wait for it are whole ones: of a sharded model each micro-batch's are spread at once.
+        Gradients that wait for it are whole ones: of a sharded model each micro-batch's are spread
+        at once.
         """
         if is_last or self.ranks.sharded:
             return contextlib.nullcontext()

@@ -1,4 +1,6 @@
-"""The moving average of the weights, which is what is measured, shown and trained on in the next phase."""
+"""The moving average of the weights, which is what is measured, shown and trained on in the next
+phase.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def decay_at(step: int, decay: float) -> float:
-    """How much of the average stays at a step: a ramp from 1/10 up to `decay`, so that the beginning is soon forgotten.
+    """How much of the average stays at a step: a ramp from 1/10 up to `decay`, so that the
+    beginning is soon forgotten.
 
     Args:
         step: optimizer steps done before this one.

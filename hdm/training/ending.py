@@ -34,7 +34,8 @@ def check_end(
         checkpoints: of which the error names the last good one.
         logbook: what was measured.
         measurement: how losses are measured.
-        only_weights: the best weights are kept, of which the last steps and their held-out loss say nothing.
+        only_weights: the best weights are kept, of which the last steps and their held-out loss say
+            nothing.
         explained: measures what the last weights explain of the last steps.
 
     Raises:
@@ -64,9 +65,11 @@ def _signs_in_steps(state: State, logbook: Logbook) -> list[str]:
 
 
 def _signs_in_weights(job: Job, state: State, measurement: Measurement) -> list[str]:
-    """What shows that weights or averages are worth nothing: they are not finite, or their loss is useless.
+    """What shows that weights or averages are worth nothing: they are not finite, or their loss is
+    useless.
 
-    It is looked at pictures that were trained on, since of few pictures weights learn those by heart, and are wrong about all others.
+    It is looked at pictures that were trained on, since of few pictures weights learn those by
+    heart, and are wrong about all others.
     """
     loader, signs = assembly.measured_loader(job, "train", BATCH_SIZE), list[str]()
     models: dict[str, Denoiser] = {

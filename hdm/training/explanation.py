@@ -13,7 +13,8 @@ from hdm.training.state import State
 
 
 class Explanation:
-    """Measures a block of batches, as few as say something, at the training's times, tokens and dropout.
+    """Measures a block of batches, as few as say something, at the training's times, tokens and
+    dropout.
 
     Args:
         denoising: computes losses.

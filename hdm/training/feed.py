@@ -1,7 +1,9 @@
-"""What one step needs, made ahead of it: the batch, its noise, its timesteps and the tokens that TREAD keeps.
+"""What one step needs, made ahead of it: the batch, its noise, its timesteps and the tokens that
+TREAD keeps.
 
-All of it is a function of the seed and the number of images seen. Draws are made for the whole global batch and cut by process, so
-they do not depend on how many there are, and no generator's state has to be saved.
+All of it is a function of the seed and the number of images seen. Draws are made for the whole
+global batch and cut by process, so they do not depend on how many there are, and no generator's
+state has to be saved.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class Example:
 
 
 def generator(seed: int, purpose: int, position: int) -> torch.Generator:
-    """The CPU generator of everything that is drawn for one purpose at one position of the training clock."""
+    """The CPU generator of everything that is drawn for one purpose at one position of the training
+    clock.
+    """
     return torch.Generator().manual_seed(mixed_seed(seed, purpose, position))
 
 
@@ -77,7 +81,8 @@ def mixed_seed(seed: int, purpose: int, position: int) -> int:
     """The seed of such a generator, in [0, 2³²)."""
     mixed = 0
     for part in (seed, purpose, position):
-        # SplitMix64: neighbouring seeds give unrelated streams; torch's CPU generator takes the lower 32 bits.
+        # SplitMix64: neighbouring seeds give unrelated streams; torch's CPU generator takes the
+        # lower 32 bits.
         mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
         mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
         mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
@@ -92,7 +97,8 @@ class Feed:
         loader: of this process.
         seed: of the draws.
         objective: draws the timesteps.
-        tread_rates: share of the image tokens that skip the route, over the phase (`tread.rate_at`).
+        tread_rates: share of the image tokens that skip the route, over the phase
+            (`tread.rate_at`).
         num_images: of the phase.
         pin: keep examples in pinned memory; needs CUDA.
     """

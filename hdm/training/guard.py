@@ -1,4 +1,5 @@
-"""How a training process dies: with the flow that started it, or after saving when it is asked to stop.
+"""How a training process dies: with the flow that started it, or after saving when it is asked to
+stop.
 
 Light on purpose: this stands before the seconds of torch's import.
 """
@@ -18,8 +19,9 @@ ORPHANED = 3  # exit code
 def end_with_parent() -> None:
     """End this process, at once, when its standard input closes.
 
-    The flow's process holds the other end of that pipe and writes nothing to it, so it closes when that process dies,
-    however it dies. torchrun passes its standard input on to the ranks, which it puts into sessions of their own.
+    The flow's process holds the other end of that pipe and writes nothing to it, so it closes when
+    that process dies, however it dies. torchrun passes its standard input on to the ranks, which it
+    puts into sessions of their own.
     """
     threading.Thread(target=_watch, name="end-with-parent", daemon=True).start()
 
@@ -32,7 +34,8 @@ def _watch() -> None:
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT came when there was nothing to save: before the first step, or after the last checkpoint.
+    """SIGTERM or SIGINT came when there was nothing to save: before the first step, or after the
+    last checkpoint.
 
     No `Exception`: libraries swallow those while they are imported.
     """
@@ -84,7 +87,9 @@ class Signals:
 
 @contextlib.contextmanager
 def signals_counted() -> Iterator[Signals]:
-    """Count the signals instead of dying of them. Outside the main thread they stay with whoever handles them."""
+    """Count the signals instead of dying of them. Outside the main thread they stay with whoever
+    handles them.
+    """
     signals = Signals()
     with _handled_by(signals.handle):
         yield signals
@@ -92,7 +97,9 @@ def signals_counted() -> Iterator[Signals]:
 
 @contextlib.contextmanager
 def signals_raised() -> Iterator[None]:
-    """In the block either signal raises `Stopped` at once. Outside the main thread they stay with whoever handles them."""
+    """In the block either signal raises `Stopped` at once. Outside the main thread they stay with
+    whoever handles them.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped

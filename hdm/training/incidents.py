@@ -16,8 +16,10 @@ NOT_FINITE, SPIKE, WENT_BACK = "not finite", "loss spike", "went back"
 MAX_SKIPPED_IN_A_ROW = 10
 KEYS_NOTED, KEYS_SAID = 64, 8
 USELESS = 1.5
-"""Times the loss of predicting no velocity at all, at pictures that are trained on. Untrained weights predict next to nothing and have
-that loss; those that get the noise right and take the picture for another one have no more, of latents with the usual variance of 1."""
+"""Times the loss of predicting no velocity at all, at pictures that are trained on. Untrained
+weights predict next to nothing and have that loss; those that get the noise right and take the
+picture for another one have no more, of latents with the usual variance of 1.
+"""
 
 KNOWN, FORGOTTEN = 0.25, 0.5
 
@@ -33,9 +35,11 @@ def is_useless(loss: float | None, of_nothing: float) -> bool:
 
 
 def incident(what: str, now: Position, example: Example, loss: float) -> dict[str, Any]:
-    """A record for the next line of metrics: what happened in the step that led to `now`, and with which pictures.
+    """A record for the next line of metrics: what happened in the step that led to `now`, and with
+    which pictures.
 
-    Which batch it was follows from `num_images_seen`; `keys` are of this process's share, at most 64.
+    Which batch it was follows from `num_images_seen`; `keys` are of this process's share, at most
+    64.
     """
     return {
         "what": what,
@@ -49,7 +53,9 @@ def incident(what: str, now: Position, example: Example, loss: float) -> dict[st
 def hopeless(
     now: Position, example: Example, loss: float, norm: float, job: Job, good: Checkpoint | None
 ) -> HdmError:
-    """The error that ends a training whose steps are all skipped; `good` is its last good checkpoint."""
+    """The error that ends a training whose steps are all skipped; `good` is its last good
+    checkpoint.
+    """
     batch_size = job.phase.batch_size
     seen, keys = now.num_images_seen, ", ".join(example.batch.keys[:KEYS_SAID])
     tried = "; going back to a checkpoint had not helped" if now.gone_back else ""
@@ -74,10 +80,12 @@ def signs_of_explosion(now: Position) -> list[str]:
 
 
 def forgotten(most: float | None, now: float) -> list[str]:
-    """What weights say that explained much once and explain little now, as after an explosion that fell back to predicting nothing.
+    """What weights say that explained much once and explain little now, as after an explosion that
+    fell back to predicting nothing.
 
-    Both shares are of training batches, at the training's own times, tokens and dropout. So pictures learned by heart, another
-    resolution and other pictures change neither; little that was ever known, as in a short training, says nothing.
+    Both shares are of training batches, at the training's own times, tokens and dropout. So
+    pictures learned by heart, another resolution and other pictures change neither; little that was
+    ever known, as in a short training, says nothing.
 
     Args:
         most: that training explained at any time, or the weights that it began with.

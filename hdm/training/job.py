@@ -46,8 +46,9 @@ class Job:
         folder: the folder of the output, where `metrics.jsonl` and `timing.jsonl` grow.
         scratch: where checkpoints, logs and results go.
         text_encoder, autoencoder: local folders or hub names.
-        milestones: None: train. Else the phase is done and its weights lie in `folder`: only what comes with them is made again,
-            and these are the files of its milestones that are still there.
+        milestones: None: train. Else the phase is done and its weights lie in `folder`: only what
+            comes with them is made again, and these are the files of its milestones that are still
+            there.
     """
 
     pipeline: Mapping[str, Any]
@@ -90,7 +91,9 @@ class Job:
         return read_output(Path(self.inputs[name]))
 
     def before(self) -> Output | None:
-        """The phase before; for the first one that of another pipeline, where `train.start` names it; else None."""
+        """The phase before; for the first one that of another pipeline, where `train.start` names
+        it; else None.
+        """
         names = [name for name in self.inputs if name.startswith("train.") or name == START]
         return self.output(names[0]) if names else None
 
@@ -104,7 +107,9 @@ class Job:
         text_encoder: str = "",
         autoencoder: str = "",
     ) -> Job:
-        """A training in a folder of its own, of which only the steps are wanted: it has no identity, and nothing comes of it."""
+        """A training in a folder of its own, of which only the steps are wanted: it has no
+        identity, and nothing comes of it.
+        """
         scratch = folder / "scratch"
         scratch.mkdir(parents=True)
         paths = {name: str(output.path) for name, output in inputs.items()}
@@ -122,11 +127,15 @@ class Job:
 
 
 START = "start/train"
-"""What another pipeline's phase is called among the inputs of the one that starts from it, whatever both are called."""
+"""What another pipeline's phase is called among the inputs of the one that starts from it, whatever
+both are called.
+"""
 
 
 def mixed_name(number: int, name: str) -> str:
-    """Name of a mixed-in pipeline's output among a phase's inputs. It omits that pipeline's name, so renaming it changes no digest."""
+    """Name of a mixed-in pipeline's output among a phase's inputs. It omits that pipeline's name,
+    so renaming it changes no digest.
+    """
     return f"mix.{number}/{name}"
 
 
@@ -174,8 +183,8 @@ def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None =
     Args:
         scratch: of the job.
         rank: whose.
-        state: `DONE`; `SAVED`: a signal came, and every step is in a checkpoint; `STOPPED`: a signal came before the first
-            step; `ERROR`; `PEER_LOST`: another rank was gone.
+        state: `DONE`; `SAVED`: a signal came, and every step is in a checkpoint; `STOPPED`: a
+            signal came before the first step; `ERROR`; `PEER_LOST`: another rank was gone.
         error: what it met.
     """
     told = {"state": state}
@@ -190,7 +199,9 @@ def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None =
 
 
 def read_outcome(scratch: Path) -> dict[str, str]:
-    """How the ranks ended together: the first error that one of them named, else what rank 0 said; {} if nothing was said."""
+    """How the ranks ended together: the first error that one of them named, else what rank 0 said;
+    {} if nothing was said.
+    """
     told = read_outcomes(scratch)
     return next((outcome for outcome in told if outcome["state"] == ERROR), told[0] if told else {})
 

@@ -1,8 +1,10 @@
-"""The flow's side of training: start the processes, follow them, pass signals on, and leave none behind.
+"""The flow's side of training: start the processes, follow them, pass signals on, and leave none
+behind.
 
-One process on its own is started plainly, several by torchrun. Each holds the read end of a pipe as its standard input and
-ends when this process, which holds the other end, is gone. Signals: the first is passed on, so that a checkpoint is saved
-(20 s are given); a second one, or the end of that time, kills.
+One process on its own is started plainly, several by torchrun. Each holds the read end of a pipe as
+its standard input and ends when this process, which holds the other end, is gone. Signals: the
+first is passed on, so that a checkpoint is saved (20 s are given); a second one, or the end of that
+time, kills.
 """
 
 from __future__ import annotations
@@ -55,8 +57,10 @@ def run_training(job: Job) -> None:
     """Train the job's phase in processes of its own, to the end.
 
     Raises:
-        InputError, ConfigError: the checkpoint of `resume_from` is not there, or was made with settings that may not differ.
-        SavedOnSignal: stopped by SIGTERM or SIGINT; the next start goes on from the newest checkpoint, if there is one.
+        InputError, ConfigError: the checkpoint of `resume_from` is not there, or was made with
+            settings that may not differ.
+        SavedOnSignal: stopped by SIGTERM or SIGINT; the next start goes on from the newest
+            checkpoint, if there is one.
         LockedError: processes of an earlier run do not end.
         HdmError: the error that a rank met, or its last lines.
     """
@@ -82,7 +86,8 @@ def run_training(job: Job) -> None:
 
 
 def make_companions(job: Job) -> None:
-    """Have a process of its own make what comes with the weights of a phase that is done; see `Job.milestones`.
+    """Have a process of its own make what comes with the weights of a phase that is done; see
+    `Job.milestones`.
 
     Raises:
         SavedOnSignal: stopped by SIGTERM or SIGINT.
@@ -106,7 +111,9 @@ def _run_once(job: Job, signals: Signals, report: _Report) -> int:
 
 
 def _died(job: Job, code: int) -> bool:
-    """Whether a process ended without a word of its own, and no other one met an error that would come again."""
+    """Whether a process ended without a word of its own, and no other one met an error that would
+    come again.
+    """
     states = [outcome["state"] for outcome in read_outcomes(Path(job.scratch))]
     silent = len(states) < job.settings.train.num_processes or PEER_LOST in states
     return code != 0 and ERROR not in states and silent

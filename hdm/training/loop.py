@@ -1,4 +1,6 @@
-"""The loop that every training turns: of a denoiser, of an autoencoder, of bootstrapped components."""
+"""The loop that every training turns: of a denoiser, of an autoencoder, of bootstrapped
+components.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from typing import Protocol
 
 
 class Course(Protocol):
-    """A training as the loop sees it. Where several processes train together, each turns the loop."""
+    """A training as the loop sees it. Where several processes train together, each turns the
+    loop.
+    """
 
     @property
     def is_done(self) -> bool:
@@ -18,7 +22,9 @@ class Course(Protocol):
         ...
 
     def report(self) -> bool:
-        """Write what is due after the last step; False if a signal cut it short, and it is due again."""
+        """Write what is due after the last step; False if a signal cut it short, and it is due
+        again.
+        """
         ...
 
     def step(self) -> None:

@@ -1,9 +1,12 @@
-"""Memory of a training step: what stays, and what a forward pass keeps for the backward pass, by formula.
+"""Memory of a training step: what stays, and what a forward pass keeps for the backward pass, by
+formula.
 
-The formulas follow `hdm.models.layers` and `hdm.kernels` operation by operation; tests hold them against the tensors that autograd
-keeps, and the peak against a step's. Compiled blocks keep less: for them the figures are an upper bound.
+The formulas follow `hdm.models.layers` and `hdm.kernels` operation by operation; tests hold them
+against the tensors that autograd keeps, and the peak against a step's. Compiled blocks keep less:
+for them the figures are an upper bound.
 
-Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D width, M feed-forward width.
+Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D
+width, M feed-forward width.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of a denoiser: all, the matrices that autocast casts, those that Muon takes, the largest block's, and all outside the blocks."""
+    """Of a denoiser: all, the matrices that autocast casts, those that Muon takes, the largest
+    block's, and all outside the blocks.
+    """
 
     total: int
     matrices: int
@@ -71,13 +76,15 @@ class Memory:
     """Bytes of a training step on one device.
 
     Args:
-        weights, gradients, optimizer, average: of all parameters, or of a device's shard, in float32; `average` are the moving averages of
-            the weights.
-        copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's buckets; of a sharded model, what of it
-            is put together at once.
+        weights, gradients, optimizer, average: of all parameters, or of a device's shard, in
+            float32; `average` are the moving averages of the weights.
+        copies: bfloat16 copies of the matrices that are not made anew with their block, and DDP's
+            buckets; of a sharded model, what of it is put together at once.
         encoders: weights of models that run in training.
-        checkpoint: the copy from which one is written; on an accelerator's machine it is not in the accelerator's memory.
-        sample: of what one sample of a micro-batch keeps until the backward pass, and that needs beside.
+        checkpoint: the copy from which one is written; on an accelerator's machine it is not in the
+            accelerator's memory.
+        sample: of what one sample of a micro-batch keeps until the backward pass, and that needs
+            beside.
         micro_batch: samples.
     """
 
@@ -155,9 +162,9 @@ def training_memory(
 def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters) -> int:
     """What several processes need to exchange weights and gradients.
 
-    DDP: buckets for all gradients. Sharded: what lies outside the blocks for the whole step, with its bfloat16 copies where those of the
-    blocks are not kept; and four times a block, which is itself, the next one on its way, and its gradients before and while these are
-    spread.
+    DDP: buckets for all gradients. Sharded: what lies outside the blocks for the whole step, with
+    its bfloat16 copies where those of the blocks are not kept; and four times a block, which is
+    itself, the next one on its way, and its gradients before and while these are spread.
     """
     if not settings.shards:
         return 4 * count.total if settings.num_processes > 1 else 0
@@ -172,14 +179,17 @@ def optimizer_bytes(count: Parameters, phase: Phase) -> int:
 
 
 def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: Form) -> int:
-    """What a sample adds to the peak, which comes where the backward pass meets the most: walked from the last block to the first."""
+    """What a sample adds to the peak, which comes where the backward pass meets the most: walked
+    from the last block to the first.
+    """
     lowest = min(rate for _, rate in phase.tread_rates)  # keeps the most tokens
     blocks = block_tokens(model, phase.tread_route, tokens, lowest)
     again = recomputed_blocks(len(blocks), phase.checkpoint_blocks)
     kept, peak = 0, 0
     for number, block in enumerate(blocks):
         needed, stream = block_bytes(model, block, form), 4 * block.seen * model.width
-        # A recomputed block keeps its input alone, and has the rest, which holds that too, when its turn comes.
+        # A recomputed block keeps its input alone, and has the rest, which holds that too, when its
+        # turn comes.
         beside = kept + (max(needed, stream) if number in again else needed)
         kept += stream if number in again else needed
         peak = max(peak, beside + _passing_bytes(model, block, form))
@@ -188,7 +198,9 @@ def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: 
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Tokens that a block sees, those that it gives back, and whether it cross-attends to a skip."""
+    """Tokens that a block sees, those that it gives back, and whether it cross-attends to a
+    skip.
+    """
 
     seen: int
     given: int
@@ -216,14 +228,16 @@ def block_tokens(
 def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     """What autograd keeps of one block, for one sample.
 
-    Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys and values, these as they were before
-    norm and rotation, the angles, the attention's result, and the update in float32. Cross-attention: the same with the skip. Feed-forward:
-    norm, input, both halves, one of them after its activation, their product, and the update.
+    Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys
+    and values, these as they were before norm and rotation, the angles, the attention's result, and
+    the update in float32. Cross-attention: the same with the skip. Feed-forward: norm, input, both
+    halves, one of them after its activation, their product, and the update.
     """
     d, m, i = model.width, model.mlp_width, form.item
     norm, update = (4 if form.by_hand else 8) * d, 4 * d
     if form.by_hand:
-        # The result twice, head by head and as the output layer reads it; for few tokens the attention's weights instead of the first.
+        # The result twice, head by head and as the output layer reads it; for few tokens the
+        # attention's weights instead of the first.
         weights_kept = i == 4 and block.seen <= SHORT
         placed = (5 if model.qk_norm else 3) * i * d + 4 * d
         result = i * d + (i * model.num_heads * block.seen if weights_kept else i * d)
@@ -238,18 +252,24 @@ def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
 
 
 def _passing_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
-    """Of the backward pass through a feed-forward layer: gradients of stream and update, of both halves and of their product."""
+    """Of the backward pass through a feed-forward layer: gradients of stream and update, of both
+    halves and of their product.
+    """
     return block.given * (8 * model.width + 3 * form.item * model.mlp_width)
 
 
 def input_bytes(model: XUTConfig, tokens: tuple[int, int], form: Form) -> int:
-    """Latent, noise, what is predicted and its differences; the text embedding as it is read and as it is multiplied."""
+    """Latent, noise, what is predicted and its differences; the text embedding as it is read and as
+    it is multiplied.
+    """
     num_image, num_text = tokens
     latent = num_image * model.channels * model.patch_size**2
     return 4 * 6 * latent + (4 + form.item) * num_text * model.text_width
 
 
 def output_bytes(model: XUTConfig, num_image: int, form: Form) -> int:
-    """What the last norm and the output layer keep: gone before the blocks' backward pass begins."""
+    """What the last norm and the output layer keep: gone before the blocks' backward pass
+    begins.
+    """
     norm = (4 if form.by_hand else 8) if model.final_norm else 0
     return (form.item + norm) * num_image * model.width

@@ -21,7 +21,9 @@ def peak_memory_bytes() -> int:
 
 
 def system_memory_bytes(what: str) -> int | None:
-    """Of the computer, "MemTotal" or "MemAvailable" (proc(5), /proc/meminfo); None where the system does not say."""
+    """Of the computer, "MemTotal" or "MemAvailable" (proc(5), /proc/meminfo); None where the system
+    does not say.
+    """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None

@@ -14,7 +14,9 @@ from hdm.models.flops import training_flops
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on a device, the best of some: what its arithmetic can do at most."""
+    """Floating-point operations a second of a large matrix product on a device, the best of some:
+    what its arithmetic can do at most.
+    """
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 3)
     left, right = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
     best = 0.0
@@ -33,7 +35,9 @@ def _wait(device: torch.device) -> None:
 
 
 def power_watts(device: torch.device, count: int) -> float | None:
-    """What the accelerators take at the moment, the first `count` of the machine's together; None where it cannot be read."""
+    """What the accelerators take at the moment, the first `count` of the machine's together; None
+    where it cannot be read.
+    """
     if device.type != "cuda":
         return None
     try:
@@ -111,7 +115,9 @@ class Meter:
         )
 
     def count(self, batch: int, num_image: int, num_text: int, tread_rate: float) -> None:
-        """A step of `batch` samples over all processes, each of so many image tokens and, padded, text tokens."""
+        """A step of `batch` samples over all processes, each of so many image tokens and, padded,
+        text tokens.
+        """
         self._tokens += batch * (num_image + num_text)
         self._flops += training_flops(
             self.model, num_image, num_text, batch, tread_rate, self.route
@@ -121,9 +127,10 @@ class Meter:
         """What happened in the seconds since this was last called.
 
         Returns:
-            `tokens_per_sec`, image and text, those that TREAD drops too; `tflops` of all devices together, three forward passes a step,
-            recomputation not counted; `utilisation`, their share of `peak_tflops`, which is "set" or "measured"; `hours` so far;
-            `power_watts` and `energy_kwh` so far where the accelerator tells it; `cost` so far where a price is set.
+            `tokens_per_sec`, image and text, those that TREAD drops too; `tflops` of all devices
+            together, three forward passes a step, recomputation not counted; `utilisation`, their
+            share of `peak_tflops`, which is "set" or "measured"; `hours` so far; `power_watts` and
+            `energy_kwh` so far where the accelerator tells it; `cost` so far where a price is set.
         """
         machine, tflops = self.machine, self._flops / elapsed_sec / 1e12
         values: dict[str, Any] = {

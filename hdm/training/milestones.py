@@ -1,12 +1,13 @@
-"""What a phase leaves behind while it goes, beside its checkpoints: files that lie in its scratch until they go into its output.
+"""What a phase leaves behind while it goes, beside its checkpoints: files that lie in its scratch
+until they go into its output.
 
     milestones/
         ema-0.05-00000100.safetensors    a name tells the step
         .ema-0.05-00000100.safetensors.xxh3    its XXH3; files of a release before 0.2 have none
         <file>.damaged                   what was found not to be what was written
 
-What is written under a name is the same however often training was stopped before: a phase that goes on from a checkpoint writes again
-what comes after it.
+What is written under a name is the same however often training was stopped before: a phase that
+goes on from a checkpoint writes again what comes after it.
 """
 
 from __future__ import annotations
@@ -50,13 +51,16 @@ class Milestones:
         """Write one file, to the path given; errors as `written_aside`."""
         with written_aside(self.folder / name, needed_bytes) as aside:
             yield aside
-            # A kill between the two costs nothing: no checkpoint is from after it, so that the file is written again.
+            # A kill between the two costs nothing: no checkpoint is from after it, so that the file
+            # is written again.
             write_bytes(self._hash_file(name), fast_hash(aside).encode())
 
     def add_snapshots(
         self, step: int, tracks: Mapping[str, Mapping[str, Tensor]], *, writes: bool
     ) -> None:
-        """Write down averages as they are after a step; a process that does not write helps to put sharded ones together."""
+        """Write down averages as they are after a step; a process that does not write helps to put
+        sharded ones together.
+        """
         for track, tensors in tracks.items():
             found = gathered(tensors)
             if writes:
@@ -67,7 +71,8 @@ class Milestones:
         """Copy the files to a folder; they stay, so that a kill later on costs nothing.
 
         Returns:
-            Their names, and the names of those that are not what was written: set aside, since only training could make them again.
+            Their names, and the names of those that are not what was written: set aside, since only
+            training could make them again.
         """
         for path in self._files():
             if self._is_whole(path):

@@ -13,7 +13,9 @@ from hdm import sharding
 
 
 def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The 2-norm of each tensor, by name, as scalars on its device. All processes have to ask where they are sharded."""
+    """The 2-norm of each tensor, by name, as scalars on its device. All processes have to ask where
+    they are sharded.
+    """
     return dict(zip(tensors, sharding.norms(list(tensors.values())).unbind(), strict=True))
 
 
@@ -29,7 +31,8 @@ def total_norm(norms: Sequence[Tensor]) -> Tensor:
 
 
 def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """The norm of each part of the model, the first word of a parameter's name, in their order; None where it is not finite.
+    """The norm of each part of the model, the first word of a parameter's name, in their order;
+    None where it is not finite.
 
     Waits for the device.
     """

@@ -1,4 +1,5 @@
-"""What a denoiser learns: how a latent becomes noisy, what is predicted from it, and how errors count.
+"""What a denoiser learns: how a latent becomes noisy, what is predicted from it, and how errors
+count.
 
 Shapes: B batch, C channels, H W latent size.
 """
@@ -15,7 +16,9 @@ from hdm.diffusion import flow_matching
 
 
 class Objective(Protocol):
-    """All of a training's objective. Draws use the given generator alone, so that resuming stays exact."""
+    """All of a training's objective. Draws use the given generator alone, so that resuming stays
+    exact.
+    """
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """Times of so many samples, (count,) in [0, 1]."""

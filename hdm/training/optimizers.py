@@ -23,7 +23,9 @@ _BLOCK = re.compile(r"(^|\.)(blocks|enc_blocks|dec_blocks)\.\d+\.")
 
 
 def fan_in(tensor: Tensor) -> int:
-    """What a rate is divided by: inputs of a matrix, inputs × kernel area of a convolution, length of a vector (recipe of HDM)."""
+    """What a rate is divided by: inputs of a matrix, inputs × kernel area of a convolution, length
+    of a vector (recipe of HDM).
+    """
     return max(1, math.prod(tensor.shape[1:])) if tensor.ndim > 1 else max(1, tensor.numel())
 
 
@@ -38,7 +40,9 @@ def is_muon(name: str, tensor: Tensor) -> bool:
 
 
 def decays(name: str, tensor: Tensor) -> bool:
-    """Whether weight decay pulls a tensor: weights of linear layers and convolutions, not biases, norms or frequencies."""
+    """Whether weight decay pulls a tensor: weights of linear layers and convolutions, not biases,
+    norms or frequencies.
+    """
     return tensor.ndim in (2, 4) and name.endswith(".weight")
 
 
@@ -110,7 +114,9 @@ class Optimizers:
 def state_tensors(
     optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]
 ) -> dict[str, Tensor]:
-    """The state of some optimizers as `<parameter>:<what>` → tensor; `names` has the parameters' names by their `id`."""
+    """The state of some optimizers as `<parameter>:<what>` → tensor; `names` has the parameters'
+    names by their `id`.
+    """
     return {
         f"{names[id(parameter)]}:{what}": _apart(what, value)
         for optimizer in optimizers
@@ -145,7 +151,9 @@ def load_state(
 
 
 def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:
-    """Tensors of a parameter's shape in its own memory format: fused updates walk through memory side by side."""
+    """Tensors of a parameter's shape in its own memory format: fused updates walk through memory
+    side by side.
+    """
     alike = {
         what: value
         for what, value in state.items()
@@ -156,14 +164,18 @@ def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str,
 
 
 def _apart(what: str, value: Tensor | int) -> Tensor:
-    """A tensor that shares no memory with another, as files want it: of 8 bits, the table of their values is one for all parameters."""
+    """A tensor that shares no memory with another, as files want it: of 8 bits, the table of their
+    values is one for all parameters.
+    """
     if not isinstance(value, Tensor):
         return torch.tensor(value)
     return value.clone() if what.startswith("qmap") else value
 
 
 def check_packages(settings: Optimizer, where: str) -> None:
-    """Raise a ConfigError where an optimizer needs a package that is not installed; `where` it is asked for."""
+    """Raise a ConfigError where an optimizer needs a package that is not installed; `where` it is
+    asked for.
+    """
     if settings.state_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "AdamW with 8 bits needs the package bitsandbytes, which is not installed",
@@ -199,12 +211,14 @@ def rate_factor(settings: Optimizer, num_images_seen: int, num_images: int) -> f
 
     Args:
         settings: its schedule, warm-up and end.
-        num_images_seen: images seen when the step is done, so that the first step of a warm-up moves and the last one ends at `final_rate`.
+        num_images_seen: images seen when the step is done, so that the first step of a warm-up
+            moves and the last one ends at `final_rate`.
         num_images: images seen at the end of the phase.
 
     Returns:
-        In (0, 1]. Linear warm-up over `warmup_images`, then constant; half a cosine down to `final_rate`; or, for wsd, constant and a
-        linear fall to `final_rate` over the last fifth of the phase.
+        In (0, 1]. Linear warm-up over `warmup_images`, then constant; half a cosine down to
+        `final_rate`; or, for wsd, constant and a linear fall to `final_rate` over the last fifth of
+        the phase.
     """
     warm = min(1.0, num_images_seen / settings.warmup_images) if settings.warmup_images else 1.0
     return warm * _after_warmup(settings, num_images_seen, num_images)

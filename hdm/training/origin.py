@@ -1,7 +1,8 @@
-"""Going on from a training of the same phase that was begun with other settings. Light: torch is not imported.
+"""Going on from a training of the same phase that was begun with other settings. Light: torch is
+not imported.
 
-A changed setting makes another output, which starts anew. `resume_from: DIGEST@STEP` has it start from a checkpoint of the unfinished one
-instead, if every setting that differs is allowed by name.
+A changed setting makes another output, which starts anew. `resume_from: DIGEST@STEP` has it start
+from a checkpoint of the unfinished one instead, if every setting that differs is allowed by name.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def check_origin(job: Job) -> None:
 
     Raises:
         InputError: there is no such checkpoint.
-        ConfigError: settings differ that `resume_allow` does not name, or the images seen do not go with this phase.
+        ConfigError: settings differ that `resume_allow` does not name, or the images seen do not go
+            with this phase.
     """
     path = origin_folder(job)
     if path is None:
@@ -87,7 +89,9 @@ def check_origin(job: Job) -> None:
 
 
 def differences(before: Mapping[str, Any], job: Job) -> Differences:
-    """Of two identities of one phase, by the names that `--set` knows: before and now; data sets by their digests."""
+    """Of two identities of one phase, by the names that `--set` knows: before and now; data sets by
+    their digests.
+    """
     old, now = (dict(_named(identity, job.number)) for identity in (before, job.identity))
     return {
         name: (old.get(name), now.get(name))
@@ -97,9 +101,11 @@ def differences(before: Mapping[str, Any], job: Job) -> Differences:
 
 
 def notice(job: Job) -> str | None:
-    """What to say where a phase starts anew beside an unfinished training of the same phase, pipeline and data; the newest.
+    """What to say where a phase starts anew beside an unfinished training of the same phase,
+    pipeline and data; the newest.
 
-    None if there is none. One that failed is not worth going on from, unless its own error says how.
+    None if there is none. One that failed is not worth going on from, unless its own error says
+    how.
     """
     if job.phase.resume_from is not None or newest_checkpoint(Path(job.scratch)) is not None:
         return None

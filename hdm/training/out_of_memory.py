@@ -1,4 +1,6 @@
-"""What to say where a step did not fit: how much was in use, and what would fit by the formulas of `memory`."""
+"""What to say where a step did not fit: how much was in use, and what would fit by the formulas of
+`memory`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SHARE = 0.9  # of the device's memory that a step may fill: the rest is the allo
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is that of an allocator: the accelerator's, the CPU's (which has no class of its own), or Python's."""
+    """Whether an error is that of an allocator: the accelerator's, the CPU's (which has no class of
+    its own), or Python's.
+    """
     return isinstance(
         error, torch.OutOfMemoryError | MemoryError
     ) or "DefaultCPUAllocator: can't allocate memory" in str(error)
@@ -45,7 +49,9 @@ class Advice:
         return training_memory(self.settings, self.phase, self.tokens, self.on_cpu).micro_batch
 
     def largest(self, checkpoint_blocks: float) -> int:
-        """Micro-batch that fits with that share of the blocks recomputed, smaller than the one that did not; 0 if none does."""
+        """Micro-batch that fits with that share of the blocks recomputed, smaller than the one that
+        did not; 0 if none does.
+        """
         phase = self.phase.model_copy(update={"checkpoint_blocks": checkpoint_blocks})
         fits = training_memory(self.settings, phase, self.tokens, self.on_cpu).largest_micro_batch(
             SHARE * self.room
@@ -71,7 +77,8 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
     Args:
         job: the training.
         device: "cpu" or of CUDA.
-        tokens: of the image and of the text, of a sample; None: memory ended before there were any, with the model itself.
+        tokens: of the image and of the text, of a sample; None: memory ended before there were any,
+            with the model itself.
     """
     where, used = (
         f"train.phases.{job.number}",
@@ -91,7 +98,9 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
 
 
 def _device_bytes(device: str) -> float:
-    """Memory of the accelerator, or of the computer; where that is not told, what was in use, which was too little."""
+    """Memory of the accelerator, or of the computer; where that is not told, what was in use, which
+    was too little.
+    """
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
     return system_memory_bytes("MemTotal") or peak_memory_bytes()

@@ -1,6 +1,7 @@
 """The stage `train`: one output a phase, each starting from the averaged weights of the one before.
 
-Averaged (EMA) rather than raw: they are the ones that are measured and shown, and the next phase warms up anew in any case.
+Averaged (EMA) rather than raw: they are the ones that are measured and shown, and the next phase
+warms up anew in any case.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def _components_fit(pipeline: Pipeline) -> None:
 
 
 def _start_fits(pipeline: Pipeline) -> None:
-    """Whether the weights to start from belong to `train.model`, variants of equal shapes included."""
+    """Whether the weights to start from belong to `train.model`, variants of equal shapes
+    included.
+    """
     start = pipeline.train.start
     if start is None:
         return
@@ -148,7 +151,9 @@ def _captions_suffice(pipeline: Pipeline, made: Mapping[str, Output]) -> None:
 
 
 def check_resume(pipeline: Pipeline, identity: Identity, store: Store, number: int) -> None:
-    """Whether phase `number` may go on from where its `resume_from` says; errors as `check_origin`."""
+    """Whether phase `number` may go on from where its `resume_from` says; errors as
+    `check_origin`.
+    """
     folder = store.folder(identity)
     check_origin(
         Job(
@@ -170,8 +175,9 @@ def make(
 ) -> Output:
     """Train phase `number` in processes of its own and commit what it wrote.
 
-    Where the weights of a phase that was finished once still hold, nothing is trained: what is damaged beside them is made again
-    from them, and files that only training could make again are left out (`lost` in the summary).
+    Where the weights of a phase that was finished once still hold, nothing is trained: what is
+    damaged beside them is made again from them, and files that only training could make again are
+    left out (`lost` in the summary).
 
     Raises:
         SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
@@ -189,7 +195,9 @@ def make(
 
 
 def _is_trained(job: Job, draft: Draft) -> bool:
-    """Whether it was finished once, and its weights still hold: checkpoints go when a phase is committed."""
+    """Whether it was finished once, and its weights still hold: checkpoints go when a phase is
+    committed.
+    """
     whole = draft.has(WEIGHTS) and draft.has(EMA)
     return whole and newest_checkpoint(Path(job.scratch)) is None
 

@@ -29,7 +29,8 @@ NUM_PICTURES, COLUMNS = 16, 4
 
 
 def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -> list[str]:
-    """The prompts of a grid: those that are wanted, else first captions of held-out pictures, of validation ones, of any.
+    """The prompts of a grid: those that are wanted, else first captions of held-out pictures, of
+    validation ones, of any.
 
     Raises:
         InputError: no kept picture has a caption.

@@ -21,14 +21,16 @@ class Position:
         num_images_seen: the training clock.
         skipped, skipped_in_row: steps without a finite loss or gradient.
         skipped_lately: numbers of those among the last ten steps.
-        useless_lately: numbers of the steps among these whose loss was finite and useless (`incidents.is_useless`).
+        useless_lately: numbers of the steps among these whose loss was finite and useless
+            (`incidents.is_useless`).
         gone_back: times that training went back to a checkpoint after many of these.
         incidents: skipped steps, spikes and returns since the last line of metrics.
         loss_sum, loss_count: of the steps since the last line of metrics.
         line: of metrics, due after this step and not written yet.
         ended: before its last step.
-        most_explained: the largest share of the target that blocks of steps explained, as `explained` has it, or that the weights did
-            which training began with; None before that is known.
+        most_explained: the largest share of the target that blocks of steps explained, as
+            `explained` has it, or that the weights did which training began with; None before that
+            is known.
         block_loss, block_of_nothing, block_images: of the block that is not full yet.
     """
 
@@ -63,7 +65,9 @@ class Position:
 
     @property
     def exploded(self) -> bool:
-        """Whether the last three steps were lost, or most of the last ten (of all where there are fewer)."""
+        """Whether the last three steps were lost, or most of the last ten (of all where there are
+        fewer).
+        """
         most = 2 * len(self.lost_lately) > min(LATELY, self.step)
         return most or self.lost_in_row >= LAST
 
@@ -97,7 +101,9 @@ class Position:
         )
 
     def explaining(self, batch_size: int, loss: float, of_nothing: float) -> Position:
-        """The same with a step's loss, and that of predicting zeros for it, in the block of steps."""
+        """The same with a step's loss, and that of predicting zeros for it, in the block of
+        steps.
+        """
         now = replace(
             self,
             block_loss=self.block_loss + loss * batch_size,
@@ -113,7 +119,9 @@ class Position:
         )
 
     def with_batches_of(self, size: int) -> Position:
-        """The same place for a training with batches of that size, which has not measured anything yet."""
+        """The same place for a training with batches of that size, which has not measured anything
+        yet.
+        """
         return replace(
             self,
             step=self.num_images_seen // size,
@@ -137,5 +145,7 @@ class Position:
 
 
 def explained(loss: float, of_nothing: float) -> float:
-    """Share of the target that predictions explain: 1 where they are right, 0 where they are no better than zeros."""
+    """Share of the target that predictions explain: 1 where they are right, 0 where they are no
+    better than zeros.
+    """
     return 1 - loss / of_nothing if of_nothing > 0 else 0.0

@@ -1,8 +1,10 @@
-"""Averages of the weights whose length is chosen after training (EDM2, arXiv 2312.02696, section 3 and appendix C).
+"""Averages of the weights whose length is chosen after training (EDM2, arXiv 2312.02696, section 3
+and appendix C).
 
-At time t, counted in steps, the power-function average weighs the weights of time τ in proportion to τ^γ. Its length σ_rel is the
-standard deviation of that profile as a share of t; it grows with training, so that the beginning is forgotten at any γ. Two averages
-of different length, written down now and then, are enough to make one of another length as a sum of what was written down.
+At time t, counted in steps, the power-function average weighs the weights of time τ in proportion
+to τ^γ. Its length σ_rel is the standard deviation of that profile as a share of t; it grows with
+training, so that the beginning is forgotten at any γ. Two averages of different length, written
+down now and then, are enough to make one of another length as a sum of what was written down.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _NAME = re.compile(r"ema-(?P<length>[0-9.e-]+)-(?P<step>\d{8})\.safetensors")
 
 
 def gamma_of(length: float) -> float:
-    """The exponent γ ≥ 0 of a length σ_rel = √(γ+1) / ((γ+2)·√(γ+3)) (section 3.1): the largest root of (γ+2)²·(γ+3) = (γ+1)/σ².
+    """The exponent γ ≥ 0 of a length σ_rel = √(γ+1) / ((γ+2)·√(γ+3)) (section 3.1): the largest
+    root of (γ+2)²·(γ+3) = (γ+1)/σ².
 
     Raises:
         InputError: no power function has that length.
@@ -71,7 +74,8 @@ def find_snapshots(folder: Path) -> list[Snapshot]:
 
 
 def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """The inner product ∫ p·q dτ of two averages' profiles p(τ) = (γ+1)·τ^γ / t^(γ+1) on [0, t] (appendix C).
+    """The inner product ∫ p·q dτ of two averages' profiles p(τ) = (γ+1)·τ^γ / t^(γ+1) on [0, t]
+    (appendix C).
 
     Args:
         first, second: (γ, t) of each.
@@ -90,22 +94,24 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
 def coefficients(
     snapshots: Sequence[tuple[float, float]], wanted: tuple[float, float]
 ) -> tuple[np.ndarray, float]:
-    """How to sum snapshots so that their profiles come closest to a wanted one's, by least squares (appendix C).
+    """How to sum snapshots so that their profiles come closest to a wanted one's, by least squares
+    (appendix C).
 
     Args:
         snapshots: (γ, t) of each.
         wanted: (γ, t).
 
     Returns:
-        A factor for each snapshot, (n,) float64, and what is left: the norm of the difference of the profiles as a share of the wanted
-        one's.
+        A factor for each snapshot, (n,) float64, and what is left: the norm of the difference of
+        the profiles as a share of the wanted one's.
     """
     products = np.array([[overlap(one, other) for other in snapshots] for one in snapshots])
     with_wanted, own = (
         np.array([overlap(one, wanted) for one in snapshots]),
         overlap(wanted, wanted),
     )
-    # Snapshots of one track lie close to each other: brought to one size, least squares keep the digits that there are.
+    # Snapshots of one track lie close to each other: brought to one size, least squares keep the
+    # digits that there are.
     sizes = np.sqrt(np.diag(products))
     scaled = np.linalg.lstsq(products / np.outer(sizes, sizes), with_wanted / sizes, rcond=1e-13)[0]
     factors = scaled / sizes
@@ -121,7 +127,8 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
         length: σ_rel.
 
     Returns:
-        Parameter → average, float32, and how far its profile is from the wanted one, as `coefficients` tells it.
+        Parameter → average, float32, and how far its profile is from the wanted one, as
+        `coefficients` tells it.
 
     Raises:
         InputError: the length is no power function's.

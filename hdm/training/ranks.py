@@ -1,4 +1,6 @@
-"""The processes that train together, seen from one of them: who does what, and what all of them agree on."""
+"""The processes that train together, seen from one of them: who does what, and what all of them
+agree on.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class CutShort(Exception):  # noqa: N818  (nothing went wrong)
 class Ranks:
     """This process among those that train together.
 
-    Forward passes and gathers of a sharded model are collective: every rank takes part. Otherwise rank 0 works alone.
+    Forward passes and gathers of a sharded model are collective: every rank takes part. Otherwise
+    rank 0 works alone.
 
     Args:
         accelerator: Accelerate's handle on device, precision and processes.

@@ -1,4 +1,6 @@
-"""What training writes down while it goes: `metrics.jsonl`, the same at every run, and `timing.jsonl`, which is not."""
+"""What training writes down while it goes: `metrics.jsonl`, the same at every run, and
+`timing.jsonl`, which is not.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Metrics:
         path.write_bytes(content)
 
     def add(self, step: int, num_images_seen: int, values: Mapping[str, Any]) -> None:
-        """Append a line: the clock, then the values in order of name, since a checkpoint may have reordered them."""
+        """Append a line: the clock, then the values in order of name, since a checkpoint may have
+        reordered them.
+        """
         line = {"step": step, "num_images_seen": num_images_seen, **dict(sorted(values.items()))}
         with self.path.open("ab") as file:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
@@ -98,7 +102,9 @@ class Timing:
 
 
 def _step_memory() -> dict[str, float]:
-    """What a step takes beside what stays between steps, activations and gradients that is, where the accelerator tells it."""
+    """What a step takes beside what stays between steps, activations and gradients that is, where
+    the accelerator tells it.
+    """
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     return {
@@ -109,7 +115,9 @@ def _step_memory() -> dict[str, float]:
 
 
 def _numbers(line: bytes) -> dict[str, Any]:
-    """Those of a line of timing.jsonl; {} of a damaged one, which costs the totals so far and no training."""
+    """Those of a line of timing.jsonl; {} of a damaged one, which costs the totals so far and no
+    training.
+    """
     try:
         said = read_json(line)
         return {name: value for name, value in said.items() if isinstance(value, int | float)}

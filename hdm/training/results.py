@@ -43,7 +43,8 @@ def write_results(job: Job, trainable: Trainable, grid: Grid, *, writes: bool) -
 
 
 def make_companions(job: Job, device: str) -> None:
-    """Make again what comes with the weights of a phase that is done, from the weights and metrics in the job's folder.
+    """Make again what comes with the weights of a phase that is done, from the weights and metrics
+    in the job's folder.
 
     Raises:
         DamagedError: the averaged weights are not what was written.

@@ -1,4 +1,5 @@
-"""Trainings that run now: how far they are, and what a person asks of them. Light: torch is not imported.
+"""Trainings that run now: how far they are, and what a person asks of them. Light: torch is not
+imported.
 
 <scratch>/now-save  now-sample      asked for; the training removes it when it has done it
 <output>/samples/00000120.png       pictures that were asked for, by number of steps; in no manifest

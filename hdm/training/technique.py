@@ -1,4 +1,6 @@
-"""What training can do beside its steps. A technique keeps its own state, which checkpoints hold."""
+"""What training can do beside its steps. A technique keeps its own state, which checkpoints
+hold.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,13 @@ class Step:
 
 
 class Technique:
-    """A hook that is not overridden does nothing. Every rank calls all of them, technique by technique, in one order."""
+    """A hook that is not overridden does nothing. Every rank calls all of them, technique by
+    technique, in one order.
+    """
 
     weights: Mapping[str, float] = {}
-    """Terms that it adds to the loss, by name, and how they weigh. The model that `wrap` gave returns them, (B,) each, after its
-    prediction."""
+    """Terms that it adds to the loss, by name, and how they weigh. The model that `wrap` gave
+    returns them, (B,) each, after its prediction."""
     ended: bool = False
     """Whether the phase ends before its last step."""
 
@@ -55,7 +59,9 @@ class Technique:
         return {}
 
     def before_micro_batch(self, now: Position, first: int) -> None:
-        """Called before each forward pass; `first` is the number of its first sample in the global batch."""
+        """Called before each forward pass; `first` is the number of its first sample in the global
+        batch.
+        """
 
     def update(self, factor: float) -> None:
         """Update own parameters, at `factor` times the full rate. Skipped steps do not call it."""
@@ -69,7 +75,9 @@ class Technique:
         return {}
 
     def due(self, now: Position) -> bool:
-        """Whether something is to be measured or written after this step, beside the usual line of metrics."""
+        """Whether something is to be measured or written after this step, beside the usual line of
+        metrics.
+        """
         return False
 
     def measure(self, now: Position) -> dict[str, Any]:
@@ -81,7 +89,9 @@ class Technique:
         return {}
 
     def conclude(self, now: Position, measured: Mapping[str, Any]) -> dict[str, Any]:
-        """Act on what all techniques measured, which only rank 0 may know; more for the line of metrics."""
+        """Act on what all techniques measured, which only rank 0 may know; more for the line of
+        metrics.
+        """
         return {}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 
 def keep_threads(scratch: Path, wanted: int | None) -> None:
-    """Compute with as many threads an operation as the training that lies in `scratch`; a new one begins with those wanted.
+    """Compute with as many threads an operation as the training that lies in `scratch`; a new one
+    begins with those wanted.
 
     Args:
         scratch: where checkpoints lie; it has to be there.

@@ -27,7 +27,9 @@ class Trainable(Protocol):
 
     @property
     def model(self) -> Denoiser:
-        """The denoiser in training. Optimizers update those of its parameters that require a gradient."""
+        """The denoiser in training. Optimizers update those of its parameters that require a
+        gradient.
+        """
         ...
 
     @property

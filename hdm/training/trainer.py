@@ -1,7 +1,8 @@
 """One phase of training, from its first step or from a checkpoint, to the files of its output.
 
-Nothing random is kept: batches, noise, timesteps and TREAD's choice follow from the seed and the number of images seen, so that a
-checkpoint is tensors and a few numbers, and a killed run goes on bit by bit (on the CPU; elsewhere to rounding).
+Nothing random is kept: batches, noise, timesteps and TREAD's choice follow from the seed and the
+number of images seen, so that a checkpoint is tensors and a few numbers, and a killed run goes on
+bit by bit (on the CPU; elsewhere to rounding).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where
 
 
 def train(job: Job, stop: StopRequest) -> bool:
-    """Train a phase, or make what comes with its weights; True if it is done, False if it was saved on a signal.
+    """Train a phase, or make what comes with its weights; True if it is done, False if it was saved
+    on a signal.
 
     Raises:
         InputError: models and data do not fit each other.
@@ -185,7 +187,9 @@ class Trainer:
             self.checkpoints.go_back(step)
 
     def _prepare_line(self, step: Step, factor: float, norms: Mapping[str, Tensor]) -> None:
-        """Put the line of metrics that is due after this step into the position: a checkpoint holds it until it is written."""
+        """Put the line of metrics that is due after this step into the position: a checkpoint holds
+        it until it is written.
+        """
         now = self.state.position
         every = max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST))
         if now.step % every == 0 or now.step == self.num_steps:
@@ -196,7 +200,9 @@ class Trainer:
         self.state.position = now
 
     def report(self) -> bool:
-        """Measure and write what is due after this step; False if a signal cut it short: it is then due again on resuming."""
+        """Measure and write what is due after this step; False if a signal cut it short: it is then
+        due again on resuming.
+        """
         state = self.state
         if state.position.line is None:
             return True

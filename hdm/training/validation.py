@@ -1,4 +1,6 @@
-"""Losses at fixed pictures, fixed noise and fixed timesteps: comparable from step to step and from run to run."""
+"""Losses at fixed pictures, fixed noise and fixed timesteps: comparable from step to step and from
+run to run.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Losses:
     """Of some pictures.
 
     Args:
-        by_time: the mean loss at each of five timesteps, from little noise to much; empty without pictures.
+        by_time: the mean loss at each of five timesteps, from little noise to much; empty without
+            pictures.
         of_nothing: what the mean of these would be if no velocity at all were predicted.
     """
 
@@ -40,8 +43,8 @@ class Losses:
         return sum(self.by_time) / TIME_BINS
 
     def held_out(self) -> dict[str, Any]:
-        """What the metrics tell of held-out pictures: `validation_loss` and `validation_loss_by_time`, where one that is not finite is
-        None; {} without pictures."""
+        """What the metrics tell of held-out pictures: `validation_loss` and
+        `validation_loss_by_time`, where one that is not finite is None; {} without pictures."""
         if not self.by_time:
             return {}
         return {

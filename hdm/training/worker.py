@@ -1,6 +1,7 @@
 """One training process: `python -m hdm.training.worker JOB.json`, alone or as a rank of torchrun.
 
-Ends with 0 (done), 75 (stopped by a signal) or the exit code of its error, and writes which to `outcome-RANK.json`.
+Ends with 0 (done), 75 (stopped by a signal) or the exit code of its error, and writes which to
+`outcome-RANK.json`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def main(path: Path) -> int:
 
 
 def _lost_a_peer(error: Exception) -> bool:
-    """Whether this process fails only because another one is gone: gloo raises plain RuntimeErrors then."""
+    """Whether this process fails only because another one is gone: gloo raises plain RuntimeErrors
+    then.
+    """
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or (

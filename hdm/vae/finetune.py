@@ -1,7 +1,7 @@
 """Training an autoencoder, from its first step or from a checkpoint, to its last step.
 
-Nothing random is kept: crops, transforms and draws follow from the seed and the step, so that a killed run goes on bit by bit (on the
-CPU; elsewhere to rounding).
+Nothing random is kept: crops, transforms and draws follow from the seed and the step, so that a
+killed run goes on bit by bit (on the CPU; elsewhere to rounding).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Place:
     Args:
         folder: `metrics.jsonl` and `timing.jsonl` grow here.
         scratch: checkpoints lie here.
-        digest: of settings, pictures and the autoencoder to start from; a checkpoint of another digest is refused.
+        digest: of settings, pictures and the autoencoder to start from; a checkpoint of another
+            digest is refused.
     """
 
     folder: Path
@@ -68,7 +69,9 @@ class Batch:
 
 
 def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int) -> Batch:
-    """The batch of a step: every picture once before any comes again, a square of each, anywhere along its longer side."""
+    """The batch of a step: every picture once before any comes again, a square of each, anywhere
+    along its longer side.
+    """
     numbers = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
     rng = np.random.default_rng((settings.seed, step))
     squares = [
@@ -81,14 +84,18 @@ def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int)
 
 
 def takes_muon(name: str, tensor: Tensor) -> bool:
-    """Whether Muon takes a tensor of an autoencoder: convolutions and matrices with more than one row and column."""
+    """Whether Muon takes a tensor of an autoencoder: convolutions and matrices with more than one
+    row and column.
+    """
     return tensor.ndim >= 2 and min(tensor.shape[:2]) > 1
 
 
 @dataclass
 class _Position:
-    """Where training stands: steps done, the terms' sums over the `count` steps since the last line of metrics, and the most that was
-    explained of the pictures (`Finetuning.explained`) when that was looked at."""
+    """Where training stands: steps done, the terms' sums over the `count` steps since the last line
+    of metrics, and the most that was explained of the pictures (`Finetuning.explained`) when that
+    was looked at.
+    """
 
     step: int = 0
     count: int = 0
@@ -194,13 +201,17 @@ class Finetuning:
         return True
 
     def _look(self) -> None:
-        """Note how much is explained. Always of the same pictures, so that a fall is one of the weights."""
+        """Note how much is explained. Always of the same pictures, so that a fall is one of the
+        weights.
+        """
         most, now = self.position.most_explained, self.explained()
         self.position.most_explained = now if most is None else max(most, now)
 
     @torch.no_grad()
     def explained(self) -> float:
-        """Share of the first pictures, beyond each one's mean colour, that comes back from their latents."""
+        """Share of the first pictures, beyond each one's mean colour, that comes back from their
+        latents.
+        """
         settings, error, of_nothing = self.settings, 0.0, 0.0
         for start in range(0, min(BLOCK_IMAGES, len(self.pictures)), settings.batch_size):
             some = range(start, min(start + settings.batch_size, len(self.pictures)))

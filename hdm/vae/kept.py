@@ -70,7 +70,9 @@ class KeptPictures(Sequence[np.ndarray]):
 def held_out_pictures(
     download: Output, filter: Output, decoders: Decoders, count: int
 ) -> KeptPictures:
-    """The first `count` pictures that no training sees: held out, or else of the validation split; none if there is neither."""
+    """The first `count` pictures that no training sees: held out, or else of the validation split;
+    none if there is neither.
+    """
     found = (KeptPictures(download, filter, split, decoders, count) for split in HELD_OUT)
     return next(
         (pictures for pictures in found if len(pictures)),

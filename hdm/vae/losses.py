@@ -1,4 +1,5 @@
-"""What training an autoencoder makes small: differences of pictures, divergence of the posterior, lack of equivariance.
+"""What training an autoencoder makes small: differences of pictures, divergence of the posterior,
+lack of equivariance.
 
 Shapes: B batch, H W picture size; pictures (B, 3, H, W) in [-1, 1].
 """
@@ -27,7 +28,9 @@ def pixel_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tenso
 
 
 def edge_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
-    """The same of the differences between neighbouring pixels, downwards plus sideways: what blurs edges costs more."""
+    """The same of the differences between neighbouring pixels, downwards plus sideways: what blurs
+    edges costs more.
+    """
     return sum(
         (pixel_difference(decoded.diff(dim=axis), target.diff(dim=axis), kind) for axis in (2, 3)),
         decoded.new_zeros(()),
@@ -65,8 +68,8 @@ class Objective:
     ) -> tuple[Tensor, Terms]:
         """The loss of a batch, and its terms by name, unweighted.
 
-        With E, D the autoencoder, z a draw from E(x) and τ the transform: L(D(z), x) + w·L(D(τz), τx) + v·KL (EQ-VAE, arXiv 2502.09509,
-        which draws τ or the identity where this takes both).
+        With E, D the autoencoder, z a draw from E(x) and τ the transform: L(D(z), x) + w·L(D(τz),
+        τx) + v·KL (EQ-VAE, arXiv 2502.09509, which draws τ or the identity where this takes both).
 
         Args:
             model: a diffusers autoencoder; gradients reach its weights.

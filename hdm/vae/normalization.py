@@ -1,4 +1,6 @@
-"""The statistics that bring raw latents to mean 0 and deviation 1: measured, and written where each class of autoencoder keeps them."""
+"""The statistics that bring raw latents to mean 0 and deviation 1: measured, and written where each
+class of autoencoder keeps them.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from torch import Tensor
 def write_statistics(model: Any, raw: Sequence[Tensor]) -> None:
     """Write statistics of raw latents into an autoencoder.
 
-    By channel in the configuration (AutoencoderKL, the pooled tiny one); of 2 × 2 patches in a batch norm (AutoencoderKLFlux2); or one
-    factor, and one shift where the class knows it, for all channels (AutoencoderDC, AutoencoderTiny).
+    By channel in the configuration (AutoencoderKL, the pooled tiny one); of 2 × 2 patches in a
+    batch norm (AutoencoderKLFlux2); or one factor, and one shift where the class knows it, for all
+    channels (AutoencoderDC, AutoencoderTiny).
 
     Args:
         model: a diffusers autoencoder.
@@ -45,7 +48,9 @@ def by_channel(raw: Tensor) -> Tensor:
 
 
 def _patches(raw: Tensor) -> Tensor:
-    """(B, C, h, w) → (4·C, B·h/2·w/2), a channel's four places one after the other; an odd last row or column is left out."""
+    """(B, C, h, w) → (4·C, B·h/2·w/2), a channel's four places one after the other; an odd last row
+    or column is left out.
+    """
     height, width = (side // 2 for side in raw.shape[-2:])
     cut = raw[..., : 2 * height, : 2 * width].unflatten(-1, (width, 2)).unflatten(-3, (height, 2))
     return by_channel(cut.permute(0, 1, 3, 5, 2, 4).flatten(1, 3))

@@ -1,4 +1,6 @@
-"""LPIPS (arXiv 1801.03924) by torchmetrics, with weights that are on this machine or none at all."""
+"""LPIPS (arXiv 1801.03924) by torchmetrics, with weights that are on this machine or none at
+all.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ SMALLEST_PX = 32  # VGG16 halves four times
 
 
 def check_perceptual() -> None:
-    """Raise an InputError where torchmetrics or VGG16's weights are not on this machine. Nothing is fetched."""
+    """Raise an InputError where torchmetrics or VGG16's weights are not on this machine. Nothing is
+    fetched.
+    """
     if importlib.util.find_spec("torchmetrics") is None:
         raise InputError(
             "vae.perceptual_weight needs torchmetrics, which is not installed",
@@ -35,7 +39,8 @@ def check_perceptual() -> None:
 
 
 def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of two batches of pictures (B, 3, H, W) in [-1, 1]: their mean LPIPS distance with VGG16, differentiable.
+    """A function of two batches of pictures (B, 3, H, W) in [-1, 1]: their mean LPIPS distance with
+    VGG16, differentiable.
 
     Pictures below 32 px a side are enlarged to it first.
 
@@ -43,7 +48,8 @@ def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
         InputError: torchmetrics or VGG16's weights are not on this machine. Nothing is fetched.
     """
     check_perceptual()
-    # Its public function builds the network anew at every call and refuses values beyond [-1, 1], which a decoder gives.
+    # Its public function builds the network anew at every call and refuses values beyond [-1, 1],
+    # which a decoder gives.
     from torchmetrics.functional.image.lpips import _LPIPS
 
     network = (

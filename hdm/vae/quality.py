@@ -1,4 +1,5 @@
-"""What an autoencoder is worth: how pictures come back, and how far its latents are from equivariant.
+"""What an autoencoder is worth: how pictures come back, and how far its latents are from
+equivariant.
 
 Shapes: B batch, H W picture size; pictures (B, 3, H, W) in [-1, 1].
 """
@@ -34,7 +35,9 @@ def psnr(decoded: Tensor, image: Tensor) -> Tensor:
 
 
 def ssim(decoded: Tensor, image: Tensor) -> Tensor:
-    """Structural similarity of each picture (Wang et al. 2004: Gaussian window of 11 px, σ 1.5, whole windows alone): (B,), at most 1."""
+    """Structural similarity of each picture (Wang et al. 2004: Gaussian window of 11 px, σ 1.5,
+    whole windows alone): (B,), at most 1.
+    """
     window = torch.exp(
         -(torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) ** 2) / (2 * SIGMA**2)
     )
@@ -62,7 +65,8 @@ def measure_quality(
     size_px: int,
     features: Features | None = None,
 ) -> dict[str, float]:
-    """Reconstruction and equivariance over pictures that training has not seen, in their middle squares.
+    """Reconstruction and equivariance over pictures that training has not seen, in their middle
+    squares.
 
     Args:
         autoencoder: with its statistics, which errors of latents refer to.
@@ -71,8 +75,9 @@ def measure_quality(
         features: what the Fréchet distance is measured in; None: no such distance.
 
     Returns:
-        psnr_db and ssim, means over pictures; equivariance_decoded, equivariance_latent and reconstructed as `equivariance_errors` has
-        them; frechet_distance between the pictures and what comes back (FID's formula, in the given features, which are not FID's).
+        psnr_db and ssim, means over pictures; equivariance_decoded, equivariance_latent and
+        reconstructed as `equivariance_errors` has them; frechet_distance between the pictures and
+        what comes back (FID's formula, in the given features, which are not FID's).
     """
     totals: dict[str, float] = {}
     real, back = [], []

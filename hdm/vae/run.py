@@ -1,4 +1,6 @@
-"""From an autoencoder, or none, to a better one in a folder as diffusers writes them, measured before and after."""
+"""From an autoencoder, or none, to a better one in a folder as diffusers writes them, measured
+before and after.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def run(
         Quality `before` (None from scratch) and `after`, as `measure_quality` has it.
 
     Raises:
-        InputError: too few pictures, squares that do not fit the autoencoder, or no such autoencoder.
+        InputError: too few pictures, squares that do not fit the autoencoder, or no such
+            autoencoder.
         SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
     """
     forget_launchers()
@@ -132,7 +135,9 @@ def _before(
     device: str,
     features: Features | None,
 ) -> dict[str, float] | None:
-    """Quality of the autoencoder to start from, measured once; with statistics as they will be measured afterwards."""
+    """Quality of the autoencoder to start from, measured once; with statistics as they will be
+    measured afterwards.
+    """
     if reference is None:
         return None
     file = place.scratch / f"before-{place.digest[:16]}.json"
@@ -148,7 +153,9 @@ def _before(
 
 @torch.no_grad()
 def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings) -> None:
-    """Measure the latents' statistics on training pictures, in crops that training may have had, and write them into the model."""
+    """Measure the latents' statistics on training pictures, in crops that training may have had,
+    and write them into the model.
+    """
     device = next(model.parameters()).device
     steps = -(-min(STATISTICS_IMAGES, len(pictures)) // settings.batch_size)
     batches = (make_batch(pictures, settings, step) for step in range(steps))
@@ -158,7 +165,9 @@ def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings
 
 
 def write_autoencoder(model: Any, folder: Path) -> Path:
-    """config.json and the weights, as diffusers loads them, the same bytes wherever the model came from; the folder."""
+    """config.json and the weights, as diffusers loads them, the same bytes wherever the model came
+    from; the folder.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     with hushed("diffusers"):
         model.to("cpu").save_pretrained(folder)

@@ -1,4 +1,5 @@
-"""The optional stage `vae`: the autoencoder, fine-tuned on the kept training pictures, measured on those kept out.
+"""The optional stage `vae`: the autoencoder, fine-tuned on the kept training pictures, measured on
+those kept out.
 
 autoencoder/config.json, autoencoder/diffusion_pytorch_model.safetensors    as diffusers writes them
 metrics.jsonl                                                                the losses
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
-    """What the fine-tuned autoencoder depends on: settings, pictures, the one that it starts from, and what measures it.
+    """What the fine-tuned autoencoder depends on: settings, pictures, the one that it starts from,
+    and what measures it.
 
     Raises:
         InputError: a model is not on this machine.

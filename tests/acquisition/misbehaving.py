@@ -1,4 +1,6 @@
-"""A web server on loopback that answers exactly the bytes it is told to, and misbehaves on demand."""
+"""A web server on loopback that answers exactly the bytes it is told to, and misbehaves on
+demand.
+"""
 
 import io
 import socketserver

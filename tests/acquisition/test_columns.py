@@ -1,4 +1,6 @@
-"""Columns and fields under the names that people give them: taken, or a loss that says what to set."""
+"""Columns and fields under the names that people give them: taken, or a loss that says what to
+set.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""The whole stage: every item counted, shards that others can read, and a kill at any moment leaves what an undisturbed run leaves."""
+"""The whole stage: every item counted, shards that others can read, and a kill at any moment leaves
+what an undisturbed run leaves.
+"""
 
 import hashlib
 import json
@@ -345,7 +347,9 @@ def test_a_file_that_cannot_grow_is_named(folder, tmp_path):
     ("kind", "seen"), [("folder", "images-00003.tar"), ("urls", "samples-00001.parquet")]
 )
 def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
-    """SIGKILL as soon as a file is there; the same command then gives what an undisturbed run gives."""
+    """SIGKILL as soon as a file is there; the same command then gives what an undisturbed run
+    gives.
+    """
     root = tmp_path / "pictures"
     root.mkdir()
     for number in range(60):

@@ -1,4 +1,6 @@
-"""Noto Emoji from its site and from a folder: the same pictures under the same keys, and a missing file is counted."""
+"""Noto Emoji from its site and from a folder: the same pictures under the same keys, and a missing
+file is counted.
+"""
 
 from __future__ import annotations
 

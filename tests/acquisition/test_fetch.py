@@ -1,4 +1,6 @@
-"""What the downloader makes of a web that misbehaves: one word, bounded bytes and seconds, no connection to where it must not go."""
+"""What the downloader makes of a web that misbehaves: one word, bounded bytes and seconds, no
+connection to where it must not go.
+"""
 
 import asyncio
 import gzip

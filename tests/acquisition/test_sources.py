@@ -1,4 +1,6 @@
-"""Every kind of source gives the same items in the same order, whatever people put into their lists, folders, tars and data sets."""
+"""Every kind of source gives the same items in the same order, whatever people put into their
+lists, folders, tars and data sets.
+"""
 
 import hashlib
 import io

@@ -1,4 +1,6 @@
-"""Captions in every form in which people keep them, and what is said of those that cannot be read."""
+"""Captions in every form in which people keep them, and what is said of those that cannot be
+read.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Links, loops, pipes and hidden files below a folder: each is read once or named with its reason."""
+"""Links, loops, pipes and hidden files below a folder: each is read once or named with its
+reason.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""A store keeps what a download made: whoever changes what it makes of the same source gives it another version."""
+"""A store keeps what a download made: whoever changes what it makes of the same source gives it
+another version.
+"""
 
 import hashlib
 import json
@@ -10,7 +12,9 @@ from hdm.config import DownloadSettings
 from tests.acquisition.misbehaving import png
 
 RESULTS = {4: "ffbefd0e352f47f9725020481fe4bbd1bcd76f1e79fae4cb0525b3005bd6ee66"}
-"""Version → sha256 of what came of SOURCE. A line is added with each version, and none is changed."""
+"""Version → sha256 of what came of SOURCE. A line is added with each version, and none is
+changed.
+"""
 SOURCE = {
     "a.txt": b"a fox\nan animal",
     "b.txt": "un renard près de l’étang".encode("cp1252"),

@@ -1,4 +1,6 @@
-"""Trainings end in time however fast the machine turns out to be: told by a clock that the tests turn."""
+"""Trainings end in time however fast the machine turns out to be: told by a clock that the tests
+turn.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A bootstrap that was stopped or killed goes on inside a training, and ends with the bytes of one that was left alone."""
+"""A bootstrap that was stopped or killed goes on inside a training, and ends with the bytes of one
+that was left alone.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,9 @@ def test_other_options_or_pictures_do_not_go_on_there(
 def test_minutes_that_are_over_end_every_training_and_measuring_early(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is left of the minutes counts, not the plan: here of a clock that ran out before it began."""
+    """What is left of the minutes counts, not the plan: here of a clock that ran out before it
+    began.
+    """
     check = partial(SceneQuality, count=50)
     record = run(tmp_path / "out", minutes=5, begun=time.monotonic() - 3600, check=check)
     taken = {part: schedule[-1][1] for part, schedule in record["schedules"].items()}

@@ -1,4 +1,6 @@
-"""Small models of the real classes, saved as hub models are; downloads as the curation tests make them."""
+"""Small models of the real classes, saved as hub models are; downloads as the curation tests make
+them.
+"""
 
 from __future__ import annotations
 

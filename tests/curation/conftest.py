@@ -26,7 +26,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def make_download(store: Store) -> MakeDownload:
-    """Items are (file bytes, given captions: one, several or None); None for bytes is an item that failed."""
+    """Items are (file bytes, given captions: one, several or None); None for bytes is an item that
+    failed.
+    """
 
     def make(*shards: Sequence[tuple[bytes | None, str | Sequence[str] | None]]) -> Output:
         identity = Identity("download", 1, {"items": [len(shard) for shard in shards]})

@@ -1,4 +1,6 @@
-"""Copies as the web makes them, of real photographs and drawings; who is kept; which pictures belong together."""
+"""Copies as the web makes them, of real photographs and drawings; who is kept; which pictures
+belong together.
+"""
 
 import importlib.util
 import json
@@ -125,7 +127,8 @@ def test_unrelated_crops_are_kept_apart(photos):
     assert (pairs[:, 0] % len(photos) == pairs[:, 1] % len(photos)).all()
 
 
-# Crops of different photographs whose hashes are near and which have an edge or two in common: file, box, transposition, twice.
+# Crops of different photographs whose hashes are near and which have an edge or two in common:
+# file, box, transposition, twice.
 LIKE_EACH_OTHER = [
     [("000000216794", 528, 2, 103, 123, 3), ("000000256353", 452, 74, 159, 110, 4)],
     [("000000177977", 493, 201, 121, 83, 6), ("000000084284", 33, 35, 206, 135, 7)],

@@ -102,7 +102,9 @@ def test_the_best_of_several_captions_counts_and_long_ones_are_counted(
 def test_pictures_over_a_limit_are_rows_with_a_status_of_their_own_and_counted(
     store, make_download
 ):
-    """A JPEG of 2,000 scans, an animation broken behind its first frame, and pixels for which the memory is too small."""
+    """A JPEG of 2,000 scans, an animation broken behind its first frame, and pixels for which the
+    memory is too small.
+    """
     whole = encoded(photograph(640, 480), "JPEG", progressive=True)
     scans = whole[:-2] + 2000 * whole[whole.rindex(b"\xff\xda") : -2] + whole[-2:]
     frames = [photograph(), photograph().rotate(180)]

@@ -1,4 +1,6 @@
-"""Sharpness and noise against what is known of drawn edges, drawn noise, real photographs and scenes."""
+"""Sharpness and noise against what is known of drawn edges, drawn noise, real photographs and
+scenes.
+"""
 
 import math
 from pathlib import Path
@@ -45,7 +47,8 @@ def test_grey_is_pillows():
 @pytest.mark.parametrize("contrast", [40, 200])
 @pytest.mark.parametrize("sigma", [1.5, 2.5, 4.0])
 def test_a_gaussian_edge_has_the_sharpness_of_its_second_derivative(sigma, contrast):
-    # A step of height 1 blurred by a Gaussian has the second derivative x / s³ φ(x / s), greatest at x = s: 0.242 / s².
+    # A step of height 1 blurred by a Gaussian has the second derivative x / s³ φ(x / s), greatest
+    # at x = s: 0.242 / s².
     erf = np.vectorize(math.erf)
     edge = 20 + contrast * 0.5 * (1 + erf((np.arange(128) - 63.5) / (sigma * np.sqrt(2))))
     grey = np.tile(edge.astype(np.float32), (128, 1))

@@ -1,4 +1,6 @@
-"""Colour that a file says in numbers, against the formulas of the specifications: sRGB's curve, powers, matrices made of primaries."""
+"""Colour that a file says in numbers, against the formulas of the specifications: sRGB's curve,
+powers, matrices made of primaries.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +190,9 @@ def test_colour_without_a_defined_white_is_refused_with_the_reason(
 
 
 def refused_by_header(data: bytes) -> str:
-    """So that a download counts the picture as refused, where it would be too late in a later stage."""
+    """So that a download counts the picture as refused, where it would be too late in a later
+    stage.
+    """
     with pytest.raises(BadImage) as refusal:
         inspect(data, SETTINGS)
     return str(refusal.value)
@@ -208,7 +212,9 @@ def test_numbers_that_are_no_colour_are_ignored_and_flagged() -> None:
 
 
 def test_the_code_points_of_heic_and_avif_count_too() -> None:
-    """A file that says Display P3 by numbers; one of high dynamic range is refused, not shown pale."""
+    """A file that says Display P3 by numbers; one of high dynamic range is refused, not shown
+    pale.
+    """
     truth = np.asarray(photograph(96, 64))
     expected = srgb(brought(DISPLAY_P3, linear_of_srgb(truth)))
     picture = decode((HEIF / "display_p3.heic").read_bytes(), SETTINGS)

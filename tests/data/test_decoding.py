@@ -1,4 +1,6 @@
-"""Pictures in processes of their own: a bad one costs its own answer, within limits, and takes no process's parent with it."""
+"""Pictures in processes of their own: a bad one costs its own answer, within limits, and takes no
+process's parent with it.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ def test_the_process_has_the_memory_that_is_set() -> None:
 
 
 def test_a_killed_process_loses_no_picture_and_twice_for_one_is_for_want_of_memory() -> None:
-    """The kernel kills what takes more than the machine has: that says nothing of the picture, so nothing is left out silently."""
+    """The kernel kills what takes more than the machine has: that says nothing of the picture, so
+    nothing is left out silently.
+    """
     with Decoders(ImageSettings(), by_order, count=1) as decoders:
         assert outcomes(decoders, [GOOD]) == ["ok"]
         running = decoders.processes[0].process
@@ -172,7 +176,9 @@ def test_what_loading_raises_is_the_answer_of_that_file_alone() -> None:
 
 @pytest.mark.parametrize("limit_mb", [1, 3, 20])
 def test_pictures_under_way_take_no_more_memory_than_allowed(limit_mb: int) -> None:
-    """Counted as the stages count it; one that alone is over the limit is still decoded, by itself."""
+    """Counted as the stages count it; one that alone is over the limit is still decoded, by
+    itself.
+    """
     lock, under_way, most = threading.Lock(), [0, 0], []
     cost = picture_cost(300, 200, 0)
 

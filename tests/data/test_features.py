@@ -23,7 +23,9 @@ def places(height: int, width: int) -> torch.Tensor:
 
 
 def expected(crop: Crop, patch: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
-    """Where tokens lie, by counting; no nearer to the frame's border than the outermost features."""
+    """Where tokens lie, by counting; no nearer to the frame's border than the outermost
+    features.
+    """
     found = []
     for row in range(crop.side // patch):
         for column in range(crop.side // patch):
@@ -63,7 +65,9 @@ def test_a_feature_that_is_its_own_place_comes_out_as_the_tokens_place(
 
 
 def write_features(world: World, root: Path, keys: list[str]) -> Output:
-    """Of each picture's shape: its places, and a number that is the picture's own. Two shards a shape, in another order than latents."""
+    """Of each picture's shape: its places, and a number that is the picture's own. Two shards a
+    shape, in another order than latents.
+    """
     filter = world.outputs["filter"]
     with Store(root).draft(Identity("encode.features", 1, {}, {"filter": filter.digest})) as draft:
         shapes = sorted({tuple(world.latents[key].shape[1:]) for key in keys})
@@ -109,7 +113,8 @@ def test_a_batch_holds_each_pictures_own_features_at_its_tokens(
         ):
             height, width = world.latents[key].shape[1:]
             assert (found[:, 2] == list(world.latents).index(key)).all()
-            # The loader's own positions have the longer side in [-1, 1], and 0 in the frame's middle.
+            # The loader's own positions have the longer side in [-1, 1], and 0 in the frame's
+            # middle.
             centre = (
                 positions.mean(0) * max(height, width) / torch.tensor([height, width]) / 2 + 0.5
             )

@@ -1,4 +1,6 @@
-"""Gathering: the bytes of every run, wherever it lies, and never a payload of another size than was promised."""
+"""Gathering: the bytes of every run, wherever it lies, and never a payload of another size than was
+promised.
+"""
 
 from __future__ import annotations
 

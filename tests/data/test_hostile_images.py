@@ -1,4 +1,6 @@
-"""Entries 41, 42 and 44 to 47 of the catalogue of faults where test_images.py does not have them: bombs, and files of real makers."""
+"""Entries 41, 42 and 44 to 47 of the catalogue of faults where test_images.py does not have them:
+bombs, and files of real makers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SETTINGS = ImageSettings()
 
 
 def gif_of_many_frames(count: int) -> bytes:
-    """Each frame one transparent pixel in 22 bytes: the file of a pair of frames, its last one repeated."""
+    """Each frame one transparent pixel in 22 bytes: the file of a pair of frames, its last one
+    repeated.
+    """
     frames = [Image.new("P", (64, 64), number) for number in (0, 1)]
     two = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
     one = encoded(frames[0], "GIF")
@@ -101,7 +105,9 @@ GROWTH = """
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_takes_bounded_memory(name: str, tmp_path: Path) -> None:
-    """All would take gigabytes or hundreds of megabytes; Pillow itself lets no text or profile of a PNG grow beyond 1 and 64 MB."""
+    """All would take gigabytes or hundreds of megabytes; Pillow itself lets no text or profile of a
+    PNG grow beyond 1 and 64 MB.
+    """
     path = tmp_path / "bomb"
     path.write_bytes(BOMBS[name]())
     done = subprocess.run(
@@ -142,7 +148,9 @@ def test_real_animations_and_pages_are_told() -> None:
 
 
 def test_a_real_jpeg_in_cmyk_looks_as_its_rgb_twin() -> None:
-    """Photoshop's: YCCK, inverted, as printers want it; without its profile the colours are near, not equal."""
+    """Photoshop's: YCCK, inverted, as printers want it; without its profile the colours are near,
+    not equal.
+    """
     folder = shared("robustness/pillow")
     found, twin = (
         decode((folder / f"pil_sample_{mode}.jpg").read_bytes(), SETTINGS).pixels.astype(int)
@@ -180,13 +188,17 @@ def test_wider_primaries_are_brought_to_srgb_as_the_matrices_say(
 
 
 def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """Linear RGB to XYZ under D65: columns of the primaries' chromaticities, scaled so that they make white together."""
+    """Linear RGB to XYZ under D65: columns of the primaries' chromaticities, scaled so that they
+    make white together.
+    """
     columns = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries]).T
     return columns * np.linalg.solve(columns, np.array([0.9505, 1.0, 1.0891]))
 
 
 def _profile_with_primaries(primaries: tuple[tuple[float, float], ...]) -> bytes:
-    """sRGB's profile, with other primaries (x, y) under D65, adapted to D50 by Bradford's matrix, and another name."""
+    """sRGB's profile, with other primaries (x, y) under D65, adapted to D50 by Bradford's matrix,
+    and another name.
+    """
     bradford = np.array(
         [[1.0479, 0.0229, -0.0502], [0.0296, 0.9904, -0.0171], [-0.0092, 0.0151, 0.7519]]
     )

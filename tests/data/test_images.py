@@ -88,7 +88,9 @@ def test_lossy_formats_come_close(name, options):
 
 @pytest.mark.parametrize("name", ["plain", "turned", "two"])
 def test_heic_comes_close_and_upright(name):
-    """A telephone's file says its rotation twice, in HEIF's own terms and in EXIF: it is applied once."""
+    """A telephone's file says its rotation twice, in HEIF's own terms and in EXIF: it is applied
+    once.
+    """
     data, truth = (HEIF / f"{name}.heic").read_bytes(), np.asarray(photograph(96, 64)).astype(int)
     picture = decode(data, SETTINGS)
     assert picture.format == "HEIF"
@@ -236,7 +238,8 @@ def test_swapped_primaries_of_a_profile_are_swapped_back():
         bytes(srgb[at : at + 4]): at
         for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132], "big"), 12)
     }
-    # The file claims that its red channel is blue light: exchange where the two tags point, and the name that says sRGB.
+    # The file claims that its red channel is blue light: exchange where the two tags point, and the
+    # name that says sRGB.
     red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
     srgb[red + 4 : red + 12], srgb[blue + 4 : blue + 12] = (
         srgb[blue + 4 : blue + 12],
@@ -415,7 +418,9 @@ def test_floating_point_samples_are_refused_aloud():
     "folder", ["robustness/pillow", "robustness/pngsuite", "photos/met_public_domain"]
 )
 def test_every_odd_file_is_a_picture_or_a_refusal(folder):
-    """Size in the header and size of the pixels agree; no message holds an address of the moment."""
+    """Size in the header and size of the pixels agree; no message holds an address of the
+    moment.
+    """
     statuses, messages = [], []
     for path in sorted(path for path in shared(folder).rglob("*") if path.is_file()):
         data = path.read_bytes()

@@ -1,4 +1,6 @@
-"""The loader: every sample is a crop, a place and a caption of its picture, and the order is a pure function of the clock."""
+"""The loader: every sample is a crop, a place and a caption of its picture, and the order is a pure
+function of the clock.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Several data sets in one order: shares as the weights say, each set in its own order, the same on any number of processes."""
+"""Several data sets in one order: shares as the weights say, each set in its own order, the same on
+any number of processes.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ def test_in_every_stretch_shares_are_as_the_weights_say(weights: list[float]) ->
     for number, weight in enumerate(weights):
         share = float(Fraction(weight) / sum(map(Fraction, weights)))
         off = counts[number] - share * np.arange(count + 1)
-        # The count of a stretch is the difference of two counts from the start: its error is at most the range of theirs.
+        # The count of a stretch is the difference of two counts from the start: its error is at
+        # most the range of theirs.
         assert off.max() - off.min() < (1 if number == 0 else 2) + count * 2**-20
 
 
@@ -145,7 +148,9 @@ def test_cached_text_is_woven_too(worlds: list[World]) -> None:
 
 
 def test_order_is_as_good_as_a_permutation(tmp_path: Path) -> None:
-    """The order in each set is unrelated to its rows, and so is which pictures of two sets stand together."""
+    """The order in each set is unrelated to its rows, and so is which pictures of two sets stand
+    together.
+    """
     pair = [make_world(tmp_path / str(number), 800, seed=number) for number in range(2)]
     whole = mixture(pair, [1, 1], batch_size=100)
     places = [{key: place for place, key in enumerate(world.latents)} for world in pair]

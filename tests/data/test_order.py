@@ -1,4 +1,6 @@
-"""Order and chance: bijections for every size, uniform and independent to what statistics can see."""
+"""Order and chance: bijections for every size, uniform and independent to what statistics can
+see.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def test_a_place_does_not_depend_on_what_is_asked_with_it() -> None:
 
 
 def test_the_order_is_the_one_that_is_written_down() -> None:
-    # The same network on Python's integers: a later version that shuffled otherwise would resume an old run elsewhere.
+    # The same network on Python's integers: a later version that shuffled otherwise would resume an
+    # old run elsewhere.
     def mixed(value: int) -> int:
         value = (value + 0x9E3779B97F4A7C15) % 2**64
         value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) % 2**64
@@ -88,7 +91,8 @@ def test_small_sets_see_all_their_orders() -> None:
     seen = np.array([permuted(np.arange(4), 4, 0, epoch) for epoch in range(1200)])
     _, counts = np.unique(seen, axis=0, return_counts=True)
     assert len(counts) == 24
-    # 24 orders, 50 each: chi-squared with 23 degrees of freedom is below 60 with probability 0.99996.
+    # 24 orders, 50 each: chi-squared with 23 degrees of freedom is below 60 with probability
+    # 0.99996.
     assert ((counts - 50) ** 2 / 50).sum() < 60
 
 

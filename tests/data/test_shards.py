@@ -1,4 +1,6 @@
-"""Tar shards: what is written is read back by place, from many threads, and what is missing is said."""
+"""Tar shards: what is written is read back by place, from many threads, and what is missing is
+said.
+"""
 
 import hashlib
 import os

@@ -1,4 +1,6 @@
-"""Captions of tags: what is written, what is left out how often, and the same at the same position."""
+"""Captions of tags: what is written, what is left out how often, and the same at the same
+position.
+"""
 
 from __future__ import annotations
 

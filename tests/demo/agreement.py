@@ -21,7 +21,9 @@ SIDE, COLUMNS = 64, 16  # of a picture in pixels, and pictures a row
 
 @dataclass(frozen=True)
 class Label:
-    """One object of a labelled picture; kind and colour are None where one sees none, or several colours."""
+    """One object of a labelled picture; kind and colour are None where one sees none, or several
+    colours.
+    """
 
     picture: int
     set: str
@@ -60,7 +62,9 @@ def compare(folder: Path = FOLDER) -> Iterator[tuple[Label, Found | None]]:
 
 
 def _in_order(found: list[Found], labels: list[Label]) -> list[Found | None]:
-    """The largest objects, as many as there are labels, in their order: left to right, or top to bottom."""
+    """The largest objects, as many as there are labels, in their order: left to right, or top to
+    bottom.
+    """
     if len(found) < len(labels):
         return [None] * len(labels)
     axis = int(labels[0].place in ("top", "bottom"))

@@ -1,4 +1,6 @@
-"""The diffusers pipeline: from weights to a folder, from the folder to the same pictures that our own sampler makes."""
+"""The diffusers pipeline: from weights to a folder, from the folder to the same pictures that our
+own sampler makes.
+"""
 
 from __future__ import annotations
 

@@ -27,9 +27,11 @@ CONFIG = XUTConfig(
 
 
 def gaussian_flow(mean: float, std: float):
-    """Velocity of the flow that carries N(0, 1) at t = 1 to N(mean, std²) at t = 0, and where it carries each noise.
+    """Velocity of the flow that carries N(0, 1) at t = 1 to N(mean, std²) at t = 0, and where it
+    carries each noise.
 
-    x_t is N((1-t)·mean, s_t²) with s_t² = (1-t)²·std² + t²; the flow keeps (x_t - (1-t)·mean) / s_t.
+    x_t is N((1-t)·mean, s_t²) with s_t² = (1-t)²·std² + t²; the flow keeps (x_t - (1-t)·mean) /
+    s_t.
     """
 
     def spread(t):

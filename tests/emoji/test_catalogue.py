@@ -1,4 +1,6 @@
-"""What is trained on and what is asked for: nothing that is asked for leaks into training, and each question can be answered."""
+"""What is trained on and what is asked for: nothing that is asked for leaks into training, and each
+question can be answered.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def split_name(name: str) -> tuple[str, str | None]:
     """A name without its skin tone, and the tone; read from the text alone."""
     found = TONE.search(name)
     rest = TONE.sub("", name)
-    # "man: dark skin tone, red hair" is "man: red hair": the comma that is left belongs to the colon that went.
+    # "man: dark skin tone, red hair" is "man: red hair": the comma that is left belongs to the
+    # colon that went.
     return (re.sub(r"^([^:,]+), ", r"\1: ", rest) if found else rest), found and found[1]
 
 

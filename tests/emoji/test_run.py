@@ -1,4 +1,6 @@
-"""`hdm run emoji` without a network, with few steps: pictures and TAEF2 from `../shared`, the demo's text encoder."""
+"""`hdm run emoji` without a network, with few steps: pictures and TAEF2 from `../shared`, the
+demo's text encoder.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A small download with its filter's and captioner's outputs, and small models of the real classes."""
+"""A small download with its filter's and captioner's outputs, and small models of the real
+classes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from hdm.data.shards import TarShard
 from hdm.data.tables import CAPTIONS, SAMPLES, SCORES, shard_name, write_table
 from hdm.store import Identity, Output, Store
 
-# Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller than 16 px.
+# Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller
+# than 16 px.
 SIZES = [
     (40, 40),
     (64, 32),

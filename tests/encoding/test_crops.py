@@ -1,4 +1,6 @@
-"""The cost of cropping latents: nothing for a network that looks at its own cell, at the cut alone for one of known reach."""
+"""The cost of cropping latents: nothing for a network that looks at its own cell, at the cut alone
+for one of known reach.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +70,9 @@ def test_it_is_measured_in_standard_deviations_and_so_whatever_the_scale() -> No
         error_of(lambda image, by=by: by * blurred(image, 2) + by, (64, 96)) for by in (1, 10)
     )
     assert ten.border == pytest.approx(one.border, rel=1e-5)
-    # The padding's zeros stand for what was cut off. White noise averaged over n = 25 cells has 1/n of its variance; at the cut 2 and
-    # then 1 of 5 columns are missing, which is 10/625 and 5/625 of the noise's variance, 0.3 of the average's own on average.
+    # The padding's zeros stand for what was cut off. White noise averaged over n = 25 cells has 1/n
+    # of its variance; at the cut 2 and then 1 of 5 columns are missing, which is 10/625 and 5/625
+    # of the noise's variance, 0.3 of the average's own on average.
     large = error_of(lambda image: blurred(image, 2), (512, 768))
     assert large.border == pytest.approx(0.3**0.5, rel=0.1)
 

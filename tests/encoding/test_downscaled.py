@@ -1,4 +1,6 @@
-"""A resolution from a larger one's latents: the pictures and shapes of encoding, values as another library scales, and the cost told."""
+"""A resolution from a larger one's latents: the pictures and shapes of encoding, values as another
+library scales, and the cost told.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,9 @@ def encode(home) -> Output:
 
 
 def by_hand(folder: Path, pixels: np.ndarray) -> torch.Tensor:
-    """Square pictures alone: resized, normalised with the published figures, through transformers' own class."""
+    """Square pictures alone: resized, normalised with the published figures, through transformers'
+    own class.
+    """
     from transformers import Dinov2Model
 
     image = (

@@ -31,7 +31,8 @@ def test_the_frame_is_the_whole_picture_up_to_the_aspect_limit(
         <= max(framing.resolution * max_aspect, framing.resolution) + 1e-3
     )
 
-    # The cut lies about the middle, keeps the shorter side, and has the picture's aspect up to the limit.
+    # The cut lies about the middle, keeps the shorter side, and has the picture's aspect up to the
+    # limit.
     assert left + right == pytest.approx(width)
     assert top + bottom == pytest.approx(height)
     assert min(right - left, bottom - top) == pytest.approx(min(width, height))
@@ -40,7 +41,8 @@ def test_the_frame_is_the_whole_picture_up_to_the_aspect_limit(
         min(aspect, max_aspect)
     )
 
-    # Nothing is cropped to reach a multiple: the longer side is the nearest one (at the limit the one below).
+    # Nothing is cropped to reach a multiple: the longer side is the nearest one (at the limit the
+    # one below).
     exact = framing.resolution * min(aspect, max_aspect)
     assert abs(max(framed_width, framed_height) - exact) <= multiple / 2 * (
         1 if aspect < max_aspect - multiple / framing.resolution else 2

@@ -1,4 +1,6 @@
-"""The encode stage on real files: each kept picture once, as the autoencoder gives it, whatever happens on the way."""
+"""The encode stage on real files: each kept picture once, as the autoencoder gives it, whatever
+happens on the way.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def rows_by_key(output: Output) -> dict[str, torch.Tensor]:
 def framed_by_hand(
     pixels: np.ndarray, max_aspect: float = 2.0, resolution: int = RESOLUTION
 ) -> torch.Tensor:
-    """(1, 3, h, w) in [-1, 1]: cut with integers where the cut is whole, brought to the nearest multiple."""
+    """(1, 3, h, w) in [-1, 1]: cut with integers where the cut is whole, brought to the nearest
+    multiple.
+    """
     height, width = pixels.shape[:2]
     longer = min(max(width, height), min(width, height) * max_aspect)
     box = (
@@ -347,7 +351,8 @@ def test_a_flipped_byte_in_a_finished_shard_is_found_and_mended(home) -> None:
     assert contents(encode(home).path) == before
 
 
-# One process that has loaded everything forks the runs that are killed, so that their start costs nothing.
+# One process that has loaded everything forks the runs that are killed, so that their start costs
+# nothing.
 KILLED_RUNS = """
 import os, random, signal, sys, time
 from pathlib import Path

@@ -111,7 +111,8 @@ def test_photographs_come_back_from_their_shards_and_crops_are_near(tmp_path: Pa
     assert sorted(seen) == sorted(files)
     assert -10 * np.log10(np.mean(noise)) > 24  # at so few pixels; 29 at full size
 
-    # Measured on nine photographs: 8 to 9 % of the standard deviation inside, 35 to 38 % within two positions of the cut.
+    # Measured on nine photographs: 8 to 9 % of the standard deviation inside, 35 to 38 % within two
+    # positions of the cut.
     figures = output.run()["figures"]
     assert 0 < figures["crop_error"] < 0.2
     assert figures["crop_error"] < figures["crop_error_border"] < 0.6

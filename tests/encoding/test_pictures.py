@@ -1,4 +1,6 @@
-"""Frames of kept pictures, cut in the processes that decode: in order, of several sizes, and damage is told."""
+"""Frames of kept pictures, cut in the processes that decode: in order, of several sizes, and damage
+is told.
+"""
 
 from __future__ import annotations
 

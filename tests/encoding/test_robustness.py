@@ -1,4 +1,6 @@
-"""Odd, broken and hostile files as a whole data set, through the decoding processes and the stage: nothing crashes, hangs or grows."""
+"""Odd, broken and hostile files as a whole data set, through the decoding processes and the stage:
+nothing crashes, hangs or grows.
+"""
 
 from __future__ import annotations
 

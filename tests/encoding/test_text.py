@@ -1,4 +1,6 @@
-"""Token ids and text embeddings: the tokenizer's and the encoder's own, found again through the loader."""
+"""Token ids and text embeddings: the tokenizer's and the encoder's own, found again through the
+loader.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,8 @@ def test_8_bits_through_the_loaders_table_and_what_they_cost(
     assert torch.equal(mask, same)
     assert second.dtype == torch.float16
     assert (second[~mask] == 0).all()
-    # The stage's figure is of the first 64 captions without the empty one; here are fewer, and the empty one.
+    # The stage's figure is of the first 64 captions without the empty one; here are fewer, and the
+    # empty one.
     found, truth = second[:-1][mask[:-1]].float(), first[:-1][mask[:-1]].float()
     by_hand = ((found - truth).square().mean(0).sqrt() / truth.std(0)).median().item()
     assert rounded.summary["error"] == pytest.approx(by_hand, rel=0.05)

@@ -1,4 +1,6 @@
-"""A small data set of scenes, really downloaded, measured, filtered and captioned, and a denoiser that has not learnt anything yet."""
+"""A small data set of scenes, really downloaded, measured, filtered and captioned, and a denoiser
+that has not learnt anything yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The page on which a person chooses names: as a browser runs it, with clicks; and copies of training pictures."""
+"""The page on which a person chooses names: as a browser runs it, with clicks; and copies of
+training pictures.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def page(tmp_path: Path, clicks: dict[str, list[int | None]]) -> str:
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_answers_are_scored_when_a_set_is_complete_and_hidden_before(tmp_path: Path) -> None:
-    # Number i is right with choice i % 4: of the first set six of eight, the second is not complete.
+    # Number i is right with choice i % 4: of the first set six of eight, the second is not
+    # complete.
     clicks = {"combinations": [0, 1, 2, 3, 0, 1, 3, 2], "names": [0, None, 2]}
     source = page(tmp_path, clicks)
     # The text area's value is a property; the page shows the score as text as well.

@@ -203,7 +203,9 @@ def test_clip_scores_and_distances_are_those_of_the_pictures(gallery, output, li
 
 
 def test_copies_of_the_very_pictures_are_no_nearer_than_these(gallery):
-    """What a model that knows its pictures by heart would score: what real ones do, and not a seventh of it."""
+    """What a model that knows its pictures by heart would score: what real ones do, and not a
+    seventh of it.
+    """
     real, measures = read_real(gallery.inputs, 1.0, 70), gallery.inputs["filter.contrastive"]
     keys = tuple(real.captions)
     prompts = PromptSet("held_out", tuple(real.captions.values()), keys=keys)

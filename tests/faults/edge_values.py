@@ -1,8 +1,10 @@
-"""Every number of the data stages at the edges of its bounds, run for real: an end or an error in words, never a traceback.
+"""Every number of the data stages at the edges of its bounds, run for real: an end or an error in
+words, never a traceback.
 
     python -m tests.faults.edge_values [PART_OF_A_NAME …]
 
-Runs share a store, so that a run makes only the stage that its number belongs to, and what comes after.
+Runs share a store, so that a run makes only the stage that its number belongs to, and what comes
+after.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ UNTIL = {
     "encode": "encode",
     "threads": "encode",
 }
-"""Where a number stands → the last stage that is run with it: the next one that reads what it changed."""
+"""Where a number stands → the last stage that is run with it: the next one that reads what it
+changed.
+"""
 LIMIT_SEC = 300
 TEXT = """\
 pipelines:

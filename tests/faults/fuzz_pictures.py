@@ -1,12 +1,13 @@
-"""Decode picture files that are broken in every way one can think of: each is a picture or a refusal, within seconds and memory.
+"""Decode picture files that are broken in every way one can think of: each is a picture or a
+refusal, within seconds and memory.
 
     python -m tests.faults.fuzz_pictures [--seconds 180] [--seed 0] [--work DIR]
 
-Whatever else happens (another exception, too much time or memory) is a failure, and its file is kept in DIR/failures.
-A picture that crashes a codec ends a child process and is refused, as it should be: such files are counted and kept in
-DIR/crashes, to be reported to the codec's makers.
-A broken file that gives an outcome not seen before is broken further. Resumable: the same command goes on with the next files, and
-runs for as many seconds again.
+Whatever else happens (another exception, too much time or memory) is a failure, and its file is
+kept in DIR/failures. A picture that crashes a codec ends a child process and is refused, as it
+should be: such files are counted and kept in DIR/crashes, to be reported to the codec's makers.
+A broken file that gives an outcome not seen before is broken further. Resumable: the same command
+goes on with the next files, and runs for as many seconds again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ NUMBERS = (
 
 
 def examined(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What a file is to every caller: the format by its head, the header, the pixels; they have to agree."""
+    """What a file is to every caller: the format by its head, the header, the pixels; they have to
+    agree.
+    """
     if sniff(data) != sniff(data[:HEAD_BYTES]) or foreign_format(data) != foreign_format(
         data[:HEAD_BYTES]
     ):
@@ -190,7 +193,9 @@ WAYS: tuple[Callable[[bytearray, bytes, random.Random], bytearray], ...] = (
 
 
 def broken(whole: list[bytes], grown: list[bytes], rng: random.Random) -> bytes:
-    """One of the files, broken in one to three ways; a PNG most often with right checksums, or no reader looks further."""
+    """One of the files, broken in one to three ways; a PNG most often with right checksums, or no
+    reader looks further.
+    """
     seeds = grown if grown and rng.random() < 0.3 else whole
     data, other = bytearray(rng.choice(seeds)), rng.choice(whole)
     for _ in range(rng.choice((1, 1, 2, 3))):

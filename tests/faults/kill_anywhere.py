@@ -1,13 +1,14 @@
-"""Kill a small pipeline at seeded moments, run it to its end, and compare every byte with an undisturbed run.
+"""Kill a small pipeline at seeded moments, run it to its end, and compare every byte with an
+undisturbed run.
 
     python -m tests.faults.kill_anywhere [--kills 20] [--kills-per-store 5] [--seed 0]
                                          [--through stages|ephemeral|server] [--work DIR]
 
-Each try starts on an empty store and kills the same command several times in a row, so that runs that recover from
-a kill are killed too. After each kill no process of the run may be left.
+Each try starts on an empty store and kills the same command several times in a row, so that runs
+that recover from a kill are killed too. After each kill no process of the run may be left.
 
-Resumable: finished tries are in DIR/results.jsonl, and the same command goes on from there. `--through server`
-starts one Prefect server and keeps it for all tries.
+Resumable: finished tries are in DIR/results.jsonl, and the same command goes on from there.
+`--through server` starts one Prefect server and keeps it for all tries.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ SMALL = (
     "train.phases.1.num_images=640", "train.phases.1.batch_size=32",
     "evaluate.num_images=16", "evaluate.steps=4",
 )  # fmt: skip
-# Outside every comparison, by design: times, locks, the order in which shards were finished, what people look at.
+# Outside every comparison, by design: times, locks, the order in which shards were finished, what
+# people look at.
 NOT_COMPARED = ("run.json", "timing.jsonl")
 
 
@@ -135,7 +137,8 @@ def undisturbed(
 def one_try(
     number: int, seed: int, through: str, work: Path, overrides: tuple[str, ...], kills: int = 1
 ) -> dict[str, Any]:
-    """Kill up to `kills` times in a row at moments that (seed, number) names, run to the end, compare.
+    """Kill up to `kills` times in a row at moments that (seed, number) names, run to the end,
+    compare.
 
     With several kills each run lives for half of an undisturbed run at most: later stages are
     reached by runs that went on from what killed ones had left.
@@ -179,7 +182,9 @@ def one_try(
 
 
 def kills_of(entry: dict[str, Any]) -> int:
-    """How many kills a try counts for: at least one, so that tries that fail at once come to an end."""
+    """How many kills a try counts for: at least one, so that tries that fail at once come to an
+    end.
+    """
     return max(1, len(entry["killed_at_sec"]))
 
 

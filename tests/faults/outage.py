@@ -1,9 +1,10 @@
-"""Take Prefect's server away from a run for minutes, and compare what Prefect knows after its return with what happened.
+"""Take Prefect's server away from a run for minutes, and compare what Prefect knows after its
+return with what happened.
 
     python -m tests.faults.outage [--minutes 10] [--work DIR]
 
-The server is the user's own, as PREFECT_API_URL names it. It is killed in the first stage, so that the end of that stage and the start
-of the next fall into the outage.
+The server is the user's own, as PREFECT_API_URL names it. It is killed in the first stage, so that
+the end of that stage and the start of the next fall into the outage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A byte that flips in what training reads: the run ends and names the file, and the same command again mends it and goes on."""
+"""A byte that flips in what training reads: the run ends and names the file, and the same command
+again mends it and goes on.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def newest_step(store: Path) -> int:
 
 
 def made_by(pipeline: Pipeline, store: Path) -> list[str]:
-    """What a run makes; as with outputs larger than what is rehashed at the start, damage is found when first touched."""
+    """What a run makes; as with outputs larger than what is rehashed at the start, damage is found
+    when first touched.
+    """
     return [
         made.output.name
         for made in run(pipeline, Store(store, verify_bytes=0), stop_after=TRAIN)
@@ -90,7 +94,8 @@ def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(tmp_p
     )
     made = {one.output.name: one.output for one in run(pipeline, Store(whole), stop_after=TRAIN)}
     shutil.copytree(whole, store, ignore=shutil.ignore_patterns("train.*"))
-    # Token ids are read before the first step, latents as they come up, captions for the pictures that are shown after the last one.
+    # Token ids are read before the first step, latents as they come up, captions for the pictures
+    # that are shown after the last one.
     places = {
         "encode.tokens": first_column(made["encode.tokens"].file("tokens-00001.parquet")),
         LATENTS: last_touched(made),

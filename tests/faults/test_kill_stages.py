@@ -1,4 +1,6 @@
-"""The whole pipeline killed at seeded moments, on the stages themselves; `make faults` does many more, through Prefect."""
+"""The whole pipeline killed at seeded moments, on the stages themselves; `make faults` does many
+more, through Prefect.
+"""
 
 import pytest
 

@@ -1,9 +1,10 @@
-"""Run every command of README.md, in order, as a newcomer does: in a copy of the project, in a shell that has nothing set.
+"""Run every command of README.md, in order, as a newcomer does: in a copy of the project, in a
+shell that has nothing set.
 
     python -m tests.faults.walk_readme          (`make readme`)
 
-What takes long is made short by settings in the environment (`HDM__stage__field`), and PICTURES is a small folder. `make test` alone is
-left out: it is where the rest is tested.
+What takes long is made short by settings in the environment (`HDM__stage__field`), and PICTURES is
+a small folder. `make test` alone is left out: it is where the rest is tested.
 """
 
 from __future__ import annotations
@@ -79,14 +80,17 @@ def pictures(folder: Path) -> None:
 def environment(home: Path) -> dict[str, str]:
     """What a login shell has, and the settings that shorten."""
     plain = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin", "TERM": "dumb"}
-    # Where the package is not installed from this checkout, and where others work on the same cores.
+    # Where the package is not installed from this checkout, and where others work on the same
+    # cores.
     kept = ("PYTHONPATH", "OMP_NUM_THREADS")
     other = {name: os.environ[name] for name in kept if name in os.environ}
     return plain | SETTINGS | other
 
 
 def walk(project: Path, variables: dict[str, str]) -> None:
-    """Each command in a new shell, activated once the README says so; `hdm serve` stays until the end."""
+    """Each command in a new shell, activated once the README says so; `hdm serve` stays until the
+    end.
+    """
     serving: subprocess.Popen[bytes] | None = None
     before = ""
     try:

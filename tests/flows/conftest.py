@@ -1,4 +1,6 @@
-"""A Prefect server of their own for the flows' tests, once, and a pipeline of stages that take no time."""
+"""A Prefect server of their own for the flows' tests, once, and a pipeline of stages that take no
+time.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def prefect_server() -> Iterator[None]:
 
 
 class SmallStages:
-    """Six stages and two phases that write one small file each into a real store; `before[name]` is called before the output is made."""
+    """Six stages and two phases that write one small file each into a real store; `before[name]` is
+    called before the output is made.
+    """
 
     NAMES = (
         "download",

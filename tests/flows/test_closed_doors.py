@@ -1,4 +1,6 @@
-"""Web pages and strangers against the servers of `hdm serve` and `hdm run`: what is refused, and what still works."""
+"""Web pages and strangers against the servers of `hdm serve` and `hdm run`: what is refused, and
+what still works.
+"""
 
 from __future__ import annotations
 
@@ -253,7 +255,9 @@ def test_the_password_is_in_no_command_line_and_no_log(door: Door) -> None:
 
 
 def test_a_deployment_is_run_by_its_bare_name(served: Served, served_door: Door) -> None:
-    """The hook finds server and password; the run itself ends at once, since the pipeline does not exist."""
+    """The hook finds server and password; the run itself ends at once, since the pipeline does not
+    exist.
+    """
     words = ("deployment", "run", "full-pipeline", "-p", "pipeline=nothing", "--watch")
     done = served.command("prefect", *words)
     assert "full-pipeline/full-pipeline" in done.stdout, done.stderr
@@ -280,7 +284,9 @@ def test_mlflow_answers_no_other_page_of_this_machine(served: Served, own_port: 
 
 
 def test_mlflow_tracks_runs_and_does_nothing_else(served: Served) -> None:
-    """Its assistant runs a shell for whoever can reach the port, with a model of the asker's choice."""
+    """Its assistant runs a shell for whoever can reach the port, with a model of the asker's
+    choice.
+    """
     door = Door(served.state.mlflow, served.root)
     assistant = "/ajax-api/3.0/mlflow/assistant"
     config = {"providers": {"ollama": {"model": "m", "base_url": "http://127.0.0.1:9"}}}

@@ -1,4 +1,6 @@
-"""A lab on a real Prefect server: each cell once, what fails is named and stops nothing else, and the table is of what is there."""
+"""A lab on a real Prefect server: each cell once, what fails is named and stops nothing else, and
+the table is of what is there.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ labs:
 
 
 class Trainings:
-    """Data, training and evaluation of a pipeline that take no time; the held-out loss is 1, less 0.25 with the contrastive term."""
+    """Data, training and evaluation of a pipeline that take no time; the held-out loss is 1, less
+    0.25 with the contrastive term.
+    """
 
     def __init__(self) -> None:
         self.made: list[str] = []

@@ -1,4 +1,6 @@
-"""A training that was started from a deployment, when `hdm serve` is stopped or killed: what it has learned is kept."""
+"""A training that was started from a deployment, when `hdm serve` is stopped or killed: what it has
+learned is kept.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ENDLESS = (
 
 
 def train(served: Served) -> tuple[str, Job]:
-    """Start the pipeline from its deployment; the flow run's id, once its training has gone on for some steps."""
+    """Start the pipeline from its deployment; the flow run's id, once its training has gone on for
+    some steps.
+    """
     done = served.command(
         "prefect", "deployment", "run", "full-pipeline", "-p", f"overrides={json.dumps(ENDLESS)}"
     )

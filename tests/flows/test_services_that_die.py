@@ -1,4 +1,6 @@
-"""What becomes of a run when Prefect's server, MLflow, the worker or `hdm serve` itself is killed or stopped."""
+"""What becomes of a run when Prefect's server, MLflow, the worker or `hdm serve` itself is killed
+or stopped.
+"""
 
 from __future__ import annotations
 

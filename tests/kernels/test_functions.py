@@ -1,4 +1,6 @@
-"""The functions with gradients by hand, in float32 and bfloat16, against plain formulas in float64."""
+"""The functions with gradients by hand, in float32 and bfloat16, against plain formulas in
+float64.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def test_a_ratio_survives_disturbed_rounds() -> None:
 
 
 class Clocked:
-    """A training whose steps take a time that depends on how far it is, by a clock of the test's own."""
+    """A training whose steps take a time that depends on how far it is, by a clock of the test's
+    own.
+    """
 
     def __init__(self, name: str, clock: SimpleNamespace, late: float) -> None:
         self.name, self.clock, self.late, self.steps = name, clock, late, 0

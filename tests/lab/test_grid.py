@@ -1,4 +1,6 @@
-"""What a lab consists of: every training once, in a balanced order, and mistakes told before anything is trained."""
+"""What a lab consists of: every training once, in a balanced order, and mistakes told before
+anything is trained.
+"""
 
 from __future__ import annotations
 

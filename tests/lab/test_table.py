@@ -37,7 +37,9 @@ def grid(small: Lab, file: Path) -> Grid:
 
 
 def finished(grid: Grid) -> dict:
-    """Published is 0.1, 0.2, 0.3 better at the end and 0.3, 0.2, 0.1 less often right in colour; both start from 2."""
+    """Published is 0.1, 0.2, 0.3 better at the end and 0.3, 0.2, 0.1 less often right in colour;
+    both start from 2.
+    """
     found = {}
     for seed, (end, colour) in enumerate([(1.0, 0.9), (1.1, 0.8), (1.2, 0.7)]):
         found[grid.cell("residual", "prenorm", seed)] = line(2.0, end, colour)

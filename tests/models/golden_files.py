@@ -1,4 +1,6 @@
-"""Golden files of any size: the oracle's outputs and gradients, computed in float64 from weights and inputs rounded to float32."""
+"""Golden files of any size: the oracle's outputs and gradients, computed in float64 from weights
+and inputs rounded to float32.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from hdm.models.xut import XUT
 from tests.models import oracle
 
 PREFIX = "unet.model."
-# The kinds of weights whose gradients the given file holds. Others, of rotary tables above all, are sums that nearly cancel: float32 holds
-# them to 1e-4 alone.
+# The kinds of weights whose gradients the given file holds. Others, of rotary tables above all, are
+# sums that nearly cancel: float32 holds them to 1e-4 alone.
 GRADIENTS = re.compile(r"in_patch\.proj\.|shared_adaln_attn\.3\.|.*\.(attn\.qkv|xattn\.kv)\.weight")
 
 
@@ -30,7 +32,9 @@ def save_model(path: Path, model: XUT) -> None:
 
 
 def drawn(config: XUTConfig) -> XUT:
-    """A model whose every tensor matters, with spreads as in the given golden file: matrices 1/√inputs, biases 0.1, norms 1 ± 0.2."""
+    """A model whose every tensor matters, with spreads as in the given golden file: matrices
+    1/√inputs, biases 0.1, norms 1 ± 0.2.
+    """
     model, random = XUT(config), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -123,7 +127,9 @@ def golden(
 def computed(
     config: XUTConfig, state: dict[str, Tensor], given: dict[str, Tensor], keep: Tensor
 ) -> dict[str, Tensor]:
-    """Outputs and gradients, by the oracle in float64: of weights named as XUT names them, inputs `in.*` and the mask of kept tokens."""
+    """Outputs and gradients, by the oracle in float64: of weights named as XUT names them, inputs
+    `in.*` and the mask of kept tokens.
+    """
     weights = {
         name: tensor.double().requires_grad_(name != "time_emb.freqs")
         for name, tensor in state.items()

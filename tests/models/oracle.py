@@ -1,7 +1,9 @@
-"""XUT as plainly as it can be written, with torch's own functions over named tensors. The truth that the model is held to.
+"""XUT as plainly as it can be written, with torch's own functions over named tensors. The truth
+that the model is held to.
 
-What the published weights compute, and the variants of `XUTConfig` in their plainest form. Works in the dtype of its inputs, on any
-device. It is also what `bench/model.py` compares with: a straightforward eager implementation.
+What the published weights compute, and the variants of `XUTConfig` in their plainest form. Works in
+the dtype of its inputs, on any device. It is also what `bench/model.py` compares with: a
+straightforward eager implementation.
 
 Shapes: B batch, L image tokens, T text tokens, S = L + T, D width, N heads, K head size.
 """
@@ -77,7 +79,9 @@ def block(w, name, config: XUTConfig, z, modulations, embedding, positions, vali
 
 
 def block_names(config: XUTConfig):
-    """(name, encoder stage whose state it reads, encoder stage that it ends) of each block, in the order in which they run."""
+    """(name, encoder stage whose state it reads, encoder stage that it ends) of each block, in the
+    order in which they run.
+    """
     names = [(f"prev_tread_trns.blocks.{i}", None, None) for i in range(config.prev_blocks)]
     for i in range(config.depth):
         last = config.enc_blocks - 1
@@ -108,8 +112,9 @@ def xut(
 ):
     """The whole batch.
 
-    positions (L, 2) or (B, L, 2) on the patch grid; keep (B, L) bool, as many in each row; None: all. route (start, end): the blocks
-    that see the kept tokens alone; None: the U. A token that they do not see has, all the while, the state it had before them.
+    positions (L, 2) or (B, L, 2) on the patch grid; keep (B, L) bool, as many in each row; None:
+    all. route (start, end): the blocks that see the kept tokens alone; None: the U. A token that
+    they do not see has, all the while, the state it had before them.
     """
     batch, channels, height, width = latent.shape
     p, d = config.patch_size, config.width

@@ -19,7 +19,9 @@ from hdm.models.equivariance import MEASURED, Transform, draw_transform, equivar
 
 
 class Averaging:
-    """Encodes each 2×2 patch as its mean colour and decodes it as that colour; `skew` adds a ramp that turns do not carry along."""
+    """Encodes each 2×2 patch as its mean colour and decodes it as that colour; `skew` adds a ramp
+    that turns do not carry along.
+    """
 
     def __init__(self, skew: float) -> None:
         self.skew, self.config = skew, FrozenDict(latent_channels=3, block_out_channels=(1, 1))

@@ -96,7 +96,9 @@ def test_recomputing_changes_no_number(share):
 
 
 def saved_bytes(share: float) -> int:
-    """Of the tensors that autograd holds between forward and backward, each storage once, without the weights."""
+    """Of the tensors that autograd holds between forward and backward, each storage once, without
+    the weights.
+    """
     made, held = model(), {}
     recompute_activations(made, share)
     weights = {parameter.untyped_storage().data_ptr() for parameter in made.parameters()}

@@ -1,4 +1,6 @@
-"""Golden files: our own computation against float64 by the oracle, over sizes that the given file does not have."""
+"""Golden files: our own computation against float64 by the oracle, over sizes that the given file
+does not have.
+"""
 
 from __future__ import annotations
 

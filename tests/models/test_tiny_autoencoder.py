@@ -63,7 +63,9 @@ def test_real_pictures_come_back_as_well_as_its_authors_files_can() -> None:
 
 @needs_data
 def test_one_file_as_on_the_hub_is_the_same_autoencoder(tmp_path: Path) -> None:
-    """`madebyollin/taef2` there is one file under diffusers' names; its decoder's layers are counted without the clamp."""
+    """`madebyollin/taef2` there is one file under diffusers' names; its decoder's layers are
+    counted without the clamp.
+    """
     state = {}
     for part in ("encoder", "decoder"):
         for key, value in torch.load(TAESD / f"taef2_{part}.pth").items():

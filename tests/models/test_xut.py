@@ -202,7 +202,9 @@ def test_outputs_and_gradients_are_the_oracles(config, rate):
 
 
 ROUTES = [(0, 2), (1, 2), (2, 4), (0, 3), (3, 6), (2, 8), (0, 8), (7, 8)]
-"""Over prev 0, encoder 1 2, decoder 3-4 5-6, post 7: borders before, between and after the stages that skips join."""
+"""Over prev 0, encoder 1 2, decoder 3-4 5-6, post 7: borders before, between and after the stages
+that skips join.
+"""
 
 
 @pytest.mark.parametrize("route", ROUTES)

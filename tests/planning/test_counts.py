@@ -1,4 +1,6 @@
-"""Counted operations of the models beside the denoiser against torch's own counter, run over models of the same classes."""
+"""Counted operations of the models beside the denoiser against torch's own counter, run over models
+of the same classes.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ SMALL = dict(
 
 
 def counted(run: Callable[[], Any]) -> int:
-    # torch counts the fused attention of accelerators only: on the CPU it is made to run, and so counted, as two products. And with
-    # gradients, since without them whole layers may run as one operation.
+    # torch counts the fused attention of accelerators only: on the CPU it is made to run, and so
+    # counted, as two products. And with gradients, since without them whole layers may run as one
+    # operation.
     with (
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,

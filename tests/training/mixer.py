@@ -1,4 +1,6 @@
-"""A denoiser that is no XUT: each block mixes an image token with the mean of the text, nothing else."""
+"""A denoiser that is no XUT: each block mixes an image token with the mean of the text, nothing
+else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A flow's process in little: train the phase that a file describes, and end with the error's exit code.
+"""A flow's process in little: train the phase that a file describes, and end with the error's exit
+code.
 
 python tests/training/run_phase.py DESCRIPTION.json
 """

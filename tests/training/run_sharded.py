@@ -1,9 +1,10 @@
 """The ranks of sharded trainings, one after another in one group of processes.
 
-python -m torch.distributed.run --standalone --nproc_per_node 2 tests/training/run_sharded.py DESCRIPTION.json
+python -m torch.distributed.run --standalone --nproc_per_node 2 tests/training/run_sharded.py
+DESCRIPTION.json
 
-The description is a list of [job.json, step after which the last rank is asked to stop, or null]. Each rank writes beside the job's result
-how many bytes it holds.
+The description is a list of [job.json, step after which the last rank is asked to stop, or null].
+Each rank writes beside the job's result how many bytes it holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from hdm.training.trainer import Trainer
 
 
 class Stopped(Trainer):
-    """Asked to stop after a step, on the last rank alone, as a signal comes to one before the others."""
+    """Asked to stop after a step, on the last rank alone, as a signal comes to one before the
+    others.
+    """
 
     stop_step: int | None = None
 

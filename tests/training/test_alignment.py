@@ -1,4 +1,6 @@
-"""Alignment to cached features: the loss, what it moves, and that a training with it is as resumable as one without."""
+"""Alignment to cached features: the loss, what it moves, and that a training with it is as
+resumable as one without.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ WIDTH = 6
 
 
 def with_features(workshop: Workshop, **train: Any) -> Workshop:
-    """The same with features that say which of four kinds a picture is and where in it each of them lies."""
+    """The same with features that say which of four kinds a picture is and where in it each of them
+    lies.
+    """
     filter = workshop.inputs["filter"]
     identity = Identity("encode.features", 1, {}, {"filter": filter.digest})
     made = workshop.store.find(identity)
@@ -115,7 +119,9 @@ def test_cosines_are_those_of_a_loop() -> None:
 def test_it_compares_what_the_block_leaves_of_the_tokens_it_saw(
     workshop: Workshop, block: int, routed: bool, execution: str
 ) -> None:
-    """By hand: the blocks are called one after the other by the model, and each one's result is written down."""
+    """By hand: the blocks are called one after the other by the model, and each one's result is
+    written down.
+    """
     module = aligned(workshop, block)
     kept = torch.tensor([[0, 3, 7], [1, 2, 15], [4, 5, 6]]) if routed else None
     given = call(kept)
@@ -184,7 +190,8 @@ def test_it_rises_in_a_short_training_and_off_it_is_not_told(
     job = longer.job(tmp_path / "on")
     trainer = run(job)
     rising = [line["alignment"] for line in lines(job) if "alignment" in line]
-    # The same answer for every token is worth 0.5 at most: what is beyond it was told by the noisy latent, its positions and the caption.
+    # The same answer for every token is worth 0.5 at most: what is beyond it was told by the noisy
+    # latent, its positions and the caption.
     assert rising[0] < 0.3 < 0.6 < rising[-1]
     assert set(trainer.state.trainable.model.state_dict()) == set(
         XUT(longer.pipeline.train.model).state_dict()

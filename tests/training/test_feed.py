@@ -22,7 +22,9 @@ WAIT_SEC = 60.0
 
 
 class Watched:
-    """A loader that tells which batches were begun and by which thread, and fails at one of them."""
+    """A loader that tells which batches were begun and by which thread, and fails at one of
+    them.
+    """
 
     def __init__(self, loader: Loader, fail_at: int | None = None) -> None:
         self.loader, self.fail_at = loader, fail_at

@@ -1,4 +1,6 @@
-"""Memory by formula, held against the tensors that autograd keeps and against the most that live at once in a step."""
+"""Memory by formula, held against the tensors that autograd keeps and against the most that live at
+once in a step.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def kept_bytes(step: Step) -> int:
 
 
 class Living(TorchDispatchMode):
-    """Bytes of the storages that operations made and that are still there, and the most there were."""
+    """Bytes of the storages that operations made and that are still there, and the most there
+    were.
+    """
 
     def __init__(self) -> None:
         super().__init__()

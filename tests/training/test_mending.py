@@ -1,4 +1,6 @@
-"""A phase that is finished and then damaged: training is not what that costs, unless the weights are gone."""
+"""A phase that is finished and then damaged: training is not what that costs, unless the weights
+are gone.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,8 @@ def test_nor_does_it_in_an_output_of_an_older_release(
     output = found_or_made(copy)
     assert not was_trained_again(copy, finished)
     made, whole = contents(output.path), contents(finished.folder)
-    # Without a copy, the line of metrics that cannot be read is gone; whatever else there is comes back.
+    # Without a copy, the line of metrics that cannot be read is gone; whatever else there is comes
+    # back.
     different = {key for key in whole if made.get(key) != whole[key]}
     assert different <= ({"metrics.jsonl"} if name == "metrics.jsonl" else set())
     assert output.counts["images_seen"] == 96
@@ -118,7 +121,9 @@ def test_lost_weights_are_trained_again_which_is_said_before(
 def test_weights_beyond_the_start_up_check_are_compared_when_they_are_read(
     copy: Workshop, tmp_path: Path
 ) -> None:
-    """One bit of a tensor, which no file format notices: neither the next phase nor a sampler may take it."""
+    """One bit of a tensor, which no file format notices: neither the next phase nor a sampler may
+    take it.
+    """
     path = copy.folder / "ema.safetensors"
     flip(path)
     before = Store(copy.store.root, verify_bytes=0).find(copy.identity)
@@ -131,7 +136,9 @@ def test_weights_beyond_the_start_up_check_are_compared_when_they_are_read(
 
 
 def test_two_bits_of_averages_of_more_than_a_gigabyte(copy: Workshop, tmp_path: Path) -> None:
-    """A look at the output, as at the start of a run, does not read so much; whoever uses it does."""
+    """A look at the output, as at the start of a run, does not read so much; whoever uses it
+    does.
+    """
     identity = replace(copy.identity, name="train.8px", config={"made": "here"})
     header = b'{"whole":{"dtype":"U8","shape":[1073741824],"data_offsets":[0,1073741824]}}'
     with copy.store.draft(identity) as draft:

@@ -48,7 +48,8 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     names = {id(value): name for name, value in model.named_parameters()}
     groups = Optimizers(model, Optimizer(kind="muon")).all["muon"].param_groups
     taken = {names[id(value)] for group in groups for value in group["params"]}
-    # 2 plain, 2 encoder and 2 decoder blocks: qkv, out, w12, w3; the decoder's have q, kv, out of cross-attention too.
+    # 2 plain, 2 encoder and 2 decoder blocks: qkv, out, w12, w3; the decoder's have q, kv, out of
+    # cross-attention too.
     assert len(taken) == 6 * 4 + 2 * 3
     assert {name.rsplit(".", 2)[1] for name in taken} == {"qkv", "q", "kv", "out", "w12", "w3"}
 

@@ -1,4 +1,6 @@
-"""Power-function averages against sums over every weight that there was, and against the paper's formulas."""
+"""Power-function averages against sums over every weight that there was, and against the paper's
+formulas.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_the_overlap_of_two_profiles_is_their_integral() -> None:
 
 
 class Walk:
-    """Weights on a random walk with a trend, all of them recorded; and the snapshots that training would write."""
+    """Weights on a random walk with a trend, all of them recorded; and the snapshots that training
+    would write.
+    """
 
     def __init__(self, folder: Path, lengths: tuple[float, ...], every: int) -> None:
         torch.manual_seed(0)
@@ -80,7 +84,9 @@ class Walk:
                     save_file(tensors, folder / snapshot_name(name, step + 1))
 
     def average(self, length: float, end: int = STEPS) -> torch.Tensor:
-        """Every weight times the part of the power function between its step and the one before, summed."""
+        """Every weight times the part of the power function between its step and the one before,
+        summed.
+        """
         edges = (torch.arange(end + 1, dtype=torch.float64) / end) ** (gamma_of(length) + 1)
         return sum(part * weight for part, weight in zip(edges.diff(), self.weights, strict=False))  # type: ignore[return-value]
 

@@ -1,4 +1,6 @@
-"""Models spread over two processes: what they hold, and that training comes to what one process alone comes to."""
+"""Models spread over two processes: what they hold, and that training comes to what one process
+alone comes to.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def copy_at_stop(job: Job, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """Trainings by one process and by two that share the model, and some that went on from what others left."""
+    """Trainings by one process and by two that share the model, and some that went on from what
+    others left.
+    """
     root, cached = tmp_path_factory.mktemp("sharded"), workshop.cached()
     counts = {"adamw, 1": 1, "adamw, 2": 2, "muon, 1": 1, "muon, 2": 2, "muon, 2 to 2": 2}
     jobs = {

@@ -1,4 +1,6 @@
-"""Captions of tags in training: what a batch holds at a position is that caption, drawn for that position."""
+"""Captions of tags in training: what a batch holds at a position is that caption, drawn for that
+position.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def _fresh_process() -> Iterator[None]:
 
 
 class StopAfter(StopRequest):
-    """A signal that comes after it was asked for so many times: before each step, and before each batch of the held-out loss."""
+    """A signal that comes after it was asked for so many times: before each step, and before each
+    batch of the held-out loss.
+    """
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -268,7 +270,9 @@ def test_bits_that_flip_in_files_of_an_unfinished_training_do_not_come_out(
 def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
     workshop: Workshop, tmp_path: Path
 ) -> None:
-    """Three quarters are dropped for the first half of 12 steps, from the U's first block alone; then none."""
+    """Three quarters are dropped for the first half of 12 steps, from the U's first block alone;
+    then none.
+    """
     changed = with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]], tread_route=[1, 2])
     whole = run(changed.job(tmp_path / "whole"))
     kept = [whole.feed.make(8 * step).kept for step in range(12)]
@@ -288,7 +292,9 @@ def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
 
 @pytest.fixture(scope="module")
 def spoiling(workshop: Workshop) -> Workshop:
-    """Training that soon makes things worse: a held-out loss every second step, whose lowest lies in the middle."""
+    """Training that soon makes things worse: a held-out loss every second step, whose lowest lies
+    in the middle.
+    """
     optimizer = {
         "kind": "adamw",
         "learning_rate": 0.03,
@@ -392,7 +398,8 @@ def test_the_contrastive_term_does_not_depend_on_how_a_batch_is_cut(
         found.append(losses(job))
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     assert found[2] == pytest.approx(found[0], rel=1e-4)
-    # At first the model says 0 everywhere: the term is 5 % of a neighbour's squared velocity, as the loss is of a sample's own.
+    # At first the model says 0 everywhere: the term is 5 % of a neighbour's squared velocity, as
+    # the loss is of a sample's own.
     assert found[0][0] == pytest.approx(0.95 * losses(straight.job)[0], rel=1e-4)
 
 
@@ -425,7 +432,8 @@ def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(
         trainer = run(job)
         found.append(losses(job))
     assert found[1] == pytest.approx(found[0], rel=1e-4)
-    # At first the model says about 0 everywhere: a sample's loss is its weight times its velocity squared.
+    # At first the model says about 0 everywhere: a sample's loss is its weight times its velocity
+    # squared.
     example = trainer.feed.make(0)
     squares = (example.noise - example.batch.latent).square().flatten(1).mean(1)
     weights = min_snr_weights(example.timestep, 5.0, 2.0)
@@ -631,7 +639,9 @@ def exploding(job: Job, step: int) -> Trainer:
 def test_a_training_that_explodes_in_its_last_steps_is_refused(
     workshop: Workshop, tmp_path: Path, last: int
 ) -> None:
-    """Averages may be whole still; the weights are not, even where too few steps are left to be many."""
+    """Averages may be whole still; the weights are not, even where too few steps are left to be
+    many.
+    """
     job = longer(workshop, 160).job(tmp_path)
     assert not Trainer(job, StopAfter(7), "cpu").run()
     for attempt in (20 - last, None):  # the same command again says the same, without training
@@ -658,7 +668,9 @@ def test_three_of_four_skipped_steps_are_an_explosion(workshop: Workshop, tmp_pa
 def test_a_rate_at_which_losses_explode_and_stay_finite(
     workshop: Workshop, tmp_path: Path, rates: dict[str, float]
 ) -> None:
-    """At a constant rate: they are tens to millions of times that of predicting nothing, to the end."""
+    """At a constant rate: they are tens to millions of times that of predicting nothing, to the
+    end.
+    """
     optimizer = {
         "kind": "muon" if "muon_learning_rate" in rates else "adamw",
         "schedule": "constant",
@@ -699,7 +711,9 @@ def test_an_explosion_that_no_step_tells_of(workshop: Workshop, tmp_path: Path, 
 
 
 class Fading(Trainer):
-    """A trainer whose weights come to nothing in its 45th step of 50, as after a step that was far too long."""
+    """A trainer whose weights come to nothing in its 45th step of 50, as after a step that was far
+    too long.
+    """
 
     def step(self) -> None:
         super().step()
@@ -713,7 +727,9 @@ class Fading(Trainer):
 def test_an_explosion_that_fell_back_to_predicting_nothing(
     workshop: Workshop, tmp_path: Path, rate: float
 ) -> None:
-    """No loss is more than that of zeros; where next to nothing was known before, nothing was lost."""
+    """No loss is more than that of zeros; where next to nothing was known before, nothing was
+    lost.
+    """
     optimizer = {"kind": "adamw", "learning_rate": rate, "warmup_images": 16}
     job = with_phase(longer(workshop.cached(), 400), optimizer=optimizer).job(tmp_path)
     assert not Trainer(job, StopAfter(7), "cpu").run()

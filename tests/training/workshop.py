@@ -1,4 +1,6 @@
-"""A small pipeline up to training: latents, captions and splits made here, with models of the real classes, all in a second."""
+"""A small pipeline up to training: latents, captions and splits made here, with models of the real
+classes, all in a second.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def write_components(folder: Path) -> Path:
 
 
 def lively(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with weights by which text, time and place all show in what it says; as made, and for long in training, they hardly do."""
+    """The model with weights by which text, time and place all show in what it says; as made, and
+    for long in training, they hardly do.
+    """
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
@@ -185,7 +189,9 @@ class Workshop:
 
 
 def write_latents(store: Store, filter: Output, spoilt: tuple[str, ...] = ()) -> Output:
-    """Latents of two shapes that carry something to learn: their mean follows the caption's colour. Those of `spoilt` are infinite."""
+    """Latents of two shapes that carry something to learn: their mean follows the caption's colour.
+    Those of `spoilt` are infinite.
+    """
     identity = Identity(
         f"encode.{2 * SIDE}px", 1, {"spoilt": list(spoilt)}, {"filter": filter.digest}
     )

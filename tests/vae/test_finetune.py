@@ -103,7 +103,9 @@ def test_a_loss_that_is_not_finite_ends_it(scenes: list[np.ndarray], tmp_path: P
 
 
 class Fading(Finetuning):
-    """A training whose decoder forgets all in its third step of four, as after a step that was far too long."""
+    """A training whose decoder forgets all in its third step of four, as after a step that was far
+    too long.
+    """
 
     def step(self) -> None:
         super().step()
@@ -118,7 +120,9 @@ FOUR_STEPS = VaeSettings(num_images=32, batch_size=8, size_px=32, checkpoint_sec
 def test_weights_that_forgot_what_they_knew_are_refused(
     scenes: list[np.ndarray], tmp_path: Path
 ) -> None:
-    """The loss is finite, and no more than that of a grey picture. The same training left alone comes out."""
+    """The loss is finite, and no more than that of a grey picture. The same training left alone
+    comes out.
+    """
     reference = resolve(Components(folder="demo")).need("autoencoder")
 
     def training(kind: type[Finetuning], where: Path) -> Finetuning:

@@ -1,4 +1,6 @@
-"""Statistics in the place where each class keeps them: loaded again, latents have mean 0 and deviation 1."""
+"""Statistics in the place where each class keeps them: loaded again, latents have mean 0 and
+deviation 1.
+"""
 
 from __future__ import annotations
 

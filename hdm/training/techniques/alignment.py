@@ -1,7 +1,9 @@
-"""REPA: one block's image tokens, through a small projector, are pulled towards features of a frozen vision model (arXiv 2410.06940).
+"""REPA: one block's image tokens, through a small projector, are pulled towards features of a
+frozen vision model (arXiv 2410.06940).
 
-The projector is trained beside the model, from new weights in each phase; checkpoints hold it, the output does not.
-Shapes: B batch, N image tokens, K of them kept by TREAD, D width of the model, V of a feature.
+The projector is trained beside the model, from new weights in each phase; checkpoints hold it, the
+output does not. Shapes: B batch, N image tokens, K of them kept by TREAD, D width of the model, V
+of a feature.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ PROJECTOR, PROJECTOR_OPTIMIZER = "projector", "projector_optimizer"
 
 
 def cosines(projected: Tensor, features: Tensor) -> Tensor:
-    """The mean cosine over tokens, in float32: (B, N, V) twice → (B,). A feature of zeros counts as 0 and pulls nowhere."""
+    """The mean cosine over tokens, in float32: (B, N, V) twice → (B,). A feature of zeros counts as
+    0 and pulls nowhere.
+    """
     return F.cosine_similarity(projected.float(), features.float(), dim=-1).mean(1)
 
 
 class Aligned(nn.Module):
-    """The denoiser as training calls it, which also says how well a block's tokens fit the features.
+    """The denoiser as training calls it, which also says how well a block's tokens fit the
+    features.
 
     Args:
         model: the denoiser.
@@ -69,7 +74,8 @@ class Aligned(nn.Module):
             features: (B, N, V); on TREAD's route those of kept tokens alone are compared.
         """
         states: list[Tensor] = []
-        # A hook for this call: it sees what a compiled or recomputed block gives, and whoever calls the model itself pays nothing.
+        # A hook for this call: it sees what a compiled or recomputed block gives, and whoever calls
+        # the model itself pays nothing.
         hook = list(self.model.blocks())[self.block].register_forward_hook(
             lambda _block, _given, state: states.append(state)
         )

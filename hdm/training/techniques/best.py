@@ -1,4 +1,6 @@
-"""The weights with the lowest held-out loss so far, on disk until the phase is done; and the end of a phase that grows worse."""
+"""The weights with the lowest held-out loss so far, on disk until the phase is done; and the end of
+a phase that grows worse.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,17 @@ class Best:
         self._in_checkpoints = [step]
 
     def add(self, step: int, *, writes: bool) -> None:
-        """Write down the models as they are after a step; a process that does not write helps to put sharded ones together."""
+        """Write down the models as they are after a step; a process that does not write helps to
+        put sharded ones together.
+        """
         found = {name: gathered(model.state_dict()) for name, model in self.models.items()}
         if not writes:
             return
         checkpoint.write_folder(self._of(step), found, {}, {"step": step})
 
     def saved(self, step: int | None) -> None:
-        """A checkpoint was made whose best step is this one: what neither it nor the one before needs is dropped.
+        """A checkpoint was made whose best step is this one: what neither it nor the one before
+        needs is dropped.
 
         What has been added since it was taken, while it was being written, stays.
         """
@@ -71,7 +76,8 @@ class Best:
 
 
 class BestSoFar(Technique):
-    """Watches a held-out loss: keeps the weights where it was lowest, and ends a phase in which it stays worse.
+    """Watches a held-out loss: keeps the weights where it was lowest, and ends a phase in which it
+    stays worse.
 
     Args:
         held_out: measures the loss.
@@ -80,7 +86,8 @@ class BestSoFar(Technique):
         patience: held-out losses in a row, none the lowest, that end the phase; None: none do.
         ranks: rank 0 knows the loss, all follow.
 
-    Its state: `best_step` and `best_loss`, None before the first, and how many since were `worse_in_row`.
+    Its state: `best_step` and `best_loss`, None before the first, and how many since were
+    `worse_in_row`.
 
     Raises:
         InputError: no pictures are held out.

@@ -32,7 +32,8 @@ def choose_techniques(
     grid: Grid,
     batch: Batch,
 ) -> list[Technique]:
-    """The techniques of a training, in the order in which they are called: what measures before what goes by it.
+    """The techniques of a training, in the order in which they are called: what measures before
+    what goes by it.
 
     Args:
         job: what is trained.

@@ -10,9 +10,11 @@ from hdm.training.technique import Technique
 
 
 class DropoutSeeds(Technique):
-    """What a micro-batch drops depends on its place in the training clock alone, so no generator's state has to be saved.
+    """What a micro-batch drops depends on its place in the training clock alone, so no generator's
+    state has to be saved.
 
-    Cut into other micro-batches, or among other processes, a batch drops other features, as many of them.
+    Cut into other micro-batches, or among other processes, a batch drops other features, as many of
+    them.
     """
 
     def __init__(self, seed: int) -> None:

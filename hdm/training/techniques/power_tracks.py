@@ -1,4 +1,6 @@
-"""Power-function averages of the weights, kept while they are trained and written down now and then."""
+"""Power-function averages of the weights, kept while they are trained and written down now and
+then.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class PowerTracks:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β = (1 - 1/t)^(γ+1) (section 3.1)."""
+        """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β
+        = (1 - 1/t)^(γ+1) (section 3.1).
+        """
         for length, mine in self._averages.items():
             weight = 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1)
             averages = [local(average) for average in mine]

@@ -26,8 +26,8 @@ class SpikeGuard(Technique):
         batch_size: images a step.
         warns: whether this process says so aloud.
 
-    Its state: `loss_level` and `loss_spread`, moving averages of the loss's logarithm and of its distance from that level, and the
-    number of `spikes`.
+    Its state: `loss_level` and `loss_spread`, moving averages of the loss's logarithm and of its
+    distance from that level, and the number of `spikes`.
     """
 
     def __init__(self, batch_size: int, *, warns: bool) -> None:
@@ -52,7 +52,9 @@ class SpikeGuard(Technique):
         return math.log(loss) - self.level > STANDS_OUT * max(self.spread, LEAST_SPREAD)
 
     def _learn(self, height: float, now: Position) -> None:
-        """Take a loss's logarithm into the averages, which are plain means at first. A spike says nothing of what is usual."""
+        """Take a loss's logarithm into the averages, which are plain means at first. A spike says
+        nothing of what is usual.
+        """
         weight = max(1 - MEMORY, 1 / (now.step - now.skipped))
         self.level += weight * (height - self.level)
         self.spread += weight * (abs(height - self.level) - self.spread)

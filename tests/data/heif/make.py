@@ -1,6 +1,8 @@
-"""Write the HEIC files beside this program, with pillow-heif and its x265, neither of which the product has.
+"""Write the HEIC files beside this program, with pillow-heif and its x265, neither of which the
+product has.
 
-python -m venv /tmp/heic && /tmp/heic/bin/pip install pillow-heif numpy && /tmp/heic/bin/python make.py
+python -m venv /tmp/heic && /tmp/heic/bin/pip install pillow-heif numpy && /tmp/heic/bin/python
+make.py
 """
 
 from pathlib import Path
