@@ -352,8 +352,10 @@ def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
     assert read_source(tmp_path / "a.safetensors").weights.config == PUBLISHED
     with pytest.raises(InputError, match="leave out --raw"):
         read_source(tmp_path / "a.safetensors", raw=True)
-    with pytest.raises(InputError, match="neither"):
+    with pytest.raises(InputError, match="does not say its configuration"):
         read_source(tmp_path / "model/vae")
+    with pytest.raises(InputError, match="neither"):
+        read_source(tmp_path / "model/tokenizer")
 
 
 def test_the_folders_files_are_the_components_own(folder: Path) -> None:

@@ -17,15 +17,19 @@ from hdm.errors import DamagedError
 from hdm.pipelines import load_pipeline
 from hdm.stages import run
 from hdm.store import Output, Store
+from hdm.training.position import BLOCK_IMAGES
 from tests.faults.kill_anywhere import contents
 
 TRAIN, LATENTS = "train.48px", "encode.48px"
 BATCH_SIZE = 4
+# Training looks at the first BLOCK_IMAGES before its first step; damage in others is met on the way.
+NUM_IMAGES = BLOCK_IMAGES + 4 * BATCH_SIZE
+NUM_STEPS = NUM_IMAGES // BATCH_SIZE
 SETTINGS = (
-    "download.scenes.count=40", "download.scenes.faults=0", "download.shard_items=24", "download.timeout_sec=3",
+    "download.scenes.count=400", "download.scenes.faults=0", "download.shard_items=24", "download.timeout_sec=3",
     "filter.held_out=0.1", "filter.validation=0.1", "train.checkpoint_sec=0.001", "encode.text_embeddings=false",
     "train.model.width=32", "train.model.num_heads=2", "train.model.head_size=16", "train.model.mlp_width=64",
-    f"train.phases=[{{resolution: 48, num_images: 40, batch_size: {BATCH_SIZE}, tread_rate: 0}}]",
+    f"train.phases=[{{resolution: 48, num_images: {NUM_IMAGES}, batch_size: {BATCH_SIZE}, tread_rate: 0}}]",
 )  # fmt: skip
 
 
@@ -36,7 +40,7 @@ def last_touched(made: dict[str, Output]) -> tuple[Path, int]:
         batch_size=BATCH_SIZE,
         patch_size=2,
     )
-    order = [key for step in range(10) for key in loader.batch(BATCH_SIZE * step).keys]
+    order = [key for step in range(NUM_STEPS) for key in loader.batch(BATCH_SIZE * step).keys]
     found = []
     for file in open_latents(made[LATENTS]):
         for group, first in enumerate(file.firsts[:-1].tolist()):
@@ -51,7 +55,7 @@ def last_touched(made: dict[str, Output]) -> tuple[Path, int]:
                 )
             )
     position, path, byte = max(found)
-    assert position >= 2 * BATCH_SIZE, "some steps pass before it"
+    assert position >= BLOCK_IMAGES, "some steps pass before it"
     return path, byte
 
 
@@ -120,7 +124,7 @@ def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(tmp_p
         assert mended is None or mended.exists()
         steps.append(newest_step(store))
         mended = path
-    assert steps[0] == 0 < steps[1] < steps[2] == 40 // BATCH_SIZE, (
+    assert steps[0] == 0 < steps[1] < steps[2] == NUM_STEPS, (
         "each run goes on from the checkpoint of the one before"
     )
 
