@@ -158,16 +158,17 @@ def stop(
     found = runs(root)
     for one in found:
         console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")
-    if left := stop_runs(found, root, STOP_SEC):
+    left = stop_runs(found, root, STOP_SEC)
+    alive = serving(root)
+    if everything and alive:
+        console.print(f"stopping the services (pid {alive.pid})")
+        os.kill(alive.pid, signal.SIGTERM)
+    if left:
         raise HdmError(
             f"still running after {STOP_SEC:.0f} s",
             where=", ".join(f"pid {pid}" for pid in left),
             do="again: hdm stop",
         )
-    alive = serving(root)
-    if everything and alive:
-        console.print(f"stopping the services (pid {alive.pid})")
-        os.kill(alive.pid, signal.SIGTERM)
     if found:
         console.print("stopped; the same command goes on from here")
     elif not (everything and alive):

@@ -48,7 +48,14 @@ def load_pipeline(
     """
     entries = definitions("pipelines", file)
     variables = _from_environment(environment)
-    return _with_others(_resolved(entries, name, variables, overrides), entries, variables, ())
+    try:
+        return _with_others(_resolved(entries, name, variables, overrides), entries, variables, ())
+    except RecursionError as error:
+        raise ConfigError(
+            "a setting is nested too deeply, or contains itself",
+            where=name,
+            do="write it without YAML's & and *",
+        ) from error
 
 
 def _with_others(

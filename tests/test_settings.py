@@ -154,3 +154,9 @@ def test_settings_that_do_not_go_together_are_told_with_file_and_line(tmp_path: 
     path.write_text("pipelines:\n  a:\n    train:\n      align_block: 99\n")
     with pytest.raises(InputError, match=r"no block 99 \(.*yaml:4: train\.align_block\)"):
         load_pipeline("a", (), path, {})
+
+
+@pytest.mark.parametrize("value", ["&a [*a]", "[" * 3000 + "]" * 3000])
+def test_a_setting_that_contains_itself_or_never_ends_is_refused(value):
+    with pytest.raises(ConfigError):
+        load_pipeline("demo", [f"filter.min_side_px={value}"])

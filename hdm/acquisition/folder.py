@@ -9,14 +9,14 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hdm.acquisition import fingerprints
-from hdm.acquisition.inventory import EXAMPLES, Fate, Inventory
+from hdm.acquisition.inventory import EXAMPLES, Entry, Fate, Inventory
 from hdm.acquisition.items import (
     LICENCE_COLUMNS,
     PICTURE_SUFFIXES,
@@ -276,9 +276,16 @@ class Folder:
         inventory.counts["captions_made_up"] += bool(folder)
         return (_REPEATS.sub("", shown(folder), count=1),) if folder else ()
 
+    def _with_captions_lost(self, entry: Entry) -> Entry:
+        """The entry of a file that was not read; what is called as a picture is its caption, lost."""
+        stems = {shown(_stem(picture)) for picture in self._pictures}
+        is_caption = _suffix(entry.place) in SIDECARS and _stem(entry.place) in stems
+        refused = entry.what == "file" and entry.fate is Fate.REFUSED
+        return replace(entry, fate=Fate.LOST) if is_caption and refused else entry
+
     def _note_files(self, inventory: Inventory) -> None:
         """Write down what became of every file."""
-        for entry in self._tree.left:
+        for entry in map(self._with_captions_lost, self._tree.left):
             inventory.add(entry)
         used = self._pictures | {self._relative(path) for path in self._metadata_files}
         used |= {name for texts in self._sidecars.values() for name in texts}

@@ -231,6 +231,8 @@ def _json_in(text: str | bytes, encoding: str | None) -> Any:
         text = certain[0] if certain else text.decode("utf-8", "surrogateescape")
     try:
         return _all_restored(json.loads(text, object_pairs_hook=_with_repeated))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     except ValueError as error:
         raise ValueError(in_other_encodings(data) or str(error)) from error
 

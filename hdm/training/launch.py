@@ -255,6 +255,12 @@ def _judge(job: Job, code: int, stopped: bool) -> None:
     outcome = read_outcome(Path(job.scratch))
     state = outcome.get("state")
     if state == DONE and code == 0:
+        if stopped:  # else the next phase would start as if nobody had asked
+            raise SavedOnSignal(
+                "training stopped on a signal as it ended; all of it is saved",
+                where=job.folder,
+                do="run the same command again to go on",
+            )
         return
     newest = newest_checkpoint(Path(job.scratch))
     kept = (

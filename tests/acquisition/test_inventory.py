@@ -162,6 +162,19 @@ def test_a_lost_caption_stops_the_download_and_is_named(kind, folder, tmp_path):
     assert sum(count for name, count in output.counts.items() if name.endswith("_lost")) == 1
 
 
+def test_a_caption_that_leads_nowhere_is_lost(folder, tmp_path):
+    (folder / "img/2.txt").unlink(missing_ok=True)
+    (folder / "img/2.txt").symlink_to("gone.txt")
+    with pytest.raises(InputError, match=r"img/2\.txt: it is a link to gone\.txt, which is not"):
+        make(folder, tmp_path / "store")
+
+
+def test_a_table_nested_without_end_is_no_json(folder, tmp_path):
+    (folder / "metadata.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"metadata\.jsonl"):
+        make(folder, tmp_path / "store")
+
+
 @pytest.mark.parametrize("name", ["metadata.jsonl", "captions.json"])
 def test_a_table_in_another_encoding_says_so_and_is_read_as_told(name, folder, tmp_path):
     rows = [{"file_name": f"img/{number}.png", "text": "表示する狐"} for number in range(3)]
