@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm.acquisition import fingerprints
-from hdm.acquisition.inventory import EXAMPLES, Entry, Fate, Inventory
+from hdm.acquisition.inventory import EXAMPLES, Fate, Inventory
 from hdm.acquisition.items import (
     LICENCE_COLUMNS,
     PICTURE_SUFFIXES,
@@ -276,17 +276,9 @@ class Folder:
         inventory.counts["captions_made_up"] += bool(folder)
         return (_REPEATS.sub("", shown(folder), count=1),) if folder else ()
 
-    def _with_captions_lost(self, entry: Entry) -> Entry:
-        """The entry of a file that was not read; what is called as a picture is its caption, lost."""
-        stems = {shown(_stem(picture)) for picture in self._pictures}
-        is_caption = _suffix(entry.place) in SIDECARS and _stem(entry.place) in stems
-        refused = entry.what == "file" and entry.fate is Fate.REFUSED
-        return replace(entry, fate=Fate.LOST) if is_caption and refused else entry
-
     def _note_files(self, inventory: Inventory) -> None:
         """Write down what became of every file."""
-        for entry in map(self._with_captions_lost, self._tree.left):
-            inventory.add(entry)
+        self._note_unread(inventory)
         used = self._pictures | {self._relative(path) for path in self._metadata_files}
         used |= {name for texts in self._sidecars.values() for name in texts}
         inventory.take("file", len(used))
@@ -306,6 +298,15 @@ class Folder:
                 inventory.leave("file", Fate.LOST, shown(name), reason)
             else:
                 self._note_other(name, inventory)
+
+    def _note_unread(self, inventory: Inventory) -> None:
+        """Write down what could not be read; a text called as a picture is its caption, lost."""
+        stems = {shown(_stem(picture)) for picture in self._pictures}
+        for entry in self._tree.left:
+            is_refused = entry.what == "file" and entry.fate is Fate.REFUSED
+            is_caption = _suffix(entry.place) in SIDECARS and _stem(entry.place) in stems
+            lost = is_refused and is_caption
+            inventory.add(replace(entry, fate=Fate.LOST) if lost else entry)
 
     def _note_other(self, name: str, inventory: Inventory) -> None:
         """Write down a file that is neither a picture nor a caption."""
