@@ -116,8 +116,6 @@ def _embed(pipeline: Pipeline, download: Output, draft: Draft, missing: list[int
                 # The images alone: a batch is halved where the device does not hold it.
                 for part, embeddings in batches.run(decoded, lambda part: _images(model, part)):
                     said |= _read(model, part, embeddings)
-                for picture in batch:
-                    picture.pixels = None
                 found += batch
                 bar.advance(len(batch))
             _write_similarities(draft, number, found, said)

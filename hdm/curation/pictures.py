@@ -62,7 +62,7 @@ class Pictures:
         self.reader.close()
 
     def batches(self, number: int) -> Iterator[list[Picture]]:
-        """The pictures of one shard of the download, in order."""
+        """The pictures of one shard of the download, in order; their pixels until the next batch."""
         path = self.download.file(shard_name("samples", number))
         samples = read_table(path, COLUMNS).to_pylist()
         items = [sample for sample in samples if sample["status"] == "ok"]
@@ -72,6 +72,8 @@ class Pictures:
         found = (_picture(item, answer) for item, answer in zip(items, answers, strict=True))
         while batch := list(islice(found, self.batch_size)):
             yield batch
+            for picture in batch:
+                picture.pixels = None
 
     def _asked(self, number: int, item: Mapping[str, Any]) -> Asked:
         place = (number, item["offset"], item["bytes"], item["sha256"])

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from hdm.config import Pipeline
-from hdm.curation.criteria import Criterion
+from hdm.curation.criteria import Criterion, Score
 from hdm.curation.look import EMBED_SIDE_PX
 from hdm.curation.pictures import Picture, Pictures, missing_shards, num_items
 from hdm.data.decoding import pixels
@@ -69,11 +69,7 @@ def make(
                     found: list[Picture] = []
                     scores: dict[str, float | None] = {}
                     for batch in pictures.batches(number):
-                        decoded = [picture for picture in batch if picture.pixels is not None]
-                        keys = [picture.key for picture in decoded]
-                        scores |= zip(keys, score(decoded) if decoded else [], strict=True)
-                        for picture in batch:
-                            picture.pixels = None
+                        scores |= _scores(score, batch)
                         found += batch
                         bar.advance(len(batch))
                     rows: dict[str, Sequence[Any]] = {
@@ -85,3 +81,12 @@ def make(
                         draft, shard_name(kind, number), schema, rows, {"items": len(found)}
                     )
         return draft.commit()
+
+
+def _scores(score: Score, batch: Sequence[Picture]) -> dict[str, float | None]:
+    """By key, of the pictures that can be decoded."""
+    decoded = [picture for picture in batch if picture.pixels is not None]
+    if not decoded:
+        return {}
+    keys = [picture.key for picture in decoded]
+    return dict(zip(keys, score(decoded), strict=True))
