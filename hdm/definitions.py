@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -22,6 +23,8 @@ FILE_NAME = "pipelines.yaml"
 NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
 """Of pipelines and labs: their names become folders, MLflow experiments and registered models."""
 SECTIONS = ("pipelines", "labs", "deployments")
+MAX_VALUES = 1_000_000
+"""In a YAML text, repetitions by `*` counted each time: nine lines of them can stand for billions."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ def own_file(given: Path | None = None) -> Path | None:
     if path.is_file():
         return None if path.resolve() == packaged_file() else path
     if given is not None:
+        fault = "this is a folder" if given.is_dir() else "this is no regular file"
         raise ConfigError(
-            "there is no such file",
+            fault if given.exists() else "there is no such file",
             where=given,
-            do="hdm init writes a pipelines.yaml to begin with",
+            do="name a pipelines.yaml; hdm init writes one to begin with",
         )
     return None
 
@@ -118,10 +122,47 @@ def has_deployments(path: Path) -> bool:
     return bool(_document(path).get("deployments"))
 
 
+def read_yaml(yaml: YAML, text: str, where: object) -> Any:
+    """The value of a YAML text that a person wrote.
+
+    Raises:
+        ConfigError: it is nested too deeply, contains itself, or repeats itself without measure.
+        YAMLError, ValueError: it is not YAML, or holds a number or date that cannot be.
+    """
+    try:
+        value = yaml.load(text)
+        count = _count(value, {})
+    except RecursionError as error:
+        fault = "a setting is nested too deeply, or contains itself"
+        raise ConfigError(fault, where=where, do="write it without YAML's & and *") from error
+    if count > MAX_VALUES:
+        raise ConfigError(
+            f"written out, it holds more than {MAX_VALUES:,} values",
+            where=where,
+            do="write it without YAML's & and *",
+        )
+    return value
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """How many values there are if every repetition is written out.
+
+    Args:
+        value: whose values to count.
+        known: the counts of the mappings and lists that were met, by `id`.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        held = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(one, known) for one in held)
+    return known[id(value)]
+
+
 def _document(path: Path) -> Mapping[str, object]:
     try:
-        document = YAML().load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError) as error:  # ValueError: of a number or date that cannot be
+        document = read_yaml(YAML(), path.read_text(encoding="utf-8"), path)
+    except (YAMLError, ValueError) as error:
         raise ConfigError(f"not YAML: {error}", where=path) from error
     if not isinstance(document, dict) or not any(section in document for section in SECTIONS):
         raise ConfigError(

@@ -11,9 +11,13 @@ HdmError                 1   something unexpected
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 
 from hdm.redaction import redacted, shown
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a full disk, or of one whose owner has used his share."""
 
 
 class HdmError(Exception):

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from hdm.errors import DamagedError, DoesNotFitError, HdmError, InputError
+from hdm.errors import FULL, DamagedError, DoesNotFitError, HdmError, InputError
 
 TEMPORARY = ".tmp-"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_FOLDER = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO)

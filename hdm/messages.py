@@ -4,11 +4,12 @@ without control characters.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -16,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from hdm.errors import FULL, DoesNotFitError
 from hdm.redaction import redacted_value, shown, visible
 
 
@@ -23,6 +25,10 @@ class Terminal(Console):
     """A rich console. Colours and cursor movements are its own; those in what it prints are written
     out.
     """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with printing():
+            super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         # Before the layout: a table measures what it will show.
@@ -35,15 +41,36 @@ class Terminal(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Tell in a line that what is printed in the block does not fit on its disk.
+
+    Raises:
+        DoesNotFitError: it does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DoesNotFitError(
+            "no space left for what is printed",
+            where="standard output or error",
+            do="send it to another disk",
+        ) from error
+
+
 def say(text: str, file: TextIO | None = None) -> None:
     """Print a line as it is, for other programs or beside a progress bar."""
-    print(shown(text), file=file or sys.stdout, flush=True)
+    with printing():
+        print(shown(text), file=file or sys.stdout, flush=True)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
     """Print JSON for other programs."""
     text = json.dumps(redacted_value(value), ensure_ascii=False, indent=indent)
-    print(visible(text), flush=True)
+    with printing():
+        print(visible(text), flush=True)
 
 
 def guard_output() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,8 +21,8 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from hdm.config import Pipeline
-from hdm.definitions import FILE_NAME, Entry, definitions
-from hdm.errors import ConfigError
+from hdm.definitions import FILE_NAME, Entry, definitions, read_yaml
+from hdm.errors import ConfigError, counted
 from hdm.redaction import holds_secret, redacted_value
 from hdm.secrets import ADVICE
 
@@ -48,14 +49,7 @@ def load_pipeline(
     """
     entries = definitions("pipelines", file)
     variables = _from_environment(environment)
-    try:
-        return _with_others(_resolved(entries, name, variables, overrides), entries, variables, ())
-    except RecursionError as error:
-        raise ConfigError(
-            "a setting is nested too deeply, or contains itself",
-            where=name,
-            do="write it without YAML's & and *",
-        ) from error
+    return _with_others(_resolved(entries, name, variables, overrides), entries, variables, ())
 
 
 def _with_others(
@@ -121,7 +115,7 @@ def _validated(layers: list[_Layer], name: str) -> Pipeline:
     """The pipeline that layers of settings come to, the last of them first."""
     values: dict[str, Any] = {}
     for layer in layers:
-        _merge(values, layer.values)
+        _merge(values, layer.values, layer.places)
     values.pop("extends", None)
     _refuse_secrets(values, layers)
     try:
@@ -165,6 +159,12 @@ class _Places:
             node = node[step]
         return f"{self.path}:{line}" if line else None
 
+    def find_section(self, location: tuple[str | int, ...]) -> str | None:
+        return None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
 
 class _Source:
     """The place of a value that came from the command line or the environment."""
@@ -173,8 +173,16 @@ class _Source:
         self.origin, self.keys = origin, keys
 
     def find(self, location: tuple[str | int, ...]) -> str | None:
-        named = tuple(str(step) for step in location)[: len(self.keys)]
-        return f"{self.origin} {'.'.join(self.keys)}" if named == self.keys else None
+        named = tuple(str(step) for step in location)
+        return str(self) if named[: len(self.keys)] == self.keys else None
+
+    def find_section(self, location: tuple[str | int, ...]) -> str | None:
+        """As `find`, where the error is told of a section that the value would be in."""
+        named = tuple(str(step) for step in location)
+        return str(self) if named and named == self.keys[: len(named)] else None
+
+    def __str__(self) -> str:
+        return f"{self.origin} {'.'.join(self.keys)}"
 
 
 class _Layer:
@@ -234,8 +242,8 @@ def _split(text: str) -> tuple[str, str]:
 def _assignment(key: str, value: str, origin: str) -> _Layer:
     keys = tuple(key.split("."))
     try:
-        parsed = YAML(typ="safe").load(value)
-    except (YAMLError, ValueError) as error:  # ValueError: of a number or date that cannot be
+        parsed = read_yaml(YAML(typ="safe"), value, f"{origin} {key}")
+    except (YAMLError, ValueError) as error:
         raise ConfigError(
             f"the value of {key} is not YAML: {_shown(value)}", where=origin
         ) from error
@@ -248,37 +256,51 @@ def _assignment(key: str, value: str, origin: str) -> _Layer:
     return _Layer(nested, _Source(origin, keys))
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+def _merge(
+    into: dict[str, Any], values: Mapping[str, Any], origin: _Places | _Source, above: str = ""
+) -> None:
     """Mappings merge, everything else is replaced; in a list, `phases.0.batch_size` names an
     element.
+
+    Args:
+        into: what is changed.
+        values: what goes into it.
+        origin: where the values come from.
+        above: the path to both, with a dot at its end.
     """
     for key, value in values.items():
         there = into.get(key)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(there, list)
-            and all(str(step).isdigit() for step in value)
-        ):
-            items = list(there)
-            for step, item in value.items():
-                position = int(step)
-                if position >= len(items):
-                    raise ConfigError(
-                        f"{key} has {len(items)} entries, so there is no {key}.{position}; they are counted from 0"
-                    )
-                if isinstance(item, Mapping) and isinstance(items[position], Mapping):
-                    merged = dict(items[position])
-                    _merge(merged, item)
-                    items[position] = merged
-                else:
-                    items[position] = item
-            into[key] = items
-        elif isinstance(value, Mapping):
-            merged = dict(there) if isinstance(there, Mapping) else {}
-            _merge(merged, value)
-            into[key] = merged
-        else:
+        path = f"{above}{key}"
+        if not isinstance(value, Mapping):
             into[key] = value
+        elif isinstance(there, list):
+            into[key] = _merged_list(there, value, origin, path)
+        else:
+            merged = dict(there) if isinstance(there, Mapping) else {}
+            _merge(merged, value, origin, f"{path}.")
+            into[key] = merged
+
+
+def _merged_list(
+    there: list[Any], values: Mapping[str, Any], origin: _Places | _Source, path: str
+) -> list[Any]:
+    """A list with other values at the positions that a mapping names."""
+    items = list(there)
+    for step, item in values.items():
+        if not re.fullmatch("[0-9]+", str(step)) or int(step) >= len(items):
+            raise ConfigError(
+                f"{path} has {counted(len(items), 'entry', 'entries')}, "
+                f"so there is no {path}.{step}; they are counted from 0",
+                where=origin,
+            )
+        position = int(step)
+        if isinstance(item, Mapping) and isinstance(items[position], Mapping):
+            merged = dict(items[position])
+            _merge(merged, item, origin, f"{path}.{step}.")
+            items[position] = merged
+        else:
+            items[position] = item
+    return items
 
 
 def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
@@ -327,9 +349,9 @@ def _refuse_secrets(
 
 def _place(location: tuple[str | int, ...], layers: list[_Layer]) -> str | None:
     """Where the value came from that won: file and line, or the option or variable."""
-    return next(
-        (found for layer in reversed(layers) if (found := layer.places.find(location))), None
-    )
+    places = [layer.places for layer in reversed(layers)]
+    found = (place.find(location) or place.find_section(location) for place in places)
+    return next(filter(None, found), None)
 
 
 def _shown(value: Any) -> str:
@@ -363,5 +385,6 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence that names the nearest known word, if one is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""

@@ -218,7 +218,7 @@ def test_a_value_on_the_command_line_has_no_comments(tmp_path):
         ("download.source=2024", "must be text; write it in quotes"),
         ("download.source=/pictures: new", "must be text; write it in quotes"),
         ("images.matte=red", "must be a colour as #rrggbb"),
-        ("train.phases.9.resolution=64", "no phases.9; they are counted from 0"),
+        ("train.phases.9.resolution=64", "no train.phases.9; they are counted from 0"),
     ],
 )
 def test_values_of_another_kind_are_refused_with_what_to_write(setting, said):

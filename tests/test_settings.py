@@ -156,6 +156,43 @@ def test_settings_that_do_not_go_together_are_told_with_file_and_line(tmp_path: 
         load_pipeline("a", (), path, {})
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("train.phases.-1.num_images=5", r"train.phases has 2 entries.*\(--set train.phases.-1"),
+        ("train.phases.2.num_images=5", r"no train.phases.2;.*\(--set train.phases.2.num_images"),
+        ("FILTER.min_side_px=64", r"--set FILTER.min_side_px: unknown key FILTER.*mean filter\?"),
+        ("train.model.width.a=5", r"--set train.model.width.a: train.model.width = "),
+    ],
+)
+def test_what_was_set_on_the_command_line_is_blamed_on_it(setting: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_pipeline("demo", [setting], None, {})
+
+
+def test_a_variable_is_blamed_by_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"environment FILTER.MIN_SIDE_PX: unknown key FILTER"):
+        load_pipeline("demo", (), None, {"HDM__FILTER__MIN_SIDE_PX": "64"})
+
+
+def test_a_file_that_stands_for_billions_of_values_is_refused(tmp_path: Path) -> None:
+    rows = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    for number in range(1, 12):
+        repeated = ", ".join([f"*a{number - 1}"] * 10)
+        rows.append(f"a{number}: &a{number} [{repeated}]")
+    bomb = "\n".join(f"      {row}" for row in rows)
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(f"pipelines:\n  a:\n    filter:\n{bomb}\n")
+    with pytest.raises(ConfigError, match=r"more than 1,000,000 values \(.*pipelines.yaml"):
+        load_pipeline("a", (), path, {})
+
+
+@pytest.mark.parametrize(("path", "told"), [(".", "folder"), ("/dev/null", "no regular file")])
+def test_a_file_of_pipelines_that_is_none_is_named_as_what_it_is(path: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"this is .*{told}"):
+        load_pipeline("demo", (), Path(path), {})
+
+
 @pytest.mark.parametrize("value", ["&a [*a]", "[" * 3000 + "]" * 3000])
 def test_a_setting_that_contains_itself_or_never_ends_is_refused(value):
     with pytest.raises(ConfigError):

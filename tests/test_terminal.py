@@ -80,13 +80,14 @@ def test_a_command_whose_reader_has_enough_succeeds() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_to_a_full_disk_is_one_line_of_error() -> None:
+@pytest.mark.parametrize("words", [["pipelines"], ["config", "demo"]])
+def test_output_to_a_full_disk_is_one_line_of_error(words: list[str]) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
-            python(HDM, "pipelines"), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            python(HDM, *words), stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 3
-    assert "no space left" in done.stderr
+    assert "no space left for what is printed (standard output or error)" in done.stderr
     assert "Traceback" not in done.stderr
 
 

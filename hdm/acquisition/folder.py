@@ -44,6 +44,7 @@ from hdm.acquisition.texts import (
     captions_in_fields,
     captions_in_file,
     is_wordy,
+    may_be_captions,
     settle,
 )
 from hdm.acquisition.tree import Tree, shown, walk
@@ -335,22 +336,35 @@ class Folder:
         """
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return None
-        asked = self.settings.caption_column
+        encoding = self.settings.encoding
         try:
-            known = column_names(path, encoding=self.settings.encoding)
-            file_column = _file_column(known)
-            if file_column is None or not caption_fields(known, asked):
-                return None
-            rows = islice(read_rows(path, [file_column], self.settings.encoding), LOOKED_AT)
-            names = [name for _, row in rows if row and (name := as_text(row[0]))]
+            known = column_names(path, encoding=encoding)
+            lines = islice(read_rows(path, known, encoding), LOOKED_AT)
+            rows = [row for _, row in lines if row]
         except InputError:
             # It may hold anything; but JSON that only another encoding makes whole is a person's
             # text.
             return in_other_encodings(path.read_bytes()) if _suffix(path.name) == ".json" else None
+        columns = dict(zip(known, zip(*rows, strict=True), strict=True)) if rows else {}
         beside = os.path.dirname(self._relative(path))  # noqa: PTH120
-        if any(self._is_here(name, beside) for name in names):
+        naming = [name for name, values in columns.items() if self._names_files(values, beside)]
+        if not naming:
+            return None
+        if _file_column(naming) and caption_fields(known, self.settings.caption_column):
             return "it lists captions of files; set download.metadata to it, or move it away"
-        return None
+        others = [name for name in columns if name not in naming]
+        wordy = [name for name in others if may_be_captions(name, columns[name])]
+        if not wordy:
+            return None
+        advice = f"set download.metadata to it and download.caption_column={wordy[0]}"
+        if _file_column(naming) is None:
+            advice = f"call its column {naming[0]!r} {FILE_NAME}, {advice}"
+        return f"it may list captions of files; {advice}, or move it away"
+
+    def _names_files(self, values: Iterable[Any], beside: str) -> bool:
+        """Whether a column of a table in the folder `beside` names a file that is here."""
+        names = filter(None, map(as_text, values))
+        return any(self._is_here(name, beside) for name in names)
 
     def _is_here(self, name: str, beside: str) -> bool:
         try:

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +25,7 @@ FILE_NAME = "file_name"
 BATCH_ROWS = 4096
 CELL_CHARS = 1 << 24
 WORDY_ROWS = 100
+START_BYTES = 4096
 LOOKED_AT = 100_000
 """Lines of JSON that are read to learn which fields there are."""
 Row = tuple[Any, ...]
@@ -45,7 +45,7 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
             case ".parquet":
                 return list(pq.read_schema(path).names)
             case ".csv" | ".tsv":
-                with _open_text(path) as file:
+                with _open_text(path, encoding) as file:
                     return next(_csv_reader(path, file), [])
             case ".jsonl":
                 records = (record for _, record in islice(_json_lines(path, encoding), LOOKED_AT))
@@ -69,19 +69,23 @@ def read_rows(
     Args:
         path: the table.
         columns: names.
-        encoding: of JSON that is not Unicode, as for `decoded`.
+        encoding: of text that is not Unicode, as for `decoded`.
 
     Raises:
         InputError: the file is no table of the kind that its name says.
     """
-    readers: dict[str, Callable[[Path, list[str]], Iterator[Line]]] = {
-        ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows,
-        ".jsonl": partial(_jsonl_rows, encoding=encoding), ".json": partial(_json_rows, encoding=encoding),
-    }  # fmt: skip
+    readers: dict[str, Callable[[Path, list[str], str | None], Iterator[Line]]] = {
+        ".parquet": _parquet_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".jsonl": _jsonl_rows,
+        ".json": _json_rows,
+    }
     named = [name for name in columns if name is not None]
     places = [None if name is None else named.index(name) for name in columns]
+    rows_of = readers.get(path.suffix.lower(), _text_rows)
     with _reading(path):
-        for number, row in readers.get(path.suffix.lower(), _text_rows)(path, named):
+        for number, row in rows_of(path, named, encoding):
             if row is None:
                 yield number, None
             else:
@@ -108,21 +112,42 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_text(path: Path) -> IO[str]:
-    """Text in the encoding of its mark, else UTF-8, whose damage is kept for `_restored`."""
+def _open_text(path: Path, encoding: str | None = None) -> IO[str]:
+    """Text in the encoding of its mark, else UTF-8, whose damage is kept for `_restored`.
+
+    Args:
+        path: the file.
+        encoding: of a text with zero bytes and no mark, which UTF-8 never has.
+
+    Raises:
+        ValueError: it is such a text, and no encoding is given.
+    """
     with path.open("rb") as file:
-        marked = mark_of(file.read(4))
+        start = file.read(START_BYTES)
+    marked = mark_of(start)
+    if marked is None and b"\0" in start:
+        if encoding is None:
+            little = start[1::2].count(0) >= start[0::2].count(0)
+            raise ValueError(
+                "it has zero bytes, which UTF-8 never has: save it as UTF-8; if it is UTF-16 "
+                f"without its mark, --set download.encoding=utf-16-{'le' if little else 'be'}"
+            )
+        return path.open(encoding=encoding, newline="")
     if marked in (None, "utf-8-sig"):
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
     return path.open(encoding=marked, newline="")
 
 
 def _restored(cell: str) -> str | bytes:
-    """A cell as it was: its bytes, where they are not UTF-8."""
+    """A cell as it was: its bytes, where they are not UTF-8.
+
+    Half a character that JSON spells out (`\\ud800`) never was bytes; it stays as it is.
+    """
     try:
         cell.encode()
     except UnicodeEncodeError:
-        return cell.encode("utf-8", "surrogateescape")
+        with suppress(UnicodeEncodeError):
+            return cell.encode("utf-8", "surrogateescape")
     return cell
 
 
@@ -136,8 +161,8 @@ def _csv_reader(path: Path, file: IO[str]) -> Any:
     return csv.reader(file, delimiter=separator)
 
 
-def _csv_rows(path: Path, columns: list[str]) -> Iterator[Line]:
-    with _open_text(path) as file:
+def _csv_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
+    with _open_text(path, encoding) as file:
         rows = _csv_reader(path, file)
         header: list[str] = next(rows, [])
         places = [[at for at, known in enumerate(header) if known == name] for name in columns]
@@ -156,7 +181,7 @@ def _joined(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _parquet_rows(path: Path, columns: list[str]) -> Iterator[Line]:
+def _parquet_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
@@ -180,18 +205,18 @@ def _jsonl_rows(path: Path, columns: list[str], encoding: str | None) -> Iterato
 def _json_lines(
     path: Path, encoding: str | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    if _begins_with_list(path):
+    if _begins_with_list(path, encoding):
         yield from enumerate(_json_records(path, encoding), 1)
         return
-    with _open_text(path) as file:
+    with _open_text(path, encoding) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, json_object(_restored(line), encoding)
 
 
-def _begins_with_list(path: Path) -> bool:
+def _begins_with_list(path: Path, encoding: str | None) -> bool:
     """Whether a file of JSON lines is one list of records instead."""
-    with _open_text(path) as file:
+    with _open_text(path, encoding) as file:
         return next(filter(None, map(str.strip, file)), "").startswith("[")
 
 
@@ -298,8 +323,8 @@ def _fields(records: Iterator[dict[str, Any] | None]) -> list[str]:
     return list({name: None for record in records if record for name in record})
 
 
-def _text_rows(path: Path, columns: list[str]) -> Iterator[Line]:
-    with _open_text(path) as file:
+def _text_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
+    with _open_text(path, encoding) as file:
         for number, line in enumerate(file, 1):
             if line.strip() and not line.startswith("#"):
                 yield number, (_restored(line.strip()),)

@@ -21,6 +21,23 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
 first one with a caption counts."""
 CLASSES = frozenset({"label", "labels", "class", "category", "split", "lang", "language", "id"})
 """Columns of single words that are no captions."""
+CREDITS = frozenset(
+    {
+        "artist",
+        "attribution",
+        "author",
+        "camera",
+        "copyright",
+        "creator",
+        "credit",
+        "licence",
+        "license",
+        "photographer",
+        "source",
+        "url",
+    }
+)
+"""Columns of texts that are no captions."""
 SHOWN_CHARS = 20
 _MAPPED = (*CAPTION_COLUMNS, "raw")
 _MARKS = (
@@ -224,8 +241,10 @@ def may_be_captions(column: str, values: Iterable[Any]) -> bool:
     """Whether a column's first values look like captions: of several words, or single words that
     are no classes.
 
-    Classes repeat, or the column's name says what they are.
+    Classes repeat, or the column's name says what they are, as it does of credits.
     """
+    if column.lower() in CREDITS:
+        return False
     values = list(values)
     if any(map(is_wordy, values)):
         return True

@@ -20,7 +20,7 @@ from hdm.commands import ema, gc, init, plan, sample, vae, verify, weights
 from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
-from hdm.messages import Terminal, guard_output, say
+from hdm.messages import Terminal, guard_output, printing, say
 from hdm.options import File, number
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.progress import show_log
@@ -48,7 +48,8 @@ class Commands(TyperGroup):
         guard_output()
         try:
             found = super().invoke(ctx)
-            sys.stdout.flush()  # here a full disk can still be told of
+            with printing():  # here a full disk can still be told of
+                sys.stdout.flush()
             return found
         except HdmError as error:
             _fail(error)

@@ -75,6 +75,14 @@ class StopRequest:
             raise Stopped
 
 
+    def ignore(self) -> None:
+        """From here on nothing is left to stop; the flow's process, which passed the signal on,
+        ends the run.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Signals:
     """SIGTERM and SIGINT that came since they began to be counted."""
 

@@ -50,6 +50,7 @@ def main(path: Path) -> int:
         lost = job.settings.train.num_processes > 1 and _lost_a_peer(error)
         write_outcome(scratch, rank, PEER_LOST if lost else ERROR, _unexpected(error, job))
         raise  # with its traceback into the log
+    stop.ignore()
     write_outcome(scratch, rank, state)
     return 0 if state == DONE else SavedOnSignal.exit_code
 

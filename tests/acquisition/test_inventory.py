@@ -120,6 +120,21 @@ LOSSES = {
         b"file_name,caption\nimg/0.png,a fox\n",
         "captions.csv: it lists captions of files; set download.metadata to it",
     ),
+    "a table of texts in another column that no setting names": (
+        "metadata.json",
+        b'[{"file": "img/0.png", "description": "a red fox", "author": "A B"}]',
+        "metadata.json: it may list captions of files; set download.metadata to it and download.caption_column=description",
+    ),
+    "a table of texts whose column of names is called otherwise": (
+        "list.csv",
+        b"bild,beschreibung\nimg/0.png,ein roter Fuchs\n",
+        "list.csv: it may list captions of files; call its column 'bild' file_name, set download.metadata to it",
+    ),
+    "half a character that JSON spells out": (
+        TABLE,
+        b'{"file_name": "img/0.png", "caption": "a \\ud800 fox"}',
+        "img/0.png: its text was damaged before it came here",
+    ),
     "a text that cannot be decoded": (
         "img/0.txt",
         UNDECODABLE,
@@ -186,6 +201,30 @@ def test_a_table_in_another_encoding_says_so_and_is_read_as_told(name, folder, t
     assert "download.encoding names another, as shift_jis (表示する狐" in str(error.value)
     output = make(folder, tmp_path / "store", metadata=name, encoding="shift_jis")
     assert read_tables(output, "samples")["captions"].to_pylist()[0][0] == "表示する狐"
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.tsv", "metadata.jsonl"])
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_a_table_in_utf_16_without_its_mark_is_read_as_told(name, codec, folder, tmp_path):
+    rows = {
+        "metadata.csv": "file_name,caption\nimg/0.png,ein Bär\n",
+        "metadata.tsv": "file_name\tcaption\nimg/0.png\tein Bär\n",
+        "metadata.jsonl": '{"file_name": "img/0.png", "caption": "ein Bär"}\n',
+    }
+    (folder / name).write_bytes(rows[name].encode(codec))
+    with pytest.raises(InputError, match=f"{name}.*|save it as UTF-8") as error:
+        make(folder, tmp_path / "store")
+    assert "without" in str(error.value)
+    output = make(folder, tmp_path / "store", encoding=codec)
+    assert read_tables(output, "samples")["captions"].to_pylist()[0] == ["ein Bär", "caption 0"]
+
+
+def test_a_table_of_credits_is_no_lost_caption(folder, tmp_path):
+    (folder / "sources.csv").write_text(
+        "file,author,url,licence\nimg/0.png,Ada B. Clark,https://a.example/0,CC BY 4.0\n"
+    )
+    output = make(folder, tmp_path / "store")
+    assert entries(output).keys() == {("file", "not_looked_at", "sources.csv")}
 
 
 def test_other_tables_and_json_files_are_no_lost_captions(folder, tmp_path):

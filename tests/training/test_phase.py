@@ -41,6 +41,17 @@ if "hdm.training.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
         return after(self, *given, **named)
     Position.after = failing
 """
+STOPS_THE_FLOW_AT_THE_END = """
+import os, signal, sys, time
+if "hdm.training.worker" in sys.orig_argv:
+    from hdm.training import job
+    written = job.write_outcome
+    def then_stopped(scratch, rank, state, *rest):
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1)  # the flow's process passes it on
+        written(scratch, rank, state, *rest)
+    job.write_outcome = then_stopped
+"""
 
 
 def wait_until(happened: Callable[[], Any], seconds: float = 120.0) -> None:
@@ -281,6 +292,25 @@ def test_a_signal_before_the_first_step_claims_no_saving(cached: Workshop, tmp_p
     assert newest_step(here) == 0, "the signal came too late for this test"
     assert b"after saving" not in errors
     assert b"no checkpoint had been saved yet" in errors
+
+
+def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
+    undisturbed: Path, cached: Workshop, tmp_path: Path
+) -> None:
+    """Else the next phase would start as if nobody had asked."""
+    here = cached.elsewhere(tmp_path / "store")
+    (tmp_path / "sitecustomize.py").write_text(STOPS_THE_FLOW_AT_THE_END)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    flow = start(here, tmp_path / "told.json", PYTHONPATH=path)
+    _, errors = flow.communicate(timeout=120)
+    assert flow.returncode == 75, errors.decode()
+    assert b"as it ended; all of it is saved" in errors
+    assert not (here.folder / "manifest.json").exists()
+    lines = len(losses(scratch(here) / "result" / "metrics.jsonl"))
+    output = here.train()
+    assert output.counts["steps"] == 12 == lines
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        assert output.file(name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_an_exception_in_a_worker_is_shown_and_not_tried_again(
