@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hdm.config import FilterSettings
 from hdm.curation.duplicates import Criterion, find_families, find_pairs
 from hdm.curation.fingerprints import RECORD, fingerprint
+from hdm.curation.settings import FilterSettings
 
 EXPLANATION = """\
 Recall: each photograph and its four quarters, which are photographs of something else, stand beside one changed version of each; a

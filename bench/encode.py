@@ -27,15 +27,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hdm.architecture import XUTConfig
-from hdm.config import Components, EncodeSettings, ImageSettings, Pipeline, TrainSettings
+from hdm.config import Pipeline
 from hdm.data.images import decode
+from hdm.data.settings import ImageSettings
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.settings import EncodeSettings
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
+from hdm.models.settings import Components
 from hdm.store import Identity, Output, Store
+from hdm.training.settings import TrainSettings
 
 EXPLANATION = """\
 Rows:

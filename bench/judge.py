@@ -22,7 +22,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hdm.config import Components
 from hdm.demo import detector, fitting
 from hdm.demo.bootstrap import round_trip
 from hdm.demo.judge import AGREEMENT
@@ -31,6 +30,7 @@ from hdm.demo.scenes import draw_shape
 from hdm.demo.shapes import KINDS
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import resolve
+from hdm.models.settings import Components
 from tests.demo.agreement import agreement, compare
 from tests.demo.foreign_shapes import UNKNOWN, square_scenes
 

@@ -13,7 +13,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hdm.config import Phase
 from hdm.pipelines import load_pipeline
 from hdm.planning import counts, hardware, work
 from hdm.planning.hardware import CARDS, PUBLISHED_CARD
@@ -21,6 +20,7 @@ from hdm.planning.plan import Measured
 from hdm.planning.work import Work
 from hdm.store import Store
 from hdm.training.job import TIMING
+from hdm.training.settings import Phase
 
 EXPLANATION = """\
 published   The four phases of arXiv 2509.06068 on four RTX 5090s: hours as published and as counted work and two fitted figures give

@@ -14,12 +14,13 @@ from typing import Any
 
 from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Unreadable, Url
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
 from hdm.bootstrap import bootstrap
-from hdm.config import DownloadSettings, ImageSettings
 from hdm.data.decoding import Asked, Decoders, pixels
 from hdm.data.examples import Example
 from hdm.data.images import BadImage
+from hdm.data.settings import ImageSettings
 from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError
 from hdm.pipelines import source_settings

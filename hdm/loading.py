@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hdm.child import forget_launchers
-from hdm.config import Components, EncodeSettings
+from hdm.encoding.settings import EncodeSettings
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
@@ -26,6 +26,7 @@ from hdm.models.components import (
 )
 from hdm.models.components import VAE as FINETUNED
 from hdm.models.file_names import MODEL
+from hdm.models.settings import Components
 from hdm.models.sources import MODEL_INDEX, Source, read_source
 from hdm.store import MANIFEST, in_use, read_output
 

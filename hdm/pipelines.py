@@ -1,7 +1,7 @@
 """Reading pipelines.yaml: defaults, file, environment, command line; every error at once, with file
 and line.
 
-The later wins: defaults in `hdm.config`, the entry that is extended, the entry,
+The later wins: defaults in `settings.py` of each package, the extended entry, the entry,
 `HDM__stage__field=value`, `--set stage.field=value`.
 """
 

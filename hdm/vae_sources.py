@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
+from hdm.acquisition.settings import DownloadSettings
 from hdm.bootstrap_sources import SCENES, local_pictures
-from hdm.config import Components, DownloadSettings, ImageSettings, VaeSettings
 from hdm.data.crops import resized
+from hdm.data.settings import ImageSettings
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import InputError
 from hdm.files import canonical_json, read_record, write_json
@@ -26,9 +27,11 @@ from hdm.models.autoencoder import CONFIG, load_autoencoder
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import choose_device
+from hdm.models.settings import Components
 from hdm.vae.finetune import Finetuning, Place
 from hdm.vae.quality import Features, measure_quality
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, run, starting_model
+from hdm.vae.settings import VaeSettings
 
 RECORD, UNFINISHED, PLAN = "finetune.json", ".unfinished", "plan.json"
 MAX_PICTURES = 20_000

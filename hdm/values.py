@@ -1,7 +1,7 @@
 """The kinds of value that settings and options take, each with its bounds: numbers, sizes, devices.
 
-`hdm.config` annotates its fields with them and the command line its options, so that both accept
-and refuse the same values. Every number has a finite upper bound; NaN, infinity and booleans are
+Settings annotate their fields with them and the command line its options, so that both accept and
+refuse the same values. Every number has a finite upper bound; NaN, infinity and booleans are
 refused.
 """
 

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hdm.acquisition.settings import DownloadSettings
 from hdm.bootstrap_sources import bootstrap_from, local_pictures
 from hdm.commands.cli import app
-from hdm.config import DownloadSettings, ImageSettings
+from hdm.data.settings import ImageSettings
 from hdm.errors import ConfigError, InputError
 
 

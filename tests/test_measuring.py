@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hdm.config import Components
 from hdm.demo.bootstrap import SceneQuality
 from hdm.measuring import Measure, balance, measure_in_time
 from hdm.models.components import resolve
+from hdm.models.settings import Components
 
 
 class Clock:

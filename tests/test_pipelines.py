@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hdm.acquisition.settings import DownloadSettings
 from hdm.architecture import XUTConfig
-from hdm.config import DownloadSettings, FilterSettings, Pipeline
+from hdm.config import Pipeline
+from hdm.curation.settings import FilterSettings
 from hdm.definitions import read_section
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline, pipeline_names

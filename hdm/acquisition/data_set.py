@@ -24,11 +24,11 @@ from hdm.acquisition.items import (
     too_large,
 )
 from hdm.acquisition.places import read_place
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.tabular import WORDY_ROWS
 from hdm.acquisition.texts import as_text, captions_in, captions_in_fields, may_be_captions
 from hdm.acquisition.tree import note_files
 from hdm.acquisition.url_list import ListedUrl, one_item_a_url
-from hdm.config import DownloadSettings
 from hdm.errors import InputError
 from hdm.secrets import resolved
 

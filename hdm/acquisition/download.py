@@ -26,11 +26,13 @@ from hdm.acquisition.fetch import PASSING, BlockingFetcher, Fetcher
 from hdm.acquisition.inventory import EXAMPLES, Inventory, told
 from hdm.acquisition.inventory import NAME as INVENTORY
 from hdm.acquisition.items import Item, Reader
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.config import SCENES_VERSION, DownloadSettings, Pipeline
+from hdm.config import Pipeline
 from hdm.data.decoding import Decoders, header
 from hdm.data.sites import Site
 from hdm.data.tables import read_table, shard_name
+from hdm.demo.settings import SCENES_VERSION
 from hdm.errors import InputError, raised_by
 from hdm.files import explain_read_error
 from hdm.progress import Tracker, track

@@ -14,7 +14,7 @@ from hdm.acquisition import fingerprints
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import Item, Url, key_of, read_file
 from hdm.acquisition.remote_list import SCHEMES
-from hdm.config import DownloadSettings
+from hdm.acquisition.settings import DownloadSettings
 from hdm.emoji.catalogue import training_pictures
 from hdm.errors import InputError
 from hdm.files import canonical_json

@@ -20,7 +20,7 @@ from yarl import URL
 
 from hdm.acquisition.addresses import Addresses
 from hdm.acquisition.items import Unreadable, too_large
-from hdm.config import DownloadSettings
+from hdm.acquisition.settings import DownloadSettings
 
 T = TypeVar("T")
 MAX_REDIRECTS = 5

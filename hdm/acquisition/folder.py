@@ -28,6 +28,7 @@ from hdm.acquisition.items import (
     read_file,
 )
 from hdm.acquisition.names import Names, folded, literal_place
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.tabular import (
     FILE_NAME,
     column_names,
@@ -48,7 +49,6 @@ from hdm.acquisition.texts import (
     settle,
 )
 from hdm.acquisition.tree import Tree, shown, walk
-from hdm.config import DownloadSettings
 from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
 from hdm.errors import InputError
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import CAPTION_COLUMNS, as_text, caption_fields
-from hdm.config import DownloadSettings
 from hdm.errors import InputError
 
 if TYPE_CHECKING:

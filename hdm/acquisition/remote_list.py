@@ -10,8 +10,8 @@ from yarl import URL
 
 from hdm.acquisition.fetch import BlockingFetcher
 from hdm.acquisition.items import Unreadable
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.tabular import TABLE_SUFFIXES
-from hdm.config import DownloadSettings
 from hdm.errors import InputError
 
 SCHEMES = ("http://", "https://")

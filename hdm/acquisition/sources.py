@@ -14,11 +14,11 @@ from hdm.acquisition.emoji import EmojiPictures
 from hdm.acquisition.folder import Folder
 from hdm.acquisition.items import Reader
 from hdm.acquisition.remote_list import SCHEMES, fetched_list
+from hdm.acquisition.settings import DownloadSettings, SourceKind
 from hdm.acquisition.tabular import TABLE_SUFFIXES
 from hdm.acquisition.tars import Tars
 from hdm.acquisition.tree import walk
 from hdm.acquisition.url_list import UrlList
-from hdm.config import DownloadSettings, SourceKind
 from hdm.errors import ConfigError, InputError
 from hdm.secrets import resolved
 

@@ -22,9 +22,9 @@ from hdm.acquisition.items import (
     Unreadable,
     too_large,
 )
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import Found, as_text, captions_in_file, settle
 from hdm.acquisition.tree import note_files
-from hdm.config import DownloadSettings
 from hdm.data.formats import HEAD_BYTES, sniff
 
 TEXTS = ("txt", "caption", "text")

@@ -20,9 +20,9 @@ from hdm.acquisition.items import (
     need_column,
     survey,
 )
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.tabular import column_names, read_rows, wordy_columns
 from hdm.acquisition.texts import as_text, captions_in_fields
-from hdm.config import DownloadSettings
 
 
 @dataclass(frozen=True)

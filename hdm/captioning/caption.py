@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 
 from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
+from hdm.captioning.settings import CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
-from hdm.config import CaptionMaker, Pipeline
+from hdm.config import Pipeline
 from hdm.data.decoding import Asked, Decoders, picture_cost, pixels
 from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader

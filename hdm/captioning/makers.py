@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hdm.config import CaptionMaker
+from hdm.captioning.settings import CaptionMaker
 from hdm.errors import ConfigError
 from hdm.models.contrastive import Contrastive
 
@@ -27,7 +27,7 @@ class Item:
 
     Args:
         key: of the picture.
-        fields: by `hdm.config.ITEM_FIELDS`; `given` is the first of the given captions, None where
+        fields: by `hdm.captioning.settings.ITEM_FIELDS`; `given` is the first of the given captions, None where
             there is none.
         pixels: (H, W, 3) uint8; None unless a maker that looks asked for them.
         given: all given captions, normalised.

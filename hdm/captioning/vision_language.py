@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hdm.captioning.makers import Item, Maker, seed_of
-from hdm.config import CaptionMaker
+from hdm.captioning.settings import CaptionMaker
 from hdm.errors import InputError
 from hdm.models.components import locate
 

@@ -23,9 +23,9 @@ from hdm.store import store_root
 if TYPE_CHECKING:
     import numpy as np
 
-    from hdm.config import Components
     from hdm.diffusion.sampler import Sampling
     from hdm.loading import Loaded
+    from hdm.models.settings import Components
     from hdm.positions import Camera
 
 AT_ONCE = 16  # pictures; fewer where memory does not hold them
@@ -129,9 +129,9 @@ def sample(
 
     Example: hdm sample --pipeline demo --prompt "a red circle" --prompt "a blue star" --count 4
     """
-    from hdm.config import Components
     from hdm.diffusion.sampler import Sampling
     from hdm.generation.pictures import read_size
+    from hdm.models.settings import Components
     from hdm.positions import Camera
 
     texts = _prompts(prompt, prompts)

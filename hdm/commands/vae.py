@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from hdm import values
-from hdm.config import VaeSettings
 from hdm.errors import ConfigError, InputError
 from hdm.messages import Terminal
 from hdm.options import number
 from hdm.progress import show_log
+from hdm.vae.settings import VaeSettings
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -140,9 +140,9 @@ def export_weights(
     """
     if out is None and diffusers is None:
         raise InputError("nothing to write", do="give --out FILE, --diffusers DIR, or both")
-    from hdm.config import Components
     from hdm.diffusers_pipeline.folder import write_folder
     from hdm.models.components import resolve
+    from hdm.models.settings import Components
     from hdm.models.sources import read_source
     from hdm.models.weights import save_weights
 

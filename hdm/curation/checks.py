@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from hdm.config import FilterSettings, TopFraction
 from hdm.curation.criteria import Criterion, Row, criteria, numbers
 from hdm.curation.duplicates import Criterion as DuplicateCriterion
 from hdm.curation.duplicates import (
@@ -20,6 +19,7 @@ from hdm.curation.duplicates import (
     find_pairs,
     same_meaning,
 )
+from hdm.curation.settings import FilterSettings, TopFraction
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from hdm.config import FilterSettings, Pipeline
+from hdm.config import Pipeline
 from hdm.curation.pictures import Picture
+from hdm.curation.settings import FilterSettings
 from hdm.errors import ConfigError
 
 Score = Callable[[Sequence[Picture]], Sequence[float | None]]

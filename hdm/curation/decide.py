@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hdm.config import FilterSettings, Pipeline
+from hdm.config import Pipeline
 from hdm.curation.checks import Verdicts, judge
 from hdm.curation.criteria import added, criteria, problems
 from hdm.curation.embed import read_embeddings
 from hdm.curation.measure import read_fingerprints
+from hdm.curation.settings import FilterSettings
 from hdm.curation.splits import SPLITS, Shares, SplitMemory, assign_splits
 from hdm.data.tables import (
     MEASURES,

@@ -11,7 +11,7 @@ from hdm.curation.quality import noise, sharpness, to_grey
 from hdm.data.images import decode
 
 if TYPE_CHECKING:
-    from hdm.config import ImageSettings
+    from hdm.data.settings import ImageSettings
 
 EMBED_SIDE_PX = 768
 """No model looks closer: larger pictures are reduced before they wait for one."""

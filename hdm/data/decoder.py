@@ -30,7 +30,7 @@ import numpy as np
 from hdm.data.images import BadImage
 
 if TYPE_CHECKING:
-    from hdm.config import ImageSettings
+    from hdm.data.settings import ImageSettings
 
 READY = b"ready\n"
 NICE = 5

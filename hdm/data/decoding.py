@@ -23,9 +23,9 @@ from typing import Any, cast
 import numpy as np
 
 from hdm.child import child_environment
-from hdm.config import ImageSettings
 from hdm.data.decoder import OUT_OF_MEMORY, READY
 from hdm.data.images import BadImage, decode, inspect, reduced
+from hdm.data.settings import ImageSettings
 from hdm.errors import DoesNotFitError, HdmError
 
 BYTES_A_PIXEL = 24

@@ -36,7 +36,7 @@ from hdm.data.formats import foreign_format, sniff
 if (
     TYPE_CHECKING
 ):  # its import takes as long as all others together, and processes that decode are started often
-    from hdm.config import ImageSettings
+    from hdm.data.settings import ImageSettings
 
 MAX_SIDE_PX = 32_768
 """Longer pictures are refused, however thin: 65535 × 1 is an attack or an accident."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hdm.config import SourceKind
+from hdm.acquisition.settings import SourceKind
 
 
 @dataclass(frozen=True)

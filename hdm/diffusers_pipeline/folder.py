@@ -21,9 +21,9 @@ import diffusers
 import torch
 from safetensors.torch import save_file
 
-from hdm.config import EncodeSettings
 from hdm.diffusers_pipeline.denoiser import XUTTransformer
 from hdm.diffusers_pipeline.pipeline import HDMPipeline
+from hdm.encoding.settings import EncodeSettings
 from hdm.errors import InputError
 from hdm.files import TEMPORARY, explain_os_error, write_json
 from hdm.generation.conditioning import Conditioning

@@ -11,7 +11,7 @@ from PIL import Image
 from hdm.data.images import BadImage, decode
 
 if TYPE_CHECKING:
-    from hdm.config import ImageSettings
+    from hdm.data.settings import ImageSettings
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from hdm.architecture import XUTConfig
-from hdm.config import EncodeSettings, Pipeline
+from hdm.config import Pipeline
 from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import Encoder, Resolution, images_of, write
 from hdm.encoding.frames import Framing, plan_files
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.settings import EncodeSettings
 from hdm.errors import ConfigError, LockedError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest

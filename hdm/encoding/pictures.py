@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hdm.config import ImageSettings
 from hdm.data.decoding import Asked, Decoders, picture_cost
 from hdm.data.images import BadImage
+from hdm.data.settings import ImageSettings
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.cut import cut_frames

@@ -13,10 +13,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from hdm import values
-from hdm.config import Pipeline, Settings
+from hdm.config import Pipeline
 from hdm.definitions import NAME_PATTERN, definitions
 from hdm.errors import ConfigError
 from hdm.pipelines import did_you_mean, load_pipeline
+from hdm.settings import Settings
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Values = dict[str, Any]

@@ -19,9 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hdm.config import Components
 from hdm.errors import DamagedError, InputError
 from hdm.files import canonical_json, explain_read_error, sha256_file
+from hdm.models.settings import Components
 from hdm.store import Output, checked, read_output
 
 MANIFEST = "components.json"

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from hdm.config import Phase, Pipeline
+from hdm.config import Pipeline
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
 from hdm.models.vision import vision_sizes
@@ -23,6 +23,7 @@ from hdm.store import Output, Store, read_output
 from hdm.training import memory
 from hdm.training.checkpoint import KEEP
 from hdm.training.job import num_steps
+from hdm.training.settings import Phase
 
 Sizes = TypeVar("Sizes")
 RESERVED_BYTES = 1.5e9

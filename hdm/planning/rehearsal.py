@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hdm.config import Phase, Pipeline
+from hdm.config import Pipeline
 from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.pages import paged_writer
@@ -20,6 +20,7 @@ from hdm.data.tables import CAPTIONS, SCORES, TOKENS, write_table
 from hdm.models.components import resolve
 from hdm.models.vision import vision_sizes
 from hdm.store import Identity, Output, Store
+from hdm.training.settings import Phase
 
 Rows = dict[str, Sequence[Any]]
 NUM_PICTURES = 64

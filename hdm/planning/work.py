@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from hdm.architecture import XUTConfig
-from hdm.config import Phase
 from hdm.models.execution import recomputed_blocks
 from hdm.models.flops import forward_flops, training_flops
 from hdm.planning.counts import ImageEncoder, LanguageModel
 from hdm.training.memory import block_tokens
+from hdm.training.settings import Phase
 
 
 @dataclass(frozen=True)

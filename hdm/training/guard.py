@@ -74,7 +74,6 @@ class StopRequest:
         if self.requested:
             raise Stopped
 
-
     def ignore(self) -> None:
         """From here on nothing is left to stop; the flow's process, which passed the signal on,
         ends the run.

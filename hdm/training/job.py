@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from hdm import errors
-from hdm.config import Phase, Pipeline
+from hdm.config import Pipeline
 from hdm.errors import HdmError
 from hdm.files import read_record, write_json
 from hdm.models.file_names import EMA, MODEL, WEIGHTS
 from hdm.store import Output, read_output
+from hdm.training.settings import Phase
 
 METRICS, GENERATED = "metrics.jsonl", "generated.png"
 FILES = (WEIGHTS, EMA, MODEL, METRICS, GENERATED)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hdm.architecture import XUTConfig
-from hdm.config import Phase, TrainSettings
 from hdm.kernels.functions import SHORT
 from hdm.models.execution import recomputed_blocks
 from hdm.models.tread import num_kept
+from hdm.training.settings import Phase, TrainSettings
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hdm.config import Optimizer
 from hdm.errors import ConfigError
 from hdm.muon import Muon
 from hdm.sharding import laid_out, local
+from hdm.training.settings import Optimizer
 
 BASE_RATE = "base_rate"
 MUON_MOMENTUM = 0.95

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from hdm.config import VaeSettings
 from hdm.data.crops import as_image, middle_square, random_square, resized
 from hdm.data.order import endless
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
@@ -38,6 +37,7 @@ from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.position import BLOCK_IMAGES, explained
 from hdm.training.records import Metrics, Timing
 from hdm.vae.losses import Objective, pixel_difference
+from hdm.vae.settings import VaeSettings
 
 LOOKS = 8  # times that it is looked how much the weights explain
 LOG_EVERY, LINES_AT_LEAST = 10, 20  # steps a line of metrics.jsonl; fewer where the run is short

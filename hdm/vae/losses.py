@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm.config import VaeSettings
 from hdm.models.autoencoder import raw_latent
 from hdm.models.equivariance import Transform
 from hdm.vae.perceptual import load_perceptual
+from hdm.vae.settings import VaeSettings
 
 Terms = dict[str, Tensor]
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from hdm.child import forget_launchers
-from hdm.config import VaeSettings
 from hdm.errors import InputError
 from hdm.files import canonical_json, read_record, write_json
 from hdm.models.autoencoder import CONFIG, load_autoencoder, of_model, raw_latent
@@ -27,6 +26,7 @@ from hdm.training.threads import keep_threads
 from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.normalization import write_statistics
 from hdm.vae.quality import Features, measure_quality
+from hdm.vae.settings import VaeSettings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RESULT = "result"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hdm.config import Pipeline, VaeSettings
+from hdm.config import Pipeline
 from hdm.data.decoding import Decoders, pixels
 from hdm.errors import ConfigError, InputError, raised_by
 from hdm.files import TEMPORARY
@@ -34,6 +34,7 @@ from hdm.vae.kept import KeptPictures, held_out_pictures
 from hdm.vae.perceptual import check_perceptual
 from hdm.vae.quality import Features
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, check_counts, check_squares, run
+from hdm.vae.settings import VaeSettings
 
 SCHEMA = 1
 QUALITY = "quality.json"

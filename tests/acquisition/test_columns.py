@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hdm.acquisition.inventory import Fate, Inventory
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.config import DownloadSettings
 from tests.acquisition.misbehaving import png
 
 TWO = {

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hdm.acquisition.inventory import Inventory
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.config import DownloadSettings
 from tests.acquisition.misbehaving import png
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-pictures.md"

@@ -20,7 +20,9 @@ import pytest
 import webdataset
 
 from hdm.acquisition import download
-from hdm.config import DownloadSettings, ImageSettings, Pipeline
+from hdm.acquisition.settings import DownloadSettings
+from hdm.config import Pipeline
+from hdm.data.settings import ImageSettings
 from hdm.data.shards import ImageReader
 from hdm.data.sites import Site
 from hdm.data.tables import SAMPLES, read_tables
@@ -321,7 +323,8 @@ def test_a_file_that_cannot_grow_is_named(folder, tmp_path):
     script = """
         import resource, signal, sys
         from hdm.acquisition import download
-        from hdm.config import DownloadSettings, Pipeline
+        from hdm.acquisition.settings import DownloadSettings
+        from hdm.config import Pipeline
         from hdm.errors import HdmError
         from hdm.store import Store
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

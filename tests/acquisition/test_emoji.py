@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hdm.acquisition import download
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.config import DownloadSettings, Pipeline
+from hdm.config import Pipeline
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.emoji.catalogue import training_pictures

@@ -16,7 +16,7 @@ from yarl import URL
 from hdm.acquisition.addresses import Addresses, is_public
 from hdm.acquisition.fetch import MAX_WAIT_SEC, Fetcher, _retry_after
 from hdm.acquisition.items import Unreadable
-from hdm.config import DownloadSettings
+from hdm.acquisition.settings import DownloadSettings
 from tests.acquisition.misbehaving import dripping, endless, http, png
 
 HOST = "pictures.test"

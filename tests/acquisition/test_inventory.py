@@ -10,7 +10,8 @@ import pytest
 from hdm.acquisition import download
 from hdm.acquisition.inventory import Fate, Inventory, told
 from hdm.acquisition.items import Item, key_of
-from hdm.config import DownloadSettings, Pipeline
+from hdm.acquisition.settings import DownloadSettings
+from hdm.config import Pipeline
 from hdm.data.captions import key_numbers
 from hdm.data.tables import read_tables
 from hdm.errors import InputError

@@ -7,8 +7,8 @@ import pytest
 
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.names import Names
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.config import DownloadSettings
 from hdm.errors import InputError
 from tests.acquisition.misbehaving import png
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import Unreadable, survey
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
 from hdm.acquisition.texts import as_text
-from hdm.config import DownloadSettings
 from hdm.errors import ConfigError, InputError
 from tests.acquisition.misbehaving import png
 

@@ -7,8 +7,8 @@ import json
 
 from hdm.acquisition.download import SCHEMA
 from hdm.acquisition.inventory import Inventory
+from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.config import DownloadSettings
 from tests.acquisition.misbehaving import png
 
 RESULTS = {4: "ffbefd0e352f47f9725020481fe4bbd1bcd76f1e79fae4cb0525b3005bd6ee66"}

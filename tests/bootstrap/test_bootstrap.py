@@ -14,7 +14,6 @@ from hdm.bootstrap.learning import halve
 from hdm.bootstrap.pictures import Crops, gather, places
 from hdm.bootstrap.quality import SPOILERS, spoiled
 from hdm.bootstrap.text import tokenized, train_tokenizer
-from hdm.config import Components
 from hdm.data.crops import resized
 from hdm.data.examples import Example
 from hdm.demo.bootstrap import scene_examples
@@ -24,6 +23,7 @@ from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.models.settings import Components
 from hdm.models.text_encoder import load_text_encoder, load_tokenizer
 
 BRIEF = Plan(autoencoder_images=24, contrastive_images=32, language_captions=32, quality_images=32)

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from hdm.captioning import caption
-from hdm.config import CaptionMaker, CaptionSettings, Components, FilterSettings, Pipeline
+from hdm.captioning.settings import CaptionMaker, CaptionSettings
+from hdm.config import Pipeline
 from hdm.curation import decide, measure
+from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import InputError
+from hdm.models.settings import Components
 from hdm.store import Output, Store
 from tests.curation.conftest import png
 

@@ -7,11 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from hdm.captioning.makers import CoCa, Given, Item, Template
-from hdm.config import ITEM_FIELDS, CaptionMaker, Components
+from hdm.captioning.settings import ITEM_FIELDS, CaptionMaker
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.models.settings import Components
 
 
 def item(number: int = 0, **fields: Any) -> Item:

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hdm.captioning.makers import Item
+from hdm.captioning.settings import ITEM_FIELDS, CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
-from hdm.config import ITEM_FIELDS, CaptionMaker
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import InputError
 

@@ -205,8 +205,8 @@ def test_the_same_weights_in_any_form_make_the_same_pictures(folder: Path, tmp_p
 
 
 def test_a_model_of_the_package_s_components_names_them_itself(tmp_path: Path) -> None:
-    from hdm.config import Components
     from hdm.models.components import portable_names
+    from hdm.models.settings import Components
 
     demo = Components(folder="demo")
     config = XUTConfig(

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hdm.config import FilterSettings, TopFraction
 from hdm.curation import checks
 from hdm.curation.checks import Verdicts
 from hdm.curation.fingerprints import RECORD, fingerprint
+from hdm.curation.settings import FilterSettings, TopFraction
 from hdm.curation.splits import Shares, SplitMemory, assign_splits
 from hdm.data.tables import MEASURES, RATINGS, SIMILARITIES
 from hdm.errors import DamagedError

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.config import Components, FilterSettings, Pipeline
+from hdm.config import Pipeline
 from hdm.curation import criteria
 from hdm.curation.embed import read_embeddings
 from hdm.curation.outputs import filter_outputs
+from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError
 from hdm.evaluation import exhibits
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.models.settings import Components
 from hdm.pipelines import load_pipeline
 from hdm.planning.hardware import card
 from hdm.planning.plan import Question, make_plan

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from scipy.fft import dctn
 
-from hdm.config import FilterSettings
 from hdm.curation import duplicates
 from hdm.curation.duplicates import (
     Criterion,
@@ -24,6 +23,7 @@ from hdm.curation.duplicates import (
     same_meaning,
 )
 from hdm.curation.fingerprints import RECORD, find_frame, fingerprint, perceptual_hashes
+from hdm.curation.settings import FilterSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared/data"

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from hdm.config import Components, FilterSettings, ImageSettings, Pipeline, TopFraction
+from hdm.config import Pipeline
 from hdm.curation import decide, embed, measure, rate
 from hdm.curation.outputs import filter_outputs
+from hdm.curation.settings import FilterSettings, TopFraction
+from hdm.data.settings import ImageSettings
 from hdm.data.tables import read_tables
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.models.settings import Components
 from hdm.store import Output, Store
 from tests.curation.conftest import png
 from tests.data.test_images import encoded, photograph

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
-from hdm.config import FilterSettings, Pipeline, ScenesSettings
+from hdm.config import Pipeline
 from hdm.curation import decide, measure
+from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.faults import file_bytes, plan
+from hdm.demo.settings import ScenesSettings
 
 SEEN_BY_PIXELS = (
     "corrupt",

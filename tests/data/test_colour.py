@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from hdm.config import ImageSettings
 from hdm.data.images import BadImage, decode, inspect
+from hdm.data.settings import ImageSettings
 from tests.data.test_hostile_images import DISPLAY_P3, SRGB, _to_xyz
 from tests.data.test_images import HEIF, chunk, encoded, photograph, png
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdm.config import ImageSettings
 from hdm.data.decoding import Answer, Asked, Decoders, header, picture_cost, pixels
 from hdm.data.images import BadImage, decode
+from hdm.data.settings import ImageSettings
 from hdm.errors import DoesNotFitError, HdmError
 from tests.data.test_images import encoded, photograph, png
 
@@ -211,7 +211,7 @@ def test_leaving_does_not_wait_for_a_picture_under_way() -> None:
 PARENT = """
 import sys, time
 from functools import partial
-from hdm.config import ImageSettings
+from hdm.data.settings import ImageSettings
 from hdm.data.decoding import Asked, Decoders
 from tests.data.test_decoding import GOOD, by_order
 with Decoders(ImageSettings(), by_order, count=2) as decoders:

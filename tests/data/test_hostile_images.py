@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from hdm.config import ImageSettings
 from hdm.data.images import BadImage, decode, inspect
+from hdm.data.settings import ImageSettings
 from tests.data.test_images import chunk, encoded, photograph, png, shared
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def _zeros(count: int) -> bytes:
 GROWTH = """
     import sys
     from pathlib import Path
-    from hdm.config import ImageSettings
+    from hdm.data.settings import ImageSettings
     from hdm.data.images import BadImage, decode
     def peak():
         return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.config import Components
 from hdm.demo.bootstrap import round_trip, scene_quality, seen_right
 from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, draw, make_scene
 from hdm.files import sha256_file
@@ -16,6 +15,7 @@ from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import MANIFEST, components_folder, read_json, resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.models.settings import Components
 from hdm.models.text_encoder import load_text_encoder, load_tokenizer
 
 FOLDER = components_folder("demo")

@@ -6,13 +6,14 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from hdm.config import Components, ScenesSettings
 from hdm.demo.bootstrap import round_trip
 from hdm.demo.detector import detect
 from hdm.demo.judge import SceneJudge
 from hdm.demo.scenes import draw, draw_shape, make_scene
+from hdm.demo.settings import ScenesSettings
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import components_folder, resolve
+from hdm.models.settings import Components
 from tests.demo.agreement import agreement, compare
 from tests.demo.foreign_shapes import UNKNOWN, square_scenes
 

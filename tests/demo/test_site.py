@@ -7,8 +7,10 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from hdm.config import DownloadSettings, Pipeline, ScenesSettings
+from hdm.acquisition.settings import DownloadSettings
+from hdm.config import Pipeline
 from hdm.demo.faults import HOST, file_bytes, plan
+from hdm.demo.settings import ScenesSettings
 from hdm.demo.site import serve_scenes
 
 SETTINGS = ScenesSettings(count=150, seed=1, faults=0.4)

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hdm.architecture import XUTConfig
-from hdm.config import Components
 from hdm.diffusers_pipeline import HDMPipeline
 from hdm.diffusers_pipeline.folder import write_folder
 from hdm.diffusion.sampler import Sampling
@@ -32,6 +31,7 @@ from hdm.models import autoencoder
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import Resolved, resolve, weights_digest
 from hdm.models.devices import Batches
+from hdm.models.settings import Components
 from hdm.models.sources import Source, read_source
 from hdm.models.weights import Weights
 from hdm.models.xut import XUT

@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 
 from hdm.architecture import XUTConfig
-from hdm.config import Components, EncodeSettings, Pipeline, TrainSettings
+from hdm.config import Pipeline
 from hdm.data.shards import TarShard
 from hdm.data.tables import CAPTIONS, SAMPLES, SCORES, shard_name, write_table
+from hdm.encoding.settings import EncodeSettings
+from hdm.models.settings import Components
 from hdm.store import Identity, Output, Store
+from hdm.training.settings import TrainSettings
 
 # Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller
 # than 16 px.

@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from hdm.config import EncodeSettings, Phase, Pipeline, TrainSettings
+from hdm.config import Pipeline
 from hdm.data.captions import key_text
 from hdm.data.latents import open_latents
 from hdm.encoding import downscaled, latents
+from hdm.encoding.settings import EncodeSettings
 from hdm.errors import ConfigError
 from hdm.stages import steps
 from hdm.store import Output
+from hdm.training.settings import Phase, TrainSettings
 
 SMALL, LARGE = 16, 32
 

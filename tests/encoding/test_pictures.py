@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdm.config import ImageSettings
+from hdm.data.settings import ImageSettings
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import DamagedError, HdmError

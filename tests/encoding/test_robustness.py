@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hdm.config import ImageSettings
 from hdm.data.images import BadImage, decode, inspect, sniff
 from hdm.data.latents import open_latents
+from hdm.data.settings import ImageSettings
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from hdm.config import ImageSettings
 from hdm.data.decoding import Asked, Decoders
 from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
 from hdm.data.images import BadImage, decode, inspect
+from hdm.data.settings import ImageSettings
 from hdm.errors import HdmError
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.config import Components
 from hdm.errors import ConfigError, InputError
 from hdm.models.aesthetic import check_head, load_aesthetic_head
 from hdm.models.components import Resolved, resolve
+from hdm.models.settings import Components
 
 AESTHETIC = Path(__file__).parents[3] / "shared" / "data" / "aesthetic"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from hdm.config import Components
 from hdm.errors import DamagedError, InputError
 from hdm.models.components import (
     components_folder,
@@ -15,6 +14,7 @@ from hdm.models.components import (
     resolve,
     weights_digest,
 )
+from hdm.models.settings import Components
 
 
 @pytest.fixture

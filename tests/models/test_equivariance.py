@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
-from hdm.config import Components
 from hdm.demo.scenes import draw, make_scene
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.equivariance import MEASURED, Transform, draw_transform, equivariance_errors
+from hdm.models.settings import Components
 
 
 class Averaging:

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hdm.architecture import XUTConfig
-from hdm.config import Phase, TrainSettings
 from hdm.kernels import install
 from hdm.models.execution import recompute_activations, shard
 from hdm.models.tread import draw_kept
@@ -33,6 +32,7 @@ from hdm.training.memory import (
     parameters,
     training_memory,
 )
+from hdm.training.settings import Phase, TrainSettings
 
 SIDE, TEXT, BATCH = 16, 64, 8
 PUBLISHED = XUTConfig(

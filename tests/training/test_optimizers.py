@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hdm.architecture import XUTConfig
-from hdm.config import Optimizer
 from hdm.errors import ConfigError
 from hdm.models.xut import XUT
 from hdm.training.ema import Average
 from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.settings import Optimizer
 
 SMALL = XUTConfig(
     width=16,

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from hdm.architecture import XUTConfig
-from hdm.config import Phase, TrainSettings
 from hdm.training.memory import training_memory
 from hdm.training.out_of_memory import Advice
+from hdm.training.settings import Phase, TrainSettings
 
 TOKENS = (256, 64)
 

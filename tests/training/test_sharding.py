@@ -17,10 +17,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from hdm.config import TrainSettings
 from hdm.errors import ConfigError
 from hdm.training.guard import StopRequest
 from hdm.training.job import FILES, Job
+from hdm.training.settings import TrainSettings
 from tests.training.run_sharded import Stopped
 from tests.training.workshop import Workshop
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.config import Components, Optimizer, VaeSettings
 from hdm.errors import ConfigError, HdmError, InputError, SavedOnSignal
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
+from hdm.models.settings import Components
 from hdm.models.small_autoencoder import new_autoencoder
+from hdm.training.settings import Optimizer
 from hdm.vae import finetune
 from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.run import Pictures, run, write_autoencoder
+from hdm.vae.settings import VaeSettings
 
 MUON = Optimizer(kind="muon", learning_rate=2e-3, muon_learning_rate=0.01, weight_decay=0.0)
 BRIEF = VaeSettings(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.config import VaeSettings
 from hdm.errors import InputError
 from hdm.models.equivariance import Transform
 from hdm.vae.losses import Objective, divergence, edge_difference, pixel_difference
+from hdm.vae.settings import VaeSettings
 from tests.vae.conftest import every_class
 
 

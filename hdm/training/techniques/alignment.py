@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from hdm.config import Optimizer
 from hdm.data.batch import Batch
 from hdm.models.denoiser import Denoiser
 from hdm.training.optimizers import Optimizers
 from hdm.training.position import Position
+from hdm.training.settings import Optimizer
 from hdm.training.technique import Step, Technique
 
 ALIGNMENT = "alignment"

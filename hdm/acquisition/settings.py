@@ -1,0 +1,91 @@
+"""Where pictures come from, and how they are fetched."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Annotated, Literal
+
+from pydantic import field_validator
+
+from hdm import values
+from hdm.demo.settings import ScenesSettings
+from hdm.secrets import SecretReference
+from hdm.settings import Settings, runtime
+from hdm.values import Within
+
+SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes", "emoji"]
+
+
+class DownloadSettings(Settings):
+    source: str = ""
+    """A URL list (.parquet, .csv, .jsonl, .txt; also one at an http address), a folder of pictures,
+    WebDataset tars (a glob), Parquet files of pictures, or a data set's name; for kind emoji the
+    address of Noto Emoji's PNG files, or a folder of them. An address with a user or a query is a
+    secret, and given by reference: env:NAME, file:PATH, block:NAME.
+    """
+    token: SecretReference | None = runtime(None)
+    """Of the Hugging Face hub, for a data set that is not public; by reference as well. None: the
+    one that the hub's own tools are logged in with."""
+    kind: SourceKind = "auto"
+    """How to read `source`; auto decides by what it is."""
+    scenes: ScenesSettings = ScenesSettings()
+    """Used where kind is scenes."""
+    url_column: str = "url"
+    caption_column: str | None = None
+    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None: of
+    each row the first of `caption`, `captions`, `text` and `prompt` (in any case) with a
+    caption.
+    """
+    text_lines: Literal["captions", "one"] = "captions"
+    """captions: each line of a text beside a picture is a caption, unless empty lines show
+    paragraphs of one text; one: the whole text is one."""
+    class_captions: bool = False
+    """Pictures without captions are captioned with the name of their class: their folder (kohya's
+    `10_name` without the number), the `.cls` member of a WebDataset, the `label` of a data set."""
+    encoding: str | None = None
+    """Of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252 where it
+    gives plain western text, counted as guessed; else they are lost."""
+    max_lost_captions: values.CountOrNone = runtime(0)
+    """The stage stops when more captions, or lines and files with captions, are lost."""
+    follow_links: bool = True
+    """Follow symbolic links in a folder, each folder once. In archives and data sets, links that
+    lead out are always refused."""
+    image_column: str = "image"
+    """Column of a data set that holds the picture."""
+    split: str = "train"
+    """Split of a data set."""
+    metadata: str | None = None
+    """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: the
+    files called `metadata` in every folder."""
+    max_items: values.Count | None = None
+    """Take only the first so many; None: all."""
+    expected_items: values.Count | None = runtime(None)
+    """How many the source holds, for `hdm plan` to count with before it is read; nothing else
+    asks.
+    """
+    shard_items: Annotated[int, Within(1, 1_000_000)] = 1000
+    """Items a tar shard."""
+    max_bytes: values.FileBytes = 50_000_000
+    """A larger file is refused."""
+    max_failed: values.Share = runtime(0.5)
+    """The stage stops when a larger share of the items fails; with a larger value a rerun keeps
+    what is there.
+    """
+    allow_loopback: bool = False
+    """Let URLs lead to this machine. For the embedded demo only."""
+    retries: values.Retries = 3
+    """Further tries after 429, 5xx, a time-out or a reset."""
+    timeout_sec: values.Seconds = runtime(30.0)
+    """For one try."""
+    concurrency: values.Workers = runtime(64)
+    """Requests under way at once."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_exists(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except LookupError as error:
+                raise ValueError("Python knows no such encoding; examples: cp1251, gbk") from error
+        return encoding

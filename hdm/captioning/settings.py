@@ -1,0 +1,75 @@
+"""Where captions come from."""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Literal
+
+from pydantic import model_validator
+
+from hdm import values
+from hdm.settings import Settings, runtime
+
+ITEM_FIELDS = ("given", "source", "licence", "width", "height")
+"""Fields of a picture that a caption template may name."""
+
+
+class CaptionMaker(Settings):
+    kind: Literal["given", "coca", "transformers", "template"] = "given"
+    when: Literal["always", "missing"] = "always"
+    """missing: only for pictures that have no caption from the makers before."""
+    count: values.Few = 1
+    """Captions for a picture; more than one are drawn, one is greedy."""
+    template: str | None = None
+    """For template: text with {given} and fields of the item, e.g. "an emoji of {given}"; `|`
+    separates wordings.
+    """
+    prompt: str | None = None
+    """For transformers: the instruction."""
+    max_tokens: values.Tokens = 48
+    temperature: values.Temperature = 1.0
+
+    @property
+    def wordings(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each wording of `template`, and the fields in its braces."""
+        parts = [part.strip() for part in (self.template or "").split("|")]
+        return [(wording, _fields_in(wording)) for wording in parts if wording]
+
+    @model_validator(mode="after")
+    def _template_can_be_filled(self) -> CaptionMaker:
+        if not self.wordings and self.kind == "template":
+            raise ValueError(
+                'a maker of kind template needs a template, for example "a photo of {given}"'
+            )
+        return self
+
+
+def _fields_in(wording: str) -> tuple[str, ...]:
+    """The names in braces; `{given.x}` and `{given[0]}` are refused like unknown names.
+
+    Raises:
+        ValueError: braces that do not match, a field that pictures do not have, or one with a
+            format.
+    """
+    try:
+        parts = [part for part in Formatter().parse(wording) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"caption template {wording!r}: {error}; write {{{{ and }}}} for literal braces"
+        ) from error
+    for _, name, form, conversion in parts:
+        if name not in ITEM_FIELDS:
+            raise ValueError(
+                f"caption template {wording!r}: there is no field {{{name}}}; use {', '.join(ITEM_FIELDS)}"
+            )
+        if form or conversion:
+            raise ValueError(f"caption template {wording!r}: write {{{name}}} without a format")
+    return tuple(str(name) for _, name, _, _ in parts)
+
+
+class CaptionSettings(Settings):
+    makers: tuple[CaptionMaker, ...] = (CaptionMaker(),)
+    """In order. Pictures that none of them has a caption for are counted and not trained on."""
+    max_chars: values.Characters = 2000
+    batch_size: values.Batch = runtime(64)
+    device: values.Device = runtime("auto")

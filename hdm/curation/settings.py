@@ -1,0 +1,59 @@
+"""Which pictures are kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hdm import values
+from hdm.settings import Settings, runtime, since
+
+
+class TopFraction(Settings):
+    by: Literal["aesthetic", "clip_similarity", "sharpness"] = "aesthetic"
+    keep: values.PositiveShare = 1.0
+
+
+class FilterSettings(Settings):
+    """Thresholds; None switches a check off."""
+
+    min_side_px: values.MinimumSide | None = 32
+    max_aspect: values.Aspect | None = 3.0
+    """Longer side over shorter side."""
+    min_sharpness: values.Share | None = None
+    """Steepness of the steepest edges, shorter side brought to 256 px where larger: 1 is a step
+    from one pixel to the next, 0.25 edges blurred over about a pixel, 0 one colour."""
+    max_noise: values.Grey | None = None
+    """Standard deviation of pixel noise, in grey levels (Immerkær's estimate in the smoothest
+    tenth).
+    """
+    duplicate_distance: values.Share | None = 0.16
+    """Bits of a 64-bit perceptual hash that may differ, as a share of all, for two pictures to be
+    compared; 0: exact copies alone.
+    """
+    duplicate_difference: values.Grey | None = None
+    """null, for photographs: what is compared are gradients, so that a crop, border, small rotation
+    or watermark, brightness, contrast and saturation may differ. A number, for drawings: the grey
+    levels by which copies may differ at any place; 10 keeps emoji apart.
+    """
+    duplicate_mirrored: bool = False
+    """A picture and its mirror image are one. Not where captions speak of left and right."""
+    duplicate_meaning: values.Cosine | None = None
+    """Cosine of the contrastive model's embeddings from which pictures show the same, however they
+    look; null: not looked at.
+    """
+    min_aesthetic: values.Score | None = None
+    min_clip_similarity: values.Cosine | None = None
+    """Cosine of picture and given caption. Pictures without a caption pass."""
+    top_fraction: TopFraction | None = None
+    """After the thresholds, keep only the best so many."""
+    limits: dict[str, values.Score] = since("0.2.0", {})
+    """Limits of criteria that other code registers (hdm/curation/criteria.py), by the criterion's
+    name.
+    """
+    validation: values.Rate = 0.02
+    held_out: values.Rate = 0.05
+    """Shares of the kept pictures kept out of training, by a hash of content, copies together. A
+    picture keeps its split in this store.
+    """
+    batch_size: values.Batch = runtime(64)
+    device: values.Device = runtime("auto")

@@ -1,0 +1,84 @@
+"""What settings are: frozen models whose fields say whether a digest covers them.
+
+Each package has its own in `settings.py`; `hdm.config` composes them into a pipeline. A field is
+
+    name: type = default                    part of every digest
+    name: type = runtime(default)           part of no digest: it does not change the result
+    name: type = since("0.2.0", default)    added in 0.2.0: part of a digest unless at its default
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What digests hold of a field.
+
+    Args:
+        always: they hold its value, whatever it is.
+        since: the version that added it. Outputs of earlier versions were made as by its default,
+            so the default is left out and their digests do not change.
+    """
+
+    always: bool = False
+    since: str | None = None
+
+    def holds(self, value: Any, default: Any) -> bool:
+        """Whether a digest holds this value of the field."""
+        return self.always or (self.since is not None and value != default)
+
+
+ALWAYS, NEVER = Covered(always=True), Covered()
+_KEY = "digest"
+
+
+def runtime(default: Any, **constraints: Any) -> Any:
+    """A field that does not change the result (workers, devices, batches of data stages)."""
+    return Field(default, json_schema_extra={_KEY: None}, **constraints)
+
+
+def since(version: str, default: Any, **constraints: Any) -> Any:
+    """A field added by a version of this package to settings that outputs had been made with."""
+    return Field(default, json_schema_extra={_KEY: version}, **constraints)
+
+
+def covered(field: FieldInfo) -> Covered:
+    """What digests hold of a field."""
+    marks = field.json_schema_extra
+    if not isinstance(marks, dict) or _KEY not in marks:
+        return ALWAYS
+    version = marks[_KEY]
+    return NEVER if version is None else Covered(since=str(version))
+
+
+class Settings(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that change the result, as plain JSON values, for a digest."""
+        found = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if covered(field).holds(value, field.default):
+                found[name] = _plain(value)
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.result_fields()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
