@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from hdm.redaction import redacted, shown
 
@@ -36,6 +37,10 @@ class HdmError(Exception):
         place = redacted(str(where))
         self.where = where if place == str(where) else place
         super().__init__(self.what, self.where, self.do)
+
+    def __reduce__(self) -> tuple[Callable[..., HdmError], tuple[str]]:
+        """So that it comes whole out of another process."""
+        return partial(type(self), where=self.where, do=self.do), (self.what,)
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where is not None else ""
