@@ -29,9 +29,9 @@ class Tracker(Protocol):
 class _Lines:
     """A line every 30 s, for logs."""
 
-    def __init__(self, what: str, total: int | None, unit: str) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, done: int) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done, self.start = 0, time.monotonic()
+        self.done, self.before, self.start = done, done, time.monotonic()
         self.last = self.start
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -40,7 +40,7 @@ class _Lines:
         if now - self.last < LINE_EVERY_SEC:
             return
         self.last = now
-        rate = self.done / max(now - self.start, 1e-9)
+        rate = (self.done - self.before) / max(now - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate else ""
         of = f"/{self.total}" if self.total else ""
         told = f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}"
@@ -48,9 +48,9 @@ class _Lines:
 
 
 class _Bar:
-    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
+    def __init__(self, progress: Progress, what: str, total: int | None, done: int) -> None:
         self.progress, self.start = progress, time.monotonic()
-        self.task = progress.add_task(what, total=total, rate="", note="")
+        self.task = progress.add_task(what, total=total, completed=done, rate="", note="")
         self.done = 0
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -60,18 +60,22 @@ class _Bar:
 
 
 @contextmanager
-def track(what: str, total: int | None = None, unit: str = "items") -> Iterator[Tracker]:
-    """Show the progress of `total` items of work called `what` on stderr."""
+def track(
+    what: str, total: int | None = None, unit: str = "items", done: int = 0
+) -> Iterator[Tracker]:
+    """Show the progress of `total` items of work called `what` on stderr, of which `done` were done
+    before: they do not count in the rate.
+    """
     console = Terminal(stderr=True)
     if not console.is_terminal:
-        yield _Lines(what, total, unit)
+        yield _Lines(what, total, unit, done)
         return
     columns = (
         TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        yield _Bar(progress, what, total)
+        yield _Bar(progress, what, total, done)
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
