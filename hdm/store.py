@@ -276,36 +276,20 @@ class Store:
             yield Draft(identity, folder)
 
 
-class Draft:
-    """An output being written. Made by `Store.draft`.
+class Folder:
+    """Writes files of one output: each is whole and in the journal, or not there. It can be pickled,
+    so that any process may write.
 
-    `figures` may be filled with what was measured of the making (rates, shares of time): they go to
-    run.json. `lost` are the files that were finished once and do not hold any longer.
+    Args:
+        path: the output's folder.
+        digest: the output's.
+
+    `records` are the files that it wrote.
     """
 
-    def __init__(self, identity: Identity, folder: Path) -> None:
-        self.identity, self.path = identity, folder
-        self.started, self.clock = time.time(), time.monotonic()
-        self.figures: dict[str, float] = {}
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path, self.digest = path, digest
         self.records: dict[str, FileRecord] = {}
-        with _writing(folder):
-            for leftover in folder.glob(f"{TEMPORARY}*"):
-                remove(leftover)
-        _made_folder(folder / COPIES)
-        journal = {record.name: record for record in _read_journal(folder, identity.digest)}
-        for record in journal.values():
-            if _restored(folder, record):
-                self.records[record.name] = record
-        self.lost = journal.keys() - self.records.keys()
-
-    @property
-    def scratch(self) -> Path:
-        """A folder for state that only resuming needs; removed at the commit."""
-        return _made_folder(self.path / SCRATCH)
-
-    def has(self, name: str) -> bool:
-        """Whether that file is finished and whole, from this run or one before it."""
-        return name in self.records
 
     @contextlib.contextmanager
     def write(
@@ -332,7 +316,7 @@ class Draft:
             )
             if copied:
                 _write_over(self.path / COPIES / name, temporary.read_bytes())
-            line = {**asdict(record), "of": self.identity.digest}
+            line = {**asdict(record), "of": self.digest}
             # Before the rename: a file that is in place is always in the journal, and so can be
             # adopted or refused.
             _append_line(
@@ -353,6 +337,39 @@ class Draft:
         with self.write(name, copied=copied, needed_bytes=len(data)) as file:
             file.path.write_bytes(data)
             file.counts.update(counts or {})
+
+
+class Draft(Folder):
+    """An output being written. Made by `Store.draft`.
+
+    `figures` may be filled with what was measured of the making (rates, shares of time): they go to
+    run.json. `records` are all files that are finished and whole, `lost` those that were finished
+    once and do not hold any longer.
+    """
+
+    def __init__(self, identity: Identity, folder: Path) -> None:
+        super().__init__(folder, identity.digest)
+        self.identity = identity
+        self.started, self.clock = time.time(), time.monotonic()
+        self.figures: dict[str, float] = {}
+        with _writing(folder):
+            for leftover in folder.glob(f"{TEMPORARY}*"):
+                remove(leftover)
+        _made_folder(folder / COPIES)
+        journal = {record.name: record for record in _read_journal(folder, identity.digest)}
+        for record in journal.values():
+            if _restored(folder, record):
+                self.records[record.name] = record
+        self.lost = journal.keys() - self.records.keys()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for state that only resuming needs; removed at the commit."""
+        return _made_folder(self.path / SCRATCH)
+
+    def has(self, name: str) -> bool:
+        """Whether that file is finished and whole, from this run or one before it."""
+        return name in self.records
 
     def start_over(self) -> None:
         """Forget what was finished: the work begins anew and writes every file again."""

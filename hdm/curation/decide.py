@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hdm import parts
 from hdm.config import Pipeline
 from hdm.curation.checks import Verdicts, judge
 from hdm.curation.criteria import added, criteria, problems
@@ -33,8 +36,9 @@ from hdm.errors import ConfigError, InputError, counted, raised_by
 from hdm.models.aesthetic import check_head
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device, choose_device
-from hdm.progress import track
-from hdm.store import Draft, Identity, Output, Store
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
+from hdm.store import Draft, Folder, Identity, Output, Store
 
 log = logging.getLogger(__name__)
 
@@ -94,39 +98,80 @@ def make(
     Raises:
         InputError: nothing is kept; the reasons and their numbers are named.
     """
-    measures = inputs["filter.measures"]
-    names = [name for name in MEASURES.names if name != "fingerprint"]
-    shards = []
-    for number in range(num_shards(measures, "measures")):
-        shard = read_table(measures.file(shard_name("measures", number)), names)
-        shards.append(_join(shard, number, inputs))
-    table = pa.concat_tables(shards) if shards else None
-    if table is None or not len(table):
+    tables = tuple(_joined(inputs))
+    if not any(len(table) for table in tables):
         raise InputError(
             "no picture was downloaded, so there is nothing to filter",
             where=inputs["download"].path,
             do="look at the statuses in its samples tables",
         )
-    with store.draft(identity) as draft, track("filter", len(table), "pictures") as bar:
-        verdicts = _judge(table, inputs, pipeline.filter)
+    with store.draft(identity) as draft:
+        return parts.make(Deciding(pipeline.filter, inputs, tables, store), [draft])[0]
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """On all pictures, one after the other over the shards."""
+
+    verdicts: Verdicts
+    splits: list[str | None]
+    num_moved: int
+
+
+@dataclass(frozen=True)
+class Deciding(Step[int, _Decision]):
+    """Compares all pictures with the limits and with each other, then writes what was decided of
+    them, shard by shard.
+    """
+
+    settings: FilterSettings
+    inputs: Mapping[str, Output]
+    tables: tuple[pa.Table, ...]
+    store: Store
+
+    what = "filter"
+    unit = "pictures"
+
+    @cached_property
+    def decision(self) -> _Decision:
+        table = pa.concat_tables(self.tables)
+        verdicts = _judge(table, self.inputs, self.settings)
         if not verdicts.kept.any():
             raise _nothing_kept(verdicts)
-        splits, num_moved = _splits(table, verdicts, pipeline.filter, store)
-        start = 0
-        for number, shard in enumerate(shards):
-            stop = start + len(shard)
-            if not draft.has(shard_name("scores", number)):
-                _write(
-                    draft,
-                    number,
-                    shard,
-                    verdicts.reasons[start:stop],
-                    verdicts.details[start:stop],
-                    splits[start:stop],
-                )
-            bar.advance(len(shard))
-            start = stop
-        return draft.commit({"moved_to_train": num_moved} if num_moved else None)
+        splits, num_moved = _splits(table, verdicts, self.settings, self.store)
+        return _Decision(verdicts, splits, num_moved)
+
+    def plan(self) -> Iterator[Part[int]]:
+        for number, table in enumerate(self.tables):
+            yield Part(number, {"filter": (shard_name("scores", number),)}, len(table))
+
+    def open(self) -> AbstractContextManager[_Decision]:
+        return nullcontext(self.decision)
+
+    def make_part(self, part: Part[int], folders: Folders, tools: _Decision, bar: Tracker) -> None:
+        start = sum(len(table) for table in self.tables[: part.task])
+        stop = start + len(self.tables[part.task])
+        _write(
+            folders["filter"],
+            part.task,
+            self.tables[part.task],
+            tools.verdicts.reasons[start:stop],
+            tools.verdicts.details[start:stop],
+            tools.splits[start:stop],
+        )
+        bar.advance(part.size)
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        num_moved = self.decision.num_moved
+        return {"moved_to_train": num_moved} if num_moved else {}
+
+
+def _joined(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
+    measures = inputs["filter.measures"]
+    names = [name for name in MEASURES.names if name != "fingerprint"]
+    for number in range(num_shards(measures, "measures")):
+        table = read_table(measures.file(shard_name("measures", number)), names)
+        yield _join(table, number, inputs)
 
 
 def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.Table:
@@ -220,7 +265,7 @@ def _splits(
 
 
 def _write(
-    draft: Draft,
+    folder: Folder,
     number: int,
     measures: pa.Table,
     reasons: list[str | None],
@@ -244,7 +289,7 @@ def _write(
         if criterion.open is None or criterion.name in schema.names:
             counts[f"rejected_{criterion.name}"] = reasons.count(criterion.name)
     counts |= {split: splits.count(split) for split in SPLITS}
-    write_table(draft, shard_name("scores", number), schema, rows, counts)
+    write_table(folder, shard_name("scores", number), schema, rows, counts)
 
 
 def _nothing_kept(verdicts: Verdicts) -> InputError:

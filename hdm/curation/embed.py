@@ -14,15 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hdm.config import Pipeline
-from hdm.curation.look import EMBED_SIDE_PX
-from hdm.curation.pictures import Picture, Pictures, missing_shards, num_items
-from hdm.data.decoding import pixels
+from hdm.curation.looking import Look
+from hdm.curation.pictures import Picture
 from hdm.data.tables import SIMILARITIES, num_shards, read_tables, shard_name, write_table
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import Contrastive, load_contrastive
-from hdm.models.devices import choose_device, stage_batches
-from hdm.progress import track
-from hdm.store import Draft, Identity, Output, Store
+from hdm.models.devices import Batches, choose_device, stage_batches
+from hdm.store import Folder, Identity, Output
 
 log = logging.getLogger(__name__)
 
@@ -32,44 +30,45 @@ NUMBER = np.dtype("<f4")
 """Of stored embeddings: 32 bits, so that scores computed from them are those of the model's own."""
 
 
-def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
-    """What embeddings depend on: the download, how pictures are decoded, and the model.
-
-    Raises:
-        InputError: the model is not named, or not on this machine.
+class Embeddings(Look):
+    """What the contrastive model says: `contrastive-*.parquet` (SIMILARITIES), and key and unit
+    embedding (float32) of every picture that can be decoded in `embeddings-*.parquet`.
     """
-    model = resolve(pipeline.components).need("contrastive")
-    return Identity(
-        NAME,
-        SCHEMA,
-        {"images": pipeline.images.result_fields()},
-        dict(inputs),
-        {"contrastive": weights_digest(model)},
-    )
 
+    name = NAME
+    what = "embed"
+    kinds = ("contrastive", "embeddings")
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
-    """Embed every item that was downloaded.
+    def identify(self, pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+        """What embeddings depend on: the download, how pictures are decoded, and the model.
 
-    Returns:
-        An output of `contrastive-*.parquet` (SIMILARITIES) and `embeddings-*.parquet`: key and unit
-        embedding (float32) of every picture that can be decoded.
-    """
-    download = inputs["download"]
-    with store.draft(identity) as draft:
-        missing = missing_shards(draft, download, ["contrastive", "embeddings"])
-        if missing:
-            _embed(pipeline, download, draft, missing)
-        output = draft.commit()
-    if cut := output.counts.get("captions_cut", 0):
-        log.warning(
-            "%d given captions are longer than the contrastive model reads; "
-            "their similarity is that of their beginnings",
-            cut,
+        Raises:
+            InputError: the model is not named, or not on this machine.
+        """
+        model = resolve(pipeline.components).need("contrastive")
+        return Identity(
+            NAME,
+            SCHEMA,
+            {"images": pipeline.images.result_fields()},
+            dict(inputs),
+            {"contrastive": weights_digest(model)},
         )
-    return output
+
+    def load(self, pipeline: Pipeline) -> _Embedder:
+        device = choose_device(pipeline.filter.device, "the contrastive model")
+        model = load_contrastive(resolve(pipeline.components), device)
+        size = pipeline.filter.batch_size
+        return _Embedder(
+            model, stage_batches(size, model.device, pipeline.threads, "filter.device")
+        )
+
+    def tell(self, counts: Mapping[str, int]) -> None:
+        if cut := counts.get("captions_cut", 0):
+            log.warning(
+                "%d given captions are longer than the contrastive model reads; "
+                "their similarity is that of their beginnings",
+                cut,
+            )
 
 
 def read_embeddings(output: Output) -> tuple[list[str], np.ndarray]:
@@ -99,31 +98,27 @@ class _Said:
     num_cut: int = 0
 
 
-def _embed(pipeline: Pipeline, download: Output, draft: Draft, missing: list[int]) -> None:
-    device = choose_device(pipeline.filter.device, "the contrastive model")
-    model = load_contrastive(resolve(pipeline.components), device)
-    size = pipeline.filter.batch_size
-    batches = stage_batches(size, model.device, pipeline.threads, "filter.device")
-    with (
-        Pictures(pipeline, download, pixels, reduced_to_px=EMBED_SIDE_PX) as pictures,
-        track("embed", num_items(download, missing), "pictures") as bar,
-    ):
-        for number in missing:
-            found: list[Picture] = []
-            said: dict[str, _Said] = {}
-            for batch in pictures.batches(number):
-                decoded = [picture for picture in batch if picture.pixels is not None]
-                # The images alone: a batch is halved where the device does not hold it.
-                for part, embeddings in batches.run(decoded, lambda part: _images(model, part)):
-                    said |= _read(model, part, embeddings)
-                found += batch
-                bar.advance(len(batch))
-            _write_similarities(draft, number, found, said)
-            _write_embeddings(draft, number, model.embed_size, said)
+@dataclass(frozen=True)
+class _Embedder:
+    model: Contrastive
+    batches: Batches
 
+    def note(self, batch: Sequence[Picture]) -> Mapping[str, _Said]:
+        decoded = [picture for picture in batch if picture.pixels is not None]
+        said: dict[str, _Said] = {}
+        # The images alone: a batch is halved where the device does not hold it.
+        for part, embeddings in self.batches.run(decoded, self._embed):
+            said |= _read(self.model, part, embeddings)
+        return said
 
-def _images(model: Contrastive, pictures: Sequence[Picture]) -> np.ndarray:
-    return model.embed_images([one.pixels for one in pictures if one.pixels is not None])
+    def _embed(self, pictures: Sequence[Picture]) -> np.ndarray:
+        return self.model.embed_images([one.pixels for one in pictures if one.pixels is not None])
+
+    def write(
+        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[str, _Said]
+    ) -> None:
+        _write_similarities(folder, number, pictures, noted)
+        _write_embeddings(folder, number, self.model.embed_size, noted)
 
 
 def _read(
@@ -142,7 +137,7 @@ def _read(
 
 
 def _write_similarities(
-    draft: Draft, number: int, pictures: Sequence[Picture], said: Mapping[str, _Said]
+    folder: Folder, number: int, pictures: Sequence[Picture], said: Mapping[str, _Said]
 ) -> None:
     similarities = [said[one.key].similarity if one.key in said else None for one in pictures]
     rows: dict[str, Sequence[Any]] = {
@@ -152,10 +147,10 @@ def _write_similarities(
     }
     cut = sum(one.num_cut for one in said.values())
     counts = {"items": len(pictures), "captions_cut": cut}
-    write_table(draft, shard_name("contrastive", number), SIMILARITIES, rows, counts)
+    write_table(folder, shard_name("contrastive", number), SIMILARITIES, rows, counts)
 
 
-def _write_embeddings(draft: Draft, number: int, width: int, said: Mapping[str, _Said]) -> None:
+def _write_embeddings(folder: Folder, number: int, width: int, said: Mapping[str, _Said]) -> None:
     stored = pa.binary(width * NUMBER.itemsize)
     schema = pa.schema(
         [
@@ -166,7 +161,7 @@ def _write_embeddings(draft: Draft, number: int, width: int, said: Mapping[str, 
     keys = pa.array(list(said), pa.string())
     vectors = pa.array([one.embedding for one in said.values()], stored)
     table = pa.table([keys, vectors], schema=schema)
-    with draft.write(shard_name("embeddings", number)) as file:
+    with folder.write(shard_name("embeddings", number)) as file:
         # Vectors do not compress, and stored plain they can be read where they lie.
         pq.write_table(
             table, file.path, compression="none", use_dictionary=False, write_page_checksum=True

@@ -8,7 +8,7 @@ import numpy as np
 
 from hdm.curation.fingerprints import fingerprint
 from hdm.curation.quality import noise, sharpness, to_grey
-from hdm.data.images import decode
+from hdm.data.images import decode, reduced
 
 if TYPE_CHECKING:
     from hdm.data.settings import ImageSettings
@@ -17,25 +17,38 @@ EMBED_SIDE_PX = 768
 """No model looks closer: larger pictures are reduced before they wait for one."""
 
 
-def look(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Measure a picture.
+def look(
+    data: bytes,
+    settings: ImageSettings,
+    *,
+    measured: bool = True,
+    reduced_to_px: int | None = None,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Measure a picture, show it to models, or both.
 
     Args:
         data: the file.
         settings: how it is decoded.
+        measured: whether to measure it.
+        reduced_to_px: its pixels are wanted, by `hdm.data.images.reduced`; None: they are not.
 
     Returns:
-        Columns of MEASURES, bytes as hexadecimal digits; and no array.
+        Columns of MEASURES, bytes as hexadecimal digits, and the pixels, as far as asked for.
 
     Raises:
         BadImage: it cannot be decoded, or is over a limit.
     """
     pixels = decode(data, settings).pixels
+    row = _measure(pixels) if measured else {}
+    return row, [] if reduced_to_px is None else [reduced(pixels, reduced_to_px)]
+
+
+def _measure(pixels: np.ndarray) -> dict[str, Any]:
     grey = to_grey(pixels)
     steepness, deviation = sharpness(grey), noise(grey)
     del grey  # of a large picture half a gigabyte
     found = fingerprint(pixels)
-    row = {
+    return {
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "sharpness": steepness,
@@ -43,4 +56,3 @@ def look(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.
         "sha256": found.sha256,
         "fingerprint": found.record.hex(),
     }
-    return row, []

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from hdm.config import Pipeline
-from hdm.curation import decide, embed, measure, rate, score
+from hdm.curation import decide, embed, rate
 from hdm.curation.criteria import added
+from hdm.curation.embed import Embeddings
+from hdm.curation.looking import Look
+from hdm.curation.measure import Measures
+from hdm.curation.score import Scores
 from hdm.models.components import is_named
 from hdm.store import Identity, Output, Store
 
@@ -31,15 +35,13 @@ def filter_outputs(pipeline: Pipeline) -> list[FilterOutput]:
 
 
 def _measured(pipeline: Pipeline) -> Iterator[FilterOutput]:
-    yield FilterOutput(measure.NAME, ("download",), measure.identify, measure.make)
+    looks: list[Look] = [Measures()]
     if is_named(pipeline.components, "contrastive"):
-        yield FilterOutput(embed.NAME, ("download",), embed.identify, embed.make)
-        if is_named(pipeline.components, "aesthetic_head"):
+        looks.append(Embeddings())
+    looks += [Scores(criterion) for criterion in added(pipeline.filter)]
+    for place, look in enumerate(looks):
+        # Later ones that are missing too look at the same decoded pictures.
+        make = partial(look.make, also=looks[place + 1 :])
+        yield FilterOutput(look.name, ("download",), look.identify, make)
+        if look.name == embed.NAME and is_named(pipeline.components, "aesthetic_head"):
             yield FilterOutput(rate.NAME, (embed.NAME,), rate.identify, rate.make)
-    for criterion in added(pipeline.filter):
-        yield FilterOutput(
-            f"filter.{criterion.name}",
-            ("download",),
-            partial(score.identify, criterion=criterion),
-            partial(score.make, criterion=criterion),
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,14 +10,15 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from hdm.config import Pipeline
 from hdm.data.decoding import Answer, Asked, Decoders, Work, picture_cost
 from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
-from hdm.data.tables import num_shards, read_table, shard_name
+from hdm.data.tables import read_table, shard_name
 from hdm.data.wording import normal_caption
-from hdm.store import Draft, Output
+from hdm.store import Output
 
 COLUMNS = ("key", "status", "captions", "sha256", "offset", "bytes", "width", "height")
 
@@ -85,22 +86,10 @@ class Pictures:
         )
 
 
-def missing_shards(draft: Draft, download: Output, kinds: Sequence[str]) -> list[int]:
-    """The shards of the download of which a table of some kind is not there yet."""
-    return [
-        number
-        for number in range(num_shards(download, "samples"))
-        if not all(draft.has(shard_name(kind, number)) for kind in kinds)
-    ]
-
-
-def num_items(download: Output, shards: Sequence[int]) -> int:
-    """How many downloaded pictures some shards hold."""
-    total = 0
-    for number in shards:
-        table = read_table(download.file(shard_name("samples", number)), ["status"])
-        total += table.column("status").to_pylist().count("ok")
-    return total
+def num_items(download: Output, number: int) -> int:
+    """How many downloaded pictures a shard holds."""
+    statuses = read_table(download.file(shard_name("samples", number)), ["status"])
+    return int(pc.sum(pc.equal(statuses.column("status"), "ok")).as_py() or 0)
 
 
 def _picture(item: Mapping[str, Any], answer: Future[Answer]) -> Picture:

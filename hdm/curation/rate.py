@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+from hdm import parts
 from hdm.config import Pipeline
 from hdm.curation.embed import NAME as EMBEDDINGS
 from hdm.curation.embed import vectors_in
 from hdm.data.tables import RATINGS, num_shards, read_table, shard_name, write_table
-from hdm.models.aesthetic import check_head, load_aesthetic_head
+from hdm.models.aesthetic import AestheticHead, check_head, load_aesthetic_head
 from hdm.models.components import resolve, weights_digest
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
 from hdm.store import Identity, Output, Store
 
 NAME = "filter.aesthetic"
@@ -39,17 +44,37 @@ def make(
     Returns:
         An output of `aesthetic-*.parquet` (RATINGS), cut like the download.
     """
-    embeddings = inputs[EMBEDDINGS]
-    resolved = resolve(pipeline.components)
-    head = load_aesthetic_head(resolved.need("aesthetic_head"), resolved.aesthetic_head_activation)
     with store.draft(identity) as draft:
-        for number in range(num_shards(embeddings, "embeddings")):
-            name = shard_name("aesthetic", number)
-            if draft.has(name):
-                continue
-            path = embeddings.file(shard_name("embeddings", number))
-            keys, vectors = vectors_in(read_table(path))
-            scores = list(head(vectors)) if len(vectors) else []
-            rows = {"key": keys, "aesthetic": scores}
-            write_table(draft, name, RATINGS, rows, {"items": len(scores)})
-        return draft.commit()
+        return parts.make(Rating(pipeline, inputs[EMBEDDINGS]), [draft])[0]
+
+
+@dataclass(frozen=True)
+class Rating(Step[int, AestheticHead]):
+    """Scores embeddings, table by table."""
+
+    pipeline: Pipeline
+    embeddings: Output
+
+    what = "rate"
+    unit = "tables"
+
+    def plan(self) -> Iterator[Part[int]]:
+        for number in range(num_shards(self.embeddings, "embeddings")):
+            yield Part(number, {NAME: (shard_name("aesthetic", number),)})
+
+    @contextmanager
+    def open(self) -> Iterator[AestheticHead]:
+        resolved = resolve(self.pipeline.components)
+        head = resolved.need("aesthetic_head")
+        yield load_aesthetic_head(head, resolved.aesthetic_head_activation)
+
+    def make_part(
+        self, part: Part[int], folders: Folders, tools: AestheticHead, bar: Tracker
+    ) -> None:
+        table = read_table(self.embeddings.file(shard_name("embeddings", part.task)))
+        keys, vectors = vectors_in(table)
+        scores = list(tools(vectors)) if len(vectors) else []
+        rows = {"key": keys, "aesthetic": scores}
+        name = shard_name("aesthetic", part.task)
+        write_table(folders[NAME], name, RATINGS, rows, {"items": len(scores)})
+        bar.advance()

@@ -3,90 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from hdm.config import Pipeline
 from hdm.curation.criteria import Criterion, Score
-from hdm.curation.look import EMBED_SIDE_PX
-from hdm.curation.pictures import Picture, Pictures, missing_shards, num_items
-from hdm.data.decoding import pixels
+from hdm.curation.looking import Look
+from hdm.curation.pictures import Picture
 from hdm.data.tables import shard_name, write_table
 from hdm.models.components import resolve, weights_digest
-from hdm.progress import track
-from hdm.store import Identity, Output, Store
+from hdm.store import Folder, Identity
 
 SCHEMA = 1
 
 
-def identify(pipeline: Pipeline, inputs: Mapping[str, str], *, criterion: Criterion) -> Identity:
-    """What the scores depend on: the download, how pictures are decoded, the criterion's version
-    and model. No limit.
+class Scores(Look):
+    """Key, decoded, and the score in `NAME-*.parquet`; null where there is none."""
 
-    Raises:
-        InputError: its model is not named, or not on this machine.
-    """
-    weights = {}
-    if criterion.component is not None:
-        model = resolve(pipeline.components).need(criterion.component)
-        weights = {criterion.component: weights_digest(model)}
-    config = {"images": pipeline.images.result_fields(), "version": criterion.version}
-    return Identity(f"filter.{criterion.name}", SCHEMA, config, dict(inputs), weights)
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+        self.name = f"filter.{criterion.name}"
+        self.what = criterion.name
+        self.kinds = (criterion.name,)
 
+    def identify(self, pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+        """What the scores depend on: the download, how pictures are decoded, the criterion's version
+        and model. No limit.
 
-def make(
-    pipeline: Pipeline,
-    identity: Identity,
-    inputs: Mapping[str, Output],
-    store: Store,
-    *,
-    criterion: Criterion,
-) -> Output:
-    """Score every item that was downloaded; large pictures reduced, as for the other models.
+        Raises:
+            InputError: its model is not named, or not on this machine.
+        """
+        weights = {}
+        component = self.criterion.component
+        if component is not None:
+            model = resolve(pipeline.components).need(component)
+            weights = {component: weights_digest(model)}
+        config = {"images": pipeline.images.result_fields(), "version": self.criterion.version}
+        return Identity(self.name, SCHEMA, config, dict(inputs), weights)
 
-    Returns:
-        An output of `NAME-*.parquet`: key, decoded, and the score; null where there is none.
-    """
-    assert criterion.open is not None
-    download, kind = inputs["download"], criterion.name
-    schema = pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("decoded", pa.string(), nullable=False),
-            pa.field(kind, pa.float32()),
-        ]
-    )
-    with store.draft(identity) as draft:
-        missing = missing_shards(draft, download, [kind])
-        if missing:
-            score = criterion.open(pipeline)
-            with (
-                Pictures(pipeline, download, pixels, reduced_to_px=EMBED_SIDE_PX) as pictures,
-                track(kind, num_items(download, missing), "pictures") as bar,
-            ):
-                for number in missing:
-                    found: list[Picture] = []
-                    scores: dict[str, float | None] = {}
-                    for batch in pictures.batches(number):
-                        scores |= _scores(score, batch)
-                        found += batch
-                        bar.advance(len(batch))
-                    rows: dict[str, Sequence[Any]] = {
-                        "key": [picture.key for picture in found],
-                        "decoded": [picture.decoded for picture in found],
-                        kind: [scores.get(picture.key) for picture in found],
-                    }
-                    write_table(
-                        draft, shard_name(kind, number), schema, rows, {"items": len(found)}
-                    )
-        return draft.commit()
+    def load(self, pipeline: Pipeline) -> _Scorer:
+        assert self.criterion.open is not None
+        return _Scorer(self.criterion.name, self.criterion.open(pipeline))
 
 
-def _scores(score: Score, batch: Sequence[Picture]) -> dict[str, float | None]:
-    """By key, of the pictures that can be decoded."""
-    decoded = [picture for picture in batch if picture.pixels is not None]
-    if not decoded:
-        return {}
-    keys = [picture.key for picture in decoded]
-    return dict(zip(keys, score(decoded), strict=True))
+@dataclass(frozen=True)
+class _Scorer:
+    kind: str
+    score: Score
+
+    def note(self, batch: Sequence[Picture]) -> Mapping[str, float | None]:
+        decoded = [picture for picture in batch if picture.pixels is not None]
+        if not decoded:
+            return {}
+        keys = [picture.key for picture in decoded]
+        return dict(zip(keys, self.score(decoded), strict=True))
+
+    def write(
+        self,
+        folder: Folder,
+        number: int,
+        pictures: Sequence[Picture],
+        noted: Mapping[str, float | None],
+    ) -> None:
+        schema = pa.schema(
+            [
+                pa.field("key", pa.string(), nullable=False),
+                pa.field("decoded", pa.string(), nullable=False),
+                pa.field(self.kind, pa.float32()),
+            ]
+        )
+        rows: dict[str, Sequence[Any]] = {
+            "key": [picture.key for picture in pictures],
+            "decoded": [picture.decoded for picture in pictures],
+            self.kind: [noted.get(picture.key) for picture in pictures],
+        }
+        counts = {"items": len(pictures)}
+        write_table(folder, shard_name(self.kind, number), schema, rows, counts)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hdm.data.pages import damage_named
-from hdm.store import Draft, Output
+from hdm.store import Folder, Output
 
 SAMPLES = pa.schema(
     [
@@ -112,7 +112,7 @@ def shard_name(kind: str, number: int, suffix: str = "parquet") -> str:
 
 
 def write_table(
-    draft: Draft,
+    folder: Folder,
     name: str,
     schema: pa.Schema,
     rows: Mapping[str, Sequence[Any]],
@@ -123,7 +123,7 @@ def write_table(
         {column: pa.array(rows[column], schema.field(column).type) for column in schema.names},
         schema=schema,
     )
-    with draft.write(name) as file:
+    with folder.write(name) as file:
         pq.write_table(
             table, file.path, compression="zstd", write_page_checksum=True, store_schema=True
         )

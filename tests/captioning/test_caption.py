@@ -8,7 +8,8 @@ import pytest
 from hdm.captioning import caption
 from hdm.captioning.settings import CaptionMaker, CaptionSettings
 from hdm.config import Pipeline
-from hdm.curation import decide, measure
+from hdm.curation import decide
+from hdm.curation.measure import Measures
 from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.scenes import draw, make_scene
@@ -41,7 +42,7 @@ def made(store: Store, make_download) -> tuple[Output, Output]:
     )
     pipeline = Pipeline(filter=FilterSettings(min_side_px=48))
     inputs = {"download": download}
-    inputs["filter.measures"] = run(measure, pipeline, inputs, store)
+    inputs["filter.measures"] = run(Measures(), pipeline, inputs, store)
     return download, run(decide, pipeline, inputs, store)
 
 
@@ -137,7 +138,7 @@ def test_all_given_captions_of_a_picture_are_kept_in_order(store, make_download)
     given = ["a fox", "an  animal", "a fox", "nan"]
     download = make_download([(png(draw(make_scene(5, 0))), given)])
     inputs = {"download": download}
-    inputs["filter.measures"] = run(measure, Pipeline(), inputs, store)
+    inputs["filter.measures"] = run(Measures(), Pipeline(), inputs, store)
     made = (download, run(decide, Pipeline(), inputs, store))
     output = captioned(made, store, CaptionMaker())
     assert by_source(made, output) == {

@@ -1,6 +1,7 @@
 """A criterion that somebody adds: one new file that registers it, and nothing else."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hdm.curation import criteria
 from hdm.curation.embed import read_embeddings
 from hdm.curation.outputs import filter_outputs
 from hdm.curation.settings import FilterSettings
+from hdm.data.decoding import Decoders
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError
 from hdm.evaluation import exhibits
@@ -23,7 +25,7 @@ from hdm.planning.hardware import card
 from hdm.planning.plan import Question, make_plan
 from hdm.store import Output, Store
 from tests.curation.conftest import png
-from tests.curation.test_measure import run, scene
+from tests.curation.test_measure import digests, run, scene
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 
 NEW_FILE = """
@@ -135,6 +137,52 @@ def test_switching_on_a_model_measures_with_that_model_alone(
     model = load_contrastive(resolve(both))
     own = model.embed_images([scene(index) for index in range(3)]) @ weight[0].numpy()
     assert scores == pytest.approx(own.tolist(), abs=1e-5)
+
+
+def test_what_is_missing_at_once_is_made_from_one_decoding_and_is_what_each_is_alone(
+    brightness,
+    store,
+    make_download,
+    coca_folder,  # noqa: F811
+    monkeypatch,
+):
+    # Two are large enough to be reduced for models, one is broken.
+    pictures = [scene(1), np.tile(scene(2), (26, 26, 1)), scene(3)]
+    download = make_download(
+        [(png(one), "a red circle") for one in pictures], [(b"broken", None), (png(scene(4)), None)]
+    )
+    pipeline = Pipeline(
+        components=Components(contrastive=str(coca_folder)),
+        filter=FilterSettings(limits={"brightness": 255.0}),
+    )
+    outputs = filter_outputs(pipeline)[:-1]
+    names = ["filter.measures", "filter.contrastive", "filter.brightness"]
+    assert [output.name for output in outputs] == names
+    alone = {}
+    for output in outputs:
+        elsewhere = Store(store.root.with_name(output.name))
+        one = run(
+            replace(output, make=output.make.func), pipeline, {"download": download}, elsewhere
+        )
+        alone[output.name] = digests(one)
+
+    decoded, asked = [], Decoders.ask
+
+    def counted(self, name, data, **options):
+        decoded.append(name)
+        return asked(self, name, data, **options)
+
+    monkeypatch.setattr(Decoders, "ask", counted)
+    together, _ = made(download, store, pipeline)
+    assert {name: digests(together[name]) for name in names} == alone
+    assert len(decoded) == len(set(decoded)) == 5
+
+    # What is damaged is made again alone.
+    decoded.clear()
+    (together["filter.contrastive"].path / "embeddings-00001.parquet").unlink()
+    again, _ = made(download, store, pipeline)
+    assert {name: digests(again[name]) for name in names} == alone
+    assert len(decoded) == 2
 
 
 def test_a_limit_of_an_unknown_criterion_is_refused():

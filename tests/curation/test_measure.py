@@ -8,7 +8,9 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from hdm.config import Pipeline
-from hdm.curation import decide, embed, measure, rate
+from hdm.curation import decide, embed, rate
+from hdm.curation.embed import Embeddings
+from hdm.curation.measure import Measures
 from hdm.curation.outputs import filter_outputs
 from hdm.curation.settings import FilterSettings, TopFraction
 from hdm.data.settings import ImageSettings
@@ -65,7 +67,7 @@ def test_every_downloaded_item_has_a_row_in_order_and_its_measures(store, make_d
         [(png(scene(2))[:100], None), (b"<html>", None), (png(scene(3)), "x")],
     )
     rows = read_tables(
-        run(measure, Pipeline(), {"download": download}, store), "measures"
+        run(Measures(), Pipeline(), {"download": download}, store), "measures"
     ).to_pylist()
     samples = [row for row in read_tables(download, "samples").to_pylist() if row["status"] == "ok"]
     assert [row["key"] for row in rows] == [row["key"] for row in samples]
@@ -88,7 +90,7 @@ def test_the_best_of_several_captions_counts_and_long_ones_are_counted(
         [(png(p), captions) for p, captions in zip(pictures, given, strict=True)]
     )
     pipeline = Pipeline(components=Components(contrastive=str(coca_folder)))
-    similarities = run(embed, pipeline, {"download": download}, store)
+    similarities = run(Embeddings(), pipeline, {"download": download}, store)
     model = load_contrastive(resolve(pipeline.components))
     images = model.embed_images(pictures)
     best = [
@@ -117,7 +119,7 @@ def test_pictures_over_a_limit_are_rows_with_a_status_of_their_own_and_counted(
     files = [png(scene(1)), scans, bytes(gif), huge, png(scene(2))]
     download = make_download([(data, None) for data in files])
     pipeline = Pipeline(images=ImageSettings(max_memory_mb=512))
-    measures = run(measure, pipeline, {"download": download}, store)
+    measures = run(Measures(), pipeline, {"download": download}, store)
     decoded = [row["decoded"] for row in read_tables(measures, "measures").to_pylist()]
     assert decoded[:2] == ["ok", "too_many_scans"]
     assert decoded[2] in ("ok", "corrupt")
@@ -196,7 +198,7 @@ def test_a_set_that_grows_keeps_its_splits_and_copies_join_their_originals(store
 def test_the_matte_belongs_to_the_measures_and_thresholds_do_not(make_download):
     def identities(**settings: Any) -> tuple[str, str]:
         pipeline = Pipeline(**settings)
-        first = measure.identify(pipeline, {"download": "0" * 16})
+        first = Measures().identify(pipeline, {"download": "0" * 16})
         return first.digest, decide.identify(
             pipeline, {"download": "0" * 16, "filter.measures": first.digest}
         ).digest
@@ -220,7 +222,7 @@ def scored(store, make_download, coca_folder):  # noqa: F811
 
 def test_embeddings_and_similarities_are_the_models_own(store, scored):
     download, components = scored
-    output = run(embed, Pipeline(components=components), {"download": download}, store)
+    output = run(Embeddings(), Pipeline(components=components), {"download": download}, store)
     model = load_contrastive(resolve(components))
     pictures = [scene(index) for index in (0, 1, 2, 3, 9)]
     expected = np.concatenate([model.embed_images([picture]) for picture in pictures])
@@ -240,7 +242,7 @@ def test_the_batch_size_changes_embeddings_by_rounding_alone(store, scored, tmp_
     download, components = scored
     one, other = (
         run(
-            embed,
+            Embeddings(),
             Pipeline(components=components, filter=FilterSettings(batch_size=size)),
             {"download": download},
             where,
@@ -302,7 +304,7 @@ def test_a_flipped_byte_in_a_tar_is_found_and_the_file_named(store, make_downloa
     data[len(data) // 3] ^= 1
     tar.write_bytes(data)
     with pytest.raises(DamagedError, match=r"images-00000\.tar"):
-        run(measure, Pipeline(), {"download": download}, store)
+        run(Measures(), Pipeline(), {"download": download}, store)
 
 
 def test_without_models_only_the_pixels_are_measured(store, make_download):

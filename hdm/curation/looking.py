@@ -1,0 +1,149 @@
+"""What is noted of every downloaded picture: several outputs from one decoding.
+
+Each `Look` has an output of its own, so that adding one decodes the pictures for that one alone.
+Those that are missing at the same time look at the same decoded pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from hdm import parts
+from hdm.config import Pipeline
+from hdm.curation.look import EMBED_SIDE_PX, look
+from hdm.curation.pictures import Picture, Pictures, num_items
+from hdm.data.tables import num_shards, shard_name
+from hdm.errors import InputError
+from hdm.parts import Files, Folders, Part, Step, drafts_of
+from hdm.progress import Tracker
+from hdm.store import Draft, Folder, Identity, Output, Store
+
+
+class Notes(Protocol):
+    """A look with its model loaded."""
+
+    def note(self, batch: Sequence[Picture]) -> Mapping[str, Any]:
+        """What it says of a batch, by key; pictures that cannot be decoded are among them."""
+        ...
+
+    def write(
+        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[str, Any]
+    ) -> None:
+        """Write the tables of one shard."""
+        ...
+
+
+class Look(ABC):
+    """What one output says of every picture. It can be pickled.
+
+    Attributes:
+        name: of the output.
+        what: the work, as its progress is shown.
+        kinds: of the tables that it writes for each shard of the download.
+        measured: whether it needs what `hdm.curation.look` measures; otherwise the pixels.
+    """
+
+    name: str
+    what: str
+    kinds: tuple[str, ...]
+    measured = False
+
+    @abstractmethod
+    def identify(self, pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
+        """What the output depends on."""
+
+    @abstractmethod
+    def load(self, pipeline: Pipeline) -> Notes:
+        """Load what it takes."""
+
+    def tell(self, counts: Mapping[str, int]) -> None:  # noqa: B027  (most have nothing to say)
+        """Say what is worth saying of the finished output."""
+
+    def make(
+        self,
+        pipeline: Pipeline,
+        identity: Identity,
+        inputs: Mapping[str, Output],
+        store: Store,
+        *,
+        also: Sequence[Look] = (),
+    ) -> Output:
+        """Look at every item that was downloaded; large pictures are reduced for models.
+
+        Args:
+            also: other looks, of which those that the store lacks are made from the same decoding,
+                each as an output of its own.
+        """
+        others = []
+        for other in also:
+            with contextlib.suppress(InputError):  # its own making says what it lacks
+                others.append(other.identify(pipeline, identity.inputs))
+        with drafts_of(store, identity, others) as drafts:
+            looks = tuple(one for one in (self, *also) if one.name in drafts)
+            step = Looking(pipeline, inputs["download"], looks)
+            return parts.make(step, drafts.values())[0]
+
+
+@dataclass
+class _Tools:
+    pictures: Pictures
+    notes: dict[str, Notes]
+
+
+@dataclass(frozen=True)
+class Looking(Step[int, _Tools]):
+    """Looks at a download, shard by shard."""
+
+    pipeline: Pipeline
+    download: Output
+    looks: tuple[Look, ...]
+
+    unit = "pictures"
+
+    @property
+    def what(self) -> str:
+        return " ".join(one.what for one in self.looks)
+
+    def plan(self) -> Iterator[Part[int]]:
+        for number in range(num_shards(self.download, "samples")):
+            files = {
+                one.name: tuple(shard_name(kind, number) for kind in one.kinds)
+                for one in self.looks
+            }
+            yield Part(number, files, num_items(self.download, number))
+
+    def lacking(self, part: Part[int], files: Files) -> Part[int]:
+        """Looks whose tables are all there do not look again."""
+        return replace(part, files={name: part.files[name] for name in files})
+
+    @contextmanager
+    def open(self) -> Iterator[_Tools]:
+        options = {
+            "measured": any(one.measured for one in self.looks),
+            "reduced_to_px": None if all(one.measured for one in self.looks) else EMBED_SIDE_PX,
+        }
+        notes = {one.name: one.load(self.pipeline) for one in self.looks}
+        with Pictures(self.pipeline, self.download, look, **options) as pictures:
+            yield _Tools(pictures, notes)
+
+    def make_part(self, part: Part[int], folders: Folders, tools: _Tools, bar: Tracker) -> None:
+        found: list[Picture] = []
+        noted: dict[str, dict[str, Any]] = {name: {} for name in part.files}
+        for batch in tools.pictures.batches(part.task):
+            for name in noted:
+                noted[name] |= tools.notes[name].note(batch)
+            found += batch
+            bar.advance(len(batch))
+        for name, said in noted.items():
+            tools.notes[name].write(folders[name], part.task, found, said)
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        for one in self.looks:
+            if one.name == draft.identity.name:
+                one.tell(draft.counts())
+        return {}
