@@ -38,6 +38,7 @@ from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.encoding.settings import EncodeSettings
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.settings import Components
+from hdm.pixels import to_image
 from hdm.store import Identity, Output, Store
 from hdm.training.settings import TrainSettings
 
@@ -150,10 +151,7 @@ class World:
             for frames in shapes.values()
             for at in range(0, len(frames), self.batch_size)
         ]
-        return [
-            torch.from_numpy(np.stack(part)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            for part in parts
-        ]
+        return [to_image(torch.from_numpy(np.stack(part)).to(self.device)) for part in parts]
 
     def decoding(self) -> float:
         """Seconds a picture of the stage's processes alone, started before."""

@@ -15,12 +15,13 @@ from torch import Tensor
 from hdm.bootstrap.learning import Place, Training, halve
 from hdm.bootstrap.pace import Schedule
 from hdm.bootstrap.pictures import Crops
-from hdm.data.crops import as_image, middle_square
+from hdm.data.crops import middle_square
 from hdm.data.examples import Example
 from hdm.measuring import Measure
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import Transform
 from hdm.models.small_autoencoder import CHANNELS, new_autoencoder
+from hdm.pixels import to_image
 from hdm.vae.losses import edge_difference
 from hdm.vae.normalization import write_statistics
 from hdm.vae.quality import psnr
@@ -120,7 +121,7 @@ class AutoencoderQuality(Measure):
 
     def add(self, items: Sequence[int]) -> None:
         for item in items:
-            image = as_image(middle_square(self.examples[item].pixels, self.size_px)[None])
+            image = to_image(middle_square(self.examples[item].pixels, self.size_px)[None])
             decoded = self.autoencoder.decode(self.autoencoder.encode(image))
             self.found.append(psnr(decoded, image).item())
 

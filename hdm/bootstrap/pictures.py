@@ -12,11 +12,12 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from hdm.data.crops import as_image, random_square, resized
-from hdm.data.examples import Example
 from hdm.data.order import endless
+from hdm.data.crops import random_square, resized
+from hdm.data.examples import Example
 from hdm.errors import InputError
 from hdm.files import canonical_json
+from hdm.pixels import to_image
 
 FEWEST = 16
 FEWEST_HELD_OUT = 4  # fewer cannot be measured: each needs others beside it
@@ -112,7 +113,7 @@ class Crops:
             random_square(pictures[place], size, rng)
             for place in places(self.count, self.batch_size, self.seed, number)
         ]
-        return as_image(np.stack(squares))
+        return to_image(np.stack(squares))
 
 
 def places(count: int, batch_size: int, seed: int, number: int) -> np.ndarray:

@@ -1,13 +1,9 @@
-"""Pictures of any size to batches of squares, as autoencoders and contrastive models are trained on
-them.
-"""
+"""Squares of pictures of any size, as autoencoders and contrastive models are trained on them."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 
 def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarray:
@@ -36,20 +32,3 @@ def middle_square(pixels: np.ndarray, size_px: int) -> np.ndarray:
     pixels = resized(pixels, size_px)
     top, left = ((side - size_px) // 2 for side in pixels.shape[:2])
     return pixels[top : top + size_px, left : left + size_px]
-
-
-def as_image(pixels: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def as_pixels(image: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] → (B, H, W, 3) uint8."""
-    return (
-        ((image.permute(0, 2, 3, 1) + 1) * 127.5)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        .cpu()
-        .numpy()
-    )

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from hdm.data.examples import Example
 from hdm.demo.detector import detect
@@ -19,6 +18,7 @@ from hdm.measuring import Measure, balance, measure_in_time, share
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import Resolved
 from hdm.models.contrastive import Contrastive, load_contrastive
+from hdm.pixels import to_image, to_pixels
 
 TRAIN_SEED, MEASURE_SEED = 1_000_003, 2_000_003  # apart from the seeds that pipelines use
 CAPTIONS, FREE_CAPTIONS = 3, 3
@@ -42,10 +42,10 @@ def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
     height, width = (
         side // autoencoder.downscale * autoencoder.downscale for side in pixels.shape[:2]
     )
-    image = torch.tensor(pixels[:height, :width]).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = to_image(np.array(pixels[None, :height, :width]))
     latent = autoencoder.normalize(autoencoder.encode(image)).half().float()  # as stored
     decoded = autoencoder.decode(autoencoder.denormalize(latent))
-    return ((decoded[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return to_pixels(decoded[0])
 
 
 def seen_right(scene: Scene, pixels: np.ndarray) -> bool:

@@ -19,10 +19,10 @@ from hdm.diffusion.guidance import Text
 from hdm.diffusion.sampler import OnStep, Sampling, Seed, Solver, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import encode_prompts
-from hdm.generation.pictures import to_pixels
 from hdm.kernels import install
 from hdm.models.autoencoder import Autoencoder, of_model
 from hdm.models.text_encoder import TextEncoder, Tokenizer
+from hdm.pixels import to_pixels
 from hdm.positions import Camera
 
 Generators = torch.Generator | Sequence[torch.Generator] | None

@@ -23,6 +23,7 @@ from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
 from hdm.encoding.pictures import Frame, FrameReader, Wanted
 from hdm.models.devices import Batches
+from hdm.pixels import to_image
 from hdm.progress import Tracker
 from hdm.store import Draft
 
@@ -86,8 +87,8 @@ class Encoder:
 
 def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
     """Frames of one size for the autoencoder: (n, 3, h, w) in [-1, 1], channels last in memory."""
-    pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(device)
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = np.stack([frame.pixels for frame in frames])
+    return to_image(torch.from_numpy(pixels).to(device))
 
 
 class _Shard:

@@ -1,6 +1,4 @@
-"""Generated images as picture files: 8-bit pixels, sheets of many, PNG with what is told of them
-inside.
-"""
+"""Generated pictures as files: sheets of many, PNG with a description inside."""
 
 from __future__ import annotations
 
@@ -10,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from hdm.errors import ConfigError, InputError
 from hdm.values import multiples_beside, size_of
@@ -48,12 +44,6 @@ def check_sides(width: int, height: int, unit: int, where: str | None = None) ->
             where=where,
             do=f"take {' or '.join(near)}",
         )
-
-
-def to_pixels(image: Tensor) -> list[np.ndarray]:
-    """Images (B, 3, H, W) in [-1, 1] as B pictures (H, W, 3) uint8."""
-    pixels = ((image.float().cpu() + 1) * 127.5).round().to(torch.uint8)
-    return list(pixels.permute(0, 2, 3, 1).numpy())
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int, gap_px: int = 0) -> np.ndarray:

@@ -11,11 +11,12 @@ from torch import Tensor
 from hdm.diffusion.sampler import OnStep, Sampling, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import check_sides, to_pixels
+from hdm.generation.pictures import check_sides
 from hdm.kernels import install
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.denoiser import Denoiser
 from hdm.models.devices import Batches
+from hdm.pixels import to_pixels
 from hdm.positions import Camera
 
 
@@ -119,7 +120,7 @@ class TextToImage:
                 camera=camera,
                 on_step=on_step,
             )
-            return to_pixels(self._decode(latent))
+            return list(to_pixels(self._decode(latent)))
 
         return [picture for _, found in batches.run(list(range(count)), work) for picture in found]
 

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from hdm.data.crops import as_image, middle_square, random_square, resized
 from hdm.data.order import endless
+from hdm.data.crops import middle_square, random_square, resized
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
 from hdm.models.autoencoder import raw_latent
 from hdm.models.equivariance import Transform, draw_transform
+from hdm.pixels import to_image
 from hdm.progress import Tracker, track
 from hdm.sharding import finite
 from hdm.training import checkpoint
@@ -79,7 +80,7 @@ def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int)
         for chosen in endless(numbers, len(pictures), settings.seed)
     ]
     return Batch(
-        as_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62))
+        to_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62))
     )
 
 
@@ -216,7 +217,7 @@ class Finetuning:
         for start in range(0, min(BLOCK_IMAGES, len(self.pictures)), settings.batch_size):
             some = range(start, min(start + settings.batch_size, len(self.pictures)))
             squares = [middle_square(self.pictures[item], settings.size_px) for item in some]
-            image = as_image(np.stack(squares)).to(self.device)
+            image = to_image(np.stack(squares)).to(self.device)
             decoded = self.model.decode(raw_latent(self.model.encode(image), None)).sample
             error += len(some) * pixel_difference(decoded, image).item()
             mean = image.mean((2, 3), keepdim=True)

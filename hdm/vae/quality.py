@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm.data.crops import as_image, as_pixels, middle_square
+from hdm.data.crops import middle_square
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import equivariance_errors
+from hdm.pixels import to_image, to_pixels
 from hdm.progress import track
 from hdm.statistics import frechet_distance
 
@@ -86,7 +87,7 @@ def measure_quality(
             squares = np.stack(
                 [middle_square(picture, size_px) for picture in pictures[start : start + BATCH]]
             )
-            image = as_image(squares).to(autoencoder.device)
+            image = to_image(squares).to(autoencoder.device)
             decoded = autoencoder.decode(autoencoder.encode(image))
             errors = equivariance_errors(autoencoder, image)
             found = {
@@ -99,7 +100,7 @@ def measure_quality(
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value * len(image) / len(pictures)
             real += list(squares)
-            back += list(as_pixels(decoded))
+            back += list(to_pixels(decoded))
             bar.advance(len(image))
     for name in ("reconstructed", "equivariance_decoded"):
         totals[name] = math.sqrt(totals[name])

@@ -107,9 +107,10 @@ def test_measure_tells_how_pictures_come_back(pictures: Path) -> None:
     )
     assert code == 0, shown
     autoencoder = load_autoencoder(str(demo))
-    from hdm.data.crops import as_image, middle_square
+    from hdm.data.crops import middle_square
+    from hdm.pixels import to_image
 
-    image = as_image(
+    image = to_image(
         np.stack([middle_square(example.pixels, 40) for example in scene_examples(8, 40)])
     )
     error = (autoencoder.decode(autoencoder.encode(image)) - image).square().flatten(1).mean(

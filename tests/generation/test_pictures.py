@@ -3,21 +3,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from hdm.errors import ConfigError, InputError
-from hdm.generation.pictures import png, read_size, sheet, to_pixels
+from hdm.generation.pictures import png, read_size, sheet
 from hdm.generation.prompts import read_prompts
-
-
-def test_pixels_cover_the_range_and_round():
-    image = torch.tensor([-1.0, -0.999, 0.0, 0.999, 1.0]).view(1, 1, 1, 5).expand(2, 3, 4, 5)
-    first, second = to_pixels(image.bfloat16().float())
-    assert first.shape == (4, 5, 3)
-    assert first.dtype == np.uint8
-    assert first[0, [0, 2, 4], 0].tolist() == [0, 128, 255]
-    assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(
