@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from hdm.data.order import endless
+from hdm.chance import endless
 from hdm.data.crops import random_square, resized
 from hdm.data.examples import Example
 from hdm.errors import InputError

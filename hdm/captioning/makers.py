@@ -7,7 +7,6 @@ item's key alone, so that neither its neighbours, the batch size nor a restart c
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from hdm.captioning.settings import CaptionMaker
+from hdm.chance import seed_of
 from hdm.errors import ConfigError
 from hdm.models.contrastive import Contrastive
 
@@ -82,7 +82,9 @@ class Template(Maker):
             for wording, needed in self.settings.wordings
             if all(fields[name] for name in needed)
         ]
-        order = np.random.default_rng(seed_of(key)).permutation(len(usable))[: self.settings.count]
+        order = np.random.default_rng(caption_seed(key)).permutation(len(usable))[
+            : self.settings.count
+        ]
         return [usable[number].format_map(fields) for number in order.tolist()]
 
 
@@ -119,13 +121,13 @@ class CoCa(Maker):
         return found
 
     def _drawn(self, key: str, picture: np.ndarray) -> list[str]:
-        generator = torch.Generator().manual_seed(seed_of(key))
+        generator = torch.Generator().manual_seed(caption_seed(key))
         wanted = [picture] * (self.settings.count - 1)
         return self.contrastive.caption(
             wanted, self.settings.max_tokens, self.settings.temperature, generator
         )
 
 
-def seed_of(key: str) -> int:
-    """A seed below 2**63 that belongs to the item."""
-    return int(hashlib.sha256(f"caption:{key}".encode()).hexdigest()[:15], 16)
+def caption_seed(key: str) -> int:
+    """The seed of what is drawn for a picture's captions."""
+    return seed_of(f"caption:{key}")

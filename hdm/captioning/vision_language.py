@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hdm.captioning.makers import Item, Maker, seed_of
 from hdm.captioning.settings import CaptionMaker
+from hdm.captioning.makers import Item, Maker, caption_seed
 from hdm.errors import InputError
 from hdm.models.components import locate
 
@@ -72,7 +72,7 @@ class VisionLanguage(Maker):
     def _drawn(self, key: str, picture: Image.Image) -> list[str]:
         # transformers draws from torch's global generator.
         with self.lock, torch.random.fork_rng():
-            torch.manual_seed(seed_of(key))
+            torch.manual_seed(caption_seed(key))
             return self._generate(
                 [picture],
                 do_sample=True,

@@ -3,7 +3,7 @@ before it.
 
 Nothing has to be saved to go on at the same place, on any number of processes: the order of an
 epoch, the place of a crop, the choice of a caption and its dropout are computed from the seed and
-the position (`hdm.data.order`).
+the position (`hdm.chance`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hdm.data.features import Crop, FeatureTable
 from hdm.data.gather import RowGroups, gather
 from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
-from hdm.data.order import permuted, uniform
+from hdm.chance import permuted, uniform
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.tags import TagTable
 from hdm.data.wording import speak_of_sides

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hdm.data.order import uniform
+from hdm.chance import uniform
 
 KEPT, GROUP, TAG = "|||", "%%", "$$"
 _STREAM = 20  # apart from the loader's own draws

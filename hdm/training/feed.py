@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hdm.chance import seed_at
 from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
@@ -74,20 +75,7 @@ def generator(seed: int, purpose: int, position: int) -> torch.Generator:
     """The CPU generator of everything that is drawn for one purpose at one position of the training
     clock.
     """
-    return torch.Generator().manual_seed(mixed_seed(seed, purpose, position))
-
-
-def mixed_seed(seed: int, purpose: int, position: int) -> int:
-    """The seed of such a generator, in [0, 2³²)."""
-    mixed = 0
-    for part in (seed, purpose, position):
-        # SplitMix64: neighbouring seeds give unrelated streams; torch's CPU generator takes the
-        # lower 32 bits.
-        mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
-        mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) % 2**64
-        mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) % 2**64
-        mixed ^= mixed >> 31
-    return mixed % 2**32
+    return torch.Generator().manual_seed(seed_at(seed, purpose, position))
 
 
 class Feed:

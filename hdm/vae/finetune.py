@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from hdm.data.order import endless
+from hdm.chance import endless
 from hdm.data.crops import middle_square, random_square, resized
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
 from hdm.models.autoencoder import raw_latent

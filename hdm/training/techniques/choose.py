@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache, partial
 from pathlib import Path
 
+from hdm.chance import seed_at
 from hdm.data.batch import Batch
 from hdm.training import assembly
-from hdm.training.feed import PROJECTION, mixed_seed
+from hdm.training.feed import PROJECTION
 from hdm.training.job import Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
 from hdm.training.pictures import Grid
@@ -49,7 +50,7 @@ def choose_techniques(
     if settings.dropout:
         found.append(DropoutSeeds(settings.seed))
     if batch.features is not None:
-        seed = mixed_seed(settings.seed, PROJECTION, job.number)
+        seed = seed_at(settings.seed, PROJECTION, job.number)
         block, width = settings.aligned_block, batch.features.shape[-1]
         weight, optimizer = settings.align_weight, phase.optimizer
         found.append(Alignment(trainable.model, block, width, weight, optimizer, seed))

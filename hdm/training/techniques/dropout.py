@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hdm.training.feed import DROPOUT, mixed_seed
+from hdm.chance import seed_at
+from hdm.training.feed import DROPOUT
 from hdm.training.position import Position
 from hdm.training.technique import Technique
 
@@ -21,4 +22,4 @@ class DropoutSeeds(Technique):
         self.seed = seed
 
     def before_micro_batch(self, now: Position, first: int) -> None:
-        torch.manual_seed(mixed_seed(self.seed, DROPOUT, now.num_images_seen + first))
+        torch.manual_seed(seed_at(self.seed, DROPOUT, now.num_images_seen + first))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hdm.data.order import endless, permuted, uniform
+from hdm.chance import endless, permuted, seed_at, seed_of, uniform
 
 
 @pytest.mark.parametrize("count", [*range(1, 40), 255, 256, 257, 1000, 4097, 65_536])
@@ -32,15 +32,17 @@ def test_a_place_does_not_depend_on_what_is_asked_with_it() -> None:
     assert np.array_equal(permuted(some, 1000, 1, 2), whole[some])
 
 
+def mixed(value: int) -> int:
+    """SplitMix64 on Python's integers."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) % 2**64
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) % 2**64
+    return value ^ value >> 31
+
+
 def test_the_order_is_the_one_that_is_written_down() -> None:
     # The same network on Python's integers: a later version that shuffled otherwise would resume an
     # old run elsewhere.
-    def mixed(value: int) -> int:
-        value = (value + 0x9E3779B97F4A7C15) % 2**64
-        value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) % 2**64
-        value = ((value ^ value >> 27) * 0x94D049BB133111EB) % 2**64
-        return value ^ value >> 31
-
     def key(*parts: int) -> int:
         found = 0
         for part in parts:
@@ -108,3 +110,24 @@ def test_draws_are_uniform_and_streams_independent() -> None:
         ).sum() < 170  # 99 degrees of freedom: mean 99, standard deviation 14
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.015
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.015
+
+
+def test_seeds_are_the_ones_that_are_written_down() -> None:
+    # Other seeds would be other noise: a training that was stopped would go on as another one.
+    def expected(seed: int, purpose: int, position: int) -> int:
+        return mixed((mixed((mixed(seed) + purpose) % 2**64) + position) % 2**64) % 2**32
+
+    for seed in (0, 1, 2**31, 2**63 - 1, 2**64 - 1):
+        for purpose in (1, 4):
+            for position in (0, 1, 10**9, 2**40):
+                assert seed_at(seed, purpose, position) == expected(seed, purpose, position)
+    assert seed_of("caption:0123456789abcdef") == 0xF4A747559AA8C52
+
+
+def test_neighbours_have_unrelated_seeds() -> None:
+    drawn = [
+        seed_at(seed, purpose, at) for seed in range(8) for purpose in (1, 2) for at in range(500)
+    ]
+    assert len(set(drawn)) == len(drawn)
+    bits = np.unpackbits(np.array(drawn, ">u4").view(np.uint8).reshape(-1, 4), axis=1)
+    assert np.abs(bits.mean(0) - 0.5).max() < 4 * 0.5 / np.sqrt(len(drawn))

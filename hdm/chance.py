@@ -2,11 +2,14 @@
 or batches.
 
 Everything is computed from a seed and 64-bit counters by SplitMix64's mixing function (Steele, Lea,
-Flood 2014), so that it is the same with any version of any library.
+Flood 2014), so that it is the same with any version of any library. Draws that belong to a text,
+such as a key, begin with a seed from the text's sha256.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -43,6 +46,19 @@ def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
     """
     drawn = mix(mix(positions.astype(np.uint64)) ^ _key(seed, stream))
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seed_at(seed: int, purpose: int, position: int) -> int:
+    """The seed of a generator for what is drawn for one purpose at one position, in [0, 2³²), as
+    much as torch's CPU generator reads. Neighbouring seeds and positions give unrelated draws.
+    """
+    # Sums, where `_key` takes the exclusive or: the noise of every training so far was drawn so.
+    return int(_folded((seed, purpose, position), np.add)[0]) % 2**32
+
+
+def seed_of(text: str) -> int:
+    """A seed below 2⁶⁰ that belongs to a text."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
@@ -117,7 +133,13 @@ def _key(*parts: int) -> np.ndarray:
     """One 64-bit number for a tuple of integers, as an array of one (scalars warn where arrays
     wrap).
     """
-    key = np.zeros(1, np.uint64)
+    return _folded(parts, np.bitwise_xor)
+
+
+def _folded(
+    parts: tuple[int, ...], join: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    folded = np.zeros(1, np.uint64)
     for part in parts:
-        key = mix(key ^ np.array([part % 2**64], np.uint64))
-    return key
+        folded = mix(join(folded, np.array([part % 2**64], np.uint64)))
+    return folded
