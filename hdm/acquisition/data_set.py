@@ -17,7 +17,6 @@ from hdm.acquisition.items import (
     Unreadable,
     Url,
     caption_columns,
-    key_of,
     licence_column,
     need_column,
     survey,
@@ -30,6 +29,7 @@ from hdm.acquisition.texts import as_text, captions_in, captions_in_fields, may_
 from hdm.acquisition.tree import note_files
 from hdm.acquisition.url_list import ListedUrl, one_item_a_url
 from hdm.errors import InputError
+from hdm.keys import key_of
 from hdm.secrets import resolved
 
 if TYPE_CHECKING:

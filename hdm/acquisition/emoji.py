@@ -12,12 +12,13 @@ from typing import Any
 
 from hdm.acquisition import fingerprints
 from hdm.acquisition.inventory import Inventory
-from hdm.acquisition.items import Item, Url, key_of, read_file
+from hdm.acquisition.items import Item, Url, read_file
 from hdm.acquisition.remote_list import SCHEMES
 from hdm.acquisition.settings import DownloadSettings
 from hdm.emoji.catalogue import training_pictures
 from hdm.errors import InputError
 from hdm.files import canonical_json
+from hdm.keys import key_of
 
 LICENCE = "Apache-2.0"
 

@@ -23,7 +23,6 @@ from hdm.acquisition.items import (
     Item,
     Unreadable,
     caption_columns,
-    key_of,
     licence_column,
     read_file,
 )
@@ -51,6 +50,7 @@ from hdm.acquisition.texts import (
 from hdm.acquisition.tree import Tree, shown, walk
 from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
 from hdm.errors import InputError
+from hdm.keys import key_of
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 FILE_COLUMNS = (FILE_NAME, "filename", "file", "image", "image_path", "path")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import CAPTION_COLUMNS, as_text, caption_fields
 from hdm.errors import InputError
+from hdm.keys import Key, key_number, key_of, key_text
 
 if TYPE_CHECKING:
     from hdm.acquisition.inventory import Inventory
@@ -53,7 +52,7 @@ class Item:
     """One picture of a source.
 
     Args:
-        key: as `key_of` makes it: unique in its source.
+        key: unique in its source.
         source: URL, or path relative to the source.
         captions: all that came with it, as given.
         licence: as given; None if there is none.
@@ -61,7 +60,7 @@ class Item:
             that URL. To be called before the next item is taken.
     """
 
-    key: str
+    key: Key
     source: str
     captions: tuple[str, ...] = ()
     licence: str | None = None
@@ -96,37 +95,12 @@ class Reader(Protocol):
         ...
 
 
-def key_of(source: str, ordinal: int = 0) -> str:
-    """The key of an item: 16 lower-case hex digits, of the sha256 of its URL or path.
-
-    Every table and tar names the item by it, and joins read it as a 64-bit number.
-
-    Args:
-        source: URL, or path relative to the source.
-        ordinal: how many items of the same source came before, which only archives can hold.
-    """
-    named = f"{source}\0{ordinal}" if ordinal else source
-    return hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-class Keys:
-    """Gives items their keys, in order; the same source may come again."""
-
-    def __init__(self) -> None:
-        self.seen = Counter[str]()
-
-    def give(self, source: str) -> str:
-        """The key of the next item."""
-        self.seen[source] += 1
-        return key_of(source, self.seen[source] - 1)
-
-
 @dataclass(frozen=True)
 class Survey:
     """How many items a list of URLs has, and the keys of the URLs that come more than once."""
 
     total: int
-    repeated: frozenset[str]
+    repeated: frozenset[Key]
 
 
 def survey(urls: Iterable[Any]) -> Survey:
@@ -134,12 +108,12 @@ def survey(urls: Iterable[Any]) -> Survey:
     hashes = array("Q")
     for url in urls:
         text = as_text(url)
-        hashes.append(int(key_of(text.strip()), 16) if text else 0)
+        hashes.append(key_number(key_of(text.strip())) if text else 0)
     values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
     without = int(counts[values == 0].sum())
     several = values[(counts > 1) & (values != 0)]
     total = int((values != 0).sum()) + without
-    return Survey(total, frozenset(f"{value:016x}" for value in several.tolist()))
+    return Survey(total, frozenset(map(key_text, several.tolist())))
 
 
 def need_column(name: str, known: Iterable[str], setting: str, where: object) -> str:

@@ -18,7 +18,6 @@ from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.items import (
     PICTURE_SUFFIXES,
     Item,
-    Keys,
     Unreadable,
     too_large,
 )
@@ -26,6 +25,7 @@ from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import Found, as_text, captions_in_file, settle
 from hdm.acquisition.tree import note_files
 from hdm.data.formats import HEAD_BYTES, sniff
+from hdm.keys import Keys
 
 TEXTS = ("txt", "caption", "text")
 CLASS = "cls"

@@ -15,7 +15,6 @@ from hdm.acquisition.items import (
     Survey,
     Unreadable,
     caption_columns,
-    key_of,
     licence_column,
     need_column,
     survey,
@@ -23,6 +22,7 @@ from hdm.acquisition.items import (
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.tabular import column_names, read_rows, wordy_columns
 from hdm.acquisition.texts import as_text, captions_in_fields
+from hdm.keys import key_of
 
 
 @dataclass(frozen=True)

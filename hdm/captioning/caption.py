@@ -18,6 +18,7 @@ from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
 from hdm.data.wording import normal_caption
 from hdm.errors import InputError, raised_by
+from hdm.keys import Key
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import can_caption, load_contrastive
 from hdm.models.devices import check_device, choose_device, quiet_device, stage_batches
@@ -150,7 +151,7 @@ class _Captioner:
         )
         self.loaded: dict[int, Maker] = {}
         self.decoders = Decoders(pipeline.images, pixels, pipeline.threads)
-        self.undecodable: set[str] = set()
+        self.undecodable: set[Key] = set()
 
     def __enter__(self) -> _Captioner:
         return self
@@ -165,7 +166,7 @@ class _Captioner:
         """Write the captions of one shard's kept items."""
         items = [self._normalised(item) for item, _ in kept]
         places = {item.key: place for item, place in kept}
-        captions: dict[str, dict[str, str]] = {
+        captions: dict[Key, dict[str, str]] = {
             item.key: {} for item in items
         }  # key → caption → maker: equal ones once
         for number, settings in enumerate(self.settings.makers):
@@ -183,7 +184,7 @@ class _Captioner:
         _write(draft, shard, captions, counts)
 
     def _made(
-        self, number: int, items: list[Item], shard: int, places: Mapping[str, tuple[int, int, str]]
+        self, number: int, items: list[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
     ) -> list[tuple[Item, list[str]]]:
         """What one maker says of some items."""
         if not items:
@@ -210,7 +211,7 @@ class _Captioner:
         return self.loaded[number]
 
     def _shown(
-        self, items: Sequence[Item], shard: int, places: Mapping[str, tuple[int, int, str]]
+        self, items: Sequence[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
     ) -> list[Item | None]:
         """The items with their pixels; None for one that can no longer be decoded."""
         asked = (
@@ -262,7 +263,7 @@ def _build(settings: CaptionMaker, pipeline: Pipeline) -> Maker:
 def _write(
     draft: Draft,
     shard: int,
-    captions: Mapping[str, Mapping[str, str]],
+    captions: Mapping[Key, Mapping[str, str]],
     given: Mapping[str, int],
 ) -> None:
     rows = [

@@ -18,6 +18,7 @@ import torch
 from hdm.captioning.settings import CaptionMaker
 from hdm.chance import seed_of
 from hdm.errors import ConfigError
+from hdm.keys import Key
 from hdm.models.contrastive import Contrastive
 
 
@@ -33,7 +34,7 @@ class Item:
         given: all given captions, normalised.
     """
 
-    key: str
+    key: Key
     fields: Mapping[str, Any]
     pixels: np.ndarray | None = None
     given: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class Template(Maker):
             made += self._worded(item.key, {**item.fields, "given": given})
         return list(dict.fromkeys(made))
 
-    def _worded(self, key: str, fields: Mapping[str, Any]) -> list[str]:
+    def _worded(self, key: Key, fields: Mapping[str, Any]) -> list[str]:
         usable = [
             wording
             for wording, needed in self.settings.wordings
@@ -120,7 +121,7 @@ class CoCa(Maker):
                 captions += self._drawn(item.key, picture)
         return found
 
-    def _drawn(self, key: str, picture: np.ndarray) -> list[str]:
+    def _drawn(self, key: Key, picture: np.ndarray) -> list[str]:
         generator = torch.Generator().manual_seed(caption_seed(key))
         wanted = [picture] * (self.settings.count - 1)
         return self.contrastive.caption(
@@ -128,6 +129,6 @@ class CoCa(Maker):
         )
 
 
-def caption_seed(key: str) -> int:
+def caption_seed(key: Key) -> int:
     """The seed of what is drawn for a picture's captions."""
     return seed_of(f"caption:{key}")

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hdm.captioning.settings import CaptionMaker
 from hdm.captioning.makers import Item, Maker, caption_seed
+from hdm.captioning.settings import CaptionMaker
 from hdm.errors import InputError
+from hdm.keys import Key
 from hdm.models.components import locate
 
 DEFAULT_INSTRUCTION = "Describe the picture in one sentence."
@@ -69,7 +70,7 @@ class VisionLanguage(Maker):
                 captions += self._drawn(item.key, picture)
         return found
 
-    def _drawn(self, key: str, picture: Image.Image) -> list[str]:
+    def _drawn(self, key: Key, picture: Image.Image) -> list[str]:
         # transformers draws from torch's global generator.
         with self.lock, torch.random.fork_rng():
             torch.manual_seed(caption_seed(key))

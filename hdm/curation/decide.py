@@ -33,6 +33,7 @@ from hdm.data.tables import (
     write_table,
 )
 from hdm.errors import ConfigError, InputError, counted, raised_by
+from hdm.keys import Key
 from hdm.models.aesthetic import check_head
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device, choose_device
@@ -227,7 +228,7 @@ def _judge(table: pa.Table, inputs: Mapping[str, Output], settings: FilterSettin
     return judge(table, records, settings, embeddings[_places(embedded, ok)], device)
 
 
-def _places(keys: list[str], wanted: list[str]) -> np.ndarray:
+def _places(keys: list[Key], wanted: list[Key]) -> np.ndarray:
     """(N,) where each wanted key stands."""
     place = {key: number for number, key in enumerate(keys)}
     return np.array([place[key] for key in wanted], np.int64)

@@ -17,6 +17,7 @@ from hdm.config import Pipeline
 from hdm.curation.looking import Look
 from hdm.curation.pictures import Picture
 from hdm.data.tables import SIMILARITIES, num_shards, read_tables, shard_name, write_table
+from hdm.keys import FIELD, Key
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import Contrastive, load_contrastive
 from hdm.models.devices import Batches, choose_device, stage_batches
@@ -71,7 +72,7 @@ class Embeddings(Look):
             )
 
 
-def read_embeddings(output: Output) -> tuple[list[str], np.ndarray]:
+def read_embeddings(output: Output) -> tuple[list[Key], np.ndarray]:
     """Keys and embeddings of all decodable pictures in order.
 
     Returns:
@@ -82,7 +83,7 @@ def read_embeddings(output: Output) -> tuple[list[str], np.ndarray]:
     return vectors_in(read_tables(output, "embeddings"))
 
 
-def vectors_in(table: pa.Table) -> tuple[list[str], np.ndarray]:
+def vectors_in(table: pa.Table) -> tuple[list[Key], np.ndarray]:
     """Keys and embeddings of one table of embeddings, in order: N keys, and (N, E) float32."""
     width = table.schema.field("embedding").type.byte_width // NUMBER.itemsize
     numbers = np.frombuffer(b"".join(table.column("embedding").to_pylist()), NUMBER)
@@ -103,9 +104,9 @@ class _Embedder:
     model: Contrastive
     batches: Batches
 
-    def note(self, batch: Sequence[Picture]) -> Mapping[str, _Said]:
+    def note(self, batch: Sequence[Picture]) -> Mapping[Key, _Said]:
         decoded = [picture for picture in batch if picture.pixels is not None]
-        said: dict[str, _Said] = {}
+        said: dict[Key, _Said] = {}
         # The images alone: a batch is halved where the device does not hold it.
         for part, embeddings in self.batches.run(decoded, self._embed):
             said |= _read(self.model, part, embeddings)
@@ -115,7 +116,7 @@ class _Embedder:
         return self.model.embed_images([one.pixels for one in pictures if one.pixels is not None])
 
     def write(
-        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[str, _Said]
+        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[Key, _Said]
     ) -> None:
         _write_similarities(folder, number, pictures, noted)
         _write_embeddings(folder, number, self.model.embed_size, noted)
@@ -123,7 +124,7 @@ class _Embedder:
 
 def _read(
     model: Contrastive, pictures: Sequence[Picture], embeddings: np.ndarray
-) -> dict[str, _Said]:
+) -> dict[Key, _Said]:
     said = [_Said(vector.tobytes()) for vector in embeddings.astype(NUMBER)]
     owners = [number for number, picture in enumerate(pictures) for _ in picture.captions]
     captions = [caption for picture in pictures for caption in picture.captions]
@@ -137,7 +138,7 @@ def _read(
 
 
 def _write_similarities(
-    folder: Folder, number: int, pictures: Sequence[Picture], said: Mapping[str, _Said]
+    folder: Folder, number: int, pictures: Sequence[Picture], said: Mapping[Key, _Said]
 ) -> None:
     similarities = [said[one.key].similarity if one.key in said else None for one in pictures]
     rows: dict[str, Sequence[Any]] = {
@@ -150,11 +151,11 @@ def _write_similarities(
     write_table(folder, shard_name("contrastive", number), SIMILARITIES, rows, counts)
 
 
-def _write_embeddings(folder: Folder, number: int, width: int, said: Mapping[str, _Said]) -> None:
+def _write_embeddings(folder: Folder, number: int, width: int, said: Mapping[Key, _Said]) -> None:
     stored = pa.binary(width * NUMBER.itemsize)
     schema = pa.schema(
         [
-            pa.field("key", pa.string(), nullable=False),
+            FIELD,
             pa.field("embedding", stored, nullable=False),
         ]
     )

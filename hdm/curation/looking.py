@@ -19,6 +19,7 @@ from hdm.curation.look import EMBED_SIDE_PX, look
 from hdm.curation.pictures import Picture, Pictures, num_items
 from hdm.data.tables import num_shards, shard_name
 from hdm.errors import InputError
+from hdm.keys import Key
 from hdm.parts import Files, Folders, Part, Step, drafts_of
 from hdm.progress import Tracker
 from hdm.store import Draft, Folder, Identity, Output, Store
@@ -27,12 +28,12 @@ from hdm.store import Draft, Folder, Identity, Output, Store
 class Notes(Protocol):
     """A look with its model loaded."""
 
-    def note(self, batch: Sequence[Picture]) -> Mapping[str, Any]:
+    def note(self, batch: Sequence[Picture]) -> Mapping[Key, Any]:
         """What it says of a batch, by key; pictures that cannot be decoded are among them."""
         ...
 
     def write(
-        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[str, Any]
+        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[Key, Any]
     ) -> None:
         """Write the tables of one shard."""
         ...
@@ -133,7 +134,7 @@ class Looking(Step[int, _Tools]):
 
     def make_part(self, part: Part[int], folders: Folders, tools: _Tools, bar: Tracker) -> None:
         found: list[Picture] = []
-        noted: dict[str, dict[str, Any]] = {name: {} for name in part.files}
+        noted: dict[str, dict[Key, Any]] = {name: {} for name in part.files}
         for batch in tools.pictures.batches(part.task):
             for name in noted:
                 noted[name] |= tools.notes[name].note(batch)

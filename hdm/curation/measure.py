@@ -17,6 +17,7 @@ from hdm.curation.fingerprints import RECORD
 from hdm.curation.looking import Look
 from hdm.curation.pictures import Picture
 from hdm.data.tables import MEASURES, num_shards, read_table, shard_name, write_table
+from hdm.keys import Key
 from hdm.store import Folder, Identity, Output
 
 NAME = "filter.measures"
@@ -42,11 +43,11 @@ class Measures(Look):
 class _Rows:
     """All is known of a picture when it is decoded."""
 
-    def note(self, batch: Sequence[Picture]) -> Mapping[str, Any]:
+    def note(self, batch: Sequence[Picture]) -> Mapping[Key, Any]:
         return {}
 
     def write(
-        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[str, Any]
+        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[Key, Any]
     ) -> None:
         listed = [_row(picture) for picture in pictures]
         rows = {name: [row.get(name) for row in listed] for name in MEASURES.names}

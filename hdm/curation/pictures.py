@@ -18,6 +18,7 @@ from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_table, shard_name
 from hdm.data.wording import normal_caption
+from hdm.keys import Key
 from hdm.store import Output
 
 COLUMNS = ("key", "status", "captions", "sha256", "offset", "bytes", "width", "height")
@@ -31,7 +32,7 @@ class Picture:
     models alone.
     """
 
-    key: str
+    key: Key
     captions: list[str]
     decoded: str
     facts: dict[str, Any] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from hdm.curation.criteria import Criterion, Score
 from hdm.curation.looking import Look
 from hdm.curation.pictures import Picture
 from hdm.data.tables import shard_name, write_table
+from hdm.keys import FIELD, Key
 from hdm.models.components import resolve, weights_digest
 from hdm.store import Folder, Identity
 
@@ -53,7 +54,7 @@ class _Scorer:
     kind: str
     score: Score
 
-    def note(self, batch: Sequence[Picture]) -> Mapping[str, float | None]:
+    def note(self, batch: Sequence[Picture]) -> Mapping[Key, float | None]:
         decoded = [picture for picture in batch if picture.pixels is not None]
         if not decoded:
             return {}
@@ -65,11 +66,11 @@ class _Scorer:
         folder: Folder,
         number: int,
         pictures: Sequence[Picture],
-        noted: Mapping[str, float | None],
+        noted: Mapping[Key, float | None],
     ) -> None:
         schema = pa.schema(
             [
-                pa.field("key", pa.string(), nullable=False),
+                FIELD,
                 pa.field("decoded", pa.string(), nullable=False),
                 pa.field(self.kind, pa.float32()),
             ]

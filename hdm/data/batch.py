@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hdm.keys import Key
+
 _SHARED = ("key_of_row", "shift", "scale", "crops")  # not by sample
 
 
@@ -43,7 +45,7 @@ class Batch:
     """
 
     rows: np.ndarray
-    key_of_row: Callable[[int], str]
+    key_of_row: Callable[[int], Key]
     raw: Tensor
     shift: Tensor
     scale: Tensor
@@ -82,7 +84,7 @@ class Batch:
 
     @classmethod
     def woven(
-        cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], str]
+        cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], Key]
     ) -> Batch:
         """One batch of the samples of several, which have texts of one length and the same shift
         and scale.

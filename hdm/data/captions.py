@@ -24,6 +24,7 @@ from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.data.tag_form import plain_caption
 from hdm.data.text_form import TextForm
 from hdm.files import explain_os_error
+from hdm.keys import FIELD, Key, key_numbers
 from hdm.store import Output
 
 EMPTY_TEXT = "empty.parquet"
@@ -31,7 +32,7 @@ LENGTH_STEP = 8
 
 TEXT = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
+        FIELD,
         pa.field("index", pa.int16(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),  # tokens
         pa.field(
@@ -39,37 +40,6 @@ TEXT = pa.schema(
         ),  # (length, token bytes), as TextForm packs them
     ]
 )
-
-
-def key_numbers(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Keys as numbers, a third of the memory and quick to join on: (n,) uint64.
-
-    Raises:
-        ValueError: one is not 16 lower-case hex digits.
-    """
-    whole = (keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys).cast(
-        pa.large_binary()
-    )
-    if whole.null_count or not pc.all(pc.equal(pc.binary_length(whole), 16), min_count=0).as_py():
-        raise ValueError("a key is not 16 hex digits")
-    data = whole.buffers()[2]
-    # All values are 16 long, so they lie one after the other from the first one on.
-    first = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset] if len(whole) else 0
-    text = (
-        np.frombuffer(data, np.uint8)[first : first + 16 * len(whole)].reshape(-1, 16)
-        if len(whole)
-        else np.zeros((0, 16), np.uint8)
-    )
-    letters = text >= ord("a")
-    digits = np.where(letters, text - (ord("a") - 10), text - ord("0")).astype(np.uint8)
-    if (digits > 15).any() or (letters != (digits > 9)).any():
-        raise ValueError("a key is not 16 hex digits")
-    return (digits[:, 0::2] << 4 | digits[:, 1::2]).view(">u8").astype(np.uint64).reshape(-1)
-
-
-def key_text(number: int) -> str:
-    """The inverse of `key_numbers`, for one key."""
-    return f"{int(number):016x}"
 
 
 def padded_length(longest: int) -> int:
@@ -286,13 +256,13 @@ def text_metadata(width: int, weights: Mapping[str, str], dtype: str = "float16"
     return {"width": width, "dtype": dtype, "weights": dict(weights)}
 
 
-def captions_by_key(captions: Output, keys: Sequence[str]) -> dict[str, list[str]]:
+def captions_by_key(captions: Output, keys: Sequence[Key]) -> dict[Key, list[str]]:
     """The captions of some pictures, all tags kept, in the order of their index; pictures without
     one have an empty list.
     """
     table = read_tables(captions, "captions", ["key", "caption"])
     wanted = table.filter(pc.is_in(table.column("key"), pa.array(list(keys), pa.string())))
-    found: dict[str, list[str]] = {key: [] for key in keys}
+    found: dict[Key, list[str]] = {key: [] for key in keys}
     for key, caption in zip(
         wanted.column("key").to_pylist(), wanted.column("caption").to_pylist(), strict=True
     ):

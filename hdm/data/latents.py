@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hdm.data.captions import key_numbers
 from hdm.data.pages import (
     PagedColumn,
     damage_named,
@@ -27,6 +26,7 @@ from hdm.data.pages import (
     paged_writer,
     read_metadata,
 )
+from hdm.keys import DIGITS, FIELD, Key, key_numbers
 from hdm.store import Output
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -69,7 +69,7 @@ def latent_schema(row_bytes: int) -> pa.Schema:
     """The columns of a latent shard."""
     return pa.schema(
         [
-            pa.field("key", pa.string(), nullable=False),
+            FIELD,
             pa.field(
                 "image_width", pa.int32(), nullable=False
             ),  # of the picture before it was cut and resized, in pixels
@@ -94,7 +94,7 @@ class LatentWriter:
         self.path, self.form = path, form
         self._schema = latent_schema(form.row_bytes)
         self._group_rows = group_rows(num_rows, form.row_bytes)
-        self._keys: list[str] = []
+        self._keys: list[Key] = []
         self._sizes: list[tuple[int, int]] = []
         self._rows: list[np.ndarray] = []
         self._stack = ExitStack()
@@ -116,7 +116,7 @@ class LatentWriter:
         self._stack.__exit__(kind, error, trace)
 
     def add(
-        self, keys: Sequence[str], latent: torch.Tensor, sizes: Sequence[tuple[int, int]]
+        self, keys: Sequence[Key], latent: torch.Tensor, sizes: Sequence[tuple[int, int]]
     ) -> None:
         """Append pictures.
 
@@ -197,11 +197,12 @@ class LatentFile:
         with damage_named(self.path):
             return key_numbers(self.table(["key"]).column("key"))
 
-    def key(self, row: int) -> str:
-        """The key of a row, from where it lies in the file: 16 bytes after 4 of length."""
+    def key(self, row: int) -> Key:
+        """The key of a row, from where it lies in the file: its digits after 4 bytes of length."""
         group = self._group(row)
-        place = 20 * (row - int(self.firsts[group]))
-        return self._keys.payload(group)[place + 4 : place + 20].tobytes().decode()
+        place = (4 + DIGITS) * (row - int(self.firsts[group]))
+        digits = self._keys.payload(group)[place + 4 :][:DIGITS]
+        return Key(digits.tobytes().decode())
 
     def group(self, group: int) -> np.ndarray:
         """The raw latents of a row group as bytes where they lie in the file: (n, C, h, w ·

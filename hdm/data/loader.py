@@ -19,17 +19,18 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from hdm.chance import permuted, uniform
 from hdm.data.batch import Batch
-from hdm.data.captions import CaptionTable, TextTable, TokenTable, key_numbers, padded_length
+from hdm.data.captions import CaptionTable, TextTable, TokenTable, padded_length
 from hdm.data.features import Crop, FeatureTable
 from hdm.data.gather import RowGroups, gather
 from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
-from hdm.chance import permuted, uniform
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.tags import TagTable
 from hdm.data.wording import speak_of_sides
 from hdm.errors import ConfigError, InputError
+from hdm.keys import Key, key_numbers
 from hdm.positions import PositionKind, crop_map, to_patch_grid
 from hdm.store import Output
 
@@ -279,7 +280,7 @@ class Loader:
             )
         return side
 
-    def key(self, row: int) -> str:
+    def key(self, row: int) -> Key:
         """The key of the picture in a row of the files."""
         file = int(self._groups.files[self._groups.find(np.array(row))])
         return self._files[file].key(row - sum(map(len, self._files[:file])))

@@ -15,6 +15,7 @@ import numpy as np
 from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.errors import InputError
+from hdm.keys import Key
 
 _BITS = 20  # of a share: a part in a million, and counts of 2^43 images stay in 64 bits
 
@@ -95,7 +96,7 @@ class Mixture:
                 places.append(taken)
         return Batch.woven(parts, places, self.key)
 
-    def key(self, row: int) -> str:
+    def key(self, row: int) -> Key:
         """The key of the picture in a row, the data sets' files laid end to end."""
         number = int(self._first_rows.searchsorted(row, side="right")) - 1
         return self._loaders[number].key(row - int(self._first_rows[number]))

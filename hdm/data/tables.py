@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hdm.data.pages import damage_named
+from hdm.keys import FIELD
 from hdm.store import Folder, Output
 
 SAMPLES = pa.schema(
     [
-        pa.field(
-            "key", pa.string(), nullable=False
-        ),  # 16 lower-case hex digits, as hdm.acquisition.items.key_of makes them
+        FIELD,
         pa.field("source", pa.string(), nullable=False),  # the URL or relative path
         pa.field(
             "status", pa.string(), nullable=False
@@ -39,7 +38,7 @@ SAMPLES = pa.schema(
 
 MEASURES = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
+        FIELD,
         pa.field("decoded", pa.string(), nullable=False),  # "ok", or why the pixels cannot be had
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
@@ -52,7 +51,7 @@ MEASURES = pa.schema(
 
 SIMILARITIES = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
+        FIELD,
         pa.field("decoded", pa.string(), nullable=False),  # as in MEASURES
         pa.field("clip_similarity", pa.float32()),  # of the best given caption; null without
     ]
@@ -60,7 +59,7 @@ SIMILARITIES = pa.schema(
 
 RATINGS = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
+        FIELD,
         pa.field("aesthetic", pa.float32()),
     ]
 )
@@ -80,7 +79,7 @@ SCORES = pa.schema(
 
 CAPTIONS = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
+        FIELD,
         pa.field("index", pa.int16(), nullable=False),  # 0, 1, … within a picture
         pa.field("maker", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
@@ -89,7 +88,7 @@ CAPTIONS = pa.schema(
 
 TOKENS = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
+        FIELD,
         pa.field("index", pa.int16(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
     ]

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hdm.data.captions import key_numbers
 from hdm.data.tables import read_tables
 from hdm.data.tag_form import TagDraws, drawn_caption
+from hdm.keys import key_numbers
 from hdm.store import Output
 
 _ROW_BITS = 32

@@ -32,6 +32,7 @@ from hdm.encoding.encoder import images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_resolution, summary
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.keys import Key
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import autoencoder_in
 from hdm.models.devices import choose_devices
@@ -214,7 +215,7 @@ def _write(
         )
 
 
-def _pictures(inputs: Mapping[str, Output], keys: Sequence[str]) -> list[dict]:
+def _pictures(inputs: Mapping[str, Output], keys: Sequence[Key]) -> list[dict]:
     """Where some pictures lie, in their order."""
     table = kept_pictures(inputs["download"], inputs["filter"])
     found = table.filter(pc.is_in(table.column("key"), pa.array(keys))).to_pylist()

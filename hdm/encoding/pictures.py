@@ -24,6 +24,7 @@ from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.cut import cut_frames
 from hdm.encoding.frames import Framing
 from hdm.errors import DamagedError, InputError
+from hdm.keys import Key
 from hdm.store import Output
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Frame:
     picture.
     """
 
-    key: str
+    key: Key
     width: int
     height: int
     pixels: np.ndarray

@@ -24,6 +24,7 @@ from hdm.data.decoding import Answer, Asked, Decoders, picture_cost, pixels
 from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.keys import Key
 from hdm.redaction import redacted
 from hdm.store import Output
 
@@ -149,7 +150,7 @@ class Exhibition:
             ]
         return sorted(found, key=lambda rejection: (-rejection.count, rejection.reason))
 
-    def images(self, keys: Iterable[str]) -> list[str | None]:
+    def images(self, keys: Iterable[Key]) -> list[str | None]:
         """Data URIs of pictures; None for one that cannot be decoded."""
         return self._images(self._of_keys(keys))
 
@@ -176,7 +177,7 @@ class Exhibition:
             for image, caption, row in zip(images, captions, rows, strict=True)
         ]
 
-    def _of_keys(self, keys: Iterable[str]) -> list[dict[str, Any]]:
+    def _of_keys(self, keys: Iterable[Key]) -> list[dict[str, Any]]:
         """Rows of the samples, in the order of the keys."""
         wanted = list(keys)
         rows = self.samples.filter(

@@ -18,6 +18,7 @@ from hdm.data.captions import captions_by_key
 from hdm.data.decoding import Asked, Decoders, picture_cost, pixels
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.keys import Key
 from hdm.progress import track
 from hdm.store import Output
 
@@ -36,7 +37,7 @@ class Nearest:
     is in grey levels.
     """
 
-    key: str
+    key: Key
     caption: str
     distance: float
 
@@ -73,10 +74,10 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
 
 def _training_thumbnails(
     pipeline: Pipeline, inputs: Mapping[str, Output]
-) -> tuple[list[str], np.ndarray]:
+) -> tuple[list[Key], np.ndarray]:
     scores = read_tables(inputs["filter"], "scores", ["key", "split"])
     trained = scores.filter(pc.field("split") == "train")["key"]
-    keys: list[str] = []
+    keys: list[Key] = []
     small: list[np.ndarray] = []
     with (
         ImageReader(inputs["download"]) as reader,
@@ -91,7 +92,7 @@ def _training_thumbnails(
 
 
 def _asked(
-    download: Output, reader: ImageReader, wanted: pa.ChunkedArray, keys: list[str]
+    download: Output, reader: ImageReader, wanted: pa.ChunkedArray, keys: list[Key]
 ) -> Iterator[Asked]:
     """The files of some pictures, whose keys go to `keys`."""
     for number in range(num_shards(download, "samples")):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from hdm.curation.embed import read_embeddings
 from hdm.data.captions import captions_by_key
 from hdm.data.tables import read_tables
+from hdm.keys import Key
 from hdm.store import Output
 
 SIMILAR_ASPECT = 1.25
@@ -42,9 +43,9 @@ class RealPictures:
 
     split: str
     same_shape: bool
-    captions: Mapping[str, str]
-    compared: tuple[str, ...]
-    reference: tuple[str, ...]
+    captions: Mapping[Key, str]
+    compared: tuple[Key, ...]
+    reference: tuple[Key, ...]
 
 
 def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPictures:
@@ -81,19 +82,19 @@ def normal_prompt(text: str) -> str:
 
 
 def _apart(
-    captions: Mapping[str, list[str]], count: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    captions: Mapping[Key, list[str]], count: int
+) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
     """Two equally large parts of some pictures, at most `count` each; no caption of the second is a
     first caption of the first.
 
     Args:
         captions: key → its captions, the first of which images are generated from.
     """
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[Key]] = {}
     for key, texts in captions.items():
         groups.setdefault(normal_prompt(texts[0]), []).append(key)
-    one: list[str] = []
-    other: list[str] = []
+    one: list[Key] = []
+    other: list[Key] = []
     for group in sorted(groups.values(), key=len, reverse=True):
         smaller = one if len(one) <= len(other) else other
         smaller += group
@@ -103,7 +104,7 @@ def _apart(
     return tuple(sorted(one)[:size]), tuple(sorted(other)[:size])
 
 
-def embeddings_of(measures: Output, keys: list[str]) -> np.ndarray:
+def embeddings_of(measures: Output, keys: list[Key]) -> np.ndarray:
     """The stored embeddings of some pictures, (N, E) float32, brought back to length 1; (0, 0)
     without a contrastive model.
     """

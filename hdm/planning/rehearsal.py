@@ -17,6 +17,7 @@ from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, write_table
+from hdm.keys import key_text
 from hdm.models.components import resolve
 from hdm.models.vision import vision_sizes
 from hdm.store import Identity, Output, Store
@@ -24,7 +25,7 @@ from hdm.training.settings import Phase
 
 Rows = dict[str, Sequence[Any]]
 NUM_PICTURES = 64
-KEYS = [f"{number:016x}" for number in range(NUM_PICTURES)]
+KEYS = [key_text(number) for number in range(NUM_PICTURES)]
 
 
 @dataclass(frozen=True)

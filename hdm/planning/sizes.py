@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from hdm.data.pages import group_rows
+from hdm.keys import DIGITS
 
 SHARD_IMAGES = 20_000  # of one shape in a file, where nothing is known
 PICTURE_BYTES = 300_000
@@ -25,7 +26,7 @@ TAR_BYTES, MEASURE_BYTES, SCORE_BYTES, CAPTION_BYTES, TOKEN_BYTES, SMALL_BYTES =
     8,
 )
 
-KEY_BYTES, SIZE_BYTES = 20, 8  # 16 hex digits after their length; two int32
+KEY_BYTES, SIZE_BYTES = 4 + DIGITS, 8  # digits after their length; two int32
 GROUP_BYTES = 480  # four page headers, and four column chunks in the footer
 FILE_BYTES = 900  # schema and metadata
 

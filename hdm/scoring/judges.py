@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hdm.config import Pipeline
+from hdm.keys import Key
 from hdm.statistics import Share
 
 
@@ -35,7 +36,7 @@ class PromptSet:
     texts: tuple[str, ...]
     title: str = ""
     asked: tuple[Any, ...] = ()
-    keys: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()
     choices: tuple[tuple[str, ...], ...] = ()
     headline: tuple[str, ...] = ()
 

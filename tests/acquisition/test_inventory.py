@@ -9,12 +9,12 @@ import pytest
 
 from hdm.acquisition import download
 from hdm.acquisition.inventory import Fate, Inventory, told
-from hdm.acquisition.items import Item, key_of
+from hdm.acquisition.items import Item
 from hdm.acquisition.settings import DownloadSettings
 from hdm.config import Pipeline
-from hdm.data.captions import key_numbers
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
+from hdm.keys import key_numbers, key_of
 from hdm.store import Store
 from tests.acquisition.misbehaving import png
 

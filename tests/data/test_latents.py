@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hdm.data import pages
-from hdm.data.captions import key_numbers, key_text
 from hdm.data.latents import LatentFile, LatentFormat, LatentWriter, latent_schema
 from hdm.data.pages import METADATA, METADATA_CRC, group_rows, read_page_header
 from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import TEMPORARY
+from hdm.keys import key_text
 from hdm.store import Identity, Store
 
 AUTOENCODER = {
@@ -244,24 +243,6 @@ def test_each_row_group_is_checked_once_when_first_touched(
     file.latents([0, 1, 0, 5])
     file.latents([4, 5, 1])
     assert checked == [2 * latent_format().row_bytes] * 2
-
-
-def test_keys_are_numbers_and_back() -> None:
-    keys = pa.chunked_array([KEYS[:5], [], KEYS[5:9]], pa.string())
-    assert key_numbers(keys).tolist() == [int(key, 16) for key in KEYS[:9]]
-    assert key_numbers(keys.slice(3, 4)).tolist() == [int(key, 16) for key in KEYS[3:7]]
-    assert [key_text(number) for number in key_numbers(keys)] == KEYS[:9]
-    assert key_numbers(pa.chunked_array([], pa.string())).tolist() == []
-    for wrong in (
-        "",
-        "12",
-        "0123456789abcdeF",
-        "0123456789abcdeg",
-        "01234567 9abcdef",
-        "0123456789abcd:f",
-    ):
-        with pytest.raises(ValueError, match="hex"):
-            key_numbers(pa.array([KEYS[0], wrong]))
 
 
 def test_a_full_disk_leaves_no_shard_and_the_next_run_writes_it(tmp_path: Path) -> None:

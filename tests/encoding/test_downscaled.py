@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from hdm.config import Pipeline
-from hdm.data.captions import key_text
 from hdm.data.latents import open_latents
 from hdm.encoding import downscaled, latents
 from hdm.encoding.settings import EncodeSettings
 from hdm.errors import ConfigError
+from hdm.keys import key_text
 from hdm.stages import steps
 from hdm.store import Output
 from hdm.training.settings import Phase, TrainSettings

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hdm.data.captions import key_text
 from hdm.data.decoding import Decoders
 from hdm.data.latents import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
@@ -24,6 +23,7 @@ from hdm.encoding import latents
 from hdm.encoding.encoder import Encoder
 from hdm.encoding.frames import plan_files
 from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
+from hdm.keys import key_text
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.pipelines import Pipeline
 from hdm.store import Identity, Output

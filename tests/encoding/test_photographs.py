@@ -13,12 +13,12 @@ from PIL import Image
 
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
-from hdm.data.captions import key_text
 from hdm.data.latents import open_latents
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.settings import EncodeSettings
+from hdm.keys import key_text
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.settings import Components
 from hdm.store import Identity, Output, Store
