@@ -156,6 +156,13 @@ class Output:
             raise KeyError(f"{self.name}/{self.digest} has no file {name}")
         return self.path / name
 
+    def counts_of(self, name: str) -> Mapping[str, int]:
+        """The counts of one of its files; KeyError if it has none of that name."""
+        for record in self.files:
+            if record.name == name:
+                return record.counts
+        raise KeyError(f"{self.name}/{self.digest} has no file {name}")
+
     def paths(self, suffix: str = "") -> list[Path]:
         """The paths of its files whose names end with `suffix`, in order of name."""
         return [self.path / record.name for record in self.files if record.name.endswith(suffix)]

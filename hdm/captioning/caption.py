@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+from hdm import parts
 from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
 from hdm.captioning.settings import CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
@@ -22,9 +24,11 @@ from hdm.keys import Key
 from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import can_caption, load_contrastive
 from hdm.models.devices import check_device, choose_device, quiet_device, stage_batches
-from hdm.progress import Tracker, track
-from hdm.store import Draft, Identity, Output, Store
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
+from hdm.store import Draft, Folder, Identity, Output, Store
 
+NAME = "caption"
 SCHEMA = 2
 LOOK_SIDE_PX = 1024  # larger pictures are reduced, so that a batch of them fits in memory
 _COMPONENTS = {"coca": "contrastive", "transformers": "captioner"}
@@ -45,7 +49,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         {_COMPONENTS[settings.kind] for settings in makers if settings.kind in _COMPONENTS}
     )
     weights = {component: weights_digest(resolved.need(component)) for component in components}
-    return Identity("caption", SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
+    return Identity(NAME, SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
@@ -74,21 +78,36 @@ def make(
         of the first maker first. Pictures that no maker has a caption for are not in it; the count
         `uncaptioned` says how many.
     """
-    download, scores = inputs["download"], inputs["filter"]
-    shards = num_shards(download, "samples")
     with store.draft(identity) as draft:
-        missing = [
-            number for number in range(shards) if not draft.has(shard_name("captions", number))
-        ]
-        with (
-            _Captioner(pipeline, download) as captioner,
-            track("caption", scores.counts.get("kept"), "pictures") as bar,
-        ):
-            for number in missing:
-                captioner.write_shard(draft, number, kept_items(download, scores, number), bar)
-        output = draft.commit()
-    _tell(output.counts)
-    return output
+        return parts.make(Captioning(pipeline, inputs["download"], inputs["filter"]), [draft])[0]
+
+
+@dataclass(frozen=True)
+class Captioning(Step[int, "_Captioner"]):
+    """Captions kept pictures, shard by shard."""
+
+    pipeline: Pipeline
+    download: Output
+    scores: Output
+
+    what = NAME
+    unit = "pictures"
+
+    def plan(self) -> Iterator[Part[int]]:
+        for number in range(num_shards(self.download, "samples")):
+            kept = self.scores.counts_of(shard_name("scores", number)).get("kept", 0)
+            yield Part(number, {NAME: (shard_name("captions", number),)}, kept)
+
+    def open(self) -> _Captioner:
+        return _Captioner(self.pipeline, self.download)
+
+    def make_part(self, part: Part[int], folders: Folders, tools: _Captioner, bar: Tracker) -> None:
+        kept = kept_items(self.download, self.scores, part.task)
+        tools.write_shard(folders[NAME], part.task, kept, bar)
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        _tell(draft.counts())
+        return {}
 
 
 def _tell(counts: Mapping[str, int]) -> None:
@@ -161,7 +180,11 @@ class _Captioner:
         self.reader.close()
 
     def write_shard(
-        self, draft: Draft, shard: int, kept: list[tuple[Item, tuple[int, int, str]]], bar: Tracker
+        self,
+        folder: Folder,
+        shard: int,
+        kept: list[tuple[Item, tuple[int, int, str]]],
+        bar: Tracker,
     ) -> None:
         """Write the captions of one shard's kept items."""
         items = [self._normalised(item) for item, _ in kept]
@@ -181,7 +204,7 @@ class _Captioner:
             "given_cut": sum(map(self._is_cut, given)),
             "undecodable": len(self.undecodable & captions.keys()),
         }
-        _write(draft, shard, captions, counts)
+        _write(folder, shard, captions, counts)
 
     def _made(
         self, number: int, items: list[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
@@ -261,7 +284,7 @@ def _build(settings: CaptionMaker, pipeline: Pipeline) -> Maker:
 
 
 def _write(
-    draft: Draft,
+    folder: Folder,
     shard: int,
     captions: Mapping[Key, Mapping[str, str]],
     given: Mapping[str, int],
@@ -281,4 +304,4 @@ def _write(
         **given,
         **dict(sorted(by_maker.items())),
     }
-    write_table(draft, shard_name("captions", shard), CAPTIONS, columns, counts)
+    write_table(folder, shard_name("captions", shard), CAPTIONS, columns, counts)

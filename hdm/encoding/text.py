@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from hdm import parts
 from hdm.config import Pipeline
 from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.pages import group_rows, paged_writer
@@ -19,11 +24,13 @@ from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.text_form import TextForm
 from hdm.errors import HdmError
 from hdm.models.components import resolve, weights_digest
-from hdm.models.devices import Batches, choose_devices, stage_batches
-from hdm.models.text_encoder import TextEncoder, check_text_width, load_text_encoder
-from hdm.progress import track
-from hdm.store import Draft, Identity, Output, Store
+from hdm.models.devices import choose_devices, stage_batches
+from hdm.models.text_encoder import check_text_width, load_text_encoder
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
+from hdm.store import Draft, Folder, Identity, Output, Store
 
+NAME = "encode.text"
 SCHEMA = 2
 MEASURED_CAPTIONS = 64
 log = logging.getLogger(__name__)
@@ -39,7 +46,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     weights = weights_digest(resolve(pipeline.components).need("text_encoder"))
     return Identity(
-        "encode.text",
+        NAME,
         SCHEMA,
         {"dtype": pipeline.encode.text_dtype},
         inputs,
@@ -62,57 +69,96 @@ def make(
         HdmError: an embedding is not finite in 16 bits.
         DoesNotFitError: a single caption does not fit in the device's memory.
     """
-    tokens = inputs["encode.tokens"]
-    reference = resolve(pipeline.components).need("text_encoder")
-    encoder = load_text_encoder(
-        reference, choose_devices(pipeline.encode.device, "the text encoder")[0]
-    )
-    check_text_width(encoder.width, reference, pipeline.train.model)
-    form = TextForm(encoder.width, pipeline.encode.text_dtype)
-    batches = stage_batches(
-        pipeline.encode.batch_size, encoder.device, pipeline.threads, "encode.device"
-    )
-    stage = _TextStage(encoder, batches, form, identity.weights)
-    captions, total = (
-        tokens.counts.get("captions", 0),
-        tokens.counts.get("tokens", 0) * form.token_bytes,
-    )
-    log.info(
-        "text: %d captions, %.1f MB of embeddings, %d bytes a caption",
-        captions,
-        total / 1e6,
-        total / max(captions, 1),
-    )
-    with store.draft(identity) as draft, track("text", captions, "captions") as bar:
-        if not draft.has(EMPTY_TEXT):
-            empty = pa.table({"key": [""], "index": [0], "token_ids": [tokens.summary["empty"]]})
-            stage.write(draft, EMPTY_TEXT, empty, {})
-        for number in range(num_shards(tokens, "tokens")):
-            table = read_table(tokens.file(shard_name("tokens", number)))
-            if not draft.has(shard_name("text", number)):
-                stage.write(draft, shard_name("text", number), table, {"captions": len(table)})
-            bar.advance(len(table))
-        output = draft.commit({"width": encoder.width, "error": stage.storing_error(tokens)})
-    files = sum(record.bytes for record in output.files)
-    log.info(
-        "text: made %.1f MB of embeddings in %.1f MB of files; storing them in %s costs %.2g %% of a channel's standard deviation",
-        output.counts["bytes"] / 1e6, files / 1e6, form.dtype, 100 * output.summary["error"],
-    )  # fmt: skip
-    return output
+    step = EncodingText(pipeline, inputs["encode.tokens"], identity.weights)
+    step.encoder.check()
+    step.announce()
+    with store.draft(identity) as draft:
+        return parts.make(step, [draft])[0]
 
 
-class _TextStage:
+@dataclass(frozen=True)
+class EncodingText(Step[int | None, "_Encoder"]):
+    """Embeds captions, table by table; None is the empty caption."""
+
+    pipeline: Pipeline
+    tokens: Output
+    weights: Mapping[str, str]
+
+    what = "text"
+    unit = "captions"
+
+    @cached_property
+    def encoder(self) -> _Encoder:
+        return _Encoder(self.pipeline, self.weights)
+
+    def announce(self) -> None:
+        captions = self.tokens.counts.get("captions", 0)
+        total = self.tokens.counts.get("tokens", 0) * self.encoder.form.token_bytes
+        log.info(
+            "text: %d captions, %.1f MB of embeddings, %d bytes a caption",
+            captions,
+            total / 1e6,
+            total / max(captions, 1),
+        )
+
+    def plan(self) -> Iterator[Part[int | None]]:
+        yield Part(None, {NAME: (EMPTY_TEXT,)}, 0)
+        for number in range(num_shards(self.tokens, "tokens")):
+            captions = self.tokens.counts_of(shard_name("tokens", number)).get("captions", 0)
+            yield Part(number, {NAME: (shard_name("text", number),)}, captions)
+
+    def open(self) -> AbstractContextManager[_Encoder]:
+        return nullcontext(self.encoder)
+
+    def make_part(
+        self, part: Part[int | None], folders: Folders, tools: _Encoder, bar: Tracker
+    ) -> None:
+        if part.task is None:
+            ids = [self.tokens.summary["empty"]]
+            empty = pa.table({"key": [""], "index": [0], "token_ids": ids})
+            tools.write(folders[NAME], EMPTY_TEXT, empty, {})
+            return
+        table = read_table(self.tokens.file(shard_name("tokens", part.task)))
+        name = shard_name("text", part.task)
+        tools.write(folders[NAME], name, table, {"captions": len(table)})
+        bar.advance(len(table))
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        error = self.encoder.storing_error(self.tokens)
+        files = sum(record.bytes for record in draft.records.values())
+        log.info(
+            "text: made %.1f MB of embeddings in %.1f MB of files; "
+            "storing them in %s costs %.2g %% of a channel's standard deviation",
+            draft.counts()["bytes"] / 1e6,
+            files / 1e6,
+            self.encoder.form.dtype,
+            100 * error,
+        )
+        return {"width": self.encoder.form.width, "error": error}
+
+
+class _Encoder:
     """The text encoder at work on one table after the other."""
 
-    def __init__(
-        self, encoder: TextEncoder, batches: Batches, form: TextForm, weights: Mapping[str, str]
-    ) -> None:
-        self.encoder, self.batches, self.form, self.weights = encoder, batches, form, weights
+    def __init__(self, pipeline: Pipeline, weights: Mapping[str, str]) -> None:
+        self.reference = resolve(pipeline.components).need("text_encoder")
+        self.expected = pipeline.train.model
+        device = choose_devices(pipeline.encode.device, "the text encoder")[0]
+        self.encoder = load_text_encoder(self.reference, device)
+        self.form = TextForm(self.encoder.width, pipeline.encode.text_dtype)
+        self.batches = stage_batches(
+            pipeline.encode.batch_size, self.encoder.device, pipeline.threads, "encode.device"
+        )
+        self.weights = weights
 
-    def write(self, draft: Draft, name: str, tokens: pa.Table, counts: Mapping[str, int]) -> None:
+    def check(self) -> None:
+        """Raise a ConfigError where its width is not the one that the model expects."""
+        check_text_width(self.encoder.width, self.reference, self.expected)
+
+    def write(self, folder: Folder, name: str, tokens: pa.Table, counts: Mapping[str, int]) -> None:
         lengths = [len(ids) for ids in tokens.column("token_ids").to_pylist()]
         rows = group_rows(len(tokens), 4 + self.form.token_bytes * max(lengths, default=1))
-        with draft.write(name) as file:
+        with folder.write(name) as file:
             with paged_writer(
                 file.path, TEXT, text_metadata(self.form.width, self.weights, self.form.dtype)
             ) as writer:

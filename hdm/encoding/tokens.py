@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow.compute as pc
 
+from hdm import parts
 from hdm.config import Pipeline
 from hdm.data.tables import TOKENS, num_shards, read_table, shard_name, write_table
 from hdm.data.tag_form import plain_caption
 from hdm.errors import InputError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.text_encoder import Tokenizer, load_tokenizer, num_embeddings
-from hdm.progress import track
-from hdm.store import Draft, Identity, Output, Store
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
+from hdm.store import Draft, Folder, Identity, Output, Store
 
+NAME = "encode.tokens"
 SCHEMA = 1
 
 
@@ -27,7 +33,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     tokenizer = weights_digest(resolve(pipeline.components).need("text_encoder"))
     return Identity(
-        "encode.tokens",
+        NAME,
         SCHEMA,
         {"max_tokens": pipeline.encode.max_tokens},
         inputs,
@@ -47,17 +53,54 @@ def make(
     Raises:
         InputError: the tokenizer is of another model than the text encoder.
     """
-    captions = inputs["caption"]
-    reference = resolve(pipeline.components).need("text_encoder")
-    tokenizer = load_tokenizer(reference)
-    _check_fit(tokenizer, reference)
-    shards = num_shards(captions, "captions")
-    with store.draft(identity) as draft, track("tokens", shards, "shards") as bar:
-        for number in range(shards):
-            if not draft.has(shard_name("tokens", number)):
-                _tokenize(draft, number, captions, tokenizer, pipeline.encode.max_tokens)
-            bar.advance()
-        return draft.commit(_summary(draft, tokenizer, shards, identity))
+    step = Tokenizing(pipeline, inputs["caption"])
+    _check_fit(step.tokenizer, step.reference)
+    with store.draft(identity) as draft:
+        return parts.make(step, [draft])[0]
+
+
+@dataclass(frozen=True)
+class Tokenizing(Step[int, Tokenizer]):
+    """Tokenizes captions, table by table."""
+
+    pipeline: Pipeline
+    captions: Output
+
+    what = "tokens"
+    unit = "shards"
+
+    @property
+    def reference(self) -> str:
+        return resolve(self.pipeline.components).need("text_encoder")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.reference)
+
+    def plan(self) -> Iterator[Part[int]]:
+        for number in range(num_shards(self.captions, "captions")):
+            yield Part(number, {NAME: (shard_name("tokens", number),)})
+
+    def open(self) -> AbstractContextManager[Tokenizer]:
+        return nullcontext(self.tokenizer)
+
+    def make_part(self, part: Part[int], folders: Folders, tools: Tokenizer, bar: Tracker) -> None:
+        max_tokens = self.pipeline.encode.max_tokens
+        _tokenize(folders[NAME], part.task, self.captions, tools, max_tokens)
+        bar.advance()
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        longest = 0
+        for name in draft.records:
+            token_ids = read_table(draft.path / name, ["token_ids"]).column("token_ids")
+            longest = max(longest, pc.max(pc.list_value_length(token_ids)).as_py() or 0)
+        max_tokens = draft.identity.config["max_tokens"]
+        return {
+            "empty": self.tokenizer.token_ids([""], max_tokens)[0],
+            "pad_id": self.tokenizer.pad_id,
+            "tokenizer": draft.identity.weights["tokenizer"],
+            "longest": longest,
+        }
 
 
 def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
@@ -71,7 +114,7 @@ def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
 
 
 def _tokenize(
-    draft: Draft, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int
+    folder: Folder, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int
 ) -> None:
     table = read_table(captions.file(shard_name("captions", number)), ["key", "index", "caption"])
     token_ids = tokenizer.token_ids(
@@ -88,20 +131,4 @@ def _tokenize(
         # As long as they may be: most of these were cut.
         "full_length": sum(len(ids) == max_tokens for ids in token_ids),
     }
-    write_table(draft, shard_name("tokens", number), TOKENS, rows, counts)
-
-
-def _summary(draft: Draft, tokenizer: Tokenizer, shards: int, identity: Identity) -> dict[str, Any]:
-    longest = 0
-    for number in range(shards):
-        lengths = pc.list_value_length(
-            read_table(draft.path / shard_name("tokens", number), ["token_ids"]).column("token_ids")
-        )
-        longest = max(longest, pc.max(lengths).as_py() or 0)
-    empty = tokenizer.token_ids([""], identity.config["max_tokens"])[0]
-    return {
-        "empty": empty,
-        "pad_id": tokenizer.pad_id,
-        "tokenizer": identity.weights["tokenizer"],
-        "longest": longest,
-    }
+    write_table(folder, shard_name("tokens", number), TOKENS, rows, counts)

@@ -8,26 +8,32 @@ sets.json            of each set its title and number of images; which real pict
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from hdm import parts
 from hdm.config import Pipeline
 from hdm.evaluation.painting import (
     GRID_IMAGES,
+    IMAGES_A_TAR,
     Painter,
     image_size,
     read_set,
+    tar_name,
     write_grid,
-    write_set,
     write_sheet,
+    write_tar,
 )
 from hdm.evaluation.prompts import check_prompts, identify_prompts, prompt_sets
 from hdm.evaluation.real import RealPictures, read_real
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
-from hdm.progress import track
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
 from hdm.scoring.judges import PromptSet
 from hdm.scoring.metrics import IMAGES
 from hdm.store import Draft, Identity, Output, Store
@@ -62,19 +68,62 @@ def make(
     Returns:
         An output as described above.
     """
-    real, sets = asked_for(pipeline, inputs)
-    trained = next(output for name, output in inputs.items() if name.startswith("train."))
     with store.draft(identity) as draft:
-        with track("evaluate", sum(len(prompts.texts) for prompts in sets), "images") as bar:
-            painter = Painter(pipeline, trained, autoencoder_in(inputs, pipeline.components))
-            for prompts in sets:
-                write_set(draft, prompts, painter, bar)
+        return parts.make(Painting(pipeline, inputs), [draft])[0]
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """Some images of a set, and the number of the first."""
+
+    set_name: str
+    start: int
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Painting(Step[_Tar, Painter]):
+    """Generates images, tar by tar."""
+
+    pipeline: Pipeline
+    inputs: Mapping[str, Output]
+
+    what = "evaluate"
+    unit = "images"
+
+    @cached_property
+    def asked(self) -> tuple[RealPictures, list[PromptSet]]:
+        return asked_for(self.pipeline, self.inputs)
+
+    @property
+    def trained(self) -> Output:
+        return next(made for name, made in self.inputs.items() if name.startswith("train."))
+
+    def plan(self) -> Iterator[Part[_Tar]]:
+        _, sets = self.asked
+        for prompts in sets:
+            for start in range(0, len(prompts.texts), IMAGES_A_TAR):
+                texts = prompts.texts[start : start + IMAGES_A_TAR]
+                files = {IMAGES: (tar_name(prompts.name, start),)}
+                yield Part(_Tar(prompts.name, start, texts), files, len(texts))
+
+    def open(self) -> AbstractContextManager[Painter]:
+        autoencoder = autoencoder_in(self.inputs, self.pipeline.components)
+        return nullcontext(Painter(self.pipeline, self.trained, autoencoder))
+
+    def make_part(self, part: Part[_Tar], folders: Folders, tools: Painter, bar: Tracker) -> None:
+        tar = part.task
+        write_tar(folders[IMAGES], tar.set_name, tar.start, tar.texts, tools)
+        bar.advance(len(tar.texts))
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        real, sets = self.asked
         for number, prompts in enumerate(sets):
             grid = f"grid-{prompts.name}.png" if number else "grid.png"
-            _write_overview(draft, grid, prompts, identity, trained)
+            _write_overview(draft, grid, prompts, draft.identity, self.trained)
         if not draft.has(SETS):
             draft.write_json(SETS, _described(real, sets))
-        return draft.commit()
+        return {}
 
 
 def _write_overview(

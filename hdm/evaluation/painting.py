@@ -25,9 +25,8 @@ from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device, stage_batches
 from hdm.models.sources import read_source
-from hdm.progress import Tracker
 from hdm.scoring.judges import PromptSet
-from hdm.store import Draft, Output
+from hdm.store import Draft, Folder, Output
 from hdm.values import size_of
 
 IMAGES_A_TAR = 64
@@ -102,30 +101,31 @@ class Painter:
         }
 
 
-def write_set(draft: Draft, prompts: PromptSet, painter: Painter, bar: Tracker) -> None:
-    """Generate what is missing of a set: tars of 64 PNG files, and a grid of the first 64
-    images.
+def write_tar(
+    folder: Folder, name: str, start: int, texts: Sequence[str], painter: Painter
+) -> None:
+    """Generate the images of one tar of a set.
+
+    Args:
+        folder: where to write.
+        name: of the set.
+        start: number of the first image.
+        texts: the prompts.
     """
-    for start in range(0, len(prompts.texts), IMAGES_A_TAR):
-        name, texts = (
-            shard_name(prompts.name, start // IMAGES_A_TAR, "tar"),
-            prompts.texts[start : start + IMAGES_A_TAR],
-        )
-        if not draft.has(name):
-            seeds = [painter.settings.seed + start + number for number in range(len(texts))]
-            pictures = painter.paint(texts, seeds)
-            with draft.write(name) as file:
-                with TarShard(file.path) as tar:
-                    for number, (picture, text, seed) in enumerate(
-                        zip(pictures, texts, seeds, strict=True), start
-                    ):
-                        tar.add(
-                            f"{prompts.name}-{number:05d}",
-                            "PNG",
-                            png(picture, painter.told(text, seed)),
-                        )
-                file.counts.update(images=len(texts))
-        bar.advance(len(texts))
+    seeds = [painter.settings.seed + start + number for number in range(len(texts))]
+    pictures = painter.paint(texts, seeds)
+    with folder.write(tar_name(name, start)) as file:
+        with TarShard(file.path) as tar:
+            made = zip(pictures, texts, seeds, strict=True)
+            for number, (picture, text, seed) in enumerate(made, start):
+                data = png(picture, painter.told(text, seed))
+                tar.add(f"{name}-{number:05d}", "PNG", data)
+        file.counts.update(images=len(texts))
+
+
+def tar_name(name: str, start: int) -> str:
+    """Of the tar of a set that begins with this image."""
+    return shard_name(name, start // IMAGES_A_TAR, "tar")
 
 
 def read_set(folder: Path, name: str, count: int) -> list[np.ndarray]:
