@@ -13,10 +13,10 @@ from rich.markup import escape
 from flows.commands.lab import lab
 from flows.commands.status import place, show_status
 from hdm import values
-from hdm.commands.cli import Settings, StoreFolder, app
+from hdm.commands.cli import StoreFolder, app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
-from hdm.options import File, number
+from hdm.options import File, Overrides, number
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
@@ -42,7 +42,7 @@ def run(
     stop_after: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Last stage or output.")
     ] = None,
-    settings: Settings = [],
+    settings: Overrides = [],
     as_json: Annotated[
         bool, typer.Option("--json", help="Tell what was made in JSON, as the last line.")
     ] = False,

@@ -7,16 +7,18 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Unreadable, Url
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
-from hdm.bootstrap import bootstrap
+from hdm.bootstrap.run import bootstrap
+from hdm.bootstrap.settings import BootstrapSettings
 from hdm.data.decoding import Asked, Decoders, pixels
 from hdm.data.examples import Example
 from hdm.data.images import BadImage
@@ -35,16 +37,9 @@ log = logging.getLogger(__name__)
 def bootstrap_from(
     source: str,
     out: Path,
+    settings: BootstrapSettings = BootstrapSettings(),
+    given: Mapping[str, Any] = MappingProxyType({}),
     *,
-    seed: int = 0,
-    minutes: float | None = None,
-    size_px: int = 64,
-    channels: int = 8,
-    max_pictures: int | None = None,
-    caption_column: str | None = None,
-    metadata: str | None = None,
-    max_lost_captions: int | None = None,
-    matte: str | None = None,
     overrides: Sequence[str] = (),
     begun: float | None = None,
 ) -> dict[str, Any]:
@@ -55,17 +50,9 @@ def bootstrap_from(
         source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data
             set.
         out: a new folder, or one where the same was stopped or killed.
-        seed: of everything drawn.
-        minutes: how long it takes in all; None: as long as the demo's components took.
-        size_px: shorter side of the pictures that the autoencoder sees most.
-        channels: of a latent.
-        max_pictures: take only the first so many; None: all, and 12,000 scenes.
-        caption_column: column or field that holds the captions; None: as `download.caption_column`.
-        metadata: a folder's metadata file, relative to it; None: as `download.metadata`.
-        max_lost_captions: stop when more captions do not arrive at a picture; None: as
-            `download.max_lost_captions`.
-        matte: colour behind transparent pixels; None: as `images.matte`.
-        overrides: further settings, as `download.encoding=cp1251`; those above come before them.
+        settings: how; without `max_pictures` all pictures are taken, and 12,000 scenes.
+        given: settings of the source by name, as {"download.encoding": "cp1251"}.
+        overrides: the same as text, as `download.encoding=cp1251`; `given` comes before them.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
@@ -77,35 +64,22 @@ def bootstrap_from(
             `out` holds something.
         SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
     """
-    options: dict[str, Any] = {
-        "seed": seed,
-        "minutes": minutes,
-        "size_px": size_px,
-        "channels": channels,
-        "begun": begun,
-    }
+    options = settings.model_dump()
     if source == SCENES:
+        # How many there are is part of the scenes; all are used.
+        number = options.pop("max_pictures") or NUM_SCENES
         return bootstrap(
-            scene_examples(max_pictures or NUM_SCENES, size_px),
+            scene_examples(number, settings.size_px),
             out,
             source=source,
             check=partial(SceneQuality, count=SCENES_MEASURED),
+            begun=begun,
             **options,
         )
-    given = {
-        "download.caption_column": caption_column,
-        "download.metadata": metadata,
-        "download.max_lost_captions": max_lost_captions,
-        "images.matte": matte,
-    }
-    settings = [
-        *overrides,
-        *(f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None),
-        f"download.source={json.dumps(source)}",
-    ]
-    pipeline = source_settings(settings)
+    written = [f"{name}={json.dumps(value)}" for name, value in given.items()]
+    pipeline = source_settings([*overrides, *written, f"download.source={json.dumps(source)}"])
     examples = local_pictures(pipeline.download, pipeline.images)
-    return bootstrap(examples, out, source=Path(source).name, max_pictures=max_pictures, **options)
+    return bootstrap(examples, out, source=Path(source).name, begun=begun, **options)
 
 
 def local_pictures(

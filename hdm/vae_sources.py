@@ -54,7 +54,7 @@ def finetune_from(
     *,
     minutes: float | None = None,
     max_pictures: int | None = None,
-    matte: str = "#ffffff",
+    images: ImageSettings = ImageSettings(),
     contrastive: str | None = "demo",
 ) -> dict[str, Any]:
     """Fine-tune an autoencoder on a source and write it to a folder, as `components.autoencoder`
@@ -66,9 +66,9 @@ def finetune_from(
         reference: the autoencoder to start from; None: a new small one.
         settings: how.
         minutes: about how long to train, instead of `settings.num_images`.
-        max_pictures: take only the first so many; None: 8,000 scenes, 20,000 others. They are held
+        max_pictures: use only the first N; None: 8,000 scenes, 20,000 others. They are held
             in memory.
-        matte: colour behind transparent pixels.
+        images: how files become RGB.
         contrastive: a folder that `hdm bootstrap` wrote, whose model the Fréchet distance is
             measured with; None: no such distance.
 
@@ -88,7 +88,7 @@ def finetune_from(
             "the folder holds something already", where=out, do="name a new one with --out"
         )
     start = {"class": "new"} if reference is None else _start(reference)
-    pictures = _pictures(source, settings, max_pictures, matte)
+    pictures = _pictures(source, settings, max_pictures, images)
     features = _features(contrastive, settings.device)
     scratch = out / UNFINISHED
     scratch.mkdir(parents=True, exist_ok=True)
@@ -113,29 +113,31 @@ def finetune_from(
 def measure_from(
     source: str,
     reference: str,
+    settings: VaeSettings,
     *,
-    size_px: int,
-    num_images: int,
-    matte: str = "#ffffff",
+    images: ImageSettings = ImageSettings(),
     contrastive: str | None = "demo",
-    device: str = "auto",
 ) -> dict[str, float]:
-    """What an autoencoder is worth on the first `num_images` pictures of a source; arguments as for
-    `finetune_from`.
+    """Quality of an autoencoder on the first pictures of a source.
+
+    Args:
+        settings: `size_px`, `num_measured` and `device` are read.
+        source, reference, images, contrastive: as for `finetune_from`.
 
     Raises:
         InputError: source or autoencoder are not to be had, or the size does not fit.
     """
-    autoencoder = load_autoencoder(reference, choose_device(device, "measuring the autoencoder"))
+    device = choose_device(settings.device, "measuring the autoencoder")
+    autoencoder, size_px = load_autoencoder(reference, device), settings.size_px
     if size_px % autoencoder.downscale:
         raise InputError(
             f"{size_px} px are no multiple of the autoencoder's downscale {autoencoder.downscale}",
             do="change --size-px",
         )
-    pictures = list(islice(_read(source, size_px, matte), num_images))
+    pictures = list(islice(_read(source, size_px, images), settings.num_measured))
     if not pictures:
         raise InputError("the source has no picture that can be read", where=source)
-    return measure_quality(autoencoder, pictures, size_px, _features(contrastive, device))
+    return measure_quality(autoencoder, pictures, size_px, _features(contrastive, settings.device))
 
 
 def _start(reference: str) -> dict[str, Any]:
@@ -143,19 +145,19 @@ def _start(reference: str) -> dict[str, Any]:
     return {"class": autoencoder.identity["class"], "weights": weights_digest(reference)}
 
 
-def _read(source: str, size_px: int, matte: str) -> Iterator[np.ndarray]:
+def _read(source: str, size_px: int, images: ImageSettings) -> Iterator[np.ndarray]:
     """Pictures with a shorter side of at most `size_px`."""
     if source == SCENES:
         examples = scene_examples(NUM_SCENES, size_px)
     else:
-        examples = local_pictures(
-            DownloadSettings(source=source), ImageSettings(matte=matte), captioned=False
-        )
+        examples = local_pictures(DownloadSettings(source=source), images, captioned=False)
     return (resized(example.pixels, size_px, enlarge=False) for example in examples)
 
 
-def _pictures(source: str, settings: VaeSettings, max_pictures: int | None, matte: str) -> Pictures:
-    taken = list(islice(_read(source, settings.size_px, matte), max_pictures or MAX_PICTURES))
+def _pictures(
+    source: str, settings: VaeSettings, max_pictures: int | None, images: ImageSettings
+) -> Pictures:
+    taken = list(islice(_read(source, settings.size_px, images), max_pictures or MAX_PICTURES))
     # Every n-th, so that a source in some order loses none of its parts.
     kept = [picture for place, picture in enumerate(taken) if place % HELD_OUT]
     return Pictures(kept, taken[::HELD_OUT][: settings.num_measured])

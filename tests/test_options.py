@@ -44,8 +44,10 @@ def option(name: str, hint: Any) -> str | None:
     found = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
     if any(isinstance(item, typer.models.ArgumentInfo) for item in found):
         return None
-    declared = [item.param_decls for item in found if isinstance(item, typer.models.OptionInfo)]
-    names = [one for one in (declared or [()])[0] or () if one.startswith("--")]
+    options = [item for item in found if isinstance(item, typer.models.OptionInfo)]
+    # typer's first name stands in the place of the default.
+    declared = [str(name) for item in options for name in (item.default, *(item.param_decls or ()))]
+    names = [name for name in declared if name.startswith("--")]
     return names[0] if names else f"--{name.replace('_', '-')}"
 
 
@@ -121,8 +123,10 @@ def test_nothing_and_less_end_in_an_error_in_words_or_are_fine(
         (["--size", "0x64"], "WIDTHxHEIGHT"),
         (["--camera", "0,0,0"], "zoom"),
         (["--camera", "nan,0,1"], "X,Y,ZOOM"),
-        (["--guidance-interval", "1,0"], "interval"),
-        (["--tread-rate", "1"], "TREAD"),
+        (["--guidance-interval", "1,0"], "guidance interval"),
+        (["--guidance-interval", "0;1"], "commas"),
+        (["--guidance-interval", "0,2"], "at most 1"),
+        (["--tread-rate", "1"], "must be a number"),
     ],
 )
 def test_texts_that_hold_numbers(

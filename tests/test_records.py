@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hdm.bootstrap import Plan, bootstrap
 from hdm.bootstrap.pace import Budget
+from hdm.bootstrap.run import Plan, bootstrap
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import DamagedError, HdmError, InputError
 from hdm.files import read_record, write_json

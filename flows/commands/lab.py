@@ -14,11 +14,11 @@ from rich.table import Table
 
 from flows.commands.run import prepare, server, traceback_once
 from hdm import values
-from hdm.commands.cli import Settings, StoreFolder
+from hdm.commands.cli import StoreFolder
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names, load_lab, plan_grid
 from hdm.messages import Terminal, say
-from hdm.options import File, number
+from hdm.options import File, Overrides, number
 from hdm.store import Store, store_root
 from tasks.configuration import FILE_VARIABLE
 
@@ -42,7 +42,7 @@ def lab(
     images: Annotated[
         int | None, number(values.Count, help="Seen in every training; else as the lab says.")
     ] = None,
-    settings: Settings = [],
+    settings: Overrides = [],
     show: Annotated[
         bool, typer.Option("--list", help="Say what would be trained, and stop.")
     ] = False,

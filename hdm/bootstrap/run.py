@@ -34,6 +34,7 @@ from hdm.bootstrap.learning import Place
 from hdm.bootstrap.pace import Budget
 from hdm.bootstrap.pictures import FEWEST_HELD_OUT, Lessons, gather
 from hdm.bootstrap.quality import HeadQuality, save_quality_head, train_quality_head
+from hdm.bootstrap.settings import BootstrapSettings
 from hdm.bootstrap.text import (
     LanguageQuality,
     new_language_model,
@@ -62,6 +63,7 @@ COMPONENTS = {
     "contrastive": "contrastive",
     "aesthetic_head": "aesthetic_head.safetensors",
 }
+USUAL = BootstrapSettings()
 UNFINISHED = ".unfinished"
 PLAN = "plan.json"
 SPENT = "spent.json"
@@ -107,12 +109,12 @@ def bootstrap(
     out: Path,
     *,
     source: str,
-    seed: int = 0,
-    minutes: float | None = None,
+    seed: int = USUAL.seed,
+    minutes: float | None = USUAL.minutes,
     plan: Plan | None = None,
-    size_px: int = 64,
-    channels: int = 8,
-    max_pictures: int | None = None,
+    size_px: int = USUAL.size_px,
+    channels: int = USUAL.channels,
+    max_pictures: int | None = USUAL.max_pictures,
     check: Check | None = None,
     checkpoint_sec: float = CHECKPOINT_SEC,
     begun: float | None = None,
@@ -133,7 +135,7 @@ def bootstrap(
         plan: how long to train each; None: the default one.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
-        max_pictures: take only the first so many examples.
+        max_pictures: use only the first N examples; None: all.
         check: measures more on the written components, where more is known of the pictures
             (`measured.scenes`).
         checkpoint_sec: a training is saved about every so many seconds.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,23 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hdm import values
 from hdm.child import forget_launchers
-from hdm.commands import ema, gc, init, plan, sample, vae, verify, weights
+from hdm.commands import bootstrap, ema, gc, init, plan, sample, vae, verify, weights
 from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
 from hdm.messages import Terminal, guard_output, printing, say
-from hdm.options import File, number
+from hdm.options import File, Overrides
 from hdm.pipelines import load_pipeline, pipeline_names
-from hdm.progress import show_log
 from hdm.provenance import code_version
 from hdm.store import Store, store_root
 from hdm.terminal import survive_closing
 
-Settings = Annotated[
-    list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
-]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")
 ]
@@ -120,7 +114,7 @@ def config(
             help="Print nothing, but look for what would not work here, as hdm run does before it starts.",
         ),
     ] = False,
-    settings: Settings = [],  # noqa: B006
+    settings: Overrides = [],  # noqa: B006
     store: StoreFolder = None,
     file: File = None,
 ) -> None:
@@ -139,76 +133,7 @@ def config(
     say(text.getvalue().rstrip())
 
 
-@app.command()
-def bootstrap(
-    source: Annotated[
-        str,
-        typer.Option(
-            help='A folder of captioned pictures, WebDataset tars, a data set on this machine, or "scenes".'
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(help="A new folder; components.folder of a pipeline names it.")
-    ],
-    minutes: Annotated[
-        float | None,
-        number(
-            values.Minutes,
-            help="How long it takes in all, measuring included; else as long as the demo's components took.",
-        ),
-    ] = None,
-    seed: Annotated[int, number(values.Seed, help="Of weights, order and crops.")] = 0,
-    size_px: Annotated[
-        int,
-        number(values.Side, help="Shorter side of the pictures that the autoencoder sees most."),
-    ] = 64,
-    channels: Annotated[int, number(values.Few, help="Of a latent.")] = 8,
-    max_pictures: Annotated[
-        int | None, number(values.Count, help="Take only the first so many.")
-    ] = None,
-    caption_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column or field that holds the captions; else caption, captions, text or prompt."
-        ),
-    ] = None,
-    metadata: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder's metadata file, relative to it; else every metadata.jsonl, .csv, .tsv and .parquet."
-        ),
-    ] = None,
-    max_lost_captions: Annotated[
-        int | None,
-        number(values.CountOrNone, help="Accept the loss of so many captions; else of none."),
-    ] = None,
-    matte: Annotated[
-        str | None, typer.Option(help="Colour behind transparent pixels; else #ffffff.")
-    ] = None,
-    settings: Settings = [],  # noqa: B006
-) -> None:
-    """Train small components on captioned pictures: a whole pipeline without any hub.
-
-    Stopped by Ctrl-C or killed, the same command goes on from the last checkpoint (one is written every half minute, and on Ctrl-C).
-
-    --set takes what `hdm run` takes for the source: fields of download and images.
-
-    Example: hdm bootstrap --source PICTURES --out models/mine --set download.encoding=cp1251
-    """
-    begun = time.monotonic()  # before the seconds that torch's import takes
-    from hdm.bootstrap_sources import bootstrap_from
-
-    show_log()
-    record = bootstrap_from(
-        source, out, seed=seed, minutes=minutes, size_px=size_px, channels=channels, max_pictures=max_pictures,
-        caption_column=caption_column, metadata=metadata, max_lost_captions=max_lost_captions, matte=matte,
-        begun=begun,
-        overrides=settings,
-    )  # fmt: skip
-    Terminal().print_json(data=record["measured"])
-    Terminal().print(f"use them: components: {{folder: {escape(str(out))}}}", soft_wrap=True)
-
-
+app.command("bootstrap")(bootstrap.bootstrap)
 app.command("verify")(verify.verify)
 app.command("gc")(gc.gc)
 

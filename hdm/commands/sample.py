@@ -14,10 +14,11 @@ import typer
 from rich.markup import escape
 
 from hdm import values
+from hdm.diffusion.settings import SampleSettings
 from hdm.errors import ConfigError, InputError, counted
 from hdm.last_runs import newest_model
 from hdm.messages import Terminal
-from hdm.options import number
+from hdm.options import Options, Shown, number, numbers, with_settings
 from hdm.store import store_root
 
 if TYPE_CHECKING:
@@ -59,25 +60,26 @@ CAMERA = typer.Option(
     help="Move the frame: positions plus X and Y, through ZOOM (2 is closer).",
     rich_help_panel=SHOWN,
 )
-STEPS = number(values.Few, help="From noise to picture.", rich_help_panel=HOW)
-SOLVER = typer.Option(
-    help="euler; or heun, twice the work a step and fewer steps needed.", rich_help_panel=HOW
-)
-GUIDANCE = number(
-    values.Guidance, help="How strongly the prompt leads; 1 is off.", rich_help_panel=HOW
-)
-INTERVAL = typer.Option(
-    metavar="FROM,TO",
-    help="Times with guidance, from 0 (picture) to 1 (noise); 0.1,0.8, say.",
-    rich_help_panel=HOW,
-)
-RATE = typer.Option(
-    metavar="RATE",
-    help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.",
-    rich_help_panel=HOW,
-)
-SHIFT = number(
-    values.Shift, help="Of the times towards noise; about 3 suits 1024 px.", rich_help_panel=HOW
+HOW_MADE = Options(
+    SampleSettings,
+    Shown("steps", panel=HOW),
+    Shown("solver", panel=HOW),
+    Shown("guidance", panel=HOW),
+    Shown(
+        "guidance_interval",
+        panel=HOW,
+        metavar="FROM,TO",
+        read=lambda text: numbers(text, "FROM,TO", 2),
+    ),
+    Shown(
+        "tread_rates",
+        "--tread-rate",
+        HOW,
+        help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.",
+        metavar="RATE",
+        read=lambda text: [0, *numbers(text, "RATE or PROMPT,NEGATIVE", 1, 2)][-2:],
+    ),
+    Shown("shift", panel=HOW),
 )
 COMPONENTS = typer.Option(
     metavar="DIR", help="Folder that `hdm bootstrap` wrote; or demo.", rich_help_panel=PARTS
@@ -97,7 +99,9 @@ class Picture:
     pixels: np.ndarray
 
 
+@with_settings(how=HOW_MADE)
 def sample(
+    *,
     weights: Annotated[Path | None, WEIGHTS] = None,
     pipeline: Annotated[str | None, PIPELINE] = None,
     store: Annotated[Path | None, STORE] = None,
@@ -108,12 +112,7 @@ def sample(
     seed: Annotated[int, SEED] = 0,
     size: Annotated[str | None, SIZE] = None,
     camera: Annotated[str, CAMERA] = "0,0,1",
-    steps: Annotated[int, STEPS] = 16,
-    solver: Annotated[str, SOLVER] = "euler",
-    guidance: Annotated[float, GUIDANCE] = 3.0,
-    guidance_interval: Annotated[str, INTERVAL] = "0,1",
-    tread_rate: Annotated[str, RATE] = "0",
-    shift: Annotated[float, SHIFT] = 1.0,
+    how: SampleSettings,
     components: Annotated[str | None, COMPONENTS] = None,
     autoencoder: Annotated[str | None, COMPONENT] = None,
     text_encoder: Annotated[str | None, COMPONENT] = None,
@@ -135,12 +134,16 @@ def sample(
     from hdm.positions import Camera
 
     texts = _prompts(prompt, prompts)
-    x, y, zoom = _numbers("--camera", camera, "X,Y,ZOOM", 3)
-    first, last = _numbers("--guidance-interval", guidance_interval, "FROM,TO", 2)
-    *rate, negative_rate = _numbers("--tread-rate", tread_rate, "RATE or PROMPT,NEGATIVE", 1, 2)
-    rates = (rate[0] if rate else 0.0, negative_rate)
-    sampling = Sampling(steps, solver, guidance, (first, last), rates, shift)  # type: ignore[arg-type]
+    x, y, zoom = _camera(camera)
     view = Camera(y, x, zoom)
+    sampling = Sampling(
+        how.steps,
+        how.solver,
+        how.guidance,
+        how.guidance_interval,
+        how.tread_rates,
+        how.shift,
+    )
     wanted = read_size(size, "--size") if size else None
 
     named = Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
@@ -185,16 +188,13 @@ def _prompts(named: Sequence[str], file: Path | None) -> list[str]:
     return found
 
 
-def _numbers(option: str, text: str, form: str, *counts: int) -> list[float]:
-    """Numbers with commas between them, as many as one of `counts`."""
+def _camera(text: str) -> list[float]:
     try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if len(found) not in counts or not all(map(math.isfinite, found)):
-        raise ConfigError(
-            f"{option} {text!r} is not {form}", do="numbers with commas between them, no spaces"
-        )
+        found = numbers(text, "X,Y,ZOOM", 3)
+    except ValueError as error:
+        raise ConfigError(f"--camera {text!r} {error}") from error
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"--camera {text!r} is not X,Y,ZOOM", do="give finite numbers")
     return found
 
 

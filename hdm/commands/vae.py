@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column, Table
 
 from hdm import values
-from hdm.errors import ConfigError, InputError
+from hdm.data.settings import ImageSettings
+from hdm.errors import InputError
 from hdm.messages import Terminal
-from hdm.options import number
+from hdm.options import Options, Shown, number, with_settings
 from hdm.progress import show_log
 from hdm.vae.settings import VaeSettings
 
@@ -30,79 +30,67 @@ SOURCE = typer.Option(
 AUTOENCODER = typer.Option(
     metavar="NAME", help="Folder or hub name of a diffusers autoencoder.", rich_help_panel=START
 )
-SCRATCH = typer.Option(
-    "--scratch", help="Start from a new small AutoencoderKL, 8 × downscale.", rich_help_panel=START
-)
-CHANNELS = number(values.Few, help="Of a latent, with --scratch.", rich_help_panel=START)
-IMAGES = number(values.Count, help="Images seen, repetitions counted.", rich_help_panel=LENGTH)
 MINUTES = number(
     values.Minutes, help="About how long to train, instead of --images.", rich_help_panel=LENGTH
 )
-SIZE = number(values.Side, help="Side of the square crops.", rich_help_panel=LENGTH)
-BATCH = number(values.Batch, help="Images a step.", rich_help_panel=LENGTH)
 MAX_PICTURES = number(
     values.Count,
-    help="Take only the first so many; they are held in memory.",
+    help="Use only the first N pictures; they are held in memory.",
     rich_help_panel=LENGTH,
 )
-EQUIVARIANCE = number(
-    values.Weight,
-    help="Weight of EQ-VAE's term: a latent scaled and turned has to decode to the picture scaled and turned; 0 is plain.",
-    rich_help_panel=LOSS,
+TRAINING = Options(
+    VaeSettings,
+    Shown("scratch", panel=START),
+    Shown("channels", panel=START, help="Channels of a latent, with --scratch."),
+    Shown("num_images", "--images", LENGTH),
+    Shown("size_px", panel=LENGTH),
+    Shown("batch_size", panel=LENGTH),
+    Shown("equivariance_weight", "--equivariance", LOSS),
+    Shown("perceptual_weight", "--perceptual", LOSS),
+    Shown("kl_weight", "--kl", LOSS),
+    Shown(
+        "optimizer.kind",
+        "--optimizer",
+        LOSS,
+        help="adamw; or muon, for convolutions and matrices: sooner there from scratch.",
+    ),
+    Shown(
+        "optimizer.learning_rate",
+        "--learning-rate",
+        LOSS,
+        help="AdamW's rate; a cosine leads down to a hundredth of it.",
+    ),
+    Shown("optimizer.muon_learning_rate", "--muon-learning-rate", LOSS, help="Muon's rate."),
+    Shown("ema_decay", "--ema", LOSS),
+    Shown("seed"),
+    Shown("device"),
 )
-PERCEPTUAL = number(
-    values.Weight,
-    help="Weight of LPIPS; needs torchmetrics, and VGG16's weights on this machine.",
-    rich_help_panel=LOSS,
+MEASURED = Options(
+    VaeSettings,
+    Shown("size_px", help="Side of the squares that are measured: pictures' middles."),
+    Shown("num_measured", "--images", help="How many pictures, the first ones."),
+    Shown("device"),
 )
-KL = number(values.Weight, help="Weight of the posterior's divergence.", rich_help_panel=LOSS)
-OPTIMIZER = typer.Option(
-    help="adamw; or muon, for convolutions and matrices: sooner there from scratch.",
-    rich_help_panel=LOSS,
-)
-RATE = number(
-    values.LearningRate,
-    help="Of AdamW; a cosine leads down to a hundredth of it.",
-    rich_help_panel=LOSS,
-)
-MUON_RATE = number(values.LearningRate, help="Of Muon.", rich_help_panel=LOSS)
-EMA = number(
-    values.Rate,
-    help="Keep an average of the weights with this decay; 0 keeps the last.",
-    rich_help_panel=LOSS,
-)
-MATTE = typer.Option(help="Colour behind transparent pixels.")
+PICTURES = Options(ImageSettings, Shown("matte"))
 CONTRASTIVE = typer.Option(
     metavar="DIR", help="Folder of `hdm bootstrap` whose model the Fréchet distance is measured in."
 )
-DEVICE = typer.Option(help="auto, cpu or cuda.")
 
 
 @app.command()
+@with_settings(settings=TRAINING, images=PICTURES)
 def finetune(
+    *,
     source: Annotated[str, SOURCE],
     out: Annotated[
         Path, typer.Option(help="A new folder; components.autoencoder of a pipeline names it.")
     ],
     autoencoder: Annotated[str | None, AUTOENCODER] = None,
-    scratch: Annotated[bool, SCRATCH] = False,
-    channels: Annotated[int, CHANNELS] = 8,
-    images: Annotated[int, IMAGES] = 24_000,
     minutes: Annotated[float | None, MINUTES] = None,
-    size_px: Annotated[int, SIZE] = 64,
-    batch_size: Annotated[int, BATCH] = 8,
     max_pictures: Annotated[int | None, MAX_PICTURES] = None,
-    equivariance: Annotated[float, EQUIVARIANCE] = 1.0,
-    perceptual: Annotated[float, PERCEPTUAL] = 0.0,
-    kl: Annotated[float, KL] = 1e-4,
-    optimizer: Annotated[str, OPTIMIZER] = "adamw",
-    learning_rate: Annotated[float, RATE] = 1e-4,
-    muon_learning_rate: Annotated[float, MUON_RATE] = 0.01,
-    ema: Annotated[float, EMA] = 0.0,
-    seed: Annotated[int, number(values.Seed, help="Of new weights, crops and draws.")] = 0,
-    matte: Annotated[str, MATTE] = "#ffffff",
+    settings: VaeSettings,
+    images: ImageSettings,
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
-    device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Fine-tune an autoencoder so that its latents are scaled and turned as pictures are (EQ-VAE, arXiv 2502.09509).
 
@@ -121,23 +109,12 @@ def finetune(
     """
     from hdm.vae_sources import finetune_from
 
-    if scratch == (autoencoder is not None):
+    if settings.scratch == (autoencoder is not None):
         raise InputError(
             "what to start from is not clear",
             do="give --autoencoder NAME or --scratch, one of them",
         )
     show_log()
-    usual = VaeSettings().optimizer.model_dump()
-    rates = {
-        **usual,
-        "kind": optimizer,
-        "learning_rate": learning_rate,
-        "muon_learning_rate": muon_learning_rate,
-    }
-    settings = _settings(
-        scratch=scratch, channels=channels, num_images=images, batch_size=batch_size, size_px=size_px, perceptual_weight=perceptual,
-        kl_weight=kl, equivariance_weight=equivariance, optimizer=rates, ema_decay=ema, seed=seed, device=device,
-    )  # fmt: skip
     record = finetune_from(
         source,
         out,
@@ -145,35 +122,21 @@ def finetune(
         settings,
         minutes=minutes,
         max_pictures=max_pictures,
-        matte=matte,
+        images=images,
         contrastive=contrastive,
     )
     _tell(record["quality"])
     Terminal().print(f"use it: components: {{autoencoder: {escape(str(out))}}}", soft_wrap=True)
 
 
-def _settings(**values: Any) -> VaeSettings:
-    try:
-        return VaeSettings.model_validate(values)
-    except ValidationError as error:
-        told = (
-            f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ConfigError("; ".join(told), do="see hdm vae finetune --help") from error
-
-
 @app.command()
+@with_settings(settings=MEASURED, images=PICTURES)
 def measure(
     source: Annotated[str, SOURCE],
     autoencoder: Annotated[str, AUTOENCODER],
-    size_px: Annotated[
-        int, number(values.Side, help="Side of the squares that are measured: pictures' middles.")
-    ] = 64,
-    images: Annotated[int, number(values.Count, help="The first so many pictures.")] = 256,
-    matte: Annotated[str, MATTE] = "#ffffff",
+    settings: VaeSettings,
+    images: ImageSettings,
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
-    device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Measure reconstruction and equivariance of an autoencoder on pictures.
 
@@ -182,15 +145,7 @@ def measure(
     from hdm.vae_sources import measure_from
 
     show_log()
-    found = measure_from(
-        source,
-        autoencoder,
-        size_px=size_px,
-        num_images=images,
-        matte=matte,
-        contrastive=contrastive,
-        device=device,
-    )
+    found = measure_from(source, autoencoder, settings, images=images, contrastive=contrastive)
     _tell({"before": None, "after": found})
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from hdm.diffusion.flow_matching import shift_timesteps
 from hdm.diffusion.guidance import GuidedVelocity, Text
+from hdm.diffusion.settings import SampleSettings
 from hdm.errors import InputError
 from hdm.models.denoiser import Denoiser
 from hdm.models.tread import num_kept
 from hdm.positions import Camera, full_map, to_patch_grid
 
 Solver = Literal["euler", "heun"]
+USUAL = SampleSettings()
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """model(latent (B, …), timestep (B,)) → velocity (B, …)."""
 OnStep = Callable[[int, Tensor], Tensor | None]
@@ -50,12 +52,12 @@ class Sampling:
         InputError: a value is out of its range.
     """
 
-    steps: int = 16
-    solver: Solver = "euler"
-    guidance_scale: float = 3.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    tread_rates: tuple[float, float] = (0.0, 0.0)
-    shift: float = 1.0
+    steps: int = USUAL.steps
+    solver: Solver = USUAL.solver
+    guidance_scale: float = USUAL.guidance
+    guidance_interval: tuple[float, float] = USUAL.guidance_interval
+    tread_rates: tuple[float, float] = USUAL.tread_rates
+    shift: float = USUAL.shift
 
     def __post_init__(self) -> None:
         _check_solver(self.solver)
@@ -91,9 +93,9 @@ def schedule(steps: int, shift: float = 1.0) -> Tensor:
 def sample(
     model: Velocity,
     noise: Tensor,
-    steps: int | Tensor = 16,
+    steps: int | Tensor = USUAL.steps,
     *,
-    solver: Solver = "euler",
+    solver: Solver = USUAL.solver,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Follow the velocity from noise (t = 1) to a latent (t = 0).

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from hdm import values
-from hdm.settings import Settings, runtime
+from hdm.diffusion.settings import SolverSettings
+from hdm.settings import runtime
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(SolverSettings):
     prompts: Literal["held_out", "scenes", "emoji"] | str = "held_out"
     """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known
     truth; emoji: 32 combinations and 32 names that no training picture of kind emoji bears, with a
     page to choose from four names on; else a text or JSONL file.
     """
     num_images: values.Count = 256
-    steps: values.Few = 16
-    guidance: values.Guidance = 3.0
-    solver: Literal["euler", "heun"] = "euler"
     size: values.Size | None = None
     """WIDTHxHEIGHT; None: the square of the last phase's resolution."""
     seed: values.Seed = 0

@@ -16,41 +16,44 @@ class VaeSettings(Settings):
     """How an autoencoder is fine-tuned, or trained from scratch."""
 
     scratch: bool = False
-    """Start from a new small AutoencoderKL instead of `components.autoencoder`."""
+    """Start from a new small AutoencoderKL, 8 × downscale, instead of an existing autoencoder."""
     channels: values.Few = 8
-    """Of a latent, from scratch."""
+    """Channels of a latent, from scratch."""
     num_images: values.Count = 24_000
     """Images seen, repetitions counted."""
     batch_size: values.Batch = 8
+    """Images a step."""
     size_px: Annotated[int, Within(16, 16_384)] = 64
     """Side of the square crops; pictures are brought to it by their shorter side."""
     reconstruction: Literal["l1", "l2"] = "l1"
     edge_weight: values.Weight = 0.25
-    """Of the same difference between neighbouring pixels' differences."""
+    """Weight of the same difference between neighbouring pixels' differences."""
     perceptual_weight: values.Weight = 0.0
-    """Of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's
+    """Weight of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's
     cache. 0: without.
     """
     kl_weight: values.Weight = 1e-4
-    """Of the posterior's divergence from a standard normal one, a latent value; where the
+    """Weight of the posterior's divergence from a standard normal one, a latent value; where the
     autoencoder has a posterior.
     """
     equivariance_weight: values.Weight = 1.0
-    """Of what a scaled and turned latent decodes to, against the picture scaled and turned (EQ-VAE,
-    arXiv 2502.09509). 0: plain.
+    """Weight of EQ-VAE's term (arXiv 2502.09509): a latent scaled and turned has to decode to the
+    picture scaled and turned. 0: plain.
     """
     scales: tuple[values.PositiveShare, values.PositiveShare] = (0.25, 1.0)
     """From which to below which factor latents are scaled."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0, warmup_images=800)
     """Here muon takes convolutions too."""
     ema_decay: values.Rate = 0.0
-    """Of the weights' moving average, which is then what is kept; 0: the last weights."""
+    """Decay of the weights' moving average, which is then what is kept; 0: the last weights."""
     seed: values.Seed = 0
+    """Of new weights, crops and draws."""
     num_measured: values.Count = 256
     """Pictures kept out of training that quality is measured on, before and after."""
     checkpoint_sec: values.Seconds = runtime(300.0)
     """Seconds between checkpoints."""
     device: values.Device = runtime("auto")
+    """auto, cpu, cuda or one device, as cuda:1."""
 
     @field_validator("scales")
     @classmethod

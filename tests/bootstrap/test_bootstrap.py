@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.bootstrap import Plan, bootstrap
 from hdm.bootstrap.autoencoder import save_autoencoder
 from hdm.bootstrap.learning import halve
 from hdm.bootstrap.pictures import Crops, gather, places
 from hdm.bootstrap.quality import SPOILERS, spoiled
+from hdm.bootstrap.run import Plan, bootstrap
 from hdm.bootstrap.text import tokenized, train_tokenizer
 from hdm.data.crops import resized
 from hdm.data.examples import Example

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from hdm.bootstrap import Plan, bootstrap
+from hdm.bootstrap.run import Plan, bootstrap
 from hdm.data.examples import Example
 from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError, SavedOnSignal

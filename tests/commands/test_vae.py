@@ -124,7 +124,7 @@ def test_measure_tells_how_pictures_come_back(pictures: Path) -> None:
     [
         ((), "give --autoencoder NAME or --scratch"),
         (("--scratch", "--autoencoder", "x"), "give --autoencoder NAME or --scratch"),
-        (("--scratch", "--optimizer", "adam"), "optimizer.kind"),
+        (("--scratch", "--optimizer", "adam"), "'--optimizer'"),
         (("--autoencoder", "nowhere/at/all"), "there is no model nowhere/at/all"),
         (("--scratch", "--source", "/not/there"), "the source is not there"),
     ],
