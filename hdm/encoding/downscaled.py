@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,25 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hdm import parts
 from hdm.config import Pipeline
-from hdm.data.latents import (
-    DTYPES,
-    LatentFile,
-    LatentFormat,
-    LatentWriter,
-    latent_file_name,
-    open_latents,
-)
-from hdm.encoding.encoder import images_of
+from hdm.data.latents import LatentFile, LatentWriter, open_latents
+from hdm.encoding.encoder import Resolution, bytes_a_pixel, images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
-from hdm.encoding.latents import check_resolution, summary
+from hdm.encoding.latents import check_resolution, output_name, summary
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.keys import Key
-from hdm.models.autoencoder import load_autoencoder
+from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import autoencoder_in
 from hdm.models.devices import choose_devices
-from hdm.progress import Tracker, track
-from hdm.store import Draft, Identity, Output, Store
+from hdm.parts import Folders, Part, Step
+from hdm.progress import Tracker
+from hdm.store import Draft, Folder, Identity, Output, Store
 
 SCHEMA = 1
 AT_ONCE = 256
@@ -64,7 +62,7 @@ def identify(
         "from_larger": larger,
         "patch_size": pipeline.train.model.patch_size,
     }
-    return Identity(f"encode.{resolution}px", SCHEMA, config, inputs)
+    return Identity(output_name(resolution), SCHEMA, config, inputs)
 
 
 def make(
@@ -81,56 +79,95 @@ def make(
     Raises:
         ConfigError: the resolution does not fit the autoencoder and the model.
     """
-    reference = autoencoder_in(inputs, pipeline.components)
-    autoencoder = load_autoencoder(
-        reference, choose_devices(pipeline.encode.device, f"the autoencoder ({resolution} px)")[0]
-    )
-    shape = replace(autoencoder.shape, name=reference)
-    shape.check_channels(pipeline.train.model)
-    check_resolution(shape, pipeline.train.model, resolution)
-    framing = Framing(
-        resolution,
-        autoencoder.downscale * pipeline.train.model.patch_size,
-        pipeline.encode.max_aspect,
-    )
-    source = _Source(open_latents(inputs[f"encode.{larger}px"]))
-    form = replace(source.files[0].form, resolution=resolution, dtype=pipeline.encode.dtype)
-    bytes_a_pixel = form.channels * DTYPES[form.dtype].itemsize / form.downscale**2
-    plan = list(
-        plan_files(
-            *framing.sizes(source.widths, source.heights),
-            bytes_a_pixel,
-            pipeline.encode.shard_mb * 1e6,
-        )
-    )
-    with store.draft(identity) as draft, track(identity.name, len(source.keys), "images") as bar:
-        for file in plan:
-            _write(draft, source, framing, form, file, bar)
-        rows = np.concatenate([file.rows for file in plan])[:MEASURED_PICTURES]
-        pictures = _pictures(inputs, [source.keys[row] for row in rows.tolist()])
-        with FrameReader(
-            inputs["download"], pipeline.images, MEASURED_PICTURES, pipeline.threads
-        ) as reader:
-            found = reader.read(
-                Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures
-            )
-            encoded = [
-                autoencoder.encode(images_of(frames, autoencoder.device))[0].cpu()
-                for frames in found
-                if frames
-            ]
-        error = relative_error(
-            [
-                source.downscaled(row, latent.shape[1:])
-                for row, latent in zip(rows, encoded, strict=True)
-            ],
-            encoded,
-        )
+    step = Downscaling(pipeline, inputs, resolution, larger)
+    step.check()
+    with store.draft(identity) as draft:
+        return parts.make(step, [draft])[0]
+
+
+@dataclass(frozen=True)
+class Downscaling(Step[PlannedFile, "_Source"]):
+    """Downscales latents, file by file."""
+
+    pipeline: Pipeline
+    inputs: Mapping[str, Output]
+    resolution: int
+    larger: int
+
+    unit = "images"
+
+    @property
+    def what(self) -> str:
+        return output_name(self.resolution)
+
+    @property
+    def reference(self) -> str:
+        return autoencoder_in(self.inputs, self.pipeline.components)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        what = f"the autoencoder ({self.resolution} px)"
+        device = choose_devices(self.pipeline.encode.device, what)[0]
+        return load_autoencoder(self.reference, device)
+
+    @cached_property
+    def source(self) -> _Source:
+        return _Source(open_latents(self.inputs[output_name(self.larger)]))
+
+    @cached_property
+    def made(self) -> Resolution:
+        encode = self.pipeline.encode
+        multiple = self.autoencoder.downscale * self.pipeline.train.model.patch_size
+        framing = Framing(self.resolution, multiple, encode.max_aspect)
+        form = replace(self.source.files[0].form, resolution=self.resolution, dtype=encode.dtype)
+        widths, heights = framing.sizes(self.source.widths, self.source.heights)
+        files = plan_files(widths, heights, bytes_a_pixel(form), encode.shard_mb * 1e6)
+        return Resolution(self.what, framing, form, list(files))
+
+    def check(self) -> None:
+        """Raise a ConfigError where the resolution does not fit the autoencoder and the model."""
+        shape = replace(self.autoencoder.shape, name=self.reference)
+        shape.check_channels(self.pipeline.train.model)
+        check_resolution(shape, self.pipeline.train.model, self.resolution)
+
+    def plan(self) -> Iterator[Part[PlannedFile]]:
+        for file in self.made.files:
+            yield Part(file, {self.what: (self.made.name(file),)}, len(file.rows))
+
+    def open(self) -> AbstractContextManager[_Source]:
+        return nullcontext(self.source)
+
+    def make_part(
+        self, part: Part[PlannedFile], folders: Folders, tools: _Source, bar: Tracker
+    ) -> None:
+        _write(folders[self.what], tools, self.made, part.task, bar)
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        error = self._error()
         log.warning(
-            "%d px: latents downscaled from %d px differ from encoded ones by %.0f %% of their standard deviation",
-            resolution, larger, 100 * error,
-        )  # fmt: skip
-        return draft.commit({**summary(draft, form), "error": float(f"{error:.2g}")})
+            "%d px: latents downscaled from %d px differ from encoded ones by %.0f %% "
+            "of their standard deviation",
+            self.resolution,
+            self.larger,
+            100 * error,
+        )
+        return {**summary(draft, self.made.form), "error": float(f"{error:.2g}")}
+
+    def _error(self) -> float:
+        """How far the first pictures' latents are from encoding them at this resolution."""
+        rows = np.concatenate([file.rows for file in self.made.files])[:MEASURED_PICTURES]
+        pictures = _pictures(self.inputs, [self.source.keys[row] for row in rows.tolist()])
+        framing, device = self.made.framing, self.autoencoder.device
+        wanted = [Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures]
+        images, threads = self.pipeline.images, self.pipeline.threads
+        encoded, own = [], []
+        with FrameReader(self.inputs["download"], images, MEASURED_PICTURES, threads) as reader:
+            for row, frames in zip(rows, reader.read(wanted), strict=True):
+                assert frames is not None  # the larger resolution has it
+                latent = self.autoencoder.encode(images_of(frames, device))[0].cpu()
+                encoded.append(latent)
+                own.append(self.source.downscaled(row, latent.shape[1:]))
+        return relative_error(own, encoded)
 
 
 def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
@@ -185,33 +222,22 @@ def downscaled(latent: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _write(
-    draft: Draft,
-    source: _Source,
-    framing: Framing,
-    form: LatentFormat,
-    file: PlannedFile,
-    bar: Tracker,
+    folder: Folder, source: _Source, made: Resolution, file: PlannedFile, bar: Tracker
 ) -> None:
-    form = replace(form, height=file.height // form.downscale, width=file.width // form.downscale)
-    name = latent_file_name(form.height, form.width, file.number)
-    if draft.has(name):
-        bar.advance(len(file.rows))
-        return
-    with draft.write(name) as pending:
+    downscale = made.form.downscale
+    form = replace(made.form, height=file.height // downscale, width=file.width // downscale)
+    num_enlarged = 0
+    with folder.write(made.name(file)) as pending:
         with LatentWriter(pending.path, form, len(file.rows)) as writer:
             for rows, latent in source.parts(file.rows):
+                keys = [source.keys[row] for row in rows]
                 sizes = [(int(source.widths[row]), int(source.heights[row])) for row in rows]
-                writer.add(
-                    [source.keys[row] for row in rows],
-                    downscaled(latent, (form.height, form.width)),
-                    sizes,
-                )
+                writer.add(keys, downscaled(latent, (form.height, form.width)), sizes)
+                num_enlarged += sum(made.framing.enlarges(*size) for size in sizes)
                 bar.advance(len(rows))
-        small = sum(
-            framing.enlarges(int(source.widths[row]), int(source.heights[row])) for row in file.rows
-        )
+        count = len(file.rows)
         pending.counts.update(
-            {"images": len(file.rows), "bytes": len(file.rows) * form.row_bytes, "upscaled": small}
+            {"images": count, "bytes": count * form.row_bytes, "upscaled": num_enlarged}
         )
 
 

@@ -1,31 +1,30 @@
-"""The autoencoder at work on the files that some resolutions lack: a band of files from one reading
-of its pictures, then the next.
-"""
+"""A model at work on pictures: a band of files from one reading of its pictures, then the next."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from queue import Queue
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.latents import DTYPES, LatentFormat, LatentWriter, latent_file_name
 from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
 from hdm.encoding.pictures import Frame, FrameReader, Wanted
 from hdm.models.devices import Batches
+from hdm.parts import Files, Folders, Part, Step
 from hdm.pixels import to_image
 from hdm.progress import Tracker
-from hdm.store import Draft
+from hdm.store import Folder
 
 ASKED_AT_ONCE = 1000  # pictures whose rows are Python objects at a time
 log = logging.getLogger(__name__)
@@ -33,11 +32,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resolution:
-    """One output in the making: its draft, how pictures are framed for it, what its files hold, and
-    which there are.
+    """What one output holds: how pictures are framed for it, the form of its files, and which there
+    are.
+
+    Args:
+        output: its name.
+        kind: how its files' names begin.
     """
 
-    draft: Draft
+    output: str
     framing: Framing
     form: LatentFormat
     files: list[PlannedFile]
@@ -50,6 +53,17 @@ class Resolution:
             file.number,
             self.kind,
         )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files' values."""
+        pixels = sum(len(file.rows) * file.width * file.height for file in self.files)
+        return int(pixels * bytes_a_pixel(self.form))
+
+
+def bytes_a_pixel(form: LatentFormat) -> float:
+    """Of what is stored, for each pixel of the picture."""
+    return float(form.channels * DTYPES[form.dtype].itemsize / form.downscale**2)
 
 
 class Encoder:
@@ -97,9 +111,9 @@ class _Shard:
     """
 
     def __init__(
-        self, encoder: Encoder, one: Resolution, file: PlannedFile, stack: ExitStack
+        self, encoder: Encoder, one: Resolution, file: PlannedFile, folder: Folder, stack: ExitStack
     ) -> None:
-        self.encoder, self.one, self.file = encoder, one, file
+        self.encoder, self.one, self.file, self.folder = encoder, one, file, folder
         self.form = replace(
             one.form,
             height=file.height // one.form.downscale,
@@ -130,7 +144,7 @@ class _Shard:
             self.open_files.close()
 
     def _open(self) -> None:
-        self.pending = self.open_files.enter_context(self.one.draft.write(self.one.name(self.file)))
+        self.pending = self.open_files.enter_context(self.folder.write(self.one.name(self.file)))
         self.writer = self.open_files.enter_context(
             LatentWriter(self.pending.path, self.form, len(self.file.rows))
         )
@@ -159,98 +173,93 @@ class _Shard:
             )
 
 
-def write(
-    encoders: Sequence[Encoder],
-    reader: FrameReader,
-    pictures: pa.Table,
-    making: Sequence[Resolution],
-    bar: Tracker,
-) -> None:
-    """Write the files that the drafts lack. Encoders share them: each takes the next band of files
-    when it is done with one.
+Band = list[tuple[int, PlannedFile]]
+"""Files that are made from one reading of their pictures, each with the number of its resolution."""
 
-    Args:
-        encoders, reader: what makes latents of pictures.
-        pictures: rows of `kept_pictures`, of which the resolutions were planned.
-        making: the resolutions, the lowest first.
-        bar: told of each picture at each resolution.
-    """
-    shared = _Shared(_missing(pictures, making, bar))
-    if len(encoders) == 1:
-        _work(encoders[0], reader, pictures, shared, bar)
-        return
-    with ThreadPoolExecutor(len(encoders), thread_name_prefix="encoder") as threads:
-        working = [
-            threads.submit(_work, encoder, reader, pictures, shared, bar) for encoder in encoders
-        ]
+
+@dataclass(frozen=True)
+class Encoders:
+    """Models that share the work, and what reads pictures for them."""
+
+    reader: FrameReader
+    every: Sequence[Encoder]
+    free: Queue[Encoder] = field(default_factory=Queue)
+
+    def __post_init__(self) -> None:
+        for encoder in self.every:
+            self.free.put(encoder)
+
+    @contextmanager
+    def one(self) -> Iterator[Encoder]:
+        """One that is free."""
+        encoder = self.free.get()
         try:
-            for ended in as_completed(working):
-                ended.result()
-        finally:  # an error of one, or a signal to all: nobody begins, or ends, another file
-            shared.over.set()
+            yield encoder
+        finally:
+            self.free.put(encoder)
 
 
-Band = list[tuple[Resolution, PlannedFile]]
+class Encoding(Step[Band, Encoders]):
+    """Makes the files of some resolutions, band by band. Each model takes the next band when it is
+    done with one.
+    """
+
+    unit = "images"
+
+    @property
+    @abstractmethod
+    def pictures(self) -> pa.Table:
+        """Rows of `kept_pictures`."""
+
+    @property
+    @abstractmethod
+    def making(self) -> Sequence[Resolution]:
+        """The resolutions, the lowest first."""
+
+    @property
+    def what(self) -> str:
+        return " ".join(one.output for one in self.making)
+
+    def plan(self) -> Iterator[Part[Band]]:
+        for band in bands([one.files for one in self.making], len(self.pictures)):
+            yield self._part(band)
+
+    def lacking(self, part: Part[Band], files: Files) -> Part[Band]:
+        """The same pictures are read for those files that are missing."""
+        return self._part(
+            [
+                (number, file)
+                for number, file in part.task
+                if self.making[number].name(file) in files.get(self.making[number].output, ())
+            ]
+        )
+
+    def _part(self, band: Band) -> Part[Band]:
+        files: dict[str, tuple[str, ...]] = {}
+        for number, file in band:
+            one = self.making[number]
+            files[one.output] = (*files.get(one.output, ()), one.name(file))
+        return Part(band, files, sum(len(file.rows) for _, file in band))
+
+    def threads(self, tools: Encoders) -> int:
+        return len(tools.every)
+
+    def make_part(self, part: Part[Band], folders: Folders, tools: Encoders, bar: Tracker) -> None:
+        files = [(self.making[number], file) for number, file in part.task]
+        with tools.one() as encoder, ExitStack() as stack:
+            shards = [_Shard(encoder, one, file, folders[one.output], stack) for one, file in files]
+            owners: deque[list[int]] = deque()
+            for found in tools.reader.read(_wanted(self.pictures, files, owners)):
+                for place, owner in enumerate(owners.popleft()):
+                    bar.advance()  # first: where all is over, this file is not ended
+                    shards[owner].add(found[place] if found else None)
 
 
-class _Shared:
-    """Bands of files that encoders take one by one, until there are no more or it is over."""
-
-    def __init__(self, bands: Iterator[Band]) -> None:
-        self.bands, self.lock, self.over = bands, threading.Lock(), threading.Event()
-
-    def __iter__(self) -> Iterator[Band]:
-        while not self.over.is_set():
-            with self.lock:
-                band = next(self.bands, None)
-            if band is None:
-                return
-            yield band
-
-
-def _missing(pictures: pa.Table, making: Sequence[Resolution], bar: Tracker) -> Iterator[Band]:
-    for band in bands([one.files for one in making], len(pictures)):
-        missing = []
-        for one, file in ((making[number], file) for number, file in band):
-            if one.draft.has(one.name(file)):
-                bar.advance(len(file.rows))
-            else:
-                missing.append((one, file))
-        if missing:
-            yield missing
-
-
-def _work(
-    encoder: Encoder, reader: FrameReader, pictures: pa.Table, shared: _Shared, bar: Tracker
-) -> None:
-    for band in shared:
-        _write_band(encoder, reader, pictures, band, bar, shared.over)
-
-
-def _write_band(
-    encoder: Encoder,
-    reader: FrameReader,
+def _wanted(
     pictures: pa.Table,
-    files: Band,
-    bar: Tracker,
-    over: threading.Event,
-) -> None:
-    with ExitStack() as stack:
-        shards = [_Shard(encoder, one, file, stack) for one, file in files]
-        owners: deque[list[int]] = deque()
-        for found in reader.read(_wanted(pictures, files, owners)):
-            if over.is_set():
-                raise _Over
-            for place, owner in enumerate(owners.popleft()):
-                shards[owner].add(found[place] if found else None)
-                bar.advance()
-
-
-class _Over(Exception):  # noqa: N818  (what went wrong is told by another)
-    """Half a file is left and forgotten."""
-
-
-def _wanted(pictures: pa.Table, files: Band, owners: deque[list[int]]) -> Iterator[Wanted]:
+    files: Sequence[tuple[Resolution, PlannedFile]],
+    owners: deque[list[int]],
+) -> Iterator[Wanted]:
     """The pictures of some files, in order; who wants each goes to `owners`."""
     order = reading_order([file for _, file in files])
     while part := list(islice(order, ASKED_AT_ONCE)):

@@ -9,13 +9,18 @@ vision model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
+from hdm import parts
 from hdm.config import Pipeline
 from hdm.data.latents import DTYPES, LatentFormat
-from hdm.encoding.encoder import Encoder, Resolution, write
+from hdm.encoding.encoder import Band, Encoder, Encoders, Encoding, Resolution, bytes_a_pixel
 from hdm.encoding.frames import Framing, plan_files
 from hdm.encoding.latents import summary
 from hdm.encoding.pictures import FrameReader, kept_pictures
@@ -23,7 +28,7 @@ from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.devices import choose_devices, stage_batches
 from hdm.models.vision import Vision, load_vision
-from hdm.progress import track
+from hdm.parts import Part
 from hdm.store import Draft, Identity, Output, Store
 from hdm.values import multiples_beside
 
@@ -67,30 +72,67 @@ def make(
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
-    vision = load_vision(
-        resolve(pipeline.components).need("vision"),
-        choose_devices(pipeline.encode.device, "the vision model")[0],
-    )
-    pictures = kept_pictures(inputs["download"], inputs["filter"])
-    with store.draft(identity) as draft, track(NAME, len(pictures), "images") as bar:
-        one = _plan(pipeline, vision, draft, pictures)
-        if not all(draft.has(one.name(file)) for file in one.files):
-            encoder = Encoder(
-                vision.encode,
-                vision.device,
-                stage_batches(
-                    pipeline.encode.batch_size, vision.device, pipeline.threads, "encode.device"
-                ),
-                DTYPES[DTYPE],
-            )
-            with FrameReader(
-                inputs["download"],
-                pipeline.images,
-                2 * pipeline.encode.batch_size,
-                pipeline.threads,
-            ) as reader:
-                write([encoder], reader, pictures, [one], bar)
-        return draft.commit(summary(draft, one.form))
+    step = EncodingFeatures(pipeline, inputs)
+    check_patches(pipeline.encode.features_px, step.vision.patch_size)
+    with store.draft(identity) as draft:
+        return parts.make(step, [draft])[0]
+
+
+@dataclass(frozen=True)
+class EncodingFeatures(Encoding):
+    """Shows kept pictures to the vision model."""
+
+    pipeline: Pipeline
+    inputs: Mapping[str, Output]
+
+    @cached_property
+    def vision(self) -> Vision:
+        return load_vision(
+            resolve(self.pipeline.components).need("vision"),
+            choose_devices(self.pipeline.encode.device, "the vision model")[0],
+        )
+
+    @cached_property
+    def pictures(self) -> pa.Table:
+        return kept_pictures(self.inputs["download"], self.inputs["filter"])
+
+    @cached_property
+    def making(self) -> list[Resolution]:
+        encode, vision = self.pipeline.encode, self.vision
+        weights = weights_digest(resolve(self.pipeline.components).need("vision"))
+        made_by = {"class": type(vision.model).__name__, "weights": weights}
+        form = LatentFormat(
+            vision.width, 0, 0, DTYPE, encode.features_px, vision.patch_size, made_by
+        )
+        framing = Framing(encode.features_px, vision.patch_size, encode.max_aspect)
+        widths, heights = framing.sizes(
+            self.pictures.column("width").to_numpy(), self.pictures.column("height").to_numpy()
+        )
+        files = plan_files(widths, heights, bytes_a_pixel(form), encode.shard_mb * 1e6)
+        return [Resolution(NAME, framing, form, list(files), KIND)]
+
+    def plan(self) -> Iterator[Part[Band]]:
+        count = len(self.pictures)
+        [one] = self.making
+        log.info(
+            "features: %d pictures, %.1f MB, %d bytes a picture",
+            count,
+            one.num_bytes / 1e6,
+            one.num_bytes / count,
+        )
+        return super().plan()
+
+    @contextmanager
+    def open(self) -> Iterator[Encoders]:
+        encode, threads, device = self.pipeline.encode, self.pipeline.threads, self.vision.device
+        batches = stage_batches(encode.batch_size, device, threads, "encode.device")
+        encoder = Encoder(self.vision.encode, device, batches, DTYPES[DTYPE])
+        download, images = self.inputs["download"], self.pipeline.images
+        with FrameReader(download, images, 2 * encode.batch_size, threads) as reader:
+            yield Encoders(reader, [encoder])
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        return summary(draft, self.making[0].form)
 
 
 def check_patches(features_px: int, patch_size: int) -> None:
@@ -101,29 +143,3 @@ def check_patches(features_px: int, patch_size: int) -> None:
             where="encode.features_px",
             do=f"use {' or '.join(map(str, multiples_beside(features_px, patch_size)))}",
         )
-
-
-def _plan(pipeline: Pipeline, vision: Vision, draft: Draft, pictures: pa.Table) -> Resolution:
-    encode = pipeline.encode
-    check_patches(encode.features_px, vision.patch_size)
-    made_by = {"class": type(vision.model).__name__, "weights": draft.identity.weights["vision"]}
-    form = LatentFormat(vision.width, 0, 0, DTYPE, encode.features_px, vision.patch_size, made_by)
-    framing = Framing(encode.features_px, vision.patch_size, encode.max_aspect)
-    widths, heights = framing.sizes(
-        pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
-    )
-    bytes_a_pixel = form.channels * DTYPES[DTYPE].itemsize / form.downscale**2
-    total = float((widths * heights).sum() * bytes_a_pixel)
-    log.info(
-        "features: %d pictures, %.1f MB, %d bytes a picture",
-        len(widths),
-        total / 1e6,
-        total / len(widths),
-    )
-    return Resolution(
-        draft,
-        framing,
-        form,
-        list(plan_files(widths, heights, bytes_a_pixel, encode.shard_mb * 1e6)),
-        KIND,
-    )

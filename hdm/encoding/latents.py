@@ -6,31 +6,38 @@ Pictures of all splits are encoded; which split one is in is looked up in traini
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from hdm import parts
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
 from hdm.data.latents import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
-from hdm.encoding.encoder import Encoder, Resolution, images_of, write
+from hdm.encoding.encoder import (
+    Band,
+    Encoder,
+    Encoders,
+    Encoding,
+    Resolution,
+    bytes_a_pixel,
+    images_of,
+)
 from hdm.encoding.frames import Framing, plan_files
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
-from hdm.encoding.settings import EncodeSettings
-from hdm.errors import ConfigError, LockedError
+from hdm.errors import ConfigError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
 from hdm.models.devices import choose_devices, stage_batches
-from hdm.progress import track
+from hdm.parts import Part, drafts_of
 from hdm.store import Draft, Identity, Output, Store
 from hdm.values import multiples_beside
 
@@ -61,7 +68,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
         **({} if encode.tile_px is None else {"tile_px": encode.tile_px}),
     }
     return Identity(
-        f"encode.{resolution}px",
+        output_name(resolution),
         SCHEMA,
         config,
         inputs,
@@ -94,32 +101,159 @@ def make(
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
-    reference = autoencoder_in(inputs, pipeline.components)
-    names = ", ".join(f"{size} px" for size in (resolution, *also))
-    autoencoders = [
-        load_autoencoder(reference, device)
-        for device in choose_devices(pipeline.encode.device, f"the autoencoder ({names})")
-    ]
-    shape = replace(autoencoders[0].shape, name=reference)
-    shape.check_channels(pipeline.train.model)
-    for size in (resolution, *also):
-        check_resolution(shape, pipeline.train.model, size)
-    pictures = kept_pictures(inputs["download"], inputs["filter"])
-    with ExitStack() as stack:
-        drafts = {resolution: stack.enter_context(store.draft(identity))}
-        for size in also:
-            other = identify(pipeline, identity.inputs, size)
-            with contextlib.suppress(LockedError):  # another run makes it
-                if store.find(other) is None:
-                    drafts[size] = stack.enter_context(store.draft(other))
-        weights = weights_digest(reference)
-        making = [
-            _plan(pipeline, autoencoders[0], weights, draft, size, pictures)
-            for size, draft in drafts.items()
+    step = EncodingLatents(pipeline, inputs, (resolution, *also))
+    step.check()
+    others = [identify(pipeline, identity.inputs, size) for size in also]
+    with drafts_of(store, identity, others) as drafts:
+        step.sizes = tuple(size for size in step.sizes if output_name(size) in drafts)
+        return parts.make(step, drafts.values())[0]
+
+
+@dataclass(eq=False)
+class EncodingLatents(Encoding):
+    """Encodes kept pictures at some resolutions, the lowest first."""
+
+    pipeline: Pipeline
+    inputs: Mapping[str, Output]
+    sizes: tuple[int, ...]
+
+    @property
+    def reference(self) -> str:
+        return autoencoder_in(self.inputs, self.pipeline.components)
+
+    @cached_property
+    def autoencoders(self) -> list[Autoencoder]:
+        names = ", ".join(f"{size} px" for size in self.sizes)
+        devices = choose_devices(self.pipeline.encode.device, f"the autoencoder ({names})")
+        return [load_autoencoder(self.reference, device) for device in devices]
+
+    @cached_property
+    def pictures(self) -> pa.Table:
+        return kept_pictures(self.inputs["download"], self.inputs["filter"])
+
+    @cached_property
+    def making(self) -> list[Resolution]:
+        weights = weights_digest(self.reference)
+        return [self._planned(size, weights) for size in self.sizes]
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What was measured of the making, by output."""
+        return {}
+
+    def check(self) -> None:
+        """Raise a ConfigError where autoencoder, model and resolutions do not fit each other."""
+        model = self.pipeline.train.model
+        shape = replace(self.autoencoders[0].shape, name=self.reference)
+        shape.check_channels(model)
+        for size in self.sizes:
+            check_resolution(shape, model, size)
+
+    def _planned(self, size: int, weights: str) -> Resolution:
+        autoencoder, encode = self.autoencoders[0], self.pipeline.encode
+        multiple = autoencoder.downscale * self.pipeline.train.model.patch_size
+        framing = Framing(size, multiple, encode.max_aspect)
+        made_by = {**autoencoder.identity, "weights": weights}
+        form = LatentFormat(
+            autoencoder.channels, 0, 0, encode.dtype, size, autoencoder.downscale, made_by
+        )
+        widths, heights = framing.sizes(
+            self.pictures.column("width").to_numpy(), self.pictures.column("height").to_numpy()
+        )
+        files = plan_files(widths, heights, bytes_a_pixel(form), encode.shard_mb * 1e6)
+        return Resolution(output_name(size), framing, form, list(files))
+
+    def plan(self) -> Iterator[Part[Band]]:
+        count = len(self.pictures)
+        for one in self.making:
+            log.info(
+                "%d px: %d pictures, %.1f MB of latents, %d bytes a picture",
+                one.framing.resolution,
+                count,
+                one.num_bytes / 1e6,
+                one.num_bytes / count,
+            )
+        return super().plan()
+
+    @contextmanager
+    def open(self) -> Iterator[Encoders]:
+        encode, threads = self.pipeline.encode, self.pipeline.threads
+        # Encoders read at the same time, and share the memory.
+        decode_mb = max(1, self.pipeline.images.decode_mb // len(self.autoencoders))
+        images = self.pipeline.images.model_copy(update={"decode_mb": decode_mb})
+        encoders = [
+            Encoder(
+                partial(one.encode, tile_px=encode.tile_px),
+                one.device,
+                stage_batches(encode.batch_size, one.device, threads, "encode.device"),
+                DTYPES[encode.dtype],
+            )
+            for one in self.autoencoders
         ]
-        _encode(pipeline, autoencoders, inputs["download"], pictures, making)
-        outputs = [_commit(one) for one in making]
-    return outputs[0]
+        download = self.inputs["download"]
+        with FrameReader(download, images, 2 * encode.batch_size, threads) as reader:
+            begun = time.perf_counter()
+            yield Encoders(reader, encoders)
+            seconds = time.perf_counter() - begun
+            # Last: what does not fit in the device's memory has been met by now, and said well.
+            crops = {one.output: self._crop_figures(reader, one) for one in self.making}
+        pace = _pace(encoders, seconds)
+        self.figures.update({name: {**crop, **pace} for name, crop in crops.items()})
+
+    def _crop_figures(self, reader: FrameReader, one: Resolution) -> dict[str, float]:
+        """What cropping the latents costs, on the first pictures that are not square."""
+        autoencoder, encode = self.autoencoders[0], self.pipeline.encode
+        longer = [file.rows for file in one.files if file.width != file.height]
+        rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
+        asked = (
+            Wanted(picture, [(one.framing, one.framing.size(picture))])
+            for picture in self.pictures.take(rows).to_pylist()
+        )
+        images = (images_of(found, autoencoder.device) for found in reader.read(asked) if found)
+        error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
+        if error is None:
+            return {}
+        log.info(
+            "%d px: a crop of the latents differs from encoding the crop by %.1f %% "
+            "of their standard deviation, by %.1f %% near the cut",
+            one.framing.resolution,
+            100 * error.interior,
+            100 * error.border,
+        )
+        return {"crop_error": error.interior, "crop_error_border": error.border}
+
+    def finish(self, draft: Draft) -> Mapping[str, Any]:
+        """Its bytes are logged, to be compared with what was announced."""
+        one = next(one for one in self.making if one.output == draft.identity.name)
+        draft.figures.update(self.figures.get(one.output, {}))
+        counts = draft.counts()
+        files = sum(record.bytes for record in draft.records.values())
+        log.info(
+            "%d px: made %d pictures, %.1f MB of latents in %.1f MB of files, %d bytes a picture",
+            one.framing.resolution,
+            counts["images"],
+            counts["bytes"] / 1e6,
+            files / 1e6,
+            files / max(counts["images"], 1),
+        )
+        return summary(draft, one.form)
+
+
+def _pace(encoders: Sequence[Encoder], seconds: float) -> dict[str, float]:
+    count = sum(one.num_encoded for one in encoders)
+    busy = sum(one.busy_sec for one in encoders) / len(encoders) / seconds
+    log.info(
+        "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",
+        count,
+        seconds,
+        count / seconds,
+        100 * busy,
+    )
+    return {"busy_share": busy, "images_per_sec": count / seconds}
+
+
+def output_name(resolution: int) -> str:
+    return f"encode.{resolution}px"
 
 
 def check_resolution(shape: LatentShape, model: XUTConfig, resolution: int) -> None:
@@ -132,135 +266,6 @@ def check_resolution(shape: LatentShape, model: XUTConfig, resolution: int) -> N
             where="train.phases",
             do=f"use {' or '.join(map(str, multiples_beside(resolution, multiple)))}",
         )
-
-
-def _plan(
-    pipeline: Pipeline,
-    autoencoder: Autoencoder,
-    weights: str,
-    draft: Draft,
-    resolution: int,
-    pictures: pa.Table,
-) -> Resolution:
-    encode = pipeline.encode
-    framing = Framing(
-        resolution, autoencoder.downscale * pipeline.train.model.patch_size, encode.max_aspect
-    )
-    made_by = {**autoencoder.identity, "weights": weights}
-    form = LatentFormat(
-        autoencoder.channels, 0, 0, encode.dtype, resolution, autoencoder.downscale, made_by
-    )
-    widths, heights = framing.sizes(
-        pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
-    )
-    bytes_a_pixel = form.channels * DTYPES[form.dtype].itemsize / form.downscale**2
-    total = int((widths * heights).sum() * bytes_a_pixel)
-    log.info(
-        "%d px: %d pictures, %.1f MB of latents, %d bytes a picture",
-        resolution,
-        len(pictures),
-        total / 1e6,
-        total / len(pictures),
-    )
-    return Resolution(
-        draft,
-        framing,
-        form,
-        list(plan_files(widths, heights, bytes_a_pixel, encode.shard_mb * 1e6)),
-    )
-
-
-def _commit(one: Resolution) -> Output:
-    """Finish the output, and compare its bytes with what was told."""
-    output = one.draft.commit(summary(one.draft, one.form))
-    images, latents, files = (
-        output.counts["images"],
-        output.counts["bytes"],
-        sum(record.bytes for record in output.files),
-    )
-    log.info(
-        "%d px: made %d pictures, %.1f MB of latents in %.1f MB of files, %d bytes a picture",
-        one.framing.resolution, images, latents / 1e6, files / 1e6, files / max(images, 1),
-    )  # fmt: skip
-    return output
-
-
-def _encode(
-    pipeline: Pipeline,
-    autoencoders: Sequence[Autoencoder],
-    download: Output,
-    pictures: pa.Table,
-    making: Sequence[Resolution],
-) -> None:
-    """Make the files that the drafts lack, and note how."""
-    encode = pipeline.encode
-    # Encoders read at the same time, and share the memory.
-    images = pipeline.images.model_copy(
-        update={"decode_mb": max(1, pipeline.images.decode_mb // len(autoencoders))}
-    )
-    if all(one.draft.has(one.name(file)) for one in making for file in one.files):
-        return
-    with (
-        track(
-            " ".join(one.draft.identity.name for one in making),
-            len(pictures) * len(making),
-            "images",
-        ) as bar,
-        FrameReader(download, images, 2 * encode.batch_size, pipeline.threads) as reader,
-    ):
-        dtype = DTYPES[encode.dtype]
-        encoders = [
-            Encoder(
-                partial(one.encode, tile_px=encode.tile_px),
-                one.device,
-                stage_batches(encode.batch_size, one.device, pipeline.threads, "encode.device"),
-                dtype,
-            )
-            for one in autoencoders
-        ]
-        begun = time.perf_counter()
-        write(encoders, reader, pictures, making, bar)
-        seconds = time.perf_counter() - begun
-        # Last: what does not fit in the device's memory has been met by now, and said well.
-        crops = [_crop_figures(autoencoders[0], reader, pictures, one, encode) for one in making]
-    count, busy = (
-        sum(one.num_encoded for one in encoders),
-        sum(one.busy_sec for one in encoders) / len(encoders) / seconds,
-    )
-    log.info(
-        "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",
-        count,
-        seconds,
-        count / seconds,
-        100 * busy,
-    )
-    for one, crop in zip(making, crops, strict=True):
-        one.draft.figures |= {**crop, "busy_share": busy, "images_per_sec": count / seconds}
-
-
-def _crop_figures(
-    autoencoder: Autoencoder,
-    reader: FrameReader,
-    pictures: pa.Table,
-    one: Resolution,
-    encode: EncodeSettings,
-) -> dict[str, float]:
-    """What cropping the latents costs, on the first pictures that are not square."""
-    longer = [file.rows for file in one.files if file.width != file.height]
-    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
-    asked = (
-        Wanted(picture, [(one.framing, one.framing.size(picture))])
-        for picture in pictures.take(rows).to_pylist()
-    )
-    images = (images_of(found, autoencoder.device) for found in reader.read(asked) if found)
-    error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
-    if error is None:
-        return {}
-    log.info(
-        "%d px: a crop of the latents differs from encoding the crop by %.1f %% of their standard deviation, by %.1f %% near the cut",
-        one.framing.resolution, 100 * error.interior, 100 * error.border,
-    )  # fmt: skip
-    return {"crop_error": error.interior, "crop_error_border": error.border}
 
 
 def summary(draft: Draft, form: LatentFormat) -> dict[str, Any]:
