@@ -101,7 +101,6 @@ def plan(
     from hdm.planning.plan import Question, make_plan, with_largest_micro_batches
     from hdm.stages import problems
     from hdm.store import Store, store_root
-    from hdm.training.processes import with_processes
 
     pipeline = load_pipeline(name, settings, file)
     here = hardware.card_here(pipeline.train.device) if measure or gpu is None else None
@@ -114,7 +113,7 @@ def plan(
         pipeline,
         Store(store_root(store)),
         card,
-        num_gpus or (with_processes(pipeline) if here else pipeline).train.processes,
+        num_gpus or pipeline.train.num_processes,
         live_encoders,
     )
     if solve:

@@ -36,7 +36,7 @@ def check_device(wanted: str, where: str) -> None:
     kind, _, number = wanted.partition(":")
     if kind in ("auto", "cpu"):
         return
-    count = count_devices(kind)
+    count = _count(kind)
     if int(number or 0) >= count:
         raise InputError(
             f"torch finds no accelerator {wanted!r}"
@@ -55,7 +55,7 @@ def check_processes(wanted: str, count: int, where: str) -> None:
         where: the setting that names it.
     """
     kind = quiet_device(wanted).partition(":")[0]
-    if count == 1 or kind == "cpu" or count <= (there := count_devices(kind)):
+    if count == 1 or kind == "cpu" or count <= (there := _count(kind)):
         return
     raise InputError(
         f"{count} processes need an accelerator each, and torch finds {there} ({kind})",
@@ -64,7 +64,7 @@ def check_processes(wanted: str, count: int, where: str) -> None:
     )
 
 
-def count_devices(kind: str) -> int:
+def _count(kind: str) -> int:
     """How many devices of a kind torch finds."""
     backend = getattr(torch, kind, None)
     return backend.device_count() if backend is not None and backend.is_available() else 0

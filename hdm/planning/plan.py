@@ -243,7 +243,7 @@ class _Planner:
         """The phases with the largest micro-batch that fits; 1 where not even that does."""
         found = []
         for phase in self.train.phases:
-            share = -(-phase.batch_size // self.train.processes)
+            share = -(-phase.batch_size // self.train.num_processes)
             most = min(share, self._memory(phase).largest_micro_batch(self.room))
             if self.train.contrastive_weight and most < share:
                 most -= most % 2  # neighbours stay together
@@ -275,14 +275,14 @@ class _Planner:
         samples = num_steps(phase) * phase.batch_size
         seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
         if found := (self.asked.measured or {}).get(phase.name):
-            seconds = num_steps(phase) * found.step_sec * self.train.processes
+            seconds = num_steps(phase) * found.step_sec * self.train.num_processes
             total = (
                 total if self.train.shards else found.memory_bytes
             )  # one process alone measured, with all of the model
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
         left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
         return Row(
-            name, samples, left, seconds / 3600, self.train.processes, total, peak.micro_batch
+            name, samples, left, seconds / 3600, self.train.num_processes, total, peak.micro_batch
         )
 
     def _tokens(self, phase: Phase) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     among these.
     """
     settings = job.settings
-    forget_launchers(keep=FROM_TORCHRUN if settings.train.processes > 1 else ())
+    forget_launchers(keep=FROM_TORCHRUN if settings.train.num_processes > 1 else ())
     half = settings.train.precision == "bfloat16"
     # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is
     # used once.

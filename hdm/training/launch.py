@@ -115,7 +115,7 @@ def _died(job: Job, code: int) -> bool:
     come again.
     """
     states = [outcome["state"] for outcome in read_outcomes(Path(job.scratch))]
-    silent = len(states) < job.settings.train.processes or PEER_LOST in states
+    silent = len(states) < job.settings.train.num_processes or PEER_LOST in states
     return code != 0 and ERROR not in states and silent
 
 
@@ -136,7 +136,7 @@ def _wait_for_others(job: Job) -> None:
 
 
 def _command(job: Job) -> list[str]:
-    count = job.settings.train.processes
+    count = job.settings.train.num_processes
     worker = ["-m", "hdm.training.worker", str(job.path)]
     if count == 1:
         return [sys.executable, *worker]
@@ -177,9 +177,9 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
 
 def _environment(job: Job) -> dict[str, str]:
     """What makes training on the CPU alone quicker; the user's own environment goes before it."""
-    from hdm.models.devices import quiet_device  # torch
-
-    return training_environment() if quiet_device(job.settings.train.device) == "cpu" else {}
+    settings = job.settings.train
+    on_cpu_alone = settings.device == "cpu" and settings.num_processes == 1
+    return training_environment() if on_cpu_alone else {}
 
 
 def _kill(process: subprocess.Popen[bytes], job: Job) -> None:

@@ -137,8 +137,8 @@ def training_memory(
         settings.precision == "bfloat16",
         parameters(settings.model),
     )
-    share = -(-phase.batch_size // settings.processes)
-    held = count.total // (settings.processes if settings.shards else 1)
+    share = -(-phase.batch_size // settings.num_processes)
+    held = count.total // (settings.num_processes if settings.shards else 1)
     form = Form(2 if half else 4, by_hand=on_cpu)
     weights, optimizer, average = (
         4 * held,
@@ -167,7 +167,7 @@ def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters) -
     itself, the next one on its way, and its gradients before and while these are spread.
     """
     if not settings.shards:
-        return 4 * count.total if settings.processes > 1 else 0
+        return 4 * count.total if settings.num_processes > 1 else 0
     outside = 4 + (2 * phase.checkpoint_blocks if settings.precision == "bfloat16" else 0)
     return round(outside * count.outside) + 4 * 4 * count.largest_block
 

@@ -36,7 +36,6 @@ from hdm.training.job import (
 from hdm.training.launch import make_companions, run_training
 from hdm.training.optimizers import check_packages
 from hdm.training.origin import check_origin
-from hdm.training.processes import with_processes
 
 SCHEMA = 2
 
@@ -68,7 +67,7 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
     settings = pipeline.train
     yield from raised_by(
         partial(check_device, settings.device, "train.device"),
-        partial(check_processes, settings.device, settings.processes, "train.num_processes"),
+        partial(check_processes, settings.device, settings.num_processes, "train.num_processes"),
         partial(_components_fit, pipeline),
         partial(_start_fits, pipeline),
         partial(_captions_suffice, pipeline, made),
@@ -266,9 +265,8 @@ def _job(
     pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], draft: Draft, number: int
 ) -> Job:
     components = resolve(pipeline.components)
-    settled = with_processes(pipeline, draft.scratch)
     return Job(
-        pipeline=settled.model_dump(mode="json"),
+        pipeline=pipeline.model_dump(mode="json"),
         number=number,
         identity=asdict(identity),
         digest=identity.digest,

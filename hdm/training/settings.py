@@ -219,10 +219,7 @@ class TrainSettings(Settings):
     """
     checkpoint_sec: values.Seconds = runtime(600.0)
     """Seconds between checkpoints."""
-    num_processes: values.Workers | Literal["auto"] = runtime(1)
-    """Processes that train, each with its share of every batch. auto: one for each GPU, or on the
-    CPU for each core up to four, where each has at least eight pictures of a batch.
-    """
+    num_processes: values.Workers = runtime(1)
     sharding: Literal["none", "full"] = runtime("none")
     """full: weights, gradients, averages and optimizer state are spread over the processes (FSDP2),
     for a model that one device does not hold with them; slower, the same files. none: every process
@@ -272,21 +269,16 @@ class TrainSettings(Settings):
         return self
 
     @property
-    def processes(self) -> int:
-        """How many processes train; 1 until `hdm.training.processes` has settled "auto"."""
-        return 1 if self.num_processes == "auto" else self.num_processes
-
-    @property
     def shards(self) -> bool:
         """Whether the model is spread over processes; one alone has all of it in any case."""
-        return self.sharding == "full" and self.processes > 1
+        return self.sharding == "full" and self.num_processes > 1
 
     @model_validator(mode="after")
     def _batches_are_shared(self) -> TrainSettings:
         for number, phase in enumerate(self.phases):
-            if phase.batch_size < self.processes:
+            if phase.batch_size < self.num_processes:
                 raise ConfigError(
-                    f"a batch of {phase.batch_size} cannot be shared by {self.processes} processes",
+                    f"a batch of {phase.batch_size} cannot be shared by {self.num_processes} processes",
                     where=f"train.phases.{number}.batch_size, train.num_processes",
                     do="raise batch_size or lower train.num_processes",
                 )
@@ -295,12 +287,12 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _shards_go_together(self) -> TrainSettings:
         for number, phase in enumerate(self.phases if self.shards else ()):
-            if phase.batch_size % self.processes:
+            if phase.batch_size % self.num_processes:
                 raise ConfigError(
-                    f"the processes of a sharded model need equal shares of a batch, and {self.processes} do not divide "
+                    f"the processes of a sharded model need equal shares of a batch, and {self.num_processes} do not divide "
                     f"{phase.batch_size}",
                     where=f"train.phases.{number}.batch_size, train.num_processes",
-                    do=f"make batch_size a multiple of {self.processes}, or train.sharding none",
+                    do=f"make batch_size a multiple of {self.num_processes}, or train.sharding none",
                 )
             if self.align_weight:
                 raise ConfigError(
@@ -320,15 +312,16 @@ class TrainSettings(Settings):
     def _neighbours_stay_together(self) -> TrainSettings:
         for number, phase in enumerate(self.phases if self.contrastive_weight else ()):
             bounds = [
-                phase.batch_size * rank // self.processes for rank in range(self.processes + 1)
+                phase.batch_size * rank // self.num_processes
+                for rank in range(self.num_processes + 1)
             ]
             share = max(stop - start for start, stop in itertools.pairwise(bounds))
             if any(bound % 2 for bound in bounds[1:-1]):
                 raise ConfigError(
-                    f"train.contrastive_weight pairs neighbours: {self.processes} processes would cut pairs of a batch of "
+                    f"train.contrastive_weight pairs neighbours: {self.num_processes} processes would cut pairs of a batch of "
                     f"{phase.batch_size}",
                     where=f"train.phases.{number}.batch_size, train.num_processes",
-                    do=f"make batch_size a multiple of {2 * self.processes}, or contrastive_weight 0",
+                    do=f"make batch_size a multiple of {2 * self.num_processes}, or contrastive_weight 0",
                 )
             if (
                 phase.micro_batch is not None

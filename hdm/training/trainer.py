@@ -55,7 +55,7 @@ def train(job: Job, stop: StopRequest) -> bool:
         HdmError: the loss is not finite, again and again or in the last steps.
     """
     settings = job.settings.train
-    check_processes(settings.device, settings.processes, "train.num_processes")
+    check_processes(settings.device, settings.num_processes, "train.num_processes")
     device = choose_device(settings.device, "training")
     trainer: Trainer | None = None
     try:

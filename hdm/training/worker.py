@@ -47,7 +47,7 @@ def main(path: Path) -> int:
         if isinstance(told, HdmError):
             write_outcome(scratch, rank, ERROR, told)
             return told.exit_code
-        lost = job.settings.train.processes > 1 and _lost_a_peer(error)
+        lost = job.settings.train.num_processes > 1 and _lost_a_peer(error)
         write_outcome(scratch, rank, PEER_LOST if lost else ERROR, _unexpected(error, job))
         raise  # with its traceback into the log
     stop.ignore()
