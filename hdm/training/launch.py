@@ -177,8 +177,10 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
 
 def _environment(job: Job) -> dict[str, str]:
     """What makes training on the CPU alone quicker; the user's own environment goes before it."""
+    from hdm.models.devices import quiet_device  # torch
+
     settings = job.settings.train
-    on_cpu_alone = settings.device == "cpu" and settings.num_processes == 1
+    on_cpu_alone = settings.num_processes == 1 and quiet_device(settings.device) == "cpu"
     return training_environment() if on_cpu_alone else {}
 
 
