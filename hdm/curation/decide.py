@@ -99,7 +99,7 @@ def make(
     Raises:
         InputError: nothing is kept; the reasons and their numbers are named.
     """
-    tables = tuple(_joined(inputs))
+    tables = tuple(joined_tables(inputs))
     if not any(len(table) for table in tables):
         raise InputError(
             "no picture was downloaded, so there is nothing to filter",
@@ -167,7 +167,8 @@ class Deciding(Step[int, _Decision]):
         return {"moved_to_train": num_moved} if num_moved else {}
 
 
-def _joined(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
+def joined_tables(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
+    """What is known of the pictures, a table a shard."""
     measures = inputs["filter.measures"]
     names = [name for name in MEASURES.names if name != "fingerprint"]
     for number in range(num_shards(measures, "measures")):
