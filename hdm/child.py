@@ -13,8 +13,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import hdm
-
 LAUNCHER_NAMES = frozenset({"FORK_LAUNCHED", "NODE_RANK", "RANK", "WORLD_SIZE"})
 LAUNCHER_PREFIXES = (
     "ACCELERATE_",
@@ -46,7 +44,7 @@ def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, st
         defaults: variables for those that the user has not set.
     """
     found = [
-        str(Path(hdm.__file__).resolve().parent.parent),
+        str(Path(__file__).resolve().parents[1]),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]
     unwanted = _launcher_variables()

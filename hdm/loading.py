@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from hdm.child import forget_launchers
-from hdm.encoding.settings import EncodeSettings
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
+from hdm.model_files.opening import open_model
+from hdm.model_files.stored import StoredModel
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import (
     AUTOENCODER_FOLDER,
@@ -25,13 +26,10 @@ from hdm.models.components import (
     weights_digest,
 )
 from hdm.models.components import VAE as FINETUNED
-from hdm.models.file_names import MODEL
 from hdm.models.settings import Components
-from hdm.models.sources import MODEL_INDEX, Source, read_source
 from hdm.store import MANIFEST, in_use, read_output
 
 VAE, TEXT_ENCODER, TOKENIZER = "vae", "text_encoder", "tokenizer"
-MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default
 NAME_THEM = "name them: --components DIR (a folder that `hdm bootstrap` wrote, or demo), or --autoencoder and --text-encoder"
 
 
@@ -71,42 +69,39 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         for name in DENOISING
         if (reference := getattr(resolve(components), name)) is not None
     }
-    source = read_source(path)
-    if (path / MODEL).is_file():
+    model = open_model(path)
+    if model.kind == "trained":
         with in_use([path] if (path / MANIFEST).exists() else []):
             pass  # hdm gc shall know
-        return _trained(path, source, named, device)
-    if (path / MODEL_INDEX).is_file():
-        return _diffusers_folder(path, source, named, device)
-    return _bare_file(path, source, named, device)
+        return _trained(path, model, named, device)
+    if model.kind == "diffusers":
+        return _diffusers_folder(path, model, named, device)
+    return _bare_file(path, model, named, device)
 
 
 def _trained(
-    folder: Path, source: Source, named: Mapping[str, str], device: torch.device
+    folder: Path, model: StoredModel, named: Mapping[str, str], device: torch.device
 ) -> Loaded:
-    """What a training phase wrote: model.json tells the digests of its components, and names where
+    """What a training phase wrote: its card has the digests of its components, and names where
     these are portable.
     """
-    told = source.told
-    digests, names = (
-        told.get("components", {}),
-        {**told.get("component_names", {}), **_finetuned(folder)},
-    )
-    found = {
+    card = model.card
+    names = {**card.component_names, **_finetuned(folder)}
+    components = {
         component: _own_component(
             component,
-            digests.get(component),
+            card.components.get(component),
             names.get(component, DEMO),
             named.get(component),
             folder,
         )
         for component in DENOISING
     }
-    text_to_image = _assembled(source, found, int(told.get("max_tokens", MAX_TOKENS)), device)
+    text_to_image = _assembled(model, components, device)
     return Loaded(
         text_to_image,
         f"{folder.resolve().parent.name}/{folder.resolve().name}",
-        told.get("resolution"),
+        card.resolution,
     )
 
 
@@ -146,45 +141,41 @@ def _own_component(
 
 
 def _bare_file(
-    path: Path, source: Source, named: Mapping[str, str], device: torch.device
+    path: Path, model: StoredModel, named: Mapping[str, str], device: torch.device
 ) -> Loaded:
     missing = [component.replace("_", " ") for component in DENOISING if component not in named]
     if missing:
         raise InputError(
             f"a bare weights file has no {' and no '.join(missing)}", where=path, do=NAME_THEM
         )
-    return Loaded(_assembled(source, named, MAX_TOKENS, device), path.name, None)
+    return Loaded(_assembled(model, named, device), path.name, model.card.resolution)
 
 
 def _diffusers_folder(
-    folder: Path, source: Source, named: Mapping[str, str], device: torch.device
+    folder: Path, model: StoredModel, named: Mapping[str, str], device: torch.device
 ) -> Loaded:
-    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer; its index
-    may tell max_tokens and resolution.
-    """
+    """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer."""
     if named:
         raise InputError(
             "a diffusers folder brings its own components",
             where=folder,
             do="leave out --components and the like",
         )
-    told = source.told
     components = {"autoencoder": str(folder / VAE), "text_encoder": str(folder / TEXT_ENCODER)}
-    max_tokens, tokenizer = int(told.get("max_tokens") or MAX_TOKENS), str(folder / TOKENIZER)
-    text_to_image = _assembled(source, components, max_tokens, device, tokenizer)
-    return Loaded(text_to_image, folder.resolve().name, told.get("resolution"))
+    text_to_image = _assembled(model, components, device, str(folder / TOKENIZER))
+    return Loaded(text_to_image, folder.resolve().name, model.card.resolution)
 
 
 def _assembled(
-    source: Source,
+    model: StoredModel,
     components: Mapping[str, str],
-    max_tokens: int,
     device: torch.device,
     tokenizer: str | None = None,
 ) -> TextToImage:
+    text_encoder, max_tokens = components["text_encoder"], model.card.max_tokens
     return TextToImage(
-        source.weights.model().to(device).eval().requires_grad_(False),
-        Conditioning(components["text_encoder"], device, torch.float32, max_tokens, tokenizer),
+        model.denoiser().to(device).eval().requires_grad_(False),
+        Conditioning(text_encoder, device, torch.float32, max_tokens, tokenizer),
         load_autoencoder(components["autoencoder"], str(device)),
         decode_batch=1,
     )

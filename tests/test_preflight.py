@@ -16,8 +16,8 @@ from PIL import Image
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, InputError
 from hdm.files import write_json
+from hdm.model_files.weights import Weights, save_weights
 from hdm.models.components import components_folder
-from hdm.models.weights import Weights, save_weights
 from hdm.models.xut import XUT
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, preflight, problems, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,15 +41,15 @@ def ema(
 
     Example: hdm ema store/train.64px/b70a507ff6303281 --length 0.08 --out sharper
     """
-    from hdm.files import write_json, written_aside
-    from hdm.models.components import read_json
-    from hdm.models.file_names import EMA, MODEL
-    from hdm.models.tensors import read_tensors, save_tensors
-    from hdm.training.power_ema import find_snapshots, synthesize
+    from hdm.files import written_aside
+    from hdm.model_files.card import read_card
+    from hdm.model_files.names import EMA
+    from hdm.model_files.power_ema import find_snapshots, synthesize
+    from hdm.model_files.tensors import read_tensors, save_tensors
 
     if out.exists():
         raise InputError("is there already", where=out, do="name another, or remove it first")
-    told = read_json(source / MODEL, do="name the folder of a finished training phase")
+    card = read_card(source, do="name the folder of a finished training phase")
     snapshots = find_snapshots(source)
     if not snapshots:
         raise InputError(
@@ -59,7 +60,7 @@ def ema(
     average, error = synthesize(snapshots, length)
     with written_aside(out / EMA) as aside:
         save_tensors(aside, {**read_tensors(source / EMA), **average})  # what is no parameter stays
-    write_json(out / MODEL, {**told, "ema_length": length})
+    replace(card, ema_length=length).write(out)
     console = Terminal(soft_wrap=True, highlight=False)
     console.print(
         f"from {counted(len(snapshots), 'snapshot')}; the profile is met to {100 * error:.2g} %"

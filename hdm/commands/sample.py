@@ -34,7 +34,7 @@ GRID_IMAGES, GRID_COLUMNS, GRID_GAP_PX = 64, 8, 2
 SHOWN, HOW, PARTS = "What is shown", "How it is made", "Parts of the model"
 
 WEIGHTS = typer.Option(
-    help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, or a .safetensors file; "
+    help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file, or a .ckpt; "
     "else the newest finished training."
 )
 PIPELINE = typer.Option(

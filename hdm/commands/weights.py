@@ -15,7 +15,7 @@ from hdm.messages import Terminal
 from hdm.options import number
 
 if TYPE_CHECKING:
-    from hdm.models.weights import Weights
+    from hdm.model_files.weights import Weights
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,7 +40,7 @@ def check(
 
     Example: hdm weights check tests/golden/xut_small.safetensors
     """
-    from hdm.models.golden import LIMIT, compare
+    from hdm.model_files.golden import LIMIT, compare
 
     console, wrong = Terminal(soft_wrap=True, highlight=False), []
     for file in files:
@@ -78,15 +78,11 @@ def import_weights(
 
     Example: hdm weights import hdm-xut-base.ckpt --out models/
     """
-    from hdm.models.lightning import EMA, read_checkpoint
-    from hdm.models.weights import read_weights, save_weights
+    from hdm.model_files.lightning import EMA
+    from hdm.model_files.opening import open_model
+    from hdm.model_files.weights import save_weights
 
-    if file.suffix == ".safetensors":
-        if ema:
-            raise InputError("--ema is for checkpoints", where=file, do="leave it out")
-        weights = read_weights(file, inferring=True)
-    else:
-        weights = read_checkpoint(file, ema=ema)
+    weights = open_model(file, average=True if ema else None, infer=True).weights
     target = _new(out if out.suffix == ".safetensors" else out / f"{file.stem}.safetensors")
     save_weights(target, weights, tread_rate)
     _tell(weights, target)
@@ -141,10 +137,10 @@ def export_weights(
     if out is None and diffusers is None:
         raise InputError("nothing to write", do="give --out FILE, --diffusers DIR, or both")
     from hdm.diffusers_pipeline.folder import write_folder
+    from hdm.model_files.opening import open_model
+    from hdm.model_files.weights import save_weights
     from hdm.models.components import resolve
     from hdm.models.settings import Components
-    from hdm.models.sources import read_source
-    from hdm.models.weights import save_weights
 
     if (
         diffusers is not None
@@ -155,19 +151,19 @@ def export_weights(
             "a diffusers folder holds a text encoder and an autoencoder too",
             do="name them: --components DIR, or demo",
         )
-    found = read_source(source, raw=raw)
+    model = open_model(source, average=False if raw else None)
     if out is not None:
-        save_weights(_new(out), found.weights, tread_rate)
-        _tell(found.weights, out)
+        save_weights(_new(out), model.weights, tread_rate)
+        _tell(model.weights, out)
     if diffusers is not None:
         write_folder(
             diffusers,
-            found,
+            model,
             resolve(
                 Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
             ),
         )
-        _tell(found.weights, diffusers)
+        _tell(model.weights, diffusers)
 
 
 def _tell(weights: Weights, target: Path) -> None:

@@ -23,16 +23,16 @@ from safetensors.torch import save_file
 
 from hdm.diffusers_pipeline.denoiser import XUTTransformer
 from hdm.diffusers_pipeline.pipeline import HDMPipeline
-from hdm.encoding.settings import EncodeSettings
 from hdm.errors import InputError
 from hdm.files import TEMPORARY, explain_os_error, write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
+from hdm.model_files.names import MODEL_INDEX, TENSORS, TRANSFORMER
+from hdm.model_files.stored import StoredModel
+from hdm.model_files.weights import Weights
 from hdm.models.autoencoder import load_autoencoder, published_statistics
 from hdm.models.components import Resolved, locate, read_json, weights_digest
-from hdm.models.sources import MODEL_INDEX, TENSORS, TRANSFORMER, Source
 from hdm.models.text_encoder import TowerEncoder, load_tokenizer
-from hdm.models.weights import Weights
 
 RESOLUTION = 1024
 """Side of a picture in pixels where nothing says what a model was trained at: the last of the
@@ -49,13 +49,13 @@ TOKENIZER_FILES = (
 )
 
 
-def write_folder(out: Path, source: Source, components: Resolved) -> None:
+def write_folder(out: Path, model: StoredModel, components: Resolved) -> None:
     """Write a folder that `HDMPipeline.from_pretrained` and `DiffusionPipeline.from_pretrained`
     load.
 
     Args:
         out: the folder; it is there whole or not at all.
-        source: the denoiser.
+        model: the denoiser.
         components: references of its text encoder and autoencoder.
 
     Raises:
@@ -67,11 +67,11 @@ def write_folder(out: Path, source: Source, components: Resolved) -> None:
         raise InputError(
             "is there already", where=out, do="name another folder, or remove it first"
         )
-    _check_trained_with(source, components)
-    index = _index(source, components)
+    _check_trained_with(model, components)
+    index = _index(model, components)
     aside = out.parent / f"{TEMPORARY}{os.getpid()}-{out.name}"
     try:
-        _write(aside, source.weights, components)
+        _write(aside, model.weights, components)
         write_json(aside / MODEL_INDEX, index)
         aside.rename(out)
     except OSError as error:
@@ -80,10 +80,9 @@ def write_folder(out: Path, source: Source, components: Resolved) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_trained_with(source: Source, components: Resolved) -> None:
+def _check_trained_with(model: StoredModel, components: Resolved) -> None:
     """Hold components against the digests that training wrote down."""
-    digests = source.told.get("components")
-    for component, digest in digests.items() if isinstance(digests, dict) else ():
+    for component, digest in model.card.components.items():
         reference = components.need(component)
         locate(reference, download=True)
         if (found := weights_digest(reference)) != digest:
@@ -94,13 +93,11 @@ def _check_trained_with(source: Source, components: Resolved) -> None:
             )
 
 
-def _index(source: Source, components: Resolved) -> dict[str, Any]:
+def _index(model: StoredModel, components: Resolved) -> dict[str, Any]:
     """What model_index.json says; the components are loaded for it, so that they are known to
     fit.
     """
-    max_tokens = int(
-        source.told.get("max_tokens") or EncodeSettings.model_fields["max_tokens"].default
-    )
+    max_tokens = model.card.max_tokens
     conditioning = Conditioning(
         components.need("text_encoder"), torch.device("cpu"), torch.float32, max_tokens
     )
@@ -111,7 +108,7 @@ def _index(source: Source, components: Resolved) -> dict[str, Any]:
             do="a diffusers folder needs a language model; `hdm weights export --out FILE` writes the weights alone",
         )
     autoencoder = load_autoencoder(components.need("autoencoder"))
-    TextToImage(source.weights.model(), conditioning, autoencoder)
+    TextToImage(model.denoiser(), conditioning, autoencoder)
     if not hasattr(diffusers, str(autoencoder.identity["class"])):
         raise InputError(
             "is no autoencoder that diffusers loads",
@@ -122,7 +119,7 @@ def _index(source: Source, components: Resolved) -> dict[str, Any]:
         "_class_name": HDMPipeline.__name__,
         "_diffusers_version": diffusers.__version__,
         "max_tokens": max_tokens,
-        "resolution": int(source.told.get("resolution") or RESOLUTION),
+        "resolution": model.card.resolution or RESOLUTION,
         "text_encoder": ["transformers", type(conditioning.encoder.model).__name__],
         "tokenizer": ["transformers", _tokenizer_class(components.need("text_encoder"))],
         TRANSFORMER: [XUTTransformer.__module__, XUTTransformer.__name__],

@@ -21,10 +21,10 @@ from hdm.diffusion.sampler import Sampling
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.pictures import named, png, sheet
 from hdm.generation.text_to_image import TextToImage
+from hdm.model_files.opening import open_model
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import resolve
 from hdm.models.devices import Batches, choose_device, stage_batches
-from hdm.models.sources import read_source
 from hdm.scoring.judges import PromptSet
 from hdm.store import Draft, Folder, Output
 from hdm.values import size_of
@@ -68,7 +68,7 @@ class Painter:
         device = torch.device(choose_device(self.settings.device, "generating images"))
         max_tokens = self.pipeline.train.phases[-1].max_tokens or self.pipeline.encode.max_tokens
         return TextToImage(
-            read_source(self.trained.path).weights.model().to(device).eval().requires_grad_(False),
+            open_model(self.trained.path).denoiser().to(device).eval().requires_grad_(False),
             Conditioning(self.components.need("text_encoder"), device, torch.float32, max_tokens),
             load_autoencoder(self.autoencoder, str(device)),
         )

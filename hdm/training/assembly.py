@@ -22,11 +22,11 @@ from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
+from hdm.model_files.names import EMA
+from hdm.model_files.opening import open_model
+from hdm.model_files.tensors import read_tensors
 from hdm.models.denoiser import Denoiser, build_denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
-from hdm.models.file_names import EMA
-from hdm.models.sources import read_source
-from hdm.models.tensors import read_tensors
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output
 from hdm.training.checkpoint import load_weights
@@ -82,7 +82,7 @@ def starting_model(job: Job) -> Denoiser:
         load_weights(model, read_tensors(before.file(EMA)), before.file(EMA))
     elif job.number == 0 and settings.start is not None and settings.start.weights is not None:
         path = Path(settings.start.weights).expanduser()
-        load_weights(model, read_source(path).weights.tensors, path)
+        load_weights(model, open_model(path).weights.tensors, path)
     return model
 
 

@@ -34,7 +34,7 @@ from hdm.files import (
     sha256_file,
     sync,
 )
-from hdm.models.tensors import num_bytes, read_tensors, save_tensors
+from hdm.model_files.tensors import num_bytes, read_tensors, save_tensors
 from hdm.sharding import local, share
 from hdm.training.job import METRICS, checkpoint_folder
 

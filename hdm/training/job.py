@@ -22,12 +22,12 @@ from hdm import errors
 from hdm.config import Pipeline
 from hdm.errors import HdmError
 from hdm.files import read_record, write_json
-from hdm.models.file_names import EMA, MODEL, WEIGHTS
+from hdm.model_files.names import CARD, EMA, WEIGHTS
 from hdm.store import Output, read_output
 from hdm.training.settings import Phase
 
 METRICS, GENERATED = "metrics.jsonl", "generated.png"
-FILES = (WEIGHTS, EMA, MODEL, METRICS, GENERATED)
+FILES = (WEIGHTS, EMA, CARD, METRICS, GENERATED)
 SUMMARY = "summary.json"  # goes into the manifest
 DONE, SAVED, STOPPED, ERROR, PEER_LOST = "done", "saved", "stopped", "error", "peer lost"
 """How a rank ended; `write_outcome`."""

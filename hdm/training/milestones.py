@@ -21,10 +21,10 @@ from pathlib import Path
 from torch import Tensor
 
 from hdm.files import fast_hash, write_bytes, written_aside
-from hdm.models.tensors import num_bytes, save_tensors
+from hdm.model_files.power_ema import snapshot_name
+from hdm.model_files.tensors import num_bytes, save_tensors
 from hdm.sharding import gathered
 from hdm.store import DAMAGED
-from hdm.training.power_ema import snapshot_name
 
 FOLDER = "milestones"
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
+from hdm.model_files.names import CARD, EMA, WEIGHTS
+from hdm.model_files.opening import model_config, model_digest
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.devices import check_device, check_processes
-from hdm.models.file_names import EMA, MODEL, WEIGHTS
-from hdm.models.sources import source_config, source_digest
 from hdm.models.text_encoder import check_text_width, text_width
 from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Store
 from hdm.training.job import (
@@ -52,7 +52,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
         "text_encoder": weights_digest(components.need("text_encoder")),
     }
     if number == 0 and settings.start is not None and settings.start.weights is not None:
-        weights["start"] = source_digest(Path(settings.start.weights).expanduser())
+        weights["start"] = model_digest(Path(settings.start.weights).expanduser())
     return Identity(
         f"train.{phase.name}",
         SCHEMA,
@@ -96,7 +96,7 @@ def _start_fits(pipeline: Pipeline) -> None:
     if start is None:
         return
     if start.weights is not None:
-        field, theirs = "train.start.weights", source_config(Path(start.weights).expanduser())
+        field, theirs = "train.start.weights", model_config(Path(start.weights).expanduser())
     else:
         assert start.pipeline is not None
         field, theirs = "train.start.pipeline", pipeline.mixed[start.pipeline].train.model
@@ -281,7 +281,7 @@ def _job(
 def _collect(job: Job, draft: Draft, names: list[str]) -> None:
     """Move the files that training made to their places."""
     for name in names:
-        with draft.write(name, copied=name in (METRICS, MODEL)) as file:
+        with draft.write(name, copied=name in (METRICS, CARD)) as file:
             _move(job.result / name, file.path)
             if name == METRICS:
                 file.counts.update(_counts(job))

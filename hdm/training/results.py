@@ -10,10 +10,11 @@ from typing import Any
 
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
+from hdm.model_files.card import ModelCard
+from hdm.model_files.names import EMA
+from hdm.model_files.tensors import read_tensors
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.denoiser import Denoiser, build_denoiser
-from hdm.models.file_names import EMA, MODEL
-from hdm.models.tensors import read_tensors
 from hdm.training import assembly
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import GENERATED, METRICS, SUMMARY, Job
@@ -72,19 +73,17 @@ def _describe(
     lost: Sequence[str] = (),
 ) -> None:
     """Write `model.json`, metrics and summary; `lost` are milestones that are damaged."""
-    write_json(
-        job.result / MODEL,
-        {
-            "xut": job.settings.train.model.to_dict(),
-            "resolution": job.phase.resolution,
-            "max_tokens": conditioning.max_tokens,
-            "components": {
-                "autoencoder": weights_digest(job.autoencoder),
-                "text_encoder": weights_digest(job.text_encoder),
-            },
-            "component_names": _names(job),
+    card = ModelCard(
+        job.settings.train.model,
+        resolution=job.phase.resolution,
+        max_tokens=conditioning.max_tokens,
+        components={
+            "autoencoder": weights_digest(job.autoencoder),
+            "text_encoder": weights_digest(job.text_encoder),
         },
+        component_names=_names(job),
     )
+    card.write(job.result)
     shutil.copyfile(metrics, job.result / METRICS)
     summary = {
         **last_values(metrics.read_bytes()),
@@ -100,9 +99,9 @@ def _names(job: Job) -> dict[str, str]:
     """Of the components that have a name everywhere; a fine-tuned autoencoder has none."""
     names = portable_names(job.settings.components)
     return {
-        name: told
-        for name, told in names.items()
-        if not (name == "autoencoder" and VAE in job.inputs)
+        component: name
+        for component, name in names.items()
+        if not (component == "autoencoder" and VAE in job.inputs)
     }
 
 

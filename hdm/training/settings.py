@@ -114,7 +114,7 @@ class Start(Settings):
 
     weights: str | None = runtime(None)
     """A .safetensors file or the folder that holds it, as `hdm weights import` writes them; what
-    training wrote; a diffusers folder.
+    training wrote; a diffusers folder; a Lightning checkpoint.
     """
     pipeline: str | None = runtime(None)
     """Entry of pipelines.yaml whose averaged weights they are; `hdm run NAME --until train` makes

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from hdm.model_files.names import EMA, WEIGHTS
+from hdm.model_files.tensors import save_tensors
 from hdm.models.denoiser import Denoiser
-from hdm.models.file_names import EMA, WEIGHTS
-from hdm.models.tensors import save_tensors
 from hdm.sharding import gathered
 from hdm.training.checkpoint import load_weights
 from hdm.training.ema import Average

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from hdm.commands.cli import app
 from hdm.models.xut import XUT
-from tests.models import golden_files
-from tests.models.test_golden import TINY
+from tests.model_files import golden_files
+from tests.model_files.test_golden import TINY
 
 GIVEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
 

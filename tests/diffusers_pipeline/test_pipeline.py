@@ -27,18 +27,20 @@ from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
 from hdm.kernels import remove
+from hdm.model_files.card import ModelCard
+from hdm.model_files.opening import open_model
+from hdm.model_files.stored import StoredModel
+from hdm.model_files.weights import Weights
 from hdm.models import autoencoder
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import Resolved, resolve, weights_digest
 from hdm.models.devices import Batches
 from hdm.models.settings import Components
-from hdm.models.sources import Source, read_source
-from hdm.models.weights import Weights
 from hdm.models.xut import XUT
 from hdm.positions import Camera
 from hdm.training.checkpoint import save_tensors
 from tests.kernels.test_replaced_modules import Shifted, shifted
-from tests.models.golden_files import drawn, save_model
+from tests.model_files.golden_files import drawn, save_model
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 
 DEMO = resolve(Components(folder="demo"))
@@ -79,10 +81,14 @@ def same(pictures: Any, wanted: list[np.ndarray]) -> bool:
     )
 
 
+def stored(weights: Weights, **said: Any) -> StoredModel:
+    return StoredModel(weights, ModelCard(weights.config, **said))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("diffusers") / "model"
-    write_folder(out, Source(weights(), {"resolution": 32, "max_tokens": 256}), DEMO)
+    write_folder(out, stored(weights(), resolution=32, max_tokens=256), DEMO)
     return out
 
 
@@ -207,9 +213,9 @@ def test_it_is_saved_again_as_diffusers_saves(
     again = DiffusionPipeline.from_pretrained(tmp_path / "again")
     assert type(again) is HDMPipeline
     assert (again.config.resolution, again.config.max_tokens) == (32, 256)
-    saved = read_source(tmp_path / "again").weights
+    saved = open_model(tmp_path / "again").weights
     assert saved.config == PUBLISHED
-    for name, tensor in read_source(folder).weights.tensors.items():
+    for name, tensor in open_model(folder).weights.tensors.items():
         assert torch.equal(saved.tensors[name], tensor), name
 
 
@@ -240,8 +246,8 @@ def test_the_folder_keeps_every_bit_and_is_computed_in_32(
     source = replace(
         source, tensors={name: tensor.to(dtype) for name, tensor in source.tensors.items()}
     )
-    write_folder(tmp_path / "model", Source(source), DEMO)
-    found = read_source(tmp_path / "model").weights
+    write_folder(tmp_path / "model", stored(source), DEMO)
+    found = open_model(tmp_path / "model").weights
     assert found.config == source.config
     assert {name: tensor.dtype for name, tensor in found.tensors.items()} == dict.fromkeys(
         source.tensors, dtype
@@ -281,7 +287,7 @@ def test_other_components_and_their_statistics(
         known = ([0.5] * CHANNELS, [2.0 + channel for channel in range(CHANNELS)])
         monkeypatch.setitem(autoencoder.PUBLISHED_STATISTICS, str(parts / "autoencoder"), known)
     config = replace(PUBLISHED, text_width=TEXT_WIDTH, channels=CHANNELS).recommended()
-    write_folder(tmp_path / "model", Source(weights(config)), components)
+    write_folder(tmp_path / "model", stored(weights(config)), components)
     found = HDMPipeline.from_pretrained(tmp_path / "model")
     found.set_progress_bar_config(disable=True)
     wanted = own(weights(config), components)(
@@ -297,22 +303,22 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     other_text = replace(DEMO, text_encoder=str(parts / "text_encoder"))
     cases = [
         (
-            Source(weights()),
+            stored(weights()),
             other_text,
             f"text encoder's embeddings are {TEXT_WIDTH} wide, the model reads 128",
         ),
         (
-            Source(weights()),
+            stored(weights()),
             replace(DEMO, autoencoder=str(parts / "autoencoder")),
             f"autoencoder has {CHANNELS} channels, the model 8",
         ),
-        (Source(weights()), replace(DEMO, text_encoder=DEMO.contrastive), "text tower of a CoCa"),
+        (stored(weights()), replace(DEMO, text_encoder=DEMO.contrastive), "text tower of a CoCa"),
         (
-            Source(weights(), {"components": {"text_encoder": "0" * 64}}),
+            stored(weights(), components={"text_encoder": "0" * 64}),
             DEMO,
             "not the text_encoder that the model was trained with",
         ),
-        (Source(weights()), replace(DEMO, autoencoder=None), "names no autoencoder"),
+        (stored(weights()), replace(DEMO, autoencoder=None), "names no autoencoder"),
     ]
     for source, components, said in cases:
         with pytest.raises(InputError, match=said):
@@ -320,7 +326,7 @@ def test_what_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="is there already"):
-        write_folder(tmp_path / "out", Source(weights()), DEMO)
+        write_folder(tmp_path / "out", stored(weights()), DEMO)
 
 
 def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
@@ -333,29 +339,29 @@ def test_what_training_wrote_is_read_averaged_or_raw(tmp_path: Path) -> None:
         tmp_path / "model.json",
         {"xut": found.config.to_dict(), "resolution": 64, "components": digests},
     )
-    source = read_source(tmp_path)
+    source = open_model(tmp_path)
     assert source.weights.config == found.config
     assert torch.equal(source.weights.tensors["ctx_proj.bias"], found.tensors["ctx_proj.bias"])
     assert torch.equal(
-        read_source(tmp_path, raw=True).weights.tensors["ctx_proj.bias"], raw["ctx_proj.bias"]
+        open_model(tmp_path, average=False).weights.tensors["ctx_proj.bias"], raw["ctx_proj.bias"]
     )
     write_folder(tmp_path / "model", source, DEMO)
     assert json.loads((tmp_path / "model/model_index.json").read_text())["resolution"] == 64
 
     (tmp_path / "ema.safetensors").write_bytes(b"no")
     with pytest.raises(DamagedError, match=r"ema\.safetensors"):
-        read_source(tmp_path)
+        open_model(tmp_path)
     write_json(tmp_path / "model.json", {"xut": replace(found.config, mlp_width=25).to_dict()})
     with pytest.raises(InputError, match=r"mlp\.w12\.bias is \(48,\), the model's \(50,\)"):
-        read_source(tmp_path, raw=True)
+        open_model(tmp_path, average=False)
     save_model(tmp_path / "a.safetensors", drawn(PUBLISHED))
-    assert read_source(tmp_path / "a.safetensors").weights.config == PUBLISHED
+    assert open_model(tmp_path / "a.safetensors").weights.config == PUBLISHED
     with pytest.raises(InputError, match="leave out --raw"):
-        read_source(tmp_path / "a.safetensors", raw=True)
+        open_model(tmp_path / "a.safetensors", average=False)
     with pytest.raises(InputError, match="does not say its configuration"):
-        read_source(tmp_path / "model/vae")
+        open_model(tmp_path / "model/vae")
     with pytest.raises(InputError, match="neither"):
-        read_source(tmp_path / "model/tokenizer")
+        open_model(tmp_path / "model/tokenizer")
 
 
 def test_the_folders_files_are_the_components_own(folder: Path) -> None:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError, InputError
+from hdm.model_files.weights import read_weights
 from hdm.models.tread import draw_kept
-from hdm.models.weights import read_weights
 from hdm.models.xut import XUT
 from hdm.positions import crop_map, full_map, to_patch_grid
 from tests.models import oracle

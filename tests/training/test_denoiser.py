@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
+from hdm.model_files.names import EMA, WEIGHTS
 from hdm.models.denoiser import register
-from hdm.models.file_names import EMA, WEIGHTS
 from hdm.models.xut import XUT
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import Trainer

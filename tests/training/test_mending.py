@@ -14,7 +14,7 @@ import pytest
 
 from hdm.errors import DamagedError
 from hdm.evaluation.painting import Painter
-from hdm.models.sources import read_source
+from hdm.model_files.opening import open_model
 from hdm.store import Output, Store
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import Trainer
@@ -132,7 +132,7 @@ def test_weights_beyond_the_start_up_check_are_compared_when_they_are_read(
     with pytest.raises(DamagedError, match=r"ema\.safetensors"):
         Trainer(job, StopRequest(), "cpu")
     with pytest.raises(DamagedError, match=r"ema\.safetensors"):
-        read_source(copy.folder)
+        open_model(copy.folder)
 
 
 def test_two_bits_of_averages_of_more_than_a_gigabyte(copy: Workshop, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_two_bits_of_averages_of_more_than_a_gigabyte(copy: Workshop, tmp_path: 
     painter = Painter(copy.pipeline, before, job.autoencoder)
     for use in (
         lambda: Trainer(job, StopRequest(), "cpu"),
-        lambda: read_source(before.path),
+        lambda: open_model(before.path),
         lambda: painter.paint(["red circle"], [0]),
     ):
         with pytest.raises(DamagedError, match=r"not what was written.*ema\.safetensors"):

@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from hdm.errors import DoesNotFitError, HdmError
+from hdm.model_files.opening import open_model
 from hdm.models.components import weights_digest
-from hdm.models.sources import read_source
 from hdm.store import locked
 from hdm.training.guard import StopRequest
 from hdm.training.job import FILES, outcome_error, read_outcome, write_outcome
@@ -158,7 +158,7 @@ def test_signals_kills_and_damage_change_no_byte(
 
 
 def test_the_files_show_what_was_learnt(undisturbed: Path, workshop: Workshop) -> None:
-    assert read_source(undisturbed).weights.config == workshop.pipeline.train.model
+    assert open_model(undisturbed).weights.config == workshop.pipeline.train.model
     # Four captions of held-out pictures, each generated at 16 px.
     assert json.loads((undisturbed / "summary.json").read_bytes())["prompts"] == [
         "red square",

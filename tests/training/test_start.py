@@ -16,7 +16,7 @@ from hdm.commands.cli import app
 from hdm.models.xut import XUT
 from hdm.training.guard import StopRequest
 from hdm.training.trainer import Trainer
-from tests.models import golden_files
+from tests.model_files import golden_files
 from tests.training.workshop import Workshop, lively
 
 

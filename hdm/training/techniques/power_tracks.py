@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hdm.model_files.power_ema import gamma_of
 from hdm.sharding import gathered, local, share
 from hdm.training.milestones import Milestones
 from hdm.training.position import Position
-from hdm.training.power_ema import gamma_of
 from hdm.training.technique import Step, Technique
 
 

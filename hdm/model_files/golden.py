@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hdm.errors import InputError
-from hdm.models.weights import PREFIX, read_weights
+from hdm.model_files.weights import PREFIX, read_weights
 from hdm.models.xut import XUT
 
 LIMIT = 1e-5

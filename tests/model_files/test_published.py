@@ -11,11 +11,11 @@ from safetensors import safe_open
 
 from hdm.architecture import PRESETS, XUTConfig
 from hdm.errors import InputError
-from hdm.models.published import from_published, to_published
-from hdm.models.weights import read_weights
+from hdm.model_files.published import from_published, to_published
+from hdm.model_files.weights import read_weights
 from hdm.models.xut import XUT
-from tests.models import golden_files
-from tests.models.test_golden import GIVEN, OTHERS, TINY, names
+from tests.model_files import golden_files
+from tests.model_files.test_golden import GIVEN, OTHERS, TINY, names
 
 
 def empty(config: XUTConfig) -> dict[str, torch.Tensor]:

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, InputError
-from hdm.models.weights import Weights, read_weights, save_weights
+from hdm.model_files.weights import Weights, read_weights, save_weights
 from hdm.models.xut import XUT
-from tests.models.golden_files import save_model
+from tests.model_files.golden_files import save_model
 
 CONFIG = XUTConfig(
     width=32,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hdm.errors import InputError
-from hdm.models.tensors import open_tensors
+from hdm.model_files.tensors import open_tensors
 
 LONGEST = 0.28
 """Of the lengths: a plain mean over all of training has √(1/12) = 0.289."""

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
-from hdm.models.golden import compare, relative_error
-from hdm.models.weights import read_weights
+from hdm.model_files.golden import compare, relative_error
+from hdm.model_files.weights import read_weights
 from hdm.models.xut import XUT
-from tests.models import golden_files
+from tests.model_files import golden_files
 
 GIVEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
 TINY = XUTConfig(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hdm.errors import InputError
-from hdm.training.power_ema import (
+from hdm.model_files.power_ema import (
     coefficients,
     find_snapshots,
     gamma_of,

@@ -21,8 +21,8 @@ from torch import Tensor
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
 from hdm.files import written_aside
-from hdm.models.published import RATE, TREAD, from_published, to_published
-from hdm.models.tensors import open_tensors
+from hdm.model_files.published import RATE, TREAD, from_published, to_published
+from hdm.model_files.tensors import open_tensors
 from hdm.models.tread import num_kept
 from hdm.models.xut import XUT
 

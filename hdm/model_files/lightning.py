@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hdm.errors import DamagedError, InputError
-from hdm.models.weights import PREFIX, Weights, of_tensors
+from hdm.model_files.weights import PREFIX, Weights, of_tensors
 
 EMA = "ema"
 """Under this name averaged weights that were not asked for are counted in `Weights.passed_over`."""

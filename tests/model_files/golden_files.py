@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
-from hdm.models.weights import Weights, save_weights
+from hdm.model_files.weights import Weights, save_weights
 from hdm.models.xut import XUT
 from tests.models import oracle
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from hdm.errors import DamagedError, InputError
-from hdm.models.lightning import EMA, read_checkpoint
-from tests.models import golden_files
-from tests.models.golden_files import PREFIX
-from tests.models.test_golden import TINY
+from hdm.model_files.lightning import EMA, read_checkpoint
+from tests.model_files import golden_files
+from tests.model_files.golden_files import PREFIX
+from tests.model_files.test_golden import TINY
 
 
 def checkpoint(state: dict[str, torch.Tensor], **more: object) -> dict[str, object]:
