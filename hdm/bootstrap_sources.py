@@ -17,10 +17,10 @@ from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Unreadable, Url
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
+from hdm.bootstrap.examples import Example
 from hdm.bootstrap.run import bootstrap
 from hdm.bootstrap.settings import BootstrapSettings
 from hdm.data.decoding import Asked, Decoders, pixels
-from hdm.data.examples import Example
 from hdm.data.images import BadImage
 from hdm.data.settings import ImageSettings
 from hdm.demo.bootstrap import SceneQuality, scene_examples

@@ -18,7 +18,6 @@ from typing_extensions import TypedDict
 
 from hdm.acquisition.settings import DownloadSettings
 from hdm.bootstrap_sources import SCENES, local_pictures
-from hdm.data.crops import resized
 from hdm.data.settings import ImageSettings
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import InputError
@@ -32,6 +31,7 @@ from hdm.vae.finetune import Finetuning, Place
 from hdm.vae.quality import Features, measure_quality
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, run, starting_model
 from hdm.vae.settings import VaeSettings
+from hdm.vae.squares import resized
 
 RECORD, UNFINISHED, PLAN = "finetune.json", ".unfinished", "plan.json"
 MAX_PICTURES = 20_000

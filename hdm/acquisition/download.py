@@ -27,10 +27,10 @@ from hdm.acquisition.inventory import EXAMPLES, Inventory, told
 from hdm.acquisition.inventory import NAME as INVENTORY
 from hdm.acquisition.items import Item, Reader
 from hdm.acquisition.settings import DownloadSettings
+from hdm.acquisition.sites import Site
 from hdm.acquisition.sources import open_source
 from hdm.config import Pipeline
 from hdm.data.decoding import Decoders, header
-from hdm.data.sites import Site
 from hdm.data.tables import read_table, shard_name
 from hdm.demo.settings import SCENES_VERSION
 from hdm.errors import InputError, raised_by

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hdm.data.wording import normal_caption
+from hdm.caption_text.cleaning import normal_caption
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
 """Columns and fields that hold captions, in any case, unless another is asked for; of each row the

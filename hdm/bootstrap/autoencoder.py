@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place, Training, halve
 from hdm.bootstrap.pace import Schedule
 from hdm.bootstrap.pictures import Crops
-from hdm.data.crops import middle_square
-from hdm.data.examples import Example
 from hdm.measuring import Measure
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import Transform
@@ -25,6 +24,7 @@ from hdm.pixels import to_image
 from hdm.vae.losses import edge_difference
 from hdm.vae.normalization import write_statistics
 from hdm.vae.quality import psnr
+from hdm.vae.squares import middle_square
 
 BATCH = 8
 LEARNING_RATE = 2e-3

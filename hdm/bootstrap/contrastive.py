@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place, Training, halve
 from hdm.bootstrap.pace import Schedule
 from hdm.bootstrap.pictures import places
 from hdm.bootstrap.quality import spoiled
 from hdm.bootstrap.text import tokenized
-from hdm.data.examples import Example
 from hdm.files import write_json
 from hdm.measuring import Measure, balance, share
 from hdm.models.contrastive import Contrastive

@@ -12,12 +12,12 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
+from hdm.bootstrap.examples import Example
 from hdm.chance import endless
-from hdm.data.crops import random_square, resized
-from hdm.data.examples import Example
 from hdm.errors import InputError
 from hdm.files import canonical_json
 from hdm.pixels import to_image
+from hdm.vae.squares import random_square, resized
 
 FEWEST = 16
 FEWEST_HELD_OUT = 4  # fewer cannot be measured: each needs others beside it

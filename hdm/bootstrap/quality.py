@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from hdm.data.examples import Example
+from hdm.bootstrap.examples import Example
 from hdm.measuring import Measure, balance, share
 from hdm.models.aesthetic import AestheticHead
 from hdm.models.contrastive import Contrastive

@@ -30,6 +30,7 @@ from hdm.bootstrap.contrastive import (
     save_contrastive,
     train_contrastive,
 )
+from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place
 from hdm.bootstrap.pace import Budget
 from hdm.bootstrap.pictures import FEWEST_HELD_OUT, Lessons, gather
@@ -43,7 +44,6 @@ from hdm.bootstrap.text import (
     train_tokenizer,
 )
 from hdm.child import forget_launchers
-from hdm.data.examples import Example
 from hdm.errors import InputError, SavedOnSignal, counted
 from hdm.files import read_record, sha256_file, write_json
 from hdm.measuring import Measure, measure_in_time, seconds_of_all

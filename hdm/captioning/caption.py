@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from hdm import parts
+from hdm.caption_text.cleaning import normal_caption
 from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
 from hdm.captioning.settings import CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
@@ -18,7 +19,6 @@ from hdm.data.decoding import Asked, Decoders, picture_cost, pixels
 from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
-from hdm.data.wording import normal_caption
 from hdm.errors import InputError, raised_by
 from hdm.keys import Key
 from hdm.models.components import resolve, weights_digest

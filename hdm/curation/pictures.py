@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from hdm.caption_text.cleaning import normal_caption
 from hdm.config import Pipeline
 from hdm.data.decoding import Answer, Asked, Decoders, Work, picture_cost
 from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_table, shard_name
-from hdm.data.wording import normal_caption
 from hdm.keys import Key
 from hdm.store import Output
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from hdm.caption_text.tag_form import plain_caption
 from hdm.data.gather import RowGroups, gather
 from hdm.data.pages import PagedColumn, damage_named, open_file, read_metadata
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
-from hdm.data.tag_form import plain_caption
 from hdm.data.text_form import TextForm
 from hdm.files import explain_os_error
 from hdm.keys import FIELD, Key, key_numbers

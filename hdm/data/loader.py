@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from hdm.caption_text.sides import speak_of_sides
 from hdm.chance import permuted, uniform
 from hdm.data.batch import Batch
 from hdm.data.captions import CaptionTable, TextTable, TokenTable, padded_length
@@ -28,7 +29,6 @@ from hdm.data.index import build_index
 from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.tags import TagTable
-from hdm.data.wording import speak_of_sides
 from hdm.errors import ConfigError, InputError
 from hdm.keys import Key, key_numbers
 from hdm.positions import PositionKind, crop_map, to_patch_grid

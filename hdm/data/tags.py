@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from hdm.caption_text.tag_form import TagDraws, drawn_caption
 from hdm.data.tables import read_tables
-from hdm.data.tag_form import TagDraws, drawn_caption
 from hdm.keys import key_numbers
 from hdm.store import Output
 

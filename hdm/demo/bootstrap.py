@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hdm.data.examples import Example
+from hdm.bootstrap.examples import Example
 from hdm.demo.detector import detect
 from hdm.demo.scenes import HELD_OUT, Scene, captions, draw, make_scene, object_caption
 from hdm.demo.wording import free_caption

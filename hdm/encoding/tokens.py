@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from hdm import parts
+from hdm.caption_text.tag_form import plain_caption
 from hdm.config import Pipeline
 from hdm.data.tables import TOKENS, num_shards, read_table, shard_name, write_table
-from hdm.data.tag_form import plain_caption
 from hdm.errors import InputError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.text_encoder import Tokenizer, load_tokenizer, num_embeddings

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from hdm.chance import endless
-from hdm.data.crops import middle_square, random_square, resized
 from hdm.errors import ConfigError, HdmError, SavedOnSignal
 from hdm.models.autoencoder import raw_latent
 from hdm.models.equivariance import Transform, draw_transform
@@ -39,6 +38,7 @@ from hdm.training.position import BLOCK_IMAGES, explained
 from hdm.training.records import Metrics, Timing
 from hdm.vae.losses import Objective, pixel_difference
 from hdm.vae.settings import VaeSettings
+from hdm.vae.squares import middle_square, random_square, resized
 
 LOOKS = 8  # times that it is looked how much the weights explain
 LOG_EVERY, LINES_AT_LEAST = 10, 20  # steps a line of metrics.jsonl; fewer where the run is short

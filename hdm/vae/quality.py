@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm.data.crops import middle_square
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import equivariance_errors
 from hdm.pixels import to_image, to_pixels
 from hdm.progress import track
 from hdm.statistics import frechet_distance
+from hdm.vae.squares import middle_square
 
 Features = Callable[[list[np.ndarray]], np.ndarray]
 """Pictures (H, W, 3) uint8 → features (N, E)."""

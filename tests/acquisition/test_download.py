@@ -21,10 +21,10 @@ import webdataset
 
 from hdm.acquisition import download
 from hdm.acquisition.settings import DownloadSettings
+from hdm.acquisition.sites import Site
 from hdm.config import Pipeline
 from hdm.data.settings import ImageSettings
 from hdm.data.shards import ImageReader
-from hdm.data.sites import Site
 from hdm.data.tables import SAMPLES, read_tables
 from hdm.errors import InputError
 from hdm.secrets import READERS
@@ -368,7 +368,7 @@ def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
         import contextlib, sys
         from hdm.acquisition import download
         from hdm.config import Pipeline
-        from hdm.data.sites import Site
+        from hdm.acquisition.sites import Site
         from hdm.store import Store
         chosen = Pipeline.model_validate_json(sys.argv[1])
         site = Site(chosen.download.source, chosen.download.kind, {"pictures.test": ("127.0.0.1", int(sys.argv[3]))})

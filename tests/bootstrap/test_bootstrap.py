@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from hdm.bootstrap.autoencoder import save_autoencoder
+from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import halve
 from hdm.bootstrap.pictures import Crops, gather, places
 from hdm.bootstrap.quality import SPOILERS, spoiled
 from hdm.bootstrap.run import Plan, bootstrap
 from hdm.bootstrap.text import tokenized, train_tokenizer
-from hdm.data.crops import resized
-from hdm.data.examples import Example
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import HdmError, InputError
 from hdm.files import sha256_file
@@ -25,6 +24,7 @@ from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.models.settings import Components
 from hdm.models.text_encoder import load_text_encoder, load_tokenizer
+from hdm.vae.squares import resized
 
 BRIEF = Plan(autoencoder_images=24, contrastive_images=32, language_captions=32, quality_images=32)
 

@@ -107,8 +107,8 @@ def test_measure_tells_how_pictures_come_back(pictures: Path) -> None:
     )
     assert code == 0, shown
     autoencoder = load_autoencoder(str(demo))
-    from hdm.data.crops import middle_square
     from hdm.pixels import to_image
+    from hdm.vae.squares import middle_square
 
     image = to_image(
         np.stack([middle_square(example.pixels, 40) for example in scene_examples(8, 40)])

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from hdm.data.tag_form import TagDraws, drawn_caption, plain_caption
+from hdm.caption_text.tag_form import TagDraws, drawn_caption, plain_caption
 
 CAPTION = "masterpiece $$ safe ||| one girl $$ red hair $$ smile %% a girl sits on a wall, smiling. %% outdoors $$ sky"
 GROUPS = [

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hdm.caption_text.tag_form import TagDraws, drawn_caption
 from hdm.config import Pipeline
 from hdm.data.captions import captions_by_key
 from hdm.data.loader import Loader
-from hdm.data.tag_form import TagDraws, drawn_caption
 from hdm.encoding import tokens
 from hdm.errors import ConfigError
 from hdm.models.text_encoder import load_tokenizer

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdm.data.wording import normal_caption, speak_of_sides
+from hdm.caption_text.cleaning import normal_caption
+from hdm.caption_text.sides import speak_of_sides
 
 
 @pytest.mark.parametrize("given_caption", [

@@ -1,0 +1,1 @@
+"""What captions say: cleaned, whether they speak of sides, and what their tags are."""
