@@ -28,8 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
-from hdm.data.images import decode
-from hdm.data.settings import ImageSettings
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
@@ -38,6 +36,8 @@ from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.encoding.settings import EncodeSettings
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.settings import Components
+from hdm.pictures.reading import decode
+from hdm.pictures.settings import ImageSettings
 from hdm.pixels import to_image
 from hdm.store import Identity, Output, Store
 from hdm.training.settings import TrainSettings

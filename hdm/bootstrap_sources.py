@@ -20,11 +20,11 @@ from hdm.acquisition.sources import open_source
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.run import bootstrap
 from hdm.bootstrap.settings import BootstrapSettings
-from hdm.data.decoding import Asked, Decoders, pixels
-from hdm.data.images import BadImage
-from hdm.data.settings import ImageSettings
 from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError
+from hdm.pictures.decoding import Asked, Decoders, pixels
+from hdm.pictures.reading import BadImage
+from hdm.pictures.settings import ImageSettings
 from hdm.pipelines import source_settings
 
 SCENES = "scenes"

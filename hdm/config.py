@@ -8,11 +8,11 @@ from hdm import values
 from hdm.acquisition.settings import DownloadSettings
 from hdm.captioning.settings import CaptionSettings
 from hdm.curation.settings import FilterSettings
-from hdm.data.settings import ImageSettings
 from hdm.encoding.settings import EncodeSettings
 from hdm.errors import ConfigError
 from hdm.evaluation.settings import EvaluateSettings
 from hdm.models.settings import Components
+from hdm.pictures.settings import ImageSettings
 from hdm.settings import Settings, runtime
 from hdm.training.settings import TrainSettings
 from hdm.vae.settings import VaeSettings

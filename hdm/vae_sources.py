@@ -18,7 +18,6 @@ from typing_extensions import TypedDict
 
 from hdm.acquisition.settings import DownloadSettings
 from hdm.bootstrap_sources import SCENES, local_pictures
-from hdm.data.settings import ImageSettings
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import InputError
 from hdm.files import canonical_json, read_record, write_json
@@ -27,6 +26,7 @@ from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import choose_device
 from hdm.models.settings import Components
+from hdm.pictures.settings import ImageSettings
 from hdm.vae.finetune import Finetuning, Place
 from hdm.vae.quality import Features, measure_quality
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, run, starting_model

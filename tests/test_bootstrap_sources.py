@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from hdm.acquisition.settings import DownloadSettings
 from hdm.bootstrap_sources import bootstrap_from, local_pictures
 from hdm.commands.cli import app
-from hdm.data.settings import ImageSettings
 from hdm.errors import ConfigError, InputError
+from hdm.pictures.settings import ImageSettings
 
 
 def test_a_folder_with_captions_in_a_metadata_file(

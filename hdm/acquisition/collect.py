@@ -18,11 +18,11 @@ from typing import Any
 
 from hdm.acquisition.fetch import BlockingFetcher, Fetcher
 from hdm.acquisition.items import Item, Unreadable, Url
-from hdm.data.decoding import Answer, Asked, Decoders
-from hdm.data.images import BadImage, Header
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, shard_name, write_table
 from hdm.files import explain_os_error
+from hdm.pictures.decoding import Answer, Asked, Decoders
+from hdm.pictures.reading import BadImage, Header
 from hdm.progress import Tracker
 from hdm.store import Draft
 

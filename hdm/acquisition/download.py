@@ -30,11 +30,11 @@ from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sites import Site
 from hdm.acquisition.sources import open_source
 from hdm.config import Pipeline
-from hdm.data.decoding import Decoders, header
 from hdm.data.tables import read_table, shard_name
 from hdm.demo.settings import SCENES_VERSION
 from hdm.errors import InputError, raised_by
 from hdm.files import explain_read_error
+from hdm.pictures.decoding import Decoders, header
 from hdm.progress import Tracker, track
 from hdm.redaction import redacted_value
 from hdm.secrets import readable

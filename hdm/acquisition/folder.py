@@ -48,9 +48,9 @@ from hdm.acquisition.texts import (
     settle,
 )
 from hdm.acquisition.tree import Tree, shown, walk
-from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
 from hdm.errors import InputError
 from hdm.keys import key_of
+from hdm.pictures.formats import HEAD_BYTES, foreign_format, sniff
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 FILE_COLUMNS = (FILE_NAME, "filename", "file", "image", "image_path", "path")

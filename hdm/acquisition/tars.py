@@ -24,8 +24,8 @@ from hdm.acquisition.items import (
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import Found, as_text, captions_in_file, settle
 from hdm.acquisition.tree import note_files
-from hdm.data.formats import HEAD_BYTES, sniff
 from hdm.keys import Keys
+from hdm.pictures.formats import HEAD_BYTES, sniff
 
 TEXTS = ("txt", "caption", "text")
 CLASS = "cls"

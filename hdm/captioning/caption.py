@@ -15,8 +15,6 @@ from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
 from hdm.captioning.settings import CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
 from hdm.config import Pipeline
-from hdm.data.decoding import Asked, Decoders, picture_cost, pixels
-from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
 from hdm.errors import InputError, raised_by
@@ -25,6 +23,8 @@ from hdm.models.components import resolve, weights_digest
 from hdm.models.contrastive import can_caption, load_contrastive
 from hdm.models.devices import check_device, choose_device, quiet_device, stage_batches
 from hdm.parts import Folders, Part, Step
+from hdm.pictures.decoding import Asked, Decoders, picture_cost, pixels
+from hdm.pictures.reading import BadImage
 from hdm.progress import Tracker
 from hdm.store import Draft, Folder, Identity, Output, Store
 

@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from hdm.acquisition.settings import DownloadSettings
 from hdm.bootstrap.settings import BootstrapSettings
-from hdm.data.settings import ImageSettings
 from hdm.messages import Terminal
 from hdm.options import Options, Overrides, Shown, with_settings
+from hdm.pictures.settings import ImageSettings
 from hdm.progress import show_log
 
 TRAINING = Options(

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from hdm import values
-from hdm.data.settings import ImageSettings
 from hdm.errors import InputError
 from hdm.messages import Terminal
 from hdm.options import Options, Shown, number, with_settings
+from hdm.pictures.settings import ImageSettings
 from hdm.progress import show_log
 from hdm.vae.settings import VaeSettings
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from hdm.curation.fingerprints import fingerprint
 from hdm.curation.quality import noise, sharpness, to_grey
-from hdm.data.images import decode, reduced
+from hdm.pictures.reading import decode, reduced
 
 if TYPE_CHECKING:
-    from hdm.data.settings import ImageSettings
+    from hdm.pictures.settings import ImageSettings
 
 EMBED_SIDE_PX = 768
 """No model looks closer: larger pictures are reduced before they wait for one."""
@@ -30,7 +30,7 @@ def look(
         data: the file.
         settings: how it is decoded.
         measured: whether to measure it.
-        reduced_to_px: its pixels are wanted, by `hdm.data.images.reduced`; None: they are not.
+        reduced_to_px: its pixels are wanted, by `hdm.pictures.reading.reduced`; None: they are not.
 
     Returns:
         Columns of MEASURES, bytes as hexadecimal digits, and the pixels, as far as asked for.

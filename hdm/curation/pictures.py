@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from hdm.caption_text.cleaning import normal_caption
 from hdm.config import Pipeline
-from hdm.data.decoding import Answer, Asked, Decoders, Work, picture_cost
-from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_table, shard_name
 from hdm.keys import Key
+from hdm.pictures.decoding import Answer, Asked, Decoders, Work, picture_cost
+from hdm.pictures.reading import BadImage
 from hdm.store import Output
 
 COLUMNS = ("key", "status", "captions", "sha256", "offset", "bytes", "width", "height")

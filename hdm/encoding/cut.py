@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hdm.data.images import BadImage, decode
+from hdm.pictures.reading import BadImage, decode
 
 if TYPE_CHECKING:
-    from hdm.data.settings import ImageSettings
+    from hdm.pictures.settings import ImageSettings
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hdm.data.decoding import Asked, Decoders, picture_cost
-from hdm.data.images import BadImage
-from hdm.data.settings import ImageSettings
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.cut import cut_frames
 from hdm.encoding.frames import Framing
 from hdm.errors import DamagedError, InputError
 from hdm.keys import Key
+from hdm.pictures.decoding import Asked, Decoders, picture_cost
+from hdm.pictures.reading import BadImage
+from hdm.pictures.settings import ImageSettings
 from hdm.store import Output
 
 log = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from PIL import Image
 
 from hdm.config import Pipeline
 from hdm.curation.criteria import words
-from hdm.data.decoding import Answer, Asked, Decoders, picture_cost, pixels
-from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.keys import Key
+from hdm.pictures.decoding import Answer, Asked, Decoders, picture_cost, pixels
+from hdm.pictures.reading import BadImage
 from hdm.redaction import redacted
 from hdm.store import Output
 

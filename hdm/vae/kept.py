@@ -8,11 +8,11 @@ from typing import overload
 
 import numpy as np
 
-from hdm.data.decoding import Decoders
-from hdm.data.images import BadImage
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.errors import DamagedError
+from hdm.pictures.decoding import Decoders
+from hdm.pictures.reading import BadImage
 from hdm.store import Output
 
 HELD_OUT = ("held_out", "validation")  # the second where nothing was held out

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from hdm.config import Pipeline
-from hdm.data.decoding import Decoders, pixels
 from hdm.errors import ConfigError, InputError, raised_by
 from hdm.files import TEMPORARY
 from hdm.models.autoencoder import CONFIG, pipeline_latent_shape
 from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device, cpu_threads
+from hdm.pictures.decoding import Decoders, pixels
 from hdm.store import Draft, Identity, Output, Store
 from hdm.training.job import METRICS
 from hdm.training.optimizers import check_packages

@@ -23,10 +23,10 @@ from hdm.acquisition import download
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sites import Site
 from hdm.config import Pipeline
-from hdm.data.settings import ImageSettings
 from hdm.data.shards import ImageReader
 from hdm.data.tables import SAMPLES, read_tables
 from hdm.errors import InputError
+from hdm.pictures.settings import ImageSettings
 from hdm.secrets import READERS
 from hdm.store import Store
 from tests.acquisition.misbehaving import dripping, endless, http, png, png_header

@@ -13,13 +13,13 @@ from hdm.curation import criteria
 from hdm.curation.embed import read_embeddings
 from hdm.curation.outputs import filter_outputs
 from hdm.curation.settings import FilterSettings
-from hdm.data.decoding import Decoders
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError
 from hdm.evaluation import exhibits
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.models.settings import Components
+from hdm.pictures.decoding import Decoders
 from hdm.pipelines import load_pipeline
 from hdm.planning.hardware import card
 from hdm.planning.plan import Question, make_plan

@@ -13,18 +13,18 @@ from hdm.curation.embed import Embeddings
 from hdm.curation.measure import Measures
 from hdm.curation.outputs import filter_outputs
 from hdm.curation.settings import FilterSettings, TopFraction
-from hdm.data.settings import ImageSettings
 from hdm.data.tables import read_tables
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.models.settings import Components
+from hdm.pictures.settings import ImageSettings
 from hdm.store import Output, Store
 from tests.curation.conftest import png
-from tests.data.test_images import encoded, photograph
-from tests.data.test_images import png as png_by_hand
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
+from tests.pictures.test_images import encoded, photograph
+from tests.pictures.test_images import png as png_by_hand
 
 Digests = dict[str, str]
 

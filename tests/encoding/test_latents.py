@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hdm.data.decoding import Decoders
 from hdm.data.latents import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
@@ -25,6 +24,7 @@ from hdm.encoding.frames import plan_files
 from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.keys import key_text
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
+from hdm.pictures.decoding import Decoders
 from hdm.pipelines import Pipeline
 from hdm.store import Identity, Output
 

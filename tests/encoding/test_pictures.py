@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdm.data.settings import ImageSettings
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import DamagedError, HdmError
+from hdm.pictures.settings import ImageSettings
 from hdm.store import Output
 
 FRAMINGS = (Framing(16, 8, 2.0), Framing(32, 8, 1.0))

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hdm.data.images import BadImage, decode, inspect, sniff
 from hdm.data.latents import open_latents
-from hdm.data.settings import ImageSettings
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import DoesNotFitError, HdmError
+from hdm.pictures.reading import BadImage, decode, inspect, sniff
+from hdm.pictures.settings import ImageSettings
 from hdm.store import Identity, Store
 from tests.encoding.test_latents import contents, encode, identify
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdm.data.images import decode
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
@@ -17,6 +16,7 @@ from hdm.evaluation.measuring import distances
 from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
+from hdm.pictures.reading import decode
 from hdm.scoring.judges import PromptSet
 from hdm.scoring.metrics import read_finding
 from hdm.statistics import Kernels, Share, frechet_distance

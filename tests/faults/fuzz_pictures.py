@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from hdm.data.decoding import Asked, Decoders
-from hdm.data.formats import HEAD_BYTES, foreign_format, sniff
-from hdm.data.images import BadImage, decode, inspect
-from hdm.data.settings import ImageSettings
 from hdm.errors import HdmError
+from hdm.pictures.decoding import Asked, Decoders
+from hdm.pictures.formats import HEAD_BYTES, foreign_format, sniff
+from hdm.pictures.reading import BadImage, decode, inspect
+from hdm.pictures.settings import ImageSettings
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
@@ -108,7 +108,7 @@ def made_up() -> list[bytes]:
     files += [_saved(image, "JPEG2000") for image in images[:4]]
     files += [_saved(colour, "JPEG2000", no_jp2=True, irreversible=True)]
     return files + [
-        path.read_bytes() for path in sorted((PROJECT / "tests/data/heif").glob("*.heic"))
+        path.read_bytes() for path in sorted((PROJECT / "tests/pictures/heif").glob("*.heic"))
     ]
 
 

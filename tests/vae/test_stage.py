@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdm.data.decoding import Decoders, pixels
 from hdm.data.tables import read_tables
 from hdm.errors import DamagedError, InputError
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import weights_digest
+from hdm.pictures.decoding import Decoders, pixels
 from hdm.pipelines import load_pipeline
 from hdm.stages import run, run_step
 from hdm.store import Output, Store

@@ -2,7 +2,7 @@
 
 Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores
 EXIF orientation and ICC profiles, only warns of pictures of 89 megapixels, and would hand EPS to a
-PostScript interpreter. Here `hdm.data.formats` decides the format by the first bytes, from a short
+PostScript interpreter. Here `hdm.pictures.formats` decides the format by the first bytes, from a short
 list, and its reader is called directly; sizes are checked before anything is decoded.
 """
 
@@ -29,14 +29,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from hdm.data.boxes import colour_boxes
-from hdm.data.colour import Colour, UnsupportedColour, of_code_points, of_gamma
-from hdm.data.formats import foreign_format, sniff
+from hdm.pictures.boxes import colour_boxes
+from hdm.pictures.colour import Colour, UnsupportedColour, of_code_points, of_gamma
+from hdm.pictures.formats import foreign_format, sniff
 
 if (
     TYPE_CHECKING
 ):  # its import takes as long as all others together, and processes that decode are started often
-    from hdm.data.settings import ImageSettings
+    from hdm.pictures.settings import ImageSettings
 
 MAX_SIDE_PX = 32_768
 """Longer pictures are refused, however thin: 65535 × 1 is an attack or an accident."""
@@ -65,7 +65,7 @@ class BadImage(Exception):  # noqa: N818  (what is bad is the image; nothing wen
 
     Args:
         status: one word: not_image, corrupt, too_large, too_many_scans, too_many_frames, animated,
-            unsupported, too_much_memory; and from `hdm.data.decoding` too_slow and crashes.
+            unsupported, too_much_memory; and from `hdm.pictures.decoding` too_slow and crashes.
         message: a sentence, the same on every machine.
     """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from hdm.data.decoding import Decoders
-from hdm.data.images import FORMATS, BadImage, inspect
+from hdm.pictures.decoding import Decoders
+from hdm.pictures.reading import FORMATS, BadImage, inspect
 from tests.faults.fuzz_pictures import LIMITS, Fuzzing, examined, made_up
 
 FILES = 1200

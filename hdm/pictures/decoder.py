@@ -1,4 +1,4 @@
-"""The process that looks into picture files, within limits: `python -m hdm.data.decoder SETTINGS
+"""The process that looks into picture files, within limits: `python -m hdm.pictures.decoder SETTINGS
 MODULE:FUNCTION`.
 
 A request is one line of JSON on its input (options of the function, the length of the file) and
@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from hdm.data.images import BadImage
+from hdm.pictures.reading import BadImage
 
 if TYPE_CHECKING:
-    from hdm.data.settings import ImageSettings
+    from hdm.pictures.settings import ImageSettings
 
 READY = b"ready\n"
 NICE = 5
@@ -51,7 +51,7 @@ Answer = tuple[dict[str, Any], list[np.ndarray]]
 
 def main() -> None:
     """Serve the process that started this one."""
-    # Validated by the process that asks; see hdm.data.images on the import.
+    # Validated by the process that asks; see hdm.pictures.reading on the import.
     settings = cast("ImageSettings", SimpleNamespace(**json.loads(sys.argv[1])))
     # They may reach it with the process that asks, whose matter they are: its own end is that of
     # its input.

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from hdm.data.formats import HEAD_BYTES, foreign_format
-from hdm.data.images import FORMATS, BadImage, decode, inspect, sniff
-from hdm.data.settings import ImageSettings
+from hdm.pictures.formats import HEAD_BYTES, foreign_format
+from hdm.pictures.reading import FORMATS, BadImage, decode, inspect, sniff
+from hdm.pictures.settings import ImageSettings
 
 HEIF = Path(__file__).resolve().parent / "heif"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

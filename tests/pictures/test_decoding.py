@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdm.data.decoding import Answer, Asked, Decoders, header, picture_cost, pixels
-from hdm.data.images import BadImage, decode
-from hdm.data.settings import ImageSettings
 from hdm.errors import DoesNotFitError, HdmError
-from tests.data.test_images import encoded, photograph, png
+from hdm.pictures.decoding import Answer, Asked, Decoders, header, picture_cost, pixels
+from hdm.pictures.reading import BadImage, decode
+from hdm.pictures.settings import ImageSettings
+from tests.pictures.test_images import encoded, photograph, png
 
 GOOD = encoded(photograph(), "PNG")
 
@@ -104,7 +104,7 @@ def test_the_offending_picture_alone_is_refused(order: bytes, status: str) -> No
 
 def test_a_picture_that_waits_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with Decoders(ImageSettings(max_seconds=1.0), by_order, count=1) as decoders:
-        program = "import hdm.data.decoder as d; d.WALL = 0.2; d.main()"
+        program = "import hdm.pictures.decoder as d; d.WALL = 0.2; d.main()"
         decoders.processes[0].command[1:3] = ["-c", program]
         assert outcomes(decoders, [GOOD, b"sleep", GOOD]) == ["ok", "too_slow", "ok"]
 
@@ -211,9 +211,9 @@ def test_leaving_does_not_wait_for_a_picture_under_way() -> None:
 PARENT = """
 import sys, time
 from functools import partial
-from hdm.data.settings import ImageSettings
-from hdm.data.decoding import Asked, Decoders
-from tests.data.test_decoding import GOOD, by_order
+from hdm.pictures.settings import ImageSettings
+from hdm.pictures.decoding import Asked, Decoders
+from tests.pictures.test_decoding import GOOD, by_order
 with Decoders(ImageSettings(), by_order, count=2) as decoders:
     for answer in [decoders.submit(Asked("x", partial(bytes, GOOD))) for _ in range(20)]:
         answer.result()

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from hdm.data.images import BadImage, decode, inspect
-from hdm.data.settings import ImageSettings
-from tests.data.test_hostile_images import DISPLAY_P3, SRGB, _to_xyz
-from tests.data.test_images import HEIF, chunk, encoded, photograph, png
+from hdm.pictures.reading import BadImage, decode, inspect
+from hdm.pictures.settings import ImageSettings
+from tests.pictures.test_hostile_images import DISPLAY_P3, SRGB, _to_xyz
+from tests.pictures.test_images import HEIF, chunk, encoded, photograph, png
 
 SETTINGS = ImageSettings()
 BT2020 = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))

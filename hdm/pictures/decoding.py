@@ -23,10 +23,10 @@ from typing import Any, cast
 import numpy as np
 
 from hdm.child import child_environment
-from hdm.data.decoder import OUT_OF_MEMORY, READY
-from hdm.data.images import BadImage, decode, inspect, reduced
-from hdm.data.settings import ImageSettings
 from hdm.errors import DoesNotFitError, HdmError
+from hdm.pictures.decoder import OUT_OF_MEMORY, READY
+from hdm.pictures.reading import BadImage, decode, inspect, reduced
+from hdm.pictures.settings import ImageSettings
 
 BYTES_A_PIXEL = 24
 """Of a picture while it is decoded: 14 measured for most formats, 22 for WebP with transparency."""
@@ -49,7 +49,7 @@ def header(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[n
 def pixels(
     data: bytes, settings: ImageSettings, *, reduced_to_px: int | None = None
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Work that decodes: the picture (H, W, 3) uint8, by `hdm.data.images.reduced` where its
+    """Work that decodes: the picture (H, W, 3) uint8, by `hdm.pictures.reading.reduced` where its
     shorter side is at least twice the given.
     """
     found = decode(data, settings).pixels
@@ -181,14 +181,14 @@ class _Ended(Exception):  # noqa: N818  (a state, told to the caller)
 
 
 class _Process:
-    """One process of `hdm.data.decoder`; started when it is first asked, and anew when it has
+    """One process of `hdm.pictures.decoder`; started when it is first asked, and anew when it has
     ended.
     """
 
     def __init__(self, settings: ImageSettings, work: Work) -> None:
         self.settings, self.work = settings, f"{work.__module__}:{work.__qualname__}"
         arguments = (settings.model_dump_json(), self.work)
-        self.command = [sys.executable, "-m", "hdm.data.decoder", *arguments]
+        self.command = [sys.executable, "-m", "hdm.pictures.decoder", *arguments]
         self.process: subprocess.Popen[bytes] | None = None
         self.over, self.starting = False, threading.Lock()
 

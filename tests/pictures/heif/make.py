@@ -16,7 +16,7 @@ QUALITY = {"format": "HEIF", "quality": 95, "chroma": 444}
 
 
 def main() -> None:
-    """The photograph of tests/data/test_images.py at 96 × 64, in several ways."""
+    """The photograph of tests/pictures/test_images.py at 96 × 64, in several ways."""
     pillow_heif.register_heif_opener()
     y, x = np.mgrid[:64, :96]
     image = Image.fromarray(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from hdm.data.images import BadImage, decode, inspect
-from hdm.data.settings import ImageSettings
-from tests.data.test_images import chunk, encoded, photograph, png, shared
+from hdm.pictures.reading import BadImage, decode, inspect
+from hdm.pictures.settings import ImageSettings
+from tests.pictures.test_images import chunk, encoded, photograph, png, shared
 
 PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = ImageSettings()
@@ -89,8 +89,8 @@ def _zeros(count: int) -> bytes:
 GROWTH = """
     import sys
     from pathlib import Path
-    from hdm.data.settings import ImageSettings
-    from hdm.data.images import BadImage, decode
+    from hdm.pictures.settings import ImageSettings
+    from hdm.pictures.reading import BadImage, decode
     def peak():
         return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
     data = Path(sys.argv[1]).read_bytes()
