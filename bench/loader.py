@@ -32,7 +32,13 @@ from hdm.data.batch import Batch
 from hdm.data.captions import RaggedRows
 from hdm.data.gather import gather
 from hdm.data.index import build_index
-from hdm.data.latents import LatentFile, LatentFormat, LatentWriter, latent_file_name, open_latents
+from hdm.data.latent_files import (
+    LatentFile,
+    LatentFormat,
+    LatentWriter,
+    latent_file_name,
+    open_latents,
+)
 from hdm.data.loader import Loader
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
 from hdm.store import Identity, Output, Store

@@ -113,7 +113,7 @@ TRAINING = (
 
 def against_training(settings: list[str]) -> None:
     """Each phase is measured as the plan does, trained, and measured once more: what else the machine does changes meanwhile."""
-    from hdm.planning.measure import measure
+    from hdm.planning.timed_steps import measure
     from hdm.stages import run_step, steps
 
     pipeline = load_pipeline("demo", [*TRAINING, *settings], environment={})

@@ -1,7 +1,7 @@
 """What latents and texts of millions of pictures take on disk, and how long they take to encode and to read: arithmetic alone.
 
-The bytes are those of the files that `hdm.data.latents` writes, to a thousandth (tests/planning/test_sizes.py compares them). The times
-follow from published operation counts and from the rates that are given; nothing is measured here.
+The bytes are those of the files that `hdm.data.latent_files` writes, to a thousandth (tests/planning/test_sizes.py
+compares them). The times follow from published operation counts and from the rates that are given; nothing is measured here.
 """
 
 from __future__ import annotations

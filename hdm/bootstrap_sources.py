@@ -17,8 +17,8 @@ from hdm.acquisition.inventory import Inventory, told
 from hdm.acquisition.items import Unreadable, Url
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
+from hdm.bootstrap.bootstrapping import bootstrap
 from hdm.bootstrap.examples import Example
-from hdm.bootstrap.run import bootstrap
 from hdm.bootstrap.settings import BootstrapSettings
 from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError

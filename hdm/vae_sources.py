@@ -28,7 +28,7 @@ from hdm.models.devices import choose_device
 from hdm.models.settings import Components
 from hdm.pictures.settings import ImageSettings
 from hdm.vae.finetune import Finetuning, Place
-from hdm.vae.quality import Features, measure_quality
+from hdm.vae.reconstruction import Features, measure_quality
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, run, starting_model
 from hdm.vae.settings import VaeSettings
 from hdm.vae.squares import resized

@@ -22,7 +22,7 @@ def lab_table(lab: str, only: list[str], seeds: int | None, overrides: list[str]
     Returns:
         its path.
     """
-    from hdm.lab.report import COSTS, FIGURE, TABLE, CostBook, lab_folder, write_lab
+    from hdm.lab.lab_folder import COSTS, FIGURE, TABLE, CostBook, lab_folder, write_lab
 
     grid, store = configured_grid(lab, only, seeds, overrides), Store(store_root())
     folder: Path = lab_folder(store, lab)

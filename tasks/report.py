@@ -22,7 +22,7 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
     """
     global last_page
     from hdm.evaluation.report import write_report
-    from hdm.evaluation.reports import new_folder, write_index
+    from hdm.evaluation.report_index import new_folder, write_index
     from hdm.stages import Made, identities, steps
 
     settings, store = configured(pipeline, overrides), Store(store_root())

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from hdm.bootstrap.bootstrapping import Plan, bootstrap
 from hdm.bootstrap.pace import Budget
-from hdm.bootstrap.run import Plan, bootstrap
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import DamagedError, HdmError, InputError
 from hdm.files import read_record, write_json
-from hdm.lab.report import CostBook
+from hdm.lab.lab_folder import CostBook
 from hdm.models.components import resolve, weights_digest
 from hdm.models.settings import Components
 from hdm.training.job import read_outcome

@@ -83,7 +83,7 @@ def lab(
         return
     root = Store(store_root())
     if table:
-        from hdm.lab.report import write_lab  # torch: seconds
+        from hdm.lab.lab_folder import write_lab  # torch: seconds
 
         write_lab(grid, root)
     else:
@@ -125,7 +125,7 @@ def _list(grid: Grid, file: Path | None) -> None:
 
 
 def _tell(store: Store, name: str, as_json: bool) -> None:
-    from hdm.lab.report import FIGURE, TABLE, TABLE_JSON, lab_folder
+    from hdm.lab.lab_folder import FIGURE, TABLE, TABLE_JSON, lab_folder
 
     folder = lab_folder(store, name)
     say((folder / (TABLE_JSON if as_json else TABLE)).read_text())

@@ -235,7 +235,7 @@ def traceback_once(verbose: bool) -> Iterator[None]:
 
 
 def _summary(name: str, records: list[Any]) -> dict[str, Any]:
-    from hdm.evaluation.reports import INDEX, reports
+    from hdm.evaluation.report_index import INDEX, reports
     from hdm.scoring.metrics import headlines, scores_of
     from tasks import report, reporter
 

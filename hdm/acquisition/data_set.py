@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdm.acquisition import fingerprints
+from hdm.acquisition import source_fingerprints
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import (
     Item,
@@ -62,14 +62,14 @@ class DataSet:
 
     def fingerprint(self) -> dict[str, Any]:
         if self.parquet:
-            return {"sha256": [fingerprints.whole(path) for path in self.parquet]}
+            return {"sha256": [source_fingerprints.whole(path) for path in self.parquet]}
         if self.folder.is_dir():
             files = sorted(
                 path
                 for path in self.folder.rglob("*")
                 if path.is_file() and not path.name.startswith(".")
             )
-            return fingerprints.tree(
+            return source_fingerprints.tree(
                 (path.relative_to(self.folder).as_posix(), path) for path in files
             )
         return {"name": self.name, "revision": self._revision}

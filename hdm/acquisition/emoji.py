@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hdm.acquisition import fingerprints
+from hdm.acquisition import source_fingerprints
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import Item, Url, read_file
 from hdm.acquisition.remote_list import SCHEMES
@@ -51,7 +51,7 @@ class EmojiPictures:
         found = {"list": hashlib.sha256(canonical_json(listed)).hexdigest()}
         if self.fetched:
             return {**found, "address": self.place}
-        return {**found, **fingerprints.tree((path.name, path) for path in self._files())}
+        return {**found, **source_fingerprints.tree((path.name, path) for path in self._files())}
 
     def total(self) -> int:
         return len(training_pictures())

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hdm.acquisition import fingerprints
+from hdm.acquisition import source_fingerprints
 from hdm.acquisition.inventory import EXAMPLES, Fate, Inventory
 from hdm.acquisition.items import (
     LICENCE_COLUMNS,
@@ -100,10 +100,12 @@ class Folder:
 
     def fingerprint(self) -> dict[str, Any]:
         texts = {name for name in self._files if _suffix(name) in SIDECARS}
-        metadata = {self._relative(path): fingerprints.whole(path) for path in self._metadata_files}
+        metadata = {
+            self._relative(path): source_fingerprints.whole(path) for path in self._metadata_files
+        }
         files = sorted(self._pictures | texts)
         return {
-            **fingerprints.tree((name, self._files[name]) for name in files),
+            **source_fingerprints.tree((name, self._files[name]) for name in files),
             "metadata": metadata,
         }
 

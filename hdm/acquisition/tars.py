@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hdm.acquisition import fingerprints
+from hdm.acquisition import source_fingerprints
 from hdm.acquisition.folder import captions_in_json
 from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.items import (
@@ -60,7 +60,7 @@ class Tars:
         self.root = Path(os.path.commonpath([path.parent for path in paths]))
 
     def fingerprint(self) -> dict[str, Any]:
-        return fingerprints.tree((self._name(path), path) for path in self.paths)
+        return source_fingerprints.tree((self._name(path), path) for path in self.paths)
 
     def total(self) -> None:
         return None

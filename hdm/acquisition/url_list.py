@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hdm.acquisition import fingerprints
+from hdm.acquisition import source_fingerprints
 from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.items import (
     Item,
@@ -73,7 +73,7 @@ class UrlList:
         self.paths, self.settings = paths, settings
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"sha256": [fingerprints.whole(path) for path in self.paths]}
+        return {"sha256": [source_fingerprints.whole(path) for path in self.paths]}
 
     def total(self) -> int:
         return self._survey.total

@@ -43,7 +43,7 @@ def ema(
     """
     from hdm.files import written_aside
     from hdm.model_files.card import read_card
-    from hdm.model_files.names import EMA
+    from hdm.model_files.file_names import EMA
     from hdm.model_files.power_ema import find_snapshots, synthesize
     from hdm.model_files.tensors import read_tensors, save_tensors
 

@@ -136,7 +136,7 @@ def plan(
 
 
 def _measured(asked: Question) -> Mapping[str, Measured]:
-    from hdm.planning.measure import measure
+    from hdm.planning.timed_steps import measure
 
     if asked.live_encoders:
         raise ConfigError(

@@ -129,7 +129,7 @@ def sample(
     Example: hdm sample --pipeline demo --prompt "a red circle" --prompt "a blue star" --count 4
     """
     from hdm.diffusion.sampler import Sampling
-    from hdm.generation.pictures import read_size
+    from hdm.generation.picture_files import read_size
     from hdm.models.settings import Components
     from hdm.positions import Camera
 
@@ -180,7 +180,7 @@ def _unless_named(parts: Mapping[str, str], named: Components) -> dict[str, str]
 
 
 def _prompts(named: Sequence[str], file: Path | None) -> list[str]:
-    from hdm.generation.prompts import read_prompts
+    from hdm.generation.prompt_files import read_prompts
 
     found = [*named, *(read_prompts(file) if file else [])]
     if not found:
@@ -250,7 +250,7 @@ def _written(
     Raises:
         InputError: the folder cannot be written.
     """
-    from hdm.generation.pictures import png, sheet
+    from hdm.generation.picture_files import png, sheet
 
     paths, shown = {}, []
     try:

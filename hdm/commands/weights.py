@@ -136,7 +136,7 @@ def export_weights(
     """
     if out is None and diffusers is None:
         raise InputError("nothing to write", do="give --out FILE, --diffusers DIR, or both")
-    from hdm.diffusers_pipeline.folder import write_folder
+    from hdm.diffusers_pipeline.writing import write_folder
     from hdm.model_files.opening import open_model
     from hdm.model_files.weights import save_weights
     from hdm.models.components import resolve

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from hdm.config import Pipeline
-from hdm.curation.pictures import Picture
+from hdm.curation.downloaded import Picture
 from hdm.curation.settings import FilterSettings
 from hdm.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hdm.curation.fingerprints import fingerprint
-from hdm.curation.quality import noise, sharpness, to_grey
+from hdm.curation.sharpness import noise, sharpness, to_grey
 from hdm.pictures.reading import decode, reduced
 
 if TYPE_CHECKING:

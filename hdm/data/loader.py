@@ -23,10 +23,10 @@ from hdm.caption_text.sides import speak_of_sides
 from hdm.chance import permuted, uniform
 from hdm.data.batch import Batch
 from hdm.data.captions import CaptionTable, TextTable, TokenTable, padded_length
-from hdm.data.features import Crop, FeatureTable
+from hdm.data.feature_table import Crop, FeatureTable
 from hdm.data.gather import RowGroups, gather
 from hdm.data.index import build_index
-from hdm.data.latents import DTYPES, LatentFile, LatentFormat, open_latents
+from hdm.data.latent_files import DTYPES, LatentFile, LatentFormat, open_latents
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.tags import TagTable
 from hdm.errors import ConfigError, InputError

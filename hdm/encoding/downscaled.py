@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hdm import parts
 from hdm.config import Pipeline
-from hdm.data.latents import LatentFile, LatentWriter, open_latents
+from hdm.data.latent_files import LatentFile, LatentWriter, open_latents
 from hdm.encoding.encoder import Resolution, bytes_a_pixel, images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_resolution, output_name, summary

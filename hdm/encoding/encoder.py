@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hdm.data.latents import DTYPES, LatentFormat, LatentWriter, latent_file_name
+from hdm.data.latent_files import DTYPES, LatentFormat, LatentWriter, latent_file_name
 from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
 from hdm.encoding.pictures import Frame, FrameReader, Wanted
 from hdm.models.devices import Batches

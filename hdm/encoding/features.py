@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from hdm import parts
 from hdm.config import Pipeline
-from hdm.data.latents import DTYPES, LatentFormat
+from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.encoder import Band, Encoder, Encoders, Encoding, Resolution, bytes_a_pixel
 from hdm.encoding.frames import Framing, plan_files
 from hdm.encoding.latents import summary

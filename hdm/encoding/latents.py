@@ -20,7 +20,7 @@ import pyarrow as pa
 from hdm import parts
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
-from hdm.data.latents import DTYPES, LatentFormat
+from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import (
     Band,

@@ -19,7 +19,7 @@ from hdm.data.shards import TarShard
 from hdm.data.tables import shard_name
 from hdm.diffusion.sampler import Sampling
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import named, png, sheet
+from hdm.generation.picture_files import named, png, sheet
 from hdm.generation.text_to_image import TextToImage
 from hdm.model_files.opening import open_model
 from hdm.models.autoencoder import load_autoencoder

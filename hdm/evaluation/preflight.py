@@ -9,7 +9,7 @@ from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.evaluation.painting import image_size
 from hdm.evaluation.prompts import check_held_out, check_prompts
-from hdm.generation.pictures import check_sides
+from hdm.generation.picture_files import check_sides
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device

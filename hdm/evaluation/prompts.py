@@ -14,7 +14,7 @@ from hdm.emoji.catalogue import questions
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.real import SPLITS, RealPictures
 from hdm.files import canonical_json
-from hdm.generation.prompts import read_prompts
+from hdm.generation.prompt_files import read_prompts
 from hdm.scoring.judges import JUDGES, PromptSet, judge_of
 from hdm.store import Output
 

@@ -67,7 +67,7 @@ def write_report(
         pipeline: its settings.
         made: outputs in order of their making; a part of the pipeline's will do, and the page then
             tells of that part.
-        folder: of this report alone (`hdm.evaluation.reports.new_folder`).
+        folder: of this report alone (`hdm.evaluation.report_index.new_folder`).
         overrides: the settings that the run was given, as `stage.field=value`.
         missing: names of the pipeline's other outputs.
 

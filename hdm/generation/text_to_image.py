@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm.diffusion.sampler import OnStep, Sampling, generate
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import check_sides
+from hdm.generation.picture_files import check_sides
 from hdm.kernels import install
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.denoiser import Denoiser

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from hdm.evaluation.curves import ticks
+from hdm.lab.cell_results import Result, Results
 from hdm.lab.grid import Grid
-from hdm.lab.results import Result, Results
 
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 320, 230, 3
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 44, 30

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hdm.lab.cell_results import Result, Results
 from hdm.lab.cost import Cost
 from hdm.lab.grid import Comparison, Grid
-from hdm.lab.results import Result, Results
 from hdm.scoring.metrics import Score
 from hdm.statistics import Interval
 

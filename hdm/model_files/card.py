@@ -14,7 +14,7 @@ from hdm.architecture import XUTConfig
 from hdm.encoding.settings import EncodeSettings
 from hdm.errors import InputError
 from hdm.files import write_json
-from hdm.model_files.names import CARD
+from hdm.model_files.file_names import CARD
 from hdm.models.components import read_json
 
 MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from hdm.architecture import XUTConfig
 from hdm.errors import InputError
 from hdm.model_files.card import ModelCard, card_of, read_card
+from hdm.model_files.file_names import CARD, EMA, MODEL_INDEX, TENSORS, TRANSFORMER, WEIGHTS
 from hdm.model_files.lightning import read_checkpoint
-from hdm.model_files.names import CARD, EMA, MODEL_INDEX, TENSORS, TRANSFORMER, WEIGHTS
 from hdm.model_files.stored import StoredModel
 from hdm.model_files.tensors import read_tensors
 from hdm.model_files.weights import Weights, check_fit, read_weights

@@ -14,7 +14,7 @@ import torch
 
 from hdm.config import Pipeline
 from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, write_table
 from hdm.keys import key_text

@@ -22,7 +22,7 @@ from hdm.data.mixture import Mixture
 from hdm.data.tags import TagDraws, TagTable
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
-from hdm.model_files.names import EMA
+from hdm.model_files.file_names import EMA
 from hdm.model_files.opening import open_model
 from hdm.model_files.tensors import read_tensors
 from hdm.models.denoiser import Denoiser, build_denoiser

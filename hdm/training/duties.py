@@ -9,9 +9,9 @@ from hdm.errors import HdmError
 from hdm.training.checkpoints import Checkpoints
 from hdm.training.job import Job
 from hdm.training.logbook import Logbook
-from hdm.training.pictures import Grid
 from hdm.training.ranks import CutShort, Ranks
 from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
+from hdm.training.sample_grid import Grid
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from hdm import errors
 from hdm.config import Pipeline
 from hdm.errors import HdmError
 from hdm.files import read_record, write_json
-from hdm.model_files.names import CARD, EMA, WEIGHTS
+from hdm.model_files.file_names import CARD, EMA, WEIGHTS
 from hdm.store import Output, read_output
 from hdm.training.settings import Phase
 

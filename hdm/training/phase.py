@@ -18,7 +18,7 @@ from typing import Any
 
 from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
-from hdm.model_files.names import CARD, EMA, WEIGHTS
+from hdm.model_files.file_names import CARD, EMA, WEIGHTS
 from hdm.model_files.opening import model_config, model_digest
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest

@@ -11,7 +11,7 @@ from typing import Any
 from hdm.files import write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.model_files.card import ModelCard
-from hdm.model_files.names import EMA
+from hdm.model_files.file_names import EMA
 from hdm.model_files.tensors import read_tensors
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.denoiser import Denoiser, build_denoiser
@@ -19,7 +19,7 @@ from hdm.training import assembly
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import GENERATED, METRICS, SUMMARY, Job
 from hdm.training.milestones import Milestones
-from hdm.training.pictures import Grid
+from hdm.training.sample_grid import Grid
 from hdm.training.trainable import Trainable
 
 

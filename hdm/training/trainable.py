@@ -8,12 +8,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from hdm.model_files.names import EMA, WEIGHTS
+from hdm.model_files.file_names import EMA, WEIGHTS
 from hdm.model_files.tensors import save_tensors
 from hdm.models.denoiser import Denoiser
 from hdm.sharding import gathered
+from hdm.training.average import Average
 from hdm.training.checkpoint import load_weights
-from hdm.training.ema import Average
 
 Sets = Callable[[str], Mapping[str, Tensor]]
 """Sets of tensors by name, as a checkpoint reads them."""

@@ -33,10 +33,10 @@ from hdm.training.loop import run_course
 from hdm.training.norms import gradient_norms, total_norm
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.out_of_memory import does_not_fit, is_out_of_memory
-from hdm.training.pictures import Grid
 from hdm.training.ranks import CutShort
 from hdm.training.results import make_companions, write_results
 from hdm.training.running import Requests
+from hdm.training.sample_grid import Grid
 from hdm.training.state import State
 from hdm.training.technique import Step
 from hdm.training.techniques.choose import choose_techniques

@@ -27,8 +27,8 @@ from hdm.pixels import to_image
 from hdm.progress import Tracker, track
 from hdm.sharding import finite
 from hdm.training import checkpoint
+from hdm.training.average import Average
 from hdm.training.checkpoint import load_weights
-from hdm.training.ema import Average
 from hdm.training.guard import Signals, signals_counted
 from hdm.training.incidents import forgotten
 from hdm.training.job import METRICS, TIMING

@@ -25,7 +25,7 @@ from hdm.models.small_autoencoder import new_autoencoder
 from hdm.training.threads import keep_threads
 from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.normalization import write_statistics
-from hdm.vae.quality import Features, measure_quality
+from hdm.vae.reconstruction import Features, measure_quality
 from hdm.vae.settings import VaeSettings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

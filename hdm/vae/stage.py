@@ -32,7 +32,7 @@ from hdm.training.optimizers import check_packages
 from hdm.vae.finetune import Place
 from hdm.vae.kept import KeptPictures, held_out_pictures
 from hdm.vae.perceptual import check_perceptual
-from hdm.vae.quality import Features
+from hdm.vae.reconstruction import Features
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, check_counts, check_squares, run
 from hdm.vae.settings import VaeSettings
 

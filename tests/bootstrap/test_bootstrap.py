@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.bootstrap.autoencoder import save_autoencoder
+from hdm.bootstrap.bootstrapping import Plan, bootstrap
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import halve
-from hdm.bootstrap.pictures import Crops, gather, places
-from hdm.bootstrap.quality import SPOILERS, spoiled
-from hdm.bootstrap.run import Plan, bootstrap
-from hdm.bootstrap.text import tokenized, train_tokenizer
+from hdm.bootstrap.lessons import Crops, gather, places
+from hdm.bootstrap.quality_head import SPOILERS, spoiled
+from hdm.bootstrap.train_autoencoder import save_autoencoder
+from hdm.bootstrap.train_text_encoder import tokenized, train_tokenizer
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import HdmError, InputError
 from hdm.files import sha256_file
@@ -133,13 +133,13 @@ def test_a_run_of_some_minutes_that_was_killed_goes_on_with_its_plan(
         save_autoencoder(model, folder)  # the probe's
 
     with monkeypatch.context() as patched:
-        patched.setattr("hdm.bootstrap.run.save_autoencoder", killed)
+        patched.setattr("hdm.bootstrap.bootstrapping.save_autoencoder", killed)
         with pytest.raises(Killed):
             run()
     weights = tmp_path / "out" / "text_encoder" / "model.safetensors"
     plan = tmp_path / "out" / ".unfinished" / "plan.json"
     before, told = weights.stat(), json.loads(plan.read_text())
-    monkeypatch.setattr("hdm.bootstrap.run.TRIAL_STEPS", 3)
+    monkeypatch.setattr("hdm.bootstrap.bootstrapping.TRIAL_STEPS", 3)
     record = run()
     assert told["plan"].items() <= record["recipe"].items()
     assert weights.stat().st_mtime_ns == before.st_mtime_ns

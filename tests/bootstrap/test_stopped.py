@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+from hdm.bootstrap.bootstrapping import Plan, bootstrap
 from hdm.bootstrap.examples import Example
-from hdm.bootstrap.run import Plan, bootstrap
 from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError, SavedOnSignal
 from hdm.training import checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from hdm.curation.quality import noise, sharpness, to_grey
+from hdm.curation.sharpness import noise, sharpness, to_grey
 from hdm.demo.scenes import draw, make_scene
 
 PHOTOS = Path(__file__).resolve().parents[3] / "shared/data/photos/coco51/images"

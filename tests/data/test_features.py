@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hdm.data.features import Crop, at_tokens
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.feature_table import Crop, at_tokens
+from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.mixture import Mixture
 from hdm.errors import InputError
 from hdm.store import Identity, Output, Store

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hdm.data import pages
-from hdm.data.latents import LatentFile, LatentFormat, LatentWriter, latent_schema
+from hdm.data.latent_files import LatentFile, LatentFormat, LatentWriter, latent_schema
 from hdm.data.pages import METADATA, METADATA_CRC, group_rows, read_page_header
 from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import TEMPORARY

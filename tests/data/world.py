@@ -11,7 +11,7 @@ import torch
 
 from hdm.data.batch import Batch
 from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.loader import Loader
 from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table

@@ -20,7 +20,7 @@ from torch import nn
 
 from hdm.architecture import XUTConfig
 from hdm.diffusers_pipeline import HDMPipeline
-from hdm.diffusers_pipeline.folder import write_folder
+from hdm.diffusers_pipeline.writing import write_folder
 from hdm.diffusion.sampler import Sampling
 from hdm.errors import DamagedError, InputError
 from hdm.files import write_json

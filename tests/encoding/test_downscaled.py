@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hdm.config import Pipeline
-from hdm.data.latents import open_latents
+from hdm.data.latent_files import open_latents
 from hdm.encoding import downscaled, latents
 from hdm.encoding.settings import EncodeSettings
 from hdm.errors import ConfigError

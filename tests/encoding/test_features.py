@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hdm.data.latents import LatentFile
+from hdm.data.latent_files import LatentFile
 from hdm.encoding import features
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.stages import steps

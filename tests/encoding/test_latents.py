@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hdm.data.latents import LatentFile
+from hdm.data.latent_files import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.encoder import Encoder

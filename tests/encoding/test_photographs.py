@@ -13,7 +13,7 @@ from PIL import Image
 
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
-from hdm.data.latents import open_latents
+from hdm.data.latent_files import open_latents
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hdm.data.latents import open_latents
+from hdm.data.latent_files import open_latents
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents

@@ -12,7 +12,7 @@ from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
 from hdm.errors import InputError
 from hdm.evaluation.accuracy import accuracy
-from hdm.evaluation.measuring import distances
+from hdm.evaluation.contrastive_scores import distances
 from hdm.evaluation.real import embeddings_of, read_real
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive

@@ -6,7 +6,7 @@ import json
 from urllib.parse import unquote
 
 from hdm.evaluation.report import write_report
-from hdm.evaluation.reports import new_folder, write_index
+from hdm.evaluation.report_index import new_folder, write_index
 from tests.evaluation.test_report import Made, Page
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hdm.config import Pipeline
-from hdm.data.latents import open_latents
+from hdm.data.latent_files import open_latents
 from hdm.data.loader import Loader
 from hdm.errors import DamagedError
 from hdm.pipelines import load_pipeline

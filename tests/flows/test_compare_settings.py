@@ -20,7 +20,7 @@ from flows.compare_settings import compare_settings
 from hdm import stages
 from hdm.config import Pipeline
 from hdm.errors import HdmError, InputError
-from hdm.lab import report
+from hdm.lab import lab_folder
 from hdm.lab.cost import Cost
 from hdm.scoring.metrics import Score
 from hdm.stages import Step
@@ -114,7 +114,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainings:
     monkeypatch.setattr(stages, "steps", found.steps)
     # Its steps are not those of a training: tests/lab times real ones.
     monkeypatch.setattr(
-        report,
+        lab_folder,
         "measure_costs",
         lambda pipelines, store: {name: Cost(((0.0, 1.0),)) for name in pipelines},
     )

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from hdm.errors import ConfigError, InputError
-from hdm.generation.pictures import png, read_size, sheet
-from hdm.generation.prompts import read_prompts
+from hdm.generation.picture_files import png, read_size, sheet
+from hdm.generation.prompt_files import read_prompts
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hdm.lab.results import Result
+from hdm.lab.cell_results import Result
 
 
 def test_a_loss_between_two_measured_ones_lies_on_a_straight_line() -> None:

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from hdm.lab.cell_results import Result
 from hdm.lab.cost import Cost
 from hdm.lab.figure import figure
 from hdm.lab.grid import Grid, Lab, plan_grid
-from hdm.lab.results import Result
 from hdm.lab.table import Row, table_rows, to_markdown
 from hdm.scoring.metrics import Score
 

@@ -8,8 +8,8 @@ import pytest
 
 from hdm.errors import HdmError, InputError
 from hdm.planning.hardware import card
-from hdm.planning.measure import measure
 from hdm.planning.plan import Question, make_plan
+from hdm.planning.timed_steps import measure
 from hdm.store import Output
 from hdm.training.job import TIMING
 from tests.training.workshop import Workshop, make_workshop

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hdm.data.captions import TEXT, text_metadata
-from hdm.data.latents import LatentFormat, LatentWriter
+from hdm.data.latent_files import LatentFormat, LatentWriter
 from hdm.data.pages import paged_writer
 from hdm.planning.sizes import latent_bytes, shard_bytes, text_bytes
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.errors import ConfigError, InputError
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hdm.architecture import XUTConfig
-from hdm.model_files.names import EMA, WEIGHTS
+from hdm.model_files.file_names import EMA, WEIGHTS
 from hdm.models.denoiser import register
 from hdm.models.xut import XUT
 from hdm.training.guard import StopRequest

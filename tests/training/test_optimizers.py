@@ -10,7 +10,7 @@ import torch
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError
 from hdm.models.xut import XUT
-from hdm.training.ema import Average
+from hdm.training.average import Average
 from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.settings import Optimizer
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hdm.config import Pipeline
-from hdm.data.latents import LatentFormat, LatentWriter, latent_file_name
+from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.tables import CAPTIONS, SCORES, write_table
 from hdm.encoding import text, tokens
 from hdm.store import Identity, Output, Store

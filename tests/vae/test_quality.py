@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from hdm.models.autoencoder import of_model
 from hdm.statistics import frechet_distance
-from hdm.vae.quality import measure_quality, psnr, ssim
+from hdm.vae.reconstruction import measure_quality, psnr, ssim
 from tests.vae.conftest import every_class
 
 

@@ -11,8 +11,8 @@ from hdm.training import assembly
 from hdm.training.feed import PROJECTION
 from hdm.training.job import Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
-from hdm.training.pictures import Grid
 from hdm.training.ranks import Ranks
+from hdm.training.sample_grid import Grid
 from hdm.training.technique import Technique
 from hdm.training.techniques.alignment import Alignment
 from hdm.training.techniques.best import Best, BestSoFar

@@ -6,9 +6,9 @@ import contextlib
 from typing import Any
 
 from hdm.training.milestones import Milestones
-from hdm.training.pictures import Grid
 from hdm.training.position import Position
 from hdm.training.ranks import Ranks
+from hdm.training.sample_grid import Grid
 from hdm.training.technique import Technique
 
 

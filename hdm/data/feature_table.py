@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm.data.latents import open_latents
+from hdm.data.latent_files import open_latents
 from hdm.errors import InputError
 from hdm.store import Output
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place, Training, halve
+from hdm.bootstrap.lessons import Crops
 from hdm.bootstrap.pace import Schedule
-from hdm.bootstrap.pictures import Crops
 from hdm.measuring import Measure
 from hdm.models.autoencoder import Autoencoder
 from hdm.models.equivariance import Transform
@@ -23,7 +23,7 @@ from hdm.models.small_autoencoder import CHANNELS, new_autoencoder
 from hdm.pixels import to_image
 from hdm.vae.losses import edge_difference
 from hdm.vae.normalization import write_statistics
-from hdm.vae.quality import psnr
+from hdm.vae.reconstruction import psnr
 from hdm.vae.squares import middle_square
 
 BATCH = 8

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place, Training, halve
+from hdm.bootstrap.lessons import places
 from hdm.bootstrap.pace import Schedule
-from hdm.bootstrap.pictures import places
-from hdm.bootstrap.quality import spoiled
-from hdm.bootstrap.text import tokenized
+from hdm.bootstrap.quality_head import spoiled
+from hdm.bootstrap.train_text_encoder import tokenized
 from hdm.files import write_json
 from hdm.measuring import Measure, balance, share
 from hdm.models.contrastive import Contrastive

@@ -16,7 +16,7 @@ from hdm.data.tables import read_tables
 from hdm.errors import InputError
 from hdm.files import write_bytes
 from hdm.generation.conditioning import Conditioning
-from hdm.generation.pictures import png, sheet
+from hdm.generation.picture_files import png, sheet
 from hdm.generation.text_to_image import TextToImage
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.denoiser import Denoiser

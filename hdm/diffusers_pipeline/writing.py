@@ -27,7 +27,7 @@ from hdm.errors import InputError
 from hdm.files import TEMPORARY, explain_os_error, write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
-from hdm.model_files.names import MODEL_INDEX, TENSORS, TRANSFORMER
+from hdm.model_files.file_names import MODEL_INDEX, TENSORS, TRANSFORMER
 from hdm.model_files.stored import StoredModel
 from hdm.model_files.weights import Weights
 from hdm.models.autoencoder import load_autoencoder, published_statistics

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm.bootstrap.learning import Place, Training, halve
+from hdm.bootstrap.lessons import places
 from hdm.bootstrap.pace import Schedule
-from hdm.bootstrap.pictures import places
 from hdm.measuring import Measure
 from hdm.models.components import hushed
 

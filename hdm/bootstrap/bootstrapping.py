@@ -18,25 +18,25 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from hdm.bootstrap.autoencoder import (
+from hdm.bootstrap.examples import Example
+from hdm.bootstrap.learning import Place
+from hdm.bootstrap.lessons import FEWEST_HELD_OUT, Lessons, gather
+from hdm.bootstrap.pace import Budget
+from hdm.bootstrap.quality_head import HeadQuality, save_quality_head, train_quality_head
+from hdm.bootstrap.settings import BootstrapSettings
+from hdm.bootstrap.train_autoencoder import (
     STATISTICS,
     AutoencoderQuality,
     save_autoencoder,
     train_autoencoder,
 )
-from hdm.bootstrap.contrastive import (
+from hdm.bootstrap.train_contrastive import (
     ContrastiveQuality,
     new_contrastive,
     save_contrastive,
     train_contrastive,
 )
-from hdm.bootstrap.examples import Example
-from hdm.bootstrap.learning import Place
-from hdm.bootstrap.pace import Budget
-from hdm.bootstrap.pictures import FEWEST_HELD_OUT, Lessons, gather
-from hdm.bootstrap.quality import HeadQuality, save_quality_head, train_quality_head
-from hdm.bootstrap.settings import BootstrapSettings
-from hdm.bootstrap.text import (
+from hdm.bootstrap.train_text_encoder import (
     LanguageQuality,
     new_language_model,
     save_language_model,

@@ -1,7 +1,7 @@
 """Three steps of a training phase on this machine: the training's own process and code, on made-up
 data of the same shapes.
 
-`python -m hdm.planning.measure JOB.json` is that process; it prints what the steps took.
+`python -m hdm.planning.timed_steps JOB.json` is that process; it prints what the steps took.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
         job = _job(_share(pipeline, number, num_processes), number, Path(folder))
         job.write()
         quicker = training_environment() if job.settings.train.device == "cpu" else {}
-        command = [sys.executable, "-m", "hdm.planning.measure", str(job.path)]
+        command = [sys.executable, "-m", "hdm.planning.timed_steps", str(job.path)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=child_environment(quicker), check=False
         )

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hdm.files import canonical_json, read_record, write_bytes, write_json
+from hdm.lab.cell_results import Results, read_results
 from hdm.lab.cost import Cost, measure_costs
 from hdm.lab.figure import figure
 from hdm.lab.grid import Grid
-from hdm.lab.results import Results, read_results
 from hdm.lab.table import table_rows, to_markdown
 from hdm.store import Store, state_root
 
