@@ -25,7 +25,8 @@ from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures
 from hdm.acquisition.fetch import PASSING, BlockingFetcher, Fetcher
 from hdm.acquisition.inventory import EXAMPLES, Inventory, told
 from hdm.acquisition.inventory import NAME as INVENTORY
-from hdm.acquisition.items import Item, Reader
+from hdm.acquisition.items import Item
+from hdm.acquisition.reader import Reader
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sites import Site
 from hdm.acquisition.sources import open_source

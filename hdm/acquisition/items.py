@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import CAPTION_COLUMNS, as_text, caption_fields
 from hdm.errors import InputError
 from hdm.keys import Key, key_number, key_of, key_text
-
-if TYPE_CHECKING:
-    from hdm.acquisition.inventory import Inventory
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -65,34 +62,6 @@ class Item:
     captions: tuple[str, ...] = ()
     licence: str | None = None
     load: Callable[[], bytes | Url] | None = None
-
-
-class Reader(Protocol):
-    """A source that can be read again and again, in one order."""
-
-    @property
-    def fetched(self) -> bool:
-        """Whether its items are URLs to be fetched."""
-        ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the content, wherever it lies."""
-        ...
-
-    def total(self) -> int | None:
-        """How many items there are, if that is cheap to know."""
-        ...
-
-    def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
-        """The items in order, with bounded memory.
-
-        Args:
-            inventory: where the fate of everything in the source is written down; None: nowhere.
-
-        Raises:
-            InputError: a name in a list may mean several files.
-        """
-        ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hdm.acquisition.data_set import SAVED, DataSet
 from hdm.acquisition.emoji import EmojiPictures
 from hdm.acquisition.folder import Folder
-from hdm.acquisition.items import Reader
+from hdm.acquisition.reader import Reader
 from hdm.acquisition.remote_list import SCHEMES, fetched_list
 from hdm.acquisition.settings import DownloadSettings, SourceKind
 from hdm.acquisition.tabular import TABLE_SUFFIXES

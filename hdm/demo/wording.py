@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from hdm.demo.scenes import Scene, Thing
+from hdm.demo.things import Scene, Thing
 
 _WHERE = {
     "left": "on the left",

@@ -1,6 +1,7 @@
-"""What training and sampling ask of a denoiser, and which class a configuration builds.
+"""What training and sampling ask of a denoiser, and the register of those that there are.
 
-A new architecture is one module: a subclass of `Denoiser`, registered for its configuration.
+A new architecture is one module: a subclass of `Denoiser`, registered for its configuration, which
+`hdm.models.building` imports.
 """
 
 from __future__ import annotations
@@ -81,12 +82,10 @@ def register(config: type[XUTConfig], build: Callable[..., Denoiser]) -> None:
     _BUILDERS[config] = build
 
 
-def build_denoiser(config: XUTConfig) -> Denoiser:
-    """The denoiser of a configuration, with new weights from torch's generator.
+def builder_of(config: XUTConfig) -> Callable[..., Denoiser]:
+    """What was registered for a configuration's type.
 
     Raises:
-        KeyError: no denoiser is registered for this type of configuration.
+        KeyError: nothing was.
     """
-    import hdm.models.xut  # noqa: F401  (registers itself)
-
-    return _BUILDERS[type(config)](config)
+    return _BUILDERS[type(config)]

@@ -25,7 +25,8 @@ from hdm.generation.conditioning import Conditioning
 from hdm.model_files.file_names import EMA
 from hdm.model_files.opening import open_model
 from hdm.model_files.tensors import read_tensors
-from hdm.models.denoiser import Denoiser, build_denoiser
+from hdm.models.building import build_denoiser
+from hdm.models.denoiser import Denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output

@@ -13,8 +13,9 @@ from hdm.generation.conditioning import Conditioning
 from hdm.model_files.card import ModelCard
 from hdm.model_files.file_names import EMA
 from hdm.model_files.tensors import read_tensors
+from hdm.models.building import build_denoiser
 from hdm.models.components import VAE, portable_names, weights_digest
-from hdm.models.denoiser import Denoiser, build_denoiser
+from hdm.models.denoiser import Denoiser
 from hdm.training import assembly
 from hdm.training.checkpoint import load_weights
 from hdm.training.job import GENERATED, METRICS, SUMMARY, Job
