@@ -60,6 +60,8 @@ MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
     ".lock",
 )
 COPIES, HASHES, USED, DAMAGED = ".copies", ".hashes.json", ".used", ".damaged"
+RESUMING = (JOURNAL, COPIES, SCRATCH, LOCK)
+"""What is there only while a draft is unfinished."""
 VERIFY_BYTES = 1 << 30
 RACY_SEC = 0.1  # a file changed so lately may be changed again without its time of change telling
 ANOTHER_STORE = "choose another store with HDM_STORE or --store"
@@ -360,7 +362,7 @@ class Draft(Folder):
         self.started, self.clock = time.time(), time.monotonic()
         self.figures: dict[str, float] = {}
         with _writing(folder):
-            for leftover in folder.glob(f"{TEMPORARY}*"):
+            for leftover in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
                 remove(leftover)
         _made_folder(folder / COPIES)
         journal = {record.name: record for record in _read_journal(folder, identity.digest)}
@@ -413,6 +415,26 @@ class Draft(Folder):
             remove(self.path / SCRATCH)
         return read_output(self.path)
 
+    def publish(self, name: str, record: Any) -> None:
+        """Finish a folder of `draft_in`: the record is written last, then what only resuming needed
+        is removed.
+        """
+        write_json(self.path / name, record)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove everything that only resuming needs."""
+        with _writing(self.path):
+            for hidden in RESUMING:
+                remove(self.path / hidden)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is there to go on from."""
+        scratch = self.path / SCRATCH
+        kept = scratch.is_dir() and any(scratch.iterdir())
+        return not kept and not (self.path / JOURNAL).exists()
+
     def _log_run(self) -> None:
         seconds = time.monotonic() - self.clock
         earlier = _read_run(self.path)
@@ -436,6 +458,41 @@ class Draft(Folder):
                 ],
             },
         )
+
+
+@contextlib.contextmanager
+def draft_in(folder: Path, identity: Identity, record: str) -> Iterator[Draft]:
+    """Work alone on a folder outside every store, new or with such work unfinished;
+    `Draft.publish` finishes it. If nothing is kept of the work, the folder is removed.
+
+    Args:
+        folder: of the result.
+        identity: of the work.
+        record: the file that is written last.
+
+    Raises:
+        InputError: the folder holds something else, or is finished.
+        LockedError: another process works there; its pid, host and start are named.
+        HdmError: the folder cannot be written.
+    """
+    begun = any(os.path.lexists(folder / hidden) for hidden in RESUMING)
+    other = folder.exists() and not begun and any(folder.iterdir())
+    if other or (folder / record).exists():
+        raise InputError(
+            "the folder holds something already", where=folder, do="name a new one with --out"
+        )
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    what = "wait for it, or name a new folder with --out"
+    with locked(folder / LOCK, str(folder), do=what):
+        draft = Draft(identity, folder)
+        try:
+            yield draft
+        finally:
+            if draft.is_new and not (folder / record).exists():
+                draft.forget()
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,20 @@ from hdm.bootstrap_sources import SCENES, local_pictures
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import InputError
 from hdm.files import canonical_json, read_record, write_json
-from hdm.models.autoencoder import CONFIG, load_autoencoder
-from hdm.models.components import resolve, weights_digest
+from hdm.models.autoencoder import load_autoencoder
+from hdm.models.components import VAE, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import choose_device
 from hdm.models.settings import Components
 from hdm.pictures.settings import ImageSettings
+from hdm.store import Identity, draft_in
 from hdm.vae.finetune import Finetuning, Place
 from hdm.vae.reconstruction import Features, measure_quality
-from hdm.vae.run import RESULT, WEIGHTS, Pictures, run, starting_model
+from hdm.vae.run import RESULT, Pictures, collect, run, starting_model
 from hdm.vae.settings import VaeSettings
 from hdm.vae.squares import resized
 
-RECORD, UNFINISHED, PLAN = "finetune.json", ".unfinished", "plan.json"
+RECORD, PLAN = "finetune.json", "plan.json"
 MAX_PICTURES = 20_000
 NUM_SCENES = 8_000
 HELD_OUT = 20  # every so many pictures one is kept out of training
@@ -81,32 +82,24 @@ def finetune_from(
             else.
         SavedOnSignal: stopped; the same command goes on.
     """
-    if (out / RECORD).exists() or (
-        out.exists() and not (out / UNFINISHED).exists() and any(out.iterdir())
-    ):
-        raise InputError(
-            "the folder holds something already", where=out, do="name a new one with --out"
-        )
-    start = {"class": "new"} if reference is None else _start(reference)
-    pictures = _pictures(source, settings, max_pictures, images)
-    features = _features(contrastive, settings.device)
-    scratch = out / UNFINISHED
-    scratch.mkdir(parents=True, exist_ok=True)
-    data = {
-        "source": Path(source).name,
-        "train": len(pictures.train),
-        "held_out": len(pictures.held_out),
-        "sha256": pictures.digest(),
-    }
-    settings = _planned(scratch / PLAN, reference, pictures, settings, minutes)
-    told = {"start": start, "settings": settings.result_fields(), "data": data}
-    place = Place(out, scratch, hashlib.sha256(canonical_json(told)).hexdigest())
-    quality = run(reference, pictures, settings, place, features)
-    for name in (CONFIG, WEIGHTS):
-        (scratch / RESULT / name).replace(out / name)
-    record = {**told, "quality": quality, "frechet_features": contrastive}
-    write_json(out / RECORD, record)
-    shutil.rmtree(scratch)
+    with draft_in(out, Identity(VAE, 1, {}), RECORD) as draft:
+        start = {"class": "new"} if reference is None else _start(reference)
+        pictures = _pictures(source, settings, max_pictures, images)
+        features = _features(contrastive, settings.device)
+        data = {
+            "source": Path(source).name,
+            "train": len(pictures.train),
+            "held_out": len(pictures.held_out),
+            "sha256": pictures.digest(),
+        }
+        settings = _planned(draft.scratch / PLAN, reference, pictures, settings, minutes)
+        told = {"start": start, "settings": settings.result_fields(), "data": data}
+        digest = hashlib.sha256(canonical_json(told)).hexdigest()
+        place = Place(out, draft.scratch, digest)
+        quality = run(reference, pictures, settings, place, features)
+        collect(draft, place.scratch / RESULT, settings)
+        record = {**told, "quality": quality, "frechet_features": contrastive}
+        draft.publish(RECORD, record)
     return record
 
 

@@ -36,9 +36,9 @@ def test_the_seconds_that_a_bootstrap_spent(tmp_path: Path, value: Any) -> None:
 @pytest.mark.parametrize("value", OTHER_SHAPES, ids=str)
 @pytest.mark.parametrize("minutes", [None, 5])
 def test_the_plan_of_a_bootstrap(tmp_path: Path, value: Any, minutes: float | None) -> None:
-    plan = tmp_path / "out" / ".unfinished" / "plan.json"
+    plan = tmp_path / "out" / ".scratch" / "plan.json"
     write_json(plan, value)
-    with pytest.raises(DamagedError, match=r"plan\.json\)\n  → remove .*\.unfinished and run"):
+    with pytest.raises(DamagedError, match=r"plan\.json\)\n  → remove .*out and run"):
         bootstrap(scene_examples(16, 16), tmp_path / "out", source="scenes", minutes=minutes)
     assert json.loads(plan.read_text()) == value
 
@@ -46,8 +46,8 @@ def test_the_plan_of_a_bootstrap(tmp_path: Path, value: Any, minutes: float | No
 def test_the_plan_of_another_release(tmp_path: Path) -> None:
     asked = {"minutes": 5}
     kept = {"asked": asked, "plan": asdict(Plan()), "expected": {"measuring": 1.0}, "finished": {}}
-    write_json(tmp_path / "out" / ".unfinished" / "plan.json", {**kept, "cut_at": None})
-    with pytest.raises(InputError, match=r"another release.*\n  → remove .*\.unfinished"):
+    write_json(tmp_path / "out" / ".scratch" / "plan.json", {**kept, "cut_at": None})
+    with pytest.raises(InputError, match=r"another release.*\n  → remove .*out and run"):
         bootstrap(scene_examples(16, 16), tmp_path / "out", source="scenes", minutes=5)
 
 

@@ -25,6 +25,7 @@ from hdm.store import (
     alone_with,
     check_files,
     checked,
+    draft_in,
     in_use,
     locked,
     read_output,
@@ -536,3 +537,46 @@ def test_a_full_disk_names_what_is_free_and_what_is_needed(tmp_path):
             assert draft.commit().paths() == [draft.path / "small.json"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def killed_in(out: Path) -> None:
+    """Work in a folder that ends in the middle."""
+    with draft_in(out, identity(), "record.json") as draft:
+        draft.write_json("deep/a.json", 1)
+        (draft.scratch / "state").write_text("half")
+        with (
+            pytest.raises(LockedError, match=f"pid {os.getpid()}"),
+            draft_in(out, identity(), "record.json"),
+        ):
+            pass
+        raise KeyboardInterrupt
+
+
+def test_work_in_a_folder_outside_every_store_goes_on_and_leaves_the_result_alone(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        killed_in(out)
+    (out / "deep" / f".tmp-{os.getpid()}-b.json").write_text("of a run that was killed")
+    with draft_in(out, identity(), "record.json") as draft:
+        assert draft.has("deep/a.json")
+        assert (draft.scratch / "state").read_text() == "half"
+        draft.write_json("deep/b.json", 2)
+        draft.publish("record.json", {"whole": True})
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {"deep/a.json", "deep/b.json", "record.json"}
+    with (
+        pytest.raises(InputError, match="holds something already"),
+        draft_in(out, identity(), "record.json"),
+    ):
+        pass
+
+
+def test_a_folder_of_something_else_is_refused_and_one_where_nothing_was_kept_is_removed(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "picture.png").touch()
+    with pytest.raises(InputError, match="--out"), draft_in(tmp_path / "full", identity(), "r"):
+        pass
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["picture.png"]
+    with pytest.raises(ValueError, match="early"), draft_in(tmp_path / "new", identity(), "r"):
+        raise ValueError("early")
+    assert not (tmp_path / "new").exists()

@@ -4,15 +4,13 @@ folder.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +43,7 @@ from hdm.bootstrap.train_text_encoder import (
 )
 from hdm.child import forget_launchers
 from hdm.errors import InputError, SavedOnSignal, counted
-from hdm.files import read_record, sha256_file, write_json
+from hdm.files import read_record, remove, write_json
 from hdm.measuring import Measure, measure_in_time, seconds_of_all
 from hdm.models.aesthetic import load_aesthetic_head
 from hdm.models.autoencoder import load_autoencoder
@@ -53,7 +51,7 @@ from hdm.models.components import MANIFEST, Resolved
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import cpu_threads, deterministic
 from hdm.models.small_autoencoder import new_autoencoder
-from hdm.store import locked
+from hdm.store import Draft, Identity, draft_in
 from hdm.training.guard import Stopped, signals_raised
 from hdm.training.threads import keep_threads
 
@@ -63,11 +61,11 @@ COMPONENTS = {
     "contrastive": "contrastive",
     "aesthetic_head": "aesthetic_head.safetensors",
 }
+IDENTITY = Identity("bootstrap", 1, {})
+"""Of every such folder: its plan says what is made there."""
 USUAL = BootstrapSettings()
-UNFINISHED = ".unfinished"
 PLAN = "plan.json"
 SPENT = "spent.json"
-LOCK = ".lock"
 TRIAL_STEPS = 4  # of each training, to see how long they take
 TRIAL_PART = 6  # one in so many pictures is prepared and measured in a trial, at most
 SHORT = 0.2  # of the minutes; where trainings have less of them, it is said
@@ -153,50 +151,31 @@ def bootstrap(
     begun = time.monotonic() if begun is None else begun
     forget_launchers()
     try:
-        with _alone(out), signals_raised(), deterministic(True), cpu_threads(None):
-            lessons = _gathered(examples, out, size_px, max_pictures, minutes)
+        with (
+            draft_in(out, IDENTITY, MANIFEST) as draft,
+            signals_raised(),
+            deterministic(True),
+            cpu_threads(None),
+        ):
+            lessons = _gathered(examples, draft, size_px, max_pictures, minutes)
             tokenizer = train_tokenizer(lessons.captions)
             recipe = _Recipe(lessons, seed, size_px, channels, check, tokenizer)
             asked = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "minutes": minutes,
                      "plan": asdict(plan or Plan()), "pictures": lessons.digest()}  # fmt: skip
-            work = _Work(out, asked, begun, checkpoint_sec, lessons.cut_at)
+            work = _Work(draft, asked, begun, checkpoint_sec, lessons.cut_at)
             return _run(recipe, work)
     except Stopped:
-        saved = (out / UNFINISHED).exists()
+        saved = "after saving" if out.exists() else "before there was anything to save"
         raise SavedOnSignal(
-            f"stopped on a signal {'after saving' if saved else 'before there was anything to save'}",
+            f"stopped on a signal {saved}",
             where=out,
             do="run the same command again to go on",
         ) from None
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Nobody else works in the folder meanwhile; it is as it was if nothing was saved in the block.
-
-    Raises:
-        InputError: it holds something else, or finished components.
-        LockedError: another process works there.
-    """
-    scratch = out / UNFINISHED
-    if (out / MANIFEST).exists() or (out.exists() and not scratch.exists() and any(out.iterdir())):
-        raise InputError(
-            "the folder holds something already", where=out, do="name a new one with --out"
-        )
-    scratch.mkdir(parents=True, exist_ok=True)
-    with locked(scratch / LOCK, str(out), do="wait for it, or name a new folder with --out"):
-        try:
-            yield
-        finally:
-            if not (scratch / PLAN).exists():
-                shutil.rmtree(scratch, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    out.rmdir()
-
-
 def _gathered(
     examples: Iterable[Example],
-    out: Path,
+    draft: Draft,
     size_px: int,
     max_pictures: int | None,
     minutes: float | None,
@@ -204,9 +183,8 @@ def _gathered(
     """The pictures that can be read in their part of the minutes; a run that goes on takes as many
     as it began with.
     """
-    plan = out / UNFINISHED / PLAN
-    if plan.exists():
-        return gather(examples, size_px, _read_plan(out)["cut_at"] or max_pictures)
+    if (draft.scratch / PLAN).exists():
+        return gather(examples, size_px, _read_plan(draft)["cut_at"] or max_pictures)
     seconds = math.inf if minutes is None else READING * 60 * minutes
     lessons = gather(examples, size_px, max_pictures, until=time.monotonic() + seconds)
     if lessons.cut_at is not None:
@@ -232,7 +210,7 @@ class _Recipe:
 
 
 class _Finished(TypedDict):
-    files: dict[str, dict[str, Any]]
+    files: list[str]
     part: str
     schedule: list[tuple[int, int]]
 
@@ -247,25 +225,25 @@ class _Kept(TypedDict):
     cut_at: int | None
 
 
-def _read_plan(out: Path) -> _Kept:
-    do = f"remove {out / UNFINISHED} and run the command again: it starts anew"
-    kept = read_record(out / UNFINISHED / PLAN, _Kept, do)
+def _read_plan(draft: Draft) -> _Kept:
+    do = f"remove {draft.path} and run the command again: it starts anew"
+    kept = read_record(draft.scratch / PLAN, _Kept, do)
     if kept["asked"].get("minutes") is not None and set(kept["expected"]) != set(PARTS):
         what = "it was begun by another release, which parted the time otherwise"
-        raise InputError(what, where=out, do=do)
+        raise InputError(what, where=draft.path, do=do)
     return kept
 
 
 class _Work:
     """A folder under way: what was asked for, the plan, and which components are finished.
 
-    .unfinished/plan.json               as below
-    .unfinished/spent.json              the seconds that it took so far
-    .unfinished/threads.json            CPU threads that it began with
-    .unfinished/<component>/            checkpoints
+    .scratch/plan.json               as below
+    .scratch/spent.json              the seconds that it took so far
+    .scratch/threads.json            CPU threads that it began with
+    .scratch/<component>/            checkpoints
 
     Args:
-        out: the folder.
+        draft: of the folder.
         asked: what has to be the same for a run that goes on there.
         begun: when this process began with it.
         checkpoint_sec: seconds between checkpoints.
@@ -277,24 +255,24 @@ class _Work:
 
     def __init__(
         self,
-        out: Path,
+        draft: Draft,
         asked: Mapping[str, Any],
         begun: float,
         checkpoint_sec: float,
         cut_at: int | None = None,
     ) -> None:
-        self.out, self.scratch, self.checkpoint_sec = out, out / UNFINISHED, checkpoint_sec
+        self.draft, self.checkpoint_sec = draft, checkpoint_sec
         self.asked, self.begun, self.cut_at = asked, begun, cut_at
         self.plan: Plan | None = None
         self.expected: dict[str, float] = {}
-        self.finished: dict[str, Any] = {}
+        self.finished: dict[str, _Finished] = {}
         if (self.scratch / PLAN).exists():
-            before = _read_plan(out)
+            before = _read_plan(draft)
             other = [name for name, value in asked.items() if before["asked"].get(name) != value]
             if other:
                 raise InputError(
                     f"the folder holds an unfinished run of another recipe: {', '.join(other)} changed",
-                    where=out,
+                    where=draft.path,
                     do="undo that, or name a new one with --out",
                 )
             self.plan, self.expected = before["plan"], before["expected"]
@@ -303,8 +281,11 @@ class _Work:
     def begin(self, plan: Plan, expected: Mapping[str, float]) -> None:
         """Settle the plan, and the seconds that its parts are expected to take."""
         self.plan, self.expected = plan, dict(expected)
-        self.scratch.mkdir(parents=True, exist_ok=True)
         self._write()
+
+    @property
+    def scratch(self) -> Path:
+        return self.draft.scratch
 
     @cached_property
     def budget(self) -> Budget:
@@ -314,7 +295,7 @@ class _Work:
         return Budget(seconds, self.begun, self.expected, self.scratch / SPENT)
 
     def path(self, component: str) -> Path:
-        return self.out / COMPONENTS[component]
+        return self.draft.path / COMPONENTS[component]
 
     def place(self, component: str, part: str) -> Place:
         """Where a component's training is."""
@@ -322,15 +303,42 @@ class _Work:
 
     def has(self, component: str) -> bool:
         """Whether a component is there as it was written."""
-        return component in self.finished and self.finished[component]["files"] == _files(
-            self.out, self.path(component)
-        )
+        if component not in self.finished:
+            return False
+        return all(self.draft.has(name) for name in self.finished[component]["files"])
 
-    def finish(self, component: str, part: str, schedule: list[tuple[int, int]]) -> None:
-        """A component is written, after a training of a part of the plan."""
-        files = _files(self.out, self.path(component))
-        self.finished[component] = {"files": files, "part": part, "schedule": schedule}
+    def keep(
+        self,
+        component: str,
+        save: Callable[[Path], object],
+        part: str,
+        schedule: list[tuple[int, int]],
+    ) -> None:
+        """Write a component, after a training of a part of the plan.
+
+        Args:
+            save: writes it to a path.
+            schedule: of the training.
+        """
+        aside = self.scratch / "written" / COMPONENTS[component]
+        remove(aside)
+        aside.parent.mkdir(exist_ok=True)
+        save(aside)
+        written = [path for path in (aside, *aside.rglob("*")) if path.is_file()]
+        names = sorted(path.relative_to(aside.parent).as_posix() for path in written)
+        for name in names:
+            with self.draft.write(name) as file:
+                (aside.parent / name).replace(file.path)
+        self.finished[component] = {"files": names, "part": part, "schedule": schedule}
         self._write()
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Bytes and sha256 of all components' files."""
+        found = {}
+        for name in sorted(self.draft.records, key=Path):
+            record = self.draft.records[name]
+            found[name] = {"bytes": record.bytes, "sha256": record.sha256}
+        return found
 
     def schedules(self) -> dict[str, Any]:
         """How many steps each training took, as `Schedule` has it, by its field of the plan."""
@@ -355,13 +363,12 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
     record: dict[str, Any] = {
         "components": COMPONENTS,
         "recipe": {**told, **counts, **asdict(work.plan)},
-        **_measured(recipe, work.out, work.budget.until(MEASURING)),
-        "files": _files(work.out, *map(work.path, COMPONENTS)),
+        **_measured(recipe, work.draft.path, work.budget.until(MEASURING)),
+        "files": work.files(),
     }
     if work.asked["minutes"] is not None:
         record["schedules"] = work.schedules()
-    write_json(work.out / MANIFEST, record)
-    shutil.rmtree(work.scratch)
+    work.draft.publish(MANIFEST, record)
     return record
 
 
@@ -377,22 +384,22 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
         language_model, schedule = train_language_model(
             tokenizer, lessons.captions, plan.language_captions, seed, place
         )
-        save_language_model(language_model, tokenizer, work.path("text_encoder"))
-        work.finish("text_encoder", place.part, schedule.bends)
+        save = partial(save_language_model, language_model, tokenizer)
+        work.keep("text_encoder", save, place.part, schedule.bends)
     if not work.has("autoencoder"):
         place = work.place("autoencoder", "autoencoder_images")
         autoencoder, schedule = train_autoencoder(
             lessons.train, plan.autoencoder_images, recipe.size_px, seed, place, recipe.channels
         )
-        save_autoencoder(autoencoder, work.path("autoencoder"))
-        work.finish("autoencoder", place.part, schedule.bends)
+        save = partial(save_autoencoder, autoencoder)
+        work.keep("autoencoder", save, place.part, schedule.bends)
     if not work.has("contrastive"):
         place = work.place("contrastive", "contrastive_images")
         contrastive, schedule = train_contrastive(
             tokenizer, lessons.train, plan.contrastive_images, seed, place
         )
-        save_contrastive(contrastive, tokenizer, work.path("contrastive"))
-        work.finish("contrastive", place.part, schedule.bends)
+        save = partial(save_contrastive, contrastive, tokenizer)
+        work.keep("contrastive", save, place.part, schedule.bends)
     if not work.has("aesthetic_head"):
         # The head is fitted to the weights as they were written, in 16 bits.
         written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))
@@ -400,8 +407,8 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
             head, count = train_quality_head(
                 written, lessons.train, plan.quality_images, seed, budget.until("quality_images")
             )
-        save_quality_head(head, work.path("aesthetic_head"))
-        work.finish("aesthetic_head", "quality_images", [(0, count)])
+        save = partial(save_quality_head, head)
+        work.keep("aesthetic_head", save, "quality_images", [(0, count)])
     return budget.took
 
 
@@ -459,14 +466,17 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
     every = max(1, min(TRIAL_PART, len(lessons.held_out) // FEWEST_HELD_OUT))
     tried = replace(recipe, lessons=Lessons(lessons.train[::every], lessons.held_out[::every]))
     _load_libraries(recipe)
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        draft_in(Path(folder), IDENTITY, MANIFEST) as draft,
+    ):
         start = time.monotonic()
-        trial = _Work(Path(folder), {"minutes": None}, start, math.inf)
+        trial = _Work(draft, {"minutes": None}, start, math.inf)
         trial.begin(few, {})
         took = _train(tried, trial)
         preparing = time.monotonic() - start - sum(took.values())
         start = time.monotonic()
-        measures = _measures(recipe, trial.out)
+        measures = _measures(recipe, draft.path)
         measuring = time.monotonic() - start + seconds_of_all(measures)
     seconds = 60 * work.asked["minutes"]
     rest = {
@@ -493,16 +503,3 @@ def _load_libraries(recipe: _Recipe) -> None:
     new_language_model(len(recipe.tokenizer))
     new_contrastive(recipe.tokenizer)
     new_autoencoder(recipe.channels)
-
-
-def _files(out: Path, *components: Path) -> dict[str, dict[str, Any]]:
-    """Bytes and sha256 of the components' files."""
-    files = sorted(path for component in components for path in (component, *component.rglob("*")))
-    return {
-        path.relative_to(out).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
-        for path in files
-        if path.is_file()
-    }

@@ -22,6 +22,8 @@ from hdm.models.autoencoder import CONFIG, load_autoencoder, of_model, raw_laten
 from hdm.models.components import hushed
 from hdm.models.devices import choose_device, cpu_threads, deterministic
 from hdm.models.small_autoencoder import new_autoencoder
+from hdm.store import Folder
+from hdm.training.job import METRICS
 from hdm.training.threads import keep_threads
 from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.normalization import write_statistics
@@ -90,6 +92,19 @@ def run(
             load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features
         )
     return {"before": before, "after": after}
+
+
+def collect(folder: Folder, result: Path, settings: VaeSettings, inside: str = "") -> None:
+    """Put what `run` made into its place: configuration and weights, in the folder `inside` of the
+    output, and the metrics.
+    """
+    for name in (CONFIG, WEIGHTS):
+        with folder.write(str(Path(inside, name)), copied=name == CONFIG) as file:
+            shutil.copyfile(result / name, file.path)
+    steps = -(-settings.num_images // settings.batch_size)
+    with folder.write(METRICS, copied=True) as file:
+        shutil.copyfile(folder.path / METRICS, file.path)
+        file.counts.update(steps=steps, images_seen=steps * settings.batch_size)
 
 
 def check_squares(size_px: int, downscale: int) -> None:

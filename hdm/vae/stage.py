@@ -12,28 +12,25 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from hdm.config import Pipeline
 from hdm.errors import ConfigError, InputError, raised_by
-from hdm.files import TEMPORARY
 from hdm.models.autoencoder import CONFIG, pipeline_latent_shape
 from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device, cpu_threads
 from hdm.pictures.decoding import Decoders, pixels
-from hdm.store import Draft, Identity, Output, Store
+from hdm.store import Identity, Output, Store
 from hdm.training.job import METRICS
 from hdm.training.optimizers import check_packages
 from hdm.vae.finetune import Place
 from hdm.vae.kept import KeptPictures, held_out_pictures
 from hdm.vae.perceptual import check_perceptual
 from hdm.vae.reconstruction import Features
-from hdm.vae.run import RESULT, WEIGHTS, Pictures, check_counts, check_squares, run
+from hdm.vae.run import RESULT, WEIGHTS, Pictures, check_counts, check_squares, collect, run
 from hdm.vae.settings import VaeSettings
 
 SCHEMA = 1
@@ -119,7 +116,8 @@ def make(
             place = Place(draft.path, draft.scratch, identity.digest)
             features = _features(pipeline, settings.device)
             quality = run(reference, pictures, settings, place, features)
-            _collect(draft, place.scratch / RESULT, settings, quality)
+            collect(draft, place.scratch / RESULT, settings, AUTOENCODER_FOLDER)
+            draft.write_json(QUALITY, quality, copied=True)
         return draft.commit(
             {**quality, "pictures": len(pictures.train), "measured": len(pictures.held_out)}
         )
@@ -148,18 +146,3 @@ def _features(pipeline: Pipeline, device: str) -> Features | None:
         return model.embed_images(pictures)
 
     return features
-
-
-def _collect(draft: Draft, result: Path, settings: VaeSettings, quality: Mapping[str, Any]) -> None:
-    """Move what was made to its place in the output."""
-    for leftover in (draft.path / AUTOENCODER_FOLDER).glob(f"{TEMPORARY}*"):  # of a killed run
-        leftover.unlink()
-    for name in (CONFIG, WEIGHTS):
-        with draft.write(f"{AUTOENCODER_FOLDER}/{name}", copied=name == CONFIG) as file:
-            file.path.write_bytes((result / name).read_bytes())
-    steps = -(-settings.num_images // settings.batch_size)
-    metrics = (draft.path / METRICS).read_bytes()
-    with draft.write(METRICS, copied=True) as file:
-        file.path.write_bytes(metrics)
-        file.counts.update(steps=steps, images_seen=steps * settings.batch_size)
-    draft.write_json(QUALITY, quality, copied=True)

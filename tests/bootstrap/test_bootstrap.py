@@ -137,7 +137,7 @@ def test_a_run_of_some_minutes_that_was_killed_goes_on_with_its_plan(
         with pytest.raises(Killed):
             run()
     weights = tmp_path / "out" / "text_encoder" / "model.safetensors"
-    plan = tmp_path / "out" / ".unfinished" / "plan.json"
+    plan = tmp_path / "out" / ".scratch" / "plan.json"
     before, told = weights.stat(), json.loads(plan.read_text())
     monkeypatch.setattr("hdm.bootstrap.bootstrapping.TRIAL_STEPS", 3)
     record = run()

@@ -104,7 +104,7 @@ def test_damage_costs_a_step_or_a_component_but_no_byte(
     checkpoints.after = {8: kill}
     with pytest.raises(Killed):
         run(out, checkpoint_sec=0)
-    newest = max((out / ".unfinished" / "autoencoder").iterdir()) / "weights.safetensors"
+    newest = max((out / ".scratch" / "autoencoder").iterdir()) / "weights.safetensors"
     for file in (newest, out / "text_encoder" / "model.safetensors"):
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
@@ -170,7 +170,7 @@ def test_the_command_ends_with_75_on_sigterm(tmp_path: Path) -> None:
     words = ("bootstrap", "--source", "scenes", "--max-pictures", "48", "--size-px", "32", "--out", str(tmp_path / "out"))  # fmt: skip
     command = [sys.executable, "-m", "hdm.commands.cli", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "out" / ".unfinished" / "threads.json").exists():
+        while not (tmp_path / "out" / ".scratch" / "threads.json").exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
