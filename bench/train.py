@@ -127,7 +127,7 @@ def trainer_of(pipeline: Pipeline, number: int = 0) -> Iterator[Trainer]:
         try:
             yield trainer
         finally:
-            trainer.feed.close()
+            trainer.prefetcher.close()
 
 
 def turn(trainer: Trainer) -> None:
@@ -143,7 +143,7 @@ class Bare:
         self.model = XUT(trainer.settings.model)
         install(self.model)
         self.optimizers = Optimizers(self.model, trainer.phase.optimizer)
-        self.example, self.route = trainer.feed.make(0), trainer.phase.tread_route
+        self.example, self.route = trainer.prefetcher.make(0), trainer.phase.tread_route
         self.batch = self.example.batch
         self.noisy, self.target = (
             torch.randn_like(self.batch.latent),
@@ -218,8 +218,8 @@ class PlainLoop:
         self, trainer: Trainer, make_model: Callable[[XUTConfig], torch.nn.Module] = XUT
     ) -> None:
         self.phase, settings = trainer.phase, trainer.phase.optimizer
-        assert isinstance(trainer.feed.loader, Loader)
-        rows = Rows(trainer.feed.loader, 16 * self.phase.batch_size)
+        assert isinstance(trainer.prefetcher.loader, Loader)
+        rows = Rows(trainer.prefetcher.loader, 16 * self.phase.batch_size)
         model = make_model(trainer.settings.model).train()
         install(model)
         self.accelerator = Accelerator(cpu=True)

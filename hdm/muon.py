@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hdm.sharding import joined, local, share
+from hdm.sharding import all_gather, local, share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
         together = [
-            joined(direction, matrix).flatten(1)
+            all_gather(direction, matrix).flatten(1)
             for direction, matrix in zip(directions, matrices, strict=True)
         ]
         moves = orthogonalized(torch.stack(together))

@@ -3,7 +3,7 @@ shard, some rows, of each.
 
 Everything here takes plain tensors too, which are their own only shard: who updates, averages or
 saves tensors need not ask which they are. What works number by number works on shards (`local`);
-what needs whole tensors puts them together (`whole`, `joined`) and takes its share of the result
+what needs whole tensors puts them together (`whole`, `all_gather`) and takes its share of the result
 (`share`). Putting together is done by all processes at the same place, or they wait for each other
 for ever.
 """
@@ -50,8 +50,8 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
     ).to_local()
 
 
-def joined(shard: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor of which every process holds a shard, cut as another of its shape is."""
+def all_gather(shard: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor, from the shards that all processes hold; cut as another of its shape is."""
     if not is_sharded(like):
         return shard
     from torch.distributed.tensor import DTensor
@@ -63,9 +63,9 @@ def joined(shard: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, in its own precision, in the memory format of another of its shape and spread
-    as that is.
+def like_layout(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor in the memory format and the sharding of another of its shape; its precision
+    stays.
     """
     found = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
     local(found).copy_(share(tensor, like))

@@ -397,7 +397,7 @@ def _made(pipeline: Pipeline, store: Store, name: str) -> Output | None:
 
 
 @dataclass(frozen=True)
-class Made:
+class StageResult:
     """A step and its output; `cached` if the store had it already."""
 
     step: Step
@@ -405,7 +405,7 @@ class Made:
     cached: bool
 
 
-def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
+def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
     """Make one output, unless it is there; its inputs have to be there.
 
     Raises:
@@ -419,7 +419,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
     ready = store.find(known[name])
     if ready is not None:
         with in_use([ready.path]):
-            return Made(step, ready, cached=True)
+            return StageResult(step, ready, cached=True)
     inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
     try:
         # Trainings keep the count that they began with; every other stage computes with one thread
@@ -428,7 +428,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> Made:
             in_use(output.path for output in inputs.values()),
             cpu_threads(None if step.stage in TRAININGS else 1),
         ):
-            return Made(step, step.make(pipeline, known[name], inputs, store), cached=False)
+            return StageResult(step, step.make(pipeline, known[name], inputs, store), cached=False)
     except DamagedError as error:
         for output in inputs.values():
             # Found only now, by a page checksum or a hash: the next run makes the file anew.
@@ -467,7 +467,7 @@ def _not_there(
 
 def run(
     pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
-) -> Iterator[Made]:
+) -> Iterator[StageResult]:
     """Make what is missing, in order, without Prefect."""
     for step in chosen(pipeline, start_from, stop_after):
         yield run_step(pipeline, store, step.name)

@@ -23,7 +23,7 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
     global last_page
     from hdm.evaluation.report import write_report
     from hdm.evaluation.report_index import new_folder, write_index
-    from hdm.stages import Made, identities, steps
+    from hdm.stages import StageResult, identities, steps
 
     settings, store = configured(pipeline, overrides), Store(store_root())
     folders = {
@@ -37,7 +37,8 @@ def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> s
         if step.name in folders and (folders[step.name] / MANIFEST).exists()
     ]
     made = [
-        Made(step, read_output(folders[step.name]), cached.get(step.name, True)) for step in there
+        StageResult(step, read_output(folders[step.name]), cached.get(step.name, True))
+        for step in there
     ]
     done = {step.name for step in there}
     missing = [step.name for step in steps(settings) if step.name not in done]

@@ -83,7 +83,7 @@ class Batch:
         return tuple(map(self.key_of_row, self.rows.tolist()))
 
     @classmethod
-    def woven(
+    def interleave(
         cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], Key]
     ) -> Batch:
         """One batch of the samples of several, which have texts of one length and the same shift
@@ -99,14 +99,14 @@ class Batch:
         def weave(name: str) -> Any:
             values = [getattr(part, name) for part in parts]
             if isinstance(values[0], np.ndarray):
-                woven = np.empty(count, values[0].dtype)
+                interleaved = np.empty(count, values[0].dtype)
             elif values[0] is not None:
-                woven = values[0].new_empty((count, *values[0].shape[1:]))
+                interleaved = values[0].new_empty((count, *values[0].shape[1:]))
             else:
                 return None
             for place, value in zip(places, values, strict=True):
-                woven[place] = value
-            return woven
+                interleaved[place] = value
+            return interleaved
 
         before = itertools.accumulate((len(part.crops) for part in parts[:-1]), initial=0)
         parts = [

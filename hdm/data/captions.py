@@ -62,7 +62,7 @@ class CaptionTable(Protocol):
         """The row of the empty caption."""
         ...
 
-    def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def at_position(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The rows as they are at positions of the training clock, where a caption differs from one
         to another.
         """
@@ -94,7 +94,7 @@ class RaggedRows:
     def empty(self) -> int:
         return len(self.starts) - 2
 
-    def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def at_position(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return rows
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:

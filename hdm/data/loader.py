@@ -94,7 +94,8 @@ class Loader:
     Args:
         latents: `encode.<resolution>px`.
         tokens: `encode.tokens`.
-        captions: `caption`, which `tokens` were made from.
+        captions: `caption`, from which `tokens` were made; read where `mirror` is set, since a
+            caption may speak of sides.
         filter: `filter`, which says what split a picture is in.
         text: `encode.text`, for cached text embeddings; None: batches hold token ids.
         features: `encode.features`; None: batches hold none.
@@ -356,7 +357,7 @@ class Loader:
         given = (counts > 0) & ~dropped
         captions = np.full(len(pictures), self._captions.empty)
         captions[given] = self._index.captions[chosen[given]]
-        return self._captions.drawn(captions, positions)
+        return self._captions.at_position(captions, positions)
 
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
         """Where crops begin along one axis, in latent pixels, a multiple of the patch."""

@@ -94,7 +94,7 @@ class Mixture:
                 samples = self._loaders[number].samples(int(counts[0]), int(counts[-1]), num_tokens)
                 parts.append(replace(samples, rows=samples.rows + self._first_rows[number]))
                 places.append(taken)
-        return Batch.woven(parts, places, self.key)
+        return Batch.interleave(parts, places, self.key)
 
     def key(self, row: int) -> Key:
         """The key of the picture in a row, the data sets' files laid end to end."""

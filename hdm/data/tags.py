@@ -46,7 +46,7 @@ class TagTable:
     def empty(self) -> int:
         return len(self._texts) - 1
 
-    def drawn(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def at_position(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Rows and positions in one number each, from which the other methods make the captions."""
         return positions.astype(np.int64) << _ROW_BITS | rows
 

@@ -41,7 +41,7 @@ GRID_PX = 480
 SHOWN = 32  # images of a set
 
 
-class Made(Protocol):
+class ReportedOutput(Protocol):
     """An output that was made, or that was there already."""
 
     @property
@@ -53,7 +53,7 @@ class Made(Protocol):
 
 def write_report(
     pipeline: Pipeline,
-    made: Sequence[Made],
+    made: Sequence[ReportedOutput],
     folder: Path,
     overrides: Sequence[str] = (),
     missing: Sequence[str] = (),
@@ -130,7 +130,7 @@ def _headline(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     }
 
 
-def _makers(made: Sequence[Made]) -> list[dict[str, Any]]:
+def _makers(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
     """Code, libraries and machine, each with the outputs that were finished with them; none of
     outputs that do not say.
     """
@@ -143,7 +143,7 @@ def _makers(made: Sequence[Made]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _stages(made: Sequence[Made]) -> list[dict[str, Any]]:
+def _stages(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
     found = []
     for one in made:
         manifest = json.loads((one.output.path / MANIFEST).read_bytes())

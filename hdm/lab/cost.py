@@ -163,7 +163,7 @@ def main(path: Path) -> None:
         trainers = [Trainer(job, StopRequest(), device) for job in jobs]
         print(json.dumps(_in_turns(trainers, request["starts"], request["rounds"])))
     for trainer in trainers:
-        trainer.feed.close()
+        trainer.prefetcher.close()
 
 
 def _in_turns(

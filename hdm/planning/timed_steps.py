@@ -116,7 +116,7 @@ def main(path: Path) -> int:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
             trainer.checkpoints.make_ready()
-        trainer.feed.close()
+        trainer.prefetcher.close()
     except HdmError as error:
         print(shown(" ".join(str(error).split())), file=sys.stderr)
         return error.exit_code

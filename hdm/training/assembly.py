@@ -31,10 +31,10 @@ from hdm.models.execution import compile_blocks, drop_updates, recompute_activat
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output
 from hdm.training.checkpoint import load_weights
-from hdm.training.feed import Feed
 from hdm.training.guard import StopRequest
 from hdm.training.job import Job, mixed_name, num_steps
 from hdm.training.objective import FlowMatching, Objective
+from hdm.training.prefetcher import Prefetcher
 from hdm.training.ranks import Ranks
 from hdm.training.threads import keep_threads
 from hdm.training.trainable import Trainable, WholeModel
@@ -90,7 +90,7 @@ def starting_model(job: Job) -> Denoiser:
 def make_trainable(job: Job, ranks: Ranks) -> Trainable:
     """What the phase trains, on this process's device, whole or its shard."""
     trainable = WholeModel(starting_model(job), job.settings.train.ema_decay)
-    place(job, (trainable.model, trainable.averaged), ranks.accelerator)
+    to_device(job, (trainable.model, trainable.averaged), ranks.accelerator)
     return trainable
 
 
@@ -102,12 +102,12 @@ def make_objective(job: Job) -> Objective:
     )
 
 
-def place(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) -> None:
+def to_device(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) -> None:
     """Bring models from the computer's memory to this process's device, whole or their shards.
 
-    Accelerate's own way to FSDP2 wraps classes of modules and final norms each for itself; of XUT's
-    final norm the weight alone is read, and one unit a block is wanted: so torch's is called
-    directly, and Accelerate keeps devices, processes and autocast.
+    The unit of sharding is a block, as the denoiser names them. Accelerate's plugin for FSDP2 wraps
+    by class instead, so torch's function is called directly; Accelerate keeps devices, processes and
+    autocast.
     """
     device, count = accelerator.device, accelerator.num_processes
     mesh = init_device_mesh(device.type, (count,)) if job.settings.train.shards else None
@@ -157,9 +157,11 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
     return Mixture([own, *others], [1.0, *(entry.weight for entry in settings.mix)])
 
 
-def make_feed(job: Job, loader: Loader | Mixture, objective: Objective, ranks: Ranks) -> Feed:
+def make_prefetcher(
+    job: Job, loader: Loader | Mixture, objective: Objective, ranks: Ranks
+) -> Prefetcher:
     """The examples of the phase."""
-    return Feed(
+    return Prefetcher(
         loader,
         job.settings.train.seed,
         objective,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hdm.generation.conditioning import Conditioning
 from hdm.training import assembly
-from hdm.training.feed import Example
 from hdm.training.job import Job
 from hdm.training.objective import Objective
 from hdm.training.position import Position
+from hdm.training.prefetcher import Example
 from hdm.training.ranks import Ranks
 from hdm.training.technique import Technique
 from hdm.training.trainable import Trainable

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from hdm.training.denoising import Denoising
-from hdm.training.feed import Feed
 from hdm.training.position import BLOCK_IMAGES, explained
+from hdm.training.prefetcher import Prefetcher
 from hdm.training.state import State
 
 
@@ -22,10 +22,10 @@ class Explanation:
         state: whose weights are measured.
     """
 
-    def __init__(self, denoising: Denoising, feed: Feed, state: State) -> None:
-        self.denoising, self.feed, self.state = denoising, feed, state
+    def __init__(self, denoising: Denoising, prefetcher: Prefetcher, state: State) -> None:
+        self.denoising, self.prefetcher, self.state = denoising, prefetcher, state
         self.batch_size = batch_size = denoising.phase.batch_size
-        self.block = min(feed.num_images, -(-BLOCK_IMAGES // batch_size) * batch_size)
+        self.block = min(prefetcher.num_images, -(-BLOCK_IMAGES // batch_size) * batch_size)
 
     def begin(self) -> None:
         """Note what the weights explain of the next batches, unless more is known."""
@@ -42,7 +42,7 @@ class Explanation:
         self.state.trainable.model.train()
         total = torch.zeros(2, device=self.denoising.ranks.device)
         for seen in range(begin, begin + self.block, self.batch_size):
-            example = self.feed.make(min(seen, self.feed.num_images - self.batch_size))
+            example = self.prefetcher.make(min(seen, self.prefetcher.num_images - self.batch_size))
             now = replace(self.state.position, num_images_seen=seen)
             looked = self.denoising.look(example, now)
             if looked.isfinite().all():  # as steps without a finite loss are skipped

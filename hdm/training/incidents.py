@@ -8,9 +8,9 @@ from typing import Any
 
 from hdm.errors import HdmError
 from hdm.training.checkpoint import Checkpoint
-from hdm.training.feed import Example
 from hdm.training.job import Job, checkpoint_step
 from hdm.training.position import LATELY, Position
+from hdm.training.prefetcher import Example
 
 NOT_FINITE, SPIKE, WENT_BACK = "not finite", "loss spike", "went back"
 MAX_SKIPPED_IN_A_ROW = 10

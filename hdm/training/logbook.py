@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hdm.training.feed import Example
 from hdm.training.job import METRICS, TIMING, Job
 from hdm.training.meter import Machine, Meter
 from hdm.training.norms import by_part, tensor_norms
 from hdm.training.position import Position
+from hdm.training.prefetcher import Example
 from hdm.training.ranks import Ranks
 from hdm.training.records import Metrics, Timing
 from hdm.training.state import State

@@ -22,8 +22,8 @@ from hdm.training.settings import Phase, TrainSettings
 
 
 @dataclass(frozen=True)
-class Form:
-    """In what form a step computes.
+class Arithmetic:
+    """How a step computes.
 
     Args:
         item: bytes of a number in the matrix products: 4, or 2 in bfloat16 autocast.
@@ -139,7 +139,7 @@ def training_memory(
     )
     share = -(-phase.batch_size // settings.num_processes)
     held = count.total // (settings.num_processes if settings.shards else 1)
-    form = Form(2 if half else 4, by_hand=on_cpu)
+    arithmetic = Arithmetic(2 if half else 4, by_hand=on_cpu)
     weights, optimizer, average = (
         4 * held,
         optimizer_bytes(count, phase) * held // count.total,
@@ -154,7 +154,7 @@ def training_memory(
         + _exchanged_bytes(settings, phase, count),
         encoders=encoders,
         checkpoint=weights + optimizer + average if on_cpu and not settings.shards else 0,
-        sample=sample_bytes(model, phase, tokens, form),
+        sample=sample_bytes(model, phase, tokens, arithmetic),
         micro_batch=min(phase.micro_batch or share, share),
     )
 
@@ -178,7 +178,9 @@ def optimizer_bytes(count: Parameters, phase: Phase) -> int:
     return 2 * (phase.optimizer.state_bits // 8) * (count.total - muon) + 4 * muon
 
 
-def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: Form) -> int:
+def sample_bytes(
+    model: XUTConfig, phase: Phase, tokens: tuple[int, int], arithmetic: Arithmetic
+) -> int:
     """What a sample adds to the peak, which comes where the backward pass meets the most: walked
     from the last block to the first.
     """
@@ -187,13 +189,15 @@ def sample_bytes(model: XUTConfig, phase: Phase, tokens: tuple[int, int], form: 
     again = recomputed_blocks(len(blocks), phase.checkpoint_blocks)
     kept, peak = 0, 0
     for number, block in enumerate(blocks):
-        needed, stream = block_bytes(model, block, form), 4 * block.seen * model.width
+        needed, stream = block_bytes(model, block, arithmetic), 4 * block.seen * model.width
         # A recomputed block keeps its input alone, and has the rest, which holds that too, when its
         # turn comes.
         beside = kept + (max(needed, stream) if number in again else needed)
         kept += stream if number in again else needed
-        peak = max(peak, beside + _passing_bytes(model, block, form))
-    return max(peak, kept + output_bytes(model, tokens[0], form)) + input_bytes(model, tokens, form)
+        peak = max(peak, beside + _passing_bytes(model, block, arithmetic))
+    return max(peak, kept + output_bytes(model, tokens[0], arithmetic)) + input_bytes(
+        model, tokens, arithmetic
+    )
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def block_tokens(
     return found
 
 
-def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
+def block_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) -> int:
     """What autograd keeps of one block, for one sample.
 
     Self-attention: the norm's input (not by hand) and result, the products' input, queries, keys
@@ -233,9 +237,9 @@ def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     the update in float32. Cross-attention: the same with the skip. Feed-forward: norm, input, both
     halves, one of them after its activation, their product, and the update.
     """
-    d, m, i = model.width, model.mlp_width, form.item
-    norm, update = (4 if form.by_hand else 8) * d, 4 * d
-    if form.by_hand:
+    d, m, i = model.width, model.mlp_width, arithmetic.item
+    norm, update = (4 if arithmetic.by_hand else 8) * d, 4 * d
+    if arithmetic.by_hand:
         # The result twice, head by head and as the output layer reads it; for few tokens the
         # attention's weights instead of the first.
         weights_kept = i == 4 and block.seen <= SHORT
@@ -251,25 +255,25 @@ def block_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
     return attention + forward + (crossed if block.cross else 0)
 
 
-def _passing_bytes(model: XUTConfig, block: BlockTokens, form: Form) -> int:
+def _passing_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) -> int:
     """Of the backward pass through a feed-forward layer: gradients of stream and update, of both
     halves and of their product.
     """
-    return block.given * (8 * model.width + 3 * form.item * model.mlp_width)
+    return block.given * (8 * model.width + 3 * arithmetic.item * model.mlp_width)
 
 
-def input_bytes(model: XUTConfig, tokens: tuple[int, int], form: Form) -> int:
+def input_bytes(model: XUTConfig, tokens: tuple[int, int], arithmetic: Arithmetic) -> int:
     """Latent, noise, what is predicted and its differences; the text embedding as it is read and as
     it is multiplied.
     """
     num_image, num_text = tokens
     latent = num_image * model.channels * model.patch_size**2
-    return 4 * 6 * latent + (4 + form.item) * num_text * model.text_width
+    return 4 * 6 * latent + (4 + arithmetic.item) * num_text * model.text_width
 
 
-def output_bytes(model: XUTConfig, num_image: int, form: Form) -> int:
+def output_bytes(model: XUTConfig, num_image: int, arithmetic: Arithmetic) -> int:
     """What the last norm and the output layer keep: gone before the blocks' backward pass
     begins.
     """
-    norm = (4 if form.by_hand else 8) if model.final_norm else 0
-    return (form.item + norm) * num_image * model.width
+    norm = (4 if arithmetic.by_hand else 8) if model.final_norm else 0
+    return (arithmetic.item + norm) * num_image * model.width

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hdm.errors import ConfigError
 from hdm.muon import Muon
-from hdm.sharding import laid_out, local
+from hdm.sharding import like_layout, local
 from hdm.training.settings import Optimizer
 
 BASE_RATE = "base_rate"
@@ -142,7 +142,7 @@ def load_state(
         numbered = optimizer.state_dict()
         ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
         named = {
-            number: _laid_out(states.get(names[id(value)], {}), value)
+            number: _like_layouts(states.get(names[id(value)], {}), value)
             for number, value in enumerate(ordered)
         }
         optimizer.load_state_dict(
@@ -150,7 +150,7 @@ def load_state(
         )
 
 
-def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:
+def _like_layouts(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:
     """Tensors of a parameter's shape in its own memory format: fused updates walk through memory
     side by side.
     """
@@ -160,7 +160,7 @@ def _laid_out(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str,
         if isinstance(value, Tensor) and value.shape == parameter.shape
     }
     # In the state's own precision, which may be 8 bits.
-    return {**state, **{what: laid_out(value, parameter) for what, value in alike.items()}}
+    return {**state, **{what: like_layout(value, parameter) for what, value in alike.items()}}
 
 
 def _apart(what: str, value: Tensor | int) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hdm.data.batch import Batch
-from hdm.training.feed import Example
 from hdm.training.position import Position
+from hdm.training.prefetcher import Example
 
 
 @dataclass(frozen=True)

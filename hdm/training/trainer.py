@@ -102,11 +102,11 @@ class Trainer:
         metrics = self.checkpoints.resume()
         self.logbook = open_logbook(job, ranks, self.state.position, metrics)
         self.duties = Duties(job, ranks, self.checkpoints, requests, self.grid, self.logbook)
-        self.feed = assembly.make_feed(job, loader, objective, ranks)
+        self.prefetcher = assembly.make_prefetcher(job, loader, objective, ranks)
         self.denoising = Denoising(job, ranks, trainable, objective, conditioning, techniques)
         for model in (trainable.model, trainable.averaged):
             install(model)
-        self.explanation = Explanation(self.denoising, self.feed, self.state)
+        self.explanation = Explanation(self.denoising, self.prefetcher, self.state)
 
     def run(self) -> bool:
         """To the end, or to a signal; True if done."""
@@ -142,13 +142,13 @@ class Trainer:
         self.checkpoints.save(self.logbook.content, wait=True)
 
     def close(self) -> None:
-        self.feed.close()
+        self.prefetcher.close()
         self.checkpoints.writer.close()
 
     def step(self) -> None:
         """One optimizer step, or a skipped one where loss or gradient is not finite."""
         state, before, size = self.state, self.state.position, self.phase.batch_size
-        example = self.feed.example(before.num_images_seen)
+        example = self.prefetcher.example(before.num_images_seen)
         seen = before.num_images_seen + size
         factor = rate_factor(self.phase.optimizer, seen, self.num_images)
         means = self.denoising.backward(example, before)
@@ -220,6 +220,6 @@ class Trainer:
             line |= technique.conclude(state.position, measured)
             if technique.ended:
                 state.position = replace(state.position, ended=True)
-        self.logbook.add(state, line, self.feed.waited_sec)
+        self.logbook.add(state, line, self.prefetcher.waited_sec)
         state.position = replace(state.position, line=None)
         return True

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hdm.data.loader import Loader
 from hdm.diffusion.flow_matching import losses_by_time, sample_losses
 from hdm.generation.conditioning import Conditioning
-from hdm.training.feed import VALIDATION, generator
 from hdm.training.objective import Objective
+from hdm.training.prefetcher import VALIDATION, generator
 from hdm.training.ranks import Ranks
 
 NUM_IMAGES = 256

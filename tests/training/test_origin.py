@@ -173,4 +173,4 @@ def test_what_cannot_be_gone_on_from_is_refused(workshop: Workshop, tmp_path: Pa
         40,
         24,
     )
-    trainer.feed.close()
+    trainer.prefetcher.close()

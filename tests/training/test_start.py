@@ -44,7 +44,7 @@ def imported(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def begun(workshop: Workshop, folder: Path) -> dict[str, torch.Tensor]:
     """The weights before the first step."""
     trainer = Trainer(workshop.job(folder), StopRequest(), "cpu")
-    trainer.feed.close()
+    trainer.prefetcher.close()
     return trainer.state.trainable.model.state_dict()
 
 
@@ -100,7 +100,7 @@ def test_later_phases_start_from_the_one_before(
     two = started.changed(phases=[{**first, "resolution": 8}, first])
     job = replace(two.job(tmp_path), number=1)
     trainer = Trainer(job, StopRequest(), "cpu")
-    trainer.feed.close()
+    trainer.prefetcher.close()
     found = trainer.state.trainable.model.state_dict()
     truth = load_file(imported / "published.safetensors")
     given = {name: truth[f"unet.model.{name}"].float() for name in found}

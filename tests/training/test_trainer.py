@@ -19,10 +19,10 @@ from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
 from hdm.training import assembly, checkpoint
 from hdm.training.denoising import Denoising
-from hdm.training.feed import Example
 from hdm.training.guard import Stopped, StopRequest
 from hdm.training.job import START, Job, mixed_name
 from hdm.training.position import Position
+from hdm.training.prefetcher import Example
 from hdm.training.trainer import Trainer, train
 from tests.training.workshop import KEYS, Workshop, write_latents
 
@@ -275,8 +275,8 @@ def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
     """
     changed = with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]], tread_route=[1, 2])
     whole = run(changed.job(tmp_path / "whole"))
-    kept = [whole.feed.make(8 * step).kept for step in range(12)]
-    num_tokens = whole.feed.loader.batch(0).positions.shape[1]
+    kept = [whole.prefetcher.make(8 * step).kept for step in range(12)]
+    num_tokens = whole.prefetcher.loader.batch(0).positions.shape[1]
     assert [None if tokens is None else tokens.shape[1] / num_tokens for tokens in kept] == [
         0.25
     ] * 6 + [None] * 6
@@ -434,7 +434,7 @@ def test_weights_by_time_do_not_depend_on_how_a_batch_is_cut(
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     # At first the model says about 0 everywhere: a sample's loss is its weight times its velocity
     # squared.
-    example = trainer.feed.make(0)
+    example = trainer.prefetcher.make(0)
     squares = (example.noise - example.batch.latent).square().flatten(1).mean(1)
     weights = min_snr_weights(example.timestep, 5.0, 2.0)
     assert found[0][0] == pytest.approx((weights * squares).mean().item(), rel=0.01)
@@ -484,7 +484,7 @@ def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(
         inputs={**workshop.inputs, **again},
     )
     whole = run(mixed.job(tmp_path / "whole"))
-    rows = [whole.feed.make(8 * step).batch.rows for step in range(12)]
+    rows = [whole.prefetcher.make(8 * step).batch.rows for step in range(12)]
     others = [int((part >= len(KEYS)).sum()) for part in rows]
     assert sum(others) == 32, "one of three"
     assert max(others) - min(others) <= 1
@@ -808,7 +808,7 @@ def test_a_loss_that_stands_out_is_flagged_with_its_pictures(
     assert lines(job)[-1]["loss_spikes"] == 1
     (told,) = [incident for line in lines(job) for incident in line.get("incidents", [])]
     assert (told["what"], told["step"], told["num_images_seen"]) == ("loss spike", 71, 568)
-    assert set(told["keys"]) == set(trainer.feed.make(560).batch.keys)
+    assert set(told["keys"]) == set(trainer.prefetcher.make(560).batch.keys)
     assert "images 560 to 568" in caplog.text
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hdm.training import assembly, validation
-from hdm.training.feed import VALIDATION, generator
 from hdm.training.objective import FlowMatching
+from hdm.training.prefetcher import VALIDATION, generator
 from tests.training.workshop import Workshop
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from hdm.chance import seed_at
 from hdm.data.batch import Batch
 from hdm.training import assembly
-from hdm.training.feed import PROJECTION
 from hdm.training.job import Job, num_steps
 from hdm.training.milestones import Milestones, even_steps
+from hdm.training.prefetcher import PROJECTION
 from hdm.training.ranks import Ranks
 from hdm.training.sample_grid import Grid
 from hdm.training.technique import Technique

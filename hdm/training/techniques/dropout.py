@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hdm.chance import seed_at
-from hdm.training.feed import DROPOUT
 from hdm.training.position import Position
+from hdm.training.prefetcher import DROPOUT
 from hdm.training.technique import Technique
 
 

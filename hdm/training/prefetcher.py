@@ -78,7 +78,7 @@ def generator(seed: int, purpose: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_at(seed, purpose, position))
 
 
-class Feed:
+class Prefetcher:
     """Examples in order, each made in a thread while the one before is used.
 
     Args:

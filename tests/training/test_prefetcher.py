@@ -14,8 +14,8 @@ from hdm.data.batch import Batch
 from hdm.data.loader import Loader
 from hdm.errors import DamagedError
 from hdm.training import assembly
-from hdm.training.feed import Example, Feed
 from hdm.training.objective import FlowMatching
+from hdm.training.prefetcher import Example, Prefetcher
 from tests.training.workshop import Workshop
 
 WAIT_SEC = 60.0
@@ -57,8 +57,8 @@ def loader(workshop: Workshop, tmp_path: Path) -> Loader:
     return found
 
 
-def feed(loader: Loader | Watched, pin: bool = False) -> Feed:
-    return Feed(loader, 0, FlowMatching(), ((0.0, 0.5),), 96, pin)  # type: ignore[arg-type]
+def feed(loader: Loader | Watched, pin: bool = False) -> Prefetcher:
+    return Prefetcher(loader, 0, FlowMatching(), ((0.0, 0.5),), 96, pin)  # type: ignore[arg-type]
 
 
 def tensors(example: Example) -> Iterator[Tensor]:
