@@ -20,6 +20,7 @@ from hdm.options import File, Overrides, number
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
+from tasks.configuration import Project
 from tasks.services import runs, serving, stop_runs
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
@@ -55,8 +56,8 @@ def run(
     """Run a pipeline; what is finished is found and not made again."""
     from flows.commands.run import print_json, run_pipeline, tell
 
-    os.environ["HDM_STORE"] = str(store_root(store))
-    summary = run_pipeline(name, start_from, stop_after, settings, file, verbose)
+    project = Project.chosen(store, file)
+    summary = run_pipeline(project, name, start_from, stop_after, settings, verbose)
     tell(summary, name_store=store is not None)
     if as_json:
         print_json(summary)

@@ -2,67 +2,84 @@
 
 import logging
 import time
+from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 
 from hdm.errors import HdmError
-from tasks import reporter
-from tasks.cell import CellRecord, cell
+from tasks.cell import CellRecord, cell_task
+from tasks.configuration import Project
 from tasks.grid import configured_grid, preflight
-from tasks.lab import lab_table
+from tasks.lab import table_task
 from tasks.records import settled
+from tasks.run import running
 
 logger = logging.getLogger("hdm.run")
 
 
-@flow(name="compare-settings", flow_run_name="lab {lab}", persist_result=True)
-@settled
-def compare_settings(
-    lab: str = "scenes", only: list[str] = [], seeds: int | None = None, overrides: list[str] = []
-) -> list[CellRecord]:  # fmt: skip
-    """Train every setting at every seed, one cell after the other, and write the table; finished
-    cells are found.
+def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
+    """The flow that runs a lab of a project."""
 
-    Args:
-        lab: entry of `labs:` in pipelines.yaml.
-        only: names of comparisons; none: all.
-        seeds: trainings of every setting. None: as the lab says.
-        overrides: settings of every cell as `stage.field=value`, the last wins.
+    @flow(name="compare-settings", flow_run_name="lab {lab}", persist_result=True)
+    @settled
+    def compare_settings(
+        lab: str = "scenes",
+        only: list[str] = [],
+        seeds: int | None = None,
+        overrides: list[str] = [],
+    ) -> list[CellRecord]:
+        """Train every setting at every seed, one cell after the other, and write the table;
+        finished cells are found.
+
+        Args:
+            lab: entry of `labs:` in pipelines.yaml.
+            only: names of comparisons; none: all.
+            seeds: trainings of every setting. None: as the lab says.
+            overrides: settings of every cell as `stage.field=value`, the last wins.
+
+        Raises:
+            HdmError: cells failed; the others were trained nevertheless, and the table tells of
+                them.
+        """
+        grid = configured_grid(project, lab, only, seeds, overrides)
+        preflight(grid, project.store)
+        cells = grid.cells()
+        records: list[CellRecord] = []
+        failed: dict[str, str] = {}
+        began = time.monotonic()
+        with running(project, grid.lab.pipeline, list(grid.common()), lab=f"lab-{lab}") as run:
+            train_cell = cell_task(run, grid)
+            for number, one in enumerate(cells, 1):
+                state = train_cell(one.name, return_state=True)
+                found = state.result(raise_on_failure=state.is_cancelled())
+                if isinstance(found, CellRecord):
+                    records.append(found)
+                else:
+                    failed[one.name] = str(found)
+                    logger.warning("%s failed: %s", one.name, found)
+                elapsed = time.monotonic() - began
+                logger.info("%s", progress(number, len(cells), one.name, records, elapsed))
+            table_task(run, grid)()
+        if failed:
+            told = "\n".join(f"{name}: {message}" for name, message in failed.items())
+            raise HdmError(
+                f"{len(failed)} of {len(cells)} cells failed\n{told}",
+                do="mend the cause, then the same command",
+            )
+        return records
+
+    return compare_settings
+
+
+def __getattr__(name: str) -> Any:
+    """The flow, for a deployment of one's own; the environment says where it works.
 
     Raises:
-        HdmError: cells failed; the others were trained nevertheless, and the table tells of them.
+        AttributeError: it is another name.
     """
-    grid = configured_grid(lab, only, seeds, overrides)
-    preflight(grid)
-    cells, records, failed, began = (
-        grid.cells(),
-        list[CellRecord](),
-        dict[str, str](),
-        time.monotonic(),
-    )
-    with reporter.run(grid.lab.pipeline, list(grid.common()), lab=f"lab-{lab}"):
-        for number, one in enumerate(cells, 1):
-            params = {**one.own, "seed": one.seed, "setting": one.setting}
-            state = cell(
-                one.name, grid.lab.pipeline, list(one.overrides), params, return_state=True
-            )
-            found = state.result(raise_on_failure=state.is_cancelled())
-            if isinstance(found, CellRecord):
-                records.append(found)
-            else:
-                failed[one.name] = str(found)
-                logger.warning("%s failed: %s", one.name, found)
-            logger.info(
-                "%s", progress(number, len(cells), one.name, records, time.monotonic() - began)
-            )
-        lab_table(lab, only, seeds, overrides)
-    if failed:
-        told = "\n".join(f"{name}: {message}" for name, message in failed.items())
-        raise HdmError(
-            f"{len(failed)} of {len(cells)} cells failed\n{told}",
-            do="mend the cause, then the same command",
-        )
-    return records
+    if name == "compare_settings":
+        return lab_flow(Project.chosen())
+    raise AttributeError(f"module {__name__} has no {name!r}")
 
 
 def progress(

@@ -2,20 +2,25 @@
 `filter-images`.
 """
 
+from functools import partial
 from typing import Any
 
 from prefect import Flow, flow
 
 from hdm.stage_list import STAGES, Stage
-from tasks import reporter
+from tasks.configuration import Project
 from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
+from tasks.run import Begin, running
 from tasks.stage import stage_task
 
 
-def stage_flow(stage: Stage) -> Flow[..., list[StageRecord]]:
-    """The flow that makes the outputs of one stage."""
-    make_output = stage_task(stage)
+def stage_flow(stage: Stage, begin: Begin) -> Flow[..., list[StageRecord]]:
+    """The flow that makes the outputs of one stage.
+
+    Args:
+        begin: begins a run for this stage alone, or joins the run of the whole pipeline.
+    """
 
     @flow(name=stage.flow, description=stage.help, flow_run_name=run_name, persist_result=True)
     @settled
@@ -29,26 +34,24 @@ def stage_flow(stage: Stage) -> Flow[..., list[StageRecord]]:
             outputs: make only these outputs of the stage. Empty: all of them.
             overrides: settings as `stage.field=value`, the last wins.
         """
-        with reporter.run(pipeline, overrides):
+        with begin(pipeline, overrides) as run:
+            make_output = stage_task(stage, run)
             return [
-                make_output(name, pipeline, overrides, return_state=True).result()
-                for name in checked(stage.name, pipeline, outputs, overrides)
+                make_output(name, return_state=True).result()
+                for name in checked(run, stage.name, outputs)
             ]
 
     return run_stage
 
 
-FLOWS = {stage.name: stage_flow(stage) for stage in STAGES}
-"""By name of the stage."""
-
-
 def __getattr__(name: str) -> Any:
-    """The flow of a deployment by its entrypoint's name, as `filter_images`.
+    """The flow of a deployment by its entrypoint's name, as `filter_images`. Its process is started
+    for it alone; the environment says where it works.
 
     Raises:
         AttributeError: no stage has such a flow.
     """
     for stage in STAGES:
         if name == stage.flow.replace("-", "_"):
-            return FLOWS[stage.name]
+            return stage_flow(stage, partial(running, Project.chosen()))
     raise AttributeError(f"module {__name__} has no {name!r}")

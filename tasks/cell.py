@@ -4,20 +4,15 @@ there.
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from prefect import task
+from prefect import Task, task
 
-from hdm.store import Store, store_root
-from tasks import reporter
-from tasks.configuration import configured
+from hdm.lab.grid import Grid
 from tasks.outputs import made_or_found
 from tasks.records import settled
-
-logger = logging.getLogger("hdm.run")
+from tasks.run import Run
 
 
 @dataclass(frozen=True)
@@ -29,39 +24,40 @@ class CellRecord:
     cached: bool
 
 
-@task(name="cell", task_run_name="{name}", persist_result=False)
-@settled
-def cell(name: str, pipeline: str, overrides: list[str], params: dict[str, Any]) -> CellRecord:
-    """One cell of a lab.
+def cell_task(run: Run, grid: Grid) -> Task[[str], CellRecord]:
+    """The task that trains a cell of a lab."""
+    cells = {cell.name: cell for cell in grid.cells()}
 
-    Args:
-        name: as `residual/published seed 1`.
-        pipeline: entry of pipelines.yaml.
-        overrides: `stage.field=value`, the last wins.
-        params: what sets it apart from the others.
-    """
-    begun = time.monotonic()
-    with reporter.cell(name, params):
-        records = [
-            made_or_found(output, pipeline, overrides) for output in _wanted(pipeline, overrides)
-        ]
-    return CellRecord(
-        name, round(time.monotonic() - begun, 3), all(record.cached for record in records)
-    )
+    @task(name="cell", task_run_name="{name}", persist_result=False)
+    @settled
+    def train_cell(name: str) -> CellRecord:
+        """One cell of a lab.
+
+        Args:
+            name: as `residual/published seed 1`.
+        """
+        begun = time.monotonic()
+        cell = cells[name]
+        part = run.of(grid.pipeline(cell))
+        params = {**cell.own, "seed": cell.seed, "setting": cell.setting}
+        with run.reporter.cell(name, params):
+            records = [made_or_found(part, output) for output in _wanted(part)]
+        cached = all(record.cached for record in records)
+        return CellRecord(name, round(time.monotonic() - begun, 3), cached)
+
+    return train_cell
 
 
-def _wanted(pipeline: str, overrides: list[str]) -> list[str]:
+def _wanted(run: Run) -> list[str]:
     """Training and evaluation, and before them what is missing of the data if there is anything to
     do.
     """
     from hdm.stages import identities, steps  # torch and the stages: seconds
 
-    settings, store = configured(pipeline, overrides), Store(store_root())
-    known = identities(settings)
-    there = {name for name, identity in known.items() if store.find(identity) is not None}
-    own = [step.name for step in steps(settings) if step.stage in ("train", "evaluate")]
-    return (
-        own
-        if there.issuperset(own)
-        else [step.name for step in steps(settings) if step.name in own or step.name not in there]
-    )
+    known = identities(run.settings)
+    there = {name for name, identity in known.items() if run.store.find(identity) is not None}
+    every = [step.name for step in steps(run.settings)]
+    own = [name for name in every if name.split(".")[0] in ("train", "evaluate")]
+    if there.issuperset(own):
+        return own
+    return [name for name in every if name in own or name not in there]

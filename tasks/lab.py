@@ -5,37 +5,43 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prefect import task
+from prefect import Task, task
 
 from hdm.errors import HdmError
-from hdm.store import Store, store_root
-from tasks import reporter
-from tasks.grid import configured_grid
+from hdm.lab.grid import Grid
+from tasks.run import Run
 
 logger = logging.getLogger("hdm.run")
 
 
-@task(name="lab-table", task_run_name="table of {lab}", persist_result=False)
-def lab_table(lab: str, only: list[str], seeds: int | None, overrides: list[str]) -> str:
-    """Time the steps of each setting, where that was not done before, and write the table.
+def table_task(run: Run, grid: Grid) -> Task[[], str]:
+    """The task that writes a lab's table."""
 
-    Returns:
-        its path.
-    """
+    @task(name="lab-table", task_run_name=f"table of {grid.lab.name}", persist_result=False)
+    def lab_table() -> str:
+        """Time the steps of each setting, where that was not done before, and write the table.
+
+        Returns:
+            its path.
+        """
+        return str(_written(run, grid))
+
+    return lab_table
+
+
+def _written(run: Run, grid: Grid) -> Path:
     from hdm.lab.lab_folder import COSTS, FIGURE, TABLE, CostBook, lab_folder, write_lab
 
-    grid, store = configured_grid(lab, only, seeds, overrides), Store(store_root())
-    folder: Path = lab_folder(store, lab)
+    folder: Path = lab_folder(run.store, grid.lab.name)
     book = CostBook(folder / COSTS, grid)
     for comparison in book.missing():
         logger.info("timing steps: %s", comparison)
         try:
-            book.measure(comparison, store)
-        except (
-            HdmError
-        ) as error:  # of a cell that failed, most likely; the rest of the table needs nothing of it
+            book.measure(comparison, run.store)
+        except HdmError as error:
+            # Of a cell that failed, most likely; the rest of the table needs nothing of it.
             logger.warning("%s has no times: %s", comparison, error)
-    write_lab(grid, store)
+    write_lab(grid, run.store)
     for name in (TABLE, FIGURE):
-        reporter.artifact(folder / name)
-    return str(folder / TABLE)
+        run.reporter.artifact(folder / name)
+    return folder / TABLE

@@ -9,52 +9,43 @@ from itertools import groupby
 from pathlib import Path
 
 from hdm import last_runs
+from hdm.config import Pipeline
 from hdm.last_runs import LastRun
-from hdm.store import Store, store_root
-from tasks import reporter
-from tasks.configuration import configured
 from tasks.records import StageRecord
+from tasks.run import Run
 from tasks.stopping import stoppable
 
 logger = logging.getLogger("hdm.run")
 
 
 def planned(
-    pipeline: str,
-    overrides: Iterable[str] = (),
-    start_from: str | None = None,
-    stop_after: str | None = None,
+    settings: Pipeline, start_from: str | None = None, stop_after: str | None = None
 ) -> list[tuple[str, list[str]]]:
     """Stage → names of its outputs, in order; every training phase for itself."""
     from hdm.stages import chosen  # torch and the stages: seconds
 
-    names = [step.name for step in chosen(configured(pipeline, overrides), start_from, stop_after)]
+    names = [step.name for step in chosen(settings, start_from, stop_after)]
     parts = groupby(
         names, key=lambda name: name if name.startswith("train.") else name.split(".")[0]
     )
     return [(key.split(".")[0], list(part)) for key, part in parts]
 
 
-def preflight(
-    pipeline: str,
-    overrides: Iterable[str] = (),
-    start_from: str | None = None,
-    stop_after: str | None = None,
-) -> None:
+def preflight(run: Run, start_from: str | None = None, stop_after: str | None = None) -> None:
     """Raise one error that lists everything in the settings that would make these stages fail, if
     there is anything.
     """
     from hdm.stages import preflight  # torch and the stages: seconds
 
-    preflight(configured(pipeline, overrides), Store(store_root()), start_from, stop_after)
+    preflight(run.settings, run.store, start_from, stop_after)
 
 
-def remember(pipeline: str, overrides: Iterable[str] = (), stop_after: str | None = None) -> None:
+def remember(run: Run, stop_after: str | None = None) -> None:
     """Write down what this run of a pipeline will make, for `hdm status` and `hdm sample`."""
     from hdm.models.components import DENOISING, portable_names, resolve
     from hdm.stages import chosen, identities, steps  # torch and the stages: seconds
 
-    settings, root = configured(pipeline, overrides), store_root()
+    settings, root = run.settings, run.project.root
     digests: dict[str, str | None] = {step.name: None for step in steps(settings)}
     for step in reversed(chosen(settings, None, stop_after)):
         if digests[step.name] is None:
@@ -73,39 +64,35 @@ def remember(pipeline: str, overrides: Iterable[str] = (), stop_after: str | Non
     )
 
 
-def checked(
-    stage: str, pipeline: str, outputs: Iterable[str] = (), overrides: Iterable[str] = ()
-) -> list[str]:
+def checked(run: Run, stage: str, outputs: Iterable[str] = ()) -> list[str]:
     """The outputs that a stage's flow is to make, all of the stage's if none is named, once its
     settings are checked.
 
     Raises:
         InputError: the stage cannot work.
     """
-    preflight(pipeline, overrides, stage, stage)
-    return list(outputs) or [
-        name
-        for found, names in planned(pipeline, overrides, stage, stage)
-        if found == stage
-        for name in names
-    ]
+    preflight(run, stage, stage)
+    found: list[str] = []
+    for name, parts in planned(run.settings, stage, stage):
+        found += parts if name == stage else []
+    return list(outputs) or found
 
 
-def make(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord:
+def make(run: Run, name: str) -> StageRecord:
     """Make one output, unless it is in the store, and tell who follows the run and the log."""
-    record = made_or_found(name, pipeline, overrides)
+    record = made_or_found(run, name)
     logger.info("%s", told(record))
     return record
 
 
-def made_or_found(name: str, pipeline: str, overrides: Iterable[str] = ()) -> StageRecord:
+def made_or_found(run: Run, name: str) -> StageRecord:
     """Make one output, unless it is in the store, and tell who follows the run."""
     from hdm.stages import identities, run_step
 
-    settings, store = configured(pipeline, overrides), Store(store_root())
+    folder = run.store.folder(identities(run.settings, name)[name])
     begun = time.monotonic()
-    with stoppable(), reporter.stage(name, store.folder(identities(settings, name)[name])):
-        made = run_step(settings, store, name)
+    with stoppable(), run.reporter.stage(name, folder):
+        made = run_step(run.settings, run.store, name)
     output = made.output
     record = StageRecord(
         name,
@@ -115,7 +102,7 @@ def made_or_found(name: str, pipeline: str, overrides: Iterable[str] = ()) -> St
         round(time.monotonic() - begun, 3),
         made.cached,
     )
-    reporter.made(record)
+    run.reporter.made(record)
     return record
 
 

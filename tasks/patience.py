@@ -27,16 +27,50 @@ LAST_WORDS_SEC = 8.0  # after a stop; `hdm stop` waits for 35 s, and training sa
 AGAIN_SEC = 1.0
 PASSING = (408, 429, 502, 503)
 logger = logging.getLogger("hdm.run")
-_hurried_at: float | None = None
-_away = False
+
+
+class Patience:
+    """How long this process's requests wait for a server that does not answer."""
+
+    def __init__(self) -> None:
+        self.hurried_at: float | None = None
+        self.away = False
+
+    def hurry(self) -> None:
+        """From now on they wait a few seconds more."""
+        self.hurried_at = self.hurried_at or time.monotonic()
+
+    def say(self, away: bool) -> None:
+        """Tell of an outage once, however many requests wait."""
+        if away != self.away:
+            self.away = away
+            text = "answers again" if not away else "does not answer; what needs it waits"
+            logger.info("Prefect's server %s", text)
+
+
+def install() -> None:
+    """Have every request of this process to a Prefect server wait while that does not answer."""
+    if _installed() is not None:
+        return
+    patience = Patience()
+    PrefectHttpxSyncClient.send = _patient(PrefectHttpxSyncClient.send, patience)  # type: ignore[method-assign]
+    PrefectHttpxAsyncClient.send = _patient_async(PrefectHttpxAsyncClient.send, patience)  # type: ignore[method-assign]
+    reconnect = _patient_async(PrefectEventsClient._reconnect, patience)
+    PrefectEventsClient._reconnect = reconnect  # type: ignore[method-assign]
+
+
+def _installed() -> Patience | None:
+    """That of the clients, if they are patient."""
+    return getattr(PrefectHttpxSyncClient.send, "patience", None)
 
 
 def hurry() -> None:
     """The run was told to stop: it waits a few seconds more for a server that is away, and then
     ends without it.
     """
-    global _hurried_at
-    _hurried_at = _hurried_at or time.monotonic()
+    patience = _installed()
+    if patience is not None:
+        patience.hurry()
 
 
 @contextlib.contextmanager
@@ -50,19 +84,11 @@ def hurried_at_last() -> Iterator[None]:
         hurry()
 
 
-@functools.cache
-def install() -> None:
-    """Have every request of this process to a Prefect server wait while that does not answer."""
-    PrefectHttpxSyncClient.send = _patient(PrefectHttpxSyncClient.send)  # type: ignore[method-assign]
-    PrefectHttpxAsyncClient.send = _patient_async(PrefectHttpxAsyncClient.send)  # type: ignore[method-assign]
-    reconnect = _patient_async(PrefectEventsClient._reconnect)
-    PrefectEventsClient._reconnect = reconnect  # type: ignore[method-assign]
-
-
 class _Outage:
     """One request's wait for the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
         self.begun: float | None = None
 
     def lasts(self, error: Exception) -> bool:
@@ -75,30 +101,21 @@ class _Outage:
         now = time.monotonic()
         if self.begun is None:
             self.begun = now
-            _say(away=True)
-        if _hurried_at is not None:
-            return now < _hurried_at + LAST_WORDS_SEC
+            self.patience.say(away=True)
+        if self.patience.hurried_at is not None:
+            return now < self.patience.hurried_at + LAST_WORDS_SEC
         return now < self.begun + PATIENCE_SEC
 
     def over(self) -> None:
         """The server has answered."""
         if self.begun is not None:
-            _say(away=False)
+            self.patience.say(away=False)
 
 
-def _say(away: bool) -> None:
-    """Tell of an outage once, however many requests wait."""
-    global _away
-    if away != _away:
-        _away = away
-        text = "answers again" if not away else "does not answer; what needs it waits"
-        logger.info("Prefect's server %s", text)
-
-
-def _patient(request: Any) -> Any:
+def _patient(request: Any, patience: Patience) -> Any:
     @functools.wraps(request)
     def send(*args: Any, **kwargs: Any) -> Any:
-        outage = _Outage()
+        outage = _Outage(patience)
         while True:
             try:
                 answer = request(*args, **kwargs)
@@ -106,28 +123,29 @@ def _patient(request: Any) -> Any:
                 if not outage.lasts(error):
                     raise
             except BaseException:  # a signal
-                hurry()
+                patience.hurry()
                 raise
             else:
                 outage.over()
                 return answer
-            _pause()
+            _pause(patience)
 
+    send.patience = patience  # type: ignore[attr-defined]
     return send
 
 
-def _pause() -> None:
+def _pause(patience: Patience) -> None:
     try:
         time.sleep(AGAIN_SEC)
     except BaseException:  # a signal
-        hurry()
+        patience.hurry()
         raise
 
 
-def _patient_async(request: Any) -> Any:
+def _patient_async(request: Any, patience: Patience) -> Any:
     @functools.wraps(request)
     async def send(*args: Any, **kwargs: Any) -> Any:
-        outage = _Outage()
+        outage = _Outage(patience)
         while True:
             try:
                 answer = await request(*args, **kwargs)

@@ -1,49 +1,53 @@
 """The report: one page about a run, beside the store's outputs, since it tells times."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
-from prefect import task
+from prefect import Task, task
 
-from hdm.store import MANIFEST, Store, read_output, store_root
-from tasks import reporter
-from tasks.configuration import configured, recipe
+from hdm.store import MANIFEST, read_output
+from tasks.configuration import recipe
 from tasks.records import StageRecord
-
-last_page: Path | None = None
-"""The report of this process's last run."""
+from tasks.run import Run
 
 
-@task(name="report", task_run_name="report", persist_result=False)
-def report(pipeline: str, overrides: list[str], records: list[StageRecord]) -> str:
-    """Write the page about what is in the store with these settings.
+def report_task(run: Run) -> Task[[list[StageRecord]], str]:
+    """The task that writes a run's page."""
 
-    Returns:
-        its path.
-    """
-    global last_page
+    @task(name="report", task_run_name="report", persist_result=False)
+    def report(records: list[StageRecord]) -> str:
+        """Write the page about what is in the store with these settings.
+
+        Returns:
+            its path.
+        """
+        page = _written(run, records)
+        run.outcome.report = page
+        run.reporter.artifact(page)
+        return str(page)
+
+    return report
+
+
+def _written(run: Run, records: list[StageRecord]) -> Path:
     from hdm.evaluation.report import write_report
     from hdm.evaluation.report_index import new_folder, write_index
     from hdm.stages import StageResult, identities, steps
 
-    settings, store = configured(pipeline, overrides), Store(store_root())
-    folders = {
-        name: store.folder(known) for name, known in identities(settings, records[-1].name).items()
-    }
+    settings, store = run.settings, run.store
+    known = identities(settings, records[-1].name)
+    folders = {name: store.folder(identity) for name, identity in known.items()}
     folders |= {record.name: Path(record.path) for record in records}
     cached = {record.name: record.cached for record in records}
-    there = [
-        step
-        for step in steps(settings)
-        if step.name in folders and (folders[step.name] / MANIFEST).exists()
-    ]
-    made = [
-        StageResult(step, read_output(folders[step.name]), cached.get(step.name, True))
-        for step in there
-    ]
-    done = {step.name for step in there}
-    missing = [step.name for step in steps(settings) if step.name not in done]
+    made, missing = [], []
+    for step in steps(settings):
+        folder = folders.get(step.name)
+        if folder is not None and (folder / MANIFEST).exists():
+            made.append(StageResult(step, read_output(folder), cached.get(step.name, True)))
+        else:
+            missing.append(step.name)
     folder = new_folder(store.root, settings.name, recipe(settings))
-    last_page = write_report(settings, made, folder, overrides, missing)
+    page = write_report(settings, made, folder, list(run.overrides), missing)
     write_index(store.root)
-    reporter.artifact(last_page)
-    return str(last_page)
+    return page

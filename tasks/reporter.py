@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -20,29 +19,64 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect.runtime import flow_run
-
 from hdm.child import child_environment
-from hdm.config import Pipeline
-from hdm.provenance import provenance
 from hdm.redaction import redacted_value
-from hdm.store import store_root
-from tasks.configuration import configured, read_anew, recipe
-from tasks.figures import flattened
 from tasks.records import STOPS, StageRecord
-from tasks.services import services, under_way
-from tasks.stopping import stoppable
+from tasks.services import services
 
-SWITCH = "HDM_TRACKING"  # "off": no MLflow at all
 LAST_WORDS_SEC = {"FINISHED": 20.0, "FAILED": 5.0, "KILLED": 2.0}
 logger = logging.getLogger("hdm.run")
 
 
 class Reporter:
-    """The pipe to one tracking process."""
+    """What is told of a run. This one tells nobody: tracking is switched off."""
+
+    run_id: str | None = None
+    """MLflow's, once it has one."""
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Send an event."""
+
+    def end(self, status: str) -> None:
+        """The run is over: FINISHED, FAILED or KILLED, as MLflow names it."""
+
+    @contextlib.contextmanager
+    def cell(self, name: str, params: dict[str, Any]) -> Iterator[None]:
+        """Track all outputs made in the block as one child run with these parameters, unless it is
+        there from an earlier run.
+        """
+        self.tell("cell", name=name, params=params)
+        with ending(lambda status: self.tell("cell_end", status=status)):
+            yield
+
+    @contextlib.contextmanager
+    def stage(self, name: str, folder: Path) -> Iterator[None]:
+        """Track one output being made in that folder in the block."""
+        self.tell("begin", name=name, folder=str(folder))
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, STOPS) else "FAILED"
+            self.tell("failed", name=name, status=status, message=str(error))
+            raise
+
+    def made(self, record: StageRecord) -> None:
+        """An output is there."""
+        self.tell("made", **asdict(record))
+
+    def artifact(self, path: Path) -> None:
+        """A file that belongs to the whole run."""
+        self.tell("artifact", path=str(path))
+
+
+class PipedReporter(Reporter):
+    """The pipe to one tracking process.
+
+    Args:
+        root: the store.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.run_id: str | None = None
         with (services(root) / "tracking.log").open("wb") as log:
             command = [sys.executable, "-m", "tasks.tracker", str(root)]
             self.process = subprocess.Popen(
@@ -58,11 +92,10 @@ class Reporter:
 
     def tell(self, event: str, **facts: Any) -> None:
         """Send an event. A tracking process that is gone has said so already."""
+        line = json.dumps({"event": event, "at": time.time(), **redacted_value(facts)})
         with contextlib.suppress(BrokenPipeError, ValueError):
             assert self.process.stdin
-            self.process.stdin.write(
-                json.dumps({"event": event, "at": time.time(), **redacted_value(facts)}) + "\n"
-            )
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
 
     def end(self, status: str) -> None:
@@ -89,48 +122,8 @@ class Reporter:
                     logger.warning("%s", warning)
 
 
-_under_way = False
-_current: Reporter | None = None  # None under way: tracking is switched off
-last_run_id: str | None = None
-"""MLflow's id of the last run of this process."""
-
-
 @contextlib.contextmanager
-def run(pipeline: str, overrides: list[str], lab: str | None = None) -> Iterator[None]:
-    """Track what happens in the block as one run; inside another such block, as a part of that one.
-
-    Args:
-        pipeline, overrides: what is run.
-        lab: the name under which the cells of a lab are kept together: its run goes on where the
-            same lab is run again.
-    """
-    global _under_way, _current, last_run_id
-    if _under_way:
-        yield
-        return
-    read_anew()
-    settings, root = configured(pipeline, overrides), store_root()
-    with under_way(root, settings.name, flow_run.root_flow_run_id):
-        _under_way, _current = True, None if os.environ.get(SWITCH) == "off" else Reporter(root)
-        facts = _facts(settings, overrides)
-        if lab is not None:
-            facts |= {"pipeline": lab, "flow_run": f"{lab} {facts['recipe']}"}
-        _tell("run", **facts)
-        try:
-            # Before the first stage, too, where an exception in an import may be swallowed.
-            with (
-                _ending(lambda status: _current.end(status) if _current is not None else None),
-                stoppable(),
-            ):
-                yield
-        finally:
-            if _current is not None:
-                last_run_id = _current.run_id
-            _under_way, _current = False, None
-
-
-@contextlib.contextmanager
-def _ending(tell: Callable[[str], None]) -> Iterator[None]:
+def ending(tell: Callable[[str], None]) -> Iterator[None]:
     """Tell how the block ends, as MLflow names it."""
     status = "FAILED"
     try:
@@ -141,59 +134,3 @@ def _ending(tell: Callable[[str], None]) -> Iterator[None]:
         raise
     finally:
         tell(status)
-
-
-@contextlib.contextmanager
-def cell(name: str, params: dict[str, Any]) -> Iterator[None]:
-    """Track all outputs made in the block as one child run with these parameters, unless it is
-    there from an earlier run.
-    """
-    _tell("cell", name=name, params=params)
-    with _ending(lambda status: _tell("cell_end", status=status)):
-        yield
-
-
-@contextlib.contextmanager
-def stage(name: str, folder: Path) -> Iterator[None]:
-    """Track one output being made in that folder in the block."""
-    _tell("begin", name=name, folder=str(folder))
-    try:
-        yield
-    except BaseException as error:
-        _tell(
-            "failed",
-            name=name,
-            status="KILLED" if isinstance(error, STOPS) else "FAILED",
-            message=str(error),
-        )
-        raise
-
-
-def made(record: StageRecord) -> None:
-    """An output is there."""
-    _tell("made", **asdict(record))
-
-
-def artifact(path: Path) -> None:
-    """A file that belongs to the whole run."""
-    _tell("artifact", path=str(path))
-
-
-def _tell(event: str, **facts: Any) -> None:
-    if _current is not None:
-        _current.tell(event, **facts)
-
-
-def _facts(settings: Pipeline, overrides: list[str]) -> dict[str, Any]:
-    return {
-        "pipeline": settings.name,
-        "description": settings.description,
-        "recipe": recipe(settings),
-        "params": dict(
-            flattened(settings.model_dump(mode="json", exclude={"name", "description", "mixed"}))
-        ),
-        "overrides": overrides,
-        "pid": os.getpid(),
-        "flow_run": flow_run.root_flow_run_id,
-        "provenance": provenance(),
-    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -9,17 +11,16 @@ from hdm.errors import InputError
 from hdm.secrets import READERS
 
 
-def provide() -> None:
-    """Let settings of this process name Secret blocks."""
-    READERS["block"] = read_block
+@contextlib.contextmanager
+def provided() -> Iterator[None]:
+    """In the block settings may name Secret blocks; each is read once."""
+    READERS["block"] = cache(read_block)
+    try:
+        yield
+    finally:
+        del READERS["block"]
 
 
-def forget() -> None:
-    """A run begins: blocks are read anew."""
-    read_block.cache_clear()
-
-
-@cache
 def read_block(name: str) -> str:
     """The secret in the block of that name.
 

@@ -148,9 +148,6 @@ def announce(root: Path, state: Serving) -> None:
     write_json(services(root) / "serve.json", asdict(state))
 
 
-_announced = False  # this process is under way
-
-
 @contextlib.contextmanager
 def under_way(
     root: Path, pipeline: str, flow_run: str | None = None, **more: Any
@@ -165,19 +162,17 @@ def under_way(
         flow_run: Prefect's id of it. The record of a run that ends in an exception is kept: Prefect
             may not know of its end.
     """
-    global _announced
     path = services(root) / "runs" / f"{os.getpid()}.json"
+    lock = path.with_suffix(".lock")
     facts = {"pid": os.getpid(), "pipeline": pipeline, "flow_run": flow_run}
-    if _announced:
+    if is_locked(lock):  # by this process, whose number it has
         told = json.loads(path.read_bytes())
         write_json(path, {**told, **facts, "flow_run": flow_run or told["flow_run"]})
         yield
         return
-    lock = path.with_suffix(".lock")
     with locked(lock, pipeline):
         facts |= {"started": time.time(), "api": os.environ.get("PREFECT_API_URL"), **more}
         write_json(path, facts)
-        _announced = True
         try:
             yield
         except SystemExit as end:
@@ -186,8 +181,6 @@ def under_way(
             raise
         else:
             forget(path)
-        finally:
-            _announced = False
 
 
 def forget(record: Path) -> None:

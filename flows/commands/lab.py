@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,11 +15,12 @@ from flows.commands.run import prepare, server, traceback_once
 from hdm import values
 from hdm.commands.cli import StoreFolder
 from hdm.errors import SavedOnSignal
-from hdm.lab.grid import Grid, lab_names, load_lab, plan_grid
+from hdm.lab.grid import Grid, lab_names
 from hdm.messages import Terminal, say
 from hdm.options import File, Overrides, number
-from hdm.store import Store, store_root
-from tasks.configuration import FILE_VARIABLE
+from hdm.store import Store
+from tasks.configuration import Project
+from tasks.grid import configured_grid
 
 Only = Annotated[
     list[str],
@@ -73,33 +73,36 @@ def lab(
 
     hdm lab --images 20000
     """
-    os.environ["HDM_STORE"] = str(store_root(store))
-    if file is not None:
-        os.environ[FILE_VARIABLE] = str(file.resolve())
+    project = Project.chosen(store, file)
     overrides = [*settings, *([f"train.phases.0.num_images={images}"] if images else [])]
-    grid = plan_grid(load_lab(name, file), only, seeds, overrides, file)
+    grid = configured_grid(project, name, only, seeds, overrides)
     if show:
         _list(grid, file)
         return
-    root = Store(store_root())
     if table:
         from hdm.lab.lab_folder import write_lab  # torch: seconds
 
-        write_lab(grid, root)
+        write_lab(grid, project.store)
     else:
-        _run(grid, only, seeds, overrides, verbose)
-    _tell(root, name, as_json)
+        _run(project, grid, only, seeds, overrides, verbose)
+    _tell(project.store, name, as_json)
 
 
 def _run(
-    grid: Grid, only: list[str], seeds: int | None, overrides: list[str], verbose: bool
+    project: Project,
+    grid: Grid,
+    only: list[str],
+    seeds: int | None,
+    overrides: list[str],
+    verbose: bool,
 ) -> None:
-    prepare(verbose)
+    prepare(project.root, verbose)
     threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
-    with server(), traceback_once(verbose):
-        from flows.compare_settings import compare_settings
+    with server(project.root), traceback_once(verbose):
+        from flows.compare_settings import lab_flow
 
-        state = compare_settings(grid.lab.name, only, seeds, overrides, return_state=True)
+        compare_settings = lab_flow(project)
+        state: Any = compare_settings(grid.lab.name, only, seeds, overrides, return_state=True)
         found = state.result(raise_on_failure=False)
     if state.is_cancelled():
         raise SavedOnSignal(state.message or "stopped")

@@ -30,10 +30,10 @@ from hdm.databases import check_databases, databases
 from hdm.errors import HdmError, InputError, SavedOnSignal
 from hdm.files import check_temporary
 from hdm.messages import Terminal, say_json
-from hdm.pipelines import load_pipeline
 from hdm.progress import show_log
-from hdm.store import Store, read_output, store_root
-from tasks.configuration import FILE_VARIABLE
+from hdm.store import read_output
+from tasks.configuration import STORE_VARIABLE, Project
+from tasks.outcome import Outcome
 from tasks.services import (
     password,
     prefect_access,
@@ -63,11 +63,11 @@ console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run_pipeline(
+    project: Project,
     name: str,
     start_from: str | None,
     stop_after: str | None,
     settings: list[str],
-    file: Path | None,
     verbose: bool,
 ) -> dict[str, Any]:
     """Run a pipeline on the server that is there or on Prefect's own, and tell what was made.
@@ -78,20 +78,28 @@ def run_pipeline(
     Raises:
         HdmError: in its own words, with its exit code; SavedOnSignal when stopped by a signal.
     """
-    pipeline = load_pipeline(name, settings, file)
+    pipeline = project.pipeline(name, settings)
     from hdm.stages import (
         preflight,  # torch: seconds, which a mistake in the settings does not wait for
     )
 
-    preflight(pipeline, Store(store_root()), start_from, stop_after)
-    if file is not None:
-        os.environ[FILE_VARIABLE] = str(file.resolve())
-    prepare(verbose)
-    records = _flow_run(name, start_from, stop_after, settings, verbose)
-    return _summary(name, records)
+    preflight(pipeline, project.store, start_from, stop_after)
+    prepare(project.root, verbose)
+    outcome = Outcome()
+    with server(project.root), traceback_once(verbose):
+        from flows.full_pipeline import pipeline_flow
+
+        full_pipeline = pipeline_flow(project, outcome)
+        state: Any = full_pipeline(name, start_from, stop_after, settings, return_state=True)
+        records = state.result(raise_on_failure=False)
+    if state.is_cancelled():
+        raise SavedOnSignal(state.message or "stopped")
+    if isinstance(records, Exception):
+        raise records
+    return _summary(project.root, name, records, outcome)
 
 
-def prepare(verbose: bool) -> None:
+def prepare(root: Path, verbose: bool) -> None:
     """Environment, databases and logs, before Prefect is imported.
 
     Raises:
@@ -101,36 +109,23 @@ def prepare(verbose: bool) -> None:
     """
     bypass_proxy()
     check_temporary()
-    if found := databases(store_root()):
-        services(store_root())  # what may not be written to cannot be looked at either
+    if found := databases(root):
+        services(root)  # what may not be written to cannot be looked at either
         check_databases(found)
+    # Prefect calls the hook in flows/deployment_names.py itself, and can hand nothing on to it.
+    os.environ[STORE_VARIABLE] = str(root)
     ours = {
         **QUIET,
-        **prefect_environment(store_root()),
+        **prefect_environment(root),
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
     }
     os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
-    os.environ.update(prefect_access(store_root(), os.environ.get("PREFECT_API_URL")))
+    os.environ.update(prefect_access(root, os.environ.get("PREFECT_API_URL")))
     show_log()
 
 
-def _flow_run(
-    name: str, start_from: str | None, stop_after: str | None, settings: list[str], verbose: bool
-) -> list[Any]:
-    with server(), traceback_once(verbose):
-        from flows.full_pipeline import full_pipeline
-
-        state = full_pipeline(name, start_from, stop_after, settings, return_state=True)
-        found = state.result(raise_on_failure=False)
-    if state.is_cancelled():
-        raise SavedOnSignal(state.message or "stopped")
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
 @contextlib.contextmanager
-def server() -> Iterator[None]:
+def server(root: Path) -> Iterator[None]:
     """The server whose address is set, or else one for the time of the run.
 
     Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it before the run has told it anything,
@@ -147,7 +142,7 @@ def server() -> Iterator[None]:
     from tasks.patience import hurried_at_last, install  # Prefect: seconds
 
     install()
-    url, root = get_current_settings().api.url, store_root()
+    url = get_current_settings().api.url
     if url is not None:
         _check(url)
         with under_way(root, "a run"), hurried_at_last():
@@ -234,10 +229,9 @@ def traceback_once(verbose: bool) -> Iterator[None]:
         handler.removeFilter(once)
 
 
-def _summary(name: str, records: list[Any]) -> dict[str, Any]:
+def _summary(root: Path, name: str, records: list[Any], outcome: Outcome) -> dict[str, Any]:
     from hdm.evaluation.report_index import INDEX, reports
     from hdm.scoring.metrics import headlines, scores_of
-    from tasks import report, reporter
 
     stages = [
         {
@@ -257,11 +251,11 @@ def _summary(name: str, records: list[Any]) -> dict[str, Any]:
         "stages": stages,
         "scores": {name: score["value"] for name, score in headlines(measured).items()},
         "measured": measured,
-        "report": str(report.last_page) if report.last_page else None,
-        "reports": str(reports(store_root()) / INDEX),
+        "report": str(outcome.report) if outcome.report else None,
+        "reports": str(reports(root) / INDEX),
         "pictures": {one.name: one.path for one in records if one.stage in ("train", "evaluate")},
-        "store": str(store_root()),
-        "mlflow_run_id": reporter.last_run_id,
+        "store": str(root),
+        "mlflow_run_id": outcome.mlflow_run,
     }
 
 

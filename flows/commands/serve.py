@@ -41,7 +41,7 @@ from hdm.definitions import has_deployments, own_file, packaged_file
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.files import check_temporary, write_json
 from hdm.messages import Terminal
-from tasks.configuration import FILE_VARIABLE
+from tasks.configuration import FILE_VARIABLE, STORE_VARIABLE
 from tasks.moved import follow_store
 from tasks.services import (
     Serving,
@@ -304,7 +304,7 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(pages),
         "PREFECT_SERVER_UI_API_URL": "/api",  # of whichever address the page came from
         "DO_NOT_TRACK": "1",
-        "HDM_STORE": str(root),
+        STORE_VARIABLE: str(root),
         FILE_VARIABLE: str(own.resolve()) if own else "",
     }
 

@@ -31,8 +31,10 @@ FOREIGN = "https://attacker.example"
 TEMPORARY = """
 import os, sys
 from flows.commands.run import prepare, server
-prepare(False)
-with server():
+from hdm.store import store_root
+root = store_root()
+prepare(root, False)
+with server(root):
     from prefect.settings import get_current_settings
     print(get_current_settings().api.url.removesuffix("/api"), flush=True)
     sys.stdin.read()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flows.compare_settings import compare_settings
+from flows import compare_settings as deployed
 from hdm import stages
 from hdm.config import Pipeline
 from hdm.errors import HdmError, InputError
@@ -129,7 +129,7 @@ def rows(root: Path) -> dict[str, Any]:
 
 
 def test_every_cell_is_trained_once_and_found_again(trainings: Trainings, tmp_path: Path) -> None:
-    first = compare_settings("small", return_state=True)
+    first = deployed.compare_settings("small", return_state=True)
     cells = [
         f"{seed} {rest}"
         for seed in (0, 1)
@@ -156,9 +156,9 @@ def test_every_cell_is_trained_once_and_found_again(trainings: Trainings, tmp_pa
 
     made = len(trainings.made)
     shutil.rmtree(tmp_path / "download")
-    assert compare_settings("small", return_state=True).name == "UpToDate"
+    assert deployed.compare_settings("small", return_state=True).name == "UpToDate"
     assert len(trainings.made) == made, "nor is data made again of which nothing is trained"
-    compare_settings("small", seeds=3)
+    deployed.compare_settings("small", seeds=3)
     assert len(trainings.made) == made + 7, (
         "a third seed adds its three cells and the data that they need, once"
     )
@@ -168,7 +168,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(
     trainings: Trainings, tmp_path: Path
 ) -> None:
     trainings.fails = lambda pipeline: pipeline.train.crop == "centre" and pipeline.train.seed == 0
-    error = compare_settings("small", return_state=True).result(raise_on_failure=False)
+    error = deployed.compare_settings("small", return_state=True).result(raise_on_failure=False)
     assert isinstance(error, HdmError)
     assert "1 of 6 cells failed" in error.what
     assert "crop/centre seed 0: no such picture" in error.what
@@ -176,7 +176,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(
     assert rows(tmp_path)["centre"]["num_seeds"] == 1
 
     trainings.fails = lambda pipeline: False
-    assert [record.name for record in compare_settings("small") if not record.cached] == [
+    assert [record.name for record in deployed.compare_settings("small") if not record.cached] == [
         "crop/centre seed 0"
     ]
 
@@ -189,7 +189,7 @@ def test_a_signal_stops_the_lab_and_not_only_its_cell(trainings: Trainings) -> N
         return False
 
     trainings.fails = stop
-    assert compare_settings("small", return_state=True).is_cancelled()
+    assert deployed.compare_settings("small", return_state=True).is_cancelled()
     assert trainings.made == [
         "download",
         "train.64px 0 shifted 0.0",
@@ -199,7 +199,7 @@ def test_a_signal_stops_the_lab_and_not_only_its_cell(trainings: Trainings) -> N
 
 def test_a_cell_that_cannot_work_is_told_before_any_is_trained(trainings: Trainings) -> None:
     overrides = ["evaluate.size=50x50"]
-    error = compare_settings("small", overrides=overrides, return_state=True).result(
+    error = deployed.compare_settings("small", overrides=overrides, return_state=True).result(
         raise_on_failure=False
     )
     assert isinstance(error, InputError)

@@ -33,6 +33,9 @@ def test_a_deployment_names_a_flow_by_its_module_path(deployment: dict[str, obje
     assert flow.name == deployment["name"]
     assert flow.persist_result
     assert flow.parameters.properties["pipeline"]["default"] == "demo"
+    # Neither the store nor a file of pipelines: whoever may start a run chooses no folder here.
+    parts = {"start_from", "stop_after", "outputs"}
+    assert set(flow.parameters.properties) <= {"pipeline", "overrides", *parts}
 
 
 def test_the_form_of_the_full_pipeline_offers_the_stages() -> None:

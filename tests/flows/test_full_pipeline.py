@@ -12,15 +12,21 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 
-from flows.full_pipeline import full_pipeline
-from flows.stages import FLOWS
+from flows import full_pipeline as deployed
+from flows import stages
+from flows.full_pipeline import pipeline_flow
 from hdm.errors import ConfigError, InputError
-from tasks import report
+from tasks.configuration import Project
+from tasks.outcome import Outcome
 
 if TYPE_CHECKING:
     from tests.flows.conftest import SmallStages
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+MINE = (
+    "pipelines: {mine: {components: {folder: demo}, download: {kind: scenes}, "
+    "train: {model: {channels: 8, text_width: 128}}, evaluate: {seed: %d}}}"
+)
 
 
 def under(state: Any) -> dict[str, str]:
@@ -34,7 +40,7 @@ def under(state: Any) -> dict[str, str]:
 def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_all(
     small_stages: SmallStages,
 ) -> None:
-    first = full_pipeline("demo", return_state=True)
+    first = deployed.full_pipeline("demo", return_state=True)
     parts = {
         "download",
         "filter.measures filter",
@@ -50,7 +56,7 @@ def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_a
         (name, False, {"items": 3}) for name in small_stages.NAMES
     ]
 
-    second = full_pipeline("demo", return_state=True)
+    second = deployed.full_pipeline("demo", return_state=True)
     assert second.name == "UpToDate"
     assert under(second) == dict.fromkeys(parts, "UpToDate")
     assert [record.digest for record in second.result()] == [
@@ -58,7 +64,7 @@ def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_a
     ]
     assert small_stages.made == list(small_stages.NAMES)
 
-    changed = full_pipeline("demo", overrides=["evaluate.seed=7"], return_state=True)
+    changed = deployed.full_pipeline("demo", overrides=["evaluate.seed=7"], return_state=True)
     assert small_stages.made == [*small_stages.NAMES, "evaluate"]
     assert under(changed) == {**dict.fromkeys(parts, "UpToDate"), "evaluate": "Completed"}
 
@@ -70,7 +76,7 @@ def test_a_known_error_is_told_in_its_own_words(
         raise InputError("the list is empty", where="urls.txt", do="write something into it")
 
     small_stages.before["caption"] = fail
-    state = full_pipeline("demo", return_state=True)
+    state = deployed.full_pipeline("demo", return_state=True)
     assert state.is_failed()
     error = state.result(raise_on_failure=False)
     assert isinstance(error, InputError)
@@ -79,7 +85,7 @@ def test_a_known_error_is_told_in_its_own_words(
     assert "Traceback" not in capfd.readouterr().err
 
     del small_stages.before["caption"]
-    assert [record.cached for record in full_pipeline("demo")] == [True] * 3 + [False] * 6
+    assert [record.cached for record in deployed.full_pipeline("demo")] == [True] * 3 + [False] * 6
 
 
 def test_sigterm_in_a_stage_cancels_the_run_and_a_rerun_goes_on(small_stages: SmallStages) -> None:
@@ -88,14 +94,15 @@ def test_sigterm_in_a_stage_cancels_the_run_and_a_rerun_goes_on(small_stages: Sm
         time.sleep(10)
 
     small_stages.before["encode.64px"] = be_told_to_stop
-    state = full_pipeline("demo", return_state=True)
+    state = deployed.full_pipeline("demo", return_state=True)
     assert state.is_cancelled()
     assert under(state)["encode.48px encode.64px"] == "Cancelled"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     small_stages.before.clear()
     assert (
-        next(record.name for record in full_pipeline("demo") if not record.cached) == "encode.64px"
+        next(record.name for record in deployed.full_pipeline("demo") if not record.cached)
+        == "encode.64px"
     )
 
 
@@ -103,50 +110,69 @@ def test_a_file_that_is_edited_meanwhile_changes_the_next_run(
     small_stages: SmallStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "pipelines.yaml"
-    mine = (
-        "pipelines: {mine: {components: {folder: demo}, download: {kind: scenes}, "
-        "train: {model: {channels: 8, text_width: 128}}, evaluate: {seed: %d}}}"
-    )
-    file.write_text(mine % 1)
+    file.write_text(MINE % 1)
     monkeypatch.setenv("HDM_PIPELINES", str(file))
-    small_stages.before["caption"] = lambda: bool(file.write_text(mine % 2))
-    first, second = full_pipeline("mine"), full_pipeline("mine")
+    small_stages.before["caption"] = lambda: bool(file.write_text(MINE % 2))
+    first, second = deployed.full_pipeline("mine"), deployed.full_pipeline("mine")
     assert [record.cached for record in second] == [True] * 8 + [False]
     assert first[-1].digest != second[-1].digest
 
 
-def test_parts_of_the_pipeline(
-    small_stages: SmallStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_run_of_a_project_has_a_report_of_its_own(
+    small_stages: SmallStages, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(report, "last_page", None)
-    assert full_pipeline(
-        "demo", start_from="encode", return_state=True
-    ).is_failed()  # nothing to start from
-    pages = {report.last_page}
-    assert [record.name for record in full_pipeline("demo", stop_after="caption")] == list(
+    nothing_there, first, second = Outcome(), Outcome(), Outcome()
+    project = Project(tmp_path, tracked=False)
+    failed = pipeline_flow(project, nothing_there)("demo", start_from="encode", return_state=True)
+    assert failed.is_failed()
+    assert nothing_there.report is None
+    pipeline_flow(project, first)("demo", stop_after="caption")
+    pipeline_flow(project, second)("demo")
+    pages = [first.report, second.report]
+    folders = {page.parent for page in pages if page}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {tmp_path / "reports" / "demo"}
+
+
+def test_projects_of_one_process_keep_apart(small_stages: SmallStages, tmp_path: Path) -> None:
+    roots = [tmp_path / "one", tmp_path / "two"]
+    digests = []
+    for seed, root in enumerate(roots):
+        file = tmp_path / f"{seed}.yaml"
+        file.write_text(MINE % seed)
+        records = pipeline_flow(Project(root, file, tracked=False))("mine")
+        assert all(Path(record.path).is_relative_to(root) for record in records)
+        digests.append(records[-1].digest)
+    assert digests[0] != digests[1]
+    assert small_stages.made == 2 * list(small_stages.NAMES)
+    assert not (tmp_path / "download").exists(), "the store that the environment names"
+
+
+def test_parts_of_the_pipeline(small_stages: SmallStages) -> None:
+    assert [record.name for record in deployed.full_pipeline("demo", stop_after="caption")] == list(
         small_stages.NAMES[:4]
     )
-    pages.add(report.last_page)
-    full_pipeline("demo")
-    pages.add(report.last_page)
-    folders = {page.parent for page in pages if page}
-    assert len(folders) == 2, "every run has a report of its own"
-    assert {folder.parent for folder in folders} == {tmp_path / "reports" / "demo"}
+    deployed.full_pipeline("demo")
     assert [
-        record.name for record in full_pipeline("demo", start_from="encode", stop_after="encode")
+        record.name
+        for record in deployed.full_pipeline("demo", start_from="encode", stop_after="encode")
     ] == ["encode.48px", "encode.64px"]
     assert [
         record.name
-        for record in full_pipeline("demo", start_from="train.48px", stop_after="train.48px")
+        for record in deployed.full_pipeline(
+            "demo", start_from="train.48px", stop_after="train.48px"
+        )
     ] == ["train.48px"]
-    assert [record.name for record in full_pipeline("demo", start_from="train.64px")] == [
+    assert [record.name for record in deployed.full_pipeline("demo", start_from="train.64px")] == [
         "train.64px",
         "evaluate",
     ]
-    assert [record.name for record in FLOWS["encode"]("demo", outputs=["encode.64px"])] == [
+    assert [record.name for record in stages.encode_latents("demo", outputs=["encode.64px"])] == [
         "encode.64px"
     ]
-    backwards = full_pipeline("demo", start_from="train", stop_after="filter", return_state=True)
+    backwards = deployed.full_pipeline(
+        "demo", start_from="train", stop_after="filter", return_state=True
+    )
     assert isinstance(backwards.result(raise_on_failure=False), ConfigError)
 
 
@@ -155,15 +181,15 @@ def test_a_run_is_written_down_for_status_and_sample(
 ) -> None:
     from hdm.last_runs import last_runs, newest_model
 
-    full_pipeline("demo", stop_after="train.48px")
+    deployed.full_pipeline("demo", stop_after="train.48px")
     (run,) = last_runs(tmp_path)
     assert run.outputs["train.64px"] is None
     assert newest_model(tmp_path, "demo")[0].parent.name == "train.48px"
-    full_pipeline("demo")
+    deployed.full_pipeline("demo")
     model, parts = newest_model(tmp_path, "demo")
     assert model.parent.name == "train.64px"
     assert parts == {}  # the package's own
-    full_pipeline("demo", overrides=["evaluate.seed=3"], stop_after="encode")
+    deployed.full_pipeline("demo", overrides=["evaluate.seed=3"], stop_after="encode")
     assert newest_model(tmp_path, "demo")[0] == model
 
 
@@ -179,7 +205,7 @@ def test_settings_that_cannot_work_end_the_flow_before_its_first_stage(
     small_stages: SmallStages, overrides: list[str], said: str
 ) -> None:
     """As the form of a deployment gives them; a stage's own flow checks that stage."""
-    state = full_pipeline("demo", overrides=overrides, return_state=True)
+    state = deployed.full_pipeline("demo", overrides=overrides, return_state=True)
     found = state.result(raise_on_failure=False)
     assert isinstance(found, ConfigError)
     assert said in str(found)
@@ -187,10 +213,10 @@ def test_settings_that_cannot_work_end_the_flow_before_its_first_stage(
 
 
 def test_a_stage_run_alone_is_checked_alone(small_stages: SmallStages) -> None:
-    full_pipeline("demo", stop_after="caption")
+    deployed.full_pipeline("demo", stop_after="caption")
     small_stages.made.clear()
     wrong = ["train.phases.0.resolution=50"]
-    found = FLOWS["encode"]("demo", overrides=wrong, return_state=True).result(
+    found = stages.encode_latents("demo", overrides=wrong, return_state=True).result(
         raise_on_failure=False
     )
     assert isinstance(found, InputError)

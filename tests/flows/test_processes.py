@@ -20,7 +20,8 @@ DEAD_PROXY = "http://127.0.0.1:9"
 CLIENTS = """
 import sys, urllib.request
 from flows.commands.run import prepare
-prepare(False)
+from hdm.store import store_root
+prepare(store_root(), False)
 import httpx, requests
 print(urllib.request.urlopen(sys.argv[1], timeout=5).status)
 print(httpx.get(sys.argv[1], timeout=5).status_code)
@@ -87,7 +88,8 @@ def test_a_server_that_does_not_start_is_told_with_its_error(tmp_path: Path) -> 
 @pytest.mark.parametrize("home", ["/proc/nowhere", None])
 def test_prefect_needs_no_home_of_the_user(tmp_path: Path, home: str | None) -> None:
     code = (
-        "from flows.commands.run import prepare; prepare(False); import prefect.settings; "
+        "from hdm.store import store_root; from flows.commands.run import prepare; "
+        "prepare(store_root(), False); import prefect.settings; "
         "print(prefect.settings.get_current_settings().home)"
     )
     environment = {**os.environ, "HDM_STORE": str(tmp_path), "HOME": home or ""}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prefect.blocks.system import Secret
 
-from flows.full_pipeline import full_pipeline
-from flows.stages import FLOWS
+from flows import full_pipeline as deployed
+from flows import stages
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError, InputError
 from hdm.redaction import visible
@@ -105,7 +105,7 @@ def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
     monkeypatch.setenv("HDM_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("HDM_TRACKING", "off")
     address = f"http://127.0.0.1:{site.port}/list.csv?sig={PLANTED}"
-    spelled_out = full_pipeline(
+    spelled_out = deployed.full_pipeline(
         "small", overrides=[f"download.source={address}"], return_state=True
     )
     assert isinstance(spelled_out.result(raise_on_failure=False), ConfigError)
@@ -113,11 +113,11 @@ def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
     assert PLANTED not in str(spelled_out.message)
 
     by_block = ["download.source=block:my-list"]
-    absent = FLOWS["download"]("small", overrides=by_block, return_state=True)
+    absent = stages.download_images("small", overrides=by_block, return_state=True)
     assert isinstance(error := absent.result(raise_on_failure=False), InputError)
     assert "no Secret block my-list" in str(error)
     Secret(value=address).save("my-list", _sync=True)
-    (record,) = FLOWS["download"]("small", overrides=by_block)
+    (record,) = stages.download_images("small", overrides=by_block)
     assert read_output(Path(record.path)).counts["ok"] == 1
     assert holding(tmp_path / "store", PLANTED) == []
 

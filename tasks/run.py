@@ -1,0 +1,106 @@
+"""A run under way: its settings, and whom it tells what it makes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from hdm.config import Pipeline
+from hdm.provenance import provenance
+from hdm.store import Store
+from tasks.configuration import Project, recipe
+from tasks.figures import flattened
+from tasks.outcome import Outcome
+from tasks.reporter import PipedReporter, Reporter, ending
+from tasks.secret_blocks import provided
+from tasks.services import under_way
+from tasks.stopping import stoppable
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way.
+
+    Args:
+        project: the store and the pipelines.
+        settings: of its pipeline. They are read once: whoever edits the file meanwhile changes the
+            next run.
+        overrides: `stage.field=value`, as given.
+        reporter: hears of everything that is made.
+        outcome: of the whole run.
+    """
+
+    project: Project
+    settings: Pipeline
+    overrides: tuple[str, ...]
+    reporter: Reporter
+    outcome: Outcome
+
+    @property
+    def store(self) -> Store:
+        return self.project.store
+
+    def of(self, settings: Pipeline) -> Run:
+        """A part of this run that has settings of its own."""
+        return replace(self, settings=settings)
+
+
+Begin = Callable[[str, list[str]], AbstractContextManager[Run]]
+"""Begins the run of a pipeline with overrides, or joins the one that is under way."""
+
+
+@contextlib.contextmanager
+def running(
+    project: Project,
+    pipeline: str,
+    overrides: list[str],
+    *,
+    outcome: Outcome | None = None,
+    lab: str | None = None,
+) -> Iterator[Run]:
+    """Announce a run, track what happens in the block, and stop it on a signal.
+
+    Args:
+        pipeline, overrides: what is run.
+        outcome: is filled in.
+        lab: the name under which the cells of a lab are kept together: its run goes on where the
+            same lab is run again.
+
+    Raises:
+        ConfigError: there is no such pipeline, or its settings are wrong.
+    """
+    outcome = outcome or Outcome()
+    with provided():
+        settings = project.pipeline(pipeline, overrides)
+        facts = _facts(settings, overrides)
+        if lab is not None:
+            facts |= {"pipeline": lab, "flow_run": f"{lab} {facts['recipe']}"}
+        with under_way(project.root, settings.name, flow_run.root_flow_run_id):
+            reporter = PipedReporter(project.root) if project.tracked else Reporter()
+            reporter.tell("run", **facts)
+            try:
+                # Before the first stage, too, where an exception in an import may be swallowed.
+                with ending(reporter.end), stoppable():
+                    yield Run(project, settings, tuple(overrides), reporter, outcome)
+            finally:
+                outcome.mlflow_run = reporter.run_id
+
+
+def _facts(settings: Pipeline, overrides: list[str]) -> dict[str, Any]:
+    params = settings.model_dump(mode="json", exclude={"name", "description", "mixed"})
+    return {
+        "pipeline": settings.name,
+        "description": settings.description,
+        "recipe": recipe(settings),
+        "params": dict(flattened(params)),
+        "overrides": overrides,
+        "pid": os.getpid(),
+        "flow_run": flow_run.root_flow_run_id,
+        "provenance": provenance(),
+    }
