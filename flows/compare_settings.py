@@ -61,9 +61,9 @@ def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
                 logger.info("%s", progress(number, len(cells), one.name, records, elapsed))
             table_task(run, grid)()
         if failed:
-            told = "\n".join(f"{name}: {message}" for name, message in failed.items())
+            failures = "\n".join(f"{name}: {message}" for name, message in failed.items())
             raise HdmError(
-                f"{len(failed)} of {len(cells)} cells failed\n{told}",
+                f"{len(failed)} of {len(cells)} cells failed\n{failures}",
                 do="mend the cause, then the same command",
             )
         return records

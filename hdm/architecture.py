@@ -146,5 +146,5 @@ class XUTConfig:
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ConfigError(f"no XUT can be like that: {'; '.join(told)}") from error
+            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigError(f"no XUT can be like that: {'; '.join(problems)}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hdm.acquisition.inventory import Inventory, told
+from hdm.acquisition.inventory import Inventory, summary_lines
 from hdm.acquisition.items import Unreadable, Url
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
@@ -136,7 +136,7 @@ def local_pictures(
                 left_out[error.status] += 1
     if captioned:
         inventory.check(settings.max_lost_captions, settings.source)
-    for line in told(inventory.to_json()):
+    for line in summary_lines(inventory.to_json()):
         log.info("%s", line)
     if left_out:
         log.warning(

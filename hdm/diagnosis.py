@@ -119,6 +119,6 @@ def disk(root: Path) -> Check:
 def services_databases(root: Path) -> Check:
     """Whether what Prefect and MLflow wrote into the store can be read."""
     there = databases(root)
-    wrong = [f"{path}: {told}" for path in there if (told := damage(path))]
+    wrong = [f"{path}: {reason}" for path in there if (reason := damage(path))]
     found = "; ".join(wrong) or f"{len(there)} of Prefect and MLflow can be read"
     return Check("databases", not wrong, found, f"set aside: {MEND}" if wrong else "")

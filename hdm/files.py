@@ -297,16 +297,16 @@ def no_space(path: Path, needed_bytes: int | None, written_bytes: int = 0) -> Do
         needed_bytes: its size; None: only that it is more than `written_bytes`.
         written_bytes: what is taken now and will be free again.
     """
-    told = []
+    details = []
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free + written_bytes
-        told.append(f"{free / 1e6:.1f} MB free")
+        details.append(f"{free / 1e6:.1f} MB free")
     if needed_bytes is not None:
-        told.append(f"{needed_bytes / 1e6:.1f} MB needed")
+        details.append(f"{needed_bytes / 1e6:.1f} MB needed")
     elif written_bytes:
-        told.append(f"more than {written_bytes / 1e6:.1f} MB needed")
+        details.append(f"more than {written_bytes / 1e6:.1f} MB needed")
     return DoesNotFitError(
-        "no space left" + (f": {', '.join(told)}" if told else ""),
+        "no space left" + (f": {', '.join(details)}" if details else ""),
         where=path,
         do="make room (hdm gc shows what is no longer needed), then run the same command again; finished files are kept",
     )

@@ -141,8 +141,8 @@ class Options(Generic[S]):
         try:
             return self.owner.model_validate(found)
         except ValidationError as error:
-            told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise ConfigError("; ".join(told), do="see the command's --help") from error
+            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise ConfigError("; ".join(problems), do="see the command's --help") from error
 
 
 def with_settings(**groups: Options[Any]) -> Callable[[Command], Command]:
@@ -251,8 +251,8 @@ def _check(hint: Any, read: Callable[[str], Any] | None) -> Callable[[Any], Any]
         try:
             return adapter.validate_python(read(value) if read else value)
         except ValidationError as error:
-            told = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise typer.BadParameter(f"{value}: {told}") from error
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise typer.BadParameter(f"{value}: {message}") from error
         except ValueError as error:
             raise typer.BadParameter(f"{value!r} {error}") from error
 

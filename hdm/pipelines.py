@@ -318,8 +318,8 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
     elif problem["type"] == "string_type":
         message = f"{dotted} = {_shown(problem.get('input'))}: must be text; write it in quotes inside the shell's, as '\"2024\"'"
     else:
-        told = problem["msg"].removeprefix("Value error, ")
-        message = f"{dotted} = {_shown(problem.get('input'))}: {told}"
+        complaint = problem["msg"].removeprefix("Value error, ")
+        message = f"{dotted} = {_shown(problem.get('input'))}: {complaint}"
     return f"{place or 'pipelines.yaml'}: {message}"
 
 

@@ -43,8 +43,8 @@ class _Lines:
         rate = (self.done - self.before) / max(now - self.start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate else ""
         of = f"/{self.total}" if self.total else ""
-        told = f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}"
-        say(told.rstrip(), sys.stderr)
+        line = f"{self.what}: {self.done}{of} {self.unit}, {rate:.1f}/s{left} {note}"
+        say(line.rstrip(), sys.stderr)
 
 
 class _Bar:

@@ -40,9 +40,9 @@ def _of_file(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(
-            f"the secret's file cannot be read: {told}",
+            f"the secret's file cannot be read: {reason}",
             where=path,
             do="look at the path and its permissions",
         ) from None

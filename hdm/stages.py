@@ -307,15 +307,15 @@ def problems(
     made = {name: output for name in LOOKED_AT if (output := _made(pipeline, store, name))}
     found: list[InputError] = []
     for stage, of_stage in itertools.groupby(wanted, key=lambda step: step.stage):
-        told = list(_told(stage, pipeline, made))
-        if told and not all(_made(pipeline, store, step.name) for step in of_stage):
-            found += told
+        refusals = list(_refusals(stage, pipeline, made))
+        if refusals and not all(_made(pipeline, store, step.name) for step in of_stage):
+            found += refusals
     found += _missing_inputs(pipeline, store, wanted)
     found += _unfit_origins(pipeline, store, wanted)
     return list({str(error): error for error in found}.values())  # stages share components
 
 
-def _told(stage: str, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
+def _refusals(stage: str, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     try:
         yield from PREFLIGHTS[stage](pipeline, made)
     except InputError as error:  # nothing after it could be checked
@@ -327,18 +327,18 @@ def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Ite
     pipeline that is mixed in.
     """
     making = {step.name for step in wanted}
-    told: set[str] = set()
+    reported: set[str] = set()
     for step in wanted:
         for name in step.inputs:
             origin = name.rpartition("/")[0]
-            if name in making or origin in told or _made(pipeline, store, step.name):
+            if name in making or origin in reported or _made(pipeline, store, step.name):
                 continue
             try:
                 identity = identities(pipeline, step.name)[name]
             except InputError:  # a component is missing, which the stage's preflight tells
                 continue
             if not (store.folder(identity) / MANIFEST).exists():
-                told.add(origin)
+                reported.add(origin)
                 yield _not_there(pipeline, store, identity, name, step.name)
 
 

@@ -147,14 +147,14 @@ def compare_with_reference(
     values = measured(None, None)
     draws = zip(_bootstrap(reference_clusters, 0), _bootstrap(clusters, 1), strict=True)
     errors = np.std([measured(held, drawn) for held, drawn in draws], axis=0, ddof=1)
-    told = [
+    distances = [
         {"value": value, "half": float(CONFIDENCE_95 * error)}
         for value, error in zip(values, errors, strict=True)
     ]
     names = (first, second, "difference")
     return {
-        "frechet": dict(zip(names, told[:3], strict=True)),
-        "kernel": dict(zip(names, told[3:], strict=True)),
+        "frechet": dict(zip(names, distances[:3], strict=True)),
+        "kernel": dict(zip(names, distances[3:], strict=True)),
     }
 
 

@@ -93,12 +93,12 @@ def finetune_from(
             "sha256": pictures.digest(),
         }
         settings = _planned(draft.scratch / PLAN, reference, pictures, settings, minutes)
-        told = {"start": start, "settings": settings.result_fields(), "data": data}
-        digest = hashlib.sha256(canonical_json(told)).hexdigest()
+        asked = {"start": start, "settings": settings.result_fields(), "data": data}
+        digest = hashlib.sha256(canonical_json(asked)).hexdigest()
         place = Place(out, draft.scratch, digest)
         quality = run(reference, pictures, settings, place, features)
         collect(draft, place.scratch / RESULT, settings)
-        record = {**told, "quality": quality, "frechet_features": contrastive}
+        record = {**asked, "quality": quality, "frechet_features": contrastive}
         draft.publish(RECORD, record)
     return record
 

@@ -95,7 +95,7 @@ class Series:
             folder / ".scratch" / "result" / name,
         ]
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
-        self.told = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
+        self.left_out = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
         self.place, self.last = 0, -1
         self.final: dict[str, float] = {}
 
@@ -109,7 +109,7 @@ class Series:
             if seen <= self.last:
                 continue
             for key, value in numeric(
-                {name: value for name, value in line.items() if name not in self.told}
+                {name: value for name, value in line.items() if name not in self.left_out}
             ):
                 self.final[self.prefix + key] = value
                 yield self.prefix + key, value, now, seen
@@ -136,10 +136,10 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / ".scratch" / "milestones"
-        self.told: set[Path] = set()
+        self.given: set[Path] = set()
 
     def added(self) -> Iterator[Path]:
         """Those that this did not give before, in order of name."""
-        for path in sorted(set(self.folder.glob("[!.]*.png")) - self.told):
+        for path in sorted(set(self.folder.glob("[!.]*.png")) - self.given):
             yield path
-            self.told.add(path)
+            self.given.add(path)

@@ -81,7 +81,7 @@ def checked(run: Run, stage: str, outputs: Iterable[str] = ()) -> list[str]:
 def make(run: Run, name: str) -> StageRecord:
     """Make one output, unless it is in the store, and tell who follows the run and the log."""
     record = made_or_found(run, name)
-    logger.info("%s", told(record))
+    logger.info("%s", described(record))
     return record
 
 
@@ -106,7 +106,7 @@ def made_or_found(run: Run, name: str) -> StageRecord:
     return record
 
 
-def told(record: StageRecord) -> str:
+def described(record: StageRecord) -> str:
     """One line about an output, for a terminal and for Prefect's log."""
     counts = ", ".join(f"{name} {count:,}" for name, count in record.counts.items() if count)
     took = "up to date" if record.cached else f"{record.seconds:.1f} s"

@@ -69,12 +69,12 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
             found: Any = body(*args, **kwargs)
         except STOPS as stop:
             hurry()
-            told = (
+            message = (
                 str(stop)
                 if isinstance(stop, SavedOnSignal | CancelledRun)
                 else "stopped by a signal; run the same again to go on"
             )
-            return Cancelled(message=told)
+            return Cancelled(message=message)
         except HdmError as error:
             return Failed(message=str(error), data=error)
         except Exception as error:

@@ -116,9 +116,9 @@ class PipedReporter(Reporter):
         assert self.process.stdout
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                self.run_id = told.get("run_id", self.run_id)
-                if warning := told.get("warning"):
+                message = json.loads(line)
+                self.run_id = message.get("run_id", self.run_id)
+                if warning := message.get("warning"):
                     logger.warning("%s", warning)
 
 

@@ -166,8 +166,8 @@ def under_way(
     lock = path.with_suffix(".lock")
     facts = {"pid": os.getpid(), "pipeline": pipeline, "flow_run": flow_run}
     if is_locked(lock):  # by this process, whose number it has
-        told = json.loads(path.read_bytes())
-        write_json(path, {**told, **facts, "flow_run": flow_run or told["flow_run"]})
+        known = json.loads(path.read_bytes())
+        write_json(path, {**known, **facts, "flow_run": flow_run or known["flow_run"]})
         yield
         return
     with locked(lock, pipeline):

@@ -285,12 +285,12 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
         )
     if summary["mlflow_run_id"]:
         alive = serving(Path(summary["store"]))
-        told = (
+        where_to_compare = (
             f"{alive.mlflow} compares this run with others"
             if alive
             else f"hdm serve{where}, then its pages compare this run with others"
         )
-        console.print(f"MLflow        {escape(told)}", soft_wrap=True)
+        console.print(f"MLflow        {escape(where_to_compare)}", soft_wrap=True)
 
 
 def print_json(summary: dict[str, Any]) -> None:

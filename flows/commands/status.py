@@ -60,7 +60,7 @@ def _lines(root: Path) -> Iterator[str]:
     total = sum(_size(output) for output in outputs)
     yield f"outputs   {len(outputs)}, {_bytes(total)}"
     for output in outputs:
-        yield _told(output, now)
+        yield _line(output, now)
 
 
 def _how_far(root: Path, run: LastRun) -> str:
@@ -82,7 +82,7 @@ def _by_stage(states: Mapping[str, str], state: str) -> list[str]:
     return found
 
 
-def _told(output: Output, now: float) -> str:
+def _line(output: Output, now: float) -> str:
     counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
     age = _span(now - (output.path / MANIFEST).stat().st_mtime)
     took = output.run().get("seconds", 0)

@@ -23,7 +23,7 @@ from typing import Any
 
 from hdm.acquisition.collect import fetch_shard, forget, is_whole, load_pictures, write_shard
 from hdm.acquisition.fetch import PASSING, BlockingFetcher, Fetcher
-from hdm.acquisition.inventory import EXAMPLES, Inventory, told
+from hdm.acquisition.inventory import EXAMPLES, Inventory, summary_lines
 from hdm.acquisition.inventory import NAME as INVENTORY
 from hdm.acquisition.items import Item
 from hdm.acquisition.reader import Reader
@@ -142,7 +142,7 @@ def make(
 
 
 def _tell(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-    for line in told(inventory):
+    for line in summary_lines(inventory):
         log.info("%s", line)
     if inventory["counts"]["items_uncaptioned"] == counts["items"]:
         log.warning(

@@ -172,7 +172,7 @@ def _name(entry: Entry) -> str:
     return f"{entry.what}s_{entry.fate}"
 
 
-def told(inventory: Mapping[str, Any]) -> Iterator[str]:
+def summary_lines(inventory: Mapping[str, Any]) -> Iterator[str]:
     """An inventory, as `to_json` gives it, in lines for a terminal or a page."""
     counts = Counter(inventory["counts"])
     arrived = counted(counts["captions_taken"], "caption")

@@ -346,8 +346,8 @@ class _Work:
 
     def _write(self) -> None:
         assert self.plan is not None
-        told = {"asked": self.asked, "plan": asdict(self.plan), "expected": self.expected}
-        kept = told | {"finished": self.finished, "cut_at": self.cut_at}
+        asked = {"asked": self.asked, "plan": asdict(self.plan), "expected": self.expected}
+        kept = asked | {"finished": self.finished, "cut_at": self.cut_at}
         write_json(self.scratch / PLAN, kept)
 
 
@@ -358,11 +358,11 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
     assert work.plan is not None
     keep_threads(work.scratch, None)
     _train(recipe, work)
-    told = {name: work.asked[name] for name in ("source", "seed", "size_px", "channels")}
+    asked = {name: work.asked[name] for name in ("source", "seed", "size_px", "channels")}
     counts = {"pictures": len(recipe.lessons.train), "captions": len(recipe.lessons.captions)}
     record: dict[str, Any] = {
         "components": COMPONENTS,
-        "recipe": {**told, **counts, **asdict(work.plan)},
+        "recipe": {**asked, **counts, **asdict(work.plan)},
         **_measured(recipe, work.draft.path, work.budget.until(MEASURING)),
         "files": work.files(),
     }

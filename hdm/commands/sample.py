@@ -271,7 +271,7 @@ def _written(
             )
             paths[path] = f"seed {picture.seed}  {picture.prompt}"
             shown += [picture] if place < GRID_IMAGES else []
-        told = {
+        description = {
             "prompts": [picture.prompt for picture in shown],
             "seeds": [picture.seed for picture in shown],
             "parameters": settings,
@@ -279,7 +279,7 @@ def _written(
         columns = count if 1 < count <= GRID_COLUMNS else GRID_COLUMNS
         grid = out / f"{number:04d}-grid.png"
         grid.write_bytes(
-            png(sheet([picture.pixels for picture in shown], columns, GRID_GAP_PX), told)
+            png(sheet([picture.pixels for picture in shown], columns, GRID_GAP_PX), description)
         )
     except OSError as error:
         raise InputError(
@@ -296,6 +296,6 @@ def _slug(prompt: str) -> str:
 
 def _tell(made: Mapping[Path, str], seconds: float, model: str) -> None:
     console = Terminal(highlight=False, soft_wrap=True)
-    for path, told in made.items():
-        console.print(f"{escape(str(path))}  {escape(told)}")
+    for path, description in made.items():
+        console.print(f"{escape(str(path))}  {escape(description)}")
     console.print(f"{counted(len(made) - 1, 'picture')} of {escape(model)} in {seconds:.1f} s")

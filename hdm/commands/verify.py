@@ -69,8 +69,8 @@ class _Findings:
                 self.add(error)
         if len(self.problems) == before:
             size = sum(record.bytes for record in output.files)
-            told = f"{output.name} {output.digest}  {counted(len(output.files), 'file')}, {counted(size, 'byte')}"
-            self.console.print(f"[green]{'whole':<10}[/] {escape(told)}")
+            line = f"{output.name} {output.digest}  {counted(len(output.files), 'file')}, {counted(size, 'byte')}"
+            self.console.print(f"[green]{'whole':<10}[/] {escape(line)}")
 
     def judge(self, root: Path) -> None:
         """Raise what the exit code is to say."""

@@ -87,7 +87,7 @@ def import_weights(
     save_weights(target, weights, tread_rate)
     _tell(weights, target)
     Terminal().print(
-        f"its configuration is {'as the file says' if weights.said else 'told from the shapes'}"
+        f"its configuration is {'as the file says' if weights.said else 'inferred from the shapes'}"
     )
     if EMA in weights.passed_over:
         Terminal().print("the checkpoint has averaged weights too: --ema takes them")

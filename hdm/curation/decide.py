@@ -296,9 +296,9 @@ def _write(
 
 def _nothing_kept(verdicts: Verdicts) -> InputError:
     counts = sorted(verdicts.counts().items(), key=lambda item: -item[1])
-    told = ", ".join(f"{count} {reason}" for reason, count in counts)
+    summary = ", ".join(f"{count} {reason}" for reason, count in counts)
     settings = {criterion.name: criterion.where for criterion in criteria()}
     return InputError(
-        f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {told}",
+        f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {summary}",
         do=f"look at the pictures, or loosen {', '.join(settings[reason] for reason, _ in counts)}",
     )

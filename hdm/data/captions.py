@@ -232,8 +232,8 @@ class TextTable(RaggedRows):
 class _TextFile:
     def __init__(self, path: Path) -> None:
         with damage_named(path), open_file(path, TEXT) as file:
-            told = read_metadata(file)
-            self.form = TextForm(int(told["width"]), str(told["dtype"]))
+            metadata = read_metadata(file)
+            self.form = TextForm(int(metadata["width"]), str(metadata["dtype"]))
             self.lengths = (
                 file.read(columns=["length"]).column("length").to_numpy().astype(np.int64)
             )

@@ -100,8 +100,8 @@ class SceneQuality(Measure):
         """Shares of greedy captions that name every object's kind and colour, for one object and
         for all scenes.
         """
-        told = zip(self.scenes, self.texts, strict=True)
-        right = np.array([_names_all(text, scene) for scene, text in told])
+        pairs = zip(self.scenes, self.texts, strict=True)
+        right = np.array([_names_all(text, scene) for scene, text in pairs])
         one = np.array([len(scene.things) == 1 for scene in self.scenes])
         return {
             "captions_right_one_object": share(right[one]),

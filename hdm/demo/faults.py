@@ -97,14 +97,14 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
     position = {scene: index for index, (_, scene, fault, _) in enumerate(entries) if fault is None}
     items = []
     for index, (_, scene, fault, source) in enumerate(entries):
-        told = (
+        texts = (
             ()
             if fault is None and scene in bare
             else _captions(settings, scene, index, mislabelled=fault == "mislabelled")
         )
         manner = manners.get(scene) if fault is None else None
         items.append(
-            Item(index, scene, fault, manner, None if source is None else position[source], told)
+            Item(index, scene, fault, manner, None if source is None else position[source], texts)
         )
     return tuple(items)
 
@@ -173,10 +173,10 @@ def _captions(
 ) -> tuple[str, ...]:
     rng = np.random.default_rng((settings.seed, _WORDS, index))
     shown = make_scene(settings.seed, scene)
-    told = shown
-    while mislabelled and _something_in_common(shown, told):
-        told = make_scene(settings.seed, int(rng.integers(settings.count)))
-    return (*captions(told, rng), free_caption(told, rng))
+    described = shown
+    while mislabelled and _something_in_common(shown, described):
+        described = make_scene(settings.seed, int(rng.integers(settings.count)))
+    return (*captions(described, rng), free_caption(described, rng))
 
 
 def _something_in_common(first: Scene, second: Scene) -> bool:

@@ -122,8 +122,8 @@ class SceneJudge:
         """By question, on how many objects in generated pictures it says what one sees there
         (`tests/demo/labelled`).
         """
-        told = json.loads(AGREEMENT.read_bytes())
-        return {name: Share(told[name]["right"], told[name]["total"]) for name in QUESTIONS}
+        counts = json.loads(AGREEMENT.read_bytes())
+        return {name: Share(counts[name]["right"], counts[name]["total"]) for name in QUESTIONS}
 
     def score(self, prompt: ScenePrompt, pixels: np.ndarray) -> dict[str, bool]:
         """Whether colour, place and kind are as asked: of two objects, each; of more or fewer

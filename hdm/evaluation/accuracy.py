@@ -34,8 +34,8 @@ def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
         scores += _of_set(prompts, marks[prompts.name], prefix, agreement)
     for question, share in agreement.items():
         name = f"judge_agrees_{question}"
-        told = {"label": question, "group": AGREEMENT, "headline": False}
-        scores.append(Score.of_share(name, share, **told))
+        labels = {"label": question, "group": AGREEMENT, "headline": False}
+        scores.append(Score.of_share(name, share, **labels))
     return Measured(scores, marks=marks)
 
 

@@ -38,12 +38,12 @@ def copies(nearest: Sequence[Nearest]) -> dict[str, Any]:
 
 
 def questions(
-    told: Sequence[Mapping[str, Any]], pictures: Sequence[Any], training: Sequence[str | None]
+    choices: Sequence[Mapping[str, Any]], pictures: Sequence[Any], training: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """What the page needs of a set.
 
     Args:
-        told: the entries of `choices`.
+        choices: the entries of `choices`.
         pictures: the generated pictures (H, W, 3) uint8.
         training: data URIs of the nearest training pictures.
     """
@@ -58,5 +58,5 @@ def questions(
                 "distance": round(entry["nearest"]["distance"], 1),
             },
         }
-        for entry, picture, image in zip(told, pictures, training, strict=True)
+        for entry, picture, image in zip(choices, pictures, training, strict=True)
     ]

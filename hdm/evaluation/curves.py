@@ -55,9 +55,9 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
             steps = " ".join(f"{axes.x(seen):.1f},{axes.y(loss):.1f}" for seen, loss in line)
             parts.append(f'<polyline class="loss" points="{steps}"/>')
     for seen, loss in held:
-        told = f"held-out loss {loss:.4f} after {seen:,} images"
+        title = f"held-out loss {loss:.4f} after {seen:,} images"
         parts.append(
-            f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}" r="4"><title>{told}</title></circle>'
+            f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}" r="4"><title>{title}</title></circle>'
         )
     label = f"training loss over images seen, from {every[0][1]:.3f} to {every[-1][1]:.3f}"
     return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

@@ -67,7 +67,7 @@ class Rejection:
     """All pictures refused for one reason, and some of them."""
 
     reason: str
-    told: str
+    explanation: str
     stage: str
     count: int
     exhibits: list[Exhibit]
@@ -138,13 +138,17 @@ class Exhibition:
         each.
         """
         found = [
-            Rejection(status, _told(status), "download", number, self._failures(status, count))
+            Rejection(
+                status, _explanation(status), "download", number, self._failures(status, count)
+            )
             for status, number in _counts(self.samples, "status").items()
             if status != "ok"
         ]
         if self.scores is not None:
             found += [
-                Rejection(reason, _told(reason), "filter", number, self._refusals(reason, count))
+                Rejection(
+                    reason, _explanation(reason), "filter", number, self._refusals(reason, count)
+                )
                 for reason, number in _counts(self.scores, "reason").items()
                 if reason is not None
             ]
@@ -242,5 +246,5 @@ def _name(sample: Mapping[str, Any]) -> str:
     return redacted(sample["source"]).rsplit("/", 1)[-1]
 
 
-def _told(reason: str) -> str:
+def _explanation(reason: str) -> str:
     return (words() | STATUSES).get(reason, reason.replace("_", " "))

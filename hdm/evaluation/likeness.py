@@ -110,14 +110,14 @@ def _nearness(distances: Mapping[str, Any]) -> str:
     """What the distances amount to, in a sentence."""
     apart = distances["frechet"]["difference"]
     if abs(apart["value"]) <= apart["half"]:
-        told = "lie as near, within the interval, as"
+        verdict = "lie as near, within the interval, as"
     elif apart["value"] > 0:
-        told = "lie farther away than"
+        verdict = "lie farther away than"
     else:
-        told = "lie nearer, as pictures do that vary less, than"
+        verdict = "lie nearer, as pictures do that vary less, than"
     return (
         "From real pictures of other captions, generated images "
-        f"{told} the real pictures of the same captions (Fréchet distance)."
+        f"{verdict} the real pictures of the same captions (Fréchet distance)."
     )
 
 

@@ -87,7 +87,7 @@ class Painter:
             sampling=self.sampling,
         )
 
-    def told(self, prompt: str, seed: int) -> dict[str, Any]:
+    def description(self, prompt: str, seed: int) -> dict[str, Any]:
         """What is written into a picture's file: prompt, and how it was made."""
         made = {
             "seed": seed,
@@ -118,7 +118,7 @@ def write_tar(
         with TarShard(file.path) as tar:
             made = zip(pictures, texts, seeds, strict=True)
             for number, (picture, text, seed) in enumerate(made, start):
-                data = png(picture, painter.told(text, seed))
+                data = png(picture, painter.description(text, seed))
                 tar.add(f"{name}-{number:05d}", "PNG", data)
         file.counts.update(images=len(texts))
 
@@ -148,19 +148,21 @@ def _images(folder: Path, name: str) -> Iterator[PngImageFile]:
 
 
 def write_grid(
-    draft: Draft, name: str, pictures: Sequence[np.ndarray], told: Mapping[str, Any]
+    draft: Draft, name: str, pictures: Sequence[np.ndarray], description: Mapping[str, Any]
 ) -> None:
-    """Write a PNG of up to 64 pictures in rows of eight, with `told` in its text chunks."""
+    """Write a PNG of up to 64 pictures in rows of eight, with `description` in its text chunks."""
     if draft.has(name):
         return
     with draft.write(name) as file:
-        file.path.write_bytes(png(sheet(pictures[:GRID_IMAGES], GRID_COLUMNS, GRID_GAP_PX), told))
+        file.path.write_bytes(
+            png(sheet(pictures[:GRID_IMAGES], GRID_COLUMNS, GRID_GAP_PX), description)
+        )
 
 
 def write_sheet(
-    draft: Draft, prompts: PromptSet, pictures: Sequence[np.ndarray], told: Mapping[str, Any]
+    draft: Draft, prompts: PromptSet, pictures: Sequence[np.ndarray], description: Mapping[str, Any]
 ) -> None:
-    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `told` in its
+    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `description` in its
     text chunks.
     """
     name = f"sheet-{prompts.name}.png"
@@ -168,4 +170,4 @@ def write_sheet(
         return
     tiles = [named(picture, text) for picture, text in zip(pictures, prompts.texts, strict=True)]
     with draft.write(name) as file:
-        file.path.write_bytes(png(sheet(tiles, GRID_COLUMNS, GRID_GAP_PX), told))
+        file.path.write_bytes(png(sheet(tiles, GRID_COLUMNS, GRID_GAP_PX), description))

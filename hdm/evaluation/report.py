@@ -138,8 +138,8 @@ def _makers(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
     for one in made:
         runs = one.output.run().get("runs") or [{}]
         maker = {name: runs[-1].get(name) for name in ("code", "libraries", "machine", "host")}
-        told = found.setdefault(canonical_json(maker), {**maker, "outputs": []})
-        told["outputs"].append(one.output.name)
+        entry = found.setdefault(canonical_json(maker), {**maker, "outputs": []})
+        entry["outputs"].append(one.output.name)
     return list(found.values())
 
 
@@ -180,13 +180,13 @@ def _write_choosing(
     folder: Path,
 ) -> str | None:
     """Write the page to choose names on; its file's name, or None where nobody is asked to."""
-    told = next((one.details[CHOICES] for one in findings if CHOICES in one.details), None)
-    if told is None or IMAGES not in outputs or "download" not in outputs:
+    choices = next((one.details[CHOICES] for one in findings if CHOICES in one.details), None)
+    if choices is None or IMAGES not in outputs or "download" not in outputs:
         return None
     images = outputs[IMAGES]
     sets = {}
     with Exhibition(pipeline, outputs["download"], None) as exhibition:
-        for name, entries in told.items():
+        for name, entries in choices.items():
             pictures = read_set(images.path, name, len(entries))
             training = exhibition.images(entry["nearest"]["key"] for entry in entries)
             sets[name] = choosing.questions(entries, pictures, training)
@@ -199,17 +199,17 @@ def _source(download: Output) -> list[str]:
     """What became of the files, lines and captions of the source."""
     if all(record.name != inventory.NAME for record in download.files):
         return []
-    return list(inventory.told(json.loads(download.file(inventory.NAME).read_bytes())))
+    return list(inventory.summary_lines(json.loads(download.file(inventory.NAME).read_bytes())))
 
 
 def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
     phases = [output for name, output in outputs.items() if name.startswith("train.")]
     curves = [_curve(output) for output in phases]
-    told = [
+    described = [
         {"name": output.name, "summary": output.summary, "grids": _grids(output)}
         for output in phases
     ]
-    return {"phases": told, "curve": loss_curve(curves) if curves else ""}
+    return {"phases": described, "curve": loss_curve(curves) if curves else ""}
 
 
 def _grids(output: Output) -> list[dict[str, Any]]:
@@ -255,16 +255,16 @@ def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, 
         "real": {},
     }
     if IMAGES in outputs:
-        told = json.loads(outputs[IMAGES].file(SETS).read_bytes())
-        asked = [one for one in told["sets"] if not one["keys"]]
+        written = json.loads(outputs[IMAGES].file(SETS).read_bytes())
+        asked = [one for one in written["sets"] if not one["keys"]]
         marks = {name: of_set for one in findings for name, of_set in one.marks.items()}
         found["sets"] = [
             _shown(outputs[IMAGES], one, min(one["count"], SHOWN), marks.get(one["name"], []))
             for one in asked
         ]
-        captions = next((one for one in told["sets"] if one["keys"]), None)
+        captions = next((one for one in written["sets"] if one["keys"]), None)
         found["pairs"] = _pairs(pipeline, outputs, captions, 1 if asked else 2) if captions else []
-        found["real"] = told["real"]
+        found["real"] = written["real"]
     return found
 
 
@@ -278,10 +278,10 @@ def _groups(finding: Finding) -> dict[str, list[Any]]:
 
 
 def _shown(
-    output: Output, told: Mapping[str, Any], count: int, marks: Sequence[Mapping[str, bool]]
+    output: Output, prompt_set: Mapping[str, Any], count: int, marks: Sequence[Mapping[str, bool]]
 ) -> dict[str, Any]:
     """The first images of a set, with their prompts and what a judge says of them."""
-    name = told["name"]
+    name = prompt_set["name"]
     prompts = read_prompts_of(output.path, name, count)
     images = [data_uri(picture) for picture in read_set(output.path, name, count)]
     shown = list(marks[:count]) or [{}] * count
@@ -289,19 +289,21 @@ def _shown(
         {"image": image, "prompt": prompt, "marks": mark}
         for image, prompt, mark in zip(images, prompts, shown, strict=True)
     ]
-    return {"title": told["title"] or name, "count": told["count"], "tiles": tiles}
+    return {"title": prompt_set["title"] or name, "count": prompt_set["count"], "tiles": tiles}
 
 
 def _pairs(
-    pipeline: Pipeline, outputs: Mapping[str, Output], told: Mapping[str, Any], times: int
+    pipeline: Pipeline, outputs: Mapping[str, Output], prompt_set: Mapping[str, Any], times: int
 ) -> list[dict[str, Any]]:
     """Images generated from captions of real pictures, beside these."""
-    keys = told["keys"][: times * PAIRS]
+    keys = prompt_set["keys"][: times * PAIRS]
     if "download" not in outputs:
         return []
     output = outputs[IMAGES]
-    generated = [data_uri(picture) for picture in read_set(output.path, told["name"], len(keys))]
-    prompts = read_prompts_of(output.path, told["name"], len(keys))
+    generated = [
+        data_uri(picture) for picture in read_set(output.path, prompt_set["name"], len(keys))
+    ]
+    prompts = read_prompts_of(output.path, prompt_set["name"], len(keys))
     with Exhibition(pipeline, outputs["download"], None) as exhibition:
         real = exhibition.images(keys)
     return [

@@ -74,5 +74,5 @@ def _entry(root: Path, path: Path) -> dict[str, Any] | None:
         "scores": scores,
         "run": path.parent.name,
         "page": (path.parent / PAGE).relative_to(reports(root)).as_posix(),
-        "told": f"{when.astimezone():%-d %B %Y, %H:%M}",
+        "date": f"{when.astimezone():%-d %B %Y, %H:%M}",
     }

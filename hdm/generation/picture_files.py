@@ -79,12 +79,12 @@ def named(picture: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(found)
 
 
-def png(pixels: np.ndarray, told: Mapping[str, Any] | None = None) -> bytes:
-    """A PNG file of a picture (H, W, 3) uint8, with `told` in its text chunks: strings as they are,
+def png(pixels: np.ndarray, texts: Mapping[str, Any] | None = None) -> bytes:
+    """A PNG file of a picture (H, W, 3) uint8, with `texts` in its text chunks: strings as they are,
     other values as JSON.
     """
     info = PngInfo()
-    for key, value in (told or {}).items():
+    for key, value in (texts or {}).items():
         info.add_text(
             key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         )

@@ -179,11 +179,11 @@ def load_lab(name: str, file: Path | None = None) -> Lab:
     try:
         return Lab.model_validate({**entry.values, "name": name})
     except ValidationError as error:
-        told = "\n".join(
+        message = "\n".join(
             f"labs.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise ConfigError(told, where=f"{entry.path}:{entry.line}") from error
+        raise ConfigError(message, where=f"{entry.path}:{entry.line}") from error
 
 
 def plan_grid(

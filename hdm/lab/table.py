@@ -158,13 +158,8 @@ def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
         )
         before = row.comparison
     shown = {row.comparison for row in rows}
-    notes = [
-        f"- {name}: {told}"
-        for name, one in grid.comparisons.items()
-        if name in shown
-        for told in [_notes(one)]
-        if told
-    ]
+    noted = {name: _notes(one) for name, one in grid.comparisons.items() if name in shown}
+    notes = [f"- {name}: {said}" for name, said in noted.items() if said]
     return "\n".join([*lines, "", *READING, *map(_reading, scores.items()), *notes]) + "\n"
 
 
@@ -212,9 +207,12 @@ def _cells(row: Row, scores: Mapping[str, Score], name: str) -> list[str]:
             for name, score in scores.items()
         ]
     else:
-        measured = [_told(row.loss_at_equal_samples, 1, 4), _told(row.loss_at_equal_time, 1, 4)]
+        measured = [
+            _formatted(row.loss_at_equal_samples, 1, 4),
+            _formatted(row.loss_at_equal_time, 1, 4),
+        ]
         measured += [
-            _told(row.scores_at_equal_samples.get(name), *_scale(score))
+            _formatted(row.scores_at_equal_samples.get(name), *_scale(score))
             for name, score in scores.items()
         ]
     return [name, row.setting, str(row.num_seeds), f"{row.num_images:,}", cost, *measured]
@@ -229,7 +227,7 @@ def _scale(score: Score) -> tuple[float, int]:
     return (100, 1) if score.is_share else (1, 4)
 
 
-def _told(found: Interval | None, scale: float, digits: int) -> str:
+def _formatted(found: Interval | None, scale: float, digits: int) -> str:
     if found is None:
         return NONE
     text = f"{scale * found.mean:+.{digits}f}" + (

@@ -26,7 +26,7 @@ _AVERAGE = re.compile(r"(?=[\w.]*ema)[\w.]*?unet\w*\.(module\.)?model\.")
 
 
 def read_checkpoint(path: Path, *, ema: bool = False) -> Weights:
-    """The denoiser in a Lightning checkpoint, its configuration told from the shapes.
+    """The denoiser in a Lightning checkpoint, its configuration inferred from the shapes.
 
     Args:
         path: the file.

@@ -21,8 +21,8 @@ def open_model(
             that holds just one, or Lightning checkpoint.
         average: True: the averaged weights; False: the last ones, where both are there; None: the
             average of what training wrote, and a checkpoint's own weights.
-        infer: where a safetensors file does not say its configuration, tell it from the shapes, as
-            a published model's. A checkpoint's is always told so.
+        infer: infer the configuration from the shapes, as a published model's, where a
+            safetensors file does not say it. A checkpoint's is always inferred.
 
     Raises:
         InputError: there is nothing of the kind, tensors do not fit their configuration, or there

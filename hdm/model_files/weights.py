@@ -113,7 +113,7 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
 
     Args:
         tensors: all of them, named as in the file.
-        said: the configuration in either form; empty: told from the shapes, as a published model's.
+        said: the configuration in either form; empty: inferred from the shapes, as a published model's.
         path: for errors.
 
     Raises:

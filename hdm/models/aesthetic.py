@@ -157,14 +157,14 @@ def check_head(resolved: Resolved) -> None:
     # Of a folder its name does not tell which model it holds: then the setting may.
     unnamed = known is not None and named is not None and "@" not in contrastive
     if not _same(wanted, contrastive) and not (unnamed and _same(wanted, str(named))):
-        told = (
+        alternative = (
             "" if known is None or "@" in contrastive
             else f", or say that it is in that folder with components.aesthetic_head_for={wanted}"
         )  # fmt: skip
         raise ConfigError(
             f"the aesthetic head {known.name if known else head} was trained for {wanted}, and the contrastive model is {contrastive}",
             where="components.aesthetic_head, components.contrastive",
-            do=f"name the head of this model, or set components.contrastive to that one{told}",
+            do=f"name the head of this model, or set components.contrastive to that one{alternative}",
         )
 
 
@@ -202,9 +202,9 @@ def _layer_names(state: Mapping[str, Tensor], file: Path) -> list[str]:
             for before, after in itertools.pairwise(names)
         )
     if not fits:
-        told = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())[:8])
+        held = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())[:8])
         raise InputError(
-            f"is not an aesthetic head: it holds {told}",
+            f"is not an aesthetic head: it holds {held}",
             where=file,
             do="name a linear head (weight, bias) or an MLP (layers.N.weight, layers.N.bias) whose last layer gives one number",
         )

@@ -233,8 +233,8 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
         config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
     model = _from_published(folder) if published else _from_diffusers(folder, config)
     # What the file says, not what diffusers fills in: a scale of 0.18 where there is none.
-    told = {"latent_channels": model.config.latent_channels, **_of_batch_norm(model), **config}
-    shift, scale = _statistics({**told, **published_statistics(reference, told)}, folder)
+    known = {"latent_channels": model.config.latent_channels, **_of_batch_norm(model), **config}
+    shift, scale = _statistics({**known, **published_statistics(reference, known)}, folder)
     return Autoencoder(model.to(device).eval().requires_grad_(False), shift, scale, device)
 
 

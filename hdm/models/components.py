@@ -259,9 +259,9 @@ def _check_record(path: Path) -> None:
             if record.parent == components_folder(DEMO)
             else MEND
         )
-        for name, told in _entries(read_json(record, do), "files", dict, record).items():
+        for name, entry in _entries(read_json(record, do), "files", dict, record).items():
             if name.split("/")[0] == path.name:
-                _check_file(record.parent / name, told.get("sha256"), do)
+                _check_file(record.parent / name, entry.get("sha256"), do)
         return
     with contextlib.suppress(FileNotFoundError):
         output = read_output(path.absolute().parent)

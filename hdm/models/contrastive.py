@@ -184,8 +184,8 @@ def can_caption(reference: str) -> bool:
     """
     path = locate(reference)
     if path.is_dir():
-        told = read_json(path / CONFIG, "name a folder of open_clip, or ARCHITECTURE@tag")
-        return "multimodal_cfg" in told.get("model_cfg", {})
+        config = read_json(path / CONFIG, "name a folder of open_clip, or ARCHITECTURE@tag")
+        return "multimodal_cfg" in config.get("model_cfg", {})
     import open_clip
 
     return "multimodal_cfg" in (open_clip.get_model_config(reference.partition("@")[0]) or {})

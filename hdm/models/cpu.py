@@ -32,7 +32,7 @@ def training_environment() -> dict[str, str]:
 
 def idle_share(seconds: float = LOOK_SEC) -> float | None:
     """What share of the machine's processor time nobody uses, in [0, 1], from a look of so many
-    seconds; None where it cannot be told.
+    seconds; None where it is not known.
     """
     with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
         before = _times()

@@ -158,11 +158,11 @@ def text_width(reference: str) -> int | None:
     """
     folder = locate(reference)
     file = _OPEN_CLIP if (folder / _OPEN_CLIP).is_file() else "config.json"
-    told = read_json(folder / file, "name another in components.text_encoder")
+    config = read_json(folder / file, "name another in components.text_encoder")
     of_text = (
-        told.get("model_cfg", {}).get("text_cfg", {})
+        config.get("model_cfg", {}).get("text_cfg", {})
         if file == _OPEN_CLIP
-        else told.get("text_config", told)
+        else config.get("text_config", config)
     )
     width = of_text.get("width" if file == _OPEN_CLIP else "hidden_size")
     return width if isinstance(width, int) else None

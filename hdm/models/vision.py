@@ -59,8 +59,8 @@ def vision_sizes(reference: str) -> tuple[int, int]:
         InputError: it is not on this machine, or is no vision transformer.
     """
     path = locate(reference) / "config.json"
-    told = read_json(path, _DO)
-    width, patch_size = told.get("hidden_size"), told.get("patch_size")
+    config = read_json(path, _DO)
+    width, patch_size = config.get("hidden_size"), config.get("patch_size")
     if not (isinstance(width, int) and isinstance(patch_size, int)):
         raise InputError(
             "is of no vision transformer: it has no hidden_size and patch_size", where=path, do=_DO
@@ -78,7 +78,7 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
 
     folder = locate(reference, download=True)
     vision_sizes(reference)
-    told = read_json(
+    preprocessor = read_json(
         folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there"
     )
     try:
@@ -88,7 +88,10 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
                 str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
         return Vision(
-            model.eval().requires_grad_(False), told["image_mean"], told["image_std"], device
+            model.eval().requires_grad_(False),
+            preprocessor["image_mean"],
+            preprocessor["image_std"],
+            device,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(

@@ -292,8 +292,8 @@ def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str])
     if "icc_profile" in image.info:
         return None
     code_points: tuple[int, int] | None = None
-    if name == "HEIF" and (told := image.info.get("nclx_profile")):
-        code_points = told["color_primaries"], told["transfer_characteristics"]
+    if name == "HEIF" and (profile := image.info.get("nclx_profile")):
+        code_points = profile["color_primaries"], profile["transfer_characteristics"]
     if name == "AVIF":
         found = (box for box in colour_boxes(data) if box[:4] == b"nclx" and len(box) >= 8)
         code_points = next((struct.unpack_from(">HH", box, 4) for box in found), None)
@@ -302,9 +302,9 @@ def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str])
 
 def _png_colour(data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Colour | None:
     """By the third edition's precedence: cICP, iCCP, sRGB, then gAMA and cHRM."""
-    told = _cicp(data)
-    if told is not None:
-        primaries, transfer, matrix, full = told
+    code_points = _cicp(data)
+    if code_points is not None:
+        primaries, transfer, matrix, full = code_points
         if matrix != 0 or full > 1:
             raise BadImage("unsupported", f"PNG: cICP with matrix {matrix} and range {full}")
         image.info.pop("icc_profile", None)

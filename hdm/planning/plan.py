@@ -131,7 +131,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         rows = [self._row(step) for step in steps(self.pipeline) if not self._skipped(step)]
-        return Plan(tuple(rows), tuple(self._told()), tuple(self._problems(rows)))
+        return Plan(tuple(rows), tuple(self._assumptions()), tuple(self._problems(rows)))
 
     def _skipped(self, step: Step) -> bool:
         return self.asked.live_encoders and step.stage == "encode" and step.name.endswith("px")
@@ -360,27 +360,31 @@ class _Planner:
             )
         return found
 
-    def _told(self) -> list[str]:
+    def _assumptions(self) -> list[str]:
         card = self.asked.card
-        told = [f"{card.name}: {card.tflops:g} TFLOP/s, {card.memory_gb:.0f} GB ({card.source})"]
+        assumptions = [
+            f"{card.name}: {card.tflops:g} TFLOP/s, {card.memory_gb:.0f} GB ({card.source})"
+        ]
         if self.asked.measured:
-            told.append("training: three steps of each phase, measured here")
+            assumptions.append("training: three steps of each phase, measured here")
         elif not card.is_cpu:
-            told.append(f"two figures fitted to the four published phases: {hardware.FITTED}")
+            assumptions.append(
+                f"two figures fitted to the four published phases: {hardware.FITTED}"
+            )
         if "filter" not in self.done:
-            told.append("before the filter has run, every picture counts as kept")
-        told.append(
+            assumptions.append("before the filter has run, every picture counts as kept")
+        assumptions.append(
             f"assumed: {sizes.PICTURE_BYTES / 1e6:g} MB a picture, {sizes.ASPECT} times as long as short; texts padded to their limit"
         )
         if any(maker.kind in ("coca", "transformers") for maker in self.pipeline.caption.makers):
-            told.append("captions that a model makes are not counted")
+            assumptions.append("captions that a model makes are not counted")
         if self.train.shards:
-            told.append(
+            assumptions.append(
                 "sharded: the time in which cards send each other weights is not counted, nor is memory measured"
             )
         if self.train.compile:
-            told.append("memory as without compile, which takes less")
-        return told + list(dict.fromkeys(self.notes))
+            assumptions.append("memory as without compile, which takes less")
+        return assumptions + list(dict.fromkeys(self.notes))
 
     def _problems(self, rows: Sequence[Row]) -> list[str]:
         found = []

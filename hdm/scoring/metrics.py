@@ -54,10 +54,10 @@ class Score:
     note: str = ""
 
     @classmethod
-    def of_share(cls, name: str, share: Share, **told: Any) -> Score:
+    def of_share(cls, name: str, share: Share, **more: Any) -> Score:
         """The score of a share of which more is better."""
         low, high = share.interval
-        return cls(name, share.value, low, high, share.total, "higher", is_share=True, **told)
+        return cls(name, share.value, low, high, share.total, "higher", is_share=True, **more)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Explanation:
 
     Args:
         denoising: computes losses.
-        feed: of a phase; makes the batches.
+        prefetcher: of a phase; makes the batches.
         state: whose weights are measured.
     """
 

@@ -188,32 +188,35 @@ def write_outcome(scratch: Path, rank: int, state: str, error: HdmError | None =
             signal came before the first step; `ERROR`; `PEER_LOST`: another rank was gone.
         error: what it met.
     """
-    told = {"state": state}
+    outcome = {"state": state}
     if error is not None:
-        told |= {
+        outcome |= {
             "kind": type(error).__name__,
             "what": error.what,
             "where": str(error.where or ""),
             "do": error.do or "",
         }
-    write_json(scratch / f"outcome-{rank}.json", told)
+    write_json(scratch / f"outcome-{rank}.json", outcome)
 
 
 def read_outcome(scratch: Path) -> dict[str, str]:
     """How the ranks ended together: the first error that one of them named, else what rank 0 said;
     {} if nothing was said.
     """
-    told = read_outcomes(scratch)
-    return next((outcome for outcome in told if outcome["state"] == ERROR), told[0] if told else {})
+    outcomes = read_outcomes(scratch)
+    return next(
+        (outcome for outcome in outcomes if outcome["state"] == ERROR),
+        outcomes[0] if outcomes else {},
+    )
 
 
 def read_outcomes(scratch: Path) -> list[dict[str, str]]:
     """How each rank ended that said so."""
-    told = []
+    outcomes = []
     for path in sorted(scratch.glob("outcome-*.json")):
         with contextlib.suppress(HdmError):  # killed before it could say so
-            told.append(read_record(path, dict[str, str], ""))
-    return [outcome for outcome in told if "state" in outcome]
+            outcomes.append(read_record(path, dict[str, str], ""))
+    return [outcome for outcome in outcomes if "state" in outcome]
 
 
 def outcome_error(outcome: Mapping[str, str]) -> HdmError:

@@ -65,8 +65,8 @@ def run_training(job: Job) -> None:
         HdmError: the error that a rank met, or its last lines.
     """
     check_origin(job)
-    if told := notice(job):
-        log.warning("%s", told)
+    if message := notice(job):
+        log.warning("%s", message)
     phase = job.phase
     bar = track(f"train.{phase.name}", num_steps(phase) * phase.batch_size, "images")
     with signals_counted() as signals, bar as tracker:

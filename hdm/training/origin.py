@@ -64,7 +64,7 @@ def check_origin(job: Job) -> None:
     }
     if fixed:
         raise ConfigError(
-            f"the weights and the optimizer's state of {job.phase.resume_from} do not fit other settings of {_told(fixed)}",
+            f"the weights and the optimizer's state of {job.phase.resume_from} do not fit other settings of {_worded(fixed)}",
             where=f"{field}.resume_from",
             do="undo these changes, or start anew without resume_from",
         )
@@ -74,7 +74,7 @@ def check_origin(job: Job) -> None:
     if refused:
         allow = json.dumps(sorted({*job.phase.resume_allow, *refused}))
         raise ConfigError(
-            f"the checkpoint {job.phase.resume_from} was made with other settings: {_told(refused)}",
+            f"the checkpoint {job.phase.resume_from} was made with other settings: {_worded(refused)}",
             where=f"{field}.resume_from",
             do=f"undo the changes, or allow each by name: --set '{field}.resume_allow={allow}'",
         )
@@ -119,7 +119,8 @@ def notice(job: Job) -> str | None:
         )
         field, allow = f"train.phases.{job.number}", json.dumps(sorted(differing))
         return (
-            f"starting anew, beside an unfinished training of this phase with other settings ({_told(differing)}); to go on from that one: "
+            "starting anew, beside an unfinished training of this phase with other settings "
+            f"({_worded(differing)}); to go on from that one: "
             f"--set {field}.resume_from={name} --set '{field}.resume_allow={allow}'"
         )
     return None
@@ -193,7 +194,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _flat(f"{name}.{key}", item)
 
 
-def _told(differing: Differences) -> str:
+def _worded(differing: Differences) -> str:
     return ", ".join(
         f"{name} {json.dumps(old)} → {json.dumps(now)}" for name, (old, now) in differing.items()
     )

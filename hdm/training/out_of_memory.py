@@ -98,7 +98,7 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
 
 
 def _device_bytes(device: str) -> float:
-    """Memory of the accelerator, or of the computer; where that is not told, what was in use, which
+    """Memory of the accelerator, or of the computer; where that is not known, what was in use, which
     was too little.
     """
     if device.startswith("cuda"):

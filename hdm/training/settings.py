@@ -231,7 +231,7 @@ class TrainSettings(Settings):
     None: a matrix product is measured.
     """
     price_per_hour: values.Price | None = runtime(None)
-    """Of all devices together, for the cost in the logs; None: no cost is told."""
+    """Of all devices together, for the cost in the logs; None: logs show no cost."""
     compile: bool = runtime(False)
     """Compile the blocks (torch.compile); the first steps take minutes."""
 

@@ -181,8 +181,8 @@ class Trainer:
         for technique in state.techniques:
             incidents += technique.after_step(step)
         for what in incidents:
-            told = incident(what, state.position, step.example, step.loss)
-            state.position = state.position.noting(told)
+            noted = incident(what, state.position, step.example, step.loss)
+            state.position = state.position.noting(noted)
         if state.position.skipped_in_row == MAX_SKIPPED_IN_A_ROW:
             self.checkpoints.go_back(step)
 

@@ -41,12 +41,12 @@ def main(path: Path) -> int:
     except guard.Stopped:
         state = SAVED if stop.saved else STOPPED
     except Exception as error:
-        told: Exception = error
+        cause: Exception = error
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            told = explain_os_error(error, scratch)
-        if isinstance(told, HdmError):
-            write_outcome(scratch, rank, ERROR, told)
-            return told.exit_code
+            cause = explain_os_error(error, scratch)
+        if isinstance(cause, HdmError):
+            write_outcome(scratch, rank, ERROR, cause)
+            return cause.exit_code
         lost = job.settings.train.num_processes > 1 and _lost_a_peer(error)
         write_outcome(scratch, rank, PEER_LOST if lost else ERROR, _unexpected(error, job))
         raise  # with its traceback into the log

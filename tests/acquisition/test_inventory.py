@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from hdm.acquisition import download
-from hdm.acquisition.inventory import Fate, Inventory, told
+from hdm.acquisition.inventory import Fate, Inventory, summary_lines
 from hdm.acquisition.items import Item
 from hdm.acquisition.settings import DownloadSettings
 from hdm.config import Pipeline
@@ -320,7 +320,7 @@ def test_the_sample_is_ten_of_all_captions_in_order():
     assert [entry["source"] for entry in sample] == sorted(entry["source"] for entry in sample)
     assert all(entry["captions"] == [f"caption {int(entry['source'][:3])}"] for entry in sample)
     assert len({int(entry["source"][:3]) // 100 for entry in sample}) > 2
-    assert sum(line.startswith("  ") for line in told(inventory.to_json())) == 10
+    assert sum(line.startswith("  ") for line in summary_lines(inventory.to_json())) == 10
 
 
 def test_a_repeated_name_in_a_tar_makes_keys_that_every_table_joins_on(tmp_path):

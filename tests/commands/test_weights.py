@@ -133,7 +133,7 @@ def test_a_silent_file_and_a_checkpoint_are_imported_by_their_shapes(tmp_path: P
     code, shown = weights(
         "import", silent, "--out", tmp_path / "one.safetensors", "--tread-rate", "0.25"
     )
-    assert (code, "told from the shapes" in shown) == (0, True)
+    assert (code, "inferred from the shapes" in shown) == (0, True)
     code, shown = weights("import", tmp_path / "a.ckpt", "--out", tmp_path / "two.safetensors")
     assert (code, "--ema takes them" in shown) == (0, True)
     assert (

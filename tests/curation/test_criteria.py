@@ -88,7 +88,7 @@ def test_an_added_criterion_decides_is_counted_and_reported_and_measures_alone(
     assert after["filter"].counts["rejected_brightness"] == 1
     assert "rejected_brightness" not in before["filter"].counts
     with exhibits.Exhibition(strict, after["download"], after["filter"]) as exhibition:
-        told = {shown.told: shown.count for shown in exhibition.rejections(1)}
+        told = {shown.explanation: shown.count for shown in exhibition.rejections(1)}
     assert told["too bright"] == 1
 
     _, third = made(download, store, Pipeline(filter=FilterSettings(limits={"brightness": 255.0})))
