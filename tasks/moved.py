@@ -1,5 +1,5 @@
 """MLflow's records of a store that was copied or moved: they hold absolute places, which are
-brought to where the store is now.
+brought to where the store is now. Artifacts lie in the store, or in HDM_STATE.
 
 Without this a copy would write its artifacts into the original.
 """
@@ -31,9 +31,10 @@ def follow_store(root: Path) -> list[str]:
     """Rewrite every place in the store's own MLflow database that lies in a store elsewhere.
 
     Returns:
-        the addresses of these stores; mostly none.
+        the addresses of the folders where their artifacts were kept; mostly none.
     """
-    path = services(root) / "mlflow.db"
+    kept_in = services(root).parent
+    path = kept_in / ".services" / "mlflow.db"
     if not path.exists() or path.stat().st_size == 0:
         return []
     with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SEC)) as database, database:
@@ -43,14 +44,14 @@ def follow_store(root: Path) -> list[str]:
         }
         if "experiments" not in tables:  # MLflow is about to make them
             return []
-        earlier = _stores(database) - {root.as_uri()}
+        earlier = _stores(database) - {kept_in.as_uri()}
         for address in earlier:
-            _rewrite(database, tables, address, root)
+            _rewrite(database, tables, address, root, kept_in)
     return sorted(earlier)
 
 
 def _stores(database: sqlite3.Connection) -> set[str]:
-    """The addresses of the stores that experiments write to."""
+    """The addresses of the folders in whose `.services` experiments keep their artifacts."""
     found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
     return {
         location.rpartition(ARTIFACTS)[0]
@@ -59,9 +60,11 @@ def _stores(database: sqlite3.Connection) -> set[str]:
     }
 
 
-def _rewrite(database: sqlite3.Connection, tables: set[str], address: str, root: Path) -> None:
+def _rewrite(
+    database: sqlite3.Connection, tables: set[str], address: str, root: Path, kept_in: Path
+) -> None:
     path = url2pathname(urlsplit(address).path)
-    places = [(*column, f"{address}/", f"{root.as_uri()}/") for column in ADDRESSES]
+    places = [(*column, f"{address}/", f"{kept_in.as_uri()}/") for column in ADDRESSES]
     places += [(*column, f"{path}/", f"{root}/") for column in PATHS]
     # Inputs are data sets, whose source is JSON.
     places.append(("datasets", "dataset_source", _source(path), _source(str(root))))

@@ -326,3 +326,21 @@ def test_the_records_of_a_copied_or_moved_store_follow_it(
     for version in client.search_model_versions():
         assert version.source.startswith(store.as_uri())
         assert Path(version.tags["folder"]).is_dir() or not kept
+
+
+def test_artifacts_stay_in_hdm_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store may be another user's: nothing goes there, and a moved folder is followed."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store, state = tmp_path / "theirs", tmp_path / "mine"
+    page = tmp_path / "page.html"
+    page.write_text("a report")
+    for number in range(3):
+        if number == 2:
+            state = state.rename(tmp_path / "moved")
+        monkeypatch.setenv("HDM_STATE", str(state))
+        run = {**RUN, "params": {}, "flow_run": str(number)}
+        artifact = {"event": "artifact", "at": AT, "path": str(page)}
+        assert not told(store, [run, artifact, END]).warned
+        kept = list((state / ".services" / "mlartifacts").rglob("page.html"))
+        assert len(kept) == number + 1
+        assert not store.exists()
