@@ -9,8 +9,9 @@ damage left: temporary files, checkpoints of what is finished, `.damaged`.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hdm.config import Pipeline
 from hdm.errors import HdmError, InputError, LockedError
 from hdm.files import TEMPORARY, explain_os_error, remove
 from hdm.lab.grid import lab_names, load_lab, plan_grid
+from hdm.last_runs import last_runs
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.stages import identities, steps
 from hdm.store import (
@@ -133,16 +135,21 @@ def garbage(store: Store, needed: Needs, days: float) -> list[Garbage]:
     folders = [
         path for path in sorted(store.root.glob("*/*")) if path.is_dir() and _is_output(path)
     ]
-    kept = _kept(folders, needed, time.time() - days * DAY_SEC)
-    found = []
+    busy = {folder for folder in folders if _busy(folder)}
+    kept = _kept(store, folders, busy, needed, time.time() - days * DAY_SEC)
+    found: list[Garbage] = []
     for folder in folders:
+        if folder in busy:
+            continue
         if folder in kept:
-            found += [_garbage(path, folder, why) for path, why in _leftovers(folder)]
-        elif not _busy(folder):
+            for path, why in _leftovers(folder):
+                found += _garbage(path, folder, why)
+        else:
             done = (folder / MANIFEST).exists()
-            found.append(_garbage(folder, folder, "not needed" if done else "unfinished"))
+            found += _garbage(folder, folder, "not needed" if done else "unfinished")
     aside = [*store.root.glob(f"*/*{DAMAGED}"), *store.root.glob(f"*/{TEMPORARY}*")]
-    found += [_garbage(path, path, "damaged or left by a kill") for path in sorted(aside)]
+    for path in sorted(aside):
+        found += _garbage(path, path, "damaged or left by a kill")
     return found
 
 
@@ -163,13 +170,16 @@ def _is_output(folder: Path) -> bool:
     return is_digest and not folder.parent.name.startswith(".")
 
 
-def _kept(folders: list[Path], needed: Needs, since: float) -> set[Path]:
+def _kept(
+    store: Store, folders: list[Path], busy: set[Path], needed: Needs, since: float
+) -> set[Path]:
     """The outputs that are needed, and those that they were made from."""
     by_name = {(folder.parent.name, folder.name): folder for folder in folders}
+    asked = needed.outputs | _of_living_runs(store, busy)
     waiting = [
         folder
         for name, folder in by_name.items()
-        if name in needed.outputs or last_used(folder) >= since
+        if name in asked or folder in busy or last_used(folder) >= since
     ]
     kept: set[Path] = set()
     while waiting:
@@ -184,36 +194,75 @@ def _kept(folders: list[Path], needed: Needs, since: float) -> set[Path]:
     return kept
 
 
+def _of_living_runs(store: Store, busy: set[Path]) -> set[tuple[str, str]]:
+    """What the runs that work on these outputs asked for: an evaluation reads outputs that nobody
+    used in the weeks of training before it.
+    """
+    asked: set[tuple[str, str]] = set()
+    for run in last_runs(store.root):
+        outputs = {(name, digest) for name, digest in run.outputs.items() if digest is not None}
+        if any((folder.parent.name, folder.name) in outputs for folder in busy):
+            asked |= outputs
+    return asked
+
+
 def last_used(folder: Path) -> float:
     """When an output was last used or changed, in seconds since 1970."""
-    times = [path.lstat().st_mtime for path in folder.iterdir() if path.name != LOCK]
-    return max(times, default=folder.stat().st_mtime)
+    try:
+        files = [path for path in folder.iterdir() if path.name != LOCK]
+    except FileNotFoundError:  # removed just now
+        files = []
+    states = _states(files) or _states([folder])
+    return max((state.st_mtime for state in states), default=0.0)
 
 
 def _leftovers(folder: Path) -> Iterator[tuple[Path, str]]:
     """What kills and damage left in an output that is needed."""
-    for path in sorted(folder.rglob(f"*{DAMAGED}")):
-        yield path, "damaged"
+    for path in sorted(_all_in(folder)):
+        if path.name.endswith(DAMAGED):
+            yield path, "damaged"
     for path in sorted(folder.glob(f"{TEMPORARY}*")):
         yield path, "left by a kill"
     if (folder / MANIFEST).exists() and (folder / SCRATCH).exists():
         yield folder / SCRATCH, "left by a kill"
 
 
-def _garbage(path: Path, output: Path, why: str) -> Garbage:
-    files = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-    states = [file.lstat() for file in files]
-    used = last_used(path) if path == output and path.is_dir() else path.lstat().st_mtime
-    return Garbage(path, output, why, sum(state.st_blocks * 512 for state in states), used)
+def _garbage(path: Path, output: Path, why: str) -> list[Garbage]:
+    """It, unless it was removed just now."""
+    states = _states([path, *_all_in(path)])
+    if not states:
+        return []
+    used = last_used(path) if path == output and path.is_dir() else states[0].st_mtime
+    return [Garbage(path, output, why, sum(state.st_blocks * 512 for state in states), used)]
+
+
+def _all_in(path: Path) -> list[Path]:
+    """All that a folder holds; nothing of a file or a link."""
+    found: list[Path] = []
+    if not path.is_symlink():
+        for place, folders, files in os.walk(path):
+            found += [Path(place, name) for name in (*folders, *files)]
+    return found
+
+
+def _states(paths: Iterable[Path]) -> list[os.stat_result]:
+    """Of what is still there: runs rename and remove files meanwhile."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.lstat())
+    return found
 
 
 def discard(one: Garbage) -> None:
-    """Remove it, unless somebody has begun to use it since it was listed.
+    """Remove it, unless it is gone, or somebody has begun to use it since it was listed.
 
     Raises:
         LockedError: a process works on it or reads it, or did in the meantime.
         HdmError: it cannot be removed.
     """
+    if not os.path.lexists(one.path):
+        return
     with contextlib.ExitStack() as stack:
         for lock in LOCKS:
             stack.enter_context(alone_with(one.output / lock))

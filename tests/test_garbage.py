@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from hdm.errors import LockedError
 from hdm.garbage import Needs, discard, garbage, needs
+from hdm.last_runs import LastRun, remember
 from hdm.pipelines import load_pipeline
 from hdm.stages import identities, run, run_step
 from hdm.store import Identity, Store, in_use, locked
@@ -85,6 +88,56 @@ def test_what_a_process_works_on_or_reads_is_not_touched(
         with pytest.raises(LockedError):
             discard(before)
     assert (folder / "manifest.json").exists()
+
+
+def test_nothing_of_an_output_in_work_is_listed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.draft(OLD) as draft, draft.write("a.json") as file:
+        file.path.write_text("x")
+        assert listed(store) == {}
+
+
+def test_what_a_living_run_asked_for_is_kept_however_old(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for which in (INPUT, OTHER):
+        age(made(store, which), 40)
+    outputs = {"input": INPUT.digest, "old": OLD.digest, "later": None}
+    remember(tmp_path, LastRun("mine", 0.0, outputs))
+    with store.draft(OLD) as draft:
+        age(draft.path, 40)  # it has been training since
+        assert listed(store) == {f"other/{OTHER.digest}": "not needed"}
+
+
+def test_files_that_come_and_go_meanwhile_are_no_error(tmp_path: Path) -> None:
+    store, over = Store(tmp_path), threading.Event()
+
+    def work() -> None:
+        for number in itertools.count():
+            with store.draft(Identity("old", 1, {"part": number // 20})) as draft:
+                draft.write_json(f"{number}.json", number)
+            if over.is_set():
+                return
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(2000):
+            garbage(store, NOTHING, 30)
+    finally:
+        over.set()
+        worker.join()
+
+
+def test_two_at_once_do_not_remove_the_same(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    age(made(store, OLD), 40)
+    (one,) = garbage(store, NOTHING, 30)
+    with locked(tmp_path / ".lock", "another"):
+        result = CliRunner().invoke(app, ["gc", "--store", str(tmp_path), "--yes"])
+    assert result.exit_code == LockedError.exit_code
+    assert store.find(OLD) is not None
+    discard(one)
+    discard(one)  # gone by now
 
 
 def test_what_was_used_since_it_was_listed_stays(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from hdm.errors import LockedError
 from hdm.messages import Terminal
 from hdm.options import File
-from hdm.store import Store, store_root
+from hdm.store import LOCK, Store, locked, store_root
 
 if TYPE_CHECKING:
     from hdm.garbage import Garbage
@@ -41,7 +41,7 @@ def gc(
     """Remove outputs that no run refers to, and what kills and damage left. Asks first.
 
     Kept is: what the pipelines and labs of pipelines.yaml make or read with their present settings; what was used in the last --days,
-    by a run with any --set or by hdm sample; whatever these were made from; and all that a living run holds a lock on. The rest is
+    by a run with any --set or by hdm sample; whatever these were made from; and all that a living run works on or asked for. The rest is
     listed with its size and last use: finished outputs, unfinished ones with their checkpoints, files set aside as .damaged, temporary
     files of killed runs. What is removed can be made again by running its pipeline with its settings.
 
@@ -69,12 +69,13 @@ def gc(
     if not yes:
         typer.confirm("Remove them?", abort=True)
     kept = 0
-    for one in found:
-        try:
-            discard(one)
-        except LockedError as error:
-            kept += one.num_bytes
-            console.print(f"kept {escape(str(one.path))}: {escape(error.what)}")
+    with locked(root.root / LOCK, f"hdm gc in {root.root}", do="wait for it"):
+        for one in found:
+            try:
+                discard(one)
+            except LockedError as error:
+                kept += one.num_bytes
+                console.print(f"kept {escape(str(one.path))}: {escape(error.what)}")
     freed = sum(one.num_bytes for one in found) - kept
     console.print(f"removed {_size(freed)}")
 
