@@ -73,6 +73,11 @@ def prefect_server_command(
     return [sys.executable, "-m", "flows.prefect_server", *sockets, *origins, *tls]
 
 
+def start_lock(root: Path) -> Path:
+    """Held while a server starts: two of Prefect's that make the database at once fail."""
+    return services(root) / "prefect.lock"
+
+
 def pages_at(port: int) -> list[str]:
     """The origins of pages that are served at that port of loopback."""
     return [f"http://{LOOPBACK}:{port}", f"http://localhost:{port}"]

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -106,13 +107,16 @@ def password(root: Path) -> str:
     Whoever has it can have commands run, as this user, by the worker of `hdm serve`.
     """
     path = services(root) / "password"
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"hdm:{secrets.token_urlsafe(24)}\n")
-    found = path.read_text().strip()
-    if not found:
-        raise HdmError("there is no password in it", where=path, do="remove it and run again")
+    with contextlib.suppress(FileNotFoundError):
+        if found := path.read_text().strip():
+            return found
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of two that begin at once, the second reads the first's
+        found = file.read().strip()
+        if not found:
+            found = f"hdm:{secrets.token_urlsafe(24)}"
+            file.write(f"{found}\n")
     return found
 
 
@@ -146,6 +150,14 @@ def alone(root: Path) -> Iterator[None]:
 def announce(root: Path, state: Serving) -> None:
     """Tell everyone where the pages are."""
     write_json(services(root) / "serve.json", asdict(state))
+
+
+@contextlib.contextmanager
+def alone_at(path: Path) -> Iterator[None]:
+    """Be in this block alone, of all processes with that file; wait for those that are."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

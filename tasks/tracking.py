@@ -40,7 +40,7 @@ from tasks.figures import (
     shown,
 )
 from tasks.moved import follow_store
-from tasks.services import database_address, services, serving
+from tasks.services import alone_at, database_address, services, serving
 
 Event = dict[str, Any]
 SETTINGS = {
@@ -71,6 +71,7 @@ def server_command(root: Path, listener: socket.socket, proxy: str | None = None
         sys.executable, "-m", "tasks.tracking_server", "--socket", str(listener.fileno()),
         *(word for page in pages for word in ("--page", page)),
         "--database", database(root), "--artifacts", str(services(root) / "mlartifacts"),
+        "--lock", str(setup_lock(root)),
     ]  # fmt: skip
 
 
@@ -104,6 +105,11 @@ def database(root: Path) -> str:
     return database_address("pysqlite", services(root) / "mlflow.db")
 
 
+def setup_lock(root: Path) -> Path:
+    """Held while tables and experiments are made: MLflow fails where two processes begin at once."""
+    return services(root) / "mlflow.lock"
+
+
 def address(root: Path) -> str:
     """Where to log: what the user set, the living `hdm serve`, or the database itself."""
     alive = serving(root)
@@ -128,9 +134,10 @@ class Mirror:
         from mlflow import MlflowClient
 
         place = address(root)
-        if place == database(root):  # a server has done it when it started
-            follow_store(root)
-        self.root, self.client = root, MlflowClient(place, registry_uri=place)
+        with alone_at(setup_lock(root)):
+            if place == database(root):  # a server has done it when it started
+                follow_store(root)
+            self.root, self.client = root, MlflowClient(place, registry_uri=place)
         self.parent = self.experiment = self.pipeline = ""
         self.tags: dict[str, str] = {}
         self.children: dict[str, str] = {}
@@ -148,7 +155,8 @@ class Mirror:
 
     def on_run(self, event: Event) -> None:
         self.pipeline = event["pipeline"]
-        self.experiment = self._experiment(self.pipeline)
+        with alone_at(setup_lock(self.root)):
+            self.experiment = self._experiment(self.pipeline)
         self.tags = {
             "pipeline": self.pipeline,
             "recipe": event["recipe"],

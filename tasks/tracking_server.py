@@ -13,12 +13,14 @@ import asyncio
 import os
 import re
 import socket
+from pathlib import Path
 
 import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tasks.closed_doors import OwnPagesOnly
+from tasks.services import alone_at
 
 _OBJECTS = (
     "artifacts", "datasets", "experiments", "get-trace-artifact", "logged-models", "metrics", "model-versions",
@@ -48,7 +50,7 @@ class TrackingOnly:
         await self.app(scope, receive, send)
 
 
-def _mlflow(database: str, artifacts: str) -> ASGIApp:
+def _mlflow(database: str, artifacts: str, lock: Path) -> ASGIApp:
     """MLflow's application, set up as `mlflow server` does it."""
     from mlflow.server import constants
 
@@ -62,7 +64,8 @@ def _mlflow(database: str, artifacts: str) -> ASGIApp:
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
-    initialize_backend_stores(database, database, "mlflow-artifacts:/")
+    with alone_at(lock):
+        initialize_backend_stores(database, database, "mlflow-artifacts:/")
     return app
 
 
@@ -73,8 +76,10 @@ def main() -> None:
     parser.add_argument("--page", action="append", required=True)
     parser.add_argument("--database", required=True)
     parser.add_argument("--artifacts", required=True)
+    parser.add_argument("--lock", type=Path, required=True)
     asked = parser.parse_args()
-    app = OwnPagesOnly(TrackingOnly(_mlflow(asked.database, asked.artifacts)), asked.page)
+    mlflow = _mlflow(asked.database, asked.artifacts, asked.lock)
+    app = OwnPagesOnly(TrackingOnly(mlflow), asked.page)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
     asyncio.run(server.serve([socket.socket(fileno=asked.socket)]))
 

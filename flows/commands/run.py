@@ -23,6 +23,7 @@ from flows.processes import (
     nearest_listener,
     pages_at,
     prefect_server_command,
+    start_lock,
     wait_for,
 )
 from hdm.child import child_environment
@@ -35,6 +36,7 @@ from hdm.store import read_output
 from tasks.configuration import STORE_VARIABLE, Project
 from tasks.outcome import Outcome
 from tasks.services import (
+    alone_at,
     password,
     prefect_access,
     prefect_environment,
@@ -160,8 +162,9 @@ def server(root: Path) -> Iterator[None]:
         root,
         [listener],
     )
-    stack.enter_context(service)
-    wait_for(f"{address}/api/health", service.process, root)
+    with alone_at(start_lock(root)):
+        stack.enter_context(service)
+        wait_for(f"{address}/api/health", service.process, root)
     # A heartbeat's thread takes up to a second to end, for every flow, and nothing listens to it.
     with (
         under_way(root, "a run"),

@@ -33,6 +33,7 @@ from flows.processes import (
     pages_at,
     prefect_command,
     prefect_server_command,
+    start_lock,
     wait_for,
 )
 from hdm.child import child_environment
@@ -46,6 +47,7 @@ from tasks.moved import follow_store
 from tasks.services import (
     Serving,
     alone,
+    alone_at,
     announce,
     password,
     prefect_environment,
@@ -234,9 +236,10 @@ def serve_pages(
             )
             return stack.enter_context(service)
 
-        started = {name: begin(name) for name in ("prefect", "mlflow")}
         console.print("starting; the first time takes a while: both make their databases")
-        wait_for(f"{prefect}/api/health", started["prefect"].process, root)
+        with alone_at(start_lock(root)):
+            started = {name: begin(name) for name in ("prefect", "mlflow")}
+            wait_for(f"{prefect}/api/health", started["prefect"].process, root)
         _deploy(root, own, environment, folder)
         started["worker"] = begin("worker")
         wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")

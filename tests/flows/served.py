@@ -19,6 +19,18 @@ from tasks.services import Serving, password, serving
 PROJECT = Path(__file__).parents[2]
 BEYOND, PROXY = "127.0.0.2", "https://images.example"
 START_SEC, STOP_SEC, WAIT_SEC = 600.0, 90.0, 300.0
+TEMPORARY = """
+import os, sys
+from flows.commands.run import prepare, server
+from hdm.store import store_root
+root = store_root()
+prepare(root, False)
+with server(root):
+    from prefect.settings import get_current_settings
+    print(get_current_settings().api.url.removesuffix("/api"), flush=True)
+    sys.stdin.read()
+"""
+"""The server that `hdm run` starts for itself: prints its address, ends with its input."""
 HDM, PREFECT = (str(Path(sys.executable).with_name(name)) for name in ("hdm", "prefect"))
 
 

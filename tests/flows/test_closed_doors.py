@@ -25,20 +25,19 @@ import websockets
 
 from flows.processes import LOOPBACK
 from tasks.services import password
-from tests.flows.served import BEYOND, HDM, PROJECT, PROXY, Served, certificate, environment, serve
+from tests.flows.served import (
+    BEYOND,
+    HDM,
+    PROJECT,
+    PROXY,
+    TEMPORARY,
+    Served,
+    certificate,
+    environment,
+    serve,
+)
 
 FOREIGN = "https://attacker.example"
-TEMPORARY = """
-import os, sys
-from flows.commands.run import prepare, server
-from hdm.store import store_root
-root = store_root()
-prepare(root, False)
-with server(root):
-    from prefect.settings import get_current_settings
-    print(get_current_settings().api.url.removesuffix("/api"), flush=True)
-    sys.stdin.read()
-"""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,33 @@ def test_the_password_is_made_once_and_its_folder_closed(tmp_path: Path) -> None
     assert (tmp_path / ".services").stat().st_mode & 0o077 == 0
     assert (tmp_path / ".services" / "password").stat().st_mode & 0o077 == 0
     assert prefect_environment(tmp_path)["PREFECT_SERVER_API_AUTH_STRING"] == first
+
+
+PASSWORD = """
+import sys, time
+from pathlib import Path
+from tasks.services import password
+time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
+for number in range(100):
+    print(password(Path(sys.argv[1], str(number))))
+"""
+
+
+def test_commands_that_begin_at_once_have_the_same_password(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", PASSWORD, str(tmp_path), str(time.time() + 3)]
+    processes = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    found = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, found
+    assert len({said for said, _ in found}) == 1
+
+
+def test_a_password_whose_making_was_killed_is_made(tmp_path: Path) -> None:
+    (tmp_path / ".services").mkdir()
+    (tmp_path / ".services" / "password").touch(0o600)
+    assert password(tmp_path) == password(tmp_path) != ""
 
 
 def test_a_run_announces_itself_only_while_it_lasts(tmp_path: Path) -> None:

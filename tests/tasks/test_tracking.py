@@ -7,6 +7,8 @@ import json
 import queue
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -344,3 +346,45 @@ def test_artifacts_stay_in_hdm_state(tmp_path: Path, monkeypatch: pytest.MonkeyP
         kept = list((state / ".services" / "mlartifacts").rglob("page.html"))
         assert len(kept) == number + 1
         assert not store.exists()
+
+
+ONE_OF_MANY = """
+import sys, time
+from pathlib import Path
+import mlflow
+from tasks.tracking import Mirror
+root, number = Path(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+run = {"event": "run", "at": 1.0, "pipeline": "demo", "recipe": "r" * 16, "overrides": []}
+Mirror(root).handle({**run, "pid": 1, "flow_run": number, "params": {}})
+"""
+
+
+def test_runs_that_begin_at_once_in_a_new_store_are_all_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "store"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_MANY, str(root), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    with contextlib.closing(sqlite3.connect(root / ".services" / "mlflow.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
