@@ -10,10 +10,12 @@ twice. The manifest is written last, by the process that called `make`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -26,7 +28,8 @@ from hdm.errors import HdmError, LockedError
 from hdm.progress import Tracker, track
 from hdm.store import Draft, FileRecord, Folder, Identity, Output, Store
 
-ORPHANED = 3  # exit code
+ABANDONED = 3  # exit code
+LOOK_SEC, GRACE_SEC = 1.0, 5.0
 
 Task = TypeVar("Task")
 Tools = TypeVar("Tools")
@@ -217,7 +220,7 @@ def _make_in_pool(
     processes: int,
 ) -> None:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    over = context.Event()
+    over = _Shared(context.RawValue(ctypes.c_bool, False))
     try:
         with ProcessPoolExecutor(processes, context, _begin_process, (step, over)) as pool:
             working = {pool.submit(_make_in_process, part, folders): part for part in parts}
@@ -254,6 +257,19 @@ class _Event(Protocol):
 
     def is_set(self) -> bool: ...
     def set(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """An event of several processes. It has no lock, which a process that is killed could hold."""
+
+    flag: Any
+
+    def is_set(self) -> bool:
+        return bool(self.flag.value)
+
+    def set(self) -> None:
+        self.flag.value = True
 
 
 class _Over(Exception):  # noqa: N818  (what went wrong is told by another)
@@ -294,17 +310,24 @@ def _begin_process(step: Step[Any, Any], over: _Event) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # the process that asks has it too, and sets `over`
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    threading.Thread(target=_end_in_time, args=(over,), name="end-in-time", daemon=True).start()
     torch.set_num_threads(1)  # as the stages compute: sums are rounded by how many there are
     stack = ExitStack()
     _here = _Here(step, stack.enter_context(step.open()), over, stack)
 
 
-def _end_with_parent() -> None:
+def _end_in_time(over: _Event) -> None:
+    """End this process with the one that asks, and some time after all is over: nobody waits for a
+    part that does not tell of its progress.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(ORPHANED)
+    while not over.is_set():
+        if not parent.is_alive():
+            os._exit(ABANDONED)
+        time.sleep(LOOK_SEC)
+    time.sleep(GRACE_SEC)
+    os._exit(ABANDONED)
 
 
 def _make_in_process(part: Part[Any], folders: Folders) -> Records:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hdm import parts
@@ -31,7 +33,7 @@ class Powers(Step[int, list[int]]):
 
     Args:
         log: a line for each number that was made.
-        fault: at `at`, as long as the file `armed` is there: "raise", "kill" or "forget".
+        fault: at `at`, as long as the file `armed` is there: "raise", "kill" or "sleep".
     """
 
     log: Path
@@ -75,6 +77,9 @@ class Powers(Step[int, list[int]]):
         self.armed.unlink()
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "sleep":
+            self.log.with_name("pid").write_text(str(os.getpid()))
+            time.sleep(600)
         raise HdmError("planted")
 
     def finish(self, draft: Draft) -> dict[str, int]:
@@ -148,6 +153,39 @@ from hdm.store import Store
 from {module} import Powers, make
 
 make(Powers(Path(sys.argv[2]), "kill", at=3), Store(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_one_that_asked(
+    tmp_path: Path, whole: dict[str, bytes], number: signal.Signals
+) -> None:
+    step = Powers(tmp_path / "log", "sleep", at=3)
+    step.armed.touch()
+    store, pid = Store(tmp_path / "store"), tmp_path / "pid"
+    words = [sys.executable, "-c", ASKING.format(module=__name__), str(store.root), str(step.log)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as asking:
+        while not pid.exists() or not pid.read_text():
+            assert asking.poll() is None
+            time.sleep(0.05)
+        asking.send_signal(number)
+    worker = int(pid.read_text())
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+    make(step, store)
+    assert numbers(step.log) == list(range(COUNT))
+    assert contents(store) == whole
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from hdm.store import Store
+from {module} import Powers, make
+
+if __name__ == "__main__":
+    make(Powers(Path(sys.argv[2]), "sleep", at=3), Store(Path(sys.argv[1])), processes=2)
 """
 
 
