@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -71,6 +72,8 @@ JOB_TEMPLATE = {
     },
     "variables": {"type": "object", "properties": {}, "additionalProperties": False},
 }
+HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+"""No `*`, which would let every host name in."""
 PORTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0, lt=65536)]])
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
@@ -97,20 +100,24 @@ class Reach:
             ConfigError: a host without TLS and without a proxy; options that do not fit together.
             InputError: the certificate or the key cannot be used.
         """
-        if self.proxy is not None:
-            parts = urlsplit(self.proxy)
-            if parts.scheme != "https" or not parts.hostname or parts.path.strip("/"):
-                raise ConfigError(
-                    f"not the address of a reverse proxy: {self.proxy}",
-                    where="--behind-proxy",
-                    do="give scheme, name and port, as https://images.example.org",
-                )
+        if self.proxy is not None and _https_origin(self.proxy) is None:
+            raise ConfigError(
+                f"not the address of a reverse proxy: {self.proxy}",
+                where="--behind-proxy",
+                do="give scheme, name and port, as https://images.example.org",
+            )
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("--tls-certificate and --tls-key belong together")
         if self.host is None:
             if self.certificate is not None:
                 raise ConfigError("TLS is for a host of this machine", do="add --host")
             return
+        if not HOST_NAME.fullmatch(self.host.lower()):
+            raise ConfigError(
+                "not the name or IPv4 address of a host",
+                where=f"--host {self.host}",
+                do="for an IPv6 address, give a name that leads to it",
+            )
         if self.certificate is None and self.proxy is None:
             raise ConfigError(
                 "beyond this machine the password would travel in the clear",
@@ -124,9 +131,9 @@ class Reach:
         """The origins of Prefect's pages, those on this machine first."""
         found = pages_at(port)
         if self.host is not None and self.certificate is not None:
-            found.append(f"https://{self.host}:{port}")
-        if self.proxy is not None:
-            found.append(self.proxy.rstrip("/"))
+            found.append(f"https://{self.host.lower()}:{port}")
+        if self.proxy is not None and (origin := _https_origin(self.proxy)):
+            found.append(origin)
         return found
 
     def open(self, port: int) -> socket.socket | None:
@@ -148,6 +155,21 @@ class Reach:
                 do="name one address of this machine, not 0.0.0.0, and a free --prefect-port",
             )
         return found
+
+
+def _https_origin(address: str) -> str | None:
+    """How a browser names the origin of pages at that https:// address; None if it is something
+    else, or has more in it than name and port.
+    """
+    try:
+        parts = urlsplit(address)
+        name, port = parts.hostname or "", parts.port
+    except ValueError:  # a port that is no number, half of an IPv6 address
+        return None
+    bare = not (parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
+    if parts.scheme != "https" or not bare or not HOST_NAME.fullmatch(name):
+        return None
+    return f"https://{name}" if port in (None, 443) else f"https://{name}:{port}"
 
 
 def _check_certificate(certificate: Path, key: Path) -> None:

@@ -107,6 +107,21 @@ def test_one_store_is_served_once(tmp_path: Path) -> None:
         (Reach("192.0.2.1", proxy="http://images.example"), "not the address of a reverse proxy"),
         (Reach(proxy="images.example"), "not the address of a reverse proxy"),
         (Reach(proxy="https://images.example/prefect"), "not the address of a reverse proxy"),
+        *(
+            (Reach(proxy=f"https://{address}"), "not the address of a reverse proxy")
+            for address in (
+                "*",
+                "*.example",
+                "me:x@images.example",
+                "images.example?x",
+                "a:99999",
+                "[::1]",
+                "[::1",
+                "",
+            )
+        ),
+        (Reach("::1", proxy="https://images.example"), "not the name or IPv4 address"),
+        (Reach("*", proxy="https://images.example"), "not the name or IPv4 address"),
         (Reach("192.0.2.1", proxy="https://images.example"), "cannot be opened there"),
         (Reach("no.such.invalid", proxy="https://images.example"), "no such host"),
     ],
@@ -117,3 +132,8 @@ def test_nobody_is_served_beyond_this_machine_in_the_clear(
 ) -> None:
     with pytest.raises(InputError, match=said):
         serve_pages(tmp_path, None, 0, 0, reach)
+
+
+@pytest.mark.parametrize("given", ["https://Images.Example", "https://images.example:443/"])
+def test_the_pages_of_a_proxy_are_known_by_the_origin_that_browsers_send(given: str) -> None:
+    assert Reach(proxy=given).pages(4200)[2:] == ["https://images.example"]
