@@ -21,7 +21,7 @@ from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
 from hdm.training.running import SAMPLE, SAVE, ask, trainings
 from tasks.configuration import Project
-from tasks.services import runs, serving, stop_runs
+from tasks.services import runs, serving, stop_runs, visible
 
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
 Wait = Annotated[float, number(values.Seconds, metavar="SEC", help="How long to wait for it.")]
@@ -156,6 +156,12 @@ def stop(
 ) -> None:
     """Ask the runs of this store to save and stop."""
     root = store_root(store)
+    if not visible(root):
+        raise HdmError(
+            "the services of this store are another user's, and so are its runs",
+            where=root,
+            do="ask who started them, or run as that user",
+        )
     found = runs(root)
     for one in found:
         console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")

@@ -49,6 +49,7 @@ def draft():
 tried("find", lambda: str(store.find(which).path))
 tried("status", lambda: hdm("status"))
 tried("verify", lambda: hdm("verify"))
+tried("stop", lambda: hdm("stop"))
 tried("draft", draft)
 tried("services", lambda: str(services(root)))
 os.environ["HDM_STATE"] = state
@@ -113,9 +114,19 @@ def test_reading_needs_no_permission_to_write(root: Path, tmp_path: Path) -> Non
     assert "kept 3" in said["status"][1]
     assert "whole" in said["verify"][1]
     assert "Permission denied" in said["draft"]
+    assert said["stop"][0] == 0  # its runs can be seen
     assert "HDM_STATE=FOLDER" in said["services"]
     assert said["services elsewhere"] == str(tmp_path / "mine" / ".services")
     assert (folder / ".scratch").exists()
+
+
+def test_runs_that_may_not_be_seen_are_not_said_to_be_none(root: Path, tmp_path: Path) -> None:
+    give_away(root)
+    (root / ".services").chmod(0)
+    said = look(root, tmp_path / "mine")
+    assert "running   unknown" in said["status"][1]
+    assert said["stop"][0] == 1
+    assert "another user's" in said["stop"][1]
 
 
 def test_damage_there_is_named_and_stays(root: Path, tmp_path: Path) -> None:
