@@ -29,7 +29,9 @@ from hdm.progress import Tracker, track
 from hdm.store import Draft, FileRecord, Folder, Identity, Output, Store
 
 ABANDONED = 3  # exit code
-LOOK_SEC, GRACE_SEC = 1.0, 5.0
+LOOK_SEC = 1.0
+GRACE_SEC = 5.0
+"""How often a process looks whether all is over, and how long it then has for its part."""
 
 Task = TypeVar("Task")
 Tools = TypeVar("Tools")

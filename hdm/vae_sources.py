@@ -34,7 +34,8 @@ from hdm.vae.run import RESULT, Pictures, collect, run, starting_model
 from hdm.vae.settings import VaeSettings
 from hdm.vae.squares import resized
 
-RECORD, PLAN = "finetune.json", "plan.json"
+RECORD = "finetune.json"
+PLAN = "plan.json"
 MAX_PICTURES = 20_000
 NUM_SCENES = 8_000
 HELD_OUT = 20  # every so many pictures one is kept out of training
@@ -121,7 +122,8 @@ def measure_from(
         InputError: source or autoencoder are not to be had, or the size does not fit.
     """
     device = choose_device(settings.device, "measuring the autoencoder")
-    autoencoder, size_px = load_autoencoder(reference, device), settings.size_px
+    autoencoder = load_autoencoder(reference, device)
+    size_px = settings.size_px
     if size_px % autoencoder.downscale:
         raise InputError(
             f"{size_px} px are no multiple of the autoencoder's downscale {autoencoder.downscale}",

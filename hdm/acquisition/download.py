@@ -170,7 +170,8 @@ def _tell_refused(draft: Draft, counts: Mapping[str, int]) -> None:
 
 
 def _total(reader: Reader, pipeline: Pipeline) -> int | None:
-    total, most = reader.total(), pipeline.download.max_items
+    total = reader.total()
+    most = pipeline.download.max_items
     return most if total is None else min(total, most or total)
 
 
@@ -180,8 +181,11 @@ class _Tally:
     def __init__(
         self, draft: Draft, settings: DownloadSettings, inventory: Inventory, source: str
     ) -> None:
-        self.draft, self.max_failed = draft, settings.max_failed
-        self.max_lost, self.inventory, self.source = settings.max_lost_captions, inventory, source
+        self.draft = draft
+        self.max_failed = settings.max_failed
+        self.max_lost = settings.max_lost_captions
+        self.inventory = inventory
+        self.source = source
         self.counts: Counter[str] = Counter()
         self.unlucky: list[int] = []
 
@@ -207,7 +211,8 @@ class _Tally:
                 the limit.
         """
         self.inventory.check(self.max_lost, self.source)
-        items, failed = self.counts["items"], self.counts["failed"]
+        items = self.counts["items"]
+        failed = self.counts["failed"]
         if failed <= self.max_failed * items:
             return
         for number in self.unlucky:

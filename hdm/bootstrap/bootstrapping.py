@@ -73,7 +73,8 @@ READING = 0.25  # of the minutes, at most; the pictures that come later are left
 MEASURED = 0.25  # of the minutes, at most; where all would take longer, fewer pieces are measured
 LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
 CHECKPOINT_SEC = 30.0
-PREPARING, MEASURING = "preparing", "measuring"
+PREPARING = "preparing"
+MEASURING = "measuring"
 PARTS = (
     "language_captions",
     "autoencoder_images",
@@ -261,8 +262,11 @@ class _Work:
         checkpoint_sec: float,
         cut_at: int | None = None,
     ) -> None:
-        self.draft, self.checkpoint_sec = draft, checkpoint_sec
-        self.asked, self.begun, self.cut_at = asked, begun, cut_at
+        self.draft = draft
+        self.checkpoint_sec = checkpoint_sec
+        self.asked = asked
+        self.begun = begun
+        self.cut_at = cut_at
         self.plan: Plan | None = None
         self.expected: dict[str, float] = {}
         self.finished: dict[str, _Finished] = {}
@@ -275,12 +279,15 @@ class _Work:
                     where=draft.path,
                     do="undo that, or name a new one with --out",
                 )
-            self.plan, self.expected = before["plan"], before["expected"]
-            self.finished, self.cut_at = before["finished"], before["cut_at"]
+            self.plan = before["plan"]
+            self.expected = before["expected"]
+            self.finished = before["finished"]
+            self.cut_at = before["cut_at"]
 
     def begin(self, plan: Plan, expected: Mapping[str, float]) -> None:
         """Settle the plan, and the seconds that its parts are expected to take."""
-        self.plan, self.expected = plan, dict(expected)
+        self.plan = plan
+        self.expected = dict(expected)
         self._write()
 
     @property
@@ -377,7 +384,10 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     training by its field of the plan.
     """
     assert work.plan is not None
-    lessons, seed, plan, budget = recipe.lessons, recipe.seed, work.plan, work.budget
+    lessons = recipe.lessons
+    seed = recipe.seed
+    plan = work.plan
+    budget = work.budget
     tokenizer = recipe.tokenizer
     if not work.has("text_encoder"):
         place = work.place("text_encoder", "language_captions")
@@ -414,7 +424,8 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
 
 def _measures(recipe: _Recipe, out: Path) -> dict[str, Measure]:
     """Of the components as they load, on the pictures kept out."""
-    held_out, written = recipe.lessons.held_out, _written(out)
+    held_out = recipe.lessons.held_out
+    written = _written(out)
     contrastive = load_contrastive(written)
     head = load_aesthetic_head(written.need("aesthetic_head"))
     measures: dict[str, Measure] = {

@@ -157,11 +157,9 @@ class _Captioner:
     """Makers, each loaded when the first picture needs it."""
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
-        self.pipeline, self.settings, self.reader = (
-            pipeline,
-            pipeline.caption,
-            ImageReader(download),
-        )
+        self.pipeline = pipeline
+        self.settings = pipeline.caption
+        self.reader = ImageReader(download)
         self.batches = stage_batches(
             self.settings.batch_size,
             quiet_device(self.settings.device),

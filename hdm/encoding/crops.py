@@ -42,14 +42,17 @@ def crop_error(
         None where nothing can be told: all pictures are square, or so small that all of them is
         border.
     """
-    wholes, crops, borders = [], [], []
+    wholes = []
+    crops = []
+    borders = []
     for image in images:
         side, longer = sorted(image.shape[-2:])
         if longer == side:
             continue
         axis = -2 if image.shape[-2] > image.shape[-1] else -1
         start = (longer - side) // 2 // multiple_px * multiple_px
-        place, size = start // autoencoder.downscale, side // autoencoder.downscale
+        place = start // autoencoder.downscale
+        size = side // autoencoder.downscale
         whole = (
             autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0]
             .narrow(axis, place, size)
@@ -66,8 +69,10 @@ def crop_error(
         borders.append((near[:, None] if axis == -2 else near).expand(size, size).flatten())
     if not crops:
         return None
-    crops_CN, border = torch.cat(crops, 1), torch.cat(borders)
-    squares, spread = (torch.cat(wholes, 1) - crops_CN).square().mean(0), crops_CN.var(1).mean()
+    crops_CN = torch.cat(crops, 1)
+    border = torch.cat(borders)
+    squares = (torch.cat(wholes, 1) - crops_CN).square().mean(0)
+    spread = crops_CN.var(1).mean()
     if border.all() or not border.any():
         return None
     return CropError(

@@ -157,10 +157,13 @@ class Downscaling(Step[PlannedFile, "_Source"]):
         """How far the first pictures' latents are from encoding them at this resolution."""
         rows = np.concatenate([file.rows for file in self.made.files])[:MEASURED_PICTURES]
         pictures = _pictures(self.inputs, [self.source.keys[row] for row in rows.tolist()])
-        framing, device = self.made.framing, self.autoencoder.device
+        framing = self.made.framing
+        device = self.autoencoder.device
         wanted = [Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures]
-        images, threads = self.pipeline.images, self.pipeline.threads
-        encoded, own = [], []
+        images = self.pipeline.images
+        threads = self.pipeline.threads
+        encoded = []
+        own = []
         with FrameReader(self.inputs["download"], images, MEASURED_PICTURES, threads) as reader:
             for row, frames in zip(rows, reader.read(wanted), strict=True):
                 assert frames is not None  # the larger resolution has it
@@ -174,10 +177,9 @@ def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     """Root mean square difference over the standard deviation of the truth: (C, h, w) each,
     channels weigh as much as they vary.
     """
-    difference, values = (
-        torch.cat([part.float().flatten(1) for part in parts], 1)
-        for parts in ([one.float() - other for one, other in zip(found, truth, strict=True)], truth)
-    )
+    errors = [one.float() - other for one, other in zip(found, truth, strict=True)]
+    difference = torch.cat([error.flatten(1) for error in errors], 1)
+    values = torch.cat([one.float().flatten(1) for one in truth], 1)
     return float((difference.square().mean() / values.var(1).mean()).sqrt())
 
 
@@ -189,9 +191,8 @@ class _Source:
         self.firsts = np.cumsum([0, *(len(file) for file in files)])
         tables = pa.concat_tables([file.table() for file in files])
         self.keys = tables.column("key").to_pylist()
-        self.widths, self.heights = (
-            tables.column(f"image_{side}").to_numpy() for side in ("width", "height")
-        )
+        self.widths = tables.column("image_width").to_numpy()
+        self.heights = tables.column("image_height").to_numpy()
 
     def parts(self, rows: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
         """Rows in ascending order by shard, with their raw latents (n, C, h, w) float32."""

@@ -83,8 +83,12 @@ class Encoder:
         batches: Batches,
         dtype: torch.dtype,
     ) -> None:
-        self.encode, self.device, self.batches, self.dtype = encode, device, batches, dtype
-        self.busy_sec, self.num_encoded = 0.0, 0
+        self.encode = encode
+        self.device = device
+        self.batches = batches
+        self.dtype = dtype
+        self.busy_sec = 0.0
+        self.num_encoded = 0
 
     def run(self, frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Frame], Tensor]]:
         """Batches that fit, with their raw latents (n, C, h, w) as they are stored."""
@@ -113,7 +117,10 @@ class _Shard:
     def __init__(
         self, encoder: Encoder, one: Resolution, file: PlannedFile, folder: Folder, stack: ExitStack
     ) -> None:
-        self.encoder, self.one, self.file, self.folder = encoder, one, file, folder
+        self.encoder = encoder
+        self.one = one
+        self.file = file
+        self.folder = folder
         self.form = replace(
             one.form,
             height=file.height // one.form.downscale,
@@ -150,7 +157,8 @@ class _Shard:
         )
 
     def _encode(self) -> None:
-        frames, self.waiting = self.waiting, []
+        frames = self.waiting
+        self.waiting = []
         for batch, stored in self.encoder.run(frames):
             finite = stored.isfinite().flatten(1).all(1)
             for frame in (

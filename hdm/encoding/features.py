@@ -32,7 +32,10 @@ from hdm.parts import Part
 from hdm.store import Draft, Identity, Output, Store
 from hdm.values import multiples_beside
 
-NAME, SCHEMA, KIND, DTYPE = "encode.features", 2, "features", "float16"
+NAME = "encode.features"
+SCHEMA = 2
+KIND = "features"
+DTYPE = "float16"
 log = logging.getLogger(__name__)
 
 
@@ -98,7 +101,8 @@ class EncodingFeatures(Encoding):
 
     @cached_property
     def making(self) -> list[Resolution]:
-        encode, vision = self.pipeline.encode, self.vision
+        encode = self.pipeline.encode
+        vision = self.vision
         weights = weights_digest(resolve(self.pipeline.components).need("vision"))
         made_by = {"class": type(vision.model).__name__, "weights": weights}
         form = LatentFormat(
@@ -124,10 +128,13 @@ class EncodingFeatures(Encoding):
 
     @contextmanager
     def open(self) -> Iterator[Encoders]:
-        encode, threads, device = self.pipeline.encode, self.pipeline.threads, self.vision.device
+        encode = self.pipeline.encode
+        threads = self.pipeline.threads
+        device = self.vision.device
         batches = stage_batches(encode.batch_size, device, threads, "encode.device")
         encoder = Encoder(self.vision.encode, device, batches, DTYPES[DTYPE])
-        download, images = self.inputs["download"], self.pipeline.images
+        download = self.inputs["download"]
+        images = self.pipeline.images
         with FrameReader(download, images, 2 * encode.batch_size, threads) as reader:
             yield Encoders(reader, [encoder])
 

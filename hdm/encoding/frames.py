@@ -28,11 +28,10 @@ class Framing:
 
     def cut(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a picture that is kept: (left, top, right, bottom), in its pixels."""
-        kept_width, kept_height = (
-            min(width, height * self.max_aspect),
-            min(height, width * self.max_aspect),
-        )
-        left, top = (width - kept_width) / 2, (height - kept_height) / 2
+        kept_width = min(width, height * self.max_aspect)
+        kept_height = min(height, width * self.max_aspect)
+        left = (width - kept_width) / 2
+        top = (height - kept_height) / 2
         return left, top, left + kept_width, top + kept_height
 
     def sizes(self, widths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +142,7 @@ def reading_order(files: Sequence[PlannedFile]) -> Iterator[tuple[int, list[int]
     rows = np.concatenate([file.rows for file in files])
     owners = np.repeat(np.arange(len(files)), [len(file.rows) for file in files])
     order = np.argsort(rows, kind="stable")
-    rows, owners = rows[order], owners[order]
+    rows = rows[order]
+    owners = owners[order]
     for start, end in pairwise([*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]):
         yield int(rows[start]), owners[start:end].tolist()

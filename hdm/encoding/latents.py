@@ -150,7 +150,8 @@ class EncodingLatents(Encoding):
             check_resolution(shape, model, size)
 
     def _planned(self, size: int, weights: str) -> Resolution:
-        autoencoder, encode = self.autoencoders[0], self.pipeline.encode
+        autoencoder = self.autoencoders[0]
+        encode = self.pipeline.encode
         multiple = autoencoder.downscale * self.pipeline.train.model.patch_size
         framing = Framing(size, multiple, encode.max_aspect)
         made_by = {**autoencoder.identity, "weights": weights}
@@ -177,7 +178,8 @@ class EncodingLatents(Encoding):
 
     @contextmanager
     def open(self) -> Iterator[Encoders]:
-        encode, threads = self.pipeline.encode, self.pipeline.threads
+        encode = self.pipeline.encode
+        threads = self.pipeline.threads
         # Encoders read at the same time, and share the memory.
         decode_mb = max(1, self.pipeline.images.decode_mb // len(self.autoencoders))
         images = self.pipeline.images.model_copy(update={"decode_mb": decode_mb})
@@ -202,7 +204,8 @@ class EncodingLatents(Encoding):
 
     def _crop_figures(self, reader: FrameReader, one: Resolution) -> dict[str, float]:
         """What cropping the latents costs, on the first pictures that are not square."""
-        autoencoder, encode = self.autoencoders[0], self.pipeline.encode
+        autoencoder = self.autoencoders[0]
+        encode = self.pipeline.encode
         longer = [file.rows for file in one.files if file.width != file.height]
         rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
         asked = (

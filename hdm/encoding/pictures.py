@@ -112,7 +112,8 @@ class FrameReader:
     def __init__(
         self, download: Output, settings: ImageSettings, ahead: int, count: int | None = None
     ) -> None:
-        self.reader, self.ahead = ImageReader(download), ahead
+        self.reader = ImageReader(download)
+        self.ahead = ahead
         self.decoders = Decoders(settings, cut_frames, count)
 
     def __enter__(self) -> FrameReader:
@@ -136,14 +137,14 @@ class FrameReader:
         waiting: deque[Mapping[str, Any]] = deque()
         for answer in self.decoders.map(self._asked(asked, waiting), self.ahead):
             picture = waiting.popleft()
-            key, width, height = (picture[name] for name in ("key", "width", "height"))
+            key = picture["key"]
             try:
                 frames = answer.result().arrays
             except BadImage as refusal:
                 log.warning("picture %s is left out: %s", key, refusal.message)
                 yield None
             else:
-                yield [Frame(key, width, height, pixels) for pixels in frames]
+                yield [Frame(key, picture["width"], picture["height"], pixels) for pixels in frames]
 
     def _asked(self, asked: Iterable[Wanted], waiting: deque[Mapping[str, Any]]) -> Iterator[Asked]:
         """What is asked of the processes; whose answers are to come goes to `waiting`."""

@@ -43,7 +43,8 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
 
 def _misfits(shape: LatentShape, pipeline: Pipeline) -> Iterator[InputError]:
     """Where the autoencoder's latents do not fit the model, its resolutions or the tiles."""
-    model, tile_px = pipeline.train.model, pipeline.encode.tile_px
+    model = pipeline.train.model
+    tile_px = pipeline.encode.tile_px
     if pipeline.train.phases:
         yield from raised_by(partial(shape.check_channels, model))
     for size in pipeline.encoded_from:

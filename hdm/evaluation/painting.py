@@ -30,7 +30,9 @@ from hdm.store import Draft, Folder, Output
 from hdm.values import size_of
 
 IMAGES_A_TAR = 64
-GRID_COLUMNS, GRID_IMAGES, GRID_GAP_PX = 8, 64, 2
+GRID_COLUMNS = 8
+GRID_IMAGES = 64
+GRID_GAP_PX = 2
 
 
 def image_size(pipeline: Pipeline) -> tuple[int, int]:
@@ -53,14 +55,17 @@ class Painter:
 
     def __init__(self, pipeline: Pipeline, trained: Output, autoencoder: str) -> None:
         self.autoencoder = autoencoder
-        self.settings, self.trained, self.pipeline = pipeline.evaluate, trained, pipeline
+        self.settings = pipeline.evaluate
+        self.trained = trained
+        self.pipeline = pipeline
         self.components = resolve(pipeline.components)
         self.sampling = Sampling(self.settings.steps, self.settings.solver, self.settings.guidance)
 
     @cached_property
     def batches(self) -> Batches:
         device = self.text_to_image.autoencoder.device
-        size, threads = self.settings.batch_size, self.pipeline.threads
+        size = self.settings.batch_size
+        threads = self.pipeline.threads
         return stage_batches(size, device, threads, "evaluate.device")
 
     @cached_property

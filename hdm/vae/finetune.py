@@ -126,13 +126,17 @@ class Finetuning:
         self, model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings, place: Place
     ) -> None:
         self.model = model.requires_grad_(True).to(memory_format=torch.channels_last)
-        self.pictures, self.settings, self.place = pictures, settings, place
+        self.pictures = pictures
+        self.settings = settings
+        self.place = place
         self.device = next(model.parameters()).device
         self.num_steps = -(-settings.num_images // settings.batch_size)
         self.objective = Objective(settings, str(self.device))
         self.optimizers = Optimizers(model, settings.optimizer, takes_muon)
         self.average = Average(model, settings.ema_decay) if settings.ema_decay else None
-        self.position, self.saved_step, self.saved_at = _Position(), -1, time.monotonic()
+        self.position = _Position()
+        self.saved_step = -1
+        self.saved_at = time.monotonic()
         self._resume()
 
     def run(self) -> None:
@@ -147,7 +151,9 @@ class Finetuning:
             bar.advance(self.num_images_seen, "")
             if self.position.most_explained is None:
                 self._look()
-            self.signals, self.bar, self.batches = signals, bar, self._batches()
+            self.signals = signals
+            self.bar = bar
+            self.batches = self._batches()
             is_done = run_course(self)
         if not is_done:
             raise SavedOnSignal(
@@ -205,7 +211,8 @@ class Finetuning:
         """Note how much is explained. Always of the same pictures, so that a fall is one of the
         weights.
         """
-        most, now = self.position.most_explained, self.explained()
+        most = self.position.most_explained
+        now = self.explained()
         self.position.most_explained = now if most is None else max(most, now)
 
     @torch.no_grad()
@@ -213,7 +220,9 @@ class Finetuning:
         """Share of the first pictures, beyond each one's mean colour, that comes back from their
         latents.
         """
-        settings, error, of_nothing = self.settings, 0.0, 0.0
+        settings = self.settings
+        error = 0.0
+        of_nothing = 0.0
         for start in range(0, min(BLOCK_IMAGES, len(self.pictures)), settings.batch_size):
             some = range(start, min(start + settings.batch_size, len(self.pictures)))
             squares = [middle_square(self.pictures[item], settings.size_px) for item in some]
@@ -240,7 +249,8 @@ class Finetuning:
 
     def step(self) -> None:
         batch = next(self.batches)
-        now, size = self.position, self.settings.batch_size
+        now = self.position
+        size = self.settings.batch_size
         generator = torch.Generator(self.device).manual_seed(batch.draw_seed)
         image = batch.image.to(self.device, memory_format=torch.channels_last)
         loss, terms = self.objective(self.model, image, batch.transform, generator)
@@ -263,7 +273,8 @@ class Finetuning:
         self.model.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(now.step)
-        now.step, now.count = now.step + 1, now.count + 1
+        now.step = now.step + 1
+        now.count = now.count + 1
         now.sums = {name: now.sums.get(name, 0.0) + value for name, value in values.items()}
         self.bar.advance(size, f"loss {values['loss']:.4f}")
         if now.step % max(1, self.num_steps // LOOKS) == 0 and not self.is_done:
@@ -271,7 +282,8 @@ class Finetuning:
 
     def _rate_factor(self, steps: int) -> float:
         """Share of the full rate in the step that makes them so many."""
-        size, optimizer = self.settings.batch_size, self.settings.optimizer
+        size = self.settings.batch_size
+        optimizer = self.settings.optimizer
         return rate_factor(optimizer, steps * size, self.num_steps * size)
 
     def save(self) -> None:
@@ -284,7 +296,8 @@ class Finetuning:
         checkpoint.save(
             self.place.scratch, self.position.step, tensors, self.metrics.content, state
         )
-        self.saved_step, self.saved_at = self.position.step, time.monotonic()
+        self.saved_step = self.position.step
+        self.saved_at = time.monotonic()
 
     def close(self) -> None:
         self.batches.close()

@@ -47,7 +47,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     Raises:
         InputError: a model is not on this machine.
     """
-    components, settings = resolve(pipeline.components), _settings(pipeline)
+    components = resolve(pipeline.components)
+    settings = _settings(pipeline)
     weights = (
         {} if settings.scratch else {"autoencoder": weights_digest(components.need("autoencoder"))}
     )
@@ -97,7 +98,9 @@ def make(
         SavedOnSignal: stopped by SIGTERM or Ctrl-C; run again to go on.
         InputError: too few pictures, or squares that do not fit the autoencoder.
     """
-    settings, download, filter = _settings(pipeline), inputs["download"], inputs["filter"]
+    settings = _settings(pipeline)
+    download = inputs["download"]
+    filter = inputs["filter"]
     reference = None if settings.scratch else resolve(pipeline.components).need("autoencoder")
     with (
         Decoders(pipeline.images, pixels, pipeline.threads) as decoders,
