@@ -78,13 +78,13 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
     """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     tables = _round_tables(half, seed, epoch)
-    found = _feistel(places.astype(np.int64), half, tables)
-    outside = np.flatnonzero(found >= count)
+    permuted_places = _feistel(places.astype(np.int64), half, tables)
+    outside = np.flatnonzero(permuted_places >= count)
     while len(outside):
-        walked = _feistel(found[outside], half, tables)
-        found[outside] = walked
+        walked = _feistel(permuted_places[outside], half, tables)
+        permuted_places[outside] = walked
         outside = outside[walked >= count]
-    return found
+    return permuted_places
 
 
 def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -100,11 +100,11 @@ def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
         (n,) int64 in [0, count).
     """
     epochs, places = np.divmod(positions, count)
-    found = np.empty(len(positions), np.int64)
+    items = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        found[here] = permuted(places[here], count, seed, int(epoch))
-    return found
+        items[here] = permuted(places[here], count, seed, int(epoch))
+    return items
 
 
 def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:

@@ -80,12 +80,12 @@ def definitions(section: str, given: Path | None = None) -> dict[str, Entry]:
     Raises:
         ConfigError: a file is not YAML or has none of the sections, or a name breaks the rule.
     """
-    found = read_section(packaged_file(), section)
+    entries = read_section(packaged_file(), section)
     own = own_file(given)
     if own is not None:
         for name, entry in read_section(own, section).items():
-            found[name] = Entry(entry.path, entry.line, entry.values, below=found.get(name))
-    return found
+            entries[name] = Entry(entry.path, entry.line, entry.values, below=entries.get(name))
+    return entries
 
 
 def read_section(path: Path, section: str) -> dict[str, Entry]:
@@ -100,7 +100,7 @@ def read_section(path: Path, section: str) -> dict[str, Entry]:
         return {}
     if not isinstance(entries, CommentedMap):
         raise ConfigError(f"`{section}:` is not a mapping of names to entries", where=path)
-    found = {}
+    own_entries = {}
     for name, values in entries.items():
         line = entries.lc.key(name)[0] + 1
         if not re.fullmatch(NAME_PATTERN, str(name)):
@@ -113,8 +113,8 @@ def read_section(path: Path, section: str) -> dict[str, Entry]:
             raise ConfigError(
                 f"{section}.{name} is not a mapping of settings", where=f"{path}:{line}"
             )
-        found[str(name)] = Entry(path, line, values or CommentedMap())
-    return found
+        own_entries[str(name)] = Entry(path, line, values or CommentedMap())
+    return own_entries
 
 
 def has_deployments(path: Path) -> bool:

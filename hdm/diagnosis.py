@@ -63,9 +63,9 @@ def packages() -> Check:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             outside.append(f"{requirement.name} {version} is outside {requirement.specifier}")
-    found = "; ".join(outside) or f"{len(requirements)} within their bounds"
+    versions = "; ".join(outside) or f"{len(requirements)} within their bounds"
     return Check(
-        "packages", not outside, found, "pip install -c constraints.txt -e ." if outside else ""
+        "packages", not outside, versions, "pip install -c constraints.txt -e ." if outside else ""
     )
 
 
@@ -120,5 +120,5 @@ def services_databases(root: Path) -> Check:
     """Whether what Prefect and MLflow wrote into the store can be read."""
     there = databases(root)
     wrong = [f"{path}: {reason}" for path in there if (reason := damage(path))]
-    found = "; ".join(wrong) or f"{len(there)} of Prefect and MLflow can be read"
-    return Check("databases", not wrong, found, f"set aside: {MEND}" if wrong else "")
+    state = "; ".join(wrong) or f"{len(there)} of Prefect and MLflow can be read"
+    return Check("databases", not wrong, state, f"set aside: {MEND}" if wrong else "")

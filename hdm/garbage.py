@@ -137,20 +137,20 @@ def garbage(store: Store, needed: Needs, days: float) -> list[Garbage]:
     ]
     busy = {folder for folder in folders if _busy(folder)}
     kept = _kept(store, folders, busy, needed, time.time() - days * DAY_SEC)
-    found: list[Garbage] = []
+    removable: list[Garbage] = []
     for folder in folders:
         if folder in busy:
             continue
         if folder in kept:
             for path, why in _leftovers(folder):
-                found += _garbage(path, folder, why)
+                removable += _garbage(path, folder, why)
         else:
             done = (folder / MANIFEST).exists()
-            found += _garbage(folder, folder, "not needed" if done else "unfinished")
+            removable += _garbage(folder, folder, "not needed" if done else "unfinished")
     aside = [*store.root.glob(f"*/*{DAMAGED}"), *store.root.glob(f"*/{TEMPORARY}*")]
     for path in sorted(aside):
-        found += _garbage(path, path, "damaged or left by a kill")
-    return found
+        removable += _garbage(path, path, "damaged or left by a kill")
+    return removable
 
 
 def _busy(folder: Path) -> bool:
@@ -238,20 +238,20 @@ def _garbage(path: Path, output: Path, why: str) -> list[Garbage]:
 
 def _all_in(path: Path) -> list[Path]:
     """All that a folder holds; nothing of a file or a link."""
-    found: list[Path] = []
+    paths: list[Path] = []
     if not path.is_symlink():
         for place, folders, files in os.walk(path):
-            found += [Path(place, name) for name in (*folders, *files)]
-    return found
+            paths += [Path(place, name) for name in (*folders, *files)]
+    return paths
 
 
 def _states(paths: Iterable[Path]) -> list[os.stat_result]:
     """Of what is still there: runs rename and remove files meanwhile."""
-    found = []
+    states = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            found.append(path.lstat())
-    return found
+            states.append(path.lstat())
+    return states
 
 
 def discard(one: Garbage) -> None:

@@ -54,11 +54,11 @@ def remember(root: Path, run: LastRun) -> None:
 
 def last_runs(root: Path) -> list[LastRun]:
     """The last run of every pipeline that has run in a store, newest first."""
-    found = []
+    runs = []
     for path in (root / FOLDER).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):  # cut off, or of another version
-            found.append(READER.validate_json(path.read_bytes()))
-    return sorted(found, key=lambda run: run.started, reverse=True)
+            runs.append(READER.validate_json(path.read_bytes()))
+    return sorted(runs, key=lambda run: run.started, reverse=True)
 
 
 def progress(root: Path, run: LastRun) -> dict[str, str]:
@@ -100,14 +100,14 @@ def newest_model(root: Path, pipeline: str | None = None) -> tuple[Path, Mapping
     Raises:
         InputError: there is none.
     """
-    found = last_runs(root)
-    for run in found:
+    runs = last_runs(root)
+    for run in runs:
         if pipeline in (None, run.pipeline) and (trained := trained_last(root, run)):
             return root / trained, run.components
     any_training = max(_trainings(root), default=None)
     if pipeline is None and any_training is not None:
         return any_training[1], {}
-    hint = did_you_mean(pipeline, [run.pipeline for run in found]) if pipeline else ""
+    hint = did_you_mean(pipeline, [run.pipeline for run in runs]) if pipeline else ""
     run_first = "demo" if pipeline is None or hint else pipeline
     of = f" of the pipeline {pipeline}" if pipeline else ""
     raise InputError(

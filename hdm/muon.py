@@ -122,8 +122,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     wide = wide.float()
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    found = _on_gram_matrix(wide) if wide.is_cpu else _on_matrix(wide.bfloat16())
-    return found.mT if matrices.shape[1] > matrices.shape[2] else found
+    direction = _on_gram_matrix(wide) if wide.is_cpu else _on_matrix(wide.bfloat16())
+    return direction.mT if matrices.shape[1] > matrices.shape[2] else direction
 
 
 def _on_gram_matrix(wide: Tensor) -> Tensor:

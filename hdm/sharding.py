@@ -67,9 +67,9 @@ def like_layout(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in the memory format and the sharding of another of its shape; its precision
     stays.
     """
-    found = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
-    local(found).copy_(share(tensor, like))
-    return found
+    result = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
+    local(result).copy_(share(tensor, like))
+    return result
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,26 +77,26 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     {} on the others.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
-    found = {}
+    whole_tensors = {}
     for name, tensor in tensors.items():
         together = whole(tensor)
         if first:
-            found[name] = together.cpu() if is_sharded(tensor) else together
-    return found
+            whole_tensors[name] = together.cpu() if is_sharded(tensor) else together
+    return whole_tensors
 
 
 @torch.no_grad()
 def finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether all numbers of this process's shards are finite; of no tensors they are."""
-    found = [torch.isfinite(local(tensor)).all() for tensor in tensors.values()]
-    return not found or bool(torch.stack(found).all())
+    are_finite = [torch.isfinite(local(tensor)).all() for tensor in tensors.values()]
+    return not are_finite or bool(torch.stack(are_finite).all())
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
     """The 2-norm of each tensor, of all its shards, (len(tensors),)."""
-    found = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors]))
+    lengths = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors]))
     if any(map(is_sharded, tensors)):
-        squares = found.square()
+        squares = lengths.square()
         dist.all_reduce(squares)
-        found = squares.sqrt()
-    return found
+        lengths = squares.sqrt()
+    return lengths

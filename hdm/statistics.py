@@ -140,9 +140,14 @@ def compare_with_reference(
     kernels = Kernels(reference, one), Kernels(reference, two)
 
     def measured(held: np.ndarray | None, drawn: np.ndarray | None) -> list[float]:
-        found = [frechet_distance(reference, rows, held, drawn) for rows in (one, two)]
-        found += [kernel.distance(held, drawn) for kernel in kernels]
-        return [*found[:2], found[0] - found[1], *found[2:], found[2] - found[3]]
+        distances = [frechet_distance(reference, rows, held, drawn) for rows in (one, two)]
+        distances += [kernel.distance(held, drawn) for kernel in kernels]
+        return [
+            *distances[:2],
+            distances[0] - distances[1],
+            *distances[2:],
+            distances[2] - distances[3],
+        ]
 
     values = measured(None, None)
     draws = zip(_bootstrap(reference_clusters, 0), _bootstrap(clusters, 1), strict=True)

@@ -117,10 +117,10 @@ class Addresses(AbstractResolver):
                 )
             ]
         self._names = self._names or ThreadedResolver()
-        found = await self._names.resolve(host, port, family)
+        results = await self._names.resolve(host, port, family)
         allowed = [
             result
-            for result in found
+            for result in results
             if self._allowed(name, ipaddress.ip_address(result["host"].partition("%")[0]))
         ]
         if not allowed:

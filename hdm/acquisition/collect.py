@@ -141,8 +141,8 @@ async def fetch_shard(
                 tasks.create_task(_fetch(item, fetcher, decoders, spill, bar)) for item in items
             ]
         places = [task.result() for task in fetched]
-        found = ((sample, spill.read(place, sample.num_bytes)) for sample, place in places)
-        await asyncio.to_thread(write_shard, draft, number, found)
+        loaded = ((sample, spill.read(place, sample.num_bytes)) for sample, place in places)
+        await asyncio.to_thread(write_shard, draft, number, loaded)
 
 
 async def _fetch(

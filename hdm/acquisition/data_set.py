@@ -113,8 +113,8 @@ class DataSet:
         for number, row in enumerate(rows):
             inventory.take("line")
             said = [_named(row[field], features.get(field)) for field in fields]
-            found = captions_in_fields(said, self.settings.encoding)
-            captions = inventory.captions(found, f"{self.settings.split}/{number}")
+            own_captions = captions_in_fields(said, self.settings.encoding)
+            captions = inventory.captions(own_captions, f"{self.settings.split}/{number}")
             if not captions and self._class_column:
                 label = _named(row[self._class_column], features.get(self._class_column))
                 captions = tuple(captions_in(label).captions)

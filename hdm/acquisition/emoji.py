@@ -48,10 +48,10 @@ class EmojiPictures:
 
     def fingerprint(self) -> dict[str, Any]:
         listed = [[one.emoji.file, *one.captions] for one in training_pictures()]
-        found = {"list": hashlib.sha256(canonical_json(listed)).hexdigest()}
+        digests = {"list": hashlib.sha256(canonical_json(listed)).hexdigest()}
         if self.fetched:
-            return {**found, "address": self.place}
-        return {**found, **source_fingerprints.tree((path.name, path) for path in self._files())}
+            return {**digests, "address": self.place}
+        return {**digests, **source_fingerprints.tree((path.name, path) for path in self._files())}
 
     def total(self) -> int:
         return len(training_pictures())

@@ -183,7 +183,7 @@ class Folder:
     @cached_property
     def _metadata(self) -> tuple[dict[str, _Said], Inventory]:
         """What the metadata say of each file, by name, and what became of their lines."""
-        found: dict[str, _Said] = {}
+        metadata: dict[str, _Said] = {}
         inventory = Inventory()
         encoding = self.settings.encoding
         for path in self._metadata_files:
@@ -197,8 +197,8 @@ class Folder:
             others = [] if columns[2:] else [other for other in known if other not in columns]
             inventory.columns(known, columns, name, wordy_columns(path, others, encoding))
             for number, row in read_rows(path, columns, encoding):
-                self._take_line(row, name, number, found, inventory)
-        return found, inventory
+                self._take_line(row, name, number, metadata, inventory)
+        return metadata, inventory
 
     def _take_line(
         self,
@@ -242,7 +242,7 @@ class Folder:
             for form in (picture, _stem(picture)):
                 pictures.setdefault(folded(form), []).append(picture)
         metadata = {self._relative(path) for path in self._metadata_files}
-        found: dict[str, list[str]] = {}
+        beside: dict[str, list[str]] = {}
         for name in sorted(self._files.keys() - metadata):
             if _suffix(name) not in SIDECARS:
                 continue
@@ -250,18 +250,18 @@ class Folder:
             for picture in pictures.get(folded(base), ()):
                 # Where one picture has just this name, those that only resemble it have none of it.
                 if base in (picture, _stem(picture)) or base not in own:
-                    found.setdefault(picture, []).append(name)
-        return found
+                    beside.setdefault(picture, []).append(name)
+        return beside
 
     def _beside(self, picture: str, said: _Said, inventory: Inventory) -> tuple[str, ...]:
         """The captions in the files beside a picture."""
         texts = self._sidecars.get(picture, [])
         read = [self._read_sidecar(name) for name in texts]
-        settle([said.found, *(found for found, _ in read)])
+        settle([said.found, *(read_captions for read_captions, _ in read)])
         captions: tuple[str, ...] = ()
-        for name, (found, licence) in zip(texts, read, strict=True):
+        for name, (read_captions, licence) in zip(texts, read, strict=True):
             said.licence = said.licence or licence
-            captions += inventory.captions(found, shown(name))
+            captions += inventory.captions(read_captions, shown(name))
         return captions
 
     def _read_sidecar(self, name: str) -> tuple[Found, str | None]:
@@ -391,8 +391,8 @@ class Folder:
         """Whether a file is one for captions and has letters, which lists of boxes have not."""
         if _suffix(name) not in SIDECARS or _suffix(name) == ".json":
             return False
-        found, _ = self._read_sidecar(name)
-        return any(map(str.isalpha, "".join(found.captions)))
+        text, _ = self._read_sidecar(name)
+        return any(map(str.isalpha, "".join(text.captions)))
 
     def _relative(self, path: Path) -> str:
         """A path relative to the folder; a metadata file may lie elsewhere."""
@@ -410,14 +410,14 @@ def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, st
     if not isinstance(value, dict):
         return captions_in(value, settings.encoding), None
     fields = caption_fields(value, settings.caption_column)
-    found = captions_in_fields((value[name] for name in fields), settings.encoding)
+    captions = captions_in_fields((value[name] for name in fields), settings.encoding)
     if not fields and is_wordy(value):
-        found.doubts.append(
+        captions.doubts.append(
             f"its captions may be in {', '.join(filter(lambda name: is_wordy(value[name]), value))}: "
             "--set download.caption_column=NAME takes a field at the top"
         )
     licence = next((text for name in LICENCE_COLUMNS if (text := as_text(value.get(name)))), None)
-    return found, licence
+    return captions, licence
 
 
 def _file_column(known: Iterable[str]) -> str | None:

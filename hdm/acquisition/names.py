@@ -48,17 +48,17 @@ class Names:
             return literal
         spellings = list(dict.fromkeys(self._spellings(name, beside)))
         for form, known in self._forms():
-            found = sorted(
+            matches = sorted(
                 {match for spelled in spellings for match in known.get(form(spelled), ())}
             )
-            if len(found) > 1:
+            if len(matches) > 1:
                 raise InputError(
-                    f"the name {name!r} may mean {found[0]} or {found[1]}",
+                    f"the name {name!r} may mean {matches[0]} or {matches[1]}",
                     where=where,
                     do="write in the list which of them is meant",
                 )
-            if found:
-                return found[0]
+            if matches:
+                return matches[0]
         return None
 
     def near(self, name: str) -> str | None:
@@ -134,7 +134,7 @@ def folded(name: str) -> str:
 
 
 def _grouped(names: Collection[str], form: Callable[[str], str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(form(name), []).append(name)
-    return found
+        groups.setdefault(form(name), []).append(name)
+    return groups

@@ -51,8 +51,8 @@ def open_source(
         return "urls", UrlList([fetched_list(source, settings)], settings)
     place = Path(source).expanduser()
     try:
-        found = _detect(source, place, settings) if kind == "auto" else kind
-        return found, _reader(found, given, source, place, settings)
+        detected = _detect(source, place, settings) if kind == "auto" else kind
+        return detected, _reader(detected, given, source, place, settings)
     except OSError as error:  # no permission, or a name that no file can have
         raise InputError(f"the source cannot be read: {error.strerror}", where=place) from error
 
@@ -159,10 +159,10 @@ def _tars(source: str, place: Path, settings: DownloadSettings) -> list[Path]:
     if not place.is_dir():
         return _files(source)
     files = walk(place, settings.follow_links).files
-    found = sorted(path for name, path in files.items() if name.lower().endswith(TAR_SUFFIXES))
-    if not found:
+    tars = sorted(path for name, path in files.items() if name.lower().endswith(TAR_SUFFIXES))
+    if not tars:
         raise InputError("there are no tars in the folder", where=place)
-    return found
+    return tars
 
 
 def _missing(place: Path) -> InputError:

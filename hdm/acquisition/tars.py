@@ -163,17 +163,19 @@ class Tars:
         for kind in ("json", *TEXTS):
             for name, data in [word[::2] for word in sample.words if word[1] == kind]:
                 if isinstance(data, Unreadable):
-                    found = Found(losses=[data.message])
+                    member_captions = Found(losses=[data.message])
                 elif kind == "json":
-                    found, said = captions_in_json(data, self.settings)
+                    member_captions, said = captions_in_json(data, self.settings)
                     licence = licence or said
                 else:
-                    found = captions_in_file(data, self.settings.text_lines, self.settings.encoding)
-                read.append((f"{tar}/{name}", found))
-        settle(found for _, found in read)
+                    member_captions = captions_in_file(
+                        data, self.settings.text_lines, self.settings.encoding
+                    )
+                read.append((f"{tar}/{name}", member_captions))
+        settle(member_captions for _, member_captions in read)
         captions: tuple[str, ...] = ()
-        for place, found in read:
-            captions += inventory.captions(found, place)
+        for place, member_captions in read:
+            captions += inventory.captions(member_captions, place)
         labels = [data for _, kind, data in sample.words if kind == CLASS]
         if not captions and labels and isinstance(labels[0], bytes):
             captions = _class_name(labels[0])

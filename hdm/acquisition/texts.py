@@ -192,10 +192,10 @@ def captions_in(value: Any, encoding: str | None = None) -> Found:
     if isinstance(value, Mapping):
         return _of_mapping(value, encoding)
     if isinstance(value, Iterable):
-        found = Found()
+        result = Found()
         for entry in value:
-            found.add(captions_in(entry, encoding))
-        return found
+            result.add(captions_in(entry, encoding))
+        return result
     return _of_text(str(value))
 
 
@@ -219,14 +219,14 @@ def captions_in_fields(values: Iterable[Any], encoding: str | None = None) -> Fo
         values: what the fields hold, as for `captions_in`.
         encoding: as for `captions_in`.
     """
-    found = Found()
+    result = Found()
     for value in values:
         said = captions_in(value, encoding)
-        if found.captions:
-            found.unused += sum(text not in found.captions for text in said.captions)
+        if result.captions:
+            result.unused += sum(text not in result.captions for text in said.captions)
         else:
-            found.add(said)
-    return found
+            result.add(said)
+    return result
 
 
 def settle(found: Iterable[Found]) -> None:
@@ -282,12 +282,12 @@ def captions_in_file(
         return Found(losses=[unread(data)])
     text, guessed = read
     rows = [line.strip() for line in text.strip().splitlines()]
-    found = Found()
+    result = Found()
     for caption in [text.strip()] if lines == "one" or "" in rows else rows:
-        found.add(_of_text(caption))
+        result.add(_of_text(caption))
     if guessed:
-        found.guessed = len(found.captions)
-    return found
+        result.guessed = len(result.captions)
+    return result
 
 
 def as_text(value: Any, encoding: str | None = None) -> str | None:
@@ -314,10 +314,10 @@ def _of_bytes(data: bytes, encoding: str | None) -> Found:
     read = decoded(data, encoding)
     if read is None:
         return Found(losses=[unread(data)])
-    found = captions_in(read[0])
+    result = captions_in(read[0])
     if read[1]:
-        found.guessed = len(found.captions)
-    return found
+        result.guessed = len(result.captions)
+    return result
 
 
 def _of_text(text: str) -> Found:
@@ -335,10 +335,10 @@ def _of_text(text: str) -> Found:
 def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Found:
     known = [value[name] for name in _MAPPED if value.get(name) is not None][:1]
     texts = [entry for entry in value.values() if isinstance(entry, str | bytes | list)]
-    found = captions_in(known or texts, encoding)
+    result = captions_in(known or texts, encoding)
     if value and not known and not texts:
-        found.losses.append("it is a mapping without any text")
-    return found
+        result.losses.append("it is a mapping without any text")
+    return result
 
 
 def _listed(text: str) -> list[str] | None:

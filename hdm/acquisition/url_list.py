@@ -95,8 +95,8 @@ class UrlList:
                 inventory.take("line")
                 address, licence = as_text(row[0]), as_text(row[1])
                 url = address.strip() if address else None
-                found = captions_in_fields(row[2:], encoding)
-                yield ListedUrl(url, url or place, inventory.captions(found, place), licence)
+                captions = captions_in_fields(row[2:], encoding)
+                yield ListedUrl(url, url or place, inventory.captions(captions, place), licence)
 
     @cached_property
     def _parts(self) -> list[tuple[Path, list[str], list[str | None]]]:

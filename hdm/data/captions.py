@@ -262,9 +262,9 @@ def captions_by_key(captions: Output, keys: Sequence[Key]) -> dict[Key, list[str
     """
     table = read_tables(captions, "captions", ["key", "caption"])
     wanted = table.filter(pc.is_in(table.column("key"), pa.array(list(keys), pa.string())))
-    found: dict[Key, list[str]] = {key: [] for key in keys}
+    captions_of: dict[Key, list[str]] = {key: [] for key in keys}
     for key, caption in zip(
         wanted.column("key").to_pylist(), wanted.column("caption").to_pylist(), strict=True
     ):
-        found[key].append(plain_caption(caption))
-    return found
+        captions_of[key].append(plain_caption(caption))
+    return captions_of

@@ -52,10 +52,10 @@ def at_tokens(grid: Tensor, crop: Crop, patch_size: int) -> Tensor:
         for start, length in ((crop.top, crop.height), (crop.left, crop.width))
     )
     where = torch.stack(torch.meshgrid(y, -x if crop.mirrored else x, indexing="ij"), -1).flip(-1)
-    found = F.grid_sample(
+    sampled = F.grid_sample(
         grid.float()[None], where[None], mode="bilinear", padding_mode="border", align_corners=False
     )
-    return found[0].flatten(1).T
+    return sampled[0].flatten(1).T
 
 
 class FeatureTable:
@@ -100,10 +100,10 @@ class FeatureTable:
             DamagedError: a row group, touched for the first time, is not what was written.
         """
         num_tokens = (crops[0].side // patch_size) ** 2
-        found = torch.zeros((len(pictures), num_tokens, self.width), dtype=torch.float16)
-        for into, row, crop in zip(found, self._rows[pictures].tolist(), crops, strict=True):
+        features = torch.zeros((len(pictures), num_tokens, self.width), dtype=torch.float16)
+        for into, row, crop in zip(features, self._rows[pictures].tolist(), crops, strict=True):
             if row >= 0:
                 number = int(self._firsts.searchsorted(row, side="right")) - 1
                 [grid] = self._files[number].latents([row - int(self._firsts[number])])
                 into.copy_(at_tokens(grid, crop, patch_size))
-        return found
+        return features

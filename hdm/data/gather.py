@@ -99,12 +99,12 @@ class RowGroups:
             DamagedError: one, touched for the first time, is not what was written; the file is
                 named.
         """
-        found = self._addresses[groups]
-        if not found.all():
-            for group in np.unique(groups[found == 0]).tolist():
+        addresses = self._addresses[groups]
+        if not addresses.all():
+            for group in np.unique(groups[addresses == 0]).tolist():
                 self._addresses[group] = self._address(group)
-            found = self._addresses[groups]
-        return found
+            addresses = self._addresses[groups]
+        return addresses
 
     def _address(self, group: int) -> int:
         column = self._columns[self.files[group]]

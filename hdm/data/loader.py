@@ -379,13 +379,13 @@ class Loader:
             for number, kind in enumerate(cuts):
                 inside = np.flatnonzero(cut == number)
                 raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
-        found = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(
+        latents = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(
             DTYPES[form.dtype]
         )
         if self._mirrorable is not None:
             mirrored = torch.from_numpy(drawn.mirrored)
-            found[mirrored] = found[mirrored].flip(-1)
-        return found
+            latents[mirrored] = latents[mirrored].flip(-1)
+        return latents
 
     def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as
@@ -456,11 +456,11 @@ def _sided(captions: Output) -> np.ndarray:
     """Which captions speak of sides or writing, a table at a time: (number of captions,) bool, in
     the order of the tables' rows.
     """
-    found = [np.zeros(0, bool)]
+    sided = [np.zeros(0, bool)]
     for number in range(num_shards(captions, "captions")):
         table = read_table(captions.file(shard_name("captions", number)), ["caption"])
-        found.append(speak_of_sides(table.column("caption")).to_numpy())
-    return np.concatenate(found)
+        sided.append(speak_of_sides(table.column("caption")).to_numpy())
+    return np.concatenate(sided)
 
 
 def _split_keys(filter: Output, split: str) -> np.ndarray:

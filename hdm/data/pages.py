@@ -105,12 +105,12 @@ def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     with damage_named(path):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         for field in schema:
-            found = file.schema_arrow.field(field.name)
-            if found.type != field.type and not (
-                pa.types.is_fixed_size_binary(found.type)
+            written = file.schema_arrow.field(field.name)
+            if written.type != field.type and not (
+                pa.types.is_fixed_size_binary(written.type)
                 and pa.types.is_fixed_size_binary(field.type)
             ):
-                raise ValueError(f"column {field.name} is {found.type}, not {field.type}")
+                raise ValueError(f"column {field.name} is {written.type}, not {field.type}")
         _check_tiling(file.metadata)
         return file
 
@@ -143,13 +143,13 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it is not what was written.
     """
-    found = file.metadata.metadata or {}
+    metadata = file.metadata.metadata or {}
     if (
-        METADATA not in found
-        or found.get(METADATA_CRC) != f"{zlib.crc32(found[METADATA]):08x}".encode()
+        METADATA not in metadata
+        or metadata.get(METADATA_CRC) != f"{zlib.crc32(metadata[METADATA]):08x}".encode()
     ):
         raise ValueError("its footer's metadata is not what was written")
-    return json.loads(found[METADATA])
+    return json.loads(metadata[METADATA])
 
 
 class PagedColumn:
@@ -194,15 +194,15 @@ class PagedColumn:
 
     def _checked(self, group: int) -> np.ndarray:
         chunk = self._chunks[group]
-        found = chunk.find_page(self._bytes, int(self.firsts[group + 1] - self.firsts[group]))
-        if found is None:
+        page = chunk.find_page(self._bytes, int(self.firsts[group + 1] - self.firsts[group]))
+        if page is None:
             log.warning(
                 "%s: row group %d is not one plain page; read through pyarrow, which is slower",
                 self.path,
                 group,
             )
             return self._read_through_pyarrow(group)
-        start, crc = found
+        start, crc = page
         payload = self._bytes[start : chunk.end]
         if zlib.crc32(payload.data) != crc:
             raise ValueError(

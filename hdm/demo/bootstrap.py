@@ -50,7 +50,7 @@ def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
 
 def seen_right(scene: Scene, pixels: np.ndarray) -> bool:
     """Whether the detector finds exactly the scene's kinds and colours."""
-    return Counter((found.kind, found.colour) for found in detect(pixels)) == Counter(
+    return Counter((seen.kind, seen.colour) for seen in detect(pixels)) == Counter(
         (thing.kind, thing.colour) for thing in scene.things
     )
 

@@ -80,7 +80,7 @@ def detect(pixels: np.ndarray) -> list[Found]:
     contrast = np.clip(difference, 0, None).max(2)
     explained = np.abs(difference).max(2) < MIN_CONTRAST
     labels, _ = ndimage.label(contrast > MIN_CONTRAST)
-    found = []
+    objects = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         region = labels == number
         if MIN_AREA < region[window].sum() / min(region.shape) ** 2 < MAX_AREA:
@@ -89,10 +89,10 @@ def detect(pixels: np.ndarray) -> list[Found]:
             inside = region & (contrast > full / 2)
             thing = _examine(pixels, ground, inside)
             if thing.kind or thing.colour:
-                found.append(thing)
+                objects.append(thing)
                 explained |= ndimage.binary_dilation(inside, iterations=3)
-    is_scene = len(found) <= MAX_THINGS and explained.mean() > MIN_EXPLAINED
-    return sorted(found, key=lambda thing: -thing.size) if is_scene else []
+    is_scene = len(objects) <= MAX_THINGS and explained.mean() > MIN_EXPLAINED
+    return sorted(objects, key=lambda thing: -thing.size) if is_scene else []
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray | None:

@@ -80,11 +80,11 @@ class SceneJudge:
 
     def prompt_sets(self, num_images: int, seed: int) -> list[PromptSet]:
         """All SETS, for an evaluation of so many images of one object."""
-        found = []
+        prompt_sets = []
         for name, share in SHARES.items():
             asked = self.prompts(name, max(1, num_images // share), seed)
             texts = tuple(prompt.text for prompt in asked)
-            found.append(
+            prompt_sets.append(
                 PromptSet(
                     name,
                     texts,
@@ -93,7 +93,7 @@ class SceneJudge:
                     headline=HEADLINE[name],
                 )
             )
-        return found
+        return prompt_sets
 
     def prompts(self, name: str, num_images: int, seed: int) -> list[ScenePrompt]:
         """Prompts for combinations of kind and colour that are in no scene, all different as long
@@ -108,15 +108,15 @@ class SceneJudge:
         if name == "two_objects":
             return _ask_two(np.random.default_rng((seed, 2)), num_images)
         pairs = sorted(HELD_OUT)
-        found = []
+        prompts = []
         for number in range(num_images):
             turn, first = divmod(number, len(pairs) * len(PLACES))
             place, pair = divmod(first, len(pairs))
             kind, colour = pairs[pair]
             wordings = _wordings(name, colour, kind, PLACES[place])
             text = wordings[(seed + turn + pair + 2 * place) % len(wordings)]
-            found.append(ScenePrompt(text, (Asked(kind, colour),), PLACES[place]))
-        return found
+            prompts.append(ScenePrompt(text, (Asked(kind, colour),), PLACES[place]))
+        return prompts
 
     def agreement(self) -> dict[str, Share]:
         """By question, on how many objects in generated pictures it says what one sees there
@@ -133,12 +133,12 @@ class SceneJudge:
             prompt: one of `prompts`.
             pixels: (H, W, 3) uint8.
         """
-        found = detect(pixels)
-        if len(found) != len(prompt.things):
+        detected = detect(pixels)
+        if len(detected) != len(prompt.things):
             return dict.fromkeys(QUESTIONS, False)
         # The assignment that favours the picture most: which of two objects is meant is not written
         # in it.
-        answers = [_compare(prompt, order) for order in permutations(found)]
+        answers = [_compare(prompt, order) for order in permutations(detected)]
         return max(answers, key=lambda answer: sum(answer.values()))
 
     def audit(self, samples: pa.Table, scores: pa.Table) -> dict[str, Any]:
@@ -209,11 +209,11 @@ def _wordings(name: str, colour: str, kind: str, place: str) -> list[str]:
 
 
 def _ask_two(rng: np.random.Generator, count: int) -> list[ScenePrompt]:
-    found: dict[str, ScenePrompt] = {}
-    while len(found) < count:
-        prompt = _two(rng, len(found))
-        found.setdefault(prompt.text, prompt)
-    return list(found.values())
+    prompts: dict[str, ScenePrompt] = {}
+    while len(prompts) < count:
+        prompt = _two(rng, len(prompts))
+        prompts.setdefault(prompt.text, prompt)
+    return list(prompts.values())
 
 
 def _two(rng: np.random.Generator, number: int) -> ScenePrompt:

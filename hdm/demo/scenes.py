@@ -187,12 +187,12 @@ _LAYOUTS = {1: _one, 2: _two, 3: _three}
 
 def _distinct_pairs(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
     """Objects of one picture differ in kind and in colour, so that each can be named."""
-    found: list[tuple[str, str]] = []
-    while len(found) < count:
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < count:
         pair = _PAIRS[rng.integers(len(_PAIRS))]
-        if all(pair[0] != kind and pair[1] != colour for kind, colour in found):
-            found.append(pair)
-    return found
+        if all(pair[0] != kind and pair[1] != colour for kind, colour in pairs):
+            pairs.append(pair)
+    return pairs
 
 
 def _thing(

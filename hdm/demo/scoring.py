@@ -42,9 +42,9 @@ def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
     caught = Share(audit["caught"]["caught"], audit["caught"]["planted"])
     kept = Share(audit["good"]["kept"], audit["good"]["planted"])
     rows = []
-    for fault, found in audit["faults"].items():
-        reasons = [f"{count} {why.replace('_', ' ')}" for why, count in found["reasons"].items()]
-        counts = (str(found["planted"]), str(found["caught"]))
+    for fault, answers in audit["faults"].items():
+        reasons = [f"{count} {why.replace('_', ' ')}" for why, count in answers["reasons"].items()]
+        counts = (str(answers["planted"]), str(answers["caught"]))
         rows.append((fault.replace("_", " "), *counts, ", ".join(reasons)))
     return Measured(
         [

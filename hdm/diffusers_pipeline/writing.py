@@ -85,9 +85,9 @@ def _check_trained_with(model: StoredModel, components: Resolved) -> None:
     for component, digest in model.card.components.items():
         reference = components.need(component)
         locate(reference, download=True)
-        if (found := weights_digest(reference)) != digest:
+        if (here := weights_digest(reference)) != digest:
             raise InputError(
-                f"this is not the {component} that the model was trained with: sha256 {found[:16]}…, not {digest[:16]}…",
+                f"this is not the {component} that the model was trained with: sha256 {here[:16]}…, not {digest[:16]}…",
                 where=reference,
                 do="name the one that it was trained with",
             )

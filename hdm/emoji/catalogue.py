@@ -121,7 +121,7 @@ def training_pictures() -> tuple[Picture, ...]:
     """
     unseen = {emoji.base.casefold() for emoji in unseen_names()}
     held_out = _unseen_families()
-    found = []
+    pictures = []
     for emoji, toned in _rows():
         if emoji.family in held_out:
             continue
@@ -129,8 +129,8 @@ def training_pictures() -> tuple[Picture, ...]:
             emoji,
             *(emoji.toned(tone) for tone in sorted(_tones(emoji)[:SEEN_TONES]) if toned),
         ]
-        found += [Picture(one, _captions(one, unseen)) for one in variants]
-    return tuple(found)
+        pictures += [Picture(one, _captions(one, unseen)) for one in variants]
+    return tuple(pictures)
 
 
 @cache
@@ -163,14 +163,14 @@ def questions(seed: int) -> dict[str, tuple[Question, ...]]:
     """
     rng = random.Random(seed)
     combinations, names = unseen_combinations(), unseen_names()
-    found: dict[str, tuple[Question, ...]] = {}
+    sets: dict[str, tuple[Question, ...]] = {}
     choices = [_crossed(*pair) for pair in zip(combinations, _turned(combinations, 1), strict=True)]
-    found[COMBINATIONS] = tuple(_shuffled(four, rng) for four in choices)
+    sets[COMBINATIONS] = tuple(_shuffled(four, rng) for four in choices)
     turned = [_turned(names, by) for by in (0, 1, 2, 3)]
-    found[NAMES] = tuple(
+    sets[NAMES] = tuple(
         _shuffled([emoji.name for emoji in four], rng) for four in zip(*turned, strict=True)
     )
-    return found
+    return sets
 
 
 def _crossed(emoji: Emoji, other: Emoji) -> list[str]:

@@ -52,18 +52,18 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, gap_px: int = 0) -> np.n
     columns = min(len(pictures), columns)
     rows = -(-len(pictures) // columns)
     down, right = height + gap_px, width + gap_px
-    found = np.full((rows * down - gap_px, columns * right - gap_px, 3), 255, np.uint8)
+    canvas = np.full((rows * down - gap_px, columns * right - gap_px, 3), 255, np.uint8)
     for place, picture in enumerate(pictures):
         top, left = place // columns * down, place % columns * right
-        found[top : top + height, left : left + width] = picture
-    return found
+        canvas[top : top + height, left : left + width] = picture
+    return canvas
 
 
 def named(picture: np.ndarray, text: str) -> np.ndarray:
     """A picture (H, W, 3) uint8 above a text in up to three lines, on white."""
     height, width = picture.shape[:2]
-    found = Image.new("RGB", (width, height + NAME_LINES * LINE_PX), "white")
-    found.paste(Image.fromarray(picture))
+    canvas = Image.new("RGB", (width, height + NAME_LINES * LINE_PX), "white")
+    canvas.paste(Image.fromarray(picture))
     font = ImageFont.load_default(FONT_PX)
     lines = [""]
     for word in text.split():
@@ -72,11 +72,11 @@ def named(picture: np.ndarray, text: str) -> np.ndarray:
             lines.append(word)
         else:
             lines[-1] = longer
-    draw = ImageDraw.Draw(found)
+    draw = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines[:NAME_LINES]):
         left = max(0, width - font.getlength(line)) / 2
         draw.text((left, height + number * LINE_PX), line, "black", font)
-    return np.asarray(found)
+    return np.asarray(canvas)
 
 
 def png(pixels: np.ndarray, texts: Mapping[str, Any] | None = None) -> bytes:

@@ -38,7 +38,7 @@ def _from_json(line: str, number: int, path: Path) -> str:
     except ValueError as error:
         raise InputError(f"line {number} is not JSON: {error}", where=path) from error
     fields = value if isinstance(value, dict) else {}
-    found = next(
+    prompt = next(
         (
             fields[name]
             for name in ("prompt", "text", "caption")
@@ -46,6 +46,6 @@ def _from_json(line: str, number: int, path: Path) -> str:
         ),
         None,
     )
-    if found is None:
+    if prompt is None:
         raise InputError(f"line {number} has no field prompt, text or caption", where=path)
-    return found
+    return prompt

@@ -122,7 +122,9 @@ class TextToImage:
             )
             return list(to_pixels(self._decode(latent)))
 
-        return [picture for _, found in batches.run(list(range(count)), work) for picture in found]
+        return [
+            picture for _, pictures in batches.run(list(range(count)), work) for picture in pictures
+        ]
 
     def _decode(self, latent: Tensor) -> Tensor:
         raw = self.autoencoder.denormalize(latent)

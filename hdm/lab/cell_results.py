@@ -48,8 +48,8 @@ def read_result(pipeline: Pipeline, store: Store) -> Result | None:
     trained = store.find(known[f"train.{pipeline.train.phases[-1].name}"])
     names = [name for name in known if is_measured(name)]
     measured = [store.find(known[name]) for name in names]
-    found = [output for output in measured if output is not None]
-    if trained is None or len(found) < len(names):
+    made = [output for output in measured if output is not None]
+    if trained is None or len(made) < len(names):
         return None
     lines = [json.loads(line) for line in trained.file(METRICS).read_text().splitlines()]
     losses = [
@@ -59,7 +59,7 @@ def read_result(pipeline: Pipeline, store: Store) -> Result | None:
     ]
     scores = {
         name: score
-        for finding in map(read_finding, found)
+        for finding in map(read_finding, made)
         for name, score in finding.scores.items()
         if score.headline and finding.sees_images
     }
@@ -68,5 +68,5 @@ def read_result(pipeline: Pipeline, store: Store) -> Result | None:
 
 def read_results(grid: Grid, store: Store) -> dict[Cell, Result]:
     """Of every cell that is finished."""
-    found = ((cell, read_result(grid.pipeline(cell), store)) for cell in grid.cells())
-    return {cell: result for cell, result in found if result is not None}
+    results = ((cell, read_result(grid.pipeline(cell), store)) for cell in grid.cells())
+    return {cell: result for cell, result in results if result is not None}

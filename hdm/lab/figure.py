@@ -31,9 +31,9 @@ def figure(grid: Grid, results: Results) -> str:
     for name, comparison in grid.comparisons.items():
         curves = {setting: _curves(grid, results, name, setting) for setting in comparison.settings}
         drawn = {
-            setting: found
-            for setting, found in curves.items()
-            if found and len(found[0].losses) > 1
+            setting: cell_results
+            for setting, cell_results in curves.items()
+            if cell_results and len(cell_results[0].losses) > 1
         }
         if len(drawn) > 1 and comparison.losses_compare:
             panels.append(_panel(name, drawn))
@@ -59,7 +59,12 @@ def _curves(grid: Grid, results: Results, comparison: str, setting: str) -> list
 
 
 def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
-    points = [point for found in curves.values() for result in found for point in result.losses]
+    points = [
+        point
+        for cell_results in curves.values()
+        for result in cell_results
+        for point in result.losses
+    ]
     last = max(seen for seen, _ in points)
     # The first third falls so far that nothing else could be told apart.
     losses = [loss for seen, loss in points if seen >= last / 3]
@@ -83,10 +88,10 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,} images</text>'
     )
     across = LEFT
-    for colour, (setting, found) in zip(COLOURS, curves.items(), strict=False):
+    for colour, (setting, cell_results) in zip(COLOURS, curves.items(), strict=False):
         parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
         across += 7 * len(setting) + 14
-        mean, lowest, highest = _band(found)
+        mean, lowest, highest = _band(cell_results)
         around = " ".join(
             f"{x:.1f},{y:.1f}"
             for x, y in (place(*point) for point in [*lowest, *reversed(highest)])

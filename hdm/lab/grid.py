@@ -104,8 +104,8 @@ class Grid:
 
     def cell(self, comparison: str, setting: str, seed: int) -> Cell:
         """The training of a setting; the same one may belong to several comparisons."""
-        found = self.comparisons[comparison]
-        own = {**found.given, **found.settings[setting]}
+        one = self.comparisons[comparison]
+        own = {**one.given, **one.settings[setting]}
         name = f"{comparison}/{setting}" if own else BASELINE
         overrides = (
             *_assignments(self.lab.given),
@@ -119,13 +119,13 @@ class Grid:
         """Every training once, all settings of a seed before the next seed: an interrupted lab is
         balanced.
         """
-        found: dict[tuple[str, ...], Cell] = {}
+        cells: dict[tuple[str, ...], Cell] = {}
         for seed in range(self.seeds):
             for name, comparison in self.comparisons.items():
                 for setting in comparison.settings:
                     cell = self.cell(name, setting, seed)
-                    found.setdefault(cell.overrides, cell)
-        return list(found.values())
+                    cells.setdefault(cell.overrides, cell)
+        return list(cells.values())
 
     def common(self) -> tuple[str, ...]:
         """The overrides of every cell."""
@@ -138,20 +138,20 @@ class Grid:
             ConfigError: its settings do not exist or do not go together; the cell is named.
         """
         try:
-            found = load_pipeline(self.lab.pipeline, cell.overrides, self.file)
+            pipeline = load_pipeline(self.lab.pipeline, cell.overrides, self.file)
         except ConfigError as error:
             raise ConfigError(
                 f"{cell.setting} of the lab {self.lab.name}: {error.what}",
                 where=error.where,
                 do=error.do,
             ) from error
-        if len(found.train.phases) != 1:
+        if len(pipeline.train.phases) != 1:
             raise ConfigError(
-                f"the lab {self.lab.name} trains {len(found.train.phases)} phases, and reads one curve",
+                f"the lab {self.lab.name} trains {len(pipeline.train.phases)} phases, and reads one curve",
                 where="train.phases",
                 do=f"give one phase in labs.{self.lab.name}.given",
             )
-        return found
+        return pipeline
 
 
 def lab_names(file: Path | None = None) -> dict[str, str]:

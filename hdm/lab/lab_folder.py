@@ -64,13 +64,13 @@ class CostBook:
 
     def costs(self) -> dict[str, dict[str, Cost]]:
         """By comparison and setting, of those that are known."""
-        found = {name: self._known.get(self._key(name), {}) for name in self.grid.comparisons}
+        known = {name: self._known.get(self._key(name), {}) for name in self.grid.comparisons}
         return {
             name: {
                 setting: Cost(tuple((start, ratio) for start, ratio in parts))
                 for setting, parts in by_setting.items()
             }
-            for name, by_setting in found.items()
+            for name, by_setting in known.items()
         }
 
     def _key(self, comparison: str) -> str:

@@ -176,10 +176,10 @@ READING = (
 
 def _scores(results: Results) -> dict[str, Score]:
     """One example of each score that any training has, in order."""
-    found: dict[str, Score] = {}
+    scores: dict[str, Score] = {}
     for result in results.values():
-        found = {**result.scores, **found}
-    return found
+        scores = {**result.scores, **scores}
+    return scores
 
 
 def _reading(named: tuple[str, Score]) -> str:
@@ -227,13 +227,13 @@ def _scale(score: Score) -> tuple[float, int]:
     return (100, 1) if score.is_share else (1, 4)
 
 
-def _formatted(found: Interval | None, scale: float, digits: int) -> str:
-    if found is None:
+def _formatted(interval: Interval | None, scale: float, digits: int) -> str:
+    if interval is None:
         return NONE
-    text = f"{scale * found.mean:+.{digits}f}" + (
-        "" if found.half is None else f" ± {scale * found.half:.{digits}f}"
+    text = f"{scale * interval.mean:+.{digits}f}" + (
+        "" if interval.half is None else f" ± {scale * interval.half:.{digits}f}"
     )
-    return f"**{text}**" if found.excludes_zero else text
+    return f"**{text}**" if interval.excludes_zero else text
 
 
 def _notes(comparison: Comparison) -> str:

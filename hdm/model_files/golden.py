@@ -106,8 +106,8 @@ class _Golden:
             )
         self.check_shapes()
         with torch.no_grad():
-            found = {name: self.outputs[name]() for name in plain}
-        return {**found, **(self.gradients(gradients) if gradients else {})}
+            outputs = {name: self.outputs[name]() for name in plain}
+        return {**outputs, **(self.gradients(gradients) if gradients else {})}
 
     def given(self, name: str) -> Tensor:
         if name not in self.golden:

@@ -76,7 +76,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError("no such checkpoint", where=path)
     try:
-        found = torch.load(
+        content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
@@ -89,11 +89,11 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise DamagedError(
             f"not a whole checkpoint: {_reason(error)}", where=path, do="fetch it again"
         ) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(content, Mapping):
         raise InputError(
-            f"the checkpoint holds a {type(found).__name__}, not named tensors", where=path
+            f"the checkpoint holds a {type(content).__name__}, not named tensors", where=path
         )
-    return found
+    return content
 
 
 def _reason(error: BaseException) -> str:
@@ -104,11 +104,11 @@ def _reason(error: BaseException) -> str:
     return next((line for line in lines if "GLOBAL" in line), lines[0]).split(". ")[0]
 
 
-def _named(found: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the state, and of whatever is called an average beside it."""
-    groups = {key: value for key, value in found.items() if isinstance(value, Mapping)}
+    groups = {key: value for key, value in content.items() if isinstance(value, Mapping)}
     if "state_dict" not in groups:
-        yield from ((name, value) for name, value in found.items() if isinstance(value, Tensor))
+        yield from ((name, value) for name, value in content.items() if isinstance(value, Tensor))
     for key, group in groups.items():
         if key == "state_dict" or EMA in str(key):
             before = "" if key == "state_dict" else f"{key}."

@@ -139,11 +139,11 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
     factors, error = coefficients(known, (gamma_of(length), float(end)))
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(snapshot.path)) for snapshot in snapshots]
-        found = {
+        averages = {
             name: _summed([file.get_tensor(name) for file in files], factors)
             for name in sorted(files[0].keys())
         }
-    return found, error
+    return averages, error
 
 
 def _summed(tensors: Sequence[Tensor], factors: np.ndarray) -> Tensor:

@@ -92,10 +92,10 @@ def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], ending: str, meaning: str) -> tuple[int, ...]:
-    found = next((shapes[name] for name in sorted(shapes) if name.endswith(ending)), None)
-    if found is None:
+    shape = next((shapes[name] for name in sorted(shapes) if name.endswith(ending)), None)
+    if shape is None:
         raise InputError(f"these tensors are not a XUT's: none is called {ending}, {meaning}")
-    return found
+    return shape
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

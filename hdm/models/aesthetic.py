@@ -187,7 +187,7 @@ def _layer_names(state: Mapping[str, Tensor], file: Path) -> list[str]:
         InputError: the tensors are not those of a head.
     """
     numbers = sorted(
-        int(found[1]) for name in state if (found := re.fullmatch(r"layers\.(\d+)\.weight", name))
+        int(match[1]) for name in state if (match := re.fullmatch(r"layers\.(\d+)\.weight", name))
     )
     names = [f"layers.{number}." for number in numbers] or [""]
     expected = {f"{name}{part}" for name in names for part in ("weight", "bias")}

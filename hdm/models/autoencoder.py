@@ -248,8 +248,8 @@ def _is_published(folder: Path) -> bool:
 
 def _single_file(folder: Path) -> Path | None:
     """The one .safetensors file of a folder without a config.json, if that is what it holds."""
-    found = list(folder.glob("*.safetensors"))
-    return found[0] if len(found) == 1 and not (folder / CONFIG).exists() else None
+    files = list(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 and not (folder / CONFIG).exists() else None
 
 
 def _check_class(config: Mapping[str, Any], folder: Path) -> None:

@@ -89,16 +89,16 @@ def resolve(components: Components) -> Resolved:
     Raises:
         InputError: the folder is missing or is not one that `hdm bootstrap` wrote.
     """
-    found = _in_folder(components.folder) if components.folder else {}
+    references = _in_folder(components.folder) if components.folder else {}
     for name in (field.name for field in fields(Resolved)):
         named = getattr(components, name)
         if named is not None:
-            found[name] = named
+            references[name] = named
     if components.contrastive and components.contrastive_pretrained:
-        found["contrastive"] = f"{components.contrastive}@{components.contrastive_pretrained}"
-    if not components.contrastive and not components.aesthetic_head and "contrastive" in found:
-        found.setdefault("aesthetic_head_for", found["contrastive"])  # trained together
-    return Resolved(**found)
+        references["contrastive"] = f"{components.contrastive}@{components.contrastive_pretrained}"
+    if not components.contrastive and not components.aesthetic_head and "contrastive" in references:
+        references.setdefault("aesthetic_head_for", references["contrastive"])  # trained together
+    return Resolved(**references)
 
 
 def is_named(components: Components, component: str) -> bool:
@@ -141,14 +141,14 @@ def portable_names(components: Components) -> dict[str, str]:
     """Names of text encoder and autoencoder that mean the same on every machine: of the hub, and
     "demo" for the package's.
     """
-    found = {}
+    names = {}
     for component in DENOISING:
         named = getattr(components, component)
         if named is None and components.folder == DEMO:
-            found[component] = DEMO
+            names[component] = DEMO
         elif named is not None and _HUB_NAME.fullmatch(named) and not Path(named).exists():
-            found[component] = named
-    return found
+            names[component] = named
+    return names
 
 
 def components_folder(name: str) -> Path:

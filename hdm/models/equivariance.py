@@ -84,10 +84,10 @@ def equivariance_errors(
     for transform in transforms:
         moved, target = transform.both(raw, image)
         decoded.append((autoencoder.decode(moved) - target).square().mean())
-        wanted, found = (
+        wanted, computed = (
             autoencoder.normalize(value) for value in (autoencoder.encode(target), moved)
         )
-        latent.append((found - wanted).norm() / wanted.norm())
+        latent.append((computed - wanted).norm() / wanted.norm())
     plain = (autoencoder.decode(raw) - image).square().mean()
     return {
         "decoded": torch.stack(decoded).mean().sqrt().item(),

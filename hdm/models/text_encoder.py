@@ -28,10 +28,10 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        found = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        token_ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
         # Some tokenizers (Qwen3's) add nothing to "": one token then stands for the empty caption.
-        self.empty = [next((token for token in found if token is not None), 0)]
-        self.pad_id: int = next((token for token in reversed(found) if token is not None), 0)
+        self.empty = [next((token for token in token_ids if token is not None), 0)]
+        self.pad_id: int = next((token for token in reversed(token_ids) if token is not None), 0)
 
     @property
     def largest_id(self) -> int:

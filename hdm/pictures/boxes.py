@@ -31,7 +31,7 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
 
 def colour_boxes(data: bytes) -> list[bytes]:
     """The contents of the `colr` boxes of a HEIF, AVIF or JPEG 2000 file, in their order."""
-    found = []
+    contents = []
     places = [(0, len(data))]
     while places:
         for kind, start, end in boxes(data, *places.pop()):
@@ -40,5 +40,5 @@ def colour_boxes(data: bytes) -> list[bytes]:
             elif kind in (b"iprp", b"ipco", b"jp2h"):
                 places.append((start, end))
             elif kind == b"colr":
-                found.append(data[start:end])
-    return found
+                contents.append(data[start:end])
+    return contents

@@ -42,8 +42,8 @@ may raise BadImage.
 
 def header(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Work that reads the header alone: format, width, height."""
-    found = inspect(data, settings)
-    return {"format": found.format, "width": found.width, "height": found.height}, []
+    facts = inspect(data, settings)
+    return {"format": facts.format, "width": facts.width, "height": facts.height}, []
 
 
 def pixels(
@@ -52,8 +52,8 @@ def pixels(
     """Work that decodes: the picture (H, W, 3) uint8, by `hdm.pictures.reading.reduced` where its
     shorter side is at least twice the given.
     """
-    found = decode(data, settings).pixels
-    return {}, [reduced(found, reduced_to_px) if reduced_to_px else found]
+    decoded = decode(data, settings).pixels
+    return {}, [reduced(decoded, reduced_to_px) if reduced_to_px else decoded]
 
 
 @dataclass(frozen=True)

@@ -199,8 +199,8 @@ def has_more_scans(jpeg: bytes, most: int) -> bool:
     if jpeg.count(b"\xff\xda") <= most:  # thumbnails and profiles may hold the marker too
         return False
     place, scans = 2, 0
-    while scans <= most and (found := _MARKER.search(jpeg, place)):
-        marker, place = found.group()[-1], found.end()
+    while scans <= most and (match := _MARKER.search(jpeg, place)):
+        marker, place = match.group()[-1], match.end()
         if marker == 0xD9:
             return False
         scans += marker == 0xDA
@@ -247,10 +247,10 @@ def _orientation(image: ImageFile.ImageFile) -> tuple[int, bool]:
     if isinstance(image, PngImageFile) and "exif" not in image.info:
         return 1, True  # Pillow would decode all to look for a chunk behind the pixels
     try:
-        found = image.getexif().get(Base.Orientation, 1)
+        orientation = image.getexif().get(Base.Orientation, 1)
     except Exception:  # noqa: BLE001  (as above; a broken block is no reason to lose the picture)
         return 1, False
-    return (found, True) if found in range(1, 9) else (1, False)
+    return (orientation, True) if orientation in range(1, 9) else (1, False)
 
 
 def _upright_size(image: ImageFile.ImageFile, orientation: int) -> tuple[int, int]:
@@ -295,8 +295,8 @@ def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str])
     if name == "HEIF" and (profile := image.info.get("nclx_profile")):
         code_points = profile["color_primaries"], profile["transfer_characteristics"]
     if name == "AVIF":
-        found = (box for box in colour_boxes(data) if box[:4] == b"nclx" and len(box) >= 8)
-        code_points = next((struct.unpack_from(">HH", box, 4) for box in found), None)
+        nclx_boxes = (box for box in colour_boxes(data) if box[:4] == b"nclx" and len(box) >= 8)
+        code_points = next((struct.unpack_from(">HH", box, 4) for box in nclx_boxes), None)
     return _by_code_points(*code_points, False, flags) if code_points else None
 
 

@@ -130,12 +130,12 @@ def card_here(device: str) -> Card | None:
         return cpu()
     if not torch.cuda.is_available():
         return None
-    found = torch.cuda.get_device_name()
-    spelled = found.lower().replace(" ", "")
+    name = torch.cuda.get_device_name()
+    spelled = name.lower().replace(" ", "")
     named = next((one for one in CARDS.values() if one.name in spelled), None)
     if named is None:
         raise ConfigError(
-            f"no figures of this machine's {found}",
+            f"no figures of this machine's {name}",
             do=f"name the card nearest to it: --gpu {', '.join(CARDS)}",
         )
     return named

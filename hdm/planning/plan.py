@@ -197,10 +197,10 @@ class _Planner:
         return self.train.phases[-1].resolution if self.train.phases else 0
 
     def _embeddings(self) -> tuple[float, Work]:
-        found = self._sizes("contrastive", counts.towers)
-        if found is None:
+        towers = self._sizes("contrastive", counts.towers)
+        if towers is None:
             return sizes.SMALL_BYTES, Work()
-        picture, text = found
+        picture, text = towers
         both = picture.flops() + (
             text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0
         )
@@ -213,13 +213,13 @@ class _Planner:
 
     def _features(self) -> float:
         """Bytes of a picture's features."""
-        found, side = self._sizes("vision", vision_sizes), self.pipeline.encode.features_px
+        vision, side = self._sizes("vision", vision_sizes), self.pipeline.encode.features_px
         self.notes.append(
             "the vision model's work is not counted; that of the projector in training, and its memory, only where measured"
         )
         return (
-            2 * found[0] * (side // found[1]) * (round(side * sizes.ASPECT) // found[1])
-            if found
+            2 * vision[0] * (side // vision[1]) * (round(side * sizes.ASPECT) // vision[1])
+            if vision
             else 0.0
         )
 
@@ -241,14 +241,14 @@ class _Planner:
 
     def largest_micro_batches(self) -> tuple[Phase, ...]:
         """The phases with the largest micro-batch that fits; 1 where not even that does."""
-        found = []
+        largest = []
         for phase in self.train.phases:
             share = -(-phase.batch_size // self.train.num_processes)
             most = min(share, self._memory(phase).largest_micro_batch(self.room))
             if self.train.contrastive_weight and most < share:
                 most -= most % 2  # neighbours stay together
-            found.append(phase.model_copy(update={"micro_batch": max(1, most)}))
-        return tuple(found)
+            largest.append(phase.model_copy(update={"micro_batch": max(1, most)}))
+        return tuple(largest)
 
     def _live(self) -> tuple[counts.LanguageModel | None, counts.ImageEncoder | None]:
         """The models that run in training."""
@@ -274,10 +274,10 @@ class _Planner:
         )
         samples = num_steps(phase) * phase.batch_size
         seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
-        if found := (self.asked.measured or {}).get(phase.name):
-            seconds = num_steps(phase) * found.step_sec * self.train.num_processes
+        if measured := (self.asked.measured or {}).get(phase.name):
+            seconds = num_steps(phase) * measured.step_sec * self.train.num_processes
             total = (
-                total if self.train.shards else found.memory_bytes
+                total if self.train.shards else measured.memory_bytes
             )  # one process alone measured, with all of the model
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
         left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
@@ -351,14 +351,14 @@ class _Planner:
         """A component's sizes; None, with a note, where they are not known."""
         try:
             reference = getattr(resolve(self.pipeline.components), component)
-            found = find(reference) if reference else None
+            sizes = find(reference) if reference else None
         except InputError:
-            found = None
-        if found is None:
+            sizes = None
+        if sizes is None:
             self.notes.append(
                 f"the work of {component} is not counted: its sizes are not known here"
             )
-        return found
+        return sizes
 
     def _assumptions(self) -> list[str]:
         card = self.asked.card
@@ -387,10 +387,10 @@ class _Planner:
         return assumptions + list(dict.fromkeys(self.notes))
 
     def _problems(self, rows: Sequence[Row]) -> list[str]:
-        found = []
+        problems = []
         for row in rows:
             if row.memory_bytes is not None and row.memory_bytes > self.room and not row.done:
-                found.append(
+                problems.append(
                     f"{row.name} takes {row.memory_bytes / 1e9:.1f} GB with micro-batches of {row.micro_batch}; "
                     f"{self.asked.card.name} has {self.room / 1e9:.1f} to spare"
                 )
@@ -400,10 +400,10 @@ class _Planner:
             next(folder for folder in (root, *root.parents) if folder.exists())
         ).free
         if left > free:
-            found.append(
+            problems.append(
                 f"the outputs to be made take {left / 1e9:,.1f} GB; {free / 1e9:,.1f} are free in {root}"
             )
-        return found
+        return problems
 
     def _checkpoint_bytes(self, rows: Sequence[Row]) -> int:
         phases = [
@@ -418,13 +418,13 @@ class _Planner:
 
 def _done(pipeline: Pipeline, store: Store) -> dict[str, Output]:
     """What is in the store already. Nothing is rehashed, and nothing set aside."""
-    found: dict[str, Output] = {}
+    outputs: dict[str, Output] = {}
     for step in steps(pipeline):
         try:
-            found[step.name] = _read(store, pipeline, step.name)
+            outputs[step.name] = _read(store, pipeline, step.name)
         except (InputError, FileNotFoundError, DamagedError):
             continue  # a model that the name depends on is not here, or the output is not
-    return found
+    return outputs
 
 
 def _read(store: Store, pipeline: Pipeline, name: str) -> Output:

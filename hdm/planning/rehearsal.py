@@ -52,10 +52,10 @@ class Rehearsal:
         """By name, as training asks for them."""
         filter, captions = self._filter(), self._captions()
         tokens = self._tokens(captions)
-        found = [filter, captions, tokens, self._latents(filter)]
-        found += [self._text(tokens)] if self.pipeline.encode.text_embeddings else []
-        found += [self._features(filter)] if self.pipeline.train.align_weight else []
-        return {output.name: output for output in found}
+        outputs = [filter, captions, tokens, self._latents(filter)]
+        outputs += [self._text(tokens)] if self.pipeline.encode.text_embeddings else []
+        outputs += [self._features(filter)] if self.pipeline.train.align_weight else []
+        return {output.name: output for output in outputs}
 
     def _table(
         self, identity: Identity, name: str, schema: pa.Schema, rows: Rows, **summary: Any

@@ -140,15 +140,15 @@ def newest(
         shutil.rmtree(leftover)
     for path in reversed(_all(folder)):
         try:
-            found = read(path)
+            checkpoint = read(path)
         except DamagedError as error:
             log.warning("%s; the checkpoint before it is used", error.what)
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         else:
-            if wanted(found.state):
-                return found
+            if wanted(checkpoint.state):
+                return checkpoint
     return None
 
 

@@ -147,14 +147,14 @@ def num_steps(phase: Phase) -> int:
 
 def living_ranks(job: Job) -> list[int]:
     """The pids of the processes that train it now."""
-    found = []
+    ranks = []
     for path in sorted(Path(job.scratch).glob("rank-*.pid")):
         with contextlib.suppress(OSError, ValueError):
             pid = int(path.read_text())
             # A pid may have been given to another process since.
             if os.fsencode(job.path) in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+                ranks.append(pid)
+    return ranks
 
 
 def checkpoint_folder(scratch: Path, step: int) -> Path:

@@ -220,13 +220,13 @@ def block_tokens(
     cross = {first + stage * model.dec_blocks for stage in range(model.depth)}
     start, end = model.tread_route(route)
     kept = num_kept(num_image, rate)
-    found = []
+    blocks = []
     for number in range(total):
         routed = kept < num_image and start <= number < end
         seen = (kept if routed else num_image) + num_text
         last = number == total - 1 and number not in cross and not routed
-        found.append(BlockTokens(seen, num_image if last else seen, number in cross))
-    return found
+        blocks.append(BlockTokens(seen, num_image if last else seen, number in cross))
+    return blocks
 
 
 def block_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) -> int:

@@ -62,10 +62,10 @@ class Milestones:
         sharded ones together.
         """
         for track, tensors in tracks.items():
-            found = gathered(tensors)
+            gathered_tensors = gathered(tensors)
             if writes:
-                with self.write(snapshot_name(track, step), num_bytes(found)) as path:
-                    save_tensors(path, found)
+                with self.write(snapshot_name(track, step), num_bytes(gathered_tensors)) as path:
+                    save_tensors(path, gathered_tensors)
 
     def hand_over(self, folder: Path) -> tuple[list[str], list[str]]:
         """Copy the files to a folder; they stay, so that a kill later on costs nothing.

@@ -196,13 +196,13 @@ def _adamw(groups: list[dict[str, object]], settings: Optimizer) -> torch.optim.
 
 def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[str, object]]:
     """AdamW's groups: parameters of one rate and one decay together."""
-    found: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
     for name, value in parameters.items():
         rate = settings.learning_rate / (fan_in(value) if settings.per_fan_in else 1)
-        found[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
+        groups[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
     return [
-        {"params": found[key], "lr": key[0], BASE_RATE: key[0], "weight_decay": key[1]}
-        for key in sorted(found)
+        {"params": groups[key], "lr": key[0], BASE_RATE: key[0], "weight_decay": key[1]}
+        for key in sorted(groups)
     ]
 
 

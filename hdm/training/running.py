@@ -45,13 +45,13 @@ class Progress:
 
 def trainings(root: Path) -> list[Job]:
     """The phases of a store in which a process trains now."""
-    found = []
+    jobs = []
     for path in sorted(root.glob(f"train.*/*/{SCRATCH}/job.json")):
         with contextlib.suppress(HdmError, ValueError):  # it ends just now
             job = Job.read(path)
             if living_ranks(job):
-                found.append(job)
-    return found
+                jobs.append(job)
+    return jobs
 
 
 def progress(job: Job) -> Progress | None:
@@ -89,14 +89,14 @@ def ask(job: Job, what: str, timeout_sec: float) -> Path:
             )
             raise InputError(why, where=job.log, do="see how far it is with `hdm status`")
         time.sleep(POLL_SEC)
-    found = (
+    asked = (
         sorted((Path(job.folder) / SAMPLES).glob("*.png"))
         if what == SAMPLE
         else [newest_checkpoint(Path(job.scratch))]
     )
-    if not found or found[-1] is None:
+    if not asked or asked[-1] is None:
         raise InputError(f"the training could not {what}", where=job.log, do="its log says why")
-    return found[-1]
+    return asked[-1]
 
 
 class Requests:

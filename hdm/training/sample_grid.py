@@ -42,9 +42,9 @@ def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -
         keys = sorted(
             scores.filter(pc.equal(scores.column("split"), split)).column("key").to_pylist()
         )
-        found = [texts[0] for texts in captions_by_key(captions, keys).values() if texts]
-        if found:
-            return found[:NUM_PICTURES]
+        prompts = [texts[0] for texts in captions_by_key(captions, keys).values() if texts]
+        if prompts:
+            return prompts[:NUM_PICTURES]
     raise InputError(
         "no kept picture has a caption", where=captions.path, do="name prompts in train.prompts"
     )

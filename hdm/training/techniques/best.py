@@ -44,10 +44,10 @@ class Best:
         """Write down the models as they are after a step; a process that does not write helps to
         put sharded ones together.
         """
-        found = {name: gathered(model.state_dict()) for name, model in self.models.items()}
+        tensors = {name: gathered(model.state_dict()) for name, model in self.models.items()}
         if not writes:
             return
-        checkpoint.write_folder(self._of(step), found, {}, {"step": step})
+        checkpoint.write_folder(self._of(step), tensors, {}, {"step": step})
 
     def saved(self, step: int | None) -> None:
         """A checkpoint was made whose best step is this one: what neither it nor the one before

@@ -46,27 +46,27 @@ def choose_techniques(
     """
     settings, phase = job.settings.train, job.phase
     milestones, steps = Milestones(Path(job.scratch)), num_steps(phase)
-    found: list[Technique] = [SpikeGuard(phase.batch_size, warns=ranks.first)]
+    techniques: list[Technique] = [SpikeGuard(phase.batch_size, warns=ranks.first)]
     if settings.dropout:
-        found.append(DropoutSeeds(settings.seed))
+        techniques.append(DropoutSeeds(settings.seed))
     if batch.features is not None:
         seed = seed_at(settings.seed, PROJECTION, job.number)
         block, width = settings.aligned_block, batch.features.shape[-1]
         weight, optimizer = settings.align_weight, phase.optimizer
-        found.append(Alignment(trainable.model, block, width, weight, optimizer, seed))
+        techniques.append(Alignment(trainable.model, block, width, weight, optimizer, seed))
     loader = cache(partial(assembly.measured_loader, job, "validation", BATCH_SIZE))
     every, raw = settings.validate_every, settings.validate_raw
     held_out = HeldOut(measurement, trainable, loader, every, steps, raw=raw)
-    found.append(held_out)
+    techniques.append(held_out)
     if settings.watches:
         models = {"weights": trainable.model, "ema": trainable.averaged}
         files = Best(Path(job.scratch), models) if settings.keep == "best" else None
-        found.append(BestSoFar(held_out, settings.watch, files, settings.patience, ranks))
+        techniques.append(BestSoFar(held_out, settings.watch, files, settings.patience, ranks))
     if settings.generate_every is not None:
         every, size = settings.generate_every, phase.batch_size
-        found.append(GeneratedPictures(grid, milestones, ranks, every, size))
+        techniques.append(GeneratedPictures(grid, milestones, ranks, every, size))
     if settings.ema_lengths:
-        found.append(
+        techniques.append(
             PowerEma(
                 trainable.model,
                 settings.ema_lengths,
@@ -76,4 +76,4 @@ def choose_techniques(
                 takes_part=ranks.takes_part,
             )
         )
-    return found
+    return techniques

@@ -57,7 +57,7 @@ class HeldOut(Technique):
         return {**averaged, **{f"raw_{name}": value for name, value in raw.items()}}
 
     def _losses(self, model: Any) -> Losses:
-        found = self.measurement.losses(model, self.loader())
-        if found is None:
+        losses = self.measurement.losses(model, self.loader())
+        if losses is None:
             raise CutShort
-        return found
+        return losses
