@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hdm.architecture import XUTConfig
 from hdm.files import TEMPORARY
 from hdm.models.xut import XUT
-from hdm.training import checkpoint
-from hdm.training.checkpoint_writer import CheckpointWriter
+from hdm.training.state import checkpoint
+from hdm.training.state.checkpoint_writer import CheckpointWriter
 
 EXPLANATION = """\
 Weights, their average and Adam's two averages of a model a quarter of xut-base's size, or of xut-base (343M parameters, 5.5 GB) by --whole,

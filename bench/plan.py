@@ -19,7 +19,7 @@ from hdm.planning.hardware import CARDS, PUBLISHED_CARD
 from hdm.planning.plan import Measured
 from hdm.planning.work import Work
 from hdm.store import Store
-from hdm.training.job import TIMING
+from hdm.training.process.job import TIMING
 from hdm.training.settings import Phase
 
 EXPLANATION = """\

@@ -20,8 +20,8 @@ from train import job_of
 from hdm.config import Pipeline
 from hdm.files import TEMPORARY
 from hdm.pipelines import load_pipeline
-from hdm.training.job import TIMING, Job
-from hdm.training.launch import run_training
+from hdm.training.process.job import TIMING, Job
+from hdm.training.process.launch import run_training
 
 EXPLANATION = """\
 A training of a model a quarter of xut-base's size, or of xut-base (343M parameters, 5.5 GB of weights, average and Adam's state a

@@ -56,9 +56,9 @@ from hdm.models.xut import XUT
 from hdm.pipelines import load_pipeline
 from hdm.planning.rehearsal import Rehearsal
 from hdm.store import Store
-from hdm.training.guard import StopRequest
-from hdm.training.job import TIMING, Job
-from hdm.training.optimizers import Optimizers, is_muon
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import TIMING, Job
+from hdm.training.state.optimizers import Optimizers, is_muon
 from hdm.training.trainer import Trainer
 from tests.models import oracle
 

@@ -19,7 +19,7 @@ from hdm.messages import Terminal, say
 from hdm.options import File, Overrides, number
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
-from hdm.training.running import SAMPLE, SAVE, ask, trainings
+from hdm.training.process.running import SAMPLE, SAVE, ask, trainings
 from tasks.configuration import Project
 from tasks.services import runs, serving, stop_runs, visible
 

@@ -33,7 +33,7 @@ from hdm.scoring import metrics
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import MANIFEST, Identity, Output, Store, in_use, read_output, set_aside
 from hdm.training import phase
-from hdm.training.job import START, mixed_name
+from hdm.training.process.job import START, mixed_name
 from hdm.vae import stage as vae_stage
 
 TRAININGS = ("train", VAE)

@@ -22,7 +22,7 @@ from hdm.models.xut import XUT
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, preflight, problems, run
 from hdm.store import SCRATCH, Store
-from hdm.training.job import checkpoint_folder
+from hdm.training.process.job import checkpoint_folder
 
 SMALL = (
     "download.scenes.count=12",

@@ -20,8 +20,8 @@ from hdm.files import read_record, write_json
 from hdm.lab.lab_folder import CostBook
 from hdm.models.components import resolve, weights_digest
 from hdm.models.settings import Components
-from hdm.training.job import read_outcome
-from hdm.training.records import Timing
+from hdm.training.measures.records import Timing
+from hdm.training.process.job import read_outcome
 
 OTHER_SHAPES = [[], 3, None, "x", {"seconds": "many"}, {"asked": 1}, {"a": {"b": [["c"]]}}]
 

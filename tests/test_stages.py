@@ -11,7 +11,7 @@ from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, run, run_step, steps
 from hdm.store import Store
-from hdm.training.job import START
+from hdm.training.process.job import START
 
 SMALL = (
     "download.scenes.count=12",

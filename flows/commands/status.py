@@ -12,9 +12,9 @@ from rich.markup import escape
 from hdm.last_runs import BEGUN, FINISHED, IN_WORK, MISSING, LastRun, last_runs, progress
 from hdm.messages import Terminal
 from hdm.store import MANIFEST, Output, Store
-from hdm.training.job import Job
-from hdm.training.running import progress as training_progress
-from hdm.training.running import trainings
+from hdm.training.process.job import Job
+from hdm.training.process.running import progress as training_progress
+from hdm.training.process.running import trainings
 from tasks.services import runs, serving, visible
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))

@@ -52,8 +52,8 @@ from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import cpu_threads, deterministic
 from hdm.models.small_autoencoder import new_autoencoder
 from hdm.store import Draft, Identity, draft_in
-from hdm.training.guard import Stopped, signals_raised
-from hdm.training.threads import keep_threads
+from hdm.training.process.guard import Stopped, signals_raised
+from hdm.training.process.threads import keep_threads
 
 COMPONENTS = {
     "autoencoder": "autoencoder",

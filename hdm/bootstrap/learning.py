@@ -22,10 +22,10 @@ from hdm.errors import HdmError
 from hdm.muon import Muon
 from hdm.progress import Tracker, track
 from hdm.sharding import finite
-from hdm.training import checkpoint
-from hdm.training.guard import Signals, Stopped, signals_counted
 from hdm.training.loop import run_course
-from hdm.training.optimizers import load_state, state_tensors
+from hdm.training.process.guard import Signals, Stopped, signals_counted
+from hdm.training.state import checkpoint
+from hdm.training.state.optimizers import load_state, state_tensors
 
 WARMUP = 0.03
 FINAL_RATE = 0.02

@@ -12,7 +12,7 @@ from hdm.lab.grid import Cell, Grid
 from hdm.scoring.metrics import Score, is_measured, read_finding
 from hdm.stages import identities
 from hdm.store import Store
-from hdm.training.job import METRICS
+from hdm.training.process.job import METRICS
 
 
 @dataclass(frozen=True)

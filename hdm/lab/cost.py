@@ -30,7 +30,7 @@ from hdm.models.components import autoencoder_in, resolve
 from hdm.models.cpu import training_environment
 from hdm.stages import identities, steps
 from hdm.store import Store
-from hdm.training.job import Job
+from hdm.training.process.job import Job
 
 if TYPE_CHECKING:
     from hdm.training.trainer import Trainer
@@ -153,7 +153,7 @@ def _run(request: Path, device: str) -> list[list[list[float]]]:
 def main(path: Path) -> None:
     """The process: print the seconds of every step, by job, start and round."""
     from hdm.models.devices import choose_device, deterministic
-    from hdm.training.guard import StopRequest
+    from hdm.training.process.guard import StopRequest
     from hdm.training.trainer import Trainer
 
     request: dict[str, Any] = json.loads(path.read_bytes())

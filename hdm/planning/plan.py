@@ -20,10 +20,10 @@ from hdm.planning.hardware import Card
 from hdm.planning.work import Work
 from hdm.stages import Step, identities, steps
 from hdm.store import Output, Store, read_output
-from hdm.training import memory
-from hdm.training.checkpoint import KEEP
-from hdm.training.job import num_steps
+from hdm.training.measures import memory
+from hdm.training.process.job import num_steps
 from hdm.training.settings import Phase
+from hdm.training.state.checkpoint import KEEP
 
 Sizes = TypeVar("Sizes")
 RESERVED_BYTES = 1.5e9

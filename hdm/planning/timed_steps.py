@@ -24,7 +24,7 @@ from hdm.planning.plan import Measured
 from hdm.planning.rehearsal import Rehearsal
 from hdm.redaction import shown
 from hdm.store import Store
-from hdm.training.job import Job
+from hdm.training.process.job import Job
 
 STEPS, WARM_UP = 3, 1
 
@@ -98,9 +98,9 @@ def main(path: Path) -> int:
     import torch
 
     from hdm.models.devices import choose_device
-    from hdm.training.guard import StopRequest
-    from hdm.training.memory_use import peak_memory_bytes
     from hdm.training.out_of_memory import is_out_of_memory
+    from hdm.training.process.guard import StopRequest
+    from hdm.training.process.memory_use import peak_memory_bytes
     from hdm.training.trainer import Trainer
 
     job = Job.read(path)

@@ -12,7 +12,7 @@ from hdm.architecture import XUTConfig
 from hdm.models.execution import recomputed_blocks
 from hdm.models.flops import forward_flops, training_flops
 from hdm.planning.counts import ImageEncoder, LanguageModel
-from hdm.training.memory import block_tokens
+from hdm.training.measures.memory import block_tokens
 from hdm.training.settings import Phase
 
 

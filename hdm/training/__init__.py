@@ -1,8 +1,5 @@
 """Training. `phase` is the stage, `trainer` turns `loop`, `denoising` computes a step's gradients.
 
-What runs the process: `launch`, `worker`, `guard`, `job`, `origin`, `ranks`, `running`, `threads`,
-`memory_use`. What the state is: `state` and its parts `trainable`, `optimizers`, `position`,
-`technique`; `checkpoint` and what writes it. What is measured: `logbook`, `records`, `meter`,
-`norms`, `memory`, `validation`, `pictures`, `explanation`, `ending`. What is done beside the steps:
-`techniques`, one module each.
+Its rooms: `process`, what runs the process; `state`, what the state is and how it is kept;
+`measures`, what is measured; `techniques`, what is done beside the steps, one module each.
 """

@@ -30,14 +30,14 @@ from hdm.models.denoiser import Denoiser
 from hdm.models.execution import compile_blocks, drop_updates, recompute_activations, shard
 from hdm.models.text_encoder import load_tokenizer
 from hdm.store import Output
-from hdm.training.checkpoint import load_weights
-from hdm.training.guard import StopRequest
-from hdm.training.job import Job, mixed_name, num_steps
 from hdm.training.objective import FlowMatching, Objective
 from hdm.training.prefetcher import Prefetcher
-from hdm.training.ranks import Ranks
-from hdm.training.threads import keep_threads
-from hdm.training.trainable import Trainable, WholeModel
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import Job, mixed_name, num_steps
+from hdm.training.process.ranks import Ranks
+from hdm.training.process.threads import keep_threads
+from hdm.training.state.checkpoint import load_weights
+from hdm.training.state.trainable import Trainable, WholeModel
 
 
 def make_accelerator(job: Job, device: str) -> Accelerator:

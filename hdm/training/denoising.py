@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from hdm.generation.conditioning import Conditioning
 from hdm.training import assembly
-from hdm.training.job import Job
 from hdm.training.objective import Objective
-from hdm.training.position import Position
 from hdm.training.prefetcher import Example
-from hdm.training.ranks import Ranks
-from hdm.training.technique import Technique
-from hdm.training.trainable import Trainable
+from hdm.training.process.job import Job
+from hdm.training.process.ranks import Ranks
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Technique
+from hdm.training.state.trainable import Trainable
 
 
 class Denoising:

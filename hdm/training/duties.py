@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 from hdm.errors import HdmError
-from hdm.training.checkpoints import Checkpoints
-from hdm.training.job import Job
-from hdm.training.logbook import Logbook
-from hdm.training.ranks import CutShort, Ranks
-from hdm.training.running import SAMPLE, SAMPLES, SAVE, Requests
-from hdm.training.sample_grid import Grid
+from hdm.training.measures.logbook import Logbook
+from hdm.training.measures.sample_grid import Grid
+from hdm.training.process.job import Job
+from hdm.training.process.ranks import CutShort, Ranks
+from hdm.training.process.running import SAMPLE, SAMPLES, SAVE, Requests
+from hdm.training.state.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from hdm.models.denoiser import Denoiser
 from hdm.sharding import finite
 from hdm.training import assembly
-from hdm.training.checkpoints import Checkpoints
-from hdm.training.incidents import exploded, forgotten, is_useless, signs_of_explosion
-from hdm.training.job import Job
-from hdm.training.logbook import Logbook
+from hdm.training.measures.logbook import Logbook
+from hdm.training.measures.validation import BATCH_SIZE, Measurement
+from hdm.training.process.job import Job
 from hdm.training.results import last_values
-from hdm.training.state import State
-from hdm.training.validation import BATCH_SIZE, Measurement
+from hdm.training.state.checkpoints import Checkpoints
+from hdm.training.state.current import State
+from hdm.training.state.incidents import exploded, forgotten, is_useless, signs_of_explosion
 
 
 def check_end(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from hdm.errors import DoesNotFitError
-from hdm.training.job import Job
-from hdm.training.memory import training_memory
-from hdm.training.memory_use import peak_memory_bytes, system_memory_bytes
+from hdm.training.measures.memory import training_memory
+from hdm.training.process.job import Job
+from hdm.training.process.memory_use import peak_memory_bytes, system_memory_bytes
 from hdm.training.settings import Phase, TrainSettings
 
 SHARE = 0.9  # of the device's memory that a step may fill: the rest is the allocator's and the libraries'

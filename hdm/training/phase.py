@@ -25,7 +25,7 @@ from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, 
 from hdm.models.devices import check_device, check_processes
 from hdm.models.text_encoder import check_text_width, text_width
 from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Store
-from hdm.training.job import (
+from hdm.training.process.job import (
     FILES,
     METRICS,
     SUMMARY,
@@ -33,9 +33,9 @@ from hdm.training.job import (
     checkpoint_step,
     newest_checkpoint,
 )
-from hdm.training.launch import make_companions, run_training
-from hdm.training.optimizers import check_packages
-from hdm.training.origin import check_origin
+from hdm.training.process.launch import make_companions, run_training
+from hdm.training.process.origin import check_origin
+from hdm.training.state.optimizers import check_packages
 
 SCHEMA = 2
 

@@ -17,11 +17,11 @@ from hdm.models.building import build_denoiser
 from hdm.models.components import VAE, portable_names, weights_digest
 from hdm.models.denoiser import Denoiser
 from hdm.training import assembly
-from hdm.training.checkpoint import load_weights
-from hdm.training.job import GENERATED, METRICS, SUMMARY, Job
-from hdm.training.milestones import Milestones
-from hdm.training.sample_grid import Grid
-from hdm.training.trainable import Trainable
+from hdm.training.measures.sample_grid import Grid
+from hdm.training.process.job import GENERATED, METRICS, SUMMARY, Job
+from hdm.training.state.checkpoint import load_weights
+from hdm.training.state.milestones import Milestones
+from hdm.training.state.trainable import Trainable
 
 
 def write_results(job: Job, trainable: Trainable, grid: Grid, *, writes: bool) -> None:

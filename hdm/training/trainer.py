@@ -20,27 +20,27 @@ from torch.nn.utils import clip_grads_with_norm_
 from hdm.kernels import install
 from hdm.models.devices import check_processes, choose_device, deterministic
 from hdm.training import assembly
-from hdm.training.checkpoints import Checkpoints
 from hdm.training.denoising import Denoising
 from hdm.training.duties import Duties
 from hdm.training.ending import check_end
-from hdm.training.explanation import Explanation
-from hdm.training.guard import StopRequest
-from hdm.training.incidents import MAX_SKIPPED_IN_A_ROW, NOT_FINITE, incident, is_useless
-from hdm.training.job import Job, num_steps
-from hdm.training.logbook import open_logbook, step_line
 from hdm.training.loop import run_course
-from hdm.training.norms import gradient_norms, total_norm
-from hdm.training.optimizers import Optimizers, rate_factor
+from hdm.training.measures.explanation import Explanation
+from hdm.training.measures.logbook import open_logbook, step_line
+from hdm.training.measures.norms import gradient_norms, total_norm
+from hdm.training.measures.sample_grid import Grid
+from hdm.training.measures.validation import Measurement
 from hdm.training.out_of_memory import does_not_fit, is_out_of_memory
-from hdm.training.ranks import CutShort
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import Job, num_steps
+from hdm.training.process.ranks import CutShort
+from hdm.training.process.running import Requests
 from hdm.training.results import make_companions, write_results
-from hdm.training.running import Requests
-from hdm.training.sample_grid import Grid
-from hdm.training.state import State
-from hdm.training.technique import Step
+from hdm.training.state.checkpoints import Checkpoints
+from hdm.training.state.current import State
+from hdm.training.state.incidents import MAX_SKIPPED_IN_A_ROW, NOT_FINITE, incident, is_useless
+from hdm.training.state.optimizers import Optimizers, rate_factor
+from hdm.training.state.technique import Step
 from hdm.training.techniques.choose import choose_techniques
-from hdm.training.validation import Measurement
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
 

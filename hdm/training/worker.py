@@ -16,8 +16,8 @@ from hdm.errors import HdmError, SavedOnSignal
 from hdm.files import explain_os_error
 from hdm.messages import guard_output
 from hdm.store import locked
-from hdm.training import guard
-from hdm.training.job import DONE, ERROR, PEER_LOST, SAVED, STOPPED, Job, write_outcome
+from hdm.training.process import guard
+from hdm.training.process.job import DONE, ERROR, PEER_LOST, SAVED, STOPPED, Job, write_outcome
 
 PEER_MESSAGES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 

@@ -26,16 +26,16 @@ from hdm.models.equivariance import Transform, draw_transform
 from hdm.pixels import to_image
 from hdm.progress import Tracker, track
 from hdm.sharding import finite
-from hdm.training import checkpoint
-from hdm.training.average import Average
-from hdm.training.checkpoint import load_weights
-from hdm.training.guard import Signals, signals_counted
-from hdm.training.incidents import forgotten
-from hdm.training.job import METRICS, TIMING
 from hdm.training.loop import run_course
-from hdm.training.optimizers import Optimizers, rate_factor
-from hdm.training.position import BLOCK_IMAGES, explained
-from hdm.training.records import Metrics, Timing
+from hdm.training.measures.records import Metrics, Timing
+from hdm.training.process.guard import Signals, signals_counted
+from hdm.training.process.job import METRICS, TIMING
+from hdm.training.state import checkpoint
+from hdm.training.state.average import Average
+from hdm.training.state.checkpoint import load_weights
+from hdm.training.state.incidents import forgotten
+from hdm.training.state.optimizers import Optimizers, rate_factor
+from hdm.training.state.position import BLOCK_IMAGES, explained
 from hdm.vae.losses import Objective, pixel_difference
 from hdm.vae.settings import VaeSettings
 from hdm.vae.squares import middle_square, random_square, resized

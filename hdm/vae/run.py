@@ -23,8 +23,8 @@ from hdm.models.components import hushed
 from hdm.models.devices import choose_device, cpu_threads, deterministic
 from hdm.models.small_autoencoder import new_autoencoder
 from hdm.store import Folder
-from hdm.training.job import METRICS
-from hdm.training.threads import keep_threads
+from hdm.training.process.job import METRICS
+from hdm.training.process.threads import keep_threads
 from hdm.vae.finetune import Finetuning, Place, make_batch
 from hdm.vae.normalization import write_statistics
 from hdm.vae.reconstruction import Features, measure_quality

@@ -24,8 +24,8 @@ from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device, cpu_threads
 from hdm.pictures.decoding import Decoders, pixels
 from hdm.store import Identity, Output, Store
-from hdm.training.job import METRICS
-from hdm.training.optimizers import check_packages
+from hdm.training.process.job import METRICS
+from hdm.training.state.optimizers import check_packages
 from hdm.vae.finetune import Place
 from hdm.vae.kept import KeptPictures, held_out_pictures
 from hdm.vae.perceptual import check_perceptual

@@ -23,7 +23,7 @@ from hdm.bootstrap.bootstrapping import Plan, bootstrap
 from hdm.bootstrap.examples import Example
 from hdm.demo.bootstrap import SceneQuality, scene_examples
 from hdm.errors import InputError, SavedOnSignal
-from hdm.training import checkpoint
+from hdm.training.state import checkpoint
 
 PLAN = Plan(autoencoder_images=40, contrastive_images=160, language_captions=256, quality_images=32)
 STEPS = {"text_encoder": 4, "autoencoder": 5, "contrastive": 5}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from hdm.commands.cli import app
-from hdm.training.guard import StopRequest
+from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import train
 from tests.training.workshop import make_workshop
 

@@ -20,7 +20,7 @@ from hdm.last_runs import LastRun, remember
 from hdm.models.components import resolve, weights_digest
 from hdm.models.xut import XUT
 from hdm.store import Identity, Store
-from hdm.training.guard import StopRequest
+from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import train
 from tests.training.workshop import lively, make_workshop
 

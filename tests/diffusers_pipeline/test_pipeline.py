@@ -38,7 +38,7 @@ from hdm.models.devices import Batches
 from hdm.models.settings import Components
 from hdm.models.xut import XUT
 from hdm.positions import Camera
-from hdm.training.checkpoint import save_tensors
+from hdm.training.state.checkpoint import save_tensors
 from tests.kernels.test_replaced_modules import Shifted, shifted
 from tests.model_files.golden_files import drawn, save_model
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components

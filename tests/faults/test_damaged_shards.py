@@ -17,7 +17,7 @@ from hdm.errors import DamagedError
 from hdm.pipelines import load_pipeline
 from hdm.stages import run
 from hdm.store import Output, Store
-from hdm.training.position import BLOCK_IMAGES
+from hdm.training.state.position import BLOCK_IMAGES
 from tests.faults.kill_anywhere import contents
 
 TRAIN, LATENTS = "train.48px", "encode.48px"

@@ -9,8 +9,8 @@ import os
 import signal
 from pathlib import Path
 
-from hdm.training.job import METRICS, TIMING, Job, checkpoint_step, newest_checkpoint
-from hdm.training.running import progress, trainings
+from hdm.training.process.job import METRICS, TIMING, Job, checkpoint_step, newest_checkpoint
+from hdm.training.process.running import progress, trainings
 from tasks.services import runs
 from tests.faults.kill_anywhere import SMALL
 from tests.flows.served import STOP_SEC, Served, serve, until

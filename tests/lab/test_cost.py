@@ -14,7 +14,7 @@ import pytest
 
 from hdm.lab import cost
 from hdm.lab.cost import Cost
-from hdm.training.position import Position
+from hdm.training.state.position import Position
 from tests.training.workshop import make_workshop
 
 SCHEDULE = Cost(((0.0, 0.5), (0.75, 1.25), (0.9, 1.0)))

@@ -11,7 +11,7 @@ from hdm.planning.hardware import card
 from hdm.planning.plan import Question, make_plan
 from hdm.planning.timed_steps import measure
 from hdm.store import Output
-from hdm.training.job import TIMING
+from hdm.training.process.job import TIMING
 from tests.training.workshop import Workshop, make_workshop
 
 WIDE = dict(width=256, num_heads=4, head_size=64, mlp_width=768)

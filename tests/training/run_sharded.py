@@ -16,8 +16,8 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from hdm.sharding import local
-from hdm.training.guard import StopRequest
-from hdm.training.job import Job
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import Job
 from hdm.training.trainer import Trainer
 
 

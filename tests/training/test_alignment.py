@@ -21,8 +21,8 @@ from hdm.errors import ConfigError, InputError
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT
 from hdm.store import Identity
-from hdm.training.guard import StopRequest
-from hdm.training.job import newest_checkpoint
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import newest_checkpoint
 from hdm.training.techniques.alignment import Aligned, cosines
 from hdm.training.trainer import Trainer
 from tests.training.test_trainer import (

@@ -12,7 +12,7 @@ import torch
 from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import canonical_json
-from hdm.training.checkpoint import newest, save
+from hdm.training.state.checkpoint import newest, save
 from hdm.training.techniques.best import Best
 
 CONFIG = XUTConfig(

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hdm.errors import DoesNotFitError
-from hdm.training import checkpoint
-from hdm.training.checkpoint_writer import CheckpointWriter
+from hdm.training.state import checkpoint
+from hdm.training.state.checkpoint_writer import CheckpointWriter
 
 SIZE = 1 << 20
 

@@ -14,7 +14,7 @@ from hdm.architecture import XUTConfig
 from hdm.model_files.file_names import EMA, WEIGHTS
 from hdm.models.denoiser import register
 from hdm.models.xut import XUT
-from hdm.training.guard import StopRequest
+from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import Trainer
 from tests.training.mixer import Mixer
 from tests.training.workshop import Workshop

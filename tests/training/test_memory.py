@@ -23,7 +23,7 @@ from hdm.models.execution import recompute_activations, shard
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.sharding import local
-from hdm.training.memory import (
+from hdm.training.measures.memory import (
     Form,
     block_bytes,
     block_tokens,

@@ -16,7 +16,7 @@ from hdm.errors import DamagedError
 from hdm.evaluation.painting import Painter
 from hdm.model_files.opening import open_model
 from hdm.store import Output, Store
-from hdm.training.guard import StopRequest
+from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import Trainer
 from tests.store_as_of_old import as_of_old
 from tests.training.workshop import Workshop

@@ -10,8 +10,8 @@ import torch
 
 from hdm.architecture import XUTConfig
 from hdm.models.flops import forward_flops
-from hdm.training.meter import Machine, Meter, power_watts
-from hdm.training.records import Timing
+from hdm.training.measures.meter import Machine, Meter, power_watts
+from hdm.training.measures.records import Timing
 
 CPU = torch.device("cpu")
 MODEL = XUTConfig(

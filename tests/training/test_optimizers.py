@@ -10,9 +10,9 @@ import torch
 from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError
 from hdm.models.xut import XUT
-from hdm.training.average import Average
-from hdm.training.optimizers import Optimizers, rate_factor
 from hdm.training.settings import Optimizer
+from hdm.training.state.average import Average
+from hdm.training.state.optimizers import Optimizers, rate_factor
 
 SMALL = XUTConfig(
     width=16,

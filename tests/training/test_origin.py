@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState
 
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.store import SCRATCH
-from hdm.training import checkpoint
-from hdm.training.guard import Stopped, StopRequest
-from hdm.training.job import ERROR, Job, write_outcome
-from hdm.training.origin import check_origin, notice
-from hdm.training.position import Position
+from hdm.training.process.guard import Stopped, StopRequest
+from hdm.training.process.job import ERROR, Job, write_outcome
+from hdm.training.process.origin import check_origin, notice
+from hdm.training.state import checkpoint
+from hdm.training.state.position import Position
 from hdm.training.trainer import Trainer
 from tests.training.workshop import Workshop
 

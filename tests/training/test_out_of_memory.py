@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hdm.architecture import XUTConfig
-from hdm.training.memory import training_memory
+from hdm.training.measures.memory import training_memory
 from hdm.training.out_of_memory import Advice
 from hdm.training.settings import Phase, TrainSettings
 

@@ -22,8 +22,8 @@ from hdm.errors import DoesNotFitError, HdmError
 from hdm.model_files.opening import open_model
 from hdm.models.components import weights_digest
 from hdm.store import locked
-from hdm.training.guard import StopRequest
-from hdm.training.job import FILES, outcome_error, read_outcome, write_outcome
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import FILES, outcome_error, read_outcome, write_outcome
 from hdm.training.trainer import train
 from tests.training.workshop import Workshop
 
@@ -33,7 +33,7 @@ SURVIVORS_SEC = 10.0
 FAILS_AT_STEP_5 = """
 import os, sys
 if "hdm.training.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
-    from hdm.training.position import Position
+    from hdm.training.state.position import Position
     after = Position.after
     def failing(self, *given, **named):
         if self.step == 5:
@@ -44,7 +44,7 @@ if "hdm.training.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
 STOPS_THE_FLOW_AT_THE_END = """
 import os, signal, sys, time
 if "hdm.training.worker" in sys.orig_argv:
-    from hdm.training import job
+    from hdm.training.process import job
     written = job.write_outcome
     def then_stopped(scratch, rank, state, *rest):
         os.kill(os.getppid(), signal.SIGTERM)
@@ -333,7 +333,7 @@ def test_an_exception_in_a_worker_is_shown_and_not_tried_again(
 def test_no_second_trainer_while_a_rank_lives(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hdm.training.launch.LOCK_WAIT_SEC", 0.2)
+    monkeypatch.setattr("hdm.training.process.launch.LOCK_WAIT_SEC", 0.2)
     elsewhere = workshop.elsewhere(tmp_path / "store")
     scratch(elsewhere).mkdir(parents=True)
     with (

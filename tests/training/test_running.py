@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from hdm.errors import InputError
-from hdm.training.running import SAVE, ask, progress, trainings
+from hdm.training.process.running import SAVE, ask, progress, trainings
 from tests.training.test_phase import start, wait_until
 from tests.training.workshop import Workshop
 

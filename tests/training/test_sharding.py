@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hdm.errors import ConfigError
-from hdm.training.guard import StopRequest
-from hdm.training.job import FILES, Job
+from hdm.training.process.guard import StopRequest
+from hdm.training.process.job import FILES, Job
 from hdm.training.settings import TrainSettings
 from tests.training.run_sharded import Stopped
 from tests.training.workshop import Workshop

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hdm.commands.cli import app
 from hdm.models.xut import XUT
-from hdm.training.guard import StopRequest
+from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import Trainer
 from tests.model_files import golden_files
 from tests.training.workshop import Workshop, lively

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from hdm.diffusion.flow_matching import min_snr_weights
 from hdm.errors import ConfigError, DoesNotFitError, HdmError, InputError
 from hdm.store import read_output
-from hdm.training import assembly, checkpoint
+from hdm.training import assembly
 from hdm.training.denoising import Denoising
-from hdm.training.guard import Stopped, StopRequest
-from hdm.training.job import START, Job, mixed_name
-from hdm.training.position import Position
 from hdm.training.prefetcher import Example
+from hdm.training.process.guard import Stopped, StopRequest
+from hdm.training.process.job import START, Job, mixed_name
+from hdm.training.state import checkpoint
+from hdm.training.state.position import Position
 from hdm.training.trainer import Trainer, train
 from tests.training.workshop import KEYS, Workshop, write_latents
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hdm.training import assembly, validation
+from hdm.training import assembly
+from hdm.training.measures import validation
 from hdm.training.objective import FlowMatching
 from hdm.training.prefetcher import VALIDATION, generator
 from tests.training.workshop import Workshop

@@ -18,7 +18,7 @@ from hdm.data.tables import CAPTIONS, SCORES, write_table
 from hdm.encoding import text, tokens
 from hdm.store import Identity, Output, Store
 from hdm.training import phase
-from hdm.training.job import Job
+from hdm.training.process.job import Job
 
 CHANNELS, SIDE, TEXT_WIDTH = 4, 8, 16
 NUM_PICTURES = 40

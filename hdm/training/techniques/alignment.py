@@ -18,10 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from hdm.data.batch import Batch
 from hdm.models.denoiser import Denoiser
-from hdm.training.optimizers import Optimizers
-from hdm.training.position import Position
 from hdm.training.settings import Optimizer
-from hdm.training.technique import Step, Technique
+from hdm.training.state.optimizers import Optimizers
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Step, Technique
 
 ALIGNMENT = "alignment"
 """The term of the loss, and its name in metrics."""

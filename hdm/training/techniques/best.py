@@ -14,11 +14,11 @@ from torch import nn
 
 from hdm.errors import InputError
 from hdm.sharding import gathered
-from hdm.training import checkpoint
-from hdm.training.checkpoint import load_weights
-from hdm.training.position import Position
-from hdm.training.ranks import Ranks
-from hdm.training.technique import Technique
+from hdm.training.process.ranks import Ranks
+from hdm.training.state import checkpoint
+from hdm.training.state.checkpoint import load_weights
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Technique
 from hdm.training.techniques.held_out import HeldOut
 
 FOLDER = "best"

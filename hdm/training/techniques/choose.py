@@ -8,12 +8,14 @@ from pathlib import Path
 from hdm.chance import seed_at
 from hdm.data.batch import Batch
 from hdm.training import assembly
-from hdm.training.job import Job, num_steps
-from hdm.training.milestones import Milestones, even_steps
+from hdm.training.measures.sample_grid import Grid
+from hdm.training.measures.validation import BATCH_SIZE, Measurement
 from hdm.training.prefetcher import PROJECTION
-from hdm.training.ranks import Ranks
-from hdm.training.sample_grid import Grid
-from hdm.training.technique import Technique
+from hdm.training.process.job import Job, num_steps
+from hdm.training.process.ranks import Ranks
+from hdm.training.state.milestones import Milestones, even_steps
+from hdm.training.state.technique import Technique
+from hdm.training.state.trainable import Trainable
 from hdm.training.techniques.alignment import Alignment
 from hdm.training.techniques.best import Best, BestSoFar
 from hdm.training.techniques.dropout import DropoutSeeds
@@ -21,8 +23,6 @@ from hdm.training.techniques.generated import GeneratedPictures
 from hdm.training.techniques.held_out import HeldOut
 from hdm.training.techniques.power_tracks import PowerEma
 from hdm.training.techniques.spikes import SpikeGuard
-from hdm.training.trainable import Trainable
-from hdm.training.validation import BATCH_SIZE, Measurement
 
 
 def choose_techniques(

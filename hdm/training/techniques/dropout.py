@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from hdm.chance import seed_at
-from hdm.training.position import Position
 from hdm.training.prefetcher import DROPOUT
-from hdm.training.technique import Technique
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Technique
 
 
 class DropoutSeeds(Technique):

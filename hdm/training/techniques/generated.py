@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from hdm.training.milestones import Milestones
-from hdm.training.position import Position
-from hdm.training.ranks import Ranks
-from hdm.training.sample_grid import Grid
-from hdm.training.technique import Technique
+from hdm.training.measures.sample_grid import Grid
+from hdm.training.process.ranks import Ranks
+from hdm.training.state.milestones import Milestones
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Technique
 
 
 class GeneratedPictures(Technique):

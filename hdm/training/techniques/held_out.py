@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hdm.data.loader import Loader
-from hdm.training.position import Position
-from hdm.training.ranks import CutShort
-from hdm.training.technique import Technique
-from hdm.training.trainable import Trainable
-from hdm.training.validation import Losses, Measurement
+from hdm.training.measures.validation import Losses, Measurement
+from hdm.training.process.ranks import CutShort
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Technique
+from hdm.training.state.trainable import Trainable
 
 
 class HeldOut(Technique):

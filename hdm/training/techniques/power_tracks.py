@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hdm.model_files.power_ema import gamma_of
 from hdm.sharding import gathered, local, share
-from hdm.training.milestones import Milestones
-from hdm.training.position import Position
-from hdm.training.technique import Step, Technique
+from hdm.training.state.milestones import Milestones
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Step, Technique
 
 
 class PowerTracks:

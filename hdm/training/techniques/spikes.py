@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hdm.training.incidents import SPIKE
-from hdm.training.position import Position
-from hdm.training.technique import Step, Technique
+from hdm.training.state.incidents import SPIKE
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Step, Technique
 
 MEMORY = 0.98  # decay, per step, of the averages that say what is usual
 EARLY = 50  # steps before which none stands out

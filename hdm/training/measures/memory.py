@@ -53,7 +53,7 @@ def parameters(config: XUTConfig) -> Parameters:
     import torch
 
     from hdm.models.xut import XUT
-    from hdm.training.optimizers import is_muon
+    from hdm.training.state.optimizers import is_muon
 
     with torch.device("meta"):
         model = XUT(config)

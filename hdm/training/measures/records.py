@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hdm.files import read_json
-from hdm.training.memory_use import peak_memory_bytes
-from hdm.training.meter import Meter
+from hdm.training.measures.meter import Meter
+from hdm.training.process.memory_use import peak_memory_bytes
 
 
 class Metrics:

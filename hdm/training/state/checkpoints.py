@@ -17,16 +17,16 @@ from torch import Tensor
 
 from hdm.errors import ConfigError
 from hdm.sharding import finite
-from hdm.training import checkpoint
-from hdm.training.checkpoint import Checkpoint
-from hdm.training.checkpoint_writer import CheckpointWriter
-from hdm.training.incidents import MAX_SKIPPED_IN_A_ROW, WENT_BACK, hopeless, incident
-from hdm.training.job import Job
-from hdm.training.origin import origin_folder
-from hdm.training.ranks import Ranks
-from hdm.training.running import SAVE, Requests
-from hdm.training.state import State
-from hdm.training.technique import Step
+from hdm.training.process.job import Job
+from hdm.training.process.origin import origin_folder
+from hdm.training.process.ranks import Ranks
+from hdm.training.process.running import SAVE, Requests
+from hdm.training.state import checkpoint
+from hdm.training.state.checkpoint import Checkpoint
+from hdm.training.state.checkpoint_writer import CheckpointWriter
+from hdm.training.state.current import State
+from hdm.training.state.incidents import MAX_SKIPPED_IN_A_ROW, WENT_BACK, hopeless, incident
+from hdm.training.state.technique import Step
 
 log = logging.getLogger(__name__)
 

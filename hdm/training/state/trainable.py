@@ -12,8 +12,8 @@ from hdm.model_files.file_names import EMA, WEIGHTS
 from hdm.model_files.tensors import save_tensors
 from hdm.models.denoiser import Denoiser
 from hdm.sharding import gathered
-from hdm.training.average import Average
-from hdm.training.checkpoint import load_weights
+from hdm.training.state.average import Average
+from hdm.training.state.checkpoint import load_weights
 
 Sets = Callable[[str], Mapping[str, Tensor]]
 """Sets of tensors by name, as a checkpoint reads them."""

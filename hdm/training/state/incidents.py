@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hdm.errors import HdmError
-from hdm.training.checkpoint import Checkpoint
-from hdm.training.job import Job, checkpoint_step
-from hdm.training.position import LATELY, Position
 from hdm.training.prefetcher import Example
+from hdm.training.process.job import Job, checkpoint_step
+from hdm.training.state.checkpoint import Checkpoint
+from hdm.training.state.position import LATELY, Position
 
 NOT_FINITE, SPIKE, WENT_BACK = "not finite", "loss spike", "went back"
 MAX_SKIPPED_IN_A_ROW = 10

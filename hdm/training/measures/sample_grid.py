@@ -22,8 +22,8 @@ from hdm.models.autoencoder import load_autoencoder
 from hdm.models.denoiser import Denoiser
 from hdm.models.devices import Batches
 from hdm.store import Output
-from hdm.training.job import Job
-from hdm.training.ranks import CutShort
+from hdm.training.process.job import Job
+from hdm.training.process.ranks import CutShort
 
 NUM_PICTURES, COLUMNS = 16, 4
 

@@ -25,8 +25,8 @@ from hdm.errors import HdmError, LockedError, SavedOnSignal
 from hdm.models.cpu import training_environment
 from hdm.progress import Tracker, track
 from hdm.store import locked
-from hdm.training.guard import Signals, signals_counted
-from hdm.training.job import (
+from hdm.training.process.guard import Signals, signals_counted
+from hdm.training.process.job import (
     DONE,
     ERROR,
     PEER_LOST,
@@ -43,7 +43,7 @@ from hdm.training.job import (
     read_outcome,
     read_outcomes,
 )
-from hdm.training.origin import check_origin, notice
+from hdm.training.process.origin import check_origin, notice
 
 GRACE_SEC = 20.0  # for saving; Prefect gives 30 s in all
 LOCK_WAIT_SEC = 60.0  # for ranks of a killed run to end

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from hdm.training.denoising import Denoising
-from hdm.training.position import BLOCK_IMAGES, explained
 from hdm.training.prefetcher import Prefetcher
-from hdm.training.state import State
+from hdm.training.state.current import State
+from hdm.training.state.position import BLOCK_IMAGES, explained
 
 
 class Explanation:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from hdm.training.guard import StopRequest
+from hdm.training.process.guard import StopRequest
 
 
 class CutShort(Exception):  # noqa: N818  (nothing went wrong)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm.training import checkpoint
-from hdm.training.memory_use import system_memory_bytes
+from hdm.training.process.memory_use import system_memory_bytes
+from hdm.training.state import checkpoint
 
 Sets = Mapping[str, Mapping[str, Tensor]]
 Buffers = dict[str, dict[str, Tensor]]

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.files import read_record
 from hdm.store import SCRATCH
-from hdm.training.job import ERROR, Job, checkpoint_folder, newest_checkpoint, read_outcome
+from hdm.training.process.job import ERROR, Job, checkpoint_folder, newest_checkpoint, read_outcome
 
 STATE = "state.json"
 FIXED = (

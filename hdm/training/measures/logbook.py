@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hdm.training.job import METRICS, TIMING, Job
-from hdm.training.meter import Machine, Meter
-from hdm.training.norms import by_part, tensor_norms
-from hdm.training.position import Position
+from hdm.training.measures.meter import Machine, Meter
+from hdm.training.measures.norms import by_part, tensor_norms
+from hdm.training.measures.records import Metrics, Timing
 from hdm.training.prefetcher import Example
-from hdm.training.ranks import Ranks
-from hdm.training.records import Metrics, Timing
-from hdm.training.state import State
+from hdm.training.process.job import METRICS, TIMING, Job
+from hdm.training.process.ranks import Ranks
+from hdm.training.state.current import State
+from hdm.training.state.position import Position
 
 
 class Logbook:

@@ -16,7 +16,7 @@ from typing import Any
 
 from hdm.errors import HdmError, InputError
 from hdm.store import SCRATCH
-from hdm.training.job import TIMING, Job, living_ranks, newest_checkpoint, num_steps
+from hdm.training.process.job import TIMING, Job, living_ranks, newest_checkpoint, num_steps
 
 SAVE, SAMPLE = "save", "sample"
 SAMPLES = "samples"

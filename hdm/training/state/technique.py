@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hdm.data.batch import Batch
-from hdm.training.position import Position
 from hdm.training.prefetcher import Example
+from hdm.training.state.position import Position
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hdm.diffusion.flow_matching import losses_by_time, sample_losses
 from hdm.generation.conditioning import Conditioning
 from hdm.training.objective import Objective
 from hdm.training.prefetcher import VALIDATION, generator
-from hdm.training.ranks import Ranks
+from hdm.training.process.ranks import Ranks
 
 NUM_IMAGES = 256
 BATCH_SIZE = 64

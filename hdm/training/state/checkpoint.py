@@ -36,7 +36,7 @@ from hdm.files import (
 )
 from hdm.model_files.tensors import num_bytes, read_tensors, save_tensors
 from hdm.sharding import local, share
-from hdm.training.job import METRICS, checkpoint_folder
+from hdm.training.process.job import METRICS, checkpoint_folder
 
 STATE, SUFFIX, KEEP = "state.json", ".safetensors", 2
 

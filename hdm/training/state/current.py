@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from hdm.sharding import gathered
-from hdm.training.checkpoint import Checkpoint
-from hdm.training.optimizers import Optimizers
-from hdm.training.position import Position
-from hdm.training.technique import Technique
-from hdm.training.trainable import Trainable
+from hdm.training.state.checkpoint import Checkpoint
+from hdm.training.state.optimizers import Optimizers
+from hdm.training.state.position import Position
+from hdm.training.state.technique import Technique
+from hdm.training.state.trainable import Trainable
 
 
 @dataclass

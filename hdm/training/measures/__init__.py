@@ -1,0 +1,1 @@
+"""What is measured of a training: losses, speed, memory, and the pictures that are generated."""

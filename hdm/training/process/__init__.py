@@ -1,0 +1,1 @@
+"""What runs the process of a training: how it starts, what it is told, and how it ends."""
