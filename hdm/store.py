@@ -151,6 +151,13 @@ class Output:
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
+    schema: int
+    weights: Mapping[str, str]
+
+    @property
+    def identity(self) -> Identity:
+        """What it depends on."""
+        return Identity(self.name, self.schema, self.config, self.inputs, self.weights)
 
     def file(self, name: str) -> Path:
         """The path of one of its files; KeyError if it has none of that name."""
@@ -579,9 +586,17 @@ def _read_manifest(path: Path, folder: Path) -> Output:
         for name, count in record.counts.items():
             counts[name] = counts.get(name, 0) + count
     return Output(
-        name=manifest["name"], digest=manifest["digest"], path=folder, files=files, counts=dict(sorted(counts.items())),
-        summary=manifest["summary"], config=manifest["config"], inputs=manifest["inputs"],
-    )  # fmt: skip
+        name=identity.name,
+        digest=identity.digest,
+        path=folder,
+        files=files,
+        counts=dict(sorted(counts.items())),
+        summary=manifest["summary"],
+        config=identity.config,
+        inputs=identity.inputs,
+        schema=identity.schema,
+        weights=identity.weights,
+    )
 
 
 def check_files(output: Output, verify_bytes: int | None = None) -> None:

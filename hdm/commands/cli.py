@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hdm.child import forget_launchers
-from hdm.commands import bootstrap, ema, gc, init, plan, sample, vae, verify, weights
+from hdm.commands import bootstrap, ema, gc, init, migrate, plan, sample, vae, verify, weights
 from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
@@ -135,6 +135,7 @@ def config(
 
 app.command("bootstrap")(bootstrap.bootstrap)
 app.command("verify")(verify.verify)
+app.command("migrate")(migrate.migrate)
 app.command("gc")(gc.gc)
 
 
