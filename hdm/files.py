@@ -25,7 +25,7 @@ TEMPORARY = ".tmp-"
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_FOLDER = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO)
-"""What a machine refuses to any program: told in a line, where it is met."""
+"""What a machine refuses to any program: reported in one line, where it occurs."""
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
 """What the system says of a file that is not there, is something else, or lies on a bad block."""
 CHUNK_BYTES = 1 << 20

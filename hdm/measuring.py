@@ -72,7 +72,7 @@ def measure_in_time(
 
 
 def seconds_of_all(measures: Mapping[str, Measure]) -> float:
-    """How long all pieces would take, told by the first of each, which are measured for it."""
+    """How long all pieces would take, estimated from the first of each, which are measured for it."""
     total = 0.0
     for one in measures.values():
         begun = time.monotonic()

@@ -274,7 +274,7 @@ class _Shared:
         self.flag.value = True
 
 
-class _Over(Exception):  # noqa: N818  (what went wrong is told by another)
+class _Over(Exception):  # noqa: N818  (another part says what went wrong)
     """A part is abandoned."""
 
 

@@ -177,7 +177,7 @@ class _Source:
         return str(self) if named[: len(self.keys)] == self.keys else None
 
     def find_section(self, location: tuple[str | int, ...]) -> str | None:
-        """As `find`, where the error is told of a section that the value would be in."""
+        """As `find`, where the error names the section that the value would be in."""
         named = tuple(str(step) for step in location)
         return str(self) if named and named == self.keys[: len(named)] else None
 

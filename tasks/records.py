@@ -1,4 +1,4 @@
-"""What flows and tasks hand on, and how an end is told to Prefect in words."""
+"""What flows and tasks hand on, and how an end is reported to Prefect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
     """End a flow or a task in a state that says it: up to date, cancelled by a signal, or failed
     with what to do about it.
 
-    Put under `@flow` or `@task`. An `HdmError` is told in its own words, with no traceback;
+    Put under `@flow` or `@task`. An `HdmError` is reported in its own words, with no traceback;
     anything else stays an exception.
     """
 

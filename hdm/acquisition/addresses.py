@@ -67,7 +67,7 @@ class Addresses(AbstractResolver):
         self._names = names
 
     def check(self, url: URL, listed: URL) -> None:
-        """Refuse a URL that may not be connected to, as far as that can be told before looking its
+        """Refuse a URL that may not be connected to, as far as that is known before looking its
         host up.
 
         Args:

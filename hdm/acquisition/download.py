@@ -82,7 +82,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """What of `download` cannot work, as far as that can be told without secrets that only the run
+    """What of `download` cannot work, as far as that is known without secrets that only the run
     can read.
     """
     settings = pipeline.download

@@ -31,7 +31,7 @@ StoreFolder = Annotated[
 
 
 class Commands(TyperGroup):
-    """Commands whose known errors are told in their own words, with their exit codes."""
+    """Commands that report known errors in their own words, with their exit codes."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         survive_closing()
@@ -42,7 +42,7 @@ class Commands(TyperGroup):
         guard_output()
         try:
             found = super().invoke(ctx)
-            with printing():  # here a full disk can still be told of
+            with printing():  # here a full disk can still be reported
                 sys.stdout.flush()
             return found
         except HdmError as error:

@@ -245,7 +245,7 @@ def _make(
 def _written(
     out: Path, made: Iterable[Picture], count: int, settings: Mapping[str, Any]
 ) -> dict[Path, str]:
-    """Each picture's file, written as soon as it is made, and the grid's: what is told of it. Numbered on from what is there.
+    """Each picture's file, written as soon as it is made, and the grid's, with its caption. Numbered on from what is there.
 
     Raises:
         InputError: the folder cannot be written.

@@ -15,7 +15,7 @@ PAGE_BYTES = 4096
 
 
 class _Memory:
-    """Memory as numpy is told of it: at each byte, the run that begins there."""
+    """Memory as numpy sees it: at each byte, the run that begins there."""
 
     def __init__(self, address: int, count: int, run_bytes: int) -> None:
         self.__array_interface__: dict[str, Any] = {

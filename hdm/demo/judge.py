@@ -172,7 +172,7 @@ class SceneJudge:
         why: dict[str, Counter[str]] = {}
         for item in items:
             if item.url not in keys:
-                continue  # the download was told to take fewer
+                continue  # the download was asked for fewer
             is_kept = bool(kept.get(keys[item.url], False))
             if item.fault is None:
                 good.update(planted=1, kept=int(is_kept))

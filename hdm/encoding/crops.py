@@ -39,7 +39,7 @@ def crop_error(
         tile_px: as for `Autoencoder.encode`.
 
     Returns:
-        None where nothing can be told: all pictures are square, or so small that all of them is
+        None where nothing can be measured: all pictures are square, or so small that all of them is
         border.
     """
     wholes = []

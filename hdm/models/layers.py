@@ -31,7 +31,7 @@ class Modulation(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What every block is told beside its tokens.
+    """What every block gets besides its tokens.
 
     attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block makes its
     own.

@@ -174,7 +174,7 @@ def picture_cost(width: int, height: int, num_bytes: int) -> int:
     return BYTES_A_PIXEL * width * height + num_bytes
 
 
-class _Ended(Exception):  # noqa: N818  (a state, told to the caller)
+class _Ended(Exception):  # noqa: N818  (a state that the caller handles)
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code

@@ -1,4 +1,4 @@
-"""Which format a file is in, told by its first bytes and never by its name."""
+"""Which format a file is in, by its first bytes and never by its name."""
 
 from __future__ import annotations
 

@@ -102,18 +102,18 @@ class Checkpoints:
         metrics so far.
         """
         with self.ranks.accelerator.main_process_first():  # the first one sets damaged ones aside
-            found = checkpoint.newest(self.folder)
-        if found is not None:
-            self._check_same_run(found)
-            self.state.restore(found)
+            saved = checkpoint.newest(self.folder)
+        if saved is not None:
+            self._check_same_run(saved)
+            self.state.restore(saved)
             self.saved_step = self.state.position.step
-            return found.metrics
+            return saved.metrics
         origin = origin_folder(self.job)
         if origin is None:
             return b""
-        found = checkpoint.read(origin)
-        self.state.adopt(found, self.job.phase.batch_size)
-        return found.metrics
+        saved = checkpoint.read(origin)
+        self.state.adopt(saved, self.job.phase.batch_size)
+        return saved.metrics
 
     def go_back(self, step: Step) -> None:
         """Take the weights of the last good checkpoint and go on with the batches that come next;
@@ -127,16 +127,16 @@ class Checkpoints:
             HdmError: there is none, or training went back before.
         """
         self.writer.wait()
-        found, now = self.last_good(), self.state.position
-        if found is None or now.gone_back:
-            raise hopeless(now, step.example, step.loss, step.norm, self.job, found)
-        self.state.load_tensors(found)
+        saved, now = self.last_good(), self.state.position
+        if saved is None or now.gone_back:
+            raise hopeless(now, step.example, step.loss, step.norm, self.job, saved)
+        self.state.load_tensors(saved)
         now = replace(now, skipped_in_row=0, gone_back=1)
         self.state.position = now.noting(incident(WENT_BACK, now, step.example, step.loss))
         if self.ranks.first:
             log.warning(
                 "%d steps in a row were not finite: back to the weights of step %d",
-                *(MAX_SKIPPED_IN_A_ROW, found.state["position"]["step"]),
+                *(MAX_SKIPPED_IN_A_ROW, saved.state["position"]["step"]),
             )
 
     def last_good(self, *, ended: bool = False) -> Checkpoint | None:
@@ -149,18 +149,18 @@ class Checkpoints:
         with self.ranks.accelerator.main_process_first():  # the first one sets damaged ones aside
             return checkpoint.newest(self.folder, is_wanted)
 
-    def _check_same_run(self, found: Checkpoint) -> None:
-        made_with = found.state.get("made_by", {}).get("torch", torch.__version__)
+    def _check_same_run(self, saved: Checkpoint) -> None:
+        made_with = saved.state.get("made_by", {}).get("torch", torch.__version__)
         if made_with != torch.__version__ and self.ranks.first:
             log.warning(
                 "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit the same",
                 *(made_with, torch.__version__),
             )
-        if found.state["digest"] != self.job.digest:
-            old, now = found.state["identity"], self.job.identity
+        if saved.state["digest"] != self.job.digest:
+            old, now = saved.state["identity"], self.job.identity
             changed = sorted(key for key, value in now.items() if old.get(key) != value)
             raise ConfigError(
                 f"the checkpoint is of another configuration: {', '.join(changed)} changed",
-                where=found.path,
+                where=saved.path,
                 do="undo the change, or remove the checkpoint",
             )

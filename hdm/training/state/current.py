@@ -39,12 +39,12 @@ class State:
             sets |= technique.tensors()
         return sets
 
-    def load_tensors(self, found: Checkpoint) -> None:
+    def load_tensors(self, checkpoint: Checkpoint) -> None:
         """Weights, averages, the optimizers' state and that of techniques."""
-        self.trainable.load(found.tensors, found.path)
-        self.optimizers.load(found.tensors("optimizer"))
+        self.trainable.load(checkpoint.tensors, checkpoint.path)
+        self.optimizers.load(checkpoint.tensors("optimizer"))
         for technique in self.techniques:
-            technique.load(found.tensors)
+            technique.load(checkpoint.tensors)
 
     def values(self) -> dict[str, Any]:
         """The position, and beside its fields the plain values of techniques."""
@@ -53,18 +53,18 @@ class State:
             values |= technique.state()
         return values
 
-    def restore(self, found: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint was taken."""
-        values = found.state["position"]
-        self.load_tensors(found)
+        values = checkpoint.state["position"]
+        self.load_tensors(checkpoint)
         self.position = Position.of(values)
         for technique in self.techniques:
             technique.restore(values)
 
-    def adopt(self, found: Checkpoint, batch_size: int) -> None:
+    def adopt(self, checkpoint: Checkpoint, batch_size: int) -> None:
         """Go on from a checkpoint of a training with other settings, in batches of this size."""
-        values = found.state["position"]
-        self.load_tensors(found)
+        values = checkpoint.state["position"]
+        self.load_tensors(checkpoint)
         self.position = Position.of(values).with_batches_of(batch_size)
         for technique in self.techniques:
             technique.adopt(values)

@@ -67,9 +67,9 @@ class Best:
         Raises:
             DamagedError: they are not what was written.
         """
-        found = checkpoint.read(self._of(step))
+        saved = checkpoint.read(self._of(step))
         for name, model in self.models.items():
-            load_weights(model, found.tensors(name), found.path)
+            load_weights(model, saved.tensors(name), saved.path)
 
     def _of(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
