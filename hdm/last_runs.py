@@ -1,7 +1,8 @@
 """The last run of each pipeline: which outputs it asked for, and so how far it is and which model
 is the newest.
 
-<store>/.pipelines/NAME.json     written when a run of that pipeline begins; in no digest
+<store>/.pipelines/NAME.json                    written when a run of that pipeline begins; in no digest
+<HDM_STATE>/.pipelines/<store's hash>/NAME.json  the same, where HDM_STATE is set: the store may be another user's
 
 Light: torch is not imported.
 """
@@ -9,6 +10,7 @@ Light: torch is not imported.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from pydantic import TypeAdapter
 from hdm.errors import InputError
 from hdm.files import write_json
 from hdm.pipelines import did_you_mean
-from hdm.store import LOCK, MANIFEST, is_locked
+from hdm.store import LOCK, MANIFEST, is_locked, state_root
 
 FOLDER = ".pipelines"
 FINISHED, IN_WORK, BEGUN, MISSING = "finished", "in work", "begun", "to do"
@@ -49,16 +51,28 @@ READER = TypeAdapter(LastRun)
 
 def remember(root: Path, run: LastRun) -> None:
     """Write down that this run begins."""
-    write_json(root / FOLDER / f"{run.pipeline}.json", asdict(run))
+    write_json(_records(root) / f"{run.pipeline}.json", asdict(run))
+
+
+def _records(root: Path) -> Path:
+    """Where this user's runs write."""
+    state = state_root(root)
+    if state == root.resolve():
+        return root / FOLDER
+    return state / FOLDER / hashlib.sha256(bytes(root.resolve())).hexdigest()[:16]
 
 
 def last_runs(root: Path) -> list[LastRun]:
     """The last run of every pipeline that has run in a store, newest first."""
-    runs = []
-    for path in (root / FOLDER).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):  # cut off, or of another version
-            runs.append(READER.validate_json(path.read_bytes()))
-    return sorted(runs, key=lambda run: run.started, reverse=True)
+    runs: dict[str, LastRun] = {}
+    for folder in (root / FOLDER, _records(root)):
+        for path in folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):  # cut off, or of another version
+                run = READER.validate_json(path.read_bytes())
+                earlier = runs.get(run.pipeline)
+                if earlier is None or run.started > earlier.started:
+                    runs[run.pipeline] = run
+    return sorted(runs.values(), key=lambda run: run.started, reverse=True)
 
 
 def progress(root: Path, run: LastRun) -> dict[str, str]:

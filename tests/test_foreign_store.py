@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from hdm.pipelines import load_pipeline
+from hdm.stages import run
 from hdm.store import Identity, Store
 
 NOBODY = 65534
@@ -127,6 +129,33 @@ def test_runs_that_may_not_be_seen_are_not_said_to_be_none(root: Path, tmp_path:
     assert "running   unknown" in said["status"][1]
     assert said["stop"][0] == 1
     assert "another user's" in said["stop"][1]
+
+
+def test_a_finished_pipeline_is_run_with_a_state_of_one_s_own(tmp_path: Path) -> None:
+    settings = ["download.scenes.count=12", "download.scenes.faults=0"]
+    store = tmp_path / "store"
+    list(run(load_pipeline("demo", settings), Store(store), None, "download"))
+    give_away(store)
+    words = [word for setting in settings for word in ("--set", setting)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "HDM_STATE": str(tmp_path / "mine"),
+        "HDM_STORE": str(store),
+    }
+
+    def hdm(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*without_rights(), str(Path(sys.executable).with_name("hdm")), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        )
+
+    done = hdm("run", "demo", "--until", "download", *words)
+    assert done.returncode == 0, done.stderr
+    assert "up to date" in done.stderr
+    assert "pipeline  demo" in hdm("status").stdout
+    assert (tmp_path / "mine" / "reports" / "index.html").exists()
+    assert {path.name for path in store.iterdir()} == {"download"}
 
 
 def test_damage_there_is_named_and_stays(root: Path, tmp_path: Path) -> None:

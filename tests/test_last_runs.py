@@ -129,3 +129,20 @@ def test_the_version_names_the_commit_of_a_checkout(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("two")
     assert code_version(tmp_path) == f"{plain} (git {commit}, changed)"
     assert CliRunner().invoke(app, ["--version"]).output.startswith("hdm ")
+
+
+def test_runs_with_hdm_state_are_remembered_there_beside_the_owner_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = tmp_path / "store", tmp_path / "other"
+    remember(store, LastRun("demo", 1.0, {}))
+    remember(store, LastRun("folder", 2.0, {}))
+    monkeypatch.setenv("HDM_STATE", str(tmp_path / "mine"))
+    remember(store, LastRun("demo", 3.0, {}))
+    assert [(run.pipeline, run.started) for run in last_runs(store)] == [
+        ("demo", 3.0),
+        ("folder", 2.0),
+    ]
+    assert last_runs(other) == []
+    monkeypatch.delenv("HDM_STATE")
+    assert [run.started for run in last_runs(store)] == [2.0, 1.0]
