@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hdm.loading import load as load_text_to_image
     from hdm.model_files.opening import open_model
+    from hdm.pipelines import load_pipeline
+    from hdm.stages import run
+    from hdm.store import Store
 
-__all__ = ["load_text_to_image", "open_model"]
+__all__ = ["Store", "load_pipeline", "load_text_to_image", "open_model", "run"]
 
 _WHERE = {
+    "Store": ("hdm.store", "Store"),
+    "load_pipeline": ("hdm.pipelines", "load_pipeline"),
     "load_text_to_image": ("hdm.loading", "load"),
     "open_model": ("hdm.model_files.opening", "open_model"),
+    "run": ("hdm.stages", "run"),
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import hdm
 from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, InputError
 from hdm.model_files.card import MAX_TOKENS, ModelCard, read_card
@@ -144,12 +141,3 @@ def test_a_card_that_is_none_is_refused(values: object, said: str, tmp_path: Pat
     (tmp_path / "model.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=said):
         read_card(tmp_path)
-
-
-def test_the_package_offers_it_without_importing_torch_before_it_is_used() -> None:
-    assert hdm.open_model is open_model
-    code = "import hdm, sys; assert 'torch' not in sys.modules; print(hdm.open_model.__name__)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout == "open_model\n"
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = hdm.nothing
