@@ -47,7 +47,8 @@ class Criterion:
             pictures with each other, which `hdm.curation.checks` does.
         values: (N,) what is compared with the limit; None: the column of the criterion's name.
         detail: the numbers of a refusal; None: the usual wording.
-        open: of a criterion with an output of its own: loads what it needs and gives its score.
+        open: of a criterion with an output of its own: loads what it needs and gives its score. A
+            function of a module, so that other processes find it.
         version: of `open`; raise it when scores change.
     """
 

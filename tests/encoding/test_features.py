@@ -13,10 +13,12 @@ from PIL import Image
 
 from hdm.data.latent_files import LatentFile
 from hdm.encoding import features
+from hdm.encoding.features import EncodingFeatures
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.stages import steps
 from hdm.store import Output
 from tests.encoding.test_latents import changed, rows_by_key
+from tests.steps import contents, made_elsewhere
 
 SIDE, PATCH, WIDTH = 16, 4, 8
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
@@ -103,6 +105,16 @@ def test_each_kept_picture_has_the_models_own_features(seeing, vision_folder: Pa
             PATCH,
             "Dinov2Model",
         )
+
+
+def test_a_copy_of_the_step_makes_the_same_bytes(seeing, tmp_path: Path) -> None:
+    made = encode(seeing)
+    inputs = {name: seeing.inputs[name] for name in ("download", "filter")}
+    identity = features.identify(
+        seeing.pipeline, {name: output.digest for name, output in inputs.items()}
+    )
+    [again] = made_elsewhere(EncodingFeatures(seeing.pipeline, inputs), tmp_path / "e", identity)
+    assert contents(again) == contents(made)
 
 
 def test_a_kill_costs_one_shard_and_a_damaged_one_is_named(
