@@ -24,7 +24,7 @@ from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.sharding import local
 from hdm.training.measures.memory import (
-    Form,
+    Arithmetic,
     block_bytes,
     block_tokens,
     input_bytes,
@@ -130,7 +130,7 @@ class Living(TorchDispatchMode):
 @pytest.mark.parametrize("half", [True, False], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_keep_what_was_reckoned(name: str, half: bool, rate: float, by_hand: bool) -> None:
-    config, form = MODELS[name], Form(2 if half else 4, by_hand)
+    config, form = MODELS[name], Arithmetic(2 if half else 4, by_hand)
     blocks = block_tokens(config, None, (SIDE**2, TEXT), rate)
     ends = input_bytes(config, (SIDE**2, TEXT), form) + output_bytes(config, SIDE**2, form)
     reckoned = 4 * (sum(block_bytes(config, block, form) for block in blocks) + ends) + (
@@ -149,7 +149,7 @@ def test_blocks_keep_what_was_reckoned(name: str, half: bool, rate: float, by_ha
 def test_few_tokens_keep_the_weights_of_their_attention(
     name: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (side, text), config, form, batch = sizes, MODELS[name], Form(4, by_hand=True), 64
+    (side, text), config, form, batch = sizes, MODELS[name], Arithmetic(4, by_hand=True), 64
     monkeypatch.setattr(f"{__name__}.SIDE", side)
     monkeypatch.setattr(f"{__name__}.TEXT", text)
     blocks = block_tokens(config, None, (side**2, text), 0.0)
