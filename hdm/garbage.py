@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.stages import identities, steps
 from hdm.store import (
     DAMAGED,
+    JOURNAL,
     LOCK,
     MANIFEST,
     SCRATCH,
@@ -35,6 +37,11 @@ from hdm.store import (
 
 DAY_SEC = 86400.0
 TRAINING_LOCK = f"{SCRATCH}/training.lock"
+DIGEST = re.compile("[0-9a-f]{16}")
+ASIDE = re.compile(
+    rf"{DIGEST.pattern}{re.escape(DAMAGED)}|{re.escape(TEMPORARY)}gc-{DIGEST.pattern}"
+)
+"""Names of what was set aside in place of an output, and of what an `hdm gc` did not finish."""
 LOCKS = (LOCK, USED, TRAINING_LOCK)
 
 
@@ -147,9 +154,9 @@ def garbage(store: Store, needed: Needs, days: float) -> list[Garbage]:
         else:
             done = (folder / MANIFEST).exists()
             removable += _garbage(folder, folder, "not needed" if done else "unfinished")
-    aside = [*store.root.glob(f"*/*{DAMAGED}"), *store.root.glob(f"*/{TEMPORARY}*")]
-    for path in sorted(aside):
-        removable += _garbage(path, path, "damaged or left by a kill")
+    for path in sorted(store.root.glob("*/*")):
+        if ASIDE.fullmatch(path.name):
+            removable += _garbage(path, path, "damaged or left by a kill")
     return removable
 
 
@@ -165,9 +172,11 @@ def _busy(folder: Path) -> bool:
 
 
 def _is_output(folder: Path) -> bool:
-    """By its name: 16 hex digits in a folder that is no other part of the store."""
-    is_digest = len(folder.name) == 16 and set(folder.name) <= set("0123456789abcdef")
-    return is_digest and not folder.parent.name.startswith(".")
+    """By its name, in a folder that is no other part of the store, and by what every output holds
+    from its beginning: nobody else's folders are touched, wherever --store leads.
+    """
+    has_name = DIGEST.fullmatch(folder.name) and not folder.parent.name.startswith(".")
+    return bool(has_name) and any((folder / mark).exists() for mark in (LOCK, MANIFEST, JOURNAL))
 
 
 def _kept(

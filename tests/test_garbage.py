@@ -171,6 +171,15 @@ def test_leftovers_of_damage_and_kills_go_and_the_output_stays(tmp_path: Path) -
     assert listed(store) == {}
 
 
+def test_folders_of_others_are_not_touched(tmp_path: Path) -> None:
+    """--store may lead anywhere, and other programs name folders by digests too."""
+    for name in ("cache/0123456789abcdef", "cache/notes.damaged", "cache/.tmp-1-of-another"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "theirs").write_text("x")
+    age(tmp_path / "cache", 40)
+    assert listed(Store(tmp_path)) == {}
+
+
 def test_a_run_keeps_what_it_makes_and_finds(tmp_path: Path) -> None:
     demo, store = load_pipeline("demo", SMALL), Store(tmp_path)
     list(run(demo, store, stop_after="download"))
