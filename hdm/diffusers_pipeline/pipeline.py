@@ -64,10 +64,10 @@ class HDMPipeline(DiffusionPipeline):
         resolution: int = 1024,
     ) -> None:
         super().__init__()
-        self.register_modules(
+        self.register_modules(  # type: ignore[no-untyped-call]
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        self.register_to_config(max_tokens=max_tokens, resolution=resolution)
+        self.register_to_config(max_tokens=max_tokens, resolution=resolution)  # type: ignore[no-untyped-call]
         # diffusers leaves a component out where it is asked to.
         if transformer is not None:
             install(transformer)
@@ -152,7 +152,7 @@ class HDMPipeline(DiffusionPipeline):
             images: Any = (
                 latent if output_type == "latent" else _converted(self._decode(latent), output_type)
             )
-        self.maybe_free_model_hooks()
+        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @property

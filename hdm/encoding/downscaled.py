@@ -242,7 +242,7 @@ def _write(
         )
 
 
-def _pictures(inputs: Mapping[str, Output], keys: Sequence[Key]) -> list[dict]:
+def _pictures(inputs: Mapping[str, Output], keys: Sequence[Key]) -> list[dict[str, Any]]:
     """Where some pictures lie, in their order."""
     table = kept_pictures(inputs["download"], inputs["filter"])
     found = table.filter(pc.is_in(table.column("key"), pa.array(keys))).to_pylist()

@@ -121,7 +121,7 @@ class AspectEmbedding(nn.Sequential):
         _zero(self[-1])
 
     def forward(self, log_aspect_B: Tensor) -> Tensor:
-        return super().forward(log_aspect_B.float()[:, None])
+        return super().forward(log_aspect_B.float()[:, None])  # type: ignore[no-untyped-call]
 
 
 class ModulationNetwork(nn.Sequential):
@@ -145,7 +145,8 @@ class ModulationNetwork(nn.Sequential):
         _zero(self[-1])
 
     def forward(self, embedding_BD: Tensor) -> Modulation:
-        scale, shift, gate = super().forward(embedding_BD).float()[:, None].chunk(3, -1)
+        found = super().forward(embedding_BD)  # type: ignore[no-untyped-call]
+        scale, shift, gate = found.float()[:, None].chunk(3, -1)
         return Modulation(1 + scale, shift, 1 + gate)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -55,9 +55,8 @@ class PooledAutoencoderTiny(AutoencoderTiny):
     """
 
     def __init__(self, **config: Any) -> None:
-        super().__init__(
-            **{name: value for name, value in config.items() if name not in STATISTICS}
-        )
+        own = {name: value for name, value in config.items() if name not in STATISTICS}
+        super().__init__(**own)  # type: ignore[no-untyped-call]
         model: Any = self  # diffusers sets its attributes where a type checker does not see them
         last, first = model.config.num_encoder_blocks[-1], model.config.num_decoder_blocks[0]
         model.register_to_config(**{name: config.get(name) for name in STATISTICS})

@@ -427,7 +427,8 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 
 def _transform(
-    image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile
+    image: Image.Image,
+    profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile,  # type: ignore[name-defined]
 ) -> Image.Image:
     converted = ImageCms.profileToProfile(
         image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"

@@ -16,10 +16,11 @@ from accelerate.utils import AutocastKwargs
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from hdm.caption_text.tag_form import TagDraws
 from hdm.child import FROM_TORCHRUN, forget_launchers
 from hdm.data.loader import Loader
 from hdm.data.mixture import Mixture
-from hdm.data.tags import TagDraws, TagTable
+from hdm.data.tags import TagTable
 from hdm.errors import InputError
 from hdm.generation.conditioning import Conditioning
 from hdm.model_files.file_names import EMA
