@@ -74,7 +74,7 @@ class Served:
 def states(root: Path) -> dict[str, str]:
     """Ids of flow runs → their states, from the database: also when no server lives."""
     path = root / ".services" / "prefect.db"
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         return dict(database.execute("SELECT id, state_name FROM flow_run").fetchall())
 
 

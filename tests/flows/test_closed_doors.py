@@ -14,6 +14,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ import websockets
 
 from flows.processes import LOOPBACK
 from tasks.services import password
+from tests.acquisition import misbehaving
+from tests.flows.browser import CHROMIUM, HOSTILE, browser
 from tests.flows.served import (
     BEYOND,
     HDM,
@@ -35,6 +38,7 @@ from tests.flows.served import (
     certificate,
     environment,
     serve,
+    until,
 )
 
 FOREIGN = "https://attacker.example"
@@ -81,7 +85,7 @@ class Door:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """In every way in which it can be reached."""
-    root = tmp_path_factory.mktemp("served")
+    root = tmp_path_factory.mktemp("100%25 st?x é")
     pem, key = certificate(root)
     tls = ("--host", BEYOND, "--tls-certificate", pem, "--tls-key", key)
     with serve(root, *tls, "--behind-proxy", PROXY) as found:
@@ -96,7 +100,7 @@ def served_door(served: Served) -> Door:
 @pytest.fixture(scope="module")
 def temporary_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """The server that `hdm run` starts for itself."""
-    root = tmp_path_factory.mktemp("alone")
+    root = tmp_path_factory.mktemp("100%25 st?x é alone")
     with subprocess.Popen(
         [sys.executable, "-c", TEMPORARY],
         cwd=root,
@@ -141,6 +145,61 @@ def test_a_page_of_another_origin_is_refused_even_with_the_password(door: Door) 
 def test_pages_of_others_cannot_frame_its_own(served: Served, served_door: Door) -> None:
     for door in (served_door, Door(served.state.mlflow, served.root)):
         assert door.ask("GET", "/").headers["x-frame-options"] == "SAMEORIGIN"
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+FOCUS = """
+document.querySelector("input[type=password]")?.focus();
+document.activeElement?.type === "password"
+"""
+ATTACK = """
+Promise.all(%s.map(([mode, type, path]) => fetch(%r + path, {
+    mode, method: "POST", headers: {"Content-Type": type}, body: '{"name": "pwned"}',
+}).then(answer => answer.type, error => "refused")))
+"""
+
+
+@needs_chromium
+def test_prefects_page_asks_a_browser_for_the_password_and_then_works(
+    served: Served, tmp_path: Path
+) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.open(f"{served.state.prefect}/deployments")
+        until(lambda: page.value(FOCUS))
+        assert not page.shows("full-pipeline")
+        page.type(password(served.root))
+        until(lambda: page.shows("full-pipeline"))
+        page.open(f"{served.state.prefect}/runs")  # it is asked for once
+        until(lambda: page.shows("Flow runs") or page.shows("Runs"))
+        assert not page.value("document.querySelector('input[type=password]')")
+        page.open(served.state.mlflow)
+        until(lambda: page.shows("Experiments"))
+
+
+@needs_chromium
+def test_a_hostile_page_in_a_browser_reaches_nothing(
+    served: Served, served_door: Door, tmp_path: Path
+) -> None:
+    address = served.state.prefect
+    flows = json.dumps(
+        [
+            ["cors", "application/json", "/api/flows/"],
+            ["cors", "text/plain", "/api/flows/"],
+            ["no-cors", "text/plain", "/api/flows/"],
+        ]
+    )
+    with misbehaving.Site() as hostile, browser(tmp_path / "profile") as page:
+        hostile.pages["/"] = misbehaving.http(b"<p>hello", Content_Type="text/html")
+        threading.Thread(target=hostile.serve_forever, daemon=True).start()
+        page.open(f"http://{HOSTILE}:{hostile.port}/")
+        until(lambda: page.shows("hello"))
+        assert page.value(ATTACK % (flows, address)) == ["refused", "refused", "opaque"]
+        named = address.replace(LOOPBACK, HOSTILE)
+        page.open(f"{named}/api/health")
+        until(lambda: page.shows("Invalid host header"))
+        hostile.shutdown()
+    found = served_door.ask("POST", "/api/flows/filter", {}, **served_door.known)
+    assert "pwned" not in {flow["name"] for flow in json.loads(found.body)}
 
 
 def test_its_own_pages_are_answered(served_door: Door) -> None:
@@ -225,6 +284,10 @@ def test_only_this_user_can_read_the_password(door: Door) -> None:
     assert stat.S_IMODE((folder / "password").stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == 0
     assert len(password(door.root)) >= 32
+
+
+def test_a_log_names_the_password_s_file(served: Served) -> None:
+    assert str(served.root / ".services" / "password") in served.log
 
 
 def test_whoever_starts_a_run_cannot_choose_its_command(served_door: Door, tmp_path: Path) -> None:
@@ -365,7 +428,7 @@ def test_a_run_is_tracked_through_what_mlflow_still_answers(served: Served) -> N
     assert done.returncode == 0, done.stderr
     assert "MLflow does not take" not in done.stderr
     path = served.root / ".services" / "mlflow.db"
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
         runs = "SELECT e.name, r.status FROM runs r JOIN experiments e USING (experiment_id)"
         assert ("demo", "FINISHED") in database.execute(runs).fetchall()
         metrics = dict(database.execute("SELECT key, value FROM latest_metrics").fetchall())
