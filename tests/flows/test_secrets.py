@@ -16,8 +16,11 @@ from flows import full_pipeline as deployed
 from flows import stages
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError, InputError
+from hdm.pipelines import load_pipeline
 from hdm.redaction import visible
+from hdm.secrets import resolved
 from hdm.store import Store, read_output
+from hdm.training.process.job import Job
 from tests.acquisition.misbehaving import Site, http, png
 
 PROJECT = Path(__file__).parents[2]
@@ -96,6 +99,17 @@ def test_a_run_leaves_and_says_nothing_of_its_secret(
     assert samples[0]["source"].endswith(f"token={OF_ITEM}"), "an item's URL stays as given"
     beside = [name for name in holding(store, OF_ITEM) if "/samples-" not in name]
     assert beside == []
+
+
+def test_what_a_training_is_told_holds_references_alone(
+    pipelines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIST", f"https://host/list.csv?sig={PLANTED}")
+    pipeline = load_pipeline("small", (), pipelines, {})
+    assert PLANTED in resolved(pipeline.download.source or "")
+    Job.apart(pipeline, 0, {}, tmp_path / "training").write()
+    assert holding(tmp_path / "training", PLANTED) == []
+    assert holding(tmp_path / "training", "env:LIST") == ["scratch/job.json"]
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from flows.prefect_api import post
+from flows.processes import Service
+from hdm.errors import HdmError
 from hdm.store import LOCK
 from tasks.services import password, runs
 from tests.faults.outage import outage
@@ -86,6 +88,20 @@ def pid_of(served: Served, flow_run: str) -> int:
 def as_uuid(flow_run: str) -> str:
     parts = (flow_run[:8], flow_run[8:12], flow_run[12:16], flow_run[16:20], flow_run[20:])
     return flow_run if "-" in flow_run else "-".join(parts)
+
+
+def test_a_service_that_cannot_stay_alive_is_given_up_after_ten_starts(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo No space left on device; exit 1"]
+    with Service("mlflow", command, os.environ, tmp_path, tmp_path) as service:
+        for _ in range(10):
+            service.process.wait()
+            assert service.revived() == 1
+        service.process.wait()
+        with pytest.raises(HdmError, match="mlflow ended 11 times within 10 min") as caught:
+            service.revived()
+    log = tmp_path / ".services" / "mlflow.log"
+    assert str(log) in str(caught.value)
+    assert log.read_text().count("No space left on device") == 11
 
 
 def test_a_request_waits_for_its_server_until_the_run_is_told_to_stop(free_port: int) -> None:
