@@ -13,6 +13,7 @@ from hdm.bootstrap_sources import bootstrap_from, local_pictures
 from hdm.commands.cli import app
 from hdm.errors import ConfigError, InputError
 from hdm.pictures.settings import ImageSettings
+from tests.acquisition.test_inventory import jpeg_of_scans
 
 
 def test_a_folder_with_captions_in_a_metadata_file(
@@ -39,6 +40,16 @@ def test_a_folder_with_captions_in_a_metadata_file(
     assert "1 without a caption" in caplog.text
     assert "1 corrupt" in caplog.text
     assert len(list(local_pictures(settings, ImageSettings(), captioned=False))) == 3
+
+
+def test_a_jpeg_of_very_many_scans_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (20, 16)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(jpeg_of_scans(2000))
+    settings = DownloadSettings(source=str(tmp_path))
+    assert len(list(local_pictures(settings, ImageSettings(), captioned=False))) == 1
+    assert "1 too_many_scans" in caplog.text
 
 
 def test_urls_are_not_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import tarfile
 
 import pytest
+from PIL import Image
 
 from hdm.acquisition import download
 from hdm.acquisition.inventory import Fate, Inventory, summary_lines
@@ -299,6 +300,22 @@ def test_pictures_that_are_not_taken_are_named(folder, tmp_path, caplog):
     assert [
         name for name in map("torn{}.png".format, range(7)) if f"  {name}: corrupt" in caplog.text
     ] == [f"torn{number}.png" for number in range(5)]
+
+
+def jpeg_of_scans(count):
+    """A progressive JPEG whose last scan comes again and again."""
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    return whole[:-2] + count * whole[whole.rindex(b"\xff\xda") : -2] + whole[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_not_taken(folder, tmp_path):
+    (folder / "many.jpg").write_bytes(jpeg_of_scans(2000))
+    output = make(folder, tmp_path / "store", max_failed=1)
+    rows = {row["source"]: row for row in read_tables(output, "samples").to_pylist()}
+    assert rows["many.jpg"]["status"] == "too_many_scans"
+    assert [row["status"] for row in rows.values()].count("ok") == 3
 
 
 def test_names_made_up_from_folders_are_counted(folder, tmp_path):
