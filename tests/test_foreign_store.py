@@ -22,15 +22,19 @@ from hdm.store import Identity, Store
 NOBODY = 65534
 CAPABILITIES = "-dac_override,-dac_read_search,-fowner,-chown"
 WHICH = Identity("filter", 1, {})
+SMALL = ["download.scenes.count=6", "download.scenes.faults=0", "download.timeout_sec=3"]
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from typer.testing import CliRunner
 from flows.cli import app
 from hdm.errors import HdmError
+from hdm.pipelines import load_pipeline
+from hdm.stages import run
 from hdm.store import Identity, Store
 from tasks.services import services
 
+finished = load_pipeline("demo", json.loads(sys.argv[3]), None, {})
 root, state = Path(sys.argv[1]), sys.argv[2]
 store, which, said = Store(root), Identity("filter", 1, {}), {}
 
@@ -53,6 +57,7 @@ tried("status", lambda: hdm("status"))
 tried("verify", lambda: hdm("verify"))
 tried("stop", lambda: hdm("stop"))
 tried("draft", draft)
+tried("run", lambda: [made.cached for made in run(finished, store, stop_after="download")])
 tried("services", lambda: str(services(root)))
 os.environ["HDM_STATE"] = state
 tried("services elsewhere", lambda: str(services(root)))
@@ -79,6 +84,7 @@ def look(root: Path, state: Path) -> dict[str, Any]:
         textwrap.dedent(SCRIPT),
         str(root),
         str(state),
+        json.dumps(SMALL),
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -109,9 +115,11 @@ def root(tmp_path: Path) -> Path:
 def test_reading_needs_no_permission_to_write(root: Path, tmp_path: Path) -> None:
     folder = Store(root).folder(WHICH)
     (folder / ".scratch").mkdir()  # what a killed run of the owner left
+    list(run(load_pipeline("demo", SMALL, None, {}), Store(root), stop_after="download"))
     give_away(root)
     said = look(root, tmp_path / "mine")
     assert said["find"] == str(folder)
+    assert said["run"] == [True]
     assert said["status"][0] == said["verify"][0] == 0
     assert "kept 3" in said["status"][1]
     assert "whole" in said["verify"][1]
