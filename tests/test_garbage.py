@@ -199,7 +199,8 @@ def test_the_pipelines_of_the_file_are_needed(tmp_path: Path) -> None:
 
 def test_the_command_asks_lists_and_removes(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    age(made(store, OLD), 40)
+    (made(store, OLD) / "b.json.damaged").write_bytes(bytes(3_000_000))
+    age(store.folder(OLD), 40)
 
     def gc(*words: str, answer: str = "") -> tuple[int, str]:
         result = CliRunner().invoke(app, ["gc", "--store", str(tmp_path), *words], input=answer)
@@ -209,6 +210,7 @@ def test_the_command_asks_lists_and_removes(tmp_path: Path) -> None:
     assert code == 0
     assert f"old/{OLD.digest}" in shown
     assert "40 days ago" in shown
+    assert "1 in all, 3.0 MB" in shown
     assert gc(answer="n\n")[0] != 0
     assert store.find(OLD) is not None
     assert "removed" in gc(answer="y\n")[1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,18 @@ def test_status_tells_what_is_finished_in_work_and_to_do(tmp_path: Path) -> None
     ):
         assert part in said
     assert "begun: train.48px" in status(tmp_path)
+
+
+def test_status_tells_how_large_and_how_old_outputs_are(tmp_path: Path) -> None:
+    for name, size, hours in (("download", 3_000_000, 50), ("filter", 20_000, 3)):
+        with Store(tmp_path).draft(Identity(name, 1, {})) as draft:
+            draft.write_json("made.json", "x" * size)
+            manifest = draft.commit().path / "manifest.json"
+        then = time.time() - hours * 3600
+        os.utime(manifest, (then, then))
+    lines = {line.split()[0]: line for line in status(tmp_path).splitlines() if line.strip()}
+    assert re.search(r"3\.0 MB +2 d ago", lines["download"])
+    assert re.search(r"20\.0 kB +3 h ago", lines["filter"])
 
 
 def test_a_record_that_cannot_be_read_is_no_obstacle(tmp_path: Path) -> None:

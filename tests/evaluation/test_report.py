@@ -8,10 +8,14 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from hdm.acquisition import download
+from hdm.acquisition.settings import DownloadSettings
+from hdm.config import Pipeline
 from hdm.data.tables import read_tables
 from hdm.evaluation.curves import PhaseCurve, loss_curve, ticks
 from hdm.evaluation.report import write_report
 from hdm.store import Identity, Output, Store
+from tests.acquisition.misbehaving import png
 
 
 @dataclass
@@ -81,6 +85,28 @@ def test_the_page_stands_alone_and_tells_everything(gallery, tmp_path):
     assert "lie farther away than the real pictures of the same captions" in text
     # 32 + 16 generated, 12 pairs, 24 kept; the rest are refused ones.
     assert len(page.images) > 32 + 16 + 24 + 24
+
+
+def test_the_page_tells_what_became_of_a_source(tmp_path):
+    """Pictures, captions and files that did not arrive, as the download counted them."""
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for number in range(3):
+        (source / f"{number}.png").write_bytes(png(number))
+    (source / "0.txt").write_text("a red fox\nan animal")
+    (source / "lost.txt").write_text("a dog")
+    (source / "layers.psd").write_bytes(b"8BPS\0\1" + bytes(40))
+    settings = DownloadSettings(source=str(source), max_lost_captions=1)
+    pipeline = Pipeline(download=settings)
+    output = download.make(pipeline, download.identify(pipeline, {}), {}, Store(tmp_path / "store"))
+    (tmp_path / "report").mkdir()
+    path = write_report(pipeline, [Made(output, cached=False)], tmp_path / "report")
+    text = " ".join(Page(path.read_text()).text)
+    assert "2 captions arrived" in text
+    assert "2 pictures have none; 1 lost" in text
+    assert "0.png: a red fox | an animal" in text
+    assert "lost: 1 file" in text
+    assert "refused: 1 file" in text
 
 
 def test_the_page_of_a_part_of_a_pipeline(gallery, tmp_path):
