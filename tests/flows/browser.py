@@ -76,9 +76,9 @@ def browser(profile: Path) -> Iterator[Page]:
     words = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         try:
-            told = profile / "DevToolsActivePort"
-            until(lambda: told.exists() and told.read_text().count("\n"))
-            port = told.read_text().split()[0]
+            written = profile / "DevToolsActivePort"
+            until(lambda: written.exists() and written.read_text().count("\n"))
+            port = written.read_text().split()[0]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
                 tabs = json.load(answer)
             (address,) = (tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")

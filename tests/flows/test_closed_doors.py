@@ -427,9 +427,15 @@ def test_a_run_is_tracked_through_what_mlflow_still_answers(served: Served) -> N
     )
     assert done.returncode == 0, done.stderr
     assert "MLflow does not take" not in done.stderr
-    path = served.root / ".services" / "mlflow.db"
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        runs = "SELECT e.name, r.status FROM runs r JOIN experiments e USING (experiment_id)"
-        assert ("demo", "FINISHED") in database.execute(runs).fetchall()
-        metrics = dict(database.execute("SELECT key, value FROM latest_metrics").fetchall())
+
+    def rows(question: str) -> list[tuple[Any, ...]]:
+        path = served.root / ".services" / "mlflow.db"
+        address = f"{path.as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
+            return database.execute(question).fetchall()
+
+    runs = "SELECT e.name, r.status FROM runs r JOIN experiments e USING (experiment_id)"
+    # On a busy machine it is written down in the background, after the run's end.
+    until(lambda: ("demo", "FINISHED") in rows(runs))
+    metrics = dict(rows("SELECT key, value FROM latest_metrics"))
     assert metrics["items"] >= 24
