@@ -218,7 +218,7 @@ def serve_pages(
     bypass_proxy()
     check_temporary()
     check_databases(databases(root))
-    with alone(root), _until_signal(), contextlib.ExitStack() as stack:
+    with alone(root), _until_signal(), contextlib.ExitStack() as stack, _stop_announced():
         opened = stack.enter_context(kept_port(root, "prefect", prefect_port, PREFECT_PORT))
         for_mlflow = stack.enter_context(kept_port(root, "mlflow", mlflow_port, MLFLOW_PORT))
         port, mlflow_at = opened.getsockname()[1], for_mlflow.getsockname()[1]
@@ -266,8 +266,8 @@ def serve_pages(
         started["worker"] = begin("worker")
         wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")
         served = _announced(root, prefect, mlflow, started)
-        _tell(root, pages, mlflow)
         stack.callback(_save_runs, root, served)
+        _tell(root, pages, mlflow)
         _watch(started, root, served)
 
 
@@ -364,8 +364,7 @@ def _until_signal() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for again in (signal.SIGTERM, signal.SIGINT):
             signal.signal(again, signal.SIG_IGN)
-        console.print("stopping Prefect, MLflow and the worker")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # and no word: the signal may have come in the midst of printing
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -375,6 +374,15 @@ def _until_signal() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stop_announced() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopping Prefect, MLflow and the worker")
+        raise
 
 
 def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import pytest
 from flows.commands.serve import Reach, kept_port, serve_pages
 from flows.processes import LOOPBACK, listener, nearest_listener, running
 from hdm.errors import InputError, LockedError
-from tasks.services import alone, services
+from tasks.services import alone, password, services
+from tests.flows.served import HDM, PROJECT, environment
 
 FAMILY = """
 import subprocess, sys, time
@@ -89,6 +92,28 @@ def test_a_record_of_ports_that_cannot_be_read_is_told_and_made_again(
     with kept_port(tmp_path, "prefect", None, 0) as found:
         assert json.loads(record.read_bytes()) == {"prefect": found.getsockname()[1]}
     assert f"{record} cannot be read" in capfd.readouterr().err
+
+
+def test_a_terminal_shows_the_password(tmp_path: Path) -> None:
+    """And the services stop cleanly though Ctrl-C comes while that is being printed."""
+    reading, writing = os.openpty()
+    with nearest_listener(0) as one, nearest_listener(0) as other:
+        ports = [str(probe.getsockname()[1]) for probe in (one, other)]
+    words = [HDM, "serve", "--prefect-port", ports[0], "--mlflow-port", ports[1]]
+    with subprocess.Popen(
+        words, cwd=PROJECT, env=environment(tmp_path), stderr=writing, start_new_session=True
+    ) as process:
+        os.close(writing)
+        said = b""
+        while b"Ctrl-C" not in said:
+            said += os.read(reading, 1024)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # its other end is closed: the services have ended
+            while piece := os.read(reading, 1024):
+                said += piece
+    os.close(reading)
+    assert process.returncode == 0, said.decode()
+    assert password(tmp_path) in said.decode()
 
 
 def test_one_store_is_served_once(tmp_path: Path) -> None:
