@@ -13,10 +13,10 @@ from rich.markup import escape
 from flows.commands.lab import lab
 from flows.commands.status import place, show_status
 from hdm import values
-from hdm.commands.cli import StoreFolder, app
+from hdm.commands.cli import app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
-from hdm.options import File, Overrides, number
+from hdm.options import File, Overrides, StoreFolder, number
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
 from hdm.training.process.running import SAMPLE, SAVE, ask, trainings

@@ -34,6 +34,10 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
 ]
 
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")
+]
+
 
 def number(kind: Any, *names: str, **rest: Any) -> Any:
     """A typer option for one of the numbers of `hdm.values`, as `number(Count, help="Pictures.")`.

@@ -13,11 +13,10 @@ from rich.table import Table
 
 from flows.commands.run import prepare, server, traceback_once
 from hdm import values
-from hdm.commands.cli import StoreFolder
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names
 from hdm.messages import Terminal, say
-from hdm.options import File, Overrides, number
+from hdm.options import File, Overrides, StoreFolder, number
 from hdm.store import Store
 from tasks.configuration import Project
 from tasks.grid import configured_grid

@@ -19,15 +19,11 @@ from hdm.databases import set_aside
 from hdm.errors import HdmError
 from hdm.files import REFUSALS, explain_os_error
 from hdm.messages import Terminal, guard_output, printing, say
-from hdm.options import File, Overrides
+from hdm.options import File, Overrides, StoreFolder
 from hdm.pipelines import load_pipeline, pipeline_names
 from hdm.provenance import code_version
 from hdm.store import Store, store_root
 from hdm.terminal import survive_closing
-
-StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")
-]
 
 
 class Commands(TyperGroup):

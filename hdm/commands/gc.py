@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from hdm.errors import LockedError
 from hdm.messages import Terminal
-from hdm.options import File
+from hdm.options import File, StoreFolder
 from hdm.store import LOCK, Store, locked, store_root
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ def gc(
         bool, typer.Option("--dry-run", help="List what would be removed, and stop.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
-    ] = None,
+    store: StoreFolder = None,
     file: File = None,
 ) -> None:
     """Remove outputs that no run refers to, and what kills and damage left. Asks first.

@@ -11,7 +11,7 @@ from rich.markup import escape
 from hdm.errors import HdmError, counted
 from hdm.last_runs import LastRun, last_runs
 from hdm.messages import Terminal
-from hdm.options import File
+from hdm.options import File, StoreFolder
 from hdm.pipelines import load_pipeline
 from hdm.provenance import code_version
 from hdm.store import Store, store_root
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def migrate(
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
-    ] = None,
+    store: StoreFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     file: File = None,
 ) -> None:

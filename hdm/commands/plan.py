@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,7 +13,7 @@ from rich.table import Table
 from hdm import values
 from hdm.errors import ConfigError, DoesNotFitError
 from hdm.messages import Terminal, say, say_json
-from hdm.options import File, number
+from hdm.options import File, Overrides, StoreFolder, number
 
 if TYPE_CHECKING:
     from hdm.planning.hardware import Card
@@ -55,7 +54,6 @@ MEASURE = typer.Option(
     help="Make three training steps of each phase on this machine, and reckon with what they took.",
     rich_help_panel=HOW,
 )
-SETTINGS = typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
 
 
 def plan(
@@ -67,12 +65,9 @@ def plan(
     live_encoders: Annotated[bool, LIVE] = False,
     solve: Annotated[Literal["batch_size"] | None, SOLVE] = None,
     measure: Annotated[bool, MEASURE] = False,
-    settings: Annotated[list[str], SETTINGS] = [],  # noqa: B006  (typer copies it)
+    settings: Overrides = [],  # noqa: B006  (typer copies it)
     as_json: Annotated[bool, typer.Option("--json", help="The same in JSON.")] = False,
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
-    ] = None,
+    store: StoreFolder = None,
     file: File = None,
 ) -> None:
     """What a pipeline takes before it is run: items, disk, GPU-hours, money, electricity, memory.

@@ -18,7 +18,7 @@ from hdm.diffusion.settings import SampleSettings
 from hdm.errors import ConfigError, InputError, counted
 from hdm.last_runs import newest_model
 from hdm.messages import Terminal
-from hdm.options import Options, Shown, number, numbers, with_settings
+from hdm.options import Options, Shown, StoreFolder, number, numbers, with_settings
 from hdm.store import store_root
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ WEIGHTS = typer.Option(
 PIPELINE = typer.Option(
     metavar="NAME", help="Take the newest finished training of this pipeline's runs."
 )
-STORE = typer.Option(help="Folder of outputs; else HDM_STORE, else ./store.")
 PROMPT = typer.Option(help="What to show; may be given several times.", rich_help_panel=SHOWN)
 PROMPTS = typer.Option(
     metavar="FILE",
@@ -104,7 +103,7 @@ def sample(
     *,
     weights: Annotated[Path | None, WEIGHTS] = None,
     pipeline: Annotated[str | None, PIPELINE] = None,
-    store: Annotated[Path | None, STORE] = None,
+    store: StoreFolder = None,
     prompt: Annotated[list[str], PROMPT] = [],  # noqa: B006  (typer copies it)
     prompts: Annotated[Path | None, PROMPTS] = None,
     negative: Annotated[str, NEGATIVE] = "",

@@ -60,7 +60,7 @@ TRAINING = Options(
         LOSS,
         help="AdamW's rate; a cosine leads down to a hundredth of it.",
     ),
-    Shown("optimizer.muon_learning_rate", "--muon-learning-rate", LOSS, help="Muon's rate."),
+    Shown("optimizer.muon_learning_rate", "--muon-learning-rate", LOSS),
     Shown("ema_decay", "--ema", LOSS),
     Shown("seed"),
     Shown("device"),

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.markup import escape
 
 from hdm.errors import DamagedError, HdmError, InputError, counted
 from hdm.messages import Terminal
+from hdm.options import StoreFolder
 from hdm.progress import Tracker, track
 from hdm.store import Output, Store, proven, read_at_home, store_root
 
 
 def verify(
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store."),
-    ] = None,
+    store: StoreFolder = None,
 ) -> None:
     """Hash every file of the store (sha256) and compare it with its manifest.
 

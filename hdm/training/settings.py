@@ -20,6 +20,7 @@ class Optimizer(Settings):
     learning_rate: values.LearningRate = 3e-4
     """AdamW's rate; with `per_fan_in` the base rate that each tensor divides by its fan-in."""
     muon_learning_rate: values.LearningRate = 0.02
+    """Muon's rate."""
     per_fan_in: bool = False
     state_bits: Literal[32, 8] = since("0.1.0", 32)
     """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their
