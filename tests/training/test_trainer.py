@@ -893,7 +893,7 @@ def test_memory_that_does_not_hold_a_step_ends_it_with_what_would_fit(
 def test_memory_that_does_not_hold_the_model_is_told_of_too(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assembly, "place", lambda *arguments: _of_the_accelerator())
+    monkeypatch.setattr(assembly, "to_device", lambda *arguments: _of_the_accelerator())
     with pytest.raises(
         DoesNotFitError, match=r"does not hold the model and its averages; at most [\d.]+ GB"
     ):
