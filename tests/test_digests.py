@@ -15,7 +15,7 @@ from hdm.store import Identity
 HERE = Path(__file__).parent
 FILE = HERE / "digests.yaml"
 KNOWN = json.loads((HERE / "golden" / "digests.json").read_text())
-"""By pipeline and part of it: the digest of its settings in 0.1.0, or in the version that brought
+"""By pipeline and part of it: the digest of its settings before they moved, or in the version that brought
 its newest setting.
 """
 PARTS = ("images", "download", "filter", "caption", "vae", "encode", "train", "evaluate")
