@@ -72,11 +72,11 @@ class Pipeline(Settings):
         """
         resolutions = sorted({phase.resolution for phase in self.train.phases})
         encoded = [size for size in resolutions if size not in self.encode.from_larger]
-        smaller = (size for size in resolutions if size in self.encode.from_larger)
-        return {
-            **dict.fromkeys(encoded),
-            **{size: min(larger for larger in encoded if larger > size) for size in smaller},
-        }
+        found: dict[int, int | None] = dict.fromkeys(encoded)
+        for size in resolutions:
+            if size in self.encode.from_larger:
+                found[size] = min(larger for larger in encoded if larger > size)
+        return found
 
     @model_validator(mode="after")
     def _larger_is_encoded(self) -> Pipeline:

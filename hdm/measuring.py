@@ -86,9 +86,8 @@ def balance(wanted: np.ndarray, others: np.ndarray, thresholds: np.ndarray) -> n
     if it is less, that of the others that do not; NaN where there are none to tell."""
     if not len(wanted) or not len(others):
         return np.full(len(thresholds), np.nan)
-    missed, caught = (
-        np.searchsorted(np.sort(values), thresholds) / len(values) for values in (wanted, others)
-    )
+    missed = np.searchsorted(np.sort(wanted), thresholds) / len(wanted)
+    caught = np.searchsorted(np.sort(others), thresholds) / len(others)
     return np.minimum(1 - missed, caught)
 
 

@@ -162,8 +162,15 @@ class DataSet:
 
     def _wordy(self, columns: list[str]) -> list[str]:
         """Those columns whose first rows may be captions."""
-        rows = list(self._rows.select_columns(columns).take(WORDY_ROWS)) if columns else []
-        return [name for name in columns if may_be_captions(name, [row[name] for row in rows])]
+        if not columns:
+            return []
+        rows = list(self._rows.select_columns(columns).take(WORDY_ROWS))
+        wordy = []
+        for name in columns:
+            values = [row[name] for row in rows]
+            if may_be_captions(name, values):
+                wordy.append(name)
+        return wordy
 
     @cached_property
     def _rows(self) -> Dataset | IterableDataset:

@@ -95,11 +95,12 @@ def read_rows(
 def wordy_columns(path: Path, columns: Sequence[str], encoding: str | None = None) -> list[str]:
     """Those columns whose first rows may be captions; `encoding` as for `read_rows`."""
     rows = [row for _, row in islice(read_rows(path, columns, encoding), WORDY_ROWS) if row]
-    return [
-        name
-        for place, name in enumerate(columns)
-        if may_be_captions(name, [row[place] for row in rows])
-    ]
+    wordy = []
+    for place, name in enumerate(columns):
+        values = [row[place] for row in rows]
+        if may_be_captions(name, values):
+            wordy.append(name)
+    return wordy
 
 
 @contextmanager

@@ -51,16 +51,12 @@ def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
     kept, groups = _parts(caption)
     count = sum(2 + 2 * len(tags) for tags in groups)
     chance = iter(uniform(position * _MOST + np.arange(count), draws.seed, _STREAM).tolist())
-    left = [
-        (
-            place,
-            _drawn(
-                tags, draws.tag_drop, draws.shuffle, [(next(chance), next(chance)) for _ in tags]
-            ),
-        )
-        for tags, (drop, place) in [(tags, (next(chance), next(chance))) for tags in groups]
-        if drop >= draws.group_drop
-    ]
+    of_groups = [(next(chance), next(chance)) for _ in groups]
+    left = []
+    for tags, (drop, place) in zip(groups, of_groups, strict=True):
+        if drop >= draws.group_drop:
+            of_tags = [(next(chance), next(chance)) for _ in tags]
+            left.append((place, _drawn(tags, draws.tag_drop, draws.shuffle, of_tags)))
     if draws.shuffle:
         left.sort(key=lambda group: group[0])
     return _joined(kept, [tags for _, tags in left])

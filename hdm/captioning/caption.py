@@ -287,12 +287,12 @@ def _write(
     captions: Mapping[Key, Mapping[str, str]],
     given: Mapping[str, int],
 ) -> None:
-    rows = [
-        (key, index, maker, caption)
-        for key, made in captions.items()
-        for index, (caption, maker) in enumerate(made.items())
-    ]
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(CAPTIONS.names)}
+    rows = []
+    for key, made in captions.items():
+        for index, (caption, maker) in enumerate(made.items()):
+            rows.append((key, index, maker, caption))
+    values = zip(*rows, strict=True) if rows else ((),) * len(CAPTIONS.names)
+    columns = dict(zip(CAPTIONS.names, map(list, values), strict=True))
     by_maker = Counter(f"captions_{maker}" for _, _, maker, _ in rows)
     uncaptioned = sum(not made for made in captions.values())
     counts = {

@@ -78,11 +78,10 @@ class Template(Maker):
         return list(dict.fromkeys(made))
 
     def _worded(self, key: Key, fields: Mapping[str, Any]) -> list[str]:
-        usable = [
-            wording
-            for wording, needed in self.settings.wordings
-            if all(fields[name] for name in needed)
-        ]
+        usable = []
+        for wording, needed in self.settings.wordings:
+            if all(fields[name] for name in needed):
+                usable.append(wording)
         order = np.random.default_rng(caption_seed(key)).permutation(len(usable))[
             : self.settings.count
         ]

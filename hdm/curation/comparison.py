@@ -157,13 +157,16 @@ def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         (P,) bool.
     """
-    mine, theirs = (
-        side["colour"][:, 1:-1, 1:-1].reshape(len(side), -1).astype(np.float32) - 128
-        for side in (first, second)  # without the outermost, into which a border leaks
-    )
+    mine = _inner_colours(first)
+    theirs = _inner_colours(second)
     cosine = (mine * theirs).sum(1) / np.maximum(_norm(mine) * _norm(theirs), 1e-6)
     least = np.minimum(_norm(mine), _norm(theirs)) / np.sqrt(mine.shape[1])
     return (least < COLOURLESS) | (cosine >= MIN_COLOUR_COSINE)
+
+
+def _inner_colours(side: np.ndarray) -> np.ndarray:
+    """(P, values) float32, without the outermost places, into which a border leaks."""
+    return side["colour"][:, 1:-1, 1:-1].reshape(len(side), -1).astype(np.float32) - 128
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -54,6 +54,10 @@ class Look(ABC):
     kinds: tuple[str, ...]
     measured = False
 
+    def files(self, number: int) -> tuple[str, ...]:
+        """The tables of a shard of the download."""
+        return tuple(shard_name(kind, number) for kind in self.kinds)
+
     @abstractmethod
     def identify(self, pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         """What the output depends on."""
@@ -112,10 +116,7 @@ class Looking(Step[int, _Tools]):
 
     def plan(self) -> Iterator[Part[int]]:
         for number in range(num_shards(self.download, "samples")):
-            files = {
-                one.name: tuple(shard_name(kind, number) for kind in one.kinds)
-                for one in self.looks
-            }
+            files = {one.name: one.files(number) for one in self.looks}
             yield Part(number, files, num_items(self.download, number))
 
     def lacking(self, part: Part[int], files: Files) -> Part[int]:

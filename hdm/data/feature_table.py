@@ -47,10 +47,8 @@ def at_tokens(grid: Tensor, crop: Crop, patch_size: int) -> Tensor:
     """
     centres = patch_size * (torch.arange(crop.side // patch_size) + 0.5)
     # grid_sample's -1 and 1 are the frame's borders.
-    y, x = (
-        2 * (start + centres) / length - 1
-        for start, length in ((crop.top, crop.height), (crop.left, crop.width))
-    )
+    y = 2 * (crop.top + centres) / crop.height - 1
+    x = 2 * (crop.left + centres) / crop.width - 1
     where = torch.stack(torch.meshgrid(y, -x if crop.mirrored else x, indexing="ij"), -1).flip(-1)
     sampled = F.grid_sample(
         grid.float()[None], where[None], mode="bilinear", padding_mode="border", align_corners=False

@@ -164,9 +164,8 @@ class Loader:
                 "there are no latents", where=latents.path, do="run from the stage encode"
             )
         self._form = _common_form(self._files)
-        self.shift, self.scale = (
-            torch.tensor(self._form.autoencoder[name]).view(-1, 1, 1) for name in ("shift", "scale")
-        )
+        self.shift = torch.tensor(self._form.autoencoder["shift"]).view(-1, 1, 1)
+        self.scale = torch.tensor(self._form.autoencoder["scale"]).view(-1, 1, 1)
         self.side = self._side()
         self._tokenizer = tokens.summary.get("tokenizer")
         self._captions: CaptionTable = tags or (TextTable(text) if text else TokenTable(tokens))
@@ -178,12 +177,10 @@ class Loader:
             [np.diff(file.firsts) * file.form.row_bytes for file in self._files]
         )
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
-        self._heights, self._widths = (
-            np.array([getattr(file.form, name) for file in self._files], np.int64)[
-                self._groups.files
-            ]
-            for name in ("height", "width")
-        )
+        heights = np.array([file.form.height for file in self._files], np.int64)
+        widths = np.array([file.form.width for file in self._files], np.int64)
+        self._heights = heights[self._groups.files]
+        self._widths = widths[self._groups.files]
         self._log_aspects = np.log(self._widths / self._heights).astype(np.float32)
         self._crop_positions = lru_cache(maxsize=4096)(self._map_crop)
         self._positions = lru_cache(maxsize=16)(self._stack_positions)
@@ -422,7 +419,7 @@ class Loader:
 
     def _map_crop(self, number: int) -> Tensor:
         """(N, 2) float32 of one crop; kept, since a data set has few of them."""
-        height, width, top, left = (int(value) for value in np.unravel_index(number, self._extent))
+        height, width, top, left = map(int, np.unravel_index(number, self._extent))
         latent_grid = crop_map(height, width, top, left, self.side, kind=self.positions_kind)
         return to_patch_grid(latent_grid, self.side, self.side, self.patch_size)
 

@@ -83,9 +83,8 @@ class Mixture:
             if span[0] < span[1]
         )
         num_tokens = self._loaders[0].padded_length(longest)
-        begin, end = (
-            start + self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1)
-        )
+        begin = start + self.batch_size * self.rank // self.world_size
+        end = start + self.batch_size * (self.rank + 1) // self.world_size
         before = self._shares.before(np.arange(begin, end + 1))
         parts, places = [], []
         for number, counts in enumerate(before):

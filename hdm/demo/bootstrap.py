@@ -12,7 +12,16 @@ import numpy as np
 
 from hdm.bootstrap.examples import Example
 from hdm.demo.detector import detect
-from hdm.demo.scenes import HELD_OUT, Scene, captions, draw, make_scene, object_caption
+from hdm.demo.scenes import (
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    Scene,
+    captions,
+    draw,
+    make_scene,
+    object_caption,
+)
 from hdm.demo.wording import free_caption
 from hdm.measuring import Measure, balance, measure_in_time, share
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
@@ -39,9 +48,9 @@ def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
     """The picture (H, W, 3) uint8 as the autoencoder gives it back; sides are cut to multiples of
     its downscale.
     """
-    height, width = (
-        side // autoencoder.downscale * autoencoder.downscale for side in pixels.shape[:2]
-    )
+    cell = autoencoder.downscale
+    height = pixels.shape[0] // cell * cell
+    width = pixels.shape[1] // cell * cell
     image = to_image(np.array(pixels[None, :height, :width]))
     latent = autoencoder.normalize(autoencoder.encode(image)).half().float()  # as stored
     decoded = autoencoder.decode(autoencoder.denormalize(latent))
@@ -141,9 +150,12 @@ def _names_all(text: str, scene: Scene) -> bool:
 
 def _in_common(scenes: Sequence[Scene]) -> np.ndarray:
     """(N, N) bool: whether two scenes have a kind or a colour in common."""
-    names = [{name for t in scene.things for name in (t.kind, t.colour)} for scene in scenes]
-    known = sorted(set[str]().union(*names))
-    has = np.array([[name in mine for name in known] for mine in names], np.int64)
+    known = [*KINDS, *COLOURS]
+    has = np.zeros((len(scenes), len(known)), np.int64)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            has[row, known.index(thing.kind)] = 1
+            has[row, known.index(thing.colour)] = 1
     return has @ has.T > 0
 
 

@@ -53,7 +53,8 @@ def best_fits(cover: np.ndarray, others: Collection[str] = tuple(OTHERS)) -> Fit
         others: names of the shapes of OTHERS to compare with.
     """
     rows, columns = np.nonzero(cover > 0.02)
-    top, left = (max(int(place.min()) - 2, 0) for place in (rows, columns))
+    top = max(int(rows.min()) - 2, 0)
+    left = max(int(columns.min()) - 2, 0)
     cover = cover[top : rows.max() + 3, left : columns.max() + 3]
     names = [*KINDS, *others]
     starts = _starts(names, cover)
@@ -167,7 +168,7 @@ def _place(names: Sequence[str], values: np.ndarray, shape: tuple[int, ...]) -> 
     table = _tables()
     first = np.array([_number(name) for name in names])[:, None, None] * SIDE**2
     cell = (nearest_row * SIDE + nearest_column + first).astype(np.intp)
-    distance, right, below = (values.take(cell) for values in table)
+    distance, right, below = [values.take(cell) for values in table]
     distance += (right * (column - nearest_column) + below * (row - nearest_row)) / scale
     return Placed(along, down, distance, right, below)
 

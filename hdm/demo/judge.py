@@ -185,12 +185,10 @@ class SceneJudge:
             )
             reason = "kept" if is_kept else reasons.get(keys[item.url]) or status[item.url]
             why.setdefault(item.fault, Counter()).update([reason])
+        every = sum(faults.values(), Counter[str]())
         return {
             "good": {"planted": good["planted"], "kept": good["kept"]},
-            "caught": {
-                name: sum(counts[name] for counts in faults.values())
-                for name in ("planted", "caught")
-            },
+            "caught": {"planted": every["planted"], "caught": every["caught"]},
             "faults": {
                 fault: {
                     "planted": counts["planted"],

@@ -204,7 +204,7 @@ def _thing(
     rgb = np.clip(np.asarray(COLOURS[colour]) + rng.integers(-8, 9, 3), 0, 255)
     centre = (float(spot.centre[0]), float(spot.centre[1]))
     angle = float(rng.uniform(-0.09, 0.09))
-    r, g, b = (int(value) for value in rgb)
+    r, g, b = map(int, rgb)
     return Thing(
         kind,
         colour,
@@ -227,8 +227,13 @@ def _background(rng: np.random.Generator) -> Background:
         if kind == "gradient"
         else float(rng.integers(4)) * np.pi / 4
     )
-    a, b, c, d, e, f = (int(value) for value in (*first, *second))
-    return Background(kind, (a, b, c), (d, e, f), float(rng.uniform(0.16, 0.34)), angle)
+    period = float(rng.uniform(0.16, 0.34))
+    return Background(kind, _rgb(first), _rgb(second), period, angle)
+
+
+def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = map(int, colour)
+    return red, green, blue
 
 
 @lru_cache(maxsize=256)

@@ -98,7 +98,7 @@ class GuidedVelocity:
             tread_rates,
             generators,
         )
-        kept, kept_negative = (num_kept(len(positions), rate) for rate in tread_rates)
+        kept, kept_negative = [num_kept(len(positions), rate) for rate in tread_rates]
         self.same_kept = kept == kept_negative
         self.both = self._together() if self.same_kept and scale != 1 else None
 

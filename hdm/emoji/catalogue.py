@@ -83,7 +83,8 @@ class Emoji:
 
     def toned(self, tone: int) -> Emoji:
         """The same with this skin tone."""
-        first, *rest = (part for part in self.codepoints.split("_") if part not in TONE_CODEPOINTS)
+        parts = self.codepoints.split("_")
+        first, *rest = [part for part in parts if part not in TONE_CODEPOINTS]
         points = "_".join([first, TONE_CODEPOINTS[tone], *rest])
         return Emoji(points, self.base, tone, self.group, self.keywords)
 

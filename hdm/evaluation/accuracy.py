@@ -46,10 +46,12 @@ def accuracy(texts: Sequence[str], answers: Answers) -> dict[str, Share]:
     """
     total = len(answers)
     distinct = len({normal_prompt(text) for text in texts})
-    questions = list(answers[0]) if answers else []
-    counts = {name: sum(answer[name] for answer in answers) for name in questions}
-    counts[ALL] = sum(all(answer.values()) for answer in answers)
-    return {name: Share(right, total, distinct) for name, right in counts.items()}
+    shares = {}
+    for name in answers[0] if answers else ():
+        right = sum(answer[name] for answer in answers)
+        shares[name] = Share(right, total, distinct)
+    shares[ALL] = Share(sum(all(answer.values()) for answer in answers), total, distinct)
+    return shares
 
 
 def _of_set(

@@ -77,9 +77,8 @@ def distances(
     place = {key: number for number, key in reversed(list(enumerate(prompts.keys)))}
     compared = [key for key in real.compared if key in place]
     reference = real.reference[: len(compared)]
-    asked, others = (
-        [normal_prompt(real.captions[key]) for key in keys] for keys in (compared, reference)
-    )
+    asked = [normal_prompt(real.captions[key]) for key in compared]
+    others = [normal_prompt(real.captions[key]) for key in reference]
     held = embeddings_of(measures, list(reference))
     if len(set(asked)) < 2 or len(set(others)) < 2 or not held.size:
         return {}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate, chain
 
 WIDTH, HEIGHT = 960, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
@@ -28,17 +29,13 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
     """The loss over images seen, one phase after the other; "" if there are fewer than two
     points.
     """
-    starts = [sum(phase.num_images for phase in phases[:number]) for number in range(len(phases))]
-    losses = [
-        [(start + seen, loss) for seen, loss in _thinned(phase.losses)]
-        for start, phase in zip(starts, phases, strict=True)
-    ]
-    held = [
-        (start + seen, loss)
-        for start, phase in zip(starts, phases, strict=True)
-        for seen, loss in phase.validation
-    ]
-    every = [point for line in losses for point in line]
+    starts = [0, *accumulate(phase.num_images for phase in phases)][: len(phases)]
+    losses = []
+    held = []
+    for start, phase in zip(starts, phases, strict=True):
+        losses.append([(start + seen, loss) for seen, loss in _thinned(phase.losses)])
+        held += [(start + seen, loss) for seen, loss in phase.validation]
+    every = list(chain(*losses))
     if len(every) < 2:
         return ""
     axes = _Axes(starts[-1] + phases[-1].num_images, [loss for _, loss in [*every, *held]])
@@ -117,5 +114,9 @@ def _thousands(value: float) -> str:
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     """Means over equal spans, where there are more points than can be told apart."""
     span = -(-len(points) // MAX_POINTS)
-    groups = [points[start : start + span] for start in range(0, len(points), max(1, span))]
-    return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+    thinned: list[tuple[float, float]] = []
+    for start in range(0, len(points), max(1, span)):
+        group = points[start : start + span]
+        mean = sum(loss for _, loss in group) / len(group)
+        thinned.append((group[-1][0], mean))
+    return thinned

@@ -191,15 +191,13 @@ class Exhibition:
         return [by_key[key] for key in wanted]
 
     def _images(self, samples: Iterable[Mapping[str, Any]]) -> list[str | None]:
-        asked = (
-            Asked(
-                sample["key"],
-                partial(self.reader.read, *(sample[name] for name in PLACE_COLUMNS)),
-                picture_cost(sample["width"], sample["height"], sample["bytes"]),
-            )
-            for sample in samples
-        )
+        asked = map(self._asked, samples)
         return [_image(answer) for answer in self.decoders.map(asked)]
+
+    def _asked(self, sample: Mapping[str, Any]) -> Asked:
+        place = [sample[name] for name in PLACE_COLUMNS]
+        cost = picture_cost(sample["width"], sample["height"], sample["bytes"])
+        return Asked(sample["key"], partial(self.reader.read, *place), cost)
 
 
 def _image(answer: Future[Answer]) -> str | None:

@@ -40,18 +40,13 @@ def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
     if judge is not None:
         sets += judge.prompt_sets(count, settings.seed)
     elif settings.prompts == EMOJI:
-        sets += [
-            PromptSet(
-                name,
-                tuple(one.name for one in asked[:count]),
-                title=TITLES[name],
-                choices=tuple(one.choices for one in asked[:count]),
-            )
-            for name, asked in questions(settings.seed).items()
-        ]
+        for name, asked in questions(settings.seed).items():
+            texts = tuple(one.name for one in asked[:count])
+            choices = tuple(one.choices for one in asked[:count])
+            sets.append(PromptSet(name, texts, title=TITLES[name], choices=choices))
     elif settings.prompts != HELD_OUT:
-        texts = read_prompts(Path(settings.prompts))
-        repeated = tuple(texts[number % len(texts)] for number in range(count))
+        listed = read_prompts(Path(settings.prompts))
+        repeated = tuple(listed[number % len(listed)] for number in range(count))
         sets += [PromptSet("prompts", repeated, title="Prompts")]
     keys = list(real.captions)
     if keys:
@@ -122,10 +117,9 @@ def identify_prompts(pipeline: Pipeline) -> dict[str, Any]:
     if judge is not None:
         return {"prompts": wanted, "judge": dict(judge.identify())}
     if wanted == EMOJI:
-        asked = {
-            name: [[one.name, *one.choices] for one in found]
-            for name, found in questions(pipeline.evaluate.seed).items()
-        }
+        asked = {}
+        for name, found in questions(pipeline.evaluate.seed).items():
+            asked[name] = [[one.name, *one.choices] for one in found]
         return {"prompts": hashlib.sha256(canonical_json(asked)).hexdigest()}
     if wanted == HELD_OUT:
         return {"prompts": wanted}

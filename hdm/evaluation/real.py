@@ -118,5 +118,6 @@ def embeddings_of(measures: Output, keys: list[Key]) -> np.ndarray:
 
 def _alike(scores: pa.Table, aspect: float) -> np.ndarray:
     """Whether each picture's aspect ratio is near to this one; (N,) bool."""
-    width, height = (scores[name].cast(pa.float64()).to_numpy() for name in ("width", "height"))
+    width = scores["width"].cast(pa.float64()).to_numpy()
+    height = scores["height"].cast(pa.float64()).to_numpy()
     return np.abs(np.log(width / height / aspect)) <= np.log(SIMILAR_ASPECT)

@@ -124,9 +124,9 @@ def render(template: str, context: Mapping[str, Any]) -> bytes:
 
 def _headline(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The scores that tell most, as the list of reports has them."""
-    found = headlines(measured)
     return {
-        name: {key: score[key] for key in ("value", "is_share")} for name, score in found.items()
+        name: {"value": score["value"], "is_share": score["is_share"]}
+        for name, score in headlines(measured).items()
     }
 
 

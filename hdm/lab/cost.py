@@ -103,15 +103,14 @@ def measure_costs(
         )
         seconds = _run(request, jobs[0].settings.train.device)
     reference, sizes = seconds[0], [job.phase.batch_size for job in jobs]
-    return {
-        name: Cost(
-            tuple(
-                (start, _ratio(part, base) * sizes[0] / size)
-                for start, part, base in zip(starts, mine, reference, strict=True)
-            )
-        )
-        for name, mine, size in zip(pipelines, seconds, sizes, strict=True)
-    }
+    costs = {}
+    for name, mine, size in zip(pipelines, seconds, sizes, strict=True):
+        ratios = map(_ratio, mine, reference)
+        parts = [
+            (start, ratio * sizes[0] / size) for start, ratio in zip(starts, ratios, strict=True)
+        ]
+        costs[name] = Cost(tuple(parts))
+    return costs
 
 
 def _ratio(mine: Sequence[float], base: Sequence[float]) -> float:
@@ -190,7 +189,8 @@ def _seen(trainer: Trainer, start: float, end: float, turn: int) -> int:
     more, its first again.
     """
     size = trainer.phase.batch_size
-    first, after = (math.ceil(share * trainer.num_images / size) for share in (start, end))
+    first = math.ceil(start * trainer.num_images / size)
+    after = math.ceil(end * trainer.num_images / size)
     return (first + turn % max(1, after - first)) * size
 
 

@@ -5,8 +5,9 @@ seeds lie apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import starmap
 
 from hdm.evaluation.curves import ticks
 from hdm.lab.cell_results import Result, Results
@@ -92,11 +93,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
         across += 7 * len(setting) + 14
         mean, lowest, highest = _band(cell_results)
-        around = " ".join(
-            f"{x:.1f},{y:.1f}"
-            for x, y in (place(*point) for point in [*lowest, *reversed(highest)])
-        )
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in mean))
+        around = _points(starmap(place, [*lowest, *reversed(highest)]))
+        line = _points(starmap(place, mean))
         parts.append(
             f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}" fill-opacity="0.15"/>'
         )
@@ -109,12 +107,20 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
 Line = list[tuple[int, float]]
 
 
+def _points(places: Iterable[tuple[float, float]]) -> str:
+    """The value of SVG's attribute `points`."""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+
 def _band(found: Sequence[Result]) -> tuple[Line, Line, Line]:
     """Mean, lowest and highest loss of the seeds, where all were measured."""
-    common = sorted(set.intersection(*({seen for seen, _ in result.losses} for result in found)))
-    by_seen = [(seen, [dict(result.losses)[seen] for result in found]) for seen in common]
-    return (
-        [(seen, sum(losses) / len(losses)) for seen, losses in by_seen],
-        [(seen, min(losses)) for seen, losses in by_seen],
-        [(seen, max(losses)) for seen, losses in by_seen],
-    )
+    curves = [dict(result.losses) for result in found]
+    mean: Line = []
+    lowest: Line = []
+    highest: Line = []
+    for seen in sorted(set.intersection(*map(set, curves))):
+        losses = [curve[seen] for curve in curves]
+        mean.append((seen, sum(losses) / len(losses)))
+        lowest.append((seen, min(losses)))
+        highest.append((seen, max(losses)))
+    return mean, lowest, highest

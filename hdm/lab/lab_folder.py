@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hdm.files import canonical_json, read_record, write_bytes, write_json
@@ -64,14 +64,11 @@ class CostBook:
 
     def costs(self) -> dict[str, dict[str, Cost]]:
         """By comparison and setting, of those that are known."""
-        known = {name: self._known.get(self._key(name), {}) for name in self.grid.comparisons}
-        return {
-            name: {
-                setting: Cost(tuple((start, ratio) for start, ratio in parts))
-                for setting, parts in by_setting.items()
-            }
-            for name, by_setting in known.items()
-        }
+        found: dict[str, dict[str, Cost]] = {}
+        for name in self.grid.comparisons:
+            known = self._known.get(self._key(name), {})
+            found[name] = {setting: _cost(parts) for setting, parts in known.items()}
+        return found
 
     def _key(self, comparison: str) -> str:
         cells = [
@@ -79,6 +76,11 @@ class CostBook:
             for setting in self.grid.comparisons[comparison].settings
         ]
         return f"{comparison} {hashlib.sha256(canonical_json(cells)).hexdigest()[:12]}"
+
+
+def _cost(parts: Iterable[tuple[float, float]]) -> Cost:
+    """A cost as JSON holds it, with lists for pairs."""
+    return Cost(tuple((start, ratio) for start, ratio in parts))
 
 
 def lab_folder(store: Store, lab: str) -> Path:
@@ -101,13 +103,15 @@ def write_lab(grid: Grid, store: Store) -> None:
 
 
 def _cells(results: Results) -> list[Mapping[str, object]]:
-    return [
-        {
-            "cell": cell.name,
-            "overrides": list(cell.overrides),
-            "losses": result.losses,
-            "scores": {name: score.value for name, score in result.scores.items()},
-            "num_images": result.num_images,
-        }
-        for cell, result in results.items()
-    ]
+    cells: list[Mapping[str, object]] = []
+    for cell, result in results.items():
+        cells.append(
+            {
+                "cell": cell.name,
+                "overrides": list(cell.overrides),
+                "losses": result.losses,
+                "scores": {name: score.value for name, score in result.scores.items()},
+                "num_images": result.num_images,
+            }
+        )
+    return cells

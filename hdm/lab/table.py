@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import sub
 from typing import Any
 
 from hdm.lab.cell_results import Result, Results
@@ -86,8 +87,15 @@ def _row(
         setting == comparison.reference,
         min(mine[0].num_images, theirs[0].num_images),
     )
-    names = [name for name in mine[0].scores if all(name in one.scores for one in (*mine, *theirs))]
-    pairs = list(zip(mine, theirs, strict=True))
+    scores = {}
+    differences = {}
+    for score in mine[0].scores:
+        if all(score in one.scores for one in (*mine, *theirs)):
+            values = [one.scores[score].value for one in mine]
+            others = [one.scores[score].value for one in theirs]
+            scores[score] = statistics.fmean(values)
+            if not reference:
+                differences[score] = Interval.of(list(map(sub, values, others)))
     equal_samples = equal_time = None
     if not reference and comparison.losses_compare:
         equal_samples = _difference(
@@ -109,14 +117,11 @@ def _row(
         num_images=mine[0].num_images,
         cost=cost.whole if cost else None,
         loss=_mean(one.loss_at(total) for one in mine),
-        scores={name: statistics.fmean(one.scores[name].value for one in mine) for name in names},
+        scores=scores,
         loss_at_equal_samples=equal_samples,
         loss_at_equal_time=equal_time,
-        scores_at_equal_samples={} if reference else {
-            name: Interval.of([one.scores[name].value - other.scores[name].value for one, other in pairs])
-            for name in names
-        },
-    )  # fmt: skip
+        scores_at_equal_samples=differences,
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

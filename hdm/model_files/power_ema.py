@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ def coefficients(
         A factor for each snapshot, (n,) float64, and what is left: the norm of the difference of
         the profiles as a share of the wanted one's.
     """
-    products = np.array([[overlap(one, other) for other in snapshots] for one in snapshots])
+    pairs = [overlap(one, other) for one, other in product(snapshots, snapshots)]
+    products = np.reshape(pairs, (len(snapshots), len(snapshots)))
     with_wanted, own = (
         np.array([overlap(one, wanted) for one in snapshots]),
         overlap(wanted, wanted),
@@ -139,10 +141,10 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
     factors, error = coefficients(known, (gamma_of(length), float(end)))
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(snapshot.path)) for snapshot in snapshots]
-        averages = {
-            name: _summed([file.get_tensor(name) for file in files], factors)
-            for name in sorted(files[0].keys())
-        }
+        averages = {}
+        for name in sorted(files[0].keys()):
+            tensors = [file.get_tensor(name) for file in files]
+            averages[name] = _summed(tensors, factors)
     return averages, error
 
 

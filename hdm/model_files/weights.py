@@ -177,9 +177,8 @@ def check_fit(tensors: Mapping[str, Tensor], config: XUTConfig, path: Path) -> N
     """
     wanted = _empty(config).state_dict()
     for name in sorted(tensors.keys() | wanted.keys()):
-        have, want = (
-            tuple(state[name].shape) if name in state else "absent" for state in (tensors, wanted)
-        )
+        have = tuple(tensors[name].shape) if name in tensors else "absent"
+        want = tuple(wanted[name].shape) if name in wanted else "absent"
         if have != want:
             raise InputError(
                 f"weights do not fit their configuration: {PREFIX}{name} is {have}, the model's {want}",

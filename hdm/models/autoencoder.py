@@ -295,10 +295,9 @@ def _of_batch_norm(model: Any) -> dict[str, Any]:
     norm = getattr(model, "bn", None)
     if norm is None:
         return {}
-    mean, variance = (
-        value.double().view(model.config.latent_channels, -1)
-        for value in (norm.running_mean, norm.running_var)
-    )
+    channels = model.config.latent_channels
+    mean = norm.running_mean.double().view(channels, -1)
+    variance = norm.running_var.double().view(channels, -1)
     whole = (variance + mean.square()).mean(1) - mean.mean(1).square()
     return {
         "latents_mean": mean.mean(1).tolist(),

@@ -37,8 +37,9 @@ def idle_share(seconds: float = LOOK_SEC) -> float | None:
     with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
         before = _times()
         time.sleep(seconds)
-        idle, whole = (after - then for after, then in zip(_times(), before, strict=True))
-        return idle / whole
+        idle_before, whole_before = before
+        idle, whole = _times()
+        return (idle - idle_before) / (whole - whole_before)
     return None
 
 

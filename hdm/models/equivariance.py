@@ -84,9 +84,8 @@ def equivariance_errors(
     for transform in transforms:
         moved, target = transform.both(raw, image)
         decoded.append((autoencoder.decode(moved) - target).square().mean())
-        wanted, computed = (
-            autoencoder.normalize(value) for value in (autoencoder.encode(target), moved)
-        )
+        wanted = autoencoder.normalize(autoencoder.encode(target))
+        computed = autoencoder.normalize(moved)
         latent.append((computed - wanted).norm() / wanted.norm())
     plain = (autoencoder.decode(raw) - image).square().mean()
     return {

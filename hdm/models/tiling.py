@@ -36,7 +36,8 @@ def tiled(
     Returns:
         (B, C', H·cell_out, W·cell_out).
     """
-    rows, columns = (side // cell_in for side in source.shape[-2:])
+    rows = source.shape[-2] // cell_in
+    columns = source.shape[-1] // cell_in
     if rows <= tile and columns <= tile:
         return apply(source)
     total: Tensor | None = None
@@ -49,10 +50,8 @@ def tiled(
         )
         if total is None:
             total = part.new_zeros(*part.shape[:2], *weights.shape)
-        down, across = (
-            _ramp(size * cell_out, overlap * cell_out).to(part)
-            for size in (bottom - top, right - left)
-        )
+        down = _ramp((bottom - top) * cell_out, overlap * cell_out).to(part)
+        across = _ramp((right - left) * cell_out, overlap * cell_out).to(part)
         weight, place = (
             torch.outer(down, across),
             (slice(top * cell_out, bottom * cell_out), slice(left * cell_out, right * cell_out)),

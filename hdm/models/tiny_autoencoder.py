@@ -158,9 +158,8 @@ def _of_one(file: Path) -> tuple[_Tensors, _Tensors]:
 
 
 def _of_two(folder: Path) -> tuple[_Tensors, _Tensors]:
-    encoder, decoder = (
-        _state(next(folder.glob(f"*_{part}.pth"))) for part in ("encoder", "decoder")
-    )
+    encoder = _state(next(folder.glob("*_encoder.pth")))
+    decoder = _state(next(folder.glob("*_decoder.pth")))
     # The decoder's first layer, a clamp, has a place in the file's count and none in diffusers'.
     decoder = {
         f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value

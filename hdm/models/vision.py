@@ -28,9 +28,8 @@ class Vision:
         self.model, self.device = model.to(device), torch.device(device)
         self.width, self.patch_size = int(model.config.hidden_size), int(model.config.patch_size)
         # Pixels come in [-1, 1], the model's own mean and deviation are of [0, 1].
-        self.mean, self.std = (
-            torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)
-        )
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
         asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if asks else {}
 
@@ -44,7 +43,8 @@ class Vision:
         Returns:
             (n, width, H / patch, W / patch) float32.
         """
-        height, width = (side // self.patch_size for side in images.shape[-2:])
+        height = images.shape[-2] // self.patch_size
+        width = images.shape[-1] // self.patch_size
         pixels = (images.to(self.device) / 2 + 0.5 - self.mean) / self.std
         states = self.model(pixel_values=pixels, **self._options).last_hidden_state
         # Class and register tokens come first.

@@ -93,9 +93,8 @@ class Backbone(nn.Module):
         )
 
     def links(self) -> Iterator[Link]:
-        encoder, decoder = (
-            cast("list[Stage]", list(stages)) for stages in (self.enc_blocks, self.dec_blocks)
-        )
+        encoder = cast("list[Stage]", list(self.enc_blocks))
+        decoder = cast("list[Stage]", list(self.dec_blocks))
         last = len(encoder) - 1
         for i, stage in enumerate(encoder):
             yield from stage.links(writes=i if self.mirrored or i == last else None)

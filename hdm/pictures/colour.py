@@ -82,7 +82,8 @@ class Colour:
         result = np.empty(samples.shape, np.uint8)
         rows = max(1, _STRIP // max(1, samples.shape[1]))
         for top in range(0, len(samples), rows):
-            red, green, blue = (linear[samples[top : top + rows, :, c]] for c in range(3))
+            strip = linear[samples[top : top + rows]]
+            red, green, blue = strip[:, :, 0], strip[:, :, 1], strip[:, :, 2]
             for c in range(3):  # summed one by one: a matrix product rounds as the machine likes
                 light = matrix[c, 0] * red + matrix[c, 1] * green + matrix[c, 2] * blue
                 places = np.rint(light.clip(0, 1) * 65535).astype(np.uint16)
@@ -168,10 +169,11 @@ def matrix_to_srgb(chromaticities: Chromaticities) -> np.ndarray | None:
 
 def _to_xyz(chromaticities: Chromaticities) -> np.ndarray:
     """(3, 3) from linear RGB to XYZ, white at Y = 1."""
-    white, *primaries = (
+    points = zip(chromaticities[::2], chromaticities[1::2], strict=True)
+    white, *primaries = [
         np.array([x / y, 1.0, (1 - x - y) / y]) if y else np.array([x, y, 1 - x - y])
-        for x, y in zip(chromaticities[::2], chromaticities[1::2], strict=True)
-    )
+        for x, y in points
+    ]
     columns = np.stack(primaries, 1)
     matrix: np.ndarray = columns * np.linalg.solve(columns, white)
     return matrix

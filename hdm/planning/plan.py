@@ -406,11 +406,8 @@ class _Planner:
         return problems
 
     def _checkpoint_bytes(self, rows: Sequence[Row]) -> int:
-        phases = [
-            phase
-            for phase in self.train.phases
-            if any(row.name == f"train.{phase.name}" and not row.done for row in rows)
-        ]
+        to_do = {row.name for row in rows if not row.done}
+        phases = [phase for phase in self.train.phases if f"train.{phase.name}" in to_do]
         count = memory.parameters(self.train.model)
         sets = [memory.optimizer_bytes(count, phase) for phase in phases]
         return max((sizes.checkpoint_bytes(count.total, state, KEEP) for state in sets), default=0)

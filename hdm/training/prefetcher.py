@@ -125,10 +125,8 @@ class Prefetcher:
         rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
         kept = draw_kept(size, batch.crops.shape[1], rate, drawn)
         # As the loader shares: contiguous, in order of rank.
-        start, stop = (
-            size * rank // self.loader.world_size
-            for rank in (self.loader.rank, self.loader.rank + 1)
-        )
+        start = size * self.loader.rank // self.loader.world_size
+        stop = size * (self.loader.rank + 1) // self.loader.world_size
         example = Example(
             batch,
             noise[start:stop],

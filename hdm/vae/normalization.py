@@ -51,7 +51,8 @@ def _patches(raw: Tensor) -> Tensor:
     """(B, C, h, w) → (4·C, B·h/2·w/2), a channel's four places one after the other; an odd last row
     or column is left out.
     """
-    height, width = (side // 2 for side in raw.shape[-2:])
+    height = raw.shape[-2] // 2
+    width = raw.shape[-1] // 2
     cut = raw[..., : 2 * height, : 2 * width].unflatten(-1, (width, 2)).unflatten(-3, (height, 2))
     return by_channel(cut.permute(0, 1, 3, 5, 2, 4).flatten(1, 3))
 

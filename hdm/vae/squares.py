@@ -23,12 +23,16 @@ def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarra
 
 def random_square(pixels: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
     """A square of that side, anywhere in the picture."""
-    top, left = (int(rng.integers(side - size_px + 1)) for side in pixels.shape[:2])
+    height, width = pixels.shape[:2]
+    top = int(rng.integers(height - size_px + 1))
+    left = int(rng.integers(width - size_px + 1))
     return pixels[top : top + size_px, left : left + size_px]
 
 
 def middle_square(pixels: np.ndarray, size_px: int) -> np.ndarray:
     """The square of that side in the picture's middle, its shorter side brought to it first."""
     pixels = resized(pixels, size_px)
-    top, left = ((side - size_px) // 2 for side in pixels.shape[:2])
+    height, width = pixels.shape[:2]
+    top = (height - size_px) // 2
+    left = (width - size_px) // 2
     return pixels[top : top + size_px, left : left + size_px]

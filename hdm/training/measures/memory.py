@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from hdm.architecture import XUTConfig
 from hdm.kernels.functions import SHORT
@@ -47,6 +48,10 @@ class Parameters:
     outside: int
 
 
+def _num_parameters(module: Any) -> int:
+    return sum(value.numel() for value in module.parameters())
+
+
 @lru_cache(maxsize=16)
 def parameters(config: XUTConfig) -> Parameters:
     """Counted on the model itself, made without memory."""
@@ -58,10 +63,8 @@ def parameters(config: XUTConfig) -> Parameters:
     with torch.device("meta"):
         model = XUT(config)
     named = list(model.named_parameters())
-    total, blocks = (
-        sum(value.numel() for _, value in named),
-        [sum(value.numel() for value in block.parameters()) for block in model.blocks()],
-    )
+    total = sum(value.numel() for _, value in named)
+    blocks = [_num_parameters(block) for block in model.blocks()]
     return Parameters(
         total,
         sum(value.numel() for _, value in named if value.ndim in (2, 4)),

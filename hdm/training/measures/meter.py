@@ -18,7 +18,8 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     what its arithmetic can do at most.
     """
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 3)
-    left, right = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
+    left = torch.full((size, size), 0.5, dtype=dtype, device=device)
+    right = torch.full_like(left, 0.5)
     best = 0.0
     for _ in range(tries):
         _wait(device)

@@ -92,7 +92,8 @@ def differences(before: Mapping[str, Any], job: Job) -> Differences:
     """Of two identities of one phase, by the names that `--set` knows: before and now; data sets by
     their digests.
     """
-    old, now = (dict(_named(identity, job.number)) for identity in (before, job.identity))
+    old = dict(_named(before, job.number))
+    now = dict(_named(job.identity, job.number))
     return {
         name: (old.get(name), now.get(name))
         for name in sorted({*old, *now})

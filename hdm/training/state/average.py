@@ -42,8 +42,6 @@ class Average(Generic[Model]):
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step` (from 0)."""
         # Asked for anew: sharding a model exchanges its parameters.
-        mine, theirs = (
-            [local(parameter) for parameter in model.parameters()]
-            for model in (self.model, self._averaged)
-        )
+        mine = [local(parameter) for parameter in self.model.parameters()]
+        theirs = [local(parameter) for parameter in self._averaged.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))

@@ -122,10 +122,10 @@ def _buffers(tensors: Sets) -> Buffers | None:
             *(needed / 1e9, free / 1e9),
         )
         return None
-    return {
-        name: {key: _buffer(value) for key, value in values.items()}
-        for name, values in tensors.items()
-    }
+    buffers: Buffers = {}
+    for name, values in tensors.items():
+        buffers[name] = {key: _buffer(value) for key, value in values.items()}
+    return buffers
 
 
 def _buffer(value: Tensor) -> Tensor:

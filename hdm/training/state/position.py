@@ -80,10 +80,9 @@ class Position:
                 useless: whether a loss that is finite is useless (`incidents.is_useless`).
         """
         moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
-        skipped, lost = (
-            tuple(step for step in steps if step > moved.step - LATELY)
-            for steps in (self.skipped_lately, self.useless_lately)
-        )
+        first = moved.step - LATELY
+        skipped = tuple(step for step in self.skipped_lately if step > first)
+        lost = tuple(step for step in self.useless_lately if step > first)
         moved = replace(moved, skipped_lately=skipped, useless_lately=lost)
         if loss is None:
             return replace(
