@@ -37,7 +37,8 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """
     if _is_server():
         return None
-    root, url = store_root(), ctx.api_url
+    root = store_root()
+    url = ctx.api_url
     if not (state_root(root) / ".services").is_dir():
         if not url and _name_place(sys.argv) is not None:
             raise SystemExit(_unserved(root))

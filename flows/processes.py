@@ -23,12 +23,15 @@ from pathlib import Path
 from hdm.errors import HdmError
 from tasks.services import services
 
-START_SEC, STOP_SEC, POLL_SEC = 300.0, 35.0, 0.2
+START_SEC = 300.0
+STOP_SEC = 35.0
+POLL_SEC = 0.2
 ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception): .+$", re.MULTILINE)
 ERROR_CHARS = 300
 LOOPBACK = "127.0.0.1"
 DIRECT = (LOOPBACK, "localhost", "::1")
-RESTARTS, RESTARTS_SEC = 10, 600.0
+RESTARTS = 10
+RESTARTS_SEC = 600.0
 NEIGHBOURS = 20  # ports that are tried above one in use
 
 
@@ -106,8 +109,12 @@ class Service:
         folder: Path,
         listeners: Sequence[socket.socket] = (),
     ) -> None:
-        self.name, self.command, self.environment = name, list(command), dict(environment)
-        self.root, self.folder, self.listeners = root, folder, listeners
+        self.name = name
+        self.command = list(command)
+        self.environment = dict(environment)
+        self.root = root
+        self.folder = folder
+        self.listeners = listeners
         self.log = services(root) / f"{name}.log"
         self.restarts: list[float] = []
 

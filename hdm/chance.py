@@ -108,7 +108,8 @@ def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
-    left, right = values >> half, values & ((1 << half) - 1)
+    left = values >> half
+    right = values & ((1 << half) - 1)
     for table in tables:
         left ^= table[right]
         left, right = right, left
@@ -122,7 +123,8 @@ def _round_tables(half: int, seed: int, epoch: int) -> np.ndarray:
     """What each round adds to one half for every value of the other, (ROUNDS, 2^half) int64: few
     values, looked up far more often.
     """
-    values, mask = np.arange(1 << half, dtype=np.uint64), np.uint64((1 << half) - 1)
+    values = np.arange(1 << half, dtype=np.uint64)
+    mask = np.uint64((1 << half) - 1)
     return np.stack(
         [mix(values ^ _key(seed, epoch, number)) & mask for number in range(ROUNDS)]
     ).astype(np.int64)

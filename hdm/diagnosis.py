@@ -74,10 +74,8 @@ def torch_pair() -> Check:
     transformers with it.
     """
     try:
-        torch, torchvision = (
-            importlib.import_module("torch"),
-            importlib.import_module("torchvision"),
-        )
+        torch = importlib.import_module("torch")
+        torchvision = importlib.import_module("torchvision")
     except (ImportError, RuntimeError) as error:
         return Check(
             "torch", False, f"torch and torchvision do not fit together: {str(error).splitlines()[0]}",

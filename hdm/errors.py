@@ -33,7 +33,8 @@ class HdmError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = None, do: str | None = None) -> None:
-        self.what, self.do = redacted(what), redacted(do) if do else do
+        self.what = redacted(what)
+        self.do = redacted(do) if do else do
         place = redacted(str(where))
         self.where = where if place == str(where) else place
         super().__init__(self.what, self.where, self.do)

@@ -93,7 +93,8 @@ def hash_file(path: Path) -> Hashes:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    slow, fast = hashlib.sha256(), xxhash.xxh3_128()
+    slow = hashlib.sha256()
+    fast = xxhash.xxh3_128()
     for chunk in chunks(path):
         slow.update(chunk)
         fast.update(chunk)

@@ -23,7 +23,10 @@ from hdm.pipelines import did_you_mean
 from hdm.store import LOCK, MANIFEST, is_locked, state_root
 
 FOLDER = ".pipelines"
-FINISHED, IN_WORK, BEGUN, MISSING = "finished", "in work", "begun", "to do"
+FINISHED = "finished"
+IN_WORK = "in work"
+BEGUN = "begun"
+MISSING = "to do"
 
 
 @dataclass(frozen=True)

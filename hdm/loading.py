@@ -29,7 +29,9 @@ from hdm.models.components import VAE as FINETUNED
 from hdm.models.settings import Components
 from hdm.store import MANIFEST, in_use, read_output
 
-VAE, TEXT_ENCODER, TOKENIZER = "vae", "text_encoder", "tokenizer"
+VAE = "vae"
+TEXT_ENCODER = "text_encoder"
+TOKENIZER = "tokenizer"
 NAME_THEM = "name them: --components DIR (a folder that `hdm bootstrap` wrote, or demo), or --autoencoder and --text-encoder"
 
 
@@ -172,7 +174,8 @@ def _assembled(
     device: torch.device,
     tokenizer: str | None = None,
 ) -> TextToImage:
-    text_encoder, max_tokens = components["text_encoder"], model.card.max_tokens
+    text_encoder = components["text_encoder"]
+    max_tokens = model.card.max_tokens
     return TextToImage(
         model.denoiser().to(device).eval().requires_grad_(False),
         Conditioning(text_encoder, device, torch.float32, max_tokens, tokenizer),

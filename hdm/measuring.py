@@ -23,7 +23,8 @@ class Measure(ABC):
     """
 
     def __init__(self, count: int, piece: int = PIECE) -> None:
-        self.count, self.num_pieces = count, max(1, count // piece)
+        self.count = count
+        self.num_pieces = max(1, count // piece)
         self.pieces_done = self.items_done = 0
 
     def measure_next(self) -> None:
@@ -61,7 +62,8 @@ def measure_in_time(
         waiting = list(measures)
         while waiting:
             for name in tuple(waiting):
-                one, begun = measures[name], now()
+                one = measures[name]
+                begun = now()
                 late = until is not None and begun + longest[name] > until
                 if one.pieces_done == one.num_pieces or (one.pieces_done and late):
                     waiting.remove(name)

@@ -101,11 +101,13 @@ def _guard(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
     except (TypeError, ValueError):  # arguments that do not fit the message
-        record.msg, record.args = f"{record.msg} {record.args}", None
+        record.msg = f"{record.msg} {record.args}"
+        record.args = None
         message = record.getMessage()
     # Otherwise message and arguments stay apart: some formatters read the arguments.
     if (safe := shown(message)) != message:
-        record.msg, record.args = safe, None
+        record.msg = safe
+        record.args = None
     if record.exc_info and record.exc_info[0] is not None:
         # Formatters take this text instead of making their own.
         record.exc_text = shown(logging.Formatter().formatException(record.exc_info))

@@ -105,7 +105,8 @@ def adopt(store: Store, verdict: Verdict) -> Output:
         DamagedError: a file is not what was written; nothing is adopted.
         LockedError: somebody works on either.
     """
-    output, identity = verdict.output, verdict.now
+    output = verdict.output
+    identity = verdict.now
     assert identity is not None
     there = store.find(identity)
     if there is not None:

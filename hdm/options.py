@@ -111,7 +111,9 @@ class Options(Generic[S]):
     """
 
     def __init__(self, owner: type[S], *shown: Shown, only_given: bool = False) -> None:
-        self.owner, self.shown, self.only_given = owner, shown, only_given
+        self.owner = owner
+        self.shown = shown
+        self.only_given = only_given
 
     def parameters(self, prefix: str) -> dict[str, inspect.Parameter]:
         """Path → the parameter of a command."""
@@ -209,7 +211,8 @@ def _written(numbers: tuple[float, ...]) -> str:
 def _annotation(owner: type[Settings], shown: Shown, only_given: bool) -> Any:
     """What typer reads: the type of the parameter, and an option that checks its value."""
     field, hint = _field(owner, shown.path)
-    kind, default = _plain_kind(field.annotation), _default(owner, shown.path)
+    kind = _plain_kind(field.annotation)
+    default = _default(owner, shown.path)
     flag = shown.flag or f"--{shown.path.replace('_', '-')}"
     option = typer.Option(
         flag,

@@ -144,7 +144,8 @@ class _Places:
     """Line numbers of a YAML mapping's keys."""
 
     def __init__(self, path: Path, entry: CommentedMap) -> None:
-        self.path, self.entry = path, entry
+        self.path = path
+        self.entry = entry
 
     def find(self, location: tuple[str | int, ...]) -> str | None:
         node: Any = self.entry
@@ -170,7 +171,8 @@ class _Source:
     """The place of a value that came from the command line or the environment."""
 
     def __init__(self, origin: str, keys: tuple[str, ...]) -> None:
-        self.origin, self.keys = origin, keys
+        self.origin = origin
+        self.keys = keys
 
     def find(self, location: tuple[str | int, ...]) -> str | None:
         named = tuple(str(step) for step in location)
@@ -187,7 +189,8 @@ class _Source:
 
 class _Layer:
     def __init__(self, values: Mapping[str, Any], places: _Places | _Source) -> None:
-        self.values, self.places = values, places
+        self.values = values
+        self.places = places
 
 
 def _extended(entries: Mapping[str, Entry], name: str) -> list[Entry]:

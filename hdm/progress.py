@@ -30,8 +30,12 @@ class _Lines:
     """A line every 30 s, for logs."""
 
     def __init__(self, what: str, total: int | None, unit: str, done: int) -> None:
-        self.what, self.total, self.unit = what, total, unit
-        self.done, self.before, self.start = done, done, time.monotonic()
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self.before = done
+        self.start = time.monotonic()
         self.last = self.start
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -49,7 +53,8 @@ class _Lines:
 
 class _Bar:
     def __init__(self, progress: Progress, what: str, total: int | None, done: int) -> None:
-        self.progress, self.start = progress, time.monotonic()
+        self.progress = progress
+        self.start = time.monotonic()
         self.task = progress.add_task(what, total=total, completed=done, rate="", note="")
         self.done = 0
 

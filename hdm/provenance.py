@@ -42,7 +42,8 @@ def code_version(folder: Path = ROOT) -> str:
     Args:
         folder: that holds the packages.
     """
-    version, found = version_of(DISTRIBUTION), checkout(folder)
+    version = version_of(DISTRIBUTION)
+    found = checkout(folder)
     changed = ", changed" if found.get("changed") else ""
     return f"{version} (git {found['commit'][:12]}{changed})" if found else str(version)
 

@@ -34,7 +34,8 @@ class Covered:
         return self.always or (self.since is not None and value != default)
 
 
-ALWAYS, NEVER = Covered(always=True), Covered()
+ALWAYS = Covered(always=True)
+NEVER = Covered()
 _KEY = "digest"
 
 

@@ -215,7 +215,8 @@ def _latents(pipeline: Pipeline) -> Iterator[Step]:
     """
     encoded = [size for size, larger in pipeline.encoded_from.items() if larger is None]
     for size, larger in pipeline.encoded_from.items():
-        name, inputs = f"encode.{size}px", ("download", "filter", *_vae(pipeline))
+        name = f"encode.{size}px"
+        inputs = ("download", "filter", *_vae(pipeline))
         if larger is None:
             also = encoded[encoded.index(size) + 1 :]
             yield Step(
@@ -359,7 +360,8 @@ def _unfit_origins(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iter
         yield from raised_by(partial(phase.check_resume, pipeline, known[name], store, number))
         for place, entry in enumerate(pipeline.train.mix):
             for needed in _trained_on(pipeline, settings.name):
-                own, other = known[needed], known[mixed_name(place, needed)]
+                own = known[needed]
+                other = known[mixed_name(place, needed)]
                 if needed.startswith("encode.") and (what := _differs(own, other)):
                     yield ConfigError(
                         f"{entry.pipeline} cannot be mixed into {pipeline.name}: its {needed} is made with another {what}",
@@ -447,17 +449,16 @@ def _need(pipeline: Pipeline, store: Store, identity: Identity, name: str, asked
 def _not_there(
     pipeline: Pipeline, store: Store, identity: Identity, name: str, asked_by: str
 ) -> InputError:
-    of, do = "", f"run from an earlier stage: --from {identity.name.split('.')[0]}"
+    of = ""
+    do = f"run from an earlier stage: --from {identity.name.split('.')[0]}"
     start = pipeline.train.start
     if name == START and start is not None:
         of = f" of the pipeline {start.pipeline}"
         do = f"hdm run {start.pipeline} --until {identity.name}"
     for number, entry in enumerate(pipeline.train.mix):
         if name.startswith(mixed_name(number, "")):
-            of, do = (
-                f" of the pipeline {entry.pipeline}",
-                f"hdm run {entry.pipeline} --until encode",
-            )
+            of = f" of the pipeline {entry.pipeline}"
+            do = f"hdm run {entry.pipeline} --until encode"
     return InputError(
         f"{asked_by} needs {identity.name}{of}, which is not in the store with these settings",
         where=store.folder(identity),

@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE_95 = 1.959963984540054  # standard deviations
-MMD_SIGMA, MMD_SCALE = 10.0, 1000.0
+MMD_SIGMA = 10.0
+MMD_SCALE = 1000.0
 REPLICATES = 200  # of a bootstrap
 
 
@@ -39,7 +40,8 @@ class Share:
         """Lower and upper bound, in [0, 1]; (0, 1) of nothing."""
         if not self.total:
             return 0.0, 1.0
-        z, p = CONFIDENCE_95, self.value
+        z = CONFIDENCE_95
+        p = self.value
         n = self.total if self.distinct is None else self.distinct
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -69,7 +71,8 @@ class Interval:
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
         """Of at least one value."""
-        count, mean = len(values), float(np.mean(values))
+        count = len(values)
+        mean = float(np.mean(values))
         if count < 2:
             return cls(mean, None)
         return cls(
@@ -168,7 +171,8 @@ def _bootstrap(clusters: Sequence[Hashable], seed: int) -> Iterator[np.ndarray]:
     a replicate.
     """
     numbers = _numbered(clusters)
-    total, rng = int(numbers.max()) + 1, np.random.default_rng(seed)
+    total = int(numbers.max()) + 1
+    rng = np.random.default_rng(seed)
     for _ in range(REPLICATES):
         drawn = np.bincount(rng.integers(total, size=total), minlength=total)
         while np.count_nonzero(drawn) < 2:  # a single cluster has no spread
@@ -195,7 +199,8 @@ def frechet_distance(
     Returns:
         |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁ C₂)^½), at least 0.
     """
-    first, second = first.astype(np.float64), second.astype(np.float64)
+    first = first.astype(np.float64)
+    second = second.astype(np.float64)
     one = np.cov(first, rowvar=False, fweights=first_counts)
     two = np.cov(second, rowvar=False, fweights=second_counts)
     root = _square_root(np.atleast_2d(one))
@@ -223,8 +228,10 @@ class Kernels:
     """
 
     def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
-        first, second = first.astype(np.float64), second.astype(np.float64)
-        self.first, self.second = _kernel(first, first), _kernel(second, second)
+        first = first.astype(np.float64)
+        second = second.astype(np.float64)
+        self.first = _kernel(first, first)
+        self.second = _kernel(second, second)
         self.between = _kernel(first, second)
 
     def distance(

@@ -52,14 +52,15 @@ from hdm.files import (
 )
 from hdm.provenance import provenance
 
-MANIFEST, RUN, JOURNAL, SCRATCH, LOCK = (
-    "manifest.json",
-    "run.json",
-    ".journal.jsonl",
-    ".scratch",
-    ".lock",
-)
-COPIES, HASHES, USED, DAMAGED = ".copies", ".hashes.json", ".used", ".damaged"
+MANIFEST = "manifest.json"
+RUN = "run.json"
+JOURNAL = ".journal.jsonl"
+SCRATCH = ".scratch"
+LOCK = ".lock"
+COPIES = ".copies"
+HASHES = ".hashes.json"
+USED = ".used"
+DAMAGED = ".damaged"
 RESUMING = (JOURNAL, COPIES, SCRATCH, LOCK)
 """What is there only while a draft is unfinished."""
 VERIFY_BYTES = 1 << 30
@@ -194,7 +195,8 @@ class Store:
     """
 
     def __init__(self, root: Path, verify_bytes: int = VERIFY_BYTES) -> None:
-        self.root, self.verify_bytes = Path(root), verify_bytes
+        self.root = Path(root)
+        self.verify_bytes = verify_bytes
 
     def folder(self, identity: Identity) -> Path:
         return self.root / identity.name / identity.digest
@@ -304,7 +306,8 @@ class Folder:
     """
 
     def __init__(self, path: Path, digest: str) -> None:
-        self.path, self.digest = path, digest
+        self.path = path
+        self.digest = digest
         self.records: dict[str, FileRecord] = {}
 
     @contextlib.contextmanager
@@ -366,7 +369,8 @@ class Draft(Folder):
     def __init__(self, identity: Identity, folder: Path) -> None:
         super().__init__(folder, identity.digest)
         self.identity = identity
-        self.started, self.clock = time.time(), time.monotonic()
+        self.started = time.time()
+        self.clock = time.monotonic()
         self.figures: dict[str, float] = {}
         with _writing(folder):
             for leftover in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
@@ -916,7 +920,8 @@ def _refused(error: OSError, path: Path) -> bool:
 
 
 def _content_holds(folder: Path, record: FileRecord) -> bool:
-    path, fast = folder / record.name, record.xxh3
+    path = folder / record.name
+    fast = record.xxh3
     if fast is not None:
         return fast_hash(path) == fast
     known = _read_hashes(folder)

@@ -13,7 +13,9 @@ from hdm.files import canonical_json
 from hdm.pipelines import load_pipeline
 from hdm.store import Store, store_root
 
-STORE_VARIABLE, FILE_VARIABLE, TRACKING_VARIABLE = "HDM_STORE", "HDM_PIPELINES", "HDM_TRACKING"
+STORE_VARIABLE = "HDM_STORE"
+FILE_VARIABLE = "HDM_PIPELINES"
+TRACKING_VARIABLE = "HDM_TRACKING"
 
 
 @dataclass(frozen=True)

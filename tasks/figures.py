@@ -96,7 +96,8 @@ class Series:
         ]
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
         self.left_out = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
-        self.place, self.last = 0, -1
+        self.place = 0
+        self.last = -1
         self.final: dict[str, float] = {}
 
     def added(self) -> Iterator[Point]:
@@ -120,7 +121,8 @@ class Series:
             if path.exists():
                 with path.open("rb") as file:
                     file.seek(self.place if path.stat().st_size >= self.place else 0)
-                    start, added = file.tell(), file.read()
+                    start = file.tell()
+                    added = file.read()
                 whole = added[: added.rfind(b"\n") + 1]
                 self.place = start + len(whole)
                 return [json.loads(line) for line in whole.splitlines()]

@@ -45,7 +45,8 @@ def remember(run: Run, stop_after: str | None = None) -> None:
     from hdm.models.components import DENOISING, portable_names, resolve
     from hdm.stages import chosen, identities, steps  # torch and the stages: seconds
 
-    settings, root = run.settings, run.project.root
+    settings = run.settings
+    root = run.project.root
     digests: dict[str, str | None] = {step.name: None for step in steps(settings)}
     for step in reversed(chosen(settings, None, stop_after)):
         if digests[step.name] is None:

@@ -35,7 +35,8 @@ def _written(run: Run, records: list[StageRecord]) -> Path:
     from hdm.evaluation.report_index import new_folder, write_index
     from hdm.stages import StageResult, identities, steps
 
-    settings, store = run.settings, run.store
+    settings = run.settings
+    store = run.store
     known = identities(settings, records[-1].name)
     folders = {name: store.folder(identity) for name, identity in known.items()}
     folders |= {record.name: Path(record.path) for record in records}

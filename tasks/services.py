@@ -61,7 +61,8 @@ class _Record(TypedDict):
     worker: NotRequired[int]
 
 
-SERVING, RECORD = TypeAdapter(Serving), TypeAdapter(_Record)
+SERVING = TypeAdapter(Serving)
+RECORD = TypeAdapter(_Record)
 
 
 def services(root: Path) -> Path:
@@ -297,7 +298,8 @@ def prefect_access(root: Path, url: str | None) -> dict[str, str]:
 
 
 def _same_server(url: str, ours: str) -> bool:
-    theirs, own = urlsplit(url), urlsplit(ours)
+    theirs = urlsplit(url)
+    own = urlsplit(ours)
     with contextlib.suppress(ValueError):  # no port at all
         return theirs.hostname in ("127.0.0.1", "localhost") and theirs.port == own.port
     return False

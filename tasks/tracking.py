@@ -137,7 +137,8 @@ class Mirror:
         with alone_at(setup_lock(root)):
             if place == database(root):  # a server has done it when it started
                 follow_store(root)
-            self.root, self.client = root, MlflowClient(place, registry_uri=place)
+            self.root = root
+            self.client = MlflowClient(place, registry_uri=place)
         self.parent = self.experiment = self.pipeline = ""
         self.tags: dict[str, str] = {}
         self.children: dict[str, str] = {}
@@ -191,7 +192,9 @@ class Mirror:
         assert self.cell is not None
         if not self.told_before:
             self.client.set_terminated(self.cell, event["status"], end_time=int(event["at"] * 1000))
-        self.cell, self.told_before, self.children = None, False, {}
+        self.cell = None
+        self.told_before = False
+        self.children = {}
 
     def on_begin(self, event: Event) -> None:
         name = event["name"]
@@ -205,13 +208,15 @@ class Mirror:
         self.following = self.children[name]
 
     def on_made(self, event: Event) -> None:
-        child, folder = self.children[event["name"]], Path(event["path"])
+        child = self.children[event["name"]]
+        folder = Path(event["path"])
         manifest = json.loads((folder / "manifest.json").read_bytes())
         self.follow()
         finals = {
             key: value for series in self.followed.values() for key, value in series.final.items()
         }
-        self.followed, self.pictures = {}, None
+        self.followed = {}
+        self.pictures = None
         tags = {
             "digest": event["digest"],
             "cached": str(event["cached"]).lower(),
@@ -248,7 +253,8 @@ class Mirror:
 
     def on_failed(self, event: Event) -> None:
         self.follow()
-        self.followed, self.pictures = {}, None
+        self.followed = {}
+        self.pictures = None
         child = self.children[event["name"]]
         self._tag(child, {"message": event["message"][:5000]})
         self.client.set_terminated(child, event["status"], end_time=int(event["at"] * 1000))

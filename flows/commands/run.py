@@ -152,7 +152,8 @@ def server(root: Path) -> Iterator[None]:
         return
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
-    secret, listener = password(root), stack.enter_context(nearest_listener(0))
+    secret = password(root)
+    listener = stack.enter_context(nearest_listener(0))
     address, *others = pages_at(listener.getsockname()[1])
     service = Service(
         "prefect",

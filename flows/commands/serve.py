@@ -58,7 +58,8 @@ from tasks.services import (
 )
 from tasks.tracking import server_command, server_environment
 
-PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+PREFECT_PORT = 4200
+MLFLOW_PORT = 5000
 SAVE_SEC, SETTLE_SEC = 35.0, 5.0  # training saves within 20
 JOB_TEMPLATE = {
     # Literals alone: who starts a run says which and with what parameters, never how its process is made.
@@ -163,7 +164,8 @@ def _https_origin(address: str) -> str | None:
     """
     try:
         parts = urlsplit(address)
-        name, port = parts.hostname or "", parts.port
+        name = parts.hostname or ""
+        port = parts.port
     except ValueError:  # a port that is no number, half of an IPv6 address
         return None
     bare = not (parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
@@ -221,8 +223,10 @@ def serve_pages(
     with alone(root), _until_signal(), contextlib.ExitStack() as stack, _stop_announced():
         opened = stack.enter_context(kept_port(root, "prefect", prefect_port, PREFECT_PORT))
         for_mlflow = stack.enter_context(kept_port(root, "mlflow", mlflow_port, MLFLOW_PORT))
-        port, mlflow_at = opened.getsockname()[1], for_mlflow.getsockname()[1]
-        listeners, encrypted = [opened], None
+        port = opened.getsockname()[1]
+        mlflow_at = for_mlflow.getsockname()[1]
+        listeners = [opened]
+        encrypted = None
         beyond = reach.open(port)
         if beyond is not None:
             stack.enter_context(beyond)
@@ -231,7 +235,8 @@ def serve_pages(
             else:
                 listeners.append(beyond)
         pages = reach.pages(port)
-        prefect, mlflow = f"http://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{mlflow_at}"
+        prefect = f"http://{LOOPBACK}:{port}"
+        mlflow = f"http://{LOOPBACK}:{mlflow_at}"
         environment = _environment(root, own, pages)
         follow_store(root)
         commands = {
@@ -387,7 +392,8 @@ def _stop_announced() -> Iterator[None]:
 
 def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
     """Start again what has ended, and tell Prefect of runs that died."""
-    due, tidied = 0.0, False
+    due = 0.0
+    tidied = False
     while True:
         for name, service in started.items():
             code = service.revived()

@@ -29,7 +29,8 @@ def show_status(root: Path) -> None:
 
 def place(job: Job) -> str:
     """How far a training is, in a line."""
-    now, what = training_progress(job), f"{job.settings.name} train.{job.phase.name}"
+    now = training_progress(job)
+    what = f"{job.settings.name} train.{job.phase.name}"
     if now is None:
         return f"{what}  starting"
     loss = "not finite" if now.loss is None else f"{now.loss:.4f}"
@@ -41,7 +42,8 @@ def place(job: Job) -> str:
 
 
 def _lines(root: Path) -> Iterator[str]:
-    alive, now = serving(root), time.time()
+    alive = serving(root)
+    now = time.time()
     yield f"store     {root}"
     if alive:
         yield f"serving   Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"

@@ -155,7 +155,8 @@ async def _fetch(
         asked = decoders.submit(Asked(item.key, partial(bytes, data)))
         sample = _good(item, data, await asyncio.wrap_future(asked))
     except (Unreadable, BadImage) as refusal:
-        sample, place = Sample(item, refusal.status, refusal.message), 0
+        sample = Sample(item, refusal.status, refusal.message)
+        place = 0
     else:
         place = spill.append(data)
     bar.advance()
@@ -188,7 +189,8 @@ class _Spill:
         try:
             while data:
                 written = self._file.write(data)
-                self._end, data = self._end + written, data[written:]
+                self._end = self._end + written
+                data = data[written:]
         except OSError as error:
             raise explain_os_error(error, self.folder) from error
         return place

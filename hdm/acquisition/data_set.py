@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 LABEL = "label"
-STATE, SPLITS = "state.json", "dataset_dict.json"
+STATE = "state.json"
+SPLITS = "dataset_dict.json"
 SAVED = (STATE, SPLITS)
 """One of them is in what save_to_disk wrote: of one split, or of several in folders."""
 
@@ -56,7 +57,9 @@ class DataSet:
         files: list[Path] | None = None,
         name: str | None = None,
     ) -> None:
-        self.source, self.settings, self.parquet = source, settings, files
+        self.source = source
+        self.settings = settings
+        self.parquet = files
         self.name = name or source
         self.folder = Path(source).expanduser()
 
@@ -134,7 +137,8 @@ class DataSet:
     @cached_property
     def _columns(self) -> tuple[list[Any], bool]:
         """The columns of picture or URL, licence and captions; and whether the first holds URLs."""
-        settings, known = self.settings, self._known
+        settings = self.settings
+        known = self._known
         fetched = settings.image_column not in known and settings.url_column in known
         picture = (
             settings.url_column

@@ -49,7 +49,8 @@ class _Busy(Exception):  # noqa: N818  (a request to come again)
 
     def __init__(self, verdict: Unreadable, wait_sec: float = 0.0) -> None:
         super().__init__(verdict)
-        self.verdict, self.wait_sec = verdict, wait_sec
+        self.verdict = verdict
+        self.wait_sec = wait_sec
 
 
 class Fetcher:
@@ -103,7 +104,8 @@ class Fetcher:
             try:
                 return await self._try(url)
             except _Busy as busy:
-                verdict, wait_sec = busy.verdict, max(busy.wait_sec, FIRST_WAIT_SEC * 2**number)
+                verdict = busy.verdict
+                wait_sec = max(busy.wait_sec, FIRST_WAIT_SEC * 2**number)
             if number < self.settings.retries:
                 await asyncio.sleep(min(wait_sec, MAX_WAIT_SEC))
         raise verdict
@@ -165,7 +167,8 @@ class BlockingFetcher:
     """
 
     def __init__(self, settings: DownloadSettings, hosts: Mapping[str, tuple[str, int]]) -> None:
-        self.settings, self.hosts = settings, hosts
+        self.settings = settings
+        self.hosts = hosts
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> BlockingFetcher:

@@ -96,7 +96,8 @@ class Folder:
     fetched = False
 
     def __init__(self, root: Path, settings: DownloadSettings) -> None:
-        self.root, self.settings = root, settings
+        self.root = root
+        self.settings = settings
 
     def fingerprint(self) -> dict[str, Any]:
         texts = {name for name in self._files if _suffix(name) in SIDECARS}

@@ -17,7 +17,9 @@ NAME = "inventory.json"
 """The file of the download's output that holds it."""
 LISTED = 10_000
 """So many entries that were not taken are named one by one; all are counted."""
-SAMPLE, EXAMPLES, SHOWN_CHARS = 10, 5, 160
+SAMPLE = 10
+EXAMPLES = 5
+SHOWN_CHARS = 160
 
 What = Literal["file", "folder", "line", "column", "caption", "member"]
 

@@ -37,7 +37,8 @@ class Unreadable(Exception):  # noqa: N818  (a verdict on one item, not a failur
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(status, message)
-        self.status, self.message = status, message
+        self.status = status
+        self.message = message
 
 
 class Url(str):

@@ -30,7 +30,9 @@ class Names:
     """
 
     def __init__(self, root: Path, files: Collection[str], pictures: Collection[str]) -> None:
-        self.root, self.files, self.pictures = root, files, pictures
+        self.root = root
+        self.files = files
+        self.pictures = pictures
 
     def find(self, name: str, beside: str, where: str) -> str | None:
         """The file that a list in the folder `beside` calls `name`; None if there is none.

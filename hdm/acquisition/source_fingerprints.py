@@ -27,7 +27,8 @@ def tree(files: Iterable[tuple[str, Path]]) -> dict[str, Any]:
     Args:
         files: (name relative to the source, path), in a fixed order.
     """
-    count, digest = 0, hashlib.sha256()
+    count = 0
+    digest = hashlib.sha256()
     for name, path in files:
         state = _state(path)
         digest.update(

@@ -46,7 +46,8 @@ def open_source(
             "download.source is not set",
             do="--set download.source=PATH (a URL list, a folder, tars, or a data set's name)",
         )
-    given, source = source, resolved(source)
+    given = source
+    source = resolved(source)
     if source.startswith(SCHEMES) and kind in ("auto", "urls"):
         return "urls", UrlList([fetched_list(source, settings)], settings)
     place = Path(source).expanduser()

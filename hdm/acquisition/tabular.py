@@ -156,7 +156,8 @@ def _csv_reader(path: Path, file: IO[str]) -> Any:
     """Rows of a table as text; in a `.csv` the header shows whether commas, semicolons or tabs
     separate its columns, which is Excel's choice."""
     csv.field_size_limit(CELL_CHARS)
-    start, header = file.tell(), file.readline()
+    start = file.tell()
+    header = file.readline()
     file.seek(start)
     separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     return csv.reader(file, delimiter=separator)

@@ -56,7 +56,9 @@ class Tars:
         self, paths: list[Path], settings: DownloadSettings, folder: Path | None = None
     ) -> None:
         """Take the tars, and the folder that is the source if they are all of its tars."""
-        self.paths, self.settings, self.folder = paths, settings, folder
+        self.paths = paths
+        self.settings = settings
+        self.folder = folder
         self.root = Path(os.path.commonpath([path.parent for path in paths]))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -73,7 +75,8 @@ class Tars:
             rest = "the source is read as tars"
             note_files(self.folder, self.paths, rest, inventory, self.settings.follow_links)
         for path in self.paths:
-            keys, name = Keys(), self._name(path)
+            keys = Keys()
+            name = self._name(path)
             for sample in self._samples(path, name, inventory):
                 base = "/".join(part for part in (name, sample.base) if part)
                 captions, licence = self._words(sample, name, inventory)

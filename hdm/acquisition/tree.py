@@ -50,7 +50,8 @@ def note_files(
         inventory: where it is written.
         follow_links: else links to other files are refused.
     """
-    tree, own = walk(root, follow_links), {path.resolve() for path in taken}
+    tree = walk(root, follow_links)
+    own = {path.resolve() for path in taken}
     inventory.take("file", len(own))
     for entry in tree.left:
         if (root / entry.place).resolve() not in own:
@@ -64,8 +65,10 @@ class _Walk:
     """Names are relative to the root; "" is the root itself."""
 
     def __init__(self, root: Path, follow_links: bool) -> None:
-        self.root, self.follow_links = root, follow_links
-        self.tree, self.seen = Tree(), dict[tuple[int, int], str]()
+        self.root = root
+        self.follow_links = follow_links
+        self.tree = Tree()
+        self.seen = dict[tuple[int, int], str]()
         self.links: deque[str] = deque()
         self._folder("")
         while self.links:

@@ -70,7 +70,8 @@ class UrlList:
     fetched = True
 
     def __init__(self, paths: list[Path], settings: DownloadSettings) -> None:
-        self.paths, self.settings = paths, settings
+        self.paths = paths
+        self.settings = settings
 
     def fingerprint(self) -> dict[str, Any]:
         return {"sha256": [source_fingerprints.whole(path) for path in self.paths]}
@@ -93,7 +94,8 @@ class UrlList:
                     yield ListedUrl(None, place, (), None)
                     continue
                 inventory.take("line")
-                address, licence = as_text(row[0]), as_text(row[1])
+                address = as_text(row[0])
+                licence = as_text(row[1])
                 url = address.strip() if address else None
                 captions = captions_in_fields(row[2:], encoding)
                 yield ListedUrl(url, url or place, inventory.captions(captions, place), licence)
@@ -101,7 +103,8 @@ class UrlList:
     @cached_property
     def _parts(self) -> list[tuple[Path, list[str], list[str | None]]]:
         """The files that are not empty, their columns, and those of URL, licence and captions."""
-        url, encoding = self.settings.url_column, self.settings.encoding
+        url = self.settings.url_column
+        encoding = self.settings.encoding
         known = ((path, column_names(path, url, encoding)) for path in self.paths)
         return [(path, names, self._choose(path, names)) for path, names in known if names]
 

@@ -92,10 +92,13 @@ class Training:
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
             Muon(hidden.values(), lr=muon_rate, size="adamw"),
         ]
-        self.parameters, self.rates = named, [rate, muon_rate]
+        self.parameters = named
+        self.rates = [rate, muon_rate]
         self.names = {id(value): name for name, value in named.items()}
-        self.batch_size, self.place = batch_size, place
-        self.schedule, self.num_done = Schedule([(0, max(1, num_items // batch_size))]), 0
+        self.batch_size = batch_size
+        self.place = place
+        self.schedule = Schedule([(0, max(1, num_items // batch_size))])
+        self.num_done = 0
         self.saved_at = time.monotonic()
         self._resume()
         self.saved_step = self.num_done
@@ -113,13 +116,16 @@ class Training:
         Raises:
             Stopped: SIGTERM or SIGINT came; what was done is saved.
         """
-        budget, part = self.place.budget, self.place.part
+        budget = self.place.budget
+        part = self.place.part
         until = budget.until(part, self.schedule.progress(self.num_done))
-        self.loss, self.pace = loss, Pace(self.schedule, self.num_done, until)
+        self.loss = loss
+        self.pace = Pace(self.schedule, self.num_done, until)
         total = self.schedule.num_steps * self.batch_size
         with signals_counted() as signals, track(what, total, unit) as bar, budget.timed(part):
             bar.advance(self.num_done * self.batch_size)
-            self.signals, self.bar = signals, bar
+            self.signals = signals
+            self.bar = bar
             run_course(self)
         if signals.count:
             raise Stopped
@@ -168,7 +174,8 @@ class Training:
         state = {"step": self.num_done, "schedule": self.schedule.bends}
         checkpoint.save(self.place.scratch, self.num_done, tensors, b"", state)
         self.place.budget.save()
-        self.saved_step, self.saved_at = self.num_done, time.monotonic()
+        self.saved_step = self.num_done
+        self.saved_at = time.monotonic()
 
     @torch.no_grad()
     def _resume(self) -> None:
@@ -180,7 +187,8 @@ class Training:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
         load_state(self.optimizers, self.names, found.tensors("optimizer"))
-        self.schedule, self.num_done = Schedule(found.state["schedule"]), found.state["step"]
+        self.schedule = Schedule(found.state["schedule"])
+        self.num_done = found.state["step"]
 
 
 def rate_share(schedule: Schedule, step: int) -> float:

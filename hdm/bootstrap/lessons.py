@@ -102,7 +102,9 @@ class Crops:
         self.by_size = {
             size: [resized(example.pixels, size) for example in examples] for size in sizes_px
         }
-        self.count, self.batch_size, self.seed = len(examples), batch_size, seed
+        self.count = len(examples)
+        self.batch_size = batch_size
+        self.seed = seed
 
     def batch(self, number: int) -> Tensor:
         """(B, 3, S, S) in [-1, 1]."""

@@ -71,12 +71,15 @@ class Pace:
     def __init__(
         self, schedule: Schedule, step: int, until: float | None, now: Now = time.monotonic
     ) -> None:
-        self.schedule, self.until, self.now = schedule, until, now
+        self.schedule = schedule
+        self.until = until
+        self.now = now
         self._look_again(step)
 
     def look(self, step: int) -> None:
         """After each step: `step` are done."""
-        left, now = self.schedule.num_steps - step, self.now()
+        left = self.schedule.num_steps - step
+        now = self.now()
         if self.until is None or left <= 0 or (step < self.next and now < self.due):
             return
         seconds = (now - self.since) / (step - self.begin)
@@ -86,7 +89,8 @@ class Pace:
         self._look_again(step)
 
     def _look_again(self, step: int) -> None:
-        self.begin, self.since = step, self.now()
+        self.begin = step
+        self.since = self.now()
         self.next = step + max(1, (self.schedule.num_steps - step) // LOOK_EVERY)
         until = math.inf if self.until is None else self.until
         self.due = self.since + (until - self.since) / LOOK_EVERY
@@ -112,7 +116,10 @@ class Budget:
         file: Path,
         now: Now = time.monotonic,
     ) -> None:
-        self.seconds, self.expected, self.file, self.now = seconds, expected, file, now
+        self.seconds = seconds
+        self.expected = expected
+        self.file = file
+        self.now = now
         self.begun = now() - _spent(file) if file.exists() else begun
         self.took: dict[str, float] = {}
 

@@ -93,7 +93,8 @@ def train_quality_head(
     with track("quality head", num_images, "images") as bar:
         embeddings, ratings = _rated(contrastive, examples, num_images, seed, until, bar.advance)
     centre = embeddings.mean(0)
-    inputs, targets = embeddings - centre, ratings - ratings.mean()
+    inputs = embeddings - centre
+    targets = ratings - ratings.mean()
     weight = np.linalg.solve(
         inputs.T @ inputs + RIDGE * len(inputs) / inputs.shape[1] * np.eye(inputs.shape[1]),
         inputs.T @ targets,
@@ -159,7 +160,10 @@ class HeadQuality(Measure):
         seed: int = 1,
     ) -> None:
         super().__init__(min(MOST_MEASURED, 4 * len(examples)))
-        self.head, self.contrastive, self.examples, self.seed = head, contrastive, examples, seed
+        self.head = head
+        self.contrastive = contrastive
+        self.examples = examples
+        self.seed = seed
         self.embeddings: list[np.ndarray] = []
         self.ratings: list[np.ndarray] = []
 

@@ -34,7 +34,8 @@ KL_WEIGHT = 1e-4
 NOISE = 0.4  # of the latents' standard deviation, at most
 EQUIVARIANT = 0.25  # share of steps that decode a scaled and turned latent
 SCALES = (0.5, 0.75)
-STATISTICS_BATCHES, FEWEST_BATCHES = 64, 8
+STATISTICS_BATCHES = 64
+FEWEST_BATCHES = 8
 STATISTICS = "statistics"  # part of the time
 DRAWS = 1  # of a step, apart from those of its crops
 
@@ -91,7 +92,8 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     posterior = model.encode(image).latent_dist
-    raw, target = posterior.sample(generator), image
+    raw = posterior.sample(generator)
+    target = image
     # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv
     # 2507.15856).
     deviation = raw.detach().std((0, 2, 3), keepdim=True)
@@ -116,7 +118,9 @@ class AutoencoderQuality(Measure):
 
     def __init__(self, autoencoder: Autoencoder, examples: Sequence[Example], size_px: int) -> None:
         super().__init__(len(examples))
-        self.autoencoder, self.examples, self.size_px = autoencoder, examples, size_px
+        self.autoencoder = autoencoder
+        self.examples = examples
+        self.size_px = size_px
         self.found: list[float] = []
 
     def add(self, items: Sequence[int]) -> None:

@@ -27,8 +27,10 @@ SIZE_PX, PATCH = 64, 8
 CONTEXT = 32
 WIDTH = 128
 BATCH = 32
-LEARNING_RATE, MUON_RATE = 2e-3, 6e-3
-CAPTION_WEIGHT, QUALITY_WEIGHT = 2.0, 4.0
+LEARNING_RATE = 2e-3
+MUON_RATE = 6e-3
+CAPTION_WEIGHT = 2.0
+QUALITY_WEIGHT = 4.0
 SPOILED = 0.25  # share of the pictures
 # Squashed, not cropped: a caption may speak of what lies at the edges.
 PREPROCESS = {
@@ -185,7 +187,8 @@ class ContrastiveQuality(Measure):
 
     def __init__(self, contrastive: Contrastive, examples: Sequence[Example]) -> None:
         super().__init__(len(examples))
-        self.contrastive, self.examples = contrastive, examples
+        self.contrastive = contrastive
+        self.examples = examples
         self.images: list[np.ndarray] = []
         self.texts: list[np.ndarray] = []
 
@@ -197,7 +200,8 @@ class ContrastiveQuality(Measure):
 
     def result(self) -> dict[str, Any]:
         cosines = np.concatenate(self.images) @ np.concatenate(self.texts).T
-        fitting, others = np.diag(cosines), cosines[~np.eye(len(cosines), dtype=bool)]
+        fitting = np.diag(cosines)
+        others = cosines[~np.eye(len(cosines), dtype=bool)]
         candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 513))
         best = float(candidates[int(np.argmax(balance(fitting, others, candidates)))])
         return {

@@ -17,14 +17,19 @@ from hdm.bootstrap.pace import Schedule
 from hdm.measuring import Measure
 from hdm.models.components import hushed
 
-PAD, START, END = "<pad>", "<s>", "</s>"
+PAD = "<pad>"
+START = "<s>"
+END = "</s>"
 MAX_VOCABULARY = 4096
 CONTEXT = 64
 MOST_MEASURED = 512  # captions
 
-WIDTH, LAYERS, HEADS = 128, 3, 4
+WIDTH = 128
+LAYERS = 3
+HEADS = 4
 BATCH = 64
-LEARNING_RATE, MUON_RATE = 2e-3, 1e-2
+LEARNING_RATE = 2e-3
+MUON_RATE = 1e-2
 # Large: at 5 the last states of "circle" and "star" were nearly one, and a denoiser that read them
 # never learned the kinds.
 RECALL_WEIGHT = 60.0
@@ -179,13 +184,15 @@ class LanguageQuality(Measure):
             self.model: Any = Qwen3ForCausalLM.from_pretrained(
                 str(folder), local_files_only=True, dtype=torch.float32
             )
-        self.loss, self.num_tokens = 0.0, 0
+        self.loss = 0.0
+        self.num_tokens = 0
 
     @torch.no_grad()
     def add(self, items: Sequence[int]) -> None:
         ids = tokenized(self.tokenizer, [self.captions[item] for item in items])
         logits = self.model(input_ids=ids, attention_mask=(ids != 0).long()).logits
-        guessed, wanted = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        guessed = logits[:, :-1].flatten(0, 1)
+        wanted = ids[:, 1:].flatten()
         loss = F.cross_entropy(guessed, wanted, ignore_index=0, reduction="sum")
         self.loss += loss.item()
         self.num_tokens += int((wanted != 0).sum())

@@ -13,7 +13,9 @@ import numpy as np
 
 from hdm.chance import uniform
 
-KEPT, GROUP, TAG = "|||", "%%", "$$"
+KEPT = "|||"
+GROUP = "%%"
+TAG = "$$"
 _STREAM = 20  # apart from the loader's own draws
 _MOST = 1 << 13  # draws a caption
 

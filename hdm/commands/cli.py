@@ -146,7 +146,9 @@ def doctor(
     """Look at this machine and say what would not work."""
     from hdm.diagnosis import checks
 
-    console, wrong, root = Terminal(), 0, store_root(store)
+    console = Terminal()
+    wrong = 0
+    root = store_root(store)
     for path, aside in (set_aside(root) if fix else {}).items():
         console.print(
             f"{escape(str(path))} is now {escape(aside.name)}; the next run makes a new one",

@@ -50,7 +50,8 @@ def gc(
     """
     from hdm.garbage import discard, garbage, needs
 
-    console, root = Terminal(highlight=False, soft_wrap=True), Store(store_root(store))
+    console = Terminal(highlight=False, soft_wrap=True)
+    root = Store(store_root(store))
     needed = needs(file)
     for name in needed.unknown:
         console.print(f"what it needs is not all known, so only use keeps it: {escape(name)}")

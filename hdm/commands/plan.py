@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from hdm.planning.hardware import Card
     from hdm.planning.plan import Measured, Plan, Question, Row
 
-ON_WHAT, COSTS, HOW = "On what", "What it costs", "How it is counted"
+ON_WHAT = "On what"
+COSTS = "What it costs"
+HOW = "How it is counted"
 PLAIN_WIDTH = 160
 
 NAME = typer.Argument(help="Entry of pipelines.yaml.")

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from hdm.positions import Camera
 
 AT_ONCE = 16  # pictures; fewer where memory does not hold them
-GRID_IMAGES, GRID_COLUMNS, GRID_GAP_PX = 64, 8, 2
-SHOWN, HOW, PARTS = "What is shown", "How it is made", "Parts of the model"
+GRID_IMAGES = 64
+GRID_COLUMNS = 8
+GRID_GAP_PX = 2
+SHOWN = "What is shown"
+HOW = "How it is made"
+PARTS = "Parts of the model"
 
 WEIGHTS = typer.Option(
     help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file, or a .ckpt; "

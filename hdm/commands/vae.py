@@ -22,7 +22,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Autoencoders: fine-tune with equivariance, train from scratch, measure.",
 )
-LENGTH, LOSS, START = "How long and on what", "What is made small", "What it starts from"
+LENGTH = "How long and on what"
+LOSS = "What is made small"
+START = "What it starts from"
 
 SOURCE = typer.Option(
     help='A folder of pictures, WebDataset tars, a data set on this machine, or "scenes".'
@@ -160,7 +162,8 @@ ROWS = {
 
 
 def _tell(quality: Mapping[str, Any]) -> None:
-    before, after = quality["before"], quality["after"]
+    before = quality["before"]
+    after = quality["after"]
     titles = ("before", "after") if before else ("",)
     table = Table(
         "", *(Column(title, justify="right") for title in titles), box=None, padding=(0, 2, 0, 0)

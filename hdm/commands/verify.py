@@ -22,7 +22,8 @@ def verify(
     named. Ends with 5 if something is damaged, and with 2 if something could not be read. Unfinished outputs are left out: a run
     looks at their files when it goes on.
     """
-    root, found = Store(store_root(store)), _Findings()
+    root = Store(store_root(store))
+    found = _Findings()
     outputs: list[Output] = []
     for folder in root.manifests():
         try:
@@ -90,7 +91,8 @@ class _Megabytes:
     """Bytes to a progress bar of megabytes."""
 
     def __init__(self, bar: Tracker) -> None:
-        self.bar, self.done = bar, 0
+        self.bar = bar
+        self.done = 0
 
     def advance(self, num_bytes: int) -> None:
         before = self.done // 10**6

@@ -42,7 +42,8 @@ def check(
     """
     from hdm.model_files.golden import LIMIT, compare
 
-    console, wrong = Terminal(soft_wrap=True, highlight=False), []
+    console = Terminal(soft_wrap=True, highlight=False)
+    wrong = []
     for file in files:
         console.print(escape(str(file)))
         table = Table(

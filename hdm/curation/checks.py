@@ -105,7 +105,8 @@ def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check
 def _threshold(criterion: Criterion, measures: pa.Table, limit: float) -> _Check:
     read = criterion.values
     values = read(measures) if read else numbers(measures, criterion.name)
-    width, height = numbers(measures, "width"), numbers(measures, "height")
+    width = numbers(measures, "width")
+    height = numbers(measures, "height")
     fails = values < limit if criterion.bound == "min" else values > limit
 
     def detail(number: int) -> str:

@@ -94,7 +94,8 @@ class _Search:
 
     def take_best(self, moves: Iterable[_Move]) -> None:
         """Make the move after which a pair agrees best, or none."""
-        grey, boxes = self.grey, self.boxes
+        grey = self.grey
+        boxes = self.boxes
         for move in moves:
             moved, moved_boxes = move(grey, boxes)
             found = _agreement(self.mine, _gradients(_resampled(moved, moved_boxes)))

@@ -144,7 +144,8 @@ def find_frame(pixels: np.ndarray) -> np.ndarray:
 def _border(lines: np.ndarray) -> int:
     """How many of (L, M, 3) lines, from the first on, are of one colour together."""
     most = int(len(lines) * MAX_FRAME)
-    darkest, lightest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
+    darkest = np.full(3, 255, np.uint8)
+    lightest = np.zeros(3, np.uint8)
     for start in range(0, most, LINES):  # of most pictures the first few tell
         some = lines[start : min(start + LINES, most)]
         low = np.minimum.accumulate(np.minimum(some.min(axis=1), darkest))
@@ -152,5 +153,6 @@ def _border(lines: np.ndarray) -> int:
         uneven = (high - low).max(axis=1) > FRAME_CONTRAST
         if uneven.any():
             return start + int(uneven.argmax())
-        darkest, lightest = low[-1], high[-1]
+        darkest = low[-1]
+        lightest = high[-1]
     return most

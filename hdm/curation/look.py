@@ -45,7 +45,8 @@ def look(
 
 def _measure(pixels: np.ndarray) -> dict[str, Any]:
     grey = to_grey(pixels)
-    steepness, deviation = sharpness(grey), noise(grey)
+    steepness = sharpness(grey)
+    deviation = noise(grey)
     del grey  # of a large picture half a gigabyte
     found = fingerprint(pixels)
     return {

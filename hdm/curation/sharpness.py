@@ -73,7 +73,8 @@ def noise(grey: np.ndarray) -> float:
     height, width = grey.shape
     if min(height, width) < 3:
         return 0.0
-    top, left = max(height - NOISE_SIDE_PX, 0) // 2, max(width - NOISE_SIDE_PX, 0) // 2
+    top = max(height - NOISE_SIDE_PX, 0) // 2
+    left = max(width - NOISE_SIDE_PX, 0) // 2
     middle = grey[top : top + NOISE_SIDE_PX, left : left + NOISE_SIDE_PX]
     across = middle[:, :-2] - 2 * middle[:, 1:-1] + middle[:, 2:]
     answer = np.abs(across[:-2] - 2 * across[1:-1] + across[2:])
@@ -83,8 +84,10 @@ def noise(grey: np.ndarray) -> float:
 def _block_means(values: np.ndarray) -> np.ndarray:
     """Means of the whole blocks; a side too short for one is one block."""
     height, width = values.shape
-    tall, wide = min(NOISE_BLOCK_PX, height), min(NOISE_BLOCK_PX, width)
-    rows, columns = height // tall, width // wide
+    tall = min(NOISE_BLOCK_PX, height)
+    wide = min(NOISE_BLOCK_PX, width)
+    rows = height // tall
+    columns = width // wide
     return values[: rows * tall, : columns * wide].reshape(rows, tall, columns, wide).mean((1, 3))
 
 

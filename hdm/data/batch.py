@@ -94,7 +94,8 @@ class Batch:
             places: where each part's samples go, together every place once.
             key_of_row: of the rows, which are those of the parts.
         """
-        count, first = sum(map(len, parts)), parts[0]
+        count = sum(map(len, parts))
+        first = parts[0]
 
         def weave(name: str) -> Any:
             values = [getattr(part, name) for part in parts]

@@ -119,7 +119,8 @@ class TokenTable(RaggedRows):
     """
 
     def __init__(self, tokens: Output) -> None:
-        self._tokens, self.pad_id = tokens, int(tokens.summary["pad_id"])
+        self._tokens = tokens
+        self.pad_id = int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
         lengths = []
         with _unnamed_file() as file:
@@ -209,7 +210,8 @@ class TextTable(RaggedRows):
         Raises:
             DamagedError: a row group, touched for the first time, is not what was written.
         """
-        mask, token_bytes = ~_padding(self.lengths(rows), num_tokens), self.form.token_bytes
+        mask = ~_padding(self.lengths(rows), num_tokens)
+        token_bytes = self.form.token_bytes
         stored = np.zeros((*mask.shape, token_bytes), np.uint8)
         tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
         stored[mask] = gather(tokens[mask], token_bytes)

@@ -88,7 +88,8 @@ class FeatureTable:
         if lacking := int((self._rows < 0).sum()):
             log.warning("%d of %d pictures have no features", lacking, len(keys))
         form = self._files[0].form
-        self.width, self.made_by = form.channels, dict(form.autoencoder)
+        self.width = form.channels
+        self.made_by = dict(form.autoencoder)
 
     def read(self, pictures: np.ndarray, crops: Sequence[Crop], patch_size: int) -> Tensor:
         """(n, N, D) float16 at the tokens of each picture's crop; pictures are numbered as their

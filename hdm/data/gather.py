@@ -51,7 +51,8 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     if not addresses.size or not run_bytes:
         return np.empty((*addresses.shape, run_bytes), np.uint8)
     lowest = int(addresses.min())
-    count, places = int(addresses.max()) - lowest + 1, addresses.reshape(-1) - lowest
+    count = int(addresses.max()) - lowest + 1
+    places = addresses.reshape(-1) - lowest
     if run_bytes >= PAGE_BYTES:
         # A byte of every page first: the processor looks up many pages at once, where a copy waits
         # for one after the other.

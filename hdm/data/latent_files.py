@@ -91,7 +91,8 @@ class LatentWriter:
     """
 
     def __init__(self, path: Path, form: LatentFormat, num_rows: int) -> None:
-        self.path, self.form = path, form
+        self.path = path
+        self.form = form
         self._schema = latent_schema(form.row_bytes)
         self._group_rows = group_rows(num_rows, form.row_bytes)
         self._keys: list[Key] = []
@@ -180,10 +181,8 @@ class LatentFile:
             self.form = LatentFormat(**read_metadata(file))
             if file.schema_arrow.field("latent").type.byte_width != self.form.row_bytes:
                 raise ValueError("its latents have another size than its footer says")
-            self.column, self._keys = (
-                PagedColumn(file, path, "latent"),
-                PagedColumn(file, path, "key"),
-            )
+            self.column = PagedColumn(file, path, "latent")
+            self._keys = PagedColumn(file, path, "key")
         self.firsts = self.column.firsts
 
     def __len__(self) -> int:

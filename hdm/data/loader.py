@@ -143,19 +143,15 @@ class Loader:
         positions: PositionKind = "box",
     ) -> None:
         _check_belong_together(latents, tokens, captions, filter, text, features)
-        self.split, self.batch_size, self.patch_size, self.seed, self.crop = (
-            split,
-            batch_size,
-            patch_size,
-            seed,
-            crop,
-        )
-        self.caption_dropout, self.rank, self.world_size, self.positions_kind = (
-            caption_dropout,
-            rank,
-            world_size,
-            positions,
-        )
+        self.split = split
+        self.batch_size = batch_size
+        self.patch_size = patch_size
+        self.seed = seed
+        self.crop = crop
+        self.caption_dropout = caption_dropout
+        self.rank = rank
+        self.world_size = world_size
+        self.positions_kind = positions
         self.max_tokens = max_tokens or int(tokens.config["max_tokens"])
         self.path = latents.path
         self._files = open_latents(latents)
@@ -304,18 +300,19 @@ class Loader:
 
     def _draw_block(self, epoch: int, number: int) -> _Drawn:
         places = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
-        pictures, positions = (
-            permuted(places, len(self), self.seed, epoch),
-            epoch * len(self) + places,
-        )
+        pictures = permuted(places, len(self), self.seed, epoch)
+        positions = epoch * len(self) + places
         rows = self._index.rows[pictures].astype(np.int64)
         groups = self._groups.find(rows)
-        heights, widths = self._heights[groups], self._widths[groups]
+        heights = self._heights[groups]
+        widths = self._widths[groups]
         place = uniform(positions, self.seed, _CROP) if self.crop == "shifted" else None
-        tops, lefts = self._offsets(heights, place), self._offsets(widths, place)
+        tops = self._offsets(heights, place)
+        lefts = self._offsets(widths, place)
         mirrored = self._draw_mirrored(pictures, positions)
         captions = self._draw_captions(pictures, positions)
-        channels, item = self._form.channels, DTYPES[self._form.dtype].itemsize
+        channels = self._form.channels
+        item = DTYPES[self._form.dtype].itemsize
         return _Drawn(
             rows,
             groups,
@@ -364,7 +361,8 @@ class Loader:
         )
 
     def _raw(self, drawn: _Drawn) -> Tensor:
-        form, side = self._form, self.side
+        form = self._form
+        side = self.side
         begin = self._groups.addresses(drawn.groups) + drawn.offsets
         cuts, cut = _distinct(drawn.cuts)
         if len(cuts) == 1:
@@ -388,7 +386,9 @@ class Loader:
         """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as
         they lie in the files.
         """
-        channels, side, item = self._form.channels, self.side, DTYPES[self._form.dtype].itemsize
+        channels = self._form.channels
+        side = self.side
+        item = DTYPES[self._form.dtype].itemsize
         if kind == _Cut.WHOLE:
             return gather(begin, channels * side * side * item)
         line_bytes = self._widths[groups] * item
@@ -408,7 +408,8 @@ class Loader:
         """Ranges of a crop's height and width of the whole, top and left, by which crops are
         numbered.
         """
-        height, width = int(self._heights.max(initial=0)) + 1, int(self._widths.max(initial=0)) + 1
+        height = int(self._heights.max(initial=0)) + 1
+        width = int(self._widths.max(initial=0)) + 1
         return height, width, height, width
 
     def _stack_positions(self, numbers: tuple[int, ...]) -> Tensor:

@@ -42,7 +42,8 @@ class Shares:
         """How many of each set come before some positions: (n,) int64 → (number of sets, n)
         int64.
         """
-        left, counts = positions.astype(np.int64), []
+        left = positions.astype(np.int64)
+        counts = []
         for share in self._shares:
             counts.append(left * share + 2 ** (_BITS - 1) >> _BITS)  # rounded
             left = left - counts[-1]
@@ -63,8 +64,11 @@ class Mixture:
 
     def __init__(self, loaders: Sequence[Loader], weights: Sequence[float]) -> None:
         first = loaders[0]
-        self.batch_size, self.rank, self.world_size = first.batch_size, first.rank, first.world_size
-        self._loaders, self._shares = loaders, Shares(weights)
+        self.batch_size = first.batch_size
+        self.rank = first.rank
+        self.world_size = first.world_size
+        self._loaders = loaders
+        self._shares = Shares(weights)
         self._first_rows = np.cumsum([0, *(loader.num_rows for loader in loaders)])
         for loader in loaders[1:]:
             _check_alike(first, loader)
@@ -75,7 +79,8 @@ class Mixture:
 
     def batch(self, num_images_seen: int) -> Batch:
         """As a loader's."""
-        start, stop = num_images_seen, num_images_seen + self.batch_size
+        start = num_images_seen
+        stop = num_images_seen + self.batch_size
         whole = self._shares.before(np.array([start, stop])).tolist()
         longest = max(
             loader.longest(*span)

@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from hdm.errors import DamagedError
 from hdm.files import canonical_json
 
-METADATA, METADATA_CRC = b"hdm", b"hdm_crc32"
+METADATA = b"hdm"
+METADATA_CRC = b"hdm_crc32"
 MAX_GROUP_BYTES = 64 << 20
 MIN_GROUPS = 8
 MAX_PAGE_ROWS = 20_000  # pyarrow starts a new page there, whatever the page size
@@ -166,7 +167,8 @@ class PagedColumn:
     """
 
     def __init__(self, file: pq.ParquetFile, path: Path, column: str) -> None:
-        self.path, self.column = path, column
+        self.path = path
+        self.column = column
         metadata = file.metadata
         place = file.schema_arrow.get_field_index(column)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -274,7 +276,8 @@ class _Compact:
     """Thrift's compact protocol, as far as page headers use it."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data = data
+        self.at = 0
 
     def byte(self) -> int:
         self.at += 1

@@ -47,7 +47,8 @@ class TarShard:
         member = tarfile.TarInfo(
             f"{key}.{EXTENSIONS[format_name]}"
         )  # owner, group and time are 0 or empty
-        member.size, member.mode = len(data), 0o644
+        member.size = len(data)
+        member.mode = 0o644
         end = self._tar.offset
         self._tar.addfile(member, BytesIO(data))
         return end + tarfile.BLOCKSIZE

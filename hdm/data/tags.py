@@ -40,7 +40,9 @@ class TagTable:
         self._texts = pa.chunked_array(
             [*table.column("caption").chunks, pa.array([""], pa.string())]
         )
-        self._draws, self._tokenize, self._pad_id = draws, tokenize, pad_id
+        self._draws = draws
+        self._tokenize = tokenize
+        self._pad_id = pad_id
 
     @property
     def empty(self) -> int:

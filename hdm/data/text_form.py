@@ -43,8 +43,6 @@ class TextForm:
         """
         if self.dtype == "float16":
             return stored.view("<f2")
-        integers, scale = (
-            stored[..., : self.width].view(np.int8),
-            np.ascontiguousarray(stored[..., self.width :]).view("<f4"),
-        )
+        integers = stored[..., : self.width].view(np.int8)
+        scale = np.ascontiguousarray(stored[..., self.width :]).view("<f4")
         return (integers * scale).astype(np.float16)

@@ -30,7 +30,8 @@ from hdm.models.contrastive import Contrastive, load_contrastive
 from hdm.pixels import to_image, to_pixels
 
 TRAIN_SEED, MEASURE_SEED = 1_000_003, 2_000_003  # apart from the seeds that pipelines use
-CAPTIONS, FREE_CAPTIONS = 3, 3
+CAPTIONS = 3
+FREE_CAPTIONS = 3
 SIZES_PX = (64, 48)  # that the autoencoder is measured at
 
 
@@ -122,7 +123,8 @@ class SceneQuality(Measure):
         common; and HELD_OUT pairs at it.
         """
         cosines = np.concatenate(self.images) @ np.concatenate(self.fitting).T
-        fitting, others = np.diag(cosines), cosines[~_in_common(self.scenes)]
+        fitting = np.diag(cosines)
+        others = cosines[~_in_common(self.scenes)]
         candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 1025))
         balances = balance(fitting, others, candidates)
         if np.isnan(balances).any():  # all scenes have something in common

@@ -148,7 +148,8 @@ def _shared_out(shares: dict[str, float], total: int) -> list[str]:
     """`total` names in proportion to their shares, evenly mixed, so that few of them are of many
     kinds.
     """
-    names, limits = list(shares), list(accumulate(shares.values()))
+    names = list(shares)
+    limits = list(accumulate(shares.values()))
     spread = (
         np.arange(total) * 0.6180339887498949 + 0.05
     ) % 1.0  # the golden ratio's sequence fills [0, 1) evenly

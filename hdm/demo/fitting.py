@@ -156,13 +156,15 @@ class Placed:
 def _place(names: Sequence[str], values: np.ndarray, shape: tuple[int, ...]) -> Placed:
     """Look up the distances of all pixels of a window from shapes at `values`, (S, 4)."""
     left, top, size, turn = values.T[:, :, None]
-    cos, sin = np.cos(turn) / size, np.sin(turn) / size
+    cos = np.cos(turn) / size
+    sin = np.sin(turn) / size
     x = np.arange(shape[1]) + 0.5 - left
     y = np.arange(shape[0]) + 0.5 - top
     along = (x * cos)[:, None, :] + (y * sin)[:, :, None]
     down = (y * cos)[:, :, None] - (x * sin)[:, None, :]
     scale = (SIDE - 1) / (2 * REACH)
-    column, row = (along + REACH) * scale, (down + REACH) * scale
+    column = (along + REACH) * scale
+    row = (down + REACH) * scale
     nearest_column = np.rint(column).clip(0, SIDE - 1)
     nearest_row = np.rint(row).clip(0, SIDE - 1)
     table = _tables()
@@ -184,8 +186,10 @@ def _slopes(
 ) -> np.ndarray:
     """Derivatives of `drawn` by the four values, (S, 4, H · W)."""
     size, turn = values[:, 2:].T[:, :, None, None]
-    cos, sin = np.cos(turn), np.sin(turn)
-    right, below = placed.right, placed.below
+    cos = np.cos(turn)
+    sin = np.sin(turn)
+    right = placed.right
+    below = placed.below
     on_edge = (drawn > 0) & (drawn < 1)
     weight = np.where(on_edge, -1 / softness[:, None, None], 0)
     slopes = np.empty((len(values), 4, *drawn.shape[1:]))
@@ -232,7 +236,8 @@ def _distance(corners: np.ndarray, places: np.ndarray) -> np.ndarray:
     nearest = np.full(len(places), np.inf)
     inside = np.zeros(len(places), bool)
     for first, second in zip(corners, np.roll(corners, -1, 0), strict=True):
-        edge, apart = second - first, places - first
+        edge = second - first
+        apart = places - first
         if not edge.any():
             continue
         share = np.clip(apart @ edge / (edge @ edge), 0, 1)

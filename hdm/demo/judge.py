@@ -163,10 +163,13 @@ class SceneJudge:
         for item in items:
             # Of files with equal bytes it does not matter which one is kept.
             if item.fault == "exact_duplicate" and item.original is not None:
-                copy, original = keys.get(item.url), keys.get(items[item.original].url)
+                copy = keys.get(item.url)
+                original = keys.get(items[item.original].url)
                 if kept.get(copy) and kept.get(original) is False:
-                    kept[copy], kept[original] = False, True
-                    reasons[copy], reasons[original] = reasons[original], None
+                    kept[copy] = False
+                    kept[original] = True
+                    reasons[copy] = reasons[original]
+                    reasons[original] = None
         good: Counter[str] = Counter()
         faults: dict[str, Counter[str]] = {}
         why: dict[str, Counter[str]] = {}
@@ -245,7 +248,8 @@ def place_of(centre: tuple[float, float]) -> str:
     """Where a point lies: the side of the axis on which it is farther off the middle; "middle" if
     it is hardly off at all.
     """
-    right, down = centre[0] - 0.5, centre[1] - 0.5
+    right = centre[0] - 0.5
+    down = centre[1] - 0.5
     if max(abs(right), abs(down)) < MIN_OFFSET:
         return "middle"
     if abs(right) > abs(down):

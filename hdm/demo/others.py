@@ -34,7 +34,8 @@ def arc(
 
 def superellipse(power: float, width: float = 1.0, height: float = 1.0) -> np.ndarray:
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    cos, sin = np.cos(turn), np.sin(turn)
+    cos = np.cos(turn)
+    sin = np.sin(turn)
     return 0.46 * np.stack(
         [
             width * np.sign(cos) * np.abs(cos) ** (2 / power),
@@ -51,7 +52,8 @@ def rounded_square(share: float) -> np.ndarray:
 
 
 def turned(corners: np.ndarray, degrees: float) -> np.ndarray:
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    cos = np.cos(np.radians(degrees))
+    sin = np.sin(np.radians(degrees))
     return corners @ np.array([[cos, sin], [-sin, cos]])
 
 
@@ -68,9 +70,11 @@ def half(kind: str, side: int) -> np.ndarray:
     there.
     """
     axis, sign = (1, 1 if side == 0 else -1) if side < 2 else (0, 1 if side == 2 else -1)
-    corners, kept = outline(kind), []
+    corners = outline(kind)
+    kept = []
     for first, second in zip(corners, np.roll(corners, -1, 0), strict=True):
-        here, there = sign * first[axis], sign * second[axis]
+        here = sign * first[axis]
+        there = sign * second[axis]
         if here <= 0:
             kept.append(first)
         if here * there < 0:

@@ -131,11 +131,9 @@ class _Spot:
 
 
 def _frame(rng: np.random.Generator, size_px: int) -> tuple[int, int]:
-    square, aspect, portrait = (
-        rng.random() < 0.5,
-        np.exp(rng.uniform(np.log(1.15), np.log(2.0))),
-        rng.random() < 0.5,
-    )
+    square = rng.random() < 0.5
+    aspect = np.exp(rng.uniform(np.log(1.15), np.log(2.0)))
+    portrait = rng.random() < 0.5
     if square:
         return size_px, size_px
     longer = min(round(size_px * float(aspect)), 2 * size_px)
@@ -144,7 +142,8 @@ def _frame(rng: np.random.Generator, size_px: int) -> tuple[int, int]:
 
 def _one(rng: np.random.Generator, aspect: float) -> tuple[Layout, list[_Spot]]:
     place = PLACES[rng.integers(len(PLACES))]
-    near, across = rng.uniform(0.285, 0.31), rng.uniform(0.44, 0.56)
+    near = rng.uniform(0.285, 0.31)
+    across = rng.uniform(0.44, 0.56)
     if place in ("right", "bottom"):
         near = 1 - near
     return "one", [_Spot(place, (near, across) if place in ("left", "right") else (across, near))]
@@ -246,12 +245,15 @@ def _grid(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_background(ground: Background, width: int, height: int) -> np.ndarray:
-    first, second = np.asarray(ground.first, np.float32), np.asarray(ground.second, np.float32)
+    first = np.asarray(ground.first, np.float32)
+    second = np.asarray(ground.second, np.float32)
     if ground.kind == "plain":
         return np.broadcast_to(first, (height, width, 3)).copy()
     x, y = _grid(width, height)
-    cos, sin = np.float32(np.cos(ground.angle)), np.float32(np.sin(ground.angle))
-    along, across = x * cos + y * sin, y * cos - x * sin
+    cos = np.float32(np.cos(ground.angle))
+    sin = np.float32(np.sin(ground.angle))
+    along = x * cos + y * sin
+    across = y * cos - x * sin
     if ground.kind == "gradient":
         share = (along - along.min()) / np.ptp(along)
     else:

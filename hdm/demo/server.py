@@ -22,7 +22,8 @@ class Pages:
     """What the site answers to each request; a picture is drawn when it is asked for."""
 
     def __init__(self, settings: ScenesSettings) -> None:
-        self.settings, self.items = settings, plan(settings)
+        self.settings = settings
+        self.items = plan(settings)
         self.by_path = {item.path: item for item in self.items}
         self.asked: Counter[str] = Counter()
 

@@ -31,10 +31,8 @@ def outline(kind: str) -> np.ndarray:
         radii = np.where(np.arange(10) % 2 == 0, 0.58, 0.235)
         return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
     if kind == "heart":
-        x, y = (
-            16 * np.sin(turn) ** 3,
-            -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)),
-        )
+        x = 16 * np.sin(turn) ** 3
+        y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
         return np.stack([x, y - 2.5], 1) / 31
     if kind == "cross":
         arm, bar = 0.5, 0.17
@@ -91,7 +89,8 @@ def mask_of(
         A float32 array in [0, 1] for a window around the object, and the window's left and top
         pixel.
     """
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos = np.cos(angle)
+    sin = np.sin(angle)
     turned = np.array([[cos, sin], [-sin, cos]]) * extent
     placed = corners @ turned + centre
     left, top = np.maximum(np.floor(placed.min(0)).astype(int) - 1, 0)

@@ -124,7 +124,8 @@ class HDMPipeline(DiffusionPipeline):
             if negative_prompt is None or isinstance(negative_prompt, str)
             else list(negative_prompt)
         )
-        height, width = height or self.config.resolution, width or self.config.resolution
+        height = height or self.config.resolution
+        width = width or self.config.resolution
         sampling = Sampling(
             num_inference_steps, solver, guidance_scale, guidance_interval, tread_rates, shift
         )

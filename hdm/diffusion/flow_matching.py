@@ -70,7 +70,8 @@ def sample_losses(predicted: Tensor, wanted: Tensor, contrastive_weight: float =
     Returns:
         (B,) float32; with a weight it may be negative.
     """
-    predicted, wanted = predicted.float(), wanted.float()
+    predicted = predicted.float()
+    wanted = wanted.float()
     losses = (predicted - wanted).square().flatten(1).mean(1)
     return (
         losses - contrastive_weight * neighbour_distances(predicted, wanted)
@@ -141,5 +142,6 @@ def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tupl
     """
     losses = losses.detach()
     bins = (timestep * num_bins).long().clamp(0, num_bins - 1)
-    sums, counts = losses.new_zeros(num_bins), losses.new_zeros(num_bins)
+    sums = losses.new_zeros(num_bins)
+    counts = losses.new_zeros(num_bins)
     return sums.index_add_(0, bins, losses), counts.index_add_(0, bins, torch.ones_like(losses))

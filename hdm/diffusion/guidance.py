@@ -90,14 +90,15 @@ class GuidedVelocity:
         tread_rates: tuple[float, float],
         generators: Sequence[torch.Generator],
     ) -> None:
-        self.model, self.prompt, self.negative = model, prompt, negative
-        self.positions, self.log_aspect = positions, log_aspect
-        self.scale, self.interval, self.tread_rates, self.generators = (
-            scale,
-            interval,
-            tread_rates,
-            generators,
-        )
+        self.model = model
+        self.prompt = prompt
+        self.negative = negative
+        self.positions = positions
+        self.log_aspect = log_aspect
+        self.scale = scale
+        self.interval = interval
+        self.tread_rates = tread_rates
+        self.generators = generators
         kept, kept_negative = [num_kept(len(positions), rate) for rate in tread_rates]
         self.same_kept = kept == kept_negative
         self.both = self._together() if self.same_kept and scale != 1 else None

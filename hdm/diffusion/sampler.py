@@ -159,7 +159,8 @@ def generate(
     Raises:
         InputError: counts or sizes do not fit.
     """
-    sampling, batch = sampling or Sampling(), len(prompt.embedding)
+    sampling = sampling or Sampling()
+    batch = len(prompt.embedding)
     if len(seeds) != batch:
         raise InputError(f"{batch} prompts and {len(seeds)} seeds", do="give one seed a prompt")
     device = prompt.embedding.device

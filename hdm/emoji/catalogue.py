@@ -38,7 +38,8 @@ FAR = 2
 """Tones so many steps apart can be told from each other."""
 NOT_ASKED = ("Symbols", "Flags")
 _PEOPLE = ("man ", "woman ", "person ", "men ", "women ", "people ")
-COMBINATIONS, NAMES = "combinations", "names"
+COMBINATIONS = "combinations"
+NAMES = "names"
 """The two sets of questions."""
 
 
@@ -163,7 +164,8 @@ def questions(seed: int) -> dict[str, tuple[Question, ...]]:
         seed: of the order of the choices.
     """
     rng = random.Random(seed)
-    combinations, names = unseen_combinations(), unseen_names()
+    combinations = unseen_combinations()
+    names = unseen_names()
     sets: dict[str, tuple[Question, ...]] = {}
     choices = [_crossed(*pair) for pair in zip(combinations, _turned(combinations, 1), strict=True)]
     sets[COMBINATIONS] = tuple(_shuffled(four, rng) for four in choices)

@@ -12,7 +12,8 @@ from hdm.scoring.judges import PromptSet
 
 CHOICES = "choices"
 """In a metric's details: of each set with choices one entry a picture."""
-PAGE, TEMPLATE = "choose.html", "choose.html.j2"
+PAGE = "choose.html"
+TEMPLATE = "choose.html.j2"
 SHOWN_PX = 128
 
 

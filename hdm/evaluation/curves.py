@@ -9,7 +9,10 @@ from html import escape
 from itertools import accumulate, chain
 
 WIDTH, HEIGHT = 960, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+LEFT = 52
+RIGHT = 12
+TOP = 14
+BOTTOM = 40
 MAX_POINTS = 400
 
 
@@ -68,7 +71,9 @@ class _Axes:
             ordered[min(len(ordered) - 1, int(0.985 * len(ordered)))],
         )  # the first steps would flatten all the rest
         room = (high - low or abs(high) or 1.0) * 0.06
-        self.low, self.high, self.last = low - room, high + room, max(1, last)
+        self.low = low - room
+        self.high = high + room
+        self.last = max(1, last)
 
     def x(self, seen: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * seen / self.last

@@ -41,7 +41,8 @@ def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
     found = likeness(
         contrastive, outputs[EMBEDDINGS], generated.sets, generated.pictures, generated.real
     )
-    cosines, distances = found["clip_score"], found["distances"]
+    cosines = found["clip_score"]
+    distances = found["distances"]
     scores = [*_cosines(cosines), *_distances(distances)]
     tables = [_cosine_table(cosines)]
     notes = [CLIP_NOTE]
@@ -67,7 +68,8 @@ def _cosines(by_set: Mapping[str, Any]) -> Iterator[Score]:
 def _distances(distances: Mapping[str, Any]) -> Iterator[Score]:
     for name in DISTANCES if distances else ():
         for kind, suffix in (("generated", ""), ("real", "_real")):
-            found, count = distances[name][kind], distances["num_compared"]
+            found = distances[name][kind]
+            count = distances["num_compared"]
             yield _score(f"{name}_distance{suffix}", found["value"], found["half"], count, "lower")
 
 

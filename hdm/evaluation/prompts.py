@@ -18,7 +18,8 @@ from hdm.generation.prompt_files import read_prompts
 from hdm.scoring.judges import JUDGES, PromptSet, judge_of
 from hdm.store import Output
 
-HELD_OUT, EMOJI = "held_out", "emoji"
+HELD_OUT = "held_out"
+EMOJI = "emoji"
 TITLES = {
     "combinations": "Combinations that no training picture has",
     "names": "Names that no training picture bears",

@@ -35,8 +35,12 @@ from hdm.scoring.metrics import (
 )
 from hdm.store import MANIFEST, Output
 
-PAGE, FACTS, TEMPLATE = "report.html", "report.json", "report.html.j2"
-KEPT, REJECTED, PAIRS = 24, 8, 12
+PAGE = "report.html"
+FACTS = "report.json"
+TEMPLATE = "report.html.j2"
+KEPT = 24
+REJECTED = 8
+PAIRS = 12
 GRID_PX = 480
 SHOWN = 32  # images of a set
 

@@ -19,7 +19,8 @@ from hdm.evaluation.report import FACTS, PAGE, render
 from hdm.files import write_bytes
 from hdm.store import state_root
 
-INDEX, TEMPLATE = "index.html", "index.html.j2"
+INDEX = "index.html"
+TEMPLATE = "index.html.j2"
 LISTED = ("pipeline", "written", "outputs", "missing", "overrides", "seconds", "scores", "code")
 log = logging.getLogger(__name__)
 

@@ -29,12 +29,10 @@ class Conditioning:
         max_tokens: int,
         tokenizer: str | None = None,
     ) -> None:
-        self.reference, self.device, self.dtype, self.max_tokens = (
-            reference,
-            device,
-            dtype,
-            max_tokens,
-        )
+        self.reference = reference
+        self.device = device
+        self.dtype = dtype
+        self.max_tokens = max_tokens
         self.tokenizer = tokenizer or reference
         self._encoder: TextEncoder | None = None
 

@@ -14,7 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 from hdm.errors import ConfigError, InputError
 from hdm.values import multiples_beside, size_of
 
-FONT_PX, LINE_PX, NAME_LINES, MARGIN_PX = 11, 13, 3, 4
+FONT_PX = 11
+LINE_PX = 13
+NAME_LINES = 3
+MARGIN_PX = 4
 """Of the names below pictures."""
 
 
@@ -51,10 +54,12 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, gap_px: int = 0) -> np.n
     height, width = pictures[0].shape[:2]
     columns = min(len(pictures), columns)
     rows = -(-len(pictures) // columns)
-    down, right = height + gap_px, width + gap_px
+    down = height + gap_px
+    right = width + gap_px
     canvas = np.full((rows * down - gap_px, columns * right - gap_px, 3), 255, np.uint8)
     for place, picture in enumerate(pictures):
-        top, left = place // columns * down, place % columns * right
+        top = place // columns * down
+        left = place % columns * right
         canvas[top : top + height, left : left + width] = picture
     return canvas
 

@@ -42,12 +42,10 @@ class TextToImage:
         autoencoder: Autoencoder,
         decode_batch: int | None = None,
     ) -> None:
-        self.denoiser, self.conditioning, self.autoencoder, self.decode_batch = (
-            denoiser,
-            conditioning,
-            autoencoder,
-            decode_batch,
-        )
+        self.denoiser = denoiser
+        self.conditioning = conditioning
+        self.autoencoder = autoencoder
+        self.decode_batch = decode_batch
         if autoencoder.channels != denoiser.config.channels:
             raise InputError(
                 f"the autoencoder has {autoencoder.channels} channels, the model {denoiser.config.channels}",

@@ -144,7 +144,8 @@ class _NormAndRotate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Each head's tokens together, so that what follows runs through memory in long rows.
         heads = qkv.permute(2, 0, 3, 1, 4)
-        qk, v = heads[:2].contiguous(), heads[2].contiguous()
+        qk = heads[:2].contiguous()
+        v = heads[2].contiguous()
         angles = _angles(positions, table)
         turns = torch.complex(angles.cos(), angles.sin())
         factor = None
@@ -167,7 +168,8 @@ class _NormAndRotate(torch.autograd.Function):
         batch, num_heads, count, size = q.shape
         grad_qkv = grad_v.new_empty(batch, count, 3, num_heads, size)
         places = grad_qkv.permute(2, 0, 3, 1, 4)
-        of_q, of_k = _pairs(grad_q), _pairs(grad_k)
+        of_q = _pairs(grad_q)
+        of_k = _pairs(grad_k)
         back = turns.conj_physical()
         grad = q.new_empty((2, *q.shape), dtype=torch.float32)
         torch.mul(of_q, back, out=_pairs(grad[0]))

@@ -78,7 +78,8 @@ def install(model: nn.Module) -> Installed:
     swapped, skipped = 0, []
     for path, owner in list(model.named_modules()):
         for name, kind in _parts(owner).items():
-            module, kernel = getattr(owner, name, None), KERNELS.get(kind)
+            module = getattr(owner, name, None)
+            kernel = KERNELS.get(kind)
             if module is None or type(module) is kernel:
                 continue
             if not untouched(module, kind):

@@ -124,7 +124,8 @@ class _Linear(torch.autograd.Function):
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ x, (outputs, inputs), of (rows, outputs) and (rows, inputs)."""
-    outputs, inputs = grad.shape[-1], x.shape[-1]
+    outputs = grad.shape[-1]
+    inputs = x.shape[-1]
     if not WEIGHTS_TOO or max(outputs, inputs) < LONG or not len(x):
         return grad.T @ x
     # oneDNN is up to twice as fast where the longer side is the result's row.

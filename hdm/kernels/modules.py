@@ -66,7 +66,8 @@ class _Attention(layers.Attention):
             return super().attend(qkv, positions, mask, num_out)
         weight, eps = None, 0.0
         if self.qk_norm:
-            weight, eps = torch.stack((self.q_norm.weight, self.k_norm.weight)), self.q_norm.eps
+            weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
+            eps = self.q_norm.eps
         q, k, v = norm_and_rotate(qkv, weight, positions, self.rope.freqs, eps=eps)
         return self.out(attend(q[:, :, :num_out], k, v, mask).transpose(1, 2).flatten(2))
 

@@ -102,7 +102,8 @@ def measure_costs(
             request, {"jobs": [asdict(job) for job in jobs], "starts": starts, "rounds": rounds}
         )
         seconds = _run(request, jobs[0].settings.train.device)
-    reference, sizes = seconds[0], [job.phase.batch_size for job in jobs]
+    reference = seconds[0]
+    sizes = [job.phase.batch_size for job in jobs]
     costs = {}
     for name, mine, size in zip(pipelines, seconds, sizes, strict=True):
         ratios = map(_ratio, mine, reference)

@@ -13,8 +13,13 @@ from hdm.evaluation.curves import ticks
 from hdm.lab.cell_results import Result, Results
 from hdm.lab.grid import Grid
 
-PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 320, 230, 3
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 44, 30
+PANEL_WIDTH = 320
+PANEL_HEIGHT = 230
+COLUMNS = 3
+LEFT = 44
+RIGHT = 12
+TOP = 44
+BOTTOM = 30
 COLOURS = ("#4b5563", "#d9480f", "#1971c2", "#2f9e44", "#9c36b5")
 STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.title{font-weight:600;font-size:12px}"
@@ -40,10 +45,8 @@ def figure(grid: Grid, results: Results) -> str:
             panels.append(_panel(name, drawn))
     if not panels:
         return ""
-    width, height = (
-        PANEL_WIDTH * min(COLUMNS, len(panels)),
-        PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS),
-    )
+    width = PANEL_WIDTH * min(COLUMNS, len(panels))
+    height = PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS)
     placed = "".join(
         f'<g transform="translate({PANEL_WIDTH * (place % COLUMNS)} {PANEL_HEIGHT * (place // COLUMNS)})">{panel}</g>'
         for place, panel in enumerate(panels)
@@ -69,7 +72,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
     last = max(seen for seen, _ in points)
     # The first third falls so far that nothing else could be told apart.
     losses = [loss for seen, loss in points if seen >= last / 3]
-    low, high = min(losses), max(losses)
+    low = min(losses)
+    high = max(losses)
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
 
     def place(seen: float, loss: float) -> tuple[float, float]:

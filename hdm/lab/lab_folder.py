@@ -25,7 +25,10 @@ Known = dict[str, dict[str, list[tuple[float, float]]]]
 and its cost.
 """
 
-TABLE, TABLE_JSON, FIGURE, COSTS = "table.md", "table.json", "losses.svg", "costs.json"
+TABLE = "table.md"
+TABLE_JSON = "table.json"
+FIGURE = "losses.svg"
+COSTS = "costs.json"
 
 
 class CostBook:
@@ -37,7 +40,8 @@ class CostBook:
     """
 
     def __init__(self, path: Path, grid: Grid) -> None:
-        self.path, self.grid = path, grid
+        self.path = path
+        self.grid = grid
         do = "remove it: what steps cost is then measured again"
         self._known = read_record(path, Known, do) if path.exists() else {}
 

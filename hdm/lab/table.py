@@ -83,10 +83,8 @@ def _of_setting(grid: Grid, results: Results, comparison: str, setting: str) -> 
 def _row(
     name: str, setting: str, comparison: Comparison, mine: Sequence[Result], theirs: Sequence[Result], cost: Cost | None
 ) -> Row:  # fmt: skip
-    reference, total = (
-        setting == comparison.reference,
-        min(mine[0].num_images, theirs[0].num_images),
-    )
+    reference = setting == comparison.reference
+    total = min(mine[0].num_images, theirs[0].num_images)
     scores = {}
     differences = {}
     for score in mine[0].scores:

@@ -79,7 +79,8 @@ def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float
         raise InputError(
             f"{name} is {tuple(golden.shape)}, the model's {tuple(ours.shape)}", where=path
         )
-    distance, size = (ours.double() - golden.double()).norm().item(), golden.double().norm().item()
+    distance = (ours.double() - golden.double()).norm().item()
+    size = golden.double().norm().item()
     if size == 0:
         return 0.0 if distance == 0 else math.inf
     return distance / size
@@ -87,7 +88,8 @@ def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float
 
 class _Golden:
     def __init__(self, model: XUT, golden: Mapping[str, Tensor]) -> None:
-        self.model, self.golden = model, golden
+        self.model = model
+        self.golden = golden
         self.outputs: dict[str, Callable[[], Tensor]] = {
             "out.plain": lambda: self.predict("in.pos"),
             "out.no_pos": lambda: self.predict(None),
@@ -116,7 +118,8 @@ class _Golden:
 
     def check_shapes(self) -> None:
         """The inputs to one another; what the model itself checks is left to it."""
-        latent, text = self.given("in.x"), self.given("in.ctx")
+        latent = self.given("in.x")
+        text = self.given("in.ctx")
         if latent.ndim != 4 or text.ndim != 3:
             raise InputError(
                 f"in.x is {tuple(latent.shape)} and in.ctx {tuple(text.shape)}, not (B, C, H, W) and (B, T, text width)"

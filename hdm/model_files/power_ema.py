@@ -81,7 +81,8 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
     Args:
         first, second: (γ, t) of each.
     """
-    (a, s), (b, t) = first, second
+    (a, s) = first
+    (b, t) = second
     shorter = math.log(min(s, t))
     # In logarithms: t^γ overflows at the 10⁵ steps and γ = 50 of a real training.
     return (
@@ -108,10 +109,8 @@ def coefficients(
     """
     pairs = [overlap(one, other) for one, other in product(snapshots, snapshots)]
     products = np.reshape(pairs, (len(snapshots), len(snapshots)))
-    with_wanted, own = (
-        np.array([overlap(one, wanted) for one in snapshots]),
-        overlap(wanted, wanted),
-    )
+    with_wanted = np.array([overlap(one, wanted) for one in snapshots])
+    own = overlap(wanted, wanted)
     # Snapshots of one track lie close to each other: brought to one size, least squares keep the
     # digits that there are.
     sizes = np.sqrt(np.diag(products))

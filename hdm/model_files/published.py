@@ -21,7 +21,9 @@ SIZES = {
     "dim_head": "head_size", "mlp_dim": "mlp_width", "depth": "depth", "enc_blocks": "enc_blocks", "dec_blocks": "dec_blocks",
 }  # fmt: skip
 TREAD_SIZES = {"prev_trns_depth": "prev_blocks", "post_trns_depth": "post_blocks"}
-ASPECT, TREAD, RATE = "addon_info_embs_dim", "tread_config", "dropout_ratio"
+ASPECT = "addon_info_embs_dim"
+TREAD = "tread_config"
+RATE = "dropout_ratio"
 
 
 def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> XUTConfig:

@@ -55,9 +55,9 @@ class Weights:
 
     def describe(self) -> str:
         """Sizes, parameters and dtypes in words."""
-        config, dtypes = (
-            self.config,
-            Counter(str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()),
+        config = self.config
+        dtypes = Counter(
+            str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()
         )
         parameters = sum(parameter.numel() for parameter in _empty(config).parameters())
         blocks = f"{config.depth} × ({config.enc_blocks} encoder, {config.dec_blocks} decoder)"

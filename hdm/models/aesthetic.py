@@ -23,7 +23,8 @@ from hdm.errors import ConfigError, InputError
 from hdm.files import sha256_file
 from hdm.models.components import Resolved, locate
 
-NO_ACTIVATION, RELU = "none", "relu"
+NO_ACTIVATION = "none"
+RELU = "relu"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class AestheticHead:
     def __init__(
         self, layers: list[tuple[np.ndarray, np.ndarray]], activation: str = NO_ACTIVATION
     ) -> None:
-        self.layers, self.activation = layers, activation
+        self.layers = layers
+        self.activation = activation
         self.embed_size = layers[0][0].shape[1]
 
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
@@ -133,11 +135,9 @@ def check_head(resolved: Resolved) -> None:
         ConfigError: it was not, or nothing says what it was trained for.
         InputError: it is not on this machine, or is no head.
     """
-    head, contrastive, named = (
-        resolved.aesthetic_head,
-        resolved.contrastive,
-        resolved.aesthetic_head_for,
-    )
+    head = resolved.aesthetic_head
+    contrastive = resolved.contrastive
+    named = resolved.aesthetic_head_for
     if head is None:
         return
     if contrastive is None:

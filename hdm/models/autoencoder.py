@@ -53,7 +53,8 @@ class Autoencoder:
     """
 
     def __init__(self, model: Any, shift: list[float], scale: list[float], device: str) -> None:
-        self.model, self.device = model, torch.device(device)
+        self.model = model
+        self.device = torch.device(device)
         self.channels: int = model.config.latent_channels
         downscale = _downscale(model.config)
         assert downscale is not None, "diffusers fills in what a file leaves out"
@@ -179,7 +180,8 @@ def latent_shape(reference: str) -> LatentShape | None:
     config = read_json(folder / CONFIG, do="name a folder with a diffusers autoencoder")
     if not published:
         _check_class(config, folder)
-    channels, downscale = config.get("latent_channels"), _downscale(config)
+    channels = config.get("latent_channels")
+    downscale = _downscale(config)
     if not isinstance(channels, int) or downscale is None:
         return None
     return LatentShape(reference, channels, downscale)
@@ -338,9 +340,11 @@ def _statistics(config: dict[str, Any], folder: object) -> tuple[list[float], li
     diffusers fills in by default and which says the same of all channels at once.
     """
     channels = config["latent_channels"]
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    mean = config.get("latents_mean")
+    std = config.get("latents_std")
     if mean and std:
-        shift, scale = [float(value) for value in mean], [1 / float(value) for value in std]
+        shift = [float(value) for value in mean]
+        scale = [1 / float(value) for value in std]
     else:
         shift = [float(config.get("shift_factor") or 0.0)] * channels
         scale = [float(config.get("scaling_factor") or 1.0)] * channels

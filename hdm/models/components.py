@@ -26,7 +26,8 @@ from hdm.store import Output, checked, read_output
 
 MANIFEST = "components.json"
 DEMO = "demo"
-VAE, AUTOENCODER_FOLDER = "vae", "autoencoder"
+VAE = "vae"
+AUTOENCODER_FOLDER = "autoencoder"
 """The output of the stage that fine-tunes the autoencoder, and the folder in it that holds it."""
 
 DENOISING = ("text_encoder", "autoencoder")

@@ -34,7 +34,9 @@ class Contrastive:
     def __init__(self, model: Any, tokenizer: Any, device: str) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        self.model, self.tokenizer, self.device = model, tokenizer, torch.device(device)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
         self.preprocess = image_transform_v2(
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
         )
@@ -204,7 +206,8 @@ def load_open_clip(reference: str) -> tuple[Any, Any]:
         raise InputError(
             "there are no weights", where=path, do="put open_clip_model.safetensors there"
         )
-    name, options = f"local-dir:{path}", {}
+    name = f"local-dir:{path}"
+    options = {}
     if path.is_file():
         name, _, tag = reference.partition("@")
         entry = open_clip.get_pretrained_cfg(name, tag) or {}

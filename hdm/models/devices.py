@@ -175,7 +175,9 @@ class Batches:
     """
 
     def __init__(self, size: int, setting: str, workers: int | None = None) -> None:
-        self.size, self.setting, self.workers = size, setting, workers
+        self.size = size
+        self.setting = setting
+        self.workers = workers
         self._threads = (
             None
             if workers is None

@@ -60,7 +60,8 @@ def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
     """All but the blocks, for one sample: embeddings, the shared modulation and the output
     layer.
     """
-    d, patch = config.width, config.channels * config.patch_size**2
+    d = config.width
+    patch = config.channels * config.patch_size**2
     tokens = 2 * num_image * patch * d * 2 + 2 * num_text * config.text_width * d
     embedding = 2 * d * d + (2 * d + 2 * d * d if config.aspect_embedding else 0)
     modulation = 3 * 2 * (d * 4 * d + 4 * d * 3 * d) if config.modulation == "shared" else 0
@@ -77,7 +78,8 @@ def _blocks_flops(
     """Each block's, as they run, for one sample."""
     first_decoder = config.prev_blocks + config.depth * config.enc_blocks
     cross = {first_decoder + i * config.dec_blocks for i in range(config.depth)}
-    total, (start, end) = config.num_blocks, config.tread_route(route)
+    total = config.num_blocks
+    (start, end) = config.tread_route(route)
     kept = num_kept(num_image, tread_rate)
     counted = []
     for number in range(total):
@@ -90,7 +92,8 @@ def _blocks_flops(
 
 
 def _block_flops(config: XUTConfig, seen: int, given: int, *, cross: bool) -> int:
-    d, m = config.width, config.mlp_width
+    d = config.width
+    m = config.mlp_width
     attention = 2 * seen * 3 * d * d + 4 * given * seen * d + 2 * given * d * d
     cross_attention = 2 * seen * 3 * d * d + 4 * seen * seen * d + 2 * seen * d * d if cross else 0
     parts = 3 if cross else 2

@@ -259,10 +259,13 @@ class Block(DenoiserBlock):
     def __init__(self, config: XUTConfig, *, cross: bool = False) -> None:
         super().__init__()
         self.carries_norm = config.residual == "published"
-        self.attn_pre_norm, self.attn = ModulatedNorm(config), SelfAttention(config)
+        self.attn_pre_norm = ModulatedNorm(config)
+        self.attn = SelfAttention(config)
         if cross:
-            self.xattn_pre_norm, self.xattn = ModulatedNorm(config), CrossAttention(config)
-        self.mlp_pre_norm, self.mlp = ModulatedNorm(config), FeedForward(config)
+            self.xattn_pre_norm = ModulatedNorm(config)
+            self.xattn = CrossAttention(config)
+        self.mlp_pre_norm = ModulatedNorm(config)
+        self.mlp = FeedForward(config)
 
     def forward(
         self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None

@@ -54,6 +54,7 @@ class RotaryPositions(nn.Module):
         """
         frequencies = self.freqs.float().exp()
         angles = (positions[:, :, None, None] * frequencies).flatten(-2)[:, :, None]
-        cos, sin = angles.cos(), angles.sin()
+        cos = angles.cos()
+        sin = angles.sin()
         u, v = features.float().unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((u * cos - v * sin, v * cos + u * sin), -1).flatten(-2)

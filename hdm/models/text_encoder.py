@@ -57,7 +57,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: nn.Module, width: int) -> None:
         super().__init__()
-        self.model, self.width = model, width
+        self.model = model
+        self.width = width
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +75,8 @@ class TextEncoder(nn.Module):
         Returns:
             (B, T, width) float32, zero where masked.
         """
-        token_ids, text_mask = token_ids.to(self.device), text_mask.to(self.device)
+        token_ids = token_ids.to(self.device)
+        text_mask = text_mask.to(self.device)
         hidden = self._hidden(token_ids, text_mask)
         return hidden.float() * text_mask.to(hidden.device).unsqueeze(-1)
 

@@ -52,10 +52,8 @@ def tiled(
             total = part.new_zeros(*part.shape[:2], *weights.shape)
         down = _ramp((bottom - top) * cell_out, overlap * cell_out).to(part)
         across = _ramp((right - left) * cell_out, overlap * cell_out).to(part)
-        weight, place = (
-            torch.outer(down, across),
-            (slice(top * cell_out, bottom * cell_out), slice(left * cell_out, right * cell_out)),
-        )
+        weight = torch.outer(down, across)
+        place = (slice(top * cell_out, bottom * cell_out), slice(left * cell_out, right * cell_out))
         total[..., place[0], place[1]] += part * weight
         weights[place] += weight
     assert total is not None

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from hdm.errors import InputError
 
-POOLED_CHANNELS, POOLED_GROUPS = 256, 4
+POOLED_CHANNELS = 256
+POOLED_GROUPS = 4
 STATISTICS = ("latents_mean", "latents_std")  # diffusers' own class has none by channel
 _Tensors = dict[str, Tensor]
 
@@ -58,9 +59,11 @@ class PooledAutoencoderTiny(AutoencoderTiny):
         own = {name: value for name, value in config.items() if name not in STATISTICS}
         super().__init__(**own)  # type: ignore[no-untyped-call]
         model: Any = self  # diffusers sets its attributes where a type checker does not see them
-        last, first = model.config.num_encoder_blocks[-1], model.config.num_decoder_blocks[0]
+        last = model.config.num_encoder_blocks[-1]
+        first = model.config.num_decoder_blocks[0]
         model.register_to_config(**{name: config.get(name) for name in STATISTICS})
-        encoder, decoder = model.encoder.layers, model.decoder.layers
+        encoder = model.encoder.layers
+        decoder = model.decoder.layers
         # Around the blocks: in the encoder the output layer behind, in the decoder an input layer
         # and its activation before.
         _pool(encoder, range(len(encoder) - 1 - last, len(encoder) - 1), model.config)

@@ -25,8 +25,10 @@ class Vision:
     """
 
     def __init__(self, model: Any, mean: list[float], std: list[float], device: str) -> None:
-        self.model, self.device = model.to(device), torch.device(device)
-        self.width, self.patch_size = int(model.config.hidden_size), int(model.config.patch_size)
+        self.model = model.to(device)
+        self.device = torch.device(device)
+        self.width = int(model.config.hidden_size)
+        self.patch_size = int(model.config.patch_size)
         # Pixels come in [-1, 1], the model's own mean and deviation are of [0, 1].
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
@@ -60,7 +62,8 @@ def vision_sizes(reference: str) -> tuple[int, int]:
     """
     path = locate(reference) / "config.json"
     config = read_json(path, _DO)
-    width, patch_size = config.get("hidden_size"), config.get("patch_size")
+    width = config.get("hidden_size")
+    patch_size = config.get("patch_size")
     if not (isinstance(width, int) and isinstance(patch_size, int)):
         raise InputError(
             "is of no vision transformer: it has no hidden_size and patch_size", where=path, do=_DO

@@ -174,7 +174,8 @@ class XUT(Denoiser):
         height, width = latent.shape[-2:]
         self._check(latent, text)
         image = self.in_patch(latent)
-        num_image, num_text = image.shape[1], text.shape[1]
+        num_image = image.shape[1]
+        num_text = text.shape[1]
         z = torch.cat((image, self.ctx_proj(text)), 1)
         given = self._conditions(
             timestep,
@@ -227,18 +228,17 @@ class XUT(Denoiser):
             )
         if self.architecture.modulation == "per_block":
             return Conditions(embedding, embedding, embedding, positions, mask)
-        attn, xattn, mlp = (
-            self.shared_adaln_attn(embedding),
-            self.shared_adaln_xattn(embedding),
-            self.shared_adaln_ffw(embedding),
-        )
+        attn = self.shared_adaln_attn(embedding)
+        xattn = self.shared_adaln_xattn(embedding)
+        mlp = self.shared_adaln_ffw(embedding)
         return Conditions(attn, xattn, mlp, positions, mask)
 
     def _places(self, positions: Tensor | None, latent: Tensor, num_text: int) -> Tensor:
         """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no
         rotation then moves.
         """
-        (height, width), p = latent.shape[-2:], self.architecture.patch_size
+        (height, width) = latent.shape[-2:]
+        p = self.architecture.patch_size
         num_image = height * width // p**2
         if positions is None:
             positions = full_map(height // p, width // p, self.architecture.positions).to(

@@ -17,7 +17,8 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
     for _ in range(_MOST):
         if end - start < 8:
             return
-        length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        length = int.from_bytes(data[start : start + 4], "big")
+        kind = data[start + 4 : start + 8]
         content = start + 8
         if length == 1:
             length = int.from_bytes(data[content : content + 8], "big")

@@ -17,7 +17,10 @@ Chromaticities = tuple[float, float, float, float, float, float, float, float]
 Curve = Callable[[np.ndarray], np.ndarray]
 """From samples in [0, 1] to linear light in [0, 1]."""
 
-_D65, _C, _E, _DCI = (0.3127, 0.3290), (0.310, 0.316), (1 / 3, 1 / 3), (0.314, 0.351)
+_D65 = (0.3127, 0.3290)
+_C = (0.310, 0.316)
+_E = (1 / 3, 1 / 3)
+_DCI = (0.314, 0.351)
 SRGB: Chromaticities = (*_D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 PRIMARIES: dict[int, Chromaticities] = {
     1: SRGB,
@@ -77,13 +80,16 @@ class Colour:
         linear = self.curve(self._values(samples.dtype)).clip(0, 1)
         if self.matrix is None or samples.ndim == 2:  # white is white, and so is grey
             return encoded(linear)[samples]
-        linear, matrix = linear.astype(np.float32), self.matrix.astype(np.float32)
+        linear = linear.astype(np.float32)
+        matrix = self.matrix.astype(np.float32)
         to_levels = encoded(np.arange(65536) / 65535)
         result = np.empty(samples.shape, np.uint8)
         rows = max(1, _STRIP // max(1, samples.shape[1]))
         for top in range(0, len(samples), rows):
             strip = linear[samples[top : top + rows]]
-            red, green, blue = strip[:, :, 0], strip[:, :, 1], strip[:, :, 2]
+            red = strip[:, :, 0]
+            green = strip[:, :, 1]
+            blue = strip[:, :, 2]
             for c in range(3):  # summed one by one: a matrix product rounds as the machine likes
                 light = matrix[c, 0] * red + matrix[c, 1] * green + matrix[c, 2] * blue
                 places = np.rint(light.clip(0, 1) * 65535).astype(np.uint16)
@@ -156,7 +162,8 @@ def matrix_to_srgb(chromaticities: Chromaticities) -> np.ndarray | None:
     if max(abs(a - b) for a, b in zip(chromaticities, SRGB, strict=True)) < _NEAR_XY:
         return None
     try:
-        own, srgb = _to_xyz(chromaticities), _to_xyz(SRGB)
+        own = _to_xyz(chromaticities)
+        srgb = _to_xyz(SRGB)
         cone = _BRADFORD @ np.stack([own.sum(1), srgb.sum(1)], 1)
         adapted = np.linalg.inv(_BRADFORD) @ np.diag(cone[:, 1] / cone[:, 0]) @ _BRADFORD @ own
         matrix: np.ndarray = np.linalg.inv(srgb) @ adapted
@@ -185,7 +192,8 @@ def _srgb_curve(values: np.ndarray) -> np.ndarray:
 
 
 def _bt709_curve(values: np.ndarray) -> np.ndarray:
-    alpha, beta = 1.09929682680944, 0.018053968510807
+    alpha = 1.09929682680944
+    beta = 0.018053968510807
     curved = ((np.maximum(values, 4.5 * beta) + alpha - 1) / alpha) ** (1 / 0.45)
     return np.where(values < 4.5 * beta, values / 4.5, curved)
 

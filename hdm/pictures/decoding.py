@@ -152,7 +152,8 @@ class Decoders:
             ahead: files that may be under way or wait, at most; None: four a process.
         """
         waiting: deque[tuple[int, Future[Answer]]] = deque()
-        held, most = 0, self.settings.decode_mb * 1e6
+        held = 0
+        most = self.settings.decode_mb * 1e6
         for one in asked:
             while waiting and (
                 len(waiting) > (ahead or 4 * self.count) or held + one.cost_bytes > most
@@ -186,11 +187,13 @@ class _Process:
     """
 
     def __init__(self, settings: ImageSettings, work: Work) -> None:
-        self.settings, self.work = settings, f"{work.__module__}:{work.__qualname__}"
+        self.settings = settings
+        self.work = f"{work.__module__}:{work.__qualname__}"
         arguments = (settings.model_dump_json(), self.work)
         self.command = [sys.executable, "-m", "hdm.pictures.decoder", *arguments]
         self.process: subprocess.Popen[bytes] | None = None
-        self.over, self.starting = False, threading.Lock()
+        self.over = False
+        self.starting = threading.Lock()
 
     def ask(self, data: bytes, options: Mapping[str, Any]) -> Answer:
         """An answer from this process; if it ends, for whatever reason, from a new one that has
@@ -295,7 +298,8 @@ class _Process:
     def stop(self) -> None:
         """End it at once, and start no other."""
         with self.starting:
-            self.over, process = True, self.process
+            self.over = True
+            process = self.process
         if process is not None:
             process.kill()
 

@@ -71,7 +71,8 @@ class BadImage(Exception):  # noqa: N818  (what is bad is the image; nothing wen
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(status, message)
-        self.status, self.message = status, message
+        self.status = status
+        self.message = message
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def has_more_scans(jpeg: bytes, most: int) -> bool:
         return False
     place, scans = 2, 0
     while scans <= most and (match := _MARKER.search(jpeg, place)):
-        marker, place = match.group()[-1], match.end()
+        marker = match.group()[-1]
+        place = match.end()
         if marker == 0xD9:
             return False
         scans += marker == 0xDA
@@ -333,7 +335,8 @@ def _cicp(png: bytes) -> bytes | None:
     """The content of a PNG's cICP chunk, which Pillow does not keep."""
     place = 8
     while True:
-        length, kind = int.from_bytes(png[place : place + 4], "big"), png[place + 4 : place + 8]
+        length = int.from_bytes(png[place : place + 4], "big")
+        kind = png[place + 4 : place + 8]
         if kind in (b"IDAT", b"IEND", b""):
             return None
         if kind == b"cICP" and length == 4:

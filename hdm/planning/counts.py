@@ -89,7 +89,8 @@ class ImageEncoder:
 
     def _products(self) -> Iterator[tuple[int, int]]:
         """(how often the picture was halved, weights) of every convolution and linear layer."""
-        before, end = self.channels[0], len(self.channels) - 1
+        before = self.channels[0]
+        end = len(self.channels) - 1
         yield 0, 9 * self.in_channels * before
         for stage, after in enumerate(self.channels):
             for _ in range(self.blocks):
@@ -158,7 +159,8 @@ def language_model(reference: str) -> LanguageModel | None:
 
 def of_language_config(config: dict[str, Any]) -> LanguageModel:
     """From transformers' configuration, as a dictionary."""
-    width, heads = config["hidden_size"], config["num_attention_heads"]
+    width = config["hidden_size"]
+    heads = config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
     head_size = config.get("head_dim") or width // heads
     return LanguageModel(
@@ -201,7 +203,8 @@ def towers(reference: str) -> tuple[Tower, Tower] | None:
         return PUBLISHED_TOWERS[name]
     config = _config(reference, "open_clip_config.json", PUBLISHED_TOWERS) or {}
     model = config.get("model_cfg", {})
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    vision = model.get("vision_cfg", {})
+    text = model.get("text_cfg", {})
     if not {"image_size", "patch_size", "width", "layers"} <= vision.keys() or not isinstance(
         vision["layers"], int
     ):

@@ -57,10 +57,8 @@ class Card:
         return flops / (1e12 * self.tflops * self.share(tokens))
 
 
-_ADA, _BLACKWELL = (
-    "NVIDIA's Ada architecture whitepaper",
-    "NVIDIA's RTX Blackwell architecture whitepaper",
-)
+_ADA = "NVIDIA's Ada architecture whitepaper"
+_BLACKWELL = "NVIDIA's RTX Blackwell architecture whitepaper"
 CARDS = {
     card.name: card
     for card in (

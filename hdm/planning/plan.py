@@ -120,7 +120,8 @@ def with_largest_micro_batches(question: Question) -> Pipeline:
 
 class _Planner:
     def __init__(self, question: Question) -> None:
-        self.asked, self.pipeline = question, question.pipeline
+        self.asked = question
+        self.pipeline = question.pipeline
         train = self.pipeline.train.model_copy(update={"num_processes": question.num_gpus})
         self.train = train
         self.notes: list[str] = []
@@ -175,13 +176,19 @@ class _Planner:
             )
         elif name.startswith("filter."):  # a registered criterion
             self.notes.append(f"the work of {name} is not counted")
-            items, each, done = self.items, sizes.SMALL_BYTES, Work()
+            items = self.items
+            each = sizes.SMALL_BYTES
+            done = Work()
         elif name.startswith("evaluate."):  # a registered metric
             self.notes.append(f"the work of {name} is not counted")
-            items, each, done = self.pipeline.evaluate.num_images, sizes.SMALL_BYTES, Work()
+            items = self.pipeline.evaluate.num_images
+            each = sizes.SMALL_BYTES
+            done = Work()
         else:
             self.notes.append(f"what {name} takes is not counted")
-            items, each, done = self.kept, 0, Work()
+            items = self.kept
+            each = 0
+            done = Work()
         seconds = self.asked.card.seconds(items * done.flops, done.tokens) if done.flops else 0.0
         return Row(name, items, round(items * each), seconds / 3600)
 
@@ -213,7 +220,8 @@ class _Planner:
 
     def _features(self) -> float:
         """Bytes of a picture's features."""
-        vision, side = self._sizes("vision", vision_sizes), self.pipeline.encode.features_px
+        vision = self._sizes("vision", vision_sizes)
+        side = self.pipeline.encode.features_px
         self.notes.append(
             "the vision model's work is not counted; that of the projector in training, and its memory, only where measured"
         )
@@ -225,7 +233,8 @@ class _Planner:
 
     def _latents(self, resolution: int) -> tuple[float, Work]:
         width = round(resolution * sizes.ASPECT)
-        side, long = resolution // self.downscale, width // self.downscale
+        side = resolution // self.downscale
+        long = width // self.downscale
         each = sizes.latent_row_bytes(self.train.model.channels, side, long)
         return each, Work(
             self.encoder.flops(resolution, width), side * long
@@ -234,7 +243,8 @@ class _Planner:
     def _pictures(self) -> Work:
         if not self.train.phases:
             return Work()
-        settings, last = self.pipeline.evaluate, self.train.phases[-1]
+        settings = self.pipeline.evaluate
+        last = self.train.phases[-1]
         return work.sampling(
             self.train.model, self._tokens(last), settings.steps, guided=settings.guidance != 1
         )
@@ -268,12 +278,11 @@ class _Planner:
 
     def _training(self, name: str) -> Row:
         phase = next(phase for phase in self.train.phases if f"train.{phase.name}" == name)
-        peak, done = (
-            self._memory(phase),
-            work.training(self.train.model, phase, self._tokens(phase), *self._live()),
-        )
+        peak = self._memory(phase)
+        done = work.training(self.train.model, phase, self._tokens(phase), *self._live())
         samples = num_steps(phase) * phase.batch_size
-        seconds, total = self.asked.card.seconds(samples * done.flops, done.tokens), peak.total
+        seconds = self.asked.card.seconds(samples * done.flops, done.tokens)
+        total = peak.total
         if measured := (self.asked.measured or {}).get(phase.name):
             seconds = num_steps(phase) * measured.step_sec * self.train.num_processes
             total = (
@@ -305,7 +314,8 @@ class _Planner:
     @cached_property
     def items(self) -> int:
         """Asked for: as downloaded, else as expected."""
-        settings, ready = self.pipeline.download, self.done.get("download")
+        settings = self.pipeline.download
+        ready = self.done.get("download")
         if ready is not None:
             return ready.counts["items"]
         if settings.kind == "scenes":

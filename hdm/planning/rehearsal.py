@@ -50,7 +50,8 @@ class Rehearsal:
 
     def inputs(self) -> dict[str, Output]:
         """By name, as training asks for them."""
-        filter, captions = self._filter(), self._captions()
+        filter = self._filter()
+        captions = self._captions()
         tokens = self._tokens(captions)
         outputs = [filter, captions, tokens, self._latents(filter)]
         outputs += [self._text(tokens)] if self.pipeline.encode.text_embeddings else []
@@ -95,7 +96,8 @@ class Rehearsal:
         return self._table(identity, "tokens-00000.parquet", TOKENS, rows, empty=[0], pad_id=0)
 
     def _latents(self, filter: Output) -> Output:
-        side, channels = self.phase.resolution // self.downscale, self.pipeline.train.model.channels
+        side = self.phase.resolution // self.downscale
+        channels = self.pipeline.train.model.channels
         statistics = {
             "class": "made up",
             "weights": "",

@@ -17,14 +17,12 @@ PICTURE_BYTES = 300_000
 SCENE_BYTES = 0.5  # a pixel, of an embedded scene
 ASPECT = 1.33
 """Assumed: how many times as long as short a picture is, on average."""
-TAR_BYTES, MEASURE_BYTES, SCORE_BYTES, CAPTION_BYTES, TOKEN_BYTES, SMALL_BYTES = (
-    840,
-    260,
-    40,
-    60,
-    2,
-    8,
-)
+TAR_BYTES = 840
+MEASURE_BYTES = 260
+SCORE_BYTES = 40
+CAPTION_BYTES = 60
+TOKEN_BYTES = 2
+SMALL_BYTES = 8
 
 KEY_BYTES, SIZE_BYTES = 4 + DIGITS, 8  # digits after their length; two int32
 GROUP_BYTES = 480  # four page headers, and four column chunks in the footer

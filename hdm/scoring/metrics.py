@@ -21,7 +21,8 @@ IMAGES = f"{PREFIX}images"
 SCHEMA = 2
 AVAILABLE = (IMAGES, "download", "filter.measures", "filter.contrastive", "filter", "caption")
 """Outputs that a metric may read."""
-SCORES, DETAILS = "scores.json", "details.json"
+SCORES = "scores.json"
+DETAILS = "details.json"
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def to_device(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) ->
     by class instead, so torch's function is called directly; Accelerate keeps devices, processes and
     autocast.
     """
-    device, count = accelerator.device, accelerator.num_processes
+    device = accelerator.device
+    count = accelerator.num_processes
     mesh = init_device_mesh(device.type, (count,)) if job.settings.train.shards else None
     for model in models:
         if mesh is None:
@@ -178,7 +179,8 @@ def measured_loader(job: Job, split: str, batch_size: int) -> Loader:
 
 
 def _tags(job: Job, named: Callable[[str], str], seed: int) -> TagTable:
-    settings, tokenizer = job.settings.train, load_tokenizer(job.text_encoder)
+    settings = job.settings.train
+    tokenizer = load_tokenizer(job.text_encoder)
     tokens = job.output(named("encode.tokens"))
     max_tokens = job.phase.max_tokens or int(tokens.config["max_tokens"])
     draws = TagDraws(settings.tag_drop, settings.group_drop, settings.tag_shuffle, seed)
@@ -238,7 +240,8 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
     Raises:
         InputError: they do not fit each other; both sides are named.
     """
-    batch, model = loader.batch(0), job.settings.train.model
+    batch = loader.batch(0)
+    model = job.settings.train.model
     channels = batch.raw.shape[1]
     if channels != model.channels:
         raise InputError(

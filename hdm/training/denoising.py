@@ -41,8 +41,10 @@ class Denoising:
         conditioning: Conditioning,
         techniques: Sequence[Technique],
     ) -> None:
-        self.phase, self.ranks = job.phase, ranks
-        self.objective, self.conditioning = objective, conditioning
+        self.phase = job.phase
+        self.ranks = ranks
+        self.objective = objective
+        self.conditioning = conditioning
         self.techniques = techniques
         self.weights: dict[str, float] = {}
         wrapped: nn.Module = trainable.model
@@ -58,7 +60,8 @@ class Denoising:
             Means over the global batch, on the device: the loss, that of predicting zeros, and the
             techniques' terms.
         """
-        count, total = self.ranks.count, self._zeros()
+        count = self.ranks.count
+        total = self._zeros()
         for part, is_last in self._micro_batches(example, now):
             with self._synchronising(is_last=is_last):
                 loss, of_nothing, *terms = self.losses(part)
@@ -84,7 +87,8 @@ class Denoising:
 
     def _micro_batches(self, example: Example, now: Position) -> Iterator[tuple[Example, bool]]:
         """The parts of this process's share on its device, and whether each is the last."""
-        share, size = len(example.batch), self.phase.micro_batch or len(example.batch)
+        share = len(example.batch)
+        size = self.phase.micro_batch or len(example.batch)
         begun = self.phase.batch_size * self.ranks.rank // self.ranks.count
         for start in range(0, share, size):
             for technique in self.techniques:
@@ -100,7 +104,8 @@ class Denoising:
 
     def losses(self, part: Example) -> tuple[Tensor, ...]:
         """Sums over the samples: the loss, that of predicting zeros, and the techniques' terms."""
-        batch, inputs = part.batch, dict[str, Tensor]()
+        batch = part.batch
+        inputs = dict[str, Tensor]()
         for technique in self.techniques:
             inputs |= technique.inputs(batch)
         with self.ranks.accelerator.autocast():

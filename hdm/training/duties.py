@@ -37,9 +37,12 @@ class Duties:
         grid: Grid,
         logbook: Logbook,
     ) -> None:
-        self.job, self.ranks = job, ranks
-        self.checkpoints, self.requests = checkpoints, requests
-        self.grid, self.logbook = grid, logbook
+        self.job = job
+        self.ranks = ranks
+        self.checkpoints = checkpoints
+        self.requests = requests
+        self.grid = grid
+        self.logbook = logbook
 
     def fulfil(self) -> bool:
         """Save and sample as asked; whether training stops here, saved."""

@@ -71,7 +71,8 @@ def _signs_in_weights(job: Job, state: State, measurement: Measurement) -> list[
     It is looked at pictures that were trained on, since of few pictures weights learn those by
     heart, and are wrong about all others.
     """
-    loader, signs = assembly.measured_loader(job, "train", BATCH_SIZE), list[str]()
+    loader = assembly.measured_loader(job, "train", BATCH_SIZE)
+    signs = list[str]()
     models: dict[str, Denoiser] = {
         "weights": state.trainable.model.eval(),
         "averages": state.trainable.averaged,

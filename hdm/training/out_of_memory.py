@@ -80,10 +80,8 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
         tokens: of the image and of the text, of a sample; None: memory ended before there were any,
             with the model itself.
     """
-    where, used = (
-        f"train.phases.{job.number}",
-        f"at most {peak_memory_bytes() / 1e9:.1f} GB were in use",
-    )
+    where = f"train.phases.{job.number}"
+    used = f"at most {peak_memory_bytes() / 1e9:.1f} GB were in use"
     if tokens is None:
         do = "take a smaller model or fewer ema_lengths, or train.sharding: full over several devices"
         return DoesNotFitError(

@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Identity:
     """What the weights of phase `number` depend on: its own settings, not those of later phases."""
-    settings, phase = pipeline.train, pipeline.train.phases[number]
+    settings = pipeline.train
+    phase = pipeline.train.phases[number]
     shared = {name: value for name, value in settings.result_fields().items() if name != "phases"}
     components = resolve(pipeline.components)
     weights = {
@@ -79,7 +80,8 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
 
 
 def _components_fit(pipeline: Pipeline) -> None:
-    shape, model = pipeline_latent_shape(pipeline), pipeline.train.model
+    shape = pipeline_latent_shape(pipeline)
+    model = pipeline.train.model
     if shape is not None:
         shape.check_channels(model)
     reference = resolve(pipeline.components).need("text_encoder")
@@ -96,11 +98,14 @@ def _start_fits(pipeline: Pipeline) -> None:
     if start is None:
         return
     if start.weights is not None:
-        field, theirs = "train.start.weights", model_config(Path(start.weights).expanduser())
+        field = "train.start.weights"
+        theirs = model_config(Path(start.weights).expanduser())
     else:
         assert start.pipeline is not None
-        field, theirs = "train.start.pipeline", pipeline.mixed[start.pipeline].train.model
-    have, want = theirs.to_dict(), pipeline.train.model.to_dict()
+        field = "train.start.pipeline"
+        theirs = pipeline.mixed[start.pipeline].train.model
+    have = theirs.to_dict()
+    want = pipeline.train.model.to_dict()
     differing = [
         f"{name} is {have.get(name)} there and {want.get(name)} in train.model"
         for name in sorted({*have, *want})
@@ -134,7 +139,8 @@ def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
 
 def _captions_suffice(pipeline: Pipeline, made: Mapping[str, Output]) -> None:
     """As the captions say where they are made, or else the download, if nobody makes any up."""
-    caption, download = made.get("caption"), made.get("download")
+    caption = made.get("caption")
+    download = made.get("download")
     makes_up = any(maker.kind != "given" for maker in pipeline.caption.makers)
     if caption is not None:
         none = caption.counts.get("captions") == 0

@@ -24,7 +24,10 @@ from hdm.models.tread import draw_kept, rate_at
 from hdm.training.objective import Objective
 
 # Apart from each other and from the loader's own draws.
-TRAINING, VALIDATION, DROPOUT, PROJECTION = 1, 2, 3, 4
+TRAINING = 1
+VALIDATION = 2
+DROPOUT = 3
+PROJECTION = 4
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,12 @@ class Prefetcher:
         num_images: int,
         pin: bool = False,
     ) -> None:
-        self.loader, self.seed, self.objective = loader, seed, objective
-        self.tread_rates, self.num_images, self.pin = tread_rates, num_images, pin
+        self.loader = loader
+        self.seed = seed
+        self.objective = objective
+        self.tread_rates = tread_rates
+        self.num_images = num_images
+        self.pin = pin
         self.waited_sec = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: dict[int, Future[Example]] = {}
@@ -119,7 +126,8 @@ class Prefetcher:
     def make(self, num_images_seen: int) -> Example:
         """As `example`, here and now: a pure function of its argument."""
         batch = self.loader.batch(num_images_seen)
-        size, drawn = self.loader.batch_size, generator(self.seed, TRAINING, num_images_seen)
+        size = self.loader.batch_size
+        drawn = generator(self.seed, TRAINING, num_images_seen)
         timestep = self.objective.draw_timesteps(size, drawn)
         noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
         rate = rate_at(self.tread_rates, num_images_seen / self.num_images)

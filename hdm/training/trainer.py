@@ -81,7 +81,9 @@ class Trainer:
     """
 
     def __init__(self, job: Job, stop: StopRequest, device: str) -> None:
-        self.job, self.settings, self.phase = job, job.settings.train, job.phase
+        self.job = job
+        self.settings = job.settings.train
+        self.phase = job.phase
         self.num_steps = num_steps(self.phase)
         self.num_images = self.num_steps * self.phase.batch_size
         self.ranks = ranks = assembly.make_ranks(job, device, stop)
@@ -147,7 +149,9 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step, or a skipped one where loss or gradient is not finite."""
-        state, before, size = self.state, self.state.position, self.phase.batch_size
+        state = self.state
+        before = self.state.position
+        size = self.phase.batch_size
         example = self.prefetcher.example(before.num_images_seen)
         seen = before.num_images_seen + size
         factor = rate_factor(self.phase.optimizer, seen, self.num_images)
@@ -165,7 +169,8 @@ class Trainer:
                 technique.update(factor)
             state.trainable.update(before.step)
         self.denoising.module.zero_grad(set_to_none=True)
-        counted, useless = loss if is_finite else None, is_useless(loss, of_nothing)
+        counted = loss if is_finite else None
+        useless = is_useless(loss, of_nothing)
         state.position = before.after(size, counted, useless=useless)
         if is_finite:
             state.position = state.position.explaining(size, loss, of_nothing)
@@ -177,7 +182,8 @@ class Trainer:
 
     def _look_at(self, step: Step) -> None:
         """Write down what went wrong, and go back to a checkpoint where too much did."""
-        state, incidents = self.state, [] if step.is_finite else [NOT_FINITE]
+        state = self.state
+        incidents = [] if step.is_finite else [NOT_FINITE]
         for technique in state.techniques:
             incidents += technique.after_step(step)
         for what in incidents:
@@ -207,7 +213,8 @@ class Trainer:
         if state.position.line is None:
             return True
         line: dict[str, Any] = dict(state.position.line)
-        measured, is_cut = dict[str, Any](), False
+        measured = dict[str, Any]()
+        is_cut = False
         try:
             for technique in state.techniques if self.ranks.takes_part else ():
                 measured |= technique.measure(state.position)

@@ -28,7 +28,8 @@ def main(path: Path) -> int:
     stop.listen()
     guard_output()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    job, rank = Job.read(path), int(os.environ.get("RANK", "0"))
+    job = Job.read(path)
+    rank = int(os.environ.get("RANK", "0"))
     scratch = Path(job.scratch)
     (scratch / f"rank-{rank}.pid").write_text(str(os.getpid()))
     try:

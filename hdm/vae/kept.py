@@ -36,7 +36,8 @@ class KeptPictures(Sequence[np.ndarray]):
         decoders: Decoders,
         count: int | None = None,
     ) -> None:
-        self.reader, self.decoders = ImageReader(download), decoders
+        self.reader = ImageReader(download)
+        self.decoders = decoders
         self.places = list(islice(_places(download, filter, split), count))
 
     def __len__(self) -> int:

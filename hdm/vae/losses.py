@@ -77,7 +77,8 @@ class Objective:
             transform: τ, one for the whole batch.
             generator: draws from the posterior.
         """
-        encoded, settings = model.encode(image), self.settings
+        encoded = model.encode(image)
+        settings = self.settings
         raw = raw_latent(encoded, generator)
         terms = {"reconstruction": self._unlikeness(model.decode(raw).sample, image)}
         loss = terms["reconstruction"]

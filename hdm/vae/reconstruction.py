@@ -48,9 +48,12 @@ def ssim(decoded: Tensor, image: Tensor) -> Tensor:
     def local(values: Tensor) -> Tensor:
         return F.conv2d(values, kernel, groups=3)
 
-    x, y = (decoded.double() + 1) / 2, (image.double() + 1) / 2
-    mean_x, mean_y = local(x), local(y)
-    variance_x, variance_y = local(x * x) - mean_x**2, local(y * y) - mean_y**2
+    x = (decoded.double() + 1) / 2
+    y = (image.double() + 1) / 2
+    mean_x = local(x)
+    mean_y = local(y)
+    variance_x = local(x * x) - mean_x**2
+    variance_y = local(y * y) - mean_y**2
     covariance = local(x * y) - mean_x * mean_y
     similar = (
         (2 * mean_x * mean_y + C1)

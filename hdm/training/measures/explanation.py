@@ -23,7 +23,9 @@ class Explanation:
     """
 
     def __init__(self, denoising: Denoising, prefetcher: Prefetcher, state: State) -> None:
-        self.denoising, self.prefetcher, self.state = denoising, prefetcher, state
+        self.denoising = denoising
+        self.prefetcher = prefetcher
+        self.state = state
         self.batch_size = batch_size = denoising.phase.batch_size
         self.block = min(prefetcher.num_images, -(-BLOCK_IMAGES // batch_size) * batch_size)
 

@@ -55,11 +55,13 @@ class WrittenLogbook(Logbook):
         return self.metrics.content
 
     def count(self, example: Example) -> None:
-        num_image, num_text = example.batch.crops.shape[1], example.batch.text_mask.shape[1]
+        num_image = example.batch.crops.shape[1]
+        num_text = example.batch.text_mask.shape[1]
         self.meter.count(self.batch_size, num_image, num_text, example.tread_rate)
 
     def add(self, state: State, line: Mapping[str, Any], waited_sec: float) -> None:
-        step, seen = state.position.step, state.position.num_images_seen
+        step = state.position.step
+        seen = state.position.num_images_seen
         if line:
             self.metrics.add(step, seen, line)
         if "loss" in line:
@@ -96,7 +98,8 @@ def step_line(
         norms: of the gradient by tensor.
         factor: share of the full rate.
     """
-    now, parameters = state.position, dict(state.trainable.model.named_parameters())
+    now = state.position
+    parameters = dict(state.trainable.model.named_parameters())
     line: dict[str, Any] = {
         "loss": now.loss_sum / now.loss_count if now.loss_count else None,
         "grad_norm": norm if math.isfinite(norm) else None,

@@ -135,19 +135,15 @@ def training_memory(
         on_cpu: whether on a CPU.
         encoders: bytes of the weights of models that run in training.
     """
-    model, half, count = (
-        settings.model,
-        settings.precision == "bfloat16",
-        parameters(settings.model),
-    )
+    model = settings.model
+    half = settings.precision == "bfloat16"
+    count = parameters(settings.model)
     share = -(-phase.batch_size // settings.num_processes)
     held = count.total // (settings.num_processes if settings.shards else 1)
     arithmetic = Arithmetic(2 if half else 4, by_hand=on_cpu)
-    weights, optimizer, average = (
-        4 * held,
-        optimizer_bytes(count, phase) * held // count.total,
-        4 * held * (1 + len(settings.ema_lengths)),
-    )
+    weights = 4 * held
+    optimizer = optimizer_bytes(count, phase) * held // count.total
+    average = 4 * held * (1 + len(settings.ema_lengths))
     return Memory(
         weights=weights,
         gradients=weights,
@@ -192,7 +188,8 @@ def sample_bytes(
     again = recomputed_blocks(len(blocks), phase.checkpoint_blocks)
     kept, peak = 0, 0
     for number, block in enumerate(blocks):
-        needed, stream = block_bytes(model, block, arithmetic), 4 * block.seen * model.width
+        needed = block_bytes(model, block, arithmetic)
+        stream = 4 * block.seen * model.width
         # A recomputed block keeps its input alone, and has the rest, which holds that too, when its
         # turn comes.
         beside = kept + (max(needed, stream) if number in again else needed)
@@ -219,7 +216,8 @@ def block_tokens(
 ) -> list[BlockTokens]:
     """Of each block, as they run, at a TREAD rate."""
     num_image, num_text = tokens
-    first, total = model.prev_blocks + model.depth * model.enc_blocks, model.num_blocks
+    first = model.prev_blocks + model.depth * model.enc_blocks
+    total = model.num_blocks
     cross = {first + stage * model.dec_blocks for stage in range(model.depth)}
     start, end = model.tread_route(route)
     kept = num_kept(num_image, rate)
@@ -240,8 +238,11 @@ def block_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) ->
     the update in float32. Cross-attention: the same with the skip. Feed-forward: norm, input, both
     halves, one of them after its activation, their product, and the update.
     """
-    d, m, i = model.width, model.mlp_width, arithmetic.item
-    norm, update = (4 if arithmetic.by_hand else 8) * d, 4 * d
+    d = model.width
+    m = model.mlp_width
+    i = arithmetic.item
+    norm = (4 if arithmetic.by_hand else 8) * d
+    update = 4 * d
     if arithmetic.by_hand:
         # The result twice, head by head and as the output layer reads it; for few tokens the
         # attention's weights instead of the first.
@@ -250,8 +251,10 @@ def block_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) ->
         result = i * d + (i * model.num_heads * block.seen if weights_kept else i * d)
         crossing = placed
     else:
-        common, result = 2 * i * d + (16 if model.qk_norm else 0) * d + 6 * d, i * d
-        placed, crossing = common + 3 * i * d + (0 if i == 4 else 8 * d), common + 2 * i * d + 8 * d
+        common = 2 * i * d + (16 if model.qk_norm else 0) * d + 6 * d
+        result = i * d
+        placed = common + 3 * i * d + (0 if i == 4 else 8 * d)
+        crossing = common + 2 * i * d + 8 * d
     attention = block.seen * (norm + i * d + placed) + block.given * (result + update)
     crossed = block.seen * (norm + 2 * i * d + crossing + result + update)
     forward = block.given * (norm + i * d + 4 * i * m + update)

@@ -108,12 +108,13 @@ class Meter:
         route: tuple[int, int] | None,
         before: Mapping[str, Any],
     ) -> None:
-        self.machine, self.model, self.route = machine, model, route
-        self._tokens, self._flops = 0, 0
-        self._hours, self._energy_kwh = (
-            float(before.get("hours", 0.0)),
-            float(before.get("energy_kwh", 0.0)),
-        )
+        self.machine = machine
+        self.model = model
+        self.route = route
+        self._tokens = 0
+        self._flops = 0
+        self._hours = float(before.get("hours", 0.0))
+        self._energy_kwh = float(before.get("energy_kwh", 0.0))
 
     def count(self, batch: int, num_image: int, num_text: int, tread_rate: float) -> None:
         """A step of `batch` samples over all processes, each of so many image tokens and, padded,
@@ -133,7 +134,8 @@ class Meter:
             share of `peak_tflops`, which is "set" or "measured"; `hours` so far; `power_watts` and
             `energy_kwh` so far where the accelerator tells it; `cost` so far where a price is set.
         """
-        machine, tflops = self.machine, self._flops / elapsed_sec / 1e12
+        machine = self.machine
+        tflops = self._flops / elapsed_sec / 1e12
         values: dict[str, Any] = {
             "tokens_per_sec": round(self._tokens / elapsed_sec, 1),
             "tflops": round(tflops, 4),

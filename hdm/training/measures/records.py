@@ -54,8 +54,10 @@ class Timing:
     """
 
     def __init__(self, path: Path, num_images_seen: int) -> None:
-        self.path, self.before = path, dict[str, Any]()
-        self._seen, self._waited_sec = num_images_seen, 0.0
+        self.path = path
+        self.before = dict[str, Any]()
+        self._seen = num_images_seen
+        self._waited_sec = 0.0
         self._start = self._last = time.perf_counter()
         if path.exists():  # a killed run may have left half a line
             content = path.read_bytes()
@@ -96,7 +98,9 @@ class Timing:
             **_step_memory(),
             **(meter.read(elapsed) if meter else {}),
         }
-        self._seen, self._waited_sec, self._last = num_images_seen, waited_sec, now
+        self._seen = num_images_seen
+        self._waited_sec = waited_sec
+        self._last = now
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 

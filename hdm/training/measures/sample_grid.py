@@ -25,7 +25,8 @@ from hdm.store import Output
 from hdm.training.process.job import Job
 from hdm.training.process.ranks import CutShort
 
-NUM_PICTURES, COLUMNS = 16, 4
+NUM_PICTURES = 16
+COLUMNS = 4
 
 
 def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -> list[str]:
@@ -112,7 +113,8 @@ class Grid:
 
     def write(self, path: Path | None, cut_short: Callable[[], bool] = lambda: False) -> list[str]:
         """Generate them as `generate_grid` does; the prompts."""
-        job, settings = self.job, self.job.settings.train
+        job = self.job
+        settings = self.job.settings.train
         prompts = prompts_to_show(settings.prompts, job.output("caption"), job.output("filter"))
         with self.autocast():
             generate_grid(

@@ -99,7 +99,8 @@ def measure(
     Returns:
         The losses; None if it was cut short.
     """
-    count, sums = min(len(loader), NUM_IMAGES), torch.zeros(TIME_BINS, dtype=torch.float64)
+    count = min(len(loader), NUM_IMAGES)
+    sums = torch.zeros(TIME_BINS, dtype=torch.float64)
     of_nothing = 0.0
     for start in range(0, count, loader.batch_size):
         if cut_short():

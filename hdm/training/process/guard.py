@@ -70,7 +70,8 @@ class StopRequest:
         Raises:
             Stopped: one came while it was held back.
         """
-        self.deferred, self.saved = False, True
+        self.deferred = False
+        self.saved = True
         if self.requested:
             raise Stopped
 

@@ -26,10 +26,15 @@ from hdm.model_files.file_names import CARD, EMA, WEIGHTS
 from hdm.store import Output, read_output
 from hdm.training.settings import Phase
 
-METRICS, GENERATED = "metrics.jsonl", "generated.png"
+METRICS = "metrics.jsonl"
+GENERATED = "generated.png"
 FILES = (WEIGHTS, EMA, CARD, METRICS, GENERATED)
 SUMMARY = "summary.json"  # goes into the manifest
-DONE, SAVED, STOPPED, ERROR, PEER_LOST = "done", "saved", "stopped", "error", "peer lost"
+DONE = "done"
+SAVED = "saved"
+STOPPED = "stopped"
+ERROR = "error"
+PEER_LOST = "peer lost"
 """How a rank ended; `write_outcome`."""
 TIMING = "timing.jsonl"  # speed and memory: beside the output, in no manifest
 

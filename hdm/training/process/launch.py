@@ -218,8 +218,10 @@ class _Report:
     """Progress and warnings, as the ranks write them."""
 
     def __init__(self, job: Job, bar: Tracker) -> None:
-        self.bar, self.num_images_seen = bar, 0
-        self.timing, self.log = _Tail(Path(job.folder) / TIMING, from_end=True), _Tail(job.log)
+        self.bar = bar
+        self.num_images_seen = 0
+        self.timing = _Tail(Path(job.folder) / TIMING, from_end=True)
+        self.log = _Tail(job.log)
 
     def update(self) -> None:
         for line in self.log.lines():

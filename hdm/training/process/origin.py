@@ -114,11 +114,10 @@ def notice(job: Job) -> str | None:
         state = _state(path)
         if state is None or not _is_alike(path.parent, state["identity"], job):
             continue
-        name, differing = (
-            f"{path.parents[1].name}@{state['position']['step']}",
-            differences(state["identity"], job),
-        )
-        field, allow = f"train.phases.{job.number}", json.dumps(sorted(differing))
+        name = f"{path.parents[1].name}@{state['position']['step']}"
+        differing = differences(state["identity"], job)
+        field = f"train.phases.{job.number}"
+        allow = json.dumps(sorted(differing))
         return (
             "starting anew, beside an unfinished training of this phase with other settings "
             f"({_worded(differing)}); to go on from that one: "

@@ -27,7 +27,9 @@ class Ranks:
     """
 
     def __init__(self, accelerator: Accelerator, sharded: bool, stop: StopRequest) -> None:
-        self.accelerator, self.sharded, self.stop = accelerator, sharded, stop
+        self.accelerator = accelerator
+        self.sharded = sharded
+        self.stop = stop
         self.rank = accelerator.process_index
         self.count = accelerator.num_processes
         self.device: torch.device = accelerator.device

@@ -18,7 +18,8 @@ from hdm.errors import HdmError, InputError
 from hdm.store import SCRATCH
 from hdm.training.process.job import TIMING, Job, living_ranks, newest_checkpoint, num_steps
 
-SAVE, SAMPLE = "save", "sample"
+SAVE = "save"
+SAMPLE = "sample"
 SAMPLES = "samples"
 POLL_SEC = 0.1
 
@@ -76,7 +77,8 @@ def ask(job: Job, what: str, timeout_sec: float) -> Path:
     Raises:
         InputError: training ended first, or took longer; what was asked for is then forgotten.
     """
-    request, deadline = _request(Path(job.scratch), what), time.monotonic() + timeout_sec
+    request = _request(Path(job.scratch), what)
+    deadline = time.monotonic() + timeout_sec
     request.touch()
     while request.exists():
         ended = not living_ranks(job)
@@ -108,7 +110,8 @@ class Requests:
     """
 
     def __init__(self, scratch: Path, *, listens: bool) -> None:
-        self.scratch, self.listens = scratch, listens
+        self.scratch = scratch
+        self.listens = listens
 
     def wants(self, what: str) -> bool:
         return self.listens and _request(self.scratch, what).exists()

@@ -25,7 +25,8 @@ def keep_threads(scratch: Path, wanted: int | None) -> None:
         scratch: where checkpoints lie; it has to be there.
         wanted: by the settings, for each process; None: as many as torch has now.
     """
-    path, now = scratch / "threads.json", wanted or torch.get_num_threads()
+    path = scratch / "threads.json"
+    now = wanted or torch.get_num_threads()
     begun = _read(path)
     if begun is None:
         write_json(path, {"threads": now})

@@ -35,7 +35,8 @@ class Average(Generic[Model]):
     """
 
     def __init__(self, model: Model, decay: float) -> None:
-        self.decay, self._averaged = decay, model
+        self.decay = decay
+        self._averaged = model
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()

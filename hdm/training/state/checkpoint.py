@@ -38,7 +38,9 @@ from hdm.model_files.tensors import num_bytes, read_tensors, save_tensors
 from hdm.sharding import local, share
 from hdm.training.process.job import METRICS, checkpoint_folder
 
-STATE, SUFFIX, KEEP = "state.json", ".safetensors", 2
+STATE = "state.json"
+SUFFIX = ".safetensors"
+KEEP = 2
 
 log = logging.getLogger(__name__)
 

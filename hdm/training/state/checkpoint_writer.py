@@ -101,7 +101,8 @@ class CheckpointWriter:
         Raises:
             DoesNotFitError, HdmError: it could not be written.
         """
-        under_way, self._under_way = self._under_way, None
+        under_way = self._under_way
+        self._under_way = None
         if under_way is not None:
             under_way.result()
 
@@ -112,10 +113,8 @@ class CheckpointWriter:
 
 def _buffers(tensors: Sets) -> Buffers | None:
     """Memory of the tensors' shapes, written to so that it is there; None where it would not be."""
-    needed, free = (
-        sum(value.nbytes for values in tensors.values() for value in values.values()),
-        system_memory_bytes("MemAvailable"),
-    )
+    needed = sum(value.nbytes for values in tensors.values() for value in values.values())
+    free = system_memory_bytes("MemAvailable")
     if free is not None and needed + SPARED > free:
         log.warning(
             "training waits while checkpoints are written: a copy to write from takes %.1f GB, and %.1f GB of memory are free",

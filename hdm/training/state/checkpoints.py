@@ -42,10 +42,14 @@ class Checkpoints:
     """
 
     def __init__(self, job: Job, ranks: Ranks, state: State, requests: Requests) -> None:
-        self.job, self.ranks, self.state, self.requests = job, ranks, state, requests
+        self.job = job
+        self.ranks = ranks
+        self.state = state
+        self.requests = requests
         self.folder = Path(job.scratch)
         self.writer = CheckpointWriter(self.folder)
-        self.saved_step, self.saved_at = -1, time.monotonic()
+        self.saved_step = -1
+        self.saved_at = time.monotonic()
 
     @property
     def due(self) -> bool:
@@ -66,12 +70,14 @@ class Checkpoints:
         if step != self.saved_step and self.ranks.takes_part:
             tensors = self.state.tensors()
             if self.ranks.first:
-                content, then = self._content(tensors), self._then()
+                content = self._content(tensors)
+                then = self._then()
                 self.writer.write(step, tensors, metrics, content, then, copied=self.ranks.sharded)
         if wait:
             self.writer.wait()
             self.requests.done(SAVE)
-        self.saved_step, self.saved_at = step, time.monotonic()
+        self.saved_step = step
+        self.saved_at = time.monotonic()
 
     def _content(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
         return {
@@ -127,7 +133,8 @@ class Checkpoints:
             HdmError: there is none, or training went back before.
         """
         self.writer.wait()
-        saved, now = self.last_good(), self.state.position
+        saved = self.last_good()
+        now = self.state.position
         if saved is None or now.gone_back:
             raise hopeless(now, step.example, step.loss, step.norm, self.job, saved)
         self.state.load_tensors(saved)
@@ -157,7 +164,8 @@ class Checkpoints:
                 *(made_with, torch.__version__),
             )
         if saved.state["digest"] != self.job.digest:
-            old, now = saved.state["identity"], self.job.identity
+            old = saved.state["identity"]
+            now = self.job.identity
             changed = sorted(key for key, value in now.items() if old.get(key) != value)
             raise ConfigError(
                 f"the checkpoint is of another configuration: {', '.join(changed)} changed",

@@ -12,16 +12,20 @@ from hdm.training.process.job import Job, checkpoint_step
 from hdm.training.state.checkpoint import Checkpoint
 from hdm.training.state.position import LATELY, Position
 
-NOT_FINITE, SPIKE, WENT_BACK = "not finite", "loss spike", "went back"
+NOT_FINITE = "not finite"
+SPIKE = "loss spike"
+WENT_BACK = "went back"
 MAX_SKIPPED_IN_A_ROW = 10
-KEYS_NOTED, KEYS_SAID = 64, 8
+KEYS_NOTED = 64
+KEYS_SAID = 8
 USELESS = 1.5
 """Times the loss of predicting no velocity at all, at pictures that are trained on. Untrained
 weights predict next to nothing and have that loss; those that get the noise right and take the
 picture for another one have no more, of latents with the usual variance of 1.
 """
 
-KNOWN, FORGOTTEN = 0.25, 0.5
+KNOWN = 0.25
+FORGOTTEN = 0.5
 
 
 def is_useless(loss: float | None, of_nothing: float) -> bool:
@@ -57,7 +61,8 @@ def hopeless(
     checkpoint.
     """
     batch_size = job.phase.batch_size
-    seen, keys = now.num_images_seen, ", ".join(example.batch.keys[:KEYS_SAID])
+    seen = now.num_images_seen
+    keys = ", ".join(example.batch.keys[:KEYS_SAID])
     tried = "; going back to a checkpoint had not helped" if now.gone_back else ""
     return HdmError(
         f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite loss or gradient (loss {loss}, gradient norm {norm}), {now.skipped} in all; "

@@ -25,7 +25,8 @@ from hdm.training.state.technique import Step, Technique
 
 ALIGNMENT = "alignment"
 """The term of the loss, and its name in metrics."""
-PROJECTOR, PROJECTOR_OPTIMIZER = "projector", "projector_optimizer"
+PROJECTOR = "projector"
+PROJECTOR_OPTIMIZER = "projector_optimizer"
 """Sets of tensors in a checkpoint."""
 
 
@@ -50,7 +51,8 @@ class Aligned(nn.Module):
         super().__init__()
         width = model.config.width
         hidden = 2 * width  # 2048, as in the paper, where the model is 1024 wide
-        self.model, self.block = model, block
+        self.model = model
+        self.block = block
         self.projector = nn.Sequential(
             nn.Linear(width, hidden),
             nn.SiLU(),
@@ -112,7 +114,8 @@ class Alignment(Technique):
         seed: int,
     ) -> None:
         self.weights = {ALIGNMENT: -weight}
-        self.settings, self.cosine_sum = settings, 0.0
+        self.settings = settings
+        self.cosine_sum = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.aligned = Aligned(model, block, feature_width)

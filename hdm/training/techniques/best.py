@@ -33,7 +33,8 @@ class Best:
     """
 
     def __init__(self, scratch: Path, models: Mapping[str, nn.Module]) -> None:
-        self.folder, self.models = scratch / FOLDER, models
+        self.folder = scratch / FOLDER
+        self.models = models
         self._in_checkpoints: list[int | None] = [None]
 
     def begin(self, step: int | None) -> None:
@@ -101,8 +102,11 @@ class BestSoFar(Technique):
         patience: int | None,
         ranks: Ranks,
     ) -> None:
-        self.held_out, self.watched, self.files = held_out, watched, files
-        self.patience, self.ranks = patience, ranks
+        self.held_out = held_out
+        self.watched = watched
+        self.files = files
+        self.patience = patience
+        self.ranks = ranks
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.worse_in_row = 0
@@ -129,7 +133,8 @@ class BestSoFar(Technique):
     def _watch(self, step: int, loss: float | None) -> None:
         """Take a loss into account; one that is not finite (None) is no better than any."""
         if loss is not None and (self.best_loss is None or loss < self.best_loss):
-            self.best_step, self.best_loss = step, loss
+            self.best_step = step
+            self.best_loss = loss
             self.worse_in_row = 0
         else:
             self.worse_in_row += 1
@@ -143,7 +148,8 @@ class BestSoFar(Technique):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.best_step, self.best_loss = state["best_step"], state["best_loss"]
+        self.best_step = state["best_step"]
+        self.best_loss = state["best_loss"]
         self.worse_in_row = state["worse_in_row"]
         if self.files is not None:
             self.files.begin(self.best_step)

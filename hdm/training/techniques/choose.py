@@ -44,18 +44,23 @@ def choose_techniques(
     Raises:
         InputError: no pictures are held out, and something goes by their loss.
     """
-    settings, phase = job.settings.train, job.phase
-    milestones, steps = Milestones(Path(job.scratch)), num_steps(phase)
+    settings = job.settings.train
+    phase = job.phase
+    milestones = Milestones(Path(job.scratch))
+    steps = num_steps(phase)
     techniques: list[Technique] = [SpikeGuard(phase.batch_size, warns=ranks.first)]
     if settings.dropout:
         techniques.append(DropoutSeeds(settings.seed))
     if batch.features is not None:
         seed = seed_at(settings.seed, PROJECTION, job.number)
-        block, width = settings.aligned_block, batch.features.shape[-1]
-        weight, optimizer = settings.align_weight, phase.optimizer
+        block = settings.aligned_block
+        width = batch.features.shape[-1]
+        weight = settings.align_weight
+        optimizer = phase.optimizer
         techniques.append(Alignment(trainable.model, block, width, weight, optimizer, seed))
     loader = cache(partial(assembly.measured_loader, job, "validation", BATCH_SIZE))
-    every, raw = settings.validate_every, settings.validate_raw
+    every = settings.validate_every
+    raw = settings.validate_raw
     held_out = HeldOut(measurement, trainable, loader, every, steps, raw=raw)
     techniques.append(held_out)
     if settings.watches:
@@ -63,7 +68,8 @@ def choose_techniques(
         files = Best(Path(job.scratch), models) if settings.keep == "best" else None
         techniques.append(BestSoFar(held_out, settings.watch, files, settings.patience, ranks))
     if settings.generate_every is not None:
-        every, size = settings.generate_every, phase.batch_size
+        every = settings.generate_every
+        size = phase.batch_size
         techniques.append(GeneratedPictures(grid, milestones, ranks, every, size))
     if settings.ema_lengths:
         techniques.append(

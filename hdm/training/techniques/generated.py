@@ -26,8 +26,11 @@ class GeneratedPictures(Technique):
     def __init__(
         self, grid: Grid, milestones: Milestones, ranks: Ranks, every: int, batch_size: int
     ) -> None:
-        self.grid, self.milestones, self.ranks = grid, milestones, ranks
-        self.every, self.batch_size = every, batch_size
+        self.grid = grid
+        self.milestones = milestones
+        self.ranks = ranks
+        self.every = every
+        self.batch_size = batch_size
 
     def due(self, now: Position) -> bool:
         seen = now.num_images_seen

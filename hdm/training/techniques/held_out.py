@@ -35,9 +35,12 @@ class HeldOut(Technique):
         *,
         raw: bool,
     ) -> None:
-        self.measurement, self.trainable = measurement, trainable
+        self.measurement = measurement
+        self.trainable = trainable
         self.loader = loader
-        self.every, self.num_steps, self.raw = every, num_steps, raw
+        self.every = every
+        self.num_steps = num_steps
+        self.raw = raw
 
     def due(self, now: Position) -> bool:
         is_last = now.step == self.num_steps

@@ -78,9 +78,11 @@ class PowerEma(Technique):
         writes: bool,
         takes_part: bool,
     ) -> None:
-        self.tracks, self.milestones = PowerTracks(model, lengths), milestones
+        self.tracks = PowerTracks(model, lengths)
+        self.milestones = milestones
         self.snapshot_steps = snapshot_steps
-        self.writes, self.takes_part = writes, takes_part
+        self.writes = writes
+        self.takes_part = takes_part
 
     def after_step(self, step: Step) -> list[str]:
         self.tracks.update(step.before.step)  # their clock goes on at a skipped step too

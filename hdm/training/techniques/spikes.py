@@ -31,8 +31,10 @@ class SpikeGuard(Technique):
     """
 
     def __init__(self, batch_size: int, *, warns: bool) -> None:
-        self.batch_size, self.warns = batch_size, warns
-        self.level, self.spread = 0.0, 0.0
+        self.batch_size = batch_size
+        self.warns = warns
+        self.level = 0.0
+        self.spread = 0.0
         self.spikes = 0
 
     def after_step(self, step: Step) -> list[str]:
@@ -60,7 +62,8 @@ class SpikeGuard(Technique):
         self.spread += weight * (abs(height - self.level) - self.spread)
 
     def _warn(self, step: Step) -> None:
-        seen, usual = step.now.num_images_seen, math.exp(self.level)
+        seen = step.now.num_images_seen
+        usual = math.exp(self.level)
         log.warning(
             "step %d has a loss of %.4g where %.4g is usual: images %d to %d",
             *(step.now.step, step.loss, usual, seen - self.batch_size, seen),
@@ -73,5 +76,6 @@ class SpikeGuard(Technique):
         return {"loss_level": self.level, "loss_spread": self.spread, "spikes": self.spikes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.level, self.spread = state["loss_level"], state["loss_spread"]
+        self.level = state["loss_level"]
+        self.spread = state["loss_spread"]
         self.spikes = state["spikes"]
