@@ -79,7 +79,10 @@ def serve(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Serve Prefect's pages at this name or address of this machine too; needs TLS, or a proxy.",
+            help=(
+                "Serve Prefect's pages at this name or address of this machine too; needs TLS, or a"
+                " proxy."
+            ),
         ),
     ] = None,
     certificate: Annotated[

@@ -90,7 +90,8 @@ def complete(words: list[str], url: str | None, authorization: str | None = None
         return  # it answers, and Prefect tells better what it refuses
     except (OSError, ValueError, KeyError) as error:
         raise SystemExit(
-            f"no Prefect server answers at {url} ({error}): start it (hdm serve), or unset PREFECT_API_URL"
+            f"no Prefect server answers at {url} ({error}): start it (hdm serve), or unset"
+            " PREFECT_API_URL"
         ) from error
     matches = [full for full in known if name in (full, full.rpartition("/")[2])]
     if len(matches) > 1:
@@ -103,7 +104,10 @@ def complete(words: list[str], url: str | None, authorization: str | None = None
 
 
 def _unserved(root: Path) -> str:
-    return f"no hdm serve found for {root}: start it (hdm serve), or set HDM_STORE to a store that is served"
+    return (
+        f"no hdm serve found for {root}: start it (hdm serve), or set HDM_STORE to a store that is"
+        " served"
+    )
 
 
 def _name_place(words: Sequence[str]) -> int | None:

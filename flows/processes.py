@@ -154,7 +154,8 @@ class Service:
         self.restarts = [begun for begun in self.restarts if now - begun < RESTARTS_SEC]
         if len(self.restarts) == RESTARTS:
             raise HdmError(
-                f"{self.name} ended {RESTARTS + 1} times within {RESTARTS_SEC / 60:.0f} min, now with exit code {code}",
+                f"{self.name} ended {RESTARTS + 1} times within {RESTARTS_SEC / 60:.0f} min, now"
+                f" with exit code {code}",
                 where=self.log,
                 do="look there, then start again",
             )

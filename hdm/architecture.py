@@ -63,7 +63,8 @@ class XUTConfig:
     def __post_init__(self) -> None:
         if self.width != self.num_heads * self.head_size:
             raise ConfigError(
-                f"width {self.width} is not num_heads {self.num_heads} × head_size {self.head_size}",
+                f"width {self.width} is not num_heads {self.num_heads} × head_size"
+                f" {self.head_size}",
                 do="change one of the three",
             )
         if (
@@ -71,9 +72,12 @@ class XUTConfig:
             or min(self.prev_blocks, self.post_blocks) < 0
         ):
             raise ConfigError(
-                f"a U of depth {self.depth} with {self.enc_blocks} and {self.dec_blocks} blocks a stage, between {self.prev_blocks} and "
-                f"{self.post_blocks} blocks",
-                do="depth, enc_blocks and dec_blocks are at least 1, prev_blocks and post_blocks at least 0",
+                f"a U of depth {self.depth} with {self.enc_blocks} and {self.dec_blocks} blocks a"
+                f" stage, between {self.prev_blocks} and {self.post_blocks} blocks",
+                do=(
+                    "depth, enc_blocks and dec_blocks are at least 1, prev_blocks and post_blocks"
+                    " at least 0"
+                ),
             )
         if self.head_size % 4:
             raise ConfigError(
@@ -103,7 +107,8 @@ class XUTConfig:
         start, end = wanted
         if not 0 <= start < end <= self.num_blocks:
             raise ConfigError(
-                f"the TREAD route ({start}, {end}) is empty or reaches beyond the {self.num_blocks} blocks",
+                f"the TREAD route ({start}, {end}) is empty or reaches beyond the {self.num_blocks}"
+                " blocks",
                 do=f"use (start, end) with 0 ≤ start < end ≤ {self.num_blocks}",
             )
         return start, end

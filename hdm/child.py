@@ -83,6 +83,7 @@ def _launcher_variables() -> list[str]:
 def _warn(names: list[str]) -> None:
     if names:
         log.warning(
-            "ignored: variables of a launcher (%s); train.num_processes sets how many processes train",
+            "ignored: variables of a launcher (%s); train.num_processes sets how many processes"
+            " train",
             ", ".join(names),
         )

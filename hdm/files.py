@@ -309,7 +309,10 @@ def no_space(path: Path, needed_bytes: int | None, written_bytes: int = 0) -> Do
     return DoesNotFitError(
         "no space left" + (f": {', '.join(details)}" if details else ""),
         where=path,
-        do="make room (hdm gc shows what is no longer needed), then run the same command again; finished files are kept",
+        do=(
+            "make room (hdm gc shows what is no longer needed), then run the same command again;"
+            " finished files are kept"
+        ),
     )
 
 
@@ -326,7 +329,11 @@ def check_temporary(needed_bytes: int = TEMPORARY_BYTES) -> None:
         free = shutil.disk_usage(folder).free
         if free < needed_bytes:
             raise DoesNotFitError(
-                f"no space for temporary files: {free / 1e6:.1f} MB free, {needed_bytes / 1e6:.1f} MB needed",
+                f"no space for temporary files: {free / 1e6:.1f} MB free, {needed_bytes / 1e6:.1f}"
+                " MB needed",
                 where=folder,
-                do="make room there, or name another folder in TMPDIR; then run the same command again",
+                do=(
+                    "make room there, or name another folder in TMPDIR; then run the same command"
+                    " again"
+                ),
             )

@@ -32,7 +32,10 @@ from hdm.store import MANIFEST, in_use, read_output
 VAE = "vae"
 TEXT_ENCODER = "text_encoder"
 TOKENIZER = "tokenizer"
-NAME_THEM = "name them: --components DIR (a folder that `hdm bootstrap` wrote, or demo), or --autoencoder and --text-encoder"
+NAME_THEM = (
+    "name them: --components DIR (a folder that `hdm bootstrap` wrote, or demo), or --autoencoder"
+    " and --text-encoder"
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def _own_component(
     if named is not None:
         if digest is not None and (other := weights_digest(named)) != digest:
             raise InputError(
-                f"this is not the {what} that the model was trained with: sha256 {other[:16]}…, not {digest[:16]}…",
+                f"this is not the {what} that the model was trained with: sha256 {other[:16]}…, not"
+                f" {digest[:16]}…",
                 where=named,
                 do="name the one that it was trained with",
             )

@@ -319,7 +319,10 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
     elif problem["type"] == "literal_secret":
         message = f"{dotted}: {problem['msg']}"
     elif problem["type"] == "string_type":
-        message = f"{dotted} = {_shown(problem.get('input'))}: must be text; write it in quotes inside the shell's, as '\"2024\"'"
+        message = (
+            f"{dotted} = {_shown(problem.get('input'))}: must be text; write it in quotes inside"
+            " the shell's, as '\"2024\"'"
+        )
     else:
         complaint = problem["msg"].removeprefix("Value error, ")
         message = f"{dotted} = {_shown(problem.get('input'))}: {complaint}"

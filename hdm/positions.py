@@ -76,7 +76,8 @@ def crop_map(
         and crop_width > 0
     ):
         raise InputError(
-            f"a crop of {crop_height}×{crop_width} at ({top}, {left}) does not lie in a grid of {height}×{width}"
+            f"a crop of {crop_height}×{crop_width} at ({top}, {left}) does not lie in a grid of"
+            f" {height}×{width}"
         )
     # Cells are square in both kinds: with 2 / side as their side, the longer picture side or the
     # picture's area is that of [-1, 1].

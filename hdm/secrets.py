@@ -20,8 +20,9 @@ from hdm.errors import InputError
 from hdm.redaction import REFERENCE, remember
 
 ADVICE = (
-    "give it by reference: env:NAME (a variable of the environment), file:PATH, or block:NAME "
-    "(a Secret block of Prefect's). What was spelled out in the parameters of a run is stored there: change the secret"
+    "give it by reference: env:NAME (a variable of the environment), file:PATH, or block:NAME (a"
+    " Secret block of Prefect's). What was spelled out in the parameters of a run is stored there:"
+    " change the secret"
 )
 
 

@@ -183,7 +183,8 @@ def _start_identity(pipeline: Pipeline) -> Identity:
     name = f"train.{start.phase}" if start.phase else next(reversed(phases), "train")
     if name not in phases:
         raise ConfigError(
-            f"{pipeline.name} starts from {name} of {start.pipeline}, which has {', '.join(phases) or 'no phase'}",
+            f"{pipeline.name} starts from {name} of {start.pipeline}, which has"
+            f" {', '.join(phases) or 'no phase'}",
             where="train.start.phase",
             do=f"name a phase of {start.pipeline}, as its resolution with px",
         )
@@ -202,9 +203,13 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
             name for name in names - set(found) if name.startswith(mixed_name(number, ""))
         ):
             raise ConfigError(
-                f"{entry.pipeline} is mixed into {pipeline.name} and does not make {lacking[0].partition('/')[2]}",
+                f"{entry.pipeline} is mixed into {pipeline.name} and does not make"
+                f" {lacking[0].partition('/')[2]}",
                 where="train.mix",
-                do=f"give {entry.pipeline} the same resolutions in train.phases and the same encode.text_embeddings and encode.features",
+                do=(
+                    f"give {entry.pipeline} the same resolutions in train.phases and the same"
+                    " encode.text_embeddings and encode.features"
+                ),
             )
     return found
 
@@ -364,7 +369,8 @@ def _unfit_origins(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iter
                 other = known[mixed_name(place, needed)]
                 if needed.startswith("encode.") and (what := _differs(own, other)):
                     yield ConfigError(
-                        f"{entry.pipeline} cannot be mixed into {pipeline.name}: its {needed} is made with another {what}",
+                        f"{entry.pipeline} cannot be mixed into {pipeline.name}: its {needed} is"
+                        f" made with another {what}",
                         where="train.mix",
                         do="prepare both with the same components and settings of encode",
                     )

@@ -250,7 +250,8 @@ class Store:
         if output is None:
             stage = identity.name.split(".")[0]
             raise InputError(
-                f"{asked_by} needs the output of {identity.name}, which is not in the store with these settings",
+                f"{asked_by} needs the output of {identity.name}, which is not in the store with"
+                " these settings",
                 where=self.folder(identity),
                 do=f"run from an earlier stage: --from {stage}",
             )
@@ -797,7 +798,8 @@ def locked(
         if not shared:
             file.truncate(0)
             file.write(
-                f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+                f"pid {os.getpid()} on {socket.gethostname()} since"
+                f" {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
             )
             file.flush()
         yield

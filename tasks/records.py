@@ -51,7 +51,10 @@ def run_name() -> str:
     else the flow.
     """
     outputs = flow_run.parameters.get("outputs") or []
-    return f"{outputs[0] if len(outputs) == 1 else flow_run.flow_name} {flow_run.parameters['pipeline']}"
+    return (
+        f"{outputs[0] if len(outputs) == 1 else flow_run.flow_name}"
+        f" {flow_run.parameters['pipeline']}"
+    )
 
 
 def settled(body: Callable[P, R]) -> Callable[P, R]:

@@ -81,7 +81,8 @@ def services(root: Path) -> Path:
         writable = False
     if not writable:
         raise HdmError(
-            "a run writes the data of Prefect and MLflow, logs and reports here, and this folder cannot be written",
+            "a run writes the data of Prefect and MLflow, logs and reports here, and this folder"
+            " cannot be written",
             where=folder,
             do="name a folder of your own for them: HDM_STATE=FOLDER before the command",
         )

@@ -70,7 +70,10 @@ class Keeper:
     def _warn(self, error: Exception) -> None:
         print(shown(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         if not self.warned:
-            text = f"MLflow does not take everything ({type(error).__name__}: {str(error)[:200]}); the run goes on without"
+            text = (
+                f"MLflow does not take everything ({type(error).__name__}: {str(error)[:200]}); the"
+                " run goes on without"
+            )
             say({"warning": text})
         self.warned = True
 

@@ -285,7 +285,8 @@ def tell(summary: dict[str, Any], name_store: bool = False) -> None:
             console.print(f"pictures      {escape(str(picture))}  ({output})")
     if any(output.startswith("train.") for output in summary["pictures"]):
         console.print(
-            f'more          hdm sample --pipeline {escape(summary["pipeline"])}{escape(where)} --prompt "…"'
+            f"more          hdm sample --pipeline {escape(summary['pipeline'])}{escape(where)}"
+            ' --prompt "…"'
         )
     if summary["mlflow_run_id"]:
         alive = serving(Path(summary["store"]))

@@ -123,7 +123,10 @@ class Reach:
             raise ConfigError(
                 "beyond this machine the password would travel in the clear",
                 where=f"--host {self.host}",
-                do="add --tls-certificate FILE --tls-key FILE, or --behind-proxy https://… if a reverse proxy does TLS",
+                do=(
+                    "add --tls-certificate FILE --tls-key FILE, or --behind-proxy https://… if a"
+                    " reverse proxy does TLS"
+                ),
             )
         if self.certificate is not None and self.key is not None:
             _check_certificate(self.certificate, self.key)

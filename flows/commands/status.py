@@ -36,8 +36,9 @@ def place(job: Job) -> str:
     loss = "not finite" if now.loss is None else f"{now.loss:.4f}"
     share = now.num_images_seen / now.num_images
     return (
-        f"{what}  {now.num_images_seen:,} of {now.num_images:,} images ({share:.0%}), {now.images_per_sec:.1f} images/s, loss {loss}, "
-        f"done in about {now.seconds_left / 60:.0f} min"
+        f"{what}  {now.num_images_seen:,} of {now.num_images:,} images ({share:.0%}),"
+        f" {now.images_per_sec:.1f} images/s, loss {loss}, done in about"
+        f" {now.seconds_left / 60:.0f} min"
     )
 
 
@@ -52,7 +53,10 @@ def _lines(root: Path) -> Iterator[str]:
     if not visible(root):
         yield "running   unknown: the services of this store are another user's"
     for found in runs(root):
-        yield f"running   {found['pipeline']} for {_span(now - found['started'])}  (pid {found['pid']})"
+        yield (
+            f"running   {found['pipeline']} for {_span(now - found['started'])}  (pid"
+            f" {found['pid']})"
+        )
     for job in trainings(root):
         yield f"training  {place(job)}"
     for run in last_runs(root):

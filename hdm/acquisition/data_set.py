@@ -182,9 +182,13 @@ class DataSet:
             return self._load()
         except (OSError, ValueError) as error:
             raise InputError(
-                f"the data set's split {self.settings.split!r} cannot be loaded: {str(error).splitlines()[0]}",
+                f"the data set's split {self.settings.split!r} cannot be loaded:"
+                f" {str(error).splitlines()[0]}",
                 where=self.source,
-                do="look at the name, download.split, and the network (what was loaded once is found offline)",
+                do=(
+                    "look at the name, download.split, and the network (what was loaded once is"
+                    " found offline)"
+                ),
             ) from error
 
     @cached_property
@@ -279,7 +283,8 @@ def _hub_revision(source: str, token: str | None) -> str:
         builder = load_dataset_builder(name, revision=revision or None, token=token)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"no folder of that name here, and no such data set can be had from the hub: {str(error).splitlines()[0]}",
+            "no folder of that name here, and no such data set can be had from the hub:"
+            f" {str(error).splitlines()[0]}",
             where=source,
             do="look at download.source; a hub name is org/name or org/name@revision",
         ) from error

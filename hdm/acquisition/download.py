@@ -146,7 +146,8 @@ def _tell(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         log.info("%s", line)
     if inventory["counts"]["items_uncaptioned"] == counts["items"]:
         log.warning(
-            "none of the %d pictures has a caption; docs/own-pictures.md says where captions are looked for",
+            "none of the %d pictures has a caption; docs/own-pictures.md says where captions are"
+            " looked for",
             counts["items"],
         )
 
@@ -226,9 +227,13 @@ class _Tally:
         )
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
         raise InputError(
-            f"{failed} of the first {items} items failed ({said}), more than download.max_failed = {self.max_failed:g} allows",
+            f"{failed} of the first {items} items failed ({said}), more than download.max_failed ="
+            f" {self.max_failed:g} allows",
             where=self.draft.path,
-            do="mend the network or the source and run again, or set a larger download.max_failed: finished shards are kept",
+            do=(
+                "mend the network or the source and run again, or set a larger download.max_failed:"
+                " finished shards are kept"
+            ),
         )
 
 

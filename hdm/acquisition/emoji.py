@@ -41,9 +41,13 @@ class EmojiPictures:
         self.folder = Path(source).expanduser()
         if not self.fetched and not self._files():
             raise InputError(
-                f"there is no {training_pictures()[0].emoji.file} or any other picture of Noto Emoji",
+                f"there is no {training_pictures()[0].emoji.file} or any other picture of Noto"
+                " Emoji",
                 where=self.folder,
-                do="name Noto Emoji's folder png/128, or leave download.source as it is to fetch the pictures",
+                do=(
+                    "name Noto Emoji's folder png/128, or leave download.source as it is to fetch"
+                    " the pictures"
+                ),
             )
 
     def fingerprint(self) -> dict[str, Any]:

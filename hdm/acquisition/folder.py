@@ -414,8 +414,9 @@ def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, st
     captions = captions_in_fields((value[name] for name in fields), settings.encoding)
     if not fields and is_wordy(value):
         captions.doubts.append(
-            f"its captions may be in {', '.join(filter(lambda name: is_wordy(value[name]), value))}: "
-            "--set download.caption_column=NAME takes a field at the top"
+            "its captions may be in"
+            f" {', '.join(filter(lambda name: is_wordy(value[name]), value))}: --set"
+            " download.caption_column=NAME takes a field at the top"
         )
     licence = next((text for name in LICENCE_COLUMNS if (text := as_text(value.get(name)))), None)
     return captions, licence
@@ -433,7 +434,10 @@ def _need_file_column(known: list[str], path: Path) -> str:
         raise InputError(
             f"no column names pictures; its columns are {', '.join(known) or '(none)'}",
             where=path,
-            do=f"call the column {FILE_NAME}, name another table with --set download.metadata=FILE, or move this one away",
+            do=(
+                f"call the column {FILE_NAME}, name another table with --set"
+                " download.metadata=FILE, or move this one away"
+            ),
         )
     return column
 

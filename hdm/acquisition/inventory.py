@@ -149,12 +149,15 @@ class Inventory:
         more = self.lost - len(self._losses)
         rest = f"\n    … and {more:,} more" if more else ""
         raise InputError(
-            "captions are lost: "
-            f"{counted(self.lost, 'file, line or caption does', 'files, lines and captions do')} not arrive at a picture, "
-            f"more than download.max_lost_captions = {max_lost} allows:{examples}{rest}\n ",
+            "captions are lost:"
+            f" {counted(self.lost, 'file, line or caption does', 'files, lines and captions do')}"
+            f" not arrive at a picture, more than download.max_lost_captions = {max_lost}"
+            f" allows:{examples}{rest}\n ",
             where=where,
-            do="mend or remove them (docs/own-pictures.md says what is understood), or accept the loss: "
-            f"--set download.max_lost_captions={self.lost}",
+            do=(
+                "mend or remove them (docs/own-pictures.md says what is understood), or accept the"
+                f" loss: --set download.max_lost_captions={self.lost}"
+            ),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def caption_columns(settings: DownloadSettings, known: Iterable[str], where: obj
     usual = caption_fields(columns, None)
     if not usual:
         log.warning(
-            "no column %s in %s, so its pictures have no captions; download.caption_column may be: %s",
+            "no column %s in %s, so its pictures have no captions; download.caption_column may"
+            " be: %s",
             " or ".join(CAPTION_COLUMNS),
             where,
             ", ".join(columns),

@@ -33,7 +33,10 @@ def fetched_list(address: str, settings: DownloadSettings) -> Path:
         raise InputError(
             "the source's address names no URL list",
             where=address,
-            do=f"give one whose path ends in {', '.join(TABLE_SUFFIXES)}; fetch other sources yourself",
+            do=(
+                f"give one whose path ends in {', '.join(TABLE_SUFFIXES)}; fetch other sources"
+                " yourself"
+            ),
         )
     with BlockingFetcher(settings, {}) as fetcher:
         try:
@@ -42,7 +45,10 @@ def fetched_list(address: str, settings: DownloadSettings) -> Path:
             raise InputError(
                 f"the URL list cannot be fetched: {refusal.message}",
                 where=address,
-                do="look at download.source; a list above download.max_bytes has to be fetched by hand",
+                do=(
+                    "look at download.source; a list above download.max_bytes has to be fetched by"
+                    " hand"
+                ),
             ) from None
     # A folder for each list: two may have one name.
     path = Path(tempfile.mkdtemp(dir=_folder().name), name)

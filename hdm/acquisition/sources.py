@@ -173,5 +173,8 @@ def _missing(place: Path) -> InputError:
     return InputError(
         f"the source is not there{guess}",
         where=place,
-        do="name a file, a folder or a data set that is there: --set download.source=PATH, or --source PATH of hdm bootstrap",
+        do=(
+            "name a file, a folder or a data set that is there: --set download.source=PATH, or"
+            " --source PATH of hdm bootstrap"
+        ),
     )

@@ -190,7 +190,8 @@ def _gathered(
     lessons = gather(examples, size_px, max_pictures, until=time.monotonic() + seconds)
     if lessons.cut_at is not None:
         log.warning(
-            "took the first %s, as many as could be read in %.0f s of --minutes %g: give it more to take all",
+            "took the first %s, as many as could be read in %.0f s of --minutes %g: give it more to"
+            " take all",
             counted(lessons.cut_at, "picture"),
             seconds,
             minutes,
@@ -275,7 +276,8 @@ class _Work:
             other = [name for name, value in asked.items() if before["asked"].get(name) != value]
             if other:
                 raise InputError(
-                    f"the folder holds an unfinished run of another recipe: {', '.join(other)} changed",
+                    f"the folder holds an unfinished run of another recipe: {', '.join(other)}"
+                    " changed",
                     where=draft.path,
                     do="undo that, or name a new one with --out",
                 )
@@ -500,7 +502,8 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
     left = work.begun + seconds - time.monotonic() - sum(rest.values())
     if left < SHORT * seconds:
         log.warning(
-            "--minutes %g leaves about %.0f s to train in; the rest goes into reading and measuring: give it more",
+            "--minutes %g leaves about %.0f s to train in; the rest goes into reading and"
+            " measuring: give it more",
             work.asked["minutes"],
             max(0.0, left),
         )

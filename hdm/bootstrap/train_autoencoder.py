@@ -103,9 +103,12 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
         raw, target = Transform(float(rng.choice(SCALES)), int(rng.integers(4))).both(raw, image)
     decoded = model.decode(raw).sample
     l1 = (decoded - target).abs().mean()
-    return l1 + EDGE_WEIGHT * edge_difference(
-        decoded, target
-    ) + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(), l1.item()
+    return (
+        l1
+        + EDGE_WEIGHT * edge_difference(decoded, target)
+        + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(),
+        l1.item(),
+    )
 
 
 def save_autoencoder(model: Any, folder: Path) -> None:

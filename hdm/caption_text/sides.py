@@ -12,7 +12,10 @@ _SIDED = (
     # Writing, and what bears it: mirrored, it is wrong whatever the caption says of sides.
     r"\b(hand)?(text|words?|letter(s|ing)?|writ(e|es|ing|ten)|says|saying|reads|sign(s|age)?|label(s|led|ed)?|logos?|captions?|titled?)\b",
     r"\b(numbers?|numerals?|digits?|alphabets?|typograph(y|ic)|calligraph(y|ic)|graffiti|inscri(bed|ptions?)|quot(e|es|ed|ation))\b",
-    r"\b(clocks?|maps?|posters?|banners?|billboards?|newspapers?|magazines?|screenshots?|keyboards?|flags?|licen[cs]e plates?)\b",
+    (
+        r"\b(clocks?|maps?|posters?|banners?|billboards?|newspapers?|magazines?|screenshots?|keyboards?|flags?|licen[cs]e"
+        r" plates?)\b"
+    ),
     r"[\"\x{201c}\x{201d}\x{ab}\x{bb}]",
 )
 

@@ -120,7 +120,8 @@ def _tell(counts: Mapping[str, int]) -> None:
         log.warning("%d given captions are longer than caption.max_chars and were cut", cut)
     if left := counts["uncaptioned"]:
         log.warning(
-            "%d of %d kept pictures have no caption and are not trained on; a further entry in caption.makers can make them up",
+            "%d of %d kept pictures have no caption and are not trained on; a further entry in"
+            " caption.makers can make them up",
             left,
             counts["items"],
         )

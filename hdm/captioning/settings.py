@@ -60,7 +60,8 @@ def _fields_in(wording: str) -> tuple[str, ...]:
     for _, name, form, conversion in parts:
         if name not in ITEM_FIELDS:
             raise ValueError(
-                f"caption template {wording!r}: there is no field {{{name}}}; use {', '.join(ITEM_FIELDS)}"
+                f"caption template {wording!r}: there is no field {{{name}}}; use"
+                f" {', '.join(ITEM_FIELDS)}"
             )
         if form or conversion:
             raise ValueError(f"caption template {wording!r}: write {{{name}}} without a format")

@@ -40,7 +40,10 @@ def bootstrap(
     source: Annotated[
         str,
         typer.Option(
-            help='A folder of captioned pictures, WebDataset tars, a data set on this machine, or "scenes".'
+            help=(
+                "A folder of captioned pictures, WebDataset tars, a data set on this machine, or"
+                ' "scenes".'
+            )
         ),
     ],
     out: Annotated[

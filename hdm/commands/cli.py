@@ -107,7 +107,10 @@ def config(
         bool,
         typer.Option(
             "--check",
-            help="Print nothing, but look for what would not work here, as hdm run does before it starts.",
+            help=(
+                "Print nothing, but look for what would not work here, as hdm run does before it"
+                " starts."
+            ),
         ),
     ] = False,
     settings: Overrides = [],  # noqa: B006
@@ -157,7 +160,8 @@ def doctor(
     for check in checks(root):
         wrong += not check.fine
         console.print(
-            f"[{'green' if check.fine else 'red'}]{'✓' if check.fine else '✗'}[/] {check.name:<12} {escape(check.found)}",
+            f"[{'green' if check.fine else 'red'}]{'✓' if check.fine else '✗'}[/] {check.name:<12}"
+            f" {escape(check.found)}",
             soft_wrap=True,
         )
         if check.do:

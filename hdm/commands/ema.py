@@ -55,7 +55,10 @@ def ema(
         raise InputError(
             "training wrote no snapshots of power-function averages here",
             where=source,
-            do="train with train.ema_lengths: [0.05, 0.1]; a length cannot be chosen afterwards without them",
+            do=(
+                "train with train.ema_lengths: [0.05, 0.1]; a length cannot be chosen afterwards"
+                " without them"
+            ),
         )
     average, error = synthesize(snapshots, length)
     with written_aside(out / EMA) as aside:
@@ -67,6 +70,7 @@ def ema(
     )
     if error > ROUGH:
         console.print(
-            "that is rough: lengths between and around those of train.ema_lengths, and more snapshots, are met better"
+            "that is rough: lengths between and around those of train.ema_lengths, and more"
+            " snapshots, are met better"
         )
     console.print(f"wrote {escape(str(out))}")

@@ -47,7 +47,8 @@ def migrate(
     version = code_version()
     if changed:
         console.print(
-            f"{counted(len(found) - changed, 'output')} of {len(found)} found by {version} as they are"
+            f"{counted(len(found) - changed, 'output')} of {len(found)} found by {version} as"
+            " they are"
         )
     else:
         console.print(

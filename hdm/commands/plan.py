@@ -27,7 +27,10 @@ PLAIN_WIDTH = 160
 NAME = typer.Argument(help="Entry of pipelines.yaml.")
 GPU = typer.Option(
     metavar="CARD",
-    help="rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; else what train.device finds here, else rtx5090.",
+    help=(
+        "rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; else what train.device finds here,"
+        " else rtx5090."
+    ),
     rich_help_panel=ON_WHAT,
 )
 NUM_GPUS = number(
@@ -43,7 +46,10 @@ PRICE = number(
 POWER_PRICE = number(values.Price, help="Of a kWh.", rich_help_panel=COSTS)
 LIVE = typer.Option(
     "--live-encoders",
-    help="The autoencoder runs in training for every sample, and no latents are kept, as in the published run.",
+    help=(
+        "The autoencoder runs in training for every sample, and no latents are kept, as in the"
+        " published run."
+    ),
     rich_help_panel=HOW,
 )
 SOLVE = typer.Option(
@@ -124,7 +130,8 @@ def plan(
         _tell(found, prices)
         if refused:
             say(
-                f"· hdm run would not start here: hdm config {name} --check lists {len(refused)} reasons"
+                f"· hdm run would not start here: hdm config {name} --check lists {len(refused)}"
+                " reasons"
             )
     if found.problems:
         raise DoesNotFitError(

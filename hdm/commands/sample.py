@@ -38,8 +38,10 @@ HOW = "How it is made"
 PARTS = "Parts of the model"
 
 WEIGHTS = typer.Option(
-    help="What training wrote (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file, or a .ckpt; "
-    "else the newest finished training."
+    help=(
+        "What training wrote (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file, or"
+        " a .ckpt; else the newest finished training."
+    )
 )
 PIPELINE = typer.Option(
     metavar="NAME", help="Take the newest finished training of this pipeline's runs."

@@ -66,7 +66,10 @@ class _Findings:
                 self.add(error)
         if len(self.problems) == before:
             size = sum(record.bytes for record in output.files)
-            line = f"{output.name} {output.digest}  {counted(len(output.files), 'file')}, {counted(size, 'byte')}"
+            line = (
+                f"{output.name} {output.digest}  {counted(len(output.files), 'file')},"
+                f" {counted(size, 'byte')}"
+            )
             self.console.print(f"[green]{'whole':<10}[/] {escape(line)}")
 
     def judge(self, root: Path) -> None:

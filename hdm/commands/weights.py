@@ -99,7 +99,10 @@ def export_weights(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A .safetensors file, what training wrote (STORE/train.64px/DIGEST), a diffusers folder."
+            help=(
+                "A .safetensors file, what training wrote (STORE/train.64px/DIGEST), a diffusers"
+                " folder."
+            )
         ),
     ],
     out: Annotated[

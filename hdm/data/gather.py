@@ -112,7 +112,8 @@ class RowGroups:
         payload = column.payload(int(self._within[group]))
         if len(payload) != self._payload_bytes[group]:
             raise DamagedError(
-                f"a row group of {column.column} has {len(payload)} bytes, not {self._payload_bytes[group]}",
+                f"a row group of {column.column} has {len(payload)} bytes, not"
+                f" {self._payload_bytes[group]}",
                 where=column.path,
                 do="run the same command again: it is made anew",
             )

@@ -243,9 +243,11 @@ class Loader:
             text_mask=text_mask,
             token_ids=None if cached else text,
             raw_text=text if cached else None,
-            features=self._features.read(drawn.rows, self._crops(drawn), self.patch_size)
-            if self._features
-            else None,
+            features=(
+                self._features.read(drawn.rows, self._crops(drawn), self.patch_size)
+                if self._features
+                else None
+            ),
         )
 
     def _crops(self, drawn: _Drawn) -> list[Crop]:
@@ -270,7 +272,10 @@ class Loader:
             raise ConfigError(
                 f"latents of {side} × {side} are no whole number of patches of {self.patch_size}",
                 where="train.model.patch_size",
-                do="encode again with this patch size (it is part of the latents' identity), or change it back",
+                do=(
+                    "encode again with this patch size (it is part of the latents' identity), or"
+                    " change it back"
+                ),
             )
         return side
 

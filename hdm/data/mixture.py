@@ -110,7 +110,8 @@ def _check_alike(first: Loader, other: Loader) -> None:
     for what, value in first.kind.items():
         if other.kind[what] != value:
             raise InputError(
-                f"data sets cannot be mixed: {what} {value} in one, {other.kind[what]} in the other",
+                f"data sets cannot be mixed: {what} {value} in one, {other.kind[what]} in the"
+                " other",
                 where=f"{first.path} and {other.path}",
                 do="prepare both with the same components and settings of encode",
             )

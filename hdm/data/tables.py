@@ -148,7 +148,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 continue
             if table.schema.field(name).type != schema.field(name).type:
                 raise ValueError(
-                    f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}"
+                    f"column {name} is {table.schema.field(name).type}, not"
+                    f" {schema.field(name).type}"
                 )
         return table
 

@@ -222,9 +222,18 @@ _SPOILERS: dict[str, Callable[[Image.Image, _Rng], Image.Image]] = {
     "near_duplicate": _remake,
 }
 _NOT_IMAGES = (
-    b"<!DOCTYPE html>\n<html><head><title>Not here</title></head><body><h1>This picture has moved.</h1></body></html>\n",
+    (
+        b"<!DOCTYPE html>\n<html><head><title>Not here</title></head><body><h1>This picture has"
+        b" moved.</h1></body></html>\n"
+    ),
     b"Sorry, this picture is only for members.\n",
-    b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><circle cx="32" cy="32" r="20" fill="red"/></svg>\n',
-    b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer\n<< /Root 1 0 R >>\n%%EOF\n",
+    (
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><circle cx="32" cy="32"'
+        b' r="20" fill="red"/></svg>\n'
+    ),
+    (
+        b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer\n<< /Root 1 0"
+        b" R >>\n%%EOF\n"
+    ),
     b"",
 )

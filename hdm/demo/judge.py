@@ -235,9 +235,11 @@ def _compare(prompt: ScenePrompt, found: Sequence[Found]) -> dict[str, bool]:
         "colour": all(
             thing.colour == seen.colour for thing, seen in zip(prompt.things, found, strict=True)
         ),
-        "place": place_of(found[0].centre) == prompt.place
-        if len(found) == 1
-        else _in_order(prompt.place, found),
+        "place": (
+            place_of(found[0].centre) == prompt.place
+            if len(found) == 1
+            else _in_order(prompt.place, found)
+        ),
         "kind": all(
             thing.kind == seen.kind for thing, seen in zip(prompt.things, found, strict=True)
         ),

@@ -66,8 +66,10 @@ METRIC = Metric(
     lambda pipeline: {"version": 1, "scenes": pipeline.download.scenes.model_dump(mode="json")},
     measure,
     title="Planted faults",
-    about="The data set has faults in known places. A fault counts as caught if its picture was "
-    "not downloaded or not kept; a copy only if its original was kept.",
+    about=(
+        "The data set has faults in known places. A fault counts as caught if its picture was "
+        "not downloaded or not kept; a copy only if its original was kept."
+    ),
     applies=_has_scenes,
 )
 register(METRIC)

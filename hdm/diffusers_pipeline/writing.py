@@ -87,7 +87,8 @@ def _check_trained_with(model: StoredModel, components: Resolved) -> None:
         locate(reference, download=True)
         if (here := weights_digest(reference)) != digest:
             raise InputError(
-                f"this is not the {component} that the model was trained with: sha256 {here[:16]}…, not {digest[:16]}…",
+                f"this is not the {component} that the model was trained with: sha256 {here[:16]}…,"
+                f" not {digest[:16]}…",
                 where=reference,
                 do="name the one that it was trained with",
             )
@@ -105,7 +106,10 @@ def _index(model: StoredModel, components: Resolved) -> dict[str, Any]:
         raise InputError(
             "the text tower of a CoCa is no model that transformers loads",
             where=components.text_encoder,
-            do="a diffusers folder needs a language model; `hdm weights export --out FILE` writes the weights alone",
+            do=(
+                "a diffusers folder needs a language model; `hdm weights export --out FILE` writes"
+                " the weights alone"
+            ),
         )
     autoencoder = load_autoencoder(components.need("autoencoder"))
     TextToImage(model.denoiser(), conditioning, autoencoder)

@@ -264,8 +264,8 @@ def check_resolution(shape: LatentShape, model: XUTConfig, resolution: int) -> N
     multiple = shape.downscale * model.patch_size
     if resolution % multiple:
         raise ConfigError(
-            f"resolution {resolution} is not a multiple of {multiple}: downscale {shape.downscale} of the autoencoder {shape.name} "
-            f"× patch {model.patch_size} of the model",
+            f"resolution {resolution} is not a multiple of {multiple}: downscale {shape.downscale}"
+            f" of the autoencoder {shape.name} × patch {model.patch_size} of the model",
             where="train.phases",
             do=f"use {' or '.join(map(str, multiples_beside(resolution, multiple)))}",
         )

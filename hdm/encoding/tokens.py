@@ -107,9 +107,13 @@ def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
     known = num_embeddings(reference)
     if tokenizer.largest_id >= known:
         raise InputError(
-            f"the tokenizer gives ids up to {tokenizer.largest_id}, the text encoder has embeddings for {known}",
+            f"the tokenizer gives ids up to {tokenizer.largest_id}, the text encoder has embeddings"
+            f" for {known}",
             where=reference,
-            do="put the tokenizer that belongs to the model beside it, or name another components.text_encoder",
+            do=(
+                "put the tokenizer that belongs to the model beside it, or name another"
+                " components.text_encoder"
+            ),
         )
 
 

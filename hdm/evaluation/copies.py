@@ -53,9 +53,11 @@ METRIC = Metric(
     lambda pipeline: {"version": VERSION},
     measure,
     title="Copies of training pictures",
-    about="Distance to the nearest training picture: root mean square of 32 × 32 pixels, in grey "
-    f"levels; up to {COPY:g} a picture counts as a copy. The page to choose names on shows each "
-    "image beside its nearest.",
+    about=(
+        "Distance to the nearest training picture: root mean square of 32 × 32 pixels, in grey"
+        f" levels; up to {COPY:g} a picture counts as a copy. The page to choose names on shows"
+        " each image beside its nearest."
+    ),
     applies=lambda pipeline: pipeline.evaluate.prompts == EMOJI,
 )
 register(METRIC)

@@ -46,10 +46,12 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
     for start, phase, line in zip(starts, phases, losses, strict=True):
         if start:
             parts.append(
-                f'<line class="phase" x1="{axes.x(start):.1f}" x2="{axes.x(start):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+                f'<line class="phase" x1="{axes.x(start):.1f}" x2="{axes.x(start):.1f}" y1="{TOP}"'
+                f' y2="{HEIGHT - BOTTOM}"/>'
             )
         parts.append(
-            f'<text class="name" x="{axes.x(start) + 6:.1f}" y="{TOP + 10}">{escape(phase.name)}</text>'
+            f'<text class="name" x="{axes.x(start) + 6:.1f}"'
+            f' y="{TOP + 10}">{escape(phase.name)}</text>'
         )
         if line:
             steps = " ".join(f"{axes.x(seen):.1f},{axes.y(loss):.1f}" for seen, loss in line)
@@ -57,10 +59,14 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
     for seen, loss in held:
         title = f"held-out loss {loss:.4f} after {seen:,} images"
         parts.append(
-            f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}" r="4"><title>{title}</title></circle>'
+            f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}"'
+            f' r="4"><title>{title}</title></circle>'
         )
     label = f"training loss over images seen, from {every[0][1]:.3f} to {every[-1][1]:.3f}"
-    return f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return (
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{label}">{"".join(parts)}</svg>'
+    )
 
 
 class _Axes:
@@ -90,14 +96,17 @@ class _Axes:
                 f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
             parts.append(
-                f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{value:g}</text>'
+                f'<text class="tick" text-anchor="end" x="{LEFT - 8}"'
+                f' y="{y + 4:.1f}">{value:g}</text>'
             )
         for value in ticks(0, self.last):
             parts.append(
-                f'<text class="tick" text-anchor="middle" x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 18}">{_thousands(value)}</text>'
+                f'<text class="tick" text-anchor="middle" x="{self.x(value):.1f}"'
+                f' y="{HEIGHT - BOTTOM + 18}">{_thousands(value)}</text>'
             )
         parts.append(
-            f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}">images seen</text>'
+            f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}">images'
+            " seen</text>"
         )
         return "".join(parts)
 

@@ -127,13 +127,13 @@ def _explained(distances: Mapping[str, Any], generated: Generated) -> str:
     split = generated.real.split.replace("_", "-")
     shape = ", all of about the generated shape" if generated.real.same_shape else ""
     return (
-        f"In the {distances['embed_size']} dimensions of the same model. The images are generated "
-        f"from the captions of {distances['num_compared']} {split} pictures "
-        f"({distances['num_captions']} different captions); the column “real” has these pictures "
-        f"themselves. Both are compared with as many pictures of other captions{shape}. ± is a 95 % "
-        "interval from a bootstrap over captions. Fréchet distances of few pictures are too high, "
-        "in both columns alike; kernel distances are not. These are not FID or CMMD figures of "
-        "other papers, which use other models."
+        f"In the {distances['embed_size']} dimensions of the same model. The images are generated"
+        f" from the captions of {distances['num_compared']} {split} pictures"
+        f" ({distances['num_captions']} different captions); the column “real” has these pictures"
+        f" themselves. Both are compared with as many pictures of other captions{shape}. ± is a 95"
+        " % interval from a bootstrap over captions. Fréchet distances of few pictures are too"
+        " high, in both columns alike; kernel distances are not. These are not FID or CMMD figures"
+        " of other papers, which use other models."
     )
 
 

@@ -77,7 +77,8 @@ def check_prompts(pipeline: Pipeline) -> None:
     judge_of(pipeline)
     if wanted == EMOJI and pipeline.download.kind != "emoji":
         raise ConfigError(
-            "evaluate.prompts: emoji needs download.kind: emoji, whose list leaves out what is asked for",
+            "evaluate.prompts: emoji needs download.kind: emoji, whose list leaves out what is"
+            " asked for",
             where="evaluate.prompts",
             do="write held_out, or name a file of prompts",
         )
@@ -100,9 +101,13 @@ def check_held_out(pipeline: Pipeline, filter: Output | None) -> None:
     if pipeline.evaluate.prompts == HELD_OUT and not any(counts.get(split, 1) for split in SPLITS):
         among = f" among the {filter.counts.get('kept', 0)} that the filter keeps" if filter else ""
         raise InputError(
-            f"evaluate.prompts: held_out needs pictures kept out of training, and there are none{among}",
+            "evaluate.prompts: held_out needs pictures kept out of training, and there are"
+            f" none{among}",
             where="filter.held_out",
-            do="raise filter.held_out, take more pictures, or name a file of prompts in evaluate.prompts",
+            do=(
+                "raise filter.held_out, take more pictures, or name a file of prompts in"
+                " evaluate.prompts"
+            ),
         )
 
 

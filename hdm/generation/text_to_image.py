@@ -48,12 +48,14 @@ class TextToImage:
         self.decode_batch = decode_batch
         if autoencoder.channels != denoiser.config.channels:
             raise InputError(
-                f"the autoencoder has {autoencoder.channels} channels, the model {denoiser.config.channels}",
+                f"the autoencoder has {autoencoder.channels} channels, the model"
+                f" {denoiser.config.channels}",
                 do="name the autoencoder that the model was trained with",
             )
         if conditioning.encoder.width != denoiser.config.text_width:
             raise InputError(
-                f"the text encoder's embeddings are {conditioning.encoder.width} wide, the model reads {denoiser.config.text_width}",
+                f"the text encoder's embeddings are {conditioning.encoder.width} wide, the model"
+                f" reads {denoiser.config.text_width}",
                 do="name the text encoder that the model was trained with",
             )
         install(denoiser)

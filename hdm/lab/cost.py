@@ -145,7 +145,8 @@ def _run(request: Path, device: str) -> list[list[list[float]]]:
     )
     if done.returncode:
         raise HdmError(
-            f"timing the steps failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
+            "timing the steps failed:"
+            f" {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
         )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -48,12 +48,14 @@ def figure(grid: Grid, results: Results) -> str:
     width = PANEL_WIDTH * min(COLUMNS, len(panels))
     height = PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS)
     placed = "".join(
-        f'<g transform="translate({PANEL_WIDTH * (place % COLUMNS)} {PANEL_HEIGHT * (place // COLUMNS)})">{panel}</g>'
+        f'<g transform="translate({PANEL_WIDTH * (place % COLUMNS)}'
+        f' {PANEL_HEIGHT * (place // COLUMNS)})">{panel}</g>'
         for place, panel in enumerate(panels)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="held-out losses over images seen">'
-        f'<style>{STYLE}</style>{INSIDE}<rect width="{width}" height="{height}" fill="#fff"/>{placed}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
+        f' aria-label="held-out losses over images seen"><style>{STYLE}</style>{INSIDE}<rect'
+        f' width="{width}" height="{height}" fill="#fff"/>{placed}</svg>\n'
     )
 
 
@@ -78,9 +80,10 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
 
     def place(seen: float, loss: float) -> tuple[float, float]:
         share = (loss - low) / (high - low)
-        return LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last, PANEL_HEIGHT - BOTTOM - (
-            PANEL_HEIGHT - TOP - BOTTOM
-        ) * share
+        return (
+            LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last,
+            PANEL_HEIGHT - BOTTOM - (PANEL_HEIGHT - TOP - BOTTOM) * share,
+        )
 
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
     for value in ticks(low, high):
@@ -90,7 +93,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         )
         parts.append(f'<text text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
     parts.append(
-        f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,} images</text>'
+        f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,}'
+        " images</text>"
     )
     across = LEFT
     for colour, (setting, cell_results) in zip(COLOURS, curves.items(), strict=False):
@@ -100,7 +104,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         around = _points(starmap(place, [*lowest, *reversed(highest)]))
         line = _points(starmap(place, mean))
         parts.append(
-            f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}" fill-opacity="0.15"/>'
+            f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}"'
+            ' fill-opacity="0.15"/>'
         )
         parts.append(
             f'<polyline clip-path="url(#inside)" class="mean" points="{line}" stroke="{colour}"/>'

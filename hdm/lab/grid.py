@@ -147,7 +147,8 @@ class Grid:
             ) from error
         if len(pipeline.train.phases) != 1:
             raise ConfigError(
-                f"the lab {self.lab.name} trains {len(pipeline.train.phases)} phases, and reads one curve",
+                f"the lab {self.lab.name} trains {len(pipeline.train.phases)} phases, and reads one"
+                " curve",
                 where="train.phases",
                 do=f"give one phase in labs.{self.lab.name}.given",
             )
@@ -207,7 +208,8 @@ def plan_grid(
     for name in wanted:
         if name not in lab.comparisons:
             raise ConfigError(
-                f"the lab {lab.name} has no comparison {name!r}{did_you_mean(name, lab.comparisons)}",
+                f"the lab {lab.name} has no comparison"
+                f" {name!r}{did_you_mean(name, lab.comparisons)}",
                 do=f"there are: {', '.join(lab.comparisons)}",
             )
     chosen = {name: comparison for name, comparison in lab.comparisons.items() if name in wanted}

@@ -167,13 +167,18 @@ def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
 
 
 READING = (
-    "First row of each comparison: the reference, its means. Other rows: difference from it at the same seed, mean and 95 % confidence "
-    "interval (Student's t over the seeds of training; prompts are the same); **bold** where that excludes 0, as one figure in twenty does "
-    "by chance.",
+    (
+        "First row of each comparison: the reference, its means. Other rows: difference from it at"
+        " the same seed, mean and 95 % confidence interval (Student's t over the seeds of training;"
+        " prompts are the same); **bold** where that excludes 0, as one figure in twenty does by"
+        " chance."
+    ),
     "",
     "- held-out loss: of the averaged weights when both have seen all images; less is better.",
-    "- at equal time: the same when the quicker of the two is done, read off the curves by the time an image takes, relative to "
-    "the reference (steps in turns in one process, medians).",
+    (
+        "- at equal time: the same when the quicker of the two is done, read off the curves by the"
+        " time an image takes, relative to the reference (steps in turns in one process, medians)."
+    ),
 )
 
 
@@ -198,7 +203,10 @@ def _heading(grid: Grid, results: Results) -> str:
     prompts = max((score.count for score in scores), default=0)
     done = len(results)
     of = "" if done == len(grid.cells()) else f" of {len(grid.cells())}"
-    return f"Lab `{grid.lab.name}`, built on `{grid.lab.pipeline}`: {done}{of} trainings, {grid.seeds} seeds, {prompts} prompts each."
+    return (
+        f"Lab `{grid.lab.name}`, built on `{grid.lab.pipeline}`: {done}{of} trainings, {grid.seeds}"
+        f" seeds, {prompts} prompts each."
+    )
 
 
 def _cells(row: Row, scores: Mapping[str, Score], name: str) -> list[str]:

@@ -122,7 +122,8 @@ class _Golden:
         text = self.given("in.ctx")
         if latent.ndim != 4 or text.ndim != 3:
             raise InputError(
-                f"in.x is {tuple(latent.shape)} and in.ctx {tuple(text.shape)}, not (B, C, H, W) and (B, T, text width)"
+                f"in.x is {tuple(latent.shape)} and in.ctx {tuple(text.shape)}, not (B, C, H, W)"
+                " and (B, T, text width)"
             )
         batch, _, height, width = latent.shape
         num_tokens = height * width // self.model.config.patch_size**2
@@ -135,7 +136,8 @@ class _Golden:
         for name, shape in each.items():
             if name in self.golden and tuple(self.golden[name].shape) != shape:
                 raise InputError(
-                    f"{name} is {tuple(self.golden[name].shape)}, beside this in.x it has to be {shape}"
+                    f"{name} is {tuple(self.golden[name].shape)}, beside this in.x it has to be"
+                    f" {shape}"
                 )
 
     def predict(

@@ -83,7 +83,10 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise InputError(
             f"the checkpoint cannot be opened without running code from it: {_reason(error)}",
             where=path,
-            do="ask its maker for a safetensors file, or for a checkpoint that holds tensors and plain values alone",
+            do=(
+                "ask its maker for a safetensors file, or for a checkpoint that holds tensors and"
+                " plain values alone"
+            ),
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise DamagedError(

@@ -81,8 +81,8 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
     Args:
         first, second: (γ, t) of each.
     """
-    (a, s) = first
-    (b, t) = second
+    a, s = first
+    b, t = second
     shorter = math.log(min(s, t))
     # In logarithms: t^γ overflows at the 10⁵ steps and γ = 50 of a real training.
     return (

@@ -79,7 +79,8 @@ def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     mlp = _first(shapes, "mlp.w3.weight", "(width, feed-forward width)")
     if (len(rope), len(patch), len(text), len(mlp)) != (3, 4, 2, 2):
         raise InputError(
-            f"these tensors are not a XUT's: rotary table {rope}, patch embedding {patch}, text {text}, feed-forward {mlp}"
+            f"these tensors are not a XUT's: rotary table {rope}, patch embedding {patch}, text"
+            f" {text}, feed-forward {mlp}"
         )
     return {
         "width": patch[0], "channels": patch[1], "patch_size": patch[2], "text_width": text[1], "mlp_width": mlp[1],

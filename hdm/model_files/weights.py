@@ -103,7 +103,10 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
         raise InputError(
             "the weights file does not say its configuration",
             where=path,
-            do="its metadata needs the key `config`; `hdm weights import` tells a published model from its shapes",
+            do=(
+                "its metadata needs the key `config`; `hdm weights import` tells a published model"
+                " from its shapes"
+            ),
         )
     return of_tensors(tensors, said, path)
 
@@ -181,7 +184,8 @@ def check_fit(tensors: Mapping[str, Tensor], config: XUTConfig, path: Path) -> N
         want = tuple(wanted[name].shape) if name in wanted else "absent"
         if have != want:
             raise InputError(
-                f"weights do not fit their configuration: {PREFIX}{name} is {have}, the model's {want}",
+                f"weights do not fit their configuration: {PREFIX}{name} is {have}, the model's"
+                f" {want}",
                 where=path,
             )
 

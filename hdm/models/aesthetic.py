@@ -83,8 +83,12 @@ class AestheticHead:
         """
         if embeddings.shape[-1] != self.embed_size:
             raise InputError(
-                f"the aesthetic head reads embeddings of {self.embed_size} numbers; the contrastive model gives {embeddings.shape[-1]}",
-                do="name the head that was trained for this contrastive model in components.aesthetic_head",
+                f"the aesthetic head reads embeddings of {self.embed_size} numbers; the contrastive"
+                f" model gives {embeddings.shape[-1]}",
+                do=(
+                    "name the head that was trained for this contrastive model in"
+                    " components.aesthetic_head"
+                ),
             )
         values = embeddings.astype(np.float32)
         for number, (weight, bias) in enumerate(self.layers):
@@ -115,7 +119,8 @@ def load_aesthetic_head(path: str | Path, activation: str | None = None) -> Aest
     known = PUBLISHED.get(sha256_file(file))
     if known is not None and activation not in (None, known.activation):
         raise ConfigError(
-            f"{known.name} has the activation {known.activation!r} between its layers, not {activation!r}",
+            f"{known.name} has the activation {known.activation!r} between its layers, not"
+            f" {activation!r}",
             where="components.aesthetic_head_activation",
             do="leave it out: this file is known",
         )
@@ -123,7 +128,10 @@ def load_aesthetic_head(path: str | Path, activation: str | None = None) -> Aest
         raise ConfigError(
             f"{file.name} does not say whether ReLUs stand between its {len(layers)} layers",
             where="components.aesthetic_head_activation",
-            do="set it to relu or none, as the head was trained (published files of heads with ReLU say so in their names)",
+            do=(
+                "set it to relu or none, as the head was trained (published files of heads with"
+                " ReLU say so in their names)"
+            ),
         )
     return AestheticHead(layers, activation or (known.activation if known else NO_ACTIVATION))
 
@@ -142,7 +150,8 @@ def check_head(resolved: Resolved) -> None:
         return
     if contrastive is None:
         raise ConfigError(
-            "components.aesthetic_head scores the embeddings of components.contrastive, which is not set",
+            "components.aesthetic_head scores the embeddings of components.contrastive, which is"
+            " not set",
             do="name the contrastive model that the head was trained for, or leave the head out",
         )
     load_aesthetic_head(head, resolved.aesthetic_head_activation)
@@ -152,7 +161,10 @@ def check_head(resolved: Resolved) -> None:
         raise ConfigError(
             f"nothing says which contrastive model the aesthetic head {head} was trained for",
             where="components.aesthetic_head_for",
-            do=f"name it there; if it is the one in components.contrastive: components.aesthetic_head_for={contrastive}",
+            do=(
+                "name it there; if it is the one in components.contrastive:"
+                f" components.aesthetic_head_for={contrastive}"
+            ),
         )
     # Of a folder its name does not tell which model it holds: then the setting may.
     unnamed = known is not None and named is not None and "@" not in contrastive
@@ -162,9 +174,13 @@ def check_head(resolved: Resolved) -> None:
             else f", or say that it is in that folder with components.aesthetic_head_for={wanted}"
         )  # fmt: skip
         raise ConfigError(
-            f"the aesthetic head {known.name if known else head} was trained for {wanted}, and the contrastive model is {contrastive}",
+            f"the aesthetic head {known.name if known else head} was trained for {wanted}, and the"
+            f" contrastive model is {contrastive}",
             where="components.aesthetic_head, components.contrastive",
-            do=f"name the head of this model, or set components.contrastive to that one{alternative}",
+            do=(
+                "name the head of this model, or set components.contrastive to that"
+                f" one{alternative}"
+            ),
         )
 
 
@@ -206,7 +222,10 @@ def _layer_names(state: Mapping[str, Tensor], file: Path) -> list[str]:
         raise InputError(
             f"is not an aesthetic head: it holds {held}",
             where=file,
-            do="name a linear head (weight, bias) or an MLP (layers.N.weight, layers.N.bias) whose last layer gives one number",
+            do=(
+                "name a linear head (weight, bias) or an MLP (layers.N.weight, layers.N.bias) whose"
+                " last layer gives one number"
+            ),
         )
     return names
 

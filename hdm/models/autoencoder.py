@@ -86,7 +86,8 @@ class Autoencoder:
         """
         if image.shape[-1] % self.downscale or image.shape[-2] % self.downscale:
             raise ValueError(
-                f"image of {image.shape[-1]}x{image.shape[-2]} px: sides have to be multiples of {self.downscale}"
+                f"image of {image.shape[-1]}x{image.shape[-2]} px: sides have to be multiples of"
+                f" {self.downscale}"
             )
 
         def whole(part: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ class Autoencoder:
         """
         if raw.shape[1] != self.channels:
             raise InputError(
-                f"the latents have {raw.shape[1]} channels, the autoencoder {type(self.model).__name__} {self.channels}",
+                f"the latents have {raw.shape[1]} channels, the autoencoder"
+                f" {type(self.model).__name__} {self.channels}",
                 do="name the autoencoder that made them",
             )
 
@@ -152,9 +154,13 @@ class LatentShape:
         """Raise a ConfigError where a denoiser takes another number of channels."""
         if self.channels != model.channels:
             raise ConfigError(
-                f"the autoencoder {self.name} has {self.channels} latent channels, the model takes {model.channels}",
+                f"the autoencoder {self.name} has {self.channels} latent channels, the model takes"
+                f" {model.channels}",
                 where="train.model.channels",
-                do=f"set train.model.channels={self.channels}, or name another components.autoencoder",
+                do=(
+                    f"set train.model.channels={self.channels}, or name another"
+                    " components.autoencoder"
+                ),
             )
 
     def check_tile(self, tile_px: int) -> None:
@@ -350,7 +356,8 @@ def _statistics(config: dict[str, Any], folder: object) -> tuple[list[float], li
         scale = [float(config.get("scaling_factor") or 1.0)] * channels
     if len(shift) != channels or len(scale) != channels:
         raise InputError(
-            f"has {channels} latent channels but statistics of {len(shift)} (mean) and {len(scale)} (std)",
+            f"has {channels} latent channels but statistics of {len(shift)} (mean) and {len(scale)}"
+            " (std)",
             where=folder,
             do="correct latents_mean and latents_std in its config.json",
         )

@@ -45,8 +45,8 @@ FILES = (
     "*.pth",
 )
 MEND = (
-    "restore the file from a copy or run `hdm bootstrap` again; if you changed it on purpose, remove its entry "
-    f"under `files` in {MANIFEST}"
+    "restore the file from a copy or run `hdm bootstrap` again; if you changed it on purpose,"
+    f" remove its entry under `files` in {MANIFEST}"
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
@@ -78,7 +78,10 @@ class Resolved:
             raise InputError(
                 f"this pipeline names no {component}",
                 where=f"components.{component}",
-                do=f"set components.{component}, or components.folder=DIR after `hdm bootstrap --source PICTURES --out DIR`",
+                do=(
+                    f"set components.{component}, or components.folder=DIR after `hdm bootstrap"
+                    " --source PICTURES --out DIR`"
+                ),
             )
         return reference
 
@@ -167,9 +170,11 @@ def _in_folder(name: str) -> dict[str, str]:
     folder = components_folder(name)
     listed = read_json(
         folder / MANIFEST,
-        do="name a folder that `hdm bootstrap --source … --out DIR` wrote"
-        if name != DEMO
-        else "install the package again: it ships them",
+        do=(
+            "name a folder that `hdm bootstrap --source … --out DIR` wrote"
+            if name != DEMO
+            else "install the package again: it ships them"
+        ),
     )
     known = {field.name for field in fields(Resolved)} - {
         "aesthetic_head_for",

@@ -79,7 +79,7 @@ def _blocks_flops(
     first_decoder = config.prev_blocks + config.depth * config.enc_blocks
     cross = {first_decoder + i * config.dec_blocks for i in range(config.depth)}
     total = config.num_blocks
-    (start, end) = config.tread_route(route)
+    start, end = config.tread_route(route)
     kept = num_kept(num_image, tread_rate)
     counted = []
     for number in range(total):

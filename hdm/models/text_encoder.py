@@ -174,7 +174,8 @@ def check_text_width(width: int, reference: str, model: XUTConfig) -> None:
     """Raise a ConfigError where a denoiser takes embeddings of another width."""
     if width != model.text_width:
         raise ConfigError(
-            f"the text encoder {reference} gives embeddings of width {width}, the model takes {model.text_width}",
+            f"the text encoder {reference} gives embeddings of width {width}, the model takes"
+            f" {model.text_width}",
             where="train.model.text_width",
             do=f"set train.model.text_width={width}, or name another components.text_encoder",
         )

@@ -13,7 +13,10 @@ from torch import Tensor
 from hdm.errors import InputError
 from hdm.models.components import hushed, locate, read_json
 
-_DO = "name a vision transformer of transformers in components.vision, for example facebook/dinov2-base"
+_DO = (
+    "name a vision transformer of transformers in components.vision, for example"
+    " facebook/dinov2-base"
+)
 
 
 class Vision:

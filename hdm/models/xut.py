@@ -237,7 +237,7 @@ class XUT(Denoiser):
         """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no
         rotation then moves.
         """
-        (height, width) = latent.shape[-2:]
+        height, width = latent.shape[-2:]
         p = self.architecture.patch_size
         num_image = height * width // p**2
         if positions is None:
@@ -250,7 +250,8 @@ class XUT(Denoiser):
             positions.ndim == 3 and len(positions) not in (1, len(latent))
         ):
             raise InputError(
-                f"positions of shape {tuple(positions.shape)} do not fit latents of {tuple(latent.shape)}, patch {p}"
+                f"positions of shape {tuple(positions.shape)} do not fit latents of"
+                f" {tuple(latent.shape)}, patch {p}"
             )
         return F.pad(positions.float().view(-1, num_image, 2), (0, 0, 0, num_text))
 
@@ -263,7 +264,8 @@ class XUT(Denoiser):
         p = self.architecture.patch_size
         if latent.shape[1] != self.architecture.channels:
             raise InputError(
-                f"the latent has {latent.shape[1]} channels, the model {self.architecture.channels}",
+                f"the latent has {latent.shape[1]} channels, the model"
+                f" {self.architecture.channels}",
                 do="use its autoencoder",
             )
         if latent.shape[2] % p or latent.shape[3] % p:
@@ -274,7 +276,8 @@ class XUT(Denoiser):
             )
         if text.shape[-1] != self.architecture.text_width:
             raise InputError(
-                f"the text embedding is {text.shape[-1]} wide, the model wants {self.architecture.text_width}",
+                f"the text embedding is {text.shape[-1]} wide, the model wants"
+                f" {self.architecture.text_width}",
                 do="use its text encoder",
             )
         if len(text) != len(latent):

@@ -395,9 +395,10 @@ def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | No
             else Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8))
         )
         white = (1 << bits) - 1
-        return Image.fromarray(
-            ((grey * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)
-        ), alpha
+        return (
+            Image.fromarray(((grey * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)),
+            alpha,
+        )
     if bits > 8 and isinstance(transparent, tuple):
         image.info["transparency"] = tuple(
             sample >> 8 for sample in transparent

@@ -13,7 +13,10 @@ PEAK_SHARE = 0.618
 """Fitted, one of two: share of the peak that long sequences reach."""
 HALF_TOKENS = 309.0
 """Fitted, the other: tokens a sequence at which half of that is reached."""
-FITTED = f"a step on sequences of S tokens runs at {PEAK_SHARE} · S / (S + {HALF_TOKENS:.0f}) of the card's dense bfloat16 peak"
+FITTED = (
+    f"a step on sequences of S tokens runs at {PEAK_SHARE} · S / (S + {HALF_TOKENS:.0f}) of the"
+    " card's dense bfloat16 peak"
+)
 
 
 @dataclass(frozen=True)

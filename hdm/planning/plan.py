@@ -223,7 +223,8 @@ class _Planner:
         vision = self._sizes("vision", vision_sizes)
         side = self.pipeline.encode.features_px
         self.notes.append(
-            "the vision model's work is not counted; that of the projector in training, and its memory, only where measured"
+            "the vision model's work is not counted; that of the projector in training, and its"
+            " memory, only where measured"
         )
         return (
             2 * vision[0] * (side // vision[1]) * (round(side * sizes.ASPECT) // vision[1])
@@ -236,9 +237,9 @@ class _Planner:
         side = resolution // self.downscale
         long = width // self.downscale
         each = sizes.latent_row_bytes(self.train.model.channels, side, long)
-        return each, Work(
-            self.encoder.flops(resolution, width), side * long
-        ) if self.encoder else Work()
+        return each, (
+            Work(self.encoder.flops(resolution, width), side * long) if self.encoder else Work()
+        )
 
     def _pictures(self) -> Work:
         if not self.train.phases:
@@ -384,13 +385,15 @@ class _Planner:
         if "filter" not in self.done:
             assumptions.append("before the filter has run, every picture counts as kept")
         assumptions.append(
-            f"assumed: {sizes.PICTURE_BYTES / 1e6:g} MB a picture, {sizes.ASPECT} times as long as short; texts padded to their limit"
+            f"assumed: {sizes.PICTURE_BYTES / 1e6:g} MB a picture, {sizes.ASPECT} times as long as"
+            " short; texts padded to their limit"
         )
         if any(maker.kind in ("coca", "transformers") for maker in self.pipeline.caption.makers):
             assumptions.append("captions that a model makes are not counted")
         if self.train.shards:
             assumptions.append(
-                "sharded: the time in which cards send each other weights is not counted, nor is memory measured"
+                "sharded: the time in which cards send each other weights is not counted, nor is"
+                " memory measured"
             )
         if self.train.compile:
             assumptions.append("memory as without compile, which takes less")
@@ -401,8 +404,8 @@ class _Planner:
         for row in rows:
             if row.memory_bytes is not None and row.memory_bytes > self.room and not row.done:
                 problems.append(
-                    f"{row.name} takes {row.memory_bytes / 1e9:.1f} GB with micro-batches of {row.micro_batch}; "
-                    f"{self.asked.card.name} has {self.room / 1e9:.1f} to spare"
+                    f"{row.name} takes {row.memory_bytes / 1e9:.1f} GB with micro-batches of"
+                    f" {row.micro_batch}; {self.asked.card.name} has {self.room / 1e9:.1f} to spare"
                 )
         left = sum(row.bytes for row in rows if not row.done) + self._checkpoint_bytes(rows)
         root = self.asked.store.root
@@ -411,7 +414,8 @@ class _Planner:
         ).free
         if left > free:
             problems.append(
-                f"the outputs to be made take {left / 1e9:,.1f} GB; {free / 1e9:,.1f} are free in {root}"
+                f"the outputs to be made take {left / 1e9:,.1f} GB; {free / 1e9:,.1f} are free in"
+                f" {root}"
             )
         return problems
 

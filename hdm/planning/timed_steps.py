@@ -58,7 +58,8 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
         )
     if done.returncode:
         raise HdmError(
-            f"the steps of {job.phase.name} failed: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
+            f"the steps of {job.phase.name} failed:"
+            f" {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
         )
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -83,7 +83,7 @@ def _signs_in_weights(job: Job, state: State, measurement: Measurement) -> list[
             signs.append(f"its {name} are not finite")
         elif losses is not None and is_useless(losses.mean, losses.of_nothing):
             signs.append(
-                f"its {name} have a loss of {losses.mean:.4g} at pictures that were trained on, where predicting nothing has one of "
-                f"{losses.of_nothing:.4g}"
+                f"its {name} have a loss of {losses.mean:.4g} at pictures that were trained on,"
+                f" where predicting nothing has one of {losses.of_nothing:.4g}"
             )
     return signs

@@ -67,8 +67,14 @@ class Advice:
             if (count := self.largest(share))
         ]
         if not ways:
-            return "not even one image at a time is reckoned to fit: take a smaller model, or train.sharding: full over several devices"
-        return f"set {', or '.join(ways)} (reckoned for {self.room / 1e9:.1f} GB; the result stays the same but for rounding)"
+            return (
+                "not even one image at a time is reckoned to fit: take a smaller model, or"
+                " train.sharding: full over several devices"
+            )
+        return (
+            f"set {', or '.join(ways)} (reckoned for {self.room / 1e9:.1f} GB; the result stays the"
+            " same but for rounding)"
+        )
 
 
 def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesNotFitError:
@@ -83,7 +89,10 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
     where = f"train.phases.{job.number}"
     used = f"at most {peak_memory_bytes() / 1e9:.1f} GB were in use"
     if tokens is None:
-        do = "take a smaller model or fewer ema_lengths, or train.sharding: full over several devices"
+        do = (
+            "take a smaller model or fewer ema_lengths, or train.sharding: full over several"
+            " devices"
+        )
         return DoesNotFitError(
             f"memory does not hold the model and its averages; {used}", where=where, do=do
         )

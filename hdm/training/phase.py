@@ -125,7 +125,8 @@ def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
     nothing = not pipeline.filter.validation or counts.get("validation") == 0
     if pipeline.train.watches and nothing:
         raise InputError(
-            "train.keep: best and train.patience need pictures held out for validation, and there are none",
+            "train.keep: best and train.patience need pictures held out for validation, and there"
+            " are none",
             where="filter.validation",
             do="raise it",
         )
@@ -152,7 +153,10 @@ def _captions_suffice(pipeline: Pipeline, made: Mapping[str, Output]) -> None:
         raise InputError(
             "training needs captions, and none of the pictures has one",
             where="caption.makers",
-            do="see docs/own-pictures.md for where captions are looked for, or add a maker that makes them up to caption.makers",
+            do=(
+                "see docs/own-pictures.md for where captions are looked for, or add a maker that"
+                " makes them up to caption.makers"
+            ),
         )
 
 

@@ -257,7 +257,8 @@ class TrainSettings(Settings):
     def _watched_is_measured(self) -> TrainSettings:
         if self.watches and self.validate_every is None:
             raise ConfigError(
-                "train.keep: best and train.patience go by held-out losses, of which there is one alone, at the end",
+                "train.keep: best and train.patience go by held-out losses, of which there is one"
+                " alone, at the end",
                 where="train.validate_every",
                 do="set how many steps lie between two",
             )
@@ -279,7 +280,8 @@ class TrainSettings(Settings):
         for number, phase in enumerate(self.phases):
             if phase.batch_size < self.num_processes:
                 raise ConfigError(
-                    f"a batch of {phase.batch_size} cannot be shared by {self.num_processes} processes",
+                    f"a batch of {phase.batch_size} cannot be shared by {self.num_processes}"
+                    " processes",
                     where=f"train.phases.{number}.batch_size, train.num_processes",
                     do="raise batch_size or lower train.num_processes",
                 )
@@ -290,10 +292,13 @@ class TrainSettings(Settings):
         for number, phase in enumerate(self.phases if self.shards else ()):
             if phase.batch_size % self.num_processes:
                 raise ConfigError(
-                    f"the processes of a sharded model need equal shares of a batch, and {self.num_processes} do not divide "
-                    f"{phase.batch_size}",
+                    "the processes of a sharded model need equal shares of a batch, and"
+                    f" {self.num_processes} do not divide {phase.batch_size}",
                     where=f"train.phases.{number}.batch_size, train.num_processes",
-                    do=f"make batch_size a multiple of {self.num_processes}, or train.sharding none",
+                    do=(
+                        f"make batch_size a multiple of {self.num_processes}, or train.sharding"
+                        " none"
+                    ),
                 )
             if self.align_weight:
                 raise ConfigError(
@@ -303,7 +308,8 @@ class TrainSettings(Settings):
                 )
             if phase.optimizer.state_bits == 8:
                 raise ConfigError(
-                    "bitsandbytes does not know sharded tensors, and a sharded model keeps its averages in 32 bits",
+                    "bitsandbytes does not know sharded tensors, and a sharded model keeps its"
+                    " averages in 32 bits",
                     where=f"train.phases.{number}.optimizer.state_bits, train.sharding",
                     do="set state_bits: 32, or train.sharding none",
                 )
@@ -319,10 +325,13 @@ class TrainSettings(Settings):
             share = max(stop - start for start, stop in itertools.pairwise(bounds))
             if any(bound % 2 for bound in bounds[1:-1]):
                 raise ConfigError(
-                    f"train.contrastive_weight pairs neighbours: {self.num_processes} processes would cut pairs of a batch of "
-                    f"{phase.batch_size}",
+                    f"train.contrastive_weight pairs neighbours: {self.num_processes} processes"
+                    f" would cut pairs of a batch of {phase.batch_size}",
                     where=f"train.phases.{number}.batch_size, train.num_processes",
-                    do=f"make batch_size a multiple of {2 * self.num_processes}, or contrastive_weight 0",
+                    do=(
+                        f"make batch_size a multiple of {2 * self.num_processes}, or"
+                        " contrastive_weight 0"
+                    ),
                 )
             if (
                 phase.micro_batch is not None
@@ -330,7 +339,8 @@ class TrainSettings(Settings):
                 and phase.micro_batch < share
             ):
                 raise ConfigError(
-                    f"train.contrastive_weight pairs neighbours: a micro-batch of {phase.micro_batch} would cut pairs",
+                    "train.contrastive_weight pairs neighbours: a micro-batch of"
+                    f" {phase.micro_batch} would cut pairs",
                     where=f"train.phases.{number}.micro_batch",
                     do="make micro_batch even, or contrastive_weight 0",
                 )

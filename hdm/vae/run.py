@@ -121,7 +121,8 @@ def check_counts(num_train: int, num_held_out: int) -> None:
     """Raise an InputError where pictures are too few to train and measure on."""
     if num_train < FEWEST or not num_held_out:
         raise InputError(
-            f"{num_train} pictures to learn from and {num_held_out} to measure on are too few: at least {FEWEST} and 1 are needed",
+            f"{num_train} pictures to learn from and {num_held_out} to measure on are too few: at"
+            f" least {FEWEST} and 1 are needed",
             do="name a source with more",
         )
 

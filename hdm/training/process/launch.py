@@ -203,7 +203,8 @@ def _follow(process: subprocess.Popen[bytes], job: Job, signals: Signals, report
         report.update()
         if signals.count and deadline is None:
             log.warning(
-                "stopping: the training processes may take %.0f s to save (once more to stop at once)",
+                "stopping: the training processes may take %.0f s to save (once more to stop at"
+                " once)",
                 GRACE_SEC,
             )
             process.send_signal(signal.SIGTERM)

@@ -54,7 +54,8 @@ def check_origin(job: Job) -> None:
     if state is None:
         there = [f"{other.parents[1].name}@{int(other.name[-8:])}" for other in _unfinished(job)]
         raise InputError(
-            f"there is no checkpoint {job.phase.resume_from}; unfinished trainings of this phase: {', '.join(there) or 'none'}",
+            f"there is no checkpoint {job.phase.resume_from}; unfinished trainings of this phase:"
+            f" {', '.join(there) or 'none'}",
             where=f"{field}.resume_from",
             do="name one of these, or leave it out to start anew",
         )
@@ -64,7 +65,8 @@ def check_origin(job: Job) -> None:
     }
     if fixed:
         raise ConfigError(
-            f"the weights and the optimizer's state of {job.phase.resume_from} do not fit other settings of {_worded(fixed)}",
+            f"the weights and the optimizer's state of {job.phase.resume_from} do not fit other"
+            f" settings of {_worded(fixed)}",
             where=f"{field}.resume_from",
             do="undo these changes, or start anew without resume_from",
         )
@@ -74,15 +76,16 @@ def check_origin(job: Job) -> None:
     if refused:
         allow = json.dumps(sorted({*job.phase.resume_allow, *refused}))
         raise ConfigError(
-            f"the checkpoint {job.phase.resume_from} was made with other settings: {_worded(refused)}",
+            f"the checkpoint {job.phase.resume_from} was made with other settings:"
+            f" {_worded(refused)}",
             where=f"{field}.resume_from",
             do=f"undo the changes, or allow each by name: --set '{field}.resume_allow={allow}'",
         )
     seen = state["position"]["num_images_seen"]
     if seen % job.phase.batch_size or seen >= job.phase.num_images:
         raise ConfigError(
-            f"the checkpoint {job.phase.resume_from} has seen {seen} images, from where batches of {job.phase.batch_size} do not lead to "
-            f"{job.phase.num_images}",
+            f"the checkpoint {job.phase.resume_from} has seen {seen} images, from where batches of"
+            f" {job.phase.batch_size} do not lead to {job.phase.num_images}",
             where=f"{field}.batch_size, {field}.num_images",
             do="choose a batch that divides the images seen, and more images than these",
         )

@@ -32,7 +32,8 @@ def keep_threads(scratch: Path, wanted: int | None) -> None:
         write_json(path, {"threads": now})
     elif begun != now:
         log.warning(
-            "training goes on with %d CPU threads, as it began, not with %d: another number rounds otherwise",
+            "training goes on with %d CPU threads, as it began, not with %d: another number rounds"
+            " otherwise",
             begun,
             now,
         )

@@ -234,8 +234,9 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: P
             :3
         ]
         raise InputError(
-            f"the weights do not fit the model: the file has {', '.join(file_has) or 'nothing more'}, "
-            f"the model has {', '.join(model_has) or 'nothing more'}",
+            "the weights do not fit the model: the file has"
+            f" {', '.join(file_has) or 'nothing more'}, the model has"
+            f" {', '.join(model_has) or 'nothing more'}",
             where=where,
             do="train.model has to stay the same over all phases",
         )

@@ -117,7 +117,8 @@ def _buffers(tensors: Sets) -> Buffers | None:
     free = system_memory_bytes("MemAvailable")
     if free is not None and needed + SPARED > free:
         log.warning(
-            "training waits while checkpoints are written: a copy to write from takes %.1f GB, and %.1f GB of memory are free",
+            "training waits while checkpoints are written: a copy to write from takes %.1f GB, and"
+            " %.1f GB of memory are free",
             *(needed / 1e9, free / 1e9),
         )
         return None

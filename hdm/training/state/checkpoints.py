@@ -160,7 +160,8 @@ class Checkpoints:
         made_with = saved.state.get("made_by", {}).get("torch", torch.__version__)
         if made_with != torch.__version__ and self.ranks.first:
             log.warning(
-                "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit the same",
+                "the checkpoint was made with torch %s, this is %s: what comes is not bit for bit"
+                " the same",
                 *(made_with, torch.__version__),
             )
         if saved.state["digest"] != self.job.digest:

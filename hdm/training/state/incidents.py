@@ -65,10 +65,14 @@ def hopeless(
     keys = ", ".join(example.batch.keys[:KEYS_SAID])
     tried = "; going back to a checkpoint had not helped" if now.gone_back else ""
     return HdmError(
-        f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite loss or gradient (loss {loss}, gradient norm {norm}), {now.skipped} in all; "
-        f"the last one is step {now.step}, images {seen - batch_size} to {seen}, pictures {keys}, …{tried}",
+        f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite loss or gradient (loss {loss},"
+        f" gradient norm {norm}), {now.skipped} in all; the last one is step {now.step}, images"
+        f" {seen - batch_size} to {seen}, pictures {keys}, …{tried}",
         where=f"train.{job.phase.name}",
-        do=f"look at the latents of these pictures (`incidents` in metrics.jsonl names all), or {_calmer(job, good)}",
+        do=(
+            "look at the latents of these pictures (`incidents` in metrics.jsonl names all), or"
+            f" {_calmer(job, good)}"
+        ),
     )
 
 
@@ -99,7 +103,8 @@ def forgotten(most: float | None, now: float) -> list[str]:
     if most is None or most < KNOWN or now > FORGOTTEN * most:
         return []
     return [
-        f"its last weights explain {max(now, 0):.0%} of what they are trained to predict, where {most:.0%} was explained before"
+        f"its last weights explain {max(now, 0):.0%} of what they are trained to predict, where"
+        f" {most:.0%} was explained before"
     ]
 
 
@@ -127,6 +132,7 @@ def _calmer(job: Job, good: Checkpoint | None) -> str:
         return f"{lower} and run it anew: there is no good checkpoint to go on from"
     origin = f"{job.digest}@{checkpoint_step(good.path)}"
     return (
-        f"{lower}; then it starts anew, or goes on from its last good checkpoint, step {checkpoint_step(good.path)} ({good.path}), "
-        f"with --set {field}.resume_from={origin} --set '{field}.resume_allow=[\"{rate}\"]'"
+        f"{lower}; then it starts anew, or goes on from its last good checkpoint, step"
+        f" {checkpoint_step(good.path)} ({good.path}), with --set {field}.resume_from={origin}"
+        f" --set '{field}.resume_allow=[\"{rate}\"]'"
     )
