@@ -309,9 +309,8 @@ def _begin_process(step: Step[Any, Any], over: _Event) -> None:
     import torch  # seconds, which the process that asks need not spend
 
     global _here
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the process that asks has it too, and sets `over`
+    # The process that asks has it too, and sets `over`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_in_time, args=(over,), name="end-in-time", daemon=True).start()
     torch.set_num_threads(1)  # as the stages compute: sums are rounded by how many there are
     stack = ExitStack()

@@ -741,9 +741,8 @@ def _restored(folder: Path, record: FileRecord) -> bool:
 def _sweep(folder: Path) -> None:
     """Remove what a kill between the manifest and the clean-up left: checkpoints take gigabytes."""
     names: list[str] = []
-    with contextlib.suppress(
-        PermissionError
-    ):  # another user's, who lets files be read but not listed
+    # Another user's, who lets files be read but not listed.
+    with contextlib.suppress(PermissionError):
         names = [path.name for path in folder.iterdir()]
     leftovers = [name for name in names if name == SCRATCH or name.startswith(TEMPORARY)]
     if not leftovers:
@@ -971,9 +970,8 @@ def _journal_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             _move_aside(path, "not a file that can be read")
         return
     for line in lines:
-        with contextlib.suppress(
-            ValueError
-        ):  # empty, or torn by a kill: its file is then made again
+        # Empty, or torn by a kill: its file is then made again.
+        with contextlib.suppress(ValueError):
             yield line, read_json(line)
 
 

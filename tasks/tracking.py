@@ -276,9 +276,8 @@ class Mirror:
             self.unsent += [(self.following, point) for point in series.added()]
         self._send()
         for path in self.pictures.added() if self.pictures else ():
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # it has become a file of the output, which is told of soon
+            # It has become a file of the output, which is told of soon.
+            with contextlib.suppress(FileNotFoundError):
                 self.client.log_artifact(self.following, str(path))
 
     def _send(self) -> None:

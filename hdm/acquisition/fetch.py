@@ -21,6 +21,7 @@ from yarl import URL
 from hdm.acquisition.addresses import Addresses
 from hdm.acquisition.items import Unreadable, too_large
 from hdm.acquisition.settings import DownloadSettings
+from hdm.closing import Closing
 
 T = TypeVar("T")
 MAX_REDIRECTS = 5
@@ -158,7 +159,7 @@ class Fetcher:
         raise _Busy(verdict, wait_sec)
 
 
-class BlockingFetcher:
+class BlockingFetcher(Closing):
     """A `Fetcher` for readers that take one item after the other. Use it in a `with` block; the
     first URL starts it.
 
@@ -171,15 +172,7 @@ class BlockingFetcher:
         self.hosts = hosts
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def __enter__(self) -> BlockingFetcher:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._loop is not None:
             self._wait(self._loop, self._fetcher.__aexit__(None, None, None))
             self._loop.call_soon_threadsafe(self._loop.stop)

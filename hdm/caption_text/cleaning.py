@@ -6,12 +6,10 @@ import html
 import re
 import unicodedata
 
-_NOTHING = frozenset(
-    {"", "none", "nan", "null", "n/a", "<na>", "undefined"}
-)  # what programs write for a caption that is not there
-_JOINERS = frozenset(
-    "\u200c\u200d"
-)  # invisible, but Persian, Indic scripts and emoji are written with them
+# What programs write for a caption that is not there.
+_NOTHING = frozenset({"", "none", "nan", "null", "n/a", "<na>", "undefined"})
+# Invisible, but Persian, Indic scripts and emoji are written with them.
+_JOINERS = frozenset("\u200c\u200d")
 _SPACE = re.compile(r"\s+")
 _RAW_CHARS = 8  # entities and spaces make the given text longer than what is left of it, never by so much in earnest
 

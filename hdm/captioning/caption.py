@@ -14,6 +14,7 @@ from hdm.caption_text.cleaning import normal_caption
 from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
 from hdm.captioning.settings import CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
+from hdm.closing import Closing
 from hdm.config import Pipeline
 from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
@@ -154,7 +155,7 @@ def kept_items(
     return found
 
 
-class _Captioner:
+class _Captioner(Closing):
     """Makers, each loaded when the first picture needs it."""
 
     def __init__(self, pipeline: Pipeline, download: Output) -> None:
@@ -171,11 +172,8 @@ class _Captioner:
         self.decoders = Decoders(pipeline.images, pixels, pipeline.threads)
         self.undecodable: set[Key] = set()
 
-    def __enter__(self) -> _Captioner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.decoders.__exit__(None, None, None)
+    def close(self) -> None:
+        self.decoders.close()
         self.reader.close()
 
     def write_shard(
@@ -188,9 +186,8 @@ class _Captioner:
         """Write the captions of one shard's kept items."""
         items = [self._normalised(item) for item, _ in kept]
         places = {item.key: place for item, place in kept}
-        captions: dict[Key, dict[str, str]] = {
-            item.key: {} for item in items
-        }  # key → caption → maker: equal ones once
+        # Key → caption → maker: equal ones once.
+        captions: dict[Key, dict[str, str]] = {item.key: {} for item in items}
         for number, settings in enumerate(self.settings.makers):
             wanted = [item for item in items if settings.when == "always" or not captions[item.key]]
             for item, made in self._made(number, wanted, shard, places):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from hdm.caption_text.cleaning import normal_caption
+from hdm.closing import Closing
 from hdm.config import Pipeline
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_table, shard_name
@@ -39,7 +40,7 @@ class Picture:
     pixels: np.ndarray | None = None
 
 
-class Pictures:
+class Pictures(Closing):
     """Reads and decodes a download. Use it in a `with` block.
 
     Args:
@@ -56,11 +57,8 @@ class Pictures:
         self.options = options
         self.decoders = Decoders(pipeline.images, work, pipeline.threads)
 
-    def __enter__(self) -> Pictures:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.decoders.__exit__(None, None, None)
+    def close(self) -> None:
+        self.decoders.close()
         self.reader.close()
 
     def batches(self, number: int) -> Iterator[list[Picture]]:

@@ -63,9 +63,8 @@ class Batch:
     @cached_property
     def latent(self) -> Tensor:
         """(b, C, S, S) float32, normalised."""
-        return (
-            self.raw.float().sub_(self.shift).mul_(self.scale)
-        )  # in place: one new array, not three
+        # In place: one new array, not three.
+        return self.raw.float().sub_(self.shift).mul_(self.scale)
 
     @cached_property
     def text(self) -> Tensor | None:

@@ -35,9 +35,8 @@ TEXT = pa.schema(
         FIELD,
         pa.field("index", pa.int16(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),  # tokens
-        pa.field(
-            "embedding", pa.binary(), nullable=False
-        ),  # (length, token bytes), as TextForm packs them
+        # (length, token bytes), as TextForm packs them.
+        pa.field("embedding", pa.binary(), nullable=False),
     ]
 )
 

@@ -77,10 +77,8 @@ class RowGroups:
     """
 
     def __init__(self, columns: Sequence[PagedColumn], payload_bytes: np.ndarray) -> None:
-        self._columns, self._payload_bytes = (
-            columns,
-            payload_bytes,
-        )  # which keep the files' memory maps
+        self._columns = columns  # which keep the files' memory maps
+        self._payload_bytes = payload_bytes
         sizes = [np.diff(column.firsts) for column in columns]
         self.firsts = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
         self.files = np.repeat(np.arange(len(columns)), [len(size) for size in sizes])

@@ -70,13 +70,11 @@ def latent_schema(row_bytes: int) -> pa.Schema:
     return pa.schema(
         [
             FIELD,
-            pa.field(
-                "image_width", pa.int32(), nullable=False
-            ),  # of the picture before it was cut and resized, in pixels
+            # Of the picture before it was cut and resized, in pixels.
+            pa.field("image_width", pa.int32(), nullable=False),
             pa.field("image_height", pa.int32(), nullable=False),
-            pa.field(
-                "latent", pa.binary(row_bytes), nullable=False
-            ),  # raw latent (C, h, w), little endian
+            # Raw latent (C, h, w), little endian.
+            pa.field("latent", pa.binary(row_bytes), nullable=False),
         ]
     )
 

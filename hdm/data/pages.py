@@ -175,9 +175,8 @@ class PagedColumn:
         self.firsts = np.cumsum([0, *(group.num_rows for group in groups)], dtype=np.int64)
         self._chunks = [_Chunk(group.column(place)) for group in groups]
         self._payloads: list[np.ndarray | None] = [None] * len(groups)
-        with pa.memory_map(
-            str(path)
-        ) as mapped:  # the buffer keeps the map alive, and no file stays open
+        # The buffer keeps the map alive, and no file stays open.
+        with pa.memory_map(str(path)) as mapped:
             self._bytes = np.frombuffer(mapped.read_buffer(), np.uint8)
 
     def payload(self, group: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import threading
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 
+from hdm.closing import Closing
 from hdm.data.tables import shard_name
 from hdm.errors import DamagedError, HdmError
 from hdm.store import Output
@@ -31,7 +31,7 @@ MAX_OPEN = 64
 """Tars that a reader keeps open."""
 
 
-class TarShard:
+class TarShard(Closing):
     """A WebDataset tar being written: the same members give the same bytes. Use it in a `with`
     block.
 
@@ -44,24 +44,15 @@ class TarShard:
 
     def add(self, key: str, format_name: str, data: bytes) -> int:
         """Append one picture; gives the offset of its first byte."""
-        member = tarfile.TarInfo(
-            f"{key}.{EXTENSIONS[format_name]}"
-        )  # owner, group and time are 0 or empty
+        # Owner, group and time are 0 or empty.
+        member = tarfile.TarInfo(f"{key}.{EXTENSIONS[format_name]}")
         member.size = len(data)
         member.mode = 0o644
         end = self._tar.offset
         self._tar.addfile(member, BytesIO(data))
         return end + tarfile.BLOCKSIZE
 
-    def __enter__(self) -> TarShard:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._tar.close()
 
 
@@ -76,7 +67,7 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-class ImageReader:
+class ImageReader(Closing):
     """Reads original picture files of a finished download, from any thread. Use it in a `with`
     block, or `close` it.
 
@@ -128,17 +119,6 @@ class ImageReader:
         """Close the files."""
         with self._opening:
             self._files.clear()
-
-    def __enter__(self) -> ImageReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self, shard: int) -> _OpenFile:
         with self._opening:

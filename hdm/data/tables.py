@@ -21,9 +21,8 @@ SAMPLES = pa.schema(
     [
         FIELD,
         pa.field("source", pa.string(), nullable=False),  # the URL or relative path
-        pa.field(
-            "status", pa.string(), nullable=False
-        ),  # "ok" or one word for what went wrong, e.g. "http_404"
+        # "ok" or one word for what went wrong, e.g. "http_404".
+        pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),  # a sentence with no time, address or port in it
         pa.field("captions", pa.list_(pa.string()), nullable=False),  # as given
         pa.field("licence", pa.string()),

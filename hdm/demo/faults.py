@@ -150,9 +150,8 @@ def _shared_out(shares: dict[str, float], total: int) -> list[str]:
     """
     names = list(shares)
     limits = list(accumulate(shares.values()))
-    spread = (
-        np.arange(total) * 0.6180339887498949 + 0.05
-    ) % 1.0  # the golden ratio's sequence fills [0, 1) evenly
+    # The golden ratio's sequence fills [0, 1) evenly.
+    spread = (np.arange(total) * 0.6180339887498949 + 0.05) % 1.0
     return [
         names[min(int(np.searchsorted(limits, value, side="right")), len(names) - 1)]
         for value in spread

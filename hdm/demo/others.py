@@ -82,9 +82,8 @@ def half(kind: str, side: int) -> np.ndarray:
     return np.array(kept)
 
 
-HALVED = tuple(
-    kind for kind in KINDS if kind not in ("triangle", "diamond", "ring")
-)  # whose halves are not triangles or discs
+# Kinds whose halves are neither triangles nor discs.
+HALVED = tuple(kind for kind in KINDS if kind not in ("triangle", "diamond", "ring"))
 HOLE = 0.55 * regular(48)
 OTHERS: dict[str, Shape] = {
     "pentagon": (regular(5), None),

@@ -68,9 +68,8 @@ async def _serve(settings: ScenesSettings) -> None:
     await runner.setup()
     await web.TCPSite(runner, LOOPBACK, 0, backlog=512).start()
     print(runner.addresses[0][1], flush=True)
-    await asyncio.to_thread(
-        sys.stdin.read
-    )  # returns when the starting process closes its end, or is no more
+    # Returns when the starting process closes its end, or is no more.
+    await asyncio.to_thread(sys.stdin.read)
     await runner.cleanup()
 
 

@@ -133,9 +133,8 @@ def _index(model: StoredModel, components: Resolved) -> dict[str, Any]:
 
 def _tokenizer_class(reference: str) -> str:
     name = type(load_tokenizer(reference).tokenizer).__name__
-    return (
-        "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
-    )  # transformers 5's name for it, which 4 does not know
+    # Transformers 5's name for it, which 4 does not know.
+    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
 
 
 def _write(folder: Path, weights: Weights, components: Resolved) -> None:
@@ -143,9 +142,8 @@ def _write(folder: Path, weights: Weights, components: Resolved) -> None:
     named = {"_class_name": XUTTransformer.__name__, "_diffusers_version": diffusers.__version__}
     write_json(folder / TRANSFORMER / "config.json", {**named, **weights.config.to_dict()})
     save_file(dict(weights.tensors), folder / TRANSFORMER / TENSORS, metadata={"format": "pt"})
-    (folder / TRANSFORMER / TENSORS).chmod(
-        0o644
-    )  # the library makes it readable by its owner alone
+    # The library makes it readable by its owner alone.
+    (folder / TRANSFORMER / TENSORS).chmod(0o644)
 
     reference = components.need("autoencoder")
     autoencoder = locate(reference)

@@ -120,9 +120,8 @@ class GuidedVelocity:
 
     def _guides(self, timestep: Tensor) -> bool:
         if self.scale == 1 or self.interval == (0.0, 1.0):
-            return (
-                self.scale != 1
-            )  # without reading the time, for which an accelerator would have to be waited for
+            # Without reading the time, for which an accelerator would have to be waited for.
+            return self.scale != 1
         first, last = self.interval
         return first <= timestep[0].item() <= last
 

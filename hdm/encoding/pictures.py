@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hdm.closing import Closing
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.encoding.cut import cut_frames
@@ -44,9 +44,8 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
         )
         path = download.file(shard_name("samples", shard))
         samples = read_table(path, ["key", "status", "offset", "bytes", "sha256"])
-        samples = samples.filter(
-            pc.equal(samples.column("status"), "ok")
-        )  # nothing else was there to be filtered
+        # Nothing else was there to be filtered.
+        samples = samples.filter(pc.equal(samples.column("status"), "ok"))
         if not scores.column("key").equals(samples.column("key")):
             raise DamagedError(
                 "the items of a shard are not those that were filtered",
@@ -57,9 +56,8 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
             **{name: scores.column(name) for name in ("key", "width", "height")},
             "shard": pa.array(np.full(len(scores), shard, np.int32)),
             **{name: samples.column(name) for name in ("offset", "bytes")},
-            "sha256": pc.utf8_slice_codeunits(
-                samples.column("sha256"), 0, 16
-            ),  # 64 bits find any damage, and take little memory
+            # 64 bits find any damage, and take little memory.
+            "sha256": pc.utf8_slice_codeunits(samples.column("sha256"), 0, 16),
         }
         tables.append(pa.table(columns).filter(scores.column("kept")))
     if not any(len(table) for table in tables):
@@ -99,7 +97,7 @@ class Wanted:
         return cost + sum(3 * width * height for _, (width, height) in self.frames)
 
 
-class FrameReader:
+class FrameReader(Closing):
     """Frames of pictures, decoded some pictures ahead of the encoder. Use it in a `with` block.
 
     Args:
@@ -116,16 +114,8 @@ class FrameReader:
         self.ahead = ahead
         self.decoders = Decoders(settings, cut_frames, count)
 
-    def __enter__(self) -> FrameReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.decoders.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self.decoders.close()
         self.reader.close()
 
     def read(self, asked: Iterable[Wanted]) -> Iterator[list[Frame] | None]:

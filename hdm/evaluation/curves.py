@@ -72,10 +72,11 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
 class _Axes:
     def __init__(self, last: int, losses: Sequence[float]) -> None:
         ordered = sorted(losses)
+        # The first steps would flatten all the rest.
         low, high = (
             ordered[0],
             ordered[min(len(ordered) - 1, int(0.985 * len(ordered)))],
-        )  # the first steps would flatten all the rest
+        )
         room = (high - low or abs(high) or 1.0) * 0.06
         self.low = low - room
         self.high = high + room

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from hdm.closing import Closing
 from hdm.config import Pipeline
 from hdm.curation.criteria import words
 from hdm.data.shards import ImageReader
@@ -73,7 +73,7 @@ class Rejection:
     exhibits: list[Exhibit]
 
 
-class Exhibition:
+class Exhibition(Closing):
     """Finds and reads example pictures of a finished download. Use it in a `with` block.
 
     Args:
@@ -95,16 +95,8 @@ class Exhibition:
         )
         self.scores = read_tables(filter, "scores", SCORE_COLUMNS) if filter else None
 
-    def __enter__(self) -> Exhibition:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.decoders.__exit__(kind, error, trace)
+    def close(self) -> None:
+        self.decoders.close()
         self.reader.close()
 
     def funnel(self) -> list[dict[str, Any]]:

@@ -35,8 +35,7 @@ def new_autoencoder(channels: int = CHANNELS, widths: tuple[int, ...] = WIDTHS) 
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    with (
-        torch.no_grad()
-    ):  # start with a nearly sure posterior: noise of size 1 would drown the first thousand steps
+    # Start with a nearly sure posterior: noise of size 1 would drown the first thousand steps.
+    with torch.no_grad():
         model.encoder.conv_out.bias[channels:] = START_LOG_VARIANCE
     return model

@@ -84,10 +84,11 @@ def load_pooled(folder: Path, config: Mapping[str, Any]) -> Any:
     Raises:
         InputError: weights and configuration do not belong together, or cannot be read.
     """
+    # diffusers writes down more than it takes.
     known = {
         *inspect.signature(AutoencoderTiny.__init__).parameters,
         *STATISTICS,
-    }  # it writes down more than it takes
+    }
     model: Any = PooledAutoencoderTiny(
         **{name: value for name, value in config.items() if name in known}
     )

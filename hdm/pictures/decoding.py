@@ -17,12 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from queue import LifoQueue
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
 
 from hdm.child import child_environment
+from hdm.closing import Closing
 from hdm.errors import DoesNotFitError, HdmError
 from hdm.pictures.decoder import OUT_OF_MEMORY, READY
 from hdm.pictures.reading import BadImage, decode, inspect, reduced
@@ -81,7 +81,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Decoders:
+class Decoders(Closing):
     """Processes that look into picture files, started when there is something to do. Use it in a
     `with` block.
 
@@ -105,18 +105,9 @@ class Decoders:
         # Each thread waits for one process.
         self.threads = ThreadPoolExecutor(self.count, thread_name_prefix="decoder")
 
-    def __enter__(self) -> Decoders:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for (
-            process
-        ) in self.processes:  # at once: a picture under way may take long, and nobody waits for it
+    def close(self) -> None:
+        # All at once: a picture under way may take long, and nobody waits for it.
+        for process in self.processes:
             process.stop()
         self.threads.shutdown(wait=True, cancel_futures=True)
         for process in self.processes:
@@ -286,9 +277,8 @@ class _Process:
                 "too_much_memory",
                 f"takes more than images.max_memory_mb = {settings.max_memory_mb}",
             )
-        if (
-            ended.code == -signal.SIGKILL
-        ):  # by the kernel, for this machine's memory: not a property of the picture
+        # By the kernel, for this machine's memory: not a property of the picture.
+        if ended.code == -signal.SIGKILL:
             return DoesNotFitError(
                 "the process that decodes a picture was killed twice, as when memory runs out",
                 do="make memory free, or lower images.decode_mb, images.max_memory_mb or threads",

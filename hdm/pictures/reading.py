@@ -33,9 +33,8 @@ from hdm.pictures.boxes import colour_boxes
 from hdm.pictures.colour import Colour, UnsupportedColour, of_code_points, of_gamma
 from hdm.pictures.formats import foreign_format, sniff
 
-if (
-    TYPE_CHECKING
-):  # its import takes as long as all others together, and processes that decode are started often
+# Its import takes as long as all others together, and processes that decode are started often.
+if TYPE_CHECKING:
     from hdm.pictures.settings import ImageSettings
 
 MAX_SIDE_PX = 32_768
@@ -400,9 +399,8 @@ def _split(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | No
             alpha,
         )
     if bits > 8 and isinstance(transparent, tuple):
-        image.info["transparency"] = tuple(
-            sample >> 8 for sample in transparent
-        )  # as Pillow cut the samples
+        # As Pillow cut the samples.
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or image.has_transparency_data:
         mode = "LA" if image.mode in ("LA", "La", "L", "1") else "RGBA"
         straight = image if image.mode == mode else image.convert(mode)

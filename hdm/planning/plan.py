@@ -286,9 +286,8 @@ class _Planner:
         total = peak.total
         if measured := (self.asked.measured or {}).get(phase.name):
             seconds = num_steps(phase) * measured.step_sec * self.train.num_processes
-            total = (
-                total if self.train.shards else measured.memory_bytes
-            )  # one process alone measured, with all of the model
+            # One process alone measured, with all of the model.
+            total = total if self.train.shards else measured.memory_bytes
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
         left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
         return Row(

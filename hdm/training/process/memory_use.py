@@ -13,9 +13,8 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # of this program alone: getrusage's figure begins with that of the process that started it
+    # Of this program alone: getrusage's figure begins with that of the process that started it.
+    if status.exists():
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Darwin counts bytes
 

@@ -21,11 +21,12 @@ from hdm.store import SCRATCH
 from hdm.training.process.job import ERROR, Job, checkpoint_folder, newest_checkpoint, read_outcome
 
 STATE = "state.json"
+# What weights and optimizer state are made for.
 FIXED = (
     "train.model.",
     ".optimizer.kind",
     ".optimizer.state_bits",
-)  # what weights and optimizer state are made for
+)
 Differences = dict[str, tuple[Any, Any]]
 
 
