@@ -3,7 +3,8 @@
 from collections import Counter
 
 from hdm.config import Pipeline
-from hdm.curation import decide, measure
+from hdm.curation import decide
+from hdm.curation.measure import Measures
 from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.faults import file_bytes, plan
@@ -32,7 +33,7 @@ def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):
     items = [item for item in plan(scenes) if item.fault not in ("missing", "cut_off")]
     download = make_download([(file_bytes(item, scenes, plan(scenes)), None) for item in items])
     pipeline, inputs = Pipeline(filter=SETTINGS), {"download": download}
-    for stage in (measure, decide):
+    for stage in (Measures(), decide):
         identity = stage.identify(
             pipeline, {name: output.digest for name, output in inputs.items()}
         )
