@@ -201,7 +201,8 @@ def prefect_server(through: str, work: Path) -> Iterator[None]:
     words = prefect_command(
         "server", "start", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-ui"
     )
-    with running("prefect", words, environment, work / "server", PROJECT) as server:
+    # Not from the project's folder: a store there would give the server its password.
+    with running("prefect", words, environment, work / "server", work) as server:
         wait_for(f"{address}/api/health", server, work / "server")
         yield
 
