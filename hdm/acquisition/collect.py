@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hdm.acquisition.fetch import BlockingFetcher, Fetcher
 from hdm.acquisition.items import Item, Unreadable, Url
+from hdm.closing import Closing
 from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, shard_name, write_table
 from hdm.files import explain_os_error
@@ -163,25 +163,17 @@ async def _fetch(
     return sample, place
 
 
-class _Spill:
+class _Spill(Closing):
     """Bodies that wait on the disk for their turn; in memory, those behind a slow one could fill
     it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    def __enter__(self) -> _Spill:
-        self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  (closed in close)
         self._end = 0
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def append(self, data: bytes) -> int:

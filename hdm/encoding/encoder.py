@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hdm.data.latent_files import DTYPES, LatentFormat, LatentWriter, latent_file_name
-from hdm.encoding.frames import Framing, PlannedFile, bands, reading_order
+from hdm.encoding.frames import Framing, PlannedFile, bands, plan_files, reading_order
 from hdm.encoding.pictures import Frame, FrameReader, Wanted
 from hdm.models.devices import Batches
 from hdm.parts import Files, Folders, Part, Step
@@ -45,6 +45,23 @@ class Resolution:
     form: LatentFormat
     files: list[PlannedFile]
     kind: str = "latents"
+
+    @classmethod
+    def of(
+        cls,
+        pictures: pa.Table,
+        output: str,
+        framing: Framing,
+        form: LatentFormat,
+        shard_bytes: float,
+        kind: str = "latents",
+    ) -> Resolution:
+        """Of pictures with their `width` and `height`, in files of about so many bytes."""
+        widths, heights = framing.sizes(
+            pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
+        )
+        files = plan_files(widths, heights, bytes_a_pixel(form), shard_bytes)
+        return cls(output, framing, form, list(files), kind)
 
     def name(self, file: PlannedFile) -> str:
         return latent_file_name(

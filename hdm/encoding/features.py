@@ -20,8 +20,8 @@ import pyarrow as pa
 from hdm import parts
 from hdm.config import Pipeline
 from hdm.data.latent_files import DTYPES, LatentFormat
-from hdm.encoding.encoder import Band, Encoder, Encoders, Encoding, Resolution, bytes_a_pixel
-from hdm.encoding.frames import Framing, plan_files
+from hdm.encoding.encoder import Band, Encoder, Encoders, Encoding, Resolution
+from hdm.encoding.frames import Framing
 from hdm.encoding.latents import summary
 from hdm.encoding.pictures import FrameReader, kept_pictures
 from hdm.errors import ConfigError
@@ -109,11 +109,8 @@ class EncodingFeatures(Encoding):
             vision.width, 0, 0, DTYPE, encode.features_px, vision.patch_size, made_by
         )
         framing = Framing(encode.features_px, vision.patch_size, encode.max_aspect)
-        widths, heights = framing.sizes(
-            self.pictures.column("width").to_numpy(), self.pictures.column("height").to_numpy()
-        )
-        files = plan_files(widths, heights, bytes_a_pixel(form), encode.shard_mb * 1e6)
-        return [Resolution(NAME, framing, form, list(files), KIND)]
+        shard_bytes = encode.shard_mb * 1e6
+        return [Resolution.of(self.pictures, NAME, framing, form, shard_bytes, KIND)]
 
     def plan(self) -> Iterator[Part[Band]]:
         count = len(self.pictures)

@@ -28,10 +28,9 @@ from hdm.encoding.encoder import (
     Encoders,
     Encoding,
     Resolution,
-    bytes_a_pixel,
     images_of,
 )
-from hdm.encoding.frames import Framing, plan_files
+from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import ConfigError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
@@ -158,11 +157,8 @@ class EncodingLatents(Encoding):
         form = LatentFormat(
             autoencoder.channels, 0, 0, encode.dtype, size, autoencoder.downscale, made_by
         )
-        widths, heights = framing.sizes(
-            self.pictures.column("width").to_numpy(), self.pictures.column("height").to_numpy()
-        )
-        files = plan_files(widths, heights, bytes_a_pixel(form), encode.shard_mb * 1e6)
-        return Resolution(output_name(size), framing, form, list(files))
+        shard_bytes = encode.shard_mb * 1e6
+        return Resolution.of(self.pictures, output_name(size), framing, form, shard_bytes)
 
     def plan(self) -> Iterator[Part[Band]]:
         count = len(self.pictures)

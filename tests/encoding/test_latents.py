@@ -206,7 +206,7 @@ def test_devices_share_the_shards_and_make_the_same_bytes(
     # Shards of a few pictures, so that there are several for each.
     small = changed(home.pipeline, shard_mb=1)
     monkeypatch.setattr(
-        "hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
+        "hdm.encoding.encoder.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
     )
     alone = contents(encode(home, small).path)
     shards = [name for name in alone if name.endswith(".parquet")]
@@ -228,7 +228,7 @@ def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(
     home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "hdm.encoding.latents.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
+        "hdm.encoding.encoder.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
     )
     path = home.inputs["download"].file("images-00001.tar")
     whole = path.read_bytes()
