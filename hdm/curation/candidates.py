@@ -1,5 +1,5 @@
-"""Pairs of 64-bit hashes that differ in few bits: exact, in bounded memory, without comparing all
-with all.
+"""Find all pairs of 64-bit hashes that differ in few bits, in bounded memory and without comparing
+every pair.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from functools import cache
 
 import numpy as np
 
-BANDS = 4  # of 16 bits: hashes within d bits agree to d // 4 bits in one of them
+# Each hash has four bands of 16 bits. By the pigeonhole principle, hashes within d bits of each other
+# differ in at most d // 4 bits of at least one band.
+BANDS = 4
 BLOCK = 1 << 20  # pairs compared at once, 8 bytes each
-EXHAUSTIVE = 1 << 30  # pairs; up to so many, comparing all is quicker than sorting
+# Up to this number of pairs, comparing all of them is faster than sorting.
+EXHAUSTIVE = 1 << 30
 _Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -37,6 +40,7 @@ def similar(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pai
 
 
 def _all_with_all(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterator[_Pairs]:
+    # Block by block, so that memory does not grow with the number of pairs.
     for start in range(0, len(right), BLOCK):
         some = right[start : start + BLOCK]
         rows = max(BLOCK // len(some), 1)
@@ -47,7 +51,7 @@ def _all_with_all(left: np.ndarray, right: np.ndarray, max_bits: int) -> Iterato
 
 
 def _agreeing(left: np.ndarray, right: np.ndarray, max_bits: int, band: int) -> Iterator[_Pairs]:
-    """The pairs that agree to `max_bits // BANDS` bits in this band, and in none before it."""
+    """Pairs that are within `max_bits // BANDS` bits in this band but in no earlier one."""
     radius = max_bits // BANDS
     masks = _masks(radius)
     left_order, left_starts = _sorted_by(left, band)
@@ -56,19 +60,18 @@ def _agreeing(left: np.ndarray, right: np.ndarray, max_bits: int, band: int) -> 
     for value in np.flatnonzero(np.diff(left_starts)).tolist():
         mine = left_order[left_starts[value] : left_starts[value + 1]]
         near = value ^ masks
-        places = _ranges(right_starts[near], right_starts[near + 1])
-        for row, column in _all_with_all(left[mine], sorted_right[places], max_bits):
+        candidates = _ranges(right_starts[near], right_starts[near + 1])
+        for row, column in _all_with_all(left[mine], sorted_right[candidates], max_bits):
             rows = mine[row]
-            columns = right_order[places[column]]
+            columns = right_order[candidates[column]]
             words = (left[rows] ^ right[columns]).view(np.uint16).reshape(-1, BANDS)
+            # A pair that is near in several bands was yielded for the first of them.
             fresh = (np.bitwise_count(words[:, :band]) > radius).all(axis=1)
             yield rows[fresh], columns[fresh]
 
 
 def _sorted_by(hashes: np.ndarray, band: int) -> _Pairs:
-    """Positions in order of the band's value, and where each of its 65,536 values starts among
-    them.
-    """
+    """Positions sorted by the band's value, and where each of the 65,536 values starts in them."""
     values = hashes.view(np.uint16).reshape(-1, BANDS)[:, band]
     starts = np.zeros(2**16 + 1, np.int64)
     np.cumsum(np.bincount(values, minlength=2**16), out=starts[1:])
@@ -82,7 +85,7 @@ def _masks(radius: int) -> np.ndarray:
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """All numbers of the ranges, one range after the other."""
+    """The concatenated ranges [start, stop)."""
     lengths = stops - starts
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)

@@ -1,5 +1,6 @@
-"""Which pictures to keep: every check in order, each refusal with its numbers. Pure: from a table
-of measures to verdicts.
+"""Decide which pictures to keep: apply every check in order and give each refusal with its numbers.
+
+Pure functions from a table of measures to verdicts.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Verdicts:
 
     def counts(self) -> dict[str, int]:
         """Number of refused pictures by reason."""
-        return dict(Counter(reason for reason in self.reasons if reason is not None))
+        return dict(Counter(filter(None, self.reasons)))
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,16 @@ def judge(
         device: where embeddings are compared.
 
     Returns:
-        One verdict a row. What a copy was refused for passes every other check but `top_fraction`;
-        its key is the copy's detail.
+        One verdict a row. The detail of a copy is the key of the picture that is kept in its place,
+        which passes every other check except perhaps `top_fraction`.
     """
     checks = {check.reason: check for check in _thresholds(measures, settings)}
     failed = np.zeros(len(measures), bool)
     for check in checks.values():
         failed |= check.fails
     copies = _Copies(measures, settings)
+    # Copies come after the thresholds: a picture that fails one of these never stands for its
+    # copies.
     for check in copies.checks(records, embeddings, failed, device):
         checks[check.reason] = check
         failed |= check.fails
@@ -84,16 +87,20 @@ def judge(
         checks["top_fraction"] = _all_but_the_best(measures, ~failed, settings.top_fraction)
     reasons: list[str | None] = [None] * len(measures)
     details: list[str | None] = [None] * len(measures)
-    for reason in (criterion.name for criterion in criteria()):
-        for number in np.flatnonzero(checks[reason].fails).tolist() if reason in checks else ():
+    # A picture that fails several checks is refused for the first one in the order of criteria.
+    for criterion in criteria():
+        if criterion.name not in checks:
+            continue
+        check = checks[criterion.name]
+        for number in np.flatnonzero(check.fails).tolist():
             if reasons[number] is None:
-                reasons[number] = reason
-                details[number] = checks[reason].detail(number)
+                reasons[number] = check.reason
+                details[number] = check.detail(number)
     return Verdicts(reasons, details, copies.order, copies.families())
 
 
 def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check]:
-    """The checks that look at one picture at a time. A measure that is not there (NaN) passes."""
+    """The checks that look at one picture at a time. A missing measure (NaN) passes."""
     decoded = np.array(measures.column("decoded").to_pylist(), object)
     yield _Check("undecodable", decoded != "ok", lambda number: str(decoded[number]))
     for criterion in criteria():
@@ -107,6 +114,7 @@ def _threshold(criterion: Criterion, measures: pa.Table, limit: float) -> _Check
     values = read(measures) if read else numbers(measures, criterion.name)
     width = numbers(measures, "width")
     height = numbers(measures, "height")
+    # Comparisons with NaN are false, so a missing measure passes.
     fails = values < limit if criterion.bound == "min" else values > limit
 
     def detail(number: int) -> str:
@@ -117,8 +125,9 @@ def _threshold(criterion: Criterion, measures: pa.Table, limit: float) -> _Check
 
 
 class _Copies:
-    """The checks for copies, and what is known of copies after them. Rows count all pictures,
-    places the decodable ones.
+    """The checks for copies, and the families that follow from them.
+
+    A row is a position among all pictures, a place a position among the decodable ones.
     """
 
     def __init__(self, measures: pa.Table, settings: FilterSettings) -> None:
@@ -151,10 +160,11 @@ class _Copies:
     def _check(
         self, reason: str, groups: np.ndarray, pairs: np.ndarray, failed: np.ndarray
     ) -> _Check:
+        # Families join the pairs of both checks.
         self.pairs = np.concatenate([self.pairs, pairs])
-        found = find_copies(groups, pairs, self.places_in_order, ~failed[self.rows])
+        copies = find_copies(groups, pairs, self.places_in_order, ~failed[self.rows])
         copy_of = np.full(len(failed), -1)
-        copy_of[self.rows[found >= 0]] = self.rows[found[found >= 0]]
+        copy_of[self.rows[copies >= 0]] = self.rows[copies[copies >= 0]]
         return _Check(
             reason, copy_of >= 0, lambda number: str(self.keys[int(copy_of[number])].as_py())
         )
@@ -179,14 +189,18 @@ def _best_first(measures: pa.Table) -> np.ndarray:
     by = [size, numbers(measures, "sharpness"), numbers(measures, "aesthetic")]
     worst_last = [-np.nan_to_num(values, nan=-np.inf) for values in by]
     keys = np.array(measures.column("key").to_pylist())
+    # lexsort sorts by its last key first.
     return np.lexsort([keys, *reversed(worst_last)])
 
 
 def _all_but_the_best(measures: pa.Table, passed: np.ndarray, top: TopFraction) -> _Check:
-    """Pictures without the score are not ranked and pass; of equal ones the first is the better."""
+    """Refuse all but the best share. Pictures without a score are not ranked and pass; ties go to
+    the earlier picture.
+    """
     scores = numbers(measures, top.by)
     ranked = np.flatnonzero(passed & ~np.isnan(scores))
     ranked = ranked[np.argsort(-scores[ranked], kind="stable")]
+    # Less 1e-9, so that a rounding error of the product does not keep one picture more.
     worse = ranked[int(np.ceil(top.keep * len(ranked) - 1e-9)) :]
     fails = np.zeros(len(measures), bool)
     fails[worse] = True

@@ -1,8 +1,8 @@
-"""Whether two pictures whose hashes are near show the same: their small copies, laid over each
-other and compared place by place.
+"""Decide whether two pictures with similar hashes show the same, by aligning their small copies and
+comparing them place by place.
 
-Independent of the hashes: these see the signs of the lowest frequencies, this the gradients in each
-of 16 places.
+This test is independent of the hashes: they hold the signs of the lowest frequencies, whereas this
+compares the gradients in each of 16 places.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from scipy.ndimage import affine_transform
 
 from hdm.curation.fingerprints import GREY_SIDE
 
-SAMPLES = (
-    26  # a side, of the laid-over copies; the outermost, into which a border leaks, are left out
-)
-PLACES = 4  # a side, of 6 × 6 samples
-GREY_PLACES = 16  # a side, where drawings are compared
+# Samples along a side of the aligned copies. The outermost ones, into which a border leaks, are not
+# compared.
+SAMPLES = 26
+PLACES = 4  # along a side, each of 6 × 6 samples
+GREY_PLACES = 16  # along a side, when drawings are compared
 # Root mean square of gradients, in grey levels, below which a place shows nothing. Added to both
 # sides' energy, it keeps what two smooth places have in common, a slope and the noise, from
 # counting as agreement.
 FLAT = 1.0
-MIN_PLACES = 4  # with fewer that show something there is nothing to compare
+MIN_PLACES = 4  # with fewer places that show something there is nothing to compare
 COLOURLESS = 4.0  # root mean square of Cb and Cr about grey
 MIN_COLOUR_COSINE = 0.5
-HOPELESS = 0.45  # below the threshold: no move makes up for that
-COUNTED = (
-    0.875  # share of the places, the best ones: a watermark, or a border's rest, hides the others
-)
+HOPELESS = 0.45  # no move makes up for a correlation this far below the threshold
+# Share of the places that counts, the best ones. A watermark or the rest of a border may hide the
+# others.
+COUNTED = 0.875
 TURNS = (-2, -1, 1, 2)  # degrees
-SHIFTS, FINE_SHIFTS = 0.02, 0.01  # shares of the box, each way
-SCALES = (-0.025, 0.025)  # of the box, at each side
+SHIFTS = 0.02  # share of the box, each way
+FINE_SHIFTS = 0.01
+SCALES = (-0.025, 0.025)  # share of the box, at each side
 
 _Move = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Small copies (P, 32, 32) and boxes (P, 4) to others."""
@@ -46,17 +47,17 @@ def correlate(
     second_boxes: np.ndarray,
     threshold: float,
 ) -> np.ndarray:
-    """How well the gradients of what two pictures show within their boxes agree.
+    """How well the gradients of two pictures agree within their boxes.
 
-    The mean, over the best 14 of 4 × 4 places, of the correlation of their gradients. Brightness
-    and contrast do not change it. Where it falls short of the threshold, but not hopelessly, one
+    This is the correlation of their gradients, averaged over the best 14 of 4 × 4 places; it does
+    not depend on brightness and contrast. Where it misses the threshold by less than HOPELESS, one
     picture is turned by up to 2°, shifted by up to 3 % and scaled by 5 % against the other, and the
-    best of these is taken.
+    best alignment counts.
 
     Args:
         first, second: (P,) RECORD.
         first_boxes, second_boxes: (P, 4) left, top, right, bottom as shares of the whole picture.
-        threshold: where it decides.
+        threshold: correlation from which two pictures count as the same.
 
     Returns:
         (P,) float32 in [-1, 1]; -1 where too little is shown to compare.
@@ -64,6 +65,7 @@ def correlate(
     mine = _gradients(_resampled(first["grey"], first_boxes))
     grey = second["grey"].astype(np.float32)
     best = _agreement(mine, _gradients(_resampled(grey, second_boxes)))
+    # The search is costly: only pairs whose verdict it can change take part.
     near = np.flatnonzero((best < threshold) & (best > threshold - HOPELESS))
     search = _Search(mine[near], grey[near], second_boxes[near], best[near])
     search.take_best([_turn(degrees) for degrees in TURNS])
@@ -75,13 +77,13 @@ def correlate(
 
 
 class _Search:
-    """How second pictures are best laid over first ones: one kind of move after the other, each
-    from the best place so far.
+    """Greedy alignment of second pictures with first ones: one kind of move after the other, each
+    starting from the best alignment so far.
 
     Args:
         mine: (P, 16, 72), gradients of the first pictures.
         grey, boxes: (P, 32, 32) and (P, 4), the second ones.
-        best: (P,), how well they agree as they lie.
+        best: (P,), their agreement before any move.
     """
 
     def __init__(
@@ -93,14 +95,14 @@ class _Search:
         self.best = best
 
     def take_best(self, moves: Iterable[_Move]) -> None:
-        """Make the move after which a pair agrees best, or none."""
+        """For each pair make the move after which it agrees best, or none."""
         grey = self.grey
         boxes = self.boxes
         for move in moves:
             moved, moved_boxes = move(grey, boxes)
-            found = _agreement(self.mine, _gradients(_resampled(moved, moved_boxes)))
-            better = found > self.best
-            self.best = np.maximum(self.best, found)
+            agreement = _agreement(self.mine, _gradients(_resampled(moved, moved_boxes)))
+            better = agreement > self.best
+            self.best = np.maximum(self.best, agreement)
             self.grey = np.where(better[:, None, None], moved, self.grey)
             self.boxes = np.where(better[:, None], moved_boxes, self.boxes)
 
@@ -137,12 +139,11 @@ def _scale(share: float) -> _Move:
 
 @cache
 def _turning(degrees: float) -> np.ndarray:
-    """(1024, 1024): what each pixel of a small copy gives to those of the copy turned about its
-    centre.
-    """
+    """(1024, 1024) matrix that turns a flattened small copy about its centre."""
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     centre = np.full(2, (GREY_SIDE - 1) / 2)
+    # Turning is linear: its matrix is what becomes of each single pixel.
     pixels = np.eye(GREY_SIDE**2, dtype=np.float32).reshape(-1, GREY_SIDE, GREY_SIDE)
     offset = centre - turn @ centre
     turned = [affine_transform(pixel, turn, offset, order=1, mode="nearest") for pixel in pixels]
@@ -150,7 +151,8 @@ def _turning(degrees: float) -> np.ndarray:
 
 
 def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether one picture's colours are the other's, however saturated; a grey one agrees with any.
+    """Whether two pictures have the same colours, whatever their saturation. A grey picture agrees
+    with any.
 
     Args:
         first, second: (P,) RECORD.
@@ -171,8 +173,8 @@ def _inner_colours(side: np.ndarray) -> np.ndarray:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The largest difference of the whole pictures at any place, with that in overall brightness
-    taken out.
+    """The largest difference of two whole pictures at any place, without that of their overall
+    brightness.
 
     Args:
         first, second: (P,) RECORD.
@@ -190,7 +192,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def mirror(records: np.ndarray) -> np.ndarray:
-    """The fingerprints of the mirror images, as far as the comparisons here read them."""
+    """Fingerprints of the mirror images. Only the fields that this module reads are mirrored."""
     turned = records.copy()
     turned["grey"] = records["grey"][:, :, ::-1]
     turned["colour"] = records["colour"][:, :, ::-1]
@@ -203,8 +205,8 @@ def _norm(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(grey: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """What boxes (P, 4) of small copies (P, 32, 32) show, as (P, 26, 26) float32: bilinear, with no
-    less than a sample's width.
+    """Boxes (P, 4) cut from small copies (P, 32, 32) and resampled to (P, 26, 26) float32 by a
+    triangle filter at least one pixel wide.
     """
     across = _weights(boxes[:, 0], boxes[:, 2])
     down = _weights(boxes[:, 1], boxes[:, 3])
@@ -212,7 +214,7 @@ def _resampled(grey: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def _weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(P, 26, 32): each sample's shares of the pixels."""
+    """(P, 26, 32): the weight of each pixel in each sample."""
     step = (high - low) / SAMPLES * GREY_SIDE
     centres = low[:, None] * GREY_SIDE + (np.arange(SAMPLES) + 0.5) * step[:, None] - 0.5
     reach = np.maximum(step, 1)[:, None, None]
@@ -222,7 +224,7 @@ def _weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _gradients(grey: np.ndarray) -> np.ndarray:
-    """(P, 26, 26) → (P, 16, 72): across and down, by place."""
+    """(P, 26, 26) → (P, 16, 72): horizontal and vertical gradients by place."""
     inner = grey[:, 1:, 1:]
     corner = inner[:, :-1, :-1]
     both = np.stack([inner[:, :-1, 1:] - corner, inner[:, 1:, :-1] - corner], axis=1)
@@ -232,9 +234,7 @@ def _gradients(grey: np.ndarray) -> np.ndarray:
 
 
 def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """The mean correlation over the best of the places where at least one of them shows
-    something.
-    """
+    """Mean correlation over the best of the places in which at least one picture shows something."""
     energy = (mine**2).sum(axis=2), (theirs**2).sum(axis=2)
     floor = FLAT**2 * mine.shape[2]
     correlation = (mine * theirs).sum(axis=2) / np.sqrt((energy[0] + floor) * (energy[1] + floor))
@@ -244,4 +244,5 @@ def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     num_counted = np.maximum(np.ceil(num_shown * COUNTED), 1)
     counted = np.arange(best_first.shape[1]) < num_counted[:, None]
     mean = np.where(counted, best_first, 0).sum(axis=1) / num_counted
+    # -1: too little is shown to call them the same.
     return np.where(num_shown >= MIN_PLACES, mean, -1).astype(np.float32)

@@ -1,8 +1,7 @@
-"""Every reason to refuse a picture: the registry from which decision, counts, errors and report
-derive.
+"""The registry of reasons to refuse a picture. Decisions, counts, errors and report derive from it.
 
-A new criterion is one file that calls `register`. It is in use where `filter.limits` names it:
-`filter.limits={darkness: 20}`. What it says of the pictures is an output of its own,
+A new criterion is one file that calls `register`. A pipeline uses it by naming it in
+`filter.limits`: `filter.limits={darkness: 20}`. Its scores are an output of their own,
 `filter.darkness`, so that switching it on measures nothing else again.
 """
 
@@ -39,16 +38,16 @@ class Criterion:
     """A reason to refuse a picture.
 
     Args:
-        name: the reason, as the scores tables and counts have it.
-        words: the reason, as the report has it.
-        setting: where the user changes it; empty: `filter.limits.NAME`.
-        component: the model that it needs, by its name in `components`; None: none.
-        bound: whether the limit is the least or the most that passes. None: the criterion compares
-            pictures with each other, which `hdm.curation.checks` does.
-        values: (N,) what is compared with the limit; None: the column of the criterion's name.
+        name: the reason in tables of scores and in counts.
+        words: the reason in the report.
+        setting: the setting that holds the limit; empty: `filter.limits.NAME`.
+        component: name in `components` of the model that it needs; None: it needs none.
+        bound: whether the limit is the least or the largest value that passes. None: the criterion
+            compares pictures with each other, which `hdm.curation.checks` does.
+        values: (N,) values to compare with the limit; None: the column of the criterion's name.
         detail: the numbers of a refusal; None: the usual wording.
-        open: of a criterion with an output of its own: loads what it needs and gives its score. A
-            function of a module, so that other processes find it.
+        open: for a criterion with an output of its own, loads what it needs and returns its score.
+            It has to be a module-level function, so that other processes can import it.
         version: of `open`; raise it when scores change.
     """
 
@@ -180,22 +179,25 @@ def register(criterion: Criterion) -> None:
             f"criterion {criterion.name}: its setting is always filter.limits.{criterion.name}"
         )
     # Columns and other outputs of the filter must not be hidden by it.
-    taken = {known.name for known in _CRITERIA}
+    taken = {other.name for other in _CRITERIA}
     taken |= {"key", "decoded", "width", "height", "sharpness", "noise", "fingerprint", "sha256"}
     taken |= {"kept", "reason", "detail", "split", "measures", "contrastive"}
     if criterion.name in taken:
         raise ValueError(f"there is already a criterion or column {criterion.name}")
+    # `top_fraction` stays last: it ranks what passed everything else.
     _CRITERIA.insert(len(_CRITERIA) - 1, criterion)
 
 
 def unregister(name: str) -> None:
-    """Take a registered criterion out again."""
-    _CRITERIA[:] = [known for known in _CRITERIA if known.name != name or known.open is None]
+    """Remove a registered criterion; the built-in ones stay."""
+    for criterion in tuple(_CRITERIA):
+        if criterion.name == name and criterion.open is not None:
+            _CRITERIA.remove(criterion)
 
 
 def added(settings: FilterSettings) -> list[Criterion]:
     """The registered criteria that the settings switch on."""
-    return [known for known in _CRITERIA if known.open and known.limit(settings) is not None]
+    return [one for one in _CRITERIA if one.open and one.limit(settings) is not None]
 
 
 def words() -> dict[str, str]:
@@ -205,7 +207,7 @@ def words() -> dict[str, str]:
 
 def problems(settings: FilterSettings, present: Callable[[str], bool]) -> Iterator[ConfigError]:
     """Limits of unknown criteria, and criteria whose models are not `present`."""
-    registered = [known.name for known in _CRITERIA if known.open]
+    registered = [criterion.name for criterion in _CRITERIA if criterion.open]
     for name in settings.limits:
         if name not in registered:
             yield ConfigError(
@@ -213,20 +215,21 @@ def problems(settings: FilterSettings, present: Callable[[str], bool]) -> Iterat
                 where=f"filter.limits.{name}",
                 do=f"use one of {', '.join(registered)}" if registered else "register it first",
             )
-    needs = [
-        (known.where, known.component)
-        for known in _CRITERIA
-        if known.component and known.limit(settings) is not None
-    ]
+    for criterion in _CRITERIA:
+        if criterion.limit(settings) is not None:
+            yield from _lacking(criterion, criterion.where, present)
     by = settings.top_fraction.by if settings.top_fraction else None
-    needs += [
-        (f"filter.top_fraction.by: {by}", known.component)
-        for known in _CRITERIA
-        if known.component and known.name == by
-    ]
-    for setting, component in needs:
-        if component is not None and not present(component):
-            yield ConfigError(
-                f"{setting} needs components.{component}, which is not set",
-                do=f"set components.{component}, or leave {setting} out",
-            )
+    for criterion in _CRITERIA:
+        if criterion.name == by:
+            yield from _lacking(criterion, f"filter.top_fraction.by: {by}", present)
+
+
+def _lacking(
+    criterion: Criterion, setting: str, present: Callable[[str], bool]
+) -> Iterator[ConfigError]:
+    component = criterion.component
+    if component and not present(component):
+        yield ConfigError(
+            f"{setting} needs components.{component}, which is not set",
+            do=f"set components.{component}, or leave {setting} out",
+        )

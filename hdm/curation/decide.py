@@ -1,10 +1,12 @@
-"""Decide which pictures are kept, and which split each belongs to. Thresholds only: no picture is
-read again.
+"""Decide which pictures are kept and which split each belongs to.
+
+Only tables are read here, so changing a threshold decodes no picture again.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -74,7 +76,7 @@ def _problems(pipeline: Pipeline) -> Iterator[ConfigError]:
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """What of `filter` cannot work: measures and thresholds."""
+    """Report the problems of the stage `filter`: its device, models and thresholds."""
     yield from raised_by(
         partial(check_device, pipeline.filter.device, "filter.device"),
         partial(check_head, resolve(pipeline.components)),
@@ -112,7 +114,7 @@ def make(
 
 @dataclass(frozen=True)
 class _Decision:
-    """On all pictures, one after the other over the shards."""
+    """On all pictures, in the order of the shards."""
 
     verdicts: Verdicts
     splits: list[str | None]
@@ -121,8 +123,8 @@ class _Decision:
 
 @dataclass(frozen=True)
 class Deciding(Step[int, _Decision]):
-    """Compares all pictures with the limits and with each other, then writes what was decided of
-    them, shard by shard.
+    """Compare all pictures with the limits and with each other, then write the verdicts shard by
+    shard.
     """
 
     settings: FilterSettings
@@ -168,7 +170,7 @@ class Deciding(Step[int, _Decision]):
 
 
 def joined_tables(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
-    """What is known of the pictures, a table a shard."""
+    """Measures and models' scores of all pictures, one table a shard."""
     measures = inputs["filter.measures"]
     names = [name for name in MEASURES.names if name != "fingerprint"]
     for number in range(num_shards(measures, "measures")):
@@ -177,12 +179,14 @@ def joined_tables(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
 
 
 def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.Table:
-    """One shard's measures with what each model says of these pictures, joined by key.
+    """One shard's measures and models' scores, joined by key.
 
-    A picture is undecodable if any of them could not decode it, since its values are missing then.
+    A picture is undecodable if any of the outputs could not decode it, because its values are then
+    missing.
     """
     keys = measures.column("key").to_pylist()
     decoded = measures.column("decoded").to_pylist()
+    # These columns exist in every table of scores, whether or not a model fills them.
     columns = {name: SCORES.field(name).type for name in ("aesthetic", "clip_similarity")}
     values: dict[str, list[float | None]] = {name: [None] * len(keys) for name in columns}
     for name, output in inputs.items():
@@ -190,21 +194,19 @@ def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.T
         if name in ("download", "filter.measures"):
             continue
         scored = read_table(output.file(shard_name(kind, number)))
-        row_of = {key: row for row, key in enumerate(scored.column("key").to_pylist())}
-        rows = [row_of.get(key) for key in keys]
+        rows = pc.index_in(measures.column("key"), value_set=scored.column("key"))
         for column in scored.column_names:
             if column == "key":
                 continue
-            given = scored.column(column).to_pylist()
-            joined = [None if row is None else given[row] for row in rows]
+            joined = scored.column(column).take(rows).to_pylist()
             if column == "decoded":
                 pairs = zip(decoded, joined, strict=True)
                 decoded = [own if own != "ok" else other for own, other in pairs]
             else:
                 columns[column] = scored.schema.field(column).type
                 values[column] = joined
-    place = measures.schema.get_field_index("decoded")
-    table = measures.set_column(place, MEASURES.field("decoded"), pa.array(decoded, pa.string()))
+    index = measures.schema.get_field_index("decoded")
+    table = measures.set_column(index, MEASURES.field("decoded"), pa.array(decoded, pa.string()))
     for name, kind_of in columns.items():
         table = table.append_column(pa.field(name, kind_of), pa.array(values[name], kind_of))
     return table
@@ -212,40 +214,37 @@ def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.T
 
 def _judge(table: pa.Table, inputs: Mapping[str, Output], settings: FilterSettings) -> Verdicts:
     measures = inputs["filter.measures"]
-    ok = [
-        key
-        for key, decoded in zip(
-            table.column("key").to_pylist(), table.column("decoded").to_pylist(), strict=True
-        )
-        if decoded == "ok"
-    ]
-    measured = read_tables(measures, "measures", ["key", "decoded"])
-    own = measured.column("key").filter(pc.equal(measured.column("decoded"), "ok")).to_pylist()
-    records = read_fingerprints(measures)[_places(own, ok)]
+    ok = _decodable(table)
+    # The measures' own keys: fingerprints are there for each of these, though a model may have failed
+    # to decode some.
+    measured = _decodable(read_tables(measures, "measures", ["key", "decoded"]))
+    records = read_fingerprints(measures)[_positions(measured, ok)]
     if settings.duplicate_meaning is None:
         return judge(table, records, settings)
     device = choose_device(settings.device, "comparing embeddings")
     embedded, embeddings = read_embeddings(inputs["filter.contrastive"])
-    return judge(table, records, settings, embeddings[_places(embedded, ok)], device)
+    return judge(table, records, settings, embeddings[_positions(embedded, ok)], device)
 
 
-def _places(keys: list[Key], wanted: list[Key]) -> np.ndarray:
-    """(N,) where each wanted key stands."""
-    place = {key: number for number, key in enumerate(keys)}
-    return np.array([place[key] for key in wanted], np.int64)
+def _decodable(table: pa.Table) -> list[Key]:
+    """Keys of the pictures that can be decoded, in order."""
+    return table.column("key").filter(pc.equal(table.column("decoded"), "ok")).to_pylist()
+
+
+def _positions(keys: list[Key], wanted: list[Key]) -> np.ndarray:
+    """(N,) the position of each wanted key among `keys`."""
+    position = {key: number for number, key in enumerate(keys)}
+    return np.array([position[key] for key in wanted], np.int64)
 
 
 def _splits(
     table: pa.Table, verdicts: Verdicts, settings: FilterSettings, store: Store
 ) -> tuple[list[str | None], int]:
-    """Each kept picture's split, and how many pictures had another before.
-
-    Refused copies get the split of their family too, so that it is there when one of them is kept
-    some day.
-    """
+    """Each kept picture's split, and the number of pictures that moved from another split."""
+    # Refused copies too are remembered with their family's split, in case one of them is kept later.
     kept_families = np.unique(verdicts.families[verdicts.kept])
-    shown = np.isin(verdicts.families, kept_families)
-    rows = verdicts.order[shown[verdicts.order]]
+    is_remembered = np.isin(verdicts.families, kept_families)
+    rows = verdicts.order[is_remembered[verdicts.order]]
     hashes = table.column("sha256").take(pa.array(rows)).combine_chunks()
     shares = Shares(settings.validation, settings.held_out)
     memory = SplitMemory(store.root, shares)
@@ -281,10 +280,8 @@ def _write(
             schema = schema.append(measures.schema.field(name))
     kept = [reason is None for reason in reasons]
     decided: dict[str, Any] = {"kept": kept, "reason": reasons, "detail": details, "split": splits}
-    rows = {
-        name: decided[name] if name in decided else measures.column(name).to_pylist()
-        for name in schema.names
-    }
+    measured = [name for name in schema.names if name not in decided]
+    rows = measures.select(measured).to_pydict() | decided
     counts = {"items": len(kept), "kept": sum(kept)}
     for criterion in criteria():
         # A registered one that is not in use has no count, so that it changes no other pipeline.
@@ -295,10 +292,13 @@ def _write(
 
 
 def _nothing_kept(verdicts: Verdicts) -> InputError:
-    counts = sorted(verdicts.counts().items(), key=lambda item: -item[1])
-    summary = ", ".join(f"{count} {reason}" for reason, count in counts)
-    settings = {criterion.name: criterion.where for criterion in criteria()}
+    where = {criterion.name: criterion.where for criterion in criteria()}
+    counts = []
+    settings = []
+    for reason, count in Counter(verdicts.counts()).most_common():
+        counts.append(f"{count} {reason}")
+        settings.append(where[reason])
     return InputError(
-        f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {summary}",
-        do=f"look at the pictures, or loosen {', '.join(settings[reason] for reason, _ in counts)}",
+        f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {', '.join(counts)}",
+        do=f"look at the pictures, or loosen {', '.join(settings)}",
     )

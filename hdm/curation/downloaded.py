@@ -1,4 +1,4 @@
-"""The downloaded pictures, decoded in processes, ahead of whatever measures them."""
+"""Read the downloaded pictures and decode them in processes, ahead of whatever measures them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ COLUMNS = ("key", "status", "captions", "sha256", "offset", "bytes", "width", "h
 class Picture:
     """One downloaded item.
 
-    `decoded` is "ok" or why the pixels cannot be had; `pixels`, (h, w, 3) uint8, are there for
-    models alone.
+    `decoded` is "ok" or the reason why it cannot be decoded; `pixels`, (h, w, 3) uint8, are set only
+    where a model looks at them.
     """
 
     key: Key
@@ -62,20 +62,24 @@ class Pictures(Closing):
         self.reader.close()
 
     def batches(self, number: int) -> Iterator[list[Picture]]:
-        """The pictures of one shard of the download, in order; their pixels until the next batch."""
+        """Yield one shard's pictures in order. Their pixels are dropped when the next batch is
+        asked for.
+        """
         path = self.download.file(shard_name("samples", number))
         samples = read_table(path, COLUMNS).to_pylist()
         items = [sample for sample in samples if sample["status"] == "ok"]
-        asked = (self._asked(number, item) for item in items)
+        requests = map(partial(self._request, number), items)
         # One batch waits for the models while the next one is decoded.
-        answers = self.decoders.map(asked, ahead=2 * self.batch_size)
-        found = (_picture(item, answer) for item, answer in zip(items, answers, strict=True))
-        while batch := list(islice(found, self.batch_size)):
+        answers = self.decoders.map(requests, ahead=2 * self.batch_size)
+        pairs = zip(items, answers, strict=True)
+        pictures = (_picture(item, answer) for item, answer in pairs)
+        while batch := list(islice(pictures, self.batch_size)):
             yield batch
+            # The caller keeps all pictures of the shard: without this it would keep all pixels too.
             for picture in batch:
                 picture.pixels = None
 
-    def _asked(self, number: int, item: Mapping[str, Any]) -> Asked:
+    def _request(self, number: int, item: Mapping[str, Any]) -> Asked:
         place = (number, item["offset"], item["bytes"], item["sha256"])
         return Asked(
             item["key"],
@@ -86,16 +90,16 @@ class Pictures(Closing):
 
 
 def num_items(download: Output, number: int) -> int:
-    """How many downloaded pictures a shard holds."""
+    """Number of downloaded pictures in a shard."""
     statuses = read_table(download.file(shard_name("samples", number)), ["status"])
     return int(pc.sum(pc.equal(statuses.column("status"), "ok")).as_py() or 0)
 
 
 def _picture(item: Mapping[str, Any], answer: Future[Answer]) -> Picture:
-    captions = [text for text in map(normal_caption, item["captions"]) if text]
+    captions = list(filter(None, map(normal_caption, item["captions"])))
     try:
-        found = answer.result()
+        decoded = answer.result()
     except BadImage as refusal:
         return Picture(item["key"], captions, refusal.status)
-    pixels = found.arrays[0] if found.arrays else None
-    return Picture(item["key"], captions, "ok", found.facts, pixels)
+    pixels = decoded.arrays[0] if decoded.arrays else None
+    return Picture(item["key"], captions, "ok", decoded.facts, pixels)

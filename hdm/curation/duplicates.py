@@ -1,8 +1,7 @@
-"""Which pictures are copies of which: near hashes give candidates, a comparison of the small copies
-confirms each.
+"""Find copies: similar hashes give candidate pairs, and a comparison of the small copies confirms
+each pair.
 
-What is confirmed are pairs. From these follow the copies, which are refused, and the families,
-which share a split.
+From the confirmed pairs follow the copies, which are refused, and the families, which share a split.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from hdm.curation.candidates import similar
 from hdm.curation.comparison import colours_agree, correlate, difference, mirror
 from hdm.curation.fingerprints import EVERYTHING, boxes_within
 
-MIN_CORRELATION = 0.78  # bench/duplicates.py: where copies and unrelated pictures part
+MIN_CORRELATION = 0.78  # separates copies from unrelated pictures in bench/duplicates.py
 CHUNK = 2048  # pairs confirmed at once, about 50 kB each
 MEANINGS = 4096  # embeddings compared with as many others at once
-_WHOLE = -1  # in the place of a number of VIEWS: both pictures whole, whatever border they have
+_WHOLE = -1  # instead of an index into VIEWS: both pictures whole, with whatever border they have
 
 
 @dataclass(frozen=True)
@@ -46,32 +45,34 @@ def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) ->
 
     Args:
         records: (N,) RECORD of all pictures.
-        groups: (N,) the first picture with the same pixels, for most a picture itself.
+        groups: (N,) the first picture with the same pixels; most pictures are their own.
         criterion: what counts as the same.
 
     Returns:
-        (E, 2) int64, the lower number first, sorted, each pair once. Of pictures with the same
-        pixels only the first is in pairs.
+        (E, 2) int64, sorted, each pair once with the lower number first. Of pictures with the same
+        pixels only the first occurs in pairs.
     """
     if criterion.distance == 0:
         return np.zeros((0, 2), np.int64)
     first = np.unique(groups)
-    found = [np.zeros((0, 2), np.int64)]
+    all_pairs = [np.zeros((0, 2), np.int64)]
     for one, other, view, mirrored in _candidates(records, first, criterion):
         mine = records[first[one]]
         theirs = records[first[other]]
         alike = _confirmed(mirror(mine) if mirrored else mine, theirs, view, criterion)
         pairs = np.stack([first[one[alike]], first[other[alike]]], axis=1)
-        found.append(np.sort(pairs, axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+        all_pairs.append(np.sort(pairs, axis=1))
+    return np.unique(np.concatenate(all_pairs), axis=0)
 
 
-_Found = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
+_Candidates = tuple[np.ndarray, np.ndarray, np.ndarray, bool]
 
 
-def _candidates(records: np.ndarray, first: np.ndarray, criterion: Criterion) -> Iterator[_Found]:
-    """Places in `first`, those that they may be, the view of these that was seen, and whether the
-    former were mirrored.
+def _candidates(
+    records: np.ndarray, first: np.ndarray, criterion: Criterion
+) -> Iterator[_Candidates]:
+    """Candidate pairs as positions in `first`: one picture, the other, the view of the other that
+    looks like the one, and whether the one was mirrored.
     """
     count = len(first)
     whole = records["whole"][first]
@@ -91,28 +92,30 @@ def _candidates(records: np.ndarray, first: np.ndarray, criterion: Criterion) ->
 
 def _chunks(
     pairs: Iterator[tuple[np.ndarray, np.ndarray]], count: int, view: int, mirrored: bool
-) -> Iterator[_Found]:
-    """Of at most CHUNK pairs each; a picture is no candidate for itself, and no pair of wholes
-    comes twice.
+) -> Iterator[_Candidates]:
+    """Chunks of at most CHUNK pairs, without a picture paired with itself and without the same pair
+    of whole pictures twice.
     """
     waiting: list[np.ndarray] = []
     size = 0
     for one, place in pairs:
         other = place % count
         seen = view + place // count
+        # Pairs of whole pictures are symmetric; views beyond the first are not.
         fresh = np.where(seen > 0, one != other, one < other)
         waiting.append(np.stack([one[fresh], other[fresh], seen[fresh]]))
         size += int(fresh.sum())
         if size >= CHUNK:
             yield from _cut(np.concatenate(waiting, axis=1), mirrored)
-            waiting, size = [], 0
+            waiting = []
+            size = 0
     if size:
         yield from _cut(np.concatenate(waiting, axis=1), mirrored)
 
 
-def _cut(found: np.ndarray, mirrored: bool) -> Iterator[_Found]:
-    for start in range(0, found.shape[1], CHUNK):
-        one, other, seen = found[:, start : start + CHUNK]
+def _cut(candidates: np.ndarray, mirrored: bool) -> Iterator[_Candidates]:
+    for start in range(0, candidates.shape[1], CHUNK):
+        one, other, seen = candidates[:, start : start + CHUNK]
         yield one, other, seen, mirrored
 
 
@@ -136,13 +139,13 @@ def find_copies(
 ) -> np.ndarray:
     """The kept picture that each picture is a copy of.
 
-    Pictures are visited in order. One that is near no kept picture is kept; one that is near is a
-    copy of the first kept picture that it is near to. So no two kept pictures are near each other,
-    and a chain of pictures that drift apart is not swallowed by its first.
+    Pictures are visited in order. One that is near no kept picture is kept; any other is a copy of
+    the first kept picture that it is near to. So no two kept pictures are near each other, and the
+    first picture of a chain of small changes does not swallow the whole chain.
 
     Args:
         groups: (N,) the first picture with the same pixels.
-        pairs: (E, 2) such first pictures that are near.
+        pairs: (E, 2) pairs of such first pictures that are near each other.
         order: (N,) the pictures, the best first.
         fit: (N,) bool; only these are kept, so that a bad copy never displaces a good picture.
 
@@ -154,6 +157,7 @@ def find_copies(
     rank[order] = np.arange(len(groups))
     leader = np.full(len(groups), -1)  # of each first picture, the kept one with its pixels
     copy_of = np.full(len(groups), -1)
+    # Fit pictures first, so that an unfit one can be a copy of any of them.
     for number in np.concatenate([order[fit[order]], order[~fit[order]]]).tolist():
         group = groups[number]
         near = leader[[group, *neighbours[starts[group] : starts[group + 1]]]]
@@ -166,14 +170,14 @@ def find_copies(
 
 
 def _neighbours(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each number's neighbours start among all of them, and these."""
+    """Adjacency lists: where each number's neighbours start, and all neighbours."""
     both = np.concatenate([pairs, pairs[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
     return np.searchsorted(both[:, 0], np.arange(count + 1)), both[:, 1]
 
 
 def find_families(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(N,) the same number for pictures that equal pixels or pairs connect, however indirectly."""
+    """(N,) connected components: the same number for pictures connected by equal pixels or pairs."""
     count = len(groups)
     one = np.concatenate([np.arange(count), pairs[:, 0]])
     other = np.concatenate([groups, pairs[:, 1]])
@@ -182,24 +186,25 @@ def find_families(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def same_meaning(embeddings: np.ndarray, cosine: float, device: str) -> np.ndarray:
-    """Pairs of pictures whose embeddings lie near each other: all with all, in blocks.
+    """Pairs of pictures with similar embeddings, by comparing all with all in blocks.
 
     Args:
         embeddings: (N, E) of unit length.
-        cosine: from which on two are near.
+        cosine: similarity from which two are near.
         device: where they are multiplied.
 
     Returns:
         (P, 2) int64, the lower number first.
     """
+    # Imported here: finding copies by hashes needs no torch, whose import takes seconds.
     import torch
 
     vectors = torch.from_numpy(embeddings)
-    found = [np.zeros((0, 2), np.int64)]
+    all_pairs = [np.zeros((0, 2), np.int64)]
     for start in range(0, len(vectors), MEANINGS):
         rows = vectors[start : start + MEANINGS].to(device)
         for first in range(start, len(vectors), MEANINGS):
             near = rows @ vectors[first : first + MEANINGS].to(device).T >= cosine
             pairs = near.nonzero().cpu().numpy() + np.array([start, first])
-            found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-    return np.concatenate(found)
+            all_pairs.append(pairs[pairs[:, 0] < pairs[:, 1]])
+    return np.concatenate(all_pairs)

@@ -1,6 +1,4 @@
-"""What the contrastive model says of every picture: its embedding, and its likeness to its
-captions.
-"""
+"""The contrastive model's embedding of every picture, and its similarity to its captions."""
 
 from __future__ import annotations
 
@@ -27,13 +25,14 @@ log = logging.getLogger(__name__)
 
 NAME = "filter.contrastive"
 SCHEMA = 1
+# Stored embeddings have 32 bits, so that scores computed from them equal those computed from the
+# model's own.
 NUMBER = np.dtype("<f4")
-"""Of stored embeddings: 32 bits, so that scores computed from them are those of the model's own."""
 
 
 class Embeddings(Look):
-    """What the contrastive model says: `contrastive-*.parquet` (SIMILARITIES), and key and unit
-    embedding (float32) of every picture that can be decoded in `embeddings-*.parquet`.
+    """Similarities in `contrastive-*.parquet` (SIMILARITIES); key and unit embedding (float32) of
+    every picture that can be decoded in `embeddings-*.parquet`.
     """
 
     name = NAME
@@ -91,8 +90,8 @@ def vectors_in(table: pa.Table) -> tuple[list[Key], np.ndarray]:
 
 
 @dataclass
-class _Said:
-    """Of one picture; similarity is None without a caption."""
+class _Result:
+    """The model's result for one picture; similarity is None without a caption."""
 
     embedding: bytes
     similarity: float | None = None
@@ -104,67 +103,73 @@ class _Embedder:
     model: Contrastive
     batches: Batches
 
-    def note(self, batch: Sequence[Picture]) -> Mapping[Key, _Said]:
+    def note(self, batch: Sequence[Picture]) -> Mapping[Key, _Result]:
         decoded = [picture for picture in batch if picture.pixels is not None]
-        said: dict[Key, _Said] = {}
-        # The images alone: a batch is halved where the device does not hold it.
+        results: dict[Key, _Result] = {}
+        # Only the images: a batch of them is halved where it does not fit on the device.
         for part, embeddings in self.batches.run(decoded, self._embed):
-            said |= _read(self.model, part, embeddings)
-        return said
+            results |= _compare(self.model, part, embeddings)
+        return results
 
     def _embed(self, pictures: Sequence[Picture]) -> np.ndarray:
         return self.model.embed_images([one.pixels for one in pictures if one.pixels is not None])
 
     def write(
-        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[Key, _Said]
+        self, folder: Folder, number: int, pictures: Sequence[Picture], noted: Mapping[Key, _Result]
     ) -> None:
         _write_similarities(folder, number, pictures, noted)
         _write_embeddings(folder, number, self.model.embed_size, noted)
 
 
-def _read(
+def _compare(
     model: Contrastive, pictures: Sequence[Picture], embeddings: np.ndarray
-) -> dict[Key, _Said]:
-    said = [_Said(vector.tobytes()) for vector in embeddings.astype(NUMBER)]
-    owners = [number for number, picture in enumerate(pictures) for _ in picture.captions]
-    captions = [caption for picture in pictures for caption in picture.captions]
-    similarities = (embeddings[owners] * model.embed_texts(captions)).sum(axis=1)
-    for number, similarity in zip(owners, similarities.tolist(), strict=True):
-        before = said[number].similarity
-        said[number].similarity = similarity if before is None else max(before, similarity)
-    for number, cut in zip(owners, model.are_cut(captions), strict=True):
-        said[number].num_cut += cut
-    return dict(zip([picture.key for picture in pictures], said, strict=True))
+) -> dict[Key, _Result]:
+    """Compare each picture with its captions; the most similar caption counts."""
+    results = {}
+    owners: list[Key] = []
+    rows: list[int] = []
+    captions: list[str] = []
+    for row, picture in enumerate(pictures):
+        results[picture.key] = _Result(embeddings[row].astype(NUMBER).tobytes())
+        owners += [picture.key] * len(picture.captions)
+        rows += [row] * len(picture.captions)
+        captions += picture.captions
+    similarities = (embeddings[rows] * model.embed_texts(captions)).sum(axis=1)
+    for key, similarity in zip(owners, similarities.tolist(), strict=True):
+        best = results[key].similarity
+        results[key].similarity = similarity if best is None else max(best, similarity)
+    for key, is_cut in zip(owners, model.are_cut(captions), strict=True):
+        results[key].num_cut += is_cut
+    return results
 
 
 def _write_similarities(
-    folder: Folder, number: int, pictures: Sequence[Picture], said: Mapping[Key, _Said]
+    folder: Folder, number: int, pictures: Sequence[Picture], results: Mapping[Key, _Result]
 ) -> None:
-    similarities = [said[one.key].similarity if one.key in said else None for one in pictures]
+    similarities = [
+        results[picture.key].similarity if picture.key in results else None for picture in pictures
+    ]
     rows: dict[str, Sequence[Any]] = {
         "key": [picture.key for picture in pictures],
         "decoded": [picture.decoded for picture in pictures],
         "clip_similarity": similarities,
     }
-    cut = sum(one.num_cut for one in said.values())
+    cut = sum(result.num_cut for result in results.values())
     counts = {"items": len(pictures), "captions_cut": cut}
     write_table(folder, shard_name("contrastive", number), SIMILARITIES, rows, counts)
 
 
-def _write_embeddings(folder: Folder, number: int, width: int, said: Mapping[Key, _Said]) -> None:
-    stored = pa.binary(width * NUMBER.itemsize)
-    schema = pa.schema(
-        [
-            FIELD,
-            pa.field("embedding", stored, nullable=False),
-        ]
-    )
-    keys = pa.array(list(said), pa.string())
-    vectors = pa.array([one.embedding for one in said.values()], stored)
+def _write_embeddings(
+    folder: Folder, number: int, width: int, results: Mapping[Key, _Result]
+) -> None:
+    vector = pa.binary(width * NUMBER.itemsize)
+    schema = pa.schema([FIELD, pa.field("embedding", vector, nullable=False)])
+    keys = pa.array(list(results), pa.string())
+    vectors = pa.array([result.embedding for result in results.values()], vector)
     table = pa.table([keys, vectors], schema=schema)
     with folder.write(shard_name("embeddings", number)) as file:
-        # Vectors do not compress, and stored plain they can be read where they lie.
+        # Vectors do not compress, and uncompressed ones can be read in place.
         pq.write_table(
             table, file.path, compression="none", use_dictionary=False, write_page_checksum=True
         )
-        file.counts["embeddings"] = len(said)
+        file.counts["embeddings"] = len(results)

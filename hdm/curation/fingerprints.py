@@ -1,17 +1,18 @@
-"""What tells whether two pictures are one: a hash of the pixels, perceptual hashes of several
-views, small copies.
+"""Fingerprints that tell whether two pictures show the same: a hash of the pixels, perceptual hashes
+of several views, and small copies.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from PIL import Image
 from scipy.fft import dct
 
-SMALL_SIDE = 128  # the views are cut from a copy of so many pixels a side
+SMALL_SIDE = 128  # pixels a side of the copy from which views are cut
 GREY_SIDE = 32
 COLOUR_SIDE = 8
 FRAME_CONTRAST = 16  # grey levels within a border that counts as one colour
@@ -25,15 +26,16 @@ CORNER_VIEW = 0.9
 
 
 def _views() -> np.ndarray:
-    """(9, 4) left, top, right, bottom as shares: the whole, what its centre and its corners
-    show.
+    """(9, 4) left, top, right, bottom as shares: the whole, four crops of its centre, four of its
+    corners.
     """
     boxes = []
     for share in CENTRE_VIEWS:
         margin = (1 - share) / 2
         boxes.append((margin, margin, 1 - margin, 1 - margin))
     rest = 1 - CORNER_VIEW
-    boxes += [(x, y, x + CORNER_VIEW, y + CORNER_VIEW) for x in (0, rest) for y in (0, rest)]
+    for x, y in product((0, rest), (0, rest)):
+        boxes.append((x, y, x + CORNER_VIEW, y + CORNER_VIEW))
     return np.array(boxes)
 
 
@@ -55,7 +57,7 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`sha256` is of size and pixels; `record` the bytes of one RECORD."""
+    """`sha256` covers size and pixels; `record` holds the bytes of one RECORD."""
 
     sha256: str
     record: bytes
@@ -71,13 +73,13 @@ def fingerprint(pixels: np.ndarray) -> Fingerprint:
 
 def _record(pixels: np.ndarray) -> np.ndarray:
     frame = find_frame(pixels)
-    # Not by boxes: of a picture of 61 pixels a side they make another than of one of 64.
+    # A box filter would give different copies of the same picture at 61 and at 64 pixels a side.
     small = Image.fromarray(pixels).resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BILINEAR)
     grey = small.convert("L")
     record = np.zeros((), RECORD)
     record["frame"] = frame
-    record["grey"] = _seen(grey, EVERYTHING)
-    views = [_seen(grey, box) for box in boxes_within(frame[None], np.arange(len(VIEWS)))]
+    record["grey"] = _small_copy(grey, EVERYTHING)
+    views = [_small_copy(grey, box) for box in boxes_within(frame[None], np.arange(len(VIEWS)))]
     mirrored = [views[0][:, ::-1], record["grey"][:, ::-1]]
     hashes = perceptual_hashes(np.array([*views, record["grey"], *mirrored]))
     record["views"] = hashes[: len(VIEWS)]
@@ -89,25 +91,24 @@ def _record(pixels: np.ndarray) -> np.ndarray:
 
 
 def boxes_within(frames: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Where views lie in the whole picture: (P, 4) frames, (V,) numbers of VIEWS, either one or as
-    many → (max(P, V), 4).
+    """Boxes of views in the whole picture: (P, 4) frames and (V,) indices into VIEWS → (max(P, V), 4),
+    where P = V or one of them is 1.
     """
     corner = frames[:, :2]
     size = frames[:, 2:] - corner
-    chosen = VIEWS[views]
-    return np.hstack([corner + chosen[:, :2] * size, corner + chosen[:, 2:] * size])
+    boxes = VIEWS[views]
+    return np.hstack([corner + boxes[:, :2] * size, corner + boxes[:, 2:] * size])
 
 
-def _seen(grey: Image.Image, box: np.ndarray) -> np.ndarray:
-    place = box * SMALL_SIDE
-    return np.asarray(
-        grey.resize((GREY_SIDE, GREY_SIDE), Image.Resampling.BOX, box=tuple(place.tolist()))
-    )
+def _small_copy(grey: Image.Image, box: np.ndarray) -> np.ndarray:
+    in_pixels = tuple((box * SMALL_SIDE).tolist())
+    size = (GREY_SIDE, GREY_SIDE)
+    return np.asarray(grey.resize(size, Image.Resampling.BOX, box=in_pixels))
 
 
 def perceptual_hashes(views: np.ndarray) -> np.ndarray:
-    """Which of the 8 × 8 lowest frequencies lie above their median: the hash that ImageHash calls
-    `phash`, of many at once.
+    """Perceptual hashes: which of the 8 × 8 lowest frequencies lie above their median, as
+    ImageHash's `phash`, for many pictures at once.
 
     Args:
         views: (N, 32, 32) uint8.
@@ -121,11 +122,11 @@ def perceptual_hashes(views: np.ndarray) -> np.ndarray:
 
 
 def find_frame(pixels: np.ndarray) -> np.ndarray:
-    """What a border of one colour leaves of a picture.
+    """The part of a picture within its border of one colour.
 
-    A border is rows or columns from one side inwards, at most a quarter of the picture, in which no
-    channel varies by more than FRAME_CONTRAST levels: with the unevenness that JPEG gives it, but
-    no sky.
+    A border is made of rows or columns from one side inwards, at most a quarter of the picture, in
+    which no channel varies by more than FRAME_CONTRAST levels. That allows for JPEG's unevenness,
+    but a sky is no border.
 
     Returns:
         (4,) left, top, right, bottom as shares of width and height.
@@ -142,11 +143,12 @@ def find_frame(pixels: np.ndarray) -> np.ndarray:
 
 
 def _border(lines: np.ndarray) -> int:
-    """How many of (L, M, 3) lines, from the first on, are of one colour together."""
+    """Number of leading lines of (L, M, 3) that together are of one colour."""
     most = int(len(lines) * MAX_FRAME)
     darkest = np.full(3, 255, np.uint8)
     lightest = np.zeros(3, np.uint8)
-    for start in range(0, most, LINES):  # of most pictures the first few tell
+    # In most pictures the border ends within the first few lines, so the rest is not looked at.
+    for start in range(0, most, LINES):
         some = lines[start : min(start + LINES, most)]
         low = np.minimum.accumulate(np.minimum(some.min(axis=1), darkest))
         high = np.maximum.accumulate(np.maximum(some.max(axis=1), lightest))

@@ -1,4 +1,4 @@
-"""What the pixels of one picture alone say; called in the processes that decode."""
+"""Measure one picture from its pixels alone. Called in the processes that decode."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hdm.pictures.reading import decode, reduced
 if TYPE_CHECKING:
     from hdm.pictures.settings import ImageSettings
 
+# No model looks at more pixels, so larger pictures are reduced before they wait for one.
 EMBED_SIDE_PX = 768
-"""No model looks closer: larger pictures are reduced before they wait for one."""
 
 
 def look(
@@ -30,10 +30,10 @@ def look(
         data: the file.
         settings: how it is decoded.
         measured: whether to measure it.
-        reduced_to_px: its pixels are wanted, by `hdm.pictures.reading.reduced`; None: they are not.
+        reduced_to_px: return the pixels too, reduced by `hdm.pictures.reading.reduced`; None: do not.
 
     Returns:
-        Columns of MEASURES, bytes as hexadecimal digits, and the pixels, as far as asked for.
+        Columns of MEASURES, with bytes as hexadecimal digits, and the pixels, each where asked for.
 
     Raises:
         BadImage: it cannot be decoded, or is over a limit.
@@ -48,12 +48,12 @@ def _measure(pixels: np.ndarray) -> dict[str, Any]:
     steepness = sharpness(grey)
     deviation = noise(grey)
     del grey  # of a large picture half a gigabyte
-    found = fingerprint(pixels)
+    print_ = fingerprint(pixels)
     return {
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "sharpness": steepness,
         "noise": deviation,
-        "sha256": found.sha256,
-        "fingerprint": found.record.hex(),
+        "sha256": print_.sha256,
+        "fingerprint": print_.record.hex(),
     }

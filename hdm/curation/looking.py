@@ -1,7 +1,7 @@
-"""What is noted of every downloaded picture: several outputs from one decoding.
+"""Make several outputs about the downloaded pictures from one decoding.
 
-Each `Look` has an output of its own, so that adding one decodes the pictures for that one alone.
-Those that are missing at the same time look at the same decoded pictures.
+Each `Look` has an output of its own, so adding one does not make the others again. Outputs that are
+missing at the same time are made from the same decoded pictures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Notes(Protocol):
     """A look with its model loaded."""
 
     def note(self, batch: Sequence[Picture]) -> Mapping[Key, Any]:
-        """What it says of a batch, by key; pictures that cannot be decoded are among them."""
+        """Results for a batch by key. The batch includes pictures that cannot be decoded."""
         ...
 
     def write(
@@ -40,13 +40,13 @@ class Notes(Protocol):
 
 
 class Look(ABC):
-    """What one output says of every picture. It can be pickled.
+    """How one output is made from decoded pictures. It can be pickled.
 
     Attributes:
         name: of the output.
-        what: the work, as its progress is shown.
-        kinds: of the tables that it writes for each shard of the download.
-        measured: whether it needs what `hdm.curation.look` measures; otherwise the pixels.
+        what: name of the work in the progress display.
+        kinds: kinds of tables that it writes for each shard of the download.
+        measured: whether it needs what `hdm.curation.look` measures; otherwise it needs the pixels.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Look(ABC):
 
     @abstractmethod
     def load(self, pipeline: Pipeline) -> Notes:
-        """Load what it takes."""
+        """Load the model, if it has one."""
 
     def tell(self, counts: Mapping[str, int]) -> None:  # noqa: B027  (most have nothing to say)
-        """Say what is worth saying of the finished output."""
+        """Log what is worth knowing about the finished output."""
 
     def make(
         self,
@@ -78,15 +78,16 @@ class Look(ABC):
         *,
         also: Sequence[Look] = (),
     ) -> Output:
-        """Look at every item that was downloaded; large pictures are reduced for models.
+        """Look at every downloaded item; large pictures are reduced for models.
 
         Args:
-            also: other looks, of which those that the store lacks are made from the same decoding,
-                each as an output of its own.
+            also: other looks. The store's missing ones are made from the same decoding, each as an
+                output of its own.
         """
         others = []
         for other in also:
-            with contextlib.suppress(InputError):  # its own making says what it lacks
+            # What it lacks is reported when it is made itself.
+            with contextlib.suppress(InputError):
                 others.append(other.identify(pipeline, identity.inputs))
         with drafts_of(store, identity, others) as drafts:
             looks = tuple(one for one in (self, *also) if one.name in drafts)
@@ -102,7 +103,7 @@ class _Tools:
 
 @dataclass(frozen=True)
 class Looking(Step[int, _Tools]):
-    """Looks at a download, shard by shard."""
+    """Look at a download, shard by shard."""
 
     pipeline: Pipeline
     download: Output
@@ -120,7 +121,7 @@ class Looking(Step[int, _Tools]):
             yield Part(number, files, num_items(self.download, number))
 
     def lacking(self, part: Part[int], files: Files) -> Part[int]:
-        """Looks whose tables are all there do not look again."""
+        """Leave out the looks whose tables are already there."""
         return replace(part, files={name: part.files[name] for name in files})
 
     @contextmanager
@@ -134,15 +135,15 @@ class Looking(Step[int, _Tools]):
             yield _Tools(pictures, notes)
 
     def make_part(self, part: Part[int], folders: Folders, tools: _Tools, bar: Tracker) -> None:
-        found: list[Picture] = []
+        pictures: list[Picture] = []
         noted: dict[str, dict[Key, Any]] = {name: {} for name in part.files}
         for batch in tools.pictures.batches(part.task):
             for name in noted:
                 noted[name] |= tools.notes[name].note(batch)
-            found += batch
+            pictures += batch
             bar.advance(len(batch))
-        for name, said in noted.items():
-            tools.notes[name].write(folders[name], part.task, found, said)
+        for name, results in noted.items():
+            tools.notes[name].write(folders[name], part.task, pictures, results)
 
     def finish(self, draft: Draft) -> Mapping[str, Any]:
         for one in self.looks:

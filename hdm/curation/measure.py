@@ -1,7 +1,6 @@
 """Measure every downloaded picture once: size, sharpness, noise, fingerprint.
 
-What models say of it is written by `embed`, `rate` and `score`, what to keep is decided by
-`decide`.
+Models' results are written by `embed`, `rate` and `score`; `decide` decides what to keep.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SCHEMA = 5
 
 
 class Measures(Look):
-    """What pixels say: `measures-*.parquet` (MEASURES)."""
+    """Measures of the pixels: `measures-*.parquet` (MEASURES)."""
 
     name = NAME
     what = "measure"
@@ -41,7 +40,7 @@ class Measures(Look):
 
 
 class _Rows:
-    """All is known of a picture when it is decoded."""
+    """Rows of measures. The decoding processes have measured everything, so `note` adds nothing."""
 
     def note(self, batch: Sequence[Picture]) -> Mapping[Key, Any]:
         return {}
@@ -51,9 +50,9 @@ class _Rows:
     ) -> None:
         listed = [_row(picture) for picture in pictures]
         rows = {name: [row.get(name) for row in listed] for name in MEASURES.names}
-        found = Counter(picture.decoded for picture in pictures)
-        decoded = found.pop("ok", 0)
-        refused = {f"undecodable_{status}": count for status, count in sorted(found.items())}
+        statuses = Counter(picture.decoded for picture in pictures)
+        decoded = statuses.pop("ok", 0)
+        refused = {f"undecodable_{status}": count for status, count in sorted(statuses.items())}
         counts = {
             "items": len(pictures),
             "decoded": decoded,

@@ -1,4 +1,4 @@
-"""The outputs of the stage `filter`: what pixels say, what each model says, and the decision."""
+"""The outputs of the stage `filter`: measures of pixels, scores of each model, and the decision."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class FilterOutput:
 
 def filter_outputs(pipeline: Pipeline) -> list[FilterOutput]:
     """Every output, each after its inputs; the decision is the last."""
-    found = list(_measured(pipeline))
-    inputs = ("download", *(output.name for output in found))
-    return [*found, FilterOutput("filter", inputs, decide.identify, decide.make)]
+    outputs = list(_inputs_of_decision(pipeline))
+    inputs = ("download", *(output.name for output in outputs))
+    return [*outputs, FilterOutput("filter", inputs, decide.identify, decide.make)]
 
 
-def _measured(pipeline: Pipeline) -> Iterator[FilterOutput]:
+def _inputs_of_decision(pipeline: Pipeline) -> Iterator[FilterOutput]:
     looks: list[Look] = [Measures()]
     if is_named(pipeline.components, "contrastive"):
         looks.append(Embeddings())
     looks += [Scores(criterion) for criterion in added(pipeline.filter)]
-    for place, look in enumerate(looks):
-        # Later ones that are missing too look at the same decoded pictures.
-        make = partial(look.make, also=looks[place + 1 :])
+    for number, look in enumerate(looks):
+        # Later looks that are missing too are made from the same decoded pictures.
+        make = partial(look.make, also=looks[number + 1 :])
         yield FilterOutput(look.name, ("download",), look.identify, make)
         if look.name == embed.NAME and is_named(pipeline.components, "aesthetic_head"):
             yield FilterOutput(rate.NAME, (embed.NAME,), rate.identify, rate.make)

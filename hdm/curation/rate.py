@@ -30,10 +30,12 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     resolved = resolve(pipeline.components)
     check_head(resolved)
-    named = resolved.aesthetic_head_activation
-    activation = {} if named is None else {"aesthetic_head_activation": named}
+    # Part of the digest only where it is set, so that digests from before the setting stay the same.
+    config = {}
+    if resolved.aesthetic_head_activation is not None:
+        config["aesthetic_head_activation"] = resolved.aesthetic_head_activation
     weights = {"aesthetic_head": weights_digest(resolved.need("aesthetic_head"))}
-    return Identity(NAME, SCHEMA, activation, dict(inputs), weights)
+    return Identity(NAME, SCHEMA, config, dict(inputs), weights)
 
 
 def make(

@@ -1,4 +1,4 @@
-"""What a registered criterion says of every picture: one output for each, `filter.NAME`."""
+"""Scores of a registered criterion for every picture: one output for each, `filter.NAME`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Scores(Look):
         self.kinds = (criterion.name,)
 
     def identify(self, pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
-        """What the scores depend on: the download, how pictures are decoded, the criterion's version
-        and model. No limit.
+        """What the scores depend on: the download, how pictures are decoded, and the criterion's
+        version and model, but not its limit.
 
         Raises:
             InputError: its model is not named, or not on this machine.

@@ -27,33 +27,33 @@ class FilterSettings(Settings):
     tenth).
     """
     duplicate_distance: values.Share | None = 0.16
-    """Bits of a 64-bit perceptual hash that may differ, as a share of all, for two pictures to be
-    compared; 0: exact copies alone.
+    """Share of a 64-bit perceptual hash's bits that may differ for two pictures to be compared; 0:
+    only exact copies.
     """
     duplicate_difference: values.Grey | None = None
-    """null, for photographs: what is compared are gradients, so that a crop, border, small rotation
-    or watermark, brightness, contrast and saturation may differ. A number, for drawings: the grey
-    levels by which copies may differ at any place; 10 keeps emoji apart.
+    """null, for photographs: gradients are compared, so that copies may be cropped, bordered, slightly
+    rotated or watermarked and may differ in brightness, contrast and saturation. A number, for
+    drawings: the grey levels by which copies may differ at any place; 10 keeps emoji apart.
     """
     duplicate_mirrored: bool = False
-    """A picture and its mirror image are one. Not where captions speak of left and right."""
+    """Mirror images count as copies. Leave it off where captions mention left and right."""
     duplicate_meaning: values.Cosine | None = None
-    """Cosine of the contrastive model's embeddings from which pictures show the same, however they
-    look; null: not looked at.
+    """Cosine similarity of the contrastive model's embeddings from which two pictures count as showing
+    the same; null: not checked.
     """
     min_aesthetic: values.Score | None = None
     min_clip_similarity: values.Cosine | None = None
-    """Cosine of picture and given caption. Pictures without a caption pass."""
+    """Cosine similarity of picture and given caption. Pictures without a caption pass."""
     top_fraction: TopFraction | None = None
-    """After the thresholds, keep only the best so many."""
+    """After the thresholds, keep only this share of the best pictures."""
     limits: dict[str, values.Score] = since("0.2.0", {})
     """Limits of criteria that other code registers (hdm/curation/criteria.py), by the criterion's
     name.
     """
     validation: values.Rate = 0.02
     held_out: values.Rate = 0.05
-    """Shares of the kept pictures kept out of training, by a hash of content, copies together. A
-    picture keeps its split in this store.
+    """Share of the kept pictures that training does not see; likewise `validation`. Assigned by a hash
+    of content, copies together; within a store a picture keeps its split.
     """
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")

@@ -25,13 +25,13 @@ def to_grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def sharpness(grey: np.ndarray) -> float:
-    """How steep the steepest edges are, whatever the picture's contrast and however much of it is
+    """Steepness of the steepest edges, independent of contrast and of how much of the picture is
     plain.
 
-    The 99.5th percentile of the Laplacian's magnitude, over the contrast (99.5th less 0.5th
-    percentile of the grey levels), with the shorter side brought to at most 256 px. The plain
-    variance of the Laplacian follows the contrast and the number of edges instead: a yellow disc on
-    a pale ground scores below a blurred black star.
+    The 99.5th percentile of the Laplacian's magnitude divided by the contrast (99.5th less 0.5th
+    percentile of the grey levels), with the shorter side reduced to at most 256 px. The usual
+    variance of the Laplacian depends on contrast and on the number of edges instead: by it a yellow
+    disc on a pale ground is less sharp than a blurred black star.
 
     Args:
         grey: (H, W) float32 in [0, 255].
@@ -40,6 +40,7 @@ def sharpness(grey: np.ndarray) -> float:
         About 1 for steps from one pixel to the next, 0.24 / s² for edges blurred by a Gaussian of s
         pixels (s ≥ 1), 0 for one colour.
     """
+    # Reduced first, so that the same picture in a larger file does not count as blurred.
     small = _shorter_side_at_most(grey, SHARPNESS_SIDE_PX)
     if min(small.shape) < 3:
         return 0.0
@@ -58,17 +59,16 @@ def noise(grey: np.ndarray) -> float:
     """The standard deviation of the pixel noise, by Immerkær's operator (Fast Noise Variance
     Estimation, CVIU 64, 1996, eq. 3).
 
-    The operator, the difference of two Laplacians, answers to white noise with 6σ and to planes
-    with nothing. Immerkær takes the mean of its magnitude over the picture, which edges and texture
-    dominate; taken here is the smoothest tenth of 16 × 16 blocks.
+    The operator, the difference of two Laplacians, responds to white noise with 6σ and to planes
+    with 0. Immerkær averages its magnitude over the picture, where edges and texture dominate; here
+    the smoothest tenth of 16 × 16 blocks counts.
 
     Args:
-        grey: (H, W) float32 in [0, 255]; of a large one the middle 1024 × 1024 pixels are looked
-            at.
+        grey: (H, W) float32 in [0, 255]; only the middle 1024 × 1024 pixels are used.
 
     Returns:
-        Grey levels, 0 or more. Noise of 8 levels in each of red, green and blue gives 5; texture
-        without any smooth place counts as noise.
+        Standard deviation in grey levels. Noise of 8 levels in each of red, green and blue gives 5;
+        texture without any smooth place counts as noise.
     """
     height, width = grey.shape
     if min(height, width) < 3:

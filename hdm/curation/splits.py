@@ -1,5 +1,5 @@
-"""Which kept pictures are for training, and which are kept out of it. Copies share a split, and a
-store remembers each.
+"""Assign kept pictures to the splits train, validation and held_out. Copies share a split, and a
+store remembers every picture's split (docs/decisions/0006-splits-are-remembered.md).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Shares:
 
 @dataclass(frozen=True)
 class Assigned:
-    """Splits of pictures in order, and how many of them had another before: their family joins
-    two.
+    """Splits of pictures in order, and how many of them had another split before because their
+    family joins two.
     """
 
     splits: list[str]
@@ -52,44 +52,51 @@ def assign_splits(
     known: Sequence[str | None],
     shares: Shares,
 ) -> Assigned:
-    """A split for every picture, the same for all of a family.
+    """Assign a split to every picture, the same to all of a family.
 
-    A family in which splits are known takes that split; where they differ, it is for training, in
-    which some of it has been. Else the content of its first picture decides: whose hash, as a
-    number in [0, 1), lies under `held_out` is held out, under `held_out + validation` for
-    validation. In a small set a share may thus get nothing; the new training family that comes
-    nearest is then taken.
+    A family with one known split keeps it. A family with several goes to training, which has seen
+    part of it already. For a new family the hash of its first picture decides: as a number in
+    [0, 1), it is held out below `held_out` and for validation below `held_out + validation`. If a
+    small set thus leaves a split empty, the new training family with the lowest hash goes there.
 
     Args:
         sha256: of each picture's pixels, as hex digits, the best pictures first.
         families: (N,) the same number for pictures that are to share a split.
-        known: each picture's split, as far as it has one.
-        shares: of what is kept out.
+        known: each picture's split; None for a new one.
+        shares: of validation and held out.
     """
-    found: dict[int, set[str]] = {}
+    known_splits: dict[int, set[str]] = {}
     place: dict[int, float] = {}
     for digest, family, split in zip(sha256, families, known, strict=True):
+        # 13 hex digits are 52 bits, which a float64 holds exactly.
         place.setdefault(family, int(digest[:13], 16) / 16**13)
-        found.setdefault(family, set()).update([split] if split else [])
-    fresh = [family for family, splits in found.items() if not splits]
-    chosen = {
-        family: splits.copy().pop() if len(splits) == 1 else TRAIN
-        for family, splits in found.items()
-    }
-    chosen |= {family: shares.split(place[family]) for family in fresh}
+        known_splits.setdefault(family, set())
+        if split:
+            known_splits[family].add(split)
+    fresh = []
+    split_of = {}
+    for family, before in known_splits.items():
+        if not before:
+            fresh.append(family)
+            split_of[family] = shares.split(place[family])
+        elif len(before) == 1:
+            (split_of[family],) = before
+        else:
+            split_of[family] = TRAIN
     for split, share in ((HELD_OUT, shares.held_out), (VALIDATION, shares.validation)):
-        spare = [(place[family], family) for family in fresh if chosen[family] == TRAIN]
-        wanted = share > 0 and split not in chosen.values() and len(chosen) >= MIN_FAMILIES
-        if wanted and spare:
-            chosen[min(spare)[1]] = split
-    splits = [chosen[family] for family in families]
+        spare = [(place[family], family) for family in fresh if split_of[family] == TRAIN]
+        is_empty = share > 0 and split not in split_of.values()
+        if is_empty and spare and len(split_of) >= MIN_FAMILIES:
+            _, nearest = min(spare)
+            split_of[nearest] = split
+    splits = [split_of[family] for family in families]
     moved = sum(old is not None and old != new for old, new in zip(known, splits, strict=True))
     return Assigned(splits, moved)
 
 
 class SplitMemory:
-    """The splits that a store's pictures have been given, by the hash of their pixels, for each
-    pair of shares.
+    """A store's file of assigned splits by the hash of a picture's pixels, one for each pair of
+    shares.
 
     Raises:
         DamagedError: from `recall` and `remember`: the file is not what was written.
@@ -102,7 +109,7 @@ class SplitMemory:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other run reads and writes it."""
+        """Hold the file's lock, waiting until no other run reads and writes it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -117,12 +124,13 @@ class SplitMemory:
         return table["split"].take(rows).to_pylist()
 
     def remember(self, sha256: pa.Array, splits: Sequence[str]) -> None:
-        """Keep these splits, and those of all other pictures as they are."""
+        """Store these splits and keep those of all other pictures."""
         new = pa.table({"sha256": sha256, "split": pa.array(splits, pa.string())})
         if self.path.exists():
             old = self._read()
             others = pc.invert(pc.is_in(old["sha256"], value_set=sha256))
             new = pa.concat_tables([old.filter(others), new])
+        # One thread, so that "first" is the first in order.
         new = new.group_by("sha256", use_threads=False).aggregate([("split", "first")])
         table = new.rename_columns({"split_first": "split"}).sort_by("sha256")
         with written_aside(self.path) as path:
