@@ -1,1 +1,1 @@
-"""What captions say: cleaned, whether they speak of sides, and what their tags are."""
+"""Captions as text: cleaning them, finding those that mention sides, and reading their tags."""

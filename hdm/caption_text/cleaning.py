@@ -1,4 +1,4 @@
-"""Captions as the world gives them, brought into one form."""
+"""Normalise captions as they come with pictures."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import html
 import re
 import unicodedata
 
-# What programs write for a caption that is not there.
+# What programs write for a missing caption.
 _NOTHING = frozenset({"", "none", "nan", "null", "n/a", "<na>", "undefined"})
-# Invisible, but Persian, Indic scripts and emoji are written with them.
+# Invisible, but Persian, Indic scripts and emoji need them.
 _JOINERS = frozenset("\u200c\u200d")
 _SPACE = re.compile(r"\s+")
-_RAW_CHARS = 8  # entities and spaces make the given text longer than what is left of it, never by so much in earnest
+# Raw text may be this many times as long as the limit. Entities and spaces make it longer than the
+# normalised text, but not by that much in real captions.
+_RAW_CHARS = 8
 
 
 def normal_caption(given: object, max_chars: int = 2000) -> str | None:
-    """A given caption in the one form that every stage uses, or None where there is none.
+    """Normalise a given caption into the form that every stage uses; None if it is missing.
 
-    HTML entities are resolved (twice over: `&amp;amp;` is common), Unicode composed (NFC), control
-    characters, byte-order, direction and zero-width marks removed, white space made single spaces.
-    Braces, markup and other scripts are left as they are.
+    HTML entities are resolved twice (`&amp;amp;` is common) and Unicode is composed (NFC). Control
+    characters and byte-order, direction and zero-width marks are removed, and white space becomes
+    single spaces. Braces, markup and other scripts are left as they are.
 
     Args:
-        given: text, or its bytes in UTF-8. Anything else, text that was damaged in decoding
-            (U+FFFD, lone surrogates), and the words that programs write for nothing ("None", "nan",
-            …) count as missing.
-        max_chars: what is longer is cut, between words where there is a space in the second half.
+        given: text, or its bytes in UTF-8. Anything else counts as missing, and so do text that was
+            damaged in decoding (U+FFFD, lone surrogates) and words that programs write for nothing
+            ("None", "nan", …).
+        max_chars: longer captions are cut, between words if the second half has a space.
     """
     text = _decoded(given)
     if text is None:
@@ -35,11 +37,9 @@ def normal_caption(given: object, max_chars: int = 2000) -> str | None:
         return None
     bare = "".join(char for char in _SPACE.sub(" ", text) if not _is_mark(char))
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", bare)).strip()
-    return (
-        None
-        if text.lower() in _NOTHING or text.strip("\u200c\u200d ") == ""
-        else _cut(text, max_chars)
-    )
+    if text.lower() in _NOTHING or not text.strip("\u200c\u200d "):
+        return None
+    return _cut(text, max_chars)
 
 
 def _decoded(given: object) -> str | None:

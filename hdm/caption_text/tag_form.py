@@ -1,13 +1,17 @@
-"""Captions made of tags, as HDM's recipe writes them (arXiv 2509.06068): `kept tags ||| group %% group`, tags split by `$$`.
+"""Captions made of tags, as in HDM's recipe (arXiv 2509.06068): `kept tags ||| group %% group`, where
+`$$` separates tags.
 
-What stands before `|||` is always kept; groups, and the tags in them, can be left out and put into another order each time a caption is
-trained on. A sentence is a group of one tag. What is trained on joins all tags by ", ". A caption without `|||` is none of these, and
-stays as it is.
+Tags before `|||` are always kept. Groups and the tags in them can be dropped and shuffled each time a
+caption is trained on. A sentence is a group of one tag. For training all tags are joined by ", ". A
+caption without `|||` is plain text and stays as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 
@@ -16,18 +20,18 @@ from hdm.chance import uniform
 KEPT = "|||"
 GROUP = "%%"
 TAG = "$$"
-_STREAM = 20  # apart from the loader's own draws
-_MOST = 1 << 13  # draws a caption
+_STREAM = 20  # separates these random numbers from the loader's own
+_MOST = 1 << 13  # random numbers reserved for each caption
 
 
 @dataclass(frozen=True)
 class TagDraws:
-    """What is drawn at each position of the training clock.
+    """How tags are dropped and shuffled at each position of the training clock.
 
     Args:
-        tag_drop, group_drop: shares that are left out.
-        shuffle: whether the order changes.
-        seed: of the draws.
+        tag_drop, group_drop: probabilities of dropping a tag and a group.
+        shuffle: whether to shuffle groups, and tags within each.
+        seed: of the random numbers.
     """
 
     tag_drop: float
@@ -41,44 +45,49 @@ def plain_caption(caption: str) -> str:
     if KEPT not in caption:
         return caption
     kept, groups = _parts(caption)
-    return _joined(kept, groups)
+    return _join(kept, groups)
 
 
 def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
-    """The caption as it is at a position of the training clock: a pure function of its
-    arguments.
-    """
+    """The caption at a position of the training clock: a pure function of its arguments."""
     if KEPT not in caption:
         return caption
     kept, groups = _parts(caption)
     count = sum(2 + 2 * len(tags) for tags in groups)
-    chance = iter(uniform(position * _MOST + np.arange(count), draws.seed, _STREAM).tolist())
-    of_groups = [(next(chance), next(chance)) for _ in groups]
-    left = []
-    for tags, (drop, place) in zip(groups, of_groups, strict=True):
+    chances = iter(uniform(position * _MOST + np.arange(count), draws.seed, _STREAM).tolist())
+    # Each group and each tag takes two numbers: whether it is dropped, and its rank when shuffled.
+    # All groups take theirs before any tag.
+    of_groups = [(next(chances), next(chances)) for _ in groups]
+    ranked = []
+    for tags, (drop, rank) in zip(groups, of_groups, strict=True):
         if drop >= draws.group_drop:
-            of_tags = [(next(chance), next(chance)) for _ in tags]
-            left.append((place, _drawn(tags, draws.tag_drop, draws.shuffle, of_tags)))
+            ranked.append((rank, _draw_tags(tags, draws, chances)))
     if draws.shuffle:
-        left.sort(key=lambda group: group[0])
-    return _joined(kept, [tags for _, tags in left])
+        ranked.sort(key=itemgetter(0))
+    return _join(kept, [tags for _, tags in ranked])
 
 
-def _drawn(
-    tags: list[str], rate: float, shuffle: bool, chances: list[tuple[float, float]]
-) -> list[str]:
-    left = [(place, tag) for tag, (drop, place) in zip(tags, chances, strict=True) if drop >= rate]
-    return [tag for _, tag in (sorted(left) if shuffle else left)]
+def _draw_tags(tags: list[str], draws: TagDraws, chances: Iterator[float]) -> list[str]:
+    ranked = []
+    for tag in tags:
+        drop = next(chances)
+        rank = next(chances)
+        if drop >= draws.tag_drop:
+            ranked.append((rank, tag))
+    if draws.shuffle:
+        ranked.sort()
+    return [tag for _, tag in ranked]
 
 
 def _parts(caption: str) -> tuple[list[str], list[list[str]]]:
+    """The tags that are always kept, and the groups; empty ones are left out."""
     kept, _, rest = caption.partition(KEPT)
-    return _tags(kept), [tags for group in rest.split(GROUP) if (tags := _tags(group))]
+    return _tags(kept), list(filter(None, map(_tags, rest.split(GROUP))))
 
 
 def _tags(text: str) -> list[str]:
-    return [tag for part in text.split(TAG) if (tag := part.strip())]
+    return list(filter(None, map(str.strip, text.split(TAG))))
 
 
-def _joined(kept: list[str], groups: list[list[str]]) -> str:
-    return ", ".join([*kept, *(tag for group in groups for tag in group)])
+def _join(kept: list[str], groups: list[list[str]]) -> str:
+    return ", ".join(chain(kept, *groups))

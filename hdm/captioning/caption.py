@@ -46,15 +46,16 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     makers = pipeline.caption.makers
     resolved = resolve(pipeline.components)
-    components = sorted(
-        {_COMPONENTS[settings.kind] for settings in makers if settings.kind in _COMPONENTS}
-    )
-    weights = {component: weights_digest(resolved.need(component)) for component in components}
+    weights = {}
+    for settings in makers:
+        if settings.kind in _COMPONENTS:
+            component = _COMPONENTS[settings.kind]
+            weights[component] = weights_digest(resolved.need(component))
     return Identity(NAME, SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """What of `caption` cannot work."""
+    """Report the problems of the stage `caption`: its models and its device."""
     yield from raised_by(
         partial(identify, pipeline, {}),
         partial(check_device, pipeline.caption.device, "caption.device"),
@@ -64,8 +65,8 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
 
 def _coca_is_one(pipeline: Pipeline) -> None:
     contrastive = resolve(pipeline.components).contrastive
-    wanted = any(maker.kind == "coca" for maker in pipeline.caption.makers)
-    if wanted and contrastive is not None and not can_caption(contrastive):
+    uses_coca = any(maker.kind == "coca" for maker in pipeline.caption.makers)
+    if uses_coca and contrastive is not None and not can_caption(contrastive):
         raise no_coca()
 
 
@@ -75,9 +76,9 @@ def make(
     """Caption the kept pictures.
 
     Returns:
-        An output of `captions-*.parquet` (CAPTIONS): a picture's captions follow each other, those
-        of the first maker first. Pictures that no maker has a caption for are not in it; the count
-        `uncaptioned` says how many.
+        An output of `captions-*.parquet` (CAPTIONS): a picture's captions are consecutive rows, in
+        the order of the makers. Pictures without any caption are left out and counted as
+        `uncaptioned`.
     """
     with store.draft(identity) as draft:
         return parts.make(Captioning(pipeline, inputs["download"], inputs["filter"]), [draft])[0]
@@ -85,7 +86,7 @@ def make(
 
 @dataclass(frozen=True)
 class Captioning(Step[int, "_Captioner"]):
-    """Captions kept pictures, shard by shard."""
+    """Caption kept pictures, shard by shard."""
 
     pipeline: Pipeline
     download: Output
@@ -107,11 +108,11 @@ class Captioning(Step[int, "_Captioner"]):
         tools.write_shard(folders[NAME], part.task, kept, bar)
 
     def finish(self, draft: Draft) -> Mapping[str, Any]:
-        _tell(draft.counts())
+        _log_counts(draft.counts())
         return {}
 
 
-def _tell(counts: Mapping[str, int]) -> None:
+def _log_counts(counts: Mapping[str, int]) -> None:
     given = counts.get("captions_given", 0)
     made_up = counts["captions"] - given
     log.info("captions: %d given, %d made up by models or templates", given, made_up)
@@ -119,11 +120,11 @@ def _tell(counts: Mapping[str, int]) -> None:
         log.warning("%d given captions are empty, damaged or equal to another one", dropped)
     if cut := counts["given_cut"]:
         log.warning("%d given captions are longer than caption.max_chars and were cut", cut)
-    if left := counts["uncaptioned"]:
+    if uncaptioned := counts["uncaptioned"]:
         log.warning(
             "%d of %d kept pictures have no caption and are not trained on; a further entry in"
             " caption.makers can make them up",
-            left,
+            uncaptioned,
             counts["items"],
         )
 
@@ -131,28 +132,30 @@ def _tell(counts: Mapping[str, int]) -> None:
 def kept_items(
     download: Output, scores: Output, number: int
 ) -> list[tuple[Item, tuple[int, int, str]]]:
-    """The kept items of a shard in order with their captions as given, each with its place in the
-    tar: offset, length, sha256.
+    """The kept items of a shard in order, with their captions as given and their place in the tar:
+    offset, length, sha256.
     """
     verdicts = read_table(
         scores.file(shard_name("scores", number)), ["key", "kept", "width", "height"]
     ).to_pylist()
-    kept = {verdict["key"]: verdict for verdict in verdicts if verdict["kept"]}
+    verdict_of = {verdict["key"]: verdict for verdict in verdicts}
     columns = ["key", "source", "captions", "licence", "offset", "bytes", "sha256"]
-    found = []
+    items = []
     for sample in read_table(download.file(shard_name("samples", number)), columns).to_pylist():
-        verdict = kept.get(sample["key"])
-        if verdict is not None:
-            size = {"width": verdict["width"], "height": verdict["height"]}
-            fields = {
-                "source": sample["source"],
-                "licence": sample["licence"],
-                **size,
-            }
-            item = Item(sample["key"], fields, given=tuple(sample["captions"]))
-            place = (sample["offset"], sample["bytes"], sample["sha256"])
-            found.append((item, place))
-    return found
+        verdict = verdict_of.get(sample["key"])
+        if verdict is None or not verdict["kept"]:
+            continue
+        # The size as measured from the pixels, not the one that a header states.
+        fields = {
+            "source": sample["source"],
+            "licence": sample["licence"],
+            "width": verdict["width"],
+            "height": verdict["height"],
+        }
+        item = Item(sample["key"], fields, given=tuple(sample["captions"]))
+        place = (sample["offset"], sample["bytes"], sample["sha256"])
+        items.append((item, place))
+    return items
 
 
 class _Captioner(Closing):
@@ -184,83 +187,90 @@ class _Captioner(Closing):
         bar: Tracker,
     ) -> None:
         """Write the captions of one shard's kept items."""
-        items = [self._normalised(item) for item, _ in kept]
-        places = {item.key: place for item, place in kept}
-        # Key → caption → maker: equal ones once.
-        captions: dict[Key, dict[str, str]] = {item.key: {} for item in items}
+        items = []
+        places = {}
+        # Key → caption → maker: of equal captions of a picture only the first is stored.
+        captions: dict[Key, dict[str, str]] = {}
+        num_given = 0
+        num_cut = 0
+        for item, place in kept:
+            items.append(self._normalised(item))
+            places[item.key] = place
+            captions[item.key] = {}
+            num_given += len(item.given)
+            num_cut += sum(map(self._is_cut, item.given))
         for number, settings in enumerate(self.settings.makers):
-            wanted = [item for item in items if settings.when == "always" or not captions[item.key]]
-            for item, made in self._made(number, wanted, shard, places):
-                for caption in filter(None, map(self._normal, made)):
+            lacking = [item for item in items if not captions[item.key]]
+            asked = items if settings.when == "always" else lacking
+            for item, texts in self._captions_by(number, asked, shard, places):
+                for caption in filter(None, map(self._normal, texts)):
                     captions[item.key].setdefault(caption, settings.kind)
         bar.advance(len(items))
-        given = [text for item, _ in kept for text in item.given]
         counts = {
-            "given_dropped": len(given) - sum(len(item.given) for item in items),
-            "given_cut": sum(map(self._is_cut, given)),
+            "given_dropped": num_given - sum(len(item.given) for item in items),
+            "given_cut": num_cut,
             "undecodable": len(self.undecodable & captions.keys()),
         }
         _write(folder, shard, captions, counts)
 
-    def _made(
+    def _captions_by(
         self, number: int, items: list[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
-    ) -> list[tuple[Item, list[str]]]:
-        """What one maker says of some items."""
+    ) -> Iterator[tuple[Item, list[str]]]:
+        """One maker's captions of some items."""
         if not items:
-            return []
+            return
         maker = self._maker(number)
 
         def work(batch: Sequence[Item]) -> list[list[str]]:
             if not maker.looks:
                 return maker.captions(batch)
-            shown = self._shown(batch, shard, places)
-            seen = [item for item in shown if item is not None]
-            made = iter(maker.captions(seen) if seen else [])
-            return [[] if item is None else next(made) for item in shown]
+            with_pixels = self._with_pixels(batch, shard, places)
+            decoded = [item for item in with_pixels if item is not None]
+            captions = iter(maker.captions(decoded) if decoded else [])
+            return [[] if item is None else next(captions) for item in with_pixels]
 
-        return [
-            pair
-            for batch, made in self.batches.run(items, work)
-            for pair in zip(batch, made, strict=True)
-        ]
+        for batch, captions in self.batches.run(items, work):
+            yield from zip(batch, captions, strict=True)
 
     def _maker(self, number: int) -> Maker:
         if number not in self.loaded:
             self.loaded[number] = _build(self.settings.makers[number], self.pipeline)
         return self.loaded[number]
 
-    def _shown(
+    def _with_pixels(
         self, items: Sequence[Item], shard: int, places: Mapping[Key, tuple[int, int, str]]
     ) -> list[Item | None]:
         """The items with their pixels; None for one that can no longer be decoded."""
-        asked = (
-            Asked(
+
+        def request(item: Item) -> Asked:
+            place = places[item.key]
+            _, num_bytes, _ = place
+            return Asked(
                 item.key,
-                partial(self.reader.read, shard, *places[item.key]),
-                picture_cost(item.fields["width"], item.fields["height"], places[item.key][1]),
+                partial(self.reader.read, shard, *place),
+                picture_cost(item.fields["width"], item.fields["height"], num_bytes),
                 {"reduced_to_px": LOOK_SIDE_PX},
             )
-            for item in items
-        )
-        shown: list[Item | None] = []
-        for item, answer in zip(items, self.decoders.map(asked), strict=True):
+
+        with_pixels: list[Item | None] = []
+        for item, answer in zip(items, self.decoders.map(map(request, items)), strict=True):
             try:
-                shown.append(replace(item, pixels=answer.result().arrays[0]))
+                with_pixels.append(replace(item, pixels=answer.result().arrays[0]))
             except BadImage as refusal:
                 log.warning("picture %s is not shown to a captioner: %s", item.key, refusal.message)
                 self.undecodable.add(item.key)
-                shown.append(None)
-        return shown
+                with_pixels.append(None)
+        return with_pixels
 
     def _normalised(self, item: Item) -> Item:
-        """An item with its given captions in the one form, equal ones once."""
+        """An item with its given captions normalised and without repetitions."""
         given = tuple(dict.fromkeys(filter(None, map(self._normal, item.given))))
-        return replace(
-            item, fields={**item.fields, "given": given[0] if given else None}, given=given
-        )
+        fields = {**item.fields, "given": given[0] if given else None}
+        return replace(item, fields=fields, given=given)
 
     def _is_cut(self, caption: str) -> bool:
         most = self.settings.max_chars
+        # Normalising may shorten a caption, so a long one counts only if it stays too long.
         return len(caption) > most and len(normal_caption(caption, len(caption)) or "") > most
 
     def _normal(self, caption: str | None) -> str | None:
@@ -285,17 +295,20 @@ def _write(
     captions: Mapping[Key, Mapping[str, str]],
     given: Mapping[str, int],
 ) -> None:
-    rows = []
-    for key, made in captions.items():
-        for index, (caption, maker) in enumerate(made.items()):
-            rows.append((key, index, maker, caption))
-    values = zip(*rows, strict=True) if rows else ((),) * len(CAPTIONS.names)
-    columns = dict(zip(CAPTIONS.names, map(list, values), strict=True))
-    by_maker = Counter(f"captions_{maker}" for _, _, maker, _ in rows)
-    uncaptioned = sum(not made for made in captions.values())
+    columns: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
+    by_maker: Counter[str] = Counter()
+    uncaptioned = 0
+    for key, maker_of in captions.items():
+        uncaptioned += not maker_of
+        for index, (caption, maker) in enumerate(maker_of.items()):
+            columns["key"].append(key)
+            columns["index"].append(index)
+            columns["maker"].append(maker)
+            columns["caption"].append(caption)
+            by_maker[f"captions_{maker}"] += 1
     counts = {
         "items": len(captions),
-        "captions": len(rows),
+        "captions": by_maker.total(),
         "uncaptioned": uncaptioned,
         **given,
         **dict(sorted(by_maker.items())),

@@ -1,8 +1,8 @@
-"""What makes captions: the given ones, a CoCa, any transformers image-text-to-text model,
+"""Makers of captions: the given captions, a CoCa, any transformers image-text-to-text model,
 templates.
 
-A maker gives each item some captions, not yet normalised. Those drawn at random depend on the
-item's key alone, so that neither its neighbours, the batch size nor a restart change them.
+A maker gives each item some captions, not yet normalised. Random ones depend on the item's key
+alone, so neither its neighbours nor the batch size nor a restart change them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Item:
 
     Args:
         key: of the picture.
-        fields: by `hdm.captioning.settings.ITEM_FIELDS`; `given` is the first of the given captions, None where
-            there is none.
-        pixels: (H, W, 3) uint8; None unless a maker that looks asked for them.
+        fields: named by `hdm.captioning.settings.ITEM_FIELDS`; `given` is the first given caption,
+            or None.
+        pixels: (H, W, 3) uint8; None where no maker that looks needs them.
         given: all given captions, normalised.
     """
 
@@ -54,7 +54,7 @@ class Maker(ABC):
 
     @abstractmethod
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        """For each item its captions, best first; [] where there is none."""
+        """Captions of each item, best first; [] for an item without any."""
 
 
 class Given(Maker):
@@ -65,31 +65,29 @@ class Given(Maker):
 
 
 class Template(Maker):
-    """Wordings with fields of the item; which one a picture gets is drawn by its key."""
+    """Wordings filled with fields of the item. A picture's key selects its wording."""
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
         return [self._of(item) for item in items]
 
     def _of(self, item: Item) -> list[str]:
-        """Wordings of each given caption, or of an item without any."""
-        made = []
+        """Wordings for each given caption, or for an item without one."""
+        captions = []
         for given in item.given or (item.fields["given"],):
-            made += self._worded(item.key, {**item.fields, "given": given})
-        return list(dict.fromkeys(made))
+            captions += self._worded(item.key, {**item.fields, "given": given})
+        return list(dict.fromkeys(captions))
 
     def _worded(self, key: Key, fields: Mapping[str, Any]) -> list[str]:
         usable = []
         for wording, needed in self.settings.wordings:
             if all(fields[name] for name in needed):
                 usable.append(wording)
-        order = np.random.default_rng(caption_seed(key)).permutation(len(usable))[
-            : self.settings.count
-        ]
-        return [usable[number].format_map(fields) for number in order.tolist()]
+        order = np.random.default_rng(caption_seed(key)).permutation(len(usable)).tolist()
+        return [usable[number].format_map(fields) for number in order[: self.settings.count]]
 
 
 def no_coca() -> ConfigError:
-    """A contrastive model that cannot caption is asked to."""
+    """The error where a maker of kind coca meets a contrastive model that cannot caption."""
     return ConfigError(
         "caption.makers has a coca, and components.contrastive is not one",
         where="components.contrastive",
@@ -98,8 +96,8 @@ def no_coca() -> ConfigError:
 
 
 class CoCa(Maker):
-    """Captions of the contrastive model; the first of several is the likeliest, the others are
-    drawn.
+    """Captions by the contrastive model; the first of several is decoded greedily, the others are
+    sampled.
     """
 
     looks = True
@@ -112,22 +110,23 @@ class CoCa(Maker):
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
         pictures = [item.pixels for item in items if item.pixels is not None]
-        found = [
-            [caption] for caption in self.contrastive.caption(pictures, self.settings.max_tokens)
-        ]
-        if self.settings.count > 1:
-            for item, picture, captions in zip(items, pictures, found, strict=True):
-                captions += self._drawn(item.key, picture)
-        return found
+        greedy = self.contrastive.caption(pictures, self.settings.max_tokens)
+        results = []
+        for item, picture, caption in zip(items, pictures, greedy, strict=True):
+            results.append([caption, *self._sample(item.key, picture)])
+        return results
 
-    def _drawn(self, key: Key, picture: np.ndarray) -> list[str]:
+    def _sample(self, key: Key, picture: np.ndarray) -> list[str]:
+        more = self.settings.count - 1
+        if not more:
+            return []
+        # One picture at a time, so that its captions do not depend on its batch.
         generator = torch.Generator().manual_seed(caption_seed(key))
-        wanted = [picture] * (self.settings.count - 1)
         return self.contrastive.caption(
-            wanted, self.settings.max_tokens, self.settings.temperature, generator
+            [picture] * more, self.settings.max_tokens, self.settings.temperature, generator
         )
 
 
 def caption_seed(key: Key) -> int:
-    """The seed of what is drawn for a picture's captions."""
+    """The seed of a picture's random captions."""
     return seed_of(f"caption:{key}")

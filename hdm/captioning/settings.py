@@ -17,11 +17,11 @@ ITEM_FIELDS = ("given", "source", "licence", "width", "height")
 class CaptionMaker(Settings):
     kind: Literal["given", "coca", "transformers", "template"] = "given"
     when: Literal["always", "missing"] = "always"
-    """missing: only for pictures that have no caption from the makers before."""
+    """missing: only for pictures that have no caption from earlier makers."""
     count: values.Few = 1
-    """Captions for a picture; more than one are drawn, one is greedy."""
+    """Captions for each picture; models decode the first greedily and sample the others."""
     template: str | None = None
-    """For template: text with {given} and fields of the item, e.g. "an emoji of {given}"; `|`
+    """For template: text with {given} and other fields of the picture, e.g. "an emoji of {given}"; `|`
     separates wordings.
     """
     prompt: str | None = None
@@ -32,8 +32,12 @@ class CaptionMaker(Settings):
     @property
     def wordings(self) -> list[tuple[str, tuple[str, ...]]]:
         """Each wording of `template`, and the fields in its braces."""
-        parts = [part.strip() for part in (self.template or "").split("|")]
-        return [(wording, _fields_in(wording)) for wording in parts if wording]
+        wordings = []
+        for part in (self.template or "").split("|"):
+            wording = part.strip()
+            if wording:
+                wordings.append((wording, _fields_in(wording)))
+        return wordings
 
     @model_validator(mode="after")
     def _template_can_be_filled(self) -> CaptionMaker:
@@ -52,12 +56,15 @@ def _fields_in(wording: str) -> tuple[str, ...]:
             format.
     """
     try:
-        parts = [part for part in Formatter().parse(wording) if part[1] is not None]
+        parts = list(Formatter().parse(wording))
     except ValueError as error:
         raise ValueError(
             f"caption template {wording!r}: {error}; write {{{{ and }}}} for literal braces"
         ) from error
+    names = []
     for _, name, form, conversion in parts:
+        if name is None:  # literal text
+            continue
         if name not in ITEM_FIELDS:
             raise ValueError(
                 f"caption template {wording!r}: there is no field {{{name}}}; use"
@@ -65,12 +72,13 @@ def _fields_in(wording: str) -> tuple[str, ...]:
             )
         if form or conversion:
             raise ValueError(f"caption template {wording!r}: write {{{name}}} without a format")
-    return tuple(str(name) for _, name, _, _ in parts)
+        names.append(name)
+    return tuple(names)
 
 
 class CaptionSettings(Settings):
     makers: tuple[CaptionMaker, ...] = (CaptionMaker(),)
-    """In order. Pictures that none of them has a caption for are counted and not trained on."""
+    """Used in this order. Pictures without any caption are counted and not trained on."""
     max_chars: values.Characters = 2000
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")

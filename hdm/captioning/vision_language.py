@@ -22,18 +22,18 @@ DEFAULT_INSTRUCTION = "Describe the picture in one sentence."
 
 
 class VisionLanguage(Maker):
-    """Captions of a transformers model; the first of several is the likeliest, the others are
-    drawn.
+    """Captions by a transformers model; the first of several is decoded greedily, the others are
+    sampled.
 
     Args:
         settings: `prompt` is the instruction; None: "Describe the picture in one sentence." for
             models that chat, none for others.
-        reference: a local folder or `org/name[@revision]`; weights as safetensors, no code from a
-            hub is run.
-        device: of torch.
+        reference: a local folder or `org/name[@revision]` with weights as safetensors; code from a
+            hub is never run.
+        device: torch device.
 
     Raises:
-        InputError: the model is missing, or is none that makes text of pictures.
+        InputError: the model is missing, or is not an image-text-to-text model.
     """
 
     looks = True
@@ -57,21 +57,23 @@ class VisionLanguage(Maker):
         self.model = model.to(device).eval()
         if getattr(self.processor, "tokenizer", None) is not None:
             self.processor.tokenizer.padding_side = "left"  # text goes on at the right end
-        # Several threads may work at once: tokenizers, and torch's global generator, are used by
-        # one at a time.
+        # Several threads may call this at once, but tokenizers and torch's global generator serve
+        # only one at a time.
         self.lock = threading.RLock()
         self.text = self._instruction()
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
         pictures = [Image.fromarray(item.pixels) for item in items if item.pixels is not None]
-        found = [[caption] for caption in self._generate(pictures)]
-        if self.settings.count > 1:
-            for item, picture, captions in zip(items, pictures, found, strict=True):
-                captions += self._drawn(item.key, picture)
-        return found
+        results = []
+        for item, picture, caption in zip(items, pictures, self._generate(pictures), strict=True):
+            results.append([caption, *self._sample(item.key, picture)])
+        return results
 
-    def _drawn(self, key: Key, picture: Image.Image) -> list[str]:
-        # transformers draws from torch's global generator.
+    def _sample(self, key: Key, picture: Image.Image) -> list[str]:
+        more = self.settings.count - 1
+        if not more:
+            return []
+        # transformers samples with torch's global generator, which others use too.
         with self.lock, torch.random.fork_rng():
             torch.manual_seed(caption_seed(key))
             return self._generate(
@@ -79,7 +81,7 @@ class VisionLanguage(Maker):
                 do_sample=True,
                 temperature=self.settings.temperature,
                 top_k=0,
-                num_return_sequences=self.settings.count - 1,
+                num_return_sequences=more,
             )
 
     def _instruction(self) -> str | None:
@@ -95,9 +97,9 @@ class VisionLanguage(Maker):
     def _generate(
         self, pictures: list[Image.Image], do_sample: bool = False, **options: Any
     ) -> list[str]:
-        asked = {} if self.text is None else {"text": [self.text] * len(pictures)}
+        prompts = {} if self.text is None else {"text": [self.text] * len(pictures)}
         with self.lock:
-            inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **asked)
+            inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **prompts)
         inputs = inputs.to(self.model.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of defaults in models' own generation settings
@@ -113,10 +115,12 @@ class VisionLanguage(Maker):
         )
 
 
-def _answer(generated: torch.Tensor, asked: torch.Tensor | None) -> torch.Tensor:
-    """The tokens after the prompt. Decoder-only models repeat it, encoder-decoders do not."""
-    if asked is None or generated.shape[1] < asked.shape[1]:
+def _answer(generated: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
+    """The tokens after the prompt. Decoder-only models repeat the prompt, encoder-decoders do not."""
+    if prompt is None or generated.shape[1] < prompt.shape[1]:
         return generated
-    repeats = len(generated) // len(asked)
-    repeated = torch.equal(generated[:, : asked.shape[1]], asked.repeat_interleave(repeats, dim=0))
-    return generated[:, asked.shape[1] :] if repeated else generated
+    repeats = len(generated) // len(prompt)
+    repeated = torch.equal(
+        generated[:, : prompt.shape[1]], prompt.repeat_interleave(repeats, dim=0)
+    )
+    return generated[:, prompt.shape[1] :] if repeated else generated

@@ -1,7 +1,7 @@
-"""Judges: who asks for pictures and knows from their pixels whether they show what was asked for.
+"""Judges write prompts and decide from the pixels whether pictures show what was asked for.
 
-Whoever has labelled data, or a classifier, writes a class with what `Judge` names and registers it.
-`evaluate.prompts: NAME` then asks its prompts, and `evaluate.accuracy` holds what it says.
+To use labelled data or a classifier, implement the `Judge` protocol and register it.
+`evaluate.prompts: NAME` then uses its prompts, and `evaluate.accuracy` holds its verdicts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from hdm.statistics import Share
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts of one sort, in order; image number i is generated with seed `seed + i`.
+    """A named list of prompts; image number i is generated with seed `seed + i`.
 
     Args:
-        name: unique within an evaluation; of letters and underscores.
+        name: unique within an evaluation; letters and underscores.
         texts: the prompts.
-        title: as the report has it.
-        asked: what a judge has to see, where it is known, one for each prompt.
-        keys: the real pictures that the prompts are captions of, one for each prompt, if they are.
-        choices: the names that a person chooses from, the prompt among them, where that is asked,
-            for each prompt.
-        headline: the judge's questions that tell most, for a line of text.
+        title: title in the report.
+        asked: for each prompt what a judge has to see, if that is known.
+        keys: for each prompt the real picture whose caption it is, if there is one.
+        choices: for each prompt the names from which a person chooses, the prompt among them; empty
+            if nobody chooses.
+        headline: the judge's most telling questions, for a line of text.
     """
 
     name: str
@@ -42,40 +42,40 @@ class PromptSet:
 
 
 class Judge(Protocol):
-    """Asks for pictures and judges them."""
+    """Writes prompts and judges the pictures generated from them."""
 
     @property
     def questions(self) -> Sequence[str]:
-        """What it says of every picture, as `colour`."""
+        """The questions that it answers about every picture, such as `colour`."""
 
     def identify(self) -> Mapping[str, Any]:
         """What prompts and answers depend on: a version, hashes of files. Plain JSON values."""
 
     def prompt_sets(self, num_images: int, seed: int) -> Sequence[PromptSet]:
-        """What it asks for, the most telling set first, each with `asked`.
+        """Its sets of prompts, the most telling first, each with `asked`.
 
         Args:
-            num_images: of the first set; others may be smaller.
-            seed: the same one asks the same.
+            num_images: size of the first set; others may be smaller.
+            seed: equal seeds give equal prompts.
         """
 
     def score(self, asked: Any, pixels: np.ndarray) -> Mapping[str, bool]:
         """By question, whether a picture (H, W, 3) uint8 shows what was `asked`."""
 
     def agreement(self) -> Mapping[str, Share]:
-        """By question, how often it agrees with a person; {} where nobody has looked."""
+        """By question, how often it agrees with a person; {} if nobody has compared them."""
 
 
+# By the value of `evaluate.prompts` that selects each.
 JUDGES: dict[str, Callable[[Pipeline], Judge]] = {}
-"""By the value of `evaluate.prompts` that asks for each."""
 
 
 def register(name: str, make: Callable[[Pipeline], Judge]) -> None:
-    """Let `evaluate.prompts: NAME` ask this judge's prompts.
+    """Let `evaluate.prompts: NAME` use this judge's prompts.
 
     Args:
-        name: the value.
-        make: gives the judge; raises a ConfigError where the pipeline does not fit.
+        name: the value of the setting.
+        make: returns the judge; raises a ConfigError if the pipeline does not fit it.
 
     Raises:
         ValueError: the name is taken.
@@ -86,7 +86,7 @@ def register(name: str, make: Callable[[Pipeline], Judge]) -> None:
 
 
 def judge_of(pipeline: Pipeline) -> Judge | None:
-    """The judge whose prompts are asked; None where the prompts are others'.
+    """The judge that the pipeline's prompts come from; None if they come from elsewhere.
 
     Raises:
         ConfigError: the pipeline does not fit the judge.

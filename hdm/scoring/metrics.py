@@ -19,27 +19,27 @@ from hdm.store import Identity, Output, Store
 PREFIX = "evaluate."
 IMAGES = f"{PREFIX}images"
 SCHEMA = 2
+# Outputs that a metric may read.
 AVAILABLE = (IMAGES, "download", "filter.measures", "filter.contrastive", "filter", "caption")
-"""Outputs that a metric may read."""
 SCORES = "scores.json"
 DETAILS = "details.json"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number.
+    """One number with its interval.
 
     Args:
         name: unique within its metric.
         value: the number itself.
-        low, high: its 95 % interval; None where there is none.
-        count: number of images, or pairs of them, that it is measured on.
+        low, high: its 95 % interval; None if it has none.
+        count: number of images, or of pairs of images, that it is measured on.
         direction: which values are better.
-        is_share: it is a part of a whole, shown in per cent.
-        headline: whether it is one of the few that a line of text and the lab's table show.
-        label: as people read it; "": the name.
-        group: title above it and its like in the report.
-        note: what belongs beside it in a line of text.
+        is_share: whether it is a share, shown in per cent.
+        headline: whether it is among the few that a line of text and the lab's table show.
+        label: the name shown to people; "": the name.
+        group: title above scores of the same kind in the report.
+        note: remark beside it in a line of text.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Score:
 
     @classmethod
     def of_share(cls, name: str, share: Share, **more: Any) -> Score:
-        """The score of a share of which more is better."""
+        """The score of a share that should be high."""
         low, high = share.interval
         return cls(name, share.value, low, high, share.total, "higher", is_share=True, **more)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the report shows besides scores: a row's first cell names it, the others are numbers."""
+    """A table for the report: the first cell of a row names it, the others are numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -71,14 +71,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a metric says.
+    """A metric's result.
 
     Args:
         scores: the numbers.
-        tables: shown in place of the plain list of those scores that are no shares.
-        notes: sentences below.
-        marks: by set of prompts, for each image: what was asked → whether it is right.
-        details: whatever else others may want to read; plain JSON values.
+        tables: shown instead of a plain list of the scores that are not shares.
+        notes: sentences below them.
+        marks: by set of prompts, for each image: question → whether it is right.
+        details: anything else worth reading; plain JSON values.
     """
 
     scores: Sequence[Score]
@@ -106,16 +106,16 @@ class Metric:
 
     Args:
         name: its output is `evaluate.<name>`.
-        needs: names of the outputs, of AVAILABLE, that it reads. Pipelines that do not make one of
-            them are not measured with it.
+        needs: names of the outputs that it reads, out of AVAILABLE. It is left out for pipelines
+            that lack one of them.
         identify: what the scores depend on besides these outputs: a version, settings. Plain JSON
             values.
-        measure: what it says, given the outputs by name.
-        title: in the report; "": the name.
+        measure: measures, given the outputs by name.
+        title: title in the report; "": the name.
         about: what it measures, in a sentence or two.
         applies: whether a pipeline is measured with it.
         weights: sha256 of the weights it reads, by the component's name.
-        preflight: what of the settings and of this machine keeps it from working.
+        preflight: problems of the settings or of this machine that keep it from working.
     """
 
     name: str
@@ -129,8 +129,8 @@ class Metric:
     preflight: Callable[[Pipeline], Iterator[InputError]] = _no_problems
 
 
+# By name, in order of registration.
 METRICS: dict[str, Metric] = {}
-"""By name, in order of registration."""
 
 
 def register(metric: Metric) -> None:
@@ -151,7 +151,7 @@ def output_name(metric: Metric) -> str:
 
 
 def applying(pipeline: Pipeline) -> list[Metric]:
-    """The metrics that a pipeline is measured with, as far as its settings say."""
+    """The metrics that apply to a pipeline, by its settings."""
     return [metric for metric in METRICS.values() if metric.applies(pipeline)]
 
 
@@ -172,14 +172,14 @@ def make(
     """Measure.
 
     Returns:
-        An output of `scores.json`, what the report shows, and `details.json`, marks and details.
-        Its summary holds each score by name.
+        An output of `scores.json`, which the report shows, and `details.json` with marks and
+        details. Its summary holds each score by name.
     """
     measured = metric.measure(pipeline, inputs)
     scores = {score.name: asdict(score) for score in measured.scores}
     shown = {
         "scores": scores,
-        "tables": [asdict(table) for table in measured.tables],
+        "tables": list(map(asdict, measured.tables)),
         "notes": list(measured.notes),
     }
     with store.draft(identity) as draft:
@@ -193,7 +193,7 @@ def make(
 
 @dataclass(frozen=True)
 class Finding:
-    """What a metric's output says: scores by name, tables, notes, marks by set, details."""
+    """A metric's output as it was read: scores by name, tables, notes, marks by set, details."""
 
     name: str
     scores: Mapping[str, Score]
@@ -203,9 +203,9 @@ class Finding:
 
     @property
     def marks(self) -> Mapping[str, Sequence[Mapping[str, bool]]]:
-        """By set of prompts, for each image: what was asked → whether it is right."""
-        found: Mapping[str, Sequence[Mapping[str, bool]]] = self.details["marks"]
-        return found
+        """By set of prompts, for each image: question → whether it is right."""
+        marks: Mapping[str, Sequence[Mapping[str, bool]]] = self.details["marks"]
+        return marks
 
     @property
     def title(self) -> str:
@@ -227,7 +227,7 @@ class Finding:
 
 
 def read_finding(output: Output) -> Finding:
-    """What a metric's output says."""
+    """Read a metric's output."""
     shown = json.loads(output.file(SCORES).read_bytes())
     details = json.loads(output.file(DETAILS).read_bytes())
     scores = {name: Score(**values) for name, values in shown["scores"].items()}
@@ -254,14 +254,14 @@ def scores_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def headlines(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The scores that tell most, by name; of two of one name the second's has its metric before it.
+    """The headline scores by name. A name that occurs twice gets its metric's name in front.
 
     Args:
         measured: as `scores_of` gives it.
     """
-    found: dict[str, Any] = {}
+    headline_scores: dict[str, Any] = {}
     for metric, scores in measured.items():
         for name, score in scores.items():
             if score["headline"]:
-                found[f"{metric}.{name}" if name in found else name] = score
-    return found
+                headline_scores[f"{metric}.{name}" if name in headline_scores else name] = score
+    return headline_scores
