@@ -13,11 +13,37 @@ from hdm.errors import ConfigError
 from hdm.values import Blocks, Few, PositiveBlocks, Width, Within
 
 PRESETS: dict[str, dict[str, int]] = {
-    #            width    heads          head size      hidden             text width       stages    blocks a stage
-    "small": dict(width=896, num_heads=14, head_size=64, mlp_width=3072, text_width=640, depth=4, enc_blocks=1, dec_blocks=2),
-    "base": dict(width=1024, num_heads=16, head_size=64, mlp_width=3072, text_width=1024, depth=4, enc_blocks=1, dec_blocks=3),
-    "large": dict(width=1280, num_heads=10, head_size=128, mlp_width=4096, text_width=1152, depth=4, enc_blocks=1, dec_blocks=3),
-}  # fmt: skip
+    "small": dict(
+        width=896,
+        num_heads=14,
+        head_size=64,
+        mlp_width=3072,
+        text_width=640,
+        depth=4,
+        enc_blocks=1,
+        dec_blocks=2,
+    ),
+    "base": dict(
+        width=1024,
+        num_heads=16,
+        head_size=64,
+        mlp_width=3072,
+        text_width=1024,
+        depth=4,
+        enc_blocks=1,
+        dec_blocks=3,
+    ),
+    "large": dict(
+        width=1280,
+        num_heads=10,
+        head_size=128,
+        mlp_width=4096,
+        text_width=1152,
+        depth=4,
+        enc_blocks=1,
+        dec_blocks=3,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +56,8 @@ class XUTConfig:
     form the U, between `prev_blocks` and `post_blocks` plain blocks. Sizes: HDM, arXiv 2509.06068.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a configuration holds this)
+    # Read by pydantic where a configuration holds this.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     width: Width = 1024
     num_heads: Few = 16

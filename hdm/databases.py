@@ -1,7 +1,8 @@
 """The SQLite databases of Prefect and MLflow in a store: whether they can be read, and setting
 aside what cannot.
 
-<store>/.services/prefect.db  mlflow.db     nothing in the store depends on them: they are the history that the pages show
+<store>/.services/
+    prefect.db  mlflow.db    the history that the pages show; nothing in the store depends on it
 """
 
 from __future__ import annotations

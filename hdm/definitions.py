@@ -25,7 +25,8 @@ NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
 """Of pipelines and labs: their names become folders, MLflow experiments and registered models."""
 SECTIONS = ("pipelines", "labs", "deployments")
 MAX_VALUES = 1_000_000
-"""In a YAML text, repetitions by `*` counted each time: nine lines of them can stand for billions."""
+"""In a YAML text, repetitions by `*` counted each time: nine lines of them can stand for billions.
+"""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ HdmError                 1   something unexpected
 ├── DoesNotFitError      3   not enough memory or disk
 ├── LockedError          4   another run works on the same output
 ├── DamagedError         5   a file is not what was written
-└── SavedOnSignal       75   stopped by SIGTERM or Ctrl-C, what was done saved as its text says; run again to go on
+└── SavedOnSignal       75   stopped by SIGTERM or Ctrl-C, progress saved; run again to go on
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The last run of each pipeline: which outputs it asked for, and so how far it is and which model
 is the newest.
 
-<store>/.pipelines/NAME.json                    written when a run of that pipeline begins; in no digest
-<HDM_STATE>/.pipelines/<store's hash>/NAME.json  the same, where HDM_STATE is set: the store may be another user's
+<store>/.pipelines/NAME.json                     written when a run of the pipeline begins
+<HDM_STATE>/.pipelines/<store's hash>/NAME.json  the same, where HDM_STATE is set
+
+No digest covers either file.
 
 Light: torch is not imported.
 """

@@ -74,7 +74,7 @@ def measure_in_time(
 
 
 def seconds_of_all(measures: Mapping[str, Measure]) -> float:
-    """How long all pieces would take, estimated from the first of each, which are measured for it."""
+    """Seconds that all pieces would take, estimated by measuring the first piece of each."""
     total = 0.0
     for one in measures.values():
         begun = time.monotonic()

@@ -1,7 +1,8 @@
 """Parts: the unit of work, of retry and of distribution.
 
-A `Step` says into which parts its work is cut and makes one of them; `make` is the one driver, which
-makes the parts that are missing, wherever that is, and finishes the outputs when all are there.
+A `Step` says into which parts its work is cut and makes one of them; `make` is the one driver,
+which makes the parts that are missing, wherever that is, and finishes the outputs when all are
+there.
 
 A finished file is in its output's journal, written by whoever made it, so that no part is made
 twice. The manifest is written last, by the process that called `make`.
@@ -78,8 +79,8 @@ class Step(ABC, Generic[Task, Tools]):
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Tools]:
-        """What parts share: models, readers, processes that decode. Opened once in each process, and
-        only if a part is missing there.
+        """What parts share: models, readers, processes that decode. Opened once in each process,
+        and only if a part is missing there.
         """
 
     @abstractmethod
@@ -105,7 +106,10 @@ class Step(ABC, Generic[Task, Tools]):
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        state = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            state[field.name] = getattr(self, field.name)
+        return state
 
 
 def make(
@@ -147,7 +151,8 @@ def make(
 def drafts_of(
     store: Store, identity: Identity, also: Iterable[Identity] = ()
 ) -> Iterator[dict[str, Draft]]:
-    """Drafts by name: of an output, and of those others that the store lacks and no other run makes.
+    """Drafts by name: of an output, and of those others that the store lacks and no other run
+    makes.
 
     Raises:
         LockedError: another process works on the first one.

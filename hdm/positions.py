@@ -3,8 +3,10 @@ patch grid.
 
 A map is row-major (H·W, 2), float32, each row (y, x); the picture's centre is (0, 0). Kinds of
 range:
-box   the longer side spans [-1, 1], the shorter one [-short/long, short/long]  (the published weights')
-area  y spans ±√(H/W), x spans ±√(W/H), so that the area is always the same      (arXiv 2509.06068, text)
+box   the longer side spans [-1, 1], the shorter one [-short/long, short/long]
+      (the published weights')
+area  y spans ±√(H/W), x spans ±√(W/H), so that the area is always the same
+      (arXiv 2509.06068, text)
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@ shard, some rows, of each.
 
 Everything here takes plain tensors too, which are their own only shard: who updates, averages or
 saves tensors need not ask which they are. What works number by number works on shards (`local`);
-what needs whole tensors puts them together (`whole`, `all_gather`) and takes its share of the result
-(`share`). Putting together is done by all processes at the same place, or they wait for each other
-for ever.
+what needs whole tensors puts them together (`whole`, `all_gather`) and takes its share of the
+result (`share`). Putting together is done by all processes at the same place, or they wait for each
+other for ever.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """The store: outputs named by what they depend on, written so that resuming is true.
 
     <store>/<output name>/<digest>/      one output, e.g. store/encode.64px/3f2a…/
-        manifest.json                    written last; the output exists if and only if it is there and holds
-        <files>                          shards, tables, weights
-        run.json                         times, rates, code and machines of the runs that made it; outside every digest
-        .journal.jsonl                   one line a finished file, so that a restart adopts it
-        .copies/                         the manifest again, and small files that only the whole work would make again
-        .scratch/                        state for resuming (training checkpoints); gone after the commit
-        .used                            when a run last made or found it; locked while a run reads it
-        .hashes.json                     fast hashes of files whose manifest, from an older release, has none
-        <file>.damaged                   what was found not to be what was written
+        manifest.json     written last; the output exists if and only if its manifest does and holds
+        <files>           shards, tables, weights
+        run.json          times, rates, code and machines of the runs that made it; in no digest
+        .journal.jsonl    one line a finished file, so that a restart adopts it
+        .copies/          the manifest, and small files that only all the work would make again
+        .scratch/         state for resuming (training checkpoints); gone after the commit
+        .used             when a run last made or found it; locked while a run reads it
+        .hashes.json      fast hashes of files whose manifest, from an older release, has none
+        <file>.damaged    a file whose content is not what was written
 
 A digest covers everything that changes the result and nothing else: no time, host, port, path or
 retry.
@@ -296,7 +296,7 @@ class Store:
 
 
 class Folder:
-    """Writes files of one output: each is whole and in the journal, or not there. It can be pickled,
+    """Writes files of one output: each is whole and in the journal, or absent. It can be pickled,
     so that any process may write.
 
     Args:

@@ -59,10 +59,11 @@ def lab(
 ) -> None:
     """Short trainings that differ in one setting each: which setting learns better?
 
-    Every setting of a comparison is trained at every seed and compared with the comparison's first, seed by seed: held-out loss at equal
-    samples and at equal time, and prompts right. All settings of a seed come before the next seed, so what an interrupted lab has
-    is balanced. The same command goes on; finished cells are found. Table and curves are in reports/lab-NAME of the store; docs/lab.md
-    tells how to read them.
+    Every setting of a comparison is trained at every seed and compared with the comparison's first,
+    seed by seed: held-out loss at equal samples and at equal time, and prompts right. All settings
+    of a seed come before the next seed, so what an interrupted lab has is balanced. The same
+    command goes on; finished cells are found. Table and curves are in reports/lab-NAME of the
+    store; docs/lab.md tells how to read them.
 
     Examples:
 

@@ -51,7 +51,8 @@ QUIET = {
     "PREFECT_CLIENT_MAX_RETRIES": "0",  # tasks/patience.py repeats
 }
 OWN_SERVER = {
-    # What writes to SQLite beside the run makes its requests fail with 503 and wait 2 s each; nobody looks at events here.
+    # What writes to SQLite beside the run makes its requests fail with 503 and wait 2 s each;
+    # nobody looks at events here.
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
@@ -130,8 +131,8 @@ def prepare(root: Path, verbose: bool) -> None:
 def server(root: Path) -> Iterator[None]:
     """The server whose address is set, or else one for the time of the run.
 
-    Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it before the run has told it anything,
-    and where it outlives a run that is killed.
+    Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it
+    before the run has told it anything, and where it outlives a run that is killed.
     """
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
@@ -218,7 +219,7 @@ def _check(url: str) -> None:
 
 @contextlib.contextmanager
 def traceback_once(verbose: bool) -> Iterator[None]:
-    """Prefect tells an end for every flow and task that it passes; the command line tells it once, in the end."""
+    """Prefect reports an error for every flow and task that it passes; the command line, once."""
     from prefect.logging.configuration import setup_logging
 
     def once(record: logging.LogRecord) -> bool:

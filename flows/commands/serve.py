@@ -62,7 +62,8 @@ PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 SAVE_SEC, SETTLE_SEC = 35.0, 5.0  # training saves within 20
 JOB_TEMPLATE = {
-    # Literals alone: who starts a run says which and with what parameters, never how its process is made.
+    # Literals alone: who starts a run says which and with what parameters, never how its process is
+    # made.
     "job_configuration": {
         "command": f"{shlex.quote(sys.executable)} -m flows.deployed_run",
         "env": {},
@@ -84,7 +85,8 @@ class Reach:
     """Beyond loopback: where Prefect's pages are to be reached, and what protects the way there.
 
     Args:
-        host: this machine's name or address, at which Prefect's pages are served too; None: loopback alone.
+        host: this machine's name or address, at which Prefect's pages are served too; None:
+            loopback alone.
         certificate, key: files in PEM format, for TLS at that host.
         proxy: the https:// address of a reverse proxy that people use instead.
     """
@@ -203,7 +205,8 @@ def serve_pages(
     mlflow_port: int | None,
     reach: Reach = Reach(),
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then the runs that use the services save and stop, and after them the services.
+    """Serve until SIGTERM or Ctrl-C; then the runs that use the services save and stop, and after
+    them the services.
 
     Args:
         root: the store.
@@ -310,7 +313,7 @@ def _tell(root: Path, pages: list[str], mlflow: str) -> None:
 
 
 def kept_port(root: Path, name: str, asked: int | None, default: int) -> socket.socket:
-    """A socket that listens at the port which this store's pages have always had, so that browsers still know their password."""
+    """A socket on the port that this store's pages had before: browsers still know its password."""
     record = services(root) / "ports.json"
     ports: dict[str, int] = {}
     try:

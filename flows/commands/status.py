@@ -1,4 +1,6 @@
-"""`hdm status`: what runs, how far each pipeline is, and what the store holds. No server is asked and torch is not imported."""
+"""`hdm status`: what runs, how far each pipeline is, and what the store holds. No server is asked
+and torch is not imported.
+"""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ _SIDED = (
 
 
 def speak_of_sides(captions: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Which captions would be false, or their pictures wrong, in a mirror: those that mention left or
-    right, a direction of turning, or writing.
+    """Which captions would be false, or their pictures wrong, in a mirror: those that mention left
+    or right, a direction of turning, or writing.
 
     Only English words are known; no caption in another language counts.
 

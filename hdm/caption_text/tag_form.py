@@ -1,9 +1,9 @@
-"""Captions made of tags, as in HDM's recipe (arXiv 2509.06068): `kept tags ||| group %% group`, where
-`$$` separates tags.
+"""Captions made of tags, as in HDM's recipe (arXiv 2509.06068): `kept tags ||| group %% group`,
+where `$$` separates tags.
 
-Tags before `|||` are always kept. Groups and the tags in them can be dropped and shuffled each time a
-caption is trained on. A sentence is a group of one tag. For training all tags are joined by ", ". A
-caption without `|||` is plain text and stays as it is.
+Tags before `|||` are always kept. Groups and the tags in them can be dropped and shuffled each time
+a caption is trained on. A sentence is a group of one tag. For training all tags are joined by ", ".
+A caption without `|||` is plain text and stays as it is.
 """
 
 from __future__ import annotations

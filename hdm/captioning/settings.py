@@ -21,8 +21,8 @@ class CaptionMaker(Settings):
     count: values.Few = 1
     """Captions for each picture; models decode the first greedily and sample the others."""
     template: str | None = None
-    """For template: text with {given} and other fields of the picture, e.g. "an emoji of {given}"; `|`
-    separates wordings.
+    """For template: text with {given} and other fields of the picture, e.g. "an emoji of {given}";
+    `|` separates wordings.
     """
     prompt: str | None = None
     """For transformers: the instruction."""

@@ -116,7 +116,7 @@ class VisionLanguage(Maker):
 
 
 def _answer(generated: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
-    """The tokens after the prompt. Decoder-only models repeat the prompt, encoder-decoders do not."""
+    """The tokens after the prompt, which decoder-only models repeat and encoder-decoders do not."""
     if prompt is None or generated.shape[1] < prompt.shape[1]:
         return generated
     repeats = len(generated) // len(prompt)

@@ -56,7 +56,8 @@ def bootstrap(
 ) -> None:
     """Train small components on captioned pictures: a whole pipeline without any hub.
 
-    Stopped by Ctrl-C or killed, the same command goes on from the last checkpoint (one is written every half minute, and on Ctrl-C).
+    Stopped by Ctrl-C or killed, the same command goes on from the last checkpoint (one is written
+    every half minute, and on Ctrl-C).
 
     --set takes what `hdm run` takes for the source: fields of download and images.
 

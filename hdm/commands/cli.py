@@ -1,4 +1,6 @@
-"""The command line of the library: what needs neither Prefect nor MLflow. `flows.cli` adds run, serve, status and stop."""
+"""The command line of the library: what needs neither Prefect nor MLflow. `flows.cli` adds run,
+serve, status and stop.
+"""
 
 from __future__ import annotations
 

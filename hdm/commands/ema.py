@@ -35,9 +35,11 @@ def ema(
         Path, typer.Option(metavar="DIR", help="A new folder, for hdm sample --weights DIR.")
     ],
 ) -> None:
-    """Make the average of the weights anew, at another length, from the snapshots that training wrote.
+    """Make the average of the weights anew, at another length, from the snapshots that training
+    wrote.
 
-    The sum of snapshots whose profile in time is closest to the wanted one (EDM2, arXiv 2312.02696). How close is printed.
+    The sum of snapshots whose profile in time is closest to the wanted one (EDM2, arXiv
+    2312.02696). How close is printed.
 
     Example: hdm ema store/train.64px/b70a507ff6303281 --length 0.08 --out sharper
     """

@@ -37,10 +37,12 @@ def gc(
 ) -> None:
     """Remove outputs that no run refers to, and what kills and damage left. Asks first.
 
-    Kept is: what the pipelines and labs of pipelines.yaml make or read with their present settings; what was used in the last --days,
-    by a run with any --set or by hdm sample; whatever these were made from; and all that a living run works on or asked for. The rest is
-    listed with its size and last use: finished outputs, unfinished ones with their checkpoints, files set aside as .damaged, temporary
-    files of killed runs. What is removed can be made again by running its pipeline with its settings.
+    Kept is: what the pipelines and labs of pipelines.yaml make or read with their present settings;
+    what was used in the last --days, by a run with any --set or by hdm sample; whatever these were
+    made from; and all that a living run works on or asked for. The rest is listed with its size and
+    last use: finished outputs, unfinished ones with their checkpoints, files set aside as .damaged,
+    temporary files of killed runs. What is removed can be made again by running its pipeline with
+    its settings.
 
     Examples:
 

@@ -19,7 +19,8 @@ STARTERS = ("pipelines.yaml", "prefect.toml")
 def init(
     folder: Annotated[Path, typer.Argument(help="Where; made if need be.")] = Path(),
 ) -> None:
-    """Write a commented pipelines.yaml to begin with, and prefect.toml, which makes `prefect` know this package.
+    """Write a commented pipelines.yaml to begin with, and prefect.toml, which makes `prefect` know
+    this package.
 
     Nothing that exists is overwritten.
     """

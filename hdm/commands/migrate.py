@@ -27,9 +27,9 @@ def migrate(
 ) -> None:
     """Adopt finished outputs of earlier versions whose results this version would not change.
 
-    An adopted output gets a folder of its new digest, with the same files; the earlier folder stays until `hdm gc` removes it. Outputs
-    whose results changed are named: a run makes them again. Then the last run of each pipeline is compared with the digests that its
-    settings have now.
+    An adopted output gets a folder of its new digest, with the same files; the earlier folder stays
+    until `hdm gc` removes it. Outputs whose results changed are named: a run makes them again. Then
+    the last run of each pipeline is compared with the digests that its settings have now.
     """
     from hdm.migration import adopt, verdicts  # torch: seconds
 

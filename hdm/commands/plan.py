@@ -80,14 +80,17 @@ def plan(
 ) -> None:
     """What a pipeline takes before it is run: items, disk, GPU-hours, money, electricity, memory.
 
-    Work is counted from the sizes of model and data, and memory from what each layer keeps; both are held against real ones by tests.
-    How much work a card does in an hour is assumed, with two figures fitted to the four phases of the published run; --measure replaces
-    the assumption by steps on this machine. The assumptions are listed below the table.
+    Work is counted from the sizes of model and data, and memory from what each layer keeps; both
+    are held against real ones by tests. How much work a card does in an hour is assumed, with two
+    figures fitted to the four phases of the published run; --measure replaces the assumption by
+    steps on this machine. The assumptions are listed below the table.
 
-    Outputs that are in the store are marked and not in the sum of what is left. Data stages run on one device, and theirs are the hours
-    of its products alone: reading, decoding and the network are not in them.
+    Outputs that are in the store are marked and not in the sum of what is left. Data stages run on
+    one device, and theirs are the hours of its products alone: reading, decoding and the network
+    are not in them.
 
-    Exit 0 if what is left fits, 3 if a training phase does not fit in the card's memory or the outputs not on the disk.
+    Exit 0 if what is left fits, 3 if a training phase does not fit in the card's memory or the
+    outputs not on the disk.
 
     Examples:
 

@@ -126,8 +126,8 @@ def sample(
 ) -> None:
     """Make pictures of prompts: PNG files with their settings inside, and a grid of them.
 
-    What training wrote knows its resolution, and its text encoder and autoencoder where these have names. A diffusers folder holds
-    them. For a bare weights file they have to be named.
+    What training wrote knows its resolution, and its text encoder and autoencoder where these have
+    names. A diffusers folder holds them. For a bare weights file they have to be named.
 
     The picture of a prompt and a seed does not depend on what is made beside it.
 
@@ -156,8 +156,12 @@ def sample(
     model = _loaded(folder, named.model_copy(update=_unless_named(own_parts, named)), device)
     width, height = wanted or _own_size(model, folder)
     settings = {
-        "negative_prompt": negative, "size": f"{width}x{height}", **asdict(sampling), "camera": asdict(view), "model": model.name,
-    }  # fmt: skip
+        "negative_prompt": negative,
+        "size": f"{width}x{height}",
+        **asdict(sampling),
+        "camera": asdict(view),
+        "model": model.name,
+    }
     start = time.monotonic()
     made = _make(model, texts, negative, range(seed, seed + count), (width, height), sampling, view)
     _tell(_written(out, made, count, settings), time.monotonic() - start, model.name)
@@ -231,7 +235,9 @@ def _make(
     sampling: Sampling,
     camera: Camera,
 ) -> Iterator[Picture]:
-    """The pictures of one prompt after another: in one call, padding could make them depend on each other."""
+    """The pictures of one prompt after another: in one call, padding could make them depend on each
+    other.
+    """
     from hdm.models.devices import Batches
     from hdm.progress import track
 
@@ -239,9 +245,16 @@ def _make(
     with track("sample", len(prompts) * len(seeds) * sampling.steps, "steps") as bar:
         for prompt in prompts:
             pictures = model.text_to_image(
-                [prompt] * len(seeds), width=size[0], height=size[1], seeds=seeds, batches=batches, negative_prompts=[negative],
-                sampling=sampling, camera=camera, on_step=lambda _, latent: bar.advance(len(latent)),
-            )  # fmt: skip
+                [prompt] * len(seeds),
+                width=size[0],
+                height=size[1],
+                seeds=seeds,
+                batches=batches,
+                negative_prompts=[negative],
+                sampling=sampling,
+                camera=camera,
+                on_step=lambda _, latent: bar.advance(len(latent)),
+            )
             yield from (
                 Picture(prompt, seed, pixels) for seed, pixels in zip(seeds, pictures, strict=True)
             )
@@ -250,7 +263,8 @@ def _make(
 def _written(
     out: Path, made: Iterable[Picture], count: int, settings: Mapping[str, Any]
 ) -> dict[Path, str]:
-    """Each picture's file, written as soon as it is made, and the grid's, with its caption. Numbered on from what is there.
+    """Each picture's file, written as soon as it is made, and the grid's, with its caption.
+    Numbered on from what is there.
 
     Raises:
         InputError: the folder cannot be written.
@@ -264,10 +278,9 @@ def _written(
             (int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=0
         )
         for place, picture in enumerate(made):
-            path = (
-                out
-                / f"{number:04d}-{place // count + 1:02d}-{_slug(picture.prompt)}-seed{picture.seed}.png"
-            )
+            prompt_number = f"{place // count + 1:02d}"
+            slug = _slug(picture.prompt)
+            path = out / f"{number:04d}-{prompt_number}-{slug}-seed{picture.seed}.png"
             path.write_bytes(
                 png(
                     picture.pixels,

@@ -94,20 +94,25 @@ def finetune(
     images: ImageSettings,
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
 ) -> None:
-    """Fine-tune an autoencoder so that its latents are scaled and turned as pictures are (EQ-VAE, arXiv 2502.09509).
+    """Fine-tune an autoencoder so that its latents are scaled and turned as pictures are (EQ-VAE,
+    arXiv 2502.09509).
 
-    Latents without that property are harder for a denoiser to learn. Any of diffusers' AutoencoderKL, AutoencoderKLFlux2, AutoencoderDC
-    and AutoencoderTiny will do, or a folder with a tiny autoencoder's two .pth files; or --scratch, where there is none.
+    Latents without that property are harder for a denoiser to learn. Any of diffusers'
+    AutoencoderKL, AutoencoderKLFlux2, AutoencoderDC and AutoencoderTiny will do, or a folder with a
+    tiny autoencoder's two .pth files; or --scratch, where there is none.
 
-    A twentieth of the pictures is kept out of training. On these, reconstruction (PSNR, SSIM, a Fréchet distance) and equivariance are
-    measured before and after. The folder is one that diffusers loads, with the latents' statistics measured anew, and finetune.json tells
-    what was done. Stopped by Ctrl-C or killed, the same command goes on, on the CPU to the same bytes.
+    A twentieth of the pictures is kept out of training. On these, reconstruction (PSNR, SSIM, a
+    Fréchet distance) and equivariance are measured before and after. The folder is one that
+    diffusers loads, with the latents' statistics measured anew, and finetune.json tells what was
+    done. Stopped by Ctrl-C or killed, the same command goes on, on the CPU to the same bytes.
 
     Examples:
 
-    hdm vae finetune --source PICTURES --autoencoder models/mine/autoencoder --out models/smooth --minutes 20
+    hdm vae finetune --source PICTURES --autoencoder models/mine/autoencoder --out models/smooth
+    --minutes 20
 
-    hdm vae finetune --source scenes --scratch --out models/plain --equivariance 0 --optimizer muon --learning-rate 0.002 --images 48000
+    hdm vae finetune --source scenes --scratch --out models/plain --equivariance 0 --optimizer muon
+    --learning-rate 0.002 --images 48000
     """
     from hdm.vae_sources import finetune_from
 

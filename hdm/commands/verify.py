@@ -18,9 +18,10 @@ def verify(
 ) -> None:
     """Hash every file of the store (sha256) and compare it with its manifest.
 
-    All that is damaged is named, and nothing is changed: permission to read is enough. Running the pipeline again mends what was
-    named. Ends with 5 if something is damaged, and with 2 if something could not be read. Unfinished outputs are left out: a run
-    looks at their files when it goes on.
+    All that is damaged is named, and nothing is changed: permission to read is enough. Running the
+    pipeline again mends what was named. Ends with 5 if something is damaged, and with 2 if
+    something could not be read. Unfinished outputs are left out: a run looks at their files when it
+    goes on.
     """
     root = Store(store_root(store))
     found = _Findings()

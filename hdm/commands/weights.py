@@ -1,4 +1,6 @@
-"""`hdm weights`: published weights in, weights out, and the check that the model computes what they mean."""
+"""`hdm weights`: published weights in, weights out, and the check that the model computes what they
+mean.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def check(
 ) -> None:
     """Compute a golden file's outputs and gradients, and print how far ours are from them.
 
-    The error of a tensor is ‖ours - golden‖₂ / ‖golden‖₂, on the CPU in float32. Exit 0 if all are at most 1e-5, 1 if one is not.
+    The error of a tensor is ‖ours - golden‖₂ / ‖golden‖₂, on the CPU in float32. Exit 0 if all are
+    at most 1e-5, 1 if one is not.
 
     Example: hdm weights check tests/golden/xut_small.safetensors
     """
@@ -72,10 +75,12 @@ def import_weights(
         bool, typer.Option("--ema", help="The averaged weights of a checkpoint that has them.")
     ] = False,
 ) -> None:
-    """Take the denoiser out of a published file: a small safetensors file that says its configuration.
+    """Take the denoiser out of a published file: a small safetensors file that says its
+    configuration.
 
-    Every tensor keeps name, dtype and bits. The configuration comes from the file's metadata, else from the shapes. A checkpoint is
-    opened without running any code in it; one that needs code is refused.
+    Every tensor keeps name, dtype and bits. The configuration comes from the file's metadata, else
+    from the shapes. A checkpoint is opened without running any code in it; one that needs code is
+    refused.
 
     Example: hdm weights import hdm-xut-base.ckpt --out models/
     """
@@ -128,9 +133,11 @@ def export_weights(
     ] = False,
     tread_rate: Rate = None,
 ) -> None:
-    """Write weights for others: a safetensors file named as the published ones, or a diffusers pipeline folder.
+    """Write weights for others: a safetensors file named as the published ones, or a diffusers
+    pipeline folder.
 
-    Every tensor keeps dtype and bits. A diffusers folder holds the text encoder and the autoencoder too, so they have to be named.
+    Every tensor keeps dtype and bits. A diffusers folder holds the text encoder and the autoencoder
+    too, so they have to be named.
 
     Examples:
 

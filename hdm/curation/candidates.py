@@ -9,8 +9,8 @@ from functools import cache
 
 import numpy as np
 
-# Each hash has four bands of 16 bits. By the pigeonhole principle, hashes within d bits of each other
-# differ in at most d // 4 bits of at least one band.
+# Each hash has four bands of 16 bits. By the pigeonhole principle, hashes within d bits of each
+# other differ in at most d // 4 bits of at least one band.
 BANDS = 4
 BLOCK = 1 << 20  # pairs compared at once, 8 bytes each
 # Up to this number of pairs, comparing all of them is faster than sorting.

@@ -234,7 +234,7 @@ def _gradients(grey: np.ndarray) -> np.ndarray:
 
 
 def _agreement(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Mean correlation over the best of the places in which at least one picture shows something."""
+    """Mean correlation over the best of the places where at least one picture shows something."""
     energy = (mine**2).sum(axis=2), (theirs**2).sum(axis=2)
     floor = FLAT**2 * mine.shape[2]
     correlation = (mine * theirs).sum(axis=2) / np.sqrt((energy[0] + floor) * (energy[1] + floor))

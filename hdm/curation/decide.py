@@ -215,8 +215,8 @@ def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.T
 def _judge(table: pa.Table, inputs: Mapping[str, Output], settings: FilterSettings) -> Verdicts:
     measures = inputs["filter.measures"]
     ok = _decodable(table)
-    # The measures' own keys: fingerprints are there for each of these, though a model may have failed
-    # to decode some.
+    # The measures' own keys: fingerprints are there for each of these, though a model may have
+    # failed to decode some.
     measured = _decodable(read_tables(measures, "measures", ["key", "decoded"]))
     records = read_fingerprints(measures)[_positions(measured, ok)]
     if settings.duplicate_meaning is None:
@@ -241,7 +241,8 @@ def _splits(
     table: pa.Table, verdicts: Verdicts, settings: FilterSettings, store: Store
 ) -> tuple[list[str | None], int]:
     """Each kept picture's split, and the number of pictures that moved from another split."""
-    # Refused copies too are remembered with their family's split, in case one of them is kept later.
+    # Refused copies too are remembered with their family's split, in case one of them is kept
+    # later.
     kept_families = np.unique(verdicts.families[verdicts.kept])
     is_remembered = np.isin(verdicts.families, kept_families)
     rows = verdicts.order[is_remembered[verdicts.order]]
@@ -298,7 +299,8 @@ def _nothing_kept(verdicts: Verdicts) -> InputError:
     for reason, count in Counter(verdicts.counts()).most_common():
         counts.append(f"{count} {reason}")
         settings.append(where[reason])
+    pictures = counted(len(verdicts.reasons), "picture")
     return InputError(
-        f"the filter keeps none of {counted(len(verdicts.reasons), 'picture')}: {', '.join(counts)}",
+        f"the filter keeps none of {pictures}: {', '.join(counts)}",
         do=f"look at the pictures, or loosen {', '.join(settings)}",
     )

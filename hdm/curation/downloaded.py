@@ -29,8 +29,8 @@ COLUMNS = ("key", "status", "captions", "sha256", "offset", "bytes", "width", "h
 class Picture:
     """One downloaded item.
 
-    `decoded` is "ok" or the reason why it cannot be decoded; `pixels`, (h, w, 3) uint8, are set only
-    where a model looks at them.
+    `decoded` is "ok" or the reason why it cannot be decoded; `pixels`, (h, w, 3) uint8, are set
+    only where a model looks at them.
     """
 
     key: Key

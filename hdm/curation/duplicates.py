@@ -1,7 +1,8 @@
 """Find copies: similar hashes give candidate pairs, and a comparison of the small copies confirms
 each pair.
 
-From the confirmed pairs follow the copies, which are refused, and the families, which share a split.
+From the confirmed pairs follow the copies, which are refused, and the families, which share a
+split.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _neighbours(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_families(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(N,) connected components: the same number for pictures connected by equal pixels or pairs."""
+    """(N,) connected components: equal numbers for pictures connected by equal pixels or pairs."""
     count = len(groups)
     one = np.concatenate([np.arange(count), pairs[:, 0]])
     other = np.concatenate([groups, pairs[:, 1]])

@@ -1,5 +1,5 @@
-"""Fingerprints that tell whether two pictures show the same: a hash of the pixels, perceptual hashes
-of several views, and small copies.
+"""Fingerprints that tell whether two pictures show the same: a hash of the pixels, perceptual
+hashes of several views, and small copies.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _record(pixels: np.ndarray) -> np.ndarray:
 
 
 def boxes_within(frames: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Boxes of views in the whole picture: (P, 4) frames and (V,) indices into VIEWS → (max(P, V), 4),
-    where P = V or one of them is 1.
+    """Boxes of views in the whole picture: (P, 4) frames and (V,) indices into VIEWS → (max(P, V),
+    4), where P = V or one of them is 1.
     """
     corner = frames[:, :2]
     size = frames[:, 2:] - corner

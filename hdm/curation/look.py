@@ -30,7 +30,8 @@ def look(
         data: the file.
         settings: how it is decoded.
         measured: whether to measure it.
-        reduced_to_px: return the pixels too, reduced by `hdm.pictures.reading.reduced`; None: do not.
+        reduced_to_px: return the pixels too, reduced by `hdm.pictures.reading.reduced`; None: do
+            not.
 
     Returns:
         Columns of MEASURES, with bytes as hexadecimal digits, and the pixels, each where asked for.

@@ -30,7 +30,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     resolved = resolve(pipeline.components)
     check_head(resolved)
-    # Part of the digest only where it is set, so that digests from before the setting stay the same.
+    # Part of the digest only where it is set, so that digests from before the setting stay the
+    # same.
     config = {}
     if resolved.aesthetic_head_activation is not None:
         config["aesthetic_head_activation"] = resolved.aesthetic_head_activation

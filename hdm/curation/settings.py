@@ -31,15 +31,16 @@ class FilterSettings(Settings):
     only exact copies.
     """
     duplicate_difference: values.Grey | None = None
-    """null, for photographs: gradients are compared, so that copies may be cropped, bordered, slightly
-    rotated or watermarked and may differ in brightness, contrast and saturation. A number, for
+    """null, for photographs: gradients are compared, so that copies may be cropped, bordered,
+    slightly rotated or watermarked and may differ in brightness, contrast and saturation. A number,
+    for
     drawings: the grey levels by which copies may differ at any place; 10 keeps emoji apart.
     """
     duplicate_mirrored: bool = False
     """Mirror images count as copies. Leave it off where captions mention left and right."""
     duplicate_meaning: values.Cosine | None = None
-    """Cosine similarity of the contrastive model's embeddings from which two pictures count as showing
-    the same; null: not checked.
+    """Cosine similarity of the contrastive model's embeddings from which two pictures count as
+    showing the same; null: not checked.
     """
     min_aesthetic: values.Score | None = None
     min_clip_similarity: values.Cosine | None = None
@@ -52,8 +53,8 @@ class FilterSettings(Settings):
     """
     validation: values.Rate = 0.02
     held_out: values.Rate = 0.05
-    """Share of the kept pictures that training does not see; likewise `validation`. Assigned by a hash
-    of content, copies together; within a store a picture keeps its split.
+    """Share of the kept pictures that training does not see; likewise `validation`. Assigned by a
+    hash of content, copies together; within a store a picture keeps its split.
     """
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")

@@ -63,9 +63,15 @@ def paged_writer(
     """
     text = canonical_json(dict(metadata))
     with pq.ParquetWriter(
-        path, schema, compression="NONE", use_dictionary=False, write_statistics=False, store_schema=False,
-        data_page_size=1 << 30, write_page_checksum=True,
-    ) as writer:  # fmt: skip
+        path,
+        schema,
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+        data_page_size=1 << 30,
+        write_page_checksum=True,
+    ) as writer:
         yield writer
         writer.add_key_value_metadata(
             {METADATA: text, METADATA_CRC: f"{zlib.crc32(text):08x}".encode()}

@@ -40,7 +40,8 @@ class TarShard(Closing):
     """
 
     def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  (closed in close)
+        # Closed in `close`.
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def add(self, key: str, format_name: str, data: bytes) -> int:
         """Append one picture; gives the offset of its first byte."""

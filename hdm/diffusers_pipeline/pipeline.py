@@ -67,7 +67,9 @@ class HDMPipeline(DiffusionPipeline):
         self.register_modules(  # type: ignore[no-untyped-call]
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        self.register_to_config(max_tokens=max_tokens, resolution=resolution)  # type: ignore[no-untyped-call]
+        self.register_to_config(  # type: ignore[no-untyped-call]
+            max_tokens=max_tokens, resolution=resolution
+        )
         # diffusers leaves a component out where it is asked to.
         if transformer is not None:
             install(transformer)

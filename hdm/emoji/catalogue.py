@@ -9,13 +9,12 @@ differ in less than 2 % of the pixels.
 
 Which name is held out is decided by the SHA-256 of the name, so adding one moves no other:
 
-- An unseen name is one of 32, of different families, and no picture of their families is trained
-on. A family is the names that differ
-  in `man`, `woman` or `person` in front, in a skin tone, or in which way one faces. Symbols and
-  flags are not asked for, nor are names that are put together ("man: red hair").
-- Of each name's five skin tones three are trained on; 32 combinations of a name and one of its two
-others, of different families, are
-  asked for. The name is then known in other tones and the tone of other names.
+- Unseen names: 32 names of different families. No picture of their families is in training.
+  The names of a family differ in `man`, `woman` or `person` in front, in a skin tone, or in the
+  direction faced. Symbols, flags and combined names ("man: red hair") are not chosen.
+- Unseen tones: of the five skin tones of a name, three are in training. The prompts ask for 32
+  combinations of a name with one of its other two tones, each of another family. The model then
+  knows the name in other tones, and the tone from other names.
 
 Genders are names of their own, and the pictures without a skin tone are all trained on.
 """

@@ -85,8 +85,8 @@ def named(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def png(pixels: np.ndarray, texts: Mapping[str, Any] | None = None) -> bytes:
-    """A PNG file of a picture (H, W, 3) uint8, with `texts` in its text chunks: strings as they are,
-    other values as JSON.
+    """A PNG file of a picture (H, W, 3) uint8, with `texts` in its text chunks: strings as they
+    are, other values as JSON.
     """
     info = PngInfo()
     for key, value in (texts or {}).items():

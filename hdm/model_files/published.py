@@ -17,9 +17,17 @@ from hdm.architecture import XUTConfig
 from hdm.errors import InputError
 
 SIZES = {
-    "patch_size": "patch_size", "input_dim": "channels", "dim": "width", "ctx_dim": "text_width", "heads": "num_heads",
-    "dim_head": "head_size", "mlp_dim": "mlp_width", "depth": "depth", "enc_blocks": "enc_blocks", "dec_blocks": "dec_blocks",
-}  # fmt: skip
+    "patch_size": "patch_size",
+    "input_dim": "channels",
+    "dim": "width",
+    "ctx_dim": "text_width",
+    "heads": "num_heads",
+    "dim_head": "head_size",
+    "mlp_dim": "mlp_width",
+    "depth": "depth",
+    "enc_blocks": "enc_blocks",
+    "dec_blocks": "dec_blocks",
+}
 TREAD_SIZES = {"prev_trns_depth": "prev_blocks", "post_trns_depth": "post_blocks"}
 ASPECT = "addon_info_embs_dim"
 TREAD = "tread_config"
@@ -83,15 +91,20 @@ def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             f" {text}, feed-forward {mlp}"
         )
     return {
-        "width": patch[0], "channels": patch[1], "patch_size": patch[2], "text_width": text[1], "mlp_width": mlp[1],
-        "num_heads": rope[0], "head_size": 4 * rope[1],
+        "width": patch[0],
+        "channels": patch[1],
+        "patch_size": patch[2],
+        "text_width": text[1],
+        "mlp_width": mlp[1],
+        "num_heads": rope[0],
+        "head_size": 4 * rope[1],
         "depth": _count(shapes, r"backbone\.enc_blocks\.(\d+)\."),
         "enc_blocks": _count(shapes, r"backbone\.enc_blocks\.\d+\.(\d+)\."),
         "dec_blocks": _count(shapes, r"backbone\.dec_blocks\.\d+\.(\d+)\."),
         "prev_blocks": _count(shapes, r"prev_tread_trns\.blocks\.(\d+)\."),
         "post_blocks": _count(shapes, r"post_tread_trns\.blocks\.(\d+)\."),
         "aspect_embedding": any(name.startswith("addon_info_embs_proj.") for name in shapes),
-    }  # fmt: skip
+    }
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], ending: str, meaning: str) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ class Trained:
 
 
 class DiffusersFolder:
-    """A pipeline's folder, with the denoiser in `transformer`; its index may say what a card does."""
+    """A pipeline's folder, with the denoiser in `transformer`; its index may hold card fields."""
 
     def recognises(self, path: Path) -> bool:
         return (path / MODEL_INDEX).is_file()

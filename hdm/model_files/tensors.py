@@ -49,7 +49,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file by name, on the CPU; errors as `open_tensors`."""
     with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        # `file` is no mapping: it cannot be iterated over.
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

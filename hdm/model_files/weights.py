@@ -61,12 +61,16 @@ class Weights:
         )
         parameters = sum(parameter.numel() for parameter in _empty(config).parameters())
         blocks = f"{config.depth} × ({config.enc_blocks} encoder, {config.dec_blocks} decoder)"
-        return "\n".join((
-            f"{parameters:,} parameters in {', '.join(f'{count} tensors {name}' for name, count in sorted(dtypes.items()))}",
-            f"width {config.width} = {config.num_heads} × {config.head_size}, feed-forward {config.mlp_width}, text {config.text_width}",
+        tensors = ", ".join(f"{count} tensors {name}" for name, count in sorted(dtypes.items()))
+        embedding = "with" if config.aspect_embedding else "without"
+        lines = (
+            f"{parameters:,} parameters in {tensors}",
+            f"width {config.width} = {config.num_heads} × {config.head_size}, feed-forward"
+            f" {config.mlp_width}, text {config.text_width}",
             f"blocks: {config.prev_blocks}, then {blocks}, then {config.post_blocks}",
-            f"{config.channels} channels, patch {config.patch_size}, {'with' if config.aspect_embedding else 'without'} aspect embedding",
-        ))  # fmt: skip
+            f"{config.channels} channels, patch {config.patch_size}, {embedding} aspect embedding",
+        )
+        return "\n".join(lines)
 
 
 def read_weights(path: Path, *, inferring: bool = False) -> Weights:
@@ -97,7 +101,8 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
         )
     with open_tensors(path) as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        # `file` is no mapping: it cannot be iterated over.
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     said = _said(metadata, path)
     if not said and not inferring:
         raise InputError(
@@ -116,7 +121,8 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
 
     Args:
         tensors: all of them, named as in the file.
-        said: the configuration in either form; empty: inferred from the shapes, as a published model's.
+        said: the configuration in either form; empty: inferred from the shapes, as a published
+            model's.
         path: for errors.
 
     Raises:

@@ -1,5 +1,5 @@
-"""The process that looks into picture files, within limits: `python -m hdm.pictures.decoder SETTINGS
-MODULE:FUNCTION`.
+"""The process that looks into picture files, within limits: `python -m hdm.pictures.decoder
+SETTINGS MODULE:FUNCTION`.
 
 A request is one line of JSON on its input (options of the function, the length of the file) and
 then the file. The answer is one line of JSON on its output and then its arrays, one after the
@@ -100,7 +100,8 @@ def _answer(
         return {"refused": [refusal.status, refusal.message]}, []
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
-    except Exception:  # noqa: BLE001  (a mistake in the function, which the process that asks raises)
+    # A mistake in the function, which the process that asks raises.
+    except Exception:  # noqa: BLE001
         return {"error": traceback.format_exc()}, []
     return {"facts": facts}, arrays
 

@@ -2,8 +2,8 @@
 
 Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores
 EXIF orientation and ICC profiles, only warns of pictures of 89 megapixels, and would hand EPS to a
-PostScript interpreter. Here `hdm.pictures.formats` decides the format by the first bytes, from a short
-list, and its reader is called directly; sizes are checked before anything is decoded.
+PostScript interpreter. Here `hdm.pictures.formats` decides the format by the first bytes, from a
+short list, and its reader is called directly; sizes are checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -41,9 +41,16 @@ MAX_SIDE_PX = 32_768
 """Longer pictures are refused, however thin: 65535 × 1 is an attack or an accident."""
 
 FORMATS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "GIF": GifImageFile, "BMP": BmpImageFile,
-    "TIFF": TiffImageFile, "AVIF": AvifImageFile, "HEIF": pi_heif.HeifImageFile, "JPEG2000": Jpeg2KImageFile,
-}  # fmt: skip
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "AVIF": AvifImageFile,
+    "HEIF": pi_heif.HeifImageFile,
+    "JPEG2000": Jpeg2KImageFile,
+}
 
 COUNTED = frozenset({"PNG", "WEBP", "AVIF", "HEIF"})
 """Formats whose readers know the number of frames without looking for it."""
@@ -54,9 +61,14 @@ pi_heif.options.DECODE_THREADS = 1
 
 # EXIF's eight orientations as what brings the picture upright.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(Exception):  # noqa: N818  (what is bad is the image; nothing went wrong here)

@@ -107,8 +107,8 @@ def to_device(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) ->
     """Bring models from the computer's memory to this process's device, whole or their shards.
 
     The unit of sharding is a block, as the denoiser names them. Accelerate's plugin for FSDP2 wraps
-    by class instead, so torch's function is called directly; Accelerate keeps devices, processes and
-    autocast.
+    by class instead, so torch's function is called directly; Accelerate keeps devices, processes
+    and autocast.
     """
     device = accelerator.device
     count = accelerator.num_processes

@@ -14,7 +14,8 @@ from hdm.training.process.job import Job
 from hdm.training.process.memory_use import peak_memory_bytes, system_memory_bytes
 from hdm.training.settings import Phase, TrainSettings
 
-SHARE = 0.9  # of the device's memory that a step may fill: the rest is the allocator's and the libraries'
+SHARE = 0.9
+"""Of the device's memory that a step may fill: the rest is the allocator's and the libraries'."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -105,8 +106,8 @@ def does_not_fit(job: Job, device: str, tokens: tuple[int, int] | None) -> DoesN
 
 
 def _device_bytes(device: str) -> float:
-    """Memory of the accelerator, or of the computer; where that is not known, what was in use, which
-    was too little.
+    """Memory of the accelerator, or of the computer; where that is not known, what was in use,
+    which was too little.
     """
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory

@@ -162,8 +162,10 @@ class TrainSettings(Settings):
     """
     tag_drop: values.Rate = since("0.1.0", 0.0)
     group_drop: values.Rate = since("0.1.0", 0.0)
-    """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of captions written
-    `kept tags ||| group %% group`, tags split by `$$`; the published recipe has 0.25 and 0.3. The text encoder has to run in training."""
+    """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of
+    captions written `kept tags ||| group %% group`, tags split by `$$`; the published recipe has
+    0.25 and 0.3. The text encoder has to run in training.
+    """
     tag_shuffle: bool = since("0.1.0", False)
     """Put their groups, and the tags in each, into another order every time."""
     min_snr_gamma: values.PositiveWeight | None = since("0.1.0", None)

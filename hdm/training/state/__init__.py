@@ -1,1 +1,1 @@
-"""What a training's state is: weights, optimizers, averages and the clock, and their checkpoints."""
+"""The state of a training: weights, optimizers, averages and the clock, and their checkpoints."""

@@ -3,7 +3,9 @@
     checkpoint-00000100/
         weights.safetensors  ema.safetensors  optimizer.safetensors  ema-0.05.safetensors …
         metrics.jsonl        as it was then, so that it goes on byte by byte
-        state.json           where training stood, XXH3 of every file (sha256 in releases before 0.2), sha256 of itself
+        state.json           where training stood, XXH3 of every file, sha256 of itself
+
+Releases before 0.2 wrote sha256 of every file.
 
 A folder is written aside, synced and renamed: it is there whole or not at all. Two are kept, so
 that one flipped bit costs the time between two checkpoints and not the run.
