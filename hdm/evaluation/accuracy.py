@@ -1,4 +1,4 @@
-"""What a judge says of images whose prompts it knows the truth of."""
+"""The metric `accuracy`: a judge's verdicts on images of prompts with known answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Answers = Sequence[Mapping[str, bool]]
 
 
 def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
-    """The share of each set's images that are right, by question and in all of them."""
+    """The share of correct images in each set, by question and for all questions together."""
     judge = _judge(pipeline)
     settings = pipeline.evaluate
     agreement = judge.agreement()
@@ -40,9 +40,9 @@ def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
 
 
 def accuracy(texts: Sequence[str], answers: Answers) -> dict[str, Share]:
-    """Share of the pictures that are right, by question and in `all` of them.
+    """Share of correct pictures, by question and for `all` questions together.
 
-    A prompt that repeats counts once in the interval.
+    A repeated prompt counts once in the interval.
     """
     total = len(answers)
     distinct = len({normal_prompt(text) for text in texts})

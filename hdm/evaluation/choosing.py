@@ -1,4 +1,4 @@
-"""A page on which a person says which of four names a generated picture has."""
+"""A page on which a person chooses which of four names fits a generated picture."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from hdm.evaluation.exhibits import data_uri
 from hdm.evaluation.nearest import Nearest
 from hdm.scoring.judges import PromptSet
 
+# Key in a metric's details: for each set with choices, one entry for each picture.
 CHOICES = "choices"
-"""In a metric's details: of each set with choices one entry a picture."""
 PAGE = "choose.html"
 TEMPLATE = "choose.html.j2"
 SHOWN_PX = 128
 
 
 def entries(prompts: PromptSet, nearest: Sequence[Nearest]) -> list[dict[str, Any]]:
-    """What `choices` holds of a set: prompt, the names to choose from, and the nearest training
-    picture.
-    """
-    return [
-        {"prompt": text, "choices": list(choices), "nearest": asdict(one)}
-        for text, choices, one in zip(prompts.texts, prompts.choices, nearest, strict=True)
-    ]
+    """The entries of `choices` for a set: prompt, names to choose from, nearest picture."""
+    entries = []
+    for text, choices, one in zip(prompts.texts, prompts.choices, nearest, strict=True):
+        entries.append({"prompt": text, "choices": list(choices), "nearest": asdict(one)})
+    return entries
 
 
 def copies(nearest: Sequence[Nearest]) -> dict[str, Any]:
-    """How many pictures of a set are copies of training pictures, and how near they come."""
+    """Number of a set's pictures that are copies of training pictures, and their distances."""
     distances = sorted(one.distance for one in nearest)
     return {
         "copies": sum(one.copied for one in nearest),
@@ -41,23 +39,26 @@ def copies(nearest: Sequence[Nearest]) -> dict[str, Any]:
 def questions(
     choices: Sequence[Mapping[str, Any]], pictures: Sequence[Any], training: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """What the page needs of a set.
+    """The page's data for a set.
 
     Args:
         choices: the entries of `choices`.
         pictures: the generated pictures (H, W, 3) uint8.
         training: data URIs of the nearest training pictures.
     """
-    return [
-        {
-            "image": data_uri(picture, SHOWN_PX),
-            "choices": entry["choices"],
-            "right": entry["choices"].index(entry["prompt"]),
-            "nearest": {
-                "image": image,
-                "caption": entry["nearest"]["caption"],
-                "distance": round(entry["nearest"]["distance"], 1),
-            },
+    questions = []
+    for entry, picture, image in zip(choices, pictures, training, strict=True):
+        nearest = {
+            "image": image,
+            "caption": entry["nearest"]["caption"],
+            "distance": round(entry["nearest"]["distance"], 1),
         }
-        for entry, picture, image in zip(choices, pictures, training, strict=True)
-    ]
+        questions.append(
+            {
+                "image": data_uri(picture, SHOWN_PX),
+                "choices": entry["choices"],
+                "right": entry["choices"].index(entry["prompt"]),
+                "nearest": nearest,
+            }
+        )
+    return questions

@@ -1,4 +1,4 @@
-"""Numbers from a contrastive model: likeness of images to prompts, distance to real pictures."""
+"""Scores from a contrastive model: similarity of images and prompts, distance to real pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from hdm.evaluation.prompts import HELD_OUT
 from hdm.evaluation.real import RealPictures, embeddings_of, normal_prompt
+from hdm.keys import Key
 from hdm.models.contrastive import Contrastive
 from hdm.scoring.judges import PromptSet
 from hdm.statistics import compare_with_reference, mean_with_error
@@ -18,79 +19,86 @@ EMBED_AT_ONCE = 64
 
 
 def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.ndarray:
-    """Unit embeddings (N, E) of pictures or texts, some at a time."""
-    starts = range(0, len(items), EMBED_AT_ONCE)
-    return np.concatenate([model(list(items[start : start + EMBED_AT_ONCE])) for start in starts])
+    """Unit embeddings (N, E) of pictures or texts, computed in batches."""
+    batches = []
+    for start in range(0, len(items), EMBED_AT_ONCE):
+        batches.append(model(list(items[start : start + EMBED_AT_ONCE])))
+    return np.concatenate(batches)
 
 
 def clip_scores(
     prompts: PromptSet, images: np.ndarray, texts: np.ndarray, real: np.ndarray | None
 ) -> dict[str, Any]:
-    """Mean cosine of pictures and texts in the contrastive model's space.
+    """Mean cosine similarity of pictures and texts in the contrastive model's space.
 
     Args:
         prompts: the set.
         images, texts: embeddings of its generated images and its prompts.
-        real: embeddings of the pictures whose captions the prompts are, if they are.
+        real: embeddings of the real pictures whose captions the prompts are; None if they are not.
 
     Returns:
-        `generated`; `exchanged`, the same images with each other's prompts, which is what no
-        likeness at all scores; and `real`. Prompts that repeat count once in the errors.
+        `generated`; `exchanged`, the same images with each other's prompts, which is the score of
+        no similarity at all; and `real`. Repeated prompts count once in the errors.
     """
-    asked = [normal_prompt(text) for text in prompts.texts]
+    groups = list(map(normal_prompt, prompts.texts))
     scores = {
-        "generated": mean_with_error((images * texts).sum(1), asked),
-        "exchanged": _exchanged(asked, images, texts),
+        "generated": mean_with_error((images * texts).sum(1), groups),
+        "exchanged": _exchanged(groups, images, texts),
     }
     if real is not None:
-        scores["real"] = mean_with_error((real * texts).sum(1), asked)
+        scores["real"] = mean_with_error((real * texts).sum(1), groups)
     return scores
 
 
 def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-    """Each image with the next one's prompt, where that is another."""
-    others = [(number + 1) % len(prompts) for number in range(len(prompts))]
-    pairs = [
-        (number, other) for number, other in enumerate(others) if prompts[number] != prompts[other]
-    ]
-    scores = np.array([images[number] @ texts[other] for number, other in pairs])
-    return mean_with_error(scores, [prompts[number] for number, _ in pairs])
+    """Each image with the next image's prompt, where that differs from its own."""
+    scores = []
+    groups = []
+    for number, prompt in enumerate(prompts):
+        other = (number + 1) % len(prompts)
+        if prompts[other] != prompt:
+            scores.append(images[number] @ texts[other])
+            groups.append(prompt)
+    return mean_with_error(np.array(scores), groups)
 
 
 def distances(
     measures: Output, real: RealPictures, prompts: PromptSet, images: np.ndarray
 ) -> dict[str, Any]:
-    """How far generated images lie from real pictures of other captions, beside the real pictures
-    of the same captions.
+    """Distances of generated images, and of the real pictures with the same captions, from real
+    pictures with other captions.
 
     Args:
         measures: output `filter.contrastive`, which holds the embeddings of real pictures.
         real: the pictures.
-        prompts: the captions that images were generated from.
+        prompts: the captions from which images were generated.
         images: embeddings of these images.
 
     Returns:
-        `frechet` and `kernel`, as `compare_with_reference` has them, of `generated` and `real`; how
-        many pictures each of the three sets has, of how many captions. {} with fewer than two
+        `frechet` and `kernel`, as in `compare_with_reference`, of `generated` and `real`; the
+        number of pictures in each of the three sets, and of captions. {} with fewer than two
         captions on either side.
     """
-    place = {key: number for number, key in reversed(list(enumerate(prompts.keys)))}
-    compared = [key for key in real.compared if key in place]
+    # A picture's key may occur several times among the prompts; its first image counts.
+    first_image: dict[Key, int] = {}
+    for number, key in enumerate(prompts.keys):
+        first_image.setdefault(key, number)
+    compared = [key for key in real.compared if key in first_image]
     reference = real.reference[: len(compared)]
-    asked = [normal_prompt(real.captions[key]) for key in compared]
-    others = [normal_prompt(real.captions[key]) for key in reference]
-    held = embeddings_of(measures, list(reference))
-    if len(set(asked)) < 2 or len(set(others)) < 2 or not held.size:
+    captions = [normal_prompt(real.captions[key]) for key in compared]
+    other_captions = [normal_prompt(real.captions[key]) for key in reference]
+    others = embeddings_of(measures, list(reference))
+    if len(set(captions)) < 2 or len(set(other_captions)) < 2 or not others.size:
         return {}
     sets = {
-        "generated": images[[place[key] for key in compared]],
+        "generated": images[[first_image[key] for key in compared]],
         "real": embeddings_of(measures, compared),
     }
     return {
-        **compare_with_reference(held, sets, others, asked),
+        **compare_with_reference(others, sets, other_captions, captions),
         "num_compared": len(compared),
-        "num_captions": len(set(asked)),
-        "embed_size": held.shape[1],
+        "num_captions": len(set(captions)),
+        "embed_size": others.shape[1],
     }
 
 
@@ -101,13 +109,13 @@ def likeness(
     pictures: Mapping[str, Sequence[np.ndarray]],
     real: RealPictures,
 ) -> dict[str, Any]:
-    """`clip_score` by set and, for captions of held-out pictures, `distances`."""
-    found: dict[str, Any] = {"clip_score": {}, "distances": {}}
+    """`clip_score` by set, and `distances` for the set of captions of held-out pictures."""
+    scores: dict[str, Any] = {"clip_score": {}, "distances": {}}
     for prompts in sets:
         images = embed(contrastive.embed_images, pictures[prompts.name])
         texts = embed(contrastive.embed_texts, prompts.texts)
         originals = embeddings_of(measures, list(prompts.keys)) if prompts.keys else None
-        found["clip_score"][prompts.name] = clip_scores(prompts, images, texts, originals)
+        scores["clip_score"][prompts.name] = clip_scores(prompts, images, texts, originals)
         if prompts.name == HELD_OUT:
-            found["distances"] = distances(measures, real, prompts, images)
-    return found
+            scores["distances"] = distances(measures, real, prompts, images)
+    return scores

@@ -1,9 +1,12 @@
-"""Which images are copies of training pictures, where a person chooses from names."""
+"""The metric `copies`: images that are copies of training pictures, in sets with choices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from hdm.config import Pipeline
 from hdm.evaluation.choosing import CHOICES, copies, entries
@@ -19,31 +22,39 @@ COLUMNS = ("Images", "copies", "pictures", "nearest", "median distance")
 
 
 def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
-    """The share of copies in each set that names are chosen for, and what the page to choose on
-    needs.
-    """
+    """The share of copies in each set with choices, and the data of the page to choose on."""
     generated = read_generated(pipeline, outputs)
-    chosen = [prompts for prompts in generated.sets if prompts.choices]
-    every = [picture for prompts in chosen for picture in generated.pictures[prompts.name]]
-    found = iter(nearest_training(pipeline, outputs, every))
+    sets = [prompts for prompts in generated.sets if prompts.choices]
+    pictures: list[np.ndarray] = []
+    for prompts in sets:
+        pictures += generated.pictures[prompts.name]
+    # All sets at once: every training picture is decoded only once.
+    all_nearest = iter(nearest_training(pipeline, outputs, pictures))
     scores: list[Score] = []
     rows: list[tuple[str, ...]] = []
     choices: dict[str, Any] = {}
-    for prompts in chosen:
-        nearest = [next(found) for _ in prompts.texts]
+    for prompts in sets:
+        nearest = list(islice(all_nearest, len(prompts.texts)))
         choices[prompts.name] = entries(prompts, nearest)
-        counted = copies(nearest)
-        low, high = Share(counted["copies"], counted["total"]).interval
-        value = counted["copies"] / counted["total"]
+        counts = copies(nearest)
+        num_copies = counts["copies"]
+        total = counts["total"]
+        low, high = Share(num_copies, total).interval
         scores.append(
             Score(
-                f"copies_{prompts.name}", value, low, high, counted["total"], "lower",
-                is_share=True, label="copies", group=prompts.title,
+                f"copies_{prompts.name}",
+                num_copies / total,
+                low,
+                high,
+                total,
+                "lower",
+                is_share=True,
+                label="copies",
+                group=prompts.title,
             )
-        )  # fmt: skip
-        distances = (f"{counted['nearest']:.1f}", f"{counted['median']:.1f}")
-        counts = (str(counted["copies"]), str(counted["total"]))
-        rows.append((prompts.title, *counts, *distances))
+        )
+        distances = (f"{counts['nearest']:.1f}", f"{counts['median']:.1f}")
+        rows.append((prompts.title, str(num_copies), str(total), *distances))
     return Measured(scores, [Table(COLUMNS, rows)], details={CHOICES: choices})
 
 

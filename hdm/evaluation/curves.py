@@ -1,4 +1,4 @@
-"""The loss curve as inline SVG, coloured by the page's style sheet."""
+"""The loss curve as inline SVG. The page's style sheet sets its colours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate, chain
 
-WIDTH, HEIGHT = 960, 300
+WIDTH = 960
+HEIGHT = 300
 LEFT = 52
 RIGHT = 12
 TOP = 14
@@ -18,8 +19,8 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class PhaseCurve:
-    """One phase: points (images seen in it, loss), held-out losses likewise, and how many images it
-    sees.
+    """One phase: points (images seen in it, loss), held-out losses likewise, and its number of
+    images.
     """
 
     name: str
@@ -29,9 +30,7 @@ class PhaseCurve:
 
 
 def loss_curve(phases: Sequence[PhaseCurve]) -> str:
-    """The loss over images seen, one phase after the other; "" if there are fewer than two
-    points.
-    """
+    """The loss over images seen, phase after phase; "" with fewer than two points."""
     starts = [0, *accumulate(phase.num_images for phase in phases)][: len(phases)]
     losses = []
     held = []
@@ -72,11 +71,9 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
 class _Axes:
     def __init__(self, last: int, losses: Sequence[float]) -> None:
         ordered = sorted(losses)
-        # The first steps would flatten all the rest.
-        low, high = (
-            ordered[0],
-            ordered[min(len(ordered) - 1, int(0.985 * len(ordered)))],
-        )
+        # The losses of the first steps would flatten the rest: the highest 1.5 % are cut off.
+        low = ordered[0]
+        high = ordered[min(len(ordered) - 1, int(0.985 * len(ordered)))]
         room = (high - low or abs(high) or 1.0) * 0.06
         self.low = low - room
         self.high = high + room
@@ -115,6 +112,7 @@ class _Axes:
 def ticks(low: float, high: float) -> list[float]:
     """About five round numbers within [low, high]."""
     step = 10 ** math.floor(math.log10((high - low) / 4))
+    # The smallest of 1, 2, 5 and 10 times a power of ten that gives at most six intervals.
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     first = math.ceil(low / step)
     return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
@@ -127,7 +125,7 @@ def _thousands(value: float) -> str:
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """Means over equal spans, where there are more points than can be told apart."""
+    """Means over equal spans if there are more points than the curve can show."""
     span = -(-len(points) // MAX_POINTS)
     thinned: list[tuple[float, float]] = []
     for start in range(0, len(points), max(1, span)):

@@ -1,6 +1,4 @@
-"""Example pictures for the report: kept ones, rejected ones by reason, as images that an HTML page
-can hold.
-"""
+"""Example pictures for the report, kept ones and rejected ones by reason, as data URIs."""
 
 from __future__ import annotations
 
@@ -29,10 +27,18 @@ from hdm.redaction import redacted
 from hdm.store import Output
 
 SIDE_PX = 144  # longer side of an example
-AS_PNG_PX = 128  # up to so many pixels a side nothing is lost
+AS_PNG_PX = 128  # pictures up to this side are PNGs, larger ones JPEGs
 SAMPLE_COLUMNS = (
-    *("key", "source", "status", "error", "captions"),
-    *("offset", "bytes", "sha256", "width", "height"),
+    "key",
+    "source",
+    "status",
+    "error",
+    "captions",
+    "offset",
+    "bytes",
+    "sha256",
+    "width",
+    "height",
 )
 PLACE_COLUMNS = ("shard", "offset", "bytes", "sha256")
 SCORE_COLUMNS = ("key", "kept", "reason", "detail", "split")
@@ -52,9 +58,7 @@ STATUSES = {
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One picture with what is said of it; `image` is a data URI, or None where there are no pixels
-    to show.
-    """
+    """One picture with its text; `image` is a data URI, or None if there are no pixels to show."""
 
     image: str | None
     caption: str
@@ -74,7 +78,7 @@ class Rejection:
 
 
 class Exhibition(Closing):
-    """Finds and reads example pictures of a finished download. Use it in a `with` block.
+    """Find and read example pictures of a finished download. Use it in a `with` block.
 
     Args:
         pipeline: says how pictures are decoded.
@@ -85,14 +89,11 @@ class Exhibition(Closing):
     def __init__(self, pipeline: Pipeline, download: Output, filter: Output | None) -> None:
         self.reader = ImageReader(download)
         self.decoders = Decoders(pipeline.images, pixels, pipeline.threads)
-        shards = [
-            read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS)
-            for number in range(num_shards(download, "samples"))
-        ]
-        self.samples = pa.concat_tables(
-            shard.append_column("shard", pa.array([n] * len(shard)))
-            for n, shard in enumerate(shards)
-        )
+        shards = []
+        for number in range(num_shards(download, "samples")):
+            samples = read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS)
+            shards.append(samples.append_column("shard", pa.array([number] * len(samples))))
+        self.samples = pa.concat_tables(shards)
         self.scores = read_tables(filter, "scores", SCORE_COLUMNS) if filter else None
 
     def close(self) -> None:
@@ -100,51 +101,45 @@ class Exhibition(Closing):
         self.reader.close()
 
     def funnel(self) -> list[dict[str, Any]]:
-        """How many items are left after each step: what they are called, and how many."""
-        steps = [
-            ("listed", len(self.samples)),
-            ("downloaded", _counts(self.samples, "status").get("ok", 0)),
-        ]
+        """Name and count of the items that are left after each step."""
+        counts = {
+            "listed": len(self.samples),
+            "downloaded": _counts(self.samples, "status").get("ok", 0),
+        }
         if self.scores is not None:
-            steps.append(("kept", _counts(self.scores, "kept").get(True, 0)))
+            counts["kept"] = _counts(self.scores, "kept").get(True, 0)
             splits = _counts(self.scores, "split")
-            steps += [
-                (name.replace("_", " "), splits[name])
-                for name in ("train", "validation", "held_out")
-                if name in splits
-            ]
-        return [{"name": name, "count": count} for name, count in steps]
+            for name in ("train", "validation", "held_out"):
+                if name in splits:
+                    counts[name.replace("_", " ")] = splits[name]
+        return [{"name": name, "count": count} for name, count in counts.items()]
 
     def kept(self, count: int) -> list[Exhibit]:
-        """Some of the kept pictures, drawn by their keys, which are hashes."""
+        """A random choice of the kept pictures: the first by key, since keys are hashes."""
         if self.scores is None:
             return []
         samples = self._of_keys(row["key"] for row in _first(self.scores, pc.field("kept"), count))
-        return [
-            Exhibit(image, _caption(sample))
-            for sample, image in zip(samples, self._images(samples), strict=True)
-        ]
+        return list(map(Exhibit, self._images(samples), map(_caption, samples)))
 
     def rejections(self, count: int) -> list[Rejection]:
-        """What was refused and why, the most frequent reason first, with up to `count` examples
+        """Refused items by reason, the most frequent reason first, with up to `count` examples
         each.
         """
-        found = [
-            Rejection(
-                status, _explanation(status), "download", number, self._failures(status, count)
-            )
-            for status, number in _counts(self.samples, "status").items()
-            if status != "ok"
-        ]
-        if self.scores is not None:
-            found += [
-                Rejection(
-                    reason, _explanation(reason), "filter", number, self._refusals(reason, count)
+        rejections = []
+        for status, number in _counts(self.samples, "status").items():
+            if status != "ok":
+                exhibits = self._failures(status, count)
+                rejections.append(
+                    Rejection(status, _explanation(status), "download", number, exhibits)
                 )
-                for reason, number in _counts(self.scores, "reason").items()
-                if reason is not None
-            ]
-        return sorted(found, key=lambda rejection: (-rejection.count, rejection.reason))
+        reasons = {} if self.scores is None else _counts(self.scores, "reason")
+        for reason, number in reasons.items():
+            if reason is not None:
+                exhibits = self._refusals(reason, count)
+                rejections.append(
+                    Rejection(reason, _explanation(reason), "filter", number, exhibits)
+                )
+        return sorted(rejections, key=lambda rejection: (-rejection.count, rejection.reason))
 
     def images(self, keys: Iterable[Key]) -> list[str | None]:
         """Data URIs of pictures; None for one that cannot be decoded."""
@@ -158,35 +153,27 @@ class Exhibition(Closing):
         rows = _first(self.scores, pc.field("reason") == reason, count)
         samples = self._of_keys(row["key"] for row in rows)
         images = self._images(samples)
+        exhibits = []
         if reason.startswith("duplicate"):
+            # The detail of a copy is its original's key.
             originals = self.images(row["detail"] for row in rows)
-            return [
-                Exhibit(image, "copy and original", "", original)
-                for image, original in zip(images, originals, strict=True)
-            ]
-        captions = [
-            _caption(sample) if image else _name(sample)
-            for sample, image in zip(samples, images, strict=True)
-        ]
-        return [
-            Exhibit(image, caption, row["detail"] or "")
-            for image, caption, row in zip(images, captions, rows, strict=True)
-        ]
+            for image, original in zip(images, originals, strict=True):
+                exhibits.append(Exhibit(image, "copy and original", "", original))
+            return exhibits
+        for sample, image, row in zip(samples, images, rows, strict=True):
+            caption = _caption(sample) if image else _name(sample)
+            exhibits.append(Exhibit(image, caption, row["detail"] or ""))
+        return exhibits
 
     def _of_keys(self, keys: Iterable[Key]) -> list[dict[str, Any]]:
         """Rows of the samples, in the order of the keys."""
-        wanted = list(keys)
-        rows = self.samples.filter(
-            pc.is_in(self.samples["key"], pa.array(wanted, pa.string()))
-        ).to_pylist()
-        by_key = {row["key"]: row for row in rows}
-        return [by_key[key] for key in wanted]
+        rows = pc.index_in(pa.array(list(keys), pa.string()), value_set=self.samples["key"])
+        return self.samples.take(rows).to_pylist()
 
     def _images(self, samples: Iterable[Mapping[str, Any]]) -> list[str | None]:
-        asked = map(self._asked, samples)
-        return [_image(answer) for answer in self.decoders.map(asked)]
+        return list(map(_image, self.decoders.map(map(self._request, samples))))
 
-    def _asked(self, sample: Mapping[str, Any]) -> Asked:
+    def _request(self, sample: Mapping[str, Any]) -> Asked:
         place = [sample[name] for name in PLACE_COLUMNS]
         cost = picture_cost(sample["width"], sample["height"], sample["bytes"])
         return Asked(sample["key"], partial(self.reader.read, *place), cost)
@@ -204,22 +191,24 @@ def data_uri(pixels: np.ndarray, side_px: int = SIDE_PX) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small = max(picture.size) <= AS_PNG_PX
-    if small:
+    if max(picture.size) <= AS_PNG_PX:
+        kind = "png"
         picture.save(buffer, "PNG", optimize=True)
     else:
+        kind = "jpeg"
         picture.save(buffer, "JPEG", quality=88)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _counts(table: pa.Table, column: str) -> dict[Any, int]:
-    return {
-        entry["values"]: entry["counts"] for entry in pc.value_counts(table[column]).to_pylist()
-    }
+    counts = pc.value_counts(table[column])
+    return dict(
+        zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
+    )
 
 
 def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[str, Any]]:
-    """The first rows by key that fulfil a condition."""
+    """The first rows by key that meet a condition."""
     rows = table.filter(condition)
     return rows.take(
         pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])
@@ -227,12 +216,12 @@ def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[s
 
 
 def _caption(sample: Mapping[str, Any]) -> str:
-    """The first of its captions."""
+    """The first caption, or ""."""
     return sample["captions"][0] if sample["captions"] else ""
 
 
 def _name(sample: Mapping[str, Any]) -> str:
-    """The last part of where it came from, without a query that may be a signature."""
+    """The last part of the source, without the query, which may contain a signature."""
     return redacted(sample["source"]).rsplit("/", 1)[-1]
 
 

@@ -1,5 +1,5 @@
-"""How like images are to their prompts and to real pictures, by the pipeline's contrastive
-model.
+"""The metric `likeness`: similarity of images to prompts and to real pictures, by the pipeline's
+contrastive model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from hdm.store import Output
 VERSION = 1
 EMBEDDINGS = "filter.contrastive"
 CLIP_NOTE = (
-    "Cosines of image and prompt; ± is a 95 % interval of the mean, in which a prompt that repeats "
-    "counts once. Exchanged prompts tell what no likeness at all scores."
+    "Cosines of image and prompt; ± is a 95 % interval of the mean, in which a repeated prompt "
+    "counts once. Exchanged prompts show the score of no similarity at all."
 )
 DISTANCES = {
     "frechet": "Fréchet distance",
@@ -32,24 +32,24 @@ DISTANCES = {
 
 
 def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
-    """Cosines by set and, for captions of held-out pictures, distances; see
-    `measuring.likeness`.
+    """Cosines by set, and distances for the captions of held-out pictures; see
+    `contrastive_scores.likeness`.
     """
     generated = read_generated(pipeline, outputs)
     device = choose_device(pipeline.evaluate.device, "the contrastive model")
     contrastive = load_contrastive(resolve(pipeline.components), device)
-    found = likeness(
+    results = likeness(
         contrastive, outputs[EMBEDDINGS], generated.sets, generated.pictures, generated.real
     )
-    cosines = found["clip_score"]
-    distances = found["distances"]
+    cosines = results["clip_score"]
+    distances = results["distances"]
     scores = [*_cosines(cosines), *_distances(distances)]
     tables = [_cosine_table(cosines)]
     notes = [CLIP_NOTE]
     if distances:
         tables.append(_distance_table(distances, generated))
         notes += [_nearness(distances), _explained(distances, generated)]
-    return Measured(scores, tables, notes, details=found)
+    return Measured(scores, tables, notes, details=results)
 
 
 def _cosines(by_set: Mapping[str, Any]) -> Iterator[Score]:
@@ -68,9 +68,10 @@ def _cosines(by_set: Mapping[str, Any]) -> Iterator[Score]:
 def _distances(distances: Mapping[str, Any]) -> Iterator[Score]:
     for name in DISTANCES if distances else ():
         for kind, suffix in (("generated", ""), ("real", "_real")):
-            found = distances[name][kind]
+            distance = distances[name][kind]
+            value = distance["value"]
             count = distances["num_compared"]
-            yield _score(f"{name}_distance{suffix}", found["value"], found["half"], count, "lower")
+            yield _score(f"{name}_distance{suffix}", value, distance["half"], count, "lower")
 
 
 def _score(name: str, value: float, half: float | None, count: int, better: Any) -> Score:
@@ -83,9 +84,9 @@ def _cosine_table(by_set: Mapping[str, Any]) -> Table:
     kinds = ("generated", "real", "exchanged")
     columns = ("Cosine", "generated", "real pictures", "exchanged prompts", "images")
     rows = []
-    for name, found in by_set.items():
-        cells = [_cosine_cell(found.get(kind)) for kind in kinds]
-        rows.append((name.replace("_", " "), *cells, str(found["generated"]["count"])))
+    for name, scores in by_set.items():
+        cells = [_cosine_cell(scores.get(kind)) for kind in kinds]
+        rows.append((name.replace("_", " "), *cells, str(scores["generated"]["count"])))
     return Table(columns, rows)
 
 
@@ -100,16 +101,18 @@ def _cosine_cell(score: Mapping[str, Any] | None) -> str:
 def _distance_table(distances: Mapping[str, Any], generated: Generated) -> Table:
     split = generated.real.split.replace("_", "-")
     title = f"Distance to {distances['num_compared']} {split} pictures of other captions"
-    kinds = ("generated", "real", "difference")
     rows = []
     for name, words in DISTANCES.items():
-        found = [distances[name][kind] for kind in kinds]
-        rows.append((words, *(f"{one['value']:.4g} ± {one['half']:.2g}" for one in found)))
+        cells = [words]
+        for kind in ("generated", "real", "difference"):
+            distance = distances[name][kind]
+            cells.append(f"{distance['value']:.4g} ± {distance['half']:.2g}")
+        rows.append(cells)
     return Table((title, "generated", "real", "generated − real"), rows)
 
 
 def _nearness(distances: Mapping[str, Any]) -> str:
-    """What the distances amount to, in a sentence."""
+    """A sentence on what the distances mean."""
     apart = distances["frechet"]["difference"]
     if abs(apart["value"]) <= apart["half"]:
         verdict = "lie as near, within the interval, as"

@@ -1,5 +1,5 @@
-"""Which training picture is nearest to a generated one, by pixels: whether a model draws, or hands
-out what it was shown.
+"""Find the training picture nearest to a generated one by pixels, which shows whether a model draws
+or copies its training pictures.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from hdm.progress import track
 from hdm.store import Output
 
 SIDE_PX = 32
+# Root mean square difference of 32 × 32 thumbnails, in grey levels, up to which a picture counts as
+# a copy. An autoencoder (TAEF2) reconstructs Noto Emoji's 2,077 pictures within 7; all but 1 % of
+# the other names are farther away than 12.8.
 COPY = 10.0
-"""Grey levels, the root mean square over thumbnails of 32 × 32 pixels, up to which a picture counts
-as a copy. Of Noto Emoji's 2,077, an autoencoder (TAEF2) gives back its own input within 7; other
-names lie farther than 12.8, all but 1 % of them.
-"""
 _COLUMNS = ("key", "offset", "bytes", "sha256", "width", "height")
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The training picture nearest to a generated one: its key, its first caption, and how far it
-    is in grey levels.
+    """The training picture nearest to a generated one: its key, its first caption, and its distance
+    in grey levels.
     """
 
     key: Key
@@ -56,14 +55,14 @@ def nearest_training(
         pipeline: says how picture files are decoded.
         inputs: the outputs `download`, `filter` and `caption`.
     """
-    keys, small = _training_thumbnails(pipeline, inputs)
-    found = []
+    keys, thumbnails = _training_thumbnails(pipeline, inputs)
+    pairs = []
     for picture in pictures:
-        distances = np.sqrt(np.square(small - thumbnail(picture)).mean(1))
-        place = int(distances.argmin())
-        found.append((keys[place], float(distances[place])))
-    captions = captions_by_key(inputs["caption"], sorted({key for key, _ in found}))
-    return [Nearest(key, next(iter(captions[key]), ""), distance) for key, distance in found]
+        distances = np.sqrt(np.square(thumbnails - thumbnail(picture)).mean(1))
+        row = int(distances.argmin())
+        pairs.append((keys[row], float(distances[row])))
+    captions = captions_by_key(inputs["caption"], sorted({key for key, _ in pairs}))
+    return [Nearest(key, next(iter(captions[key]), ""), distance) for key, distance in pairs]
 
 
 def thumbnail(picture: np.ndarray) -> np.ndarray:
@@ -76,28 +75,28 @@ def _training_thumbnails(
     pipeline: Pipeline, inputs: Mapping[str, Output]
 ) -> tuple[list[Key], np.ndarray]:
     scores = read_tables(inputs["filter"], "scores", ["key", "split"])
-    trained = scores.filter(pc.field("split") == "train")["key"]
+    train_keys = scores.filter(pc.field("split") == "train")["key"]
     keys: list[Key] = []
-    small: list[np.ndarray] = []
+    thumbnails: list[np.ndarray] = []
     with (
         ImageReader(inputs["download"]) as reader,
         Decoders(pipeline.images, pixels, pipeline.threads) as decoders,
-        track("nearest", len(trained), "pictures") as bar,
+        track("nearest", len(train_keys), "pictures") as bar,
     ):
-        asked = _asked(inputs["download"], reader, trained, keys)
-        for answer in decoders.map(asked):
-            small.append(thumbnail(answer.result().arrays[0]))
+        requests = _requests(inputs["download"], reader, train_keys, keys)
+        for answer in decoders.map(requests):
+            thumbnails.append(thumbnail(answer.result().arrays[0]))
             bar.advance()
-    return keys, np.stack(small)
+    return keys, np.stack(thumbnails)
 
 
-def _asked(
-    download: Output, reader: ImageReader, wanted: pa.ChunkedArray, keys: list[Key]
+def _requests(
+    download: Output, reader: ImageReader, selected: pa.ChunkedArray, keys: list[Key]
 ) -> Iterator[Asked]:
-    """The files of some pictures, whose keys go to `keys`."""
+    """Decoding requests for the selected pictures. Their keys are appended to `keys`."""
     for number in range(num_shards(download, "samples")):
         rows = read_table(download.file(shard_name("samples", number)), _COLUMNS)
-        for row in rows.filter(pc.is_in(rows["key"], wanted.combine_chunks())).to_pylist():
+        for row in rows.filter(pc.is_in(rows["key"], selected.combine_chunks())).to_pylist():
             keys.append(row["key"])
             load = partial(reader.read, number, row["offset"], row["bytes"], row["sha256"])
             cost = picture_cost(row["width"], row["height"], row["bytes"])

@@ -1,4 +1,4 @@
-"""Generated images: from prompts to PNG files in tars, and back."""
+"""Generate images from prompts, write them as PNG files in tars, and read them back."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def image_size(pipeline: Pipeline) -> tuple[int, int]:
 
 
 class Painter:
-    """The trained model with all that it needs to make pictures of prompts; loaded when the first
-    one is asked for.
+    """The trained model and everything that it needs to generate pictures. It is loaded when the
+    first picture is needed.
 
     Args:
         pipeline: `evaluate` says how to sample.
@@ -79,8 +79,8 @@ class Painter:
         )
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
-        """One picture (height, width, 3) uint8 a prompt. Texts are padded to the longest prompt
-        given here.
+        """One picture (height, width, 3) uint8 for each prompt. Texts are padded to the longest of
+        these prompts.
         """
         width, height = image_size(self.pipeline)
         return self.text_to_image(
@@ -93,17 +93,15 @@ class Painter:
         )
 
     def description(self, prompt: str, seed: int) -> dict[str, Any]:
-        """What is written into a picture's file: prompt, and how it was made."""
-        made = {
+        """The metadata of a picture's file: prompt and parameters."""
+        parameters = {
             "seed": seed,
             "steps": self.settings.steps,
             "guidance_scale": self.settings.guidance,
             "solver": self.settings.solver,
+            "model": f"{self.trained.name}/{self.trained.digest}",
         }
-        return {
-            "prompt": prompt,
-            "parameters": {**made, "model": f"{self.trained.name}/{self.trained.digest}"},
-        }
+        return {"prompt": prompt, "parameters": parameters}
 
 
 def write_tar(
@@ -121,21 +119,21 @@ def write_tar(
     pictures = painter.paint(texts, seeds)
     with folder.write(tar_name(name, start)) as file:
         with TarShard(file.path) as tar:
-            made = zip(pictures, texts, seeds, strict=True)
-            for number, (picture, text, seed) in enumerate(made, start):
+            images = zip(pictures, texts, seeds, strict=True)
+            for number, (picture, text, seed) in enumerate(images, start):
                 data = png(picture, painter.description(text, seed))
                 tar.add(f"{name}-{number:05d}", "PNG", data)
         file.counts.update(images=len(texts))
 
 
 def tar_name(name: str, start: int) -> str:
-    """Of the tar of a set that begins with this image."""
+    """Name of the tar of a set that begins with this image."""
     return shard_name(name, start // IMAGES_A_TAR, "tar")
 
 
 def read_set(folder: Path, name: str, count: int) -> list[np.ndarray]:
     """The first `count` pictures of a set, (H, W, 3) uint8 each."""
-    return [np.asarray(image) for image in islice(_images(folder, name), count)]
+    return list(map(np.asarray, islice(_images(folder, name), count)))
 
 
 def read_prompts_of(folder: Path, name: str, count: int) -> list[str]:
@@ -167,8 +165,8 @@ def write_grid(
 def write_sheet(
     draft: Draft, prompts: PromptSet, pictures: Sequence[np.ndarray], description: Mapping[str, Any]
 ) -> None:
-    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `description` in its
-    text chunks.
+    """Write a PNG of a set's pictures in rows of eight, each above its prompt, with `description`
+    in its text chunks.
     """
     name = f"sheet-{prompts.name}.png"
     if draft.has(name):

@@ -1,4 +1,4 @@
-"""What of the stage `evaluate` cannot work."""
+"""Find problems of the stage `evaluate` before it runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from hdm.store import Output
 
 
 def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
-    """Settings and models that generating or measuring would fail of.
+    """Report settings and models with which generating or measuring would fail.
 
     Args:
-        made: where `filter` is in it, its counts say whether there are pictures to compare with.
+        made: finished outputs; the counts of `filter` tell whether there are pictures to compare
+            with.
     """
     yield from raised_by(
         partial(check_prompts, pipeline),

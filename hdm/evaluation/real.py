@@ -1,5 +1,5 @@
-"""The real pictures that generated ones are compared with: held out of training, of about the same
-shape.
+"""Choose the real pictures with which generated ones are compared: held out of training, with about
+the same aspect ratio.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from hdm.data.tables import read_tables
 from hdm.keys import Key
 from hdm.store import Output
 
-SIMILAR_ASPECT = 1.25
-ENOUGH = 64
-SPLITS = ("held_out", "validation")  # the second where nothing was held out
+SIMILAR_ASPECT = 1.25  # largest factor between similar aspect ratios
+ENOUGH = 64  # with this many pictures of similar aspect, only these are used
+SPLITS = ("held_out", "validation")  # the second if nothing was held out
 
 
 @dataclass(frozen=True)
 class RealPictures:
-    """Kept pictures of one split: those that images are generated beside, and those that both are
-    compared with.
+    """Kept pictures of one split: those whose captions are prompts, and the reference with which
+    both they and the generated images are compared.
 
-    Images generated from a picture's caption are bound to lie near that very picture. Distances are
-    therefore taken to pictures of other captions, and so are those of the real pictures whose
-    captions the images were generated from.
+    An image generated from a picture's caption is bound to be near that very picture. Distances are
+    therefore measured to pictures with other captions, for generated and for real pictures alike.
 
     Args:
-        split: "held_out", or "validation" if there is no other; "" if there is none at all.
-        same_shape: whether only those of about the generated images' aspect ratio are in it.
+        split: "held_out", or "validation" if nothing was held out; "" if both are empty.
+        same_shape: whether only pictures of about the generated images' aspect ratio are used.
         captions: key → its first caption; those of `compared` come first, each part in order of
-            keys, which is a random one.
-        compared: keys whose captions images are generated from, to be compared with `reference`.
-        reference: as many keys, of pictures none of whose captions is one of theirs. Both are empty
-            where there is only one caption.
+            keys, which is a random order.
+        compared: keys from whose captions images are generated, to be compared with `reference`.
+        reference: as many keys of pictures that share no caption with those. Both are empty if
+            there is only one caption.
     """
 
     split: str
@@ -53,9 +52,9 @@ def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPi
 
     Args:
         inputs: the outputs `filter` and `caption`.
-        aspect: width over height of the generated images. Pictures within a factor of 1.25 are
-            taken where there are enough of them.
-        count: at most so many pictures are compared with as many others.
+        aspect: width over height of the generated images. Only pictures within a factor of 1.25 are
+            used if there are enough of them.
+        count: largest number of pictures to compare with as many others.
     """
     scores = read_tables(inputs["filter"], "scores", ["key", "split", "width", "height"])
     scores = scores.append_column("alike", pa.array(_alike(scores, aspect)))
@@ -69,55 +68,56 @@ def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPi
         return RealPictures("", False, {}, (), ())
     alike = set(held.filter(pc.field("alike"))["key"].to_pylist()) & set(captions)
     same_shape = len(alike) >= min(ENOUGH, len(captions))
-    chosen = sorted(alike if same_shape else captions)
-    compared, reference = _apart({key: captions[key] for key in chosen}, count)
-    rest = [key for key in chosen if key not in set(compared)]
-    firsts = {key: captions[key][0] for key in (*compared, *rest)}
-    return RealPictures(split, same_shape, firsts, compared, reference)
+    keys = sorted(alike if same_shape else captions)
+    compared, reference = _apart({key: captions[key] for key in keys}, count)
+    # Compared pictures come first, so that a small evaluation generates from their captions.
+    first_captions = {key: captions[key][0] for key in (*compared, *keys)}
+    return RealPictures(split, same_shape, first_captions, compared, reference)
 
 
 def normal_prompt(text: str) -> str:
-    """What two prompts have in common that differ in case and spaces alone."""
+    """The prompt in one form, equal for prompts that differ only in case and white space."""
     return " ".join(text.casefold().split())
 
 
 def _apart(
     captions: Mapping[Key, list[str]], count: int
 ) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
-    """Two equally large parts of some pictures, at most `count` each; no caption of the second is a
-    first caption of the first.
+    """Divide pictures into two equally large parts of at most `count`; no caption of the second is
+    a first caption of the first.
 
     Args:
-        captions: key → its captions, the first of which images are generated from.
+        captions: key → its captions; images are generated from the first.
     """
     groups: dict[str, list[Key]] = {}
     for key, texts in captions.items():
         groups.setdefault(normal_prompt(texts[0]), []).append(key)
     one: list[Key] = []
     other: list[Key] = []
+    # Largest groups first: the greedy choice then gives parts of nearly equal size.
     for group in sorted(groups.values(), key=len, reverse=True):
         smaller = one if len(one) <= len(other) else other
         smaller += group
-    asked = {normal_prompt(captions[key][0]) for key in one}
-    other = [key for key in other if not asked & set(map(normal_prompt, captions[key]))]
+    prompts = {normal_prompt(captions[key][0]) for key in one}
+    other = [key for key in other if prompts.isdisjoint(map(normal_prompt, captions[key]))]
     size = min(len(one), len(other), count)
     return tuple(sorted(one)[:size]), tuple(sorted(other)[:size])
 
 
 def embeddings_of(measures: Output, keys: list[Key]) -> np.ndarray:
-    """The stored embeddings of some pictures, (N, E) float32, brought back to length 1; (0, 0)
-    without a contrastive model.
+    """The stored embeddings of some pictures, (N, E) float32 of length 1; (0, 0) without a
+    contrastive model.
     """
-    every, vectors = read_embeddings(measures)
-    if not every:
+    all_keys, vectors = read_embeddings(measures)
+    if not all_keys:
         return np.zeros((0, 0), np.float32)
-    place = {key: number for number, key in enumerate(every)}
-    found = vectors[[place[key] for key in keys]]
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    row_of = {key: row for row, key in enumerate(all_keys)}
+    selected = vectors[[row_of[key] for key in keys]]
+    return selected / np.linalg.norm(selected, axis=1, keepdims=True)
 
 
 def _alike(scores: pa.Table, aspect: float) -> np.ndarray:
-    """Whether each picture's aspect ratio is near to this one; (N,) bool."""
+    """Whether each picture's aspect ratio is similar to this one; (N,) bool."""
     width = scores["width"].cast(pa.float64()).to_numpy()
     height = scores["height"].cast(pa.float64()).to_numpy()
     return np.abs(np.log(width / height / aspect)) <= np.log(SIMILAR_ASPECT)

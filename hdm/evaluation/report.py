@@ -1,6 +1,4 @@
-"""`report.html`: one page about a pipeline, with everything in it, for whoever wants to know what
-came of it.
-"""
+"""`report.html`: one self-contained page about the results of a pipeline."""
 
 from __future__ import annotations
 
@@ -38,15 +36,16 @@ from hdm.store import MANIFEST, Output
 PAGE = "report.html"
 FACTS = "report.json"
 TEMPLATE = "report.html.j2"
+# How many examples the page shows.
 KEPT = 24
-REJECTED = 8
+REJECTED = 8  # for each reason
 PAIRS = 12
 GRID_PX = 480
 SHOWN = 32  # images of a set
 
 
 class ReportedOutput(Protocol):
-    """An output that was made, or that was there already."""
+    """An output that was made or was there already."""
 
     @property
     def output(self) -> Output: ...
@@ -62,21 +61,19 @@ def write_report(
     overrides: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> Path:
-    """Write `report.html` about what has been made so far, and `report.json` for the list of
-    reports.
+    """Write `report.html` about the outputs made so far, and `report.json` for the list of reports.
 
-    Where a person is to choose names of generated pictures, `choose.html` beside it asks for them.
+    If a person is to choose names for generated pictures, `choose.html` beside it asks for them.
 
     Args:
         pipeline: its settings.
-        made: outputs in order of their making; a part of the pipeline's will do, and the page then
-            tells of that part.
+        made: outputs in the order of making; the page covers those that are given.
         folder: of this report alone (`hdm.evaluation.report_index.new_folder`).
-        overrides: the settings that the run was given, as `stage.field=value`.
+        overrides: settings that the run was given, as `stage.field=value`.
         missing: names of the pipeline's other outputs.
 
     Returns:
-        The page's path. The page refers to nothing outside itself but `choose.html`.
+        The page's path. The page refers to no other file but `choose.html`.
     """
     outputs = {one.output.name: one.output for one in made}
     now = datetime.now().astimezone()
@@ -127,42 +124,51 @@ def render(template: str, context: Mapping[str, Any]) -> bytes:
 
 
 def _headline(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The scores that tell most, as the list of reports has them."""
-    return {
-        name: {"value": score["value"], "is_share": score["is_share"]}
-        for name, score in headlines(measured).items()
-    }
+    """The headline scores as the list of reports needs them."""
+    scores = {}
+    for name, score in headlines(measured).items():
+        scores[name] = {"value": score["value"], "is_share": score["is_share"]}
+    return scores
 
 
 def _makers(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
-    """Code, libraries and machine, each with the outputs that were finished with them; none of
-    outputs that do not say.
+    """Combinations of code, libraries and machine, each with the outputs that were finished with
+    it. Fields that an output does not record are None.
     """
-    found: dict[bytes, dict[str, Any]] = {}
+    makers: dict[bytes, dict[str, Any]] = {}
     for one in made:
         runs = one.output.run().get("runs") or [{}]
         maker = {name: runs[-1].get(name) for name in ("code", "libraries", "machine", "host")}
-        entry = found.setdefault(canonical_json(maker), {**maker, "outputs": []})
+        entry = makers.setdefault(canonical_json(maker), {**maker, "outputs": []})
         entry["outputs"].append(one.output.name)
-    return list(found.values())
+    return list(makers.values())
 
 
 def _stages(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
-    found = []
+    stages: list[dict[str, Any]] = []
     for one in made:
-        manifest = json.loads((one.output.path / MANIFEST).read_bytes())
-        seconds = float(one.output.run().get("seconds", 0.0))
-        counts = {
-            name.replace("_", " "): count for name, count in one.output.counts.items() if count
-        }
-        found.append(
+        output = one.output
+        manifest = json.loads((output.path / MANIFEST).read_bytes())
+        counts = {}
+        for name, count in output.counts.items():
+            if count:
+                counts[name.replace("_", " ")] = count
+        stages.append(
             {
-                "name": one.output.name, "digest": one.output.digest, "cached": one.cached, "seconds": seconds, "counts": counts,
-                "bytes": sum(file.bytes for file in one.output.files), "weights": manifest["weights"], "inputs": manifest["inputs"],
+                "name": output.name,
+                "digest": output.digest,
+                "cached": one.cached,
+                "seconds": float(output.run().get("seconds", 0.0)),
+                "counts": counts,
+                "bytes": sum(file.bytes for file in output.files),
+                "weights": manifest["weights"],
+                "inputs": manifest["inputs"],
             }
-        )  # fmt: skip
-    longest = max((stage["seconds"] for stage in found), default=0.0) or 1.0
-    return [{**stage, "share": stage["seconds"] / longest} for stage in found]
+        )
+    longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
+    for stage in stages:
+        stage["share"] = stage["seconds"] / longest
+    return stages
 
 
 def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _write_choosing(
     findings: Sequence[Finding],
     folder: Path,
 ) -> str | None:
-    """Write the page to choose names on; its file's name, or None where nobody is asked to."""
+    """Write the page to choose names on. Return its file's name; None if there are no choices."""
     choices = next((one.details[CHOICES] for one in findings if CHOICES in one.details), None)
     if choices is None or IMAGES not in outputs or "download" not in outputs:
         return None
@@ -200,7 +206,7 @@ def _write_choosing(
 
 
 def _source(download: Output) -> list[str]:
-    """What became of the files, lines and captions of the source."""
+    """Sentences on what became of the source's files, lines and captions."""
     if all(record.name != inventory.NAME for record in download.files):
         return []
     return list(inventory.summary_lines(json.loads(download.file(inventory.NAME).read_bytes())))
@@ -209,22 +215,24 @@ def _source(download: Output) -> list[str]:
 def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
     phases = [output for name, output in outputs.items() if name.startswith("train.")]
     curves = [_curve(output) for output in phases]
-    described = [
-        {"name": output.name, "summary": output.summary, "grids": _grids(output)}
-        for output in phases
-    ]
+    described = []
+    for output in phases:
+        described.append({"name": output.name, "summary": output.summary, "grids": _grids(output)})
     return {"phases": described, "curve": loss_curve(curves) if curves else ""}
 
 
 def _grids(output: Output) -> list[dict[str, Any]]:
-    """The pictures that a phase generated while it went, and at its end; none where it did so at
-    its end alone.
+    """The pictures that a phase generated during training and at its end; none if it only did so at
+    its end.
     """
-    names = sorted(record.name for record in output.files if record.name.startswith("generated-"))
-    grids = [(int(name.partition("-")[2].removesuffix(".png")), name) for name in names]
-    if grids and grids[-1][0] < output.counts["images_seen"]:
-        grids.append((output.counts["images_seen"], "generated.png"))
-    return [{"seen": seen, "image": _grid(output.file(name))} for seen, name in grids]
+    name_at = {}
+    for record in output.files:
+        if record.name.startswith("generated-"):
+            seen = int(record.name.removeprefix("generated-").removesuffix(".png"))
+            name_at[seen] = record.name
+    if name_at:
+        name_at.setdefault(output.counts["images_seen"], "generated.png")
+    return [{"seen": seen, "image": _grid(output.file(name_at[seen]))} for seen in sorted(name_at)]
 
 
 def _grid(path: Path) -> str:
@@ -233,25 +241,28 @@ def _grid(path: Path) -> str:
 
 
 def _curve(output: Output) -> PhaseCurve:
-    lines = [
-        json.loads(line) for line in output.file("metrics.jsonl").read_text().splitlines() if line
-    ]
-    losses = [
-        (line["num_images_seen"], line["loss"]) for line in lines if line.get("loss") is not None
-    ]
-    held = [
-        (line["num_images_seen"], line["validation_loss"])
-        for line in lines
-        if line.get("validation_loss") is not None
-    ]
-    last = max((line["num_images_seen"] for line in lines), default=0)
-    return PhaseCurve(output.name.removeprefix("train."), last, losses, held)
+    losses = []
+    validation = []
+    last = 0
+    for text in output.file("metrics.jsonl").read_text().splitlines():
+        if not text:
+            continue
+        line = json.loads(text)
+        seen = line["num_images_seen"]
+        last = max(last, seen)
+        # A line may hold only one of the two.
+        if line.get("loss") is not None:
+            losses.append((seen, line["loss"]))
+        if line.get("validation_loss") is not None:
+            validation.append((seen, line["validation_loss"]))
+    return PhaseCurve(output.name.removeprefix("train."), last, losses, validation)
 
 
 def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
     findings = [read_finding(output) for name, output in outputs.items() if is_measured(name)]
-    findings.sort(key=lambda one: not one.sees_images)  # what was generated first, then the data
-    found: dict[str, Any] = {
+    # Metrics of generated images come first, then those of the data.
+    findings.sort(key=lambda one: not one.sees_images)
+    context: dict[str, Any] = {
         "findings": findings,
         "groups": {one.name: _groups(one) for one in findings},
         "sets": [],
@@ -259,21 +270,28 @@ def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, 
         "real": {},
     }
     if IMAGES in outputs:
-        written = json.loads(outputs[IMAGES].file(SETS).read_bytes())
-        asked = [one for one in written["sets"] if not one["keys"]]
-        marks = {name: of_set for one in findings for name, of_set in one.marks.items()}
-        found["sets"] = [
-            _shown(outputs[IMAGES], one, min(one["count"], SHOWN), marks.get(one["name"], []))
-            for one in asked
-        ]
-        captions = next((one for one in written["sets"] if one["keys"]), None)
-        found["pairs"] = _pairs(pipeline, outputs, captions, 1 if asked else 2) if captions else []
-        found["real"] = written["real"]
-    return found
+        record = json.loads(outputs[IMAGES].file(SETS).read_bytes())
+        marks: dict[str, Sequence[Mapping[str, bool]]] = {}
+        for finding in findings:
+            marks |= finding.marks
+        # Sets whose prompts are captions of real pictures are shown beside these.
+        captions = None
+        for prompt_set in record["sets"]:
+            if not prompt_set["keys"]:
+                count = min(prompt_set["count"], SHOWN)
+                of_set = marks.get(prompt_set["name"], [])
+                context["sets"].append(_tiles(outputs[IMAGES], prompt_set, count, of_set))
+            elif captions is None:
+                captions = prompt_set
+        if captions is not None:
+            times = 1 if context["sets"] else 2
+            context["pairs"] = _pairs(pipeline, outputs, captions, times)
+        context["real"] = record["real"]
+    return context
 
 
 def _groups(finding: Finding) -> dict[str, list[Any]]:
-    """The scores that are shown with their interval as a bar, by the title above them."""
+    """The scores that are shown as bars with their intervals, by the title above them."""
     groups: dict[str, list[Any]] = {}
     for score in finding.scores.values():
         if score.is_share and score.low is not None:
@@ -281,47 +299,42 @@ def _groups(finding: Finding) -> dict[str, list[Any]]:
     return groups
 
 
-def _shown(
+def _tiles(
     output: Output, prompt_set: Mapping[str, Any], count: int, marks: Sequence[Mapping[str, bool]]
 ) -> dict[str, Any]:
-    """The first images of a set, with their prompts and what a judge says of them."""
+    """The first images of a set, with their prompts and a judge's verdicts."""
     name = prompt_set["name"]
     prompts = read_prompts_of(output.path, name, count)
-    images = [data_uri(picture) for picture in read_set(output.path, name, count)]
-    shown = list(marks[:count]) or [{}] * count
-    tiles = [
-        {"image": image, "prompt": prompt, "marks": mark}
-        for image, prompt, mark in zip(images, prompts, shown, strict=True)
-    ]
+    pictures = read_set(output.path, name, count)
+    verdicts = list(marks[:count]) or [{}] * count
+    tiles = []
+    for picture, prompt, mark in zip(pictures, prompts, verdicts, strict=True):
+        tiles.append({"image": data_uri(picture), "prompt": prompt, "marks": mark})
     return {"title": prompt_set["title"] or name, "count": prompt_set["count"], "tiles": tiles}
 
 
 def _pairs(
     pipeline: Pipeline, outputs: Mapping[str, Output], prompt_set: Mapping[str, Any], times: int
 ) -> list[dict[str, Any]]:
-    """Images generated from captions of real pictures, beside these."""
+    """Images generated from captions of real pictures, with these."""
     keys = prompt_set["keys"][: times * PAIRS]
     if "download" not in outputs:
         return []
-    output = outputs[IMAGES]
-    generated = [
-        data_uri(picture) for picture in read_set(output.path, prompt_set["name"], len(keys))
-    ]
-    prompts = read_prompts_of(output.path, prompt_set["name"], len(keys))
+    folder = outputs[IMAGES].path
+    generated = read_set(folder, prompt_set["name"], len(keys))
+    prompts = read_prompts_of(folder, prompt_set["name"], len(keys))
     with Exhibition(pipeline, outputs["download"], None) as exhibition:
         real = exhibition.images(keys)
-    return [
-        {"prompt": p, "generated": g, "real": r}
-        for p, g, r in zip(prompts, generated, real, strict=True)
-    ]
+    pairs = []
+    for prompt, picture, image in zip(prompts, generated, real, strict=True):
+        pairs.append({"prompt": prompt, "generated": data_uri(picture), "real": image})
+    return pairs
 
 
 def _percent(share: float) -> str:
-    return (
-        f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-        if 0.0005 < share < 0.9995
-        else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
-    )
+    # Without decimals where they would be zeros: 0 % and 100 %.
+    decimals = 1 if 0.0005 < share < 0.9995 else 0
+    return f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%"
 
 
 def _seconds(seconds: float) -> str:

@@ -1,9 +1,9 @@
-"""The reports of a store: each belongs to one run and is never written over; a page lists them all.
+"""The reports of a store. Each belongs to one run and is never overwritten; a page lists them all.
 
 <store, or HDM_STATE>/reports/
                 index.html
-                <pipeline>/<run>/report.html    <run>: UTC time and recipe, as 20261129-224501-3fa9c1
-                                 report.json    what the list says of it
+                <pipeline>/<run>/report.html    <run>: time and recipe, 20261129-224501-3fa9c1
+                                 report.json    its entry in the list
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reports(root: Path) -> Path:
 
 
 def new_folder(root: Path, pipeline: str, recipe: str) -> Path:
-    """A folder for the report of a run that begins or ends now, which nobody else has."""
+    """Create a new folder for the report of a run that begins or ends now."""
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe[:6]}"
     folder = reports(root) / pipeline / name
     for number in itertools.count(2):
@@ -46,30 +46,37 @@ def new_folder(root: Path, pipeline: str, recipe: str) -> Path:
 
 def write_index(root: Path) -> Path:
     """Write the page that lists every report of the store, the newest first."""
-    entries = [_entry(root, path) for path in reports(root).glob(f"*/*/{FACTS}")]
-    found = [entry for entry in entries if entry is not None]
-    found.sort(key=lambda entry: (entry["written"], entry["run"]), reverse=True)
-    # In the order of the newest report that has them.
-    scores = list(dict.fromkeys(name for entry in found for name in entry["scores"]))
+    entries = []
+    num_unreadable = 0
+    for path in reports(root).glob(f"*/*/{FACTS}"):
+        entry = _entry(root, path)
+        if entry is None:
+            num_unreadable += 1
+        else:
+            entries.append(entry)
+    entries.sort(key=lambda entry: (entry["written"], entry["run"]), reverse=True)
+    # Columns of scores in the order of the newest report that has them.
+    scores: dict[str, None] = {}
+    for entry in entries:
+        scores |= dict.fromkeys(entry["scores"])
     page = reports(root) / INDEX
-    context = {"reports": found, "scores": scores, "unreadable": len(entries) - len(found)}
+    context = {"reports": entries, "scores": list(scores), "unreadable": num_unreadable}
     write_bytes(page, render(TEMPLATE, context))
     return page
 
 
 def _entry(root: Path, path: Path) -> dict[str, Any] | None:
     try:
-        written = json.loads(path.read_bytes())
-        facts = {name: written[name] for name in LISTED}
+        record = json.loads(path.read_bytes())
+        facts = {name: record[name] for name in LISTED}
         when = datetime.fromisoformat(facts["written"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("left out of the list of reports: %s (%s)", path, error)
         return None
-    # Reports of 0.1.0 hold shares alone, as plain numbers.
-    scores = {
-        name: score if isinstance(score, dict) else {"value": score, "is_share": True}
-        for name, score in facts["scores"].items()
-    }
+    scores = {}
+    for name, score in facts["scores"].items():
+        # Reports of 0.1.0 hold only shares, as plain numbers.
+        scores[name] = score if isinstance(score, dict) else {"value": score, "is_share": True}
     return {
         **facts,
         "scores": scores,

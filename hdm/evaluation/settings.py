@@ -12,8 +12,8 @@ from hdm.settings import runtime
 class EvaluateSettings(SolverSettings):
     prompts: Literal["held_out", "scenes", "emoji"] | str = "held_out"
     """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known
-    truth; emoji: 32 combinations and 32 names that no training picture of kind emoji bears, with a
-    page to choose from four names on; else a text or JSONL file.
+    truth; emoji: 32 combinations and 32 names that no training picture of kind emoji has, with a
+    page to choose from four names; otherwise a text or JSONL file.
     """
     num_images: values.Count = 256
     size: values.Size | None = None
