@@ -33,8 +33,7 @@ class FilterSettings(Settings):
     duplicate_difference: values.Grey | None = None
     """null, for photographs: gradients are compared, so that copies may be cropped, bordered,
     slightly rotated or watermarked and may differ in brightness, contrast and saturation. A number,
-    for
-    drawings: the grey levels by which copies may differ at any place; 10 keeps emoji apart.
+    for drawings: the grey levels by which copies may differ at any place; 10 keeps emoji apart.
     """
     duplicate_mirrored: bool = False
     """Mirror images count as copies. Leave it off where captions mention left and right."""

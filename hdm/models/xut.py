@@ -2,11 +2,11 @@
 
 Written from the paper's formulas. What differs from a textbook diffusion transformer, as published:
 - image and text tokens are one sequence, and a token's position is where its patch lies in the
-picture;
+  picture;
 - encoder and decoder form a U whose decoder stages cross-attend to an encoder stage of the same
-length;
+  length;
 - one modulation serves all blocks, and each block carries its modulated norm onward instead of the
-raw stream;
+  raw stream;
 - no norm before the output. The last three have variants: see `XUTConfig`.
 
 Shapes: B batch, C channels, H W latent size, p patch size, L = (H/p)·(W/p) image tokens, T text
