@@ -16,7 +16,7 @@ from hdm import values
 from hdm.commands.cli import app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
-from hdm.options import File, Overrides, StoreFolder, number
+from hdm.options import File, Overrides, StoreFolder, Verbose, number
 from hdm.stage_list import STAGE_NAMES
 from hdm.store import store_root
 from hdm.training.process.running import SAMPLE, SAVE, ask, trainings
@@ -49,9 +49,7 @@ def run(
     ] = False,
     store: StoreFolder = None,
     file: File = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a pipeline; what is finished is found and not made again."""
     from flows.commands.run import print_json, run_pipeline, tell

@@ -72,6 +72,28 @@ class SavedOnSignal(HdmError):  # noqa: N818  (a signal was obeyed; nothing went
     exit_code = 75
 
 
+class Refusal:
+    """A context that turns what a library raises into an InputError that ends with its words.
+
+    Args:
+        kinds: of exceptions; others pass.
+        what, where, do: of the InputError.
+    """
+
+    def __init__(self, *kinds: type[Exception], what: str, where: object, do: str) -> None:
+        self.kinds = kinds
+        self.what = what
+        self.where = where
+        self.do = do
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, self.kinds):
+            raise InputError(f"{self.what}: {error}", where=self.where, do=self.do) from error
+
+
 def counted(count: int, one: str, several: str | None = None) -> str:
     """A number of things in words, as "1 picture" and "2,000 pictures"; `several` where an s does
     not do.

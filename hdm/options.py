@@ -34,6 +34,7 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="a.b=c", help="A setting; may be given several times.")
 ]
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", help="Folder of outputs; else HDM_STORE, else ./store.")
 ]

@@ -31,13 +31,12 @@ from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
 from hdm.scoring import metrics
 from hdm.stage_list import STAGE_NAMES
-from hdm.store import MANIFEST, Identity, Output, Store, in_use, read_output, set_aside
+from hdm.store import MANIFEST, Identity, Output, Outputs, Store, in_use, read_output, set_aside
 from hdm.training import phase
 from hdm.training.process.job import START, mixed_name
 from hdm.vae import stage as vae_stage
 
 TRAININGS = ("train", VAE)
-Outputs = Mapping[str, Output]
 Digests = Mapping[str, str]
 Preflight = Callable[[Pipeline, Outputs], Iterator[InputError]]
 PREFLIGHTS: Mapping[str, Preflight] = {

@@ -184,6 +184,10 @@ class Output:
         return _read_run(self.path)
 
 
+Outputs = Mapping[str, Output]
+"""By name."""
+
+
 class Store:
     """A folder of outputs.
 

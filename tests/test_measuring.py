@@ -14,14 +14,7 @@ from hdm.demo.bootstrap import SceneQuality
 from hdm.measuring import Measure, balance, measure_in_time
 from hdm.models.components import resolve
 from hdm.models.settings import Components
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
+from tests.clock import Clock
 
 
 class Items(Measure):

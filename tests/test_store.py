@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,14 +87,18 @@ def flip(path: Path, position: int = 3) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("position", [0, 40, -3])
-def test_one_flipped_bit_is_found_and_mended_and_the_rest_is_kept(tmp_path, position):
-    store = Store(tmp_path)
+def flipped_output(root: Path, name: str, position: int) -> tuple[Path, dict[str, bytes], bytes]:
+    """An output with one flipped bit: its folder, what was there, and the file as it is now."""
+    store = Store(root)
     fill(store, identity())
     folder = store.folder(identity())
     whole = everything(folder)
-    flipped = flip(folder / "b.json", position)
+    return folder, whole, flip(folder / name, position)
 
+
+@pytest.mark.parametrize("position", [0, 40, -3])
+def test_one_flipped_bit_is_found_and_mended_and_the_rest_is_kept(tmp_path, position):
+    folder, whole, flipped = flipped_output(tmp_path, "b.json", position)
     again = Store(tmp_path)
     assert again.find(identity()) is None
     assert (folder / "b.json.damaged").read_bytes() == flipped
@@ -104,12 +109,7 @@ def test_one_flipped_bit_is_found_and_mended_and_the_rest_is_kept(tmp_path, posi
 
 @pytest.mark.parametrize("position", [0, 40, -3])
 def test_a_flipped_bit_in_a_manifest_costs_nothing(tmp_path, position):
-    store = Store(tmp_path)
-    fill(store, identity())
-    folder = store.folder(identity())
-    whole = everything(folder)
-    flipped = flip(folder / "manifest.json", position)
-
+    folder, whole, flipped = flipped_output(tmp_path, "manifest.json", position)
     found = Store(tmp_path).find(identity())
     assert found is not None
     assert found.summary == {"note": "whole"}
@@ -300,14 +300,20 @@ def test_a_file_where_the_store_should_be_is_a_clear_error(tmp_path):
     assert Store(tmp_path / "filter").find(identity()) is None
 
 
+def failing(code: int) -> Callable[[Path], str]:
+    """Reads as the system does where it fails with that code."""
+
+    def read(path: Path) -> str:
+        raise OSError(code, os.strerror(code), str(path))
+
+    return read
+
+
 def test_a_disk_that_cannot_read_a_block_is_damage(tmp_path, monkeypatch):
     store = Store(tmp_path)
     fill(store, identity())
 
-    def broken(path: Path) -> str:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    monkeypatch.setattr("hdm.store.fast_hash", broken)
+    monkeypatch.setattr("hdm.store.fast_hash", failing(errno.EIO))
     assert store.find(identity()) is None
     assert (store.folder(identity()) / "a.json.damaged").exists()
 
@@ -316,10 +322,7 @@ def test_a_file_that_may_not_be_read_is_a_clear_error_and_stays(tmp_path, monkey
     store = Store(tmp_path)
     fill(store, identity())
 
-    def refused(path: Path) -> str:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    monkeypatch.setattr("hdm.store.fast_hash", refused)
+    monkeypatch.setattr("hdm.store.fast_hash", failing(errno.EACCES))
     with pytest.raises(InputError, match=r"Permission denied .*a\.json"):
         store.find(identity())
     assert not list(store.folder(identity()).glob("*.damaged"))

@@ -16,7 +16,7 @@ from hdm import values
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names
 from hdm.messages import Terminal, say
-from hdm.options import File, Overrides, StoreFolder, number
+from hdm.options import File, Overrides, StoreFolder, Verbose, number
 from hdm.store import Store
 from tasks.configuration import Project
 from tasks.grid import configured_grid
@@ -28,6 +28,9 @@ Only = Annotated[
         metavar="COMPARISON",
         help="Only this one of its comparisons; may be given several times.",
     ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the figures in JSON instead of the table.")
 ]
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,14 +51,10 @@ def lab(
     table: Annotated[
         bool, typer.Option("--table", help="Train nothing: write the table of what is finished.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures in JSON instead of the table.")
-    ] = False,
+    as_json: AsJson = False,
     store: StoreFolder = None,
     file: File = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Short trainings that differ in one setting each: which setting learns better?
 

@@ -39,7 +39,7 @@ from hdm.pictures.decoding import Decoders, header
 from hdm.progress import Tracker, track
 from hdm.redaction import redacted_value
 from hdm.secrets import readable
-from hdm.store import Draft, Identity, Output, Store
+from hdm.store import Draft, Identity, Output, Outputs, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
@@ -81,7 +81,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     return Identity("download", SCHEMA, config, dict(inputs))
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """What of `download` cannot work, as far as that is known without secrets that only the run
     can read.
     """
@@ -93,7 +93,7 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
 def make(
     pipeline: Pipeline,
     identity: Identity,
-    inputs: Mapping[str, Output],
+    inputs: Outputs,
     store: Store,
     site: Callable[[Pipeline], AbstractContextManager[Site]] = open_web,
 ) -> Output:

@@ -9,17 +9,17 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import TypedDict
 
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place
 from hdm.bootstrap.lessons import FEWEST_HELD_OUT, Lessons, gather
-from hdm.bootstrap.pace import Budget
+from hdm.bootstrap.pace import Budget, Schedule
 from hdm.bootstrap.quality_head import HeadQuality, save_quality_head, train_quality_head
 from hdm.bootstrap.settings import BootstrapSettings
 from hdm.bootstrap.train_autoencoder import (
@@ -86,6 +86,7 @@ PARTS = (
 )  # in time
 
 Check = Callable[[Resolved], Measure]
+Model = TypeVar("Model")
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,7 @@ def _read_plan(draft: Draft) -> _Kept:
     return kept
 
 
+@dataclass(eq=False)
 class _Work:
     """A folder under way: what was asked for, the plan, and which components are finished.
 
@@ -255,30 +257,25 @@ class _Work:
         InputError: something else was begun there.
     """
 
-    def __init__(
-        self,
-        draft: Draft,
-        asked: Mapping[str, Any],
-        begun: float,
-        checkpoint_sec: float,
-        cut_at: int | None = None,
-    ) -> None:
-        self.draft = draft
-        self.checkpoint_sec = checkpoint_sec
-        self.asked = asked
-        self.begun = begun
-        self.cut_at = cut_at
-        self.plan: Plan | None = None
-        self.expected: dict[str, float] = {}
-        self.finished: dict[str, _Finished] = {}
+    draft: Draft
+    asked: Mapping[str, Any]
+    begun: float
+    checkpoint_sec: float
+    cut_at: int | None = None
+    plan: Plan | None = field(default=None, init=False)
+    expected: dict[str, float] = field(default_factory=dict, init=False)
+    finished: dict[str, _Finished] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
         if (self.scratch / PLAN).exists():
-            before = _read_plan(draft)
-            other = [name for name, value in asked.items() if before["asked"].get(name) != value]
+            before = _read_plan(self.draft)
+            asked = before["asked"]
+            other = [name for name, value in self.asked.items() if asked.get(name) != value]
             if other:
                 raise InputError(
                     f"the folder holds an unfinished run of another recipe: {', '.join(other)}"
                     " changed",
-                    where=draft.path,
+                    where=self.draft.path,
                     do="undo that, or name a new one with --out",
                 )
             self.plan = before["plan"]
@@ -315,6 +312,24 @@ class _Work:
         if component not in self.finished:
             return False
         return all(self.draft.has(name) for name in self.finished[component]["files"])
+
+    def train(
+        self,
+        component: str,
+        part: str,
+        train: Callable[[Place], tuple[Model, Schedule]],
+        save: Callable[[Model, Path], object],
+    ) -> None:
+        """Train a component and write it, unless it is there.
+
+        Args:
+            part: of the plan.
+            train: trains it at the place given, to the model and how many steps it took.
+        """
+        if self.has(component):
+            return
+        model, schedule = train(self.place(component, part))
+        self.keep(component, partial(save, model), part, schedule.bends)
 
     def keep(
         self,
@@ -391,27 +406,28 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     plan = work.plan
     budget = work.budget
     tokenizer = recipe.tokenizer
-    if not work.has("text_encoder"):
-        place = work.place("text_encoder", "language_captions")
-        language_model, schedule = train_language_model(
-            tokenizer, lessons.captions, plan.language_captions, seed, place
-        )
-        save = partial(save_language_model, language_model, tokenizer)
-        work.keep("text_encoder", save, place.part, schedule.bends)
-    if not work.has("autoencoder"):
-        place = work.place("autoencoder", "autoencoder_images")
-        autoencoder, schedule = train_autoencoder(
+    captions = (lessons.captions, plan.language_captions)
+    pictures = (lessons.train, plan.contrastive_images)
+    work.train(
+        "text_encoder",
+        "language_captions",
+        lambda place: train_language_model(tokenizer, *captions, seed, place),
+        lambda model, path: save_language_model(model, tokenizer, path),
+    )
+    work.train(
+        "autoencoder",
+        "autoencoder_images",
+        lambda place: train_autoencoder(
             lessons.train, plan.autoencoder_images, recipe.size_px, seed, place, recipe.channels
-        )
-        save = partial(save_autoencoder, autoencoder)
-        work.keep("autoencoder", save, place.part, schedule.bends)
-    if not work.has("contrastive"):
-        place = work.place("contrastive", "contrastive_images")
-        contrastive, schedule = train_contrastive(
-            tokenizer, lessons.train, plan.contrastive_images, seed, place
-        )
-        save = partial(save_contrastive, contrastive, tokenizer)
-        work.keep("contrastive", save, place.part, schedule.bends)
+        ),
+        save_autoencoder,
+    )
+    work.train(
+        "contrastive",
+        "contrastive_images",
+        lambda place: train_contrastive(tokenizer, *pictures, seed, place),
+        lambda model, path: save_contrastive(model, tokenizer, path),
+    )
     if not work.has("aesthetic_head"):
         # The head is fitted to the weights as they were written, in 16 bits.
         written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))

@@ -27,7 +27,7 @@ from hdm.parts import Folders, Part, Step
 from hdm.pictures.decoding import Asked, Decoders, picture_cost, pixels
 from hdm.pictures.reading import BadImage
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Store
+from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 NAME = "caption"
 SCHEMA = 2
@@ -54,7 +54,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     return Identity(NAME, SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """Report the problems of the stage `caption`: its models and its device."""
     yield from raised_by(
         partial(identify, pipeline, {}),
@@ -70,9 +70,7 @@ def _coca_is_one(pipeline: Pipeline) -> None:
         raise no_coca()
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Caption the kept pictures.
 
     Returns:

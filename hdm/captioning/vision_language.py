@@ -14,7 +14,7 @@ from PIL import Image
 
 from hdm.captioning.makers import Item, Maker, caption_seed
 from hdm.captioning.settings import CaptionMaker
-from hdm.errors import InputError
+from hdm.errors import Refusal
 from hdm.keys import Key
 from hdm.models.components import locate
 
@@ -43,17 +43,13 @@ class VisionLanguage(Maker):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder = locate(reference, download=True)
-        try:
+        kinds = (OSError, ValueError, KeyError, ImportError)
+        do = "name a transformers image-text-to-text model in components.captioner"
+        with Refusal(*kinds, what="the captioner cannot be loaded", where=folder, do=do):
             self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise InputError(
-                f"the captioner cannot be loaded: {error}",
-                where=folder,
-                do="name a transformers image-text-to-text model in components.captioner",
-            ) from error
         self.model = model.to(device).eval()
         if getattr(self.processor, "tokenizer", None) is not None:
             self.processor.tokenizer.padding_side = "left"  # text goes on at the right end

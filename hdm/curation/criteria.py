@@ -102,6 +102,18 @@ def _usual(column: str, bound: str | None) -> Callable[[Row], str]:
     return lambda row: f"{column} {row.value:.3g} {beyond} {row.limit:g}"
 
 
+def _measured(name: str, column: str, setting: str, bound: Literal["min", "max"]) -> Criterion:
+    """A column of the measures beyond a limit; the criterion's name is how the report words it."""
+    return Criterion(
+        name,
+        name,
+        setting,
+        bound=bound,
+        values=lambda measures: numbers(measures, column),
+        detail=_usual(column, bound),
+    )
+
+
 _CRITERIA = [
     Criterion("undecodable", "cannot be decoded to the last pixel", "images"),
     Criterion(
@@ -120,22 +132,8 @@ _CRITERIA = [
         values=_aspect,
         detail=lambda row: f"{_sides(row)}, {row.value:.2f} : 1 over {row.limit:g} : 1",
     ),
-    Criterion(
-        "blurred",
-        "blurred",
-        "filter.min_sharpness",
-        bound="min",
-        values=lambda measures: numbers(measures, "sharpness"),
-        detail=_usual("sharpness", "min"),
-    ),
-    Criterion(
-        "noisy",
-        "noisy",
-        "filter.max_noise",
-        bound="max",
-        values=lambda measures: numbers(measures, "noise"),
-        detail=_usual("noise", "max"),
-    ),
+    _measured("blurred", "sharpness", "filter.min_sharpness", "min"),
+    _measured("noisy", "noise", "filter.max_noise", "max"),
     Criterion("duplicate", "a copy of another picture", "filter.duplicate_distance"),
     Criterion(
         "duplicate_meaning",

@@ -41,7 +41,7 @@ from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device, choose_device
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Store
+from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _problems(pipeline: Pipeline) -> Iterator[ConfigError]:
         )
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """Report the problems of the stage `filter`: its device, models and thresholds."""
     yield from raised_by(
         partial(check_device, pipeline.filter.device, "filter.device"),
@@ -90,9 +90,7 @@ def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputE
     yield from _problems(pipeline)
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Decide on every downloaded item.
 
     Returns:
@@ -128,7 +126,7 @@ class Deciding(Step[int, _Decision]):
     """
 
     settings: FilterSettings
-    inputs: Mapping[str, Output]
+    inputs: Outputs
     tables: tuple[pa.Table, ...]
     store: Store
 
@@ -169,7 +167,7 @@ class Deciding(Step[int, _Decision]):
         return {"moved_to_train": num_moved} if num_moved else {}
 
 
-def joined_tables(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
+def joined_tables(inputs: Outputs) -> Iterator[pa.Table]:
     """Measures and models' scores of all pictures, one table a shard."""
     measures = inputs["filter.measures"]
     names = [name for name in MEASURES.names if name != "fingerprint"]
@@ -178,7 +176,7 @@ def joined_tables(inputs: Mapping[str, Output]) -> Iterator[pa.Table]:
         yield _join(table, number, inputs)
 
 
-def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.Table:
+def _join(measures: pa.Table, number: int, inputs: Outputs) -> pa.Table:
     """One shard's measures and models' scores, joined by key.
 
     A picture is undecodable if any of the outputs could not decode it, because its values are then
@@ -212,7 +210,7 @@ def _join(measures: pa.Table, number: int, inputs: Mapping[str, Output]) -> pa.T
     return table
 
 
-def _judge(table: pa.Table, inputs: Mapping[str, Output], settings: FilterSettings) -> Verdicts:
+def _judge(table: pa.Table, inputs: Outputs, settings: FilterSettings) -> Verdicts:
     measures = inputs["filter.measures"]
     ok = _decodable(table)
     # The measures' own keys: fingerprints are there for each of these, though a model may have

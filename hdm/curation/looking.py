@@ -22,7 +22,7 @@ from hdm.errors import InputError
 from hdm.keys import Key
 from hdm.parts import Files, Folders, Part, Step, drafts_of
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Store
+from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 
 class Notes(Protocol):
@@ -73,7 +73,7 @@ class Look(ABC):
         self,
         pipeline: Pipeline,
         identity: Identity,
-        inputs: Mapping[str, Output],
+        inputs: Outputs,
         store: Store,
         *,
         also: Sequence[Look] = (),

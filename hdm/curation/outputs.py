@@ -14,7 +14,7 @@ from hdm.curation.looking import Look
 from hdm.curation.measure import Measures
 from hdm.curation.score import Scores
 from hdm.models.components import is_named
-from hdm.store import Identity, Output, Store
+from hdm.store import Identity, Output, Outputs, Store
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FilterOutput:
     name: str
     inputs: tuple[str, ...]
     identify: Callable[[Pipeline, Mapping[str, str]], Identity]
-    make: Callable[[Pipeline, Identity, Mapping[str, Output], Store], Output]
+    make: Callable[[Pipeline, Identity, Outputs, Store], Output]
 
 
 def filter_outputs(pipeline: Pipeline) -> list[FilterOutput]:

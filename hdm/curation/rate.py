@@ -15,7 +15,7 @@ from hdm.models.aesthetic import AestheticHead, check_head, load_aesthetic_head
 from hdm.models.components import resolve, weights_digest
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
-from hdm.store import Identity, Output, Store
+from hdm.store import Identity, Output, Outputs, Store
 
 NAME = "filter.aesthetic"
 SCHEMA = 1
@@ -39,9 +39,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     return Identity(NAME, SCHEMA, config, dict(inputs), weights)
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Score every embedding.
 
     Returns:

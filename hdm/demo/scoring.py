@@ -4,8 +4,6 @@ caught.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from hdm.config import Pipeline
 from hdm.data.tables import read_tables
 from hdm.demo.judge import SceneJudge
@@ -13,7 +11,7 @@ from hdm.errors import ConfigError
 from hdm.scoring import judges
 from hdm.scoring.metrics import Measured, Metric, Score, Table, register
 from hdm.statistics import Share
-from hdm.store import Output
+from hdm.store import Outputs
 
 SCENES = "scenes"
 COLUMNS = ("Fault", "planted", "caught", "what became of them")
@@ -34,7 +32,7 @@ def scene_judge(pipeline: Pipeline) -> SceneJudge:
     return SceneJudge(pipeline.download.scenes)
 
 
-def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
+def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     """Shares of the faults that were caught and of the good pictures that were kept."""
     samples = read_tables(outputs["download"], "samples")
     scores = read_tables(outputs["filter"], "scores")

@@ -7,6 +7,7 @@ Shapes: B batch, C channels, H W latent size, L image tokens, T text tokens, D t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ class Text(NamedTuple):
         return Text(F.pad(self.embedding, (0, 0, 0, missing)), F.pad(self.valid(), (0, missing)))
 
 
+@dataclass(eq=False)
 class GuidedVelocity:
     """The velocity negative + scale·(prompt - negative), as a function of (latent, timestep).
 
@@ -77,31 +79,21 @@ class GuidedVelocity:
         generators: one a sample, which alone decides what that sample drops.
     """
 
-    def __init__(
-        self,
-        model: Denoiser,
-        prompt: Text,
-        negative: Text,
-        *,
-        positions: Tensor,
-        log_aspect: float,
-        scale: float,
-        interval: tuple[float, float],
-        tread_rates: tuple[float, float],
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        self.model = model
-        self.prompt = prompt
-        self.negative = negative
-        self.positions = positions
-        self.log_aspect = log_aspect
-        self.scale = scale
-        self.interval = interval
-        self.tread_rates = tread_rates
-        self.generators = generators
-        kept, kept_negative = [num_kept(len(positions), rate) for rate in tread_rates]
+    model: Denoiser
+    prompt: Text
+    negative: Text
+    _: KW_ONLY
+    positions: Tensor
+    log_aspect: float
+    scale: float
+    interval: tuple[float, float]
+    tread_rates: tuple[float, float]
+    generators: Sequence[torch.Generator]
+
+    def __post_init__(self) -> None:
+        kept, kept_negative = [num_kept(len(self.positions), rate) for rate in self.tread_rates]
         self.same_kept = kept == kept_negative
-        self.both = self._together() if self.same_kept and scale != 1 else None
+        self.both = self._together() if self.same_kept and self.scale != 1 else None
 
     def __call__(self, latent: Tensor, timestep: Tensor) -> Tensor:
         kept = self._draw_kept(self.tread_rates[0])

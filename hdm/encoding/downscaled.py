@@ -35,7 +35,7 @@ from hdm.models.components import autoencoder_in
 from hdm.models.devices import choose_devices
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Store
+from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 SCHEMA = 1
 AT_ONCE = 256
@@ -56,8 +56,7 @@ def identify(
     encode = pipeline.encode
     config = {
         "dtype": encode.dtype,
-        "shard_mb": encode.shard_mb,
-        "max_aspect": encode.max_aspect,
+        **encode.framing,
         "resolution": resolution,
         "from_larger": larger,
         "patch_size": pipeline.train.model.patch_size,
@@ -66,7 +65,7 @@ def identify(
 
 
 def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, resolution: int, larger: int
+    pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store, resolution: int, larger: int
 ) -> Output:  # fmt: skip
     """Raw latents of every picture that the larger resolution has, in shards like those of
     `hdm.encoding.latents`.
@@ -90,7 +89,7 @@ class Downscaling(Step[PlannedFile, "_Source"]):
     """Downscales latents, file by file."""
 
     pipeline: Pipeline
-    inputs: Mapping[str, Output]
+    inputs: Outputs
     resolution: int
     larger: int
 
@@ -242,7 +241,7 @@ def _write(
         )
 
 
-def _pictures(inputs: Mapping[str, Output], keys: Sequence[Key]) -> list[dict[str, Any]]:
+def _pictures(inputs: Outputs, keys: Sequence[Key]) -> list[dict[str, Any]]:
     """Where some pictures lie, in their order."""
     table = kept_pictures(inputs["download"], inputs["filter"])
     found = table.filter(pc.is_in(table.column("key"), pa.array(keys))).to_pylist()

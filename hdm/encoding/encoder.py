@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import islice
 from queue import Queue
 
@@ -83,6 +83,7 @@ def bytes_a_pixel(form: LatentFormat) -> float:
     return float(form.channels * DTYPES[form.dtype].itemsize / form.downscale**2)
 
 
+@dataclass(eq=False)
 class Encoder:
     """A model at work on pictures, and how long it was.
 
@@ -91,21 +92,16 @@ class Encoder:
         device: where it wants them.
         batches: how many at once.
         dtype: of what is stored.
+        busy_sec: how long it has been computing.
+        num_encoded: pictures so far.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[Tensor], Tensor],
-        device: torch.device,
-        batches: Batches,
-        dtype: torch.dtype,
-    ) -> None:
-        self.encode = encode
-        self.device = device
-        self.batches = batches
-        self.dtype = dtype
-        self.busy_sec = 0.0
-        self.num_encoded = 0
+    encode: Callable[[Tensor], Tensor]
+    device: torch.device
+    batches: Batches
+    dtype: torch.dtype
+    busy_sec: float = field(default=0.0, init=False)
+    num_encoded: int = field(default=0, init=False)
 
     def run(self, frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Frame], Tensor]]:
         """Batches that fit, with their raw latents (n, C, h, w) as they are stored."""
@@ -126,25 +122,25 @@ def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
     return to_image(torch.from_numpy(pixels).to(device))
 
 
+@dataclass(eq=False)
 class _Shard:
     """One file being written: open from its first picture to its last; pictures wait until there is
     a batch of them.
     """
 
-    def __init__(
-        self, encoder: Encoder, one: Resolution, file: PlannedFile, folder: Folder, stack: ExitStack
-    ) -> None:
-        self.encoder = encoder
-        self.one = one
-        self.file = file
-        self.folder = folder
-        self.form = replace(
-            one.form,
-            height=file.height // one.form.downscale,
-            width=file.width // one.form.downscale,
-        )
+    encoder: Encoder
+    one: Resolution
+    file: PlannedFile
+    folder: Folder
+    stack: InitVar[ExitStack]
+
+    def __post_init__(self, stack: ExitStack) -> None:
+        form = self.one.form
+        height = self.file.height // form.downscale
+        width = self.file.width // form.downscale
+        self.form = replace(form, height=height, width=width)
         self.waiting: list[Frame] = []
-        self.left = len(file.rows)
+        self.left = len(self.file.rows)
         self.writer: LatentWriter | None = None
         self.counts = dict.fromkeys(("images", "bytes", "upscaled", "failed", "not_finite"), 0)
         self.open_files = ExitStack()
@@ -246,6 +242,15 @@ class Encoding(Step[Band, Encoders]):
         return " ".join(one.output for one in self.making)
 
     def plan(self) -> Iterator[Part[Band]]:
+        count = len(self.pictures)
+        for one in self.making:
+            log.info(
+                "%s: %d pictures, %.1f MB, %d bytes a picture",
+                one.output,
+                count,
+                one.num_bytes / 1e6,
+                one.num_bytes / count,
+            )
         for band in bands([one.files for one in self.making], len(self.pictures)):
             yield self._part(band)
 

@@ -8,7 +8,6 @@ vision model.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pyarrow as pa
 from hdm import parts
 from hdm.config import Pipeline
 from hdm.data.latent_files import DTYPES, LatentFormat
-from hdm.encoding.encoder import Band, Encoder, Encoders, Encoding, Resolution
+from hdm.encoding.encoder import Encoder, Encoders, Encoding, Resolution
 from hdm.encoding.frames import Framing
 from hdm.encoding.latents import summary
 from hdm.encoding.pictures import FrameReader, kept_pictures
@@ -28,15 +27,13 @@ from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.devices import choose_devices, stage_batches
 from hdm.models.vision import Vision, load_vision
-from hdm.parts import Part
-from hdm.store import Draft, Identity, Output, Store
+from hdm.store import Draft, Identity, Output, Outputs, Store
 from hdm.values import multiples_beside
 
 NAME = "encode.features"
 SCHEMA = 2
 KIND = "features"
 DTYPE = "float16"
-log = logging.getLogger(__name__)
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -45,12 +42,10 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     Raises:
         InputError: the pipeline names no vision model, or it is not on this machine.
     """
-    encode = pipeline.encode
     config = {
         "images": pipeline.images.result_fields(),
-        "shard_mb": encode.shard_mb,
-        "max_aspect": encode.max_aspect,
-        "features_px": encode.features_px,
+        **pipeline.encode.framing,
+        "features_px": pipeline.encode.features_px,
     }
     return Identity(
         NAME,
@@ -61,9 +56,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     )
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Features of every kept picture, in `features-<h>x<w>-<n>.parquet`; h × w is the grid of
     patches.
 
@@ -86,7 +79,7 @@ class EncodingFeatures(Encoding):
     """Shows kept pictures to the vision model."""
 
     pipeline: Pipeline
-    inputs: Mapping[str, Output]
+    inputs: Outputs
 
     @cached_property
     def vision(self) -> Vision:
@@ -111,17 +104,6 @@ class EncodingFeatures(Encoding):
         framing = Framing(encode.features_px, vision.patch_size, encode.max_aspect)
         shard_bytes = encode.shard_mb * 1e6
         return [Resolution.of(self.pictures, NAME, framing, form, shard_bytes, KIND)]
-
-    def plan(self) -> Iterator[Part[Band]]:
-        count = len(self.pictures)
-        [one] = self.making
-        log.info(
-            "features: %d pictures, %.1f MB, %d bytes a picture",
-            count,
-            one.num_bytes / 1e6,
-            one.num_bytes / count,
-        )
-        return super().plan()
 
     @contextmanager
     def open(self) -> Iterator[Encoders]:

@@ -22,22 +22,15 @@ from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
 from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
-from hdm.encoding.encoder import (
-    Band,
-    Encoder,
-    Encoders,
-    Encoding,
-    Resolution,
-    images_of,
-)
+from hdm.encoding.encoder import Encoder, Encoders, Encoding, Resolution, images_of
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
 from hdm.errors import ConfigError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest
 from hdm.models.devices import choose_devices, stage_batches
-from hdm.parts import Part, drafts_of
-from hdm.store import Draft, Identity, Output, Store
+from hdm.parts import drafts_of
+from hdm.store import Draft, Identity, Output, Outputs, Store
 from hdm.values import multiples_beside
 
 SCHEMA = 2
@@ -59,9 +52,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
     encode = pipeline.encode
     config = {
         "images": pipeline.images.result_fields(),
+        **encode.framing,
         "dtype": encode.dtype,
-        "shard_mb": encode.shard_mb,
-        "max_aspect": encode.max_aspect,
         "resolution": resolution,
         "patch_size": pipeline.train.model.patch_size,
         **({} if encode.tile_px is None else {"tile_px": encode.tile_px}),
@@ -78,7 +70,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
 def make(
     pipeline: Pipeline,
     identity: Identity,
-    inputs: Mapping[str, Output],
+    inputs: Outputs,
     store: Store,
     resolution: int,
     also: Sequence[int] = (),
@@ -113,7 +105,7 @@ class EncodingLatents(Encoding):
     """Encodes kept pictures at some resolutions, the lowest first."""
 
     pipeline: Pipeline
-    inputs: Mapping[str, Output]
+    inputs: Outputs
     sizes: tuple[int, ...]
 
     @property
@@ -159,18 +151,6 @@ class EncodingLatents(Encoding):
         )
         shard_bytes = encode.shard_mb * 1e6
         return Resolution.of(self.pictures, output_name(size), framing, form, shard_bytes)
-
-    def plan(self) -> Iterator[Part[Band]]:
-        count = len(self.pictures)
-        for one in self.making:
-            log.info(
-                "%d px: %d pictures, %.1f MB of latents, %d bytes a picture",
-                one.framing.resolution,
-                count,
-                one.num_bytes / 1e6,
-                one.num_bytes / count,
-            )
-        return super().plan()
 
     @contextmanager
     def open(self) -> Iterator[Encoders]:

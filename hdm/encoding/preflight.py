@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 from hdm.config import Pipeline
@@ -14,10 +14,10 @@ from hdm.models.components import resolve
 from hdm.models.devices import check_device
 from hdm.models.text_encoder import check_text_width, text_width
 from hdm.models.vision import vision_sizes
-from hdm.store import Output
+from hdm.store import Outputs
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """Devices, components that are missing, and those that do not fit the model or its
     resolutions.
     """

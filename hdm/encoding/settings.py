@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from hdm import values
 from hdm.settings import Settings, runtime
@@ -52,3 +52,8 @@ class EncodeSettings(Settings):
     """For latents also several, which share the shards: auto takes every accelerator, and
     `cuda:0,cuda:2` those two.
     """
+
+    @property
+    def framing(self) -> dict[str, Any]:
+        """What all files of latents and features depend on."""
+        return {"shard_mb": self.shard_mb, "max_aspect": self.max_aspect}

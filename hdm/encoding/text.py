@@ -28,7 +28,7 @@ from hdm.models.devices import choose_devices, stage_batches
 from hdm.models.text_encoder import check_text_width, load_text_encoder
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Store
+from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 NAME = "encode.text"
 SCHEMA = 2
@@ -45,18 +45,11 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: the text encoder is not on this machine.
     """
     weights = weights_digest(resolve(pipeline.components).need("text_encoder"))
-    return Identity(
-        NAME,
-        SCHEMA,
-        {"dtype": pipeline.encode.text_dtype},
-        inputs,
-        {"text_encoder": weights},
-    )
+    config = {"dtype": pipeline.encode.text_dtype}
+    return Identity(NAME, SCHEMA, config, inputs, {"text_encoder": weights})
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Text embeddings of every caption in `text-<n>.parquet`, and the empty caption's in
     `empty.parquet`.
 

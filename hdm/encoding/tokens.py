@@ -19,7 +19,7 @@ from hdm.models.components import resolve, weights_digest
 from hdm.models.text_encoder import Tokenizer, load_tokenizer, num_embeddings
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Store
+from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 NAME = "encode.tokens"
 SCHEMA = 1
@@ -32,18 +32,11 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: the tokenizer is not on this machine.
     """
     tokenizer = weights_digest(resolve(pipeline.components).need("text_encoder"))
-    return Identity(
-        NAME,
-        SCHEMA,
-        {"max_tokens": pipeline.encode.max_tokens},
-        inputs,
-        {"tokenizer": tokenizer},
-    )
+    config = {"max_tokens": pipeline.encode.max_tokens}
+    return Identity(NAME, SCHEMA, config, inputs, {"tokenizer": tokenizer})
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Token ids of every caption, in `tokens-<n>.parquet`.
 
     Returns:

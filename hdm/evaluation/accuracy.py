@@ -11,7 +11,7 @@ from hdm.evaluation.real import normal_prompt
 from hdm.scoring.judges import JUDGES, Judge, PromptSet, judge_of
 from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, register
 from hdm.statistics import Share
-from hdm.store import Output
+from hdm.store import Outputs
 
 VERSION = 1
 ALL = "all"
@@ -19,7 +19,7 @@ AGREEMENT = "The judge agrees with the eye on"
 Answers = Sequence[Mapping[str, bool]]
 
 
-def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
+def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     """The share of correct images in each set, by question and for all questions together."""
     judge = _judge(pipeline)
     settings = pipeline.evaluate

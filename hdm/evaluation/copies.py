@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,13 +14,13 @@ from hdm.evaluation.nearest import COPY, nearest_training
 from hdm.evaluation.prompts import EMOJI
 from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, Table, register
 from hdm.statistics import Share
-from hdm.store import Output
+from hdm.store import Outputs
 
 VERSION = 1
 COLUMNS = ("Images", "copies", "pictures", "nearest", "median distance")
 
 
-def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
+def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     """The share of copies in each set with choices, and the data of the page to choose on."""
     generated = read_generated(pipeline, outputs)
     sets = [prompts for prompts in generated.sets if prompts.choices]

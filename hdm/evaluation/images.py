@@ -36,7 +36,7 @@ from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
 from hdm.scoring.judges import PromptSet
 from hdm.scoring.metrics import IMAGES
-from hdm.store import Draft, Identity, Output, Store
+from hdm.store import Draft, Identity, Output, Outputs, Store
 
 SCHEMA = 1
 SETS = "sets.json"
@@ -60,9 +60,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     return Identity(IMAGES, SCHEMA, config, dict(inputs), weights)
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Generate the images.
 
     Returns:
@@ -86,7 +84,7 @@ class Painting(Step[_Tar, Painter]):
     """Generates images, tar by tar."""
 
     pipeline: Pipeline
-    inputs: Mapping[str, Output]
+    inputs: Outputs
 
     what = "evaluate"
     unit = "images"
@@ -154,9 +152,7 @@ def _described(real: RealPictures, sets: list[PromptSet]) -> dict[str, Any]:
     return {"sets": described, "real": shown}
 
 
-def asked_for(
-    pipeline: Pipeline, inputs: Mapping[str, Output]
-) -> tuple[RealPictures, list[PromptSet]]:
+def asked_for(pipeline: Pipeline, inputs: Outputs) -> tuple[RealPictures, list[PromptSet]]:
     """The real pictures to compare with, and the prompts of every set.
 
     Args:
@@ -182,7 +178,7 @@ class Generated:
     pictures: Mapping[str, list[np.ndarray]]
 
 
-def read_generated(pipeline: Pipeline, inputs: Mapping[str, Output]) -> Generated:
+def read_generated(pipeline: Pipeline, inputs: Outputs) -> Generated:
     """Read all images with what was asked for.
 
     Args:

@@ -17,7 +17,7 @@ from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import choose_device
 from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, Table, register
 from hdm.statistics import CONFIDENCE_95
-from hdm.store import Output
+from hdm.store import Outputs
 
 VERSION = 1
 EMBEDDINGS = "filter.contrastive"
@@ -31,7 +31,7 @@ DISTANCES = {
 }
 
 
-def measure(pipeline: Pipeline, outputs: Mapping[str, Output]) -> Measured:
+def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     """Cosines by set, and distances for the captions of held-out pictures; see
     `contrastive_scores.likeness`.
     """

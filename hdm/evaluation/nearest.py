@@ -4,7 +4,7 @@ or copies its training pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from hdm.data.tables import num_shards, read_table, read_tables, shard_name
 from hdm.keys import Key
 from hdm.pictures.decoding import Asked, Decoders, picture_cost, pixels
 from hdm.progress import track
-from hdm.store import Output
+from hdm.store import Output, Outputs
 
 SIDE_PX = 32
 # Root mean square difference of 32 × 32 thumbnails, in grey levels, up to which a picture counts as
@@ -47,7 +47,7 @@ class Nearest:
 
 
 def nearest_training(
-    pipeline: Pipeline, inputs: Mapping[str, Output], pictures: Sequence[np.ndarray]
+    pipeline: Pipeline, inputs: Outputs, pictures: Sequence[np.ndarray]
 ) -> list[Nearest]:
     """For each generated picture (H, W, 3) uint8 the nearest picture of the split `train`.
 
@@ -71,9 +71,7 @@ def thumbnail(picture: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).reshape(-1)
 
 
-def _training_thumbnails(
-    pipeline: Pipeline, inputs: Mapping[str, Output]
-) -> tuple[list[Key], np.ndarray]:
+def _training_thumbnails(pipeline: Pipeline, inputs: Outputs) -> tuple[list[Key], np.ndarray]:
     scores = read_tables(inputs["filter"], "scores", ["key", "split"])
     train_keys = scores.filter(pc.field("split") == "train")["key"]
     keys: list[Key] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 from hdm.config import Pipeline
@@ -14,10 +14,10 @@ from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device
 from hdm.scoring import metrics
-from hdm.store import Output
+from hdm.store import Outputs
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """Report settings and models with which generating or measuring would fail.
 
     Args:

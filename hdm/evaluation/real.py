@@ -15,7 +15,7 @@ from hdm.curation.embed import read_embeddings
 from hdm.data.captions import captions_by_key
 from hdm.data.tables import read_tables
 from hdm.keys import Key
-from hdm.store import Output
+from hdm.store import Output, Outputs
 
 SIMILAR_ASPECT = 1.25  # largest factor between similar aspect ratios
 ENOUGH = 64  # with this many pictures of similar aspect, only these are used
@@ -47,7 +47,7 @@ class RealPictures:
     reference: tuple[Key, ...]
 
 
-def read_real(inputs: Mapping[str, Output], aspect: float, count: int) -> RealPictures:
+def read_real(inputs: Outputs, aspect: float, count: int) -> RealPictures:
     """Choose the real pictures to compare with.
 
     Args:

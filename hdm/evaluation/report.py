@@ -31,7 +31,7 @@ from hdm.scoring.metrics import (
     read_finding,
     scores_of,
 )
-from hdm.store import MANIFEST, Output
+from hdm.store import MANIFEST, Output, Outputs
 
 PAGE = "report.html"
 FACTS = "report.json"
@@ -171,7 +171,7 @@ def _stages(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
     return stages
 
 
-def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
+def _data(pipeline: Pipeline, outputs: Outputs) -> dict[str, Any]:
     if "download" not in outputs:
         return {"funnel": [], "kept": [], "rejections": [], "source": []}
     with Exhibition(pipeline, outputs["download"], outputs.get("filter")) as exhibition:
@@ -185,7 +185,7 @@ def _data(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
 
 def _write_choosing(
     pipeline: Pipeline,
-    outputs: Mapping[str, Output],
+    outputs: Outputs,
     findings: Sequence[Finding],
     folder: Path,
 ) -> str | None:
@@ -212,7 +212,7 @@ def _source(download: Output) -> list[str]:
     return list(inventory.summary_lines(json.loads(download.file(inventory.NAME).read_bytes())))
 
 
-def _training(outputs: Mapping[str, Output]) -> dict[str, Any]:
+def _training(outputs: Outputs) -> dict[str, Any]:
     phases = [output for name, output in outputs.items() if name.startswith("train.")]
     curves = [_curve(output) for output in phases]
     described = []
@@ -258,7 +258,7 @@ def _curve(output: Output) -> PhaseCurve:
     return PhaseCurve(output.name.removeprefix("train."), last, losses, validation)
 
 
-def _evaluation(pipeline: Pipeline, outputs: Mapping[str, Output]) -> dict[str, Any]:
+def _evaluation(pipeline: Pipeline, outputs: Outputs) -> dict[str, Any]:
     findings = [read_finding(output) for name, output in outputs.items() if is_measured(name)]
     # Metrics of generated images come first, then those of the data.
     findings.sort(key=lambda one: not one.sees_images)
@@ -314,7 +314,7 @@ def _tiles(
 
 
 def _pairs(
-    pipeline: Pipeline, outputs: Mapping[str, Output], prompt_set: Mapping[str, Any], times: int
+    pipeline: Pipeline, outputs: Outputs, prompt_set: Mapping[str, Any], times: int
 ) -> list[dict[str, Any]]:
     """Images generated from captions of real pictures, with these."""
     keys = prompt_set["keys"][: times * PAIRS]

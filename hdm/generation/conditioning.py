@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from hdm.diffusion.guidance import Text
 from hdm.models.text_encoder import TextEncoder, Tokenizer, load_text_encoder, load_tokenizer
 
 
+@dataclass(eq=False)
 class Conditioning:
     """Text embeddings of batches and prompts. The text encoder is loaded when it is first needed.
 
@@ -21,26 +25,15 @@ class Conditioning:
         tokenizer: reference of the tokenizer, where it does not lie with the text encoder.
     """
 
-    def __init__(
-        self,
-        reference: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        max_tokens: int,
-        tokenizer: str | None = None,
-    ) -> None:
-        self.reference = reference
-        self.device = device
-        self.dtype = dtype
-        self.max_tokens = max_tokens
-        self.tokenizer = tokenizer or reference
-        self._encoder: TextEncoder | None = None
+    reference: str
+    device: torch.device
+    dtype: torch.dtype
+    max_tokens: int
+    tokenizer: str | None = None
 
-    @property
+    @cached_property
     def encoder(self) -> TextEncoder:
-        if self._encoder is None:
-            self._encoder = load_text_encoder(self.reference, str(self.device), self.dtype)
-        return self._encoder
+        return load_text_encoder(self.reference, str(self.device), self.dtype)
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The text embedding of a batch on this device, (b, T, D) float32."""
@@ -51,9 +44,8 @@ class Conditioning:
 
     def of_prompts(self, prompts: list[str]) -> Text:
         """The texts of prompts, padded to the longest of them."""
-        return encode_prompts(
-            load_tokenizer(self.tokenizer), self.encoder, prompts, self.max_tokens
-        )
+        tokenizer = load_tokenizer(self.tokenizer or self.reference)
+        return encode_prompts(tokenizer, self.encoder, prompts, self.max_tokens)
 
 
 def encode_prompts(

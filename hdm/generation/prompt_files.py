@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hdm.errors import InputError
+from hdm.errors import InputError, Refusal
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -15,14 +15,10 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: the file is missing or empty, or a line cannot be read.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read the prompts: {error}",
-            where=path,
-            do="name a UTF-8 text file, or a .jsonl file",
-        ) from error
+    do = "name a UTF-8 text file, or a .jsonl file"
+    with Refusal(OSError, UnicodeDecodeError, what="cannot read the prompts", where=path, do=do):
+        text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError("there are no prompts", where=path, do="write one a line")
     return (

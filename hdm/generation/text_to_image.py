@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from hdm.pixels import to_pixels
 from hdm.positions import Camera
 
 
+@dataclass(eq=False)
 class TextToImage:
     """Makes pictures of prompts.
 
@@ -35,30 +37,27 @@ class TextToImage:
         InputError: they do not fit each other.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        conditioning: Conditioning,
-        autoencoder: Autoencoder,
-        decode_batch: int | None = None,
-    ) -> None:
-        self.denoiser = denoiser
-        self.conditioning = conditioning
-        self.autoencoder = autoencoder
-        self.decode_batch = decode_batch
-        if autoencoder.channels != denoiser.config.channels:
+    denoiser: Denoiser
+    conditioning: Conditioning
+    autoencoder: Autoencoder
+    decode_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        channels = self.autoencoder.channels
+        config = self.denoiser.config
+        width = self.conditioning.encoder.width
+        if channels != config.channels:
             raise InputError(
-                f"the autoencoder has {autoencoder.channels} channels, the model"
-                f" {denoiser.config.channels}",
+                f"the autoencoder has {channels} channels, the model {config.channels}",
                 do="name the autoencoder that the model was trained with",
             )
-        if conditioning.encoder.width != denoiser.config.text_width:
+        if width != config.text_width:
             raise InputError(
-                f"the text encoder's embeddings are {conditioning.encoder.width} wide, the model"
-                f" reads {denoiser.config.text_width}",
+                f"the text encoder's embeddings are {width} wide, the model reads"
+                f" {config.text_width}",
                 do="name the text encoder that the model was trained with",
             )
-        install(denoiser)
+        install(self.denoiser)
 
     @property
     def unit_px(self) -> int:

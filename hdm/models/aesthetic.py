@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdm.errors import ConfigError, InputError
+from hdm.errors import ConfigError, InputError, Refusal
 from hdm.files import sha256_file
 from hdm.models.components import Resolved, locate
 
@@ -236,14 +236,12 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"cannot be read as weights: {error}",
-            where=file,
-            do="fetch it again; pickled code is refused",
-        ) from error
+    kinds = (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError)
+    do = "fetch it again; pickled code is refused"
+    with Refusal(*kinds, what="cannot be read as weights", where=file, do=do):
+        state: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}

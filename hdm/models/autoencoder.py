@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
-from hdm.errors import ConfigError, InputError
-from hdm.models.components import hushed, locate, read_json, resolve
+from hdm.errors import ConfigError, InputError, Refusal
+from hdm.models.components import FETCH_AGAIN, hushed, locate, read_json, resolve
 from hdm.models.small_autoencoder import DOWNSCALE as SMALL_DOWNSCALE
 from hdm.models.tiling import tiled
 
@@ -285,15 +285,12 @@ def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
         from hdm.models.tiny_autoencoder import load_pooled
 
         return load_pooled(folder, config)
-    try:
-        with hushed("diffusers"):
-            return getattr(diffusers, name).from_pretrained(
-                str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
-            )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again"
-        ) from error
+    kinds = (OSError, RuntimeError, ValueError)
+    what = "the autoencoder cannot be loaded"
+    with Refusal(*kinds, what=what, where=folder, do=FETCH_AGAIN), hushed("diffusers"):
+        return getattr(diffusers, name).from_pretrained(
+            str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+        )
 
 
 def _of_batch_norm(model: Any) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from typing import Any, TypeVar
 from hdm.errors import DamagedError, InputError
 from hdm.files import canonical_json, explain_read_error, sha256_file
 from hdm.models.settings import Components
-from hdm.store import Output, checked, read_output
+from hdm.store import Outputs, checked, read_output
 
 MANIFEST = "components.json"
 DEMO = "demo"
 VAE = "vae"
+FETCH_AGAIN = "fetch or write it again"
 AUTOENCODER_FOLDER = "autoencoder"
 """The output of the stage that fine-tunes the autoencoder, and the folder in it that holds it."""
 
@@ -113,7 +114,7 @@ def is_named(components: Components, component: str) -> bool:
         return False
 
 
-def autoencoder_in(inputs: Mapping[str, Output], components: Components) -> str:
+def autoencoder_in(inputs: Outputs, components: Components) -> str:
     """The autoencoder that a stage uses: the fine-tuned one where that is among its inputs, else
     the one that the pipeline names.
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdm.errors import InputError
-from hdm.models.components import Resolved, locate, read_json
+from hdm.errors import InputError, Refusal
+from hdm.models.components import FETCH_AGAIN, Resolved, locate, read_json
 
 CONFIG = "open_clip_config.json"
 
@@ -217,16 +217,11 @@ def load_open_clip(reference: str) -> tuple[Any, Any]:
             "pretrained": str(path) if not entry else tag,
             "force_quick_gelu": bool(entry.get("quick_gelu")),
         }
-    try:
-        with _quiet():
-            model = open_clip.create_model(name, weights_only=True, **options)
-            tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the contrastive model cannot be loaded: {error}",
-            where=path,
-            do="fetch or write it again",
-        ) from error
+    kinds = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+    what = "the contrastive model cannot be loaded"
+    with Refusal(*kinds, what=what, where=path, do=FETCH_AGAIN), _quiet():
+        model = open_clip.create_model(name, weights_only=True, **options)
+        tokenizer = open_clip.get_tokenizer(name)
     return model, tokenizer
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hdm.architecture import XUTConfig
-from hdm.errors import ConfigError, InputError
+from hdm.errors import ConfigError, InputError, Refusal
 from hdm.models.components import hushed, locate, read_json
 
 _OPEN_CLIP = "open_clip_config.json"
+_ANOTHER = "name another in components.text_encoder"
 
 
 class Tokenizer:
@@ -112,14 +113,9 @@ def load_tokenizer(reference: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     folder = locate(reference, download=True)
-    try:
+    do = "put tokenizer.json and tokenizer_config.json beside the model"
+    with Refusal(OSError, ValueError, what="there is no tokenizer", where=folder, do=do):
         return Tokenizer(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"there is no tokenizer: {error}",
-            where=folder,
-            do="put tokenizer.json and tokenizer_config.json beside the model",
-        ) from error
 
 
 def num_embeddings(reference: str) -> int:
@@ -132,23 +128,11 @@ def num_embeddings(reference: str) -> int:
 
     folder = locate(reference, download=True)
     if (folder / _OPEN_CLIP).is_file():
-        return int(
-            read_json(folder / _OPEN_CLIP, "name another in components.text_encoder")["model_cfg"][
-                "text_cfg"
-            ]["vocab_size"]
-        )
-    try:
-        return int(
-            AutoConfig.from_pretrained(str(folder), local_files_only=True)
-            .get_text_config()
-            .vocab_size
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"the text encoder has no configuration: {error}",
-            where=folder,
-            do="name another in components.text_encoder",
-        ) from error
+        return int(read_json(folder / _OPEN_CLIP, _ANOTHER)["model_cfg"]["text_cfg"]["vocab_size"])
+    what = "the text encoder has no configuration"
+    with Refusal(OSError, ValueError, AttributeError, what=what, where=folder, do=_ANOTHER):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        return int(config.get_text_config().vocab_size)
 
 
 def text_width(reference: str) -> int | None:
@@ -160,7 +144,7 @@ def text_width(reference: str) -> int | None:
     """
     folder = locate(reference)
     file = _OPEN_CLIP if (folder / _OPEN_CLIP).is_file() else "config.json"
-    config = read_json(folder / file, "name another in components.text_encoder")
+    config = read_json(folder / file, _ANOTHER)
     of_text = (
         config.get("model_cfg", {}).get("text_cfg", {})
         if file == _OPEN_CLIP
@@ -202,18 +186,15 @@ def load_text_encoder(
 def _language_model(folder: Path) -> TextEncoder:
     from transformers import AutoModel
 
-    try:
+    what = "the text encoder cannot be loaded"
+    with (
+        Refusal(OSError, ValueError, RuntimeError, what=what, where=folder, do=_ANOTHER),
+        hushed("transformers"),
+    ):
         # No code from a hub, no pickle.
-        with hushed("transformers"):
-            model = AutoModel.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the text encoder cannot be loaded: {error}",
-            where=folder,
-            do="name another in components.text_encoder",
-        ) from error
+        model = AutoModel.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
     config = model.config.get_text_config()
     return TextEncoder(model, config.hidden_size)
 

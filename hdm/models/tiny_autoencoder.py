@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hdm.errors import InputError
+from hdm.errors import InputError, Refusal
+from hdm.models.components import FETCH_AGAIN
 
 POOLED_CHANNELS = 256
 POOLED_GROUPS = 4
@@ -92,17 +93,10 @@ def load_pooled(folder: Path, config: Mapping[str, Any]) -> Any:
     model: Any = PooledAutoencoderTiny(
         **{name: value for name, value in config.items() if name in known}
     )
-    try:
-        model.load_state_dict(
-            {
-                name: value.float()
-                for name, value in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()
-            }
-        )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"the autoencoder cannot be loaded: {error}", where=folder, do="fetch or write it again"
-        ) from error
+    kinds = (OSError, RuntimeError, SafetensorError)
+    with Refusal(*kinds, what="the autoencoder cannot be loaded", where=folder, do=FETCH_AGAIN):
+        weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     return model
 
 

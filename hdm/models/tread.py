@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hdm.architecture import XUTConfig
 from hdm.errors import InputError
 
 
@@ -91,3 +93,34 @@ def scatter(tokens_BSD: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
         .index_copy(0, rows.flatten(), kept.flatten(0, 1))
         .view_as(tokens_BSD)
     )
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Tokens that a block sees, those that it gives back, and whether it cross-attends to a
+    skip.
+    """
+
+    seen: int
+    given: int
+    cross: bool
+
+
+def block_tokens(
+    model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[int, int], rate: float
+) -> list[BlockTokens]:
+    """Of each block, as they run, at a TREAD rate."""
+    num_image, num_text = tokens
+    first = model.prev_blocks + model.depth * model.enc_blocks
+    total = model.num_blocks
+    cross = {first + stage * model.dec_blocks for stage in range(model.depth)}
+    start, end = model.tread_route(route)
+    kept = num_kept(num_image, rate)
+    blocks = []
+    for number in range(total):
+        routed = kept < num_image and start <= number < end
+        seen = (kept if routed else num_image) + num_text
+        # The last block gives back image tokens alone, where it has no skip and sees all.
+        last = number == total - 1 and number not in cross and not routed
+        blocks.append(BlockTokens(seen, num_image if last else seen, number in cross))
+    return blocks

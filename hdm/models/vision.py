@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm.errors import InputError
+from hdm.errors import InputError, Refusal
 from hdm.models.components import hushed, locate, read_json
 
 _DO = (
@@ -87,7 +87,8 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
     preprocessor = read_json(
         folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there"
     )
-    try:
+    kinds = (OSError, ValueError, RuntimeError, KeyError)
+    with Refusal(*kinds, what="the vision model cannot be loaded", where=folder, do=_DO):
         # No code from a hub, no pickle.
         with hushed("transformers"):
             model = AutoModel.from_pretrained(
@@ -99,7 +100,3 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
             preprocessor["image_std"],
             device,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(
-            f"the vision model cannot be loaded: {error}", where=folder, do=_DO
-        ) from error

@@ -8,13 +8,14 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hdm.errors import InputError
 from hdm.models.components import locate, read_json
+
+Sizes = TypeVar("Sizes")
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,14 @@ def language_model(reference: str) -> LanguageModel | None:
     Raises:
         InputError: it is not on this machine, and no sizes of it are known here.
     """
-    config = _config(reference, "config.json", PUBLISHED_TEXT)
-    if config is None:
-        return PUBLISHED_TEXT[_name(reference)]
-    wanted = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
-    return of_language_config(config) if wanted <= config.keys() else None
+    return _sizes(reference, "config.json", PUBLISHED_TEXT, of_language_config)
 
 
-def of_language_config(config: dict[str, Any]) -> LanguageModel:
+def of_language_config(config: dict[str, Any]) -> LanguageModel | None:
     """From transformers' configuration, as a dictionary."""
+    needed = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+    if not needed <= config.keys():
+        return None
     width = config["hidden_size"]
     heads = config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
@@ -174,22 +174,21 @@ def image_encoder(reference: str) -> ImageEncoder | None:
     Raises:
         InputError: it is not on this machine, and no sizes of it are known here.
     """
-    config = _config(reference, "config.json", PUBLISHED_AUTOENCODERS)
-    if config is None:
-        return PUBLISHED_AUTOENCODERS[_name(reference)]
-    return (
-        of_autoencoder_config(config)
-        if config.get("_class_name") in ("AutoencoderKL", "AutoencoderKLFlux2")
-        else None
-    )
+    return _sizes(reference, "config.json", PUBLISHED_AUTOENCODERS, of_autoencoder_config)
 
 
-def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder:
+def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder | None:
     """From diffusers' configuration, as a dictionary."""
+    if config.get("_class_name") not in ("AutoencoderKL", "AutoencoderKLFlux2"):
+        return None
     return ImageEncoder(
-        tuple(config["block_out_channels"]), config["layers_per_block"], config["latent_channels"], config.get("in_channels", 3),
-        config.get("mid_block_add_attention", True), config.get("use_quant_conv", True),
-    )  # fmt: skip
+        channels=tuple(config["block_out_channels"]),
+        blocks=config["layers_per_block"],
+        latent_channels=config["latent_channels"],
+        in_channels=config.get("in_channels", 3),
+        attention=config.get("mid_block_add_attention", True),
+        quantized=config.get("use_quant_conv", True),
+    )
 
 
 def towers(reference: str) -> tuple[Tower, Tower] | None:
@@ -198,10 +197,13 @@ def towers(reference: str) -> tuple[Tower, Tower] | None:
     Raises:
         InputError: it is not on this machine, and no sizes of it are known here.
     """
-    name = reference.partition("@")[0]
-    if name in PUBLISHED_TOWERS:
-        return PUBLISHED_TOWERS[name]
-    config = _config(reference, "open_clip_config.json", PUBLISHED_TOWERS) or {}
+    if _name(reference) in PUBLISHED_TOWERS:
+        return PUBLISHED_TOWERS[_name(reference)]
+    return _sizes(reference, "open_clip_config.json", PUBLISHED_TOWERS, of_open_clip_config)
+
+
+def of_open_clip_config(config: dict[str, Any]) -> tuple[Tower, Tower] | None:
+    """From open_clip's configuration: the towers of picture and text."""
     model = config.get("model_cfg", {})
     vision = model.get("vision_cfg", {})
     text = model.get("text_cfg", {})
@@ -229,15 +231,22 @@ def _name(reference: str) -> str:
     return reference.partition("@")[0]
 
 
-def _config(reference: str, file: str, published: dict[str, Any]) -> dict[str, Any] | None:
-    """The configuration in the model's folder; None: it is not on this machine, but its sizes are
-    published.
+def _sizes(
+    reference: str,
+    file: str,
+    published: Mapping[str, Sizes],
+    read: Callable[[dict[str, Any]], Sizes | None],
+) -> Sizes | None:
+    """From the configuration in the model's folder; as published where it is not on this
+    machine.
     """
     try:
         folder = locate(reference)
     except InputError:
         if _name(reference) in published:
-            return None
+            return published[_name(reference)]
         raise
-    path: Path = folder / file
-    return read_json(path, "fetch the model again, or name another") if path.is_file() else {}
+    path = folder / file
+    if not path.is_file():
+        return None
+    return read(read_json(path, "fetch the model again, or name another"))

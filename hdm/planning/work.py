@@ -10,9 +10,9 @@ from statistics import fmean
 
 from hdm.architecture import XUTConfig
 from hdm.models.execution import recomputed_blocks
-from hdm.models.flops import forward_flops, training_flops
+from hdm.models.flops import Pass, forward_flops, training_flops
+from hdm.models.tread import block_tokens
 from hdm.planning.counts import ImageEncoder, LanguageModel
-from hdm.training.measures.memory import block_tokens
 from hdm.training.settings import Phase
 
 
@@ -47,9 +47,8 @@ def training(
     again = recomputed_blocks(model.num_blocks, phase.checkpoint_blocks)
     flops, seen = 0.0, 0.0
     for share, rate in _shares(phase):
-        flops += share * training_flops(
-            model, *tokens, tread_rate=rate, route=phase.tread_route, recomputed=again
-        )
+        given = Pass(*tokens, tread_rate=rate, route=phase.tread_route)
+        flops += share * training_flops(model, given, again)
         seen += share * fmean(
             block.seen for block in block_tokens(model, phase.tread_route, tokens, rate)
         )
@@ -71,4 +70,4 @@ def _shares(phase: Phase) -> list[tuple[float, float]]:
 
 def sampling(model: XUTConfig, tokens: tuple[int, int], steps: int, guided: bool) -> Work:
     """A picture's: two forward passes a step with guidance. The decoder is not counted."""
-    return Work(steps * (2 if guided else 1) * forward_flops(model, *tokens), sum(tokens))
+    return Work(steps * (2 if guided else 1) * forward_flops(model, Pass(*tokens)), sum(tokens))

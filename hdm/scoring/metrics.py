@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hdm.config import Pipeline
 from hdm.errors import InputError
 from hdm.statistics import Share
-from hdm.store import Identity, Output, Store
+from hdm.store import Identity, Output, Outputs, Store
 
 PREFIX = "evaluate."
 IMAGES = f"{PREFIX}images"
@@ -121,7 +121,7 @@ class Metric:
     name: str
     needs: tuple[str, ...]
     identify: Callable[[Pipeline], Mapping[str, Any]]
-    measure: Callable[[Pipeline, Mapping[str, Output]], Measured]
+    measure: Callable[[Pipeline, Outputs], Measured]
     title: str = ""
     about: str = ""
     applies: Callable[[Pipeline], bool] = _always
@@ -165,7 +165,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], metric: Metric) -> I
 def make(
     pipeline: Pipeline,
     identity: Identity,
-    inputs: Mapping[str, Output],
+    inputs: Outputs,
     store: Store,
     metric: Metric,
 ) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from hdm.errors import HdmError
@@ -16,6 +17,7 @@ from hdm.training.state.checkpoints import Checkpoints
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Duties:
     """Checkpoints and pictures between steps, and the end on a signal.
 
@@ -28,21 +30,12 @@ class Duties:
         logbook: its metrics go into checkpoints.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        ranks: Ranks,
-        checkpoints: Checkpoints,
-        requests: Requests,
-        grid: Grid,
-        logbook: Logbook,
-    ) -> None:
-        self.job = job
-        self.ranks = ranks
-        self.checkpoints = checkpoints
-        self.requests = requests
-        self.grid = grid
-        self.logbook = logbook
+    job: Job
+    ranks: Ranks
+    checkpoints: Checkpoints
+    requests: Requests
+    grid: Grid
+    logbook: Logbook
 
     def fulfil(self) -> bool:
         """Save and sample as asked; whether training stops here, saved."""

@@ -24,7 +24,7 @@ from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.models.devices import check_device, check_processes
 from hdm.models.text_encoder import check_text_width, text_width
-from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Store
+from hdm.store import DAMAGED, SCRATCH, Draft, Identity, Output, Outputs, Store
 from hdm.training.process.job import (
     FILES,
     METRICS,
@@ -63,7 +63,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
     )
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """What of `train` cannot work."""
     settings = pipeline.train
     yield from raised_by(
@@ -138,7 +138,7 @@ def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
         )
 
 
-def _captions_suffice(pipeline: Pipeline, made: Mapping[str, Output]) -> None:
+def _captions_suffice(pipeline: Pipeline, made: Outputs) -> None:
     """As the captions say where they are made, or else the download, if nobody makes any up."""
     caption = made.get("caption")
     download = made.get("download")
@@ -181,7 +181,7 @@ def check_resume(pipeline: Pipeline, identity: Identity, store: Store, number: i
 
 
 def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store, number: int
+    pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store, number: int
 ) -> Output:
     """Train phase `number` in processes of its own and commit what it wrote.
 
@@ -271,9 +271,7 @@ def _tell_of_lost_weights(job: Job, draft: Draft) -> None:
     log.warning("%s: %s damaged; the phase is %s", draft.identity.name, " and ".join(lost), how)
 
 
-def _job(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], draft: Draft, number: int
-) -> Job:
+def _job(pipeline: Pipeline, identity: Identity, inputs: Outputs, draft: Draft, number: int) -> Job:
     components = resolve(pipeline.components)
     return Job(
         pipeline=pipeline.model_dump(mode="json"),

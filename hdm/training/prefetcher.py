@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,7 @@ def generator(seed: int, purpose: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_at(seed, purpose, position))
 
 
+@dataclass(eq=False)
 class Prefetcher:
     """Examples in order, each made in a thread while the one before is used.
 
@@ -92,24 +93,18 @@ class Prefetcher:
             (`tread.rate_at`).
         num_images: of the phase.
         pin: keep examples in pinned memory; needs CUDA.
+        waited_sec: how long training has waited for examples so far.
     """
 
-    def __init__(
-        self,
-        loader: Loader | Mixture,
-        seed: int,
-        objective: Objective,
-        tread_rates: Sequence[tuple[float, float]],
-        num_images: int,
-        pin: bool = False,
-    ) -> None:
-        self.loader = loader
-        self.seed = seed
-        self.objective = objective
-        self.tread_rates = tread_rates
-        self.num_images = num_images
-        self.pin = pin
-        self.waited_sec = 0.0
+    loader: Loader | Mixture
+    seed: int
+    objective: Objective
+    tread_rates: Sequence[tuple[float, float]]
+    num_images: int
+    pin: bool = False
+    waited_sec: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: dict[int, Future[Example]] = {}
 

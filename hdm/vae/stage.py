@@ -23,7 +23,7 @@ from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_dige
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import check_device, cpu_threads
 from hdm.pictures.decoding import Decoders, pixels
-from hdm.store import Identity, Output, Store
+from hdm.store import Identity, Output, Outputs, Store
 from hdm.training.process.job import METRICS
 from hdm.training.state.optimizers import check_packages
 from hdm.vae.finetune import Place
@@ -63,7 +63,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     )
 
 
-def preflight(pipeline: Pipeline, made: Mapping[str, Output]) -> Iterator[InputError]:
+def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     """What of `vae` cannot work."""
     settings = _settings(pipeline)
     yield from raised_by(
@@ -86,9 +86,7 @@ def _squares_fit(pipeline: Pipeline) -> None:
         check_squares(_settings(pipeline).size_px, shape.downscale)
 
 
-def make(
-    pipeline: Pipeline, identity: Identity, inputs: Mapping[str, Output], store: Store
-) -> Output:
+def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) -> Output:
     """Fine-tune, measure and commit.
 
     Returns:

@@ -12,14 +12,7 @@ import pytest
 
 from hdm.bootstrap.learning import FINAL_RATE, WARMUP, rate_share
 from hdm.bootstrap.pace import Budget, Pace, Schedule
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
+from tests.clock import Clock
 
 
 def trained(

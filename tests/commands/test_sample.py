@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from hdm.architecture import XUTConfig
 from hdm.commands.cli import app
 from hdm.last_runs import LastRun, remember
 from hdm.models.components import resolve, weights_digest
@@ -22,6 +22,7 @@ from hdm.models.xut import XUT
 from hdm.store import Identity, Store
 from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import train
+from tests.small_models import SMALL
 from tests.training.workshop import lively, make_workshop
 
 
@@ -209,18 +210,8 @@ def test_a_model_of_the_package_s_components_names_them_itself(tmp_path: Path) -
     from hdm.models.settings import Components
 
     demo = Components(folder="demo")
-    config = XUTConfig(
-        width=16,
-        num_heads=2,
-        head_size=8,
-        mlp_width=24,
-        text_width=128,
-        depth=1,
-        dec_blocks=1,
-        post_blocks=1,
-        channels=8,
-        text_mask="masked",
-    )
+    sizes = {"width": 16, "head_size": 8, "text_width": 128, "channels": 8}
+    config = replace(SMALL, **sizes, text_mask="masked")
     save_file(XUT(config).state_dict(), tmp_path / "ema.safetensors")
     digests = {
         name: weights_digest(resolve(demo).need(name)) for name in ("autoencoder", "text_encoder")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hdm.commands.cli import app
 from hdm.models.xut import XUT
 from tests.model_files import golden_files
-from tests.model_files.test_golden import TINY
+from tests.small_models import SMALL
 
 GIVEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
 
@@ -94,15 +94,15 @@ def configuration(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_import_then_export_keeps_every_bit(dtype: torch.dtype, tmp_path: Path) -> None:
-    said = {**golden_files.published_form(TINY, 0.5), "something_else": 1}
+    said = {**golden_files.published_form(SMALL, 0.5), "something_else": 1}
     official = golden_files.write(
-        tmp_path / "official.safetensors", golden_files.official(TINY, dtype), said
+        tmp_path / "official.safetensors", golden_files.official(SMALL, dtype), said
     )
     code, shown = weights("import", official, "--out", tmp_path / "in")
     assert code == 0
     assert "passed over: 2 of te, 1 of vae, 1 of vae_mean, 1 of vae_std" in shown
     assert "width 32 = 2 × 16, feed-forward 24, text 10" in shown
-    parameters = sum(parameter.numel() for parameter in XUT(TINY).parameters())
+    parameters = sum(parameter.numel() for parameter in XUT(SMALL).parameters())
     assert (
         f"{parameters:,} parameters in {len(raw(official))} tensors {str(dtype).removeprefix('torch.')}"
         in shown
@@ -120,7 +120,7 @@ def test_import_then_export_keeps_every_bit(dtype: torch.dtype, tmp_path: Path) 
 
 
 def test_a_silent_file_and_a_checkpoint_are_imported_by_their_shapes(tmp_path: Path) -> None:
-    tensors = golden_files.official(TINY, torch.bfloat16)
+    tensors = golden_files.official(SMALL, torch.bfloat16)
     silent = golden_files.write(tmp_path / "silent.safetensors", tensors, None)
     torch.save(
         {
@@ -147,7 +147,7 @@ def test_a_silent_file_and_a_checkpoint_are_imported_by_their_shapes(tmp_path: P
     )
     wanted = {
         name: value
-        for name, value in golden_files.published_form(TINY, 0.25).items()
+        for name, value in golden_files.published_form(SMALL, 0.25).items()
         if name != "ctx_size"
     }
     assert configuration(tmp_path / "one.safetensors") == wanted
@@ -185,7 +185,7 @@ def test_mistakes_are_told(words: list[str], exit_code: int, said: str, tmp_path
 
 
 def test_a_model_goes_to_a_diffusers_folder_and_back(tmp_path: Path) -> None:
-    config = replace(TINY, text_width=128, channels=8).recommended()
+    config = replace(SMALL, text_width=128, channels=8).recommended()
     model = golden_files.drawn(config)
     golden_files.save_model(tmp_path / "a.safetensors", model)
     code, shown = weights(

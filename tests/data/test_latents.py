@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import TEMPORARY
 from hdm.keys import key_text
 from hdm.store import Identity, Store
+from tests.damage import found_by_flipping
 
 AUTOENCODER = {
     "class": "AutoencoderKL",
@@ -168,29 +168,6 @@ def read_everything(path: Path) -> tuple[object, ...]:
         content,
         file.table(["key", "image_width", "image_height"]).to_pydict(),
     )
-
-
-def found_by_flipping(
-    path: Path, positions: Iterable[int], read: Callable[[Path], object]
-) -> set[int]:
-    """Flip one bit of each byte in turn: the positions where reading says so.
-
-    Fails where a flipped byte gives other content without an error.
-    """
-    whole, truth = bytearray(path.read_bytes()), read(path)
-    rng = np.random.default_rng(1)
-    found = set()
-    for position in positions:
-        bit = 1 << int(rng.integers(8))
-        whole[position] ^= bit
-        path.write_bytes(whole)
-        whole[position] ^= bit
-        try:
-            assert read(path) == truth, f"the flipped byte {position} changed the content unseen"
-        except DamagedError as error:
-            found.update([position] if error.where == path else [])
-    path.write_bytes(whole)
-    return found
 
 
 def test_every_flipped_byte_of_a_page_is_found_and_none_elsewhere_changes_what_is_read(

@@ -5,25 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hdm.architecture import XUTConfig
 from hdm.diffusion.guidance import Text
 from hdm.diffusion.sampler import Sampling, generate, sample, schedule
 from hdm.errors import InputError
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.positions import Camera, full_map
+from tests.small_models import SMALL, shaken
 
-CONFIG = XUTConfig(
-    width=32,
-    num_heads=2,
-    head_size=16,
-    mlp_width=24,
-    text_width=6,
-    depth=1,
-    dec_blocks=1,
-    post_blocks=1,
-    text_mask="masked",
-)
+CONFIG = replace(SMALL, text_width=6, text_mask="masked")
 
 
 def gaussian_flow(mean: float, std: float):
@@ -82,12 +72,7 @@ def test_times_go_from_noise_to_latent_and_each_step_is_reported():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = XUT(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+    return shaken(CONFIG).eval()
 
 
 @pytest.fixture

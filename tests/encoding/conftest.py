@@ -22,6 +22,7 @@ from hdm.encoding.settings import EncodeSettings
 from hdm.models.settings import Components
 from hdm.store import Identity, Output, Store
 from hdm.training.settings import TrainSettings
+from tests.word_tokenizer import SPECIAL, WORDS, word_tokenizer
 
 # Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller
 # than 16 px.
@@ -37,7 +38,6 @@ SIZES = [
     (16, 16),
     (57, 44),
 ] * 3
-WORDS = ["a", "red", "blue", "circle", "square", "left", "right", "on", "the"]
 
 
 @dataclass
@@ -102,22 +102,11 @@ def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+    from transformers import Qwen3Config, Qwen3Model
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
-    inner = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    words = [*SPECIAL, *WORDS]
     folder = tmp_path_factory.mktemp("text_encoder")
-    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, padding_side="right", **special
-    ).save_pretrained(folder)
+    word_tokenizer(words, padding_side="right").save_pretrained(folder)
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +24,7 @@ from hdm.encoding.settings import EncodeSettings
 from hdm.keys import key_text
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.settings import Components
-from hdm.store import Identity, Output, Store
+from hdm.store import Draft, Identity, Output, Store
 from hdm.training.settings import TrainSettings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -34,6 +37,15 @@ def photographs(count: int) -> dict[str, bytes]:
     return {
         hashlib.sha256(path.name.encode()).hexdigest()[:16]: path.read_bytes() for path in paths
     }
+
+
+def write_columns(
+    draft: Draft, kind: str, schema: pa.Schema, columns: Mapping[str, list[Any]]
+) -> None:
+    """One table of the stage; the columns that are not given hold nothing."""
+    count = len(columns["key"])
+    empty = {name: [None] * count for name in schema.names}
+    write_table(draft, shard_name(kind, 0), schema, {**empty, **columns}, {})
 
 
 def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
@@ -54,13 +66,7 @@ def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
             "bytes": [len(data) for data in files.values()],
         }
         found["sha256"] = [hashlib.sha256(data).hexdigest() for data in files.values()]
-        write_table(
-            draft,
-            shard_name("samples", 0),
-            SAMPLES,
-            {name: [None] * len(keys) for name in SAMPLES.names} | known | found,
-            {},
-        )
+        write_columns(draft, "samples", SAMPLES, known | found)
         made["download"] = draft.commit()
     with store.draft(Identity("filter", 1, {})) as draft:
         found = {
@@ -68,13 +74,7 @@ def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
             "kept": [True] * len(keys),
             "split": ["train"] * len(keys),
         }
-        write_table(
-            draft,
-            shard_name("scores", 0),
-            SCORES,
-            {name: [None] * len(keys) for name in SCORES.names} | known | found,
-            {},
-        )
+        write_columns(draft, "scores", SCORES, known | found)
         made["filter"] = draft.commit()
     return made
 

@@ -24,6 +24,7 @@ from hdm.scoring.metrics import IMAGES, is_measured
 from hdm.stages import Step, steps
 from hdm.store import Identity, Output, Store
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
+from tests.small_models import TRAINED
 from tests.training.workshop import TEXT_WIDTH, write_components
 
 SIDE_PX = 16
@@ -107,16 +108,6 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, coca_folder: Path) -> Gall
 
 
 def make_pipeline(components: Path, coca: Path) -> Pipeline:
-    sizes = dict(
-        width=16,
-        num_heads=2,
-        head_size=8,
-        mlp_width=32,
-        text_width=TEXT_WIDTH,
-        depth=1,
-        enc_blocks=1,
-        dec_blocks=1,
-    )
     return Pipeline.model_validate(
         {
             "name": "small",
@@ -140,14 +131,7 @@ def make_pipeline(components: Path, coca: Path) -> Pipeline:
                 "device": "cpu",
             },
             "train": {
-                "model": {
-                    **sizes,
-                    "prev_blocks": 1,
-                    "post_blocks": 1,
-                    "channels": 4,
-                    "patch_size": 2,
-                    "text_mask": "masked",
-                },
+                "model": {**TRAINED, "text_width": TEXT_WIDTH, "channels": 4},
                 "phases": [{"resolution": SIDE_PX, "num_images": 8, "batch_size": 8}],
             },
             "evaluate": {"prompts": "scenes", "num_images": 70, "steps": 2, "device": "cpu"},

@@ -20,7 +20,8 @@ from hdm.kernels import Installed, install, remove
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT
 from tests.kernels.test_replaced_modules import Shifted, ShiftedWeight
-from tests.models.test_xut import TINY, VARIANTS, changes, relative_error, shaken, some_inputs
+from tests.models.test_xut import TINY, VARIANTS, relative_error, some_inputs
+from tests.small_models import changes, shaken
 
 
 def types(model: nn.Module) -> list[type[nn.Module]]:
@@ -38,7 +39,7 @@ def step(model: XUT) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=changes)
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: changes(config, TINY))
 def test_outputs_and_gradients_are_those_without_kernels(config) -> None:
     model = shaken(config)
     with torch.no_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from hdm.architecture import XUTConfig
 from hdm.kernels import install
 from hdm.models.rope import RotaryPositions
 from hdm.models.xut import XUT
-from tests.models.test_xut import TINY, shaken, some_inputs
+from tests.models.test_xut import TINY, some_inputs
+from tests.small_models import shaken
 
 # A block of each kind: encoder, decoder with a skip, last.
 PUBLISHED = replace(TINY, depth=1, dec_blocks=1, prev_blocks=0)
@@ -121,20 +123,31 @@ def test_a_change_takes_effect_with_and_without_kernels(
     assert_near(outputs(without), changed)
 
 
+@contextmanager
+def installed(model: XUT, kernels: str) -> Iterator[None]:
+    """Kernels before what is done here, after it, or not at all."""
+    if kernels == "installed before":
+        install(model)
+    yield
+    if kernels == "installed after":
+        install(model)
+
+
+def leaves_of(name: str) -> list[str]:
+    return [leaf for case, leaf in CASES if case == name]
+
+
 @WITH
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_change_that_is_undone_leaves_nothing(name: str, kernels: str) -> None:
     model = shaken(CONFIGS[name])
-    if kernels == "installed before":
-        install(model)
-    plain = outputs(model)
     hooks = []
-    for leaf in [leaf for case, leaf in CASES if case == name]:
-        module = model.get_submodule(leaf)
-        hooks.append(module.register_forward_hook(lambda _, given, out: shifted(out)))
-        model.set_submodule(leaf, Shifted(module, 0.0))
-    if kernels == "installed after":
-        install(model)
+    with installed(model, kernels):
+        plain = outputs(model)
+        for leaf in leaves_of(name):
+            module = model.get_submodule(leaf)
+            hooks.append(module.register_forward_hook(lambda _, given, out: shifted(out)))
+            model.set_submodule(leaf, Shifted(module, 0.0))
     for hook in hooks:
         hook.remove()
     assert_near(outputs(model), plain)
@@ -145,12 +158,9 @@ def test_a_change_that_is_undone_leaves_nothing(name: str, kernels: str) -> None
 def test_gradients_are_the_same_through_wrappers(name: str, kernels: str) -> None:
     """With every leaf wrapped, each parameter's gradient is the plain model's."""
     wrapped = shaken(CONFIGS[name])
-    if kernels == "installed before":
-        install(wrapped)
-    for leaf in [leaf for case, leaf in CASES if case == name]:
-        wrapped.set_submodule(leaf, Shifted(wrapped.get_submodule(leaf), 0.0))
-    if kernels == "installed after":
-        install(wrapped)
+    with installed(wrapped, kernels):
+        for leaf in leaves_of(name):
+            wrapped.set_submodule(leaf, Shifted(wrapped.get_submodule(leaf), 0.0))
     assert_same_gradients(wrapped, CONFIGS[name])
 
 
@@ -162,7 +172,7 @@ def test_a_backward_hook_runs_on_a_module_with_kernels(name: str) -> None:
     model = shaken(CONFIGS[name])
     install(model)
     seen: set[str] = set()
-    leaves = [leaf for case, leaf in CASES if case == name]
+    leaves = leaves_of(name)
     for leaf in leaves:
         model.get_submodule(leaf).register_full_backward_hook(
             lambda module, given, out, leaf=leaf: seen.add(leaf)

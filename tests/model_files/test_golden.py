@@ -17,61 +17,41 @@ from hdm.model_files.golden import compare, relative_error
 from hdm.model_files.weights import read_weights
 from hdm.models.xut import XUT
 from tests.model_files import golden_files
+from tests.small_models import SMALL, changes
 
 GIVEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
-TINY = XUTConfig(
-    width=32,
-    num_heads=2,
-    head_size=16,
-    mlp_width=24,
-    text_width=10,
-    depth=1,
-    enc_blocks=1,
-    dec_blocks=1,
-    prev_blocks=1,
-    post_blocks=1,
-)
-NO_ASPECT = replace(TINY, aspect_embedding=False)
+NO_ASPECT = replace(SMALL, aspect_embedding=False)
 OTHERS = [
-    (TINY, dict(height=4, width=8)),
-    (replace(TINY, patch_size=1, channels=16), dict(height=5, width=2, rate=0.25)),
+    (SMALL, dict(height=4, width=8)),
+    (replace(SMALL, patch_size=1, channels=16), dict(height=5, width=2, rate=0.25)),
     (
-        replace(TINY, depth=3, dec_blocks=3, mlp_width=40),
+        replace(SMALL, depth=3, dec_blocks=3, mlp_width=40),
         dict(height=4, width=4, rate=0.75, batch=1),
     ),
     (
-        replace(TINY, enc_blocks=2, prev_blocks=0, post_blocks=2, text_width=7),
+        replace(SMALL, enc_blocks=2, prev_blocks=0, post_blocks=2, text_width=7),
         dict(height=8, width=2, rate=0.0, num_text=1),
     ),
     (
-        replace(TINY, width=48, num_heads=12, head_size=4, prev_blocks=2, post_blocks=0),
+        replace(SMALL, width=48, num_heads=12, head_size=4, prev_blocks=2, post_blocks=0),
         dict(height=2, width=6, per_sample=True),
     ),
     (
-        replace(TINY, width=64, num_heads=1, head_size=64, patch_size=3, channels=2),
+        replace(SMALL, width=64, num_heads=1, head_size=64, patch_size=3, channels=2),
         dict(height=6, width=9, batch=3),
     ),
     (replace(NO_ASPECT, depth=2), dict(height=6, width=4)),
     # Long and wide enough for the attention and the products that large models take.
     (
-        replace(TINY, width=96, num_heads=3, head_size=32, mlp_width=288),
+        replace(SMALL, width=96, num_heads=3, head_size=32, mlp_width=288),
         dict(height=20, width=16, rate=0.25),
     ),
 ]
 
 
-def names(config: XUTConfig) -> str:
-    return (
-        ",".join(
-            f"{name}={value}"
-            for name, value in config.to_dict().items()
-            if value != getattr(TINY, name)
-        )
-        or "tiny"
-    )
-
-
-@pytest.mark.parametrize(("config", "shape"), OTHERS, ids=[names(config) for config, _ in OTHERS])
+@pytest.mark.parametrize(
+    ("config", "shape"), OTHERS, ids=[changes(config, SMALL) for config, _ in OTHERS]
+)
 def test_every_output_and_every_gradient_of_other_sizes_is_the_oracles(config, shape, tmp_path):
     tensors = golden_files.golden(config, **shape)
     if not config.aspect_embedding:
@@ -98,7 +78,7 @@ def test_every_output_and_every_gradient_of_other_sizes_is_the_oracles(config, s
 
 
 def test_a_file_without_words_for_its_model_is_told_from_its_shapes(tmp_path):
-    tensors = golden_files.golden(TINY, height=4, width=2)
+    tensors = golden_files.golden(SMALL, height=4, width=2)
     silent = golden_files.write(tmp_path / "silent.safetensors", tensors, None)
     brief = golden_files.write(
         tmp_path / "brief.safetensors",
@@ -129,7 +109,7 @@ def test_the_oracle_makes_the_given_file(given):
 
 
 def test_a_fresh_models_frequencies_of_time_are_the_published_ones(given):
-    fresh = XUT(replace(TINY, width=64, num_heads=4)).time_emb.freqs
+    fresh = XUT(replace(SMALL, width=64, num_heads=4)).time_emb.freqs
     torch.testing.assert_close(fresh, given["unet.model.time_emb.freqs"], rtol=1e-6, atol=0)
 
 

@@ -14,7 +14,7 @@ from hdm.errors import DamagedError, InputError
 from hdm.model_files.lightning import EMA, read_checkpoint
 from tests.model_files import golden_files
 from tests.model_files.golden_files import PREFIX
-from tests.model_files.test_golden import TINY
+from tests.small_models import SMALL
 
 
 def checkpoint(state: dict[str, torch.Tensor], **more: object) -> dict[str, object]:
@@ -24,10 +24,10 @@ def checkpoint(state: dict[str, torch.Tensor], **more: object) -> dict[str, obje
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_denoiser_is_found_bit_by_bit(tmp_path, dtype):
-    state = golden_files.official(TINY, dtype)
+    state = golden_files.official(SMALL, dtype)
     torch.save(checkpoint(state), tmp_path / "a.ckpt")
     found = read_checkpoint(tmp_path / "a.ckpt")
-    assert found.config == TINY
+    assert found.config == SMALL
     assert found.passed_over == {"te": 2, "vae": 1, "vae_mean": 1, "vae_std": 1}
     for name, tensor in found.tensors.items():
         assert tensor.dtype == dtype
@@ -36,14 +36,14 @@ def test_the_denoiser_is_found_bit_by_bit(tmp_path, dtype):
 
 
 def test_a_state_without_the_rest_and_an_old_file_are_read_too(tmp_path):
-    state = golden_files.official(TINY)
+    state = golden_files.official(SMALL)
     torch.save(state, tmp_path / "bare.ckpt", _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / "bare.ckpt").config == TINY
+    assert read_checkpoint(tmp_path / "bare.ckpt").config == SMALL
 
 
 @pytest.mark.parametrize("form", ["beside", "inside", "renamed"])
 def test_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, form):
-    state = golden_files.official(TINY)
+    state = golden_files.official(SMALL)
     average = {
         name: tensor + 1
         for name, tensor in state.items()
@@ -70,7 +70,7 @@ def test_averaged_weights_are_taken_where_they_are_asked_for(tmp_path, form):
 
 
 def test_averages_that_are_missing_are_told(tmp_path):
-    state = golden_files.official(TINY)
+    state = golden_files.official(SMALL)
     torch.save(checkpoint(state), tmp_path / "none.ckpt")
     with pytest.raises(InputError, match="no averaged weights"):
         read_checkpoint(tmp_path / "none.ckpt", ema=True)
@@ -96,7 +96,7 @@ class Trap:
 def test_a_pickle_that_needs_code_is_refused_and_not_run(tmp_path, zipped):
     trap = tmp_path / "sprung"
     torch.save(
-        checkpoint(golden_files.official(TINY), callbacks=Trap(trap)),
+        checkpoint(golden_files.official(SMALL), callbacks=Trap(trap)),
         tmp_path / "a.ckpt",
         _use_new_zipfile_serialization=zipped,
     )
@@ -109,7 +109,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path):
     path = tmp_path / "a.ckpt"
     with pytest.raises(InputError, match="no such checkpoint"):
         read_checkpoint(path)
-    torch.save(checkpoint(golden_files.official(TINY)), path)
+    torch.save(checkpoint(golden_files.official(SMALL)), path)
     for content in (
         path.read_bytes()[:-2000],
         b"no pickle at all",

@@ -15,7 +15,8 @@ from hdm.model_files.published import from_published, to_published
 from hdm.model_files.weights import read_weights
 from hdm.models.xut import XUT
 from tests.model_files import golden_files
-from tests.model_files.test_golden import GIVEN, OTHERS, TINY, names
+from tests.model_files.test_golden import GIVEN, OTHERS
+from tests.small_models import SMALL, changes
 
 
 def empty(config: XUTConfig) -> dict[str, torch.Tensor]:
@@ -27,7 +28,7 @@ PUBLISHED = [XUTConfig.preset(name) for name in PRESETS] + [config for config, _
 
 
 @pytest.mark.parametrize(
-    "config", PUBLISHED, ids=[f"{config.width}:{names(config)}" for config in PUBLISHED]
+    "config", PUBLISHED, ids=[f"{config.width}:{changes(config, SMALL)}" for config in PUBLISHED]
 )
 def test_shapes_tell_the_whole_configuration(config):
     assert from_published({}, empty(config)) == config
@@ -56,14 +57,14 @@ def test_what_is_written_has_the_given_files_words(tmp_path):
     [{"residual": "prenorm"}, {"skips": "mirrored"}, {"text_mask": "masked"}, {"qk_norm": True}],
 )
 def test_a_variant_has_no_published_form(change, tmp_path):
-    config = replace(TINY, **change)
+    config = replace(SMALL, **change)
     assert to_published(config) is None
     golden_files.save_model(tmp_path / "a.safetensors", XUT(config))
     assert read_weights(tmp_path / "a.safetensors").config == config
 
 
 def test_tensors_of_something_else_are_told():
-    tensors = empty(TINY)
+    tensors = empty(SMALL)
     with pytest.raises(InputError, match=r"not a XUT's: none is called attn\.rope\.freqs"):
         from_published({}, {name: tensor for name, tensor in tensors.items() if "rope" not in name})
     with pytest.raises(InputError, match="not a XUT's: rotary table"):

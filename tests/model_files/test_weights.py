@@ -6,22 +6,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, InputError
 from hdm.model_files.weights import Weights, read_weights, save_weights
 from hdm.models.xut import XUT
 from tests.model_files.golden_files import save_model
+from tests.small_models import SMALL
 
-CONFIG = XUTConfig(
-    width=32,
-    num_heads=2,
-    head_size=16,
-    mlp_width=24,
-    text_width=10,
-    depth=1,
-    dec_blocks=1,
-    post_blocks=1,
-).recommended()
+CONFIG = SMALL.recommended()
 
 
 @pytest.fixture

@@ -9,44 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.word_tokenizer import SPECIAL, WORDS, word_tokenizer
+
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<unk>",
-        "a",
-        "red",
-        "blue",
-        "circle",
-        "square",
-        "left",
-        "right",
-        "on",
-        "the",
-    ]
-    inner = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
     folder = tmp_path_factory.mktemp("tokenizer")
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        padding_side="right",
-    )
-    wrapped.save_pretrained(folder)
+    word_tokenizer([*SPECIAL, *WORDS], padding_side="right").save_pretrained(folder)
     return folder
 
 

@@ -16,19 +16,10 @@ from hdm.models.execution import (
 )
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
+from tests.small_models import SMALL, shaken
 
-CONFIG = XUTConfig(
-    width=32,
-    num_heads=2,
-    head_size=16,
-    mlp_width=48,
-    text_width=12,
-    depth=3,
-    enc_blocks=1,
-    dec_blocks=2,
-    prev_blocks=1,
-    post_blocks=2,
-)
+SIZES = dict(mlp_width=48, text_width=12)
+CONFIG = replace(SMALL, **SIZES, depth=3, dec_blocks=2, post_blocks=2)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +31,7 @@ def _no_code_from_before() -> Iterator[None]:
 
 
 def model(config: XUTConfig = CONFIG) -> XUT:
-    torch.manual_seed(0)
-    made = XUT(config)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return made
+    return shaken(config)
 
 
 def step(made: XUT, num_text: int = 6, rate: float = 0.5, seed: int = 1) -> list[torch.Tensor]:

@@ -8,20 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hdm.architecture import XUTConfig
-from hdm.models.flops import forward_flops, training_flops
+from hdm.models.flops import Pass, forward_flops, training_flops
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
+from tests.small_models import TINY
 
-SMALL = XUTConfig(
-    width=48,
-    num_heads=3,
-    head_size=16,
-    mlp_width=80,
-    text_width=20,
-    depth=2,
-    dec_blocks=2,
-    post_blocks=2,
-)
+SIZES = dict(width=48, num_heads=3, head_size=16, mlp_width=80, text_width=20)
+SMALL = replace(TINY, **SIZES, depth=2, dec_blocks=2, post_blocks=2)
 CASES = {
     "published": (SMALL, {}),
     "half dropped": (SMALL, {"tread_rate": 0.5}),
@@ -72,13 +65,13 @@ def counted(
 @pytest.mark.parametrize("name", CASES)
 def test_a_forward_pass_counts_as_torch_counts_it(name):
     config, given = CASES[name]
-    assert forward_flops(config, 20, 6, batch=2, **given) == counted(config, **given)
+    assert forward_flops(config, Pass(20, 6, batch=2, **given)) == counted(config, **given)
 
 
 def test_a_training_step_is_three_forward_passes():
     """Less the gradients of inputs, which nobody asks for."""
     ours, theirs = (
-        training_flops(SMALL, 20, 6, batch=2, tread_rate=0.5),
+        training_flops(SMALL, Pass(20, 6, batch=2, tread_rate=0.5)),
         counted(SMALL, 0.5, backward=True),
     )
     inputs = 2 * (
@@ -89,9 +82,9 @@ def test_a_training_step_is_three_forward_passes():
 
 def test_recomputed_blocks_are_counted_once_more():
     plain, everything = (
-        training_flops(SMALL, 20, 6, recomputed=frozenset(blocks)) for blocks in ((), range(9))
+        training_flops(SMALL, Pass(20, 6), frozenset(blocks)) for blocks in ((), range(9))
     )
-    ends = forward_flops(replace(SMALL, prev_blocks=0, post_blocks=0), 20, 6)
-    assert plain == 3 * forward_flops(SMALL, 20, 6)
-    assert everything - plain < forward_flops(SMALL, 20, 6)
-    assert everything - plain > forward_flops(SMALL, 20, 6) - ends
+    ends = forward_flops(replace(SMALL, prev_blocks=0, post_blocks=0), Pass(20, 6))
+    forward = forward_flops(SMALL, Pass(20, 6))
+    assert plain == 3 * forward
+    assert forward - ends < everything - plain < forward

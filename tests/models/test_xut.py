@@ -13,20 +13,10 @@ from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.positions import crop_map, full_map, to_patch_grid
 from tests.models import oracle
+from tests.small_models import SMALL, changes, shaken
 
 GOLDEN = Path(__file__).parents[1] / "golden/xut_small.safetensors"
-TINY = XUTConfig(
-    width=32,
-    num_heads=2,
-    head_size=16,
-    mlp_width=24,
-    text_width=10,
-    depth=2,
-    enc_blocks=1,
-    dec_blocks=2,
-    prev_blocks=1,
-    post_blocks=1,
-)
+TINY = replace(SMALL, depth=2, dec_blocks=2)
 
 
 def relative_error(ours: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -125,16 +115,6 @@ VARIANTS = [
 ]
 
 
-def shaken(config: XUTConfig) -> XUT:
-    """A model whose every tensor matters: none is left at zero or one."""
-    torch.manual_seed(0)
-    model = XUT(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
 def some_inputs(config: XUTConfig, batch: int = 3) -> dict:
     p, generator = config.patch_size, torch.Generator().manual_seed(1)
     height, width = 3 * p, 2 * p
@@ -153,22 +133,11 @@ def as_positional(given: dict) -> tuple:
     return given["latent"], given["timestep"], given["text"]
 
 
-def changes(config: XUTConfig) -> str:
-    return (
-        ",".join(
-            f"{name}={value}"
-            for name, value in config.to_dict().items()
-            if value != getattr(TINY, name)
-        )
-        or "published"
-    )
-
-
 @pytest.mark.parametrize(
     ("config", "rate"),
     [
         pytest.param(TINY, 0.0, id="all-tokens"),
-        *(pytest.param(config, 0.5, id=changes(config)) for config in VARIANTS),
+        *(pytest.param(config, 0.5, id=changes(config, TINY)) for config in VARIANTS),
     ],
 )
 def test_outputs_and_gradients_are_the_oracles(config, rate):

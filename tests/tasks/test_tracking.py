@@ -34,6 +34,11 @@ RUN = {
 END = {"event": "end", "at": AT + 5, "status": "FINISHED"}
 
 
+@pytest.fixture(autouse=True)
+def _no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 def outputs(root: Path) -> Iterator[dict[str, Any]]:
     """A download and a training phase, begun and made."""
     before: dict[str, str] = {}
@@ -67,10 +72,7 @@ def told(root: Path, events: list[dict[str, Any]]) -> Keeper:
     return keeper
 
 
-def test_a_run_its_outputs_series_inputs_and_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path) -> None:
     run = {**RUN, "params": {"filter.min_side_px": 64, "train.prompts": ["a red disc"]}}
     keeper = told(
         tmp_path, [run, *outputs(tmp_path), {"event": "end", "at": AT + 5, "status": "FINISHED"}]
@@ -113,10 +115,7 @@ def test_a_run_its_outputs_series_inputs_and_model(
     ] == ["KILLED"]
 
 
-def test_pictures_are_there_while_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_pictures_are_there_while_training_goes_on(tmp_path: Path) -> None:
     milestones = tmp_path / "train.64px/1234/.scratch/milestones"
     milestones.mkdir(parents=True)
     for name in (
@@ -158,7 +157,6 @@ def test_no_server_costs_one_warning(
 def test_no_point_is_lost_by_a_server_that_fails_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -197,9 +195,8 @@ def _refuses(*args: Any, **kwargs: Any) -> None:
 
 
 def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = {**RUN, "pipeline": "lab-small", "flow_run": "lab-small r", "params": {}}
     made = list(outputs(tmp_path))
 
@@ -241,8 +238,7 @@ def test_the_cells_of_a_lab_are_child_runs_and_a_second_run_of_it_adds_only_new_
     assert not client.search_registered_models(), "no short training is a version of a model"
 
 
-def test_a_run_is_tagged_with_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_run_is_tagged_with_what_made_it(tmp_path: Path) -> None:
     made = {
         "code": {"version": "9.9", "commit": "c" * 40, "changed": True},
         "libraries": {"torch": "2.14", "mlflow": None},
@@ -260,10 +256,7 @@ def test_a_run_is_tagged_with_what_made_it(tmp_path: Path, monkeypatch: pytest.M
     assert tags["machine.gpus"] == '["H200, 150 GB"]'
 
 
-def test_searching_mlflow_by_names_with_quotes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_searching_mlflow_by_names_with_quotes(tmp_path: Path) -> None:
     keeper = told(tmp_path, [{**RUN, "params": {}, "flow_run": "bob's"}] * 2)
     assert not keeper.warned
     assert keeper.mirror
@@ -289,10 +282,7 @@ def holding(database: Path, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["copied", "moved"])
-def test_the_records_of_a_copied_or_moved_store_follow_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_the_records_of_a_copied_or_moved_store_follow_it(tmp_path: Path, kept: bool) -> None:
     original, store = tmp_path / "the é% one", tmp_path / "an?other" / "one"
     assert not told(original, [{**RUN, "params": {}}, *outputs(original), END]).warned
     assert "model_versions.source" in holding(
@@ -332,7 +322,6 @@ def test_the_records_of_a_copied_or_moved_store_follow_it(
 
 def test_artifacts_stay_in_hdm_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store may be another user's: nothing goes there, and a moved folder is followed."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store, state = tmp_path / "theirs", tmp_path / "mine"
     page = tmp_path / "page.html"
     page.write_text("a report")
@@ -361,10 +350,7 @@ Mirror(root).handle({**run, "pid": 1, "flow_run": number, "params": {}})
 """
 
 
-def test_runs_that_begin_at_once_in_a_new_store_are_all_written_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_runs_that_begin_at_once_in_a_new_store_are_all_written_down(tmp_path: Path) -> None:
     root = tmp_path / "store"
     processes = [
         subprocess.Popen(

@@ -4,29 +4,19 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from hdm.architecture import XUTConfig
 from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import canonical_json
 from hdm.training.state.checkpoint import newest, save
 from hdm.training.techniques.best import Best
+from tests.small_models import TINY
 
-CONFIG = XUTConfig(
-    width=8,
-    num_heads=2,
-    head_size=4,
-    mlp_width=8,
-    text_width=8,
-    depth=1,
-    enc_blocks=1,
-    dec_blocks=1,
-    prev_blocks=0,
-    post_blocks=0,
-)
+CONFIG = replace(TINY, prev_blocks=0, post_blocks=0)
 
 
 def save_steps(folder: Path, *steps: int) -> None:

@@ -33,20 +33,11 @@ from hdm.training.measures.memory import (
     training_memory,
 )
 from hdm.training.settings import Phase, TrainSettings
+from tests.small_models import TINY
 
 SIDE, TEXT, BATCH = 16, 64, 8
-PUBLISHED = XUTConfig(
-    width=128,
-    num_heads=4,
-    head_size=32,
-    mlp_width=384,
-    text_width=64,
-    depth=2,
-    enc_blocks=1,
-    dec_blocks=2,
-    prev_blocks=1,
-    post_blocks=2,
-)
+SIZES = dict(width=128, num_heads=4, head_size=32, mlp_width=384, text_width=64)
+PUBLISHED = replace(TINY, **SIZES, depth=2, dec_blocks=2, post_blocks=2)
 MODELS = {"published": PUBLISHED, "recommended": PUBLISHED.recommended()}
 ACCELERATOR, CPU = False, True
 

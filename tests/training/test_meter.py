@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from hdm.architecture import XUTConfig
-from hdm.models.flops import forward_flops
+from hdm.models.flops import Pass, forward_flops
 from hdm.training.measures.meter import Machine, Meter, power_watts
 from hdm.training.measures.records import Timing
+from tests.small_models import TINY
 
 CPU = torch.device("cpu")
-MODEL = XUTConfig(
-    width=16,
-    num_heads=2,
-    head_size=8,
-    mlp_width=32,
-    text_width=8,
-    depth=1,
-    enc_blocks=1,
-    dec_blocks=1,
-    prev_blocks=1,
-    post_blocks=1,
-)
+MODEL = replace(TINY, width=16, head_size=8, mlp_width=32)
 
 
 def test_rates_are_what_was_counted_by_the_second() -> None:
     meter = Meter(Machine(CPU, 2, 0.5, "set", price_per_hour=3.0), MODEL, None, {"hours": 2.0})
     meter.count(8, 16, 8, 0.5)
     meter.count(8, 16, 24, 0.0)
-    done = 3 * (forward_flops(MODEL, 16, 8, 8, 0.5) + forward_flops(MODEL, 16, 24, 8))
+    done = 3 * (forward_flops(MODEL, Pass(16, 8, 8, 0.5)) + forward_flops(MODEL, Pass(16, 24, 8)))
     found = meter.read(1e-3)
     assert found["tokens_per_sec"] == (8 * 24 + 8 * 40) / 1e-3
     assert found["tflops"] == pytest.approx(done / 1e-3 / 1e12, abs=1e-4)

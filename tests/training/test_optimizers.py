@@ -7,25 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hdm.architecture import XUTConfig
 from hdm.errors import ConfigError
 from hdm.models.xut import XUT
 from hdm.training.settings import Optimizer
 from hdm.training.state.average import Average
 from hdm.training.state.optimizers import Optimizers, rate_factor
+from tests.small_models import TINY
 
-SMALL = XUTConfig(
-    width=16,
-    num_heads=2,
-    head_size=8,
-    mlp_width=32,
-    text_width=8,
-    depth=2,
-    enc_blocks=1,
-    dec_blocks=1,
-    prev_blocks=1,
-    post_blocks=1,
-)
+SMALL = replace(TINY, width=16, head_size=8, mlp_width=32, depth=2)
 
 
 @pytest.mark.parametrize("modulation", ["shared", "per_block"])

@@ -76,12 +76,18 @@ def job_of(
     return replace(job, folder=str(folder), scratch=str(folder / SCRATCH))
 
 
+@pytest.fixture
+def old(workshop: Workshop, tmp_path: Path) -> Job:
+    """A training that stopped after five steps."""
+    job = job_of(workshop, tmp_path)
+    job.write()
+    trained(job, after=5)
+    return job
+
+
 def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path, old: Job
 ) -> None:
-    old = job_of(workshop, tmp_path)
-    old.write()
-    trained(old, after=5)
     origin, other = f"{old.digest}@5", {"learning_rate": 0.01}
 
     told = notice(job_of(workshop, tmp_path, other))
@@ -121,11 +127,8 @@ def test_a_rate_that_is_allowed_by_name_takes_over_where_the_old_one_was(
 
 
 def test_going_on_is_offered_for_the_same_pipeline_and_data_unless_it_failed(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path, old: Job
 ) -> None:
-    old = job_of(workshop, tmp_path)
-    old.write()
-    trained(old, after=5)
     job = job_of(workshop, tmp_path, {"learning_rate": 0.01})
     assert notice(job)
 
@@ -137,9 +140,9 @@ def test_going_on_is_offered_for_the_same_pipeline_and_data_unless_it_failed(
     assert notice(job) is None
 
 
-def test_what_cannot_be_gone_on_from_is_refused(workshop: Workshop, tmp_path: Path) -> None:
-    old = job_of(workshop, tmp_path)
-    trained(old, after=5)
+def test_what_cannot_be_gone_on_from_is_refused(
+    workshop: Workshop, tmp_path: Path, old: Job
+) -> None:
     with pytest.raises(
         InputError,
         match=f"there is no checkpoint 0abc@7; unfinished trainings of this phase: {old.digest}@5",

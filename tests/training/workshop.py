@@ -19,6 +19,7 @@ from hdm.encoding import text, tokens
 from hdm.store import Identity, Output, Store
 from hdm.training import phase
 from hdm.training.process.job import Job
+from tests.small_models import TRAINED
 
 CHANNELS, SIDE, TEXT_WIDTH = 4, 8, 16
 NUM_PICTURES = 40
@@ -78,24 +79,7 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
 
 def make_pipeline(components: Path, **train: Any) -> Pipeline:
     """A pipeline of one phase of 12 steps, with everything switched on."""
-    sizes = dict(
-        width=16,
-        num_heads=2,
-        head_size=8,
-        mlp_width=32,
-        text_width=TEXT_WIDTH,
-        depth=1,
-        enc_blocks=1,
-        dec_blocks=1,
-    )
-    model = {
-        **sizes,
-        "prev_blocks": 1,
-        "post_blocks": 1,
-        "channels": CHANNELS,
-        "patch_size": 2,
-        "text_mask": "masked",
-    }
+    model = {**TRAINED, "text_width": TEXT_WIDTH, "channels": CHANNELS}
     first = {
         "resolution": 2 * SIDE, "num_images": 96, "batch_size": 8, "micro_batch": 3,
         "optimizer": {"kind": "muon", "learning_rate": 1e-3, "warmup_images": 16},

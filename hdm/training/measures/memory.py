@@ -18,7 +18,7 @@ from typing import Any
 from hdm.architecture import XUTConfig
 from hdm.kernels.functions import SHORT
 from hdm.models.execution import recomputed_blocks
-from hdm.models.tread import num_kept
+from hdm.models.tread import BlockTokens, block_tokens
 from hdm.training.settings import Phase, TrainSettings
 
 
@@ -198,36 +198,6 @@ def sample_bytes(
     return max(peak, kept + output_bytes(model, tokens[0], arithmetic)) + input_bytes(
         model, tokens, arithmetic
     )
-
-
-@dataclass(frozen=True)
-class BlockTokens:
-    """Tokens that a block sees, those that it gives back, and whether it cross-attends to a
-    skip.
-    """
-
-    seen: int
-    given: int
-    cross: bool
-
-
-def block_tokens(
-    model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[int, int], rate: float
-) -> list[BlockTokens]:
-    """Of each block, as they run, at a TREAD rate."""
-    num_image, num_text = tokens
-    first = model.prev_blocks + model.depth * model.enc_blocks
-    total = model.num_blocks
-    cross = {first + stage * model.dec_blocks for stage in range(model.depth)}
-    start, end = model.tread_route(route)
-    kept = num_kept(num_image, rate)
-    blocks = []
-    for number in range(total):
-        routed = kept < num_image and start <= number < end
-        seen = (kept if routed else num_image) + num_text
-        last = number == total - 1 and number not in cross and not routed
-        blocks.append(BlockTokens(seen, num_image if last else seen, number in cross))
-    return blocks
 
 
 def block_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) -> int:

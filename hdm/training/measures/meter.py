@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hdm.architecture import XUTConfig
-from hdm.models.flops import training_flops
+from hdm.models.flops import Pass, training_flops
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -121,9 +121,8 @@ class Meter:
         text tokens.
         """
         self._tokens += batch * (num_image + num_text)
-        self._flops += training_flops(
-            self.model, num_image, num_text, batch, tread_rate, self.route
-        )
+        given = Pass(num_image, num_text, batch, tread_rate, self.route)
+        self._flops += training_flops(self.model, given)
 
     def read(self, elapsed_sec: float) -> dict[str, Any]:
         """What happened in the seconds since this was last called.

@@ -23,7 +23,7 @@ from hdm.config import Pipeline
 from hdm.errors import HdmError
 from hdm.files import read_record, write_json
 from hdm.model_files.file_names import CARD, EMA, WEIGHTS
-from hdm.store import Output, read_output
+from hdm.store import Output, Outputs, read_output
 from hdm.training.settings import Phase
 
 METRICS = "metrics.jsonl"
@@ -108,7 +108,7 @@ class Job:
         cls,
         pipeline: Pipeline,
         number: int,
-        inputs: Mapping[str, Output],
+        inputs: Outputs,
         folder: Path,
         text_encoder: str = "",
         autoencoder: str = "",

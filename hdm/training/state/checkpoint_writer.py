@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,10 @@ class CheckpointWriter:
         self.wait()
         buffers = self._buffers.result() if self._buffers is not None and not copied else None
         taken = tensors if buffers is None else _copied(tensors, buffers)
-        self._under_way = self._thread.submit(self._save, step, taken, metrics, state, then)
+        save = partial(checkpoint.save, self.folder, step, taken, metrics, state)
+        self._under_way = self._thread.submit(_one_after_other, save, then)
         if buffers is None and not copied:
             self.wait()
-
-    def _save(
-        self,
-        step: int,
-        tensors: Sets,
-        metrics: bytes,
-        state: Mapping[str, Any],
-        then: Callable[[], None],
-    ) -> None:
-        checkpoint.save(self.folder, step, tensors, metrics, state)
-        then()
 
     def check(self) -> None:
         """Raise what went wrong in the thread, if it is done."""
@@ -109,6 +100,11 @@ class CheckpointWriter:
     def close(self) -> None:
         """End the thread, when it has written what it has."""
         self._thread.shutdown(wait=True)
+
+
+def _one_after_other(first: Callable[[], object], then: Callable[[], None]) -> None:
+    first()
+    then()
 
 
 def _buffers(tensors: Sets) -> Buffers | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Best:
         return self.folder / f"{step:08d}"
 
 
+@dataclass(eq=False)
 class BestSoFar(Technique):
     """Watches a held-out loss: keeps the weights where it was lowest, and ends a phase in which it
     stays worse.
@@ -94,23 +96,17 @@ class BestSoFar(Technique):
         InputError: no pictures are held out.
     """
 
-    def __init__(
-        self,
-        held_out: HeldOut,
-        watched: str,
-        files: Best | None,
-        patience: int | None,
-        ranks: Ranks,
-    ) -> None:
-        self.held_out = held_out
-        self.watched = watched
-        self.files = files
-        self.patience = patience
-        self.ranks = ranks
-        self.best_step: int | None = None
-        self.best_loss: float | None = None
-        self.worse_in_row = 0
-        if not len(held_out.loader()):
+    held_out: HeldOut
+    watched: str
+    files: Best | None
+    patience: int | None
+    ranks: Ranks
+    best_step: int | None = field(default=None, init=False)
+    best_loss: float | None = field(default=None, init=False)
+    worse_in_row: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.held_out.loader()):
             raise InputError(
                 "train.keep: best and train.patience need pictures held out for validation",
                 where="filter.validation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 from hdm.training.measures.sample_grid import Grid
@@ -12,6 +13,7 @@ from hdm.training.state.position import Position
 from hdm.training.state.technique import Technique
 
 
+@dataclass(eq=False)
 class GeneratedPictures(Technique):
     """Writes a grid after each step that passes a multiple of `every` images.
 
@@ -23,14 +25,11 @@ class GeneratedPictures(Technique):
         batch_size: images a step.
     """
 
-    def __init__(
-        self, grid: Grid, milestones: Milestones, ranks: Ranks, every: int, batch_size: int
-    ) -> None:
-        self.grid = grid
-        self.milestones = milestones
-        self.ranks = ranks
-        self.every = every
-        self.batch_size = batch_size
+    grid: Grid
+    milestones: Milestones
+    ranks: Ranks
+    every: int
+    batch_size: int
 
     def due(self, now: Position) -> bool:
         seen = now.num_images_seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from hdm.data.loader import Loader
@@ -13,6 +14,7 @@ from hdm.training.state.technique import Technique
 from hdm.training.state.trainable import Trainable
 
 
+@dataclass(eq=False)
 class HeldOut(Technique):
     """Measures the averaged weights, and the raw ones if asked to.
 
@@ -25,22 +27,13 @@ class HeldOut(Technique):
         raw: whether the raw weights are measured too.
     """
 
-    def __init__(
-        self,
-        measurement: Measurement,
-        trainable: Trainable,
-        loader: Callable[[], Loader],
-        every: int | None,
-        num_steps: int,
-        *,
-        raw: bool,
-    ) -> None:
-        self.measurement = measurement
-        self.trainable = trainable
-        self.loader = loader
-        self.every = every
-        self.num_steps = num_steps
-        self.raw = raw
+    measurement: Measurement
+    trainable: Trainable
+    loader: Callable[[], Loader]
+    every: int | None
+    num_steps: int
+    _: KW_ONLY
+    raw: bool
 
     def due(self, now: Position) -> bool:
         is_last = now.step == self.num_steps

@@ -1,0 +1,50 @@
+"""Small denoisers that several tests build, train, write and read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from hdm.architecture import XUTConfig
+from hdm.models.xut import XUT
+
+TINY = XUTConfig(
+    width=8,
+    num_heads=2,
+    head_size=4,
+    mlp_width=8,
+    text_width=8,
+    depth=1,
+    enc_blocks=1,
+    dec_blocks=1,
+    prev_blocks=1,
+    post_blocks=1,
+)
+SMALL = replace(TINY, width=32, head_size=16, mlp_width=24, text_width=10)
+TRAINED = {
+    **TINY.to_dict(),
+    "width": 16,
+    "head_size": 8,
+    "mlp_width": 32,
+    "patch_size": 2,
+    "text_mask": "masked",
+}
+"""The settings of a model for trainings of a few steps; channels and text width are the data's."""
+
+
+def shaken(config: XUTConfig) -> XUT:
+    """A model whose every tensor matters: none is left at zero or one."""
+    torch.manual_seed(0)
+    model = XUT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def changes(config: XUTConfig, base: XUTConfig) -> str:
+    """What differs from a base, as the name of a test's case."""
+    fields = config.to_dict().items()
+    changed = [f"{name}={value}" for name, value in fields if value != getattr(base, name)]
+    return ",".join(changed) or "base"
