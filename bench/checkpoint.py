@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from machine import add_number, parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,15 +35,9 @@ Examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--whole", action="store_true", help="xut-base itself instead of a model of half the width"
-    )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser = parser_of(__doc__, EXPLANATION)
+    add_whole(parser)
+    add_number(parser, "--rounds", 5)
     parser.add_argument(
         "--disk",
         type=Path,
@@ -72,6 +67,13 @@ def main() -> None:
     print("| | waiting | aside | written aside after |\n|---|---|---|---|")
     shown = f"**{statistics.median(aside['pause']):.2f} s** | {statistics.median(aside['written']):.2f} s"
     print(f"| pause of a step | {statistics.median(waiting):.2f} s | {shown} |")
+
+
+def add_whole(parser: argparse.ArgumentParser) -> None:
+    """The option by which `base` is asked for the whole model."""
+    parser.add_argument(
+        "--whole", action="store_true", help="xut-base itself instead of a model of half the width"
+    )
 
 
 def base(whole: bool) -> XUTConfig:

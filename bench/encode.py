@@ -5,11 +5,9 @@ Both run in one process, in turns, so that a slow moment slows both; printed are
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -23,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from machine import add_number, add_only, machine, parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -249,43 +248,19 @@ def resolutions(world: World, rounds: int) -> None:
     )
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-    cores = len(os.sched_getaffinity(0))
-    return f"{cpu}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__, EXPLANATION)
     parser.add_argument(
         "--data",
         type=Path,
         default=DATA,
         help="folder that holds autoencoder/taesd and photos/coco51",
     )
-    parser.add_argument(
-        "--batches", type=int, default=4, metavar="N", help="of pictures (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    add_number(parser, "--batches", 4, "of pictures")
+    add_number(parser, "--batch-size", 8)
+    add_number(parser, "--rounds", 5)
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=NAMES,
-        metavar="NAME",
-        help=f"a row; may be repeated: {', '.join(NAMES)}",
-    )
+    add_only(parser, NAMES)
     given = parser.parse_args()
     names = given.only or list(NAMES)
     if not (given.data / "autoencoder/taesd").is_dir():

@@ -10,7 +10,6 @@ import importlib.util
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from machine import add_number, add_only, machine, parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -467,46 +467,13 @@ def order_table(world: World) -> None:
     )
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-    return f"{cpu}, 1 thread, torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
-
-
 def main() -> None:
     names = [*OURS, *OTHERS, "memory", "order"]
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=20_000,
-        metavar="N",
-        help="size of the data set (default %(default)s: 160 MB, 4 times)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=2048,
-        metavar="N",
-        help="default: %(default)s, the recipe's",
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=7, metavar="N", help="rounds (default %(default)s)"
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=names,
-        metavar="NAME",
-        help=f"a row; may be repeated: {', '.join(names)}",
-    )
+    parser = parser_of(__doc__, EXPLANATION)
+    add_number(parser, "--images", 20_000, "size of the data set, 160 MB four times by default")
+    add_number(parser, "--batch-size", 2048, "the recipe's by default")
+    add_number(parser, "--rounds", 7)
+    add_only(parser, names)
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -514,7 +481,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     wanted = arguments.only or names
-    print(machine() + "\n")
+    print(f"{machine()}, numpy {np.__version__}\n")
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), arguments.images, arguments.batch_size)
         if set(wanted) & set(OURS | OTHERS):

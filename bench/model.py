@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ if __name__ == "__main__" and any(name not in os.environ for name in KEEPING_MEM
     os.execve(sys.executable, [sys.executable, *sys.argv], training_environment() | os.environ)
 
 import torch
+from machine import add_device, add_number, add_only, machine, parser_of
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
@@ -38,7 +38,7 @@ from hdm.diffusion.sampler import Sampling, generate
 from hdm.kernels import install
 from hdm.kernels.linear import linear
 from hdm.models.execution import compile_blocks, recompute_activations
-from hdm.models.flops import training_flops
+from hdm.models.flops import Pass, training_flops
 from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from hdm.positions import full_map
@@ -84,7 +84,7 @@ class Case:
         return self.side**2, self.num_text
 
     def flops(self) -> int:
-        return training_flops(self.config, *self.tokens, batch=self.batch, tread_rate=self.rate)
+        return training_flops(self.config, Pass(*self.tokens, self.batch, self.rate))
 
     def largest_product(self) -> tuple[int, int, int]:
         """Of the step, as (tokens, inputs, outputs): the feed-forward's first layer."""
@@ -270,11 +270,14 @@ def against_oracle(case: Case, repeats: int, compiled: bool) -> Figure:
     seconds = in_turns(work, repeats)
     step = statistics.median(seconds["ours"])
     detail = f"step {1e3 * step:.0f} ms, {case.flops() / step / 1e9:.0f} GFLOP/s"
-    return Figure(
-        ratio(seconds["oracle"], seconds["ours"]),
-        detail,
-        ratio(seconds["oracle"], seconds["compiled"]) if compiled else None,
-    )
+    return faster_than_oracle(seconds, detail)
+
+
+def faster_than_oracle(seconds: Mapping[str, list[float]], detail: str) -> Figure:
+    """How many times as fast as the oracle, and the same compiled where that was measured."""
+    oracle_seconds = seconds["oracle"]
+    compiled = ratio(oracle_seconds, seconds["compiled"]) if "compiled" in seconds else None
+    return Figure(ratio(oracle_seconds, seconds["ours"]), detail, compiled)
 
 
 def bfloat16(repeats: int, compiled: bool) -> Figure:
@@ -329,11 +332,7 @@ def sampling(repeats: int, compiled: bool, steps: int = 16, scale: float = 3.0) 
         work["compiled"] = partial(ours, Bench(case, compiled=True).model.eval())
     seconds = in_turns(work, repeats)
     detail = f"batch 4, {statistics.median(seconds['ours']):.2f} s"
-    return Figure(
-        ratio(seconds["oracle"], seconds["ours"]),
-        detail,
-        ratio(seconds["oracle"], seconds["compiled"]) if compiled else None,
-    )
+    return faster_than_oracle(seconds, detail)
 
 
 def tread(repeats: int, compiled: bool) -> Figure:
@@ -519,43 +518,11 @@ def _product_peak(device: str, tiny: bool) -> float:
     return max(rates)
 
 
-def machine(device: str) -> str:
-    cpu = next(
-        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")),
-        platform.processor(),
-    )
-    card = (
-        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; " if device == "cuda" else ""
-    )
-    return f"{card}{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--only",
-        metavar="NAME",
-        action="append",
-        choices=list(ROWS),
-        help="a row of the CPU's table; may be repeated",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=7,
-        metavar="N",
-        help="rounds (default %(default)s; five times as many for width128)",
-    )
+    parser = parser_of(__doc__, EXPLANATION)
+    add_device(parser)
+    add_only(parser, ROWS)
+    add_number(parser, "--repeats", 7, "rounds, five times as many for width128")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)"
     )
@@ -569,9 +536,6 @@ def main() -> None:
         type=float,
         metavar="SHARE",
         help="share of recomputed blocks (GPU's table; default: as published)",
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="the GPU's table with small sizes, on any device"
     )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from machine import parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -156,11 +156,7 @@ def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__, EXPLANATION)
     parser.add_argument("what", nargs="*", default=WHAT, help=f"{', '.join(WHAT)} (default: both)")
     parser.add_argument(
         "--set",

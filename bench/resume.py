@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from checkpoint import base
+from checkpoint import add_whole, base
+from machine import add_number, parser_of
 from train import job_of
 
 from hdm.config import Pipeline
@@ -38,15 +39,9 @@ PATIENCE_SEC = 600.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--whole", action="store_true", help="xut-base itself instead of a model of half the width"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    parser = parser_of(__doc__, EXPLANATION)
+    add_whole(parser)
+    add_number(parser, "--rounds", 3)
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--disk",

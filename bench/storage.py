@@ -6,10 +6,11 @@ compares them). The times follow from published operation counts and from the ra
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from machine import add_number, parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -79,46 +80,15 @@ def table(case: Case) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    shown = {"help": "default: %(default)s", "metavar": "N"}
-    parser.add_argument("--channels", type=int, default=4, **shown)
-    parser.add_argument("--aspect", type=float, default=1.33, **shown)
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=128,
-        help="of a caption, on average (default: %(default)s)",
-        metavar="N",
-    )
-    parser.add_argument("--text-width", type=int, default=1024, **shown)
-    parser.add_argument(
-        "--tflops",
-        type=float,
-        default=790.0,
-        help="of the accelerator (default: %(default)s, an H200)",
-        metavar="N",
-    )
-    parser.add_argument(
-        "--utilisation",
-        type=float,
-        default=0.5,
-        help="share of it that becomes work (default: %(default)s)",
-        metavar="N",
-    )
-    parser.add_argument(
-        "--read", type=float, default=2.0, help="GB/s (default: %(default)s)", metavar="N"
-    )
-    parser.add_argument(
-        "--shard-images",
-        type=int,
-        default=20_000,
-        help="pictures of one shape in a file (default: %(default)s)",
-        metavar="N",
-    )
+    parser = parser_of(__doc__, EXPLANATION)
+    add_number(parser, "--channels", 4)
+    add_number(parser, "--aspect", 1.33)
+    add_number(parser, "--tokens", 128, "of a caption, on average")
+    add_number(parser, "--text-width", 1024)
+    add_number(parser, "--tflops", 790.0, "of the accelerator, an H200 by default")
+    add_number(parser, "--utilisation", 0.5, "share of it that becomes work")
+    add_number(parser, "--read", 2.0, "GB/s")
+    add_number(parser, "--shard-images", 20_000, "pictures of one shape in a file")
     given = parser.parse_args()
     case = Case(
         given.channels,

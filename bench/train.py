@@ -6,7 +6,6 @@ rounds, and the same in CPU time, with which waiting for a busy core does not co
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -41,7 +40,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from model import WIDTH128, WIDTH256, Case, machine, sized
+from machine import add_device, add_number, add_only, machine, parser_of
+from model import WIDTH128, WIDTH256, Case, sized
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -544,38 +544,13 @@ def base_pipeline(device: str, number: int, *, tiny: bool, compiled: bool) -> Pi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--only",
-        metavar="NAME",
-        action="append",
-        choices=list(ROWS),
-        help="a row of the CPU's table; may be repeated",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=9,
-        metavar="N",
-        help=f"of {STEPS} steps each (default %(default)s)",
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=20,
-        metavar="N",
-        help="of the GPU's table (default %(default)s)",
-    )
+    parser = parser_of(__doc__, EXPLANATION)
+    add_device(parser)
+    add_only(parser, ROWS)
+    add_number(parser, "--rounds", 9, f"of {STEPS} steps each")
+    add_number(parser, "--steps", 20, "of the GPU's table")
     parser.add_argument(
         "--compile", action="store_true", help="compile block by block (GPU's table)"
-    )
-    parser.add_argument(
-        "--tiny", action="store_true", help="the GPU's table with small sizes, on any device"
     )
     given = parser.parse_args()
     print(machine(given.device) + "\n")
