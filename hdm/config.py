@@ -66,6 +66,13 @@ class Pipeline(Settings):
         return self
 
     @property
+    def own_channels(self) -> int | None:
+        """Latent channels of the autoencoder that it trains from new weights; None: it uses the one
+        that it names.
+        """
+        return self.vae.channels if self.vae is not None and self.vae.scratch else None
+
+    @property
     def encoded_from(self) -> dict[int, int | None]:
         """Resolution → the larger one whose latents it is downscaled from, or None where pictures
         are encoded; those first.

@@ -10,7 +10,7 @@ Each package has its own in `settings.py`; `hdm.config` composes them into a pip
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -83,3 +83,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
+
+
+class WithThreads(Protocol):
+    """The part of a pipeline that says how much of the machine it takes."""
+
+    @property
+    def threads(self) -> int | None: ...

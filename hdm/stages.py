@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,9 +73,7 @@ class Step:
 def steps(pipeline: Pipeline) -> list[Step]:
     """The outputs of a pipeline, each after its inputs."""
     scenes = pipeline.download.kind == "scenes"
-    site: Callable[[Pipeline], AbstractContextManager[download.Site]] = (
-        serve_scenes if scenes else download.open_web
-    )
+    site: download.OpenSite = serve_scenes if scenes else download.open_web
     vae = _vae(pipeline)
 
     found = [

@@ -27,12 +27,10 @@ from hdm.acquisition.inventory import EXAMPLES, Inventory, summary_lines
 from hdm.acquisition.inventory import NAME as INVENTORY
 from hdm.acquisition.items import Item
 from hdm.acquisition.reader import Reader
-from hdm.acquisition.settings import DownloadSettings
+from hdm.acquisition.settings import SCENES_VERSION, DownloadSettings, Pipeline
 from hdm.acquisition.sites import Site
 from hdm.acquisition.sources import open_source
-from hdm.config import Pipeline
 from hdm.data.tables import read_table, shard_name
-from hdm.demo.settings import SCENES_VERSION
 from hdm.errors import InputError, raised_by
 from hdm.files import explain_read_error
 from hdm.pictures.decoding import Decoders, header
@@ -50,6 +48,9 @@ ENOUGH_ITEMS = 1000
 """So many items tell whether a source is any good."""
 
 log = logging.getLogger(__name__)
+
+OpenSite = Callable[[Pipeline], AbstractContextManager[Site]]
+"""Opens what a download reads from, until the end of the block."""
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def make(
     identity: Identity,
     inputs: Outputs,
     store: Store,
-    site: Callable[[Pipeline], AbstractContextManager[Site]] = open_web,
+    site: OpenSite = open_web,
 ) -> Output:
     """Fetch or read every item of the source.
 

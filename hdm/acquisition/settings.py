@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import field_validator
 
 from hdm import values
-from hdm.demo.settings import ScenesSettings
+from hdm.pictures.settings import WithImages
 from hdm.secrets import SecretReference
 from hdm.settings import Settings, runtime
 from hdm.values import Within
 
 SourceKind = Literal["auto", "urls", "folder", "dataset", "tars", "scenes", "emoji"]
+
+
+SCENES_VERSION = 2
+"""Of the embedded data set: raised when the same settings give other pictures or captions."""
+
+
+class ScenesSettings(Settings):
+    """The embedded data set: pictures with known truth, made from a seed."""
+
+    count: Annotated[int, Within(1, 10_000_000)] = 4000
+    """Good pictures."""
+    seed: values.Seed = 0
+    faults: Annotated[float, Within(0, 0.5)] = 0.12
+    """Planted bad items (corrupt, duplicate, blurred, mislabelled, …) as a share of `count`."""
+    size_px: Annotated[int, Within(16, 2048)] = 64
+    """Shorter side."""
+    uncaptioned: values.Share = 0.1
+    """Share of good pictures served without a caption, for the captioner."""
 
 
 class DownloadSettings(Settings):
@@ -89,3 +107,10 @@ class DownloadSettings(Settings):
             except LookupError as error:
                 raise ValueError("Python knows no such encoding; examples: cp1251, gbk") from error
         return encoding
+
+
+class Pipeline(WithImages, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def download(self) -> DownloadSettings: ...

@@ -12,10 +12,9 @@ from typing import Any
 from hdm import parts
 from hdm.caption_text.cleaning import normal_caption
 from hdm.captioning.makers import CoCa, Given, Item, Maker, Template, no_coca
-from hdm.captioning.settings import CaptionMaker
+from hdm.captioning.settings import CaptionMaker, Pipeline
 from hdm.captioning.vision_language import VisionLanguage
 from hdm.closing import Closing
-from hdm.config import Pipeline
 from hdm.data.shards import ImageReader
 from hdm.data.tables import CAPTIONS, num_shards, read_table, shard_name, write_table
 from hdm.errors import InputError, raised_by

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from string import Formatter
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import model_validator
 
 from hdm import values
+from hdm.models.settings import WithComponents
+from hdm.pictures.settings import WithImages
 from hdm.settings import Settings, runtime
 
 ITEM_FIELDS = ("given", "source", "licence", "width", "height")
@@ -82,3 +84,10 @@ class CaptionSettings(Settings):
     max_chars: values.Characters = 2000
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")
+
+
+class Pipeline(WithComponents, WithImages, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def caption(self) -> CaptionSettings: ...

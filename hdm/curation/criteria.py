@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from hdm.config import Pipeline
 from hdm.curation.downloaded import Picture
-from hdm.curation.settings import FilterSettings
+from hdm.curation.settings import FilterSettings, Pipeline
 from hdm.errors import ConfigError
 
 Score = Callable[[Sequence[Picture]], Sequence[float | None]]

@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.curation.checks import Verdicts, judge
 from hdm.curation.criteria import added, criteria, problems
 from hdm.curation.embed import read_embeddings
 from hdm.curation.measure import read_fingerprints
-from hdm.curation.settings import FilterSettings
+from hdm.curation.settings import FilterSettings, Pipeline
 from hdm.curation.splits import SPLITS, Shares, SplitMemory, assign_splits
 from hdm.data.tables import (
     MEASURES,

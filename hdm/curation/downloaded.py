@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from hdm.caption_text.cleaning import normal_caption
 from hdm.closing import Closing
-from hdm.config import Pipeline
+from hdm.curation.settings import Pipeline
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_table, shard_name
 from hdm.keys import Key

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hdm.config import Pipeline
 from hdm.curation.downloaded import Picture
 from hdm.curation.looking import Look
+from hdm.curation.settings import Pipeline
 from hdm.data.tables import SIMILARITIES, num_shards, read_tables, shard_name, write_table
 from hdm.keys import FIELD, Key
 from hdm.models.components import resolve, weights_digest

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.curation.downloaded import Picture, Pictures, num_items
 from hdm.curation.look import EMBED_SIDE_PX, look
+from hdm.curation.settings import Pipeline
 from hdm.data.tables import num_shards, shard_name
 from hdm.errors import InputError
 from hdm.keys import Key

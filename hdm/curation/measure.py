@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hdm.config import Pipeline
 from hdm.curation.downloaded import Picture
 from hdm.curation.fingerprints import RECORD
 from hdm.curation.looking import Look
+from hdm.curation.settings import Pipeline
 from hdm.data.tables import MEASURES, num_shards, read_table, shard_name, write_table
 from hdm.keys import Key
 from hdm.store import Folder, Identity, Output

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from hdm.config import Pipeline
 from hdm.curation import decide, embed, rate
 from hdm.curation.criteria import added
 from hdm.curation.embed import Embeddings
 from hdm.curation.looking import Look
 from hdm.curation.measure import Measures
 from hdm.curation.score import Scores
+from hdm.curation.settings import Pipeline
 from hdm.models.components import is_named
 from hdm.store import Identity, Output, Outputs, Store
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.curation.embed import NAME as EMBEDDINGS
 from hdm.curation.embed import vectors_in
+from hdm.curation.settings import Pipeline
 from hdm.data.tables import RATINGS, num_shards, read_table, shard_name, write_table
 from hdm.models.aesthetic import AestheticHead, check_head, load_aesthetic_head
 from hdm.models.components import resolve, weights_digest

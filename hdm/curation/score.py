@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from hdm.config import Pipeline
 from hdm.curation.criteria import Criterion, Score
 from hdm.curation.downloaded import Picture
 from hdm.curation.looking import Look
+from hdm.curation.settings import Pipeline
 from hdm.data.tables import shard_name, write_table
 from hdm.keys import FIELD, Key
 from hdm.models.components import resolve, weights_digest

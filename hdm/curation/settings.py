@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from hdm import values
+from hdm.models.settings import WithComponents
+from hdm.pictures.settings import WithImages
 from hdm.settings import Settings, runtime, since
 
 
@@ -57,3 +59,10 @@ class FilterSettings(Settings):
     """
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")
+
+
+class Pipeline(WithComponents, WithImages, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def filter(self) -> FilterSettings: ...

@@ -13,8 +13,8 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image, ImageFilter
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.scenes import Scene, captions, draw, make_scene
-from hdm.demo.settings import ScenesSettings
 from hdm.demo.wording import free_caption
 
 HOST = "scenes.test"  # .test never resolves (RFC 2606): only the site on this machine answers to it

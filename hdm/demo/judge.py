@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.detector import Found, detect
 from hdm.demo.faults import plan
 from hdm.demo.scenes import COLOURS, HELD_OUT, KINDS, PLACES, pair_caption
-from hdm.demo.settings import ScenesSettings
 from hdm.demo.wording import noun, object_captions, unseen_captions
 from hdm.scoring.judges import PromptSet
 from hdm.statistics import Share

@@ -4,7 +4,7 @@ caught.
 
 from __future__ import annotations
 
-from hdm.config import Pipeline
+from hdm.acquisition.settings import Pipeline
 from hdm.data.tables import read_tables
 from hdm.demo.judge import SceneJudge
 from hdm.errors import ConfigError

@@ -11,8 +11,8 @@ from collections import Counter
 
 from aiohttp import web
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.faults import Item, file_bytes, plan
-from hdm.demo.settings import ScenesSettings
 
 LOOPBACK = "127.0.0.1"
 SLOW_SEC = 0.6

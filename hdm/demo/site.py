@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hdm.acquisition.settings import Pipeline
 from hdm.acquisition.sites import Site
 from hdm.child import child_environment
-from hdm.config import Pipeline
 from hdm.demo.faults import HOST, plan
 from hdm.demo.server import LOOPBACK
 from hdm.errors import HdmError

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.data.latent_files import LatentFile, LatentWriter, open_latents
 from hdm.encoding.encoder import Resolution, bytes_a_pixel, images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_resolution, output_name, summary
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.settings import Pipeline
 from hdm.keys import Key
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.components import autoencoder_in

@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow as pa
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.encoder import Encoder, Encoders, Encoding, Resolution
 from hdm.encoding.frames import Framing
 from hdm.encoding.latents import summary
 from hdm.encoding.pictures import FrameReader, kept_pictures
+from hdm.encoding.settings import Pipeline
 from hdm.errors import ConfigError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.devices import choose_devices, stage_batches

@@ -19,12 +19,12 @@ import pyarrow as pa
 
 from hdm import parts
 from hdm.architecture import XUTConfig
-from hdm.config import Pipeline
 from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import Encoder, Encoders, Encoding, Resolution, images_of
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.settings import Pipeline
 from hdm.errors import ConfigError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
 from hdm.models.components import autoencoder_in, autoencoder_weights, weights_digest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from hdm.config import Pipeline
 from hdm.encoding import features, text, tokens
 from hdm.encoding.latents import check_resolution
+from hdm.encoding.settings import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.models.autoencoder import LatentShape, pipeline_latent_shape
 from hdm.models.components import resolve

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 from hdm import values
+from hdm.architecture import XUTConfig
+from hdm.models.settings import WithAutoencoder
+from hdm.pictures.settings import WithImages
 from hdm.settings import Settings, runtime
 from hdm.values import Within
 
@@ -57,3 +61,31 @@ class EncodeSettings(Settings):
     def framing(self) -> dict[str, Any]:
         """What all files of latents and features depend on."""
         return {"shard_mb": self.shard_mb, "max_aspect": self.max_aspect}
+
+
+class Resolved(Protocol):
+    """A phase, as far as encoding asks."""
+
+    @property
+    def resolution(self) -> int: ...
+
+
+class Trained(Protocol):
+    """What the encoded pictures are for."""
+
+    @property
+    def model(self) -> XUTConfig: ...
+    @property
+    def phases(self) -> Sequence[Resolved]: ...
+
+
+class Pipeline(WithAutoencoder, WithImages, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def encode(self) -> EncodeSettings: ...
+    @property
+    def train(self) -> Trained: ...
+    @property
+    def encoded_from(self) -> Mapping[int, int | None]:
+        """Resolution → the larger one whose latents it is downscaled from; None: it is encoded."""

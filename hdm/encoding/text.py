@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.data.captions import EMPTY_TEXT, TEXT, text_metadata
 from hdm.data.pages import group_rows, paged_writer
 from hdm.data.tables import num_shards, read_table, shard_name
 from hdm.data.text_form import TextForm
+from hdm.encoding.settings import Pipeline
 from hdm.errors import HdmError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.devices import choose_devices, stage_batches

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from hdm import parts
 from hdm.caption_text.tag_form import plain_caption
-from hdm.config import Pipeline
 from hdm.data.tables import TOKENS, num_shards, read_table, shard_name, write_table
+from hdm.encoding.settings import Pipeline
 from hdm.errors import InputError
 from hdm.models.components import resolve, weights_digest
 from hdm.models.text_encoder import Tokenizer, load_tokenizer, num_embeddings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hdm.config import Pipeline
 from hdm.evaluation.painting import read_set
 from hdm.evaluation.real import normal_prompt
+from hdm.evaluation.settings import Pipeline
 from hdm.scoring.judges import JUDGES, Judge, PromptSet, judge_of
 from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, register
 from hdm.statistics import Share

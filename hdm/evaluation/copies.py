@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hdm.config import Pipeline
 from hdm.evaluation.choosing import CHOICES, copies, entries
 from hdm.evaluation.images import read_generated
 from hdm.evaluation.nearest import COPY, nearest_training
 from hdm.evaluation.prompts import EMOJI
+from hdm.evaluation.settings import Pipeline
 from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, Table, register
 from hdm.statistics import Share
 from hdm.store import Outputs

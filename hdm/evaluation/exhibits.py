@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from hdm.closing import Closing
-from hdm.config import Pipeline
 from hdm.curation.criteria import words
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.evaluation.settings import Pipeline
 from hdm.keys import Key
 from hdm.pictures.decoding import Answer, Asked, Decoders, picture_cost, pixels
 from hdm.pictures.reading import BadImage

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from hdm import parts
-from hdm.config import Pipeline
 from hdm.evaluation.painting import (
     GRID_IMAGES,
     IMAGES_A_TAR,
@@ -31,6 +30,7 @@ from hdm.evaluation.painting import (
 )
 from hdm.evaluation.prompts import check_prompts, identify_prompts, prompt_sets
 from hdm.evaluation.real import RealPictures, read_real
+from hdm.evaluation.settings import Pipeline
 from hdm.models.components import autoencoder_in, autoencoder_weights, resolve, weights_digest
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker

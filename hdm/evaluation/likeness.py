@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.evaluation.contrastive_scores import likeness
 from hdm.evaluation.images import Generated, read_generated
+from hdm.evaluation.settings import Pipeline
 from hdm.models.components import is_named, locate, resolve, weights_digest
 from hdm.models.contrastive import load_contrastive
 from hdm.models.devices import choose_device

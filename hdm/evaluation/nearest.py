@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from hdm.config import Pipeline
 from hdm.data.captions import captions_by_key
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, read_tables, shard_name
+from hdm.evaluation.settings import Pipeline
 from hdm.keys import Key
 from hdm.pictures.decoding import Asked, Decoders, picture_cost, pixels
 from hdm.progress import track

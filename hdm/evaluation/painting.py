@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL.PngImagePlugin import PngImageFile
 
-from hdm.config import Pipeline
 from hdm.data.shards import TarShard
 from hdm.data.tables import shard_name
 from hdm.diffusion.sampler import Sampling
+from hdm.evaluation.settings import Pipeline
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.picture_files import named, png, sheet
 from hdm.generation.text_to_image import TextToImage

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.evaluation.painting import image_size
 from hdm.evaluation.prompts import check_held_out, check_prompts
+from hdm.evaluation.settings import Pipeline
 from hdm.generation.picture_files import check_sides
 from hdm.models.autoencoder import pipeline_latent_shape
 from hdm.models.components import locate, resolve

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hdm.config import Pipeline
 from hdm.emoji.catalogue import questions
 from hdm.errors import ConfigError, InputError
 from hdm.evaluation.real import SPLITS, RealPictures
+from hdm.evaluation.settings import Pipeline
 from hdm.files import canonical_json
 from hdm.generation.prompt_files import read_prompts
 from hdm.scoring.judges import JUDGES, PromptSet, judge_of

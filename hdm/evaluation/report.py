@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from hdm.acquisition import inventory
-from hdm.config import Pipeline
 from hdm.evaluation import choosing
 from hdm.evaluation.choosing import CHOICES
 from hdm.evaluation.curves import PhaseCurve, loss_curve
 from hdm.evaluation.exhibits import Exhibition, data_uri
 from hdm.evaluation.images import SETS
 from hdm.evaluation.painting import read_prompts_of, read_set
+from hdm.evaluation.settings import Pipeline
 from hdm.files import canonical_json, write_bytes, write_json
 from hdm.provenance import provenance
 from hdm.redaction import redacted_value

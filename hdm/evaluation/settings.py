@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from hdm import values
+from hdm.acquisition import settings as acquisition
+from hdm.curation import settings as curation
 from hdm.diffusion.settings import SolverSettings
+from hdm.encoding.settings import EncodeSettings
+from hdm.models.settings import WithAutoencoder
 from hdm.settings import runtime
+from hdm.training.settings import TrainSettings
 
 
 class EvaluateSettings(SolverSettings):
@@ -21,3 +26,17 @@ class EvaluateSettings(SolverSettings):
     seed: values.Seed = 0
     batch_size: values.Batch = runtime(64)
     device: values.Device = runtime("auto")
+
+
+class Pipeline(WithAutoencoder, curation.Pipeline, acquisition.Pipeline, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def encode(self) -> EncodeSettings: ...
+    @property
+    def train(self) -> TrainSettings: ...
+    @property
+    def evaluate(self) -> EvaluateSettings: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from hdm.architecture import XUTConfig
-from hdm.config import Pipeline
 from hdm.errors import ConfigError, InputError, Refusal
 from hdm.models.components import FETCH_AGAIN, hushed, locate, read_json, resolve
+from hdm.models.settings import WithAutoencoder
 from hdm.models.small_autoencoder import DOWNSCALE as SMALL_DOWNSCALE
 from hdm.models.tiling import tiled
 
@@ -193,15 +193,15 @@ def latent_shape(reference: str) -> LatentShape | None:
     return LatentShape(reference, channels, downscale)
 
 
-def pipeline_latent_shape(pipeline: Pipeline) -> LatentShape | None:
+def pipeline_latent_shape(pipeline: WithAutoencoder) -> LatentShape | None:
     """The shape of the latents that a pipeline's denoiser sees, those of an autoencoder that it
     trains itself too.
 
     Raises:
         InputError: as `latent_shape`, or the pipeline names no autoencoder.
     """
-    if pipeline.vae is not None and pipeline.vae.scratch:
-        return LatentShape("of vae.scratch", pipeline.vae.channels, SMALL_DOWNSCALE)
+    if pipeline.own_channels is not None:
+        return LatentShape("of vae.scratch", pipeline.own_channels, SMALL_DOWNSCALE)
     return latent_shape(resolve(pipeline.components).need("autoencoder"))
 
 

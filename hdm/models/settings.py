@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from hdm.settings import Settings
 
@@ -43,3 +43,20 @@ class Components(Settings):
     """
     vision: str | None = None
     """transformers vision transformer (DINOv2, …) whose features `encode.features` caches."""
+
+
+class WithComponents(Protocol):
+    """The part of a pipeline that names its frozen models."""
+
+    @property
+    def components(self) -> Components: ...
+
+
+class WithAutoencoder(WithComponents, Protocol):
+    """The part of a pipeline that says what its latents are like."""
+
+    @property
+    def own_channels(self) -> int | None:
+        """Latent channels of the autoencoder that it trains from new weights; None: it uses the one
+        that it names.
+        """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from hdm import values
-from hdm.settings import Settings, runtime
+from hdm.settings import Settings, WithThreads, runtime
 from hdm.values import Within
 
 
@@ -36,3 +36,10 @@ class ImageSettings(Settings):
     """Memory for pictures that are being decoded or wait to be used; one that needs more is decoded
     while no other is.
     """
+
+
+class WithImages(WithThreads, Protocol):
+    """The part of a pipeline that says how pictures are decoded."""
+
+    @property
+    def images(self) -> ImageSettings: ...

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hdm.config import Pipeline
 from hdm.keys import Key
+from hdm.scoring.metrics import Pipeline
 from hdm.statistics import Share
 
 

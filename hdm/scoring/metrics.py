@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from hdm.config import Pipeline
 from hdm.errors import InputError
 from hdm.statistics import Share
 from hdm.store import Identity, Output, Outputs, Store
+
+Pipeline = Any
+"""`hdm.config.Pipeline`, of which each metric and each judge reads another part. What composes all
+settings lies above this package."""
 
 PREFIX = "evaluate."
 IMAGES = f"{PREFIX}images"

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hdm.config import Pipeline
 from hdm.errors import InputError, raised_by
 from hdm.model_files.file_names import CARD, EMA, WEIGHTS
 from hdm.model_files.opening import model_config, model_digest
@@ -35,6 +34,7 @@ from hdm.training.process.job import (
 )
 from hdm.training.process.launch import make_companions, run_training
 from hdm.training.process.origin import check_origin
+from hdm.training.settings import Pipeline
 from hdm.training.state.optimizers import check_packages
 
 SCHEMA = 2
@@ -228,14 +228,11 @@ def _mend(job: Job, draft: Draft) -> Output:
         )
     if not draft.has(METRICS):
         _salvage_metrics(draft.path)
-    alone = job.settings.model_copy(
-        update={
-            "train": job.settings.train.model_copy(update={"num_processes": 1, "shards": False})
-        }
-    )
+    # One process does it, without shards.
+    alone = job.settings.train.model_copy(update={"num_processes": 1})
     mending = replace(
         job,
-        pipeline=alone.model_dump(mode="json"),
+        pipeline={**job.pipeline, "train": alone.model_dump(mode="json")},
         milestones=sorted(draft.records.keys() - set(FILES)),
     )
     make_companions(mending)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
 from hdm import values
 from hdm.architecture import XUTConfig
+from hdm.captioning import settings as captioning
+from hdm.curation import settings as curation
 from hdm.errors import ConfigError
+from hdm.models.settings import Components, WithAutoencoder
 from hdm.settings import Settings, runtime, since
 from hdm.values import Within
 
@@ -371,3 +375,28 @@ class TrainSettings(Settings):
             except ConfigError as error:
                 raise ValueError(f"phase {phase.name}: {error.what}") from error
         return self
+
+
+class Pipeline(WithAutoencoder, captioning.Pipeline, curation.Pipeline, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def train(self) -> TrainSettings: ...
+    @property
+    def mixed(self) -> Mapping[str, Pipeline]: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+class JobSettings(Settings):
+    """What a training process reads of its pipeline."""
+
+    name: str = ""
+    components: Components = Components()
+    train: TrainSettings = TrainSettings()
+    threads: values.Workers | None = runtime(None)
+
+    @classmethod
+    def of(cls, pipeline: Mapping[str, Any]) -> JobSettings:
+        """From the whole pipeline as plain values, which were checked when it was read."""
+        fields = cls.model_fields.keys() & pipeline.keys()
+        return cls.model_validate({name: pipeline[name] for name in fields})

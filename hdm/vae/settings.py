@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import field_validator
 
 from hdm import values
+from hdm.models.settings import WithAutoencoder
+from hdm.pictures.settings import WithImages
 from hdm.settings import Settings, runtime
 from hdm.training.settings import Optimizer
 from hdm.values import Within
@@ -61,3 +63,10 @@ class VaeSettings(Settings):
         if not scales[0] < scales[1]:
             raise ValueError("the first must be less than the second")
         return scales
+
+
+class Pipeline(WithAutoencoder, WithImages, Protocol):
+    """The part of a pipeline that this package reads."""
+
+    @property
+    def vae(self) -> VaeSettings | None: ...

@@ -16,7 +16,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from hdm.config import Pipeline
 from hdm.errors import ConfigError, InputError, raised_by
 from hdm.models.autoencoder import CONFIG, pipeline_latent_shape
 from hdm.models.components import AUTOENCODER_FOLDER, VAE, resolve, weights_digest
@@ -31,7 +30,7 @@ from hdm.vae.kept import KeptPictures, held_out_pictures
 from hdm.vae.perceptual import check_perceptual
 from hdm.vae.reconstruction import Features
 from hdm.vae.run import RESULT, WEIGHTS, Pictures, check_counts, check_squares, collect, run
-from hdm.vae.settings import VaeSettings
+from hdm.vae.settings import Pipeline, VaeSettings
 
 SCHEMA = 1
 QUALITY = "quality.json"

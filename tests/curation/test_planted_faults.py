@@ -2,13 +2,13 @@
 
 from collections import Counter
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.config import Pipeline
 from hdm.curation import decide
 from hdm.curation.measure import Measures
 from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.faults import file_bytes, plan
-from hdm.demo.settings import ScenesSettings
 
 SEEN_BY_PIXELS = (
     "corrupt",

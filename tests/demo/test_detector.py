@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.bootstrap import round_trip
 from hdm.demo.detector import detect
 from hdm.demo.judge import SceneJudge
 from hdm.demo.scenes import draw, draw_shape, make_scene
-from hdm.demo.settings import ScenesSettings
 from hdm.models.autoencoder import load_autoencoder
 from hdm.models.components import components_folder, resolve
 from hdm.models.settings import Components

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.faults import FAULTS, MANNERS, file_bytes, plan, scene_of
 from hdm.demo.scenes import draw
-from hdm.demo.settings import ScenesSettings
 
 SETTINGS = ScenesSettings(count=500, seed=3, faults=0.2)
 

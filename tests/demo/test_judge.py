@@ -5,10 +5,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hdm.acquisition.settings import ScenesSettings
 from hdm.demo.faults import plan
 from hdm.demo.judge import Asked, SceneJudge, ScenePrompt, place_of
 from hdm.demo.scenes import COLOURS, HELD_OUT, PLACES, draw, make_scene
-from hdm.demo.settings import ScenesSettings
 from hdm.demo.wording import object_captions
 
 SETTINGS = ScenesSettings(count=300, seed=5, faults=0.2)

@@ -7,10 +7,9 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from hdm.acquisition.settings import DownloadSettings
+from hdm.acquisition.settings import DownloadSettings, ScenesSettings
 from hdm.config import Pipeline
 from hdm.demo.faults import HOST, file_bytes, plan
-from hdm.demo.settings import ScenesSettings
 from hdm.demo.site import serve_scenes
 
 SETTINGS = ScenesSettings(count=150, seed=1, faults=0.4)

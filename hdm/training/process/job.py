@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from hdm import errors
-from hdm.config import Pipeline
 from hdm.errors import HdmError
 from hdm.files import read_record, write_json
 from hdm.model_files.file_names import CARD, EMA, WEIGHTS
 from hdm.store import Output, Outputs, read_output
-from hdm.training.settings import Phase
+from hdm.training.settings import JobSettings, Phase, Pipeline
 
 METRICS = "metrics.jsonl"
 GENERATED = "generated.png"
@@ -85,8 +84,8 @@ class Job:
         return Path(self.scratch) / "result"
 
     @cached_property
-    def settings(self) -> Pipeline:
-        return Pipeline.model_validate(self.pipeline)
+    def settings(self) -> JobSettings:
+        return JobSettings.of(self.pipeline)
 
     @property
     def phase(self) -> Phase:
