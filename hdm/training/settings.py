@@ -284,34 +284,37 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _batches_are_shared(self) -> TrainSettings:
         for number, phase in enumerate(self.phases):
+            where = f"train.phases.{number}.batch_size, train.num_processes"
             if phase.batch_size < self.num_processes:
                 raise ConfigError(
                     f"a batch of {phase.batch_size} cannot be shared by {self.num_processes}"
                     " processes",
-                    where=f"train.phases.{number}.batch_size, train.num_processes",
+                    where=where,
                     do="raise batch_size or lower train.num_processes",
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _shards_go_together(self) -> TrainSettings:
-        for number, phase in enumerate(self.phases if self.shards else ()):
-            if phase.batch_size % self.num_processes:
+            if self.shards and phase.batch_size % self.num_processes:
                 raise ConfigError(
                     "the processes of a sharded model need equal shares of a batch, and"
                     f" {self.num_processes} do not divide {phase.batch_size}",
-                    where=f"train.phases.{number}.batch_size, train.num_processes",
+                    where=where,
                     do=(
                         f"make batch_size a multiple of {self.num_processes}, or train.sharding"
                         " none"
                     ),
                 )
-            if self.align_weight:
-                raise ConfigError(
-                    "the projector of an alignment is not sharded",
-                    where="train.align_weight, train.sharding",
-                    do="set one of them only",
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_go_together(self) -> TrainSettings:
+        if not self.shards:
+            return self
+        if self.align_weight:
+            raise ConfigError(
+                "the projector of an alignment is not sharded",
+                where="train.align_weight, train.sharding",
+                do="set one of them only",
+            )
+        for number, phase in enumerate(self.phases):
             if phase.optimizer.state_bits == 8:
                 raise ConfigError(
                     "bitsandbytes does not know sharded tensors, and a sharded model keeps its"

@@ -188,20 +188,9 @@ def test_weights_alone_are_no_golden_file(given, tmp_path):
 
 
 def test_words_and_tensors_that_contradict_each_other_are_refused(given, tmp_path):
-    said = golden_files.published_form(
-        replace(
-            XUTConfig(),
-            width=64,
-            num_heads=4,
-            head_size=16,
-            mlp_width=96,
-            text_width=48,
-            depth=2,
-            dec_blocks=2,
-            post_blocks=2,
-        ),
-        0.5,
-    )
+    widths = dict(width=64, num_heads=4, head_size=16, mlp_width=96, text_width=48)
+    config = XUTConfig(**widths, depth=2, dec_blocks=2, post_blocks=2)
+    said = golden_files.published_form(config, 0.5)
     cases = [
         (
             {"mlp_dim": 80},
