@@ -126,31 +126,37 @@ def training_pictures() -> tuple[Picture, ...]:
     for emoji, toned in _rows():
         if emoji.family in held_out:
             continue
-        variants = [
-            emoji,
-            *(emoji.toned(tone) for tone in sorted(_tones(emoji)[:SEEN_TONES]) if toned),
-        ]
-        pictures += [Picture(one, _captions(one, unseen)) for one in variants]
+        variants = [emoji]
+        if toned:
+            for tone in sorted(_tones(emoji)[:SEEN_TONES]):
+                variants.append(emoji.toned(tone))
+        for variant in variants:
+            pictures.append(Picture(variant, _captions(variant, unseen)))
     return tuple(pictures)
 
 
 @cache
 def unseen_names() -> tuple[Emoji, ...]:
     """The 32 emoji that are asked for and whose families no training picture is of."""
-    asked = (emoji for emoji in bases() if emoji.group not in NOT_ASKED and ":" not in emoji.base)
-    return _of_different_families(asked)
+    candidates = []
+    for emoji in bases():
+        is_combined = ":" in emoji.base
+        if emoji.group not in NOT_ASKED and not is_combined:
+            candidates.append(emoji)
+    return _of_different_families(candidates)
 
 
 @cache
 def unseen_combinations() -> tuple[Emoji, ...]:
     """The 32 emoji that are asked for with a skin tone in which their name was not trained on."""
     held_out = _unseen_families()
-    return _of_different_families(
-        emoji.toned(tone)
-        for emoji, toned in _rows()
-        if toned and emoji.family not in held_out
-        for tone in _tones(emoji)[SEEN_TONES:]
-    )
+    candidates = []
+    for emoji, toned in _rows():
+        if not toned or emoji.family in held_out:
+            continue
+        for tone in _tones(emoji)[SEEN_TONES:]:
+            candidates.append(emoji.toned(tone))
+    return _of_different_families(candidates)
 
 
 def questions(seed: int) -> dict[str, tuple[Question, ...]]:
@@ -165,21 +171,28 @@ def questions(seed: int) -> dict[str, tuple[Question, ...]]:
     rng = random.Random(seed)
     combinations = unseen_combinations()
     names = unseen_names()
-    sets: dict[str, tuple[Question, ...]] = {}
-    choices = [_crossed(*pair) for pair in zip(combinations, _turned(combinations, 1), strict=True)]
-    sets[COMBINATIONS] = tuple(_shuffled(four, rng) for four in choices)
-    turned = [_turned(names, by) for by in (0, 1, 2, 3)]
-    sets[NAMES] = tuple(
-        _shuffled([emoji.name for emoji in four], rng) for four in zip(*turned, strict=True)
-    )
-    return sets
+    about_combinations = []
+    for emoji, other in zip(combinations, _turned(combinations, 1), strict=True):
+        about_combinations.append(_shuffled(_crossed(emoji, other), rng))
+    about_names = []
+    # Each name beside the next three of the 32.
+    for four in zip(*(_turned(names, by) for by in range(4)), strict=True):
+        about_names.append(_shuffled([emoji.name for emoji in four], rng))
+    return {COMBINATIONS: tuple(about_combinations), NAMES: tuple(about_names)}
 
 
 def _crossed(emoji: Emoji, other: Emoji) -> list[str]:
-    assert emoji.tone is not None
-    far = [tone for tone in range(len(TONES)) if abs(tone - emoji.tone) >= FAR]
-    tones = (emoji.tone, min(far, key=lambda tone: _place(f"{emoji.name} or {TONES[tone]}")))
-    return [one.toned(tone).name for one in (emoji, other) for tone in tones]
+    """The names of two emoji, each in the first's tone and in one FAR from it."""
+    own = emoji.tone
+    assert own is not None
+    far = [tone for tone in range(len(TONES)) if abs(tone - own) >= FAR]
+    second = min(far, key=lambda tone: _place(f"{emoji.name} or {TONES[tone]}"))
+    return [
+        emoji.toned(own).name,
+        emoji.toned(second).name,
+        other.toned(own).name,
+        other.toned(second).name,
+    ]
 
 
 def _shuffled(choices: list[str], rng: random.Random) -> Question:
@@ -192,13 +205,15 @@ def _turned(items: tuple[Emoji, ...], by: int) -> tuple[Emoji, ...]:
 
 
 def _captions(emoji: Emoji, unseen: set[str]) -> tuple[str, ...]:
-    known = [
-        word
-        for word in emoji.keywords
-        if word.casefold() not in unseen and word.casefold() not in emoji.name.casefold()
-    ]
-    chosen = sorted(known, key=lambda word: _place(f"{emoji.base} {word}"))[:NUM_KEYWORDS]
-    return (emoji.name, f"{emoji.name} ({', '.join(chosen)})") if chosen else (emoji.name,)
+    known = []
+    for keyword in emoji.keywords:
+        folded = keyword.casefold()
+        if folded not in unseen and folded not in emoji.name.casefold():
+            known.append(keyword)
+    if not known:
+        return (emoji.name,)
+    known.sort(key=lambda keyword: _place(f"{emoji.base} {keyword}"))
+    return (emoji.name, f"{emoji.name} ({', '.join(known[:NUM_KEYWORDS])})")
 
 
 def _unseen_families() -> frozenset[str]:
@@ -231,7 +246,5 @@ def _rows() -> tuple[tuple[Emoji, bool], ...]:
 def _parsed(lines: Iterable[str]) -> Iterator[tuple[Emoji, bool]]:
     for line in lines:
         codepoints, name, group, toned, keywords = line.split("\t")
-        yield (
-            Emoji(codepoints, name, None, group, tuple(filter(None, keywords.split("|")))),
-            bool(toned),
-        )
+        words = tuple(keywords.split("|")) if keywords else ()
+        yield Emoji(codepoints, name, None, group, words), bool(toned)

@@ -48,7 +48,10 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Weights:
         _check_average(own, averages, path)
         chosen = {**own, **averages}
     else:
-        chosen = {**own, **{f"{EMA}.{name}": tensor for name, tensor in averages.items()}}
+        # Under another prefix, so that they are counted among what is passed over.
+        chosen = dict(own)
+        for name, tensor in averages.items():
+            chosen[f"{EMA}.{name}"] = tensor
     weights = of_tensors(chosen, {}, path)
     # Clones, since tensors may be windows on one memory, which safetensors does not write.
     return replace(
@@ -59,11 +62,10 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Weights:
 def _check_average(own: Mapping[str, Tensor], averages: Mapping[str, Tensor], path: Path) -> None:
     if not averages:
         raise InputError("the checkpoint has no averaged weights", where=path, do="leave out --ema")
-    missing = sorted(
-        name
-        for name in own.keys() - averages.keys()
-        if name.startswith(PREFIX) and name not in BUFFERS
-    )
+    missing = []
+    for name in sorted(own.keys() - averages.keys()):
+        if name.startswith(PREFIX) and name not in BUFFERS:
+            missing.append(name)
     if missing:
         raise InputError(
             f"{len(missing)} tensors have no average, {missing[0]} first",
@@ -109,14 +111,19 @@ def _reason(error: BaseException) -> str:
 
 def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the state, and of whatever is called an average beside it."""
-    groups = {key: value for key, value in content.items() if isinstance(value, Mapping)}
-    if "state_dict" not in groups:
-        yield from ((name, value) for name, value in content.items() if isinstance(value, Tensor))
-    for key, group in groups.items():
-        if key == "state_dict" or EMA in str(key):
-            before = "" if key == "state_dict" else f"{key}."
-            yield from (
-                (f"{before}{name}", value)
-                for name, value in group.items()
-                if isinstance(value, Tensor)
-            )
+    if not isinstance(content.get("state_dict"), Mapping):
+        yield from _tensors(content)
+    for key, group in content.items():
+        if not isinstance(group, Mapping):
+            continue
+        if key == "state_dict":
+            yield from _tensors(group)
+        elif EMA in str(key):
+            for name, tensor in _tensors(group):
+                yield f"{key}.{name}", tensor
+
+
+def _tensors(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in group.items():
+        if isinstance(value, Tensor):
+            yield name, value

@@ -14,7 +14,6 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +65,12 @@ def snapshot_name(track: str, step: int) -> str:
 
 def find_snapshots(folder: Path) -> list[Snapshot]:
     """Those in a folder, in order of name."""
-    matches = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("ema-*"))]
-    return [
-        Snapshot(path, float(match["length"]), int(match["step"]))
-        for path, match in matches
-        if match
-    ]
+    snapshots = []
+    for path in sorted(folder.glob("ema-*")):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            snapshots.append(Snapshot(path, float(match["length"]), int(match["step"])))
+    return snapshots
 
 
 def overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
@@ -107,12 +106,15 @@ def coefficients(
         A factor for each snapshot, (n,) float64, and what is left: the norm of the difference of
         the profiles as a share of the wanted one's.
     """
-    pairs = [overlap(one, other) for one, other in product(snapshots, snapshots)]
-    products = np.reshape(pairs, (len(snapshots), len(snapshots)))
-    with_wanted = np.array([overlap(one, wanted) for one in snapshots])
+    products = np.empty((len(snapshots), len(snapshots)))
+    with_wanted = np.empty(len(snapshots))
+    for row, snapshot in enumerate(snapshots):
+        with_wanted[row] = overlap(snapshot, wanted)
+        for column, other in enumerate(snapshots):
+            products[row, column] = overlap(snapshot, other)
     own = overlap(wanted, wanted)
-    # Snapshots of one track lie close to each other: brought to one size, least squares keep the
-    # digits that there are.
+    # The profiles of one track are nearly parallel. Least squares loses fewer digits if all of them
+    # are scaled to one norm.
     sizes = np.sqrt(np.diag(products))
     scaled = np.linalg.lstsq(products / np.outer(sizes, sizes), with_wanted / sizes, rcond=1e-13)[0]
     factors = scaled / sizes
@@ -135,15 +137,14 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
         InputError: the length is no power function's.
         DamagedError: a snapshot cannot be read.
     """
-    end = max(snapshot.step for snapshot in snapshots)
-    known = [(gamma_of(snapshot.length), float(snapshot.step)) for snapshot in snapshots]
-    factors, error = coefficients(known, (gamma_of(length), float(end)))
+    end = float(max(snapshot.step for snapshot in snapshots))
+    profiles = [(gamma_of(snapshot.length), float(snapshot.step)) for snapshot in snapshots]
+    factors, error = coefficients(profiles, (gamma_of(length), end))
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(snapshot.path)) for snapshot in snapshots]
         averages = {}
         for name in sorted(files[0].keys()):
-            tensors = [file.get_tensor(name) for file in files]
-            averages[name] = _summed(tensors, factors)
+            averages[name] = _summed([file.get_tensor(name) for file in files], factors)
     return averages, error
 
 

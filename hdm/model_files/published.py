@@ -48,18 +48,25 @@ def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     tread = values.get(TREAD) or {}
     if not isinstance(tread, Mapping):
         raise InputError(f"{TREAD} is {tread!r}, not a set of values")
-    said = {
-        ours: values[theirs] for theirs, ours in SIZES.items() if values.get(theirs) is not None
-    }
-    said |= {
-        ours: tread[theirs] for theirs, ours in TREAD_SIZES.items() if tread.get(theirs) is not None
-    }
-    wrong = {name: value for name, value in said.items() if type(value) is not int or value < 0}
+    given = _renamed(values, SIZES) | _renamed(tread, TREAD_SIZES)
+    wrong = {}
+    for name, value in given.items():
+        if type(value) is not int or value < 0:
+            wrong[name] = value
     if wrong:
         raise InputError(f"sizes have to be whole numbers; these are not: {wrong}")
     if ASPECT in values:
-        said["aspect_embedding"] = bool(values[ASPECT])
-    return XUTConfig.from_dict({**_inferred(tensors), **said})
+        given["aspect_embedding"] = bool(values[ASPECT])
+    return XUTConfig.from_dict({**_inferred(tensors), **given})
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The values that are given for published names, by our names."""
+    renamed = {}
+    for theirs, ours in names.items():
+        if values.get(theirs) is not None:
+            renamed[ours] = values[theirs]
+    return renamed
 
 
 def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str, Any] | None:
@@ -67,11 +74,11 @@ def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str
     for.
     """
     values = config.to_dict()
-    spoken = {*SIZES.values(), *TREAD_SIZES.values(), "aspect_embedding"}
-    if any(
-        value != getattr(XUTConfig(), name) for name, value in values.items() if name not in spoken
-    ):
-        return None
+    expressible = {*SIZES.values(), *TREAD_SIZES.values(), "aspect_embedding"}
+    defaults = XUTConfig()
+    for name, value in values.items():
+        if name not in expressible and value != getattr(defaults, name):
+            return None
     tread: dict[str, Any] = {theirs: values[ours] for theirs, ours in TREAD_SIZES.items()}
     if tread_rate is not None:
         tread[RATE] = tread_rate
@@ -108,13 +115,17 @@ def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _first(shapes: Mapping[str, tuple[int, ...]], ending: str, meaning: str) -> tuple[int, ...]:
-    shape = next((shapes[name] for name in sorted(shapes) if name.endswith(ending)), None)
-    if shape is None:
-        raise InputError(f"these tensors are not a XUT's: none is called {ending}, {meaning}")
-    return shape
+    for name in sorted(shapes):
+        if name.endswith(ending):
+            return shapes[name]
+    raise InputError(f"these tensors are not a XUT's: none is called {ending}, {meaning}")
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
     """One more than the highest number that the pattern finds; 0 where it finds none."""
-    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
-    return max(numbers, default=-1) + 1
+    count = 0
+    for name in names:
+        match = re.match(pattern, name)
+        if match:
+            count = max(count, int(match[1]) + 1)
+    return count
