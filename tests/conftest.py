@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -53,6 +54,9 @@ os.environ |= {
     "HDM_STORE": str(home / "store"),
     "DO_NOT_TRACK": "1",
 }
+# A shell ignores SIGINT in what it starts in the background, and children inherit that: tests of
+# Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
