@@ -59,6 +59,29 @@ os.environ |= {
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FIRST = (
+    "flows/test_services_that_die.py",
+    "training/test_phase.py",
+    "training/test_trainer.py",
+    "flows/test_closed_doors.py",
+    "flows/test_serve_saves.py",
+    "bootstrap/test_stopped.py",
+    "faults/test_kill_stages.py",
+    "demo/test_detector.py",
+    "flows/test_full_pipeline.py",
+    "training/test_memory.py",
+    "training/test_alignment.py",
+)
+"""Files of a minute and more: begun last, one of them would leave the other workers idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files before the others, which keep their order."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def pytest_unconfigure() -> None:
     """Prefect's and MLflow's last threads may still write there."""
     shutil.rmtree(home, ignore_errors=True)
