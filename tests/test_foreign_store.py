@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from hdm.pipelines import load_pipeline
 from hdm.stages import run
 from hdm.store import Identity, Store
+from tests.flows.served import with_tables
 
 NOBODY = 65534
 CAPABILITIES = "-dac_override,-dac_read_search,-fowner,-chown"
@@ -34,35 +35,43 @@ from hdm.stages import run
 from hdm.store import Identity, Store
 from tasks.services import services
 
-finished = load_pipeline("demo", json.loads(sys.argv[3]), None, {})
-root, state = Path(sys.argv[1]), sys.argv[2]
-store, which, said = Store(root), Identity("filter", 1, {}), {}
+finished = load_pipeline("demo", json.loads(sys.argv[1]), None, {})
+which = Identity("filter", 1, {})
 
-def tried(name, do):
-    try:
-        said[name] = do()
-    except HdmError as error:
-        said[name] = f"{type(error).__name__}: {error}"
+def look(root, state):
+    store, said = Store(root), {}
 
-def hdm(*words):
-    result = CliRunner().invoke(app, [*words, "--store", str(root)])
-    return [result.exit_code, result.output]
+    def tried(name, do):
+        try:
+            said[name] = do()
+        except HdmError as error:
+            said[name] = f"{type(error).__name__}: {error}"
 
-def draft():
-    with store.draft(Identity("other", 1, {})):
-        pass
+    def hdm(*words):
+        result = CliRunner().invoke(app, [*words, "--store", str(root)])
+        return [result.exit_code, result.output]
 
-tried("find", lambda: str(store.find(which).path))
-tried("status", lambda: hdm("status"))
-tried("verify", lambda: hdm("verify"))
-tried("stop", lambda: hdm("stop"))
-tried("draft", draft)
-tried("run", lambda: [made.cached for made in run(finished, store, stop_after="download")])
-tried("services", lambda: str(services(root)))
-os.environ["HDM_STATE"] = state
-tried("services elsewhere", lambda: str(services(root)))
-print(json.dumps(said))
+    def draft():
+        with store.draft(Identity("other", 1, {})):
+            pass
+
+    os.environ.pop("HDM_STATE", None)
+    tried("find", lambda: str(store.find(which).path))
+    tried("status", lambda: hdm("status"))
+    tried("verify", lambda: hdm("verify"))
+    tried("stop", lambda: hdm("stop"))
+    tried("draft", draft)
+    tried("run", lambda: [made.cached for made in run(finished, store, stop_after="download")])
+    tried("services", lambda: str(services(root)))
+    os.environ["HDM_STATE"] = state
+    tried("services elsewhere", lambda: str(services(root)))
+    return said
+
+for line in sys.stdin:
+    root, state = json.loads(line)
+    print(json.dumps(look(Path(root), state)), flush=True)
 """
+"""Looks at the stores that it is asked about, a line each."""
 
 
 def without_rights() -> list[str]:
@@ -75,21 +84,30 @@ def without_rights() -> list[str]:
     return [setpriv, f"--bounding-set={CAPABILITIES}", f"--inh-caps={CAPABILITIES}"]
 
 
-def look(root: Path, state: Path) -> dict[str, Any]:
-    """What SCRIPT finds in a store that belongs to another."""
-    command = [
-        *without_rights(),
-        sys.executable,
-        "-c",
-        textwrap.dedent(SCRIPT),
-        str(root),
-        str(state),
-        json.dumps(SMALL),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+Look = Callable[[Path, Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def look() -> Iterator[Look]:
+    """What a process without rights, the same for all tests, finds in a store of another's."""
+    with subprocess.Popen(
+        [*without_rights(), sys.executable, "-c", SCRIPT, json.dumps(SMALL)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as stranger:
+        assert stranger.stdin
+        assert stranger.stdout
+        asked, answers = stranger.stdin, stranger.stdout
+
+        def at(root: Path, state: Path) -> dict[str, Any]:
+            print(json.dumps([str(root), str(state)]), file=asked, flush=True)
+            answer = next(line for line in answers if line.startswith("{"))
+            found: dict[str, Any] = json.loads(answer)
+            return found
+
+        yield at
 
 
 def give_away(root: Path) -> None:
@@ -112,7 +130,7 @@ def root(tmp_path: Path) -> Path:
     return store.root
 
 
-def test_reading_needs_no_permission_to_write(root: Path, tmp_path: Path) -> None:
+def test_reading_needs_no_permission_to_write(look: Look, root: Path, tmp_path: Path) -> None:
     folder = Store(root).folder(WHICH)
     (folder / ".scratch").mkdir()  # what a killed run of the owner left
     list(run(load_pipeline("demo", SMALL, None, {}), Store(root), stop_after="download"))
@@ -130,7 +148,9 @@ def test_reading_needs_no_permission_to_write(root: Path, tmp_path: Path) -> Non
     assert (folder / ".scratch").exists()
 
 
-def test_runs_that_may_not_be_seen_are_not_said_to_be_none(root: Path, tmp_path: Path) -> None:
+def test_runs_that_may_not_be_seen_are_not_said_to_be_none(
+    look: Look, root: Path, tmp_path: Path
+) -> None:
     give_away(root)
     (root / ".services").chmod(0)
     said = look(root, tmp_path / "mine")
@@ -139,7 +159,10 @@ def test_runs_that_may_not_be_seen_are_not_said_to_be_none(root: Path, tmp_path:
     assert "another user's" in said["stop"][1]
 
 
-def test_a_finished_pipeline_is_run_with_a_state_of_one_s_own(tmp_path: Path) -> None:
+def test_a_finished_pipeline_is_run_with_a_state_of_one_s_own(
+    tmp_path: Path, prefect_tables: Path
+) -> None:
+    with_tables(tmp_path / "mine", prefect_tables)
     settings = ["download.scenes.count=12", "download.scenes.faults=0"]
     store = tmp_path / "store"
     list(run(load_pipeline("demo", settings), Store(store), None, "download"))
@@ -166,7 +189,7 @@ def test_a_finished_pipeline_is_run_with_a_state_of_one_s_own(tmp_path: Path) ->
     assert {path.name for path in store.iterdir()} == {"download"}
 
 
-def test_damage_there_is_named_and_stays(root: Path, tmp_path: Path) -> None:
+def test_damage_there_is_named_and_stays(look: Look, root: Path, tmp_path: Path) -> None:
     path = Store(root).folder(WHICH) / "scores.json"
     path.write_text(path.read_text().replace("2", "4"))
     give_away(root)
@@ -176,7 +199,7 @@ def test_damage_there_is_named_and_stays(root: Path, tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_what_may_not_even_be_read_is_named(root: Path, tmp_path: Path) -> None:
+def test_what_may_not_even_be_read_is_named(look: Look, root: Path, tmp_path: Path) -> None:
     path = Store(root).folder(WHICH) / "scores.json"
     give_away(root)
     path.chmod(0)
@@ -187,7 +210,7 @@ def test_what_may_not_even_be_read_is_named(root: Path, tmp_path: Path) -> None:
     assert f"unreadable {path}" in said["verify"][1]
 
 
-def test_a_file_system_that_may_only_be_read(root: Path, tmp_path: Path) -> None:
+def test_a_file_system_that_may_only_be_read(look: Look, root: Path, tmp_path: Path) -> None:
     """A tmpfs, mounted again without writing."""
     place = tmp_path / "mounted"
     place.mkdir()

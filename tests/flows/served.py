@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.processes import nearest_listener
-from tasks.services import Serving, password, serving
+from tasks.services import Serving, password, services, serving
 
 PROJECT = Path(__file__).parents[2]
 BEYOND, PROXY = "127.0.0.2", "https://images.example"
@@ -69,6 +70,12 @@ class Served:
 
     def kill(self, name: str) -> None:
         os.kill(self.state.children[name], signal.SIGKILL)
+
+
+def with_tables(root: Path, tables: Path) -> Path:
+    """The store, with the tables of Prefect that its first server would make."""
+    shutil.copyfile(tables, services(root) / "prefect.db")
+    return root
 
 
 def states(root: Path) -> dict[str, str]:

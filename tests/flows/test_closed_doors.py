@@ -39,6 +39,7 @@ from tests.flows.served import (
     environment,
     serve,
     until,
+    with_tables,
 )
 
 FOREIGN = "https://attacker.example"
@@ -83,9 +84,9 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Served]:
     """In every way in which it can be reached."""
-    root = tmp_path_factory.mktemp("100%25 st?x é")
+    root = with_tables(tmp_path_factory.mktemp("100%25 st?x é"), prefect_tables)
     pem, key = certificate(root)
     tls = ("--host", BEYOND, "--tls-certificate", pem, "--tls-key", key)
     with serve(root, *tls, "--behind-proxy", PROXY) as found:
@@ -98,9 +99,11 @@ def served_door(served: Served) -> Door:
 
 
 @pytest.fixture(scope="module")
-def temporary_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+def temporary_door(
+    tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path
+) -> Iterator[Door]:
     """The server that `hdm run` starts for itself."""
-    root = tmp_path_factory.mktemp("100%25 st?x é alone")
+    root = with_tables(tmp_path_factory.mktemp("100%25 st?x é alone"), prefect_tables)
     with subprocess.Popen(
         [sys.executable, "-c", TEMPORARY],
         cwd=root,

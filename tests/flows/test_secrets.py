@@ -22,6 +22,7 @@ from hdm.secrets import resolved
 from hdm.store import Store, read_output
 from hdm.training.process.job import Job
 from tests.acquisition.misbehaving import Site, http, png
+from tests.flows.served import with_tables
 
 PROJECT = Path(__file__).parents[2]
 PLANTED, OF_ITEM = "c2VjcmV0LXBsYW50ZWQ", "aXRlbS1wbGFudGVk"
@@ -71,9 +72,9 @@ def holding(root: Path, secret: str) -> list[str]:
 
 
 def test_a_run_leaves_and_says_nothing_of_its_secret(
-    site: Site, pipelines: Path, tmp_path: Path
+    site: Site, pipelines: Path, tmp_path: Path, prefect_tables: Path
 ) -> None:
-    store = tmp_path / "store"
+    store = with_tables(tmp_path / "store", prefect_tables)
     words = ("run", "small", "--until", "download", "--json", "--verbose", "--store", str(store))
     words = (*words, "--file", str(pipelines))
     address = f"http://127.0.0.1:{site.port}/list.csv?sig="
@@ -136,7 +137,10 @@ def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
     assert holding(tmp_path / "store", PLANTED) == []
 
 
-def test_captions_and_file_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
+def test_captions_and_file_names_do_not_steer_the_terminal(
+    tmp_path: Path, prefect_tables: Path
+) -> None:
+    with_tables(tmp_path / "store", prefect_tables)
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a\x1b[31m.png").write_bytes(png(1))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,16 @@ from hdm.errors import HdmError
 from hdm.store import LOCK
 from tasks.services import password, runs
 from tests.faults.outage import outage
-from tests.flows.served import HDM, PROJECT, Served, environment, serve, states, until
+from tests.flows.served import (
+    HDM,
+    PROJECT,
+    Served,
+    environment,
+    serve,
+    states,
+    until,
+    with_tables,
+)
 
 LONG = "download.scenes.count=3000"
 PATIENT = """
@@ -58,8 +68,8 @@ with PrefectHttpxSyncClient() as client:  # has never been answered
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("served")) as found:
+def served(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Iterator[Served]:
+    with serve(with_tables(tmp_path_factory.mktemp("served"), prefect_tables)) as found:
         yield found
 
 
@@ -116,8 +126,10 @@ def test_a_request_waits_for_its_server_until_the_run_is_told_to_stop(free_port:
 
 
 def test_states_are_right_soon_after_a_server_that_missed_a_stage_s_end_is_back(
-    tmp_path: Path,
+    tmp_path: Path, prefect_tables: Path
 ) -> None:
+    (tmp_path / "prefect").mkdir()
+    shutil.copyfile(prefect_tables, tmp_path / "prefect" / "prefect.db")
     assert outage(tmp_path, 20) is None
     told = (tmp_path / "run.log").read_text()
     assert told.count("does not answer") == told.count("answers again") == 1
@@ -182,7 +194,8 @@ def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
     until(lambda: served.states()[flow_run] == "Crashed")
 
 
-def test_hdm_run_s_own_server_is_started_again(tmp_path: Path) -> None:
+def test_hdm_run_s_own_server_is_started_again(tmp_path: Path, prefect_tables: Path) -> None:
+    with_tables(tmp_path, prefect_tables)
     words = ("run", "demo", "--until", "download", "--set", "download.scenes.count=600")
     with (
         (tmp_path / "run.log").open("wb") as log,
@@ -205,9 +218,9 @@ def test_hdm_run_s_own_server_is_started_again(tmp_path: Path) -> None:
 
 
 def test_a_killed_serve_s_run_is_seen_later_and_a_stopped_one_s_is_stopped_first(
-    tmp_path: Path,
+    tmp_path: Path, prefect_tables: Path
 ) -> None:
-    with serve(tmp_path) as served:
+    with serve(with_tables(tmp_path, prefect_tables)) as served:
         killed = start(served, LONG)
         os.kill(pid_of(served, killed), signal.SIGKILL)
         served.process.kill()
