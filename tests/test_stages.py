@@ -11,7 +11,9 @@ from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.pipelines import load_pipeline
 from hdm.stages import chosen, identities, run, run_step, steps
 from hdm.store import Store
+from hdm.training import phase
 from hdm.training.process.job import START
+from tests.training.here import train_here
 
 SMALL = (
     "download.scenes.count=12",
@@ -198,7 +200,10 @@ def train_digest(folders: Path, text: str = "", with_text: str = "", *overrides:
     return identities(load_pipeline("both", overrides, file))["train.48px"].digest
 
 
-def test_two_folders_prepared_apart_are_trained_on_together(folders: Path):
+def test_two_folders_prepared_apart_are_trained_on_together(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(phase, "run_training", train_here)
     store, file = Store(folders / "store"), folders / "pipelines.yaml"
     cats, dogs, both = (load_pipeline(name, (), file) for name in ("cats", "dogs", "both"))
     assert identities(both)["encode.48px"] == identities(cats)["encode.48px"], (
@@ -214,7 +219,10 @@ def test_two_folders_prepared_apart_are_trained_on_together(folders: Path):
     assert made.counts["images_seen"] == 16
 
 
-def test_a_training_starts_from_another_pipelines_phase(folders: Path):
+def test_a_training_starts_from_another_pipelines_phase(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(phase, "run_training", train_here)
     store, file = Store(folders / "store"), folders / "pipelines.yaml"
     cats = load_pipeline("cats", (), file)
     tuned = load_pipeline("dogs", ["train.start.pipeline=cats"], file)

@@ -16,9 +16,11 @@ from hdm.errors import DamagedError
 from hdm.evaluation.painting import Painter
 from hdm.model_files.opening import open_model
 from hdm.store import Output, Store
+from hdm.training import phase
 from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import Trainer
 from tests.store_as_of_old import as_of_old
+from tests.training.here import train_here
 from tests.training.workshop import Workshop
 
 COMPANIONS = ("generated.png", "model.json", "metrics.jsonl", "manifest.json")
@@ -29,7 +31,9 @@ SNAPSHOT = "ema-0.1-00000008.safetensors"
 def finished(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     here = workshop.cached().changed(checkpoint_sec=1e4)
     here = here.elsewhere(tmp_path_factory.mktemp("finished"))
-    here.train()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(phase, "run_training", train_here)
+        here.train()
     return here
 
 
@@ -64,10 +68,24 @@ def was_trained_again(workshop: Workshop, finished: Workshop) -> bool:
     return timing[0] != timing[1]
 
 
+@pytest.fixture
+def mended_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phase, "make_companions", train_here)
+
+
+def test_a_process_of_its_own_mends_without_training(copy: Workshop, finished: Workshop) -> None:
+    assert_mended(copy, finished, "generated.png")
+
+
+@pytest.mark.usefixtures("mended_here")
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_a_flipped_bit_beside_the_weights_costs_no_training(
     copy: Workshop, finished: Workshop, name: str
 ) -> None:
+    assert_mended(copy, finished, name)
+
+
+def assert_mended(copy: Workshop, finished: Workshop, name: str) -> None:
     flip(copy.folder / name)
     output = found_or_made(copy)
     assert contents(output.path) == contents(finished.folder)
@@ -77,6 +95,7 @@ def test_a_flipped_bit_beside_the_weights_costs_no_training(
     assert not (copy.folder / ".scratch").exists()
 
 
+@pytest.mark.usefixtures("mended_here")
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_nor_does_it_in_an_output_of_an_older_release(
     copy: Workshop, finished: Workshop, name: str
@@ -93,6 +112,7 @@ def test_nor_does_it_in_an_output_of_an_older_release(
     assert output.counts["images_seen"] == 96
 
 
+@pytest.mark.usefixtures("mended_here")
 def test_what_only_training_could_make_again_is_left_out_and_named(
     copy: Workshop, finished: Workshop
 ) -> None:
@@ -108,8 +128,12 @@ def test_what_only_training_could_make_again_is_left_out_and_named(
 
 
 def test_lost_weights_are_trained_again_which_is_said_before(
-    copy: Workshop, finished: Workshop, caplog: pytest.LogCaptureFixture
+    copy: Workshop,
+    finished: Workshop,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(phase, "run_training", train_here)
     flip(copy.folder / "ema.safetensors")
     with caplog.at_level(logging.WARNING):
         output = found_or_made(copy)

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from hdm.errors import DoesNotFitError, HdmError
 from hdm.model_files.opening import open_model
 from hdm.models.components import weights_digest
 from hdm.store import locked
-from hdm.training.process.guard import StopRequest
+from hdm.training import phase
 from hdm.training.process.job import FILES, outcome_error, read_outcome, write_outcome
-from hdm.training.trainer import train
+from tests.training.here import train_here
 from tests.training.workshop import Workshop
 
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
@@ -101,10 +99,7 @@ def cached(workshop: Workshop) -> Workshop:
 def undisturbed(cached: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What training writes if nobody disturbs it, in this process."""
     job = cached.changed(checkpoint_sec=1e7).job(tmp_path_factory.mktemp("undisturbed"))
-    threads = torch.get_num_threads()
-    assert train(job, StopRequest())
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    train_here(job)
     return job.result
 
 
@@ -295,7 +290,7 @@ def test_a_signal_before_the_first_step_claims_no_saving(cached: Workshop, tmp_p
 
 
 def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
-    undisturbed: Path, cached: Workshop, tmp_path: Path
+    undisturbed: Path, cached: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next phase would start as if nobody had asked."""
     here = cached.elsewhere(tmp_path / "store")
@@ -307,6 +302,7 @@ def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
     assert b"as it ended; all of it is saved" in errors
     assert not (here.folder / "manifest.json").exists()
     lines = len(losses(scratch(here) / "result" / "metrics.jsonl"))
+    monkeypatch.setattr(phase, "run_training", train_here)
     output = here.train()
     assert output.counts["steps"] == 12 == lines
     for name in ("weights.safetensors", "metrics.jsonl"):
