@@ -37,10 +37,8 @@ def right(scene, found):
     return True
 
 
-def accuracy(scenes, change=lambda picture: picture):
-    return np.mean(
-        [right(scene, detect(np.asarray(change(Image.fromarray(draw(scene)))))) for scene in scenes]
-    )
+def accuracy(scenes):
+    return np.mean([right(scene, detect(draw(scene))) for scene in scenes])
 
 
 def scenes(first, count):
@@ -78,18 +76,17 @@ def grainy(picture):
     return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
 
 
-def test_blurred_scenes_are_read_rightly():
-    assert accuracy(scenes(1000, 200), blurred) >= 0.97
-
-
 @pytest.mark.parametrize("change", [blurred, halved, recompressed, grainy])
 def test_what_damage_hides_is_refused_and_not_taken_for_another_kind(change):
-    misread = 0
+    misread = read_rightly = 0
     for scene in scenes(1000, 200):
         kinds = {thing.kind for thing in scene.things}
-        damaged = np.asarray(change(Image.fromarray(draw(scene))))
-        misread += any(found.kind not in (None, *kinds) for found in detect(damaged))
+        found = detect(np.asarray(change(Image.fromarray(draw(scene)))))
+        misread += any(thing.kind not in (None, *kinds) for thing in found)
+        read_rightly += right(scene, found)
     assert misread / 200 <= 0.03
+    if change is blurred:
+        assert read_rightly / 200 >= 0.97
 
 
 def test_blank_pictures_show_nothing():

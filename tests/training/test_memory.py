@@ -91,30 +91,41 @@ def kept_bytes(step: Step) -> int:
 class Living(TorchDispatchMode):
     """Bytes of the storages that operations made and that are still there, and the most there
     were.
+
+    Args:
+        resized: storages are emptied and filled again, as those of a sharded model are; all of them
+            are looked at after each operation, which is slow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resized: bool = False) -> None:
         super().__init__()
-        self.peak = 0
+        self.resized = resized
+        self.peak = self._bytes = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                storage = local(leaf).untyped_storage()
-                self._storages[storage._cdata] = weakref.ref(storage)
-        # Looked at anew each time: of a sharded model storages are emptied and filled again.
-        self._storages = {
-            place: reference
-            for place, reference in self._storages.items()
-            if reference() is not None
-        }
-        living = (reference() for reference in self._storages.values())
-        self.peak = max(
-            self.peak, sum(storage.nbytes() for storage in living if storage is not None)
-        )
+                self._note(local(leaf).untyped_storage())
+        self.peak = max(self.peak, self._measured_anew() if self.resized else self._bytes)
         return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        place, num_bytes = storage._cdata, storage.nbytes()
+        if place in self._storages:
+            return
+
+        def gone(reference: weakref.ref[torch.UntypedStorage]) -> None:
+            del self._storages[place]
+            self._bytes -= num_bytes
+
+        self._storages[place] = weakref.ref(storage, gone)
+        self._bytes += num_bytes
+
+    def _measured_anew(self) -> int:
+        living = [reference() for reference in self._storages.values()]
+        return sum(storage.nbytes() for storage in living if storage is not None)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -187,7 +198,7 @@ def test_a_sharded_step_peaks_where_it_was_reckoned(
     step = Step(wide, 1, half)
     shard(step.model, four_processes)
     recompute_activations(step.model, share)
-    with Living() as living:
+    with Living(resized=True) as living:
         for _ in range(2):
             step.loss().backward()
     phase = Phase(
