@@ -142,9 +142,18 @@ def test_a_console_prints_no_steering_characters_but_its_own(capsys, terminal):
     assert json.loads(told.splitlines()[-1]) == {"caption": STEERING, "url": "http://a/?***"}
 
 
+@pytest.fixture
+def plain_records():
+    """Log records as Python makes them, and those of before again in the end."""
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(logging.LogRecord)
+    yield
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.usefixtures("plain_records")
 def test_the_log_shows_neither_secrets_nor_steering_characters(caplog, capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
     guard_output()
     log = logging.getLogger("somebody.else")
     log.warning("%s from %s", STEERING, "http://u:planted@host/")

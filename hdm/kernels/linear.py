@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def mkl_takes_half_vectors() -> bool:
@@ -28,7 +28,7 @@ def mkl_takes_half_vectors() -> bool:
     MKL multiplies with 256 bits on all of AMD's.
     """
     about: dict[str, str] = {}
-    with contextlib.suppress(OSError), _CPUINFO.open() as lines:
+    with contextlib.suppress(OSError), CPU_INFO.open() as lines:
         # The first of what may be hundreds of cores.
         for line in itertools.takewhile(str.strip, lines):
             name, _, value = line.partition(":")

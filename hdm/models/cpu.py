@@ -16,7 +16,7 @@ KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 WAITING_AWAKE = {"OMP_WAIT_POLICY": "active"}
 IDLE = 0.6
 LOOK_SEC = 0.3
-_STAT = Path("/proc/stat")
+CPU_TIMES = Path("/proc/stat")
 
 
 def training_environment() -> dict[str, str]:
@@ -48,5 +48,5 @@ def _times() -> tuple[int, int]:
 
     proc(5), /proc/stat: user nice system idle iowait irq softirq steal.
     """
-    ticks = [int(text) for text in _STAT.read_text().splitlines()[0].split()[1:9]]
+    ticks = [int(text) for text in CPU_TIMES.read_text().splitlines()[0].split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)

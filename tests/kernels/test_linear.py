@@ -111,7 +111,7 @@ def test_the_gated_product_is_its_formula_in_float64():
 def test_cpus_of_which_mkl_uses_half(
     text: str, half: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hdm.kernels.linear._CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("hdm.kernels.linear.CPU_INFO", tmp_path / "cpuinfo")
     assert not mkl_takes_half_vectors()
     (tmp_path / "cpuinfo").write_text(text)
     assert mkl_takes_half_vectors() is half

@@ -35,5 +35,5 @@ def test_where_it_cannot_be_told_nothing_is_said(
 ) -> None:
     for text in ("", "cpu a b", "cpu 0 0 0 0 0 0 0 0"):
         (tmp_path / "stat").write_text(text)
-        monkeypatch.setattr("hdm.models.cpu._STAT", tmp_path / "stat")
+        monkeypatch.setattr("hdm.models.cpu.CPU_TIMES", tmp_path / "stat")
         assert idle_share(0) is None
