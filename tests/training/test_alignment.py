@@ -258,7 +258,7 @@ def test_two_processes_do_as_one(workshop: Workshop, tmp_path: Path) -> None:
     pair = changed.changed(num_processes=2).elsewhere(tmp_path / "store")
     description = pair.describe(tmp_path / "pair.json")
     subprocess.run(
-        [sys.executable, "tests/training/run_phase.py", str(description)], check=True, timeout=300
+        [sys.executable, "tests/training/run_phase.py", str(description)], check=True, timeout=600
     )
     metrics = (
         pair.store.need(pair.identity, "the test").file("metrics.jsonl").read_text().splitlines()

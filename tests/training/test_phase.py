@@ -27,7 +27,7 @@ from tests.training.workshop import Workshop
 
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
 SNAPSHOTS = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
-SURVIVORS_SEC = 10.0
+PATIENCE_SEC = 600.0  # on a busy machine; nothing here is a claim about speed
 FAILS_AT_STEP_5 = """
 import os, sys
 if "hdm.training.worker" in sys.orig_argv and os.environ.get("RANK") == "1":
@@ -52,8 +52,8 @@ if "hdm.training.worker" in sys.orig_argv:
 """
 
 
-def wait_until(happened: Callable[[], Any], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(happened: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_SEC
     while not happened():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.005)
@@ -118,7 +118,7 @@ def test_signals_kills_and_damage_change_no_byte(
     flow = start(here, tmp_path / "told.json")
     wait_until(lambda: newest_step(here) >= 1)
     flow.send_signal(signal.SIGTERM)
-    _, errors = flow.communicate(timeout=60)
+    _, errors = flow.communicate(timeout=PATIENCE_SEC)
     assert flow.returncode == 75
     assert b"stopped on a signal after saving" in errors
     assert not any(map(is_alive, ranks(here)))
@@ -129,7 +129,7 @@ def test_signals_kills_and_damage_change_no_byte(
     wait_until(lambda: newest_step(here) > saved or (scratch(here) / "result").exists())
     flow.kill()
     flow.communicate()
-    wait_until(lambda: not any(map(is_alive, ranks(here))), SURVIVORS_SEC)
+    wait_until(lambda: not any(map(is_alive, ranks(here))))
     assert not (here.folder / "manifest.json").exists()
 
     # A flipped bit in the newest checkpoint.
@@ -179,8 +179,8 @@ def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(
     wait_until(lambda: newest_step(pair) >= 2)
     first = ranks(pair)
     os.kill(first[-1], signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, first)), 60)
-    _, errors = flow.communicate(timeout=120)
+    wait_until(lambda: not any(map(is_alive, first)))
+    _, errors = flow.communicate(timeout=PATIENCE_SEC)
     assert flow.returncode == 0, errors.decode()
     assert b"going on from step" in errors
     # Two processes sum gradients in another order than one.
@@ -196,7 +196,7 @@ def test_a_training_that_dies_without_a_step_further_is_not_started_again(
     flow = start(here, tmp_path / "told.json")
     wait_until(lambda: ranks(here))
     os.kill(ranks(here)[0], signal.SIGKILL)
-    _, errors = flow.communicate(timeout=60)
+    _, errors = flow.communicate(timeout=PATIENCE_SEC)
     assert flow.returncode == 1
     assert b"SIGKILL often means that memory ran out" in errors
 
@@ -211,7 +211,7 @@ def test_two_ranks_see_the_same_batches_and_die_with_their_flow(
     assert len(ranks(pair)) == 2
     flow.kill()
     flow.communicate()
-    wait_until(lambda: not any(map(is_alive, ranks(pair))), SURVIVORS_SEC)
+    wait_until(lambda: not any(map(is_alive, ranks(pair))))
     seen = losses(pair.folder / "metrics.jsonl")
     assert len(seen) >= newest_step(pair) - 1, "a checkpoint carries the line that is still due"
     assert seen == pytest.approx(losses(undisturbed / "metrics.jsonl")[: len(seen)], rel=1e-4)
@@ -268,7 +268,7 @@ def test_variables_of_another_launcher_change_no_byte(
     }
     flow = start(here, tmp_path / "told.json", **launched)
     try:
-        _, errors = flow.communicate(timeout=120)
+        _, errors = flow.communicate(timeout=PATIENCE_SEC)
     finally:
         flow.kill()
     assert flow.returncode == 0, errors.decode()
@@ -282,7 +282,7 @@ def test_a_signal_before_the_first_step_claims_no_saving(cached: Workshop, tmp_p
     flow = start(here, tmp_path / "told.json")
     wait_until(lambda: ranks(here))
     flow.send_signal(signal.SIGINT)
-    _, errors = flow.communicate(timeout=60)
+    _, errors = flow.communicate(timeout=PATIENCE_SEC)
     assert flow.returncode == 75
     assert newest_step(here) == 0, "the signal came too late for this test"
     assert b"after saving" not in errors
@@ -297,7 +297,7 @@ def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
     (tmp_path / "sitecustomize.py").write_text(STOPS_THE_FLOW_AT_THE_END)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     flow = start(here, tmp_path / "told.json", PYTHONPATH=path)
-    _, errors = flow.communicate(timeout=120)
+    _, errors = flow.communicate(timeout=PATIENCE_SEC)
     assert flow.returncode == 75, errors.decode()
     assert b"as it ended; all of it is saved" in errors
     assert not (here.folder / "manifest.json").exists()
@@ -317,7 +317,7 @@ def test_an_exception_in_a_worker_is_shown_and_not_tried_again(
     (tmp_path / "sitecustomize.py").write_text(FAILS_AT_STEP_5)
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     flow = start(here, tmp_path / "told.json", PYTHONPATH=path)
-    _, errors = flow.communicate(timeout=120)
+    _, errors = flow.communicate(timeout=PATIENCE_SEC)
     told = errors.decode()
     assert flow.returncode == 1, told
     assert newest_step(here) >= 1

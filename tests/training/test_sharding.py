@@ -77,7 +77,7 @@ def together(jobs: list[tuple[Job, int | None]], folder: Path) -> None:
         str(told),
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
