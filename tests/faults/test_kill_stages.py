@@ -1,8 +1,6 @@
-"""The whole pipeline killed at seeded moments, on the stages themselves; `make faults` does many
+"""The whole pipeline killed at a seeded moment, on the stages themselves; `make faults` kills at many
 more, through Prefect.
 """
-
-import pytest
 
 from tests.faults.kill_anywhere import one_try
 
@@ -14,9 +12,7 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_killed_and_run_again_every_byte_is_the_same(tmp_path_factory, number):
-    work = tmp_path_factory.getbasetemp() / "kill"
-    work.mkdir(exist_ok=True)
-    found = one_try(number, seed=7, through="stages", work=work, overrides=TINY)
+def test_killed_and_run_again_every_byte_is_the_same(tmp_path):
+    # Try 1 of seed 7 is killed after 58 % of the time: in a training.
+    found = one_try(1, seed=7, through="stages", work=tmp_path, overrides=TINY)
     assert found["wrong"] is None, found
