@@ -17,7 +17,7 @@ from hdm.commands.cli import app
 from hdm.errors import HdmError, InputError
 from hdm.messages import Terminal, say
 from hdm.options import File, Overrides, StoreFolder, Verbose, number
-from hdm.stage_list import STAGE_NAMES
+from hdm.stage_list import stage_names
 from hdm.store import store_root
 from hdm.training.process.running import SAMPLE, SAVE, ask, trainings
 from tasks.configuration import Project
@@ -36,7 +36,7 @@ def run(
         typer.Option(
             "--from",
             metavar="STAGE",
-            help=f"First stage: {', '.join(STAGE_NAMES)}, or one output, as train.256px. "
+            help=f"First stage: {', '.join(stage_names())}, or one output, as train.256px. "
             "What comes before must be in the store.",
         ),
     ] = None,

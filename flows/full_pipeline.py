@@ -7,7 +7,7 @@ from prefect import Flow, flow
 from pydantic import Field
 
 from flows.stages import stage_flow
-from hdm.stage_list import STAGE_NAMES, STAGES
+from hdm.stage_list import stage_names, stages
 from tasks.configuration import Project
 from tasks.outcome import Outcome
 from tasks.outputs import planned, preflight, remember
@@ -15,7 +15,7 @@ from tasks.records import StageRecord, settled
 from tasks.report import report_task
 from tasks.run import running
 
-StageName = Annotated[str, Field(title="a stage", json_schema_extra={"enum": list(STAGE_NAMES)})]
+StageName = Annotated[str, Field(title="a stage", json_schema_extra={"enum": list(stage_names())})]
 OutputName = Annotated[
     str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])
 ]
@@ -47,7 +47,9 @@ def pipeline_flow(project: Project, outcome: Outcome | None = None) -> Flow[...,
             overrides: settings as `stage.field=value`, the last wins.
         """
         with running(project, pipeline, overrides, outcome=outcome) as run:
-            flows = {stage.name: stage_flow(stage, lambda *_: nullcontext(run)) for stage in STAGES}
+            flows = {
+                stage.name: stage_flow(stage, lambda *_: nullcontext(run)) for stage in stages()
+            }
             records: list[StageRecord] = []
             remember(run, stop_after)
             for stage, outputs in planned(run.settings, start_from, stop_after):

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import Flow, flow
 
-from hdm.stage_list import STAGES, Stage
+from hdm.stage_list import Stage, stages
 from tasks.configuration import Project
 from tasks.outputs import checked
 from tasks.records import StageRecord, run_name, settled
@@ -51,7 +51,7 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: no stage has such a flow.
     """
-    for stage in STAGES:
+    for stage in stages():
         if name == stage.flow.replace("-", "_"):
             return stage_flow(stage, partial(running, Project.chosen()))
     raise AttributeError(f"module {__name__} has no {name!r}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
 
 from hdm import values
 from hdm.acquisition.settings import DownloadSettings
@@ -13,7 +16,8 @@ from hdm.errors import ConfigError
 from hdm.evaluation.settings import EvaluateSettings
 from hdm.models.settings import Components
 from hdm.pictures.settings import ImageSettings
-from hdm.settings import Settings, runtime
+from hdm.settings import Settings, runtime, since
+from hdm.stage_list import added_stages
 from hdm.training.settings import TrainSettings
 from hdm.vae.settings import VaeSettings
 
@@ -35,6 +39,10 @@ class Pipeline(Settings):
     encode: EncodeSettings = EncodeSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    stages: dict[str, SerializeAsAny[Settings]] = since("0.2.0", {})
+    """Settings of stages that other packages add, by name; a pipeline has those that stand here,
+    as {mosaic: {}}.
+    """
     threads: values.Workers | None = runtime(None)
     """CPU threads: of torch in a training, which keeps the number that it began with; in other
     stages, how many work at once, on which no result depends. None: one a core, or
@@ -44,6 +52,14 @@ class Pipeline(Settings):
     """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Not for
     writing.
     """
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _read_added(cls, given: Any) -> Any:
+        """Each stage's own class reads its settings."""
+        if not isinstance(given, Mapping):
+            return given
+        return {name: _added_settings(str(name), values) for name, values in given.items()}
 
     @model_validator(mode="after")
     def _drawn_captions_are_encoded_live(self) -> Pipeline:
@@ -104,3 +120,21 @@ class Pipeline(Settings):
                     do="leave it out",
                 )
         return self
+
+
+def _added_settings(name: str, values: Any) -> Settings:
+    known = added_stages()
+    stage = known.get(name)
+    if stage is None or stage.settings is None:
+        raise ConfigError(
+            f"no installed package adds a stage {name!r}",
+            where=f"stages.{name}",
+            do=f"use one of {', '.join(known)}" if known else "install the package that does",
+        )
+    try:
+        return stage.settings.model_validate(values)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        first = ".".join(str(step) for step in faults[0]["loc"])
+        listed = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults]
+        raise ConfigError("; ".join(listed), where=f"stages.{name}.{first}") from error

@@ -1,12 +1,17 @@
 """The stages, in order. Flows, tasks, deployments and the names for --from and --until derive from
 this list.
 
-It imports nothing, so that it can be read before torch and Prefect are: both take seconds.
+It needs neither torch nor Prefect, which take seconds to import.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+from hdm.errors import ConfigError
+from hdm.extensions import STAGES, extensions
+from hdm.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -17,14 +22,19 @@ class Stage:
         name: for `--from`, `--until` and pipelines.yaml; the first word of its outputs' names.
         flow: of its flow and its deployment in Prefect.
         help: what it does, in one sentence.
+        after: the stage that an added one follows; "": its place is that in the list.
+        settings: the class of an added stage's settings, which stand under `stages:` in a
+            pipeline; None: it is not an added one.
     """
 
     name: str
     flow: str
     help: str
+    after: str = ""
+    settings: type[Settings] | None = None
 
 
-STAGES = (
+OWN_STAGES = (
     Stage(
         "download",
         "download-images",
@@ -61,4 +71,36 @@ STAGES = (
         "Generate images at fixed seeds, score them, and draw the report.",
     ),
 )
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+@cache
+def stages() -> tuple[Stage, ...]:
+    """This package's stages, and those that installed packages add.
+
+    Raises:
+        ConfigError: an added one has the name of another, or follows a stage that there is not.
+    """
+    every = list(OWN_STAGES)
+    for stage in added_stages().values():
+        names = [known.name for known in every]
+        if stage.name in names or stage.flow in [known.flow for known in every]:
+            raise ConfigError(
+                f"two stages are called {stage.name}, or their flows {stage.flow}",
+                do=f"uninstall one of the packages that add them (entry points {STAGES})",
+            )
+        if stage.after not in names:
+            raise ConfigError(
+                f"the added stage {stage.name} follows {stage.after!r}, which is no stage",
+                do=f"let it follow one of {', '.join(names)}",
+            )
+        every.insert(names.index(stage.after) + 1, stage)
+    return tuple(every)
+
+
+def added_stages() -> dict[str, Stage]:
+    """The stages that installed packages add, by name."""
+    return {stage.name: stage for stage in extensions(STAGES).values()}
+
+
+def stage_names() -> tuple[str, ...]:
+    return tuple(stage.name for stage in stages())

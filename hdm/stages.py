@@ -7,8 +7,7 @@ others.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,113 +25,101 @@ from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
 from hdm.evaluation import accuracy, copies, images, likeness
 from hdm.evaluation import preflight as evaluation_preflight
+from hdm.extensions import MODULES, extensions
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
 from hdm.scoring import metrics
-from hdm.stage_list import STAGE_NAMES
+from hdm.stage_list import Stage, added_stages, stage_names, stages
+from hdm.stage_work import SMALL_BYTES, AddedStage, OutputStep, Size, StageWork
 from hdm.store import MANIFEST, Identity, Output, Outputs, Store, in_use, read_output, set_aside
 from hdm.training import phase
 from hdm.training.process.job import START, mixed_name
 from hdm.vae import stage as vae_stage
 
 TRAININGS = ("train", VAE)
-Digests = Mapping[str, str]
-Preflight = Callable[[Pipeline, Outputs], Iterator[InputError]]
-PREFLIGHTS: Mapping[str, Preflight] = {
-    "download": download.preflight,
-    "filter": decide.preflight,
-    "caption": caption.preflight,
-    "vae": vae_stage.preflight,
-    "encode": encoding_preflight.preflight,
-    "train": phase.preflight,
-    "evaluate": evaluation_preflight.preflight,
-}
-"""By stage, what of its settings cannot work; given the outputs that the stages before have made
-already.
-"""
 SCORED_BY = (accuracy, likeness, copies, demo_scoring)
 """Modules that register metrics and judges when they are imported."""
 LOOKED_AT = ("download", "filter", "caption")
 """Outputs that preflights look at."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One output: its name, the names of its inputs, how to identify and how to make it."""
-
-    name: str
-    inputs: tuple[str, ...]
-    identify: Callable[[Pipeline, Digests], Identity]
-    make: Callable[[Pipeline, Identity, Outputs, Store], Output]
-
-    @property
-    def stage(self) -> str:
-        return self.name.split(".")[0]
-
-
-def steps(pipeline: Pipeline) -> list[Step]:
+def steps(pipeline: Pipeline) -> list[OutputStep]:
     """The outputs of a pipeline, each after its inputs."""
+    extensions(MODULES)  # criteria and metrics of other packages
+    found: list[OutputStep] = []
+    for stage in stages():
+        if stage.settings is not None and stage.name not in pipeline.stages:
+            continue
+        for step in _work(stage).outputs(pipeline, [step.name for step in found]):
+            if step.stage != stage.name:
+                raise ValueError(f"{step.name}: outputs of {stage.name} begin with its name")
+            found.append(step)
+    return found
+
+
+def _work(stage: Stage) -> StageWork:
+    return stage.work if isinstance(stage, AddedStage) else OWN_WORK[stage.name]
+
+
+def _download(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
     scenes = pipeline.download.kind == "scenes"
     site: download.OpenSite = serve_scenes if scenes else download.open_web
-    vae = _vae(pipeline)
+    yield OutputStep("download", (), download.identify, partial(download.make, site=site))
 
-    found = [
-        Step("download", (), download.identify, partial(download.make, site=site)),
-        *(
-            Step(output.name, output.inputs, output.identify, output.make)
-            for output in filter_outputs(pipeline)
-        ),
-        Step("caption", ("download", "filter"), caption.identify, caption.make),
-        *(Step(name, ("download", "filter"), vae_stage.identify, vae_stage.make) for name in vae),
-        Step("encode.tokens", ("caption",), tokens.identify, tokens.make),
-    ]
-    found += [
-        Step(name, ("caption", "encode.tokens"), text.identify, text.make)
-        for name in _texts(pipeline)
-    ]
-    found += (
-        [Step(features.NAME, ("download", "filter"), features.identify, features.make)]
-        if pipeline.encode.features
-        else []
-    )
-    found += list(_latents(pipeline))
+
+def _caption(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+    yield OutputStep("caption", ("download", "filter"), caption.identify, caption.make)
+
+
+def _finetuning(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+    for name in _vae(pipeline):
+        yield OutputStep(name, ("download", "filter"), vae_stage.identify, vae_stage.make)
+
+
+def _encode(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+    yield OutputStep("encode.tokens", ("caption",), tokens.identify, tokens.make)
+    for name in _texts(pipeline):
+        yield OutputStep(name, ("caption", "encode.tokens"), text.identify, text.make)
+    if pipeline.encode.features:
+        inputs = ("download", "filter")
+        yield OutputStep(features.NAME, inputs, features.identify, features.make)
+    yield from _latents(pipeline)
+
+
+def _train(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
     start = pipeline.train.start
-    before: tuple[str, ...] = (START,) if start is not None and start.pipeline else ()
+    weights: tuple[str, ...] = (START,) if start is not None and start.pipeline else ()
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
         inputs = (
             *_trained_on(pipeline, settings.name),
-            *vae,
+            *_vae(pipeline),
             *_mixed_in(pipeline, settings.name),
-            *before,
+            *weights,
         )
-        found.append(
-            Step(
-                name,
-                inputs,
-                partial(phase.identify, number=number),
-                partial(phase.make, number=number),
-            )
-        )
-        before = (name,)
-    if pipeline.train.phases:
-        inputs = ("filter", "caption", *vae, *before)
-        found.append(Step(metrics.IMAGES, inputs, images.identify, images.make))
-        made = {step.name for step in found}
-        found += [
-            _metric(metric)
-            for metric in metrics.applying(pipeline)
-            if made.issuperset(metric.needs)
-        ]
-    return found
+        identify = partial(phase.identify, number=number)
+        yield OutputStep(name, inputs, identify, partial(phase.make, number=number))
+        weights = (name,)
 
 
-def _metric(metric: metrics.Metric) -> Step:
-    return Step(
+def _evaluate(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+    if not pipeline.train.phases:
+        return
+    last = f"train.{pipeline.train.phases[-1].name}"
+    inputs = ("filter", "caption", *_vae(pipeline), last)
+    yield OutputStep(metrics.IMAGES, inputs, images.identify, images.make)
+    for metric in metrics.applying(pipeline):
+        if {*before, metrics.IMAGES}.issuperset(metric.needs):
+            yield _metric(metric)
+
+
+def _metric(metric: metrics.Metric) -> OutputStep:
+    return OutputStep(
         metrics.output_name(metric),
         metric.needs,
         partial(metrics.identify, metric=metric),
         partial(metrics.make, metric=metric),
+        lambda _, numbers: Size(numbers.images, SMALL_BYTES, metric.flops),
     )
 
 
@@ -210,7 +197,7 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
     return found
 
 
-def _latents(pipeline: Pipeline) -> Iterator[Step]:
+def _latents(pipeline: Pipeline) -> Iterator[OutputStep]:
     """Latents by resolution: encoded ones with the larger ones that the same decoding can make,
     then those downscaled from them.
     """
@@ -220,19 +207,31 @@ def _latents(pipeline: Pipeline) -> Iterator[Step]:
         inputs = ("download", "filter", *_vae(pipeline))
         if larger is None:
             also = encoded[encoded.index(size) + 1 :]
-            yield Step(
+            yield OutputStep(
                 name,
                 inputs,
                 partial(latents.identify, resolution=size),
                 partial(latents.make, resolution=size, also=also),
             )
         else:
-            yield Step(
+            yield OutputStep(
                 name,
                 (*inputs, f"encode.{larger}px"),
                 partial(downscaled.identify, resolution=size, larger=larger),
                 partial(downscaled.make, resolution=size, larger=larger),
             )
+
+
+OWN_WORK = {
+    "download": StageWork(_download, download.preflight),
+    "filter": StageWork(filter_outputs, decide.preflight),
+    "caption": StageWork(_caption, caption.preflight),
+    "vae": StageWork(_finetuning, vae_stage.preflight),
+    "encode": StageWork(_encode, encoding_preflight.preflight),
+    "train": StageWork(_train, phase.preflight),
+    "evaluate": StageWork(_evaluate, evaluation_preflight.preflight),
+}
+"""The work of this package's stages, by name."""
 
 
 def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:
@@ -262,7 +261,7 @@ def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identit
 
 def chosen(
     pipeline: Pipeline, start_from: str | None = None, stop_after: str | None = None
-) -> list[Step]:
+) -> list[OutputStep]:
     """The steps from one stage to another, both inclusive; `train.256px` names a single output.
 
     Raises:
@@ -278,7 +277,7 @@ def chosen(
     return every[first : last + 1]
 
 
-def _places(every: list[Step], name: str) -> list[int]:
+def _places(every: list[OutputStep], name: str) -> list[int]:
     places = [place for place, step in enumerate(every) if name in (step.stage, step.name)]
     if not places and name == VAE:
         raise ConfigError(
@@ -286,10 +285,17 @@ def _places(every: list[Step], name: str) -> list[int]:
             where="vae",
             do="configure it, for example --set vae.num_images=24000",
         )
+    if not places and name in added_stages():
+        raise ConfigError(
+            f"this pipeline has no stage {name}",
+            where="stages",
+            do=f"configure it, for example --set stages.{name}={{}}",
+        )
     if not places:
+        outputs = [step.name for step in every if "." in step.name]
         raise ConfigError(
             f"there is no stage {name!r}",
-            do=f"use one of {', '.join((*STAGE_NAMES, *(s.name for s in every if '.' in s.name)))}",
+            do=f"use one of {', '.join((*stage_names(), *outputs))}",
         )
     return places
 
@@ -308,8 +314,9 @@ def problems(
     wanted = chosen(pipeline, start_from, stop_after)
     made = {name: output for name in LOOKED_AT if (output := _made(pipeline, store, name))}
     found: list[InputError] = []
-    for stage, of_stage in itertools.groupby(wanted, key=lambda step: step.stage):
-        refusals = list(_refusals(stage, pipeline, made))
+    for stage in stages():
+        of_stage = [step for step in wanted if step.stage == stage.name]
+        refusals = list(_refusals(stage, pipeline, made)) if of_stage else []
         if refusals and not all(_made(pipeline, store, step.name) for step in of_stage):
             found += refusals
     found += _missing_inputs(pipeline, store, wanted)
@@ -317,14 +324,16 @@ def problems(
     return list({str(error): error for error in found}.values())  # stages share components
 
 
-def _refusals(stage: str, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
+def _refusals(stage: Stage, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     try:
-        yield from PREFLIGHTS[stage](pipeline, made)
+        yield from _work(stage).preflight(pipeline, made)
     except InputError as error:  # nothing after it could be checked
         yield error
 
 
-def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iterator[InputError]:
+def _missing_inputs(
+    pipeline: Pipeline, store: Store, wanted: list[OutputStep]
+) -> Iterator[InputError]:
     """Of the outputs that `wanted` begin with: the first that is missing, and the first of each
     pipeline that is mixed in.
     """
@@ -344,7 +353,9 @@ def _missing_inputs(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Ite
                 yield _not_there(pipeline, store, identity, name, step.name)
 
 
-def _unfit_origins(pipeline: Pipeline, store: Store, wanted: list[Step]) -> Iterator[InputError]:
+def _unfit_origins(
+    pipeline: Pipeline, store: Store, wanted: list[OutputStep]
+) -> Iterator[InputError]:
     """Of trainings: checkpoints that they cannot go on from, and pipelines that cannot be mixed
     in.
     """
@@ -404,7 +415,7 @@ def _made(pipeline: Pipeline, store: Store, name: str) -> Output | None:
 class StageResult:
     """A step and its output; `cached` if the store had it already."""
 
-    step: Step
+    step: OutputStep
     output: Output
     cached: bool
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter
@@ -43,6 +43,7 @@ from hdm.definitions import has_deployments, own_file, packaged_file
 from hdm.errors import ConfigError, HdmError, InputError
 from hdm.files import check_temporary, write_json
 from hdm.messages import Terminal
+from hdm.stage_list import added_stages
 from tasks.configuration import FILE_VARIABLE, STORE_VARIABLE
 from tasks.moved import follow_store
 from tasks.services import (
@@ -345,13 +346,33 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
     }
 
 
+def added_deployments() -> list[dict[str, Any]]:
+    """Deployments of the stages that other packages add, as Prefect's files word them; those of this
+    package stand in pipelines.yaml.
+    """
+    return [
+        {
+            "name": stage.flow,
+            "description": stage.help,
+            "entrypoint": f"flows.stages.{stage.flow.replace('-', '_')}",
+            "work_pool": {"name": POOL},
+        }
+        for stage in added_stages().values()
+    ]
+
+
 def _deploy(root: Path, own: Path | None, environment: Mapping[str, str], folder: Path) -> None:
-    """The work pool, and every deployment of the package's pipelines.yaml and of a person's own."""
+    """The work pool, and every deployment of the package's pipelines.yaml, of added stages and of a
+    person's own file.
+    """
     template = services(root) / "job-template.json"
     write_json(template, JOB_TEMPLATE)
     pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")
     commands = [prefect_command(*pool, "--base-job-template", str(template))]
     files = [packaged_file()]
+    if added := added_deployments():
+        files.append(services(root) / "added-stages.yaml")
+        write_json(files[-1], {"deployments": added})  # which is YAML too
     if own is not None and has_deployments(own):
         files.append(own.resolve())
     for path in files:

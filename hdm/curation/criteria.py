@@ -48,6 +48,8 @@ class Criterion:
         open: for a criterion with an output of its own, loads what it needs and returns its score.
             It has to be a module-level function, so that other processes can import it.
         version: of `open`; raise it when scores change.
+        flops: operations of `open`'s score for one picture, two a multiplication and addition, for
+            `hdm plan`; None: not known.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Criterion:
     detail: Callable[[Row], str] | None = None
     open: Callable[[Pipeline], Score] | None = None
     version: int = 1
+    flops: float | None = None
 
     @property
     def where(self) -> str:

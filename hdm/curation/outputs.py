@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from hdm.curation import decide, embed, rate
@@ -14,27 +13,17 @@ from hdm.curation.measure import Measures
 from hdm.curation.score import Scores
 from hdm.curation.settings import Pipeline
 from hdm.models.components import is_named
-from hdm.store import Identity, Output, Outputs, Store
+from hdm.stage_work import OutputStep
 
 
-@dataclass(frozen=True)
-class FilterOutput:
-    """One output of the stage: its name, its inputs, how to identify and how to make it."""
-
-    name: str
-    inputs: tuple[str, ...]
-    identify: Callable[[Pipeline, Mapping[str, str]], Identity]
-    make: Callable[[Pipeline, Identity, Outputs, Store], Output]
-
-
-def filter_outputs(pipeline: Pipeline) -> list[FilterOutput]:
+def filter_outputs(pipeline: Pipeline, before: Collection[str] = ()) -> list[OutputStep]:
     """Every output, each after its inputs; the decision is the last."""
     outputs = list(_inputs_of_decision(pipeline))
     inputs = ("download", *(output.name for output in outputs))
-    return [*outputs, FilterOutput("filter", inputs, decide.identify, decide.make)]
+    return [*outputs, OutputStep("filter", inputs, decide.identify, decide.make)]
 
 
-def _inputs_of_decision(pipeline: Pipeline) -> Iterator[FilterOutput]:
+def _inputs_of_decision(pipeline: Pipeline) -> Iterator[OutputStep]:
     looks: list[Look] = [Measures()]
     if is_named(pipeline.components, "contrastive"):
         looks.append(Embeddings())
@@ -42,6 +31,7 @@ def _inputs_of_decision(pipeline: Pipeline) -> Iterator[FilterOutput]:
     for number, look in enumerate(looks):
         # Later looks that are missing too are made from the same decoded pictures.
         make = partial(look.make, also=looks[number + 1 :])
-        yield FilterOutput(look.name, ("download",), look.identify, make)
+        size = look.size if isinstance(look, Scores) else None
+        yield OutputStep(look.name, ("download",), look.identify, make, size)
         if look.name == embed.NAME and is_named(pipeline.components, "aesthetic_head"):
-            yield FilterOutput(rate.NAME, (embed.NAME,), rate.identify, rate.make)
+            yield OutputStep(rate.NAME, (embed.NAME,), rate.identify, rate.make)

@@ -15,6 +15,7 @@ from hdm.curation.settings import Pipeline
 from hdm.data.tables import shard_name, write_table
 from hdm.keys import FIELD, Key
 from hdm.models.components import resolve, weights_digest
+from hdm.stage_work import SMALL_BYTES, Numbers, Size
 from hdm.store import Folder, Identity
 
 SCHEMA = 1
@@ -43,6 +44,10 @@ class Scores(Look):
             weights = {component: weights_digest(model)}
         config = {"images": pipeline.images.result_fields(), "version": self.criterion.version}
         return Identity(self.name, SCHEMA, config, dict(inputs), weights)
+
+    def size(self, pipeline: Pipeline, numbers: Numbers) -> Size:
+        """What the scores take, for `hdm plan`."""
+        return Size(numbers.pictures, SMALL_BYTES, self.criterion.flops)
 
     def load(self, pipeline: Pipeline) -> _Scorer:
         assert self.criterion.open is not None

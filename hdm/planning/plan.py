@@ -17,8 +17,8 @@ from hdm.models.components import resolve
 from hdm.models.vision import vision_sizes
 from hdm.planning import counts, hardware, sizes, work
 from hdm.planning.hardware import Card
-from hdm.planning.work import Work
-from hdm.stages import Step, identities, steps
+from hdm.stage_work import SMALL_BYTES, Numbers, OutputStep, Size
+from hdm.stages import identities, steps
 from hdm.store import Output, Store, read_output
 from hdm.training.measures import memory
 from hdm.training.process.job import num_steps
@@ -134,63 +134,50 @@ class _Planner:
         rows = [self._row(step) for step in steps(self.pipeline) if not self._skipped(step)]
         return Plan(tuple(rows), tuple(self._assumptions()), tuple(self._problems(rows)))
 
-    def _skipped(self, step: Step) -> bool:
+    def _skipped(self, step: OutputStep) -> bool:
         return self.asked.live_encoders and step.stage == "encode" and step.name.endswith("px")
 
-    def _row(self, step: Step) -> Row:
+    def _row(self, step: OutputStep) -> Row:
         ready = self.done.get(step.name)
-        row = self._training(step.name) if step.stage == "train" else self._data(step.name)
+        row = self._training(step.name) if step.stage == "train" else self._data(step)
         return (
             row
             if ready is None
             else replace(row, bytes=sum(file.bytes for file in ready.files), done=True)
         )
 
-    def _data(self, name: str) -> Row:
-        counted: dict[str, Callable[[], tuple[int, float, Work]]] = {
-            "download": lambda: (self.items, self._picture_bytes() + sizes.TAR_BYTES, Work()),
-            "filter.measures": lambda: (self.items, sizes.MEASURE_BYTES, Work()),
-            "filter.contrastive": lambda: (self.items, *self._embeddings()),
-            "filter.aesthetic": lambda: (self.items, sizes.SMALL_BYTES, Work()),
-            "filter": lambda: (self.items, sizes.SCORE_BYTES, Work()),
-            "caption": lambda: (self.captions, sizes.CAPTION_BYTES, Work()),
-            "encode.tokens": lambda: (
-                self.captions,
-                sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + sizes.SMALL_BYTES,
-                Work(),
+    def _data(self, step: OutputStep) -> Row:
+        name = step.name
+        size = self._own_size(name) if step.size is None else step.size(self.pipeline, self.numbers)
+        seconds = 0.0
+        if size.flops is None:
+            self.notes.append(f"the work of {name} is not counted")
+        elif size.flops:
+            seconds = self.asked.card.seconds(size.items * size.flops, size.tokens)
+        return Row(name, size.items, round(size.items * size.bytes), seconds / 3600)
+
+    def _own_size(self, name: str) -> Size:
+        """What an output takes whose step does not say it."""
+        counted: dict[str, Callable[[], Size]] = {
+            "download": lambda: Size(self.items, self._picture_bytes() + sizes.TAR_BYTES),
+            "filter.measures": lambda: Size(self.items, sizes.MEASURE_BYTES),
+            "filter.contrastive": self._embeddings,
+            "filter.aesthetic": lambda: Size(self.items, SMALL_BYTES),
+            "filter": lambda: Size(self.items, sizes.SCORE_BYTES),
+            "caption": lambda: Size(self.captions, sizes.CAPTION_BYTES),
+            "encode.tokens": lambda: Size(
+                self.captions, sizes.TOKEN_BYTES * self.pipeline.encode.max_tokens + SMALL_BYTES
             ),
-            "encode.text": lambda: (self.captions, *self._text()),
-            "encode.features": lambda: (self.kept, self._features(), Work()),
-            "evaluate.images": lambda: (
-                self.pipeline.evaluate.num_images,
-                3 * self._last_side() ** 2,
-                self._pictures(),
-            ),
+            "encode.text": self._text,
+            "encode.features": lambda: Size(self.kept, self._features()),
+            "evaluate.images": self._pictures,
         }
         if name in counted:
-            items, each, done = counted[name]()
-        elif name.startswith("encode."):
-            items, each, done = (
-                self.kept,
-                *self._latents(int(name.removeprefix("encode.").removesuffix("px"))),
-            )
-        elif name.startswith("filter."):  # a registered criterion
-            self.notes.append(f"the work of {name} is not counted")
-            items = self.items
-            each = sizes.SMALL_BYTES
-            done = Work()
-        elif name.startswith("evaluate."):  # a registered metric
-            self.notes.append(f"the work of {name} is not counted")
-            items = self.pipeline.evaluate.num_images
-            each = sizes.SMALL_BYTES
-            done = Work()
-        else:
-            self.notes.append(f"what {name} takes is not counted")
-            items = self.kept
-            each = 0
-            done = Work()
-        seconds = self.asked.card.seconds(items * done.flops, done.tokens) if done.flops else 0.0
-        return Row(name, items, round(items * each), seconds / 3600)
+            return counted[name]()
+        if name.startswith("encode."):
+            return self._latents(int(name.removeprefix("encode.").removesuffix("px")))
+        self.notes.append(f"what {name} takes is not counted")
+        return Size(self.kept)
 
     def _picture_bytes(self) -> float:
         scenes = self.pipeline.download.kind == "scenes"
@@ -200,23 +187,21 @@ class _Planner:
             else sizes.PICTURE_BYTES
         )
 
-    def _last_side(self) -> int:
-        return self.train.phases[-1].resolution if self.train.phases else 0
-
-    def _embeddings(self) -> tuple[float, Work]:
+    def _embeddings(self) -> Size:
         towers = self._sizes("contrastive", counts.towers)
         if towers is None:
-            return sizes.SMALL_BYTES, Work()
+            return Size(self.items, SMALL_BYTES)
         picture, text = towers
         both = picture.flops() + (
             text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0
         )
-        return sizes.SMALL_BYTES + 4 * text.width, Work(both, picture.tokens)
+        return Size(self.items, SMALL_BYTES + 4 * text.width, both, picture.tokens)
 
-    def _text(self) -> tuple[float, Work]:
+    def _text(self) -> Size:
         tokens = self.pipeline.encode.max_tokens
         each = sizes.text_bytes(tokens, self.train.model.text_width)
-        return each, Work(self.language.flops(tokens), tokens) if self.language else Work()
+        flops = self.language.flops(tokens) if self.language else 0
+        return Size(self.captions, each, flops, tokens)
 
     def _features(self) -> float:
         """Bytes of a picture's features."""
@@ -232,23 +217,21 @@ class _Planner:
             else 0.0
         )
 
-    def _latents(self, resolution: int) -> tuple[float, Work]:
+    def _latents(self, resolution: int) -> Size:
         width = round(resolution * sizes.ASPECT)
         side = resolution // self.downscale
         long = width // self.downscale
         each = sizes.latent_row_bytes(self.train.model.channels, side, long)
-        return each, (
-            Work(self.encoder.flops(resolution, width), side * long) if self.encoder else Work()
-        )
+        flops = self.encoder.flops(resolution, width) if self.encoder else 0
+        return Size(self.kept, each, flops, side * long)
 
-    def _pictures(self) -> Work:
-        if not self.train.phases:
-            return Work()
+    def _pictures(self) -> Size:
         settings = self.pipeline.evaluate
         last = self.train.phases[-1]
-        return work.sampling(
+        done = work.sampling(
             self.train.model, self._tokens(last), settings.steps, guided=settings.guidance != 1
         )
+        return Size(settings.num_images, 3 * last.resolution**2, done.flops, done.tokens)
 
     def largest_micro_batches(self) -> tuple[Phase, ...]:
         """The phases with the largest micro-batch that fits; 1 where not even that does."""
@@ -344,6 +327,10 @@ class _Planner:
         return self.kept * max(
             1, sum(maker.count for maker in self.pipeline.caption.makers if maker.when == "always")
         )
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        return Numbers(self.items, self.kept, self.captions, self.pipeline.evaluate.num_images)
 
     @cached_property
     def language(self) -> counts.LanguageModel | None:

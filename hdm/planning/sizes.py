@@ -22,7 +22,6 @@ MEASURE_BYTES = 260
 SCORE_BYTES = 40
 CAPTION_BYTES = 60
 TOKEN_BYTES = 2
-SMALL_BYTES = 8
 
 KEY_BYTES, SIZE_BYTES = 4 + DIGITS, 8  # digits after their length; two int32
 GROUP_BYTES = 480  # four page headers, and four column chunks in the footer

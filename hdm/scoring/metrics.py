@@ -119,6 +119,8 @@ class Metric:
         applies: whether a pipeline is measured with it.
         weights: sha256 of the weights it reads, by the component's name.
         preflight: problems of the settings or of this machine that keep it from working.
+        flops: operations for one generated image, two a multiplication and addition, for
+            `hdm plan`; None: not known.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Metric:
     applies: Callable[[Pipeline], bool] = _always
     weights: Callable[[Pipeline], Mapping[str, str]] = _no_weights
     preflight: Callable[[Pipeline], Iterator[InputError]] = _no_problems
+    flops: float | None = None
 
 
 # By name, in order of registration.

@@ -21,7 +21,8 @@ from hdm.demo.judge import SceneJudge
 from hdm.demo.site import serve_scenes
 from hdm.models.xut import XUT
 from hdm.scoring.metrics import IMAGES, is_measured
-from hdm.stages import Step, steps
+from hdm.stage_work import OutputStep
+from hdm.stages import steps
 from hdm.store import Identity, Output, Store
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 from tests.small_models import TRAINED
@@ -62,10 +63,10 @@ class Gallery:
         names = [step.name for step in steps(self.pipeline) if is_measured(step.name)]
         return [made[IMAGES], *(self._make(name, made) for name in names)]
 
-    def _step(self, name: str) -> Step:
+    def _step(self, name: str) -> OutputStep:
         return next(step for step in steps(self.pipeline) if step.name == name)
 
-    def _identity(self, step: Step, made: Mapping[str, Output]) -> Identity:
+    def _identity(self, step: OutputStep, made: Mapping[str, Output]) -> Identity:
         return step.identify(self.pipeline, {name: made[name].digest for name in step.inputs})
 
     def _make(self, name: str, made: Mapping[str, Output]) -> Output:

@@ -15,7 +15,8 @@ from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.evaluation.report import write_report
 from hdm.scoring import judges
 from hdm.scoring.metrics import METRICS, Measured, Metric, read_finding, register
-from hdm.stages import Step, steps
+from hdm.stage_work import OutputStep
+from hdm.stages import steps
 from hdm.store import Identity, Output
 from tests.evaluation.conftest import Gallery
 from tests.evaluation.test_report import Made, Page
@@ -80,11 +81,11 @@ def load(path: Path, source: str) -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def step_of(gallery: Gallery, name: str) -> Step:
+def step_of(gallery: Gallery, name: str) -> OutputStep:
     return next(step for step in steps(gallery.pipeline) if step.name == name)
 
 
-def identified(gallery: Gallery, step: Step, outputs: dict[str, Output]) -> Identity:
+def identified(gallery: Gallery, step: OutputStep, outputs: dict[str, Output]) -> Identity:
     digests = {name: outputs[name].digest for name in step.inputs}
     return step.identify(gallery.pipeline, digests)
 

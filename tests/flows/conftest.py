@@ -18,7 +18,7 @@ from prefect.testing.utilities import prefect_test_harness
 from hdm import stages
 from hdm.config import Pipeline
 from hdm.evaluation import report
-from hdm.stages import Step
+from hdm.stage_work import OutputStep
 from hdm.store import Identity, Output, Store
 
 Make = Callable[[], object]
@@ -55,9 +55,9 @@ class SmallStages:
         self.before: dict[str, Make] = {}
         self.made: list[str] = []
 
-    def steps(self, pipeline: Pipeline) -> list[Step]:
+    def steps(self, pipeline: Pipeline) -> list[OutputStep]:
         return [
-            Step(
+            OutputStep(
                 name,
                 self.NAMES[place - 1 : place] if place else (),
                 self._identify(name),

@@ -23,7 +23,7 @@ from hdm.errors import HdmError, InputError
 from hdm.lab import lab_folder
 from hdm.lab.cost import Cost
 from hdm.scoring.metrics import Score
-from hdm.stages import Step
+from hdm.stage_work import OutputStep
 from hdm.statistics import Share
 from hdm.store import Identity, Output, Store
 
@@ -56,10 +56,12 @@ class Trainings:
         self.made: list[str] = []
         self.fails = lambda pipeline: False
 
-    def steps(self, pipeline: Pipeline) -> list[Step]:
+    def steps(self, pipeline: Pipeline) -> list[OutputStep]:
         names = ("download", "train.64px", "evaluate.accuracy")
         return [
-            Step(name, names[place - 1 : place] if place else (), self.identify(name), self.make)
+            OutputStep(
+                name, names[place - 1 : place] if place else (), self.identify(name), self.make
+            )
             for place, name in enumerate(names)
         ]
 

@@ -1,0 +1,43 @@
+"""What other packages add to this one, found by their entry points.
+
+A package says in its pyproject.toml, for example,
+
+    [project.entry-points."hdm.stages"]
+    mosaic = "my_package.mosaic:STAGE"
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from hdm.errors import ConfigError
+
+STAGES = "hdm.stages"
+"""Each names a `hdm.stage_work.AddedStage`."""
+MODULES = "hdm.extensions"
+"""Each names a module that registers criteria, metrics, judges or sets of prompts."""
+
+
+@cache
+def extensions(group: str) -> dict[str, Any]:
+    """What the entry points of a group name, by their own names, sorted.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    points = sorted(entry_points(group=group), key=lambda point: point.name)
+    return {point.name: _loaded(point) for point in points}
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        package = point.dist.name if point.dist else "an installed package"
+        raise ConfigError(
+            f"{package} adds {point.value}, which cannot be imported: {error}",
+            where=f"entry point {point.name} of {point.group}",
+            do=f"install another version of {package}, or uninstall it",
+        ) from error
