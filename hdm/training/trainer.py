@@ -8,7 +8,7 @@ bit by bit (on the CPU; elsewhere to rounding).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from hdm.training.measures.validation import Measurement
 from hdm.training.out_of_memory import does_not_fit, is_out_of_memory
 from hdm.training.process.guard import StopRequest
 from hdm.training.process.job import Job, num_steps
-from hdm.training.process.ranks import CutShort
+from hdm.training.process.ranks import CutShort, Ranks
 from hdm.training.process.running import Requests
 from hdm.training.results import make_companions, write_results
 from hdm.training.state.checkpoints import Checkpoints
@@ -40,6 +40,7 @@ from hdm.training.state.current import State
 from hdm.training.state.incidents import MAX_SKIPPED_IN_A_ROW, NOT_FINITE, incident, is_useless
 from hdm.training.state.optimizers import Optimizers, rate_factor
 from hdm.training.state.technique import Step
+from hdm.training.state.trainable import Trainable
 from hdm.training.techniques.choose import choose_techniques
 
 LOG_EVERY, LINES_AT_LEAST = 10, 50  # steps a line of metrics.jsonl; fewer where a phase is short
@@ -78,16 +79,23 @@ class Trainer:
         job: what to train.
         stop: asked after each step.
         device: "cpu" or "cuda".
+        make_trainable: what is trained: the whole model, unless another is given.
     """
 
-    def __init__(self, job: Job, stop: StopRequest, device: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        stop: StopRequest,
+        device: str,
+        make_trainable: Callable[[Job, Ranks], Trainable] = assembly.make_trainable,
+    ) -> None:
         self.job = job
         self.settings = job.settings.train
         self.phase = job.phase
         self.num_steps = num_steps(self.phase)
         self.num_images = self.num_steps * self.phase.batch_size
         self.ranks = ranks = assembly.make_ranks(job, device, stop)
-        trainable = assembly.make_trainable(job, ranks)
+        trainable = make_trainable(job, ranks)
         conditioning = assembly.make_conditioning(job, ranks.device)
         loader = assembly.training_loader(job, ranks.rank, ranks.count)
         self.tokens = assembly.check_fit(job, loader, conditioning)
@@ -156,14 +164,15 @@ class Trainer:
         seen = before.num_images_seen + size
         factor = rate_factor(self.phase.optimizer, seen, self.num_images)
         means = self.denoising.backward(example, before)
-        norms = gradient_norms(state.trainable.model)
+        parameters = state.trainable.parameters()
+        norms = gradient_norms(parameters)
         norm = total_norm(list(norms.values()))
         # The step's only wait for the accelerator.
         loss, of_nothing, *terms, norm_value = torch.cat((means, norm[None])).tolist()
         is_finite = math.isfinite(loss) and math.isfinite(norm_value)
         if is_finite:
-            parameters = state.trainable.model.parameters()
-            clip_grads_with_norm_(parameters, self.phase.optimizer.clip_norm, norm, foreach=True)
+            clip_norm = self.phase.optimizer.clip_norm
+            clip_grads_with_norm_(parameters.values(), clip_norm, norm, foreach=True)
             state.optimizers.step(factor)
             for technique in state.techniques:
                 technique.update(factor)

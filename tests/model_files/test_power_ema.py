@@ -73,7 +73,8 @@ class Walk:
     def __init__(self, folder: Path, lengths: tuple[float, ...], every: int) -> None:
         torch.manual_seed(0)
         model = torch.nn.Linear(20, 10)
-        tracks, self.weights = PowerTracks(model, lengths), []
+        tracks = PowerTracks(dict(model.named_parameters()), lengths)
+        self.weights = []
         for step in range(STEPS):
             with torch.no_grad():
                 model.weight.add_(torch.randn_like(model.weight) + 0.1)

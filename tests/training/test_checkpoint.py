@@ -13,6 +13,7 @@ import torch
 from hdm.errors import DamagedError, DoesNotFitError
 from hdm.files import canonical_json
 from hdm.training.state.checkpoint import newest, save
+from hdm.training.state.trainable import WholeModel
 from hdm.training.techniques.best import Best
 from tests.small_models import TINY
 
@@ -129,7 +130,7 @@ def test_a_checkpoint_that_will_not_fit_is_refused_before_it_is_written(
 
 def test_the_best_weights_are_compared_before_they_are_taken(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    best = Best(tmp_path, {"weights": model})
+    best = Best(tmp_path, WholeModel(model, decay=0.9))  # type: ignore[arg-type]
     best.add(3, writes=True)
     best.load(3)
     path = tmp_path / "best" / "00000003" / "weights.safetensors"

@@ -99,12 +99,11 @@ def step_line(
         factor: share of the full rate.
     """
     now = state.position
-    parameters = dict(state.trainable.model.named_parameters())
     line: dict[str, Any] = {
         "loss": now.loss_sum / now.loss_count if now.loss_count else None,
         "grad_norm": norm if math.isfinite(norm) else None,
         "grad_norm_of": by_part(norms),
-        "weight_norm_of": by_part(tensor_norms(parameters)),
+        "weight_norm_of": by_part(tensor_norms(state.trainable.parameters())),
         "skipped_steps": now.skipped,
         **state.optimizers.rates(factor),
     }

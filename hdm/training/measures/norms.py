@@ -19,9 +19,9 @@ def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(tensors, sharding.norms(list(tensors.values())).unbind(), strict=True))
 
 
-def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
-    """`tensor_norms` of the gradients of a model's parameters, of those that have one."""
-    gradients = {name: value.grad for name, value in model.named_parameters()}
+def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """`tensor_norms` of the gradients of parameters, of those that have one."""
+    gradients = {name: value.grad for name, value in parameters.items()}
     return tensor_norms({name: value for name, value in gradients.items() if value is not None})
 
 

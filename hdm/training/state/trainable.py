@@ -1,4 +1,4 @@
-"""What is trained, averaged, checkpointed and written: a whole model."""
+"""What is trained, averaged, checkpointed and written: a whole model, or a part such as an adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdm.model_files.file_names import EMA, WEIGHTS
 from hdm.model_files.tensors import save_tensors
@@ -37,12 +37,16 @@ class Trainable(Protocol):
         """The same with averaged weights, in evaluation mode: what is measured and shown."""
         ...
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name: norms are of these, and power-function averages."""
+        ...
+
     def update(self, step: int) -> None:
         """Take the weights after step number `step` (from 0) into the average."""
         ...
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of it, as named sets."""
+        """What a checkpoint holds of it, and what is kept of the best step, as named sets."""
         ...
 
     def load(self, tensors: Sets, where: Path) -> None:
@@ -69,6 +73,9 @@ class WholeModel:
     @property
     def averaged(self) -> Denoiser:
         return self._average.model
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
 
     def update(self, step: int) -> None:
         self._average.update(step)

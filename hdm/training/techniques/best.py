@@ -11,15 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from hdm.errors import InputError
-from hdm.sharding import gathered
 from hdm.training.process.ranks import Ranks
 from hdm.training.state import checkpoint
-from hdm.training.state.checkpoint import load_weights
 from hdm.training.state.position import Position
 from hdm.training.state.technique import Technique
+from hdm.training.state.trainable import Trainable
 from hdm.training.techniques.held_out import HeldOut
 
 FOLDER = "best"
@@ -30,12 +27,12 @@ class Best:
 
     Args:
         scratch: of the phase.
-        models: name → model, what is kept of a step.
+        trainable: what is kept of a step are its tensors.
     """
 
-    def __init__(self, scratch: Path, models: Mapping[str, nn.Module]) -> None:
+    def __init__(self, scratch: Path, trainable: Trainable) -> None:
         self.folder = scratch / FOLDER
-        self.models = models
+        self.trainable = trainable
         self._in_checkpoints: list[int | None] = [None]
 
     def begin(self, step: int | None) -> None:
@@ -43,13 +40,12 @@ class Best:
         self._in_checkpoints = [step]
 
     def add(self, step: int, *, writes: bool) -> None:
-        """Write down the models as they are after a step; a process that does not write helps to
+        """Write down the weights as they are after a step; a process that does not write helps to
         put sharded ones together.
         """
-        tensors = {name: gathered(model.state_dict()) for name, model in self.models.items()}
-        if not writes:
-            return
-        checkpoint.write_folder(self._of(step), tensors, {}, {"step": step})
+        tensors = self.trainable.tensors()
+        if writes:
+            checkpoint.write_folder(self._of(step), tensors, {}, {"step": step})
 
     def saved(self, step: int | None) -> None:
         """A checkpoint was made whose best step is this one: what neither it nor the one before
@@ -64,14 +60,13 @@ class Best:
                 shutil.rmtree(path)
 
     def load(self, step: int) -> None:
-        """Bring a step's weights back into the models.
+        """Bring a step's weights back.
 
         Raises:
             DamagedError: they are not what was written.
         """
         saved = checkpoint.read(self._of(step))
-        for name, model in self.models.items():
-            load_weights(model, saved.tensors(name), saved.path)
+        self.trainable.load(saved.tensors, saved.path)
 
     def _of(self, step: int) -> Path:
         return self.folder / f"{step:08d}"

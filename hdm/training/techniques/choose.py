@@ -64,8 +64,7 @@ def choose_techniques(
     held_out = HeldOut(measurement, trainable, loader, every, steps, raw=raw)
     techniques.append(held_out)
     if settings.watches:
-        models = {"weights": trainable.model, "ema": trainable.averaged}
-        files = Best(Path(job.scratch), models) if settings.keep == "best" else None
+        files = Best(Path(job.scratch), trainable) if settings.keep == "best" else None
         techniques.append(BestSoFar(held_out, settings.watch, files, settings.patience, ranks))
     if settings.generate_every is not None:
         every = settings.generate_every
@@ -74,7 +73,7 @@ def choose_techniques(
     if settings.ema_lengths:
         techniques.append(
             PowerEma(
-                trainable.model,
+                trainable.parameters(),
                 settings.ema_lengths,
                 milestones,
                 even_steps(steps, settings.ema_snapshots),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hdm.model_files.power_ema import gamma_of
 from hdm.sharding import gathered, local, share
@@ -18,23 +18,23 @@ from hdm.training.state.technique import Step, Technique
 
 
 class PowerTracks:
-    """Power-function averages of a model's parameters, kept while it is trained.
+    """Power-function averages of parameters, kept while they are trained.
 
     Args:
-        model: what is averaged.
+        parameters: what is averaged, by name.
         lengths: σ_rel of each average.
     """
 
-    def __init__(self, model: nn.Module, lengths: Iterable[float]) -> None:
-        self._names = [name for name, _ in model.named_parameters()]
-        self._theirs: list[Tensor] = list(model.parameters())
+    def __init__(self, parameters: Mapping[str, Tensor], lengths: Iterable[float]) -> None:
+        self._names = list(parameters)
+        self._theirs = list(parameters.values())
         self._averages = {
             length: [value.detach().clone() for value in self._theirs] for length in lengths
         }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model's weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β
+        """Take in the weights after step number `step` (from 0): θ̂ ← β·θ̂ + (1-β)·θ with β
         = (1 - 1/t)^(γ+1) (section 3.1).
         """
         for length, mine in self._averages.items():
@@ -60,7 +60,7 @@ class PowerEma(Technique):
     """Keeps the averages, and writes them down at even steps and at the end.
 
     Args:
-        model: what is averaged.
+        parameters: what is averaged, by name.
         lengths: σ_rel of each average.
         milestones: where they are written down.
         snapshot_steps: when.
@@ -70,7 +70,7 @@ class PowerEma(Technique):
 
     def __init__(
         self,
-        model: nn.Module,
+        parameters: Mapping[str, Tensor],
         lengths: Iterable[float],
         milestones: Milestones,
         snapshot_steps: frozenset[int],
@@ -78,7 +78,7 @@ class PowerEma(Technique):
         writes: bool,
         takes_part: bool,
     ) -> None:
-        self.tracks = PowerTracks(model, lengths)
+        self.tracks = PowerTracks(parameters, lengths)
         self.milestones = milestones
         self.snapshot_steps = snapshot_steps
         self.writes = writes
