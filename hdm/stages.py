@@ -13,13 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from hdm.acquisition import download
+from hdm.acquisition.sites import served_set
 from hdm.captioning import caption
 from hdm.child import forget_launchers
 from hdm.config import Pipeline
 from hdm.curation import decide
 from hdm.curation.outputs import filter_outputs
 from hdm.demo import scoring as demo_scoring
-from hdm.demo.site import serve_scenes
+from hdm.demo import site as demo_site
+from hdm.emoji import asking as emoji_asking
 from hdm.encoding import downscaled, features, latents, text, tokens
 from hdm.encoding import preflight as encoding_preflight
 from hdm.errors import ConfigError, DamagedError, InputError, combined, raised_by
@@ -39,6 +41,8 @@ from hdm.vae import stage as vae_stage
 TRAININGS = ("train", VAE)
 SCORED_BY = (accuracy, likeness, copies, demo_scoring)
 """Modules that register metrics and judges when they are imported."""
+DATA_SETS = (demo_site, emoji_asking)
+"""Modules that register data sets that are made here, and prompts that a person judges."""
 LOOKED_AT = ("download", "filter", "caption")
 """Outputs that preflights look at."""
 
@@ -62,8 +66,8 @@ def _work(stage: Stage) -> StageWork:
 
 
 def _download(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
-    scenes = pipeline.download.kind == "scenes"
-    site: download.OpenSite = serve_scenes if scenes else download.open_web
+    served = served_set(pipeline)
+    site = served.open if served else download.open_web
     yield OutputStep("download", (), download.identify, partial(download.make, site=site))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from hdm.curation.criteria import Criterion, Row, criteria, numbers
+from hdm.curation.criteria import Criterion, Row, criteria, numbers, ranking
 from hdm.curation.duplicates import Criterion as DuplicateCriterion
 from hdm.curation.duplicates import (
     find_copies,
@@ -110,8 +110,7 @@ def _thresholds(measures: pa.Table, settings: FilterSettings) -> Iterator[_Check
 
 
 def _threshold(criterion: Criterion, measures: pa.Table, limit: float) -> _Check:
-    read = criterion.values
-    values = read(measures) if read else numbers(measures, criterion.name)
+    values = criterion.read(measures)
     width = numbers(measures, "width")
     height = numbers(measures, "height")
     # Comparisons with NaN are false, so a missing measure passes.
@@ -197,9 +196,12 @@ def _all_but_the_best(measures: pa.Table, passed: np.ndarray, top: TopFraction) 
     """Refuse all but the best share. Pictures without a score are not ranked and pass; ties go to
     the earlier picture.
     """
-    scores = numbers(measures, top.by)
+    criterion = ranking(top.by)
+    scores = criterion.read(measures)
+    # Of a score that must not be too large, the least is the best.
+    order = -scores if criterion.bound == "min" else scores
     ranked = np.flatnonzero(passed & ~np.isnan(scores))
-    ranked = ranked[np.argsort(-scores[ranked], kind="stable")]
+    ranked = ranked[np.argsort(order[ranked], kind="stable")]
     # Less 1e-9, so that a rounding error of the product does not keep one picture more.
     worse = ranked[int(np.ceil(top.keep * len(ranked) - 1e-9)) :]
     fails = np.zeros(len(measures), bool)

@@ -43,7 +43,8 @@ class Criterion:
         component: name in `components` of the model that it needs; None: it needs none.
         bound: whether the limit is the least or the largest value that passes. None: the criterion
             compares pictures with each other, which `hdm.curation.checks` does.
-        values: (N,) values to compare with the limit; None: the column of the criterion's name.
+        column: the column to compare with the limit; empty: that of the criterion's name.
+        values: (N,) values to compare instead where they are no column.
         detail: the numbers of a refusal; None: the usual wording.
         open: for a criterion with an output of its own, loads what it needs and returns its score.
             It has to be a module-level function, so that other processes can import it.
@@ -57,6 +58,7 @@ class Criterion:
     setting: str = ""
     component: str | None = None
     bound: Literal["min", "max"] | None = None
+    column: str = ""
     values: Callable[[pa.Table], np.ndarray] | None = None
     detail: Callable[[Row], str] | None = None
     open: Callable[[Pipeline], Score] | None = None
@@ -74,11 +76,23 @@ class Criterion:
             return settings.limits.get(self.name)
         return getattr(settings, self.setting.removeprefix("filter."), None)
 
+    @property
+    def score(self) -> str | None:
+        """The column by which pictures can be ranked, if there is one."""
+        return None if self.bound is None or self.values else self.column or self.name
+
+    def read(self, measures: pa.Table) -> np.ndarray:
+        """(N,) what is compared with the limit."""
+        if self.values is not None:
+            return self.values(measures)
+        return numbers(measures, self.column or self.name)
+
     def describe(self, row: Row) -> str:
         """The numbers of a refusal."""
         if self.detail is not None:
             return self.detail(row)
-        return _usual(self.name, self.bound)(row)
+        beyond = "under" if self.bound == "min" else "over"
+        return f"{self.column or self.name} {row.value:.3g} {beyond} {row.limit:g}"
 
 
 def numbers(measures: pa.Table, name: str) -> np.ndarray:
@@ -99,23 +113,6 @@ def _sides(row: Row) -> str:
     return f"{row.width:.0f} × {row.height:.0f} px"
 
 
-def _usual(column: str, bound: str | None) -> Callable[[Row], str]:
-    beyond = "under" if bound == "min" else "over"
-    return lambda row: f"{column} {row.value:.3g} {beyond} {row.limit:g}"
-
-
-def _measured(name: str, column: str, setting: str, bound: Literal["min", "max"]) -> Criterion:
-    """A column of the measures beyond a limit; the criterion's name is how the report words it."""
-    return Criterion(
-        name,
-        name,
-        setting,
-        bound=bound,
-        values=lambda measures: numbers(measures, column),
-        detail=_usual(column, bound),
-    )
-
-
 _CRITERIA = [
     Criterion("undecodable", "cannot be decoded to the last pixel", "images"),
     Criterion(
@@ -134,8 +131,8 @@ _CRITERIA = [
         values=_aspect,
         detail=lambda row: f"{_sides(row)}, {row.value:.2f} : 1 over {row.limit:g} : 1",
     ),
-    _measured("blurred", "sharpness", "filter.min_sharpness", "min"),
-    _measured("noisy", "noise", "filter.max_noise", "max"),
+    Criterion("blurred", "blurred", "filter.min_sharpness", bound="min", column="sharpness"),
+    Criterion("noisy", "noisy", "filter.max_noise", bound="max", column="noise"),
     Criterion("duplicate", "a copy of another picture", "filter.duplicate_distance"),
     Criterion(
         "duplicate_meaning",
@@ -196,8 +193,26 @@ def unregister(name: str) -> None:
 
 
 def added(settings: FilterSettings) -> list[Criterion]:
-    """The registered criteria that the settings switch on."""
-    return [one for one in _CRITERIA if one.open and one.limit(settings) is not None]
+    """The registered criteria that the settings switch on, or rank by."""
+    by = settings.top_fraction.by if settings.top_fraction else None
+    wanted = [one for one in _CRITERIA if one.limit(settings) is not None or one.name == by]
+    return [one for one in wanted if one.open]
+
+
+def ranking(score: str) -> Criterion:
+    """The criterion whose score ranks pictures under this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = {one.score: one for one in _CRITERIA if one.score}
+    if score not in known:
+        raise ConfigError(
+            f"pictures are not ranked by {score!r}",
+            where="filter.top_fraction.by",
+            do=f"use one of {', '.join(known)}",
+        )
+    return known[score]
 
 
 def words() -> dict[str, str]:
@@ -218,10 +233,12 @@ def problems(settings: FilterSettings, present: Callable[[str], bool]) -> Iterat
     for criterion in _CRITERIA:
         if criterion.limit(settings) is not None:
             yield from _lacking(criterion, criterion.where, present)
-    by = settings.top_fraction.by if settings.top_fraction else None
-    for criterion in _CRITERIA:
-        if criterion.name == by:
-            yield from _lacking(criterion, f"filter.top_fraction.by: {by}", present)
+    if settings.top_fraction is not None:
+        by = settings.top_fraction.by
+        try:
+            yield from _lacking(ranking(by), f"filter.top_fraction.by: {by}", present)
+        except ConfigError as error:
+            yield error
 
 
 def _lacking(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from hdm import values
 from hdm.models.settings import WithComponents
@@ -11,7 +11,10 @@ from hdm.settings import Settings, runtime, since
 
 
 class TopFraction(Settings):
-    by: Literal["aesthetic", "clip_similarity", "sharpness"] = "aesthetic"
+    by: str = "aesthetic"
+    """The score that ranks: aesthetic, clip_similarity, sharpness, noise (the least is the best), or
+    a registered criterion's.
+    """
     keep: values.PositiveShare = 1.0
 
 

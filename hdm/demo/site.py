@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hdm.acquisition.settings import Pipeline
-from hdm.acquisition.sites import Site
+from hdm.acquisition.sites import ServedSet, Site, register
 from hdm.child import child_environment
 from hdm.demo.faults import HOST, plan
 from hdm.demo.server import LOOPBACK
 from hdm.errors import HdmError
 
 END_SEC = 5.0
+SCENE_BYTES = 0.5  # a pixel, of an embedded scene
 
 
 @contextmanager
@@ -93,3 +94,15 @@ def _stop(server: subprocess.Popen[str]) -> None:
         server.wait(END_SEC)
     except subprocess.TimeoutExpired:
         server.kill()
+
+
+def _count(pipeline: Pipeline) -> int:
+    scenes = pipeline.download.scenes
+    return round(scenes.count * (1 + scenes.faults))
+
+
+def _picture_bytes(pipeline: Pipeline) -> float:
+    return float(SCENE_BYTES * pipeline.download.scenes.size_px**2)
+
+
+register("scenes", ServedSet(serve_scenes, _count, _picture_bytes))

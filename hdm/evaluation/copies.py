@@ -10,8 +10,8 @@ import numpy as np
 from hdm.evaluation.choosing import CHOICES, copies, entries
 from hdm.evaluation.images import read_generated
 from hdm.evaluation.nearest import COPY, nearest_training
-from hdm.evaluation.prompts import EMOJI
 from hdm.evaluation.settings import Pipeline
+from hdm.scoring.judges import QUESTIONNAIRES
 from hdm.scoring.metrics import IMAGES, Measured, Metric, Score, Table, register
 from hdm.statistics import Share
 from hdm.store import Outputs
@@ -68,6 +68,6 @@ METRIC = Metric(
         f" levels; up to {COPY:g} a picture counts as a copy. The page to choose names on shows"
         " each image beside its nearest."
     ),
-    applies=lambda pipeline: pipeline.evaluate.prompts == EMOJI,
+    applies=lambda pipeline: pipeline.evaluate.prompts in QUESTIONNAIRES,
 )
 register(METRIC)

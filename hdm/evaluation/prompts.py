@@ -9,22 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hdm.emoji.catalogue import questions
-from hdm.errors import ConfigError, InputError
+from hdm.errors import InputError
 from hdm.evaluation.real import SPLITS, RealPictures
 from hdm.evaluation.settings import Pipeline
 from hdm.files import canonical_json
 from hdm.generation.prompt_files import read_prompts
-from hdm.scoring.judges import JUDGES, PromptSet, judge_of
+from hdm.scoring.judges import JUDGES, QUESTIONNAIRES, PromptSet, judge_of, questionnaire_of
 from hdm.store import Output
 
 HELD_OUT = "held_out"
-EMOJI = "emoji"
-TITLES = {
-    "combinations": "Combinations that no training picture has",
-    "names": "Names that no training picture bears",
-}
-"""Of the sets of emoji."""
 
 
 def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
@@ -37,14 +30,9 @@ def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
     settings = pipeline.evaluate
     sets: list[PromptSet] = []
     count = settings.num_images
-    judge = judge_of(pipeline)
-    if judge is not None:
-        sets += judge.prompt_sets(count, settings.seed)
-    elif settings.prompts == EMOJI:
-        for name, asked in questions(settings.seed).items():
-            texts = tuple(one.name for one in asked[:count])
-            choices = tuple(one.choices for one in asked[:count])
-            sets.append(PromptSet(name, texts, title=TITLES[name], choices=choices))
+    asker = judge_of(pipeline) or questionnaire_of(pipeline)
+    if asker is not None:
+        sets += asker.prompt_sets(count, settings.seed)
     elif settings.prompts != HELD_OUT:
         listed = read_prompts(Path(settings.prompts))
         repeated = tuple(listed[number % len(listed)] for number in range(count))
@@ -75,14 +63,8 @@ def check_prompts(pipeline: Pipeline) -> None:
     """Raise an InputError where the prompts cannot be had."""
     wanted = pipeline.evaluate.prompts
     judge_of(pipeline)
-    if wanted == EMOJI and pipeline.download.kind != "emoji":
-        raise ConfigError(
-            "evaluate.prompts: emoji needs download.kind: emoji, whose list leaves out what is"
-            " asked for",
-            where="evaluate.prompts",
-            do="write held_out, or name a file of prompts",
-        )
-    if wanted not in (HELD_OUT, EMOJI, *JUDGES):
+    questionnaire_of(pipeline)
+    if wanted not in (HELD_OUT, *JUDGES, *QUESTIONNAIRES):
         read_prompts(Path(wanted))
 
 
@@ -122,11 +104,10 @@ def identify_prompts(pipeline: Pipeline) -> dict[str, Any]:
     judge = judge_of(pipeline)
     if judge is not None:
         return {"prompts": wanted, "judge": dict(judge.identify())}
-    if wanted == EMOJI:
-        asked = {}
-        for name, found in questions(pipeline.evaluate.seed).items():
-            asked[name] = [[one.name, *one.choices] for one in found]
-        return {"prompts": hashlib.sha256(canonical_json(asked)).hexdigest()}
+    questionnaire = questionnaire_of(pipeline)
+    if questionnaire is not None:
+        asked = canonical_json(dict(questionnaire.identify()))
+        return {"prompts": hashlib.sha256(asked).hexdigest()}
     if wanted == HELD_OUT:
         return {"prompts": wanted}
     texts = "\n".join(read_prompts(Path(wanted)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from hdm import values
 from hdm.acquisition import settings as acquisition
@@ -15,10 +15,10 @@ from hdm.training.settings import TrainSettings
 
 
 class EvaluateSettings(SolverSettings):
-    prompts: Literal["held_out", "scenes", "emoji"] | str = "held_out"
-    """held_out: captions of held-out pictures; scenes: one- and two-object prompts with known
-    truth; emoji: 32 combinations and 32 names that no training picture of kind emoji has, with a
-    page to choose from four names; otherwise a text or JSONL file.
+    prompts: str = "held_out"
+    """held_out: captions of held-out pictures; the name of registered prompts, as scenes (a judge
+    knows what one or two objects look like) or emoji (a page asks a person which of four names a
+    picture has); else a text or JSONL file.
     """
     num_images: values.Count = 256
     size: values.Size | None = None

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from hdm.acquisition.sites import served_set
 from hdm.config import Pipeline
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
@@ -180,12 +181,8 @@ class _Planner:
         return Size(self.kept)
 
     def _picture_bytes(self) -> float:
-        scenes = self.pipeline.download.kind == "scenes"
-        return (
-            sizes.SCENE_BYTES * self.pipeline.download.scenes.size_px**2
-            if scenes
-            else sizes.PICTURE_BYTES
-        )
+        served = served_set(self.pipeline)
+        return served.picture_bytes(self.pipeline) if served else sizes.PICTURE_BYTES
 
     def _embeddings(self) -> Size:
         towers = self._sizes("contrastive", counts.towers)
@@ -301,8 +298,9 @@ class _Planner:
         ready = self.done.get("download")
         if ready is not None:
             return ready.counts["items"]
-        if settings.kind == "scenes":
-            return round(settings.scenes.count * (1 + settings.scenes.faults))
+        served = served_set(self.pipeline)
+        if served is not None:
+            return served.count(self.pipeline)
         known = [
             count for count in (settings.max_items, settings.expected_items) if count is not None
         ]

@@ -14,7 +14,6 @@ from hdm.keys import DIGITS
 SHARD_IMAGES = 20_000  # of one shape in a file, where nothing is known
 PICTURE_BYTES = 300_000
 """Assumed, of a picture as downloaded: a million pixels at 2.4 bits each."""
-SCENE_BYTES = 0.5  # a pixel, of an embedded scene
 ASPECT = 1.33
 """Assumed: how many times as long as short a picture is, on average."""
 TAR_BYTES = 840

@@ -41,23 +41,27 @@ class PromptSet:
     headline: tuple[str, ...] = ()
 
 
-class Judge(Protocol):
-    """Writes prompts and judges the pictures generated from them."""
-
-    @property
-    def questions(self) -> Sequence[str]:
-        """The questions that it answers about every picture, such as `colour`."""
+class Asker(Protocol):
+    """Writes prompts."""
 
     def identify(self) -> Mapping[str, Any]:
-        """What prompts and answers depend on: a version, hashes of files. Plain JSON values."""
+        """What the prompts, and a judge's answers, depend on: a version, hashes of files. Plain JSON values."""
 
     def prompt_sets(self, num_images: int, seed: int) -> Sequence[PromptSet]:
-        """Its sets of prompts, the most telling first, each with `asked`.
+        """Its sets of prompts, the most telling first; a judge's have `asked`.
 
         Args:
             num_images: size of the first set; others may be smaller.
             seed: equal seeds give equal prompts.
         """
+
+
+class Judge(Asker, Protocol):
+    """Writes prompts and judges the pictures generated from them."""
+
+    @property
+    def questions(self) -> Sequence[str]:
+        """The questions that it answers about every picture, such as `colour`."""
 
     def score(self, asked: Any, pixels: np.ndarray) -> Mapping[str, bool]:
         """By question, whether a picture (H, W, 3) uint8 shows what was `asked`."""
@@ -70,6 +74,10 @@ class Judge(Protocol):
 JUDGES: dict[str, Callable[[Pipeline], Judge]] = {}
 
 
+# Prompts whose pictures a person recognises among `choices`, likewise.
+QUESTIONNAIRES: dict[str, Callable[[Pipeline], Asker]] = {}
+
+
 def register(name: str, make: Callable[[Pipeline], Judge]) -> None:
     """Let `evaluate.prompts: NAME` use this judge's prompts.
 
@@ -80,9 +88,37 @@ def register(name: str, make: Callable[[Pipeline], Judge]) -> None:
     Raises:
         ValueError: the name is taken.
     """
-    if name in JUDGES:
-        raise ValueError(f"a judge called {name!r} is registered already")
+    _check_free(name)
     JUDGES[name] = make
+
+
+def register_questionnaire(name: str, make: Callable[[Pipeline], Asker]) -> None:
+    """Let `evaluate.prompts: NAME` use prompts that have `choices`: a page asks a person which of
+    them a picture shows.
+
+    Args:
+        name, make: as for `register`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    _check_free(name)
+    QUESTIONNAIRES[name] = make
+
+
+def _check_free(name: str) -> None:
+    if name in JUDGES or name in QUESTIONNAIRES:
+        raise ValueError(f"prompts called {name!r} are registered already")
+
+
+def questionnaire_of(pipeline: Pipeline) -> Asker | None:
+    """The questionnaire that the pipeline's prompts come from; None if they come from elsewhere.
+
+    Raises:
+        ConfigError: the pipeline does not fit it.
+    """
+    make = QUESTIONNAIRES.get(pipeline.evaluate.prompts)
+    return None if make is None else make(pipeline)
 
 
 def judge_of(pipeline: Pipeline) -> Judge | None:

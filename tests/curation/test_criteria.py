@@ -12,7 +12,7 @@ from hdm.config import Pipeline
 from hdm.curation import criteria
 from hdm.curation.embed import read_embeddings
 from hdm.curation.outputs import filter_outputs
-from hdm.curation.settings import FilterSettings
+from hdm.curation.settings import FilterSettings, TopFraction
 from hdm.data.tables import read_tables
 from hdm.errors import ConfigError
 from hdm.evaluation import exhibits
@@ -93,6 +93,33 @@ def test_an_added_criterion_decides_is_counted_and_reported_and_measures_alone(
 
     _, third = made(download, store, Pipeline(filter=FilterSettings(limits={"brightness": 255.0})))
     assert third == ["filter"]
+
+
+def test_pictures_are_ranked_by_an_added_criterion_without_a_limit_of_it(
+    brightness, store, make_download
+):
+    shades = [40, 10, 30, 20]
+    pictures = [scene(number) // 8 + shade for number, shade in enumerate(shades)]
+    download = make_download([(png(one), None) for one in pictures])
+    top = TopFraction(by="brightness", keep=0.5)
+    outputs, new = made(download, store, Pipeline(filter=FilterSettings(top_fraction=top)))
+    assert new == ["filter.measures", "filter"]  # the brightness comes of the same decoding
+    assert "filter.brightness" in outputs
+    reasons = read_tables(outputs["filter"], "scores")["reason"].to_pylist()
+    # Its bound is the most that passes, so the darkest are the best.
+    brightest = sorted(range(4), key=lambda number: pictures[number].mean())[2:]
+    expected = ["top_fraction" if number in brightest else None for number in range(4)]
+    assert reasons == expected
+
+
+def test_an_unknown_score_to_rank_by_is_refused(brightness):
+    top = TopFraction(by="brihgtness")
+    pipeline = Pipeline(filter=FilterSettings(top_fraction=top))
+    *_, decision = filter_outputs(pipeline)
+    with pytest.raises(ConfigError, match="not ranked by 'brihgtness'") as caught:
+        decision.identify(pipeline, {})
+    assert "sharpness" in str(caught.value.do)
+    assert "brightness" in str(caught.value.do)
 
 
 def test_an_added_criterion_is_planned(brightness, tmp_path):

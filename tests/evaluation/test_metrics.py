@@ -62,15 +62,37 @@ register("levels", lambda pipeline: Brightness())
 """
 
 
+QUESTIONNAIRE = """
+from hdm.scoring.judges import PromptSet, register_questionnaire
+
+class Weather:
+    def __init__(self, version):
+        self.version = version
+
+    def identify(self):
+        return {"version": self.version}
+
+    def prompt_sets(self, num_images, seed):
+        choices = ("rain", "snow")
+        texts = tuple(choices[number % 2] for number in range(num_images))
+        return [PromptSet("weather", texts, choices=(choices,) * num_images)]
+
+register_questionnaire("weather", lambda pipeline: Weather(VERSION))
+"""
+
+
 @pytest.fixture
 def as_before() -> Iterator[None]:
     """Metrics and judges that a test registers are gone after it."""
     metrics, known = dict(METRICS), dict(judges.JUDGES)
+    asked = dict(judges.QUESTIONNAIRES)
     yield
     METRICS.clear()
     METRICS.update(metrics)
     judges.JUDGES.clear()
     judges.JUDGES.update(known)
+    judges.QUESTIONNAIRES.clear()
+    judges.QUESTIONNAIRES.update(asked)
 
 
 def load(path: Path, source: str) -> None:
@@ -139,6 +161,25 @@ def test_one_file_adds_a_judge_whose_prompts_are_asked(gallery: Gallery, tmp_pat
     assert [mark["bright"] for mark in found.marks["levels"]] == right
     assert found.scores["bright"].value == sum(right) / 4
     assert found.scores["bright"].headline
+
+
+@pytest.mark.usefixtures("as_before")
+def test_one_file_adds_prompts_that_a_person_judges(gallery: Gallery, tmp_path: Path) -> None:
+    load(tmp_path / "weather.py", QUESTIONNAIRE.replace("VERSION)", "1)"))
+    asked = gallery.changed(tmp_path / "store", prompts="weather", num_images=2)
+    generated = asked.generate()
+    assert read_prompts_of(generated.path, "weather", 2) == ["rain", "snow"]
+    assert (generated.path / "sheet-weather.png").is_file()
+    copies = read_finding(asked.measure("copies"))
+    entries = copies.details["choices"]["weather"]
+    assert [entry["prompt"] for entry in entries] == ["rain", "snow"]
+    assert entries[0]["choices"] == ["rain", "snow"]
+    names = [step.name for step in steps(asked.pipeline)]
+    assert "evaluate.accuracy" not in names
+
+    del judges.QUESTIONNAIRES["weather"]
+    load(tmp_path / "weather.py", QUESTIONNAIRE.replace("VERSION)", "2)"))
+    assert asked.identity.digest != generated.digest
 
 
 def test_without_a_contrastive_model_the_same_images_are_measured(gallery: Gallery) -> None:
