@@ -1,3 +1,3 @@
-"""Small components from a person's own captioned pictures, so that a home without any hub has the
-whole pipeline.
+"""Train small components from a person's own captioned pictures, so that the whole pipeline works
+without a model hub.
 """

@@ -1,5 +1,5 @@
-"""All small components from one source of captioned pictures, written as hub models lie in a
-folder.
+"""Train all small components from one source of captioned pictures and write them to a folder, in
+the formats of hub models.
 """
 
 from __future__ import annotations
@@ -61,29 +61,30 @@ COMPONENTS = {
     "contrastive": "contrastive",
     "aesthetic_head": "aesthetic_head.safetensors",
 }
+# The same for every such folder: its plan.json says what it is made from.
 IDENTITY = Identity("bootstrap", 1, {})
-"""Of every such folder: its plan says what is made there."""
 USUAL = BootstrapSettings()
 PLAN = "plan.json"
 SPENT = "spent.json"
-TRIAL_STEPS = 4  # of each training, to see how long they take
-TRIAL_PART = 6  # one in so many pictures is prepared and measured in a trial, at most
-SHORT = 0.2  # of the minutes; where trainings have less of them, it is said
-READING = 0.25  # of the minutes, at most; the pictures that come later are left out
-MEASURED = 0.25  # of the minutes, at most; where all would take longer, fewer pieces are measured
-LEAST_SHARE = 0.001  # of the plan, where measuring alone takes the minutes that were asked for
+TRIAL_STEPS = 4  # of each training, to time them
+TRIAL_PART = 6  # a trial prepares and measures one picture in this many, or more of them
+SHORT = 0.2  # warn if less than this share of the minutes is left for training
+READING = 0.25  # largest share of the minutes for reading; later pictures are left out
+MEASURED = 0.25  # largest share of the minutes for measuring; fewer items are measured instead
+LEAST_SHARE = 0.001  # of the plan, if measuring alone takes all the minutes
 CHECKPOINT_SEC = 30.0
 PREPARING = "preparing"
 MEASURING = "measuring"
+# In the order of time. Every training has something to prepare; the last of it precedes the CoCa's.
 PARTS = (
     "language_captions",
     "autoencoder_images",
     STATISTICS,
-    PREPARING,  # of every training: the last of it comes before the CoCa's
+    PREPARING,
     "contrastive_images",
     "quality_images",
     MEASURING,
-)  # in time
+)
 
 Check = Callable[[Resolved], Measure]
 Model = TypeVar("Model")
@@ -101,7 +102,8 @@ class Plan:
     quality_images: int = 3_000
 
     def scaled(self, factor: float) -> Plan:
-        return Plan(*(max(1, round(count * factor)) for count in asdict(self).values()))
+        counts = asdict(self)
+        return Plan(**{name: max(1, round(counts[name] * factor)) for name in counts})
 
 
 def bootstrap(
@@ -124,27 +126,27 @@ def bootstrap(
 
     Args:
         examples: captioned pictures; a twentieth is kept out of training, for measuring.
-        out: a new folder, or one where the same was stopped or killed: it goes on from its newest
-            checkpoint.
-        source: what to call the examples in the record.
-        seed: of everything drawn; the same seed, examples and plan give the same weights on the
-            CPU, stopped or not.
-        minutes: how long all of it takes, measuring included: a trial makes a plan, and trainings
-            that turn out faster or slower get more or fewer steps. Time before a run was stopped
-            counts. None: as the plan says.
+        out: a new folder, or one where the same run was stopped or killed, which then resumes from
+            its newest checkpoint.
+        source: name of the examples in the record.
+        seed: of all random numbers; on the CPU the same seed, examples and plan give the same
+            weights, stopped or not.
+        minutes: duration of the whole run, measuring included: a trial makes a plan, and trainings
+            that turn out faster or slower get more or fewer steps. Time spent before a run was
+            stopped counts. None: as long as the plan takes.
         plan: how long to train each; None: the default one.
         size_px: shorter side of the pictures that the autoencoder sees most.
         channels: of a latent.
         max_pictures: use only the first N examples; None: all.
-        check: measures more on the written components, where more is known of the pictures
+        check: a further measurement of the written components, for pictures whose content is known
             (`measured.scenes`).
-        checkpoint_sec: a training is saved about every so many seconds.
+        checkpoint_sec: seconds between checkpoints of a training.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
 
     Returns:
-        What `components.json` holds: components, recipe, measured quality, on how many items of how
-        many that was measured (`measured_on`), and every file's size and sha256; with `minutes`,
-        also how many steps each training took (`schedules`).
+        The content of `components.json`: components, recipe, measured quality, on how many items of
+        how many it was measured (`measured_on`), and every file's size and sha256; with `minutes`
+        also the number of steps of each training (`schedules`).
 
     Raises:
         InputError: too few captioned pictures, or `out` holds something else.
@@ -162,8 +164,15 @@ def bootstrap(
             lessons = _gathered(examples, draft, size_px, max_pictures, minutes)
             tokenizer = train_tokenizer(lessons.captions)
             recipe = _Recipe(lessons, seed, size_px, channels, check, tokenizer)
-            asked = {"source": source, "seed": seed, "size_px": size_px, "channels": channels, "minutes": minutes,
-                     "plan": asdict(plan or Plan()), "pictures": lessons.digest()}  # fmt: skip
+            asked = {
+                "source": source,
+                "seed": seed,
+                "size_px": size_px,
+                "channels": channels,
+                "minutes": minutes,
+                "plan": asdict(plan or Plan()),
+                "pictures": lessons.digest(),
+            }
             work = _Work(draft, asked, begun, checkpoint_sec, lessons.cut_at)
             return _run(recipe, work)
     except Stopped:
@@ -182,7 +191,7 @@ def _gathered(
     max_pictures: int | None,
     minutes: float | None,
 ) -> Lessons:
-    """The pictures that can be read in their part of the minutes; a run that goes on takes as many
+    """The pictures that can be read within their share of the minutes. A resumed run uses as many
     as it began with.
     """
     if (draft.scratch / PLAN).exists():
@@ -202,7 +211,7 @@ def _gathered(
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What components are made from, and how."""
+    """What the components are made from, and how."""
 
     lessons: Lessons
     seed: int
@@ -218,8 +227,8 @@ class _Finished(TypedDict):
     schedule: list[tuple[int, int]]
 
 
-class _Kept(TypedDict):
-    """What plan.json holds."""
+class _PlanRecord(TypedDict):
+    """The content of plan.json."""
 
     asked: dict[str, Any]
     plan: Plan
@@ -228,33 +237,33 @@ class _Kept(TypedDict):
     cut_at: int | None
 
 
-def _read_plan(draft: Draft) -> _Kept:
+def _read_plan(draft: Draft) -> _PlanRecord:
     do = f"remove {draft.path} and run the command again: it starts anew"
-    kept = read_record(draft.scratch / PLAN, _Kept, do)
-    if kept["asked"].get("minutes") is not None and set(kept["expected"]) != set(PARTS):
-        what = "it was begun by another release, which parted the time otherwise"
+    record = read_record(draft.scratch / PLAN, _PlanRecord, do)
+    if record["asked"].get("minutes") is not None and set(record["expected"]) != set(PARTS):
+        what = "it was begun by another release, which divided the time otherwise"
         raise InputError(what, where=draft.path, do=do)
-    return kept
+    return record
 
 
 @dataclass(eq=False)
 class _Work:
-    """A folder under way: what was asked for, the plan, and which components are finished.
+    """A run in progress: its arguments, its plan, and the components that are finished.
 
-    .scratch/plan.json               as below
-    .scratch/spent.json              the seconds that it took so far
-    .scratch/threads.json            CPU threads that it began with
+    .scratch/plan.json               a `_PlanRecord`
+    .scratch/spent.json              seconds spent so far
+    .scratch/threads.json            number of CPU threads that the run began with
     .scratch/<component>/            checkpoints
 
     Args:
         draft: of the folder.
-        asked: what has to be the same for a run that goes on there.
-        begun: when this process began with it.
+        asked: arguments that have to be the same for a resumed run.
+        begun: when this process began to work on it.
         checkpoint_sec: seconds between checkpoints.
-        cut_at: how many examples were taken, where there was no time for all.
+        cut_at: number of examples that were used, if there was no time for all.
 
     Raises:
-        InputError: something else was begun there.
+        InputError: a run with other arguments was begun there.
     """
 
     draft: Draft
@@ -284,7 +293,7 @@ class _Work:
             self.cut_at = before["cut_at"]
 
     def begin(self, plan: Plan, expected: Mapping[str, float]) -> None:
-        """Settle the plan, and the seconds that its parts are expected to take."""
+        """Fix the plan and the seconds that its parts are expected to take."""
         self.plan = plan
         self.expected = dict(expected)
         self._write()
@@ -295,7 +304,7 @@ class _Work:
 
     @cached_property
     def budget(self) -> Budget:
-        """The time that is left to it, once the plan is settled."""
+        """The time that is left, once the plan is fixed."""
         minutes = self.asked["minutes"]
         seconds = None if minutes is None else 60 * minutes
         return Budget(seconds, self.begun, self.expected, self.scratch / SPENT)
@@ -304,11 +313,11 @@ class _Work:
         return self.draft.path / COMPONENTS[component]
 
     def place(self, component: str, part: str) -> Place:
-        """Where a component's training is."""
+        """The folder and the time of a component's training."""
         return Place(self.scratch / component, part, self.budget, self.checkpoint_sec)
 
     def has(self, component: str) -> bool:
-        """Whether a component is there as it was written."""
+        """Whether a component is finished and undamaged."""
         if component not in self.finished:
             return False
         return all(self.draft.has(name) for name in self.finished[component]["files"])
@@ -338,18 +347,25 @@ class _Work:
         part: str,
         schedule: list[tuple[int, int]],
     ) -> None:
-        """Write a component, after a training of a part of the plan.
+        """Write a component after its training.
 
         Args:
+            component: its name.
             save: writes it to a path.
+            part: of the plan.
             schedule: of the training.
         """
+        # Libraries write several files without any of our guarantees: they write aside, and the
+        # draft moves each finished file into its place.
         aside = self.scratch / "written" / COMPONENTS[component]
         remove(aside)
         aside.parent.mkdir(exist_ok=True)
         save(aside)
-        written = [path for path in (aside, *aside.rglob("*")) if path.is_file()]
-        names = sorted(path.relative_to(aside.parent).as_posix() for path in written)
+        names = []
+        for path in (aside, *aside.rglob("*")):
+            if path.is_file():
+                names.append(path.relative_to(aside.parent).as_posix())
+        names.sort()
         for name in names:
             with self.draft.write(name) as file:
                 (aside.parent / name).replace(file.path)
@@ -357,28 +373,36 @@ class _Work:
         self._write()
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """Bytes and sha256 of all components' files."""
-        found = {}
+        """Size and sha256 of all components' files."""
+        files = {}
         for name in sorted(self.draft.records, key=Path):
             record = self.draft.records[name]
-            found[name] = {"bytes": record.bytes, "sha256": record.sha256}
-        return found
+            files[name] = {"bytes": record.bytes, "sha256": record.sha256}
+        return files
 
     def schedules(self) -> dict[str, Any]:
-        """How many steps each training took, as `Schedule` has it, by its field of the plan."""
+        """Bends of each training's `Schedule`, by its field of the plan."""
         return {one["part"]: one["schedule"] for one in self.finished.values()}
 
     def _write(self) -> None:
         assert self.plan is not None
-        asked = {"asked": self.asked, "plan": asdict(self.plan), "expected": self.expected}
-        kept = asked | {"finished": self.finished, "cut_at": self.cut_at}
-        write_json(self.scratch / PLAN, kept)
+        record = {
+            "asked": self.asked,
+            "plan": asdict(self.plan),
+            "expected": self.expected,
+            "finished": self.finished,
+            "cut_at": self.cut_at,
+        }
+        write_json(self.scratch / PLAN, record)
 
 
 def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
     if work.plan is None:
         plan = Plan(**work.asked["plan"])
-        work.begin(*((plan, {}) if work.asked["minutes"] is None else _timed(recipe, work, plan)))
+        if work.asked["minutes"] is None:
+            work.begin(plan, {})
+        else:
+            work.begin(*_timed(recipe, work, plan))
     assert work.plan is not None
     keep_threads(work.scratch, None)
     _train(recipe, work)
@@ -397,8 +421,10 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
 
 
 def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
-    """One file or folder for each component, written as soon as it is trained; the seconds of each
-    training by its field of the plan.
+    """Train the components that are missing and write each as soon as it is trained.
+
+    Returns:
+        The seconds of each training, by its field of the plan.
     """
     assert work.plan is not None
     lessons = recipe.lessons
@@ -429,7 +455,7 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
         lambda model, path: save_contrastive(model, tokenizer, path),
     )
     if not work.has("aesthetic_head"):
-        # The head is fitted to the weights as they were written, in 16 bits.
+        # The head is fitted to the written model, whose weights have 16 bits.
         written = load_contrastive(Resolved(contrastive=str(work.path("contrastive"))))
         with budget.timed("quality_images"):
             head, count = train_quality_head(
@@ -441,7 +467,7 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
 
 
 def _measures(recipe: _Recipe, out: Path) -> dict[str, Measure]:
-    """Of the components as they load, on the pictures kept out."""
+    """Measurements of the written components on the pictures kept out of training."""
     held_out = recipe.lessons.held_out
     written = _written(out)
     contrastive = load_contrastive(written)
@@ -460,40 +486,47 @@ def _measures(recipe: _Recipe, out: Path) -> dict[str, Measure]:
 
 
 def _measured(recipe: _Recipe, out: Path, until: float | None) -> dict[str, Any]:
-    """What was measured until then, and on how many items of how many."""
+    """Results measured until then, and on how many items of how many."""
     measures = _measures(recipe, out)
     measure_in_time(measures, until)
-    fewer = [
-        f"{name} {one.items_done} of {one.count}"
-        for name, one in measures.items()
-        if one.items_done < one.count
-    ]
-    if fewer:
-        log.warning("measured as much as fitted into the minutes: %s", ", ".join(fewer))
-    return {
-        "measured": {name: one.result() for name, one in measures.items()},
-        "measured_on": {
-            name: {"items": one.items_done, "of": one.count} for name, one in measures.items()
-        },
-    }
+    results = {}
+    counts = {}
+    cut_short = []
+    for name, measure in measures.items():
+        results[name] = measure.result()
+        counts[name] = {"items": measure.items_done, "of": measure.count}
+        if measure.items_done < measure.count:
+            cut_short.append(f"{name} {measure.items_done} of {measure.count}")
+    if cut_short:
+        log.warning("measured as much as fitted into the minutes: %s", ", ".join(cut_short))
+    return {"measured": results, "measured_on": counts}
 
 
 def _written(out: Path) -> Resolved:
+    """The components in a folder."""
     return Resolved(**{name: str(out / path) for name, path in COMPONENTS.items()})
 
 
 def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, float]]:
-    """The plan, shortened or lengthened to fit into the minutes, and the seconds that its parts are
-    expected to take.
+    """The plan scaled to fit into the minutes, and the seconds that its parts are expected to take.
 
-    All of it is tried in small, on a part of the pictures, in a folder that is thrown away. What
-    trainings take grows with the plan; what preparing takes grows with the pictures, and what
-    measuring takes with its pieces.
+    A small trial of everything runs on some of the pictures, in a folder that is thrown away. The
+    time for training grows with the plan, that for preparing with the pictures, and that for
+    measuring with its items.
     """
-    few = Plan(*(TRIAL_STEPS * batch for batch in (8, 32, 64, 64)))
+    # Four steps of each training, at its batch size.
+    few = Plan(
+        autoencoder_images=TRIAL_STEPS * 8,
+        contrastive_images=TRIAL_STEPS * 32,
+        language_captions=TRIAL_STEPS * 64,
+        quality_images=TRIAL_STEPS * 64,
+    )
     lessons = recipe.lessons
     every = max(1, min(TRIAL_PART, len(lessons.held_out) // FEWEST_HELD_OUT))
-    tried = replace(recipe, lessons=Lessons(lessons.train[::every], lessons.held_out[::every]))
+    trial_recipe = replace(
+        recipe, lessons=Lessons(lessons.train[::every], lessons.held_out[::every])
+    )
+    # The first import would otherwise count as time of the trial's trainings.
     _load_libraries(recipe)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -502,7 +535,7 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
         start = time.monotonic()
         trial = _Work(draft, {"minutes": None}, start, math.inf)
         trial.begin(few, {})
-        took = _train(tried, trial)
+        took = _train(trial_recipe, trial)
         preparing = time.monotonic() - start - sum(took.values())
         start = time.monotonic()
         measures = _measures(recipe, draft.path)
@@ -515,6 +548,7 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
     }
     counts = asdict(few)
     full = {name: took[name] * count / counts[name] for name, count in asdict(plan).items()}
+    # What reading, preparing and measuring leave of the minutes is for training.
     left = work.begun + seconds - time.monotonic() - sum(rest.values())
     if left < SHORT * seconds:
         log.warning(
@@ -529,7 +563,7 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
 
 
 def _load_libraries(recipe: _Recipe) -> None:
-    """Import what the trainings need, which takes seconds once and not at every training."""
+    """Import the libraries of the trainings, which takes seconds the first time."""
     new_language_model(len(recipe.tokenizer))
     new_contrastive(recipe.tokenizer)
     new_autoencoder(recipe.channels)

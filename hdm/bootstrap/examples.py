@@ -1,4 +1,4 @@
-"""Pictures in memory with their captions, as small models learn from them."""
+"""Pictures in memory with their captions, on which the small components are trained."""
 
 from __future__ import annotations
 

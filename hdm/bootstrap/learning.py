@@ -1,8 +1,8 @@
-"""What the three trainings share: the rates' rise and fall, clipped gradients, checkpoints, an end
-in time, and weights in 16 bits.
+"""What the three trainings share: learning rate schedule, clipped gradients, checkpoints, a time
+limit, and weights in 16 bits.
 
-Nothing random is kept: what a step draws follows from the seed and its number, so that a training
-that was stopped or killed goes on bit by bit.
+No random state is saved: a step's random numbers are a function of the seed and its number, so a
+training that was stopped or killed resumes bit by bit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from hdm.training.process.guard import Signals, Stopped, signals_counted
 from hdm.training.state import checkpoint
 from hdm.training.state.optimizers import load_state, state_tensors
 
-WARMUP = 0.03
-FINAL_RATE = 0.02
+WARMUP = 0.03  # share of the steps
+FINAL_RATE = 0.02  # share of the full rate
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Place:
     """Where a training keeps its checkpoints, and the time that it has.
 
     Args:
-        scratch: the checkpoints' folder; a training that was stopped there goes on.
-        part: of the budget.
+        scratch: the checkpoints' folder; a training that was stopped there is resumed.
+        part: its part of the budget.
         budget: of the run.
-        checkpoint_sec: a checkpoint is written about every so many seconds, at the end, and before
-            it stops on a signal.
+        checkpoint_sec: seconds between checkpoints; one is also written at the end and before it
+            stops on a signal.
     """
 
     scratch: Path
@@ -54,14 +54,14 @@ class Training:
     then falls along a cosine to 2 %.
 
     Args:
-        model: what is trained; from here on with the weights of the newest checkpoint, if there is
-            one.
+        model: what is trained; the newest checkpoint's weights, if there is one, are loaded into
+            it.
         num_items: items to see, repetitions counted.
         batch_size: items a step.
         rate: AdamW's.
         muon_rate: Muon's, in AdamW's units.
         place: where checkpoints are, and how long it may take.
-        embeddings: parts of the names of matrices that AdamW takes all the same.
+        embeddings: AdamW also updates the matrices whose names contain one of these.
     """
 
     loss: Callable[[int], tuple[Tensor, str]]
@@ -79,22 +79,26 @@ class Training:
         place: Place,
         embeddings: tuple[str, ...] = (),
     ) -> None:
-        named = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        hidden = {
-            name: value
-            for name, value in named.items()
-            if value.ndim >= 2
-            and min(value.shape[:2]) > 1
-            and not any(part in name for part in embeddings)
-        }
-        rest = [value for name, value in named.items() if name not in hidden]
+        self.parameters = {}
+        self.names = {}
+        matrices = []
+        others = []
+        for name, value in model.named_parameters():
+            if not value.requires_grad:
+                continue
+            self.parameters[name] = value
+            self.names[id(value)] = name
+            is_matrix = value.ndim >= 2 and min(value.shape[:2]) > 1
+            is_embedding = any(part in name for part in embeddings)
+            if is_matrix and not is_embedding:
+                matrices.append(value)
+            else:
+                others.append(value)
         self.optimizers = [
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
-            Muon(hidden.values(), lr=muon_rate, size="adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
+            Muon(matrices, lr=muon_rate, size="adamw"),
         ]
-        self.parameters = named
         self.rates = [rate, muon_rate]
-        self.names = {id(value): name for name, value in named.items()}
         self.batch_size = batch_size
         self.place = place
         self.schedule = Schedule([(0, max(1, num_items // batch_size))])
@@ -107,14 +111,14 @@ class Training:
         """Train to the end, within the time that is left.
 
         Args:
-            loss: what to lower at the step of a number, and its value in words.
-            what, unit: the training and its items, for the progress that is shown.
+            loss: from the number of a step its loss and a text for the progress display.
+            what, unit: names of the training and its items in the progress display.
 
         Returns:
-            The schedule as it came out.
+            The schedule as it turned out.
 
         Raises:
-            Stopped: SIGTERM or SIGINT came; what was done is saved.
+            Stopped: SIGTERM or SIGINT came; a checkpoint is saved.
         """
         budget = self.place.budget
         part = self.place.part
@@ -146,13 +150,13 @@ class Training:
         return True
 
     def step(self) -> None:
-        value, shown = self.loss(self.num_done)
+        value, text = self.loss(self.num_done)
         self._update(value)
-        self.bar.advance(self.batch_size, shown)
+        self.bar.advance(self.batch_size, text)
         self.pace.look(self.num_done)
 
     def close(self) -> None:
-        """It has no threads of its own."""
+        """Nothing to close: it has no threads."""
 
     def _update(self, loss: Tensor) -> None:
         """One step; gradients are clipped to a norm of 1."""
@@ -179,20 +183,20 @@ class Training:
 
     @torch.no_grad()
     def _resume(self) -> None:
-        """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoint.newest(self.place.scratch)
-        if found is None:
+        """Resume from the newest intact checkpoint, if there is one."""
+        saved = checkpoint.newest(self.place.scratch)
+        if saved is None:
             return
-        weights = found.tensors("weights")
+        weights = saved.tensors("weights")
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
-        load_state(self.optimizers, self.names, found.tensors("optimizer"))
-        self.schedule = Schedule(found.state["schedule"])
-        self.num_done = found.state["step"]
+        load_state(self.optimizers, self.names, saved.tensors("optimizer"))
+        self.schedule = Schedule(saved.state["schedule"])
+        self.num_done = saved.state["step"]
 
 
 def rate_share(schedule: Schedule, step: int) -> float:
-    """Of the full rate, in (0, 1]."""
+    """Share of the full learning rate at a step, in (0, 1]."""
     rising = schedule.progress(step + 1) / WARMUP
     falling = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (
         1 + math.cos(math.pi * schedule.progress(step))
@@ -201,7 +205,7 @@ def rate_share(schedule: Schedule, step: int) -> float:
 
 
 def halve(model: Any) -> Any:
-    """The model with 16-bit weights, as it is written; loaders bring them back to 32.
+    """The model with 16-bit weights, for writing; loaders convert them back to 32 bits.
 
     Raises:
         HdmError: training exploded, or weights are too large for 16 bits.

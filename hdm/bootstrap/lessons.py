@@ -1,4 +1,4 @@
-"""The captioned pictures that components are trained on, and batches of them."""
+"""The captioned pictures on which components are trained, and batches of them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from hdm.pixels import to_image
 from hdm.vae.squares import random_square, resized
 
 FEWEST = 16
-FEWEST_HELD_OUT = 4  # fewer cannot be measured: each needs others beside it
+FEWEST_HELD_OUT = 4  # measuring compares each picture's caption with those of others
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """Examples, the last ones kept out of training for measuring."""
+    """Examples for training, and those kept out of it for measuring."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
-    cut_at: int | None = None  # how many examples were asked for, where there was no time for all
+    cut_at: int | None = None  # number of examples read, if there was no time for all
 
     @property
     def captions(self) -> list[str]:
@@ -38,11 +38,11 @@ class Lessons:
 
     def digest(self) -> str:
         """sha256 of all captions and pixels in order, as 64 hex digits."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for example in (*self.train, *self.held_out):
-            found.update(canonical_json([example.captions, example.pixels.shape]))
-            found.update(example.pixels.tobytes())
-        return found.hexdigest()
+            sha256.update(canonical_json([example.captions, example.pixels.shape]))
+            sha256.update(example.pixels.tobytes())
+        return sha256.hexdigest()
 
 
 def gather(
@@ -52,56 +52,57 @@ def gather(
     held_out: float = 0.05,
     until: float = math.inf,
 ) -> Lessons:
-    """Take the examples in, each picture brought to a shorter side of at most `size_px`.
+    """Read the examples into memory, with pictures reduced to a shorter side of at most `size_px`.
 
     Args:
         examples: read once.
         size_px: shorter side; smaller pictures stay as they are.
-        max_pictures: stop after so many; None: take all.
-        held_out: share kept out of training; at least four are.
-        until: take no more after this time of `time.monotonic`, if there are enough.
+        max_pictures: read only the first N examples; None: all.
+        held_out: share kept out of training, at least four examples.
+        until: read no more after this time of `time.monotonic`, if there are enough.
 
     Raises:
         InputError: there are fewer than 16 captioned pictures.
     """
-    taken: list[Example] = []
+    captioned: list[Example] = []
     cut_at = None
     for count, example in enumerate(islice(examples, max_pictures)):
-        if len(taken) >= FEWEST and time.monotonic() > until:
+        if len(captioned) >= FEWEST and time.monotonic() > until:
             cut_at = count
             break
         if any(caption.strip() for caption in example.captions):
             pixels = resized(example.pixels, size_px, enlarge=False)
-            taken.append(Example(example.captions, pixels))
-    if len(taken) < FEWEST:
+            captioned.append(Example(example.captions, pixels))
+    if len(captioned) < FEWEST:
         raise InputError(
-            f"found {len(taken)} captioned pictures; at least {FEWEST} are needed",
+            f"found {len(captioned)} captioned pictures; at least {FEWEST} are needed",
             do="name a source with more, or its caption column",
         )
-    # Every n-th, so that a source in some order loses none of its parts.
-    every = min(round(1 / held_out), len(taken) // FEWEST_HELD_OUT)
-    kept = [example for place, example in enumerate(taken) if place % every]
-    return Lessons(tuple(kept), tuple(taken[::every]), cut_at)
+    # Every n-th, so that an ordered source loses none of its parts to the held-out examples.
+    every = min(round(1 / held_out), len(captioned) // FEWEST_HELD_OUT)
+    train = [example for number, example in enumerate(captioned) if number % every]
+    return Lessons(tuple(train), tuple(captioned[::every]), cut_at)
 
 
 class Crops:
     """Batches of square crops; each is a function of the seed and its number.
 
-    The shorter side is brought to the crop's first, so that it shows the whole of it.
+    Pictures are first resized to the crop's side by their shorter side, so that a crop shows all of
+    it.
 
     Args:
         examples: pictures; captions are not used.
-        sizes_px: the side is drawn from these for each batch.
-        batch_size: crops a batch, or as many as there are pictures.
-        seed: of order, sides and places.
+        sizes_px: each batch has a random side out of these.
+        batch_size: crops a batch, or fewer if there are fewer pictures.
+        seed: of order, sides and positions.
     """
 
     def __init__(
         self, examples: Sequence[Example], sizes_px: Sequence[int], batch_size: int, seed: int
     ) -> None:
-        self.by_size = {
-            size: [resized(example.pixels, size) for example in examples] for size in sizes_px
-        }
+        self.by_size = {}
+        for size in sizes_px:
+            self.by_size[size] = [resized(example.pixels, size) for example in examples]
         self.count = len(examples)
         self.batch_size = batch_size
         self.seed = seed
@@ -111,15 +112,13 @@ class Crops:
         rng = np.random.default_rng((self.seed, number))
         size = int(rng.choice(list(self.by_size)))
         pictures = self.by_size[size]
-        squares = [
-            random_square(pictures[place], size, rng)
-            for place in places(self.count, self.batch_size, self.seed, number)
-        ]
+        items = batch_items(self.count, self.batch_size, self.seed, number)
+        squares = [random_square(pictures[item], size, rng) for item in items]
         return to_image(np.stack(squares))
 
 
-def places(count: int, batch_size: int, seed: int, number: int) -> np.ndarray:
-    """The items in [0, count) of a batch by its number; over all batches every item comes once
+def batch_items(count: int, batch_size: int, seed: int, number: int) -> np.ndarray:
+    """The items in [0, count) of the batch with this number. Over all batches every item comes once
     before any comes again.
     """
     batch_size = min(batch_size, count)

@@ -1,8 +1,8 @@
-"""How trainings keep to the time that a run was given, however fast the machine turns out to be.
+"""Fit trainings into the time that a run was given, however fast the machine turns out to be.
 
-A trial tells roughly what each part takes. The clock decides: each part gets its share of the time
-that is left when it begins, and a training changes its number of steps as it finds that they are
-faster or slower than expected.
+A trial estimates how long each part takes, but the clock decides: each part gets its share of the
+time that is left when it begins, and a training changes its number of steps if they turn out faster
+or slower than expected.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from typing_extensions import TypedDict
 
 from hdm.files import read_record, write_json
 
-LOOK_EVERY = (
-    16  # the speed is measured over one in so many of the steps that are left, or of the seconds
-)
-TOLERANCE = 0.05  # of the steps that are left: a smaller change is not made
+LOOK_EVERY = 16  # the speed is measured over 1/16 of the remaining steps, or of the remaining time
+TOLERANCE = 0.05  # smaller relative changes of the remaining steps are not made
 
 Now = Callable[[], float]
 
 
 class Schedule:
-    """How far a training is at each step, from 0 to 1: along a straight line, with a bend where the
+    """Progress of a training at each step, from 0 to 1: a straight line with a bend wherever the
     number of steps was changed.
 
-    So the learning rate, which follows it, never jumps, and always falls to its end.
+    The learning rate is a function of this progress, so it never jumps and always reaches its end.
 
     Args:
-        bends: (step, number of steps in all from there on); the first at step 0.
+        bends: (step, total number of steps from there on); the first at step 0.
     """
 
     def __init__(self, bends: Sequence[tuple[int, int]]) -> None:
@@ -43,28 +41,28 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """As it is planned now."""
+        """Total number of steps as planned now."""
         return self.bends[-1][1]
 
     def bend(self, step: int, num_steps: int) -> None:
-        """From `step` on, there are `num_steps` in all."""
+        """From `step` on, plan `num_steps` in total."""
         self._begins.append(self.progress(step) if self.bends else 0.0)
         self.bends.append((step, num_steps))
 
     def progress(self, step: int) -> float:
-        """In [0, 1], at a step after the last bend."""
+        """Progress in [0, 1] at a step after the last bend."""
         begin, num_steps = self.bends[-1]
         done = self._begins[-1]
         return done + (1 - done) * (step - begin) / (num_steps - begin)
 
 
 class Pace:
-    """Bends a schedule so that a training ends at a time.
+    """Bends a schedule so that its training ends on time.
 
     Args:
         schedule: of the training.
         step: steps done so far.
-        until: when it is to end; None: the schedule stays.
+        until: when it has to end; None: the schedule stays.
         now: the clock, in seconds.
     """
 
@@ -77,7 +75,7 @@ class Pace:
         self._look_again(step)
 
     def look(self, step: int) -> None:
-        """After each step: `step` are done."""
+        """Adjust the schedule; called after each step with the number of steps done."""
         left = self.schedule.num_steps - step
         now = self.now()
         if self.until is None or left <= 0 or (step < self.next and now < self.due):
@@ -97,14 +95,15 @@ class Pace:
 
 
 class Budget:
-    """The time that a run was given, shared among its parts. A run that was stopped goes on with
-    what it had left when it last saved; starting again does not count.
+    """The time that a run was given, shared among its parts.
+
+    A resumed run has what was left when it last saved; starting again does not count.
 
     Args:
-        seconds: for the whole run; None: as long as it takes.
-        begun: when the run began, unless `file` says how much it spent before it was stopped.
+        seconds: for the whole run; None: unlimited.
+        begun: when the run began, unless `file` says how much it had spent before it was stopped.
         expected: seconds that each part is expected to take, in order.
-        file: keeps the seconds that were spent.
+        file: stores the seconds spent.
         now: the clock, in seconds.
     """
 
@@ -125,13 +124,13 @@ class Budget:
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Note in `took` how long a part takes."""
+        """Record in `took` how long a part takes."""
         start = self.now()
         yield
         self.took[part] = self.now() - start
 
     def until(self, part: str, progress: float = 0.0) -> float | None:
-        """When a part of which a share is done already has to end; None: whenever it does."""
+        """When a part has to end of which the share `progress` is done; None: no limit."""
         if (left := self.left()) is None:
             return None
         parts = list(self.expected)
@@ -140,11 +139,11 @@ class Budget:
         return self.now() + max(0.0, left) * own / max(own + after, 1e-9)
 
     def left(self) -> float | None:
-        """Seconds until the end, less than none after it; None: there is no end."""
+        """Seconds until the end, negative after it; None: no limit."""
         return None if self.seconds is None else self.begun + self.seconds - self.now()
 
     def save(self) -> None:
-        """Keep how much is spent, for a run that goes on."""
+        """Store how much is spent, for when the run is resumed."""
         write_json(self.file, {"seconds": self.now() - self.begun})
 
 

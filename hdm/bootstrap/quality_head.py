@@ -1,7 +1,6 @@
 """An aesthetic head in LAION's linear form: clean pictures rate 10, spoiled ones down to 1.
 
-Without people's ratings this is a sense of technical quality alone, on the scale that LAION's heads
-have.
+Without people's ratings it measures technical quality only, on the scale of LAION's heads.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from hdm.models.aesthetic import AestheticHead
 from hdm.models.contrastive import Contrastive
 from hdm.progress import track
 
-BEST, WORST = 10.0, 1.0
+BEST = 10.0
+WORST = 1.0
 RIDGE = 1e-3
 BATCH = 64
 MOST_MEASURED = 512  # ratings
@@ -48,24 +48,25 @@ def _compress(picture: Image.Image, strength: float, rng: np.random.Generator) -
 
 
 def _coarsen(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    small = picture.resize(
-        [max(2, round(side / (1 + 5 * strength))) for side in picture.size], Image.Resampling.BOX
-    )
+    factor = 1 + 5 * strength
+    width, height = picture.size
+    size = (max(2, round(width / factor)), max(2, round(height / factor)))
+    small = picture.resize(size, Image.Resampling.BOX)
     return small.resize(picture.size, Image.Resampling.NEAREST)
 
 
 def _wash_out(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    return Image.blend(
-        picture, Image.new("RGB", picture.size, (int(rng.integers(90, 170)),) * 3), 0.85 * strength
-    )
+    level = int(rng.integers(90, 170))
+    grey = Image.new("RGB", picture.size, (level, level, level))
+    return Image.blend(picture, grey, 0.85 * strength)
 
 
 SPOILERS: tuple[Spoiler, ...] = (_blur, _noise, _compress, _coarsen, _wash_out)
 
 
 def spoiled(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """The picture (H, W, 3) uint8, spoiled in one of five ways; a strength of 0 leaves it alone, 1
-    is the most.
+    """The picture (H, W, 3) uint8, spoiled in one of five ways with a strength from 0 (unchanged)
+    to 1.
     """
     if strength <= 0:
         return pixels
@@ -80,15 +81,17 @@ def train_quality_head(
     seed: int,
     until: float | None = None,
 ) -> tuple[AestheticHead, int]:
-    """Ridge regression of ratings on embeddings of pictures of which half were spoiled; and how
-    many there were.
+    """Fit a head by ridge regression of ratings on embeddings; half of the pictures are spoiled.
 
     Args:
-        contrastive: whose embeddings it reads.
+        contrastive: model of the embeddings.
         examples: clean pictures.
-        num_images: how many to rate.
+        num_images: number of pictures to rate.
         seed: of the spoiling.
         until: rate no more after this time of `time.monotonic`; None: rate all.
+
+    Returns:
+        The head, and the number of rated pictures.
     """
     with track("quality head", num_images, "images") as bar:
         embeddings, ratings = _rated(contrastive, examples, num_images, seed, until, bar.advance)
@@ -112,29 +115,27 @@ def _rated(
     until: float | None = None,
     advance: Callable[[int], object] = int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, E) and ratings (N,), float64; of `num_images`, or of fewer whole batches where
-    time is up.
+    """Embeddings (N, E) and ratings (N,), float64, of `num_images` pictures, or of fewer whole
+    batches if time runs out.
     """
     rng = np.random.default_rng(seed)
     strengths = np.where(rng.random(num_images) < 0.5, rng.uniform(0.5, 1, num_images), 0)
-    places = rng.integers(len(examples), size=num_images)
-    found = []
+    items = rng.integers(len(examples), size=num_images)
+    batches = []
     for start in range(0, num_images, BATCH):
-        part = slice(start, start + BATCH)
-        pictures = [
-            spoiled(examples[p].pixels, s, rng)
-            for p, s in zip(places[part], strengths[part], strict=True)
-        ]
-        found.append(contrastive.embed_images(pictures))
+        pictures = []
+        for number in range(start, min(start + BATCH, num_images)):
+            pictures.append(spoiled(examples[items[number]].pixels, strengths[number], rng))
+        batches.append(contrastive.embed_images(pictures))
         advance(len(pictures))
         if until is not None and time.monotonic() > until:
             break
-    embeddings = np.concatenate(found).astype(np.float64)
+    embeddings = np.concatenate(batches).astype(np.float64)
     return embeddings, BEST - (BEST - WORST) * strengths[: len(embeddings)]
 
 
 def save_quality_head(head: AestheticHead, file: Path) -> None:
-    """LAION's linear form: `weight` (1, E) and `bias` (1,)."""
+    """Write LAION's linear form: `weight` (1, E) and `bias` (1,)."""
     from safetensors.torch import save_file
 
     weight, bias = head.layers[0]
@@ -142,13 +143,13 @@ def save_quality_head(head: AestheticHead, file: Path) -> None:
 
 
 class HeadQuality(Measure):
-    """The threshold that tells held-out clean pictures from spoiled ones best, and the shares it
-    gets right.
+    """The threshold that best separates held-out clean pictures from spoiled ones, and the shares
+    that it gets right.
 
     Args:
-        head, contrastive: what is measured, and whose embeddings it reads.
-        examples: clean pictures; each is rated four times, and spoiled in half of them, but no more
-            than 512 times in all.
+        head, contrastive: the head to measure, and the model of its embeddings.
+        examples: clean pictures; each is rated four times and spoiled about every second time, with
+            at most 512 ratings in total.
         seed: of the spoiling.
     """
 

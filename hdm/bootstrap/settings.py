@@ -1,4 +1,4 @@
-"""What can be set of `hdm bootstrap`."""
+"""Settings of `hdm bootstrap`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hdm.settings import Settings
 
 class BootstrapSettings(Settings):
     minutes: values.Minutes | None = None
-    """How long it takes in all, measuring included; None: as long as the demo's components took."""
+    """Total duration, measuring included; None: as many steps as the demo's components had."""
     seed: values.Seed = 0
-    """Of weights, order and crops."""
+    """Seed of weights, order and crops."""
     size_px: values.Side = 64
-    """Shorter side of the pictures that the autoencoder sees most."""
+    """Shorter side of most pictures that the autoencoder is trained on."""
     channels: values.Few = 8
-    """Channels of a latent."""
+    """Number of channels of a latent."""
     max_pictures: values.Count | None = None
     """Use only the first N pictures."""

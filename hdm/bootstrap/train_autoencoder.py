@@ -1,5 +1,5 @@
-"""A small AutoencoderKL, trained to be smooth: 8 × downscale, fully convolutional, latents that
-commute with scaling and turning.
+"""Train a small AutoencoderKL with a smooth latent space: downscale 8, fully convolutional, with
+latents that commute with scaling and turning.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ LEARNING_RATE = 2e-3
 MUON_RATE = 3e-3
 EDGE_WEIGHT = 0.25
 KL_WEIGHT = 1e-4
-NOISE = 0.4  # of the latents' standard deviation, at most
+NOISE = 0.4  # largest noise in units of the latents' standard deviation
 EQUIVARIANT = 0.25  # share of steps that decode a scaled and turned latent
 SCALES = (0.5, 0.75)
 STATISTICS_BATCHES = 64
-FEWEST_BATCHES = 8
-STATISTICS = "statistics"  # part of the time
-DRAWS = 1  # of a step, apart from those of its crops
+FEWEST_BATCHES = 8  # of statistics, even if time has run out
+STATISTICS = "statistics"  # name of this part of the time
+DRAWS = 1  # separates a step's random numbers from those of its crops
 
 
 def train_autoencoder(
@@ -48,12 +48,12 @@ def train_autoencoder(
     place: Place,
     channels: int = CHANNELS,
 ) -> tuple[Any, Schedule]:
-    """An autoencoder with its statistics in its configuration, and how long it was trained.
+    """Train an autoencoder, with its statistics in its configuration, and return its schedule too.
 
     Args:
         examples: pictures; captions are not used.
         num_images: images seen, repetitions counted.
-        size_px: crops have this side, or three quarters of it.
+        size_px: crops have this side or three quarters of it.
         seed: of weights, crops and draws.
         place: where checkpoints are, and how long it may take.
         channels: of a latent.
@@ -87,15 +87,15 @@ def _sizes(size_px: int) -> list[int]:
 
 
 def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """L1 of pixels and of their differences, a little KL, and equivariance (EQ-VAE, arXiv
-    2502.09509, eq. 3) in some steps.
+    """L1 of pixels and of their differences, a little KL, and in some steps equivariance (EQ-VAE,
+    arXiv 2502.09509, eq. 3).
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     posterior = model.encode(image).latent_dist
     raw = posterior.sample(generator)
     target = image
-    # A decoder that forgives what the denoiser gets wrong (as latent denoising in arXiv
-    # 2507.15856).
+    # Noise makes the decoder tolerate the denoiser's errors, as latent denoising does in arXiv
+    # 2507.15856.
     deviation = raw.detach().std((0, 2, 3), keepdim=True)
     noise = torch.randn(raw.shape, generator=generator)
     raw = raw + float(rng.uniform(0, NOISE)) * deviation * noise
@@ -103,34 +103,31 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
         raw, target = Transform(float(rng.choice(SCALES)), int(rng.integers(4))).both(raw, image)
     decoded = model.decode(raw).sample
     l1 = (decoded - target).abs().mean()
-    return (
-        l1
-        + EDGE_WEIGHT * edge_difference(decoded, target)
-        + KL_WEIGHT * posterior.kl().mean() / raw[0].numel(),
-        l1.item(),
-    )
+    edges = edge_difference(decoded, target)
+    kl = posterior.kl().mean() / raw[0].numel()
+    return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * kl, l1.item()
 
 
 def save_autoencoder(model: Any, folder: Path) -> None:
-    """config.json and diffusion_pytorch_model.safetensors, weights in 16 bits."""
+    """Write config.json and diffusion_pytorch_model.safetensors with 16-bit weights."""
     halve(model).save_pretrained(folder)
 
 
 class AutoencoderQuality(Measure):
-    """Mean PSNR (dB) of pictures that were kept out of training, in their middle square."""
+    """Mean PSNR (dB) of the middle squares of pictures kept out of training."""
 
     def __init__(self, autoencoder: Autoencoder, examples: Sequence[Example], size_px: int) -> None:
         super().__init__(len(examples))
         self.autoencoder = autoencoder
         self.examples = examples
         self.size_px = size_px
-        self.found: list[float] = []
+        self.psnr_db: list[float] = []
 
     def add(self, items: Sequence[int]) -> None:
         for item in items:
             image = to_image(middle_square(self.examples[item].pixels, self.size_px)[None])
             decoded = self.autoencoder.decode(self.autoencoder.encode(image))
-            self.found.append(psnr(decoded, image).item())
+            self.psnr_db.append(psnr(decoded, image).item())
 
     def result(self) -> dict[str, Any]:
-        return {"psnr_db": round(float(np.mean(self.found)), 2)}
+        return {"psnr_db": round(float(np.mean(self.psnr_db)), 2)}

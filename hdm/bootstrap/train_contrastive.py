@@ -1,5 +1,5 @@
-"""A small open_clip CoCa: pictures and captions in one space, captions from pictures, and a sense
-of quality in its embedding.
+"""Train a small open_clip CoCa: it embeds pictures and captions in one space, captions pictures,
+and encodes technical quality in its embedding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import Place, Training, halve
-from hdm.bootstrap.lessons import places
+from hdm.bootstrap.lessons import batch_items
 from hdm.bootstrap.pace import Schedule
 from hdm.bootstrap.quality_head import spoiled
 from hdm.bootstrap.train_text_encoder import tokenized
@@ -23,7 +23,8 @@ from hdm.files import write_json
 from hdm.measuring import Measure, balance, share
 from hdm.models.contrastive import Contrastive
 
-SIZE_PX, PATCH = 64, 8
+SIZE_PX = 64
+PATCH = 8
 CONTEXT = 32
 WIDTH = 128
 BATCH = 32
@@ -32,7 +33,7 @@ MUON_RATE = 6e-3
 CAPTION_WEIGHT = 2.0
 QUALITY_WEIGHT = 4.0
 SPOILED = 0.25  # share of the pictures
-# Squashed, not cropped: a caption may speak of what lies at the edges.
+# Squashed, not cropped: captions may mention what is at the edges.
 PREPROCESS = {
     "size": SIZE_PX,
     "mean": [0.5] * 3,
@@ -56,12 +57,26 @@ def model_config(vocabulary: int) -> dict[str, Any]:
         "init_logit_scale": float(np.log(10)),
         "init_logit_bias": -8.0,
         "vision_cfg": {
-            "image_size": SIZE_PX, "patch_size": PATCH, "width": WIDTH, "head_width": 32, "layers": 3, "mlp_ratio": 3.0,
-            "attentional_pool": True, "attn_pooler_queries": 16, "attn_pooler_heads": 4, "output_tokens": True,
+            "image_size": SIZE_PX,
+            "patch_size": PATCH,
+            "width": WIDTH,
+            "head_width": 32,
+            "layers": 3,
+            "mlp_ratio": 3.0,
+            "attentional_pool": True,
+            "attn_pooler_queries": 16,
+            "attn_pooler_heads": 4,
+            "output_tokens": True,
         },
-        "text_cfg": {**tower, "mlp_ratio": 3.0, "embed_cls": True, "output_tokens": True, "pad_id": 0},
+        "text_cfg": {
+            **tower,
+            "mlp_ratio": 3.0,
+            "embed_cls": True,
+            "output_tokens": True,
+            "pad_id": 0,
+        },
         "multimodal_cfg": {**tower, "attn_pooler_heads": 4},
-    }  # fmt: skip
+    }
 
 
 def new_contrastive(tokenizer: Any) -> Contrastive:
@@ -70,14 +85,14 @@ def new_contrastive(tokenizer: Any) -> Contrastive:
     from open_clip.model import set_model_preprocess_cfg
 
     model = CoCa(**model_config(len(tokenizer)))
-    # open_clip leaves the decoder's read-out as it came from memory.
+    # open_clip leaves the decoder's read-out uninitialised.
     nn.init.normal_(model.text_decoder.text_projection, std=WIDTH**-0.5)
     set_model_preprocess_cfg(model, PREPROCESS)
     return Contrastive(model, _OpenClipTokenizer(tokenizer), "cpu")
 
 
 class _OpenClipTokenizer:
-    """What open_clip makes of a transformers tokenizer found in a model's folder."""
+    """Behaves like open_clip's wrapper of a transformers tokenizer in a model's folder."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -90,12 +105,12 @@ class _OpenClipTokenizer:
 def train_contrastive(
     tokenizer: Any, examples: Sequence[Example], num_images: int, seed: int, place: Place
 ) -> tuple[Contrastive, Schedule]:
-    """A CoCa that tells fitting captions from others, writes captions, and sees whether a picture
-    was spoiled; and how long it was trained.
+    """Train a CoCa to tell matching captions from others, to write captions, and to see whether a
+    picture is spoiled; return its schedule too.
 
     Args:
         tokenizer: from `train_tokenizer`.
-        examples: captioned pictures; one of the captions is drawn each time.
+        examples: captioned pictures; each time one of the captions is chosen at random.
         num_images: images seen, repetitions counted.
         seed: of weights, order and draws.
         place: where checkpoints are, and how long it may take.
@@ -117,13 +132,12 @@ def train_contrastive(
 
     def loss(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((seed, step))
-        chosen = places(len(examples), batch_size, seed, step)
+        items = batch_items(len(examples), batch_size, seed, step)
         strengths = np.where(rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0)
-        pictures = [
-            spoiled(examples[number].pixels, strength, rng)
-            for number, strength in zip(chosen, strengths, strict=True)
-        ]
-        texts = torch.stack([ids[number][rng.integers(len(ids[number]))] for number in chosen])
+        pictures = []
+        for item, strength in zip(items, strengths, strict=True):
+            pictures.append(spoiled(examples[item].pixels, strength, rng))
+        texts = torch.stack([ids[item][rng.integers(len(ids[item]))] for item in items])
         return _loss(contrastive, pictures, texts, torch.from_numpy(strengths).float())
 
     schedule = training.run(loss, "contrastive", "images")
@@ -134,14 +148,15 @@ def train_contrastive(
 def _loss(
     contrastive: Contrastive, pictures: list[np.ndarray], texts: Tensor, strengths: Tensor
 ) -> tuple[Tensor, str]:
+    # Padding is cut off and put back: the class token has the last position.
     texts = texts[:, : int((texts != 0).sum(1).max())]
-    texts = F.pad(texts, (0, CONTEXT - texts.shape[1]))  # the class token's place is the last
+    texts = F.pad(texts, (0, CONTEXT - texts.shape[1]))
     out = contrastive.model(contrastive.pixels(pictures), texts)
     cosines = out["image_features"] @ out["text_features"].T
     fit = _sigmoid_loss(cosines * out["logit_scale"] + out["logit_bias"])
     words = F.cross_entropy(out["logits"].flatten(0, 1), out["labels"].flatten(), ignore_index=0)
-    # A fixed direction: a read-out that learns goes to zero before the embedding holds anything to
-    # read.
+    # The rating is read from a fixed direction: a learned read-out would go to zero before the
+    # embedding holds anything to read.
     rated = 0.5 - 2 * out["image_features"][:, 0]
     wrong = (rated - strengths).square().mean()
     return (
@@ -151,38 +166,38 @@ def _loss(
 
 
 def _sigmoid_loss(logits: Tensor) -> Tensor:
-    """Every pair by itself, fitting or not (SigLIP, arXiv 2303.15343), so that one threshold serves
-    all captions.
+    """SigLIP's loss (arXiv 2303.15343): each pair is judged by itself as matching or not, so that
+    one threshold serves all captions.
     """
     signs = 2 * torch.eye(len(logits)) - 1
     return -F.logsigmoid(signs * logits).sum() / len(logits)
 
 
 def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> None:
-    """open_clip_config.json, open_clip_model.safetensors in 16 bits, and the tokenizer's files."""
+    """Write open_clip_config.json, open_clip_model.safetensors in 16 bits, and the tokenizer's
+    files.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     config = model_config(len(tokenizer))
-    config["text_cfg"]["hf_tokenizer_name"] = (
-        "this folder"  # open_clip reads it as: the tokenizer lies beside
-    )
+    # open_clip takes any name here to mean that the tokenizer is in the same folder.
+    config["text_cfg"]["hf_tokenizer_name"] = "this folder"
     write_json(
         folder / "open_clip_config.json",
         {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": PREPROCESS},
     )
-    weights = {
-        name: value.contiguous() for name, value in halve(contrastive.model).state_dict().items()
-    }
+    halved = halve(contrastive.model).state_dict()
+    weights = {name: value.contiguous() for name, value in halved.items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 
 class ContrastiveQuality(Measure):
-    """How well fitting captions are told from those of other held-out pictures, and the cosine that
-    does it best.
+    """How well captions are told from those of other held-out pictures, by the best threshold.
 
-    The result: threshold, and the shares of fitting pairs above and of other pairs below it.
+    The result holds the threshold (a cosine), and the shares of matching pairs above it and of
+    other pairs below it.
     """
 
     def __init__(self, contrastive: Contrastive, examples: Sequence[Example]) -> None:
@@ -193,10 +208,10 @@ class ContrastiveQuality(Measure):
         self.texts: list[np.ndarray] = []
 
     def add(self, items: Sequence[int]) -> None:
-        chosen = [self.examples[item] for item in items]
-        pixels, captions = zip(*((one.pixels, one.captions[0]) for one in chosen), strict=True)
-        self.images.append(self.contrastive.embed_images(list(pixels)))
-        self.texts.append(self.contrastive.embed_texts(list(captions)))
+        pixels = [self.examples[item].pixels for item in items]
+        captions = [self.examples[item].captions[0] for item in items]
+        self.images.append(self.contrastive.embed_images(pixels))
+        self.texts.append(self.contrastive.embed_texts(captions))
 
     def result(self) -> dict[str, Any]:
         cosines = np.concatenate(self.images) @ np.concatenate(self.texts).T

@@ -1,4 +1,4 @@
-"""A tokenizer and a small causal language model of a published class, trained on the captions."""
+"""Train a tokenizer and a small causal language model (Qwen3) on the captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm.bootstrap.learning import Place, Training, halve
-from hdm.bootstrap.lessons import places
+from hdm.bootstrap.lessons import batch_items
 from hdm.bootstrap.pace import Schedule
 from hdm.measuring import Measure
 from hdm.models.components import hushed
@@ -30,17 +30,15 @@ HEADS = 4
 BATCH = 64
 LEARNING_RATE = 2e-3
 MUON_RATE = 1e-2
-# Large: at 5 the last states of "circle" and "star" were nearly one, and a denoiser that read them
-# never learned the kinds.
+# Large: at 5 the last hidden states of "circle" and "star" were nearly equal, and a denoiser that
+# read them never learned the kinds.
 RECALL_WEIGHT = 60.0
 
 
 def train_tokenizer(captions: Sequence[str]) -> Any:
-    """A byte-level BPE tokenizer of the captions' lower-case words, wrapped as transformers wraps
-    its own.
+    """A byte-level BPE tokenizer of the captions' lower-case words, as a transformers tokenizer.
 
-    Any text has tokens, and every caption starts and ends with one of its own, so that the empty
-    one has two.
+    It encodes any text. Every caption gets a start and an end token, so the empty one has two.
     """
     from tokenizers import (
         Tokenizer,
@@ -81,13 +79,11 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
 
 
 def tokenized(tokenizer: Any, captions: Sequence[str], max_tokens: int = CONTEXT) -> Tensor:
-    """Token ids (N, T) int64, cut to `max_tokens` and filled up on the right with the padding
-    token.
-    """
+    """Token ids (N, T) int64, cut to `max_tokens` and padded on the right."""
     rows = tokenizer(list(captions), truncation=True, max_length=max_tokens)["input_ids"]
     ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
     return ids
 
 
@@ -96,21 +92,30 @@ def new_language_model(vocabulary: int) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
-        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, head_dim=WIDTH // HEADS, max_position_embeddings=512, tie_word_embeddings=True,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=WIDTH // HEADS,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return Qwen3ForCausalLM(config)
 
 
 def train_language_model(
     tokenizer: Any, captions: Sequence[str], num_captions: int, seed: int, place: Place
 ) -> tuple[Any, Schedule]:
-    """A language model of the captions, and how long it was trained.
+    """Train a language model of the captions and return its schedule too.
 
-    Besides the next token, each last hidden state learns to tell which tokens came before it: that
-    is what a denoiser reads it for, and a small model that only predicts forgets. The read-out for
-    it is thrown away.
+    Besides the next token, each last hidden state learns to predict which tokens came before it.
+    The denoiser needs just that from it, and a small model that only predicts the next token
+    forgets it. The read-out for this is thrown away.
 
     Args:
         tokenizer: from `train_tokenizer`.
@@ -135,7 +140,7 @@ def train_language_model(
     )
 
     def loss(step: int) -> tuple[Tensor, str]:
-        batch = ids[places(len(ids), batch_size, seed, step)]
+        batch = ids[batch_items(len(ids), batch_size, seed, step)]
         batch = batch[:, : int((batch != 0).sum(1).max())]
         hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state
         guess = F.cross_entropy(
@@ -149,16 +154,15 @@ def train_language_model(
 
 
 def _recall_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Binary cross-entropy of which tokens came so far, averaged over real positions."""
+    """Binary cross-entropy of which tokens came so far, averaged over positions without padding."""
     seen = F.one_hot(ids, logits.shape[-1]).cumsum(1).clamp(max=1).to(logits.dtype)
     real = (ids != 0).unsqueeze(-1)
-    return (F.binary_cross_entropy_with_logits(logits, seen, reduction="none") * real).mean(
-        -1
-    ).sum() / real.sum()
+    errors = F.binary_cross_entropy_with_logits(logits, seen, reduction="none") * real
+    return errors.mean(-1).sum() / real.sum()
 
 
 def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """config.json, model.safetensors in 16 bits, and the tokenizer's files."""
+    """Write config.json, model.safetensors in 16 bits, and the tokenizer's files."""
     with hushed("transformers"):
         halve(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -167,11 +171,11 @@ def save_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 class LanguageQuality(Measure):
-    """Perplexity of captions that were kept out of training.
+    """Perplexity of captions kept out of training.
 
     Args:
-        folder: the model as it was written.
-        captions: up to 512 of them are looked at.
+        folder: the written model.
+        captions: at most the first 512 are measured.
     """
 
     def __init__(self, folder: Path, captions: Sequence[str]) -> None:
@@ -191,11 +195,11 @@ class LanguageQuality(Measure):
     def add(self, items: Sequence[int]) -> None:
         ids = tokenized(self.tokenizer, [self.captions[item] for item in items])
         logits = self.model(input_ids=ids, attention_mask=(ids != 0).long()).logits
-        guessed = logits[:, :-1].flatten(0, 1)
-        wanted = ids[:, 1:].flatten()
-        loss = F.cross_entropy(guessed, wanted, ignore_index=0, reduction="sum")
+        predicted = logits[:, :-1].flatten(0, 1)
+        target = ids[:, 1:].flatten()
+        loss = F.cross_entropy(predicted, target, ignore_index=0, reduction="sum")
         self.loss += loss.item()
-        self.num_tokens += int((wanted != 0).sum())
+        self.num_tokens += int((target != 0).sum())
 
     def result(self) -> dict[str, Any]:
         perplexity = math.exp(self.loss / self.num_tokens)

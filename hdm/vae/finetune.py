@@ -1,7 +1,7 @@
-"""Training an autoencoder, from its first step or from a checkpoint, to its last step.
+"""Train an autoencoder to its last step, from its first step or from a checkpoint.
 
-Nothing random is kept: crops, transforms and draws follow from the seed and the step, so that a
-killed run goes on bit by bit (on the CPU; elsewhere to rounding).
+No random state is saved: crops, transforms and draws are functions of the seed and the step. A
+killed run therefore resumes bit by bit (on the CPU; elsewhere up to rounding).
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from hdm.vae.losses import Objective, pixel_difference
 from hdm.vae.settings import VaeSettings
 from hdm.vae.squares import middle_square, random_square, resized
 
-LOOKS = 8  # times that it is looked how much the weights explain
-LOG_EVERY, LINES_AT_LEAST = 10, 20  # steps a line of metrics.jsonl; fewer where the run is short
+LOOKS = 8  # number of times that `Finetuning.explained` is measured
+LOG_EVERY = 10  # steps for each line of metrics.jsonl
+LINES_AT_LEAST = 20  # a short run writes a line after fewer steps
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Place:
     """Where a run writes.
 
     Args:
-        folder: `metrics.jsonl` and `timing.jsonl` grow here.
-        scratch: checkpoints lie here.
+        folder: of `metrics.jsonl` and `timing.jsonl`.
+        scratch: folder of checkpoints.
         digest: of settings, pictures and the autoencoder to start from; a checkpoint of another
             digest is refused.
     """
@@ -70,32 +71,30 @@ class Batch:
 
 
 def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int) -> Batch:
-    """The batch of a step: every picture once before any comes again, a square of each, anywhere
-    along its longer side.
+    """The batch of a step: random squares along the longer sides of pictures. Every picture comes
+    once before any comes again.
     """
     numbers = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
     rng = np.random.default_rng((settings.seed, step))
-    squares = [
-        random_square(resized(pictures[int(chosen)], settings.size_px), settings.size_px, rng)
-        for chosen in endless(numbers, len(pictures), settings.seed)
-    ]
-    return Batch(
-        to_image(np.stack(squares)), draw_transform(rng, settings.scales), int(rng.integers(2**62))
-    )
+    squares = []
+    for item in endless(numbers, len(pictures), settings.seed).tolist():
+        picture = resized(pictures[item], settings.size_px)
+        squares.append(random_square(picture, settings.size_px, rng))
+    transform = draw_transform(rng, settings.scales)
+    return Batch(to_image(np.stack(squares)), transform, int(rng.integers(2**62)))
 
 
 def takes_muon(name: str, tensor: Tensor) -> bool:
-    """Whether Muon takes a tensor of an autoencoder: convolutions and matrices with more than one
-    row and column.
+    """Whether Muon updates a tensor of an autoencoder: convolutions, and matrices with more than
+    one row and one column.
     """
     return tensor.ndim >= 2 and min(tensor.shape[:2]) > 1
 
 
 @dataclass
 class _Position:
-    """Where training stands: steps done, the terms' sums over the `count` steps since the last line
-    of metrics, and the most that was explained of the pictures (`Finetuning.explained`) when that
-    was looked at.
+    """Progress of the training: steps done, the terms' sums over the `count` steps since the last
+    line of metrics, and the highest value of `Finetuning.explained` so far.
     """
 
     step: int = 0
@@ -105,16 +104,16 @@ class _Position:
 
 
 class Finetuning:
-    """An autoencoder's training, as `run_course` turns it.
+    """An autoencoder's training, driven by `run_course`.
 
     Args:
         model: a diffusers autoencoder on its device; its weights change.
         pictures: (H, W, 3) uint8 each, of any size.
-        settings: how.
-        place: where to write, and perhaps to go on from.
+        settings: how to train.
+        place: where to write; a checkpoint there is resumed.
 
     Raises:
-        ConfigError: the checkpoint there is of another run.
+        ConfigError: the checkpoint there belongs to another run.
         InputError: weights of a perceptual term are missing.
     """
 
@@ -140,7 +139,7 @@ class Finetuning:
         self._resume()
 
     def run(self) -> None:
-        """To the end; the model then has the weights that are kept, and takes no more gradients.
+        """Train to the end. The model then has its final weights and requires no gradients.
 
         Raises:
             SavedOnSignal: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
@@ -169,6 +168,7 @@ class Finetuning:
                 where="vae",
                 do="lower the learning rate",
             )
+        # Finite weights may still be ruined: they then explain far less than they once did.
         signs = forgotten(self.position.most_explained, self.explained())
         if signs:
             raise HdmError(
@@ -194,7 +194,7 @@ class Finetuning:
         return stopping
 
     def report(self) -> bool:
-        """Write the line that is due, if one is."""
+        """Write a line of metrics if one is due."""
         now = self.position
         every = max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST))
         if not now.count or (now.step % every and not self.is_done):
@@ -208,21 +208,20 @@ class Finetuning:
         return True
 
     def _look(self) -> None:
-        """Note how much is explained. Always of the same pictures, so that a fall is one of the
-        weights.
-        """
+        """Measure `explained` and keep the maximum."""
         most = self.position.most_explained
         now = self.explained()
         self.position.most_explained = now if most is None else max(most, now)
 
     @torch.no_grad()
     def explained(self) -> float:
-        """Share of the first pictures, beyond each one's mean colour, that comes back from their
-        latents.
+        """Share of the first pictures' difference from their mean colour that their latents
+        reconstruct.
         """
         settings = self.settings
         error = 0.0
         of_nothing = 0.0
+        # Always the same pictures, so that only the weights can make the value fall.
         for start in range(0, min(BLOCK_IMAGES, len(self.pictures)), settings.batch_size):
             some = range(start, min(start + settings.batch_size, len(self.pictures)))
             squares = [middle_square(self.pictures[item], settings.size_px) for item in some]
@@ -234,7 +233,7 @@ class Finetuning:
         return explained(error, of_nothing)
 
     def _batches(self) -> Generator[Batch]:
-        """Of the steps that are left, each made while the one before is learned from."""
+        """Batches of the remaining steps. A thread prepares the next one during each step."""
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as thread:
             steps = range(self.position.step, self.num_steps)
             waiting = (
@@ -256,13 +255,9 @@ class Finetuning:
         loss, terms = self.objective(self.model, image, batch.transform, generator)
         loss.backward()
         clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
-        values = dict(
-            zip(
-                ("loss", *terms),
-                torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist(),
-                strict=True,
-            )
-        )
+        # One transfer from the device for all values.
+        numbers = torch.stack([loss, *terms.values()]).detach().tolist()
+        values = dict(zip(("loss", *terms), numbers, strict=True))
         if not all(map(math.isfinite, values.values())):
             raise HdmError(
                 f"the loss is not finite at step {now.step}: {values}",
@@ -273,15 +268,16 @@ class Finetuning:
         self.model.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(now.step)
-        now.step = now.step + 1
-        now.count = now.count + 1
-        now.sums = {name: now.sums.get(name, 0.0) + value for name, value in values.items()}
+        now.step += 1
+        now.count += 1
+        for name, value in values.items():
+            now.sums[name] = now.sums.get(name, 0.0) + value
         self.bar.advance(size, f"loss {values['loss']:.4f}")
         if now.step % max(1, self.num_steps // LOOKS) == 0 and not self.is_done:
             self._look()
 
     def _rate_factor(self, steps: int) -> float:
-        """Share of the full rate in the step that makes them so many."""
+        """Share of the full learning rate in the step with this number, counted from 1."""
         size = self.settings.batch_size
         optimizer = self.settings.optimizer
         return rate_factor(optimizer, steps * size, self.num_steps * size)
@@ -303,21 +299,21 @@ class Finetuning:
         self.batches.close()
 
     def _resume(self) -> None:
-        """Go on from the newest good checkpoint, if there is one."""
+        """Resume from the newest intact checkpoint, if there is one."""
         self.place.scratch.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.newest(self.place.scratch)
-        if found is not None:
-            if found.state["digest"] != self.place.digest:
+        saved = checkpoint.newest(self.place.scratch)
+        if saved is not None:
+            if saved.state["digest"] != self.place.digest:
                 raise ConfigError(
                     "the checkpoint is of other settings, pictures or weights",
-                    where=found.path,
+                    where=saved.path,
                     do="undo the change, or name another folder",
                 )
-            load_weights(self.model, found.tensors("weights"), found.path)
-            self.optimizers.load(found.tensors("optimizer"))
+            load_weights(self.model, saved.tensors("weights"), saved.path)
+            self.optimizers.load(saved.tensors("optimizer"))
             if self.average is not None:
-                load_weights(self.average.model, found.tensors("ema"), found.path)
-            self.position = _Position(**found.state["position"])
+                load_weights(self.average.model, saved.tensors("ema"), saved.path)
+            self.position = _Position(**saved.state["position"])
             self.saved_step = self.position.step
-        self.metrics = Metrics(self.place.folder / METRICS, found.metrics if found else b"")
+        self.metrics = Metrics(self.place.folder / METRICS, saved.metrics if saved else b"")
         self.timing = Timing(self.place.folder / TIMING, self.num_images_seen)

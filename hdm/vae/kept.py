@@ -1,4 +1,4 @@
-"""The kept pictures of one split of a download, decoded when they are asked for."""
+"""The kept pictures of one split of a download, decoded on access."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 from typing import overload
 
 import numpy as np
+import pyarrow.compute as pc
 
 from hdm.data.shards import ImageReader
 from hdm.data.tables import num_shards, read_table, shard_name
@@ -15,17 +16,18 @@ from hdm.pictures.decoding import Decoders
 from hdm.pictures.reading import BadImage
 from hdm.store import Output
 
-HELD_OUT = ("held_out", "validation")  # the second where nothing was held out
+HELD_OUT = ("held_out", "validation")  # the second if nothing was held out
+SAMPLE_COLUMNS = ("key", "status", "offset", "bytes", "sha256")
 
 
 class KeptPictures(Sequence[np.ndarray]):
-    """Pictures (H, W, 3) uint8 in order of the download. From any thread.
+    """Pictures (H, W, 3) uint8 in order of the download. Safe to use from several threads.
 
     Args:
         download, filter: outputs of these stages.
         split: "train", "validation" or "held_out".
-        decoders: whose work is `pixels`.
-        count: the first so many; None: all.
+        decoders: their work has to be `pixels`.
+        count: use only the first N pictures; None: all.
     """
 
     def __init__(
@@ -71,31 +73,24 @@ class KeptPictures(Sequence[np.ndarray]):
 def held_out_pictures(
     download: Output, filter: Output, decoders: Decoders, count: int
 ) -> KeptPictures:
-    """The first `count` pictures that no training sees: held out, or else of the validation split;
-    none if there is neither.
+    """The first `count` pictures that training never sees: the held-out ones, or the validation
+    split if there are none. Empty if both are.
     """
-    found = (KeptPictures(download, filter, split, decoders, count) for split in HELD_OUT)
-    return next(
-        (pictures for pictures in found if len(pictures)),
-        KeptPictures(download, filter, HELD_OUT[0], decoders, 0),
-    )
+    for split in HELD_OUT:
+        pictures = KeptPictures(download, filter, split, decoders, count)
+        if len(pictures):
+            break
+    return pictures
 
 
 def _places(download: Output, filter: Output, split: str) -> list[tuple[int, int, int, str]]:
     """Shard, offset, length in bytes and sha256 of each picture."""
-    found = []
+    places = []
     for shard in range(num_shards(filter, "scores")):
-        scores = read_table(filter.file(shard_name("scores", shard)), ["key", "split"]).to_pydict()
-        wanted = {
-            key for key, own in zip(scores["key"], scores["split"], strict=True) if own == split
-        }
-        samples = read_table(
-            download.file(shard_name("samples", shard)),
-            ["key", "status", "offset", "bytes", "sha256"],
-        ).to_pylist()
-        found += [
-            (shard, row["offset"], row["bytes"], row["sha256"])
-            for row in samples
-            if row["status"] == "ok" and row["key"] in wanted
-        ]
-    return found
+        scores = read_table(filter.file(shard_name("scores", shard)), ["key", "split"])
+        keys = scores.filter(pc.equal(scores["split"], split))["key"]
+        samples = read_table(download.file(shard_name("samples", shard)), SAMPLE_COLUMNS)
+        for row in samples.filter(pc.is_in(samples["key"], keys.combine_chunks())).to_pylist():
+            if row["status"] == "ok":
+                places.append((shard, row["offset"], row["bytes"], row["sha256"]))
+    return places

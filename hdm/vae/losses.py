@@ -1,5 +1,4 @@
-"""What training an autoencoder makes small: differences of pictures, divergence of the posterior,
-lack of equivariance.
+"""Losses of an autoencoder: reconstruction, divergence of the posterior, and lack of equivariance.
 
 Shapes: B batch, H W picture size; pictures (B, 3, H, W) in [-1, 1].
 """
@@ -28,20 +27,19 @@ def pixel_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tenso
 
 
 def edge_difference(decoded: Tensor, target: Tensor, kind: str = "l1") -> Tensor:
-    """The same of the differences between neighbouring pixels, downwards plus sideways: what blurs
-    edges costs more.
+    """`pixel_difference` of the differences between neighbouring pixels, vertical plus horizontal.
+    It penalises blurred edges.
     """
-    return sum(
-        (pixel_difference(decoded.diff(dim=axis), target.diff(dim=axis), kind) for axis in (2, 3)),
-        decoded.new_zeros(()),
-    )
+    vertical = pixel_difference(decoded.diff(dim=2), target.diff(dim=2), kind)
+    horizontal = pixel_difference(decoded.diff(dim=3), target.diff(dim=3), kind)
+    return vertical + horizontal
 
 
 def divergence(posterior: Any) -> Tensor:
-    """Mean over all latent values of KL(posterior ‖ standard normal), in nats; a scalar.
+    """KL(posterior ‖ standard normal) in nats, averaged over all latent values; a scalar.
 
     Args:
-        posterior: diffusers' diagonal normal distribution.
+        posterior: diffusers' `DiagonalGaussianDistribution`.
     """
     return posterior.kl().mean() / posterior.mean[0].numel()
 
@@ -51,10 +49,10 @@ class Objective:
 
     Args:
         settings: weights of the terms.
-        device: where pictures lie.
+        device: device of the pictures.
 
     Raises:
-        InputError: a perceptual term is asked for, and its weights are not to be had.
+        InputError: the weights of the perceptual term are not on this machine.
     """
 
     def __init__(self, settings: VaeSettings, device: str) -> None:

@@ -1,5 +1,5 @@
-"""The statistics that bring raw latents to mean 0 and deviation 1: measured, and written where each
-class of autoencoder keeps them.
+"""Measure the statistics that normalise raw latents to mean 0 and deviation 1, and write them where
+each class of autoencoder keeps them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def write_statistics(model: Any, raw: Sequence[Tensor]) -> None:
         raw: batches (B, C, h, w), of whatever sizes.
     """
     if getattr(model, "bn", None) is not None:
+        # AutoencoderKLFlux2 normalises 2 × 2 patches by a batch norm.
         mean, std = moments(torch.cat([_patches(batch) for batch in raw], dim=1))
         model.bn.running_mean.copy_(mean)
         model.bn.running_var.copy_(std.square() - model.bn.eps)
@@ -48,8 +49,8 @@ def by_channel(raw: Tensor) -> Tensor:
 
 
 def _patches(raw: Tensor) -> Tensor:
-    """(B, C, h, w) → (4·C, B·h/2·w/2), a channel's four places one after the other; an odd last row
-    or column is left out.
+    """(B, C, h, w) → (4·C, B·h/2·w/2), with a channel's four positions adjacent. An odd last row or
+    column is dropped.
     """
     height = raw.shape[-2] // 2
     width = raw.shape[-1] // 2

@@ -1,5 +1,5 @@
-"""LPIPS (arXiv 1801.03924) by torchmetrics, with weights that are on this machine or none at
-all.
+"""LPIPS (arXiv 1801.03924) by torchmetrics. Weights have to be on this machine; none are
+downloaded.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ SMALLEST_PX = 32  # VGG16 halves four times
 
 
 def check_perceptual() -> None:
-    """Raise an InputError where torchmetrics or VGG16's weights are not on this machine. Nothing is
-    fetched.
-    """
+    """Raise an InputError if torchmetrics or VGG16's weights are not on this machine."""
     if importlib.util.find_spec("torchmetrics") is None:
         raise InputError(
             "vae.perceptual_weight needs torchmetrics, which is not installed",
@@ -45,11 +43,11 @@ def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
     Pictures below 32 px a side are enlarged to it first.
 
     Raises:
-        InputError: torchmetrics or VGG16's weights are not on this machine. Nothing is fetched.
+        InputError: torchmetrics or VGG16's weights are not on this machine.
     """
     check_perceptual()
-    # Its public function builds the network anew at every call and refuses values beyond [-1, 1],
-    # which a decoder gives.
+    # The public function builds the network at every call and refuses values beyond [-1, 1], which
+    # decoders do produce.
     from torchmetrics.functional.image.lpips import _LPIPS
 
     network = (

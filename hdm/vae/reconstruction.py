@@ -1,5 +1,4 @@
-"""What an autoencoder is worth: how pictures come back, and how far its latents are from
-equivariant.
+"""Measure an autoencoder: how well it reconstructs pictures, and how equivariant its latents are.
 
 Shapes: B batch, H W picture size; pictures (B, 3, H, W) in [-1, 1].
 """
@@ -25,8 +24,11 @@ Features = Callable[[list[np.ndarray]], np.ndarray]
 """Pictures (H, W, 3) uint8 → features (N, E)."""
 
 BATCH = 16
-SIGMA, RADIUS = 1.5, 5
-C1, C2 = 0.01**2, 0.03**2  # of values in [0, 1]
+# SSIM's window and constants (Wang et al. 2004), for values in [0, 1].
+SIGMA = 1.5
+RADIUS = 5
+C1 = 0.01**2
+C2 = 0.03**2
 
 
 def psnr(decoded: Tensor, image: Tensor) -> Tensor:
@@ -69,47 +71,47 @@ def measure_quality(
     size_px: int,
     features: Features | None = None,
 ) -> dict[str, float]:
-    """Reconstruction and equivariance over pictures that training has not seen, in their middle
-    squares.
+    """Reconstruction and equivariance over the middle squares of pictures that training has not
+    seen.
 
     Args:
-        autoencoder: with its statistics, which errors of latents refer to.
+        autoencoder: with its statistics, in whose units errors of latents are given.
         pictures: (H, W, 3) uint8 each.
         size_px: side of the squares; a multiple of the autoencoder's downscale.
-        features: what the Fréchet distance is measured in; None: no such distance.
+        features: features for the Fréchet distance; None: it is left out.
 
     Returns:
         psnr_db and ssim, means over pictures; equivariance_decoded, equivariance_latent and
-        reconstructed as `equivariance_errors` has them; frechet_distance between the pictures and
-        what comes back (FID's formula, in the given features, which are not FID's).
+        reconstructed as in `equivariance_errors`; frechet_distance between the pictures and their
+        reconstructions (FID's formula with the given features, which are not FID's).
     """
     totals: dict[str, float] = {}
-    real, back = [], []
+    real = []
+    reconstructed = []
     with track("measuring", len(pictures), "images") as bar:
         for start in range(0, len(pictures), BATCH):
-            squares = np.stack(
-                [middle_square(picture, size_px) for picture in pictures[start : start + BATCH]]
-            )
-            image = to_image(squares).to(autoencoder.device)
+            squares = [middle_square(one, size_px) for one in pictures[start : start + BATCH]]
+            image = to_image(np.stack(squares)).to(autoencoder.device)
             decoded = autoencoder.decode(autoencoder.encode(image))
             errors = equivariance_errors(autoencoder, image)
-            found = {
+            # Root mean squares are summed as squares; their roots are taken at the end.
+            values = {
                 "psnr_db": psnr(decoded, image).mean().item(),
                 "ssim": ssim(decoded, image).mean().item(),
                 "reconstructed": errors["reconstructed"] ** 2,
                 "equivariance_decoded": errors["decoded"] ** 2,
                 "equivariance_latent": errors["latent"],
             }
-            for name, value in found.items():
+            for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value * len(image) / len(pictures)
-            real += list(squares)
-            back += list(to_pixels(decoded))
+            real += squares
+            reconstructed += list(to_pixels(decoded))
             bar.advance(len(image))
     for name in ("reconstructed", "equivariance_decoded"):
         totals[name] = math.sqrt(totals[name])
     if features is not None and len(real) > 1:
         totals["frechet_distance"] = frechet_distance(
-            _embedded(features, real), _embedded(features, back)
+            _embedded(features, real), _embedded(features, reconstructed)
         )
     return {name: round(value, 5) for name, value in totals.items()}
 

@@ -1,5 +1,5 @@
-"""From an autoencoder, or none, to a better one in a folder as diffusers writes them, measured
-before and after.
+"""Fine-tune an autoencoder or train a new one, measure it before and after, and write it to a
+folder in diffusers' format.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from hdm.vae.settings import VaeSettings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RESULT = "result"
-STATISTICS_IMAGES = 512
-FEWEST = 16
-LATENT_SIDE = 4  # at least, so that a scaled latent is still a picture
+STATISTICS_IMAGES = 512  # at most, for the statistics of latents
+FEWEST = 16  # training pictures
+LATENT_SIDE = 4  # smallest side of a latent, so that a scaled one is still a picture
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures (H, W, 3) uint8 of any size: those to learn from, and those kept out of it."""
+    """Pictures (H, W, 3) uint8 of any size, for training and for measuring."""
 
     train: Sequence[np.ndarray]
     held_out: Sequence[np.ndarray]
 
     def digest(self) -> str:
         """sha256 of all pixels in order, as 64 hex digits."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for picture in (*self.train, *self.held_out):
-            found.update(canonical_json(picture.shape) + picture.tobytes())
-        return found.hexdigest()
+            sha256.update(canonical_json(picture.shape) + picture.tobytes())
+        return sha256.hexdigest()
 
 
 def run(
@@ -63,13 +63,13 @@ def run(
 
     Args:
         reference: the autoencoder to start from; None: a new small one.
-        pictures: what to learn from and what to measure on.
-        settings: how.
-        place: where to write; a run that was killed there goes on.
-        features: what the Fréchet distance is measured in.
+        pictures: for training and for measuring.
+        settings: how to train.
+        place: where to write; a run that was killed there is resumed.
+        features: features for the Fréchet distance.
 
     Returns:
-        Quality `before` (None from scratch) and `after`, as `measure_quality` has it.
+        Quality `before` (None from scratch) and `after`, from `measure_quality`.
 
     Raises:
         InputError: too few pictures, squares that do not fit the autoencoder, or no such
@@ -87,16 +87,16 @@ def run(
         model = starting_model(reference, settings, device)
         Finetuning(model, pictures.train, settings, place).run()
         _normalize(model, pictures.train, settings)
-        written = write_autoencoder(model, place.scratch / RESULT)
+        path = write_autoencoder(model, place.scratch / RESULT)
         after = measure_quality(
-            load_autoencoder(str(written), device), pictures.held_out, settings.size_px, features
+            load_autoencoder(str(path), device), pictures.held_out, settings.size_px, features
         )
     return {"before": before, "after": after}
 
 
 def collect(folder: Folder, result: Path, settings: VaeSettings, inside: str = "") -> None:
-    """Put what `run` made into its place: configuration and weights, in the folder `inside` of the
-    output, and the metrics.
+    """Copy the result of `run` into an output: configuration and weights into its folder `inside`,
+    and the metrics.
     """
     for name in (CONFIG, WEIGHTS):
         with folder.write(str(Path(inside, name)), copied=name == CONFIG) as file:
@@ -108,7 +108,7 @@ def collect(folder: Folder, result: Path, settings: VaeSettings, inside: str = "
 
 
 def check_squares(size_px: int, downscale: int) -> None:
-    """Raise an InputError where an autoencoder cannot train on squares of that side."""
+    """Raise an InputError if an autoencoder cannot train on squares of that side."""
     if size_px % downscale or size_px < LATENT_SIDE * downscale:
         raise InputError(
             f"squares of {size_px} px do not fit an autoencoder with downscale {downscale}",
@@ -118,7 +118,7 @@ def check_squares(size_px: int, downscale: int) -> None:
 
 
 def check_counts(num_train: int, num_held_out: int) -> None:
-    """Raise an InputError where pictures are too few to train and measure on."""
+    """Raise an InputError if there are too few pictures to train or to measure on."""
     if num_train < FEWEST or not num_held_out:
         raise InputError(
             f"{num_train} pictures to learn from and {num_held_out} to measure on are too few: at"
@@ -131,7 +131,7 @@ def starting_model(reference: str | None, settings: VaeSettings, device: str) ->
     """The diffusers autoencoder to train.
 
     Raises:
-        InputError: it is not to be had, or the squares do not fit it.
+        InputError: it cannot be loaded, or the squares do not fit it.
     """
     torch.manual_seed(settings.seed)
     autoencoder = (
@@ -151,38 +151,36 @@ def _before(
     device: str,
     features: Features | None,
 ) -> dict[str, float] | None:
-    """Quality of the autoencoder to start from, measured once; with statistics as they will be
-    measured afterwards.
-    """
+    """Quality of the autoencoder to start from; a resumed run reads it from its file."""
     if reference is None:
         return None
     file = place.scratch / f"before-{place.digest[:16]}.json"
     if not file.exists():
         model = starting_model(reference, settings, device)
+        # Statistics measured in the same way as after training, so that both qualities compare.
         _normalize(model, pictures.train, settings)
+        autoencoder = of_model(model, device)
         write_json(
-            file,
-            measure_quality(of_model(model, device), pictures.held_out, settings.size_px, features),
+            file, measure_quality(autoencoder, pictures.held_out, settings.size_px, features)
         )
     return read_record(file, dict[str, float], "remove it: it is then measured again")
 
 
 @torch.no_grad()
 def _normalize(model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings) -> None:
-    """Measure the latents' statistics on training pictures, in crops that training may have had,
-    and write them into the model.
-    """
+    """Measure the latents' statistics on training batches and write them into the model."""
     device = next(model.parameters()).device
-    steps = -(-min(STATISTICS_IMAGES, len(pictures)) // settings.batch_size)
-    batches = (make_batch(pictures, settings, step) for step in range(steps))
-    write_statistics(
-        model, [raw_latent(model.encode(batch.image.to(device)), None).float() for batch in batches]
-    )
+    num_batches = -(-min(STATISTICS_IMAGES, len(pictures)) // settings.batch_size)
+    latents = []
+    for step in range(num_batches):
+        image = make_batch(pictures, settings, step).image.to(device)
+        latents.append(raw_latent(model.encode(image), None).float())
+    write_statistics(model, latents)
 
 
 def write_autoencoder(model: Any, folder: Path) -> Path:
-    """config.json and the weights, as diffusers loads them, the same bytes wherever the model came
-    from; the folder.
+    """Write config.json and the weights in diffusers' format and return the folder. The bytes do
+    not depend on where the model came from.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with hushed("diffusers"):

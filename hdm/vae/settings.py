@@ -31,31 +31,31 @@ class VaeSettings(Settings):
     edge_weight: values.Weight = 0.25
     """Weight of the same difference between neighbouring pixels' differences."""
     perceptual_weight: values.Weight = 0.0
-    """Weight of LPIPS with VGG16 (arXiv 1801.03924); needs torchmetrics and VGG16's weights in torch's
-    cache. 0: without.
+    """Weight of LPIPS with VGG16 (arXiv 1801.03924), which needs torchmetrics and VGG16's weights
+    in torch's cache. 0: off.
     """
     kl_weight: values.Weight = 1e-4
-    """Weight of the posterior's divergence from a standard normal one, a latent value; where the
-    autoencoder has a posterior.
+    """Weight of the posterior's divergence from a standard normal distribution, averaged over
+    latent values; used if the autoencoder has a posterior.
     """
     equivariance_weight: values.Weight = 1.0
-    """Weight of EQ-VAE's term (arXiv 2502.09509): a latent scaled and turned has to decode to the
-    picture scaled and turned. 0: plain.
+    """Weight of EQ-VAE's term (arXiv 2502.09509): a scaled and turned latent has to decode to the
+    picture scaled and turned alike. 0: off.
     """
     scales: tuple[values.PositiveShare, values.PositiveShare] = (0.25, 1.0)
-    """From which to below which factor latents are scaled."""
+    """Range [low, high) of the factors by which latents are scaled."""
     optimizer: Optimizer = Optimizer(learning_rate=1e-4, weight_decay=0.0, warmup_images=800)
     """Here muon takes convolutions too."""
     ema_decay: values.Rate = 0.0
-    """Decay of the weights' moving average, which is then what is kept; 0: the last weights."""
+    """Decay of the weights' moving average, which then becomes the result; 0: the last weights."""
     seed: values.Seed = 0
-    """Of new weights, crops and draws."""
+    """Seed of new weights, crops and random draws."""
     num_measured: values.Count = 256
-    """Pictures kept out of training that quality is measured on, before and after."""
+    """Number of pictures kept out of training on which quality is measured, before and after."""
     checkpoint_sec: values.Seconds = runtime(300.0)
     """Seconds between checkpoints."""
     device: values.Device = runtime("auto")
-    """auto, cpu, cuda or one device, as cuda:1."""
+    """auto, cpu, cuda or one device such as cuda:1."""
 
     @field_validator("scales")
     @classmethod

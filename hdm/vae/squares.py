@@ -1,4 +1,4 @@
-"""Squares of pictures of any size, as autoencoders and contrastive models are trained on them."""
+"""Square crops of pictures, on which autoencoders and contrastive models are trained."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from PIL import Image
 
 
 def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarray:
-    """The picture with a shorter side of `size_px`; a smaller one is left alone unless
-    `enlarge`.
-    """
+    """The picture resized to a shorter side of `size_px`; smaller ones only if `enlarge`."""
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     if shorter == size_px or (shorter < size_px and not enlarge):
@@ -22,7 +20,7 @@ def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarra
 
 
 def random_square(pixels: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """A square of that side, anywhere in the picture."""
+    """A random square crop with this side."""
     height, width = pixels.shape[:2]
     top = int(rng.integers(height - size_px + 1))
     left = int(rng.integers(width - size_px + 1))
@@ -30,7 +28,7 @@ def random_square(pixels: np.ndarray, size_px: int, rng: np.random.Generator) ->
 
 
 def middle_square(pixels: np.ndarray, size_px: int) -> np.ndarray:
-    """The square of that side in the picture's middle, its shorter side brought to it first."""
+    """The middle square of the picture, resized to this side."""
     pixels = resized(pixels, size_px)
     height, width = pixels.shape[:2]
     top = (height - size_px) // 2

@@ -1,5 +1,5 @@
-"""The optional stage `vae`: the autoencoder, fine-tuned on the kept training pictures, measured on
-those kept out.
+"""The optional stage `vae`: fine-tune the autoencoder on the kept training pictures and measure it
+on those kept out of training.
 
 autoencoder/config.json, autoencoder/diffusion_pytorch_model.safetensors    as diffusers writes them
 metrics.jsonl                                                                the losses
@@ -13,7 +13,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-import numpy as np
 import torch
 
 from hdm.errors import ConfigError, InputError, raised_by
@@ -63,7 +62,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 
 
 def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
-    """What of `vae` cannot work."""
+    """Report the problems of the stage `vae`."""
     settings = _settings(pipeline)
     yield from raised_by(
         partial(identify, pipeline, {}),
@@ -108,7 +107,8 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
             KeptPictures(download, filter, "train", decoders),
             held_out_pictures(download, filter, decoders, settings.num_measured),
         )
-        if all(map(draft.has, FILES)):  # its manifest was damaged
+        # Every file is there, so only the manifest was lost: nothing has to be trained again.
+        if all(map(draft.has, FILES)):
             quality = json.loads((draft.path / QUALITY).read_bytes())
         else:
             if f"{AUTOENCODER_FOLDER}/{WEIGHTS}" in draft.lost:
@@ -138,11 +138,6 @@ def _features(pipeline: Pipeline, device: str) -> Features | None:
     components = resolve(pipeline.components)
     if not components.contrastive:
         return None
-    model = load_contrastive(
-        components, device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
-
-    def features(pictures: list[np.ndarray]) -> np.ndarray:
-        return model.embed_images(pictures)
-
-    return features
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_contrastive(components, device).embed_images

@@ -11,7 +11,7 @@ import torch
 from hdm.bootstrap.bootstrapping import Plan, bootstrap
 from hdm.bootstrap.examples import Example
 from hdm.bootstrap.learning import halve
-from hdm.bootstrap.lessons import Crops, gather, places
+from hdm.bootstrap.lessons import Crops, batch_items, gather
 from hdm.bootstrap.quality_head import SPOILERS, spoiled
 from hdm.bootstrap.train_autoencoder import save_autoencoder
 from hdm.bootstrap.train_text_encoder import tokenized, train_tokenizer
@@ -168,7 +168,7 @@ def test_gather_keeps_some_out_and_brings_pictures_to_size() -> None:
 
 
 def test_every_place_comes_once_before_any_comes_again() -> None:
-    seen = np.concatenate([places(10, 4, seed=0, number=number) for number in range(10)])
+    seen = np.concatenate([batch_items(10, 4, seed=0, number=number) for number in range(10)])
     for epoch in seen.reshape(4, 10):
         assert sorted(epoch) == list(range(10))
 
