@@ -1,5 +1,6 @@
-"""How near a crop of a picture's latent is to the latent of the cropped picture: what encoding once
-and cropping in training costs.
+"""Compare crops of a picture's latent with latents of the cropped picture.
+
+The difference is the cost of encoding a picture once and cropping its latent in training.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from torch import Tensor
 
 from hdm.models.autoencoder import Autoencoder
 
-BORDER = 2
-"""Latent positions from a cut side that count as its border."""
+BORDER = 2  # latent positions from a cut side that count as its border
 
 
 @dataclass(frozen=True)
 class CropError:
-    """Root mean square difference over the latents' standard deviation: near the sides where the
-    crop cuts, and elsewhere.
+    """Root mean square difference in units of the latents' standard deviation, near the cut sides
+    and elsewhere.
     """
 
     interior: float
@@ -32,15 +32,15 @@ def crop_error(
     """Compare square crops about the middle.
 
     Args:
-        images: each (1, 3, H, W) in [-1, 1]; squares are left out, since training crops nothing of
+        images: each (1, 3, H, W) in [-1, 1]; square ones are left out, since training does not crop
             them.
         multiple_px: crops begin at multiples of it, as in training: the autoencoder's downscale
             times the model's patch.
         tile_px: as for `Autoencoder.encode`.
 
     Returns:
-        None where nothing can be measured: all pictures are square, or so small that all of them is
-        border.
+        None if nothing can be measured, because all pictures are square or so small that they are
+        all border.
     """
     wholes = []
     crops = []
@@ -51,18 +51,13 @@ def crop_error(
             continue
         axis = -2 if image.shape[-2] > image.shape[-1] else -1
         start = (longer - side) // 2 // multiple_px * multiple_px
-        place = start // autoencoder.downscale
         size = side // autoencoder.downscale
-        whole = (
-            autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0]
-            .narrow(axis, place, size)
-            .cpu()
-        )
-        crop = autoencoder.normalize(
-            autoencoder.encode(image.narrow(axis, start, side), tile_px=tile_px)
-        )[0].cpu()
-        wholes.append(whole.flatten(1))
-        crops.append(crop.flatten(1))
+        whole = autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0]
+        cropped = image.narrow(axis, start, side)
+        crop = autoencoder.normalize(autoencoder.encode(cropped, tile_px=tile_px))[0]
+        wholes.append(whole.narrow(axis, start // autoencoder.downscale, size).cpu().flatten(1))
+        crops.append(crop.cpu().flatten(1))
+        # Only sides where pixels were cut off count as a border.
         near = torch.zeros(size, dtype=torch.bool)
         near[: BORDER if start else 0] = True
         near[size - (BORDER if start + side < longer else 0) :] = True
@@ -76,5 +71,6 @@ def crop_error(
     if border.all() or not border.any():
         return None
     return CropError(
-        *((part.mean() / spread).sqrt().item() for part in (squares[~border], squares[border]))
+        interior=(squares[~border].mean() / spread).sqrt().item(),
+        border=(squares[border].mean() / spread).sqrt().item(),
     )

@@ -1,4 +1,4 @@
-"""Frames of one picture; called in the processes that decode."""
+"""Cut frames out of one picture. Called in the processes that decode."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def cut_frames(
         data: the file.
         settings: how it is decoded.
         size: the width and height that it must have.
-        frames: for each frame the (left, top, right, bottom) that is kept, in pixels, and the
-            (width, height) that it is brought to.
+        frames: for each frame the box (left, top, right, bottom) to keep, in pixels, and the
+            (width, height) to resize it to.
 
     Returns:
         No facts, and the frames (h, w, 3) uint8.
@@ -42,8 +42,10 @@ def cut_frames(
             "corrupt", f"it is {width} × {height}, and was measured as {size[0]} × {size[1]}"
         )
     image = Image.fromarray(pixels)
-    resized = [
-        image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
-        for (left, top, right, bottom), (width, height) in frames
-    ]
-    return {}, [np.asarray(frame) for frame in resized]
+    resized = []
+    for (left, top, right, bottom), (frame_width, frame_height) in frames:
+        box = (left, top, right, bottom)
+        frame_size = (frame_width, frame_height)
+        frame = image.resize(frame_size, Image.Resampling.LANCZOS, box=box)
+        resized.append(np.asarray(frame))
+    return {}, resized

@@ -1,8 +1,8 @@
-"""Latents of one resolution from those of a larger one, downscaled, and how far they are from
-encoding.
+"""Make the latents of one resolution by downscaling those of a larger one, and measure how far they
+are from encoded ones.
 
-An autoencoder trained for it (EQ-VAE, arXiv 2502.09509) gives a downscaled picture nearly the
-downscaled latent; others do not.
+With an autoencoder trained for it (EQ-VAE, arXiv 2502.09509) the latent of a downscaled picture is
+nearly the downscaled latent; with others it is not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from hdm.data.latent_files import LatentFile, LatentWriter, open_latents
 from hdm.encoding.encoder import Resolution, bytes_a_pixel, images_of
 from hdm.encoding.frames import Framing, PlannedFile, plan_files
 from hdm.encoding.latents import check_resolution, output_name, summary
-from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.encoding.settings import Pipeline
 from hdm.keys import Key
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
@@ -38,7 +37,7 @@ from hdm.progress import Tracker
 from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
 
 SCHEMA = 1
-AT_ONCE = 256
+AT_ONCE = 256  # latents in memory
 MEASURED_PICTURES = 16
 log = logging.getLogger(__name__)
 
@@ -65,18 +64,23 @@ def identify(
 
 
 def make(
-    pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store, resolution: int, larger: int
-) -> Output:  # fmt: skip
+    pipeline: Pipeline,
+    identity: Identity,
+    inputs: Outputs,
+    store: Store,
+    resolution: int,
+    larger: int,
+) -> Output:
     """Raw latents of every picture that the larger resolution has, in shards like those of
     `hdm.encoding.latents`.
 
     Returns:
-        The output; its counts are images, bytes and upscaled; its summary has `error`, of some
-        pictures: root mean square difference from encoding them at this resolution, over the
-            encoded latents' standard deviation.
+        The output; its counts are images, bytes and upscaled. Its summary has `error`: the root
+        mean square difference from encoding some pictures at this resolution, in units of the
+        encoded latents' standard deviation.
 
     Raises:
-        ConfigError: the resolution does not fit the autoencoder and the model.
+        ConfigError: the resolution does not fit the autoencoder or the model.
     """
     step = Downscaling(pipeline, inputs, resolution, larger)
     step.check()
@@ -86,7 +90,7 @@ def make(
 
 @dataclass(frozen=True)
 class Downscaling(Step[PlannedFile, "_Source"]):
-    """Downscales latents, file by file."""
+    """Downscale latents, file by file."""
 
     pipeline: Pipeline
     inputs: Outputs
@@ -114,7 +118,7 @@ class Downscaling(Step[PlannedFile, "_Source"]):
         return _Source(open_latents(self.inputs[output_name(self.larger)]))
 
     @cached_property
-    def made(self) -> Resolution:
+    def result(self) -> Resolution:
         encode = self.pipeline.encode
         multiple = self.autoencoder.downscale * self.pipeline.train.model.patch_size
         framing = Framing(self.resolution, multiple, encode.max_aspect)
@@ -124,14 +128,14 @@ class Downscaling(Step[PlannedFile, "_Source"]):
         return Resolution(self.what, framing, form, list(files))
 
     def check(self) -> None:
-        """Raise a ConfigError where the resolution does not fit the autoencoder and the model."""
+        """Raise a ConfigError if the resolution does not fit the autoencoder or the model."""
         shape = replace(self.autoencoder.shape, name=self.reference)
         shape.check_channels(self.pipeline.train.model)
         check_resolution(shape, self.pipeline.train.model, self.resolution)
 
     def plan(self) -> Iterator[Part[PlannedFile]]:
-        for file in self.made.files:
-            yield Part(file, {self.what: (self.made.name(file),)}, len(file.rows))
+        for file in self.result.files:
+            yield Part(file, {self.what: (self.result.name(file),)}, len(file.rows))
 
     def open(self) -> AbstractContextManager[_Source]:
         return nullcontext(self.source)
@@ -139,7 +143,7 @@ class Downscaling(Step[PlannedFile, "_Source"]):
     def make_part(
         self, part: Part[PlannedFile], folders: Folders, tools: _Source, bar: Tracker
     ) -> None:
-        _write(folders[self.what], tools, self.made, part.task, bar)
+        _write(folders[self.what], tools, self.result, part.task, bar)
 
     def finish(self, draft: Draft) -> Mapping[str, Any]:
         error = self._error()
@@ -150,40 +154,43 @@ class Downscaling(Step[PlannedFile, "_Source"]):
             self.larger,
             100 * error,
         )
-        return {**summary(draft, self.made.form), "error": float(f"{error:.2g}")}
+        return {**summary(draft, self.result.form), "error": float(f"{error:.2g}")}
 
     def _error(self) -> float:
-        """How far the first pictures' latents are from encoding them at this resolution."""
-        rows = np.concatenate([file.rows for file in self.made.files])[:MEASURED_PICTURES]
+        """Difference between the first pictures' latents and encoding them at this resolution."""
+        rows = np.concatenate([file.rows for file in self.result.files])[:MEASURED_PICTURES]
         pictures = _pictures(self.inputs, [self.source.keys[row] for row in rows.tolist()])
-        framing = self.made.framing
+        framing = self.result.framing
         device = self.autoencoder.device
-        wanted = [Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures]
+        requests = [Request(picture, [(framing, framing.size(picture))]) for picture in pictures]
         images = self.pipeline.images
         threads = self.pipeline.threads
         encoded = []
-        own = []
+        downscaled = []
         with FrameReader(self.inputs["download"], images, MEASURED_PICTURES, threads) as reader:
-            for row, frames in zip(rows, reader.read(wanted), strict=True):
+            for row, frames in zip(rows, reader.read(requests), strict=True):
                 assert frames is not None  # the larger resolution has it
                 latent = self.autoencoder.encode(images_of(frames, device))[0].cpu()
                 encoded.append(latent)
-                own.append(self.source.downscaled(row, latent.shape[1:]))
-        return relative_error(own, encoded)
+                downscaled.append(self.source.downscaled(row, latent.shape[1:]))
+        return relative_error(downscaled, encoded)
 
 
-def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """Root mean square difference over the standard deviation of the truth: (C, h, w) each,
-    channels weigh as much as they vary.
+def relative_error(latents: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """Root mean square difference from the truth in units of its standard deviation: (C, h, w)
+    each. Channels count as much as they vary.
     """
-    errors = [one.float() - other for one, other in zip(found, truth, strict=True)]
-    difference = torch.cat([error.flatten(1) for error in errors], 1)
-    values = torch.cat([one.float().flatten(1) for one in truth], 1)
-    return float((difference.square().mean() / values.var(1).mean()).sqrt())
+    differences = []
+    values = []
+    for latent, other in zip(latents, truth, strict=True):
+        differences.append((latent.float() - other).flatten(1))
+        values.append(other.float().flatten(1))
+    difference = torch.cat(differences, 1)
+    return float((difference.square().mean() / torch.cat(values, 1).var(1).mean()).sqrt())
 
 
 class _Source:
-    """The larger resolution's pictures, one row after the other over its shards."""
+    """The larger resolution's pictures, with rows numbered over all its shards."""
 
     def __init__(self, files: Sequence[LatentFile]) -> None:
         self.files = files
@@ -195,19 +202,13 @@ class _Source:
 
     def parts(self, rows: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
         """Rows in ascending order by shard, with their raw latents (n, C, h, w) float32."""
-        shard_of = (np.searchsorted(self.firsts, rows, side="right") - 1).tolist()
-        for shard, group in groupby(
-            zip(shard_of, rows.tolist(), strict=True), key=lambda pair: pair[0]
-        ):
-            part = [row for _, row in group]
-            for start in range(0, len(part), AT_ONCE):
-                some = part[start : start + AT_ONCE]
-                yield (
-                    some,
-                    self.files[shard]
-                    .latents([row - int(self.firsts[shard]) for row in some])
-                    .float(),
-                )
+        shard_of = np.searchsorted(self.firsts, rows, side="right") - 1
+        for shard in np.unique(shard_of).tolist():
+            in_shard = rows[shard_of == shard]
+            for start in range(0, len(in_shard), AT_ONCE):
+                some = in_shard[start : start + AT_ONCE]
+                latents = self.files[shard].latents((some - self.firsts[shard]).tolist())
+                yield some.tolist(), latents.float()
 
     def downscaled(self, row: int, size: Sequence[int]) -> Tensor:
         [(_, latent)] = self.parts(np.array([row]))
@@ -215,25 +216,27 @@ class _Source:
 
 
 def downscaled(latent: Tensor, size: Sequence[int]) -> Tensor:
-    """Raw latents (n, C, h, w) brought to another (h, w), each value a weighted mean of those that
-    it covers.
-    """
+    """Raw latents (n, C, h, w) downscaled to (h, w) by antialiased bilinear interpolation."""
     return F.interpolate(latent, tuple(size), mode="bilinear", antialias=True)
 
 
 def _write(
-    folder: Folder, source: _Source, made: Resolution, file: PlannedFile, bar: Tracker
+    folder: Folder, source: _Source, result: Resolution, file: PlannedFile, bar: Tracker
 ) -> None:
-    downscale = made.form.downscale
-    form = replace(made.form, height=file.height // downscale, width=file.width // downscale)
+    downscale = result.form.downscale
+    form = replace(result.form, height=file.height // downscale, width=file.width // downscale)
     num_enlarged = 0
-    with folder.write(made.name(file)) as pending:
+    with folder.write(result.name(file)) as pending:
         with LatentWriter(pending.path, form, len(file.rows)) as writer:
             for rows, latent in source.parts(file.rows):
                 keys = [source.keys[row] for row in rows]
-                sizes = [(int(source.widths[row]), int(source.heights[row])) for row in rows]
+                sizes = []
+                for row in rows:
+                    width = int(source.widths[row])
+                    height = int(source.heights[row])
+                    sizes.append((width, height))
+                    num_enlarged += result.framing.enlarges(width, height)
                 writer.add(keys, downscaled(latent, (form.height, form.width)), sizes)
-                num_enlarged += sum(made.framing.enlarges(*size) for size in sizes)
                 bar.advance(len(rows))
         count = len(file.rows)
         pending.counts.update(
@@ -242,8 +245,6 @@ def _write(
 
 
 def _pictures(inputs: Outputs, keys: Sequence[Key]) -> list[dict[str, Any]]:
-    """Where some pictures lie, in their order."""
+    """Rows of `kept_pictures` with these keys, in their order."""
     table = kept_pictures(inputs["download"], inputs["filter"])
-    found = table.filter(pc.is_in(table.column("key"), pa.array(keys))).to_pylist()
-    by_key = {picture["key"]: picture for picture in found}
-    return [by_key[key] for key in keys]
+    return table.take(pc.index_in(pa.array(keys), value_set=table.column("key"))).to_pylist()

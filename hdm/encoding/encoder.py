@@ -1,4 +1,6 @@
-"""A model at work on pictures: a band of files from one reading of its pictures, then the next."""
+"""Encode pictures by a model, band by band: each band of files is made from one reading of its
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 
 from hdm.data.latent_files import DTYPES, LatentFormat, LatentWriter, latent_file_name
-from hdm.encoding.frames import Framing, PlannedFile, bands, plan_files, reading_order
-from hdm.encoding.pictures import Frame, FrameReader, Wanted
+from hdm.encoding.frames import Framing, PlannedFile, plan_bands, plan_files, reading_order
+from hdm.encoding.pictures import Frame, FrameReader, Request
 from hdm.models.devices import Batches
 from hdm.parts import Files, Folders, Part, Step
 from hdm.pixels import to_image
@@ -32,12 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resolution:
-    """What one output holds: how pictures are framed for it, the form of its files, and which there
-    are.
+    """One output: how pictures are framed for it, the format of its files, and the planned files.
 
     Args:
         output: its name.
-        kind: how its files' names begin.
+        kind: prefix of its files' names.
     """
 
     output: str
@@ -56,7 +57,7 @@ class Resolution:
         shard_bytes: float,
         kind: str = "latents",
     ) -> Resolution:
-        """Of pictures with their `width` and `height`, in files of about so many bytes."""
+        """Plan an output of pictures with `width` and `height`, in files of about this size."""
         widths, heights = framing.sizes(
             pictures.column("width").to_numpy(), pictures.column("height").to_numpy()
         )
@@ -73,27 +74,27 @@ class Resolution:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files' values."""
+        """Size of the values in all files."""
         pixels = sum(len(file.rows) * file.width * file.height for file in self.files)
         return int(pixels * bytes_a_pixel(self.form))
 
 
 def bytes_a_pixel(form: LatentFormat) -> float:
-    """Of what is stored, for each pixel of the picture."""
+    """Stored bytes for each pixel of the picture."""
     return float(form.channels * DTYPES[form.dtype].itemsize / form.downscale**2)
 
 
 @dataclass(eq=False)
 class Encoder:
-    """A model at work on pictures, and how long it was.
+    """A model that encodes pictures, and a count of its working time.
 
     Args:
-        encode: images (n, 3, H, W) in [-1, 1] to what is stored of them, (n, C, h, w).
-        device: where it wants them.
-        batches: how many at once.
-        dtype: of what is stored.
-        busy_sec: how long it has been computing.
-        num_encoded: pictures so far.
+        encode: from images (n, 3, H, W) in [-1, 1] to stored values (n, C, h, w).
+        device: device of the images.
+        batches: the batch size.
+        dtype: of the stored values.
+        busy_sec: seconds of computation so far.
+        num_encoded: number of pictures so far.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -104,12 +105,13 @@ class Encoder:
     num_encoded: int = field(default=0, init=False)
 
     def run(self, frames: Sequence[Frame]) -> Iterator[tuple[Sequence[Frame], Tensor]]:
-        """Batches that fit, with their raw latents (n, C, h, w) as they are stored."""
+        """Yield batches that fit, with their raw latents (n, C, h, w) as they are stored."""
+        # The clock stops during each yield, in which the caller writes.
         begun = time.perf_counter()
-        for batch, stored in self.batches.run(frames, self._encode):
+        for batch, latents in self.batches.run(frames, self._encode):
             self.busy_sec += time.perf_counter() - begun
             self.num_encoded += len(batch)
-            yield batch, stored
+            yield batch, latents
             begun = time.perf_counter()
 
     def _encode(self, frames: Sequence[Frame]) -> Tensor:
@@ -117,15 +119,15 @@ class Encoder:
 
 
 def images_of(frames: Sequence[Frame], device: torch.device) -> Tensor:
-    """Frames of one size for the autoencoder: (n, 3, h, w) in [-1, 1], channels last in memory."""
+    """Frames of one size as (n, 3, h, w) in [-1, 1], channels last in memory."""
     pixels = np.stack([frame.pixels for frame in frames])
     return to_image(torch.from_numpy(pixels).to(device))
 
 
 @dataclass(eq=False)
 class _Shard:
-    """One file being written: open from its first picture to its last; pictures wait until there is
-    a batch of them.
+    """One file in progress, open from its first picture to its last. Pictures wait until there is a
+    full batch.
     """
 
     encoder: Encoder
@@ -147,7 +149,7 @@ class _Shard:
         stack.push(self.open_files)
 
     def add(self, frame: Frame | None) -> None:
-        """The next picture; None if it cannot be had."""
+        """Add the next picture; None if it cannot be decoded."""
         if self.writer is None:
             self._open()
         self.left -= 1
@@ -172,35 +174,32 @@ class _Shard:
     def _encode(self) -> None:
         frames = self.waiting
         self.waiting = []
-        for batch, stored in self.encoder.run(frames):
-            finite = stored.isfinite().flatten(1).all(1)
-            for frame in (
-                frame for frame, good in zip(batch, finite.tolist(), strict=True) if not good
-            ):
-                log.warning(
-                    "the latent of picture %s is not finite in %s", frame.key, self.form.dtype
-                )
-            kept = [frame for frame, good in zip(batch, finite.tolist(), strict=True) if good]
+        for batch, latents in self.encoder.run(frames):
+            finite = latents.isfinite().flatten(1).all(1)
+            keys = []
+            sizes = []
+            for frame, is_finite in zip(batch, finite.tolist(), strict=True):
+                if not is_finite:
+                    log.warning(
+                        "the latent of picture %s is not finite in %s", frame.key, self.form.dtype
+                    )
+                    self.counts["not_finite"] += 1
+                    continue
+                keys.append(frame.key)
+                sizes.append((frame.width, frame.height))
+                self.counts["upscaled"] += self.one.framing.enlarges(frame.width, frame.height)
             assert self.writer is not None
-            self.writer.add(
-                [frame.key for frame in kept],
-                stored[finite],
-                [(frame.width, frame.height) for frame in kept],
-            )
-            self.counts["images"] += len(kept)
-            self.counts["not_finite"] += len(batch) - len(kept)
-            self.counts["upscaled"] += sum(
-                self.one.framing.enlarges(frame.width, frame.height) for frame in kept
-            )
+            self.writer.add(keys, latents[finite], sizes)
+            self.counts["images"] += len(keys)
 
 
+# Files that are made from one reading of their pictures, each with the index of its resolution.
 Band = list[tuple[int, PlannedFile]]
-"""Files that are made from one reading of their pictures, each with the number of its resolution."""
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """Models that share the work, and what reads pictures for them."""
+    """Models that share the work, and the reader of their pictures."""
 
     reader: FrameReader
     every: Sequence[Encoder]
@@ -212,7 +211,7 @@ class Encoders:
 
     @contextmanager
     def one(self) -> Iterator[Encoder]:
-        """One that is free."""
+        """Borrow a free encoder, waiting for one if necessary."""
         encoder = self.free.get()
         try:
             yield encoder
@@ -221,8 +220,8 @@ class Encoders:
 
 
 class Encoding(Step[Band, Encoders]):
-    """Makes the files of some resolutions, band by band. Each model takes the next band when it is
-    done with one.
+    """Make the files of some resolutions, band by band. Each model takes the next band when it has
+    finished one.
     """
 
     unit = "images"
@@ -251,18 +250,17 @@ class Encoding(Step[Band, Encoders]):
                 one.num_bytes / 1e6,
                 one.num_bytes / count,
             )
-        for band in bands([one.files for one in self.making], len(self.pictures)):
+        for band in plan_bands([one.files for one in self.making], len(self.pictures)):
             yield self._part(band)
 
     def lacking(self, part: Part[Band], files: Files) -> Part[Band]:
-        """The same pictures are read for those files that are missing."""
-        return self._part(
-            [
-                (number, file)
-                for number, file in part.task
-                if self.making[number].name(file) in files.get(self.making[number].output, ())
-            ]
-        )
+        """The same band with only its missing files."""
+        missing = []
+        for number, file in part.task:
+            resolution = self.making[number]
+            if resolution.name(file) in files.get(resolution.output, ()):
+                missing.append((number, file))
+        return self._part(missing)
 
     def _part(self, band: Band) -> Part[Band]:
         files: dict[str, tuple[str, ...]] = {}
@@ -279,27 +277,29 @@ class Encoding(Step[Band, Encoders]):
         with tools.one() as encoder, ExitStack() as stack:
             shards = [_Shard(encoder, one, file, folders[one.output], stack) for one, file in files]
             owners: deque[list[int]] = deque()
-            for found in tools.reader.read(_wanted(self.pictures, files, owners)):
-                for place, owner in enumerate(owners.popleft()):
-                    bar.advance()  # first: where all is over, this file is not ended
-                    shards[owner].add(found[place] if found else None)
+            for frames in tools.reader.read(_requests(self.pictures, files, owners)):
+                for number, owner in enumerate(owners.popleft()):
+                    # First, since it raises if the work is being stopped: the file is then not
+                    # finished.
+                    bar.advance()
+                    shards[owner].add(frames[number] if frames else None)
 
 
-def _wanted(
+def _requests(
     pictures: pa.Table,
     files: Sequence[tuple[Resolution, PlannedFile]],
     owners: deque[list[int]],
-) -> Iterator[Wanted]:
-    """The pictures of some files, in order; who wants each goes to `owners`."""
+) -> Iterator[Request]:
+    """Requests for the pictures of some files, in order. The indices of the files that need each
+    picture are appended to `owners`.
+    """
     order = reading_order([file for _, file in files])
     while part := list(islice(order, ASKED_AT_ONCE)):
         rows = pictures.take([row for row, _ in part]).to_pylist()
-        for picture, (_, places) in zip(rows, part, strict=True):
-            owners.append(places)
-            yield Wanted(
-                picture,
-                [
-                    (files[place][0].framing, (files[place][1].width, files[place][1].height))
-                    for place in places
-                ],
-            )
+        for picture, (_, numbers) in zip(rows, part, strict=True):
+            owners.append(numbers)
+            frames = []
+            for number in numbers:
+                resolution, file = files[number]
+                frames.append((resolution.framing, (file.width, file.height)))
+            yield Request(picture, frames)

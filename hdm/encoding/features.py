@@ -1,9 +1,9 @@
-"""Pictures to the patch features of a frozen vision model, which training may align the denoiser to
-(REPA, arXiv 2410.06940).
+"""Encode pictures to the patch features of a frozen vision model, to which training may align the
+denoiser (REPA, arXiv 2410.06940).
 
-One output for all resolutions: the full frame, as latents have it, at the vision model's own size.
-A shard is laid out as a latent shard whose channels are the features' and whose autoencoder is the
-vision model.
+One output serves all resolutions: it has the same full frame as latents, at the vision model's own
+size. A shard has the layout of a latent shard whose channels are the features and whose autoencoder
+is the vision model.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         The output; its counts are those of latents.
 
     Raises:
-        ConfigError: pictures of that size are no whole number of patches.
+        ConfigError: pictures of that size are not a whole number of patches.
         InputError: the filter kept no picture.
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
@@ -76,7 +76,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
 
 @dataclass(frozen=True)
 class EncodingFeatures(Encoding):
-    """Shows kept pictures to the vision model."""
+    """Encode kept pictures by the vision model."""
 
     pipeline: Pipeline
     inputs: Outputs
@@ -122,10 +122,10 @@ class EncodingFeatures(Encoding):
 
 
 def check_patches(features_px: int, patch_size: int) -> None:
-    """Raise a ConfigError where the shorter side is no whole number of patches."""
+    """Raise a ConfigError if the shorter side is not a whole number of patches."""
     if features_px % patch_size:
         raise ConfigError(
-            f"{features_px} px are no whole number of the vision model's patches of {patch_size}",
+            f"{features_px} px is not a whole number of the vision model's patches of {patch_size}",
             where="encode.features_px",
             do=f"use {' or '.join(map(str, multiples_beside(features_px, patch_size)))}",
         )

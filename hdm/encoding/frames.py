@@ -1,5 +1,6 @@
-"""How pictures of any size become latents of few shapes, and which file each goes to. Arithmetic
-only.
+"""Plan how pictures of any size become latents of few shapes, and which file each goes to.
+
+Arithmetic only.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Framing:
-    """The full frame, its shorter side brought to the resolution.
+    """The full frame, with its shorter side resized to the resolution.
 
     Args:
         resolution: the shorter side, in pixels.
         multiple: both sides are multiples of it, in pixels: the autoencoder's downscale times the
             model's patch.
-        max_aspect: pictures longer than this are cut to it about their middle.
+        max_aspect: pictures with a larger aspect ratio are cropped to it about their middle.
     """
 
     resolution: int
@@ -37,8 +38,8 @@ class Framing:
     def sizes(self, widths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Widths and heights of the framed pictures, in pixels.
 
-        The longer side goes to the nearest multiple, so that nothing is cropped; at `max_aspect` to
-        the one below it.
+        The longer side is stretched to the nearest multiple, so that nothing is cropped; at
+        `max_aspect` to the multiple below.
         """
         aspect = np.minimum(
             np.maximum(widths, heights) / np.minimum(widths, heights), self.max_aspect
@@ -49,9 +50,10 @@ class Framing:
             self.resolution // self.multiple,
         )
         longer = (np.minimum(steps, most) * self.multiple).astype(np.int64)
-        return np.where(widths >= heights, longer, self.resolution), np.where(
-            widths >= heights, self.resolution, longer
-        )
+        is_wide = widths >= heights
+        framed_widths = np.where(is_wide, longer, self.resolution)
+        framed_heights = np.where(is_wide, self.resolution, longer)
+        return framed_widths, framed_heights
 
     def size(self, picture: Mapping[str, int]) -> tuple[int, int]:
         """Width and height of one framed picture, in pixels, from its `width` and `height`."""
@@ -81,7 +83,7 @@ def plan_files(
     Args:
         widths, heights: of the framed pictures, (n,) in pixels.
         bytes_a_pixel: of a stored latent, for each pixel of its picture.
-        max_bytes: upper size of a file; one picture at least.
+        max_bytes: upper size of a file, which holds at least one picture.
     """
     shapes, members = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
     for shape, (height, width) in enumerate(shapes.tolist()):
@@ -91,39 +93,37 @@ def plan_files(
             yield PlannedFile(width, height, number, rows[start : start + count])
 
 
-def bands(
+def plan_bands(
     plans: Sequence[Sequence[PlannedFile]], num_pictures: int
 ) -> list[list[tuple[int, PlannedFile]]]:
-    """Which files of several resolutions are made together, so that most pictures are decoded once.
+    """Group the files of several resolutions so that most pictures are decoded only once.
 
-    A band is a shape of the first plan with the shapes of the others that most of whose pictures
-    have it. Shapes of two resolutions part pictures at different aspects, so a picture near such a
-    place is in two bands, and decoded twice. One plan alone gives its shapes.
+    Each shape of the first plan starts a band. Every shape of the other plans joins the band that
+    has most of its pictures. Two resolutions divide pictures into shapes at different aspect
+    ratios, so a picture near a boundary may be in two bands and is then decoded twice. The bands of
+    a single plan are its shapes.
 
     Args:
-        plans: of each resolution, as `plan_files` gives them, all of the same pictures; the lowest
-            resolution first: it has the fewest shapes, and so a band few files that are open at
-            once.
-        num_pictures: that were planned.
+        plans: `plan_files` of each resolution, all of the same pictures. The lowest resolution
+            comes first: it has the fewest shapes, so that few files of a band are open at once.
+        num_pictures: number of pictures in each plan.
 
     Returns:
-        For each band its files as (number of the plan, file), those of one shape in order.
+        For each band its files as (index of the plan, file), those of one shape in order.
     """
-    found: list[list[tuple[int, PlannedFile]]] = []
+    bands: list[list[tuple[int, PlannedFile]]] = []
     band_of = np.zeros(num_pictures, np.int64)
     for number, plan in enumerate(plans):
         for files in _by_shape(plan):
+            rows = np.concatenate([file.rows for file in files])
             if number == 0:
-                for file in files:
-                    band_of[file.rows] = len(found)
-                found.append([])
-                band = len(found) - 1
+                band = len(bands)
+                bands.append([])
+                band_of[rows] = band
             else:
-                band = int(
-                    np.bincount(band_of[np.concatenate([file.rows for file in files])]).argmax()
-                )
-            found[band] += [(number, file) for file in files]
-    return found
+                band = int(np.bincount(band_of[rows]).argmax())
+            bands[band] += [(number, file) for file in files]
+    return bands
 
 
 def _by_shape(plan: Sequence[PlannedFile]) -> list[list[PlannedFile]]:
@@ -134,9 +134,7 @@ def _by_shape(plan: Sequence[PlannedFile]) -> list[list[PlannedFile]]:
 
 
 def reading_order(files: Sequence[PlannedFile]) -> Iterator[tuple[int, list[int]]]:
-    """Every row that is in one of the files, in order, with the places in `files` of those that it
-    is in.
-    """
+    """Yield every row of the files in order, with the indices of the files that contain it."""
     if not files:
         return
     rows = np.concatenate([file.rows for file in files])
@@ -144,5 +142,6 @@ def reading_order(files: Sequence[PlannedFile]) -> Iterator[tuple[int, list[int]
     order = np.argsort(rows, kind="stable")
     rows = rows[order]
     owners = owners[order]
+    # A row that is in several files occurs several times: each run of equal rows is one picture.
     for start, end in pairwise([*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]):
         yield int(rows[start]), owners[start:end].tolist()

@@ -1,7 +1,7 @@
-"""Pictures to latents: full frames, grouped into shards by shape; several resolutions from one
-decoding of a picture.
+"""Encode pictures to latents: full frames, grouped into shards by shape, with several resolutions
+from one decoding of a picture.
 
-Pictures of all splits are encoded; which split one is in is looked up in training.
+Pictures of all splits are encoded; training looks up their splits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hdm.data.latent_files import DTYPES, LatentFormat
 from hdm.encoding.crops import crop_error
 from hdm.encoding.encoder import Encoder, Encoders, Encoding, Resolution, images_of
 from hdm.encoding.frames import Framing
-from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.encoding.settings import Pipeline
 from hdm.errors import ConfigError
 from hdm.models.autoencoder import Autoencoder, LatentShape, load_autoencoder
@@ -56,8 +56,10 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
         "dtype": encode.dtype,
         "resolution": resolution,
         "patch_size": pipeline.train.model.patch_size,
-        **({} if encode.tile_px is None else {"tile_px": encode.tile_px}),
     }
+    # Part of the digest only where it is set, so that digests of untiled latents stay the same.
+    if encode.tile_px is not None:
+        config["tile_px"] = encode.tile_px
     return Identity(
         output_name(resolution),
         SCHEMA,
@@ -78,13 +80,13 @@ def make(
     """Raw latents of every kept picture, in `latents-<h>x<w>-<n>.parquet`.
 
     Args:
-        also: larger resolutions, of which those that the store lacks are made from the same
-            decoding, each as an output of its own.
+        also: larger resolutions. The store's missing ones are made from the same decoding, each as
+            an output of its own.
 
     Returns:
         The output; its counts are images, bytes (of latents), upscaled (pictures smaller than the
-        resolution), failed (pictures that cannot be decoded, or have another size than when they
-        were measured) and not_finite.
+        resolution), failed (pictures that cannot be decoded or do not have their measured size) and
+        not_finite.
 
     Raises:
         ConfigError: the autoencoder and the model do not fit each other, or a resolution does not
@@ -102,7 +104,7 @@ def make(
 
 @dataclass(eq=False)
 class EncodingLatents(Encoding):
-    """Encodes kept pictures at some resolutions, the lowest first."""
+    """Encode kept pictures at some resolutions, the lowest first."""
 
     pipeline: Pipeline
     inputs: Outputs
@@ -129,11 +131,11 @@ class EncodingLatents(Encoding):
 
     @cached_property
     def figures(self) -> dict[str, dict[str, float]]:
-        """What was measured of the making, by output."""
+        """Figures measured during encoding, by output; `open` fills them in."""
         return {}
 
     def check(self) -> None:
-        """Raise a ConfigError where autoencoder, model and resolutions do not fit each other."""
+        """Raise a ConfigError if autoencoder, model and resolutions do not fit each other."""
         model = self.pipeline.train.model
         shape = replace(self.autoencoders[0].shape, name=self.reference)
         shape.check_channels(model)
@@ -156,40 +158,38 @@ class EncodingLatents(Encoding):
     def open(self) -> Iterator[Encoders]:
         encode = self.pipeline.encode
         threads = self.pipeline.threads
-        # Encoders read at the same time, and share the memory.
+        # Encoders read at the same time and share the memory.
         decode_mb = max(1, self.pipeline.images.decode_mb // len(self.autoencoders))
         images = self.pipeline.images.model_copy(update={"decode_mb": decode_mb})
-        encoders = [
-            Encoder(
-                partial(one.encode, tile_px=encode.tile_px),
-                one.device,
-                stage_batches(encode.batch_size, one.device, threads, "encode.device"),
-                DTYPES[encode.dtype],
-            )
-            for one in self.autoencoders
-        ]
+        encoders = []
+        for autoencoder in self.autoencoders:
+            device = autoencoder.device
+            run = partial(autoencoder.encode, tile_px=encode.tile_px)
+            batches = stage_batches(encode.batch_size, device, threads, "encode.device")
+            encoders.append(Encoder(run, device, batches, DTYPES[encode.dtype]))
         download = self.inputs["download"]
         with FrameReader(download, images, 2 * encode.batch_size, threads) as reader:
             begun = time.perf_counter()
             yield Encoders(reader, encoders)
             seconds = time.perf_counter() - begun
-            # Last: what does not fit in the device's memory has been met by now, and said well.
+            # Last: pictures that do not fit in the device's memory have been reported by now.
             crops = {one.output: self._crop_figures(reader, one) for one in self.making}
         pace = _pace(encoders, seconds)
-        self.figures.update({name: {**crop, **pace} for name, crop in crops.items()})
+        for output, crop in crops.items():
+            self.figures[output] = crop | pace
 
     def _crop_figures(self, reader: FrameReader, one: Resolution) -> dict[str, float]:
-        """What cropping the latents costs, on the first pictures that are not square."""
+        """The error of cropping latents, for the first pictures that are not square."""
         autoencoder = self.autoencoders[0]
         encode = self.pipeline.encode
+        framing = one.framing
         longer = [file.rows for file in one.files if file.width != file.height]
         rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
-        asked = (
-            Wanted(picture, [(one.framing, one.framing.size(picture))])
-            for picture in self.pictures.take(rows).to_pylist()
-        )
-        images = (images_of(found, autoencoder.device) for found in reader.read(asked) if found)
-        error = crop_error(autoencoder, images, one.framing.multiple, encode.tile_px)
+        pictures = self.pictures.take(rows).to_pylist()
+        requests = [Request(picture, [(framing, framing.size(picture))]) for picture in pictures]
+        frames = filter(None, reader.read(requests))
+        images = (images_of(frame, autoencoder.device) for frame in frames)
+        error = crop_error(autoencoder, images, framing.multiple, encode.tile_px)
         if error is None:
             return {}
         log.info(
@@ -202,7 +202,7 @@ class EncodingLatents(Encoding):
         return {"crop_error": error.interior, "crop_error_border": error.border}
 
     def finish(self, draft: Draft) -> Mapping[str, Any]:
-        """Its bytes are logged, to be compared with what was announced."""
+        """Log the size of the files, for comparison with the plan, and sum up."""
         one = next(one for one in self.making if one.output == draft.identity.name)
         draft.figures.update(self.figures.get(one.output, {}))
         counts = draft.counts()
@@ -236,7 +236,7 @@ def output_name(resolution: int) -> str:
 
 
 def check_resolution(shape: LatentShape, model: XUTConfig, resolution: int) -> None:
-    """Raise a ConfigError where latents of a resolution cannot be cut into the model's patches."""
+    """Raise a ConfigError if latents of a resolution cannot be divided into the model's patches."""
     multiple = shape.downscale * model.patch_size
     if resolution % multiple:
         raise ConfigError(
@@ -248,7 +248,7 @@ def check_resolution(shape: LatentShape, model: XUTConfig, resolution: int) -> N
 
 
 def summary(draft: Draft, form: LatentFormat) -> dict[str, Any]:
-    """What an output of latents says of the whole."""
+    """The summary of an output of latents."""
     shapes: dict[str, int] = {}
     for name, record in sorted(draft.records.items()):
         shape = name.split("-")[1]

@@ -1,5 +1,5 @@
-"""Which pictures are encoded, and their frames: read, decoded, cut and resized in processes of
-their own, ahead of the encoder.
+"""Select the pictures to encode; read, decode, cut and resize them in processes of their own, ahead
+of the encoder.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def kept_pictures(download: Output, filter: Output) -> pa.Table:
-    """Where each kept picture lies and what it is: key, shard, offset, bytes, start of sha256,
-    width, height.
+    """A row for each kept picture: key, shard, offset, bytes, start of sha256, width, height.
 
     Raises:
         InputError: the filter kept no picture.
@@ -44,7 +43,7 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
         )
         path = download.file(shard_name("samples", shard))
         samples = read_table(path, ["key", "status", "offset", "bytes", "sha256"])
-        # Nothing else was there to be filtered.
+        # The filter saw only these.
         samples = samples.filter(pc.equal(samples.column("status"), "ok"))
         if not scores.column("key").equals(samples.column("key")):
             raise DamagedError(
@@ -53,10 +52,13 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
                 do="run again --from download",
             )
         columns = {
-            **{name: scores.column(name) for name in ("key", "width", "height")},
+            "key": scores.column("key"),
+            "width": scores.column("width"),
+            "height": scores.column("height"),
             "shard": pa.array(np.full(len(scores), shard, np.int32)),
-            **{name: samples.column(name) for name in ("offset", "bytes")},
-            # 64 bits find any damage, and take little memory.
+            "offset": samples.column("offset"),
+            "bytes": samples.column("bytes"),
+            # 64 bits detect any damage and take little memory.
             "sha256": pc.utf8_slice_codeunits(samples.column("sha256"), 0, 16),
         }
         tables.append(pa.table(columns).filter(scores.column("kept")))
@@ -66,13 +68,14 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
             where=filter.path,
             do="lower the filter's thresholds",
         )
-    return pa.concat_tables(tables).combine_chunks()  # rows are taken from it by place
+    # One chunk, since rows are taken from it by their position.
+    return pa.concat_tables(tables).combine_chunks()
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture ready to be encoded: pixels (h, w, 3) uint8; width and height of the whole
-    picture.
+    """A picture ready to be encoded: pixels (h, w, 3) uint8; `width` and `height` are the whole
+    picture's.
     """
 
     key: Key
@@ -82,9 +85,9 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A picture (a row of `kept_pictures`), and the frames that are made from one decoding of it:
-    how, and their (width, height).
+class Request:
+    """A picture (a row of `kept_pictures`) and the frames to make from one decoding of it: their
+    framing and their (width, height).
     """
 
     picture: Mapping[str, Any]
@@ -92,9 +95,12 @@ class Wanted:
 
     @property
     def cost_bytes(self) -> int:
-        """Of memory, at most, from the reading of the file to the use of its frames."""
-        cost = picture_cost(*(self.picture[name] for name in ("width", "height", "bytes")))
-        return cost + sum(3 * width * height for _, (width, height) in self.frames)
+        """Upper bound of the memory from reading the file to using its frames."""
+        picture = self.picture
+        cost = picture_cost(picture["width"], picture["height"], picture["bytes"])
+        for _, (width, height) in self.frames:
+            cost += 3 * width * height
+        return cost
 
 
 class FrameReader(Closing):
@@ -103,8 +109,8 @@ class FrameReader(Closing):
     Args:
         download: the download stage's output.
         settings: how pictures are decoded, and how much memory they may take.
-        ahead: pictures that may be under way or wait, at most.
-        count: processes; None: one a core.
+        ahead: number of pictures that may be in progress or waiting.
+        count: processes; None: one for each core.
     """
 
     def __init__(
@@ -118,14 +124,15 @@ class FrameReader(Closing):
         self.decoders.close()
         self.reader.close()
 
-    def read(self, asked: Iterable[Wanted]) -> Iterator[list[Frame] | None]:
-        """The frames of each picture, in order; None for a picture that cannot be had.
+    def read(self, requests: Iterable[Request]) -> Iterator[list[Frame] | None]:
+        """Yield the frames of each picture, in order; None for a picture that cannot be decoded.
 
         Raises:
             DamagedError: a file is not what was downloaded.
         """
+        # The decoders take requests ahead of the answers, and these come without their pictures.
         waiting: deque[Mapping[str, Any]] = deque()
-        for answer in self.decoders.map(self._asked(asked, waiting), self.ahead):
+        for answer in self.decoders.map(self._ask(requests, waiting), self.ahead):
             picture = waiting.popleft()
             key = picture["key"]
             try:
@@ -136,17 +143,19 @@ class FrameReader(Closing):
             else:
                 yield [Frame(key, picture["width"], picture["height"], pixels) for pixels in frames]
 
-    def _asked(self, asked: Iterable[Wanted], waiting: deque[Mapping[str, Any]]) -> Iterator[Asked]:
-        """What is asked of the processes; whose answers are to come goes to `waiting`."""
-        for wanted in asked:
-            picture = wanted.picture
+    def _ask(
+        self, requests: Iterable[Request], waiting: deque[Mapping[str, Any]]
+    ) -> Iterator[Asked]:
+        """Tasks for the decoding processes. Each one's picture is appended to `waiting`."""
+        for request in requests:
+            picture = request.picture
             size = picture["width"], picture["height"]
-            frames = [(framing.cut(*size), frame_size) for framing, frame_size in wanted.frames]
+            frames = [(framing.cut(*size), frame_size) for framing, frame_size in request.frames]
             waiting.append(picture)
-            place = (picture[name] for name in ("shard", "offset", "bytes", "sha256"))
+            place = (picture["shard"], picture["offset"], picture["bytes"], picture["sha256"])
             yield Asked(
                 picture["key"],
                 partial(self.reader.read, *place),
-                wanted.cost_bytes,
+                request.cost_bytes,
                 {"size": size, "frames": frames},
             )

@@ -1,4 +1,4 @@
-"""What of `encode` cannot work, known before anything is made."""
+"""Find problems of the stage `encode` before anything is made."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hdm.store import Outputs
 
 
 def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
-    """Devices, components that are missing, and those that do not fit the model or its
-    resolutions.
+    """Report devices that do not exist, and components that are missing or do not fit the model or
+    its resolutions.
     """
     encode = pipeline.encode
     for name in encode.device.split(","):
@@ -42,7 +42,7 @@ def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
 
 
 def _misfits(shape: LatentShape, pipeline: Pipeline) -> Iterator[InputError]:
-    """Where the autoencoder's latents do not fit the model, its resolutions or the tiles."""
+    """Report where the autoencoder's latents do not fit the model, its resolutions or the tiles."""
     model = pipeline.train.model
     tile_px = pipeline.encode.tile_px
     if pipeline.train.phases:

@@ -14,46 +14,48 @@ from hdm.values import Within
 
 
 class EncodeSettings(Settings):
-    """Latents are made for every resolution that a training phase names."""
+    """How pictures and captions are encoded. Latents are made for every resolution of a training
+    phase.
+    """
 
     dtype: Literal["float16", "bfloat16"] = "float16"
     shard_mb: values.Megabytes = 256
     """Upper size of a latent shard."""
     max_aspect: values.Aspect = 2.0
-    """Pictures longer than this are cut to it about their middle."""
+    """Pictures with a larger aspect ratio are cropped to it about their middle."""
     max_tokens: values.Tokens = 256
-    """Captions are cut to so many tokens."""
+    """Captions are cut to this many tokens."""
     text_embeddings: bool = False
     """Cache the text encoder's output (cut to its real length) instead of running it in
     training.
     """
     text_dtype: Literal["float16", "int8"] = "float16"
-    """Of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The
-    stage prints what the rounding costs.
+    """Type of cached text embeddings; int8: 8 bits with a scale for each token, half the bytes. The
+    stage prints the rounding error.
     """
     features: bool = False
     """Cache patch features of `components.vision`, for `train.align_weight`."""
     features_px: Annotated[int, Within(14, 16_384)] = 224
-    """Shorter side of the pictures that they are made of, a multiple of the vision model's patch:
-    224 px at 14 px a patch are 256 features a square, 0.4 MB in 16 bits where they are 768 wide.
-    One output serves all resolutions.
+    """Shorter side of the pictures that features are made from, a multiple of the vision model's
+    patch: 224 px at 14 px a patch give 256 features for a square, 0.4 MB in 16 bits at a width of
+    768. One output serves all resolutions.
     """
     from_larger: tuple[values.Side, ...] = ()
-    """Resolutions whose latents are not encoded but downscaled from those of the next larger one.
-    The stage prints how far they are from encoded ones; it is near only where the autoencoder was
-    trained for it.
+    """Resolutions whose latents are downscaled from those of the next larger one instead of being
+    encoded. The stage prints how far they are from encoded ones; they are close only with an
+    autoencoder trained for it.
     """
     tile_px: Annotated[int, Within(32, 65_536)] | None = None
-    """Larger pictures are encoded in overlapping tiles of this side: for those that do not fit in
-    memory. None: whole.
+    """Side of the overlapping tiles in which larger pictures are encoded, for pictures that do not
+    fit in memory. None: whole.
     """
     crop_pictures: values.CountOrNone = runtime(4)
-    """Pictures of a resolution on which it is measured how near a crop of their latents is to
-    encoding the crop.
+    """Number of pictures of each resolution on which crops of latents are compared with encoded
+    crops.
     """
     batch_size: values.Batch = runtime(32)
     device: values.Devices = runtime("auto")
-    """For latents also several, which share the shards: auto takes every accelerator, and
+    """Latents may use several devices, which share the shards: auto uses every accelerator,
     `cuda:0,cuda:2` those two.
     """
 

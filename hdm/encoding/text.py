@@ -1,4 +1,4 @@
-"""Token ids to text embeddings, cut to their real length, in 16 or 8 bits. A table a shard of
+"""Encode token ids to text embeddings without padding, in 16 or 8 bits; one table for each shard of
 captions.
 """
 
@@ -54,8 +54,8 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     `empty.parquet`.
 
     Returns:
-        The output; its summary has the width, and `error`: of storing, over the standard deviation
-        of a channel, the median of channels.
+        The output; its summary has the width, and `error`: the rounding error in units of a
+        channel's standard deviation, median of the channels.
 
     Raises:
         ConfigError: the text encoder's width is not the one that the model expects.
@@ -71,7 +71,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
 
 @dataclass(frozen=True)
 class EncodingText(Step[int | None, "_Encoder"]):
-    """Embeds captions, table by table; None is the empty caption."""
+    """Embed captions, table by table; the part None is the empty caption."""
 
     pipeline: Pipeline
     tokens: Output
@@ -131,7 +131,7 @@ class EncodingText(Step[int | None, "_Encoder"]):
 
 
 class _Encoder:
-    """The text encoder at work on one table after the other."""
+    """Encodes one table after the other by the text encoder."""
 
     def __init__(self, pipeline: Pipeline, weights: Mapping[str, str]) -> None:
         self.reference = resolve(pipeline.components).need("text_encoder")
@@ -145,7 +145,7 @@ class _Encoder:
         self.weights = weights
 
     def check(self) -> None:
-        """Raise a ConfigError where its width is not the one that the model expects."""
+        """Raise a ConfigError if its width is not the one that the model expects."""
         check_text_width(self.encoder.width, self.reference, self.expected)
 
     def write(self, folder: Folder, name: str, tokens: pa.Table, counts: Mapping[str, int]) -> None:
@@ -162,43 +162,36 @@ class _Encoder:
     def encode(self, tokens: pa.Table) -> pa.Table:
         """The text embeddings of one row group."""
         token_ids = tokens.column("token_ids").to_pylist()
-        # Those of like length together: little padding, and none of it is stored.
+        # Captions of similar length go together, so that little padding is computed.
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
-        found: list[bytes] = [b""] * len(token_ids)
-        for row, embedding in zip(
-            order, self._embeddings([token_ids[row] for row in order]), strict=True
-        ):
+        by_length = self._embeddings([token_ids[row] for row in order])
+        packed: list[bytes] = [b""] * len(token_ids)
+        for row, embedding in zip(order, by_length, strict=True):
             if not (np.abs(embedding) <= np.finfo(np.float16).max).all():
                 raise HdmError(
                     f"the text embedding of caption {token_ids[row]} is not finite in 16 bits",
                     do="use another text encoder",
                 )
-            found[row] = self.form.pack(embedding).tobytes()
+            packed[row] = self.form.pack(embedding).tobytes()
         columns = {
             "key": tokens.column("key"),
             "index": tokens.column("index"),
             "length": [len(ids) for ids in token_ids],
         }
-        return pa.table({**columns, "embedding": found}).cast(TEXT)
+        return pa.table({**columns, "embedding": packed}).cast(TEXT)
 
     def storing_error(self, tokens: Output) -> float:
-        """Of the first captions: root mean square difference over the standard deviation, by
-        channel, the median of channels.
+        """Rounding error of the first captions: root mean square difference in units of the
+        standard deviation, by channel; the median of the channels.
         """
-        first = (
-            read_table(tokens.file(shard_name("tokens", 0)), ["token_ids"])
-            .column("token_ids")[:MEASURED_CAPTIONS]
-            .to_pylist()
-        )
-        exact = np.concatenate(
-            [np.zeros((0, self.form.width), np.float32), *self._embeddings(first)]
-        )
-        squares = (
-            np.square(self.form.unpack(self.form.pack(exact)) - exact).mean(0)
-            if len(exact)
-            else np.zeros(0)
-        )
+        table = read_table(tokens.file(shard_name("tokens", 0)), ["token_ids"])
+        first = table.column("token_ids")[:MEASURED_CAPTIONS].to_pylist()
+        if not first:
+            return 0.0
+        exact = np.concatenate(list(self._embeddings(first)))
+        squares = np.square(self.form.unpack(self.form.pack(exact)) - exact).mean(0)
         spread = exact.std(0)
+        # A constant channel has no scale to compare with.
         ratios = np.sqrt(squares[spread > 0]) / spread[spread > 0]
         return float(f"{np.median(ratios):.2g}") if len(ratios) else 0.0
 

@@ -1,4 +1,4 @@
-"""Captions to token ids: a table a shard of captions."""
+"""Encode captions to token ids; one table for each shard of captions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         the longest caption in tokens.
 
     Raises:
-        InputError: the tokenizer is of another model than the text encoder.
+        InputError: the tokenizer belongs to another model than the text encoder.
     """
     step = Tokenizing(pipeline, inputs["caption"])
     _check_fit(step.tokenizer, step.reference)
@@ -54,7 +54,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
 
 @dataclass(frozen=True)
 class Tokenizing(Step[int, Tokenizer]):
-    """Tokenizes captions, table by table."""
+    """Tokenize captions, table by table."""
 
     pipeline: Pipeline
     captions: Output
@@ -97,11 +97,11 @@ class Tokenizing(Step[int, Tokenizer]):
 
 
 def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
-    known = num_embeddings(reference)
-    if tokenizer.largest_id >= known:
+    count = num_embeddings(reference)
+    if tokenizer.largest_id >= count:
         raise InputError(
             f"the tokenizer gives ids up to {tokenizer.largest_id}, the text encoder has embeddings"
-            f" for {known}",
+            f" for {count}",
             where=reference,
             do=(
                 "put the tokenizer that belongs to the model beside it, or name another"
@@ -114,9 +114,8 @@ def _tokenize(
     folder: Folder, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int
 ) -> None:
     table = read_table(captions.file(shard_name("captions", number)), ["key", "index", "caption"])
-    token_ids = tokenizer.token_ids(
-        [plain_caption(caption) for caption in table.column("caption").to_pylist()], max_tokens
-    )
+    captions_as_text = list(map(plain_caption, table.column("caption").to_pylist()))
+    token_ids = tokenizer.token_ids(captions_as_text, max_tokens)
     rows = {
         "key": table.column("key").to_pylist(),
         "index": table.column("index").to_pylist(),
@@ -125,7 +124,7 @@ def _tokenize(
     counts = {
         "captions": len(token_ids),
         "tokens": sum(map(len, token_ids)),
-        # As long as they may be: most of these were cut.
+        # Captions at the maximum length, most of which were cut.
         "full_length": sum(len(ids) == max_tokens for ids in token_ids),
     }
     write_table(folder, shard_name("tokens", number), TOKENS, rows, counts)

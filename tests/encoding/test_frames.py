@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdm.encoding.frames import Framing, bands, plan_files, reading_order
+from hdm.encoding.frames import Framing, plan_bands, plan_files, reading_order
 
 
 @given(
@@ -73,7 +73,7 @@ def test_bands_hold_every_file_once_and_most_pictures_are_in_one_band() -> None:
         list(plan_files(*framing.sizes(widths, heights), bytes_a_pixel=0.125, max_bytes=60_000))
         for framing in framings
     ]
-    found = bands(plans, len(widths))
+    found = plan_bands(plans, len(widths))
     assert sorted(
         (plan, file.height, file.width, file.number) for band in found for plan, file in band
     ) == sorted(
@@ -101,7 +101,7 @@ def test_bands_hold_every_file_once_and_most_pictures_are_in_one_band() -> None:
             )
             assert (np.diff(rows) > 0).all()
     assert readings < 1.5 * len(widths)  # three times without bands
-    assert [[file for _, file in band] for band in bands(plans[:1], len(widths))] == [
+    assert [[file for _, file in band] for band in plan_bands(plans[:1], len(widths))] == [
         [file for file in plans[0] if (file.height, file.width) == shape]
         for shape in dict.fromkeys((file.height, file.width) for file in plans[0])
     ]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hdm.encoding.frames import Framing
-from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.errors import DamagedError, HdmError
 from hdm.pictures.settings import ImageSettings
 from hdm.store import Output
@@ -17,10 +17,10 @@ from hdm.store import Output
 FRAMINGS = (Framing(16, 8, 2.0), Framing(32, 8, 1.0))
 
 
-def wanted(home) -> list[Wanted]:
+def wanted(home) -> list[Request]:
     pictures = kept_pictures(home.inputs["download"], home.inputs["filter"]).to_pylist()
     return [
-        Wanted(picture, [(framing, framing.size(picture)) for framing in FRAMINGS])
+        Request(picture, [(framing, framing.size(picture)) for framing in FRAMINGS])
         for picture in pictures
     ]
 

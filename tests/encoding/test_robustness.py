@@ -21,7 +21,7 @@ from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.frames import Framing
-from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.errors import DoesNotFitError, HdmError
 from hdm.pictures.reading import BadImage, decode, inspect, sniff
 from hdm.pictures.settings import ImageSettings
@@ -85,7 +85,7 @@ def test_all_odd_files_pass_through_the_decoders_or_are_refused_by_name(
 ) -> None:
     inputs, framing = as_inputs(tmp_path), Framing(16, 8, 2.0)
     pictures = kept_pictures(**inputs).to_pylist()
-    asked = [Wanted(picture, [(framing, framing.size(picture))]) for picture in pictures]
+    asked = [Request(picture, [(framing, framing.size(picture))]) for picture in pictures]
     with FrameReader(inputs["download"], ImageSettings(), 8, count=2) as reader:
         found = list(reader.read(asked[:20]))
         started = processes(reader)
