@@ -1,7 +1,8 @@
-"""Where a download may connect to: public addresses alone, checked where the connection is made.
+"""Allow downloads to connect to public addresses only, checked where the connection is made.
 
-A URL's host is looked up once, here, and the connection goes to the very address that was checked,
-so a name that answers public first and private later (DNS rebinding) gains nothing.
+A URL's host is looked up once, here, and the connection goes to the very address that was checked.
+A name that resolves to a public address first and a private one later (DNS rebinding) gains
+nothing.
 """
 
 from __future__ import annotations
@@ -22,38 +23,35 @@ LOCALHOST = "localhost"
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet, and so do the IPv4 addresses wrapped in
-    it.
-    """
+    """Whether an address, and every IPv4 address embedded in it, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
-        wrapped = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in NAT64:
-            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.is_site_local or any(
-            inner is not None and not is_public(inner) for inner in wrapped
-        ):
+        if address.is_site_local:
             return False
-        # The wrappers themselves are not global by the registry's word, what they lead to was
-        # checked.
-        if any(inner is not None for inner in wrapped):
-            return True
+        embedded = list(filter(None, [address.ipv4_mapped, address.sixtofour]))
+        embedded += address.teredo or ()
+        if address in NAT64:
+            # The last 32 bits are the IPv4 address to which the gateway connects.
+            embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        # The registry does not list these forms as global, so only the embedded addresses decide.
+        if embedded:
+            return all(map(is_public, embedded))
     return address.is_global and not address.is_multicast
 
 
 def refuse_address() -> Unreadable:
-    """The refusal of a host that is not on the public internet. It names no address: these
-    change.
+    """The refusal of a host that is not on the public internet. It names no address, since these
+    change from run to run.
     """
     return Unreadable("refused_address", "the host is not on the public internet")
 
 
 class Addresses(AbstractResolver):
-    """Looks names up and refuses what is not public.
+    """Resolves names and refuses addresses that are not public.
 
     Args:
-        allow_loopback: let the hosts below, and URLs that name this machine themselves, lead to it.
+        allow_loopback: allow the hosts below, and URLs that name this machine, to lead to it.
         hosts: host name → (loopback address, port).
-        names: whom to ask; None: the system.
+        names: resolver to use; None: the system's.
     """
 
     def __init__(
@@ -67,13 +65,12 @@ class Addresses(AbstractResolver):
         self._names = names
 
     def check(self, url: URL, listed: URL) -> None:
-        """Refuse a URL that may not be connected to, as far as that is known before looking its
-        host up.
+        """Refuse a URL that is not allowed, as far as that is known before resolving its host.
 
         Args:
             url: the URL, or one that it redirects to.
-            listed: the URL as listed: a redirect leads to this machine only within one host and
-                port.
+            listed: the URL as listed; a redirect may lead to this machine only within the same host
+                and port.
 
         Raises:
             Unreadable: it is refused.
@@ -93,7 +90,7 @@ class Addresses(AbstractResolver):
         except ValueError:
             if _is_disguised(host):
                 raise refuse_address() from None
-            return  # a name: `resolve` decides
+            return  # a name, about which `resolve` decides
         if not is_public(address) and not (address.is_loopback and at_home):
             raise refuse_address()
 
@@ -118,11 +115,12 @@ class Addresses(AbstractResolver):
             ]
         self._names = self._names or ThreadedResolver()
         results = await self._names.resolve(host, port, family)
-        allowed = [
-            result
-            for result in results
-            if self._allowed(name, ipaddress.ip_address(result["host"].partition("%")[0]))
-        ]
+        allowed = []
+        for result in results:
+            # Without the zone of a link-local address (fe80::1%eth0).
+            address_text, _, _ = result["host"].partition("%")
+            if self._allowed(name, ipaddress.ip_address(address_text)):
+                allowed.append(result)
         if not allowed:
             raise refuse_address()
         return allowed
@@ -138,7 +136,7 @@ class Addresses(AbstractResolver):
 
 
 def _is_disguised(host: str) -> bool:
-    """Whether the system would take as an address what is not written as one: 127.1, 2130706433,
+    """Whether a host is an address in a form that only the system accepts: 127.1, 2130706433,
     0x7f000001, 017700000001.
     """
     try:

@@ -1,5 +1,5 @@
-"""Items to shards: every item gets a status, every picture's bytes a place in a tar, in the order
-of the items.
+"""Turn items into shards: every item gets a status, every picture's bytes go into a tar, in the
+order of the items.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hdm.store import Draft
 
 @dataclass(frozen=True)
 class Sample:
-    """What became of an item. `sha256`, `header` and `num_bytes` are of its picture, where it has
+    """The result for an item. `sha256`, `header` and `num_bytes` describe its picture, if it has
     one.
     """
 
@@ -41,60 +41,69 @@ class Sample:
     num_bytes: int = 0
 
 
-Found = tuple[Sample, bytes]
+Loaded = tuple[Sample, bytes]
 
 
 def is_whole(draft: Draft, number: int) -> bool:
-    """Whether a shard's two files are there, from this run or one before it."""
+    """Whether both files of a shard exist, from this run or an earlier one."""
     return draft.has(shard_name("images", number, "tar")) and draft.has(
         shard_name("samples", number)
     )
 
 
 def forget(draft: Draft, number: int) -> None:
-    """Remove a shard's table, so that the next run makes the shard anew."""
+    """Remove a shard's table, so that the next run makes the shard again."""
     name = shard_name("samples", number)
     draft.records.pop(name, None)
     (draft.path / name).unlink(missing_ok=True)
 
 
-def write_shard(draft: Draft, number: int, found: Iterable[Found]) -> None:
+def write_shard(draft: Draft, number: int, loaded: Iterable[Loaded]) -> None:
     """Write a shard's tar, then its table."""
     samples: list[Sample] = []
-    offsets: list[int | None] = []
+    rows: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
+    # The tar first: a shard whose table is there is finished.
     with draft.write(shard_name("images", number, "tar")) as file, TarShard(file.path) as tar:
-        for sample, data in found:
+        for sample, data in loaded:
             samples.append(sample)
-            offsets.append(
-                tar.add(sample.item.key, sample.header.format, data) if sample.header else None
-            )
-    rows: dict[str, list[Any]] = {
-        "key": [sample.item.key for sample in samples],
-        "source": [sample.item.source for sample in samples],
-        "status": [sample.status for sample in samples],
-        "error": [sample.error for sample in samples],
-        "captions": [list(sample.item.captions) for sample in samples],
-        "licence": [sample.item.licence for sample in samples],
-        "sha256": [sample.sha256 for sample in samples],
-        "format": [sample.header.format if sample.header else None for sample in samples],
-        "width": [sample.header.width if sample.header else None for sample in samples],
-        "height": [sample.header.height if sample.header else None for sample in samples],
-        "offset": offsets,
-        "bytes": [sample.num_bytes if sample.header else None for sample in samples],
-    }
+            row = _row(sample)
+            if sample.header:
+                row["offset"] = tar.add(sample.item.key, sample.header.format, data)
+            for name, column in rows.items():
+                column.append(row.get(name))
     write_table(draft, shard_name("samples", number), SAMPLES, rows, _counts(samples))
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    """A row of SAMPLES, without the offset. Columns of the picture are missing if there is none."""
+    item = sample.item
+    row: dict[str, Any] = {
+        "key": item.key,
+        "source": item.source,
+        "status": sample.status,
+        "error": sample.error,
+        "captions": list(item.captions),
+        "licence": item.licence,
+        "sha256": sample.sha256,
+    }
+    if sample.header:
+        row["format"] = sample.header.format
+        row["width"] = sample.header.width
+        row["height"] = sample.header.height
+        row["bytes"] = sample.num_bytes
+    return row
 
 
 def load_pictures(
     items: Iterable[Item], decoders: Decoders, fetcher: BlockingFetcher, bar: Tracker
-) -> Iterator[Found]:
-    """Read items that lie on this machine, one after the other, and the odd one among them that is
-    a URL.
+) -> Iterator[Loaded]:
+    """Read items from files on this machine, one after the other; single ones may be URLs.
 
-    Their headers are read in the decoders, whose work is `header`.
+    The decoders, whose work is `header`, read the headers.
     """
+    # The decoders take requests ahead of the answers, and these come without their items.
     waiting: deque[tuple[Item, bytes]] = deque()
-    for answer in decoders.map(_loaded(items, fetcher, waiting)):
+    for answer in decoders.map(_requests(items, fetcher, waiting)):
         item, data = waiting.popleft()
         try:
             yield _good(item, data, answer.result()), data
@@ -103,11 +112,11 @@ def load_pictures(
         bar.advance()
 
 
-def _loaded(
+def _requests(
     items: Iterable[Item], fetcher: BlockingFetcher, waiting: deque[tuple[Item, bytes]]
 ) -> Iterator[Asked]:
-    """The items with their bytes, which go to `waiting`; what cannot be had is said by the
-    answer.
+    """Decoding requests for the items, which are appended to `waiting` with their bytes. The answer
+    for an item that cannot be read raises the reason.
     """
     for item in items:
         assert item.load is not None
@@ -137,58 +146,61 @@ async def fetch_shard(
     """Fetch a shard's items, many at once, and write the shard in their order."""
     with _Spill(draft.scratch) as spill:
         async with asyncio.TaskGroup() as tasks:
-            fetched = [
-                tasks.create_task(_fetch(item, fetcher, decoders, spill, bar)) for item in items
-            ]
-        places = [task.result() for task in fetched]
-        loaded = ((sample, spill.read(place, sample.num_bytes)) for sample, place in places)
+            fetched = []
+            for item in items:
+                fetched.append(tasks.create_task(_fetch(item, fetcher, decoders, spill, bar)))
+        results = [task.result() for task in fetched]
+        loaded = ((sample, spill.read(offset, sample.num_bytes)) for sample, offset in results)
+        # Writing blocks: in a thread it does not hold up the other shards' requests.
         await asyncio.to_thread(write_shard, draft, number, loaded)
 
 
 async def _fetch(
     item: Item, fetcher: Fetcher, decoders: Decoders, spill: _Spill, bar: Tracker
 ) -> tuple[Sample, int]:
-    """What became of an item, and where its bytes are in the spill."""
+    """The result for an item, and the offset of its bytes in the spill."""
     try:
         loaded = item.load() if item.load else Url(item.source)
         data = await fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
-        asked = decoders.submit(Asked(item.key, partial(bytes, data)))
-        sample = _good(item, data, await asyncio.wrap_future(asked))
+        answer = decoders.submit(Asked(item.key, partial(bytes, data)))
+        sample = _good(item, data, await asyncio.wrap_future(answer))
     except (Unreadable, BadImage) as refusal:
         sample = Sample(item, refusal.status, refusal.message)
-        place = 0
+        offset = 0
     else:
-        place = spill.append(data)
+        offset = spill.append(data)
     bar.advance()
-    return sample, place
+    return sample, offset
 
 
 class _Spill(Closing):
-    """Bodies that wait on the disk for their turn; in memory, those behind a slow one could fill
-    it.
+    """Bodies that wait on disk until it is their turn. In memory, those that arrive before a slow
+    one could fill it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  (closed in close)
+        # Closed in `close`.
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._end = 0
 
     def close(self) -> None:
         self._file.close()
 
     def append(self, data: bytes) -> int:
-        place = self._end
+        offset = self._end
         try:
+            # An unbuffered write may write only part of the data.
             while data:
-                written = self._file.write(data)
-                self._end = self._end + written
-                data = data[written:]
+                num_written = self._file.write(data)
+                self._end += num_written
+                data = data[num_written:]
         except OSError as error:
             raise explain_os_error(error, self.folder) from error
-        return place
+        return offset
 
-    def read(self, place: int, num_bytes: int) -> bytes:
-        return os.pread(self._file.fileno(), num_bytes, place)
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        return os.pread(self._file.fileno(), num_bytes, offset)
 
 
 def _good(item: Item, data: bytes, answer: Answer) -> Sample:
@@ -197,12 +209,16 @@ def _good(item: Item, data: bytes, answer: Answer) -> Sample:
 
 
 def _counts(samples: list[Sample]) -> dict[str, int]:
-    failures = Counter(f"failed_{sample.status}" for sample in samples if sample.header is None)
-    kept = len(samples) - failures.total()
-    total = {
+    failures: Counter[str] = Counter()
+    num_bytes = 0
+    for sample in samples:
+        num_bytes += sample.num_bytes
+        if sample.header is None:
+            failures[f"failed_{sample.status}"] += 1
+    return {
         "items": len(samples),
-        "ok": kept,
+        "ok": len(samples) - failures.total(),
         "failed": failures.total(),
-        "bytes": sum(sample.num_bytes for sample in samples),
+        "bytes": num_bytes,
+        **dict(sorted(failures.items())),
     }
-    return {**total, **dict(sorted(failures.items()))}

@@ -1,5 +1,5 @@
-"""Data sets that Hugging Face's `datasets` reads: from the hub, saved to disk, Parquet or picture
-folders.
+"""Read data sets with Hugging Face's `datasets`: from the hub, saved to disk, Parquet files or
+folders of pictures.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ if TYPE_CHECKING:
 LABEL = "label"
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
+# `save_to_disk` writes the first for one split, the second for several splits in folders.
 SAVED = (STATE, SPLITS)
-"""One of them is in what save_to_disk wrote: of one split, or of several in folders."""
 
 
 class DataSet:
     """One split of a data set, in a local folder or on the hub (`org/name` or `org/name@revision`),
     or Parquet files of pictures.
 
-    Pictures come from the image column; where there is none but a column of URLs, these are
-    fetched.
+    Pictures come from the image column. If there is only a column of URLs, these are fetched.
     """
 
     def __init__(
@@ -67,14 +66,11 @@ class DataSet:
         if self.parquet:
             return {"sha256": [source_fingerprints.whole(path) for path in self.parquet]}
         if self.folder.is_dir():
-            files = sorted(
-                path
-                for path in self.folder.rglob("*")
-                if path.is_file() and not path.name.startswith(".")
-            )
-            return source_fingerprints.tree(
-                (path.relative_to(self.folder).as_posix(), path) for path in files
-            )
+            named = []
+            for path in sorted(self.folder.rglob("*")):
+                if path.is_file() and not path.name.startswith("."):
+                    named.append((path.relative_to(self.folder).as_posix(), path))
+            return source_fingerprints.tree(named)
         return {"name": self.name, "revision": self._revision}
 
     @property
@@ -89,7 +85,8 @@ class DataSet:
         columns, fetched = self._columns
         self._note_files(inventory)
         used = [*columns, self._class_column]
-        others = [] if columns[2:] else [name for name in self._known if name not in used]
+        has_captions = len(columns) > 2
+        others = [] if has_captions else [name for name in self._known if name not in used]
         inventory.columns(self._known, used, self.settings.split, self._wordy(others))
         if fetched:
             urls = survey(row[columns[0]] for row in self._rows.select_columns([columns[0]]))
@@ -110,13 +107,14 @@ class DataSet:
         """Picture or URL, captions and licence of every row."""
         columns, _ = self._columns
         picture, licence, *fields = columns
-        wanted = [name for name in (*columns, self._class_column) if name]
-        rows = _undecoded(self._rows.select_columns(list(dict.fromkeys(wanted))), picture)
+        # Each column once: a licence or class may also be a column of captions.
+        selected = dict.fromkeys(filter(None, (*columns, self._class_column)))
+        rows = _undecoded(self._rows.select_columns(list(selected)), picture)
         features = rows.features or {}
         for number, row in enumerate(rows):
             inventory.take("line")
-            said = [_named(row[field], features.get(field)) for field in fields]
-            own_captions = captions_in_fields(said, self.settings.encoding)
+            values = [_named(row[field], features.get(field)) for field in fields]
+            own_captions = captions_in_fields(values, self.settings.encoding)
             captions = inventory.captions(own_captions, f"{self.settings.split}/{number}")
             if not captions and self._class_column:
                 label = _named(row[self._class_column], features.get(self._class_column))
@@ -130,9 +128,9 @@ class DataSet:
 
     @cached_property
     def _class_column(self) -> str | None:
-        """The column of classes, where their names are captions."""
-        asked = self.settings.class_captions and LABEL in self._known
-        return LABEL if asked else None
+        """The column of classes, if their names are used as captions."""
+        is_used = self.settings.class_captions and LABEL in self._known
+        return LABEL if is_used else None
 
     @cached_property
     def _columns(self) -> tuple[list[Any], bool]:
@@ -149,7 +147,7 @@ class DataSet:
         return [picture, licence_column(known), *captions], fetched
 
     def _note_files(self, inventory: Inventory) -> None:
-        """Write down what became of every file, where the data set is files on this machine."""
+        """Record what became of every file, if the data set consists of files on this machine."""
         rest = f"it is no part of the split {self.settings.split}"
         if self.parquet:
             inventory.take("file", len(self.parquet))
@@ -165,7 +163,7 @@ class DataSet:
             note_files(self.folder, own, rest, inventory, follow_links=False)
 
     def _wordy(self, columns: list[str]) -> list[str]:
-        """Those columns whose first rows may be captions."""
+        """The columns whose first rows look like captions."""
         if not columns:
             return []
         rows = list(self._rows.select_columns(columns).take(WORDY_ROWS))
@@ -193,8 +191,8 @@ class DataSet:
 
     @cached_property
     def _own_folders(self) -> list[Path]:
-        """Where its rows may say that pictures lie; of a hub's data set, what was downloaded for
-        it.
+        """Folders in which its rows may name pictures; for a data set of the hub, the folders of
+        its downloads.
         """
         if self.parquet:
             places = [path.parent for path in self.parquet]
@@ -206,7 +204,7 @@ class DataSet:
 
             name = self.source.partition("@")[0].replace("/", "--")
             places = [Path(HF_HUB_CACHE, f"datasets--{name}"), config.DOWNLOADED_DATASETS_PATH]
-        # With links and without: `datasets` tells paths in either form.
+        # With links and without: `datasets` gives paths in either form.
         whole = [Path(os.path.abspath(place)) for place in places]  # noqa: PTH100
         return [*whole, *(place.resolve() for place in places)]
 
@@ -216,7 +214,7 @@ class DataSet:
 
     @cached_property
     def _builder(self) -> Any:
-        """What reads a local folder that is not as `save_to_disk` wrote it."""
+        """The reader of a local folder that `save_to_disk` did not write."""
         from datasets import load_dataset_builder
 
         return load_dataset_builder(str(self.folder.resolve()))
@@ -243,7 +241,7 @@ class DataSet:
                 raise ValueError(f"its splits are {', '.join(saved)}")
             return saved[self.settings.split]
         if self.folder.is_dir():
-            # Streamed: nothing is copied to a cache.
+            # Streamed, so that nothing is copied to a cache.
             return self._builder.as_streaming_dataset(self.settings.split)
         return load_dataset(
             self.source.partition("@")[0],
@@ -254,7 +252,7 @@ class DataSet:
 
 
 def _undecoded(rows: Any, column: str) -> Any:
-    """The rows with pictures as the bytes that they are."""
+    """The rows with pictures as undecoded bytes."""
     from datasets import Image
 
     is_picture = isinstance((rows.features or {}).get(column), Image)
@@ -262,12 +260,12 @@ def _undecoded(rows: Any, column: str) -> Any:
 
 
 def _named(value: Any, feature: Any) -> Any:
-    """A value with the names of its classes for their numbers."""
+    """A value with the names of classes in place of their numbers."""
     from datasets import ClassLabel, List
 
     if isinstance(feature, ClassLabel):
-        known = isinstance(value, int) and 0 <= value < feature.num_classes
-        return feature.int2str(value) if known else None
+        is_class = isinstance(value, int) and 0 <= value < feature.num_classes
+        return feature.int2str(value) if is_class else None
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
         return [_named(entry, feature.feature) for entry in value or ()]
     return value
@@ -275,7 +273,7 @@ def _named(value: Any, feature: Any) -> Any:
 
 @lru_cache
 def _hub_revision(source: str, token: str | None) -> str:
-    """The commit that a hub name means now."""
+    """The commit to which a hub name resolves now."""
     from datasets import load_dataset_builder
 
     name, _, revision = source.partition("@")
@@ -292,12 +290,15 @@ def _hub_revision(source: str, token: str | None) -> str:
 
 
 def _content(value: Any, folders: Sequence[Path], max_bytes: int) -> bytes | Url:
-    """The picture as a data set holds it: bytes, or where they are, or a mapping of both."""
-    data, place = (
-        (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-    )
+    """The picture in any form that data sets use: bytes, their place, or a mapping of both."""
+    data = value
+    place = None
+    if isinstance(value, dict):
+        data = value.get("bytes")
+        place = value.get("path")
     if isinstance(data, str):
-        data, place = None, data
+        place = data
+        data = None
     if data is None and isinstance(place, str) and place.strip():
         return read_place(place, folders, max_bytes)
     if not isinstance(data, bytes):

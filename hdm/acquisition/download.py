@@ -1,11 +1,12 @@
-"""The download stage: every item of a source gets a status, and the pictures go into tar shards as
-they are.
+"""The stage `download`: every item of a source gets a status, and pictures go into tar shards
+unchanged.
 
     images-NNNNN.tar         the original bytes, member <key>.<ext>
-    samples-NNNNN.parquet    one row an item, in the source's order
-    inventory.json           what became of every file, line and column of the source, and a sample of the captions
+    samples-NNNNN.parquet    one row for each item, in the source's order
+    inventory.json           what became of every file, line and column of the source, with a sample
+                             of the captions
 
-A shard is finished when both files are. A rerun takes up the shards that are not.
+A shard is finished when both of its files exist. A rerun makes the unfinished shards.
 """
 
 from __future__ import annotations
@@ -42,10 +43,8 @@ from hdm.store import Draft, Identity, Output, Outputs, Store
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
 SCHEMA = 4
-OPEN_SHARDS = 4
-"""Shards fetched at once, so that one slow item does not keep the rest waiting."""
-ENOUGH_ITEMS = 1000
-"""So many items tell whether a source is any good."""
+OPEN_SHARDS = 4  # shards fetched at once, so that one slow item does not hold up the rest
+ENOUGH_ITEMS = 1000  # from this number of items on, too many failures stop the download
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +54,15 @@ OpenSite = Callable[[Pipeline], AbstractContextManager[Site]]
 
 @contextmanager
 def open_web(pipeline: Pipeline) -> Iterator[Site]:
-    """The source as it is set: the real web, or files on this machine."""
+    """The source of the settings: the real web, or files on this machine."""
     yield Site(pipeline.download.source, pipeline.download.kind, {})
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
-    """What the download depends on: the content of its source (not its place) and the settings.
+    """What the download depends on: the content of its source (not its location) and the settings.
 
     Raises:
-        InputError: the source is not there.
+        InputError: the source does not exist.
     """
     settings = pipeline.download
     images = pipeline.images.result_fields()
@@ -83,8 +82,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
 
 
 def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
-    """What of `download` cannot work, as far as that is known without secrets that only the run
-    can read.
+    """Report problems of the stage `download`, as far as they show without secrets that only the
+    run can read.
     """
     settings = pipeline.download
     if readable(settings.source) and readable(settings.token):
@@ -102,14 +101,14 @@ def make(
 
     Args:
         pipeline: its `download` and `images`.
-        identity: as `identify` gave it.
+        identity: from `identify`.
         inputs: none.
         store: where the output goes.
-        site: opens the source; `open_web` for what lies on the web or on this machine.
+        site: opens the source; `open_web` for sources on the web or on this machine.
 
     Raises:
         InputError: the source is empty or unusable, more than `download.max_failed` of its items
-            fail, or more than `download.max_lost_captions` captions do not arrive.
+            fail, or more than `download.max_lost_captions` captions are lost.
     """
     with (
         store.draft(identity) as draft,
@@ -128,21 +127,23 @@ def make(
                 with BlockingFetcher(pipeline.download, ready.hosts) as fetcher:
                     _load_shards(pipeline, items, draft, decoders, fetcher, tally, bar)
         if not tally.counts["items"]:
-            reasons = [f"{entry.place or '.'}: {entry.reason}" for entry in inventory.entries]
+            message = "the source has no items"
+            for entry in inventory.entries[:EXAMPLES]:
+                message += f"\n    {entry.place or '.'}: {entry.reason}"
             raise InputError(
-                "".join(["the source has no items", *(f"\n    {r}" for r in reasons[:EXAMPLES])]),
+                message,
                 where=ready.source,
                 do="look at download.source and download.kind",
             )
         tally.check()
-        shown = redacted_value(inventory.to_json())
-        draft.write_json(INVENTORY, shown, inventory.counts)
-        _tell(shown, tally.counts)
-        _tell_refused(draft, tally.counts)
+        record = redacted_value(inventory.to_json())
+        draft.write_json(INVENTORY, record, inventory.counts)
+        _log_summary(record, tally.counts)
+        _log_refused(draft, tally.counts)
         return draft.commit({"kind": kind})
 
 
-def _tell(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def _log_summary(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
     for line in summary_lines(inventory):
         log.info("%s", line)
     if inventory["counts"]["items_uncaptioned"] == counts["items"]:
@@ -153,22 +154,24 @@ def _tell(inventory: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         )
 
 
-def _tell_refused(draft: Draft, counts: Mapping[str, int]) -> None:
-    """Name the first items that could not be taken as pictures; the samples tables have all of
-    them.
-    """
+def _log_refused(draft: Draft, counts: Mapping[str, int]) -> None:
+    """Name the first items that are not usable pictures; the samples tables list all of them."""
     if not counts["failed"]:
         return
     log.info("not taken: %d of %d items", counts["failed"], counts["items"])
-    left = EXAMPLES
+    for row in islice(_failed_rows(draft), EXAMPLES):
+        log.info("  %s: %s: %s", row["source"], row["status"], row["error"])
+
+
+def _failed_rows(draft: Draft) -> Iterator[dict[str, Any]]:
+    """Rows of the samples tables that have no picture, read shard by shard as needed."""
     for number in itertools.count():
-        if not left or not is_whole(draft, number):
+        if not is_whole(draft, number):
             return
-        columns = ["source", "status", "error"]
-        samples = read_table(draft.path / shard_name("samples", number), columns).to_pylist()
-        for row in [row for row in samples if row["status"] != "ok"][:left]:
-            log.info("  %s: %s: %s", row["source"], row["status"], row["error"])
-            left -= 1
+        path = draft.path / shard_name("samples", number)
+        for row in read_table(path, ["source", "status", "error"]).to_pylist():
+            if row["status"] != "ok":
+                yield row
 
 
 def _total(reader: Reader, pipeline: Pipeline) -> int | None:
@@ -178,7 +181,7 @@ def _total(reader: Reader, pipeline: Pipeline) -> int | None:
 
 
 class _Tally:
-    """What became of the items so far, and whether that is still worth going on."""
+    """Counts what became of the items so far, and stops a download that fails too often."""
 
     def __init__(
         self, draft: Draft, settings: DownloadSettings, inventory: Inventory, source: str
@@ -189,24 +192,22 @@ class _Tally:
         self.inventory = inventory
         self.source = source
         self.counts: Counter[str] = Counter()
-        self.unlucky: list[int] = []
+        self.passing: list[int] = []
 
     def add(self, number: int) -> None:
         """Count a finished shard."""
         counts = self.draft.records[shard_name("samples", number)].counts
         self.counts.update(counts)
-        if (
-            sum(counts.get(f"failed_{status}", 0) for status in PASSING)
-            > self.max_failed * counts["items"]
-        ):
-            self.unlucky.append(number)
+        num_passing = sum(counts.get(f"failed_{status}", 0) for status in PASSING)
+        if num_passing > self.max_failed * counts["items"]:
+            self.passing.append(number)
         self.inventory.check(self.max_lost, self.source)
         if self.counts["items"] >= ENOUGH_ITEMS:
             self.check()
 
     def check(self) -> None:
-        """Stop if too much has failed. Shards that failed for reasons that pass, as a broken line,
-        are then left to the next run.
+        """Stop if too much has failed. Shards that failed for temporary reasons, such as a broken
+        connection, are then left to the next run.
 
         Raises:
             InputError: more captions are lost than allowed, or the share of failed items is above
@@ -217,19 +218,16 @@ class _Tally:
         failed = self.counts["failed"]
         if failed <= self.max_failed * items:
             return
-        for number in self.unlucky:
+        for number in self.passing:
             forget(self.draft, number)
-        reasons = Counter(
-            {
-                name.removeprefix("failed_"): count
-                for name, count in self.counts.items()
-                if name.startswith("failed_")
-            }
-        )
-        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
+        reasons: Counter[str] = Counter()
+        for name, count in self.counts.items():
+            if name.startswith("failed_"):
+                reasons[name.removeprefix("failed_")] = count
+        examples = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(5))
         raise InputError(
-            f"{failed} of the first {items} items failed ({said}), more than download.max_failed ="
-            f" {self.max_failed:g} allows",
+            f"{failed} of the first {items} items failed ({examples}), more than"
+            f" download.max_failed = {self.max_failed:g} allows",
             where=self.draft.path,
             do=(
                 "mend the network or the source and run again, or set a larger download.max_failed:"
@@ -248,7 +246,7 @@ def _load_shards(
     bar: Tracker,
 ) -> None:
     number = 0
-    # One item is taken at a time: a tar's bytes can only be had before the next one is.
+    # Items are taken one at a time: a tar's bytes can only be read before the next item is taken.
     while (first := next(items, None)) is not None:
         shard = chain([first], islice(items, pipeline.download.shard_items - 1))
         if is_whole(draft, number):
@@ -289,17 +287,21 @@ async def _fetch_shards(
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, in a notebook too, where a loop runs already; its first error is
-    raised as it is.
+    """Run a coroutine to its end and raise its first error without the task group's wrapping.
+
+    This also works in a notebook, where a loop runs already in this thread.
     """
     try:
         asyncio.get_running_loop()
+        is_in_loop = True
     except RuntimeError:
-        start: Callable[[], None] = lambda: asyncio.run(work)  # noqa: E731
-    else:
-        start = lambda: ThreadPoolExecutor(1).submit(asyncio.run, work).result()  # noqa: E731
+        is_in_loop = False
     try:
-        start()
+        if is_in_loop:
+            ThreadPoolExecutor(1).submit(asyncio.run, work).result()
+        else:
+            # In this thread where possible, so that Ctrl-C ends it.
+            asyncio.run(work)
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

@@ -1,6 +1,4 @@
-"""Noto Emoji's training pictures, at an address of the web or in a folder that holds the same
-files.
-"""
+"""Noto Emoji's training pictures, from an address on the web or a folder with the same files."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ LICENCE = "Apache-2.0"
 
 
 class EmojiPictures:
-    """The pictures that `hdm.emoji.catalogue` lists; a picture has the same key wherever it lies.
+    """The pictures that `hdm.emoji.catalogue` lists. Their keys do not depend on location.
 
     Args:
         source: the address of Noto Emoji's folder of PNG files, or a copy of it on this machine.

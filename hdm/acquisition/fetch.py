@@ -1,5 +1,5 @@
-"""Fetching pictures from the web: bounded bytes and seconds, polite repeats, and one word for
-whatever happened.
+"""Fetch pictures from the web with bounded bytes and seconds and polite retries, and reduce every
+failure to one status word.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ from hdm.closing import Closing
 
 T = TypeVar("T")
 MAX_REDIRECTS = 5
-MAX_WAIT_SEC = 60.0
-"""However long a site asks to wait."""
-FIRST_WAIT_SEC = 0.25
-PER_HOST = 8
-"""Requests under way at one host of the web at once."""
+MAX_WAIT_SEC = 60.0  # even if a site asks for a longer wait
+FIRST_WAIT_SEC = 0.25  # doubled at each further retry
+PER_HOST = 8  # concurrent requests to one host of the web
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
-PASSING = frozenset(
-    {"timeout", "cut_off", "no_connection", "unknown_host", *(f"http_{code}" for code in BUSY)}
+# Statuses of failures that may be temporary.
+PASSING = frozenset({"timeout", "cut_off", "no_connection", "unknown_host"}) | frozenset(
+    f"http_{code}" for code in BUSY
 )
-"""Statuses that another day may not bring again."""
 
 HEADERS = {
     "User-Agent": "hdm-pipeline",
@@ -46,7 +44,7 @@ HEADERS = {
 
 
 class _Busy(Exception):  # noqa: N818  (a request to come again)
-    """A failure that another try may mend, and how long to wait at least."""
+    """A failure after which a retry may succeed, and the least time to wait before it."""
 
     def __init__(self, verdict: Unreadable, wait_sec: float = 0.0) -> None:
         super().__init__(verdict)
@@ -91,11 +89,11 @@ class Fetcher:
         await self._addresses.close()
 
     async def fetch(self, address: str) -> bytes:
-        """The body that a URL leads to.
+        """The body to which a URL leads.
 
         Raises:
-            Unreadable: it cannot be had; status and text are the same on every run in which the
-                site does the same.
+            Unreadable: it cannot be fetched. Status and text depend only on what the site does, so
+                that they are the same in every run.
         """
         try:
             url = URL(address)
@@ -112,9 +110,13 @@ class Fetcher:
         raise verdict
 
     async def _try(self, url: URL) -> bytes:
-        """One try, redirects included, within its time; waiting for a free slot does not count."""
+        """One attempt, redirects included, within its time limit, which does not include waiting
+        for a free slot.
+        """
         host = url.host or ""
         slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._per_host))
+        # The host's slot before the common one: requests that wait for a slow host leave the others
+        # theirs.
         async with slots:
             await asyncio.sleep(self._not_before.get(host, 0.0) - time.monotonic())
             async with self._slots:
@@ -141,7 +143,9 @@ class Fetcher:
             self._refuse(answer)
         if (answer.content_length or 0) > self.settings.max_bytes:
             raise too_large(self.settings.max_bytes)
-        parts, length = [], 0
+        # A site may send more than it announces, or announce nothing.
+        parts = []
+        length = 0
         async for part in answer.content.iter_any():
             length += len(part)
             if length > self.settings.max_bytes:
@@ -160,11 +164,11 @@ class Fetcher:
 
 
 class BlockingFetcher(Closing):
-    """A `Fetcher` for readers that take one item after the other. Use it in a `with` block; the
-    first URL starts it.
+    """A `Fetcher` for readers that take one item after another. Use it in a `with` block; it starts
+    at the first URL.
 
     Args:
-        settings, hosts: as a `Fetcher`'s.
+        settings, hosts: as for `Fetcher`.
     """
 
     def __init__(self, settings: DownloadSettings, hosts: Mapping[str, tuple[str, int]]) -> None:
@@ -180,9 +184,9 @@ class BlockingFetcher(Closing):
             self._loop.close()
 
     def fetch(self, address: str) -> bytes:
-        """As `Fetcher.fetch`."""
+        """See `Fetcher.fetch`."""
         if self._loop is None:
-            # In a thread of its own: the caller's may run a loop already, as in a notebook.
+            # In a thread of its own: the caller's thread may run a loop already, as in a notebook.
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
@@ -219,14 +223,14 @@ def _retry_after(value: str | None) -> float:
 
 
 def _explain(error: Exception) -> _Busy | Unreadable:
-    """Our word for what aiohttp met; never its own text, which holds addresses and ports."""
+    """Our verdict on an error of aiohttp. Its own text is never used, since it may contain
+    addresses and ports, which would differ from run to run.
+    """
+    # From the most special class to the most general one.
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         verdict = Unreadable("unknown_host", "the host's name is not known")
-        return (
-            _Busy(verdict)
-            if getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN
-            else verdict
-        )
+        is_temporary = getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN
+        return _Busy(verdict) if is_temporary else verdict
     if isinstance(error, aiohttp.ClientSSLError):
         return Unreadable("bad_tls", "the site cannot prove who it is")
     if isinstance(error, ValueError):  # among them aiohttp.InvalidURL, and names that IDNA refuses

@@ -1,4 +1,4 @@
-"""A folder of pictures with captions beside them or in metadata files.
+"""Read a folder of pictures with captions in files beside them or in metadata files.
 
 docs/own-pictures.md lists the conventions.
 """
@@ -37,7 +37,7 @@ from hdm.acquisition.tabular import (
     wordy_columns,
 )
 from hdm.acquisition.texts import (
-    Found,
+    Captions,
     as_text,
     caption_fields,
     captions_in,
@@ -53,10 +53,11 @@ from hdm.keys import key_of
 from hdm.pictures.formats import HEAD_BYTES, foreign_format, sniff
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+# Columns that name the picture; the first one of these that a table has counts.
 FILE_COLUMNS = (FILE_NAME, "filename", "file", "image", "image_path", "path")
-"""Columns that name the picture; the first that is there counts."""
 SIDECARS = (".json", ".txt", ".caption", ".text")
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
+# Texts with these names describe the whole folder.
 ABOUT = (
     "readme",
     "license",
@@ -67,30 +68,29 @@ ABOUT = (
     "authors",
     "requirements",
 )
-"""Texts of these names speak of the whole folder."""
+# OneTrainer's names for masks of a picture, which are not pictures to train on.
 MASKS = ("-masklabel", "-condlabel")
-"""How OneTrainer calls the masks of a picture, which are no pictures to train on."""
 ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z", ".rar")
 MAX_WORDS_BYTES = 1 << 24
 MAX_TABLE_BYTES = 1 << 28
+# Rows of a table that no setting names, read to see whether it lists files of this folder.
 LOOKED_AT = 100
-"""Rows of a table that no setting names, to see whether it lists files that are here."""
-_REPEATS = re.compile(r"\d+_(?=.)")
+_REPEATS = re.compile(r"\d+_(?=.)")  # kohya's number of repeats in front of a folder's name
 
 
 @dataclass
-class _Said:
-    """What metadata files say of one picture."""
+class _Metadata:
+    """Captions and licence of one picture in metadata files."""
 
-    found: Found = field(default_factory=Found)
+    captions: Captions = field(default_factory=Captions)
     licence: str | None = None
 
 
 class Folder:
-    """Every picture below a folder in order of its path; hidden files and folders are left out.
+    """Every picture below a folder in order of its path, without hidden files and folders.
 
-    A picture has the captions of all lines of metadata that name it and of all files beside it. A
-    file that a line names and that is not there, or not in the folder, gets a status.
+    A picture has the captions of all metadata lines that name it and of all files beside it. A line
+    that names a missing file, or a file outside the folder, becomes an item with a status.
     """
 
     fetched = False
@@ -123,10 +123,9 @@ class Folder:
         inventory.add_all(lines)
         self._note_files(inventory)
         for name in sorted(self._pictures | listed.keys()):
-            said = listed.get(name) or _Said()
-            captions = inventory.captions(said.found, shown(name)) + self._beside(
-                name, said, inventory
-            )
+            metadata = listed.get(name) or _Metadata()
+            captions = inventory.captions(metadata.captions, shown(name))
+            captions += self._beside(name, metadata, inventory)
             if not captions and self.settings.class_captions:
                 captions = self._class(name, inventory)
             load = partial(read_file, self.root / name, self.settings.max_bytes)
@@ -134,7 +133,7 @@ class Folder:
                 key_of(name),
                 shown(name),
                 tuple(dict.fromkeys(captions)),
-                said.licence,
+                metadata.licence,
                 load if _inside(name) else _refused,
             )
 
@@ -148,17 +147,17 @@ class Folder:
 
     @cached_property
     def _pictures(self) -> set[str]:
-        """Files whose suffix or first bytes are a picture's."""
-        texts = (*SIDECARS, *TABLES)
-        return {
-            name
-            for name, path in self._files.items()
-            if not _is_mask(name)
-            and (
-                _suffix(name) in PICTURE_SUFFIXES
-                or (_suffix(name) not in texts and sniff(_start(path)) is not None)
-            )
-        }
+        """Names of the files whose suffix or first bytes are those of a picture."""
+        pictures = set()
+        for name, path in self._files.items():
+            if _is_mask(name):
+                continue
+            suffix = _suffix(name)
+            is_text = suffix in (*SIDECARS, *TABLES)
+            # Only other files are opened, since there may be many.
+            if suffix in PICTURE_SUFFIXES or (not is_text and sniff(_start(path)) is not None):
+                pictures.add(name)
+        return pictures
 
     @cached_property
     def _names(self) -> Names:
@@ -166,25 +165,25 @@ class Folder:
 
     @cached_property
     def _metadata_files(self) -> list[Path]:
-        wanted = self.settings.metadata
-        if wanted is None:
+        chosen = self.settings.metadata
+        if chosen is None:
             files = sorted(self._files.items())
             return [path for name, path in files if path.name.lower() in METADATA]
-        path = self.root / wanted
+        path = self.root / chosen
         if not path.is_file():
-            near = difflib.get_close_matches(wanted, self._files, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(chosen, self._files, n=1, cutoff=0.5)
             guess = f"; did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"there is no metadata file {wanted!r}{guess}",
+                f"there is no metadata file {chosen!r}{guess}",
                 where=self.root,
                 do="--set download.metadata=FILE",
             )
         return [path]
 
     @cached_property
-    def _metadata(self) -> tuple[dict[str, _Said], Inventory]:
-        """What the metadata say of each file, by name, and what became of their lines."""
-        metadata: dict[str, _Said] = {}
+    def _metadata(self) -> tuple[dict[str, _Metadata], Inventory]:
+        """The metadata of each file by its name, and what became of their lines."""
+        metadata: dict[str, _Metadata] = {}
         inventory = Inventory()
         encoding = self.settings.encoding
         for path in self._metadata_files:
@@ -195,7 +194,8 @@ class Folder:
                 *caption_columns(self.settings, known, path),
             ]
             name = self._relative(path)
-            others = [] if columns[2:] else [other for other in known if other not in columns]
+            has_captions = len(columns) > 2
+            others = [] if has_captions else [other for other in known if other not in columns]
             inventory.columns(known, columns, name, wordy_columns(path, others, encoding))
             for number, row in read_rows(path, columns, encoding):
                 self._take_line(row, name, number, metadata, inventory)
@@ -206,11 +206,12 @@ class Folder:
         row: tuple[Any, ...] | None,
         table: str,
         number: int,
-        found: dict[str, _Said],
+        metadata: dict[str, _Metadata],
         inventory: Inventory,
     ) -> None:
-        """Give one line of metadata to the picture that it names."""
-        line, beside = f"{shown(table)}:{number}", os.path.dirname(table)  # noqa: PTH120
+        """Add one line of metadata to the picture that it names."""
+        line = f"{shown(table)}:{number}"
+        beside = os.path.dirname(table)  # noqa: PTH120
         if row is None:
             inventory.leave("line", Fate.LOST, line, "it is no JSON object")
             return
@@ -224,9 +225,9 @@ class Folder:
             inventory.leave("line", Fate.LOST, line, self._not_there(name, place))
         else:
             inventory.take("line")
-        said = found.setdefault(place, _Said())
-        said.found.add(captions_in_fields(row[2:], self.settings.encoding))
-        said.licence = said.licence or as_text(row[1])
+        entry = metadata.setdefault(place, _Metadata())
+        entry.captions.add(captions_in_fields(row[2:], self.settings.encoding))
+        entry.licence = entry.licence or as_text(row[1])
 
     def _not_there(self, name: str, place: str) -> str:
         fault = "is not there" if _inside(place) else "lies outside the folder"
@@ -236,12 +237,13 @@ class Folder:
 
     @cached_property
     def _sidecars(self) -> dict[str, list[str]]:
-        """Picture → the texts beside it: `a.txt` and `a.png.txt` of `a.png`."""
-        own = {form for picture in self._pictures for form in (picture, _stem(picture))}
+        """Picture → the texts beside it: `a.txt` and `a.png.txt` belong to `a.png`."""
+        exact_bases = set()
         pictures: dict[str, list[str]] = {}
         for picture in sorted(self._pictures):
-            for form in (picture, _stem(picture)):
-                pictures.setdefault(folded(form), []).append(picture)
+            for base in (picture, _stem(picture)):
+                exact_bases.add(base)
+                pictures.setdefault(folded(base), []).append(picture)
         metadata = {self._relative(path) for path in self._metadata_files}
         beside: dict[str, list[str]] = {}
         for name in sorted(self._files.keys() - metadata):
@@ -249,27 +251,30 @@ class Folder:
                 continue
             base = _stem(name)
             for picture in pictures.get(folded(base), ()):
-                # Where one picture has just this name, those that only resemble it have none of it.
-                if base in (picture, _stem(picture)) or base not in own:
+                # If some picture has exactly this name, the text does not belong to pictures whose
+                # names only resemble it.
+                if base in (picture, _stem(picture)) or base not in exact_bases:
                     beside.setdefault(picture, []).append(name)
         return beside
 
-    def _beside(self, picture: str, said: _Said, inventory: Inventory) -> tuple[str, ...]:
+    def _beside(self, picture: str, metadata: _Metadata, inventory: Inventory) -> tuple[str, ...]:
         """The captions in the files beside a picture."""
-        texts = self._sidecars.get(picture, [])
-        read = [self._read_sidecar(name) for name in texts]
-        settle([said.found, *(read_captions for read_captions, _ in read)])
+        in_files: dict[str, Captions] = {}
+        for name in self._sidecars.get(picture, []):
+            in_files[name], licence = self._read_sidecar(name)
+            metadata.licence = metadata.licence or licence
+        # Only all places together tell whether the picture has a caption.
+        settle([metadata.captions, *in_files.values()])
         captions: tuple[str, ...] = ()
-        for name, (read_captions, licence) in zip(texts, read, strict=True):
-            said.licence = said.licence or licence
-            captions += inventory.captions(read_captions, shown(name))
+        for name, in_file in in_files.items():
+            captions += inventory.captions(in_file, shown(name))
         return captions
 
-    def _read_sidecar(self, name: str) -> tuple[Found, str | None]:
+    def _read_sidecar(self, name: str) -> tuple[Captions, str | None]:
         try:
             data = read_file(self._files[name], MAX_WORDS_BYTES)
         except Unreadable as refusal:
-            return Found(losses=[refusal.message]), None
+            return Captions(losses=[refusal.message]), None
         if _suffix(name) != ".json":
             return captions_in_file(data, self.settings.text_lines, self.settings.encoding), None
         return captions_in_json(data, self.settings)
@@ -281,15 +286,19 @@ class Folder:
         return (_REPEATS.sub("", shown(folder), count=1),) if folder else ()
 
     def _note_files(self, inventory: Inventory) -> None:
-        """Write down what became of every file."""
+        """Record what became of every file."""
         self._note_unread(inventory)
-        used = self._pictures | {self._relative(path) for path in self._metadata_files}
-        used |= {name for texts in self._sidecars.values() for name in texts}
+        used = self._pictures.union(map(self._relative, self._metadata_files))
+        used = used.union(*self._sidecars.values())
         inventory.take("file", len(used))
         stems: dict[str, list[str]] = {}
         for picture in sorted(self._pictures):
             stems.setdefault(_folder(picture), []).append(_stem(picture))
-        elsewhere = {_last(stem): stem for beside in stems.values() for stem in beside}
+        # A text may have been moved away from the picture of the same name.
+        elsewhere = {}
+        for in_folder in stems.values():
+            for stem in in_folder:
+                elsewhere[_last(stem)] = stem
         for name in sorted(self._files.keys() - used):
             if _suffix(name) in SIDECARS and self._holds_caption(name, stems.keys()):
                 beside = stems.get(_folder(name), []) if inventory.lost < EXAMPLES else []
@@ -304,16 +313,16 @@ class Folder:
                 self._note_other(name, inventory)
 
     def _note_unread(self, inventory: Inventory) -> None:
-        """Write down what could not be read; a text called as a picture is its caption, lost."""
+        """Record what could not be read. A text named like a picture counts as a lost caption."""
         stems = {shown(_stem(picture)) for picture in self._pictures}
-        for entry in self._tree.left:
+        for entry in self._tree.others:
             is_refused = entry.what == "file" and entry.fate is Fate.REFUSED
             is_caption = _suffix(entry.place) in SIDECARS and _stem(entry.place) in stems
             lost = is_refused and is_caption
             inventory.add(replace(entry, fate=Fate.LOST) if lost else entry)
 
     def _note_other(self, name: str, inventory: Inventory) -> None:
-        """Write down a file that is neither a picture nor a caption."""
+        """Record a file that is neither a picture nor a caption."""
         path = self._files[name]
         if _is_mask(name):
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is a mask of OneTrainer")
@@ -334,8 +343,8 @@ class Folder:
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), _no_picture(name))
 
     def _captions_in(self, path: Path) -> str | None:
-        """Why captions are lost in a table that no setting names; None if it seems to have none of
-        files that are here.
+        """Why captions in a table that no setting names are lost; None if it does not seem to hold
+        captions of files in this folder.
         """
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return None
@@ -345,8 +354,8 @@ class Folder:
             lines = islice(read_rows(path, known, encoding), LOOKED_AT)
             rows = [row for _, row in lines if row]
         except InputError:
-            # It may hold anything; but JSON that only another encoding makes whole is a person's
-            # text.
+            # It may hold anything. But JSON that is whole only in another encoding was written by a
+            # person.
             return in_other_encodings(path.read_bytes()) if _suffix(path.name) == ".json" else None
         columns = dict(zip(known, zip(*rows, strict=True), strict=True)) if rows else {}
         beside = os.path.dirname(self._relative(path))  # noqa: PTH120
@@ -365,67 +374,70 @@ class Folder:
         return f"it may list captions of files; {advice}, or move it away"
 
     def _names_files(self, values: Iterable[Any], beside: str) -> bool:
-        """Whether a column of a table in the folder `beside` names a file that is here."""
+        """Whether a column of a table in the folder `beside` names a file of this folder."""
         names = filter(None, map(as_text, values))
         return any(self._is_here(name, beside) for name in names)
 
     def _is_here(self, name: str, beside: str) -> bool:
         try:
             return self._names.find(name, beside, "") is not None
-        except InputError:  # it may even mean two
+        except InputError:  # several files fit the name
             return True
 
     def _holds_caption(self, name: str, folders: Collection[str]) -> bool:
-        """Whether a text that belongs to no picture looks as if it should."""
+        """Whether a text that belongs to no picture looks like a caption."""
         if _suffix(name) != ".json":
             return _folder(name) in folders and not _is_about(_stem(name).rpartition("/")[2])
         try:
             data = read_file(self._files[name], MAX_WORDS_BYTES)
         except Unreadable:
             return False
-        # A list may be one of anything; an object with a caption is one picture's.
-        return isinstance(json_value(data, self.settings.encoding), dict) and bool(
-            captions_in_json(data, self.settings)[0].captions
-        )
+        # A list may be of anything, but an object with a caption describes one picture.
+        if not isinstance(json_value(data, self.settings.encoding), dict):
+            return False
+        captions, _ = captions_in_json(data, self.settings)
+        return bool(captions.captions)
 
     def _is_text(self, name: str) -> bool:
-        """Whether a file is one for captions and has letters, which lists of boxes have not."""
+        """Whether a file is a text with letters, unlike a list of bounding boxes."""
         if _suffix(name) not in SIDECARS or _suffix(name) == ".json":
             return False
         text, _ = self._read_sidecar(name)
         return any(map(str.isalpha, "".join(text.captions)))
 
     def _relative(self, path: Path) -> str:
-        """A path relative to the folder; a metadata file may lie elsewhere."""
+        """A path relative to the folder. A metadata file may be outside it."""
         return Path(os.path.relpath(path, self.root)).as_posix()
 
 
-def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Found, str | None]:
+def captions_in_json(data: bytes, settings: DownloadSettings) -> tuple[Captions, str | None]:
     """The captions in a JSON file about one picture, and its licence.
 
-    The file holds an object with a field for captions, a text, or a list of texts.
+    The file contains an object with a field for captions, a text, or a list of texts.
     """
     value = json_value(data, settings.encoding)
     if value is None:
-        return Found(losses=[in_other_encodings(data) or "it is not JSON"]), None
+        return Captions(losses=[in_other_encodings(data) or "it is not JSON"]), None
     if not isinstance(value, dict):
         return captions_in(value, settings.encoding), None
     fields = caption_fields(value, settings.caption_column)
     captions = captions_in_fields((value[name] for name in fields), settings.encoding)
     if not fields and is_wordy(value):
+        wordy = [name for name in value if is_wordy(value[name])]
         captions.doubts.append(
-            "its captions may be in"
-            f" {', '.join(filter(lambda name: is_wordy(value[name]), value))}: --set"
-            " download.caption_column=NAME takes a field at the top"
+            f"its captions may be in {', '.join(wordy)}: --set download.caption_column=NAME takes a"
+            " field at the top"
         )
-    licence = next((text for name in LICENCE_COLUMNS if (text := as_text(value.get(name)))), None)
-    return captions, licence
+    licences = [as_text(value.get(name)) for name in LICENCE_COLUMNS]
+    return captions, next(filter(None, licences), None)
 
 
 def _file_column(known: Iterable[str]) -> str | None:
-    """The column that names pictures, in any case; None if there is none."""
-    lowered = {name.lower(): name for name in reversed(list(known))}
-    return next((lowered[name] for name in FILE_COLUMNS if name in lowered), None)
+    """The column that names pictures, ignoring case; None if there is none."""
+    by_lower_name: dict[str, str] = {}
+    for name in known:
+        by_lower_name.setdefault(name.lower(), name)
+    return next((by_lower_name[name] for name in FILE_COLUMNS if name in by_lower_name), None)
 
 
 def _need_file_column(known: list[str], path: Path) -> str:
@@ -451,7 +463,8 @@ def _is_mask(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122  (many names: pathlib takes ten times as long)
+    # There may be many names, and pathlib takes ten times as long.
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 
 def _stem(name: str) -> str:
@@ -460,7 +473,7 @@ def _stem(name: str) -> str:
 
 
 def _last(stem: str) -> str:
-    """The last part of a path, without differences of Unicode form or case."""
+    """The last part of a path, in one Unicode form and case."""
     return folded(stem.rpartition("/")[2])
 
 
@@ -474,7 +487,7 @@ def _start(path: Path) -> bytes:
 
 
 def _no_picture(name: str) -> str:
-    """Why a file that is nothing known is not looked at."""
+    """Why a file of no known kind is not read."""
     if name.lower().endswith(ARCHIVES):
         return (
             "archives beside pictures are not opened; unpack it, or run with it as download.source"
@@ -483,8 +496,8 @@ def _no_picture(name: str) -> str:
 
 
 def _link_as_text(path: Path) -> str | None:
-    """Where a link led that was copied as a text file, as git does on Windows; None if it is
-    none.
+    """The target of a link that was copied as a text file, as git does on Windows; None if the file
+    is something else.
     """
     data = _start(path)
     if path.suffix or not data or len(data) == HEAD_BYTES or b"\0" in data or b"\n" in data:

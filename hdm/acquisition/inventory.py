@@ -1,4 +1,4 @@
-"""Each file, line and column of a source is taken, refused, lost or not looked at."""
+"""Account for each file, line and column of a source: taken, refused, lost or not looked at."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any, Literal
 
 from hdm.acquisition.items import Item
-from hdm.acquisition.texts import Found
+from hdm.acquisition.texts import Captions
 from hdm.errors import InputError, counted
 
-NAME = "inventory.json"
-"""The file of the download's output that holds it."""
-LISTED = 10_000
-"""So many entries that were not taken are named one by one; all are counted."""
+NAME = "inventory.json"  # its file in the download's output
+LISTED = 10_000  # at most this many entries are listed; all are counted
 SAMPLE = 10
 EXAMPLES = 5
 SHOWN_CHARS = 160
@@ -29,7 +28,7 @@ class Fate(StrEnum):
 
     TAKEN = "taken"
     REFUSED = "refused"
-    """It cannot or must not be read: links that lead nowhere, devices, what has no permission."""
+    """It cannot or must not be read: dangling links, devices, files without permission."""
     LOST = "lost"
     """A caption, or a file or line with one, that fits no picture or is not understood."""
     NOT_LOOKED_AT = "not_looked_at"
@@ -53,9 +52,9 @@ class Entry:
 
 
 class Inventory:
-    """Counts, what was not taken by name, and a sample of the captions that arrived.
+    """Counts, a list of entries that were not taken, and a sample of the captions that arrived.
 
-    A reader fills it while its items are read; the same source fills it in the same way.
+    A reader fills it while its items are read. The same source always fills it in the same way.
     """
 
     def __init__(self) -> None:
@@ -65,15 +64,15 @@ class Inventory:
         self._sample: list[tuple[str, str, tuple[str, ...]]] = []
 
     def take(self, what: What, count: int = 1) -> None:
-        """Count what was taken."""
+        """Count entries that were taken."""
         self.counts[f"{what}s_{Fate.TAKEN}"] += count
 
     def leave(self, what: What, fate: Fate, place: str, reason: str) -> None:
-        """Write down what was not taken."""
+        """Record something that was not taken."""
         self.add(Entry(what, fate, place, reason))
 
     def add(self, entry: Entry) -> None:
-        """Write down an entry that was not taken."""
+        """Record an entry that was not taken."""
         self.counts[_name(entry)] += 1
         if len(self.entries) < LISTED:
             self.entries.append(entry)
@@ -81,12 +80,11 @@ class Inventory:
             self._losses.append(entry)
 
     def add_all(self, other: Inventory) -> None:
-        """Add what another inventory of lines and files says."""
+        """Add another inventory of lines and files."""
         for entry in other.entries:
             self.add(entry)
-        self.counts = self.counts + (
-            other.counts - Counter(_name(entry) for entry in other.entries)
-        )
+        # `add` has counted the listed entries; the others are only in the counts.
+        self.counts = self.counts + (other.counts - Counter(map(_name, other.entries)))
 
     def columns(
         self,
@@ -95,7 +93,7 @@ class Inventory:
         where: str,
         wordy: Collection[str] = (),
     ) -> None:
-        """Write down which columns of a table were taken.
+        """Record which columns of a table were taken.
 
         Args:
             known: all of them.
@@ -113,8 +111,8 @@ class Inventory:
             else:
                 self.leave("column", Fate.NOT_LOOKED_AT, f"{where}: {name}", "no setting names it")
 
-    def captions(self, found: Found, place: str) -> tuple[str, ...]:
-        """The captions found in a place, its guesses and losses written down."""
+    def captions(self, found: Captions, place: str) -> tuple[str, ...]:
+        """Record guesses and losses in one place, and return its captions."""
         self.counts["captions_guessed"] += found.guessed
         for reason in found.losses:
             self.leave("caption", Fate.LOST, place, reason)
@@ -127,14 +125,15 @@ class Inventory:
         self.counts["captions_taken"] += len(item.captions)
         self.counts["items_uncaptioned"] += not item.captions
         if item.captions:
-            # Keys are hashes: the largest of them are a random sample, the same one every time.
+            # Keys are hashes, so the items with the largest keys are a random sample that is the
+            # same in every run.
             push = heapq.heappush if len(self._sample) < SAMPLE else heapq.heappushpop
             push(self._sample, (item.key, item.source, item.captions))
         return item
 
     @property
     def lost(self) -> int:
-        """How many captions, or files and lines that hold some, did not arrive."""
+        """Number of captions, or files and lines with captions, that did not arrive."""
         return sum(count for name, count in self.counts.items() if name.endswith("_lost"))
 
     def check(self, max_lost: int, where: object) -> None:
@@ -162,23 +161,23 @@ class Inventory:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
+        sample = []
+        for _, source, captions in sorted(self._sample, key=itemgetter(1)):
+            sample.append({"source": source, "captions": list(captions)})
         return {
             "counts": dict(sorted(self.counts.items())),
-            "sample": [
-                {"source": source, "captions": list(captions)}
-                for _, source, captions in sorted(self._sample, key=lambda entry: entry[1])
-            ],
-            "entries": [asdict(entry) for entry in self.entries],
+            "sample": sample,
+            "entries": list(map(asdict, self.entries)),
         }
 
 
 def _name(entry: Entry) -> str:
-    """What an entry is counted as."""
+    """The name under which an entry is counted."""
     return f"{entry.what}s_{entry.fate}"
 
 
 def summary_lines(inventory: Mapping[str, Any]) -> Iterator[str]:
-    """An inventory, as `to_json` gives it, in lines for a terminal or a page."""
+    """Lines for a terminal or a page from the result of `to_json`."""
     counts = Counter(inventory["counts"])
     arrived = counted(counts["captions_taken"], "caption")
     without = counted(counts["items_uncaptioned"], "picture has", "pictures have")
@@ -196,15 +195,13 @@ def summary_lines(inventory: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _not_taken(inventory: Mapping[str, Any], counts: Counter[str], fate: Fate) -> Iterator[str]:
-    """How much ended in one way, and the first of it."""
-    kinds = {
-        name.removesuffix(f"s_{fate}"): count
-        for name, count in counts.items()
-        if name.endswith(f"s_{fate}") and count
-    }
-    if not kinds:
+    """Lines with the number of entries of one fate and the first of them."""
+    amounts = []
+    for name, count in counts.items():
+        if name.endswith(f"s_{fate}") and count:
+            amounts.append(counted(count, name.removesuffix(f"s_{fate}")))
+    if not amounts:
         return
-    amounts = (counted(count, kind) for kind, count in kinds.items())
     yield f"{fate.replace('_', ' ')}: {', '.join(amounts)}"
     entries = [entry for entry in inventory["entries"] if entry["fate"] == fate]
     for entry in entries[:EXAMPLES]:

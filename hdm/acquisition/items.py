@@ -1,4 +1,4 @@
-"""One picture asked for: where it is, what is said of it, and how to get its bytes."""
+"""Items of a source: a picture's location, its captions, and how to get its bytes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ PICTURE_SUFFIXES = frozenset(
         ".tiff", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr",
     }
 )  # fmt: skip
-"""Of pictures, also of formats that are not read: those get a status. Pictures with other suffixes
-are recognised by their first bytes."""
+"""Suffixes of pictures, including formats that are not supported, which get a status. Pictures with
+other suffixes are recognised by their first bytes."""
 LICENCE_COLUMNS = ("licence", "license")
 
 log = logging.getLogger(__name__)
 
 
 class Unreadable(Exception):  # noqa: N818  (a verdict on one item, not a failure of the program)
-    """An item that cannot be had: a status word, and a sentence with no time, address or port in
-    it.
+    """An item that cannot be read: a status word, and a sentence without times, addresses or ports,
+    so that it is the same in every run.
     """
 
     def __init__(self, status: str, message: str) -> None:
@@ -42,7 +42,7 @@ class Unreadable(Exception):  # noqa: N818  (a verdict on one item, not a failur
 
 
 class Url(str):
-    """An address on the web, which the stage's fetcher has not looked at yet."""
+    """An address on the web that is still to be fetched."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Item:
     Args:
         key: unique in its source.
         source: URL, or path relative to the source.
-        captions: all that came with it, as given.
+        captions: all captions that came with it, as given.
         licence: as given; None if there is none.
-        load: gives the bytes, or a URL to fetch them from, or raises Unreadable; None: `source` is
-            that URL. To be called before the next item is taken.
+        load: returns the bytes or a URL to fetch them from, or raises Unreadable. It has to be
+            called before the next item is taken. None: `source` is the URL.
     """
 
     key: Key
@@ -67,14 +67,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Survey:
-    """How many items a list of URLs has, and the keys of the URLs that come more than once."""
+    """The number of items in a list of URLs, and the keys of the URLs that occur more than once."""
 
     total: int
     repeated: frozenset[Key]
 
 
 def survey(urls: Iterable[Any]) -> Survey:
-    """Count a list of URLs; takes 8 bytes a row. Rows without one count each for itself."""
+    """Count the items of a list of URLs, with 8 bytes of memory a row. Each row without a URL is an
+    item of its own.
+    """
     hashes = array("Q")
     for url in urls:
         text = as_text(url)
@@ -87,10 +89,10 @@ def survey(urls: Iterable[Any]) -> Survey:
 
 
 def need_column(name: str, known: Iterable[str], setting: str, where: object) -> str:
-    """The column's name, if it is there.
+    """The column's name, if the table has it.
 
     Raises:
-        InputError: it is not; the nearest one is named.
+        InputError: it does not; the error names the most similar column.
     """
     columns = list(known)
     if name in columns:
@@ -106,12 +108,12 @@ def need_column(name: str, known: Iterable[str], setting: str, where: object) ->
 
 
 def caption_columns(settings: DownloadSettings, known: Iterable[str], where: object) -> list[str]:
-    """The columns with captions, of which each row's first that holds one counts.
+    """The columns with captions. In each row the first column with a caption counts.
 
-    None, with a warning, if no column has a usual name and no other was asked for.
+    The list is empty, with a warning, if no column has a usual name and the settings name none.
 
     Raises:
-        InputError: a column was named that is not there.
+        InputError: the settings name a column that does not exist.
     """
     columns = list(known)
     if settings.caption_column is not None:
@@ -138,7 +140,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """The bytes of a picture's file.
 
     Raises:
-        Unreadable: it is not there, larger than `max_bytes`, or cannot be read.
+        Unreadable: it does not exist, is larger than `max_bytes`, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -153,5 +155,5 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
 
 def too_large(max_bytes: int) -> Unreadable:
-    """The refusal of what is longer than allowed."""
+    """The refusal of a file or body that is too long."""
     return Unreadable("too_large", f"more than {max_bytes} bytes")

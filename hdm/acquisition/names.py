@@ -1,4 +1,4 @@
-"""Finding the file that a list means, however its writer spelled the name."""
+"""Find the file that a list means, however its author spelled the name."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from pathlib import Path, PurePosixPath
 
 from hdm.errors import InputError
 
-MANY = 20_000
-"""Among more files than this no similar name is looked for, which takes long."""
+MANY = 20_000  # with more files, searching for a similar name would take too long
 
 
 class Names:
     """The files of a folder by name.
 
-    A name is looked for as written, relative to its list's folder. If no file has it, it is looked
-    for with `/` in place of a backslash, relative to the whole folder, as an absolute path into it,
-    and without the list's own folder in front; then in another Unicode form, in other case, and
-    without the suffix. The first of these that gives exactly one file counts.
+    A name is first looked up as written, relative to its list's folder. If no file has that name,
+    it is tried with `/` for a backslash, relative to the whole folder, as an absolute path into it,
+    and without the list's own folder in front; then in another Unicode form, ignoring case, and
+    without the suffix. The first of these that matches exactly one file counts.
 
     Args:
         root: the folder.
         files: paths relative to it.
-        pictures: those of them that are pictures: only these may lack their suffix.
+        pictures: the pictures among them; only for these a name may lack the suffix.
     """
 
     def __init__(self, root: Path, files: Collection[str], pictures: Collection[str]) -> None:
@@ -43,16 +42,17 @@ class Names:
             where: the list and its line, for the error.
 
         Raises:
-            InputError: it may mean several files; both are named.
+            InputError: several files match; two are named.
         """
         literal = literal_place(name, beside)
         if literal in self.files:
             return literal
         spellings = list(dict.fromkeys(self._spellings(name, beside)))
         for form, known in self._forms():
-            matches = sorted(
-                {match for spelled in spellings for match in known.get(form(spelled), ())}
-            )
+            candidates: set[str] = set()
+            for spelling in spellings:
+                candidates.update(known.get(form(spelling), ()))
+            matches = sorted(candidates)
             if len(matches) > 1:
                 raise InputError(
                     f"the name {name!r} may mean {matches[0]} or {matches[1]}",
@@ -64,7 +64,7 @@ class Names:
         return None
 
     def near(self, name: str) -> str | None:
-        """The file that a name which is not there may have meant."""
+        """The file that a name without a match may have meant."""
         last = folded(name).rpartition("/")[2]
         same_name = self._by_last_name.get(last, [])
         if len(same_name) == 1:
@@ -77,7 +77,7 @@ class Names:
     def _spellings(self, name: str, beside: str) -> Iterator[str]:
         slashed = name.replace("\\", "/")
         for root in (self.root.absolute(), self.root.resolve()):
-            # The name may be absolute, or lead from a list outside the folder into it.
+            # The name may be absolute, or the list may be outside the folder.
             place = PurePosixPath(os.path.normpath(root / beside / slashed))
             if place.is_relative_to(root):
                 yield place.relative_to(root).as_posix()
@@ -85,6 +85,7 @@ class Names:
             return
         yield literal_place(slashed, "")
         parts = PurePosixPath(slashed).parts
+        # A list may be written from above its folder: `photos/a.png` for `a.png` in `photos`.
         for folder in (beside, ""):
             own = tuple(map(folded, (self.root.resolve() / folder).parts))
             for count in range(1, len(parts)):
@@ -121,17 +122,17 @@ class Names:
 
 
 def literal_place(name: str, beside: str) -> str:
-    """Where a list in the folder `beside` says that `name` is, relative to the whole folder."""
+    """The path, relative to the whole folder, that `name` has literally in a list in `beside`."""
     return os.path.normpath(os.path.join(beside, name))  # noqa: PTH118
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): Macs decompose the names of files."""
+    """A name in Unicode's composed form (NFC), since macOS decomposes file names."""
     return unicodedata.normalize("NFC", name)
 
 
 def folded(name: str) -> str:
-    """A name without differences of Unicode form or case."""
+    """A name in one Unicode form and case."""
     return composed(name.casefold())
 
 

@@ -1,5 +1,5 @@
-"""Where a row of somebody's data set may say that its picture lies: on the web, or in the data
-set's own folder.
+"""Read the places that rows of other people's data sets name: on the web, or in the data set's own
+folder.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ BROKEN = (OSError, ValueError, KeyError, EOFError, tarfile.TarError, zipfile.Bad
 
 
 def read_place(place: str, folders: Sequence[Path], max_bytes: int) -> bytes | Url:
-    """What a row's text leads to: the bytes of a file, or a URL that is still to be fetched.
+    """Read the place that a row names: the bytes of a file, or a URL that is still to be fetched.
 
     Args:
         place: a URL, a `file://` address, a path (relative to the first folder), or a member of an
             archive as `datasets` writes it: `zip://a.png::/folder/archive.zip`.
-        folders: absolute paths of the data set's own; files elsewhere are not read.
+        folders: absolute paths of the data set's folders; files elsewhere are not read.
         max_bytes: a longer file is refused.
 
     Raises:
-        Unreadable: it leads elsewhere, or cannot be read.
+        Unreadable: the place is elsewhere, or cannot be read.
     """
     inner, chained, outer = place.rpartition("::")
     scheme = _scheme(outer)
@@ -62,7 +62,7 @@ def _own_file(place: str, folders: Sequence[Path]) -> Path:
 
 
 def _without_way_out(path: Path, folders: Sequence[Path]) -> Path:
-    """The path, unless links on its way lead out: a data set comes from somebody else."""
+    """The path, unless links on its way lead out of the folders. Data sets are not trusted."""
     target = path.resolve()
     if not any(target.is_relative_to(folder) for folder in folders):
         raise Unreadable("refused_link", "the row names a link that leads out of the data set")

@@ -1,4 +1,4 @@
-"""What the download asks of a source's reader."""
+"""The protocol of a source's reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hdm.acquisition.items import Item
 
 
 class Reader(Protocol):
-    """A source that can be read again and again, in one order."""
+    """A source that can be read repeatedly, always in the same order."""
 
     @property
     def fetched(self) -> bool:
@@ -18,18 +18,18 @@ class Reader(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the content, wherever it lies."""
+        """What identifies the content, independent of its location."""
         ...
 
     def total(self) -> int | None:
-        """How many items there are, if that is cheap to know."""
+        """Number of items, if it is cheap to know."""
         ...
 
     def items(self, inventory: Inventory | None = None) -> Iterator[Item]:
         """The items in order, with bounded memory.
 
         Args:
-            inventory: where the fate of everything in the source is written down; None: nowhere.
+            inventory: records the fate of everything in the source; None: it is not recorded.
 
         Raises:
             InputError: a name in a list may mean several files.

@@ -1,4 +1,4 @@
-"""A URL list that lies on the web itself."""
+"""Fetch a URL list that is itself on the web."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SCHEMES = ("http://", "https://")
 
 @lru_cache
 def fetched_list(address: str, settings: DownloadSettings) -> Path:
-    """The list as a file, fetched once a process, under the limits of pictures
+    """The list as a file, fetched once in each process with the limits for pictures
     (`download.max_bytes`, …).
 
     Raises:
-        InputError: it cannot be had, or its name is none of a table.
+        InputError: it cannot be fetched, or its name is not that of a table.
     """
     try:
         name = PurePosixPath(URL(address).path).name
@@ -50,7 +50,7 @@ def fetched_list(address: str, settings: DownloadSettings) -> Path:
                     " hand"
                 ),
             ) from None
-    # A folder for each list: two may have one name.
+    # A folder for each list, since two may have the same name.
     path = Path(tempfile.mkdtemp(dir=_folder().name), name)
     path.write_bytes(data)
     return path
@@ -58,5 +58,5 @@ def fetched_list(address: str, settings: DownloadSettings) -> Path:
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Gone when the process ends."""
+    """The folder of fetched lists, removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="hdm-lists-")

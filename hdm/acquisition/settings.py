@@ -1,4 +1,4 @@
-"""Where pictures come from, and how they are fetched."""
+"""Settings of the stage `download`: where pictures come from, and how they are fetched."""
 
 from __future__ import annotations
 
@@ -36,38 +36,37 @@ class ScenesSettings(Settings):
 
 class DownloadSettings(Settings):
     source: str = ""
-    """A URL list (.parquet, .csv, .jsonl, .txt; also one at an http address), a folder of pictures,
+    """A URL list (.parquet, .csv, .jsonl, .txt; also at an http address), a folder of pictures,
     WebDataset tars (a glob), Parquet files of pictures, or a data set's name; for kind emoji the
     address of Noto Emoji's PNG files, or a folder of them. An address with a user or a query is a
-    secret, and given by reference: env:NAME, file:PATH, block:NAME.
+    secret and has to be given by reference: env:NAME, file:PATH, block:NAME.
     """
     token: SecretReference | None = runtime(None)
-    """Of the Hugging Face hub, for a data set that is not public; by reference as well. None: the
-    one that the hub's own tools are logged in with."""
+    """Token of the Hugging Face hub for a data set that is not public, also by reference. None: the
+    login of the hub's own tools."""
     kind: SourceKind = "auto"
-    """How to read `source`; auto decides by what it is."""
+    """How to read `source`; auto: detect it."""
     scenes: ScenesSettings = ScenesSettings()
-    """Used where kind is scenes."""
+    """Used if kind is scenes."""
     url_column: str = "url"
     caption_column: str | None = None
-    """Column (lists, data sets) or field (metadata files, JSON) that holds the captions; None: of
-    each row the first of `caption`, `captions`, `text` and `prompt` (in any case) with a
-    caption.
+    """Column (lists, data sets) or field (metadata files, JSON) with the captions; None: in each
+    row the first of `caption`, `captions`, `text` and `prompt` (ignoring case) that has one.
     """
     text_lines: Literal["captions", "one"] = "captions"
-    """captions: each line of a text beside a picture is a caption, unless empty lines show
-    paragraphs of one text; one: the whole text is one."""
+    """captions: each line of a text beside a picture is a caption, unless empty lines separate
+    paragraphs of one text; one: the whole text is one caption."""
     class_captions: bool = False
-    """Pictures without captions are captioned with the name of their class: their folder (kohya's
+    """Caption pictures without captions with the name of their class: their folder (kohya's
     `10_name` without the number), the `.cls` member of a WebDataset, the `label` of a data set."""
     encoding: str | None = None
-    """Of texts that are not Unicode, as cp1251 or shift_jis; None: Windows-1252 where it
-    gives plain western text, counted as guessed; else they are lost."""
+    """Encoding of texts that are not Unicode, such as cp1251 or shift_jis; None: Windows-1252 if
+    that gives plain western text, counted as guessed; other texts are lost."""
     max_lost_captions: values.CountOrNone = runtime(0)
-    """The stage stops when more captions, or lines and files with captions, are lost."""
+    """The stage stops if more captions, or lines and files with captions, are lost."""
     follow_links: bool = True
     """Follow symbolic links in a folder, each folder once. In archives and data sets, links that
-    lead out are always refused."""
+    lead outside are always refused."""
     image_column: str = "image"
     """Column of a data set that holds the picture."""
     split: str = "train"
@@ -76,27 +75,25 @@ class DownloadSettings(Settings):
     """Metadata file of a folder (.jsonl, .json, .csv, .tsv, .parquet), relative to it; None: the
     files called `metadata` in every folder."""
     max_items: values.Count | None = None
-    """Take only the first so many; None: all."""
+    """Use only the first N items; None: all."""
     expected_items: values.Count | None = runtime(None)
-    """How many the source holds, for `hdm plan` to count with before it is read; nothing else
-    asks.
-    """
+    """Number of items in the source, only for `hdm plan` before the source is read."""
     shard_items: Annotated[int, Within(1, 1_000_000)] = 1000
-    """Items a tar shard."""
+    """Items in each tar shard."""
     max_bytes: values.FileBytes = 50_000_000
-    """A larger file is refused."""
+    """Larger files are refused."""
     max_failed: values.Share = runtime(0.5)
-    """The stage stops when a larger share of the items fails; with a larger value a rerun keeps
-    what is there.
+    """The stage stops if a larger share of the items fails. A rerun with a larger value keeps the
+    finished shards.
     """
     allow_loopback: bool = False
     """Let URLs lead to this machine. For the embedded demo only."""
     retries: values.Retries = 3
-    """Further tries after 429, 5xx, a time-out or a reset."""
+    """Retries after 429, 5xx, a time-out or a reset."""
     timeout_sec: values.Seconds = runtime(30.0)
-    """For one try."""
+    """Time limit of each attempt."""
     concurrency: values.Workers = runtime(64)
-    """Requests under way at once."""
+    """Number of concurrent requests."""
 
     @field_validator("encoding")
     @classmethod

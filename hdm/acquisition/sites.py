@@ -1,5 +1,5 @@
-"""Where a download reads from, which made-up host names lead to this machine, and the data sets that
-are made and served here.
+"""The source of a download, the host names that lead to this machine, and the data sets that are
+made and served here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ class Site:
     Args:
         source: a URL list, a folder, WebDataset tars (a glob) or a data set's name, as in
             `download.source`.
-        kind: how to read it; "auto" decides by what it is.
-        hosts: host name → (loopback address, port) for pictures served by this machine, so that
-            URLs hold no port; {} on the real web, and honoured only where `download.allow_loopback`
-            is set.
+        kind: how to read it; "auto": detect it.
+        hosts: host name → (loopback address, port) of pictures served by this machine, so that URLs
+            contain no port. {} on the real web; used only if `download.allow_loopback` is set.
     """
 
     source: str

@@ -1,6 +1,4 @@
-"""Fingerprints of files: equal for equal content wherever it lies, cheap enough to take at every
-start.
-"""
+"""Fingerprints of files: equal for equal content anywhere, and cheap enough for every start."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ EDGE_BYTES = 1 << 16
 
 
 def whole(path: Path) -> str:
-    """sha256 of a file's content; kept in this process until the file changes."""
+    """sha256 of a file's content, cached in this process until the file changes."""
     return _whole(path, *_state(path))
 
 
 def tree(files: Iterable[tuple[str, Path]]) -> dict[str, Any]:
-    """Number of files, and one sha256 over each one's name, size, and first and last 64 KiB.
+    """Number of files, and one sha256 over the name, size, and first and last 64 KiB of each.
 
     Args:
         files: (name relative to the source, path), in a fixed order.
@@ -30,10 +28,10 @@ def tree(files: Iterable[tuple[str, Path]]) -> dict[str, Any]:
     count = 0
     digest = hashlib.sha256()
     for name, path in files:
-        state = _state(path)
-        digest.update(
-            canonical_json([os.fsencode(name).hex(), state[0], _edges(path, *state)]) + b"\n"
-        )
+        size, modified_ns = _state(path)
+        # Names need not be valid Unicode.
+        entry = [os.fsencode(name).hex(), size, _edges(path, size, modified_ns)]
+        digest.update(canonical_json(entry) + b"\n")
         count += 1
     return {"files": count, "sha256": digest.hexdigest()}
 

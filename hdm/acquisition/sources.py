@@ -1,4 +1,4 @@
-"""What a source is, and the reader for it."""
+"""Detect the kind of a source and choose its reader."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ PARQUET = ".parquet"
 def open_source(
     source: str, kind: SourceKind, settings: DownloadSettings
 ) -> tuple[SourceKind, Reader]:
-    """The reader of a source, and what kind it is.
+    """The kind of a source and its reader.
 
     Args:
-        source: a URL list, folder, tars or data set, or a reference to a secret that is one; lists
-            and tars may be globs, with {000..099} too.
-        kind: how to read it; "auto": decided by what it is.
+        source: a URL list, folder, tars or data set, or a reference to a secret that names one.
+            Lists and tars may be globs, also with {000..099}.
+        kind: how to read it; "auto": detect it.
         settings: columns, metadata file, limits.
 
     Raises:
         ConfigError: no source is set.
-        InputError: it is not there, or not what it was said to be.
+        InputError: it does not exist, or is not of the given kind.
     """
     if not source:
         raise ConfigError(
@@ -54,7 +54,7 @@ def open_source(
     try:
         detected = _detect(source, place, settings) if kind == "auto" else kind
         return detected, _reader(detected, given, source, place, settings)
-    except OSError as error:  # no permission, or a name that no file can have
+    except OSError as error:  # no permission, or not a valid file name
         raise InputError(f"the source cannot be read: {error.strerror}", where=place) from error
 
 
@@ -98,7 +98,7 @@ def _detect(source: str, place: Path, settings: DownloadSettings) -> SourceKind:
         raise InputError(
             f"a source is a folder, or a file that ends in one of {known}", where=place
         )
-    # What is left may be a name on the hub, unless it looks like a path.
+    # Anything else may be a name on the hub, unless it looks like a path.
     if (
         source.startswith((".", "/", "~"))
         or source.count("/") > 1
@@ -109,7 +109,7 @@ def _detect(source: str, place: Path, settings: DownloadSettings) -> SourceKind:
 
 
 def _holds_pictures(path: Path, settings: DownloadSettings) -> bool:
-    """Whether a Parquet file has a column of bytes and none of URLs."""
+    """Whether a Parquet file has a column of bytes and no column of URLs."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError):
@@ -126,7 +126,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _detect_folder(place: Path, settings: DownloadSettings) -> SourceKind:
-    """A folder of pictures, unless it holds none but tars or tables of them."""
+    """A folder of pictures, unless it has no pictures but tars or tables of them."""
     if any((place / name).is_file() for name in SAVED):
         return "dataset"
     names = [name.lower() for name in walk(place, settings.follow_links).files]
@@ -138,22 +138,26 @@ def _detect_folder(place: Path, settings: DownloadSettings) -> SourceKind:
 
 
 def _files(pattern: str) -> list[Path]:
-    """The files that a name, a glob, or a name with {000..099} means, in order.
+    """The files matched by a name, a glob, or a name with {000..099}, in order.
 
     Raises:
-        InputError: there is none.
+        InputError: there are none.
     """
     plain = Path(pattern).expanduser()
     if plain.is_file():
         return [plain]
-    from webdataset.shardlists import expand_urls  # costs seconds
+    from webdataset.shardlists import expand_urls  # its import takes seconds
 
-    parts = [str(Path(part).expanduser()) for part in expand_urls(pattern)]
-    names = [name for part in parts for name in sorted(glob.glob(part, recursive=True))]  # noqa: PTH207  (absolute patterns too)
-    files = [path for path in map(Path, dict.fromkeys(names)) if path.is_file()]
+    files: dict[Path, None] = {}  # each once, in order
+    for part in expand_urls(pattern):
+        expanded = str(Path(part).expanduser())
+        # Path.glob takes no absolute patterns.
+        for name in sorted(glob.glob(expanded, recursive=True)):  # noqa: PTH207
+            if Path(name).is_file():
+                files[Path(name)] = None
     if not files:
         raise _missing(plain)
-    return files
+    return list(files)
 
 
 def _tars(source: str, place: Path, settings: DownloadSettings) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A few columns of Parquet, CSV, TSV, JSONL, JSON or text files, row by row.
+"""Read columns of Parquet, CSV, TSV, JSONL, JSON or text files, row by row.
 
 Memory is bounded, except for JSON.
 """
@@ -26,11 +26,10 @@ BATCH_ROWS = 4096
 CELL_CHARS = 1 << 24
 WORDY_ROWS = 100
 START_BYTES = 4096
-LOOKED_AT = 100_000
-"""Lines of JSON that are read to learn which fields there are."""
+LOOKED_AT = 100_000  # lines of JSON that are read to learn its fields
 Row = tuple[Any, ...]
+# Number of the line or row, from 1, and its values; None if it is damaged.
 Line = tuple[int, Row | None]
-"""Number of the line or row, from 1, and its values; None where it is damaged."""
 
 
 def column_names(path: Path, text_column: str = "url", encoding: str | None = None) -> list[str]:
@@ -38,7 +37,7 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
     `read_rows`.
 
     Raises:
-        InputError: it is no table of the kind that its name says.
+        InputError: it is not a table of the kind that its name states.
     """
     with _reading(path):
         match path.suffix.lower():
@@ -48,8 +47,8 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
                 with _open_text(path, encoding) as file:
                     return next(_csv_reader(path, file), [])
             case ".jsonl":
-                records = (record for _, record in islice(_json_lines(path, encoding), LOOKED_AT))
-                known = _fields(record for record in records if record)
+                lines = islice(_json_lines(path, encoding), LOOKED_AT)
+                known = _fields(record for _, record in lines)
                 if not known and (reason := in_other_encodings(path.read_bytes(), lines=True)):
                     raise ValueError(reason)
                 return known
@@ -62,9 +61,8 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
 def read_rows(
     path: Path, columns: Sequence[str | None], encoding: str | None = None
 ) -> Iterator[Line]:
-    """The values of `columns`, row by row; None where a row or the list of columns has none.
-
-    Texts may come as their bytes.
+    """The values of `columns`, row by row. Values that a row lacks, and those of columns that are
+    None, are None. Texts may be bytes.
 
     Args:
         path: the table.
@@ -72,7 +70,7 @@ def read_rows(
         encoding: of text that is not Unicode, as for `decoded`.
 
     Raises:
-        InputError: the file is no table of the kind that its name says.
+        InputError: the file is not a table of the kind that its name states.
     """
     readers: dict[str, Callable[[Path, list[str], str | None], Iterator[Line]]] = {
         ".parquet": _parquet_rows,
@@ -82,23 +80,22 @@ def read_rows(
         ".json": _json_rows,
     }
     named = [name for name in columns if name is not None]
-    places = [None if name is None else named.index(name) for name in columns]
+    positions = [None if name is None else named.index(name) for name in columns]
     rows_of = readers.get(path.suffix.lower(), _text_rows)
     with _reading(path):
         for number, row in rows_of(path, named, encoding):
             if row is None:
                 yield number, None
             else:
-                yield number, tuple(None if place is None else row[place] for place in places)
+                yield number, tuple(None if at is None else row[at] for at in positions)
 
 
 def wordy_columns(path: Path, columns: Sequence[str], encoding: str | None = None) -> list[str]:
-    """Those columns whose first rows may be captions; `encoding` as for `read_rows`."""
+    """The columns whose first rows look like captions; `encoding` as for `read_rows`."""
     rows = [row for _, row in islice(read_rows(path, columns, encoding), WORDY_ROWS) if row]
     wordy = []
-    for place, name in enumerate(columns):
-        values = [row[place] for row in rows]
-        if may_be_captions(name, values):
+    for number, name in enumerate(columns):
+        if may_be_captions(name, [row[number] for row in rows]):
             wordy.append(name)
     return wordy
 
@@ -114,11 +111,12 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _open_text(path: Path, encoding: str | None = None) -> IO[str]:
-    """Text in the encoding of its mark, else UTF-8, whose damage is kept for `_restored`.
+    """Open a text in the encoding of its byte-order mark, or else as UTF-8, with invalid bytes
+    preserved for `_restored`.
 
     Args:
         path: the file.
-        encoding: of a text with zero bytes and no mark, which UTF-8 never has.
+        encoding: of a text with zero bytes and no mark, which cannot be UTF-8.
 
     Raises:
         ValueError: it is such a text, and no encoding is given.
@@ -128,6 +126,7 @@ def _open_text(path: Path, encoding: str | None = None) -> IO[str]:
     marked = mark_of(start)
     if marked is None and b"\0" in start:
         if encoding is None:
+            # The high bytes of Latin letters are zero, and in little-endian order they come second.
             little = start[1::2].count(0) >= start[0::2].count(0)
             raise ValueError(
                 "it has zero bytes, which UTF-8 never has: save it as UTF-8; if it is UTF-16 "
@@ -140,9 +139,9 @@ def _open_text(path: Path, encoding: str | None = None) -> IO[str]:
 
 
 def _restored(cell: str) -> str | bytes:
-    """A cell as it was: its bytes, where they are not UTF-8.
+    """A cell as it was in the file: its bytes if they are not UTF-8.
 
-    Half a character that JSON spells out (`\\ud800`) never was bytes; it stays as it is.
+    A lone surrogate that JSON spells out (`\\ud800`) was never bytes and stays as it is.
     """
     try:
         cell.encode()
@@ -153,8 +152,8 @@ def _restored(cell: str) -> str | bytes:
 
 
 def _csv_reader(path: Path, file: IO[str]) -> Any:
-    """Rows of a table as text; in a `.csv` the header shows whether commas, semicolons or tabs
-    separate its columns, which is Excel's choice."""
+    """Rows of a table as text. In a `.csv` the header shows whether commas, semicolons or tabs
+    separate columns; Excel writes any of these, depending on its language."""
     csv.field_size_limit(CELL_CHARS)
     start = file.tell()
     header = file.readline()
@@ -167,19 +166,26 @@ def _csv_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[
     with _open_text(path, encoding) as file:
         rows = _csv_reader(path, file)
         header: list[str] = next(rows, [])
-        places = [[at for at, known in enumerate(header) if known == name] for name in columns]
+        # A name may occur several times in the header.
+        positions: dict[str, list[int]] = {name: [] for name in columns}
+        for position, name in enumerate(header):
+            if name in positions:
+                positions[name].append(position)
         for row in rows:
             if len(row) > len(header):
                 raise csv.Error(
                     f"line {rows.line_num} has {len(row)} values under a header of {len(header)}"
                 )
             if row:
-                cells = [_restored(cell) for cell in row] + [""] * (len(header) - len(row))
-                yield rows.line_num, tuple(_joined([cells[at] for at in same]) for same in places)
+                cells = [*map(_restored, row), *[""] * (len(header) - len(row))]
+                values = []
+                for name in columns:
+                    values.append(_one_or_all([cells[position] for position in positions[name]]))
+                yield rows.line_num, tuple(values)
 
 
-def _joined(values: list[Any]) -> Any:
-    """The value of a column or field; a list of those of several that have the same name."""
+def _one_or_all(values: list[Any]) -> Any:
+    """The value of a column or field, or the list of values if several have the same name."""
     return values[0] if len(values) == 1 else values
 
 
@@ -193,7 +199,7 @@ def _parquet_rows(path: Path, columns: list[str], encoding: str | None) -> Itera
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Texts as bytes: one that is damaged must not end the table."""
+    """The values of a column, with texts as bytes: a single damaged text must not end the table."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return column.cast(pa.large_binary()).to_pylist()
     return column.to_pylist()
@@ -217,7 +223,7 @@ def _json_lines(
 
 
 def _begins_with_list(path: Path, encoding: str | None) -> bool:
-    """Whether a file of JSON lines is one list of records instead."""
+    """Whether a file named as JSON lines is a single list of records."""
     with _open_text(path, encoding) as file:
         return next(filter(None, map(str.strip, file)), "").startswith("[")
 
@@ -228,20 +234,22 @@ def _json_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator
 
 
 def _json_records(path: Path, encoding: str | None = None) -> Iterator[dict[str, Any] | None]:
-    """The records of a JSON file: a list of objects, or an object by file name."""
+    """The records of a JSON file: a list of objects, or an object with file names as keys."""
     value = _json_in(path.read_bytes(), encoding)
     if isinstance(value, dict):
-        for name, said in value.items():
-            yield {FILE_NAME: name, **(said if isinstance(said, dict) else {"caption": said})}
+        for name, entry in value.items():
+            fields = entry if isinstance(entry, dict) else {"caption": entry}
+            yield {FILE_NAME: name, **fields}
     elif isinstance(value, list):
-        yield from (record if isinstance(record, dict) else None for record in value)
+        for record in value:
+            yield record if isinstance(record, dict) else None
     else:
         raise ValueError("neither a list nor an object")
 
 
 def json_value(text: str | bytes, encoding: str | None = None) -> Any:
-    """What a JSON text says; None where it is no JSON. Texts in it that are not Unicode come as
-    their bytes, unless `encoding` says how to read them."""
+    """The value of a JSON text; None if it is not JSON. Texts in it that are not Unicode are bytes,
+    unless `encoding` gives their encoding."""
     try:
         return _json_in(text, encoding)
     except (ValueError, RecursionError):
@@ -249,13 +257,14 @@ def json_value(text: str | bytes, encoding: str | None = None) -> Any:
 
 
 def _json_in(text: str | bytes, encoding: str | None) -> Any:
-    """As `json_value`, with a ValueError where it is no JSON."""
+    """As `json_value`, but raises a ValueError if it is not JSON."""
     data = text if isinstance(text, bytes) else b""
     if isinstance(text, bytes):
-        read = decoded(text, encoding)
-        # A guess at captions is made and counted where they are read.
-        certain = read if read and (not read[1] or b"\0" in text) else None
-        text = certain[0] if certain else text.decode("utf-8", "surrogateescape")
+        result = decoded(text, encoding)
+        # An encoding is guessed only where captions are read, which counts the guess. UTF-16 is the
+        # exception, since JSON cannot be parsed without decoding it.
+        is_guess = result is not None and result[1] and b"\0" not in text
+        text = text.decode("utf-8", "surrogateescape") if result is None or is_guess else result[0]
     try:
         return _all_restored(json.loads(text, object_pairs_hook=_with_repeated))
     except RecursionError as error:
@@ -265,13 +274,13 @@ def _json_in(text: str | bytes, encoding: str | None) -> Any:
 
 
 def in_other_encodings(data: bytes, *, lines: bool = False) -> str | None:
-    """What to do about bytes that are no JSON as they are, and would be in another encoding; None
-    if they would not.
+    """Advice for bytes that are JSON only in another encoding; None if they are not JSON in any.
 
-    In Shift-JIS and others half a character may be the sign that escapes the next one in JSON.
+    In Shift-JIS and others the second byte of a character may be a backslash, which escapes the
+    next one in JSON.
 
     Args:
-        lines: JSON is each line by itself.
+        lines: each line is a JSON text of its own.
     """
     with suppress(UnicodeDecodeError):
         if "\0" not in data.decode():
@@ -285,7 +294,7 @@ def in_other_encodings(data: bytes, *, lines: bool = False) -> str | None:
 
 
 def _as_json(data: bytes, codec: str, lines: bool) -> str | None:
-    """The codec with some of the text that it gives, if that is JSON."""
+    """The codec with a sample of the text that it gives, if that is JSON."""
     try:
         text = data.decode(codec)
         for part in filter(str.strip, text.splitlines() if lines else [text]):
@@ -297,7 +306,7 @@ def _as_json(data: bytes, codec: str, lines: bool) -> str | None:
 
 
 def _all_restored(value: Any) -> Any:
-    """A JSON value whose texts are restored, except the names of fields."""
+    """A JSON value with its texts restored, except the names of fields."""
     if isinstance(value, str):
         return _restored(value)
     if isinstance(value, list):
@@ -308,21 +317,25 @@ def _all_restored(value: Any) -> Any:
 
 
 def _with_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which the values of a repeated name are a list."""
+    """A JSON object in which the values of a repeated name form a list."""
     values: dict[str, list[Any]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)
-    return {name: _joined(same) for name, same in values.items()}
+    return {name: _one_or_all(same) for name, same in values.items()}
 
 
 def json_object(text: str | bytes, encoding: str | None = None) -> dict[str, Any] | None:
-    """A JSON object; None where the text is none."""
+    """The JSON object of a text; None if the text is not one."""
     value = json_value(text, encoding)
     return value if isinstance(value, dict) else None
 
 
 def _fields(records: Iterator[dict[str, Any] | None]) -> list[str]:
-    return list({name: None for record in records if record for name in record})
+    """Names of all fields, in the order in which they first occur."""
+    names: dict[str, None] = {}
+    for record in records:
+        names |= dict.fromkeys(record or ())
+    return list(names)
 
 
 def _text_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:

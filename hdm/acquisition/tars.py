@@ -1,4 +1,4 @@
-"""WebDataset tars that somebody made: pictures with their captions under one name."""
+"""Read other people's WebDataset tars: pictures and captions that share a name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hdm.acquisition.items import (
     too_large,
 )
 from hdm.acquisition.settings import DownloadSettings
-from hdm.acquisition.texts import Found, as_text, captions_in_file, settle
+from hdm.acquisition.texts import Captions, as_text, captions_in_file, settle
 from hdm.acquisition.tree import note_files
 from hdm.keys import Keys
 from hdm.pictures.formats import HEAD_BYTES, sniff
@@ -36,7 +36,7 @@ Load = Callable[[], bytes]
 
 @dataclass
 class _Sample:
-    """The members of one sample, as they come."""
+    """The members of one sample in their order."""
 
     base: str
     pictures: list[tuple[str, Load]] = field(default_factory=list)
@@ -47,7 +47,8 @@ class _Sample:
 class Tars:
     """Tars in order of their names.
 
-    Nothing is unpacked and no name leads anywhere; what is damaged or no file gets a status.
+    Nothing is unpacked, and members' names are never used as paths. Damaged members, links and
+    devices get a status.
     """
 
     fetched = False
@@ -55,7 +56,7 @@ class Tars:
     def __init__(
         self, paths: list[Path], settings: DownloadSettings, folder: Path | None = None
     ) -> None:
-        """Take the tars, and the folder that is the source if they are all of its tars."""
+        """Read these tars; `folder` is the source whose tars they are, if it is a folder."""
         self.paths = paths
         self.settings = settings
         self.folder = folder
@@ -78,25 +79,26 @@ class Tars:
             keys = Keys()
             name = self._name(path)
             for sample in self._samples(path, name, inventory):
-                base = "/".join(part for part in (name, sample.base) if part)
+                base = "/".join(filter(None, (name, sample.base)))
                 captions, licence = self._words(sample, name, inventory)
                 if captions and not sample.pictures:
                     reason = "the sample has no picture"
                     inventory.leave("caption", Fate.LOST, base, reason)
                 for picture, load in sample.pictures or [(sample.base, _no_picture)]:
-                    source = "/".join(part for part in (name, picture) if part)
+                    source = "/".join(filter(None, (name, picture)))
                     yield Item(keys.give(source), source, captions, licence, load)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
     def _samples(self, path: Path, name: str, inventory: Inventory) -> Iterator[_Sample]:
-        """Members that share their name up to its first dot, as WebDataset groups them.
+        """Members with the same name up to its first dot, as WebDataset groups them.
 
         Several pictures of one name share its captions.
         """
         try:
-            tar = tarfile.open(path)  # noqa: SIM115  (closed below; what fails here is the tar, not its reading)
+            # Not in the `with` below, which would catch errors of reading too.
+            tar = tarfile.open(path)  # noqa: SIM115
         except DAMAGE:
             yield _Sample("", [("", _damaged)])
             return
@@ -133,7 +135,7 @@ class Tars:
     def _member(
         self, tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str
     ) -> Load | tuple[bytes | Unreadable] | None:
-        """How to load a picture, or what a text says in a tuple; None for anything else."""
+        """A function that loads a picture, or the content of a text in a tuple; None for others."""
         is_class = kind == CLASS and self.settings.class_captions
         if (kind in (*TEXTS, "json") or is_class) and member.isreg():
             return (_words(tar, member),)
@@ -142,8 +144,8 @@ class Tars:
         if not member.isreg():
             return None
         load = self._loader(tar, member)
-        # A compressed tar's member is in memory by now; to read its start again, all before it
-        # would be decompressed once more.
+        # A compressed tar cannot go back without decompressing everything again, and its member has
+        # been loaded already.
         seekable = isinstance(tar.fileobj, io.BufferedReader)
         start = _start(tar, member) if seekable else _or_nothing(load)
         return load if sniff(start) else None
@@ -162,44 +164,46 @@ class Tars:
     ) -> tuple[tuple[str, ...], str | None]:
         """Captions and licence."""
         licence = None
-        read: list[tuple[str, Found]] = []
-        for kind in ("json", *TEXTS):
-            for name, data in [word[::2] for word in sample.words if word[1] == kind]:
-                if isinstance(data, Unreadable):
-                    member_captions = Found(losses=[data.message])
-                elif kind == "json":
-                    member_captions, said = captions_in_json(data, self.settings)
-                    licence = licence or said
-                else:
-                    member_captions = captions_in_file(
-                        data, self.settings.text_lines, self.settings.encoding
-                    )
-                read.append((f"{tar}/{name}", member_captions))
-        settle(member_captions for _, member_captions in read)
+        in_members: list[tuple[str, Captions]] = []
+        # In a fixed order of kinds, whatever the order of the members.
+        kinds = ("json", *TEXTS)
+        words = [word for word in sample.words if word[1] in kinds]
+        for name, kind, data in sorted(words, key=lambda word: kinds.index(word[1])):
+            if isinstance(data, Unreadable):
+                in_member = Captions(losses=[data.message])
+            elif kind == "json":
+                in_member, own_licence = captions_in_json(data, self.settings)
+                licence = licence or own_licence
+            else:
+                lines = self.settings.text_lines
+                in_member = captions_in_file(data, lines, self.settings.encoding)
+            in_members.append((f"{tar}/{name}", in_member))
+        settle(in_member for _, in_member in in_members)
         captions: tuple[str, ...] = ()
-        for place, member_captions in read:
-            captions += inventory.captions(member_captions, place)
-        labels = [data for _, kind, data in sample.words if kind == CLASS]
-        if not captions and labels and isinstance(labels[0], bytes):
-            captions = _class_name(labels[0])
+        for place, in_member in in_members:
+            captions += inventory.captions(in_member, place)
+        label = next((data for _, kind, data in sample.words if kind == CLASS), None)
+        if not captions and isinstance(label, bytes):
+            captions = _class_name(label)
             inventory.counts["captions_made_up"] += len(captions)
         return tuple(dict.fromkeys(captions)), licence
 
 
 def _class_name(label: bytes) -> tuple[str, ...]:
-    """The name of a class as a caption; none where the class is a bare number."""
+    """The name of a class as a caption; none if the class is only a number."""
     text = as_text(label)
     return () if text is None or text.strip().isdecimal() else (text.strip(),)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
-    """The tar's members but for folders; None where it is damaged, and ends."""
+    """The tar's members except folders; then None if the tar is damaged."""
     try:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else every header of a large tar stays in memory
+            # Otherwise every header of a large tar would stay in memory.
+            tar.members = []  # type: ignore[attr-defined]
             if not member.isdir():
                 yield member
-        # Python takes a torn or broken header for the end; the end is a block of zeros.
+        # Python takes a torn or broken header for the end, but the real end is a block of zeros.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -209,8 +213,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The name up to the first dot of its last part, and what follows the last dot: `a/b.seg.PNG` →
-    `a/b`, `png`.
+    """The name up to the first dot of its last part, and the part after its last dot: `a/b.seg.PNG`
+    → `a/b`, `png`.
     """
     file_name = name.rpartition("/")[2]
     suffixes = file_name.partition(".")[2]

@@ -1,6 +1,6 @@
-"""Captions out of what people write them in: text files, cells of tables, lists and mappings.
+"""Extract captions from text files, cells of tables, lists and mappings.
 
-Nothing is dropped without a word: what is not understood comes back as a loss with its reason.
+Nothing is dropped silently: what is not understood is returned as a loss with its reason.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hdm.caption_text.cleaning import normal_caption
 
+# Columns and fields with captions, ignoring case, unless the settings name another. In each row the
+# first one with a caption counts.
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
-"""Columns and fields that hold captions, in any case, unless another is asked for; of each row the
-first one with a caption counts."""
+# Columns of single words that are not captions.
 CLASSES = frozenset({"label", "labels", "class", "category", "split", "lang", "language", "id"})
-"""Columns of single words that are no captions."""
+# Columns of texts that are not captions.
 CREDITS = frozenset(
     {
         "artist",
@@ -37,21 +39,20 @@ CREDITS = frozenset(
         "url",
     }
 )
-"""Columns of texts that are no captions."""
 SHOWN_CHARS = 20
 _MAPPED = (*CAPTION_COLUMNS, "raw")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, with whose mark it begins
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Windows' code page for western Europe. Detectors (charset-normalizer 3.5) get texts as short as
+# captions wrong: "café" in this code page was detected as UTF-16.
 FALLBACK = "cp1252"
-"""Windows' code page for western Europe. Detectors (charset-normalizer 3.5) were tried and get
-texts as short as captions wrong: "café" in this code page came out as UTF-16."""
+# Encodings suggested for a text that does not look western.
 OTHERS = ("shift_jis", "gb18030", "big5", "euc_kr", "koi8_r", "cp1251", "cp1250", "cp1253")
-"""Encodings that are offered for a text that does not look western."""
 NOT_KNOWN = "it is not text in a known encoding"
 _WORD = re.compile(r"[^\W\d_]+")
 _ACCENTED = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿŠŒŽšœžŸ")
@@ -59,20 +60,20 @@ _OPENING = "«‹“”„‘’‚–—…•·¡¿§£€±×©"
 _CLOSING = "»›“”‘’–—…•·°²³½¼¾™®©€£%ºª"
 _INSIDE = frozenset("’‘–—…·×°")
 _SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_UNSPACED = re.compile(rf"[{_SPACELESS}]{{2}}")  # Thai to Chinese: written without spaces
+_UNSPACED = re.compile(rf"[{_SPACELESS}]{{2}}")  # Thai to Chinese, written without spaces
 _ONE_WORD = re.compile(rf"[{_SPACELESS}]|[^\W\d_]([^\W\d_]|['’-])+")
 
 
 @dataclass
-class Found:
+class Captions:
     """The captions in one place.
 
     Args:
-        captions: in order, equal ones once, as they are given.
-        guessed: how many of them were decoded by a guess at their encoding.
-        losses: for each caption that cannot be used, why.
-        doubts: what may be captions, and is lost if the picture has no others; see `settle`.
-        unused: how many captions other fields hold besides those that were taken.
+        captions: in order, without repetitions, as given.
+        guessed: number of captions whose encoding was guessed.
+        losses: the reason for each caption that cannot be used.
+        doubts: reasons that become losses if the picture has no caption at all; see `settle`.
+        unused: number of captions in other fields than those that were taken.
     """
 
     captions: list[str] = field(default_factory=list)
@@ -81,9 +82,9 @@ class Found:
     doubts: list[str] = field(default_factory=list)
     unused: int = 0
 
-    def add(self, other: Found) -> None:
+    def add(self, other: Captions) -> None:
         """Append the captions of another place."""
-        self.captions += [text for text in other.captions if text not in self.captions]
+        self.captions = list(dict.fromkeys([*self.captions, *other.captions]))
         self.guessed += other.guessed
         self.losses += other.losses
         self.doubts += other.doubts
@@ -91,26 +92,23 @@ class Found:
 
 
 def mark_of(data: bytes) -> str | None:
-    """The codec that a text's byte-order mark names; None without a mark."""
+    """The codec of a text's byte-order mark; None without a mark."""
     return next((codec for mark, codec in _MARKS if data.startswith(mark)), None)
 
 
 def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None:
-    """A text, and whether its encoding was guessed; None if it is no text.
+    """A text, and whether its encoding was guessed; None if it is not text.
 
-    UTF-8, UTF-16 and UTF-32 with their mark, UTF-8 without; what is neither is read as `encoding`.
-    Without that, UTF-16 and Windows-1252 are guessed where they give plain Latin text.
+    UTF-8, UTF-16 and UTF-32 with a byte-order mark, and UTF-8 without one, are decoded as such;
+    anything else as `encoding`. Without `encoding`, UTF-16 and Windows-1252 are guessed if they
+    give plain Latin text.
 
     Args:
         data: the bytes.
         encoding: a Python codec that the user knows to be right, for texts that are not Unicode.
     """
-    marked = mark_of(data)
-    for codec in [marked] if marked else ["utf-8"]:
-        try:
-            text = data.decode(codec).removeprefix("\ufeff")
-        except UnicodeDecodeError:
-            continue
+    with suppress(UnicodeDecodeError):
+        text = data.decode(mark_of(data) or "utf-8").removeprefix("\ufeff")
         if "\0" not in text:
             return text, False
     guess = encoding or _guess(data)
@@ -124,7 +122,7 @@ def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None
 
 
 def unread(data: bytes) -> str:
-    """Why bytes are no text to `decoded`, with what they would be in other encodings."""
+    """Why `decoded` does not accept bytes as text, with their beginning in other encodings."""
     readings = []
     for codec in OTHERS:
         try:
@@ -138,15 +136,16 @@ def unread(data: bytes) -> str:
 
 
 def _is_western(text: str) -> bool:
-    """Whether a text is such as people write in western Europe, and not another encoding read as
+    """Whether a text looks like western European writing, not like another encoding decoded as
     Windows-1252.
 
-    There, accented letters stand singly or in pairs between plain ones, and signs at the edges of
-    words.
+    In such writing accented letters stand singly or in pairs between plain ones, and signs stand at
+    the edges of words.
     """
     if not text.isascii() and not any(map(str.isalnum, text)):
         return False
-    plain = accented = 0
+    plain = 0
+    accented = 0
     for token in text.split():
         core = token.strip("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~").lstrip(_OPENING).rstrip(_CLOSING)
         if any(ord(char) > 127 and char not in _ACCENTED | _INSIDE for char in core):
@@ -161,7 +160,7 @@ def _is_western(text: str) -> bool:
 
 
 def _guess(data: bytes) -> str:
-    """UTF-16 without its mark where every other byte is zero, as in Latin letters."""
+    """UTF-16 without a mark if every other byte is zero, as with Latin letters; else FALLBACK."""
     for codec, high, low in (
         ("utf-16-le", data[1::2], data[0::2]),
         ("utf-16-be", data[0::2], data[1::2]),
@@ -171,20 +170,20 @@ def _guess(data: bytes) -> str:
     return FALLBACK
 
 
-def captions_in(value: Any, encoding: str | None = None) -> Found:
+def captions_in(value: Any, encoding: str | None = None) -> Captions:
     """The captions in a value of a table, JSON or data set.
 
-    Text is one caption, a list several; a mapping gives those under `caption`, `captions`, `text`
-    or `raw`, else all its texts. A text that holds a whole list (`["a fox", "an animal"]`, as in
-    CSV files) is that list. Empty texts and the words that programs write for nothing ("None",
-    "nan") are no captions.
+    A text is one caption, a list several. A mapping gives those under `caption`, `captions`, `text`
+    or `raw`, or else all its texts. A text that spells out a list (`["a fox", "an animal"]`, as in
+    CSV files) is that list. Empty texts and words that programs write for nothing ("None", "nan")
+    are not captions.
 
     Args:
         value: str, bytes, number, list, mapping, or None.
         encoding: of bytes that are not Unicode, as for `decoded`.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return Found()
+        return Captions()
     if isinstance(value, bytes):
         return _of_bytes(value, encoding)
     if isinstance(value, str):
@@ -193,71 +192,77 @@ def captions_in(value: Any, encoding: str | None = None) -> Found:
     if isinstance(value, Mapping):
         return _of_mapping(value, encoding)
     if isinstance(value, Iterable):
-        result = Found()
+        result = Captions()
         for entry in value:
             result.add(captions_in(entry, encoding))
         return result
     return _of_text(str(value))
 
 
-def caption_fields(names: Iterable[str], asked: str | None) -> list[str]:
-    """Those of a table's columns, or of a JSON object's fields, that hold captions, in order.
+def caption_fields(names: Iterable[str], chosen: str | None) -> list[str]:
+    """The columns of a table, or fields of a JSON object, that hold captions, in order.
 
     Args:
-        names: all of them.
-        asked: the only one, if the user named one.
+        names: all columns or fields.
+        chosen: the only one to use, if the user named one.
     """
     known = list(names)
-    if asked is not None:
-        return [asked] if asked in known else []
-    return [name for usual in CAPTION_COLUMNS for name in known if name.lower() == usual]
+    if chosen is not None:
+        return [chosen] if chosen in known else []
+    fields = []
+    for usual in CAPTION_COLUMNS:
+        fields += [name for name in known if name.lower() == usual]
+    return fields
 
 
-def captions_in_fields(values: Iterable[Any], encoding: str | None = None) -> Found:
+def captions_in_fields(values: Iterable[Any], encoding: str | None = None) -> Captions:
     """The captions in the first of several fields that has any.
 
     Args:
-        values: what the fields hold, as for `captions_in`.
+        values: values of the fields, as for `captions_in`.
         encoding: as for `captions_in`.
     """
-    result = Found()
+    result = Captions()
     for value in values:
-        said = captions_in(value, encoding)
+        in_field = captions_in(value, encoding)
         if result.captions:
-            result.unused += sum(text not in result.captions for text in said.captions)
+            result.unused += len(set(in_field.captions) - set(result.captions))
         else:
-            result.add(said)
+            result.add(in_field)
     return result
 
 
-def settle(found: Iterable[Found]) -> None:
-    """Make losses of the doubts about a picture that has no caption at all."""
-    places = list(found)
+def settle(places: Iterable[Captions]) -> None:
+    """Turn doubts into losses if a picture has no caption in any of its places."""
+    places = list(places)
     if not any(place.captions for place in places):
         for place in places:
             place.losses += place.doubts
 
 
 def may_be_captions(column: str, values: Iterable[Any]) -> bool:
-    """Whether a column's first values look like captions: of several words, or single words that
-    are no classes.
+    """Whether a column's first values look like captions: several words, or single words that are
+    not classes.
 
-    Classes repeat, or the column's name says what they are, as it does of credits.
+    Classes repeat or have a telling column name, and so do credits.
     """
     if column.lower() in CREDITS:
         return False
     values = list(values)
     if any(map(is_wordy, values)):
         return True
-    words = [word for value in values if (word := as_text(value)) and _ONE_WORD.fullmatch(word)]
-    return column.lower() not in CLASSES and 2 * len(set(words)) > len(values)
+    if column.lower() in CLASSES:
+        return False
+    # More than half of the values are different words.
+    words = filter(_ONE_WORD.fullmatch, filter(None, map(as_text, values)))
+    return 2 * len(set(words)) > len(values)
 
 
 def is_wordy(value: Any) -> bool:
-    """Whether a value, or one in it, is text of several words, as captions are."""
+    """Whether a value, or one inside it, is a text of several words, like a caption."""
     if isinstance(value, bytes):
-        read = decoded(value)
-        value = read[0] if read else None
+        result = decoded(value)
+        value = result[0] if result else None
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -270,20 +275,20 @@ def is_wordy(value: Any) -> bool:
 
 def captions_in_file(
     data: bytes, lines: Literal["captions", "one"], encoding: str | None = None
-) -> Found:
-    """The captions in a text file: each line one, unless empty lines show paragraphs of one text.
+) -> Captions:
+    """The captions in a text file: one a line, unless empty lines separate paragraphs of one text.
 
     Args:
         data: the file.
         lines: "one": the whole file is one caption in any case.
         encoding: as for `decoded`.
     """
-    read = decoded(data, encoding)
-    if read is None:
-        return Found(losses=[unread(data)])
-    text, guessed = read
-    rows = [line.strip() for line in text.strip().splitlines()]
-    result = Found()
+    decoding = decoded(data, encoding)
+    if decoding is None:
+        return Captions(losses=[unread(data)])
+    text, guessed = decoding
+    rows = list(map(str.strip, text.strip().splitlines()))
+    result = Captions()
     for caption in [text.strip()] if lines == "one" or "" in rows else rows:
         result.add(_of_text(caption))
     if guessed:
@@ -292,48 +297,50 @@ def captions_in_file(
 
 
 def as_text(value: Any, encoding: str | None = None) -> str | None:
-    """A licence, URL or name out of somebody's table as text that any table can hold, or None.
+    """A licence, URL or name from a table as text that any table can hold; None if it is empty.
 
-    Of a list the first text is taken; an empty text is none.
+    The first text of a list counts.
 
     Args:
         value: as a table gives it.
         encoding: of bytes that are not UTF-8; what does not fit is replaced.
     """
     if isinstance(value, list | tuple):
-        value = next((text for entry in value if (text := as_text(entry, encoding))), None)
+        texts = (as_text(entry, encoding) for entry in value)
+        value = next(filter(None, texts), None)
     if isinstance(value, bytes):
-        read = decoded(value, encoding) if encoding else None
-        value = read[0] if read else value.decode("utf-8", "replace")
+        result = decoded(value, encoding) if encoding else None
+        value = result[0] if result else value.decode("utf-8", "replace")
     if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
         return None
     text = str(value).removeprefix("\ufeff").encode("utf-8", "replace").decode()
     return text if text.strip() else None
 
 
-def _of_bytes(data: bytes, encoding: str | None) -> Found:
-    read = decoded(data, encoding)
-    if read is None:
-        return Found(losses=[unread(data)])
-    result = captions_in(read[0])
-    if read[1]:
+def _of_bytes(data: bytes, encoding: str | None) -> Captions:
+    decoding = decoded(data, encoding)
+    if decoding is None:
+        return Captions(losses=[unread(data)])
+    text, guessed = decoding
+    result = captions_in(text)
+    if guessed:
         result.guessed = len(result.captions)
     return result
 
 
-def _of_text(text: str) -> Found:
+def _of_text(text: str) -> Captions:
     if not text.strip():
-        return Found()
+        return Captions()
     if "\ufffd" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        return Found(
+        return Captions(
             losses=["its text was damaged before it came here (U+FFFD or half a character)"]
         )
     if normal_caption(text) is None:
-        return Found()
-    return Found([text.removeprefix("\ufeff").strip()])
+        return Captions()
+    return Captions([text.removeprefix("\ufeff").strip()])
 
 
-def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Found:
+def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Captions:
     known = [value[name] for name in _MAPPED if value.get(name) is not None][:1]
     texts = [entry for entry in value.values() if isinstance(entry, str | bytes | list)]
     result = captions_in(known or texts, encoding)
@@ -343,13 +350,13 @@ def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Found:
 
 
 def _listed(text: str) -> list[str] | None:
-    """The list of texts that a text spells out in JSON or Python; None if it is none."""
+    """The list of texts that a text spells out in JSON or Python; None if it does not."""
     bare = text.strip()
     if not (bare.startswith("[") and bare.endswith("]")):
         return None
-    for read in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval):
         try:
-            value = read(bare)
+            value = parse(bare)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):

@@ -1,4 +1,4 @@
-"""The files below a person's folder, with links followed once."""
+"""List the files below a folder, following each link once."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from hdm.acquisition.inventory import Entry, Fate, Inventory, What
 
 @dataclass
 class Tree:
-    """What is below a folder.
+    """The content of a folder.
 
     Args:
-        files: name → path, of readable regular files that are not hidden.
-        left: everything else, with the reason.
+        files: name → path of readable regular files that are not hidden.
+        others: everything else, with the reason why it is not read.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
-    left: list[Entry] = field(default_factory=list)
+    others: list[Entry] = field(default_factory=list)
 
 
 def walk(root: Path, follow_links: bool) -> Tree:
-    """Look at everything below a folder, in order of name.
+    """List everything below a folder, in order of name.
 
     A link to a folder is read under the link's own name, after everything that is not a link, and
-    only if its target was not read already, so loops end. A link to a folder that holds this one
+    only if its target was not read already, so loops end. A link to a folder that contains this one
     is refused.
 
     Args:
         root: the folder.
-        follow_links: else links are refused.
+        follow_links: follow links; otherwise they are refused.
     """
     return _Walk(root, follow_links).tree
 
@@ -41,19 +41,19 @@ def walk(root: Path, follow_links: bool) -> Tree:
 def note_files(
     root: Path, taken: Iterable[Path], rest: str, inventory: Inventory, follow_links: bool
 ) -> None:
-    """Write down everything below a folder of which some files are a source.
+    """Record everything below a folder of which some files are the source.
 
     Args:
         root: the folder.
-        taken: these files, which may be links.
-        rest: why the others are not looked at.
-        inventory: where it is written.
-        follow_links: else links to other files are refused.
+        taken: the source's files, which may be links.
+        rest: why the other files are not looked at.
+        inventory: where they are recorded.
+        follow_links: follow links; otherwise links to other files are refused.
     """
     tree = walk(root, follow_links)
     own = {path.resolve() for path in taken}
     inventory.take("file", len(own))
-    for entry in tree.left:
+    for entry in tree.others:
         if (root / entry.place).resolve() not in own:
             inventory.add(entry)
     for name, path in tree.files.items():
@@ -129,7 +129,7 @@ class _Walk:
             self.tree.files[name] = path
 
     def _leave(self, what: What, fate: Fate, name: str, reason: str) -> None:
-        self.tree.left.append(Entry(what, fate, shown(name), reason))
+        self.tree.others.append(Entry(what, fate, shown(name), reason))
 
 
 def shown(name: str) -> str:

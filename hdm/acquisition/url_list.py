@@ -1,4 +1,4 @@
-"""Lists of URLs: Parquet, CSV, TSV, JSONL or text files."""
+"""Read lists of URLs: Parquet, CSV, TSV, JSONL or text files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hdm.keys import key_of
 
 @dataclass(frozen=True)
 class ListedUrl:
-    """A row of a list: its URL, if it has one, and `source`, the URL or what names the row."""
+    """A row of a list: its URL, if any, and `source`: the URL, or else the name of the row."""
 
     url: str | None
     source: str
@@ -38,13 +38,13 @@ class ListedUrl:
 def one_item_a_url(
     rows: Callable[[Inventory], Iterable[ListedUrl]], repeated: frozenset[str], inventory: Inventory
 ) -> Iterator[Item]:
-    """Items of a list in order of their first rows, with the captions of all rows.
+    """Items of a list in order of their first rows, with the captions of all their rows.
 
     Args:
-        rows: reads the list; where URLs come several times it is read twice, and the captions of
-            these URLs are kept in memory.
-        repeated: keys of these URLs.
-        inventory: what becomes of the rows.
+        rows: reads the list. If URLs are repeated, the list is read twice and the captions of these
+            URLs are held in memory.
+        repeated: keys of the repeated URLs.
+        inventory: records what becomes of the rows.
     """
     several: dict[str, dict[str, None]] = {}
     for row in rows(Inventory()) if repeated else ():
@@ -60,11 +60,10 @@ def one_item_a_url(
 
 
 class UrlList:
-    """One list, or the parts of one in order.
+    """One list, or the parts of a list in order.
 
-    A URL that comes several times is one item with the captions of all its rows.
-
-    It is read first to count its rows and find such URLs, which takes 8 bytes a row.
+    A repeated URL is one item with the captions of all its rows. To find repeated URLs the list is
+    first read once, with 8 bytes of memory a row.
     """
 
     fetched = True
@@ -85,7 +84,8 @@ class UrlList:
     def _rows(self, inventory: Inventory) -> Iterator[ListedUrl]:
         encoding = self.settings.encoding
         for path, known, columns in self._parts:
-            others = [] if columns[2:] else [name for name in known if name not in columns]
+            has_captions = len(columns) > 2
+            others = [] if has_captions else [name for name in known if name not in columns]
             inventory.columns(known, columns, path.name, wordy_columns(path, others, encoding))
             for number, row in read_rows(path, columns, encoding):
                 place = f"{path.name}:{number}"
@@ -102,11 +102,13 @@ class UrlList:
 
     @cached_property
     def _parts(self) -> list[tuple[Path, list[str], list[str | None]]]:
-        """The files that are not empty, their columns, and those of URL, licence and captions."""
-        url = self.settings.url_column
-        encoding = self.settings.encoding
-        known = ((path, column_names(path, url, encoding)) for path in self.paths)
-        return [(path, names, self._choose(path, names)) for path, names in known if names]
+        """Files that are not empty, their columns, and the columns of URL, licence and captions."""
+        parts = []
+        for path in self.paths:
+            known = column_names(path, self.settings.url_column, self.settings.encoding)
+            if known:
+                parts.append((path, known, self._choose(path, known)))
+        return parts
 
     def _choose(self, path: Path, known: list[str]) -> list[str | None]:
         url = need_column(self.settings.url_column, known, "url_column", path)
@@ -117,11 +119,13 @@ class UrlList:
 
     @cached_property
     def _survey(self) -> Survey:
-        return survey(
-            row[0] if row else None
-            for path, _, columns in self._parts
-            for _, row in read_rows(path, columns[:1], self.settings.encoding)
-        )
+        return survey(self._urls())
+
+    def _urls(self) -> Iterator[Any]:
+        """The value of the URL column in every row; None for a damaged row."""
+        for path, _, columns in self._parts:
+            for _, row in read_rows(path, columns[:1], self.settings.encoding):
+                yield row[0] if row else None
 
 
 def _no_url() -> bytes:

@@ -20,7 +20,7 @@ def root(tmp_path):
 
 
 def left(tree, fate):
-    return {entry.place: entry.reason for entry in tree.left if entry.fate is fate}
+    return {entry.place: entry.reason for entry in tree.others if entry.fate is fate}
 
 
 def test_linked_folders_are_read_once_and_loops_end(root):
