@@ -1,3 +1,1 @@
-"""`hdm lab`: many short trainings that differ in one setting each, and what can be said about these
-settings.
-"""
+"""`hdm lab`: compare settings by many short trainings that differ in one setting each."""

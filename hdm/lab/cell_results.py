@@ -1,4 +1,4 @@
-"""What a finished cell says: its held-out losses over images seen, and the scores of its images."""
+"""Results of a finished cell: held-out losses over images seen, and the scores of its images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hdm.training.process.job import METRICS
 
 @dataclass(frozen=True)
 class Result:
-    """Of one cell.
+    """Results of one cell.
 
     Args:
-        num_images: seen in training.
+        num_images: number of images seen in training.
         losses: (images seen, held-out loss of the averaged weights), ascending.
-        scores: the scores of its images that tell most, by name.
+        scores: the headline scores of its images, by name.
     """
 
     num_images: int
@@ -30,8 +30,8 @@ class Result:
     scores: Mapping[str, Score]
 
     def loss_at(self, num_images: float) -> float | None:
-        """The held-out loss after so many images, on a straight line between two that were
-        measured; None outside them.
+        """The held-out loss after this number of images, by linear interpolation; None outside the
+        measured range.
         """
         for (before, low), (after, high) in pairwise(self.losses):
             if before <= num_images <= after:
@@ -43,30 +43,35 @@ Results = Mapping[Cell, Result]
 
 
 def read_result(pipeline: Pipeline, store: Store) -> Result | None:
-    """Of the pipeline's outputs in the store; None where they are not."""
+    """Read the result of a pipeline from its outputs in the store; None if one is missing."""
     known = identities(pipeline)
     trained = store.find(known[f"train.{pipeline.train.phases[-1].name}"])
-    names = [name for name in known if is_measured(name)]
-    measured = [store.find(known[name]) for name in names]
-    made = [output for output in measured if output is not None]
-    if trained is None or len(made) < len(names):
+    if trained is None:
         return None
-    lines = [json.loads(line) for line in trained.file(METRICS).read_text().splitlines()]
-    losses = [
-        (line["num_images_seen"], line["validation_loss"])
-        for line in lines
-        if line.get("validation_loss") is not None
-    ]
-    scores = {
-        name: score
-        for finding in map(read_finding, made)
-        for name, score in finding.scores.items()
-        if score.headline and finding.sees_images
-    }
+    scores: dict[str, Score] = {}
+    for name, identity in known.items():
+        if not is_measured(name):
+            continue
+        output = store.find(identity)
+        if output is None:
+            return None
+        finding = read_finding(output)
+        for score in finding.scores.values():
+            if score.headline and finding.sees_images:
+                scores[score.name] = score
+    losses = []
+    for text in trained.file(METRICS).read_text().splitlines():
+        line = json.loads(text)
+        if line.get("validation_loss") is not None:
+            losses.append((line["num_images_seen"], line["validation_loss"]))
     return Result(trained.counts["images_seen"], tuple(losses), scores)
 
 
 def read_results(grid: Grid, store: Store) -> dict[Cell, Result]:
-    """Of every cell that is finished."""
-    results = ((cell, read_result(grid.pipeline(cell), store)) for cell in grid.cells())
-    return {cell: result for cell, result in results if result is not None}
+    """The results of all finished cells."""
+    results = {}
+    for cell in grid.cells():
+        result = read_result(grid.pipeline(cell), store)
+        if result is not None:
+            results[cell] = result
+    return results

@@ -1,10 +1,10 @@
-"""What training on an image costs under one setting, relative to another: steps in turns, in one
-process, on the real data.
+"""Measure the time of training on an image under one setting relative to another: alternating steps
+in one process, on the real data.
 
-Runs that follow each other on a machine with other work on it cannot be compared by the clock,
-steps that alternate can. On the CPU it is the processor time of one thread that is taken, which
-other work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json` is that
-process; it prints the seconds.
+The clock cannot compare runs that follow each other on a machine with other work, but it can
+compare steps that alternate. On the CPU the processor time of one thread is measured, which other
+work lengthens least; elsewhere the clock. `python -m hdm.lab.cost REQUEST.json` is that process; it
+prints the seconds.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from operator import truediv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,88 +36,89 @@ from hdm.training.process.job import Job
 if TYPE_CHECKING:
     from hdm.training.trainer import Trainer
 
-ROUNDS, WARM_UP = 15, 2
+ROUNDS = 15
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The time of an image over that of the reference, along the training.
+    """The time of an image relative to the reference, along the training.
 
     Args:
-        parts: (from which share of the training on, ratio), ascending, the first from 0. TREAD's
-            schedules have several.
+        parts: (share of the training at which the part starts, ratio), ascending, the first at 0.
+            TREAD's schedules have several.
     """
 
     parts: tuple[tuple[float, float], ...]
 
     def after(self, share: float) -> float:
-        """The time that a share of the training takes, in whole trainings of the reference."""
-        ends = [*(start for start, _ in self.parts[1:]), 1.0]
-        return sum(
-            ratio * max(0.0, min(share, end) - start)
-            for (start, ratio), end in zip(self.parts, ends, strict=True)
-        )
+        """The time of a share of the training, in units of a whole training of the reference."""
+        time = 0.0
+        for start, end, ratio in self._spans():
+            time += ratio * max(0.0, min(share, end) - start)
+        return time
 
     @property
     def whole(self) -> float:
-        """Of the whole training: the mean ratio."""
+        """The mean ratio over the whole training."""
         return self.after(1.0)
 
     def share_at(self, time: float) -> float:
-        """How far the training is after that time; the inverse of `after`, at most 1."""
-        bounds = [*(start for start, _ in self.parts), 1.0]
-        for (start, end), (_, ratio) in zip(pairwise(bounds), self.parts, strict=True):
+        """The share of the training that is done after that time: the inverse of `after`, at most
+        1.
+        """
+        for start, end, ratio in self._spans():
             if time <= self.after(end):
                 return start + (time - self.after(start)) / ratio
         return 1.0
+
+    def _spans(self) -> Iterator[tuple[float, float, float]]:
+        """(start, end, ratio) of each part."""
+        for (start, ratio), (end, _) in pairwise([*self.parts, (1.0, 0.0)]):
+            yield start, end, ratio
 
 
 def measure_costs(
     pipelines: Mapping[str, Pipeline], store: Store, rounds: int = ROUNDS
 ) -> dict[str, Cost]:
-    """Time steps of some trainings in turns.
+    """Time alternating steps of several trainings.
 
     Args:
-        pipelines: by setting, of one phase each and equally many images; the first is the
-            reference. What they train on has to be in the store.
-        rounds: steps of each, at each of the points where a schedule changes the work.
+        pipelines: by setting, with one phase each and equal numbers of images; the first is the
+            reference. Their training data has to be in the store.
+        rounds: steps of each, at each point where a schedule changes the work.
 
     Raises:
         InputError: inputs are not in the store.
         HdmError: the steps failed.
     """
-    starts = sorted(
-        {
-            start
-            for pipeline in pipelines.values()
-            for start, _ in pipeline.train.phases[0].tread_rates
-        }
-    )
+    starts: set[float] = set()
+    for pipeline in pipelines.values():
+        starts.update(start for start, _ in pipeline.train.phases[0].tread_rates)
     with tempfile.TemporaryDirectory(prefix="hdm-lab-") as folder:
-        jobs = [
-            _job(pipeline, store, Path(folder) / str(number))
-            for number, pipeline in enumerate(pipelines.values())
-        ]
+        jobs = []
+        for number, pipeline in enumerate(pipelines.values()):
+            jobs.append(_job(pipeline, store, Path(folder) / str(number)))
         request = Path(folder) / "request.json"
-        write_json(
-            request, {"jobs": [asdict(job) for job in jobs], "starts": starts, "rounds": rounds}
-        )
+        content = {"jobs": list(map(asdict, jobs)), "starts": sorted(starts), "rounds": rounds}
+        write_json(request, content)
         seconds = _run(request, jobs[0].settings.train.device)
     reference = seconds[0]
-    sizes = [job.phase.batch_size for job in jobs]
+    reference_size = jobs[0].phase.batch_size
     costs = {}
-    for name, mine, size in zip(pipelines, seconds, sizes, strict=True):
-        ratios = map(_ratio, mine, reference)
-        parts = [
-            (start, ratio * sizes[0] / size) for start, ratio in zip(starts, ratios, strict=True)
-        ]
+    for name, mine, job in zip(pipelines, seconds, jobs, strict=True):
+        # From the time of a step to that of an image.
+        scale = reference_size / job.phase.batch_size
+        parts = []
+        for start, own, base in zip(sorted(starts), mine, reference, strict=True):
+            parts.append((start, _ratio(own, base) * scale))
         costs[name] = Cost(tuple(parts))
     return costs
 
 
 def _ratio(mine: Sequence[float], base: Sequence[float]) -> float:
-    """The median over rounds: a step that was disturbed spoils its own round alone."""
-    return statistics.median(one / other for one, other in zip(mine, base, strict=True))
+    """The median ratio over rounds, so that a disturbed step spoils only its own round."""
+    return statistics.median(map(truediv, mine, base))
 
 
 def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
@@ -124,7 +126,7 @@ def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
     known = identities(pipeline, name)
     step = next(step for step in steps(pipeline) if step.name == name)
     inputs = {needed: store.need(known[needed], "the lab") for needed in step.inputs}
-    # Processor time of threads that wait awake for each other is no work.
+    # Threads that spin while waiting for each other would count as processor time.
     alone = pipeline.model_copy(update={"threads": 1})
     components = pipeline.components
     return Job.apart(
@@ -170,25 +172,27 @@ def main(path: Path) -> None:
 def _in_turns(
     trainers: Sequence[Trainer], starts: Sequence[float], rounds: int
 ) -> list[list[list[float]]]:
-    seconds: list[list[list[float]]] = [[[] for _ in starts] for _ in trainers]
-    for place, (start, end) in enumerate(pairwise([*starts, 1.0])):
+    seconds: list[list[list[float]]] = []
+    for _ in trainers:
+        seconds.append([[] for _ in starts])
+    for part, (start, end) in enumerate(pairwise([*starts, 1.0])):
         for turn in range(WARM_UP + rounds):
-            # The order changes from round to round: who comes after whom finds other things in the
-            # caches.
+            # The order changes from round to round, since each training finds in the caches what
+            # the one before has left there.
             for number in range(turn, turn + len(trainers)):
                 trainer = trainers[number % len(trainers)]
                 trainer.state.position = replace(
                     trainer.state.position, num_images_seen=_seen(trainer, start, end, turn)
                 )
-                taken = _step_sec(trainer)
+                step_sec = _step_sec(trainer)
                 if turn >= WARM_UP:
-                    seconds[number % len(trainers)][place].append(taken)
+                    seconds[number % len(trainers)][part].append(step_sec)
     return seconds
 
 
 def _seen(trainer: Trainer, start: float, end: float, turn: int) -> int:
-    """Images seen at a step of a part of the training: its first, the next, …, and where it has no
-    more, its first again.
+    """Images seen at a step of a part of the training, which starts over when the part has no more
+    steps.
     """
     size = trainer.phase.batch_size
     first = math.ceil(start * trainer.num_images / size)

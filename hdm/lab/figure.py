@@ -1,5 +1,5 @@
-"""The held-out curves of a lab as one SVG: a panel a comparison, a line a setting, and how far the
-seeds lie apart.
+"""The held-out curves of a lab as one SVG: a panel for each comparison, and for each setting a line
+with the range of its seeds.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ INSIDE = (
 
 
 def figure(grid: Grid, results: Results) -> str:
-    """The SVG; "" where no comparison has two settings whose curves can be compared."""
+    """The SVG; "" if no comparison has two settings whose curves can be compared."""
     panels = []
     for name, comparison in grid.comparisons.items():
-        curves = {setting: _curves(grid, results, name, setting) for setting in comparison.settings}
-        drawn = {
-            setting: cell_results
-            for setting, cell_results in curves.items()
-            if cell_results and len(cell_results[0].losses) > 1
-        }
-        if len(drawn) > 1 and comparison.losses_compare:
-            panels.append(_panel(name, drawn))
+        curves = {}
+        for setting in comparison.settings:
+            cell_results = _curves(grid, results, name, setting)
+            # A curve needs two points.
+            if cell_results and len(cell_results[0].losses) > 1:
+                curves[setting] = cell_results
+        if len(curves) > 1 and comparison.losses_compare:
+            panels.append(_panel(name, curves))
     if not panels:
         return ""
     width = PANEL_WIDTH * min(COLUMNS, len(panels))
     height = PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS)
-    placed = "".join(
-        f'<g transform="translate({PANEL_WIDTH * (place % COLUMNS)}'
-        f' {PANEL_HEIGHT * (place // COLUMNS)})">{panel}</g>'
-        for place, panel in enumerate(panels)
-    )
+    groups = ""
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, COLUMNS)
+        position = f"{PANEL_WIDTH * column} {PANEL_HEIGHT * row}"
+        groups += f'<g transform="translate({position})">{panel}</g>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
         f' aria-label="held-out losses over images seen"><style>{STYLE}</style>{INSIDE}<rect'
-        f' width="{width}" height="{height}" fill="#fff"/>{placed}</svg>\n'
+        f' width="{width}" height="{height}" fill="#fff"/>{groups}</svg>\n'
     )
 
 
@@ -65,18 +65,16 @@ def _curves(grid: Grid, results: Results, comparison: str, setting: str) -> list
 
 
 def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
-    points = [
-        point
-        for cell_results in curves.values()
-        for result in cell_results
-        for point in result.losses
-    ]
+    points: list[tuple[int, float]] = []
+    for cell_results in curves.values():
+        for result in cell_results:
+            points += result.losses
     last = max(seen for seen, _ in points)
-    # The first third falls so far that nothing else could be told apart.
+    # The first third is left out: the loss falls so far there that later differences would vanish.
     losses = [loss for seen, loss in points if seen >= last / 3]
-    low = min(losses)
-    high = max(losses)
-    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    margin = 0.05 * (max(losses) - min(losses) or 1)
+    low = min(losses) - margin
+    high = max(losses) + margin
 
     def place(seen: float, loss: float) -> tuple[float, float]:
         share = (loss - low) / (high - low)
@@ -121,9 +119,9 @@ def _points(places: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
-def _band(found: Sequence[Result]) -> tuple[Line, Line, Line]:
-    """Mean, lowest and highest loss of the seeds, where all were measured."""
-    curves = [dict(result.losses) for result in found]
+def _band(results: Sequence[Result]) -> tuple[Line, Line, Line]:
+    """Mean, lowest and highest loss of the seeds, at the points where all were measured."""
+    curves = [dict(result.losses) for result in results]
     mean: Line = []
     lowest: Line = []
     highest: Line = []

@@ -1,5 +1,5 @@
-"""Which trainings a lab is made of: `labs:` of pipelines.yaml, and the cells (settings × seeds)
-that follow from it.
+"""The trainings of a lab: `labs:` in pipelines.yaml, and the cells (settings × seeds) that follow
+from it.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from hdm.pipelines import did_you_mean, load_pipeline
 from hdm.settings import Settings
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Values = dict[str, Any]
-"""Fields of a pipeline by dotted name, as `train.model.residual: published`."""
+Values = dict[str, Any]  # fields of a pipeline by dotted name: `train.model.residual: published`
 BASELINE = "baseline"
 
 
 class Comparison(Settings):
-    """Settings against each other."""
+    """Several settings that are compared with each other."""
 
     question: str = ""
-    """What is asked, in a few words."""
+    """The question of the comparison, in a few words."""
     given: Values = Field(default_factory=dict)
-    """What all its settings have in common beyond the lab's."""
+    """Values that all its settings share, beyond the lab's."""
     settings: dict[Name, Values] = Field(min_length=2)
-    """By name; the first is the reference that the others are compared with."""
+    """By name; the first is the reference with which the others are compared."""
     losses_compare: bool = True
-    """Whether held-out losses may be compared: not between latents or text of different kinds."""
+    """Whether held-out losses are comparable; they are not between different latents or texts."""
     note: str = ""
-    """What a reader of the figures has to know."""
+    """What a reader of the figures needs to know."""
 
     @property
     def reference(self) -> str:
@@ -50,28 +49,27 @@ class Lab(Settings):
     name: str
     description: str = ""
     pipeline: str
-    """Entry of `pipelines:` that it builds on. With the settings below it has one training
+    """Entry of `pipelines:` on which it builds. With the values below it has to have one training
     phase.
     """
     given: Values = Field(default_factory=dict)
-    """Of every cell."""
+    """Values of every cell."""
     seeds: values.Few = 3
-    """Trainings of every setting; `train.seed` counts from 0. Data, prompts and the seeds of the
-    pictures are the same in all.
+    """Number of trainings of every setting; `train.seed` counts from 0. Data, prompts and the seeds
+    of the pictures are the same in all of them.
     """
     comparisons: dict[Name, Comparison] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training, and its evaluation.
+    """One training and its evaluation.
 
     Args:
-        setting: what it is called, as `residual/published`, or `baseline` where it is the lab's
-            settings and nothing else.
+        setting: its name, such as `residual/published`, or `baseline` for the lab's values alone.
         seed: of the training.
         overrides: of the lab's pipeline, `stage.field=value`.
-        own: those of them that are not the whole lab's.
+        own: the overrides that the whole lab does not share.
     """
 
     setting: str
@@ -86,13 +84,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The part of a lab that was asked for.
+    """The selected part of a lab.
 
     Args:
-        lab: it all.
-        comparisons: those asked for.
-        seeds: how many.
-        overrides: `stage.field=value` over everything else, for every cell.
+        lab: the whole lab.
+        comparisons: the selected ones.
+        seeds: number of seeds.
+        overrides: `stage.field=value` for every cell, with precedence over everything else.
         file: pipelines.yaml.
     """
 
@@ -103,7 +101,7 @@ class Grid:
     file: Path | None = None
 
     def cell(self, comparison: str, setting: str, seed: int) -> Cell:
-        """The training of a setting; the same one may belong to several comparisons."""
+        """The training of a setting; one training may belong to several comparisons."""
         one = self.comparisons[comparison]
         own = {**one.given, **one.settings[setting]}
         name = f"{comparison}/{setting}" if own else BASELINE
@@ -116,8 +114,8 @@ class Grid:
         return Cell(name, seed, overrides, own)
 
     def cells(self) -> list[Cell]:
-        """Every training once, all settings of a seed before the next seed: an interrupted lab is
-        balanced.
+        """Every training once, with all settings of a seed before the next seed, so that an
+        interrupted lab is balanced.
         """
         cells: dict[tuple[str, ...], Cell] = {}
         for seed in range(self.seeds):
@@ -132,10 +130,10 @@ class Grid:
         return (*_assignments(self.lab.given), *self.overrides)
 
     def pipeline(self, cell: Cell) -> Pipeline:
-        """What a cell trains.
+        """The pipeline of a cell.
 
         Raises:
-            ConfigError: its settings do not exist or do not go together; the cell is named.
+            ConfigError: its settings do not exist or are inconsistent; the error names the cell.
         """
         try:
             pipeline = load_pipeline(self.lab.pipeline, cell.overrides, self.file)
@@ -157,17 +155,17 @@ class Grid:
 
 def lab_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every lab."""
-    return {
-        name: str(entry.values.get("description", ""))
-        for name, entry in definitions("labs", file).items()
-    }
+    descriptions = {}
+    for name, entry in definitions("labs", file).items():
+        descriptions[name] = str(entry.values.get("description", ""))
+    return descriptions
 
 
 def load_lab(name: str, file: Path | None = None) -> Lab:
     """The entry of that name.
 
     Raises:
-        ConfigError: there is none, or it is not written as `Lab` says.
+        ConfigError: there is none, or it is not a valid `Lab`.
     """
     labs = definitions("labs", file)
     if name not in labs:
@@ -180,11 +178,11 @@ def load_lab(name: str, file: Path | None = None) -> Lab:
     try:
         return Lab.model_validate({**entry.values, "name": name})
     except ValidationError as error:
-        message = "\n".join(
-            f"labs.{name}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ConfigError(message, where=f"{entry.path}:{entry.line}") from error
+        lines = []
+        for problem in error.errors():
+            field = ".".join(map(str, problem["loc"]))
+            lines.append(f"labs.{name}.{field}: {problem['msg']}")
+        raise ConfigError("\n".join(lines), where=f"{entry.path}:{entry.line}") from error
 
 
 def plan_grid(
@@ -194,28 +192,31 @@ def plan_grid(
     overrides: Iterable[str] = (),
     file: Path | None = None,
 ) -> Grid:
-    """The comparisons asked for, every cell's settings checked before anything is trained.
+    """Select comparisons and check the settings of every cell before anything is trained.
 
     Args:
-        only: names of comparisons; none: all.
-        seeds: instead of the lab's.
+        only: names of comparisons; empty: all.
+        seeds: number of seeds instead of the lab's.
         overrides: `stage.field=value` for every cell.
 
     Raises:
         ConfigError: there is no such comparison, or a cell's settings are wrong.
     """
-    wanted = list(only) or list(lab.comparisons)
-    for name in wanted:
+    selected = list(only) or list(lab.comparisons)
+    for name in selected:
         if name not in lab.comparisons:
             raise ConfigError(
                 f"the lab {lab.name} has no comparison"
                 f" {name!r}{did_you_mean(name, lab.comparisons)}",
                 do=f"there are: {', '.join(lab.comparisons)}",
             )
-    chosen = {name: comparison for name, comparison in lab.comparisons.items() if name in wanted}
-    grid = Grid(lab, chosen, seeds or lab.seeds, tuple(overrides), file)
+    comparisons = {
+        name: comparison for name, comparison in lab.comparisons.items() if name in selected
+    }
+    grid = Grid(lab, comparisons, seeds or lab.seeds, tuple(overrides), file)
     for cell in grid.cells():
-        if cell.seed == 0:  # the others differ in nothing that could be wrong
+        # The other cells differ only in the seed, which cannot be wrong.
+        if cell.seed == 0:
             grid.pipeline(cell)
     return grid
 

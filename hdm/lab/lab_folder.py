@@ -3,7 +3,7 @@
 <store>/reports/lab-<name>/
     table.md  losses.svg    for people
     table.json              the same figures
-    costs.json              what steps were measured to cost; kept, so that a table that is written again says the same
+    costs.json              measured costs of steps, kept so that a rewritten table shows the same
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from hdm.lab.grid import Grid
 from hdm.lab.table import table_rows, to_markdown
 from hdm.store import Store, state_root
 
-Known = dict[str, dict[str, list[tuple[float, float]]]]
-"""By comparison with a hash of its settings, and by setting: when a part of the training begins,
-and its cost.
-"""
+# By comparison with a hash of its settings, and by setting: the share of the training at which a
+# part starts, and its cost.
+Parts = dict[str, dict[str, list[tuple[float, float]]]]
 
 TABLE = "table.md"
 TABLE_JSON = "table.json"
@@ -32,68 +31,66 @@ COSTS = "costs.json"
 
 
 class CostBook:
-    """`costs.json`: what was measured, by the settings of a comparison.
+    """`costs.json`: measured costs by the settings of a comparison.
 
     Args:
-        path: the file; made when first written to.
-        grid: whose comparisons are asked for.
+        path: the file, created when first written.
+        grid: the selected comparisons.
     """
 
     def __init__(self, path: Path, grid: Grid) -> None:
         self.path = path
         self.grid = grid
         do = "remove it: what steps cost is then measured again"
-        self._known = read_record(path, Known, do) if path.exists() else {}
+        self._parts = read_record(path, Parts, do) if path.exists() else {}
 
     def missing(self) -> list[str]:
         """Comparisons that were not measured with these settings."""
-        return [name for name in self.grid.comparisons if self._key(name) not in self._known]
+        return [name for name in self.grid.comparisons if self._key(name) not in self._parts]
 
     def measure(self, comparison: str, store: Store) -> None:
-        """Measure a comparison, and write it down.
+        """Measure a comparison and record it.
 
         Raises:
             InputError: the data of one of its settings is not in the store.
             HdmError: the steps failed.
         """
-        settings = self.grid.comparisons[comparison].settings
-        costs = measure_costs(
-            {name: self.grid.pipeline(self.grid.cell(comparison, name, 0)) for name in settings},
-            store,
-        )
-        self._known[self._key(comparison)] = {
-            name: list(cost.parts) for name, cost in costs.items()
-        }
-        write_json(self.path, self._known)
+        pipelines = {}
+        for setting in self.grid.comparisons[comparison].settings:
+            pipelines[setting] = self.grid.pipeline(self.grid.cell(comparison, setting, 0))
+        parts = {}
+        for setting, cost in measure_costs(pipelines, store).items():
+            parts[setting] = list(cost.parts)
+        self._parts[self._key(comparison)] = parts
+        write_json(self.path, self._parts)
 
     def costs(self) -> dict[str, dict[str, Cost]]:
-        """By comparison and setting, of those that are known."""
-        found: dict[str, dict[str, Cost]] = {}
+        """The measured costs by comparison and setting."""
+        costs: dict[str, dict[str, Cost]] = {}
         for name in self.grid.comparisons:
-            known = self._known.get(self._key(name), {})
-            found[name] = {setting: _cost(parts) for setting, parts in known.items()}
-        return found
+            measured = self._parts.get(self._key(name), {})
+            costs[name] = {setting: _cost(parts) for setting, parts in measured.items()}
+        return costs
 
     def _key(self, comparison: str) -> str:
-        cells = [
-            self.grid.cell(comparison, setting, 0).overrides
-            for setting in self.grid.comparisons[comparison].settings
-        ]
-        return f"{comparison} {hashlib.sha256(canonical_json(cells)).hexdigest()[:12]}"
+        overrides = []
+        for setting in self.grid.comparisons[comparison].settings:
+            overrides.append(self.grid.cell(comparison, setting, 0).overrides)
+        return f"{comparison} {hashlib.sha256(canonical_json(overrides)).hexdigest()[:12]}"
 
 
 def _cost(parts: Iterable[tuple[float, float]]) -> Cost:
-    """A cost as JSON holds it, with lists for pairs."""
+    """A cost from JSON, where pairs are lists."""
     return Cost(tuple((start, ratio) for start, ratio in parts))
 
 
 def lab_folder(store: Store, lab: str) -> Path:
-    """Where what is written about a lab lies."""
+    """The folder of a lab's table and curves."""
     return state_root(store.root) / "reports" / f"lab-{lab}"
 
 
 def write_lab(grid: Grid, store: Store) -> None:
-    """Write table and curves of what is finished."""
+    """Write table and curves of the finished cells."""
     folder = lab_folder(store, grid.lab.name)
     results = read_results(grid, store)
     rows = table_rows(grid, results, CostBook(folder / COSTS, grid).costs())

@@ -1,4 +1,4 @@
-"""The table of a lab: what each setting gives, less what its reference gives at the same seed."""
+"""The table of a lab: each setting's results minus its reference's at the same seed."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ from hdm.lab.grid import Comparison, Grid
 from hdm.scoring.metrics import Score
 from hdm.statistics import Interval
 
-Costs = Mapping[str, Mapping[str, Cost]]
-"""By comparison and setting."""
+Costs = Mapping[str, Mapping[str, Cost]]  # by comparison and setting
 NONE = "–"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting of a comparison. Differences are setting less reference, seed by seed.
+    """One setting of a comparison. Differences are setting minus reference, seed by seed.
 
     Args:
         comparison, setting: their names.
-        is_reference: the others of the comparison are compared with it; its values are means, and
-            it has no differences.
-        num_seeds: that both have finished.
-        num_images: seen by the end.
-        cost: time of an image, on average over the training, over the reference's; None: not
+        is_reference: whether the other settings are compared with it; it has means but no
+            differences.
+        num_seeds: number of seeds that both have finished.
+        num_images: images seen by the end.
+        cost: time of an image relative to the reference's, averaged over the training; None: not
             measured.
         loss, scores: means of the held-out loss and of the scores by name, at the end.
         loss_at_equal_samples: difference at the end.
-        loss_at_equal_time: difference when the quicker of the two is done; None where the costs are
-            not known.
+        loss_at_equal_time: difference when the faster of the two is done; None if the costs are not
+            known.
         scores_at_equal_samples: differences at the end, by name.
     """
 
@@ -56,33 +55,32 @@ class Row:
 
 
 def table_rows(grid: Grid, results: Results, costs: Costs) -> list[Row]:
-    """The rows of every comparison whose reference has finished at some seed, as far as cells are
-    finished.
-    """
+    """Rows for the finished cells whose reference is finished at the same seed."""
     rows = []
     for name, comparison in grid.comparisons.items():
-        found = {
-            setting: _of_setting(grid, results, name, setting) for setting in comparison.settings
-        }
-        for setting, by_seed in found.items():
-            shared = [seed for seed in by_seed if seed in found[comparison.reference]]
-            if shared:
-                mine = [by_seed[seed] for seed in shared]
-                theirs = [found[comparison.reference][seed] for seed in shared]
-                rows.append(
-                    _row(name, setting, comparison, mine, theirs, costs.get(name, {}).get(setting))
-                )
+        for setting in comparison.settings:
+            mine = []
+            theirs = []
+            for seed in range(grid.seeds):
+                cell = grid.cell(name, setting, seed)
+                reference = grid.cell(name, comparison.reference, seed)
+                if cell in results and reference in results:
+                    mine.append(results[cell])
+                    theirs.append(results[reference])
+            if mine:
+                cost = costs.get(name, {}).get(setting)
+                rows.append(_row(name, setting, comparison, mine, theirs, cost))
     return rows
 
 
-def _of_setting(grid: Grid, results: Results, comparison: str, setting: str) -> dict[int, Result]:
-    cells = ((seed, grid.cell(comparison, setting, seed)) for seed in range(grid.seeds))
-    return {seed: results[cell] for seed, cell in cells if cell in results}
-
-
 def _row(
-    name: str, setting: str, comparison: Comparison, mine: Sequence[Result], theirs: Sequence[Result], cost: Cost | None
-) -> Row:  # fmt: skip
+    name: str,
+    setting: str,
+    comparison: Comparison,
+    mine: Sequence[Result],
+    theirs: Sequence[Result],
+    cost: Cost | None,
+) -> Row:
     reference = setting == comparison.reference
     total = min(mine[0].num_images, theirs[0].num_images)
     scores = {}
@@ -94,7 +92,8 @@ def _row(
             scores[score] = statistics.fmean(values)
             if not reference:
                 differences[score] = Interval.of(list(map(sub, values, others)))
-    equal_samples = equal_time = None
+    equal_samples = None
+    equal_time = None
     if not reference and comparison.losses_compare:
         equal_samples = _difference(
             mine, theirs, lambda one: one.loss_at(total), lambda one: one.loss_at(total)
@@ -123,10 +122,12 @@ def _row(
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return (
-        None if None in known else statistics.fmean(value for value in known if value is not None)
-    )
+    known = []
+    for value in values:
+        if value is None:
+            return None
+        known.append(value)
+    return statistics.fmean(known)
 
 
 def _difference(
@@ -135,13 +136,18 @@ def _difference(
     read: Callable[[Result], float | None],
     read_other: Callable[[Result], float | None],
 ) -> Interval | None:
-    pairs = [(read(one), read_other(other)) for one, other in zip(mine, theirs, strict=True)]
-    known = [one - other for one, other in pairs if one is not None and other is not None]
-    return Interval.of(known) if len(known) == len(pairs) else None
+    differences = []
+    for one, other in zip(mine, theirs, strict=True):
+        value = read(one)
+        other_value = read_other(other)
+        if value is None or other_value is None:
+            return None
+        differences.append(value - other_value)
+    return Interval.of(differences)
 
 
 def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
-    """The table, with what a reader has to know above and below it."""
+    """The table, with explanations above and below it."""
     scores = _scores(results)
     titles = [
         "",
@@ -156,13 +162,16 @@ def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
     lines = [_heading(grid, results), "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     before = ""
     for row in rows:
-        lines.append(
-            f"| {' | '.join(_cells(row, scores, row.comparison if row.comparison != before else ''))} |"
-        )
+        # The name stands only in the first row of a comparison.
+        name = row.comparison if row.comparison != before else ""
+        lines.append(f"| {' | '.join(_cells(row, scores, name))} |")
         before = row.comparison
-    shown = {row.comparison for row in rows}
-    noted = {name: _notes(one) for name, one in grid.comparisons.items() if name in shown}
-    notes = [f"- {name}: {said}" for name, said in noted.items() if said]
+    in_table = {row.comparison for row in rows}
+    notes = []
+    for name, comparison in grid.comparisons.items():
+        text = _notes(comparison)
+        if name in in_table and text:
+            notes.append(f"- {name}: {text}")
     return "\n".join([*lines, "", *READING, *map(_reading, scores.items()), *notes]) + "\n"
 
 
@@ -212,21 +221,17 @@ def _heading(grid: Grid, results: Results) -> str:
 def _cells(row: Row, scores: Mapping[str, Score], name: str) -> list[str]:
     cost = NONE if row.cost is None else f"{row.cost:.2f} ×"
     if row.is_reference:
-        measured = [NONE if row.loss is None else f"{row.loss:.4f}", ""]
-        measured += [
-            _value(score, row.scores[name]) if name in row.scores else NONE
-            for name, score in scores.items()
-        ]
+        values = [NONE if row.loss is None else f"{row.loss:.4f}", ""]
+        for key, score in scores.items():
+            values.append(_value(score, row.scores[key]) if key in row.scores else NONE)
     else:
-        measured = [
+        values = [
             _formatted(row.loss_at_equal_samples, 1, 4),
             _formatted(row.loss_at_equal_time, 1, 4),
         ]
-        measured += [
-            _formatted(row.scores_at_equal_samples.get(name), *_scale(score))
-            for name, score in scores.items()
-        ]
-    return [name, row.setting, str(row.num_seeds), f"{row.num_images:,}", cost, *measured]
+        for key, score in scores.items():
+            values.append(_formatted(row.scores_at_equal_samples.get(key), *_scale(score)))
+    return [name, row.setting, str(row.num_seeds), f"{row.num_images:,}", cost, *values]
 
 
 def _value(score: Score, value: float) -> str:
@@ -234,21 +239,21 @@ def _value(score: Score, value: float) -> str:
 
 
 def _scale(score: Score) -> tuple[float, int]:
-    """By what a difference is multiplied, and its digits."""
+    """The factor for a difference, and its number of digits."""
     return (100, 1) if score.is_share else (1, 4)
 
 
 def _formatted(interval: Interval | None, scale: float, digits: int) -> str:
     if interval is None:
         return NONE
-    text = f"{scale * interval.mean:+.{digits}f}" + (
-        "" if interval.half is None else f" ± {scale * interval.half:.{digits}f}"
-    )
+    text = f"{scale * interval.mean:+.{digits}f}"
+    if interval.half is not None:
+        text += f" ± {scale * interval.half:.{digits}f}"
     return f"**{text}**" if interval.excludes_zero else text
 
 
 def _notes(comparison: Comparison) -> str:
-    unlike = (
-        "" if comparison.losses_compare else "losses of unlike latents or texts are not compared."
-    )
-    return " ".join(filter(None, [comparison.question, comparison.note, unlike]))
+    notes = [comparison.question, comparison.note]
+    if not comparison.losses_compare:
+        notes.append("losses of unlike latents or texts are not compared.")
+    return " ".join(filter(None, notes))

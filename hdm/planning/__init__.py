@@ -1,3 +1,3 @@
-"""What a pipeline takes before it is run: items, bytes, work, hours, money, electricity, memory.
-Counts and a few stated figures.
+"""Estimate the cost of a pipeline before it runs: items, bytes, work, hours, money, electricity and
+memory, by counting and a few stated figures.
 """

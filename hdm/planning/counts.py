@@ -1,9 +1,9 @@
-"""Floating-point operations of the models beside the denoiser, from their sizes: two for each
-multiplication and addition of a product.
+"""Floating-point operations of the models besides the denoiser, from their sizes: two for each
+multiply-add of a product.
 
-Elementwise arithmetic is not counted, as by torch's own counter, to which a test holds these. Sizes
-come from the model's own config.json where it is on this machine, else from what was published with
-it.
+Elementwise arithmetic is not counted, as in torch's own counter, with which a test compares these.
+Sizes come from the model's own config.json if it is on this machine, or else from what was
+published with it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Sizes = TypeVar("Sizes")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A decoder-only transformer with gated feed-forward layers and grouped queries, as of Llama's
-    or Qwen's family.
+    """A decoder-only transformer with gated feed-forward layers and grouped queries, such as Llama
+    or Qwen.
     """
 
     width: int
@@ -33,30 +33,28 @@ class LanguageModel:
 
     @property
     def num_weights(self) -> int:
-        """Of the layers' matrices; embeddings are looked up, not multiplied."""
+        """Weights of the layers' matrices; embeddings are looked up, not multiplied."""
         attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads)
         return self.layers * (attention + 3 * self.width * self.mlp_width)
 
     def flops(self, tokens: int) -> int:
-        """One forward pass of a text: 2 a weight and token, and attention over all pairs."""
-        return (
-            2 * self.num_weights * tokens
-            + self.layers * 4 * tokens**2 * self.heads * self.head_size
-        )
+        """One forward pass of a text: 2 for each weight and token, and attention over all pairs."""
+        attention = self.layers * 4 * tokens**2 * self.heads * self.head_size
+        return 2 * self.num_weights * tokens + attention
 
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """The encoder of an AutoencoderKL: residual stages that halve but the last, and a middle with
-    attention.
+    """The encoder of an AutoencoderKL: residual stages, each but the last halving the picture, and
+    a middle with attention.
 
     Args:
         channels: of each stage.
-        blocks: residual blocks a stage.
-        latent_channels: of a latent; mean and variance come out.
+        blocks: residual blocks in each stage.
+        latent_channels: of a latent; the encoder outputs mean and variance.
         in_channels: of a picture.
-        attention: in the middle.
-        quantized: a last 1×1 convolution.
+        attention: whether the middle has attention.
+        quantized: whether a 1×1 convolution comes last.
     """
 
     channels: tuple[int, ...]
@@ -68,25 +66,26 @@ class ImageEncoder:
 
     @property
     def downscale(self) -> int:
-        """Pixels a latent pixel, each way."""
+        """Side of a latent value in pixels."""
         return 2 ** (len(self.channels) - 1)
 
     @property
     def num_weights(self) -> int:
-        """Of convolutions and attention; biases and norms left out."""
+        """Weights of convolutions and attention, without biases and norms."""
         return sum(weights for _, weights in self._products())
 
     def flops(self, height: int, width: int) -> int:
-        """One picture of so many pixels: 2 a weight and pixel that it makes, and the middle's
-        attention over all pairs.
+        """One picture of this size: 2 for each weight and output pixel, and the middle's attention
+        over all pairs.
         """
         area = height * width
-        last = area // self.downscale**2
-        pairs = 4 * last**2 * self.channels[-1] if self.attention else 0
-        return (
-            sum(2 * (area // 4**halvings) * weights for halvings, weights in self._products())
-            + pairs
-        )
+        flops = 0
+        for halvings, weights in self._products():
+            flops += 2 * (area // 4**halvings) * weights
+        if self.attention:
+            last = area // self.downscale**2
+            flops += 4 * last**2 * self.channels[-1]
+        return flops
 
     def _products(self) -> Iterator[tuple[int, int]]:
         """(how often the picture was halved, weights) of every convolution and linear layer."""
@@ -111,15 +110,15 @@ def _residual_weights(before: int, after: int) -> int:
 
 @dataclass(frozen=True)
 class Tower:
-    """A plain transformer of a contrastive model: of a picture's patches and the class token, or of
-    a text.
+    """A plain transformer of a contrastive model, for a picture's patches and the class token, or
+    for a text.
 
     Args:
         width: of a token.
-        layers: in number.
-        tokens: of an input, the class token with them.
+        layers: number of layers.
+        tokens: number of tokens of an input, including the class token.
         mlp_ratio: hidden width over width.
-        patch: values of a patch; 0: tokens are looked up.
+        patch: number of values in a patch; 0: tokens are looked up.
     """
 
     width: int
@@ -146,10 +145,10 @@ PUBLISHED_TOWERS = {"ViT-L-14": (Tower(1024, 24, 257, patch=3 * 14**2), Tower(76
 
 
 def language_model(reference: str) -> LanguageModel | None:
-    """The text encoder of that name; None: a kind that is not counted here.
+    """The sizes of a text encoder; None if its kind is not counted here.
 
     Raises:
-        InputError: it is not on this machine, and no sizes of it are known here.
+        InputError: it is not on this machine, and its sizes are not known here.
     """
     return _sizes(reference, "config.json", PUBLISHED_TEXT, of_language_config)
 
@@ -169,10 +168,10 @@ def of_language_config(config: dict[str, Any]) -> LanguageModel | None:
 
 
 def image_encoder(reference: str) -> ImageEncoder | None:
-    """The encoder of the autoencoder of that name; None: a kind that is not counted here.
+    """The sizes of an autoencoder's encoder; None if its kind is not counted here.
 
     Raises:
-        InputError: it is not on this machine, and no sizes of it are known here.
+        InputError: it is not on this machine, and its sizes are not known here.
     """
     return _sizes(reference, "config.json", PUBLISHED_AUTOENCODERS, of_autoencoder_config)
 
@@ -192,10 +191,10 @@ def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder | None:
 
 
 def towers(reference: str) -> tuple[Tower, Tower] | None:
-    """The contrastive model's towers of picture and text; None: a kind that is not counted here.
+    """The contrastive model's towers for pictures and texts; None if its kind is not counted here.
 
     Raises:
-        InputError: it is not on this machine, and no sizes of it are known here.
+        InputError: it is not on this machine, and its sizes are not known here.
     """
     if _name(reference) in PUBLISHED_TOWERS:
         return PUBLISHED_TOWERS[_name(reference)]
@@ -237,8 +236,8 @@ def _sizes(
     published: Mapping[str, Sizes],
     read: Callable[[dict[str, Any]], Sizes | None],
 ) -> Sizes | None:
-    """From the configuration in the model's folder; as published where it is not on this
-    machine.
+    """Sizes from the configuration in the model's folder, or the published ones if the model is
+    not on this machine.
     """
     try:
         folder = locate(reference)

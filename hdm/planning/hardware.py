@@ -1,5 +1,5 @@
-"""Cards that a plan can be made for: published figures, and how much of its peak a card gives to
-this kind of work.
+"""Cards for which plans can be made: published figures, and the share of its peak that a card
+reaches on this kind of work.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from hdm.errors import ConfigError, counted
 
+# Two fitted figures: the share of the peak that long sequences reach, and the number of tokens in a
+# sequence at which half of that share is reached.
 PEAK_SHARE = 0.618
-"""Fitted, one of two: share of the peak that long sequences reach."""
 HALF_TOKENS = 309.0
-"""Fitted, the other: tokens a sequence at which half of that is reached."""
 FITTED = (
     f"a step on sequences of S tokens runs at {PEAK_SHARE} · S / (S + {HALF_TOKENS:.0f}) of the"
     " card's dense bfloat16 peak"
@@ -25,11 +25,11 @@ class Card:
 
     Args:
         name: as given to `--gpu`.
-        tflops: dense bfloat16 products with float32 sums, a second (on a CPU: float32).
-        memory_gb: 10⁹ bytes, about what the driver leaves of the nominal size.
-        watts: of the whole board at full load, as specified; 0: not known.
-        price: of an hour, where the published run names one; else None.
-        source: of these figures.
+        tflops: dense bfloat16 products with float32 sums, per second (on a CPU: float32).
+        memory_gb: in 10⁹ bytes, about what the driver leaves of the nominal size.
+        watts: specified power of the whole board at full load; 0: not known.
+        price: of an hour, if the published run names one; else None.
+        source: source of these figures.
         peak_share, half_tokens: see `share`.
     """
 
@@ -47,34 +47,32 @@ class Card:
         return self.name == "cpu"
 
     def share(self, tokens: float) -> float:
-        """What share of the peak becomes counted work on sequences of so many tokens.
+        """The share of the peak that becomes counted work on sequences of this length.
 
         Both figures are fitted to the hours of the four published phases (arXiv 2509.06068;
-        bench/plan.py fits them anew): there a phase of short sequences ran slower than its work
-        alone says. For other cards than RTX 5090s they are a guess.
+        bench/plan.py repeats the fit), in which phases of short sequences ran slower than their
+        work alone suggests. For cards other than the RTX 5090 they are a guess.
         """
         return self.peak_share * tokens / (tokens + self.half_tokens)
 
     def seconds(self, flops: float, tokens: float) -> float:
-        """For so much work on sequences of so many tokens."""
+        """Time for this work on sequences of this length."""
         return flops / (1e12 * self.tflops * self.share(tokens))
 
 
 _ADA = "NVIDIA's Ada architecture whitepaper"
 _BLACKWELL = "NVIDIA's RTX Blackwell architecture whitepaper"
-CARDS = {
-    card.name: card
-    for card in (
-        # $0.35 to 0.40 an hour: 1,540 hours for $535 to 620, as published with the recipe.
-        Card("rtx5090", 209.5, 33.7, 575, _BLACKWELL, price=0.375),
-        Card("rtx4090", 165.2, 25.2, 450, _ADA),
-        Card("rtx3090", 71.0, 25.3, 350, "NVIDIA's Ampere GA102 whitepaper"),
-        Card("a100", 312.0, 85.0, 400, "NVIDIA's A100 80GB SXM data sheet"),
-        # Of the 989 of the data sheets, 790 were measured on an H200; the H100 is the same chip.
-        Card("h100", 790.0, 85.0, 700, "NVIDIA's H100 SXM data sheet; rate as measured on an H200"),
-        Card("h200", 790.0, 150.1, 700, "NVIDIA's H200 SXM data sheet; measured rate"),
-    )
-}
+_CARDS = (
+    # $0.35 to 0.40 an hour: 1,540 hours for $535 to 620, as published with the recipe.
+    Card("rtx5090", 209.5, 33.7, 575, _BLACKWELL, price=0.375),
+    Card("rtx4090", 165.2, 25.2, 450, _ADA),
+    Card("rtx3090", 71.0, 25.3, 350, "NVIDIA's Ampere GA102 whitepaper"),
+    Card("a100", 312.0, 85.0, 400, "NVIDIA's A100 80GB SXM data sheet"),
+    # The data sheets say 989, but 790 were measured on an H200; the H100 is the same chip.
+    Card("h100", 790.0, 85.0, 700, "NVIDIA's H100 SXM data sheet; rate as measured on an H200"),
+    Card("h200", 790.0, 150.1, 700, "NVIDIA's H200 SXM data sheet; measured rate"),
+)
+CARDS = {card.name: card for card in _CARDS}
 PUBLISHED_CARD = "rtx5090"
 CPU_GFLOPS_A_CORE = 88.0  # float32 product of 2048³, AMD EPYC with AVX-512: bench/RESULTS.md
 CPU_SHARE = 0.55  # of it, by the demo's kind of step: bench/RESULTS.md, width128
@@ -116,8 +114,7 @@ def card(name: str) -> Card:
 
 
 def card_here(device: str) -> Card | None:
-    """The card of this machine that a pipeline's device means; None: it has none, and the device is
-    "auto".
+    """This machine's card for a pipeline's device; None if it has none and the device is "auto".
 
     Args:
         device: `train.device`.
@@ -132,11 +129,12 @@ def card_here(device: str) -> Card | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    spelled = name.lower().replace(" ", "")
-    named = next((one for one in CARDS.values() if one.name in spelled), None)
-    if named is None:
-        raise ConfigError(
-            f"no figures of this machine's {name}",
-            do=f"name the card nearest to it: --gpu {', '.join(CARDS)}",
-        )
-    return named
+    # As in "NVIDIA GeForce RTX 4090".
+    compact = name.lower().replace(" ", "")
+    for card in CARDS.values():
+        if card.name in compact:
+            return card
+    raise ConfigError(
+        f"no figures of this machine's {name}",
+        do=f"name the card nearest to it: --gpu {', '.join(CARDS)}",
+    )

@@ -1,5 +1,5 @@
-"""Made-up inputs of one training phase, with the shapes of the real ones: what training reads,
-before any of it is there.
+"""Write placeholder inputs of one training phase with the shapes of the real ones, so that training
+can be measured before they exist.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ KEYS = [key_text(number) for number in range(NUM_PICTURES)]
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Writes the inputs of a phase into a store of its own.
+    """Writes the inputs of a phase into its own store.
 
     Args:
-        store: an empty one.
+        store: an empty store.
         pipeline, phase: as configured.
         downscale: of the autoencoder.
     """
@@ -45,11 +45,11 @@ class Rehearsal:
 
     @property
     def num_tokens(self) -> int:
-        """Of every caption: as many as it may have."""
+        """Tokens of every caption: the maximum."""
         return self.phase.max_tokens or self.pipeline.encode.max_tokens
 
     def inputs(self) -> dict[str, Output]:
-        """By name, as training asks for them."""
+        """The inputs by name, as training needs them."""
         filter = self._filter()
         captions = self._captions()
         tokens = self._tokens(captions)
@@ -126,7 +126,7 @@ class Rehearsal:
         )
 
     def _grids(self, name: str, filter: Output, form: LatentFormat) -> Output:
-        """Squares of noise, one a picture."""
+        """A square of noise for each picture."""
         grid = torch.randn(
             NUM_PICTURES,
             form.channels,

@@ -1,7 +1,7 @@
-"""Three steps of a training phase on this machine: the training's own process and code, on made-up
-data of the same shapes.
+"""Time three steps of a training phase on this machine, with the training's own process and code,
+on placeholder data of the same shapes.
 
-`python -m hdm.planning.timed_steps JOB.json` is that process; it prints what the steps took.
+`python -m hdm.planning.timed_steps JOB.json` is that process; it prints the result.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from hdm.redaction import shown
 from hdm.store import Store
 from hdm.training.process.job import Job
 
-STEPS, WARM_UP = 3, 1
+STEPS = 3
+WARM_UP = 1
 
 
 def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured:
-    """Make a phase's steps in a process of its own.
+    """Run a phase's steps in a separate process.
 
     Args:
         pipeline: resolved; its text encoder has to be on this machine, unless text embeddings are
             cached.
         number: of the phase.
-        num_processes: over which the global batch is shared; one share is measured.
+        num_processes: number of processes that share the global batch; one share is measured.
 
     Raises:
         InputError: a model is not on this machine.
@@ -65,7 +66,7 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
 
 
 def _share(pipeline: Pipeline, number: int, num_processes: int) -> Pipeline:
-    """The pipeline with the share of one process as the phase's batch."""
+    """The pipeline with one process's share as the phase's batch."""
     phases = list(pipeline.train.phases)
     batch = -(-phases[number].batch_size // num_processes)
     phases[number] = phases[number].model_copy(update={"batch_size": batch})
@@ -95,7 +96,7 @@ def _job(pipeline: Pipeline, number: int, folder: Path) -> Job:
 
 
 def main(path: Path) -> int:
-    """The process: print what the job's steps took, as `Measured`."""
+    """Print the time and memory of the job's steps, as the fields of `Measured`."""
     import torch
 
     from hdm.models.devices import choose_device

@@ -1,5 +1,5 @@
-"""Work of training and sampling, of one sample: counted operations, and how long the sequences are
-on which they are done.
+"""Work of training and sampling for one sample: counted operations, and the lengths of the
+sequences on which they are done.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from hdm.training.settings import Phase
 
 @dataclass(frozen=True)
 class Work:
-    """Of one sample.
+    """Work for one sample.
 
     Args:
-        flops: two a multiplication and addition.
-        tokens: of the sequences, on average over a model's blocks.
+        flops: two for each multiply-add.
+        tokens: length of the sequences, averaged over a model's blocks.
     """
 
     flops: float = 0.0
@@ -36,38 +36,41 @@ def training(
     language: LanguageModel | None,
     encoder: ImageEncoder | None,
 ) -> Work:
-    """A training step's, a sample, the optimizer's left out.
+    """Work of a training step for one sample, without the optimizer.
 
     Args:
-        model, phase: as configured; what is recomputed counts once more.
+        model, phase: as configured; recomputed blocks count once more.
         tokens: of the image and of the text.
-        language: the text encoder, where it runs in training.
-        encoder: the autoencoder's, where it does.
+        language: the text encoder, if it runs in training.
+        encoder: the autoencoder's encoder, if it runs in training.
     """
     again = recomputed_blocks(model.num_blocks, phase.checkpoint_blocks)
-    flops, seen = 0.0, 0.0
+    flops = 0.0
+    seen = 0.0
     for share, rate in _shares(phase):
         given = Pass(*tokens, tread_rate=rate, route=phase.tread_route)
         flops += share * training_flops(model, given, again)
         seen += share * fmean(
             block.seen for block in block_tokens(model, phase.tread_route, tokens, rate)
         )
-    live = (language.flops(tokens[1]) if language else 0) + (
-        encoder.flops(phase.resolution, phase.resolution) if encoder else 0
-    )
+    live = 0
+    if language is not None:
+        live += language.flops(tokens[1])
+    if encoder is not None:
+        live += encoder.flops(phase.resolution, phase.resolution)
     return Work(flops + live, seen)
 
 
 def _shares(phase: Phase) -> list[tuple[float, float]]:
-    """(share of the phase, TREAD rate), over the phase."""
-    starts = [*(start for start, _ in phase.tread_rates), 1.0]
-    rates = (rate for _, rate in phase.tread_rates)
-    return [
-        (after - before, rate)
-        for (before, after), rate in zip(itertools.pairwise(starts), rates, strict=True)
-    ]
+    """(share of the phase, TREAD rate) of each part of the phase's schedule."""
+    shares = []
+    for (start, rate), (end, _) in itertools.pairwise([*phase.tread_rates, (1.0, 0.0)]):
+        shares.append((end - start, rate))
+    return shares
 
 
 def sampling(model: XUTConfig, tokens: tuple[int, int], steps: int, guided: bool) -> Work:
-    """A picture's: two forward passes a step with guidance. The decoder is not counted."""
+    """Work of sampling a picture: with guidance two forward passes a step. The decoder is not
+    counted.
+    """
     return Work(steps * (2 if guided else 1) * forward_flops(model, Pass(*tokens)), sum(tokens))
