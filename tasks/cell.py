@@ -1,6 +1,4 @@
-"""One cell of a lab: a training and its evaluation, and whatever data it needs that is not
-there.
-"""
+"""One cell of a lab: a training, its evaluation, and any data that is still missing for them."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from tasks.run import Run
 
 @dataclass(frozen=True)
 class CellRecord:
-    """A finished cell: `seconds` it took this time; `cached` where it was in the store already."""
+    """A finished cell: `seconds` of this run; `cached` if it was in the store already."""
 
     name: str
     seconds: float
@@ -34,30 +32,35 @@ def cell_task(run: Run, grid: Grid) -> Task[[str], CellRecord]:
         """One cell of a lab.
 
         Args:
-            name: as `residual/published seed 1`.
+            name: for example `residual/published seed 1`.
         """
         begun = time.monotonic()
         cell = cells[name]
         part = run.of(grid.pipeline(cell))
         params = {**cell.own, "seed": cell.seed, "setting": cell.setting}
         with run.reporter.cell(name, params):
-            records = [made_or_found(part, output) for output in _wanted(part)]
+            records = [made_or_found(part, output) for output in _outputs_to_make(part)]
         cached = all(record.cached for record in records)
         return CellRecord(name, round(time.monotonic() - begun, 3), cached)
 
     return train_cell
 
 
-def _wanted(run: Run) -> list[str]:
-    """Training and evaluation, and before them what is missing of the data if there is anything to
-    do.
-    """
+def _outputs_to_make(run: Run) -> list[str]:
+    """Training and evaluation, after missing data unless both are finished."""
     from hdm.stages import identities, steps  # torch and the stages: seconds
 
     known = identities(run.settings)
-    there = {name for name, identity in known.items() if run.store.find(identity) is not None}
-    every = [step.name for step in steps(run.settings)]
-    own = [name for name in every if name.split(".")[0] in ("train", "evaluate")]
-    if there.issuperset(own):
-        return own
-    return [name for name in every if name in own or name not in there]
+    own = []
+    with_missing_data = []
+    is_finished = True
+    for step in steps(run.settings):
+        is_there = run.store.find(known[step.name]) is not None
+        is_own = step.stage in ("train", "evaluate")
+        if is_own:
+            own.append(step.name)
+            is_finished = is_finished and is_there
+        if is_own or not is_there:
+            with_missing_data.append(step.name)
+    # A finished cell needs no data.
+    return own if is_finished else with_missing_data

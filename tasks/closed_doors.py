@@ -1,4 +1,4 @@
-"""Which pages may speak to the servers on this machine: their own."""
+"""Let only their own pages speak to the servers on this machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FRAME = (b"x-frame-options", b"SAMEORIGIN")
 
 
 class OwnPagesOnly:
-    """Refuses every request and websocket that a browser sends for a page of another origin, and
-    keeps the pages out of its frames.
+    """Refuses requests and websockets that a browser sends for a page of another origin, and
+    forbids other sites to show these pages in frames.
 
     Args:
-        app: what answers the others. Programs other than browsers send no `Origin`.
-        pages: the origins that are allowed, as `http://127.0.0.1:4200`, or
-            `https://images.example:*` for any port.
+        app: answers the other requests. Programs other than browsers send no `Origin`.
+        pages: the allowed origins, such as `http://127.0.0.1:4200`, or `https://images.example:*`
+            for any port.
     """
 
     def __init__(self, app: ASGIApp, pages: Sequence[str]) -> None:

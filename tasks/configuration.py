@@ -1,4 +1,4 @@
-"""Where runs read their settings and keep their outputs."""
+"""Where runs read their settings and store their outputs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ TRACKING_VARIABLE = "HDM_TRACKING"
 
 @dataclass(frozen=True)
 class Project:
-    """The store and the pipelines of a process's runs, chosen once by whoever starts the process.
+    """The store and the pipelines of a process's runs, chosen once where the process is started.
 
-    No parameter of a flow: whoever may start a deployment chooses neither files nor folders here.
+    It is never a parameter of a flow: someone who may start a deployment over the network must not
+    choose files or folders on this machine.
 
     Args:
         root: the store.
-        file: a person's own pipelines.yaml; None: the one of the working folder, if there is one.
-        tracked: whether MLflow hears of runs.
+        file: a person's own pipelines.yaml; None: the one in the working folder, if there is one.
+        tracked: whether runs are tracked in MLflow.
     """
 
     root: Path
@@ -36,14 +37,14 @@ class Project:
 
     @classmethod
     def chosen(cls, store: Path | None = None, file: Path | None = None) -> Project:
-        """By options, else by the environment (HDM_STORE, HDM_PIPELINES, HDM_TRACKING=off), else
-        by the working folder.
+        """Choose by the options, or else the environment (HDM_STORE, HDM_PIPELINES,
+        HDM_TRACKING=off), or else the working folder.
 
         Raises:
             InputError: the store cannot be a folder.
         """
-        named = os.environ.get(FILE_VARIABLE)
-        own = file or (Path(named) if named else None)
+        from_environment = os.environ.get(FILE_VARIABLE)
+        own = file or (Path(from_environment) if from_environment else None)
         tracked = os.environ.get(TRACKING_VARIABLE) != "off"
         return cls(store_root(store), own.resolve() if own else None, tracked)
 
@@ -61,10 +62,8 @@ class Project:
 
 
 def recipe(settings: Pipeline) -> str:
-    """A digest of every setting that changes results: 16 hex digits."""
-    fields = {
-        name: value
-        for name, value in settings.result_fields().items()
-        if name not in ("name", "description")
-    }
+    """A digest of all settings that change results: 16 hex digits."""
+    fields = dict(settings.result_fields())
+    for name in ("name", "description"):
+        fields.pop(name, None)
     return hashlib.sha256(canonical_json(fields)).hexdigest()[:16]

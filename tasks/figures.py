@@ -1,6 +1,4 @@
-"""What of an output is worth tracking: its numbers, series, pictures, and the data that it comes
-from.
-"""
+"""What is tracked of an output: its numbers, series, pictures, and the data that it comes from."""
 
 from __future__ import annotations
 
@@ -10,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-Point = tuple[str, float, int, int]
-"""Key, value, milliseconds since 1970, images seen."""
+Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, images seen
 LARGEST_BYTES = 30_000_000
 LOOKED_AT = (".png", ".json", ".jsonl", ".html")
 
@@ -45,8 +42,8 @@ def counts(manifest: dict[str, Any]) -> dict[str, int]:
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """What was measured while an output was made (rates, shares of time), which its manifest does
-    not hold.
+    """Figures measured while an output was made (rates, shares of time), which are not in its
+    manifest.
     """
     try:
         return dict(numeric(json.loads((folder / "run.json").read_bytes()).get("figures", {})))
@@ -63,20 +60,19 @@ def origin(root: Path, manifest: dict[str, Any]) -> str:
 
 
 def shown(folder: Path, manifest: dict[str, Any]) -> list[Path]:
-    """What of an output people look at, its manifest first: that names every file with size and
-    sha256.
+    """The files of an output that people look at. The manifest, which lists every file with size
+    and sha256, comes first.
     """
-    names = [record["name"] for record in manifest["files"] if record["name"].endswith(LOOKED_AT)]
-    return [
-        folder / name
-        for name in ["manifest.json", *names]
-        if (folder / name).stat().st_size <= LARGEST_BYTES
-    ]
+    paths = [folder / "manifest.json"]
+    for record in manifest["files"]:
+        if record["name"].endswith(LOOKED_AT):
+            paths.append(folder / record["name"])
+    return [path for path in paths if path.stat().st_size <= LARGEST_BYTES]
 
 
 class Series:
-    """The lines that were added to a JSONL file of an output, as it grows in its scratch or lies in
-    its folder.
+    """New lines of an output's JSONL file, while it grows in the scratch folder or when it is
+    finished.
 
     Args:
         folder: the output's folder in the store.
@@ -95,23 +91,23 @@ class Series:
             folder / ".scratch" / "result" / name,
         ]
         self.prefix = "" if name == self.FILES[0] else f"{Path(name).stem}."
-        self.left_out = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
-        self.place = 0
+        self.omitted = ("step", "incidents") if name == self.FILES[0] else ("step", "loss")
+        self.offset = 0
         self.last = -1
         self.final: dict[str, float] = {}
 
     def added(self) -> Iterator[Point]:
-        """The points that this did not give before. What a resumed training writes again is left
-        out.
+        """Points that were not returned before, without those that a resumed training writes
+        again.
         """
         now = int(time.time() * 1000)
         for line in self._lines():
             seen = int(line.pop(self.CLOCK, -1))
             if seen <= self.last:
                 continue
-            for key, value in numeric(
-                {name: value for name, value in line.items() if name not in self.left_out}
-            ):
+            for name in self.omitted:
+                line.pop(name, None)
+            for key, value in numeric(line):
                 self.final[self.prefix + key] = value
                 yield self.prefix + key, value, now, seen
             self.last = seen
@@ -120,17 +116,19 @@ class Series:
         for path in self.places:
             if path.exists():
                 with path.open("rb") as file:
-                    file.seek(self.place if path.stat().st_size >= self.place else 0)
+                    # A resumed training may have cut its file back to the checkpoint.
+                    file.seek(self.offset if path.stat().st_size >= self.offset else 0)
                     start = file.tell()
                     added = file.read()
+                # The last line may still be incomplete.
                 whole = added[: added.rfind(b"\n") + 1]
-                self.place = start + len(whole)
-                return [json.loads(line) for line in whole.splitlines()]
+                self.offset = start + len(whole)
+                return list(map(json.loads, whole.splitlines()))
         return []
 
 
 class Pictures:
-    """The pictures that were added to an output while it is made.
+    """New pictures of an output while it is made.
 
     Args:
         folder: the output's folder in the store.
@@ -138,10 +136,11 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / ".scratch" / "milestones"
-        self.given: set[Path] = set()
+        self.returned: set[Path] = set()
 
     def added(self) -> Iterator[Path]:
-        """Those that this did not give before, in order of name."""
-        for path in sorted(set(self.folder.glob("[!.]*.png")) - self.given):
+        """Pictures that were not returned before, in order of name."""
+        for path in sorted(set(self.folder.glob("[!.]*.png")) - self.returned):
             yield path
-            self.given.add(path)
+            # Only after the caller has taken it without an error.
+            self.returned.add(path)

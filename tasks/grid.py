@@ -22,12 +22,11 @@ def configured_grid(
 
 
 def preflight(grid: Grid, store: Store) -> None:
-    """Raise one error that lists everything in the cells' settings that would make them fail, if
-    there is anything.
-    """
+    """Raise one error that lists all problems of the cells' settings, if there are any."""
     from hdm.stages import problems  # torch and the stages: seconds
 
-    cells = [cell for cell in grid.cells() if cell.seed == 0]  # the others differ in the seed alone
+    # The other cells differ only in the seed.
+    cells = [cell for cell in grid.cells() if cell.seed == 0]
     error = combined(problem for cell in cells for problem in problems(grid.pipeline(cell), store))
     if error is not None:
         raise error

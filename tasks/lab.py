@@ -1,4 +1,4 @@
-"""What a lab is after its cells: the costs of its settings, its table and curves."""
+"""Finish a lab after its cells: measure the costs of its settings, write its table and curves."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def table_task(run: Run, grid: Grid) -> Task[[], str]:
 
     @task(name="lab-table", task_run_name=f"table of {grid.lab.name}", persist_result=False)
     def lab_table() -> str:
-        """Time the steps of each setting, where that was not done before, and write the table.
+        """Time the steps of each setting unless that was done before, and write the table.
 
         Returns:
             its path.
         """
-        return str(_written(run, grid))
+        return str(_write_table(run, grid))
 
     return lab_table
 
 
-def _written(run: Run, grid: Grid) -> Path:
+def _write_table(run: Run, grid: Grid) -> Path:
     from hdm.lab.lab_folder import COSTS, FIGURE, TABLE, CostBook, lab_folder, write_lab
 
     folder: Path = lab_folder(run.store, grid.lab.name)
@@ -39,7 +39,7 @@ def _written(run: Run, grid: Grid) -> Path:
         try:
             book.measure(comparison, run.store)
         except HdmError as error:
-            # Of a cell that failed, most likely; the rest of the table needs nothing of it.
+            # Most likely of a cell that failed. The rest of the table does not need it.
             logger.warning("%s has no times: %s", comparison, error)
     write_lab(grid, run.store)
     for name in (TABLE, FIGURE):

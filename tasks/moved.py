@@ -1,5 +1,5 @@
-"""MLflow's records of a store that was copied or moved: they hold absolute places, which are
-brought to where the store is now. Artifacts lie in the store, or in HDM_STATE.
+"""Update the absolute paths in MLflow's records after a store was copied or moved. Artifacts are in
+the store or in HDM_STATE.
 
 Without this a copy would write its artifacts into the original.
 """
@@ -28,21 +28,19 @@ PATHS = (("tags", "value"), ("model_version_tags", "value"))
 
 
 def follow_store(root: Path) -> list[str]:
-    """Rewrite every place in the store's own MLflow database that lies in a store elsewhere.
+    """Rewrite every path in the store's own MLflow database that is in a store elsewhere.
 
     Returns:
-        the addresses of the folders where their artifacts were kept; mostly none.
+        Addresses of the folders in which their artifacts were stored; usually none.
     """
     kept_in = services(root).parent
     path = kept_in / ".services" / "mlflow.db"
     if not path.exists() or path.stat().st_size == 0:
         return []
     with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SEC)) as database, database:
-        tables = {
-            name
-            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
-        }
-        if "experiments" not in tables:  # MLflow is about to make them
+        rows = database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        tables = {name for (name,) in rows}
+        if "experiments" not in tables:  # MLflow has not created them yet
             return []
         earlier = _stores(database) - {kept_in.as_uri()}
         for address in earlier:
@@ -52,12 +50,12 @@ def follow_store(root: Path) -> list[str]:
 
 def _stores(database: sqlite3.Connection) -> set[str]:
     """The addresses of the folders in whose `.services` experiments keep their artifacts."""
-    found = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-    return {
-        location.rpartition(ARTIFACTS)[0]
-        for (location,) in found
-        if location and location.startswith("file://") and ARTIFACTS in location
-    }
+    addresses = set()
+    for (location,) in database.execute("SELECT DISTINCT artifact_location FROM experiments"):
+        if location and location.startswith("file://") and ARTIFACTS in location:
+            address, _, _ = location.rpartition(ARTIFACTS)
+            addresses.add(address)
+    return addresses
 
 
 def _rewrite(
@@ -78,5 +76,5 @@ def _rewrite(
 
 
 def _source(path: str) -> str:
-    """How `tasks.tracking` begins the source of a data set in that folder."""
+    """The beginning of a data set's source in that folder, as `tasks.tracking` writes it."""
     return json.dumps({"uri": f"{path}/"}).removesuffix('"}')

@@ -1,4 +1,4 @@
-"""What a run hands back to whoever started it."""
+"""What a run returns to its caller."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass
 class Outcome:
-    """What a run leaves beside its outputs; filled in when it is known.
+    """Results of a run besides its outputs, filled in as they become known.
 
     Args:
-        report: the page about it.
-        mlflow_run: MLflow's id of it.
+        report: its report page.
+        mlflow_run: its id in MLflow.
     """
 
     report: Path | None = None

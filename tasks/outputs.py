@@ -1,11 +1,10 @@
-"""The one way in which every task makes an output, and the list of outputs that a flow asks for."""
+"""How every task makes an output, and the list of outputs of a flow."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 
 from hdm import last_runs
@@ -21,27 +20,28 @@ logger = logging.getLogger("hdm.run")
 def planned(
     settings: Pipeline, start_from: str | None = None, stop_after: str | None = None
 ) -> list[tuple[str, list[str]]]:
-    """Stage → names of its outputs, in order; every training phase for itself."""
+    """Stages with the names of their outputs, in order; every training phase by itself."""
     from hdm.stages import chosen  # torch and the stages: seconds
 
-    names = [step.name for step in chosen(settings, start_from, stop_after)]
-    parts = groupby(
-        names, key=lambda name: name if name.startswith("train.") else name.split(".")[0]
-    )
-    return [(key.split(".")[0], list(part)) for key, part in parts]
+    stages: list[tuple[str, list[str]]] = []
+    for step in chosen(settings, start_from, stop_after):
+        is_new = not stages or stages[-1][0] != step.stage
+        if is_new or step.stage == "train":
+            stages.append((step.stage, []))
+        _, outputs = stages[-1]
+        outputs.append(step.name)
+    return stages
 
 
 def preflight(run: Run, start_from: str | None = None, stop_after: str | None = None) -> None:
-    """Raise one error that lists everything in the settings that would make these stages fail, if
-    there is anything.
-    """
+    """Raise one error that lists all problems of the settings of these stages, if there are any."""
     from hdm.stages import preflight  # torch and the stages: seconds
 
     preflight(run.settings, run.store, start_from, stop_after)
 
 
 def remember(run: Run, stop_after: str | None = None) -> None:
-    """Write down what this run of a pipeline will make, for `hdm status` and `hdm sample`."""
+    """Record what this run of a pipeline will make, for `hdm status` and `hdm sample`."""
     from hdm.models.components import DENOISING, portable_names, resolve
     from hdm.stages import chosen, identities, steps  # torch and the stages: seconds
 
@@ -50,58 +50,63 @@ def remember(run: Run, stop_after: str | None = None) -> None:
     digests: dict[str, str | None] = {step.name: None for step in steps(settings)}
     for step in reversed(chosen(settings, None, stop_after)):
         if digests[step.name] is None:
-            known = identities(settings, step.name)
-            digests |= {name: one.digest for name, one in known.items() if name in digests}
-    parts = {name: getattr(resolve(settings.components), name) for name in DENOISING}
-    own = set(parts) - set(portable_names(settings.components))
-    folders = {
-        name: str(Path(parts[name]).resolve())
-        for name in own - ({"autoencoder"} if settings.vae else set())
-        if parts[name] and Path(parts[name]).exists()
-    }
-    before = {run.pipeline: last_runs.trained_last(root, run) for run in last_runs.last_runs(root)}
-    last_runs.remember(
-        root, LastRun(settings.name, time.time(), digests, folders, before.get(settings.name))
-    )
+            for name, identity in identities(settings, step.name).items():
+                if name in digests:
+                    digests[name] = identity.digest
+    # Components by portable names are found anywhere; folders have to be remembered.
+    portable = portable_names(settings.components)
+    components = resolve(settings.components)
+    folders = {}
+    for name in DENOISING:
+        folder = getattr(components, name)
+        is_made_here = name == "autoencoder" and settings.vae is not None
+        if name not in portable and not is_made_here and folder and Path(folder).exists():
+            folders[name] = str(Path(folder).resolve())
+    before = None
+    for earlier in last_runs.last_runs(root):
+        if earlier.pipeline == settings.name:
+            before = last_runs.trained_last(root, earlier)
+    last_runs.remember(root, LastRun(settings.name, time.time(), digests, folders, before))
 
 
 def checked(run: Run, stage: str, outputs: Iterable[str] = ()) -> list[str]:
-    """The outputs that a stage's flow is to make, all of the stage's if none is named, once its
-    settings are checked.
+    """Check a stage's settings and return the outputs that its flow has to make; all of the stage's
+    if none is named.
 
     Raises:
         InputError: the stage cannot work.
     """
     preflight(run, stage, stage)
-    found: list[str] = []
-    for name, parts in planned(run.settings, stage, stage):
-        found += parts if name == stage else []
-    return list(outputs) or found
+    of_stage: list[str] = []
+    for name, names in planned(run.settings, stage, stage):
+        if name == stage:
+            of_stage += names
+    return list(outputs) or of_stage
 
 
 def make(run: Run, name: str) -> StageRecord:
-    """Make one output, unless it is in the store, and tell who follows the run and the log."""
+    """Make one output unless it is in the store, and report it to the tracker and the log."""
     record = made_or_found(run, name)
     logger.info("%s", described(record))
     return record
 
 
 def made_or_found(run: Run, name: str) -> StageRecord:
-    """Make one output, unless it is in the store, and tell who follows the run."""
+    """Make one output unless it is in the store, and report it to the tracker."""
     from hdm.stages import identities, run_step
 
     folder = run.store.folder(identities(run.settings, name)[name])
     begun = time.monotonic()
     with stoppable(), run.reporter.stage(name, folder):
-        made = run_step(run.settings, run.store, name)
-    output = made.output
+        result = run_step(run.settings, run.store, name)
+    output = result.output
     record = StageRecord(
         name,
         output.digest,
         str(output.path),
         dict(output.counts),
         round(time.monotonic() - begun, 3),
-        made.cached,
+        result.cached,
     )
     run.reporter.made(record)
     return record

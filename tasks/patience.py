@@ -1,9 +1,8 @@
-"""A run does not end because its Prefect server does: its requests wait until the server answers
-again.
+"""Keep a run alive while its Prefect server is away: requests wait until the server answers again.
 
-The work itself makes no request between the start and the end of a stage. Prefect repeats a request
-for a minute at most, longer and longer apart, and not at all where a client has never been
-answered; so requests are repeated here, where all of them pass.
+The work itself makes no request between the start and the end of a stage. Prefect retries a request
+for at most a minute, with growing pauses, and not at all if the client has never had an answer.
+Requests are therefore retried here, in the one method that sends all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from prefect.events.clients import PrefectEventsClient
 from prefect.exceptions import PrefectHTTPStatusError
 from websockets.exceptions import WebSocketException
 
-PATIENCE_SEC = 1800.0  # a server may be away for so long
+PATIENCE_SEC = 1800.0  # a server may be away for this long
 LAST_WORDS_SEC = 8.0  # after a stop; `hdm stop` waits for 35 s, and training saves within 20
 AGAIN_SEC = 1.0
 PASSING = (408, 429, 502, 503)
@@ -37,11 +36,11 @@ class Patience:
         self.away = False
 
     def hurry(self) -> None:
-        """From now on they wait a few seconds more."""
+        """From now on, wait only a few more seconds."""
         self.hurried_at = self.hurried_at or time.monotonic()
 
     def say(self, away: bool) -> None:
-        """Tell of an outage once, however many requests wait."""
+        """Report an outage once, however many requests wait."""
         if away != self.away:
             self.away = away
             text = "answers again" if not away else "does not answer; what needs it waits"
@@ -49,24 +48,26 @@ class Patience:
 
 
 def install() -> None:
-    """Have every request of this process to a Prefect server wait while that does not answer."""
+    """Let every request of this process wait while the Prefect server does not answer."""
     if _installed() is not None:
         return
     patience = Patience()
-    PrefectHttpxSyncClient.send = _patient(PrefectHttpxSyncClient.send, patience)  # type: ignore[method-assign]
-    PrefectHttpxAsyncClient.send = _patient_async(PrefectHttpxAsyncClient.send, patience)  # type: ignore[method-assign]
+    send = _patient(PrefectHttpxSyncClient.send, patience)
+    PrefectHttpxSyncClient.send = send  # type: ignore[method-assign]
+    send_async = _patient_async(PrefectHttpxAsyncClient.send, patience)
+    PrefectHttpxAsyncClient.send = send_async  # type: ignore[method-assign]
     reconnect = _patient_async(PrefectEventsClient._reconnect, patience)
     PrefectEventsClient._reconnect = reconnect  # type: ignore[method-assign]
 
 
 def _installed() -> Patience | None:
-    """That of the clients, if they are patient."""
+    """The clients' patience, if it is installed."""
     return getattr(PrefectHttpxSyncClient.send, "patience", None)
 
 
 def hurry() -> None:
-    """The run was told to stop: it waits a few seconds more for a server that is away, and then
-    ends without it.
+    """After a request to stop: wait only a few more seconds for a server that is away, then end
+    without it.
     """
     patience = _installed()
     if patience is not None:
@@ -75,8 +76,8 @@ def hurry() -> None:
 
 @contextlib.contextmanager
 def hurried_at_last() -> Iterator[None]:
-    """After the block all is told but the last lines of the log; the end of the process does not
-    wait long for a server to take them.
+    """After the block only the last lines of the log are left to send; the process does not wait
+    long for a server to take them.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What flows and tasks hand on, and how an end is reported to Prefect."""
+"""Records that flows and tasks return, and how their end is reported to Prefect."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tasks.patience import hurry
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# A stop shows as one of these: the trainer saved, a signal at any other time, a stop in a subflow.
 STOPS = (SavedOnSignal, TerminationSignal, KeyboardInterrupt, CancelledRun)
-"""What a stop looks like: the trainer saved, a signal during anything else, a stop further down."""
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One output of a pipeline, as made or found.
+    """One output of a pipeline that was made or found.
 
     Args:
-        name: output name, as `filter` or `encode.64px`.
-        digest: what names it in the store; `path` is its folder.
+        name: output name, such as `filter` or `encode.64px`.
+        digest: its name in the store; `path` is its folder.
         counts: rows, kept, rejected_…, summed over its files.
-        seconds: what it took this time; next to nothing where `cached`.
+        seconds: time that it took in this run; nearly nothing if `cached`.
         cached: it was in the store already.
     """
 
@@ -47,21 +47,19 @@ class StageRecord:
 
 
 def run_name() -> str:
-    """What a stage's flow run is called: its output if there is one alone, as `train.64px demo`,
-    else the flow.
+    """Name of a stage's flow run: its output if it has only one (`train.64px demo`), or else the
+    flow.
     """
     outputs = flow_run.parameters.get("outputs") or []
-    return (
-        f"{outputs[0] if len(outputs) == 1 else flow_run.flow_name}"
-        f" {flow_run.parameters['pipeline']}"
-    )
+    what = outputs[0] if len(outputs) == 1 else flow_run.flow_name
+    return f"{what} {flow_run.parameters['pipeline']}"
 
 
 def settled(body: Callable[P, R]) -> Callable[P, R]:
-    """End a flow or a task in a state that says it: up to date, cancelled by a signal, or failed
-    with what to do about it.
+    """End a flow or a task in a meaningful state: up to date, cancelled by a signal, or failed with
+    advice.
 
-    Put under `@flow` or `@task`. An `HdmError` is reported in its own words, with no traceback;
+    Use it below `@flow` or `@task`. An `HdmError` is reported by its message, without a traceback;
     anything else stays an exception.
     """
 
@@ -69,27 +67,25 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
         guard_output()
         try:
-            found: Any = body(*args, **kwargs)
+            result: Any = body(*args, **kwargs)
         except STOPS as stop:
             hurry()
-            message = (
-                str(stop)
-                if isinstance(stop, SavedOnSignal | CancelledRun)
-                else "stopped by a signal; run the same again to go on"
-            )
+            message = "stopped by a signal; run the same again to go on"
+            if isinstance(stop, SavedOnSignal | CancelledRun):
+                message = str(stop)
             return Cancelled(message=message)
         except HdmError as error:
             return Failed(message=str(error), data=error)
         except Exception as error:
             error.args = redacted_value(error.args)  # Prefect stores and logs it
             raise
-        records = found if isinstance(found, list) else [found]
+        records = result if isinstance(result, list) else [result]
         if records and all(record.cached for record in records):
             return Completed(
                 name="UpToDate",
                 message=f"in the store: {', '.join(record.name for record in records)}",
-                data=found,
+                data=result,
             )
-        return found
+        return result
 
     return run

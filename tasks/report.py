@@ -1,4 +1,4 @@
-"""The report: one page about a run, beside the store's outputs, since it tells times."""
+"""The report: one page about a run. It contains times, so it is not an output of the store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def report_task(run: Run) -> Task[[list[StageRecord]], str]:
         Returns:
             its path.
         """
-        page = _written(run, records)
+        page = _write(run, records)
         run.outcome.report = page
         run.reporter.artifact(page)
         return str(page)
@@ -30,25 +30,29 @@ def report_task(run: Run) -> Task[[list[StageRecord]], str]:
     return report
 
 
-def _written(run: Run, records: list[StageRecord]) -> Path:
+def _write(run: Run, records: list[StageRecord]) -> Path:
     from hdm.evaluation.report import write_report
     from hdm.evaluation.report_index import new_folder, write_index
     from hdm.stages import StageResult, identities, steps
 
     settings = run.settings
     store = run.store
-    known = identities(settings, records[-1].name)
-    folders = {name: store.folder(identity) for name, identity in known.items()}
-    folders |= {record.name: Path(record.path) for record in records}
-    cached = {record.name: record.cached for record in records}
-    made, missing = [], []
+    folders = {}
+    for name, identity in identities(settings, records[-1].name).items():
+        folders[name] = store.folder(identity)
+    cached = {}
+    for record in records:
+        folders[record.name] = Path(record.path)
+        cached[record.name] = record.cached
+    results = []
+    missing = []
     for step in steps(settings):
         folder = folders.get(step.name)
         if folder is not None and (folder / MANIFEST).exists():
-            made.append(StageResult(step, read_output(folder), cached.get(step.name, True)))
+            results.append(StageResult(step, read_output(folder), cached.get(step.name, True)))
         else:
             missing.append(step.name)
     folder = new_folder(store.root, settings.name, recipe(settings))
-    page = write_report(settings, made, folder, list(run.overrides), missing)
+    page = write_report(settings, results, folder, list(run.overrides), missing)
     write_index(store.root)
     return page

@@ -1,8 +1,8 @@
-"""Tell the tracking process what happens in a run: one JSON line an event, down a pipe.
+"""Send the events of a run to the tracking process through a pipe, one JSON line for each event.
 
-MLflow itself is in `tasks.tracker`, a process of its own: its seconds of import, its log noise and
-a server that hangs cost the stages nothing, and when the pipe closes it finishes and ends, however
-this process died.
+MLflow itself is in `tasks.tracker`, a process of its own, so that its seconds of import, its log
+output and a server that hangs do not slow the stages down. When the pipe closes, that process
+finishes and ends, however this process died.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ logger = logging.getLogger("hdm.run")
 
 
 class Reporter:
-    """What is told of a run. This one tells nobody: tracking is switched off."""
+    """Receives the events of a run. This class ignores them: tracking is switched off."""
 
     run_id: str | None = None
-    """MLflow's, once it has one."""
+    """MLflow's id of the run, once it has one."""
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def send(self, event: str, **facts: Any) -> None:
         """Send an event."""
 
     def end(self, status: str) -> None:
-        """The run is over: FINISHED, FAILED or KILLED, as MLflow names it."""
+        """The run has ended as FINISHED, FAILED or KILLED, in MLflow's terms."""
 
     @contextlib.contextmanager
     def cell(self, name: str, params: dict[str, Any]) -> Iterator[None]:
-        """Track all outputs made in the block as one child run with these parameters, unless it is
-        there from an earlier run.
+        """Track all outputs made in the block as one child run with these parameters, unless an
+        earlier run has tracked it.
         """
-        self.tell("cell", name=name, params=params)
-        with ending(lambda status: self.tell("cell_end", status=status)):
+        self.send("cell", name=name, params=params)
+        with ending(lambda status: self.send("cell_end", status=status)):
             yield
 
     @contextlib.contextmanager
     def stage(self, name: str, folder: Path) -> Iterator[None]:
-        """Track one output being made in that folder in the block."""
-        self.tell("begin", name=name, folder=str(folder))
+        """Track the output that is made in the block, in that folder."""
+        self.send("begin", name=name, folder=str(folder))
         try:
             yield
         except BaseException as error:
             status = "KILLED" if isinstance(error, STOPS) else "FAILED"
-            self.tell("failed", name=name, status=status, message=str(error))
+            self.send("failed", name=name, status=status, message=str(error))
             raise
 
     def made(self, record: StageRecord) -> None:
-        """An output is there."""
-        self.tell("made", **asdict(record))
+        """Report an output that was made or found."""
+        self.send("made", **asdict(record))
 
     def artifact(self, path: Path) -> None:
-        """A file that belongs to the whole run."""
-        self.tell("artifact", path=str(path))
+        """Report a file that belongs to the whole run."""
+        self.send("artifact", path=str(path))
 
 
 class PipedReporter(Reporter):
@@ -90,8 +90,8 @@ class PipedReporter(Reporter):
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
 
-    def tell(self, event: str, **facts: Any) -> None:
-        """Send an event. A tracking process that is gone has said so already."""
+    def send(self, event: str, **facts: Any) -> None:
+        """Send an event. A tracking process that has ended has reported why already."""
         line = json.dumps({"event": event, "at": time.time(), **redacted_value(facts)})
         with contextlib.suppress(BrokenPipeError, ValueError):
             assert self.process.stdin
@@ -99,10 +99,10 @@ class PipedReporter(Reporter):
             self.process.stdin.flush()
 
     def end(self, status: str) -> None:
-        """Give it a moment to write what it has. If that is too short, it goes on by itself for as
-        long as MLflow answers.
+        """Wait briefly until the tracking process has written everything. If it needs longer, it
+        continues by itself as long as MLflow answers.
         """
-        self.tell("end", status=status)
+        self.send("end", status=status)
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin
             self.process.stdin.close()
@@ -123,8 +123,8 @@ class PipedReporter(Reporter):
 
 
 @contextlib.contextmanager
-def ending(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell how the block ends, as MLflow names it."""
+def ending(report: Callable[[str], None]) -> Iterator[None]:
+    """Report how the block ends, in MLflow's terms."""
     status = "FAILED"
     try:
         yield
@@ -133,4 +133,4 @@ def ending(tell: Callable[[str], None]) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        tell(status)
+        report(status)

@@ -1,4 +1,4 @@
-"""A run under way: its settings, and whom it tells what it makes."""
+"""A run in progress: its settings, and the reporter of what it makes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from tasks.stopping import stoppable
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way.
+    """A run in progress.
 
     Args:
         project: the store and the pipelines.
-        settings: of its pipeline. They are read once: whoever edits the file meanwhile changes the
-            next run.
+        settings: of its pipeline. They are read once, so editing the file changes only later runs.
         overrides: `stage.field=value`, as given.
-        reporter: hears of everything that is made.
+        reporter: receives an event for everything that is made.
         outcome: of the whole run.
     """
 
@@ -47,12 +46,12 @@ class Run:
         return self.project.store
 
     def of(self, settings: Pipeline) -> Run:
-        """A part of this run that has settings of its own."""
+        """A part of this run with its own settings."""
         return replace(self, settings=settings)
 
 
+# Begins the run of a pipeline with overrides, or joins the run in progress.
 Begin = Callable[[str, list[str]], AbstractContextManager[Run]]
-"""Begins the run of a pipeline with overrides, or joins the one that is under way."""
 
 
 @contextlib.contextmanager
@@ -68,9 +67,8 @@ def running(
 
     Args:
         pipeline, overrides: what is run.
-        outcome: is filled in.
-        lab: the name under which the cells of a lab are kept together: its run goes on where the
-            same lab is run again.
+        outcome: filled in.
+        lab: name that groups the cells of a lab. Running the same lab again continues its run.
 
     Raises:
         ConfigError: there is no such pipeline, or its settings are wrong.
@@ -83,9 +81,10 @@ def running(
             facts |= {"pipeline": lab, "flow_run": f"{lab} {facts['recipe']}"}
         with under_way(project.root, settings.name, flow_run.root_flow_run_id):
             reporter = PipedReporter(project.root) if project.tracked else Reporter()
-            reporter.tell("run", **facts)
+            reporter.send("run", **facts)
             try:
-                # Before the first stage, too, where an exception in an import may be swallowed.
+                # Not only within stages: before the first one, an import may swallow the exception
+                # of a signal.
                 with ending(reporter.end), stoppable():
                     yield Run(project, settings, tuple(overrides), reporter, outcome)
             finally:

@@ -1,4 +1,4 @@
-"""Secret blocks of Prefect's, as `block:NAME` in settings."""
+"""Read Prefect's Secret blocks for references `block:NAME` in settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hdm.secrets import READERS
 
 @contextlib.contextmanager
 def provided() -> Iterator[None]:
-    """In the block settings may name Secret blocks; each is read once."""
+    """Allow settings to name Secret blocks inside this `with` block; each is read once."""
     READERS["block"] = cache(read_block)
     try:
         yield

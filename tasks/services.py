@@ -1,11 +1,11 @@
-"""Where Prefect's and MLflow's data lie, and whether an `hdm serve` of this store is alive.
+"""The data of Prefect and MLflow, the running `hdm serve` of a store, and the runs in progress.
 
 <store, or HDM_STATE>/.services/
                   prefect.db  mlflow.db       their databases
-                  results/    mlartifacts/    what they keep beside them
-                  serve.json  serve.lock      the living `hdm serve`
-                  password    ports.json      of Prefect's pages; what they are served at
-                  runs/<pid>.json             a run under way
+                  results/    mlartifacts/    their files
+                  serve.json  serve.lock      the running `hdm serve`
+                  password    ports.json      of Prefect's pages; the ports of all pages
+                  runs/<pid>.json             a run in progress
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ from hdm.files import FORBIDDEN, explain_os_error, write_json
 from hdm.store import is_locked, locked, state_root
 
 LOOPBACK = "http://127.0.0.1"
+# The same settings as in pyproject.toml and in the prefect.toml that `hdm init` writes, which serve
+# Prefect's own command.
 PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # the first start makes the database
+    # The first start creates the database.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
 }
-"""What pyproject.toml and the prefect.toml of `hdm init` say to Prefect's own command."""
 
 
 @dataclass(frozen=True)
 class Serving:
-    """A living `hdm serve`: its pid, its children's pids, and the addresses of the pages."""
+    """A running `hdm serve`: its pid, its children's pids, and the addresses of the pages."""
 
     pid: int
     prefect: str
@@ -51,7 +53,7 @@ class Serving:
 
 
 class _Record(TypedDict):
-    """What has to be in runs/<pid>.json."""
+    """The required content of runs/<pid>.json."""
 
     pid: int
     pipeline: str
@@ -66,10 +68,11 @@ RECORD = TypeAdapter(_Record)
 
 
 def services(root: Path) -> Path:
-    """The store's folder for services, made if need be; nobody else on this machine can read it.
+    """The store's folder for services, created if necessary. Other users of this machine cannot
+    read it.
 
     Raises:
-        HdmError: it cannot be made or written; DoesNotFitError: the disk is full.
+        HdmError: it cannot be created or written; DoesNotFitError: the disk is full.
     """
     folder = _folder(root)
     try:
@@ -94,7 +97,7 @@ def services(root: Path) -> Path:
 
 
 def visible(root: Path) -> bool:
-    """Whether this user may look at the services: only whoever started them may."""
+    """Whether this user may read the services' folder; only the user who started them may."""
     folder = _folder(root)
     return not folder.exists() or os.access(folder, os.R_OK | os.X_OK)
 
@@ -104,27 +107,28 @@ def _folder(root: Path) -> Path:
 
 
 def password(root: Path) -> str:
-    """What Prefect's server of this store asks for, `hdm:` and 32 characters; made the first time.
+    """The password of this store's Prefect server, `hdm:` and 32 characters, created at first use.
 
-    Whoever has it can have commands run, as this user, by the worker of `hdm serve`.
+    Anyone who has it can run commands as this user, through the worker of `hdm serve`.
     """
     path = services(root) / "password"
     with contextlib.suppress(FileNotFoundError):
-        if found := path.read_text().strip():
-            return found
+        if password := path.read_text().strip():
+            return password
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of two that begin at once, the second reads the first's
-        found = file.read().strip()
-        if not found:
-            found = f"hdm:{secrets.token_urlsafe(24)}"
-            file.write(f"{found}\n")
-    return found
+        # Of two processes that start at once, the second reads the first one's password.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        password = file.read().strip()
+        if not password:
+            password = f"hdm:{secrets.token_urlsafe(24)}"
+            file.write(f"{password}\n")
+    return password
 
 
 def serving(root: Path) -> Serving | None:
-    """The `hdm serve` that lives on this store, or None: its lock dies with it, so a file that it
-    left behind says nothing.
+    """The running `hdm serve` of this store, or None. Its lock dies with it, so a file that it left
+    behind means nothing.
     """
     if not visible(root) or not is_locked(_folder(root) / "serve.lock"):
         return None
@@ -150,13 +154,13 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def announce(root: Path, state: Serving) -> None:
-    """Tell everyone where the pages are."""
+    """Publish the addresses of the pages to other commands."""
     write_json(services(root) / "serve.json", asdict(state))
 
 
 @contextlib.contextmanager
 def alone_at(path: Path) -> Iterator[None]:
-    """Be in this block alone, of all processes with that file; wait for those that are."""
+    """Hold this file's lock in the block, waiting for other processes that hold it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -166,20 +170,21 @@ def alone_at(path: Path) -> Iterator[None]:
 def under_way(
     root: Path, pipeline: str, flow_run: str | None = None, **more: Any
 ) -> Iterator[None]:
-    """Let `hdm status` and `hdm stop` know of this run, and `hdm serve` of its death. Inside
-    another such block: tell more of that run.
+    """Record this run for `hdm status`, `hdm stop` and `hdm serve`, which notices its death. Inside
+    another such block, update the record of that run.
+
+    The record of a run that ends in an exception is kept, since Prefect may not know of its end.
 
     Args:
         root: the store.
         pipeline: its name.
         more: facts for its record.
-        flow_run: Prefect's id of it. The record of a run that ends in an exception is kept: Prefect
-            may not know of its end.
+        flow_run: Prefect's id of it.
     """
     path = services(root) / "runs" / f"{os.getpid()}.json"
     lock = path.with_suffix(".lock")
     facts = {"pid": os.getpid(), "pipeline": pipeline, "flow_run": flow_run}
-    if is_locked(lock):  # by this process, whose number it has
+    if is_locked(lock):  # by this process, since the pid is its own
         known = json.loads(path.read_bytes())
         write_json(path, {**known, **facts, "flow_run": flow_run or known["flow_run"]})
         yield
@@ -198,62 +203,64 @@ def under_way(
 
 
 def forget(record: Path) -> None:
-    """Nothing is left to be done about that run."""
+    """Remove the record of a run about which nothing is left to do."""
     record.unlink(missing_ok=True)
     record.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def runs(root: Path) -> list[dict[str, Any]]:
-    """The runs under way: pid, pipeline, started (seconds since 1970), flow_run and api (what
-    Prefect calls it, and where).
+    """The runs in progress: pid, pipeline, started (seconds since 1970), flow_run and api
+    (Prefect's id of the run, and the address of its server).
     """
-    return [record for path, record in _records(root) if is_locked(path.with_suffix(".lock"))]
+    return [record for _, record, is_alive in _records(root) if is_alive]
 
 
 def dead_runs(root: Path) -> dict[Path, dict[str, Any]]:
-    """Records of the runs whose process is gone, though nobody knows whether Prefect was told."""
-    return {
-        path: record for path, record in _records(root) if not is_locked(path.with_suffix(".lock"))
-    }
+    """Records of the runs whose process is gone, of whose end Prefect may not know."""
+    return {path: record for path, record, is_alive in _records(root) if not is_alive}
 
 
-def _records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
-    for path in sorted((_folder(root) / "runs").glob("*.json")) if visible(root) else []:
-        with contextlib.suppress(OSError, ValueError):
-            found.append((path, dict(RECORD.validate_json(path.read_bytes()))))
-    return found
+def _records(root: Path) -> Iterator[tuple[Path, dict[str, Any], bool]]:
+    """All records with their files, and whether the run is alive: its lock dies with it."""
+    if not visible(root):
+        return
+    for path in sorted((_folder(root) / "runs").glob("*.json")):
+        try:
+            record = dict(RECORD.validate_json(path.read_bytes()))
+        except (OSError, ValueError):
+            continue  # it has just been removed, or is of another release
+        yield path, record, is_locked(path.with_suffix(".lock"))
 
 
-def stop_runs(found: Iterable[dict[str, Any]], root: Path, timeout_sec: float) -> list[int]:
-    """Have these runs save and stop; the pids of those that have not after so many seconds."""
-    pids = {record["pid"] for record in found}
+def stop_runs(records: Iterable[dict[str, Any]], root: Path, timeout_sec: float) -> list[int]:
+    """Ask these runs to save and stop. Return the pids of those that have not by the time limit."""
+    pids = {record["pid"] for record in records}
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_sec
     while True:
-        left = sorted(pids & {record["pid"] for record in runs(root)})
-        if not left or time.monotonic() > deadline:
-            return left
+        running = sorted(pids & {record["pid"] for record in runs(root)})
+        if not running or time.monotonic() > deadline:
+            return running
         time.sleep(0.2)
 
 
 def database_address(driver: str, path: Path) -> str:
-    """SQLAlchemy's address of an SQLite file, whatever characters its path holds.
+    """SQLAlchemy's address of an SQLite file, whatever characters its path contains.
 
     Args:
-        driver: `aiosqlite` or `pysqlite`. Always named: for a bare `sqlite:` MLflow makes the
-            folder that the address spells before it decodes it.
+        driver: `aiosqlite` or `pysqlite`. It is always named: for a bare `sqlite:` MLflow creates
+            the folder in the address before decoding it.
     """
-    from sqlalchemy import URL  # costs 0.2 s
+    from sqlalchemy import URL  # its import takes 0.2 s
 
     address = URL.create(f"sqlite+{driver}", database=str(path))
     return address.render_as_string(hide_password=False)
 
 
 def _home_is_usable() -> bool:
-    """Whether this user has a home to write to; in a container often not."""
+    """Whether this user has a writable home folder. In a container there is often none."""
     try:
         return os.access(Path.home(), os.W_OK)
     except RuntimeError:  # neither HOME nor an entry in /etc/passwd
@@ -261,10 +268,9 @@ def _home_is_usable() -> bool:
 
 
 def prefect_environment(root: Path) -> dict[str, str]:
-    """The settings of a Prefect server that keeps its data in the store.
+    """The settings of a Prefect server that stores its data in the store.
 
-    A `prefect` command for which there is no server starts one by itself, which takes its settings
-    from here too.
+    If a `prefect` command finds no server, it starts one itself, with these settings too.
     """
     folder = services(root)
     home = {} if _home_is_usable() else {"PREFECT_HOME": str(folder / "prefect")}
@@ -282,12 +288,11 @@ def prefect_environment(root: Path) -> dict[str, str]:
 
 
 def prefect_access(root: Path, url: str | None) -> dict[str, str]:
-    """Prefect's settings for talking to the living `hdm serve` of this store; {} if there is none,
-    or the user means another server.
+    """Prefect's settings for the running `hdm serve` of this store; {} if there is none, or if the
+    user means another server.
 
     Args:
-        url: the PREFECT_API_URL that the user has set. A server that is not this store's never gets
-            its password.
+        url: the PREFECT_API_URL that the user has set. Only this store's server gets its password.
     """
     alive = serving(root)
     if alive is None or (url is not None and not _same_server(url, alive.prefect)):
@@ -301,6 +306,6 @@ def prefect_access(root: Path, url: str | None) -> dict[str, str]:
 def _same_server(url: str, ours: str) -> bool:
     theirs = urlsplit(url)
     own = urlsplit(ours)
-    with contextlib.suppress(ValueError):  # no port at all
+    with contextlib.suppress(ValueError):  # not a valid port
         return theirs.hostname in ("127.0.0.1", "localhost") and theirs.port == own.port
     return False

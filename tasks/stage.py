@@ -11,7 +11,7 @@ from tasks.run import Run
 
 
 def stage_task(stage: Stage, run: Run) -> Task[[str], StageRecord]:
-    """The task that makes an output of the stage in a run, or finds it in the store."""
+    """The task that makes an output of the stage, or finds it in the store."""
 
     @task(name=stage.name, description=stage.help, task_run_name="{name}", persist_result=False)
     @settled

@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM and Ctrl-C wherever a stage happens to be."""
+"""Stop on SIGTERM and Ctrl-C at any point of a stage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """In the block both signals raise KeyboardInterrupt, again and again until the block is left.
+    """Make both signals raise KeyboardInterrupt in the block, repeatedly until the block is left.
 
-    Once is not enough: an exception that a signal raises in a destructor or a callback of the event
-    loop is swallowed there. Of all exceptions it is KeyboardInterrupt, since that one asyncio lets
-    through. Training has handlers of its own meanwhile.
+    Once is not enough: an exception raised by a signal within a destructor or a callback of the
+    event loop is swallowed there. It is KeyboardInterrupt because asyncio lets that one through.
+    Training installs its own handlers for its duration.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
-"""The tracking process, `python -m tasks.tracker STORE`: events from its input, in their order, to
-MLflow.
+"""The tracking process, `python -m tasks.tracker STORE`: it writes the events from its input to
+MLflow, in their order.
 
-An event that MLflow does not take at the moment waits and is tried again; a warning is said once.
-It ends when its input closes.
+An event that MLflow does not accept at the moment waits and is retried; the warning is given once.
+The process ends when its input closes.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ Arriving = queue.Queue[Event | None]
 
 
 class Keeper:
-    """Events that MLflow has not taken yet."""
+    """Events that MLflow has not accepted yet."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.mirror: Mirror | None = None
         self.waiting: list[Event] = []
-        self.ended = self.warned = False
+        self.ended = False
+        self.warned = False
 
     def keep(self, arriving: Arriving) -> None:
-        """Hand on events until there are no more, then whatever still waits."""
+        """Send events until there are no more, then those that still wait."""
         while (event := _next(arriving)) is not None:
             if event:
                 self.ended = self.ended or event["event"] == "end"
                 self.waiting.append(event)
             self.hand_on()
-        if not self.ended:  # the flow's process died without a word
+        if not self.ended:  # the flow's process died
             self.waiting.append({"event": "end", "status": "KILLED", "at": time.time()})
         deadline = time.monotonic() + PATIENCE_SEC
         while not self.hand_on() and time.monotonic() < deadline:
             time.sleep(1)
 
     def hand_on(self) -> bool:
-        """Write down what waits and what was added to the series; whether all of it is written."""
+        """Send what waits and what was added to the series. Return whether everything is sent."""
         try:
             self.mirror = self.mirror or Mirror(self.root)
             while self.waiting:
@@ -79,11 +80,13 @@ class Keeper:
 
 
 def main(root: Path) -> None:
-    """Write down the events that arrive on standard input."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the end is when the flow closes the pipe
+    """Track the events that arrive on standard input."""
+    # Not a signal but the closing of the pipe ends this process: the last events are still to come.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.nice(5)  # the stages come first
-    os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
     arriving: Arriving = queue.Queue()
     threading.Thread(target=_read, args=(arriving,), daemon=True).start()
     Keeper(root).keep(arriving)

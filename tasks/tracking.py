@@ -1,24 +1,24 @@
-"""MLflow, and the only file that knows it (but for where its records lie: `tasks.moved`).
+"""The only file that uses MLflow, except `tasks.moved`, which knows its database.
 
     experiment            the pipeline's name
-    └── run               one a pipeline run: every setting as a parameter, every figure as `<output>.<key>`, the report
-        └── child run     one an output: its own figures under fixed keys, its series over images seen, its pictures and manifest,
-                          its inputs as data sets (name and digest)
+    └── run               one for each pipeline run: every setting as a parameter, every figure as
+                          `<output>.<key>`, the report
+        └── child run     one for each output: its figures under fixed keys, its series over images
+                          seen, its pictures and manifest, its inputs as data sets (name and digest)
 
     experiment            lab-<name>
-    └── run               one a lab, which goes on when it is run again: its settings, its table
-        └── child run     one a cell: what sets it apart as parameters, and all of its training and evaluation
+    └── run               one for each lab, continued when it is run again: its settings, its table
+        └── child run     one for each cell: its own settings as parameters, and all of its training
+                          and evaluation
 
-Everything logged of an output comes from the store, so that what an outage lost is logged by the
-next run of the same pipeline.
+Everything that is logged about an output comes from the store, so the next run of the same pipeline
+logs what an outage lost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import operator
 import os
 import socket
 import sys
@@ -49,18 +49,21 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-METRICS_AT_ONCE, PARAMS_AT_ONCE, PARAM_CHARS = 900, 90, 5900  # MLflow takes 1000, 100 and 6000
+# Below MLflow's limits of 1000, 100 and 6000.
+METRICS_AT_ONCE = 900
+PARAMS_AT_ONCE = 90
+PARAM_CHARS = 5900
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
 def server_command(root: Path, listener: socket.socket, proxy: str | None = None) -> list[str]:
-    """MLflow's pages on a socket of loopback, in one process: with its own command's defaults it
-    takes 15 and 3.2 GB.
+    """The command that serves MLflow's pages on a loopback socket in one process. With its own
+    command's defaults MLflow uses 15 processes and 3.2 GB.
 
     Args:
         root: the store.
-        listener: an open socket, which the process takes over under the same number.
-        proxy: the https:// address of a reverse proxy whose pages, at any port, are let in too.
+        listener: an open socket, which the process inherits under the same number.
+        proxy: the https:// address of a reverse proxy whose pages, at any port, are allowed too.
     """
     port = listener.getsockname()[1]
     pages = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
@@ -69,25 +72,23 @@ def server_command(root: Path, listener: socket.socket, proxy: str | None = None
         pages += [name, f"{name}:*"]
     return [
         sys.executable, "-m", "tasks.tracking_server", "--socket", str(listener.fileno()),
-        *(word for page in pages for word in ("--page", page)),
+        *(f"--page={page}" for page in pages),
         "--database", database(root), "--artifacts", str(services(root) / "mlartifacts"),
         "--lock", str(setup_lock(root)),
     ]  # fmt: skip
 
 
 def server_environment(proxy: str | None = None) -> dict[str, str]:
-    """What keeps the server small, quiet, and closed to other origins and host names, whatever the
-    user's own MLflow is set to.
+    """Settings that keep the server small, quiet, and closed to other origins and host names,
+    whatever the user's own settings of MLflow are.
 
     Args:
-        proxy: the https:// address of a reverse proxy whose pages are let in too.
+        proxy: the https:// address of a reverse proxy whose pages are allowed too.
     """
     name = urlsplit(proxy or "").hostname
-    hosts = [
-        pattern
-        for host in ("127.0.0.1", "localhost", *([name] if name else []))
-        for pattern in (host, f"{host}:*")
-    ]
+    hosts = []
+    for host in filter(None, ("127.0.0.1", "localhost", name)):
+        hosts += [host, f"{host}:*"]
     return {
         **SETTINGS,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -95,7 +96,7 @@ def server_environment(proxy: str | None = None) -> dict[str, str]:
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"https://{name},https://{name}:*" if name else "",
         "MLFLOW_DEPLOYMENTS_TARGET": "",
-        "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH": "0",  # nobody says where the server writes
+        "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH": "0",  # nobody may choose where the server writes
         "MLFLOW_LOGGING_LEVEL": "WARNING",
     }
 
@@ -106,24 +107,24 @@ def database(root: Path) -> str:
 
 
 def setup_lock(root: Path) -> Path:
-    """Held while tables and experiments are made: MLflow fails where two processes begin at once."""
+    """The lock held while tables and experiments are made: MLflow fails if two processes start."""
     return services(root) / "mlflow.lock"
 
 
 def address(root: Path) -> str:
-    """Where to log: what the user set, the living `hdm serve`, or the database itself."""
+    """Where to log: the user's setting, the running `hdm serve`, or the database itself."""
     alive = serving(root)
     return os.environ.get("MLFLOW_TRACKING_URI") or (alive.mlflow if alive else database(root))
 
 
 def say(what: dict[str, str]) -> None:
-    """Tell the run's process something, if it is still there."""
+    """Send a message to the run's process, if it is still alive."""
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps(what), flush=True)
 
 
 def passing(error: Exception) -> bool:
-    """Whether trying again can help: no connection, a busy database."""
+    """Whether a retry can help: no connection, or a busy database."""
     return isinstance(error, OSError) or getattr(error, "error_code", None) in PASSING
 
 
@@ -135,22 +136,25 @@ class Mirror:
 
         place = address(root)
         with alone_at(setup_lock(root)):
-            if place == database(root):  # a server has done it when it started
+            if place == database(root):  # a server does it when it starts
                 follow_store(root)
             self.root = root
             self.client = MlflowClient(place, registry_uri=place)
-        self.parent = self.experiment = self.pipeline = ""
+        self.parent = ""
+        self.experiment = ""
+        self.pipeline = ""
         self.tags: dict[str, str] = {}
         self.children: dict[str, str] = {}
         self.cell: str | None = None
-        self.told_before = False
+        self.cell_is_logged = False
         self.followed: dict[str, Series] = {}
         self.pictures: Pictures | None = None
         self.unsent: list[tuple[str, Point]] = []
 
     def handle(self, event: Event) -> None:
-        """Write down one event."""
-        if self.told_before and event["event"] in ("begin", "made"):
+        """Log one event."""
+        # The outputs of a cell that an earlier run has logged are not logged again.
+        if self.cell_is_logged and event["event"] in ("begin", "made"):
             return
         getattr(self, f"on_{event['event']}")(event)
 
@@ -180,20 +184,24 @@ class Mirror:
         this_cell = matching(
             {"tags.mlflow.parentRunId": self.parent, "attributes.run_name": event["name"]}
         )
-        found = self.client.search_runs([self.experiment], this_cell, max_results=1)
-        self.told_before = bool(found) and found[0].info.status == "FINISHED"
-        own = {"mlflow.parentRunId": self.parent, "stage": "cell", "output": event["name"]}
-        self.cell = found[0].info.run_id if found else self._create(event["name"], event["at"], own)
-        if not self.told_before:
+        earlier = self.client.search_runs([self.experiment], this_cell, max_results=1)
+        if earlier:
+            self.cell = earlier[0].info.run_id
+            self.cell_is_logged = earlier[0].info.status == "FINISHED"
+        else:
+            own = {"mlflow.parentRunId": self.parent, "stage": "cell", "output": event["name"]}
+            self.cell = self._create(event["name"], event["at"], own)
+            self.cell_is_logged = False
+        if not self.cell_is_logged:
             self.client.update_run(self.cell, status="RUNNING")
             self._params(self.cell, event["params"])
 
     def on_cell_end(self, event: Event) -> None:
         assert self.cell is not None
-        if not self.told_before:
+        if not self.cell_is_logged:
             self.client.set_terminated(self.cell, event["status"], end_time=int(event["at"] * 1000))
         self.cell = None
-        self.told_before = False
+        self.cell_is_logged = False
         self.children = {}
 
     def on_begin(self, event: Event) -> None:
@@ -212,9 +220,9 @@ class Mirror:
         folder = Path(event["path"])
         manifest = json.loads((folder / "manifest.json").read_bytes())
         self.follow()
-        finals = {
-            key: value for series in self.followed.values() for key, value in series.final.items()
-        }
+        finals: dict[str, float] = {}
+        for series in self.followed.values():
+            finals |= series.final
         self.followed = {}
         self.pictures = None
         tags = {
@@ -234,16 +242,16 @@ class Mirror:
         }
         if self.cell is None:
             self._numbers(child, numbers)
+            # The run of the whole pipeline has the final values of the series too.
+            self._numbers(self.parent, _prefixed(event["name"], finals | numbers))
         else:
-            finals = {}  # are its own series
-        self._numbers(
-            self.cell or self.parent,
-            {f"{event['name']}.{key}": value for key, value in {**finals, **numbers}.items()},
-        )
+            # A cell has the series themselves.
+            self._numbers(self.cell, _prefixed(event["name"], numbers))
         self._inputs(child, manifest)
         for path in shown(folder, manifest):
             self.client.log_artifact(child, str(path), event["name"] if self.cell else None)
-            if path.suffix == ".png" and self.cell is None:  # side by side on the comparison page
+            if path.suffix == ".png" and self.cell is None:
+                # MLflow's comparison page then shows the runs' pictures side by side.
                 self.client.log_artifact(self.parent, str(path), event["name"])
         if self.cell is not None:
             return
@@ -269,14 +277,14 @@ class Mirror:
         self.client.set_terminated(self.parent, event["status"], end_time=int(event["at"] * 1000))
 
     def follow(self) -> None:
-        """Log what was added to the series and the pictures of the output in work. What MLflow does
-        not take is sent first next time.
+        """Log additions to the series and pictures of the output in progress. What MLflow does not
+        accept is sent first the next time.
         """
         for series in self.followed.values():
             self.unsent += [(self.following, point) for point in series.added()]
         self._send()
         for path in self.pictures.added() if self.pictures else ():
-            # It has become a file of the output, which is told of soon.
+            # It may have become a file of the finished output, which is logged soon.
             with contextlib.suppress(FileNotFoundError):
                 self.client.log_artifact(self.following, str(path))
 
@@ -284,22 +292,25 @@ class Mirror:
         from mlflow.entities import Metric
 
         while self.unsent:
-            run, batch = next(
-                itertools.groupby(self.unsent[:METRICS_AT_ONCE], operator.itemgetter(0))
-            )
-            points = [Metric(*point) for _, point in batch]
+            # A batch belongs to one run.
+            run, _ = self.unsent[0]
+            points = []
+            for of_run, point in self.unsent[:METRICS_AT_ONCE]:
+                if of_run != run:
+                    break
+                points.append(Metric(*point))
             self.client.log_batch(run, metrics=points)
             del self.unsent[: len(points)]
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        # Else its page opens on traces of language models.
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
+        # Otherwise its page opens on traces of language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         if "MLFLOW_TRACKING_URI" in os.environ:
             return self.client.create_experiment(name, tags=tags)
-        # Not through the server of `hdm serve`, which lets nobody choose where it writes.
+        # Not through the server of `hdm serve`, which does not let clients choose where it writes.
         from mlflow import MlflowClient
 
         return MlflowClient(database(self.root)).create_experiment(
@@ -309,19 +320,20 @@ class Mirror:
         )
 
     def _same_flow_run(self, own: dict[str, str]) -> str | None:
-        """A retried flow run goes on in the run that it began."""
+        """The run that this flow run began before it was retried; None if it is new."""
         this_run = matching(
             {"tags.prefect_flow_run": self.tags["prefect_flow_run"], "tags.stage": "all"}
         )
-        found = self.client.search_runs([self.experiment], this_run, max_results=1)
-        if not found:
+        runs = self.client.search_runs([self.experiment], this_run, max_results=1)
+        if not runs:
             return None
-        self.client.update_run(found[0].info.run_id, status="RUNNING")
-        self._tag(found[0].info.run_id, own)
-        return found[0].info.run_id
+        run_id = runs[0].info.run_id
+        self.client.update_run(run_id, status="RUNNING")
+        self._tag(run_id, own)
+        return run_id
 
     def _end_dead_runs(self) -> None:
-        """Runs that were killed with everything else cannot say so themselves."""
+        """Mark runs as killed that could not do so themselves because everything was killed."""
         for run in self.client.search_runs(
             [self.experiment], matching({"attributes.status": "RUNNING"})
         ):
@@ -345,15 +357,14 @@ class Mirror:
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _params(self, run: str, values: dict[str, Any]) -> None:
-        """Parameters that the run has not got yet: they cannot be logged twice with another
-        value.
-        """
+        """Log the parameters that the run does not have yet; MLflow refuses to change a value."""
         from mlflow.entities import Param
 
-        there = self.client.get_run(run).data.params
-        params = [
-            Param(key, plain(value)) for key, value in values.items() if key and key not in there
-        ]
+        logged = self.client.get_run(run).data.params
+        params = []
+        for key, value in values.items():
+            if key and key not in logged:
+                params.append(Param(key, plain(value)))
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
 
@@ -361,35 +372,26 @@ class Mirror:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            run,
-            metrics=[Metric(key, float(value), now, 0) for key, value in values.items()][
-                :METRICS_AT_ONCE
-            ],
-        )
+        metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
+        self.client.log_batch(run, metrics=metrics[:METRICS_AT_ONCE])
 
     def _inputs(self, run: str, manifest: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         context = [InputTag("mlflow.data.context", manifest["name"])]
-        found = []
+        inputs = []
         for name, digest in manifest["inputs"].items():
             folder = self.root / name / digest
             profile = json.dumps(counts(json.loads((folder / "manifest.json").read_bytes())))
-            found.append(
-                DatasetInput(
-                    Dataset(
-                        name, digest, "local", json.dumps({"uri": str(folder)}), profile=profile
-                    ),
-                    context,
-                )
-            )
-        if found:
-            self.client.log_inputs(run, found)
+            source = json.dumps({"uri": str(folder)})
+            dataset = Dataset(name, digest, "local", source, profile=profile)
+            inputs.append(DatasetInput(dataset, context))
+        if inputs:
+            self.client.log_inputs(run, inputs)
 
     def _register(self, run: str, manifest: dict[str, Any], folder: Path) -> None:
-        """A version of the model for each phase; the weights stay in the store, named by path, size
-        and sha256.
+        """Register a version of the model for a phase. The weights stay in the store and are listed
+        by path, size and sha256.
         """
         from mlflow.exceptions import RestException
 
@@ -407,30 +409,26 @@ class Mirror:
             "model/weights.json",
         )
         source = f"{self.client.get_run(run).info.artifact_uri}/model"
+        tags = {"digest": manifest["digest"], "folder": str(folder)}
         try:
-            version = self.client.create_model_version(
-                self.pipeline,
-                source,
-                run,
-                tags={"digest": manifest["digest"], "folder": str(folder)},
-            )
+            version = self.client.create_model_version(self.pipeline, source, run, tags=tags)
         except RestException:  # a server refuses sources outside its own artifacts
-            version = self.client.create_model_version(
-                self.pipeline,
-                f"runs:/{run}/model",
-                run,
-                tags={"digest": manifest["digest"], "folder": str(folder)},
-            )
+            source = f"runs:/{run}/model"
+            version = self.client.create_model_version(self.pipeline, source, run, tags=tags)
         self.client.set_registered_model_alias(self.pipeline, "newest", version.version)
 
 
 def made_by(provenance: dict[str, Any]) -> dict[str, str]:
-    """Code, libraries and machine as tags of a run; the commit also where MLflow's pages show
-    it.
+    """Code, libraries and machine as tags of a run; the commit also under the name that MLflow's
+    pages show.
     """
     tags = {name: plain(value) for name, value in flattened(provenance)}
     commit = tags.get("code.commit")
     return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
+
+
+def _prefixed(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}.{key}": value for key, value in values.items()}
 
 
 def matching(values: Mapping[str, str]) -> str:
@@ -449,7 +447,6 @@ def matching(values: Mapping[str, str]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A parameter's text, no longer than MLflow takes."""
-    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[
-        :PARAM_CHARS
-    ]
+    """A parameter's text, cut to the length that MLflow accepts."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text[:PARAM_CHARS]

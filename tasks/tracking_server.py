@@ -1,9 +1,9 @@
 """MLflow's server, reduced to tracking: `python -m tasks.tracking_server`.
 
-MLflow has no password, and more in it than experiments: an assistant that runs commands for whoever
-asks (with a model of the asker's choice), a gateway, jobs, webhooks. Whoever reaches the port could
-run commands as this user. Here only the paths of runs, models and their pages exist, artifacts stay
-in one folder, and only MLflow's own pages are answered.
+MLflow has no password and does more than track experiments: it has an assistant that runs commands
+for anyone (with a model of their choice), a gateway, jobs and webhooks. Anyone who reaches its port
+could run commands as this user. Here only the paths of runs, models and their pages exist,
+artifacts stay in one folder, and only requests of MLflow's own pages are answered.
 """
 
 from __future__ import annotations
@@ -23,22 +23,36 @@ from tasks.closed_doors import OwnPagesOnly
 from tasks.services import alone_at
 
 _OBJECTS = (
-    "artifacts", "datasets", "experiments", "get-trace-artifact", "logged-models", "metrics", "model-versions",
-    "mpu", "presigned", "registered-models", "runs", "server-info", "traces", "upload-artifact",
-    "gateway-proxy", "ui-telemetry",  # both off (`server_environment`); the pages of runs complain without them
-)  # fmt: skip
+    "artifacts",
+    "datasets",
+    "experiments",
+    "get-trace-artifact",
+    "logged-models",
+    "metrics",
+    "model-versions",
+    "mpu",
+    "presigned",
+    "registered-models",
+    "runs",
+    "server-info",
+    "traces",
+    "upload-artifact",
+    # These two are switched off (`server_environment`), but the pages of runs need their paths.
+    "gateway-proxy",
+    "ui-telemetry",
+)
 _PAGES = (
     r"|health|version|graphql|get-artifact|model-versions/get-artifact|(?:static-files|build)/.*"
 )
+# A list of allowed paths, so that whatever a later MLflow adds is closed too.
 TRACKING = re.compile(
     rf"/(?:{_PAGES}|(?:ajax-)?api/[23]\.0/?mlflow(?:-artifacts)?/(?:{'|'.join(_OBJECTS)})(?:/.*)?)",
     re.DOTALL,
 )
-"""The paths that exist, so that what a later MLflow adds is closed too."""
 
 
 class TrackingOnly:
-    """Knows no path but those of MLflow's tracking and of its pages."""
+    """Answers only the paths of MLflow's tracking and of its pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -51,7 +65,7 @@ class TrackingOnly:
 
 
 def _mlflow(database: str, artifacts: str, lock: Path) -> ASGIApp:
-    """MLflow's application, set up as `mlflow server` does it."""
+    """MLflow's application, configured as by `mlflow server`."""
     from mlflow.server import constants
 
     os.environ |= {
@@ -70,18 +84,18 @@ def _mlflow(database: str, artifacts: str, lock: Path) -> ASGIApp:
 
 
 def main() -> None:
-    """Serve on a socket that the process which started this one has opened."""
+    """Serve on a socket that the parent process has opened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--page", action="append", required=True)
     parser.add_argument("--database", required=True)
     parser.add_argument("--artifacts", required=True)
     parser.add_argument("--lock", type=Path, required=True)
-    asked = parser.parse_args()
-    mlflow = _mlflow(asked.database, asked.artifacts, asked.lock)
-    app = OwnPagesOnly(TrackingOnly(mlflow), asked.page)
+    options = parser.parse_args()
+    mlflow = _mlflow(options.database, options.artifacts, options.lock)
+    app = OwnPagesOnly(TrackingOnly(mlflow), options.page)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
-    asyncio.run(server.serve([socket.socket(fileno=asked.socket)]))
+    asyncio.run(server.serve([socket.socket(fileno=options.socket)]))
 
 
 if __name__ == "__main__":
