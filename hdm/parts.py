@@ -15,6 +15,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -311,15 +312,25 @@ _here: _Here | None = None
 
 
 def _begin_process(step: Step[Any, Any], over: _Event) -> None:
-    import torch  # seconds, which the process that asks need not spend
-
     global _here
     # The process that asks has it too, and sets `over`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_in_time, args=(over,), name="end-in-time", daemon=True).start()
-    torch.set_num_threads(1)  # as the stages compute: sums are rounded by how many there are
+    _compute_with_one_thread()
     stack = ExitStack()
     _here = _Here(step, stack.enter_context(step.open()), over, stack)
+
+
+def _compute_with_one_thread() -> None:
+    """As the stages compute: sums are rounded by how many threads there are.
+
+    Importing torch takes 2 s, and many steps do without it: it reads the variable if it comes.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def _end_in_time(over: _Event) -> None:
