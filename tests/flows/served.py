@@ -95,7 +95,12 @@ def until(what: Callable[[], object], seconds: float = WAIT_SEC) -> None:
 
 def environment(root: Path) -> dict[str, str]:
     """What a user's shell holds, and this store."""
-    ours = {"HDM_STORE": str(root), "PYTHONPATH": str(PROJECT), "HDM_TRACKING": "off"}
+    ours = {
+        "HDM_STORE": str(root),
+        "PYTHONPATH": str(PROJECT),
+        "HDM_TRACKING": "off",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # for new runs; else tests wait up to 10 s for each
+    }
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     return {**kept, **ours}
 
