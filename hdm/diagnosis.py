@@ -82,8 +82,8 @@ def torch_pair() -> Check:
             False,
             f"torch and torchvision do not fit together: {str(error).splitlines()[0]}",
             "install both from the same place: pip install --force-reinstall -c constraints.txt"
-            " torch torchvision (or, for your own build of torch, the torchvision from the index that it"
-            " came from)",
+            " torch torchvision (or, for your own build of torch, the torchvision from the index"
+            " that it came from)",
         )
     return Check("torch", True, f"torch {torch.__version__}, torchvision {torchvision.__version__}")
 

@@ -83,8 +83,8 @@ class StageWork:
     """What is done in a stage.
 
     Args:
-        outputs: the steps of a pipeline in this stage, each after its inputs, given the names of the
-            outputs before it; none where the pipeline has no use for the stage.
+        outputs: the steps of a pipeline in this stage, each after its inputs, given the names of
+            the outputs before it; none where the pipeline has no use for the stage.
         preflight: what of the settings cannot work, given the outputs that the stages before have
             made already.
     """

@@ -347,8 +347,8 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
 
 
 def added_deployments() -> list[dict[str, Any]]:
-    """Deployments of the stages that other packages add, as Prefect's files word them; those of this
-    package stand in pipelines.yaml.
+    """Deployments of the stages that other packages add, as Prefect's files word them; those of
+    this package stand in pipelines.yaml.
     """
     return [
         {

@@ -12,8 +12,8 @@ from hdm.settings import Settings, runtime, since
 
 class TopFraction(Settings):
     by: str = "aesthetic"
-    """The score that ranks: aesthetic, clip_similarity, sharpness, noise (the least is the best), or
-    a registered criterion's.
+    """The score that ranks: aesthetic, clip_similarity, sharpness, noise (the least is the best),
+    or a registered criterion's.
     """
     keep: values.PositiveShare = 1.0
 

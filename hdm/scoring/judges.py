@@ -45,7 +45,7 @@ class Asker(Protocol):
     """Writes prompts."""
 
     def identify(self) -> Mapping[str, Any]:
-        """What the prompts, and a judge's answers, depend on: a version, hashes of files. Plain JSON values."""
+        """What the prompts and a judge's answers depend on (versions, hashes of files), in JSON."""
 
     def prompt_sets(self, num_images: int, seed: int) -> Sequence[PromptSet]:
         """Its sets of prompts, the most telling first; a judge's have `asked`.

@@ -1,4 +1,4 @@
-"""What is trained, averaged, checkpointed and written: a whole model, or a part such as an adapter."""
+"""What is trained, averaged, checkpointed and written: a whole model, or a part like an adapter."""
 
 from __future__ import annotations
 
