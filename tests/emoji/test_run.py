@@ -19,6 +19,8 @@ from hdm.pipelines import load_pipeline
 from hdm.scoring.metrics import read_finding
 from hdm.stages import run
 from hdm.store import Store
+from hdm.training import phase
+from tests.training.here import train_here
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 IMAGES, TAEF2 = DATA / "emoji" / "noto128" / "images", DATA / "autoencoder" / "taesd"
@@ -28,7 +30,10 @@ pytestmark = pytest.mark.skipif(
 ASKED = 3
 
 
-def test_a_short_run_ends_with_a_page_to_choose_names_on(tmp_path: Path) -> None:
+def test_a_short_run_ends_with_a_page_to_choose_names_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phase, "run_training", train_here)
     settings = {
         "download.source": IMAGES,
         "download.max_items": 48,

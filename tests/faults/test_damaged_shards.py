@@ -17,8 +17,10 @@ from hdm.errors import DamagedError
 from hdm.pipelines import load_pipeline
 from hdm.stages import run
 from hdm.store import Output, Store
+from hdm.training import phase
 from hdm.training.state.position import BLOCK_IMAGES
 from tests.faults.kill_anywhere import contents
+from tests.training.here import train_here
 
 TRAIN, LATENTS = "train.48px", "encode.48px"
 BATCH_SIZE = 4
@@ -90,13 +92,16 @@ def made_by(pipeline: Pipeline, store: Path) -> list[str]:
     ]
 
 
-def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline, whole, store = (
         load_pipeline("demo", SETTINGS),
         tmp_path / "undisturbed",
         tmp_path / "store",
     )
     made = {one.output.name: one.output for one in run(pipeline, Store(whole), stop_after=TRAIN)}
+    monkeypatch.setattr(phase, "run_training", train_here)
     shutil.copytree(whole, store, ignore=shutil.ignore_patterns("train.*"))
     # Token ids are read before the first step, latents as they come up, captions for the pictures
     # that are shown after the last one.
