@@ -1,15 +1,20 @@
 """Sizes and variants of the XUT denoiser: plain data, so that configuration and benches need no
 torch.
+
+The configuration of another denoiser is a subclass with a `kind` of its own, which an entry point
+of the group `hdm.denoisers` names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from hdm.errors import ConfigError
+from hdm.extensions import DENOISERS, extensions
 from hdm.values import Blocks, Few, PositiveBlocks, Width, Within
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -58,6 +63,8 @@ class XUTConfig:
 
     # Read by pydantic where a configuration holds this.
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    kind: ClassVar[str] = "xut"
 
     width: Width = 1024
     num_heads: Few = 16
@@ -162,21 +169,44 @@ class XUTConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, with the kind of any other denoiser than XUT."""
+        kind = {} if self.kind == XUTConfig.kind else {"kind": self.kind}
+        return {**kind, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> XUTConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> XUTConfig:
         """The configuration that `to_dict` gave; what another program wrote is held to the same
         bounds.
 
         Raises:
-            ConfigError: unknown fields, or values that no model can have.
+            ConfigError: an unknown kind or unknown fields, or values that no model can have.
         """
+        own = {name: value for name, value in values.items() if name != "kind"}
+        return _class_of(values.get("kind", XUTConfig.kind))._of_fields(own)
+
+    @classmethod
+    def _of_fields(cls, values: Mapping[str, Any]) -> XUTConfig:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
-            raise ConfigError(f"unknown XUT fields {unknown}")
+            raise ConfigError(f"unknown {cls.kind.upper()} fields {unknown}")
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ConfigError(f"no XUT can be like that: {'; '.join(problems)}") from error
+            raise ConfigError(
+                f"no {cls.kind.upper()} can be like that: {'; '.join(problems)}"
+            ) from error
+
+
+def _class_of(kind: str) -> type[XUTConfig]:
+    if kind == XUTConfig.kind:
+        return XUTConfig
+    added = {config.kind: config for config in extensions(DENOISERS).values()}
+    if kind not in added:
+        raise ConfigError(
+            f"no installed package adds a denoiser of kind {kind!r}",
+            where="train.model.kind",
+            do=f"use one of {', '.join((XUTConfig.kind, *added))}",
+        )
+    config: type[XUTConfig] = added[kind]
+    return config

@@ -16,6 +16,8 @@ from hdm.errors import ConfigError
 
 STAGES = "hdm.stages"
 """Each names a `hdm.stage_work.AddedStage`."""
+DENOISERS = "hdm.denoisers"
+"""Each names the class of a configuration, whose module registers the denoiser."""
 MODULES = "hdm.extensions"
 """Each names a module that registers criteria, metrics, judges or sets of prompts."""
 

@@ -21,6 +21,7 @@ import diffusers
 import torch
 from safetensors.torch import save_file
 
+from hdm.architecture import XUTConfig
 from hdm.diffusers_pipeline.denoiser import XUTTransformer
 from hdm.diffusers_pipeline.pipeline import HDMPipeline
 from hdm.errors import InputError
@@ -66,6 +67,11 @@ def write_folder(out: Path, model: StoredModel, components: Resolved) -> None:
     if out.exists():
         raise InputError(
             "is there already", where=out, do="name another folder, or remove it first"
+        )
+    if type(model.card.config) is not XUTConfig:
+        raise InputError(
+            f"a diffusers folder holds an XUT, and this is a denoiser of kind {model.card.config.kind}",
+            do="`hdm weights export --out FILE` writes the weights alone",
         )
     _check_trained_with(model, components)
     index = _index(model, components)

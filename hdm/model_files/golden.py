@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hdm.errors import InputError
 from hdm.model_files.weights import PREFIX, read_weights
-from hdm.models.xut import XUT
+from hdm.models.denoiser import Denoiser
 
 LIMIT = 1e-5
 _GRADIENTS = ("out.loss", "out.grad_x")
@@ -87,7 +87,7 @@ def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float
 
 
 class _Golden:
-    def __init__(self, model: XUT, golden: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: Denoiser, golden: Mapping[str, Tensor]) -> None:
         self.model = model
         self.golden = golden
         self.outputs: dict[str, Callable[[], Tensor]] = {

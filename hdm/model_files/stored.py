@@ -7,7 +7,7 @@ from typing import Literal
 
 from hdm.model_files.card import ModelCard
 from hdm.model_files.weights import Weights
-from hdm.models.xut import XUT
+from hdm.models.denoiser import Denoiser
 
 Kind = Literal["trained", "diffusers", "checkpoint", "file"]
 """What training wrote, a diffusers folder, a Lightning checkpoint, a bare weights file."""
@@ -21,6 +21,6 @@ class StoredModel:
     card: ModelCard
     kind: Kind = "file"
 
-    def denoiser(self) -> XUT:
+    def denoiser(self) -> Denoiser:
         """The model in float32 on the CPU, with its parameters ready to be trained."""
         return self.weights.model()

@@ -23,8 +23,9 @@ from hdm.errors import InputError
 from hdm.files import written_aside
 from hdm.model_files.published import RATE, TREAD, from_published, to_published
 from hdm.model_files.tensors import open_tensors
+from hdm.models.building import build_denoiser
+from hdm.models.denoiser import Denoiser
 from hdm.models.tread import num_kept
-from hdm.models.xut import XUT
 
 PREFIX = "unet.model."
 
@@ -45,7 +46,7 @@ class Weights:
     said: Mapping[str, Any] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
-    def model(self) -> XUT:
+    def model(self) -> Denoiser:
         """The model in float32."""
         model = _empty(self.config)
         model.load_state_dict(
@@ -206,6 +207,6 @@ def _said(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     return said
 
 
-def _empty(config: XUTConfig) -> XUT:
+def _empty(config: XUTConfig) -> Denoiser:
     with torch.device("meta"):
-        return XUT(config)
+        return build_denoiser(config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hdm.acquisition.sites import served_set
+from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.models.components import resolve
@@ -378,6 +379,11 @@ class _Planner:
             assumptions.append(
                 "sharded: the time in which cards send each other weights is not counted, nor is"
                 " memory measured"
+            )
+        if type(self.train.model) is not XUTConfig:
+            assumptions.append(
+                "the denoiser is no XUT: its work and activations are counted as an XUT's of the"
+                " same sizes"
             )
         if self.train.compile:
             assumptions.append("memory as without compile, which takes less")

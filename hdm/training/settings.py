@@ -6,7 +6,14 @@ import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from hdm import values
 from hdm.architecture import XUTConfig
@@ -145,8 +152,18 @@ class Start(Settings):
         return self
 
 
+def _read_model(value: Any, read_xut: ValidatorFunctionWrapHandler) -> Any:
+    """Of another kind than XUT by its own class; pydantic names the field of an XUT's faults."""
+    if not isinstance(value, Mapping) or "kind" not in value:
+        return value if isinstance(value, XUTConfig) else read_xut(value)
+    return XUTConfig.from_dict(value)
+
+
 class TrainSettings(Settings):
-    model: XUTConfig = XUTConfig()
+    model: Annotated[XUTConfig, WrapValidator(_read_model), PlainSerializer(XUTConfig.to_dict)] = (
+        XUTConfig()
+    )
+    """An XUT; another denoiser where `kind` names one that an installed package adds."""
     phases: tuple[Phase, ...] = Field((), max_length=16)
     start: Start | None = since("0.2.0", None)
     """Weights to start from, as {weights: models/imported} or {pipeline: NAME, phase: 256px}; None:

@@ -57,11 +57,11 @@ def parameters(config: XUTConfig) -> Parameters:
     """Counted on the model itself, made without memory."""
     import torch
 
-    from hdm.models.xut import XUT
+    from hdm.models.building import build_denoiser
     from hdm.training.state.optimizers import is_muon
 
     with torch.device("meta"):
-        model = XUT(config)
+        model = build_denoiser(config)
     named = list(model.named_parameters())
     total = sum(value.numel() for _, value in named)
     blocks = [_num_parameters(block) for block in model.blocks()]
