@@ -17,37 +17,17 @@ from hdm.errors import ConfigError
 from hdm.extensions import DENOISERS, extensions
 from hdm.values import Blocks, Few, PositiveBlocks, Width, Within
 
+_PRESET_FIELDS = (
+    *("width", "num_heads", "head_size", "mlp_width", "text_width"),
+    *("depth", "enc_blocks", "dec_blocks"),
+)
+_PRESET_SIZES = {
+    "small": (896, 14, 64, 3072, 640, 4, 1, 2),
+    "base": (1024, 16, 64, 3072, 1024, 4, 1, 3),
+    "large": (1280, 10, 128, 4096, 1152, 4, 1, 3),
+}
 PRESETS: dict[str, dict[str, int]] = {
-    "small": dict(
-        width=896,
-        num_heads=14,
-        head_size=64,
-        mlp_width=3072,
-        text_width=640,
-        depth=4,
-        enc_blocks=1,
-        dec_blocks=2,
-    ),
-    "base": dict(
-        width=1024,
-        num_heads=16,
-        head_size=64,
-        mlp_width=3072,
-        text_width=1024,
-        depth=4,
-        enc_blocks=1,
-        dec_blocks=3,
-    ),
-    "large": dict(
-        width=1280,
-        num_heads=10,
-        head_size=128,
-        mlp_width=4096,
-        text_width=1152,
-        depth=4,
-        enc_blocks=1,
-        dec_blocks=3,
-    ),
+    name: dict(zip(_PRESET_FIELDS, sizes, strict=True)) for name, sizes in _PRESET_SIZES.items()
 }
 
 

@@ -95,12 +95,33 @@ def no_coca() -> ConfigError:
     )
 
 
-class CoCa(Maker):
-    """Captions by the contrastive model; the first of several is decoded greedily, the others are
-    sampled.
+class Describing(Maker):
+    """Captions by a model that looks at the picture; the first of several is decoded greedily, the
+    others are sampled.
     """
 
     looks = True
+
+    def captions(self, items: Sequence[Item]) -> list[list[str]]:
+        pictures = [item.pixels for item in items if item.pixels is not None]
+        more = self.settings.count - 1
+        results = []
+        for item, picture, caption in zip(items, pictures, self.greedy(pictures), strict=True):
+            sampled = self.sampled(item.key, picture, more) if more else []
+            results.append([caption, *sampled])
+        return results
+
+    @abstractmethod
+    def greedy(self, pictures: list[np.ndarray]) -> list[str]:
+        """The best caption of each picture, (H, W, 3) uint8."""
+
+    @abstractmethod
+    def sampled(self, key: Key, picture: np.ndarray, count: int) -> list[str]:
+        """Further captions of one picture. They depend on its key alone."""
+
+
+class CoCa(Describing):
+    """Captions by the contrastive model."""
 
     def __init__(self, settings: CaptionMaker, contrastive: Contrastive) -> None:
         super().__init__(settings)
@@ -108,22 +129,14 @@ class CoCa(Maker):
             raise no_coca()
         self.contrastive = contrastive
 
-    def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        pictures = [item.pixels for item in items if item.pixels is not None]
-        greedy = self.contrastive.caption(pictures, self.settings.max_tokens)
-        results = []
-        for item, picture, caption in zip(items, pictures, greedy, strict=True):
-            results.append([caption, *self._sample(item.key, picture)])
-        return results
+    def greedy(self, pictures: list[np.ndarray]) -> list[str]:
+        return self.contrastive.caption(pictures, self.settings.max_tokens)
 
-    def _sample(self, key: Key, picture: np.ndarray) -> list[str]:
-        more = self.settings.count - 1
-        if not more:
-            return []
+    def sampled(self, key: Key, picture: np.ndarray, count: int) -> list[str]:
         # One picture at a time, so that its captions do not depend on its batch.
         generator = torch.Generator().manual_seed(caption_seed(key))
         return self.contrastive.caption(
-            [picture] * more, self.settings.max_tokens, self.settings.temperature, generator
+            [picture] * count, self.settings.max_tokens, self.settings.temperature, generator
         )
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from hdm.captioning.makers import Item, Maker, caption_seed
+from hdm.captioning.makers import Describing, caption_seed
 from hdm.captioning.settings import CaptionMaker
 from hdm.errors import Refusal
 from hdm.keys import Key
@@ -21,9 +21,8 @@ from hdm.models.components import locate
 DEFAULT_INSTRUCTION = "Describe the picture in one sentence."
 
 
-class VisionLanguage(Maker):
-    """Captions by a transformers model; the first of several is decoded greedily, the others are
-    sampled.
+class VisionLanguage(Describing):
+    """Captions by a transformers model.
 
     Args:
         settings: `prompt` is the instruction; None: "Describe the picture in one sentence." for
@@ -35,8 +34,6 @@ class VisionLanguage(Maker):
     Raises:
         InputError: the model is missing, or is not an image-text-to-text model.
     """
-
-    looks = True
 
     def __init__(self, settings: CaptionMaker, reference: str, device: str = "cpu") -> None:
         super().__init__(settings)
@@ -58,17 +55,10 @@ class VisionLanguage(Maker):
         self.lock = threading.RLock()
         self.text = self._instruction()
 
-    def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        pictures = [Image.fromarray(item.pixels) for item in items if item.pixels is not None]
-        results = []
-        for item, picture, caption in zip(items, pictures, self._generate(pictures), strict=True):
-            results.append([caption, *self._sample(item.key, picture)])
-        return results
+    def greedy(self, pictures: list[np.ndarray]) -> list[str]:
+        return self._generate(pictures)
 
-    def _sample(self, key: Key, picture: Image.Image) -> list[str]:
-        more = self.settings.count - 1
-        if not more:
-            return []
+    def sampled(self, key: Key, picture: np.ndarray, count: int) -> list[str]:
         # transformers samples with torch's global generator, which others use too.
         with self.lock, torch.random.fork_rng():
             torch.manual_seed(caption_seed(key))
@@ -77,7 +67,7 @@ class VisionLanguage(Maker):
                 do_sample=True,
                 temperature=self.settings.temperature,
                 top_k=0,
-                num_return_sequences=more,
+                num_return_sequences=count,
             )
 
     def _instruction(self) -> str | None:
@@ -91,11 +81,12 @@ class VisionLanguage(Maker):
 
     @torch.inference_mode()
     def _generate(
-        self, pictures: list[Image.Image], do_sample: bool = False, **options: Any
+        self, pictures: list[np.ndarray], do_sample: bool = False, **options: Any
     ) -> list[str]:
         prompts = {} if self.text is None else {"text": [self.text] * len(pictures)}
         with self.lock:
-            inputs = self.processor(images=pictures, return_tensors="pt", padding=True, **prompts)
+            images = [Image.fromarray(pixels) for pixels in pictures]
+            inputs = self.processor(images=images, return_tensors="pt", padding=True, **prompts)
         inputs = inputs.to(self.model.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of defaults in models' own generation settings
