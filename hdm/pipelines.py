@@ -160,9 +160,6 @@ class _Places:
             node = node[step]
         return f"{self.path}:{line}" if line else None
 
-    def find_section(self, location: tuple[str | int, ...]) -> str | None:
-        return None
-
     def __str__(self) -> str:
         return str(self.path)
 
@@ -175,13 +172,10 @@ class _Source:
         self.keys = keys
 
     def find(self, location: tuple[str | int, ...]) -> str | None:
+        """The value, a part of it, or a section that it is in: errors may name any of them."""
         named = tuple(str(step) for step in location)
-        return str(self) if named[: len(self.keys)] == self.keys else None
-
-    def find_section(self, location: tuple[str | int, ...]) -> str | None:
-        """As `find`, where the error names the section that the value would be in."""
-        named = tuple(str(step) for step in location)
-        return str(self) if named and named == self.keys[: len(named)] else None
+        common = min(len(named), len(self.keys))
+        return str(self) if named and named[:common] == self.keys[:common] else None
 
     def __str__(self) -> str:
         return f"{self.origin} {'.'.join(self.keys)}"
@@ -356,7 +350,7 @@ def _refuse_secrets(
 def _place(location: tuple[str | int, ...], layers: list[_Layer]) -> str | None:
     """Where the value came from that won: file and line, or the option or variable."""
     places = [layer.places for layer in reversed(layers)]
-    found = (place.find(location) or place.find_section(location) for place in places)
+    found = (place.find(location) for place in places)
     return next(filter(None, found), None)
 
 
