@@ -173,13 +173,17 @@ def image_encoder(reference: str) -> ImageEncoder | None:
     Raises:
         InputError: it is not on this machine, and its sizes are not known here.
     """
-    return _sizes(reference, "config.json", PUBLISHED_AUTOENCODERS, of_autoencoder_config)
+    return _sizes(reference, "config.json", PUBLISHED_AUTOENCODERS, _kl_encoder)
 
 
-def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder | None:
-    """From diffusers' configuration, as a dictionary."""
+def _kl_encoder(config: dict[str, Any]) -> ImageEncoder | None:
     if config.get("_class_name") not in ("AutoencoderKL", "AutoencoderKLFlux2"):
         return None
+    return of_autoencoder_config(config)
+
+
+def of_autoencoder_config(config: dict[str, Any]) -> ImageEncoder:
+    """From diffusers' configuration of such a class, as a dictionary."""
     return ImageEncoder(
         channels=tuple(config["block_out_channels"]),
         blocks=config["layers_per_block"],
