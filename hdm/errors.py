@@ -76,8 +76,10 @@ class Refusal:
     """A context that turns what a library raises into an InputError that ends with its words.
 
     Args:
-        kinds: of exceptions; others pass.
-        what, where, do: of the InputError.
+        *kinds: of exceptions; others pass.
+        what: of the InputError, the library's words after it.
+        where: of the InputError.
+        do: of the InputError.
     """
 
     def __init__(self, *kinds: type[Exception], what: str, where: object, do: str) -> None:
