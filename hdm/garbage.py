@@ -139,10 +139,13 @@ def garbage(store: Store, needed: Needs, days: float) -> list[Garbage]:
         needed: by pipelines.yaml.
         days: for how long after its last use an output is needed anyway.
     """
-    folders = [
-        path for path in sorted(store.root.glob("*/*")) if path.is_dir() and _is_output(path)
-    ]
-    busy = {folder for folder in folders if _busy(folder)}
+    folders = []
+    busy = set()
+    for path in sorted(store.root.glob("*/*")):
+        if path.is_dir() and _is_output(path):
+            folders.append(path)
+            if _busy(path):
+                busy.add(path)
     kept = _kept(store, folders, busy, needed, time.time() - days * DAY_SEC)
     removable: list[Garbage] = []
     for folder in folders:
@@ -183,13 +186,14 @@ def _kept(
     store: Store, folders: list[Path], busy: set[Path], needed: Needs, since: float
 ) -> set[Path]:
     """The outputs that are needed, and those that they were made from."""
-    by_name = {(folder.parent.name, folder.name): folder for folder in folders}
-    asked = needed.outputs | _of_living_runs(store, busy)
-    waiting = [
-        folder
-        for name, folder in by_name.items()
-        if name in asked or folder in busy or last_used(folder) >= since
-    ]
+    wanted = needed.outputs | _of_living_runs(store, busy)
+    by_name = {}
+    waiting = []
+    for folder in folders:
+        name = (folder.parent.name, folder.name)
+        by_name[name] = folder
+        if name in wanted or folder in busy or last_used(folder) >= since:
+            waiting.append(folder)
     kept: set[Path] = set()
     while waiting:
         folder = waiting.pop()
@@ -197,22 +201,24 @@ def _kept(
             continue
         kept.add(folder)
         with contextlib.suppress(FileNotFoundError, HdmError):
-            inputs = read_at_home(folder).inputs
-            names = [(name.rpartition("/")[2], digest) for name, digest in inputs.items()]
-            waiting += [by_name[name] for name in names if name in by_name]
+            for input_name, digest in read_at_home(folder).inputs.items():
+                _, _, output_name = input_name.rpartition("/")
+                source = by_name.get((output_name, digest))
+                if source is not None:
+                    waiting.append(source)
     return kept
 
 
 def _of_living_runs(store: Store, busy: set[Path]) -> set[tuple[str, str]]:
-    """What the runs that work on these outputs asked for: an evaluation reads outputs that nobody
-    used in the weeks of training before it.
+    """All outputs of the runs that work on these: an evaluation reads outputs that nobody used in
+    the weeks of training before it.
     """
-    asked: set[tuple[str, str]] = set()
+    wanted: set[tuple[str, str]] = set()
     for run in last_runs(store.root):
         outputs = {(name, digest) for name, digest in run.outputs.items() if digest is not None}
         if any((folder.parent.name, folder.name) in outputs for folder in busy):
-            asked |= outputs
-    return asked
+            wanted |= outputs
+    return wanted
 
 
 def last_used(folder: Path) -> float:
@@ -237,7 +243,7 @@ def _leftovers(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _garbage(path: Path, output: Path, why: str) -> list[Garbage]:
-    """It, unless it was removed just now."""
+    """The garbage at a path, unless it was removed just now."""
     states = _states([path, *_all_in(path)])
     if not states:
         return []
@@ -246,7 +252,7 @@ def _garbage(path: Path, output: Path, why: str) -> list[Garbage]:
 
 
 def _all_in(path: Path) -> list[Path]:
-    """All that a folder holds; nothing of a file or a link."""
+    """All files and folders in a folder; none for a file or a link."""
     paths: list[Path] = []
     if not path.is_symlink():
         for place, folders, files in os.walk(path):
@@ -255,7 +261,7 @@ def _all_in(path: Path) -> list[Path]:
 
 
 def _states(paths: Iterable[Path]) -> list[os.stat_result]:
-    """Of what is still there: runs rename and remove files meanwhile."""
+    """The states of paths that still exist: runs rename and remove files meanwhile."""
     states = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -264,7 +270,7 @@ def _states(paths: Iterable[Path]) -> list[os.stat_result]:
 
 
 def discard(one: Garbage) -> None:
-    """Remove it, unless it is gone, or somebody has begun to use it since it was listed.
+    """Remove it, unless it is gone already or was used after it was listed.
 
     Raises:
         LockedError: a process works on it or reads it, or did in the meantime.

@@ -1,5 +1,4 @@
-"""The last run of each pipeline: which outputs it asked for, and so how far it is and which model
-is the newest.
+"""The last run of each pipeline: the outputs that it makes, its progress, and the newest model.
 
 <store>/.pipelines/NAME.json                     written when a run of the pipeline begins
 <HDM_STATE>/.pipelines/<store's hash>/NAME.json  the same, where HDM_STATE is set
@@ -33,7 +32,7 @@ MISSING = "to do"
 
 @dataclass(frozen=True)
 class LastRun:
-    """What the last run of a pipeline asked for.
+    """The last run of a pipeline, as recorded when it began.
 
     Args:
         started: seconds since 1970.
@@ -55,12 +54,12 @@ READER = TypeAdapter(LastRun)
 
 
 def remember(root: Path, run: LastRun) -> None:
-    """Write down that this run begins."""
+    """Record that this run begins."""
     write_json(_records(root) / f"{run.pipeline}.json", asdict(run))
 
 
 def _records(root: Path) -> Path:
-    """Where this user's runs write."""
+    """The folder for the records of this user's runs."""
     state = state_root(root)
     if state == root.resolve():
         return root / FOLDER
@@ -97,16 +96,17 @@ def _progress(folder: Path) -> str:
 
 
 def trained_last(root: Path, run: LastRun) -> str | None:
-    """The last finished training phase of a pipeline, as `train.64px/DIGEST`: of its last run, else
-    of one before.
+    """The last finished training phase of a pipeline's last run, or else of an earlier one, as
+    `train.64px/DIGEST`.
     """
-    done = [
-        f"{name}/{run.outputs[name]}"
-        for name, state in progress(root, run).items()
-        if name.startswith("train.") and state == FINISHED
-    ]
-    before = run.trained if run.trained and (root / run.trained / MANIFEST).exists() else None
-    return done[-1] if done else before
+    newest = None
+    # An earlier run's training may have been removed from the store since.
+    if run.trained and (root / run.trained / MANIFEST).exists():
+        newest = run.trained
+    for name, state in progress(root, run).items():
+        if name.startswith("train.") and state == FINISHED:
+            newest = f"{name}/{run.outputs[name]}"
+    return newest
 
 
 def newest_model(root: Path, pipeline: str | None = None) -> tuple[Path, Mapping[str, str]]:
@@ -114,7 +114,7 @@ def newest_model(root: Path, pipeline: str | None = None) -> tuple[Path, Mapping
     this machine.
 
     Args:
-        pipeline: whose; None: of whichever ran last, or of any where no run has been written down.
+        pipeline: its name; None: the pipeline that ran last, or any training if no run is recorded.
 
     Raises:
         InputError: there is none.

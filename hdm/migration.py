@@ -85,10 +85,10 @@ def verdicts(
 
     def judge(output: Output) -> Verdict:
         if output.digest not in found:
-            sources = [
-                by_digest[digest] for digest in output.inputs.values() if digest in by_digest
-            ]
-            inputs = {source.digest: judge(source) for source in sources}
+            inputs = {}
+            for digest in output.inputs.values():
+                if digest in by_digest:
+                    inputs[digest] = judge(by_digest[digest])
             found[output.digest] = _judged(output, inputs, unchanged)
         return found[output.digest]
 
@@ -98,8 +98,7 @@ def verdicts(
 
 
 def adopt(store: Store, verdict: Verdict) -> Output:
-    """Make an output's files this version's output of another digest; those of the earlier one
-    stay.
+    """Link an output's files into the output of this version's digest; the earlier one stays.
 
     Raises:
         DamagedError: a file is not what was written; nothing is adopted.
@@ -158,7 +157,7 @@ def _judged(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same bytes at another place: a second name for them where the file system has such."""
+    """Give a file a second name; copy it if the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

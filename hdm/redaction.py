@@ -39,21 +39,28 @@ _known: dict[str, str] = {}
 
 
 def remember(secret: str, name: str) -> None:
-    """Hide a secret from now on, wherever this process shows text: `name` stands in its place."""
+    """From now on, replace a secret by `name` wherever this process shows text."""
     for part in _parts_of_address(secret):
-        _known.update({form: HIDDEN for form in (part, unquote(part)) if _hides(form)})
+        for form in (part, unquote(part)):
+            if _hides(form):
+                _known[form] = HIDDEN
     if _hides(secret):
         _known[secret] = name
 
 
 def _parts_of_address(secret: str) -> list[str]:
-    """Password and values of the query, where the secret is an address that has them."""
+    """Password, query and the query's values, if the secret is an address."""
     try:
         address = urlsplit(secret)
-        values = [part.partition("=")[2] for part in address.query.split("&")]
-        return [address.password or "", address.query, *values] if address.netloc else []
     except ValueError:
         return []
+    if not address.netloc:
+        return []
+    parts = [address.password or "", address.query]
+    for field in address.query.split("&"):
+        _, _, value = field.partition("=")
+        parts.append(value)
+    return parts
 
 
 def holds_secret(text: str) -> bool:
@@ -71,13 +78,13 @@ def redacted(text: str) -> str:
 
 
 def _of_environment() -> list[str]:
-    found = [
-        value
-        for name, value in os.environ.items()
-        if _VARIABLE.fullmatch(name) and not REFERENCE.fullmatch(value)
-    ]
-    after_name = [value.partition(":")[2] for value in found]  # NAME:PASSWORD
-    return [value for value in (*found, *after_name) if _hides(value)]
+    """Secrets in variables of the environment; of NAME:PASSWORD also the password alone."""
+    secrets = []
+    for name, value in os.environ.items():
+        if _VARIABLE.fullmatch(name) and not REFERENCE.fullmatch(value):
+            _, _, password = value.partition(":")
+            secrets += [value, password]
+    return [secret for secret in secrets if _hides(secret)]
 
 
 def redacted_value(value: Any) -> Any:
