@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 OTHERS = (
@@ -60,6 +61,11 @@ os.environ |= {
 # A shell ignores SIGINT in what it starts in the background, and children inherit that: tests of
 # Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# On a busy machine an example takes any time, and so does making one.
+hypothesis.settings.register_profile(
+    "any_speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any_speed")
 
 
 LONGEST_FIRST = (

@@ -47,7 +47,7 @@ def test_long_text_is_cut_between_words_where_it_can_be():
     assert normal_caption("a cat", max_chars=5) == "a cat"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=120))
 def test_any_text_comes_back_from_parquet_as_written_and_is_not_changed_twice(
     tmp_path_factory, text

@@ -212,7 +212,7 @@ def naive_copies(near: Callable[[int, int], bool], order: list[int], fit: np.nda
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 40), links=st.integers(0, 60))
 def test_each_copy_joins_the_best_kept_picture_that_it_is_near_to(seed, count, links):
     rng = np.random.default_rng(seed)

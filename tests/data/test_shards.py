@@ -33,7 +33,7 @@ def filled(root: Path, num_shards: int, members: int = 5):
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )  # each example overwrites the file
 @given(contents=st.lists(st.binary(max_size=1500), max_size=8))
 def test_offsets_are_where_tarfile_finds_the_members(tmp_path, contents):

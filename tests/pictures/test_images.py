@@ -451,7 +451,7 @@ def test_pngsuite_reference_pictures_agree_with_pillow_and_srgb_s_formula():
         np.testing.assert_allclose(decode(path.read_bytes(), SETTINGS).pixels, levels, atol=0.51)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(list(FORMATS)),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12),
