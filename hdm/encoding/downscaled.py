@@ -247,4 +247,6 @@ def _write(
 def _pictures(inputs: Outputs, keys: Sequence[Key]) -> list[dict[str, Any]]:
     """Rows of `kept_pictures` with these keys, in their order."""
     table = kept_pictures(inputs["download"], inputs["filter"])
-    return table.take(pc.index_in(pa.array(keys), value_set=table.column("key"))).to_pylist()
+    rows = pc.index_in(pa.array(keys), value_set=table.column("key"))
+    assert not rows.null_count, "latents of pictures that the filter does not keep"
+    return table.take(rows).to_pylist()
