@@ -1,4 +1,7 @@
-"""How long a training step waits for a checkpoint: written while it waits, and from a copy while it goes on."""
+"""How long a training step waits for a checkpoint, which is written while the step waits or aside.
+
+Written aside, the checkpoint comes from a copy in memory, and training goes on meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from hdm.training.state import checkpoint
 from hdm.training.state.checkpoint_writer import CheckpointWriter
 
 EXPLANATION = """\
-Weights, their average and Adam's two averages of a model a quarter of xut-base's size, or of xut-base (343M parameters, 5.5 GB) by --whole,
-on a memory disk, one checkpoint kept. By turns:
+Weights, their average and Adam's two averages of a model a quarter of xut-base's size, or with
+--whole of xut-base (343M parameters, 5.5 GB), on a memory disk, one checkpoint kept. By turns:
   waiting    checkpoint.save: the step waits until all is written, hashed and renamed
   aside      checkpoint_writer: the step waits for a copy in memory; that memory is made before
 
@@ -62,11 +65,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=given.disk) as folder:
         waiting, aside = pauses(Path(folder), sets, given.rounds)
     print(
-        f"{count / 1e6:.0f}M parameters, {size / 1e9:.2f} GB, torch {torch.__version__}, medians of {given.rounds} rounds in turns\n"
+        f"{count / 1e6:.0f}M parameters, {size / 1e9:.2f} GB, torch {torch.__version__}, "
+        f"medians of {given.rounds} rounds in turns\n"
     )
     print("| | waiting | aside | written aside after |\n|---|---|---|---|")
-    shown = f"**{statistics.median(aside['pause']):.2f} s** | {statistics.median(aside['written']):.2f} s"
-    print(f"| pause of a step | {statistics.median(waiting):.2f} s | {shown} |")
+    pause, written = statistics.median(aside["pause"]), statistics.median(aside["written"])
+    shown = f"{statistics.median(waiting):.2f} s | **{pause:.2f} s** | {written:.2f} s"
+    print(f"| pause of a step | {shown} |")
 
 
 def add_whole(parser: argparse.ArgumentParser) -> None:

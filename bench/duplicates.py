@@ -1,4 +1,4 @@
-"""Copies that the filter finds on photographs, change by change, and unrelated pictures that it takes for copies."""
+"""Copies of photographs that the filter finds, and unrelated pictures that it takes for copies."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from hdm.curation.fingerprints import RECORD, fingerprint
 from hdm.curation.settings import FilterSettings
 
 EXPLANATION = """\
-Recall: each photograph and its four quarters, which are photographs of something else, stand beside one changed version of each; a
-version is found if the filter's default pairs it with its original.
+Recall: each photograph and its four quarters, which are photographs of something else, stand beside
+one changed version of each; a version is found if the filter's default pairs it with its original.
 
-False merges: crops at random places, sizes and orientations of different photographs. Two crops of one photograph may overlap and are
-not counted; two of different photographs show nothing in common, so every confirmed pair of these is false. Crops are harder than whole
-photographs: more of them are smooth. They are not independent, since a few photographs lend all of them their style.
+False merges: crops at random places, sizes and orientations of different photographs. Two crops of
+one photograph may overlap and are not counted; two of different photographs show nothing in common,
+so every confirmed pair of these is false. Crops are harder than whole photographs: more of them are
+smooth. They are not independent, since a few photographs lend all of them their style.
 
 Examples:
   python bench/duplicates.py ../shared/data/photos/coco51/images
@@ -184,11 +185,14 @@ def false_merges(records: np.ndarray, num_photographs: int, criterion: Criterion
     merged = count - len(np.unique(families))
     touched = len(np.unique(false))
     most = 3.0 if not len(false) else len(false) + 2 * np.sqrt(len(false))
+    rate, most_rate = len(false) / compared, most / compared
     print(
-        f"{count:,} unrelated pictures, {compared:.3g} pairs of different photographs: {len(false)} confirmed, "
-        f"{touched} pictures in them, {merged} merged away, {merged / count:.4%} of pictures.\n"
-        f"A pairwise rate of {len(false) / compared:.2g} (at most {most / compared:.2g} at 95 %) is "
-        f"{len(false) / compared * EVERY_PAIR:.2%} (at most {most / compared * EVERY_PAIR:.2%}) of pictures among 8.5 million.\n"
+        f"{count:,} unrelated pictures, {compared:.3g} pairs of different photographs: "
+        f"{len(false)} confirmed, {touched} pictures in them, "
+        f"{merged} merged away, {merged / count:.4%} of pictures.\n"
+        f"A pairwise rate of {rate:.2g} (at most {most_rate:.2g} at 95 %) is "
+        f"{rate * EVERY_PAIR:.2%} (at most {most_rate * EVERY_PAIR:.2%}) "
+        "of pictures among 8.5 million.\n"
         f"{seconds:.0f} s of CPU for the search."
     )
 

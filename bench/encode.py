@@ -1,6 +1,7 @@
 """The encode stage against the bare autoencoder, on real photographs.
 
-Both run in one process, in turns, so that a slow moment slows both; printed are medians over the rounds, each against its neighbour.
+Both run in one process, in turns, so that a slow moment slows both. Printed are medians over the
+rounds, each against its neighbour.
 """
 
 from __future__ import annotations
@@ -43,14 +44,17 @@ from hdm.training.settings import TrainSettings
 
 EXPLANATION = """\
 Rows:
-  stage        the whole stage: pictures read from the tar, checked against their hash, decoded, cut, resized, encoded, latents written,
-               synced and hashed; against the autoencoder alone on the same pictures, decoded, resized and in memory as it wants them,
-               in the same batches of one shape. Left out: loading the autoencoder, and the comparison of crops (once a resolution,
-               whatever the number of pictures). CPU time, with that of the decoding processes, tells more on a machine that is shared.
-  busy         share of the stage's time in which the autoencoder was computing, as the stage logs it
+  stage        the whole stage: pictures read from the tar, checked against their hash, decoded,
+               cut, resized, encoded, latents written, synced and hashed; against the autoencoder
+               alone on the same pictures, decoded, resized and in memory as it wants them, in the
+               same batches of one shape. Left out: loading the autoencoder, and the comparison of
+               crops (once a resolution, whatever the number of pictures). CPU time, with that of
+               the decoding processes, tells more on a machine that is shared.
+  busy         share of the stage's time in which the autoencoder computes, as the stage logs it
   decode       what decoding, cutting and resizing alone take, a picture, in the stage's processes
-  resolutions  time of the stage at several resolutions from one decoding, over that of one resolution after the other, with an
-               autoencoder that takes next to no time (the average of 8 × 8 pixels): the most that it can gain
+  resolutions  time of the stage at several resolutions from one decoding, over that of one
+               resolution after the other, with an autoencoder that takes next to no time (the
+               average of 8 × 8 pixels): the most that it can gain
 
 Pictures are copies of the photographs under other keys, as many of each as fill whole batches.
 
@@ -135,7 +139,10 @@ class World:
         return seconds, output
 
     def frames(self) -> list[torch.Tensor]:
-        """The pictures in memory, in batches of one shape, (n, 3, h, w) in [-1, 1] with channels last, as the autoencoder is quicker."""
+        """The pictures in memory, in batches of one shape: (n, 3, h, w) in [-1, 1].
+
+        Channels come last in memory, with which the autoencoder is quicker.
+        """
         framing, shapes = Framing(PX, 8 * PATCH, 2.0), {}
         asked = [
             Wanted(picture, [(framing, framing.size(picture))])
@@ -219,15 +226,13 @@ def against_bare(world: World, rounds: int, names: list[str]) -> None:
         note = (
             f"{whole:.0f} ms a picture, {alone:.0f} ms bare; {min(ratios):.2f} to {max(ratios):.2f}"
         )
-        row = f"whole stage against the bare autoencoder | **{statistics.median(ratios):.2f}** | ≥ 0.85 | ≥ 0.95"
-        print(f"| stage | {row} | {note} |")
-        print(
-            f"| | the same in CPU time | {statistics.median(work):.2f} | | | {min(work):.2f} to {max(work):.2f} |"
-        )
+        row = "whole stage against the bare autoencoder"
+        print(f"| stage | {row} | **{statistics.median(ratios):.2f}** | ≥ 0.85 | ≥ 0.95 | {note} |")
+        note = f"{min(work):.2f} to {max(work):.2f}"
+        print(f"| | the same in CPU time | {statistics.median(work):.2f} | | | {note} |")
     if "busy" in names:
-        print(
-            f"| busy | share of its time that the autoencoder computes | {statistics.median(busy):.3f} | | | |"
-        )
+        row = "share of its time that the autoencoder computes"
+        print(f"| busy | {row} | {statistics.median(busy):.3f} | | | |")
 
 
 def resolutions(world: World, rounds: int) -> None:
@@ -243,9 +248,9 @@ def resolutions(world: World, rounds: int) -> None:
     ratio = statistics.median(one / other for one, other in zip(together, apart, strict=True))
     each = [statistics.median(seconds) / len(world.files) * 1e3 for seconds in (together, apart)]
     sizes = ", ".join(map(str, RESOLUTIONS))
-    print(
-        f"| resolutions | {sizes} px together, time over that apart | {ratio:.2f} | | | {each[0]:.0f} against {each[1]:.0f} ms a picture |"
-    )
+    note = f"{each[0]:.0f} against {each[1]:.0f} ms a picture"
+    row = f"{sizes} px together, time over that apart"
+    print(f"| resolutions | {row} | {ratio:.2f} | | | {note} |")
 
 
 def main() -> None:

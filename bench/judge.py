@@ -1,12 +1,15 @@
-"""What the scenes' judge makes of true shapes, of others, and of generated pictures that were labelled by eye.
+"""How the scenes' judge rates true shapes, others, and generated pictures labelled by eye.
 
-Every kind, and every other shape, is drawn at several places, sizes, colours and grounds, and judged as drawn and through the demo's
-autoencoder. Overlaps and leads (`hdm.demo.fitting.Fits`) tell where the limits belong (`hdm.demo.detector.LIMITS`): they are printed for
-true shapes, and for the shapes that the judge knows, each while it does not know it. Shapes that it never knew measure it.
+Every kind, and every other shape, is drawn at several places, sizes, colours and grounds, and
+judged as drawn and through the demo's autoencoder. Overlaps and leads (`hdm.demo.fitting.Fits`)
+tell where the limits belong (`hdm.demo.detector.LIMITS`). They are printed for true shapes, and for
+the shapes that the judge knows, each while it does not know it. Shapes that it never knew measure
+it.
 
 Examples:
   python bench/judge.py
-  python bench/judge.py --write      the agreement with the labels, into hdm/demo/agreement.json, which reports show
+  python bench/judge.py --write      the agreement with the labels, into hdm/demo/agreement.json,
+                                     which reports show
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 def judged(
     name: str, seed: int, count: int, autoencoder: Autoencoder
 ) -> Iterator[tuple[bool, detector.Found | None]]:
-    """Pictures of a shape as drawn (False) and through the autoencoder (True), with what is found there."""
+    """Whether a picture of the shape went through the autoencoder, and what is found in it."""
     corners, hole = UNKNOWN[name] if name in UNKNOWN else shape(name)
     for scene in square_scenes(seed, count):
         drawn = draw_shape(scene, corners, hole)
@@ -66,7 +69,8 @@ def tell(name: str, found: list[tuple[bool, detector.Found | None]]) -> None:
         for what in ("overlap", "lead")
     ]
     nearest = {thing.fits.kind for thing in things}
-    print(f"{name:<24} {shares[0]:.2f} {shares[1]:.2f}  {values[0]} {values[1]}  {', '.join(nearest)}", flush=True)  # fmt: skip
+    shown = f"{shares[0]:.2f} {shares[1]:.2f}  {values[0]} {values[1]}"
+    print(f"{name:<24} {shown}  {', '.join(nearest)}", flush=True)
 
 
 def main() -> None:

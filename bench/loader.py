@@ -1,6 +1,7 @@
 """How fast latents reach a training batch, measured against a plain memory copy of the same bytes.
 
-Everything is measured in one process and one thread, in turns, so that a slow moment slows all; printed are medians over the rounds.
+Everything is measured in one process and one thread, in turns, so that a slow moment slows all.
+Printed are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -44,26 +45,33 @@ from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
 from hdm.store import Identity, Output, Store
 
 EXPLANATION = """\
-Rows, in fp16 at 4×32×32 (256 px), the files in the page cache; a ratio of 0.5 is half the speed of the copy:
+Rows, in fp16 at 4×32×32 (256 px), the files in the page cache; a ratio of 0.5 is half the speed of
+the copy:
   sequential   row groups, one after the other, into a torch buffer, after their first reading
-  first        the same when each row group is read, and its checksum computed, for the first time in a process
-  gather       the shuffled batches' latents alone, the rows' places known before: what numpy takes to copy rows that lie anywhere
-  shuffled     the loader's batches in training order, as they are sent to an accelerator: raw latents, crops and their positions,
-               aspect, token ids and mask
-  on the CPU   the same, and the normalised float32 latents and the positions by sample, as a training on the CPU reads them
+  first        the same when each row group is read, and its checksum computed, for the first time
+               in a process
+  gather       the shuffled batches' latents alone, the rows' places known before: what numpy takes
+               to copy rows that lie anywhere
+  shuffled     the loader's batches in training order, as they are sent to an accelerator: raw
+               latents, crops and their positions, aspect, token ids and mask
+  on the CPU   the same, and the normalised float32 latents and the positions by sample, as training
+               on the CPU reads them
   webdataset   shuffled tars of .npy (a buffer of 1000), decoded and stacked
   datasets     shuffled rows of Parquet through Hugging Face datasets in torch format
-  mds          shuffled samples through MosaicML streaming, stacked; left out where it is not installed (see below)
-  memory       what a loader holds in memory at ten million pictures with a caption each (an index of random keys, no latents; token
-               ids lie in a temporary file)
-  order        rank correlation of the training order with the order in the shards, and share of neighbours from one shard, beside a
-               permutation by numpy
+  mds          shuffled samples through MosaicML streaming, stacked; left out where it is not
+               installed (see below)
+  memory       what a loader holds in memory at ten million pictures with a caption each (an index
+               of random keys, no latents; token ids lie in a temporary file)
+  order        rank correlation of the training order with the order in the shards, and share of
+               neighbours from one shard, beside a permutation by numpy
 The copy is of pieces as large as the contender's: row groups, or batches.
 The other libraries read latents alone; the loader's batches have their captions and positions too.
 
-MosaicML streaming asks for an older numpy than this project's. It runs with this one when installed without what it asks for:
-  pip install --no-deps --target FOLDER mosaicml-streaming Brotli python-snappy cramjam zstd xxhash catalogue oci paramiko \\
-      azure-identity azure-storage-blob azure-storage-file-datalake azure-core boto3 botocore jmespath s3transfer circuitbreaker
+MosaicML streaming asks for an older numpy than this project's. It runs with this one when installed
+without the dependencies it asks for:
+  pip install --no-deps --target FOLDER mosaicml-streaming Brotli python-snappy cramjam zstd \\
+      xxhash catalogue oci paramiko azure-identity azure-storage-blob \\
+      azure-storage-file-datalake azure-core boto3 botocore jmespath s3transfer circuitbreaker
   PYTHONPATH=FOLDER python bench/loader.py
 
 Examples:
@@ -155,7 +163,8 @@ class World:
         return [slice(start, start + size) for start in range(0, len(self.keys) - size + 1, size)]
 
 
-# Each contender is a pass over some samples that returns how many they were. The copy's buffer is the only one that is never new.
+# Each contender is a pass over some samples that returns how many they were.
+# The copy's buffer is the only one that is never new.
 
 
 def copy(world: World, parts: list[slice]) -> Callable[[], int]:
@@ -302,7 +311,10 @@ def stacked(latents: Iterator[np.ndarray], world: World) -> Callable[[], int]:
 
 
 def taken(batches: Iterator[torch.Tensor], world: World) -> Callable[[], int]:
-    """Some batches a round, the rest in the next; the first, with all that is opened then, is not measured."""
+    """Takes some batches a round and goes on from there in the next.
+
+    The first, with all that is opened then, is not measured.
+    """
     steps, shape = (
         max(1, SLOW_SAMPLES // world.batch_size),
         (world.batch_size, CHANNELS, SIDE, SIDE),
@@ -372,7 +384,7 @@ def rounds(contenders: Mapping[str, Callable[[], int]], count: int) -> dict[str,
 
 
 def ratio(first: list[float], second: list[float]) -> float:
-    """How many times as fast the first is: the median over the rounds, each against its neighbour in time."""
+    """How many times as fast the first is: the median over rounds, each against its neighbour."""
     return statistics.median(slow / quick for quick, slow in zip(first, second, strict=True))
 
 
@@ -389,9 +401,8 @@ def speed_table(world: World, names: list[str], count: int) -> None:
     }
     found = rounds(copies | {name: row.make(world) for name, row in rows.items()}, count)
     copied = statistics.median(found["copy"]) * 1e6
-    print(
-        f"copy, batches of {world.batch_size}: {copied:.2f} µs a sample, {ROW_BYTES / copied / 1000:.1f} GB/s; ratios are to the copy\n"
-    )
+    rate = f"{copied:.2f} µs a sample, {ROW_BYTES / copied / 1000:.1f} GB/s"
+    print(f"copy, batches of {world.batch_size}: {rate}; ratios are to the copy\n")
     print("| row | | ratio | must | aim | µs a sample |\n|---|---|---|---|---|---|")
     for name, row in rows.items():
         against = "copy of row groups" if name in BY_GROUPS else "copy"
@@ -403,8 +414,9 @@ def speed_table(world: World, names: list[str], count: int) -> None:
         bounds = " | ".join(
             "" if bound is None else f"≥ {bound:g}" for bound in (row.must, row.aim)
         )
+        micros = statistics.median(found[name]) * 1e6
         print(
-            f"| {name} | {row.what} | **{value:.3g}** | {bounds} | {statistics.median(found[name]) * 1e6:.2f} |",
+            f"| {name} | {row.what} | **{value:.3g}** | {bounds} | {micros:.2f} |",
             flush=True,
         )
 
@@ -419,9 +431,8 @@ def memory_table() -> None:
     ).stdout
     held, peak = json.loads(text)
     print("\n| row | | MB | must | aim |\n|---|---|---|---|---|")
-    print(
-        f"| memory | growth of the process for an index of {MEMORY_ROWS:.0e} pictures, a caption each | **{held:.0f}** | ≤ 500 | ≤ 200 |"
-    )
+    row = f"growth of the process for an index of {MEMORY_ROWS:.0e} pictures, a caption each"
+    print(f"| memory | {row} | **{held:.0f}** | ≤ 500 | ≤ 200 |")
     print(f"| | at its highest, while it is built | {peak:.0f} | | |")
 
 
@@ -462,9 +473,9 @@ def order_table(world: World) -> None:
     for name, order in orders.items():
         same = (shard[order[1:]] == shard[order[:-1]]).mean()
         print(f"| {name} | {np.corrcoef(np.arange(count), order)[0, 1]:+.4f} | {same:.2%} |")
-    print(
-        f"\nBy chance: 0 ± {count**-0.5:.4f}, and {1 / NUM_SHARDS:.2%} ± {(1 / NUM_SHARDS / count) ** 0.5:.2%}."
-    )
+    by_chance = 1 / NUM_SHARDS
+    neighbours = f"{by_chance:.2%} ± {(by_chance / count) ** 0.5:.2%}"
+    print(f"\nBy chance: 0 ± {count**-0.5:.4f}, and {neighbours}.")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """How fast the denoiser is, measured against what the machine can do.
 
-Each figure is a ratio of things measured in one process, in turns, so that a slow moment slows all of them; printed are medians over the
-rounds. The limit is the machine's own matrix product at the same precision: the faster of 2048³ and the largest product of the step.
+Each figure is a ratio of things measured in one process, in turns, so that a slow moment slows all
+of them. Printed are medians over the rounds. The limit is the machine's own matrix product at the
+same precision: the faster of 2048³ and the largest product of the step.
 """
 
 from __future__ import annotations
@@ -46,26 +47,29 @@ from tests.models import oracle
 
 EXPLANATION = """\
 On the CPU (--device cpu), the rows of the table:
-  width512   training step, float32, batch 4, 256 image + 64 text tokens: share of the rate of torch's matrix product, and of the
-             one that the blocks' linear layers take, which is oneDNN's where torch takes MKL's
+  width512   training step, float32, batch 4, 256 image + 64 text tokens: share of the rate of
+             torch's matrix product, and of the one that the blocks' linear layers take, which is
+             oneDNN's where torch takes MKL's
   width256   the same at batch 8, 256 + 32 tokens
   width128   the demo's kind, batch 64, 16 + 8 tokens: how many times as fast as the oracle
   bfloat16   width512 in bfloat16 autocast: how many times as fast as in float32
-  sampling   16 guided steps at width 256: how many times as fast as the oracle with two passes a step
+  sampling   16 guided steps at width 256: how many times as fast as the oracle with two passes each
   memory     width512's step with every block recomputed: share of the peak memory without
   tread      half the tokens dropped of 1024: share of the saved FLOPs that becomes time
-A training step is the forward pass, the mean squared error and the backward pass; the optimizer is not in it. The oracle is
-tests/models/oracle.py, a straightforward eager implementation with torch's own functions.
+A training step is the forward pass, the mean squared error and the backward pass; the optimizer is
+not in it. The oracle is tests/models/oracle.py, a straightforward eager implementation with torch's
+own functions.
 
-On a GPU (--device cuda): xut-base in bfloat16 at the four resolutions of the published recipe, with images/s, TFLOP/s, share of that
-card's measured matrix product, and peak memory. --tiny takes small sizes instead, to see that everything runs (also on the CPU).
+On a GPU (--device cuda): xut-base in bfloat16 at the four resolutions of the published recipe, with
+images/s, TFLOP/s, share of that card's measured matrix product, and peak memory. --tiny takes small
+sizes instead, to see that everything runs (also on the CPU).
 
 Examples:
-  python bench/model.py                                  # the CPU's table: some minutes
+  python bench/model.py                          # the CPU's table: some minutes
   python bench/model.py --only width128 --repeats 20
-  python bench/model.py --compile --repeats 3            # the same with compiled blocks beside it
-  python bench/model.py --device cuda --compile          # on a GPU; needs torch, numpy and safetensors alone
-  python bench/model.py --device cpu --tiny              # the GPU's path with small sizes
+  python bench/model.py --compile --repeats 3    # the same with compiled blocks beside it
+  python bench/model.py --device cuda --compile  # on a GPU; needs torch, numpy, safetensors alone
+  python bench/model.py --device cpu --tiny      # the GPU's path with small sizes
 """
 
 
@@ -175,7 +179,8 @@ def product(
 ) -> tuple[Callable[[], None], float]:
     """A matrix product to be timed, done as often as makes some 20 GFLOP, and its FLOPs.
 
-    by_layer: by the linear layer of the blocks, which on some CPUs multiplies faster than torch's matrix product.
+    by_layer: by the linear layer of the blocks, which on some CPUs multiplies faster than torch's
+        matrix product.
     """
     rows, inner, columns = size
     a, b = (
@@ -253,8 +258,11 @@ def share_of_limit(case: Case, repeats: int, compiled: bool) -> Figure:
     ideal = [case.flops() / limits[limit][1] * value for value in seconds[limit]]
     best = max(flops / statistics.median(seconds[name]) for name, (_, flops) in by_layer.items())
     of_best = ratio(ideal, seconds["ours"]) * rates[limit] / best
-    shown_limit = f"limit {rates[limit] / 1e9:.0f} GFLOP/s ({limit}); {of_best:.2f} of the layer's {best / 1e9:.0f}"
-    detail = f"oracle {ratio(ideal, seconds['oracle']):.2f}; {shown_limit}"
+    detail = (
+        f"oracle {ratio(ideal, seconds['oracle']):.2f}; "
+        f"limit {rates[limit] / 1e9:.0f} GFLOP/s ({limit}); "
+        f"{of_best:.2f} of the layer's {best / 1e9:.0f}"
+    )
     value, shown = (
         ratio(ideal, seconds["ours"]),
         ratio(ideal, seconds["compiled"]) if compiled else None,
@@ -356,7 +364,10 @@ MEMORY = {
 
 
 def memory(repeats: int, compiled: bool) -> Figure:
-    """Whole processes: how far a step raises the peak of resident memory above what it was before the model was made."""
+    """How far a step raises a whole process's peak of resident memory.
+
+    The growth counts from before the model was made.
+    """
     peaks = {name: [_peak_bytes(name, share) for share in (0.0, 1.0)] for name in MEMORY}
     details = []
     for name, (none, full) in peaks.items():
@@ -446,13 +457,12 @@ def cpu_table(names: list[str], repeats: int, *, compiled: bool) -> None:
             ROWS[name].measure(repeats * (5 if name == "width128" else 1), compiled),
         )
         shown = "" if figure.compiled is None else f"**{figure.compiled:.2f}**"
-        print(
-            f"| {name} | {row.what} | **{figure.value:.2f}** | {shown} | {row.must} | {row.aim} | {figure.detail} |",
-            flush=True,
-        )
+        figures = f"**{figure.value:.2f}** | {shown} | {row.must} | {row.aim}"
+        print(f"| {name} | {row.what} | {figures} | {figure.detail} |", flush=True)
 
 
-# The four resolutions of the published recipe: image tokens a side, text tokens, TREAD rate, micro-batch, share of recomputed blocks.
+# The four resolutions of the published recipe: image tokens a side, text tokens, TREAD rate,
+# micro-batch, share of recomputed blocks.
 RESOLUTIONS = {
     256: (16, 256, 0.5, 128, 0.0),
     512: (32, 256, 0.5, 64, 1.0),
@@ -488,8 +498,13 @@ def base_table(
             case, device, repeats, compiled=compiled, share=recompute
         )
         rate_flops = images * case.flops() / case.batch
-        shown = f"{images:.1f} | {GOALS_H200[px]} | {rate_flops / 1e12:.3g} | {rate_flops / peak:.1%} | {memory_gb:.2f} GB"
-        print(f"| {px} | {case.batch} | {recompute:g} | {shown} |", flush=True)
+        speed = (
+            f"{images:.1f} | {GOALS_H200[px]} | {rate_flops / 1e12:.3g} | {rate_flops / peak:.1%}"
+        )
+        print(
+            f"| {px} | {case.batch} | {recompute:g} | {speed} | {memory_gb:.2f} GB |",
+            flush=True,
+        )
 
 
 def _images_per_sec(
@@ -529,7 +544,7 @@ def main() -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile block by block; on the CPU beside the same without (needs g++, a minute a row)",
+        help="compile block by block; the CPU's table shows both (needs g++, a minute a row)",
     )
     parser.add_argument(
         "--recompute",

@@ -1,4 +1,4 @@
-"""How good `hdm plan` is: against the hours of the published run, and against a training on this machine."""
+"""How good `hdm plan` is: against the published run's hours, and against training here."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from hdm.training.process.job import TIMING
 from hdm.training.settings import Phase
 
 EXPLANATION = """\
-published   The four phases of arXiv 2509.06068 on four RTX 5090s: hours as published and as counted work and two fitted figures give
-            them; the figures fitted anew (least squares of the relative errors); and each phase foretold from the other three.
-training    A short training of the demo's kind: what `hdm plan --measure` foretells of its time and peak memory, and what it took.
+published   The four phases of arXiv 2509.06068 on four RTX 5090s: hours as published and as counted
+            work and two fitted figures give them; the figures fitted anew (least squares of the
+            relative errors); and each phase foretold from the other three.
+training    A short training of the demo's kind: what `hdm plan --measure` foretells of its time and
+            peak memory, and what it took.
 
 Examples:
   python bench/plan.py published          # arithmetic
@@ -93,15 +95,16 @@ def against_published() -> None:
     kept, anew = Fit(hardware.PEAK_SHARE, hardware.HALF_TOKENS), fitted(cases)
     print(f"in use: {kept}\nfitted anew: {anew}\n")
     print(
-        "| phase | GFLOP an image | tokens | published h | planned h | | from the other three h | |\n|---|---|---|---|---|---|---|---|"
+        "| phase | GFLOP an image | tokens "
+        "| published h | planned h | | from the other three h | |\n" + "|---" * 8 + "|"
     )
     for phase, done in cases:
         hours, published = kept.hours(phase, done), PUBLISHED_HOURS[phase.name]
         others = fitted([case for case in cases if case[0] is not phase]).hours(phase, done)
-        shown = f"{phase.name} | {done.flops / 1e9:,.0f} | {done.tokens:,.0f} | {published:.0f} | **{hours:.0f}**"
-        print(
-            f"| {shown} | {hours / published - 1:+.0%} | {others:.0f} | {others / published - 1:+.0%} |"
-        )
+        work = f"{done.flops / 1e9:,.0f} | {done.tokens:,.0f}"
+        planned = f"{published:.0f} | **{hours:.0f}** | {hours / published - 1:+.0%}"
+        from_others = f"{others:.0f} | {others / published - 1:+.0%}"
+        print(f"| {phase.name} | {work} | {planned} | {from_others} |")
 
 
 TRAINING = (
@@ -112,15 +115,17 @@ TRAINING = (
 
 
 def against_training(settings: list[str]) -> None:
-    """Each phase is measured as the plan does, trained, and measured once more: what else the machine does changes meanwhile."""
+    """Each phase is measured as the plan does, trained, and measured once more.
+
+    The second measurement shows how the rest of the machine's load changed meanwhile.
+    """
     from hdm.planning.timed_steps import measure
     from hdm.stages import run_step, steps
 
     pipeline = load_pipeline("demo", [*TRAINING, *settings], environment={})
     print(
-        "| phase | steps | foretold s | trained s | | foretold GB | trained GB | | foretold again s |\n"
-        + "|---" * 9
-        + "|"
+        "| phase | steps | foretold s | trained s | "
+        "| foretold GB | trained GB | | foretold again s |\n" + "|---" * 9 + "|"
     )
     with tempfile.TemporaryDirectory(prefix="hdm-bench-") as folder:
         store = Store(Path(folder))
@@ -151,8 +156,9 @@ def _row(phase: Phase, before: Measured, folder: Path, after: Measured) -> str:
     last, count = lines[-2], lines[-2]["step"]  # with the last one comes the held-out loss
     seconds, memory = count * before.step_sec, before.memory_bytes / 1e9
     time_off, memory_off = seconds / last["seconds"] - 1, memory / last["peak_memory_gb"] - 1
-    shown = f"{phase.name} | {count} | {seconds:.1f} | {last['seconds']:.1f} | **{time_off:+.0%}**"
-    return f"| {shown} | {memory:.2f} | {last['peak_memory_gb']:.2f} | **{memory_off:+.1%}** | {count * after.step_sec:.1f} |"
+    times = f"{seconds:.1f} | {last['seconds']:.1f} | **{time_off:+.0%}**"
+    memories = f"{memory:.2f} | {last['peak_memory_gb']:.2f} | **{memory_off:+.1%}**"
+    return f"| {phase.name} | {count} | {times} | {memories} | {count * after.step_sec:.1f} |"
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""How soon a stopped training ends (signal to the end of its processes), and how soon it goes on (start to its first new step)."""
+"""How soon a stopped training ends, and how soon it goes on.
+
+It ends with the last of its processes after the signal, and goes on with its first new step.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,12 @@ from hdm.training.process.job import TIMING, Job
 from hdm.training.process.launch import run_training
 
 EXPLANATION = """\
-A training of a model a quarter of xut-base's size, or of xut-base (343M parameters, 5.5 GB of weights, average and Adam's state a
-checkpoint) by --whole, on made-up latents at 64 px, two images a step. By turns, as the flow does it:
+A training of a model a quarter of xut-base's size, or with --whole of xut-base (343M parameters,
+5.5 GB of weights, average and Adam's state a checkpoint), on made-up latents at 64 px, two images a
+step. By turns, as the flow does it:
   stop    from SIGTERM to the end of all processes, with the checkpoint saved
-  start   from the start of the flow's side to the first new step's end: processes, imports, checks, model and checkpoint loaded, the step
+  start   from the start of the flow's side to the first new step's end: processes, imports, checks,
+          model and checkpoint loaded, the step
   step    the steps after it, for comparison
 
 Examples:
@@ -64,7 +69,8 @@ def main() -> None:
             path.stat().st_size for path in next(Path(job.scratch).glob("checkpoint-*")).iterdir()
         )
     print(
-        f"checkpoint of {size / 1e9:.2f} GB, medians of {given.rounds} rounds (least to most)\n\n| start | step | stop |\n|---|---|---|"
+        f"checkpoint of {size / 1e9:.2f} GB, medians of {given.rounds} rounds (least to most)\n\n"
+        "| start | step | stop |\n|---|---|---|"
     )
     print(
         "| "

@@ -1,7 +1,8 @@
-"""What latents and texts of millions of pictures take on disk, and how long they take to encode and to read: arithmetic alone.
+"""What latents and texts of millions of pictures take on disk, and to encode and read.
 
-The bytes are those of the files that `hdm.data.latent_files` writes, to a thousandth (tests/planning/test_sizes.py
-compares them). The times follow from published operation counts and from the rates that are given; nothing is measured here.
+This is arithmetic alone; nothing is measured. The bytes are those of the files that
+`hdm.data.latent_files` writes, to a thousandth (tests/planning/test_sizes.py compares them). The
+times follow from published operation counts and from the rates that are given.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from hdm.planning.counts import SDXL_ENCODER
 from hdm.planning.sizes import latent_row_bytes, text_bytes
 
 EXPLANATION = """\
-Columns, for latents in 16 bits, 8 times smaller than the picture on each axis, full frames with the shorter side as given:
+Columns, for latents in 16 bits, 8 times smaller than the picture on each axis, full frames with the
+shorter side as given:
   a picture     bytes of its latent and of the columns beside it
   latents       of all pictures
   text          of all captions, one a picture: text embeddings in 16 bits, cut to their length
-  encode        hours of one accelerator for the latents: the encoder's operations (convolutions and attention of an SD-type
-                autoencoder) over what the accelerator does at the given utilisation
+  encode        hours of one accelerator for the latents: the encoder's operations (convolutions and
+                attention of an SD-type autoencoder) over what the accelerator does at the given
+                utilisation
   read          minutes to read the latents once at the given rate: an epoch
-A picture is `--aspect` times as long as it is short, on average; the square of the same shorter side is 1.
+A picture is `--aspect` times as long as it is short, on average; the square of the same shorter
+side is 1.
 
 Examples:
   python bench/storage.py
@@ -67,15 +71,15 @@ class Case:
 
 
 def table(case: Case) -> None:
-    print(
-        "| images | px | a picture | latents | text | encode | read |\n|---|---|---|---|---|---|---|"
-    )
+    print("| images | px | a picture | latents | text | encode | read |\n" + "|---" * 7 + "|")
     for count in COUNTS:
         for px in RESOLUTIONS:
             each = case.per_image(px)
             text_tb = count * text_bytes(case.tokens, case.text_width) / 1e12
             sizes = f"{each / 1000:.1f} kB | {count * each / 1e12:.2f} TB | {text_tb:.2f} TB"
-            times = f"{count * case.encode_sec(px) / 3600:,.1f} h | {count * case.read_sec(px) / 60:,.1f} min"
+            encode_hours = count * case.encode_sec(px) / 3600
+            read_minutes = count * case.read_sec(px) / 60
+            times = f"{encode_hours:,.1f} h | {read_minutes:,.1f} min"
             print(f"| {count / 1e6:g}M | {px} | {sizes} | {times} |")
 
 

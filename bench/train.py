@@ -1,7 +1,9 @@
-"""What the trainer costs beyond its model: against the bare step, against a plain loop, and beside an MLflow that is gone.
+"""What the trainer costs beyond its model.
 
-Each figure is a ratio of things done in one process, in turns, so that a slow moment slows all of them; printed are medians over the
-rounds, and the same in CPU time, with which waiting for a busy core does not count.
+It is measured against the bare step, against a plain loop, and beside an MLflow that is gone. Each
+figure is a ratio of things done in one process, in turns, so that a slow moment slows all of them.
+Printed are medians over the rounds, and the same in CPU time, in which waiting for a busy core does
+not count.
 """
 
 from __future__ import annotations
@@ -64,16 +66,20 @@ from tests.models import oracle
 
 EXPLANATION = """\
 On the CPU (--device cpu), the rows of the table:
-  bare       the trainer's step, its optimizers' time taken off, against forward, loss and backward pass alone (bench/model.py's step)
-  plain      a plain loop over the same model, latents and optimizer, as Hugging Face accelerate's examples write it: DataLoader,
-             accumulate, clip_grad_norm_, EMAModel; its time over the trainer's. Beside it the same loop with the model as the tests'
-             oracle writes it: what somebody has who has not got ours
-  tracker    the trainer's step beside the tracking process whose MLflow is dead, hung or answers errors, over the step beside that
-             process halted
-each for the demo's kind of model (width 128, batch 64, 16 + 8 tokens, Muon) and for width 256 (batch 8, 256 + 32 tokens, AdamW).
+  bare       the trainer's step, its optimizers' time taken off, against forward, loss and backward
+             pass alone (bench/model.py's step)
+  plain      a plain loop over the same model, latents and optimizer, as Hugging Face accelerate's
+             examples write it: DataLoader, accumulate, clip_grad_norm_, EMAModel; its time over the
+             trainer's. Beside it the same loop with the model as the tests' oracle writes it: what
+             somebody has who has not got ours
+  tracker    the trainer's step beside the tracking process whose MLflow is dead, hung or answers
+             errors, over the step beside that process halted
+each for the demo's kind of model (width 128, batch 64, 16 + 8 tokens, Muon) and for width 256
+(batch 8, 256 + 32 tokens, AdamW).
 
-On a GPU (--device cuda): xut-base's phases at 256, 512, 768 and 1024 px on made-up latents through the whole trainer: images/s,
-utilisation, memory. --tiny takes small sizes instead, to see that everything runs (also on the CPU).
+On a GPU (--device cuda): xut-base's phases at 256, 512, 768 and 1024 px on made-up latents through
+the whole trainer: images/s, utilisation, memory. --tiny takes small sizes instead, to see that
+everything runs (also on the CPU).
 
 Examples:
   python bench/train.py                                  # some minutes
@@ -137,7 +143,7 @@ def turn(trainer: Trainer) -> None:
 
 
 class Bare:
-    """Forward, loss and backward pass on one batch, and then, timed apart, the trainer's optimizers."""
+    """Forward, loss and backward pass on one batch; then the trainer's optimizers, timed apart."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.model = XUT(trainer.settings.model)
@@ -168,7 +174,10 @@ class Bare:
 
 
 class Rows(Dataset[tuple[Tensor, ...]]):
-    """Latents, text embeddings and masks in memory, a picture each: what an example's script has after its preprocessing."""
+    """Latents, text embeddings and masks in memory, a picture each.
+
+    This is what an example's script has after its preprocessing.
+    """
 
     def __init__(self, loader: Loader, count: int) -> None:
         rows = [loader.batch(start) for start in range(0, count, loader.batch_size)]
@@ -212,7 +221,10 @@ class Straightforward(torch.nn.Module):
 
 
 class PlainLoop:
-    """As accelerate's and diffusers' examples are written: nothing ahead, nothing fused, the loss read at every step."""
+    """A loop as the examples of accelerate and diffusers write it.
+
+    Nothing is read ahead or fused, and the loss is read at every step.
+    """
 
     def __init__(
         self, trainer: Trainer, make_model: Callable[[XUTConfig], torch.nn.Module] = XUT
@@ -309,7 +321,10 @@ class Seconds:
 
 
 def in_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
-    """A turn of each contender in each round, after one round that does not count; every other round backwards."""
+    """A turn of each contender in each round, every other round backwards.
+
+    One round before them does not count.
+    """
     seconds = {name: Seconds([], []) for name in contenders}
     for number in range(rounds + 1):
         order = list(contenders.items())
@@ -358,7 +373,8 @@ def against_plain(trainer: Trainer, rounds: int) -> tuple[tuple[float, float], s
         rounds * STEPS,
     )
     eager = seconds["straightforward"].over(seconds["trainer"])[0]
-    detail = f"plain step {1e3 * statistics.median(seconds['plain'].wall):.0f} ms; with the oracle's writing of the model {eager:.2f}"
+    plain_ms = 1e3 * statistics.median(seconds["plain"].wall)
+    detail = f"plain step {plain_ms:.0f} ms; with the oracle's writing of the model {eager:.2f}"
     return seconds["plain"].over(seconds["trainer"]), detail
 
 
@@ -475,14 +491,16 @@ def cpu_table(names: list[str], rounds: int) -> None:
             with trainer_of(pipeline_of(case, kind, "cpu")) as trainer, deterministic(True):
                 (wall, cpu), detail = ROWS[name].measure(trainer, rounds)
             row = ROWS[name]
-            print(
-                f"| {name} | {model}, {kind} | {row.what} | **{wall:.2f}** | {cpu:.2f} | {row.must} | {row.aim} | {detail} |",
-                flush=True,
-            )
+            case = f"{name} | {model}, {kind} | {row.what}"
+            figures = f"**{wall:.2f}** | {cpu:.2f} | {row.must} | {row.aim}"
+            print(f"| {case} | {figures} | {detail} |", flush=True)
 
 
 def base_table(device: str, steps: int, *, tiny: bool, compiled: bool) -> None:
-    """xut-base's phases, as published but for `num_processes: 1` and texts of the phase's full length, on made-up latents."""
+    """xut-base's phases on made-up latents.
+
+    They are as published but for `num_processes: 1` and texts of the phase's full length.
+    """
     columns = (
         "px",
         "micro-batch",
@@ -504,11 +522,10 @@ def base_table(device: str, steps: int, *, tiny: bool, compiled: bool) -> None:
                 (256, 512, 768, 1024)[number],
                 trainer.phase.micro_batch or trainer.phase.batch_size,
             )
-            speed = f"{last['images_per_sec']:.1f} | {GOALS_H200[px]} | {last['tflops']:.3g} | {last['utilisation']:.1%}"
-            print(
-                f"| {px} | {micro} | {speed} | {last['data_wait']:.1%} | {last['peak_memory_gb']:.2f} GB |",
-                flush=True,
-            )
+            speed = f"{last['images_per_sec']:.1f} | {GOALS_H200[px]}"
+            work = f"{last['tflops']:.3g} | {last['utilisation']:.1%}"
+            cost = f"{last['data_wait']:.1%} | {last['peak_memory_gb']:.2f} GB"
+            print(f"| {px} | {micro} | {speed} | {work} | {cost} |", flush=True)
 
 
 def base_pipeline(device: str, number: int, *, tiny: bool, compiled: bool) -> Pipeline:

@@ -1,4 +1,4 @@
-"""A stage of another package: one new file, and its entry point. Everything else derives from them."""
+"""A stage of another package: a new file and its entry point, from which all else derives."""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_help_needs_no_heavy_library() -> None:
-    heavy = "torch prefect mlflow transformers datasets"
-    code = f"import sys, flows.cli; sys.exit(' '.join(name for name in '{heavy}'.split() if name in sys.modules) or None)"
+    heavy = ["torch", "prefect", "mlflow", "transformers", "datasets"]
+    found = f"' '.join(name for name in {heavy} if name in sys.modules)"
+    code = f"import sys, flows.cli; sys.exit({found} or None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -121,7 +122,10 @@ def test_doctor_knows_the_pair_that_does_not_fit(
     (tmp_path / "torchvision.py").write_text(
         'raise RuntimeError("operator torchvision::nms does not exist")'
     )
-    code = "import json, dataclasses; from hdm.diagnosis import torch_pair; print(json.dumps(dataclasses.asdict(torch_pair())))"
+    code = (
+        "import json, dataclasses; from hdm.diagnosis import torch_pair; "
+        "print(json.dumps(dataclasses.asdict(torch_pair())))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
         capture_output=True,

@@ -15,8 +15,9 @@ from hdm.store import Identity
 HERE = Path(__file__).parent
 FILE = HERE / "digests.yaml"
 KNOWN = json.loads((HERE / "golden" / "digests.json").read_text())
-"""By pipeline and part of it: the digest of its settings before they moved, or in the version that brought
-its newest setting.
+"""Pipeline → part → digest of the part's settings.
+
+It is the digest from before the settings moved, or from the version that brought the newest one.
 """
 PARTS = ("images", "download", "filter", "caption", "vae", "encode", "train", "evaluate")
 

@@ -112,7 +112,9 @@ def test_nothing_and_less_end_in_an_error_in_words_or_are_fine(
 ) -> None:
     if name in STAYS and value == "0":
         pytest.skip("it would serve on any free port")
-    result = result_of(name, [*needed, *QUICK.get(name, []), f"{written}={value}"], tmp_path, monkeypatch)  # fmt: skip
+    result = result_of(
+        name, [*needed, *QUICK.get(name, []), f"{written}={value}"], tmp_path, monkeypatch
+    )
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 

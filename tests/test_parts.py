@@ -1,4 +1,4 @@
-"""One driver for every step: parts that are killed, fail, are damaged, or are made in other processes."""
+"""One driver for every step: parts that are killed, fail or are damaged, in one process or many."""
 
 from __future__ import annotations
 

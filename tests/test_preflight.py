@@ -111,15 +111,21 @@ def test_an_error_alone_keeps_its_own_words(tmp_path: Path) -> None:
         ("components.text_encoder=org/nothing", "org/nothing, revision main, is not on this"),
         ("components.contrastive=nowhere", "nowhere"),
         ("components.folder=null", r"set components\.autoencoder"),
-        ("components.aesthetic_head=org/head --set components.contrastive=org/clip", "(?s)org/clip.*org/head|org/head.*org/clip"),
+        (
+            "components.aesthetic_head=org/head --set components.contrastive=org/clip",
+            "(?s)org/clip.*org/head|org/head.*org/clip",
+        ),
         ("encode.features=true", r"components\.vision"),
         ("download.kind=folder", r"download\.source is not set"),
-        ("evaluate.prompts=held_out --set filter.validation=0 --set filter.held_out=0", "there are none"),
+        (
+            "evaluate.prompts=held_out --set filter.validation=0 --set filter.held_out=0",
+            "there are none",
+        ),
         ("filter.validation=0.5 --set filter.held_out=0.5", "nothing for training"),
         ("vae.size_px=20", "multiple of 8, at least 32"),
         ("train.keep=best --set train.validate_every=4 --set filter.validation=0", "validation"),
     ],
-)  # fmt: skip
+)
 def test_what_settings_alone_show(setting: str, said: str, tmp_path: Path) -> None:
     assert re.search(said, told(tmp_path, *setting.split(" --set ")))
 
@@ -136,7 +142,9 @@ def test_a_package_that_is_asked_for_and_not_installed(
     package: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as Python marks what cannot be imported
-    assert re.search(rf"{package}, which is not installed \({setting.split('=')[0]}\)", told(tmp_path, setting))  # fmt: skip
+    assert re.search(
+        rf"{package}, which is not installed \({setting.split('=')[0]}\)", told(tmp_path, setting)
+    )
 
 
 def test_a_threshold_whose_model_is_absent_is_told_for_each(tmp_path: Path) -> None:
@@ -237,7 +245,9 @@ pipelines:
     components: {{folder: demo}}
     download: {{kind: scenes, scenes: {{count: 12}}}}
     train:
-      model: {{width: 32, num_heads: 2, head_size: 16, mlp_width: 64, text_width: 128, depth: 1, enc_blocks: 1, dec_blocks: 1, channels: 8}}
+      model:
+        {{width: 32, num_heads: 2, head_size: 16, mlp_width: 64, text_width: 128, channels: 8,
+          depth: 1, enc_blocks: 1, dec_blocks: 1}}
       phases: [{{resolution: 48, num_images: 16, batch_size: 4}}]
       mix: {mix}
     evaluate: {{prompts: scenes}}

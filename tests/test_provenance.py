@@ -55,6 +55,9 @@ def test_libraries_and_machine():
 
 
 def test_it_costs_no_heavy_import():
-    code = "import sys; from hdm.provenance import provenance; provenance(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from hdm.provenance import provenance; "
+        "provenance(); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

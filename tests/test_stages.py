@@ -168,7 +168,9 @@ pipelines:
     caption: {{makers: [{{kind: given}}]}}
     encode: {{max_tokens: 16}}
     train: &small
-      model: {{width: 32, num_heads: 2, head_size: 16, mlp_width: 64, text_width: 128, depth: 1, enc_blocks: 1, dec_blocks: 1, channels: 8}}
+      model:
+        {{width: 32, num_heads: 2, head_size: 16, mlp_width: 64, text_width: 128, channels: 8,
+          depth: 1, enc_blocks: 1, dec_blocks: 1}}
       device: cpu
       prompts: [a red circle]
       phases: [{{resolution: 48, num_images: 16, batch_size: 4}}]

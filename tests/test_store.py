@@ -267,8 +267,17 @@ IN_THE_WAY = {
 @pytest.mark.parametrize("put", IN_THE_WAY)
 @pytest.mark.parametrize(
     "name",
-    ["run.json", ".lock", ".used", ".journal.jsonl", ".copies", ".copies/manifest.json", ".hashes.json", ".scratch"],
-)  # fmt: skip
+    [
+        "run.json",
+        ".lock",
+        ".used",
+        ".journal.jsonl",
+        ".copies",
+        ".copies/manifest.json",
+        ".hashes.json",
+        ".scratch",
+    ],
+)
 def test_whatever_stands_beside_the_files_a_damaged_one_is_made_again(tmp_path, name, put):
     """Two things are broken at once: what the store keeps for itself, and a file."""
     store = Store(tmp_path)
@@ -374,7 +383,11 @@ def test_what_a_kill_after_the_manifest_left_is_swept_at_the_next_look(tmp_path)
         import hdm.store
         from hdm.store import Draft, Identity, Store
         remove = hdm.store.remove
-        hdm.store.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL) if path.name == ".scratch" else remove(path)
+        def killed_at_scratch(path):
+            if path.name == ".scratch":
+                os.kill(os.getpid(), signal.SIGKILL)
+            remove(path)
+        hdm.store.remove = killed_at_scratch
         with Store(Path(sys.argv[1])).draft(Identity("filter", 1, {{}})) as draft:
             (draft.scratch / "checkpoint-00000001").mkdir()
             draft.write_json("a.json", 1)
@@ -419,14 +432,23 @@ def test_killed_at_any_moment_the_rerun_gives_the_same_bytes(tmp_path, moment):
         moment = {moment!r}
         if moment == "in_temporary":
             dump = hdm.store.json.dumps
-            hdm.store.json.dumps = lambda value, **k: die() if value == {{"number": 1}} else dump(value, **k)
+            def dies_at_number_1(value, **k):
+                return die() if value == {{"number": 1}} else dump(value, **k)
+            hdm.store.json.dumps = dies_at_number_1
         elif moment == "before_rename":
             append = hdm.store._append_line
-            hdm.store._append_line = lambda path, line: (append(path, line), b'b.json' in line and die())
+            def dies_after_b(path, line):
+                append(path, line)
+                if b"b.json" in line:
+                    die()
+            hdm.store._append_line = dies_after_b
         elif moment == "before_manifest":
             hdm.store.Draft._log_run = die
         else:
-            hdm.store.write_bytes = lambda path, data: (Path(path.parent / ".tmp-1-manifest.json").write_bytes(data[:50]), die())
+            def dies_half_written(path, data):
+                (path.parent / ".tmp-1-manifest.json").write_bytes(data[:50])
+                die()
+            hdm.store.write_bytes = dies_half_written
         fill(hdm.store.Store(Path(sys.argv[1])), identity())
     """)
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], check=False)
@@ -454,8 +476,14 @@ def test_two_runs_on_one_output_the_second_names_the_first(tmp_path):
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
-    script = "import sys, os, signal; sys.path.insert(0, sys.argv[2])\nfrom pathlib import Path\nfrom hdm.store import locked\n"
-    script += "with locked(Path(sys.argv[1]), 'it'): os.kill(os.getpid(), signal.SIGKILL)"
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[2])
+        from hdm.store import locked
+        with locked(Path(sys.argv[1]), "it"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
     subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "lock"), str(PROJECT)], check=False
     )
@@ -512,8 +540,16 @@ def test_nothing_of_the_moment_is_in_a_manifest(tmp_path):
     assert str(tmp_path) not in text
     assert str(os.getpid()) not in text
     assert set(manifest) == {
-        "name", "schema", "config", "inputs", "weights", "digest", "files", "summary", "manifest_sha256",
-    }  # fmt: skip
+        "name",
+        "schema",
+        "config",
+        "inputs",
+        "weights",
+        "digest",
+        "files",
+        "summary",
+        "manifest_sha256",
+    }
     assert read_output(store.folder(identity())).run()["seconds"] >= 0
 
 

@@ -69,8 +69,9 @@ def write_folder(out: Path, model: StoredModel, components: Resolved) -> None:
             "is there already", where=out, do="name another folder, or remove it first"
         )
     if type(model.card.config) is not XUTConfig:
+        kind = model.card.config.kind
         raise InputError(
-            f"a diffusers folder holds an XUT, and this is a denoiser of kind {model.card.config.kind}",
+            f"a diffusers folder holds an XUT, and this is a denoiser of kind {kind}",
             do="`hdm weights export --out FILE` writes the weights alone",
         )
     _check_trained_with(model, components)

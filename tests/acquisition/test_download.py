@@ -74,10 +74,19 @@ def content(output):
 
 
 FAULTS = {
-    "/missing.png": "http_404", "/gone.png": "http_410", "/page.png": "not_image", "/svg.png": "unsupported", "/empty.png": "not_image",
-    "/cut.png": "cut_off", "/endless.png": "too_large", "/slow.png": "timeout", "/inward.png": "refused_address",
-    "/file.png": "refused_scheme", "/torn.png": "corrupt", "/huge.png": "too_large",
-}  # fmt: skip
+    "/missing.png": "http_404",
+    "/gone.png": "http_410",
+    "/page.png": "not_image",
+    "/svg.png": "unsupported",
+    "/empty.png": "not_image",
+    "/cut.png": "cut_off",
+    "/endless.png": "too_large",
+    "/slow.png": "timeout",
+    "/inward.png": "refused_address",
+    "/file.png": "refused_scheme",
+    "/torn.png": "corrupt",
+    "/huge.png": "too_large",
+}
 
 
 @pytest.fixture
@@ -87,12 +96,19 @@ def faulty(server):
     server.pages |= {f"/{number}.png": http(png(number)) for number in range(10)}
     server.pages |= {
         "/3.png": lambda c: c.wfile.write(http(png(3)) if c.number > 1 else http(b"", "503 Busy")),
-        "/gone.png": http(b"", "410 Gone"), "/page.png": http(b"<html>not found</html>", Content_Type="image/png"),
-        "/svg.png": http(b"<svg/>"), "/empty.png": http(b""), "/cut.png": http(png(), Content_Length="9000"), "/endless.png": endless,
-        "/slow.png": dripping, "/inward.png": http(b"", "302 Found", Location=f"http://127.0.0.1:{server.port}/0.png"),
-        "/file.png": http(b"", "302 Found", Location="file:///etc/passwd"), "/torn.png": http(jpeg_like),
-        "/huge.png": http(png_header(65535, 1)), "/liar.png": http(png(11), Content_Type="text/html"),
-    }  # fmt: skip
+        "/gone.png": http(b"", "410 Gone"),
+        "/page.png": http(b"<html>not found</html>", Content_Type="image/png"),
+        "/svg.png": http(b"<svg/>"),
+        "/empty.png": http(b""),
+        "/cut.png": http(png(), Content_Length="9000"),
+        "/endless.png": endless,
+        "/slow.png": dripping,
+        "/inward.png": http(b"", "302 Found", Location=f"http://127.0.0.1:{server.port}/0.png"),
+        "/file.png": http(b"", "302 Found", Location="file:///etc/passwd"),
+        "/torn.png": http(jpeg_like),
+        "/huge.png": http(png_header(65535, 1)),
+        "/liar.png": http(png(11), Content_Type="text/html"),
+    }
     return server
 
 
@@ -300,9 +316,11 @@ def test_what_the_digest_depends_on(folder, tmp_path):
 
     local = {"source": str(folder), "kind": "folder"}
     same = [
-        pipeline(**local), pipeline(**{**local, "kind": "auto"}), pipeline(**local, concurrency=3, timeout_sec=9, max_failed=0.9),
+        pipeline(**local),
+        pipeline(**{**local, "kind": "auto"}),
+        pipeline(**local, concurrency=3, timeout_sec=9, max_failed=0.9),
         pipeline(**local).model_copy(update={"images": ImageSettings(matte="#000000")}),
-    ]  # fmt: skip
+    ]
     assert len({digest(chosen) for chosen in same}) == 1
     moved = folder.rename(tmp_path / "moved")
     assert digest(pipeline(source=str(moved), kind="folder")) == digest(
@@ -371,7 +389,8 @@ def test_a_kill_between_shards_changes_nothing(server, tmp_path, kind, seen):
         from hdm.acquisition.sites import Site
         from hdm.store import Store
         chosen = Pipeline.model_validate_json(sys.argv[1])
-        site = Site(chosen.download.source, chosen.download.kind, {"pictures.test": ("127.0.0.1", int(sys.argv[3]))})
+        hosts = {"pictures.test": ("127.0.0.1", int(sys.argv[3]))}
+        site = Site(chosen.download.source, chosen.download.kind, hosts)
         opened = lambda chosen: contextlib.nullcontext(site)
         download.make(chosen, download.identify(chosen, {}), {}, Store(sys.argv[2]), site=opened)
     """

@@ -125,12 +125,14 @@ LOSSES = {
     "a table of texts in another column that no setting names": (
         "metadata.json",
         b'[{"file": "img/0.png", "description": "a red fox", "author": "A B"}]',
-        "metadata.json: it may list captions of files; set download.metadata to it and download.caption_column=description",
+        "metadata.json: it may list captions of files; "
+        "set download.metadata to it and download.caption_column=description",
     ),
     "a table of texts whose column of names is called otherwise": (
         "list.csv",
         b"bild,beschreibung\nimg/0.png,ein roter Fuchs\n",
-        "list.csv: it may list captions of files; call its column 'bild' file_name, set download.metadata to it",
+        "list.csv: it may list captions of files; "
+        "call its column 'bild' file_name, set download.metadata to it",
     ),
     "half a character that JSON spells out": (
         TABLE,
@@ -146,12 +148,14 @@ LOSSES = {
     "a JSON file in another encoding, in which half a character escapes the next": (
         "img/0.json",
         '{"caption": "表示する狐"}'.encode("shift_jis"),
-        "img/0.json: it is not text in a known encoding: --set download.encoding names another, as shift_jis (表示する狐)",
+        "img/0.json: it is not text in a known encoding: "
+        "--set download.encoding names another, as shift_jis (表示する狐)",
     ),
     "a table of captions in such an encoding, that no setting names": (
         "captions.json",
         '[{"file_name": "img/0.png", "caption": "表示する狐"}]'.encode("shift_jis"),
-        "captions.json: it is not text in a known encoding: --set download.encoding names another, as shift_jis (表示する狐)",
+        "captions.json: it is not text in a known encoding: "
+        "--set download.encoding names another, as shift_jis (表示する狐)",
     ),
     "JSON in UTF-16 without its mark": (
         "img/0.json",

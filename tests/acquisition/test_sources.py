@@ -139,7 +139,9 @@ def test_rows_without_a_url_get_a_status(tmp_path, suffix):
         path.write_bytes(b"url,caption\nhttp://a.test/1,one\n,two\n  ,\xff\xfe\n")
     else:
         path.write_text(
-            '{"url": "http://a.test/1", "caption": ["one", "two"]}\n{"url": nothing}\n{"caption": "\\ud800"}\n'
+            '{"url": "http://a.test/1", "caption": ["one", "two"]}\n'
+            '{"url": nothing}\n'
+            '{"caption": "\\ud800"}\n'
         )
     items = read(path)
     assert items[0].captions == (("one",) if suffix == ".csv" else ("one", "two"))
@@ -177,10 +179,15 @@ def test_repeated_urls_are_found_in_a_long_list():
 
 @given(
     st.one_of(
-        st.none(), st.text(st.characters(), max_size=20), st.binary(max_size=20), st.integers(), st.floats(),
-        st.lists(st.text(max_size=3), max_size=3), st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
+        st.none(),
+        st.text(st.characters(), max_size=20),
+        st.binary(max_size=20),
+        st.integers(),
+        st.floats(),
+        st.lists(st.text(max_size=3), max_size=3),
+        st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
     )
-)  # fmt: skip
+)
 def test_any_value_becomes_text_that_a_table_keeps(value):
     text = as_text(value)
     assert text is None or text.strip()
@@ -190,10 +197,17 @@ def test_any_value_becomes_text_that_a_table_keeps(value):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("None", "None"), ("  ", None), ("a\0b", "a\0b"), ("\ufeffa", "a"), ("x\ud800y", "x?y"), (b"caf\xe9", "caf\ufffd"),
-        ("{a|b} &amp; <i>", "{a|b} &amp; <i>"), ("\u200fאב", "\u200fאב"), ("x" * 1_000_000, "x" * 1_000_000),
+        ("None", "None"),
+        ("  ", None),
+        ("a\0b", "a\0b"),
+        ("\ufeffa", "a"),
+        ("x\ud800y", "x?y"),
+        (b"caf\xe9", "caf\ufffd"),
+        ("{a|b} &amp; <i>", "{a|b} &amp; <i>"),
+        ("\u200fאב", "\u200fאב"),
+        ("x" * 1_000_000, "x" * 1_000_000),
     ],
-)  # fmt: skip
+)
 def test_captions_stay_as_given(value, text):
     assert as_text(value) == text
 
@@ -220,17 +234,23 @@ def test_a_folder_with_captions_beside_the_pictures(folder):
     (folder / "sub" / "c.txt").write_text("a cat")
     items = read(folder)
     assert [(item.source, item.captions, item.licence) for item in items] == [
-        ("a.JPG", ("an ant",), "CC-BY"), ("b.png", ("a blue bird",), None), ("sub/c.webp", ("a cat",), None),
-    ]  # fmt: skip
+        ("a.JPG", ("an ant",), "CC-BY"),
+        ("b.png", ("a blue bird",), None),
+        ("sub/c.webp", ("a cat",), None),
+    ]
     assert [item.key for item in items] == [key("a.JPG"), key("b.png"), key("sub/c.webp")]
     assert items[1].load() == png(0)
 
 
 def test_metadata_name_pictures_relative_to_their_own_folder(folder):
     lines = [
-        {"file_name": "c.webp", "name": "a cat"}, {"file_name": "../b.png", "name": "one"}, {"file_name": "../b.png", "name": "two"},
-        {"file_name": "gone.png", "name": "x"}, {"file_name": "../../outside.png", "name": "x"}, {"file_name": "/etc/passwd", "name": "x"},
-    ]  # fmt: skip
+        {"file_name": "c.webp", "name": "a cat"},
+        {"file_name": "../b.png", "name": "one"},
+        {"file_name": "../b.png", "name": "two"},
+        {"file_name": "gone.png", "name": "x"},
+        {"file_name": "../../outside.png", "name": "x"},
+        {"file_name": "/etc/passwd", "name": "x"},
+    ]
     (folder / "sub" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{torn")
     items = read(folder, metadata="sub/captions.jsonl", caption_column="name")
     found = {item.source: item for item in items}
@@ -410,10 +430,16 @@ def test_odd_members_of_tars_are_counted_and_lead_nowhere(tmp_path):
         except Unreadable as refusal:
             outcome.append((item.source, refusal.status))
     assert outcome == [
-        ("odd.tar/../../escape.png", png(1)), ("odd.tar//absolute.png", png(2)), ("odd.tar/link.png", "not_a_file"),
-        ("odd.tar/hard.png", "not_a_file"), ("odd.tar/device.png", "not_a_file"), ("odd.tar/twice.png", png(3)),
-        ("odd.tar/twice.png", png(4)), ("odd.tar/words", "no_picture"), ("odd.tar/large.png", "too_large"),
-    ]  # fmt: skip
+        ("odd.tar/../../escape.png", png(1)),
+        ("odd.tar//absolute.png", png(2)),
+        ("odd.tar/link.png", "not_a_file"),
+        ("odd.tar/hard.png", "not_a_file"),
+        ("odd.tar/device.png", "not_a_file"),
+        ("odd.tar/twice.png", png(3)),
+        ("odd.tar/twice.png", png(4)),
+        ("odd.tar/words", "no_picture"),
+        ("odd.tar/large.png", "too_large"),
+    ]
     keys = [item.key for item in reader.items()]
     assert len(set(keys)) == 9
     assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)

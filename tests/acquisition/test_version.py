@@ -25,11 +25,13 @@ SOURCE = {
     "g.json": b'{"other": "a red fox"}',
     "h.caption": "狐".encode(),
     "i.png.TXT": b"a fox",
-    "metadata.csv": "file_name,text,alt\nJ.png,a fox,other\nk,ein Bär,\nx.png,lost,\n".encode("cp1252"),
+    "metadata.csv": "file_name,text,alt\nJ.png,a fox,other\nk,ein Bär,\nx.png,lost,\n".encode(
+        "cp1252"
+    ),
     "sub/metadata.jsonl": b'{"file_name": "sub\\\\l.png", "text": "a fox", "licence": "CC0"}\n',
     "sub/l.png": png(11),
     **{f"{name}.png": png(number) for number, name in enumerate("abcdefghijkm")},
-}  # fmt: skip
+}
 
 
 def test_the_same_source_gives_the_same_items_or_the_version_is_another(tmp_path):

@@ -167,8 +167,9 @@ def test_minutes_that_are_over_end_every_training_and_measuring_early(
 
 
 def test_the_command_ends_with_75_on_sigterm(tmp_path: Path) -> None:
-    words = ("bootstrap", "--source", "scenes", "--max-pictures", "48", "--size-px", "32", "--out", str(tmp_path / "out"))  # fmt: skip
-    command = [sys.executable, "-m", "hdm.commands.cli", *words]
+    words = ["--source", "scenes", "--max-pictures", "48", "--size-px", "32"]
+    command = [sys.executable, "-m", "hdm.commands.cli", "bootstrap", *words]
+    command += ["--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "out" / ".scratch" / "threads.json").exists():
             assert process.poll() is None

@@ -13,8 +13,9 @@ from hdm.caption_text.sides import speak_of_sides
 
 
 @pytest.mark.parametrize("given_caption", [
-    None, "", " \t\n", "None", " none ", "nan", "NaN", float("nan"), "null", "N/A", "<NA>", 3, True, ["a cat", "a dog"], {"text": "a cat"},
-    b"\xff\xfe broken", "cut \ufffd off", "half \ud83d emoji", "\u200b\u200e", "\ufeff", "\x00\x01", "&nbsp;", "\u200d",
+    None, "", " \t\n", "None", " none ", "nan", "NaN", float("nan"), "null", "N/A", "<NA>", 3, True,
+    ["a cat", "a dog"], {"text": "a cat"}, b"\xff\xfe broken", "cut \ufffd off",
+    "half \ud83d emoji", "\u200b\u200e", "\ufeff", "\x00\x01", "&nbsp;", "\u200d",
 ])  # fmt: skip
 def test_what_is_no_caption_counts_as_missing(given_caption):
     assert normal_caption(given_caption) is None
@@ -68,9 +69,10 @@ def speaks(caption):
 
 
 @pytest.mark.parametrize("caption", [
-    "a cat to the left of a dog", "Left-handed player", "the RIGHT shoe", "his rights", "leftmost", "a wheel turning clockwise",
-    "counter-clockwise", "anticlockwise", "facing north-west", "a south wind, southeast", "a stop sign", "it says hello",
-    "a T-shirt with text", "hand-written letters", "handwriting", "a bottle with a label", "an old clock", "a map of Rome",
+    "a cat to the left of a dog", "Left-handed player", "the RIGHT shoe", "his rights", "leftmost",
+    "a wheel turning clockwise", "counter-clockwise", "anticlockwise", "facing north-west",
+    "a south wind, southeast", "a stop sign", "it says hello", "a T-shirt with text",
+    "hand-written letters", "handwriting", "a bottle with a label", "an old clock", "a map of Rome",
     'called "Mia"', "called “Mia”",
 ])  # fmt: skip
 def test_captions_that_a_mirror_makes_wrong(caption):
@@ -78,8 +80,9 @@ def test_captions_that_a_mirror_makes_wrong(caption):
 
 
 @pytest.mark.parametrize("caption", [
-    "", "a cat", "bright copyright frighten", "a wright at the cleft", "a yeast cake", "feast", "a designer assigns", "a sword", "mapping",
-    "a flagstone path", "foreword", "ein Hund links von einer Katze",
+    "", "a cat", "bright copyright frighten", "a wright at the cleft", "a yeast cake", "feast",
+    "a designer assigns", "a sword", "mapping", "a flagstone path", "foreword",
+    "ein Hund links von einer Katze",
 ])  # fmt: skip
 def test_captions_that_hold_in_a_mirror(caption):
     assert not speaks(caption)

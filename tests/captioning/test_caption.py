@@ -91,9 +91,14 @@ def test_given_captions_come_back_normalised_for_kept_pictures_alone(made, store
         "1/3.png": [(0, "given", "a kept one")],
     }
     assert output.counts == {
-        "items": 7, "captions": 4, "captions_given": 4, "uncaptioned": 3, "given_dropped": 2, "given_cut": 0,
+        "items": 7,
+        "captions": 4,
+        "captions_given": 4,
+        "uncaptioned": 3,
+        "given_dropped": 2,
+        "given_cut": 0,
         "undecodable": 0,
-    }  # fmt: skip
+    }
 
 
 def test_missing_ones_are_made_by_the_coca_and_templates_add_to_the_given(made, store, coca_folder):
@@ -105,9 +110,9 @@ def test_missing_ones_are_made_by_the_coca_and_templates_add_to_the_given(made, 
     output = captioned(made, store, *makers, components=Components(contrastive=str(coca_folder)))
     found = by_source(made, output)
     assert found["0/0.png"] == [(0, "given", "a red circle"), (1, "template", "see a red circle")]
-    assert {source: [maker for _, maker, _ in rows] for source, rows in found.items() if rows[0][1] != "given"} == {
-        "0/1.png": ["coca"], "0/2.png": ["coca"], "1/1.png": ["coca"]
-    }  # fmt: skip
+    others = {source: rows for source, rows in found.items() if rows[0][1] != "given"}
+    makers_of_others = {source: [maker for _, maker, _ in rows] for source, rows in others.items()}
+    assert makers_of_others == {"0/1.png": ["coca"], "0/2.png": ["coca"], "1/1.png": ["coca"]}
     assert output.counts["captions_coca"] + output.counts["uncaptioned"] == 3
 
 

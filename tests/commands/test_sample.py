@@ -1,4 +1,4 @@
-"""`hdm sample`, from the words on the command line to the files, with the output of a real training."""
+"""`hdm sample`, from the command line to the files, with the output of a real training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def refused(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """components/, trained/ (a phase's output, with livelier weights), bare.safetensors and diffusers/, all of one model."""
+    """One model as trained/, bare.safetensors and diffusers/, and its components/.
+
+    trained/ is a phase's output with livelier weights.
+    """
     folder = tmp_path_factory.mktemp("sample")
     workshop = make_workshop(folder)
     threads = torch.get_num_threads()
@@ -102,9 +105,11 @@ def pixels(out: Path) -> list[np.ndarray]:
 def test_pictures_and_a_grid_with_their_settings_inside(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("blue square\n")
     words = [
-        "--weights", folder / "trained", *parts(folder), "--prompt", "red circle", "--prompts", tmp_path / "prompts.txt", "--count", 3,
-        "--seed", 5, "--size", "24x16", "--steps", 2, "--solver", "heun", "--guidance", 2.5, "--guidance-interval", "0.2,0.9",
-        "--tread-rate", 0.5, "--camera", "-0.1,0.2,1.5", "--negative", "blue", "--out", tmp_path / "out", "--device", "cpu",
+        "--weights", folder / "trained", *parts(folder), "--device", "cpu",
+        "--prompt", "red circle", "--prompts", tmp_path / "prompts.txt", "--negative", "blue",
+        "--count", 3, "--seed", 5, "--size", "24x16", "--camera", "-0.1,0.2,1.5",
+        "--steps", 2, "--solver", "heun", "--tread-rate", 0.5,
+        "--guidance", 2.5, "--guidance-interval", "0.2,0.9", "--out", tmp_path / "out",
     ]  # fmt: skip
     code, said = hdm(*words)
     assert code == 0, said
@@ -120,10 +125,18 @@ def test_pictures_and_a_grid_with_their_settings_inside(folder: Path, tmp_path: 
     assert image.size == (24, 16)
     assert image.text["prompt"] == "blue square"
     assert json.loads(image.text["parameters"]) == {
-        "seed": 6, "negative_prompt": "blue", "size": "24x16", "steps": 2, "solver": "heun", "guidance_scale": 2.5,
-        "guidance_interval": [0.2, 0.9], "tread_rates": [0.0, 0.5], "shift": 1.0, "camera": {"x": -0.1, "y": 0.2, "zoom": 1.5},
+        "seed": 6,
+        "negative_prompt": "blue",
+        "size": "24x16",
+        "steps": 2,
+        "solver": "heun",
+        "guidance_scale": 2.5,
+        "guidance_interval": [0.2, 0.9],
+        "tread_rates": [0.0, 0.5],
+        "shift": 1.0,
+        "camera": {"x": -0.1, "y": 0.2, "zoom": 1.5},
         "model": f"{folder.name}/trained",
-    }  # fmt: skip
+    }
     grid = np.asarray(made["0001-grid.png"])
     assert grid.shape == (2 * 18 - 2, 3 * 26 - 2, 3)
     assert np.array_equal(grid[18:34, 26:50], np.asarray(image))

@@ -103,10 +103,8 @@ def test_import_then_export_keeps_every_bit(dtype: torch.dtype, tmp_path: Path) 
     assert "passed over: 2 of te, 1 of vae, 1 of vae_mean, 1 of vae_std" in shown
     assert "width 32 = 2 × 16, feed-forward 24, text 10" in shown
     parameters = sum(parameter.numel() for parameter in XUT(SMALL).parameters())
-    assert (
-        f"{parameters:,} parameters in {len(raw(official))} tensors {str(dtype).removeprefix('torch.')}"
-        in shown
-    )
+    kind = str(dtype).removeprefix("torch.")
+    assert f"{parameters:,} parameters in {len(raw(official))} tensors {kind}" in shown
     assert (
         weights(
             "export", tmp_path / "in/official.safetensors", "--out", tmp_path / "out.safetensors"

@@ -165,9 +165,8 @@ def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_downlo
     assert [row["detail"] for row in rows[-3:]] == [rows[2]["key"], rows[0]["key"], rows[3]["key"]]
     assert all(row["split"] is None for row in rows[4:])
     assert (scores.counts["items"], scores.counts["kept"]) == (12, 4)
-    assert {reason: scores.counts[f"rejected_{reason}"] for reason in ("blurred", "noisy", "duplicate", "aspect")} == {
-        "blurred": 4, "noisy": 1, "duplicate": 3, "aspect": 0
-    }  # fmt: skip
+    rejected = {"blurred": 4, "noisy": 1, "duplicate": 3, "aspect": 0}
+    assert {reason: scores.counts[f"rejected_{reason}"] for reason in rejected} == rejected
     assert sum(scores.counts[split] for split in ("train", "validation", "held_out")) == 4
 
 
@@ -316,12 +315,18 @@ def test_without_models_only_the_pixels_are_measured(store, make_download):
     assert row["clip_similarity"] is None
 
 
-@pytest.mark.parametrize(("settings", "named"), [
-    ({"min_aesthetic": 5.0}, ("filter.min_aesthetic", "components.aesthetic_head")),
-    ({"min_clip_similarity": 0.2}, ("filter.min_clip_similarity", "components.contrastive")),
-    ({"top_fraction": TopFraction(by="aesthetic")}, ("filter.top_fraction", "components.aesthetic_head")),
-    ({"validation": 0.5, "held_out": 0.5}, ("filter.validation", "filter.held_out")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"min_aesthetic": 5.0}, ("filter.min_aesthetic", "components.aesthetic_head")),
+        ({"min_clip_similarity": 0.2}, ("filter.min_clip_similarity", "components.contrastive")),
+        (
+            {"top_fraction": TopFraction(by="aesthetic")},
+            ("filter.top_fraction", "components.aesthetic_head"),
+        ),
+        ({"validation": 0.5, "held_out": 0.5}, ("filter.validation", "filter.held_out")),
+    ],
+)
 def test_thresholds_that_cannot_be_met_name_both_sides(settings, named):
     with pytest.raises(ConfigError) as error:
         decide.identify(Pipeline(filter=FilterSettings(**settings)), {})

@@ -10,7 +10,10 @@ import numpy as np
 
 from hdm.caption_text.tag_form import TagDraws, drawn_caption, plain_caption
 
-CAPTION = "masterpiece $$ safe ||| one girl $$ red hair $$ smile %% a girl sits on a wall, smiling. %% outdoors $$ sky"
+CAPTION = (
+    "masterpiece $$ safe ||| one girl $$ red hair $$ smile "
+    "%% a girl sits on a wall, smiling. %% outdoors $$ sky"
+)
 GROUPS = [
     ["one girl", "red hair", "smile"],
     ["a girl sits on a wall, smiling."],
@@ -29,9 +32,9 @@ def read_back(text: str) -> list[str]:
 
 
 def test_all_tags_in_their_order() -> None:
-    assert (
-        plain_caption(CAPTION)
-        == "masterpiece, safe, one girl, red hair, smile, a girl sits on a wall, smiling., outdoors, sky"
+    assert plain_caption(CAPTION) == (
+        "masterpiece, safe, one girl, red hair, smile, "
+        "a girl sits on a wall, smiling., outdoors, sky"
     )
     for caption in ("a %% b $$ c", "a | b || c", ""):  # no |||: none of ours
         assert plain_caption(caption) == drawn_caption(caption, RECIPE, 5) == caption

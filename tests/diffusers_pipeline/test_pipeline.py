@@ -45,8 +45,16 @@ from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
 
 DEMO = resolve(Components(folder="demo"))
 PUBLISHED = XUTConfig(
-    width=32, num_heads=2, head_size=16, mlp_width=24, text_width=128, depth=1, dec_blocks=1, post_blocks=1, channels=8
-)  # fmt: skip
+    width=32,
+    num_heads=2,
+    head_size=16,
+    mlp_width=24,
+    text_width=128,
+    depth=1,
+    dec_blocks=1,
+    post_blocks=1,
+    channels=8,
+)
 KERNELS = "hdm.kernels.modules"
 PROMPTS = ["a red circle on the left", "a small blue star"]
 
@@ -106,8 +114,10 @@ torch.set_num_threads({torch.get_num_threads()})
 import hdm.diffusers_pipeline
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({str(folder)!r})
-pictures = pipeline({PROMPTS!r}, generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)], num_inference_steps=4).images
-numpy.save({str(tmp_path / "a.npy")!r}, numpy.stack([numpy.asarray(picture) for picture in pictures]))
+generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+pictures = pipeline({PROMPTS!r}, generator=generators, num_inference_steps=4).images
+arrays = [numpy.asarray(picture) for picture in pictures]
+numpy.save({str(tmp_path / "a.npy")!r}, numpy.stack(arrays))
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     wanted = own(weights())(
@@ -120,13 +130,30 @@ numpy.save({str(tmp_path / "a.npy")!r}, numpy.stack([numpy.asarray(picture) for 
 def test_every_argument_means_what_it_means_to_the_sampler(pipeline: HDMPipeline) -> None:
     sampling, camera = Sampling(3, "heun", 2.0, (0.2, 0.9), (0.0, 0.5), 3.0), Camera(0.1, -0.2, 1.5)
     wanted = own(weights())(
-        [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2, width=48, height=32, seeds=[1, 2, 3, 4], batches=Batches(4, "a"),
-        negative_prompts=["black"] * 2 + ["a ring"] * 2, sampling=sampling, camera=camera,
-    )  # fmt: skip
+        [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2,
+        width=48,
+        height=32,
+        seeds=[1, 2, 3, 4],
+        batches=Batches(4, "a"),
+        negative_prompts=["black"] * 2 + ["a ring"] * 2,
+        sampling=sampling,
+        camera=camera,
+    )
     found = pipeline(
-        PROMPTS, ["black", "a ring"], width=48, height=32, generator=seeds(1, 2, 3, 4), num_images_per_prompt=2, num_inference_steps=3,
-        solver="heun", guidance_scale=2.0, guidance_interval=(0.2, 0.9), tread_rates=(0.0, 0.5), shift=3.0, camera=camera,
-    )  # fmt: skip
+        PROMPTS,
+        ["black", "a ring"],
+        width=48,
+        height=32,
+        generator=seeds(1, 2, 3, 4),
+        num_images_per_prompt=2,
+        num_inference_steps=3,
+        solver="heun",
+        guidance_scale=2.0,
+        guidance_interval=(0.2, 0.9),
+        tread_rates=(0.0, 0.5),
+        shift=3.0,
+        camera=camera,
+    )
     assert same(found.images, wanted)
 
 
@@ -182,9 +209,13 @@ def test_a_callback_sees_every_step_and_may_change_the_latent(pipeline: HDMPipel
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
 
     found = pipeline(
-        PROMPTS[0], generator=seeds(1), num_inference_steps=4, output_type="latent", callback_on_step_end=on_step_end,
+        PROMPTS[0],
+        generator=seeds(1),
+        num_inference_steps=4,
+        output_type="latent",
+        callback_on_step_end=on_step_end,
         callback_on_step_end_tensor_inputs=["latents"],
-    )  # fmt: skip
+    )
     assert seen == [(0, 0.75), (1, 0.5), (2, 0.25), (3, 0.0)]
     assert not found.images.any()
     with pytest.raises(InputError, match="callbacks get"):

@@ -91,10 +91,16 @@ def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 8, 8),
-        layers_per_block=1, norm_num_groups=4, latent_channels=5, mid_block_add_attention=False,
-        latents_mean=[0.1, -0.2, 0.0, 0.3, 1.0], latents_std=[1.0, 2.0, 0.5, 1.5, 0.7],
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=5,
+        mid_block_add_attention=False,
+        latents_mean=[0.1, -0.2, 0.0, 0.3, 1.0],
+        latents_std=[1.0, 2.0, 0.5, 1.5, 0.7],
+    )
     folder = tmp_path_factory.mktemp("autoencoder")
     model.save_pretrained(folder)
     return folder
@@ -109,9 +115,15 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     word_tokenizer(words, padding_side="right").save_pretrained(folder)
     torch.manual_seed(1)
     config = Qwen3Config(
-        vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=12, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=64,
+    )
     Qwen3Model(config).save_pretrained(folder)
     return folder
 
@@ -180,9 +192,13 @@ def _write_filter(home: Home, shards: list[list[str]]) -> None:
             kept = [key not in home.rejected for key in keys]
             rows = {
                 **{name: [None] * len(keys) for name in SCORES.names},
-                "key": keys, "decoded": ["ok"] * len(keys), "kept": kept, "split": ["train" if good else None for good in kept],
-                "width": [width for _, width, _ in sizes], "height": [height for height, _, _ in sizes],
-            }  # fmt: skip
+                "key": keys,
+                "decoded": ["ok"] * len(keys),
+                "kept": kept,
+                "split": ["train" if good else None for good in kept],
+                "width": [width for _, width, _ in sizes],
+                "height": [height for height, _, _ in sizes],
+            }
             write_table(draft, shard_name("scores", number), SCORES, rows, {})
         home.inputs["filter"] = draft.commit()
 

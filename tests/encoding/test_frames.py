@@ -11,9 +11,12 @@ from hdm.encoding.frames import Framing, plan_bands, plan_files, reading_order
 
 
 @given(
-    width=st.integers(1, 5000), height=st.integers(1, 5000), steps=st.integers(1, 16), multiple=st.sampled_from([4, 8, 16, 64]),
+    width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+    steps=st.integers(1, 16),
+    multiple=st.sampled_from([4, 8, 16, 64]),
     max_aspect=st.floats(1, 4),
-)  # fmt: skip
+)
 def test_the_frame_is_the_whole_picture_up_to_the_aspect_limit(
     width: int, height: int, steps: int, multiple: int, max_aspect: float
 ) -> None:

@@ -366,15 +366,18 @@ from hdm.encoding.encoder import Encoder
 from hdm.encoding.frames import plan_files
 from hdm.store import Store, read_output
 
-root, pipeline, download, kept, resolution = Path(sys.argv[1]), Pipeline.model_validate_json(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5])
-inputs = {"download": read_output(Path(download)), "filter": read_output(Path(kept))}
-identity = latents.identify(pipeline, {name: output.digest for name, output in inputs.items()}, resolution)
+root, resolution = Path(sys.argv[1]), int(sys.argv[5])
+pipeline = Pipeline.model_validate_json(sys.argv[2])
+inputs = {"download": read_output(Path(sys.argv[3])), "filter": read_output(Path(sys.argv[4]))}
+digests = {name: output.digest for name, output in inputs.items()}
+identity = latents.identify(pipeline, digests, resolution)
 
 def start(store):
     child = os.fork()
     if child == 0:
         try:
-            latents.make(pipeline, identity, inputs, Store(store), resolution, also=(resolution + 8,))
+            also = (resolution + 8,)
+            latents.make(pipeline, identity, inputs, Store(store), resolution, also=also)
         except BaseException as error:
             print(repr(error), flush=True)
             os._exit(1)

@@ -17,7 +17,10 @@ from hdm.store import Store
 
 settings = ["download.scenes.count=24", "download.scenes.faults=0", "download.allow_loopback=true"]
 made = run(load_pipeline("demo", settings), Store(Path(sys.argv[1])), stop_after="encode")
-files = {f"{one.step.name}/{record.name}": record.sha256 for one in made for record in one.output.files}
+files = {}
+for one in made:
+    for record in one.output.files:
+        files[f"{one.step.name}/{record.name}"] = record.sha256
 print(json.dumps(files))
 """
 

@@ -57,9 +57,15 @@ def page(tmp_path: Path, clicks: dict[str, list[int | None]]) -> str:
     file = tmp_path / choosing.PAGE
     file.write_text(written.replace("</body>", CLICKS % json.dumps(clicks) + "</body>"))
     command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path}",
-        "--virtual-time-budget=2000", file.as_uri(),
-    ]  # fmt: skip
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=2000",
+        file.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 

@@ -188,8 +188,16 @@ def moved_chunk(data: bytearray, other: bytes, rng: random.Random) -> bytearray:
 
 
 WAYS: tuple[Callable[[bytearray, bytes, random.Random], bytearray], ...] = (
-    flipped_bits, flipped_bits, cut_off, spliced, edited_number, edited_number, repeated_part, lost_part, moved_chunk,
-)  # fmt: skip
+    flipped_bits,
+    flipped_bits,
+    cut_off,
+    spliced,
+    edited_number,
+    edited_number,
+    repeated_part,
+    lost_part,
+    moved_chunk,
+)
 
 
 def broken(whole: list[bytes], grown: list[bytes], rng: random.Random) -> bytes:
@@ -310,8 +318,9 @@ def main() -> None:
     decoded = sum(count for outcome, count in fuzzing.outcomes.items() if ":" not in outcome)
     total = fuzzing.outcomes.total()
     print(
-        f"{total} broken files from {len(fuzzing.whole)} whole ones: {decoded} decoded, {total - decoded - failures} refused "
-        f"for {len(fuzzing.outcomes)} reasons, {crashes} of them because a codec crashed, "
+        f"{total} broken files from {len(fuzzing.whole)} whole ones: {decoded} decoded, "
+        f"{total - decoded - failures} refused for {len(fuzzing.outcomes)} reasons, "
+        f"{crashes} of them because a codec crashed, "
         f"{failures} failures in {work / 'failures'}"
     )
     sys.exit(bool(failures))

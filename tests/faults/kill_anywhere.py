@@ -37,12 +37,20 @@ PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 SURVIVORS_SEC = 20.0
 SMALL = (
-    "download.scenes.count=120", "download.shard_items=32", "download.timeout_sec=3", "train.checkpoint_sec=1",
-    "filter.held_out=0.1", "filter.validation=0.1", "train.prompts=[a red circle]",
-    "train.phases.0.num_images=640", "train.phases.0.batch_size=32",
-    "train.phases.1.num_images=640", "train.phases.1.batch_size=32",
-    "evaluate.num_images=16", "evaluate.steps=4",
-)  # fmt: skip
+    "download.scenes.count=120",
+    "download.shard_items=32",
+    "download.timeout_sec=3",
+    "train.checkpoint_sec=1",
+    "filter.held_out=0.1",
+    "filter.validation=0.1",
+    "train.prompts=[a red circle]",
+    "train.phases.0.num_images=640",
+    "train.phases.0.batch_size=32",
+    "train.phases.1.num_images=640",
+    "train.phases.1.batch_size=32",
+    "evaluate.num_images=16",
+    "evaluate.steps=4",
+)
 # Outside every comparison, by design: times, locks, the order in which shards were finished, what
 # people look at.
 NOT_COMPARED = ("run.json", "timing.jsonl")
@@ -241,14 +249,14 @@ def main() -> int:
             with results.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
             print(
-                f"try {number}: killed at {entry['killed_at_sec']} s with {entry['outputs_then']} outputs finished: "
+                f"try {number}: killed at {entry['killed_at_sec']} s "
+                f"with {entry['outputs_then']} outputs finished: "
                 f"{entry['wrong'] or 'same bytes'} ({kills} of {asked.kills} kills)",
                 flush=True,
             )
     bad = [entry for entry in tried if entry["wrong"]]
-    print(
-        f"{kills} kills in {len(tried)} stores; {len(tried) - len(bad)} stores ended in the same bytes"
-    )
+    good = len(tried) - len(bad)
+    print(f"{kills} kills in {len(tried)} stores; {good} stores ended in the same bytes")
     return 1 if bad else 0
 
 

@@ -24,15 +24,26 @@ from tests.training.here import train_here
 
 TRAIN, LATENTS = "train.48px", "encode.48px"
 BATCH_SIZE = 4
-# Training looks at the first BLOCK_IMAGES before its first step; damage in others is met on the way.
+# Training looks at the first BLOCK_IMAGES before its first step, and meets damage in others on the
+# way.
 NUM_IMAGES = BLOCK_IMAGES + 4 * BATCH_SIZE
 NUM_STEPS = NUM_IMAGES // BATCH_SIZE
+PHASE = f"resolution: 48, num_images: {NUM_IMAGES}, batch_size: {BATCH_SIZE}, tread_rate: 0"
 SETTINGS = (
-    "download.scenes.count=400", "download.scenes.faults=0", "download.shard_items=24", "download.timeout_sec=3",
-    "filter.held_out=0.1", "filter.validation=0.1", "train.checkpoint_sec=0.001", "encode.text_embeddings=false",
-    "train.model.width=32", "train.model.num_heads=2", "train.model.head_size=16", "train.model.mlp_width=64",
-    f"train.phases=[{{resolution: 48, num_images: {NUM_IMAGES}, batch_size: {BATCH_SIZE}, tread_rate: 0}}]",
-)  # fmt: skip
+    "download.scenes.count=400",
+    "download.scenes.faults=0",
+    "download.shard_items=24",
+    "download.timeout_sec=3",
+    "filter.held_out=0.1",
+    "filter.validation=0.1",
+    "train.checkpoint_sec=0.001",
+    "encode.text_embeddings=false",
+    "train.model.width=32",
+    "train.model.num_heads=2",
+    "train.model.head_size=16",
+    "train.model.mlp_width=64",
+    f"train.phases=[{{{PHASE}}}]",
+)
 
 
 def last_touched(made: dict[str, Output]) -> tuple[Path, int]:

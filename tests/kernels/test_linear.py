@@ -95,7 +95,8 @@ def test_the_gated_product_is_its_formula_in_float64():
     ("text", "half"),
     [
         (
-            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t\t: fpu avx2 avx512f avx512dq\n\nprocessor\t: 1\n",
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\n"
+            "flags\t\t: fpu avx2 avx512f avx512dq\n\nprocessor\t: 1\n",
             True,
         ),
         (

@@ -43,7 +43,8 @@ labs:
           centre: {train.crop: centre}
   wrong:
     pipeline: mine
-    comparisons: {residual: {settings: {prenorm: {}, published: {train.model.residuals: published}}}}
+    comparisons:
+      residual: {settings: {prenorm: {}, published: {train.model.residuals: published}}}
   alone:
     pipeline: mine
     comparisons: {residual: {settings: {prenorm: {}}}}

@@ -51,11 +51,24 @@ def drawn(config: XUTConfig) -> XUT:
 def published_form(config: XUTConfig, rate: float) -> dict[str, Any]:
     """As the golden file words it."""
     return {
-        "patch_size": config.patch_size, "input_dim": config.channels, "dim": config.width, "ctx_dim": config.text_width, "ctx_size": 16,
-        "heads": config.num_heads, "dim_head": config.head_size, "mlp_dim": config.mlp_width, "depth": config.depth,
-        "enc_blocks": config.enc_blocks, "dec_blocks": config.dec_blocks, "addon_info_embs_dim": 1 if config.aspect_embedding else None,
-        "tread_config": {"prev_trns_depth": config.prev_blocks, "post_trns_depth": config.post_blocks, "dropout_ratio": rate},
-    }  # fmt: skip
+        "patch_size": config.patch_size,
+        "input_dim": config.channels,
+        "dim": config.width,
+        "ctx_dim": config.text_width,
+        "ctx_size": 16,
+        "heads": config.num_heads,
+        "dim_head": config.head_size,
+        "mlp_dim": config.mlp_width,
+        "depth": config.depth,
+        "enc_blocks": config.enc_blocks,
+        "dec_blocks": config.dec_blocks,
+        "addon_info_embs_dim": 1 if config.aspect_embedding else None,
+        "tread_config": {
+            "prev_trns_depth": config.prev_blocks,
+            "post_trns_depth": config.post_blocks,
+            "dropout_ratio": rate,
+        },
+    }
 
 
 def box(height: int, width: int) -> Tensor:
@@ -159,9 +172,13 @@ def computed(
     }
     with torch.no_grad():
         outputs = {
-            "out.plain": plain, "out.no_pos": predict(box(height // p, width // p)), "out.camera": predict(at["in.pos_camera"]),
-            "out.tread": predict(at["in.pos"], keep), "out.loss": loss, "out.grad_x": latent.grad,
-        }  # fmt: skip
+            "out.plain": plain,
+            "out.no_pos": predict(box(height // p, width // p)),
+            "out.camera": predict(at["in.pos_camera"]),
+            "out.tread": predict(at["in.pos"], keep),
+            "out.loss": loss,
+            "out.grad_x": latent.grad,
+        }
     return {name: tensor.detach().float() for name, tensor in {**gradients, **outputs}.items()}
 
 

@@ -18,8 +18,15 @@ from tests.small_models import SMALL
 
 
 def checkpoint(state: dict[str, torch.Tensor], **more: object) -> dict[str, object]:
-    return {"epoch": 3, "global_step": 7, "pytorch-lightning_version": "2.5.0", "state_dict": collections.OrderedDict(state),
-            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}], "hyper_parameters": {"lr": 1e-3}, **more}  # fmt: skip
+    return {
+        "epoch": 3,
+        "global_step": 7,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": collections.OrderedDict(state),
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
+        "hyper_parameters": {"lr": 1e-3},
+        **more,
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

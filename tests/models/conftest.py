@@ -34,11 +34,27 @@ def coca_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path
     }
     config = {
         "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "attentional_pool": True,
-                       "attn_pooler_queries": 4, "attn_pooler_heads": 2, "output_tokens": True},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+            "attentional_pool": True,
+            "attn_pooler_queries": 4,
+            "attn_pooler_heads": 2,
+            "output_tokens": True,
+        },
         "text_cfg": text,
-        "multimodal_cfg": {"context_length": 12, "vocab_size": 13, "width": 32, "heads": 2, "layers": 1, "attn_pooler_heads": 2},
-    }  # fmt: skip
+        "multimodal_cfg": {
+            "context_length": 12,
+            "vocab_size": 13,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+            "attn_pooler_heads": 2,
+        },
+    }
     torch.manual_seed(0)
     model = CoCa(**config)
     torch.nn.init.normal_(

@@ -106,11 +106,16 @@ def test_an_unknown_mlp_is_scored_as_its_setting_says_and_refused_without(
     "shapes",
     [
         {"linear.weight": (1, 8), "linear.bias": (1,)},
-        {"layers.0.weight": (4, 8), "layers.0.bias": (4,), "layers.1.weight": (1, 5), "layers.1.bias": (1,)},
+        {
+            "layers.0.weight": (4, 8),
+            "layers.0.bias": (4,),
+            "layers.1.weight": (1, 5),
+            "layers.1.bias": (1,),
+        },
         {"layers.0.weight": (1, 8), "layers.0.bias": (1,), "norm.weight": (8,)},
         {"weight": (1, 8, 1), "bias": (1,)},
     ],
-)  # fmt: skip
+)
 def test_layouts_that_are_not_known_are_refused(
     shapes: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:

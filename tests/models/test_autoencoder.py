@@ -130,9 +130,15 @@ def _deep() -> object:
         "qkv_multiscales": ((), (), ()),
     }
     return AutoencoderDC(
-        latent_channels=4, attention_head_dim=8, scaling_factor=0.25,
-        **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in sizes.items()},
-    )  # fmt: skip
+        latent_channels=4,
+        attention_head_dim=8,
+        scaling_factor=0.25,
+        **{
+            f"{part}_{name}": value
+            for part in ("encoder", "decoder")
+            for name, value in sizes.items()
+        },
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,9 +168,13 @@ def test_flux_2_keeps_its_statistics_by_place_in_a_patch(tmp_path: Path) -> None
 
     torch.manual_seed(0)
     model = AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 16),
-        latent_channels=4, norm_num_groups=4, mid_block_add_attention=False,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
     # Latents whose channels differ in mean and spread, cut into 2×2 patches as FLUX.2 does.
     raw = torch.randn(4, 4, 32, 32) * torch.tensor([1.0, 2.0, 0.5, 3.0]).view(
         1, 4, 1, 1

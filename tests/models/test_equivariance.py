@@ -57,9 +57,8 @@ def test_picture_and_latent_are_turned_and_scaled_alike() -> None:
     assert torch.equal(Transform(1.0, 3).both(raw, image)[1], image.rot90(3, (2, 3)))
 
 
-def test_an_equivariant_autoencoder_has_next_to_no_error_and_a_skewed_one_much_at_equal_reconstruction() -> (
-    None
-):
+def test_a_skewed_autoencoder_has_much_error_and_an_equivariant_one_next_to_none() -> None:
+    """Both reconstruct equally well."""
     plain, skewed = (equivariance_errors(wrapped(skew), smooth()) for skew in (0.0, 0.5))
     assert plain["latent"] < 0.05
     assert skewed["latent"] > 10 * plain["latent"]

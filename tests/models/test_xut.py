@@ -84,8 +84,15 @@ def test_the_golden_file_says_which_model_it_is(model):
         assert '"dim": 64' in file.metadata()["config"]
     assert model.config == replace(
         XUTConfig(),
-        width=64, num_heads=4, head_size=16, mlp_width=96, text_width=48, depth=2, dec_blocks=2, post_blocks=2,
-    )  # fmt: skip
+        width=64,
+        num_heads=4,
+        head_size=16,
+        mlp_width=96,
+        text_width=48,
+        depth=2,
+        dec_blocks=2,
+        post_blocks=2,
+    )
 
 
 @pytest.mark.parametrize(

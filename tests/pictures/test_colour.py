@@ -113,8 +113,13 @@ def test_chromaticities_are_brought_to_srgb_as_the_matrices_say(primaries: tuple
 def test_what_says_srgb_changes_nothing() -> None:
     ordinary = chrm(SRGB)
     for extra in (
-        gama(0.45455), gama(0.45455) + ordinary, ordinary, chunk(b"sRGB", b"\0") + gama(1.0), cicp(1, 13, 0, 1), cicp(2, 2, 0, 1),
-    ):  # fmt: skip
+        gama(0.45455),
+        gama(0.45455) + ordinary,
+        ordinary,
+        chunk(b"sRGB", b"\0") + gama(1.0),
+        cicp(1, 13, 0, 1),
+        cicp(2, 2, 0, 1),
+    ):
         picture = decode(colours(extra), SETTINGS)
         np.testing.assert_array_equal(picture.pixels[0], COLOURS)
         assert picture.flags == ()

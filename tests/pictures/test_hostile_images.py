@@ -92,7 +92,8 @@ GROWTH = """
     from hdm.pictures.settings import ImageSettings
     from hdm.pictures.reading import BadImage, decode
     def peak():
-        return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
     data = Path(sys.argv[1]).read_bytes()
     before = peak()
     try:

@@ -324,10 +324,17 @@ def test_one_artwork_in_many_formats_looks_the_same():
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"<html><body>404</body></html>", b"PK\x03\x04abcd", b"BMW is not a bitmap, and this text is long enough",
-        b"\0" * 64, b"GIF", b"<html><body><svg/></body></html>", b"P1 is a plan", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+        b"",
+        b"<html><body>404</body></html>",
+        b"PK\x03\x04abcd",
+        b"BMW is not a bitmap, and this text is long enough",
+        b"\0" * 64,
+        b"GIF",
+        b"<html><body><svg/></body></html>",
+        b"P1 is a plan",
+        b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_picture(data):
     for reader in (inspect, decode):
         with pytest.raises(BadImage) as refusal:
@@ -336,12 +343,23 @@ def test_what_is_no_picture(data):
 
 
 FOREIGN = [
-    ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ("PDF", b"%PDF-1.7\n"), ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n"),
-    ("SVG", b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<!DOCTYPE svg PUBLIC 'x' 'y'>\n<svg>"),
-    ("JPEG XL", b"\xff\x0a\xfa\x1f"), ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl "),
-    ("PSD", b"8BPS\0\1\0\0"), ("XCF", b"gimp xcf v011\0"), ("ICO", b"\0\0\1\0\1\0"), ("PNM", b"P6\n# made\n2 2\n255\n"),
-    ("RAW", b"II*\0\x10\0\0\0CR\2\0"), ("RAW", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom"), ("RAW", b"FUJIFILMCCD-RAW 0201"),
-]  # fmt: skip
+    ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    ("PDF", b"%PDF-1.7\n"),
+    ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+    (
+        "SVG",
+        b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<!DOCTYPE svg PUBLIC 'x' 'y'>\n<svg>",
+    ),
+    ("JPEG XL", b"\xff\x0a\xfa\x1f"),
+    ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl "),
+    ("PSD", b"8BPS\0\1\0\0"),
+    ("XCF", b"gimp xcf v011\0"),
+    ("ICO", b"\0\0\1\0\1\0"),
+    ("PNM", b"P6\n# made\n2 2\n255\n"),
+    ("RAW", b"II*\0\x10\0\0\0CR\2\0"),
+    ("RAW", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom"),
+    ("RAW", b"FUJIFILMCCD-RAW 0201"),
+]
 
 
 @pytest.mark.parametrize(("name", "data"), FOREIGN)

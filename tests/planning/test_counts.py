@@ -16,13 +16,20 @@ from hdm.planning import counts
 from hdm.planning.counts import LanguageModel, Tower
 
 SDXL = dict(
-    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
-)  # fmt: skip
+)
 SMALL = dict(
-    block_out_channels=(8, 16, 16), layers_per_block=1, latent_channels=3, down_block_types=("DownEncoderBlock2D",) * 3,
-    up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
-)  # fmt: skip
+    block_out_channels=(8, 16, 16),
+    layers_per_block=1,
+    latent_channels=3,
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    norm_num_groups=4,
+)
 
 
 def counted(run: Callable[[], Any]) -> int:
@@ -42,9 +49,15 @@ def test_a_language_model_counts_as_torch_counts_it(key_heads: int) -> None:
     from transformers import Qwen3Config, Qwen3Model
 
     config = Qwen3Config(
-        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=key_heads,
-        head_dim=8, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=key_heads,
+        head_dim=8,
+        attn_implementation="sdpa",
+    )
     model, ours = Qwen3Model(config), counts.of_language_config(config.to_dict())
     found = counted(lambda: model(input_ids=torch.zeros(1, 11, dtype=torch.int64), use_cache=False))
     assert ours.flops(11) == found

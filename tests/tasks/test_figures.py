@@ -15,8 +15,11 @@ def test_settings_become_flat_parameters() -> None:
         "betas": [0.9, 0.99],
     }
     assert dict(flattened(nested)) == {
-        "train.seed": 3, "train.phases.0.resolution": 48, "train.phases.1.resolution": 64, "betas": [0.9, 0.99],
-    }  # fmt: skip
+        "train.seed": 3,
+        "train.phases.0.resolution": 48,
+        "train.phases.1.resolution": 64,
+        "betas": [0.9, 0.99],
+    }
     assert dict(numeric({"a": {"b": 1}, "yes": True, "name": "x", "c": 0.5})) == {
         "a.b": 1,
         "c": 0.5,

@@ -58,9 +58,15 @@ def outputs(root: Path) -> Iterator[dict[str, Any]]:
             output = draft.commit({"parameters": 12})
         before = {name: output.digest}
         yield {
-            "event": "made", "at": AT + 2, "name": name, "digest": output.digest, "path": str(output.path),
-            "counts": {"items": 7}, "seconds": 2.0, "cached": False,
-        }  # fmt: skip
+            "event": "made",
+            "at": AT + 2,
+            "name": name,
+            "digest": output.digest,
+            "path": str(output.path),
+            "counts": {"items": 7},
+            "seconds": 2.0,
+            "cached": False,
+        }
 
 
 def told(root: Path, events: list[dict[str, Any]]) -> Keeper:

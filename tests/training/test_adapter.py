@@ -1,4 +1,4 @@
-"""Training an adapter alone: what is measured, averaged, kept as best and written is the adapter."""
+"""Training an adapter alone: it is what is measured, averaged, kept as best and written."""
 
 from __future__ import annotations
 

@@ -60,10 +60,13 @@ class Step:
             install(self.model)
         self.latent = torch.randn(batch, config.channels, 2 * SIDE, 2 * SIDE)
         self.given: dict[str, Any] = {
-            "timestep": torch.rand(batch), "text": torch.randn(batch, TEXT, config.text_width),
-            "positions": torch.randn(batch, SIDE**2, 2), "log_aspect": torch.zeros(batch),
-            "text_mask": torch.ones(batch, TEXT, dtype=torch.bool), "kept": draw_kept(batch, SIDE**2, rate),
-        }  # fmt: skip
+            "timestep": torch.rand(batch),
+            "text": torch.randn(batch, TEXT, config.text_width),
+            "positions": torch.randn(batch, SIDE**2, 2),
+            "log_aspect": torch.zeros(batch),
+            "text_mask": torch.ones(batch, TEXT, dtype=torch.bool),
+            "kept": draw_kept(batch, SIDE**2, rate),
+        }
 
     def loss(self) -> torch.Tensor:
         with torch.autocast(

@@ -140,8 +140,13 @@ def test_signals_kills_and_damage_change_no_byte(
 
     output = here.train()
     assert [record.name for record in output.files] == [
-        *SNAPSHOTS, "ema.safetensors", "generated.png", "metrics.jsonl", "model.json", "weights.safetensors"
-    ]  # fmt: skip
+        *SNAPSHOTS,
+        "ema.safetensors",
+        "generated.png",
+        "metrics.jsonl",
+        "model.json",
+        "weights.safetensors",
+    ]
     assert [
         name
         for name in (*FILES, *SNAPSHOTS)

@@ -61,7 +61,8 @@ def test_saving_and_sampling_are_had_at_once_and_training_goes_on(training: Work
     )
     status = hdm("status", store=root).stdout
     assert re.search(
-        r"small train\.16px +[\d,]+ of 10,000,000 images \(0%\), [\d.]+ images/s, loss [\d.]+, done in about \d+ min",
+        r"small train\.16px +[\d,]+ of 10,000,000 images \(0%\), [\d.]+ images/s, "
+        r"loss [\d.]+, done in about \d+ min",
         status,
     )
 

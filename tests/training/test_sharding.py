@@ -44,9 +44,15 @@ OPTIMIZERS = {
 
 def job_of(workshop: Workshop, folder: Path, kind: str, num_processes: int) -> Job:
     settings = {
-        "phases": [{**PHASE, "optimizer": OPTIMIZERS[kind]}], "sharding": "full", "num_processes": num_processes, "checkpoint_sec": 1e7,
-        "validate_raw": True, "keep": "best", "ema_snapshots": 2, "generate_every": 8 * STEPS,
-    }  # fmt: skip
+        "phases": [{**PHASE, "optimizer": OPTIMIZERS[kind]}],
+        "sharding": "full",
+        "num_processes": num_processes,
+        "checkpoint_sec": 1e7,
+        "validate_raw": True,
+        "keep": "best",
+        "ema_snapshots": 2,
+        "generate_every": 8 * STEPS,
+    }
     return workshop.changed(**settings).job(folder)
 
 

@@ -58,9 +58,13 @@ def write_components(folder: Path) -> Path:
     )
     LlamaModel(language).save_pretrained(folder / "text_encoder")
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8),
-        norm_num_groups=4, latent_channels=CHANNELS, layers_per_block=1,
-    ).save_pretrained(folder / "autoencoder")  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=CHANNELS,
+        layers_per_block=1,
+    ).save_pretrained(folder / "autoencoder")
     return folder
 
 
@@ -85,10 +89,16 @@ def make_pipeline(components: Path, **train: Any) -> Pipeline:
         "optimizer": {"kind": "muon", "learning_rate": 1e-3, "warmup_images": 16},
     }  # fmt: skip
     settings = {
-        "model": model, "phases": [first], "ema_decay": 0.9, "checkpoint_sec": 0.001, "validate_every": 5, "device": "cpu",
-        "ema_lengths": [0.1, 0.2], "ema_snapshots": 3,
+        "model": model,
+        "phases": [first],
+        "ema_decay": 0.9,
+        "checkpoint_sec": 0.001,
+        "validate_every": 5,
+        "device": "cpu",
+        "ema_lengths": [0.1, 0.2],
+        "ema_snapshots": 3,
         **train,
-    }  # fmt: skip
+    }
     parts = {
         "text_encoder": str(components / "text_encoder"),
         "autoencoder": str(components / "autoencoder"),

@@ -30,9 +30,12 @@ def one_thread() -> Any:
 
 def tiny(kind: type = AutoencoderTiny) -> Any:
     return kind(
-        latent_channels=4, encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
         num_decoder_blocks=(1, 1, 1),
-    )  # fmt: skip
+    )
 
 
 def every_class() -> dict[str, Any]:
@@ -45,12 +48,21 @@ def every_class() -> dict[str, Any]:
     )
     return {
         "AutoencoderKL": new_autoencoder(4, (8, 8, 8)),
-        "AutoencoderKLFlux2": AutoencoderKLFlux2(**blocks, layers_per_block=1, latent_channels=4, norm_num_groups=4),
+        "AutoencoderKLFlux2": AutoencoderKLFlux2(
+            **blocks, layers_per_block=1, latent_channels=4, norm_num_groups=4
+        ),
         "AutoencoderDC": AutoencoderDC(
-            latent_channels=4, attention_head_dim=4, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
-            encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), encoder_layers_per_block=(1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1), encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()),
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_types="ResBlock",
+            decoder_block_types="ResBlock",
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), ()),
+            decoder_qkv_multiscales=((), (), ()),
         ),
         "AutoencoderTiny": tiny(),
         "PooledAutoencoderTiny": tiny(PooledAutoencoderTiny),
-    }  # fmt: skip
+    }

@@ -21,9 +21,14 @@ from hdm.vae.kept import KeptPictures, held_out_pictures
 from tests.store_as_of_old import as_of_old
 
 SMALL = (
-    "download.scenes.count=48", "download.shard_items=24", "download.timeout_sec=3", "filter.held_out=0.1", "filter.validation=0.1",
-    "train.phases.0.resolution=32", "threads=1",
-)  # fmt: skip
+    "download.scenes.count=48",
+    "download.shard_items=24",
+    "download.timeout_sec=3",
+    "filter.held_out=0.1",
+    "filter.validation=0.1",
+    "train.phases.0.resolution=32",
+    "threads=1",
+)
 VAE = ("vae.num_images=32", "vae.size_px=32", "vae.device=cpu")
 
 
