@@ -1,11 +1,10 @@
 """Parts: the unit of work, of retry and of distribution.
 
-A `Step` says into which parts its work is cut and makes one of them; `make` is the one driver,
-which makes the parts that are missing, wherever that is, and finishes the outputs when all are
-there.
+A `Step` divides its work into parts and makes one part. `make` is the one driver: it makes the
+missing parts, in this process or in others, and finishes the outputs when all parts exist.
 
-A finished file is in its output's journal, written by whoever made it, so that no part is made
-twice. The manifest is written last, by the process that called `make`.
+The process that makes a file also writes it into its output's journal, so that no part is made
+twice. The process that called `make` writes the manifest last.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ from hdm.store import Draft, FileRecord, Folder, Identity, Output, Store
 ABANDONED = 3  # exit code
 LOOK_SEC = 1.0
 GRACE_SEC = 5.0
-"""How often a process looks whether all is over, and how long it then has for its part."""
+"""How often a process checks whether the work is over, and how long it then has for its part."""
 
 Task = TypeVar("Task")
 Tools = TypeVar("Tools")
 Files = Mapping[str, tuple[str, ...]]
-"""Names of files by the name of their output."""
+"""File names, by output name."""
 Folders = Mapping[str, Folder]
-"""Where a part writes: a folder by the name of its output."""
+"""Where a part writes: folders, by output name."""
 Records = Mapping[str, Mapping[str, FileRecord]]
-"""What a part wrote: by the name of its output, then of the file."""
+"""What a part wrote: by output name, then by file name."""
 
 
 @dataclass(frozen=True)
 class Part(Generic[Task]):
-    """A piece of work that is done at once, and anew if it is interrupted.
+    """A unit of work. If it is interrupted, all of it is done again.
 
     Args:
-        task: what its step needs to know; it can be pickled.
-        files: what it makes.
-        size: how much of the work it is, in the unit of the step's progress.
+        task: what its step needs to make it; must be picklable.
+        files: the files that it makes.
+        size: its amount of work, in the unit of the step's progress.
     """
 
     task: Task
@@ -61,10 +60,10 @@ class Part(Generic[Task]):
 
 
 class Step(ABC, Generic[Task, Tools]):
-    """Work that is cut into parts, for one output or for several from one reading of the same data.
+    """Work that is divided into parts, for one output, or for several that read the same data once.
 
-    A subclass is a dataclass. Its fields, all that can be pickled, are what the parts depend on;
-    whatever else it remembers stays in this process.
+    Subclasses are dataclasses. Parts depend on the fields alone, which must be picklable; other
+    attributes stay in this process.
     """
 
     unit = "items"
@@ -72,30 +71,28 @@ class Step(ABC, Generic[Task, Tools]):
     @property
     @abstractmethod
     def what(self) -> str:
-        """The work, as its progress is shown."""
+        """The description of the work in its progress display."""
 
     @abstractmethod
     def plan(self) -> Iterable[Part[Task]]:
-        """All parts, made or not, in the order in which they are made."""
+        """All parts, made or not, in the order of making them."""
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Tools]:
-        """What parts share: models, readers, processes that decode. Opened once in each process,
-        and only if a part is missing there.
+        """What parts share: models, readers, decoding processes. Opened once in each process that
+        makes parts, and only if a part is missing.
         """
 
     @abstractmethod
     def make_part(self, part: Part[Task], folders: Folders, tools: Tools, bar: Tracker) -> None:
         """Write the files of one part.
 
-        What it writes follows from the step's fields and the part alone, in whichever process, and
-        goes to `folders` alone. It may be abandoned whenever it tells `bar` of its progress.
+        The files depend only on the step's fields and the part, whichever process makes them, and
+        go only to `folders`. Any call of `bar` may abandon the part.
         """
 
     def lacking(self, part: Part[Task], files: Files) -> Part[Task]:
-        """What is left of a part of which these files are missing: all of it, unless a step knows
-        better.
-        """
+        """The part to make when only these of its files are missing: by default, all of it."""
         return part
 
     def threads(self, tools: Tools) -> int:
@@ -103,10 +100,13 @@ class Step(ABC, Generic[Task, Tools]):
         return 1
 
     def finish(self, draft: Draft) -> Mapping[str, Any]:
-        """The summary of an output whose parts are all there; it may write files of the whole."""
+        """The summary of an output whose parts are all finished. It may also write files that need
+        all parts.
+        """
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
+        # Cached properties may hold models or open files, which other processes must open anew.
         state = {}
         for field in fields(self):  # type: ignore[arg-type]
             state[field.name] = getattr(self, field.name)
@@ -116,15 +116,15 @@ class Step(ABC, Generic[Task, Tools]):
 def make(
     step: Step[Task, Tools], drafts: Iterable[Draft], processes: int | None = None
 ) -> list[Output]:
-    """Make the parts that are missing, and finish the outputs.
+    """Make the missing parts, and finish the outputs.
 
     Args:
         step: the work.
         drafts: of the outputs that it makes.
-        processes: so many processes make the parts; None: this one does.
+        processes: the number of processes that make the parts; None: this process makes them.
 
     Raises:
-        HdmError: one of the processes ended; what was finished is kept.
+        HdmError: one of the processes ended; finished parts are kept.
     """
     by_name = {draft.identity.name: draft for draft in drafts}
     parts = list(step.plan())
@@ -143,6 +143,7 @@ def make(
                 _make_here(step, missing, folders, bar, take)
             else:
                 _make_in_pool(step, missing, folders, bar, take, processes)
+    # Before any manifest: a step that forgot a file must not finish its output.
     for part in parts:
         _check_made(step, part, by_name)
     return [draft.commit(step.finish(draft)) for draft in by_name.values()]
@@ -152,15 +153,16 @@ def make(
 def drafts_of(
     store: Store, identity: Identity, also: Iterable[Identity] = ()
 ) -> Iterator[dict[str, Draft]]:
-    """Drafts by name: of an output, and of those others that the store lacks and no other run
-    makes.
+    """Drafts by name: of an output, and of those `also` outputs that the store lacks and no other
+    run is making.
 
     Raises:
-        LockedError: another process works on the first one.
+        LockedError: another process works on the first output.
     """
     with ExitStack() as stack:
         drafts = {identity.name: stack.enter_context(store.draft(identity))}
         for other in also:
+            # Making these here only saves a second reading; whoever holds the lock makes them too.
             with contextlib.suppress(LockedError):
                 if store.find(other) is None:
                     drafts[other.name] = stack.enter_context(store.draft(other))
@@ -192,6 +194,7 @@ def _check_made(step: Step[Any, Any], part: Part[Any], drafts: Mapping[str, Draf
 def _make_one(
     step: Step[Task, Tools], part: Part[Task], folders: Folders, tools: Tools, bar: Tracker
 ) -> Records:
+    # Folders of its own: several threads make parts, and each part reports what it wrote.
     own = {name: Folder(folder.path, folder.digest) for name, folder in folders.items()}
     step.make_part(part, own, tools, bar)
     return {name: folder.records for name, folder in own.items()}
@@ -213,9 +216,9 @@ def _make_here(
         over = threading.Event()
         watched = _Watched(over, bar)
         with ThreadPoolExecutor(count, thread_name_prefix="parts") as threads:
-            working = [
-                threads.submit(_make_one, step, part, folders, tools, watched) for part in parts
-            ]
+            working = []
+            for part in parts:
+                working.append(threads.submit(_make_one, step, part, folders, tools, watched))
             _take_all(working, over, lambda future: take(future.result()))
 
 
@@ -248,8 +251,8 @@ def _make_in_pool(
 def _take_all(
     working: Collection[Future[Records]], over: _Event, take: Callable[[Future[Records]], None]
 ) -> None:
-    """Take what is made as it is done. After an error of one part, or a signal, nobody begins, or
-    ends, another.
+    """Pass on each finished part. After an error in one part, or a signal, no other part begins,
+    and those in progress are abandoned.
     """
     try:
         for future in as_completed(working):
@@ -261,7 +264,7 @@ def _take_all(
 
 
 class _Event(Protocol):
-    """What threads' and processes' events have in common."""
+    """The common interface of events between threads and between processes."""
 
     def is_set(self) -> bool: ...
     def set(self) -> None: ...
@@ -269,7 +272,7 @@ class _Event(Protocol):
 
 @dataclass(frozen=True)
 class _Shared:
-    """An event of several processes. It has no lock, which a process that is killed could hold."""
+    """An event between processes. It has no lock, because a killed process could leave one held."""
 
     flag: Any
 
@@ -286,7 +289,7 @@ class _Over(Exception):  # noqa: N818  (another part says what went wrong)
 
 @dataclass(frozen=True)
 class _Watched:
-    """Progress of a part that is abandoned when all is over."""
+    """The progress of a part; reporting to it abandons the part once the work is over."""
 
     over: _Event
     bar: Tracker | None = None
@@ -300,7 +303,7 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _Here:
-    """What a process of a pool makes parts with."""
+    """The state with which a process of a pool makes parts."""
 
     step: Step[Any, Any]
     tools: Any
@@ -313,7 +316,7 @@ _here: _Here | None = None
 
 def _begin_process(step: Step[Any, Any], over: _Event) -> None:
     global _here
-    # The process that asks has it too, and sets `over`.
+    # Ctrl-C reaches the parent process too, which sets `over`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_in_time, args=(over,), name="end-in-time", daemon=True).start()
     _compute_with_one_thread()
@@ -322,9 +325,11 @@ def _begin_process(step: Step[Any, Any], over: _Event) -> None:
 
 
 def _compute_with_one_thread() -> None:
-    """As the stages compute: sums are rounded by how many threads there are.
+    """Use one thread, as stages do in the parent process: the number of threads changes how sums
+    are rounded.
 
-    Importing torch takes 2 s, and many steps do without it: it reads the variable if it comes.
+    Importing torch takes 2 s, and many steps do not need it. If it is imported later, it reads the
+    variable.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules:
@@ -334,8 +339,8 @@ def _compute_with_one_thread() -> None:
 
 
 def _end_in_time(over: _Event) -> None:
-    """End this process with the one that asks, and some time after all is over: nobody waits for a
-    part that does not tell of its progress.
+    """End this process when its parent has ended, or some time after the work is over, so that
+    nobody waits for a part that does not report progress.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

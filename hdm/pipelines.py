@@ -1,8 +1,7 @@
-"""Reading pipelines.yaml: defaults, file, environment, command line; every error at once, with file
-and line.
+"""Reading pipelines.yaml: all errors are reported at once, each with file and line.
 
-The later wins: defaults in `settings.py` of each package, the extended entry, the entry,
-`HDM__stage__field=value`, `--set stage.field=value`.
+Later sources override earlier ones: the defaults in each package's `settings.py`, the extended
+entry, the entry, `HDM__stage__field=value`, `--set stage.field=value`.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ def load_pipeline(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Pipeline:
-    """The pipeline `name` with every setting resolved, and those that `train.mix` and `train.start`
-    name.
+    """The pipeline `name` with every setting resolved, including the pipelines that `train.mix` and
+    `train.start` name.
 
     Args:
         name: entry under `pipelines:`.
-        overrides: `stage.field=value`, values in YAML; not for the pipelines that it names.
-        file: a person's own pipelines.yaml; None: found as `hdm.definitions.own_file` does.
+        overrides: `stage.field=value`, values in YAML; they do not apply to the other pipelines.
+        file: the user's own pipelines.yaml; None: found as `hdm.definitions.own_file` does.
         environment: where `HDM__stage__field` is looked up; None: os.environ.
 
     Raises:
-        ConfigError: every mistake at once, each with its file and line and the nearest known name.
+        ConfigError: all mistakes at once, each with its file and line and the nearest known name.
     """
     entries = definitions("pipelines", file)
     variables = _from_environment(environment)
@@ -58,11 +57,11 @@ def _with_others(
     variables: list[tuple[str, str]],
     trail: tuple[str, ...],
 ) -> Pipeline:
-    """A pipeline with the others that it names; of the one that it starts from, those too that this
-    one names.
+    """A pipeline with the others that it names. The one that it starts from is resolved with its
+    own others too, because its identity depends on them.
 
     Args:
-        trail: the pipelines that start from each other, up to this one.
+        trail: the chain of pipelines that start from each other, up to this one.
     """
     train = pipeline.train
     mixed = {one.pipeline: _resolved(entries, one.pipeline, variables, ()) for one in train.mix}
@@ -93,13 +92,14 @@ def _resolved(
 
 
 def source_settings(overrides: Iterable[str]) -> Pipeline:
-    """A pipeline of defaults but for its source, for commands that read one and run no pipeline.
+    """A pipeline of defaults except for its source, for commands that read a source but run no
+    pipeline.
 
     Args:
         overrides: `download.field=value` or `images.field=value`, values in YAML.
 
     Raises:
-        ConfigError: as `load_pipeline`, or a setting is of another section.
+        ConfigError: as `load_pipeline`, or a setting belongs to another section.
     """
     settings = list(map(_split, overrides))
     for key, _ in settings:
@@ -112,7 +112,7 @@ def source_settings(overrides: Iterable[str]) -> Pipeline:
 
 
 def _validated(layers: list[_Layer], name: str) -> Pipeline:
-    """The pipeline that layers of settings come to, the last of them first."""
+    """The pipeline that results from layers of settings; later layers override earlier ones."""
     values: dict[str, Any] = {}
     for layer in layers:
         _merge(values, layer.values, layer.places)
@@ -124,7 +124,7 @@ def _validated(layers: list[_Layer], name: str) -> Pipeline:
         raise ConfigError(
             "\n".join(_explain(problem, layers) for problem in error.errors())
         ) from error
-    except ConfigError as error:  # settings that do not go together, the first named field leading
+    except ConfigError as error:  # settings that contradict each other; the first field is located
         first = str(error.where).partition(",")[0]
         place = _place(tuple(int(k) if k.isdigit() else k for k in first.split(".")), layers)
         raise ConfigError(
@@ -134,10 +134,10 @@ def _validated(layers: list[_Layer], name: str) -> Pipeline:
 
 def pipeline_names(file: Path | None = None) -> dict[str, str]:
     """Name → description of every entry."""
-    return {
-        name: str(entry.values.get("description", ""))
-        for name, entry in definitions("pipelines", file).items()
-    }
+    names = {}
+    for name, entry in definitions("pipelines", file).items():
+        names[name] = str(entry.values.get("description", ""))
+    return names
 
 
 class _Places:
@@ -165,14 +165,16 @@ class _Places:
 
 
 class _Source:
-    """The place of a value that came from the command line or the environment."""
+    """The origin of a value from the command line or the environment."""
 
     def __init__(self, origin: str, keys: tuple[str, ...]) -> None:
         self.origin = origin
         self.keys = keys
 
     def find(self, location: tuple[str | int, ...]) -> str | None:
-        """The value, a part of it, or a section that it is in: errors may name any of them."""
+        """This origin, if the location is the value, a part of it, or a section around it: errors
+        may name any of these.
+        """
         named = tuple(str(step) for step in location)
         common = min(len(named), len(self.keys))
         return str(self) if named and named[:common] == self.keys[:common] else None
@@ -188,9 +190,9 @@ class _Layer:
 
 
 def _extended(entries: Mapping[str, Entry], name: str) -> list[Entry]:
-    """The entry and all that it extends, the most basic first.
+    """The entry and everything it extends, the most basic first.
 
-    An entry that extends its own name means the package's, whose place it takes.
+    An entry that extends its own name extends the package's entry, which it replaces.
     """
     chain = [_entry(entries, name)]
     names = [name]
@@ -219,11 +221,13 @@ def _entry(entries: Mapping[str, Entry], name: str, where: Path | None = None) -
 
 def _from_environment(environment: Mapping[str, str] | None) -> list[tuple[str, str]]:
     variables = os.environ if environment is None else environment
-    return sorted(
-        (key[len(ENVIRONMENT) :].replace("__", "."), value)
-        for key, value in variables.items()
-        if key.startswith(ENVIRONMENT)
-    )
+    found = []
+    for key, value in variables.items():
+        if key.startswith(ENVIRONMENT):
+            field = key.removeprefix(ENVIRONMENT).replace("__", ".")
+            found.append((field, value))
+    # Sorted: a mapping is applied before its own fields, whatever the environment's order.
+    return sorted(found)
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -244,7 +248,7 @@ def _assignment(key: str, value: str, origin: str) -> _Layer:
         raise ConfigError(
             f"the value of {key} is not YAML: {_shown(value)}", where=origin
         ) from error
-    # A command line has no comments: colours (#ffffff) and names of folders hold the sign.
+    # A command line has no comments: colours (#ffffff) and folder names contain the sign.
     if "#" in value and not isinstance(parsed, dict | list) and value.strip()[0] not in "\"'":
         parsed = value.strip()
     nested: Any = parsed
@@ -256,14 +260,14 @@ def _assignment(key: str, value: str, origin: str) -> _Layer:
 def _merge(
     into: dict[str, Any], values: Mapping[str, Any], origin: _Places | _Source, above: str = ""
 ) -> None:
-    """Mappings merge, everything else is replaced; in a list, `phases.0.batch_size` names an
+    """Merge mappings, and replace everything else; in a list, `phases.0.batch_size` names an
     element.
 
     Args:
-        into: what is changed.
-        values: what goes into it.
+        into: the mapping that is changed.
+        values: the mapping that is merged into it.
         origin: where the values come from.
-        above: the path to both, with a dot at its end.
+        above: the path to both, ending in a dot.
     """
     for key, value in values.items():
         there = into.get(key)
@@ -281,7 +285,7 @@ def _merge(
 def _merged_list(
     there: list[Any], values: Mapping[str, Any], origin: _Places | _Source, path: str
 ) -> list[Any]:
-    """A list with other values at the positions that a mapping names."""
+    """A copy of a list, with new values at the positions that a mapping names."""
     items = list(there)
     for step, item in values.items():
         if not re.fullmatch("[0-9]+", str(step)) or int(step) >= len(items):
@@ -326,10 +330,10 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
 def _refuse_secrets(
     values: Any, layers: list[_Layer], location: tuple[str | int, ...] = ()
 ) -> None:
-    """Refuse secrets that are spelled out: settings are written to many places.
+    """Refuse secrets that are written out, because settings are stored in many places.
 
     Raises:
-        ConfigError: a value holds one; the value is not repeated.
+        ConfigError: a value contains a secret; the error does not repeat it.
     """
     if isinstance(values, str) and holds_secret(values):
         dotted = ".".join(str(step) for step in location)
@@ -340,6 +344,7 @@ def _refuse_secrets(
         )
     if isinstance(values, Mapping):
         for key, value in values.items():
+            # Descriptions are prose.
             if (*location, key) != ("description",):
                 _refuse_secrets(value, layers, (*location, key))
     elif isinstance(values, list | tuple):
@@ -348,39 +353,40 @@ def _refuse_secrets(
 
 
 def _place(location: tuple[str | int, ...], layers: list[_Layer]) -> str | None:
-    """Where the value came from that won: file and line, or the option or variable."""
-    places = [layer.places for layer in reversed(layers)]
-    found = (place.find(location) for place in places)
-    return next(filter(None, found), None)
+    """Where the effective value came from: file and line, or the option or variable."""
+    for layer in reversed(layers):  # the last layer overrides the others
+        found = layer.places.find(location)
+        if found:
+            return found
+    return None
 
 
 def _shown(value: Any) -> str:
-    """A value in an error, no longer than a line."""
+    """A value for an error message, at most a line long and without secrets."""
     return reprlib.repr(redacted_value(value))
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    """The known keys at a place of the configuration."""
+    """The known keys at a location in the configuration."""
     owner: Any = Pipeline
     for step in location:
-        if isinstance(step, int):
+        if isinstance(step, int):  # an element of a list has the type that the list's field names
             continue
-        annotation = (
-            owner.model_fields[step].annotation
-            if step in getattr(owner, "model_fields", {})
-            else None
-        )
-        candidates = [annotation, *get_args(annotation)]
-        owner = next(
-            (
-                c
-                for c in candidates
-                if isinstance(c, type)
-                and (issubclass(c, BaseModel) or hasattr(c, "__dataclass_fields__"))
-            ),
-            None,
-        )
+        fields = getattr(owner, "model_fields", {})
+        annotation = fields[step].annotation if step in fields else None
+        owner = _settings_class(annotation)
     return list(getattr(owner, "model_fields", None) or getattr(owner, "__dataclass_fields__", {}))
+
+
+def _settings_class(annotation: Any) -> type | None:
+    """The class with fields that an annotation names, alone or as in `tuple[Phase, ...]`."""
+    for candidate in (annotation, *get_args(annotation)):
+        if not isinstance(candidate, type):
+            continue
+        # Settings are pydantic models; the denoiser's sizes are a dataclass.
+        if issubclass(candidate, BaseModel) or hasattr(candidate, "__dataclass_fields__"):
+            return candidate
+    return None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

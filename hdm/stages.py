@@ -1,7 +1,6 @@
-"""The pipeline as a list of outputs to make: what each needs, its identity, and the one call that
-makes it.
+"""The pipeline as a list of outputs: what each needs, its identity, and the one call that makes it.
 
-A stage makes one output or several (`encode.64px`, `encode.128px`): adding one redoes none of the
+A stage makes one output or several (`encode.64px`, `encode.128px`); adding one does not redo the
 others.
 """
 
@@ -42,23 +41,27 @@ TRAININGS = ("train", VAE)
 SCORED_BY = (accuracy, likeness, copies, demo_scoring)
 """Modules that register metrics and judges when they are imported."""
 DATA_SETS = (demo_site, emoji_asking)
-"""Modules that register data sets that are made here, and prompts that a person judges."""
+"""Modules that register this package's own data sets, and prompts that a person judges."""
 LOOKED_AT = ("download", "filter", "caption")
-"""Outputs that preflights look at."""
+"""Outputs that preflights read."""
 
 
 def steps(pipeline: Pipeline) -> list[OutputStep]:
     """The outputs of a pipeline, each after its inputs."""
     extensions(MODULES)  # criteria and metrics of other packages
-    found: list[OutputStep] = []
+    every: list[OutputStep] = []
+    names: list[str] = []
     for stage in stages():
+        # An installed package changes no pipeline by itself: its stage runs where it has settings.
         if stage.settings is not None and stage.name not in pipeline.stages:
             continue
-        for step in _work(stage).outputs(pipeline, [step.name for step in found]):
+        for step in _work(stage).outputs(pipeline, tuple(names)):
+            # Users name outputs in --from and --until, and messages derive the stage from the name.
             if step.stage != stage.name:
                 raise ValueError(f"{step.name}: outputs of {stage.name} begin with its name")
-            found.append(step)
-    return found
+            every.append(step)
+            names.append(step.name)
+    return every
 
 
 def _work(stage: Stage) -> StageWork:
@@ -136,7 +139,7 @@ def _texts(pipeline: Pipeline) -> tuple[str, ...]:
 
 
 def _trained_on(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
-    """The outputs that hold what a phase trains on."""
+    """The outputs that a phase trains on."""
     aligned = (features.NAME,) if pipeline.train.align_weight else ()
     return (
         "filter",
@@ -150,10 +153,11 @@ def _trained_on(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
 
 def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     """The same outputs of the pipelines that are mixed in."""
-    numbers = range(len(pipeline.train.mix))
-    return tuple(
-        mixed_name(number, name) for number in numbers for name in _trained_on(pipeline, resolution)
-    )
+    names: list[str] = []
+    for number in range(len(pipeline.train.mix)):
+        # Numbered, not named: renaming a mixed-in pipeline changes no digest.
+        names += [mixed_name(number, name) for name in _trained_on(pipeline, resolution)]
+    return tuple(names)
 
 
 def _start_identity(pipeline: Pipeline) -> Identity:
@@ -186,9 +190,9 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
         for step in steps(other):
             if mixed_name(number, step.name) in names:
                 found[mixed_name(number, step.name)] = identities(other, step.name)[step.name]
-        if lacking := sorted(
-            name for name in names - set(found) if name.startswith(mixed_name(number, ""))
-        ):
+        of_entry = mixed_name(number, "")
+        lacking = sorted(name for name in names - set(found) if name.startswith(of_entry))
+        if lacking:
             raise ConfigError(
                 f"{entry.pipeline} is mixed into {pipeline.name} and does not make"
                 f" {lacking[0].partition('/')[2]}",
@@ -202,8 +206,8 @@ def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity
 
 
 def _latents(pipeline: Pipeline) -> Iterator[OutputStep]:
-    """Latents by resolution: encoded ones with the larger ones that the same decoding can make,
-    then those downscaled from them.
+    """Latents by resolution. Each encoded one also names the larger ones that can share its
+    decoding; downscaled ones come from a larger resolution's latents.
     """
     encoded = [size for size, larger in pipeline.encoded_from.items() if larger is None]
     for size, larger in pipeline.encoded_from.items():
@@ -239,16 +243,17 @@ OWN_WORK = {
 
 
 def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:
-    """The identity of every output, or of `name` and all that it comes from, known before anything
-    is made.
+    """The identity of every output, or of `name` and everything it derives from, known before
+    anything is made.
 
     Models that only other outputs need may still be missing.
 
     Raises:
-        ConfigError: a pipeline that is mixed in lacks an output that is needed.
+        ConfigError: a mixed-in pipeline lacks a needed output.
     """
     every = steps(pipeline)
     needed = {name} if name else {step.name for step in every}
+    # Inputs come before the outputs that need them, so one pass backwards finds all of them.
     for step in reversed(every):
         if step.name in needed:
             needed.update(step.inputs)
@@ -257,9 +262,8 @@ def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identit
         found[START] = _start_identity(pipeline)
     for step in every:
         if step.name in needed:
-            found[step.name] = step.identify(
-                pipeline, {given: found[given].digest for given in step.inputs}
-            )
+            digests = {given: found[given].digest for given in step.inputs}
+            found[step.name] = step.identify(pipeline, digests)
     return found
 
 
@@ -307,13 +311,13 @@ def _places(every: list[OutputStep], name: str) -> list[int]:
 def problems(
     pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
 ) -> list[InputError]:
-    """What would make the stages from one to another fail, as far as settings, this machine and
-    finished outputs say.
+    """The reasons why a run from one stage to another would fail, as far as settings, this machine
+    and finished outputs show.
 
-    Stages whose outputs are all in the store are left out: nothing of them will run.
+    Stages whose outputs are all in the store are left out, because they will not run.
 
     Raises:
-        ConfigError: there is no such part of the pipeline.
+        ConfigError: the pipeline has no such stages.
     """
     wanted = chosen(pipeline, start_from, stop_after)
     made = {name: output for name in LOOKED_AT if (output := _made(pipeline, store, name))}
@@ -331,15 +335,15 @@ def problems(
 def _refusals(stage: Stage, pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     try:
         yield from _work(stage).preflight(pipeline, made)
-    except InputError as error:  # nothing after it could be checked
+    except InputError as error:  # the checks that follow it cannot run either
         yield error
 
 
 def _missing_inputs(
     pipeline: Pipeline, store: Store, wanted: list[OutputStep]
 ) -> Iterator[InputError]:
-    """Of the outputs that `wanted` begin with: the first that is missing, and the first of each
-    pipeline that is mixed in.
+    """The first missing output that the wanted steps start from, and the first of each mixed-in
+    pipeline.
     """
     making = {step.name for step in wanted}
     reported: set[str] = set()
@@ -350,7 +354,7 @@ def _missing_inputs(
                 continue
             try:
                 identity = identities(pipeline, step.name)[name]
-            except InputError:  # a component is missing, which the stage's preflight tells
+            except InputError:  # a component is missing, which the stage's preflight reports
                 continue
             if not (store.folder(identity) / MANIFEST).exists():
                 reported.add(origin)
@@ -360,9 +364,7 @@ def _missing_inputs(
 def _unfit_origins(
     pipeline: Pipeline, store: Store, wanted: list[OutputStep]
 ) -> Iterator[InputError]:
-    """Of trainings: checkpoints that they cannot go on from, and pipelines that cannot be mixed
-    in.
-    """
+    """Checkpoints that trainings cannot resume from, and pipelines that cannot be mixed in."""
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
         if all(step.name != name for step in wanted) or _made(pipeline, store, name):
@@ -370,7 +372,7 @@ def _unfit_origins(
         try:
             known = identities(pipeline, name)
         except InputError as error:
-            if pipeline.mixed:  # of this pipeline alone the stages' own preflights tell
+            if pipeline.mixed:  # without others, the stages' own preflights report it
                 yield error
             continue
         yield from raised_by(partial(phase.check_resume, pipeline, known[name], store, number))
@@ -378,7 +380,8 @@ def _unfit_origins(
             for needed in _trained_on(pipeline, settings.name):
                 own = known[needed]
                 other = known[mixed_name(place, needed)]
-                if needed.startswith("encode.") and (what := _differs(own, other)):
+                what = _differs(own, other) if needed.startswith("encode.") else None
+                if what is not None:
                     yield ConfigError(
                         f"{entry.pipeline} cannot be mixed into {pipeline.name}: its {needed} is"
                         f" made with another {what}",
@@ -388,7 +391,7 @@ def _unfit_origins(
 
 
 def _differs(own: Identity, other: Identity) -> str | None:
-    """What keeps samples of two outputs from standing in one batch."""
+    """What prevents samples of two outputs from sharing a batch; None if nothing does."""
     both = own.weights.keys() & other.weights.keys()
     if own.inputs.get(VAE) != other.inputs.get(VAE):
         return "autoencoder"
@@ -407,7 +410,7 @@ def preflight(
 
 
 def _made(pipeline: Pipeline, store: Store, name: str) -> Output | None:
-    """An output by its manifest, where it is finished."""
+    """An output by its manifest, if it is finished. `run_step` compares the contents, not this."""
     try:
         identity = identities(pipeline, name).get(name)
         return None if identity is None else read_output(store.folder(identity))
@@ -425,13 +428,14 @@ class StageResult:
 
 
 def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
-    """Make one output, unless it is there; its inputs have to be there.
+    """Make one output unless the store has it; its inputs must be in the store.
 
     Raises:
         InputError: an input is not in the store.
-        DamagedError: an input's file is not what was written; it was set aside, and the same
-            command again mends it.
+        DamagedError: an input's file is not what was written. It was set aside; running the same
+            command again repairs it.
     """
+    # Launchers' variables would change results under the same digest.
     forget_launchers()
     known = identities(pipeline, name)
     step = next(step for step in steps(pipeline) if step.name == name)
@@ -441,8 +445,8 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
             return StageResult(step, ready, cached=True)
     inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
     try:
-        # Trainings keep the count that they began with; every other stage computes with one thread
-        # an operation.
+        # The number of threads changes how sums are rounded. Trainings keep the number that they
+        # began with; every other stage uses one thread per operation.
         with (
             in_use(output.path for output in inputs.values()),
             cpu_threads(None if step.stage in TRAININGS else 1),
@@ -450,7 +454,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
             return StageResult(step, step.make(pipeline, known[name], inputs, store), cached=False)
     except DamagedError as error:
         for output in inputs.values():
-            # Found only now, by a page checksum or a hash: the next run makes the file anew.
+            # Found only now, by a page checksum or a hash: the next run makes the file again.
             if Path(str(error.where)).resolve().is_relative_to(output.path.resolve()):
                 set_aside(output.path, error)
         raise
@@ -486,6 +490,6 @@ def _not_there(
 def run(
     pipeline: Pipeline, store: Store, start_from: str | None = None, stop_after: str | None = None
 ) -> Iterator[StageResult]:
-    """Make what is missing, in order, without Prefect."""
+    """Make the missing outputs in order, without Prefect."""
     for step in chosen(pipeline, start_from, stop_after):
         yield run_step(pipeline, store, step.name)

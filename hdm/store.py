@@ -1,13 +1,13 @@
-"""The store: outputs named by what they depend on, written so that resuming is true.
+"""The store: outputs named by what they depend on, written so that an interrupted run can resume.
 
     <store>/<output name>/<digest>/      one output, e.g. store/encode.64px/3f2a…/
-        manifest.json     written last; the output exists if and only if its manifest does and holds
+        manifest.json     written last; the output exists if and only if this is there and valid
         <files>           shards, tables, weights
         run.json          times, rates, code and machines of the runs that made it; in no digest
-        .journal.jsonl    one line a finished file, so that a restart adopts it
-        .copies/          the manifest, and small files that only all the work would make again
-        .scratch/         state for resuming (training checkpoints); gone after the commit
-        .used             when a run last made or found it; locked while a run reads it
+        .journal.jsonl    one line per finished file, so that a restart adopts it
+        .copies/          the manifest, and small files that only a full rerun could restore
+        .scratch/         state for resuming (training checkpoints); removed by the commit
+        .used             its time is that of the last use; locked while a run reads the output
         .hashes.json      fast hashes of files whose manifest, from an older release, has none
         <file>.damaged    a file whose content is not what was written
 
@@ -62,21 +62,23 @@ HASHES = ".hashes.json"
 USED = ".used"
 DAMAGED = ".damaged"
 RESUMING = (JOURNAL, COPIES, SCRATCH, LOCK)
-"""What is there only while a draft is unfinished."""
+"""Names that exist only while a draft is unfinished."""
 VERIFY_BYTES = 1 << 30
-RACY_SEC = 0.1  # a file changed so lately may be changed again without its time of change telling
+# A file may change twice within one tick of the file system's clock, and the second change would
+# leave the same modification time. A file modified this recently is therefore hashed again.
+RACY_SEC = 0.1
 ANOTHER_STORE = "choose another store with HDM_STORE or --store"
 
 log = logging.getLogger(__name__)
 
 
 def store_root(folder: Path | None = None) -> Path:
-    """The given folder, else the environment's HDM_STORE, else ./store; absolute. It need not be
-    there.
+    """The absolute path of the given folder, else the environment's HDM_STORE, else ./store. It
+    need not exist.
 
     Raises:
-        InputError: it cannot be a folder: it is a file, or below one, or a link to itself, or too
-            long.
+        InputError: it cannot be a folder: it is a file, is below one, links to itself, or has too
+            long a name.
     """
     given = Path(folder or os.environ.get("HDM_STORE") or "store")
     try:
@@ -92,7 +94,7 @@ def store_root(folder: Path | None = None) -> Path:
 
 
 def state_root(root: Path) -> Path:
-    """Where runs write what is no output (databases of Prefect and MLflow, logs, reports):
+    """Where runs write everything but outputs (databases of Prefect and MLflow, logs, reports):
     HDM_STATE, else the store itself.
     """
     return Path(os.environ.get("HDM_STATE") or root).resolve()
@@ -103,8 +105,8 @@ class Identity:
     """What an output depends on.
 
     Args:
-        name: output name, as `filter` or `encode.64px`; also the folder in the store.
-        schema: version of the code's output format; raise it when the same inputs give another
+        name: output name, such as `filter` or `encode.64px`; also the folder in the store.
+        schema: version of the code's output; increase it when equal inputs give a different
             output.
         config: the configuration fields that change the result, as plain JSON values.
         inputs: name of each input output → its digest.
@@ -127,7 +129,7 @@ class FileRecord:
     """One finished file: its name in the output's folder, size, hashes, and counts (rows, kept, …)
     for the totals.
 
-    `xxh3` is what is compared whenever the file is used; None in manifests of releases before 0.2.
+    `xxh3` is compared whenever the file is used; None in manifests of releases before 0.2.
     `sha256` is for `hdm verify`.
     """
 
@@ -140,8 +142,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Output:
-    """A finished output. `counts` are the files' counts summed; `summary` is what the stage says of
-    the whole.
+    """A finished output. `counts` are sums over the files' counts; `summary` is the stage's
+    description of the whole.
     """
 
     name: str
@@ -162,9 +164,10 @@ class Output:
 
     def file(self, name: str) -> Path:
         """The path of one of its files; KeyError if it has none of that name."""
-        if all(record.name != name for record in self.files):
-            raise KeyError(f"{self.name}/{self.digest} has no file {name}")
-        return self.path / name
+        for record in self.files:
+            if record.name == name:
+                return self.path / name
+        raise KeyError(f"{self.name}/{self.digest} has no file {name}")
 
     def counts_of(self, name: str) -> Mapping[str, int]:
         """The counts of one of its files; KeyError if it has none of that name."""
@@ -178,8 +181,8 @@ class Output:
         return [self.path / record.name for record in self.files if record.name.endswith(suffix)]
 
     def run(self) -> dict[str, Any]:
-        """`run.json`: seconds spent, hosts, and what was measured meanwhile; {} if it was lost
-        (nothing depends on it).
+        """`run.json`: seconds spent, hosts, and what was measured during the work; {} if it was
+        lost, since nothing depends on it.
         """
         return _read_run(self.path)
 
@@ -193,9 +196,9 @@ class Store:
 
     Args:
         root: the folder; made when first written to.
-        verify_bytes: contents up to this many bytes an output are compared when it is looked up,
-            small files first; beyond it, names and sizes are, and contents when they are read
-            (`checked`, page checksums) and by `hdm verify`.
+        verify_bytes: when an output is looked up, the contents of this many bytes are compared,
+            small files first. Of other files, only name and size are; their contents are compared
+            when they are read (`checked`, page checksums) and by `hdm verify`.
     """
 
     def __init__(self, root: Path, verify_bytes: int = VERIFY_BYTES) -> None:
@@ -208,12 +211,12 @@ class Store:
     def find(self, identity: Identity) -> Output | None:
         """The finished output of that identity, or None if it has to be made.
 
-        A damaged file is set aside under `<name>.damaged`. If a copy of it was kept, the output is
-        whole again; if not, the next draft makes that file anew and keeps the rest.
+        A damaged file is set aside under `<name>.damaged`. If there is a copy, it is restored from
+        that; otherwise the next draft makes that file again and keeps the others.
 
         Raises:
-            InputError: something may not be read, or is in the way.
-            HdmError: something is damaged, and cannot be set aside.
+            InputError: a file cannot be read, or a path is blocked.
+            HdmError: a damaged file cannot be set aside.
         """
         folder = self.folder(identity)
         try:
@@ -224,14 +227,15 @@ class Store:
         except DamagedError as error:
             set_aside(folder, error)
             if isinstance(error, _AnotherOutputError):
+                # The journal may have been copied here together with the other output's manifest.
                 _forget_unsigned(folder)
             return self._mended(identity)
         _sweep(folder)
         return output
 
     def _mended(self, identity: Identity) -> Output | None:
-        """The output from its copies: None if they are not enough, or another process works on
-        it.
+        """The output restored from its copies; None if they are not enough, or another process
+        works on it.
         """
         folder = self.folder(identity)
         with contextlib.suppress(FileNotFoundError, DamagedError, LockedError):
@@ -245,10 +249,10 @@ class Store:
         return None
 
     def need(self, identity: Identity, asked_by: str) -> Output:
-        """Like `find`, for an input that must be there.
+        """Like `find`, for an input that must exist.
 
         Raises:
-            InputError: it is not.
+            InputError: it does not.
         """
         output = self.find(identity)
         if output is None:
@@ -262,32 +266,33 @@ class Store:
         return output
 
     def manifests(self) -> list[Path]:
-        """The folders that hold a manifest, whole or not, in order of name and digest."""
-        found = sorted(self.root.glob(f"*/*/{MANIFEST}"))
-        names = [(path.parent, path.parent.name) for path in found]
-        return [
-            folder
-            for folder, name in names
-            if not name.endswith(DAMAGED) and not name.startswith(TEMPORARY)
-        ]
+        """The folders that hold a manifest, valid or not, in order of name and digest."""
+        folders = []
+        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            folder = path.parent
+            # Set aside as damaged, or renamed by `hdm gc`, which is removing it.
+            if folder.name.endswith(DAMAGED) or folder.name.startswith(TEMPORARY):
+                continue
+            folders.append(folder)
+        return folders
 
     def outputs(self) -> Iterator[Output]:
-        """Every finished output. What is left out, damaged or unreadable, is logged."""
+        """Every finished output. Damaged and unreadable ones are left out and logged."""
         for folder in self.manifests():
             try:
                 yield read_at_home(folder)
             except FileNotFoundError:
-                continue  # removed just now
+                continue  # removed since it was listed, for example by `hdm gc`
             except HdmError as error:
                 log.warning("left out: %s (%s)", error.what, error.where)
 
     @contextlib.contextmanager
     def draft(self, identity: Identity) -> Iterator[Draft]:
-        """Work on an output that is not finished, alone: files of an interrupted run are there
-        already.
+        """Work on an unfinished output, under an exclusive lock. The draft already has the finished
+        files of an interrupted run.
 
         Raises:
-            LockedError: another process works on it; its pid, host and start are named.
+            LockedError: another process works on it; the error names its pid, host and start.
             HdmError: the folder cannot be written.
         """
         folder = self.folder(identity)
@@ -300,12 +305,12 @@ class Store:
 
 
 class Folder:
-    """Writes files of one output: each is whole and in the journal, or absent. It can be pickled,
-    so that any process may write.
+    """Writes files of one output: each file is complete and in the journal, or absent. Folders can
+    be pickled, so that any process may write.
 
     Args:
         path: the output's folder.
-        digest: the output's.
+        digest: the output's digest.
 
     `records` are the files that it wrote.
     """
@@ -320,15 +325,15 @@ class Folder:
         self, name: str, *, copied: bool = False, needed_bytes: int | None = None
     ) -> Iterator[PendingFile]:
         """Write one file: the block writes to `.path` and fills `.counts`; at its end the file is
-        whole and recorded.
+        complete and recorded.
 
-        Safe to use from several threads for different names.
+        Several threads may use this at once for different names.
 
         Args:
             name: of the file, in the output's folder.
-            copied: keep a copy from which the file is mended: for small files that only the whole
-                work would make again.
-            needed_bytes: how large it will be, to say on a full disk; None: not known.
+            copied: keep a copy from which a damaged file is restored: for small files that only a
+                full rerun could make again.
+            needed_bytes: the file's expected size, for the error on a full disk; None: unknown.
         """
         with written_aside(self.path / name, needed_bytes) as temporary:
             pending = PendingFile(temporary, {})
@@ -366,9 +371,9 @@ class Folder:
 class Draft(Folder):
     """An output being written. Made by `Store.draft`.
 
-    `figures` may be filled with what was measured of the making (rates, shares of time): they go to
-    run.json. `records` are all files that are finished and whole, `lost` those that were finished
-    once and do not hold any longer.
+    `figures` takes measurements of the work (rates, shares of time), which go to run.json.
+    `records` are all files that are finished and intact; `lost` are the names of files that were
+    finished once and are now damaged or missing.
     """
 
     def __init__(self, identity: Identity, folder: Path) -> None:
@@ -378,6 +383,7 @@ class Draft(Folder):
         self.clock = time.monotonic()
         self.figures: dict[str, float] = {}
         with _writing(folder):
+            # A kill between writing a temporary file and renaming it leaves the temporary file.
             for leftover in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
                 remove(leftover)
         _made_folder(folder / COPIES)
@@ -389,15 +395,15 @@ class Draft(Folder):
 
     @property
     def scratch(self) -> Path:
-        """A folder for state that only resuming needs; removed at the commit."""
+        """A folder for state that only resuming needs; the commit removes it."""
         return _made_folder(self.path / SCRATCH)
 
     def has(self, name: str) -> bool:
-        """Whether that file is finished and whole, from this run or one before it."""
+        """Whether that file is finished and intact, from this run or an earlier one."""
         return name in self.records
 
     def start_over(self) -> None:
-        """Forget what was finished: the work begins anew and writes every file again."""
+        """Forget the finished files, so that the work writes every file again."""
         with _writing(self.path):
             remove(self.path / COPIES)
             remove(self.path / JOURNAL)
@@ -412,9 +418,7 @@ class Draft(Folder):
         return dict(sorted(total.items()))
 
     def commit(self, summary: Mapping[str, Any] | None = None) -> Output:
-        """Finish the output: the manifest is written last, then what only resuming needed is
-        removed.
-        """
+        """Finish the output: write the manifest last, then remove what only resuming needed."""
         records = [asdict(self.records[name]) for name in sorted(self.records)]
         body = {
             **asdict(self.identity),
@@ -427,13 +431,15 @@ class Draft(Folder):
         data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         _write_over(self.path / MANIFEST, data)
         _write_over(self.path / COPIES / MANIFEST, data)
+        # Only once the manifest is in place: a kill in between leaves checkpoints, which `find`
+        # removes.
         with _writing(self.path):
             remove(self.path / SCRATCH)
         return read_output(self.path)
 
     def publish(self, name: str, record: Any) -> None:
-        """Finish a folder of `draft_in`: the record is written last, then what only resuming needed
-        is removed.
+        """Finish a folder of `draft_in`: write the record last, then remove what only resuming
+        needed.
         """
         write_json(self.path / name, record)
         self.forget()
@@ -446,7 +452,7 @@ class Draft(Folder):
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing is there to go on from."""
+        """Whether there is nothing to resume from."""
         scratch = self.path / SCRATCH
         kept = scratch.is_dir() and any(scratch.iterdir())
         return not kept and not (self.path / JOURNAL).exists()
@@ -478,8 +484,8 @@ class Draft(Folder):
 
 @contextlib.contextmanager
 def draft_in(folder: Path, identity: Identity, record: str) -> Iterator[Draft]:
-    """Work alone on a folder outside every store, new or with such work unfinished;
-    `Draft.publish` finishes it. If nothing is kept of the work, the folder is removed.
+    """Work under an exclusive lock on a folder outside every store, which is new or holds such work
+    unfinished. `Draft.publish` finishes it. If none of the work is kept, the folder is removed.
 
     Args:
         folder: of the result.
@@ -488,7 +494,7 @@ def draft_in(folder: Path, identity: Identity, record: str) -> Iterator[Draft]:
 
     Raises:
         InputError: the folder holds something else, or is finished.
-        LockedError: another process works there; its pid, host and start are named.
+        LockedError: another process works there; the error names its pid, host and start.
         HdmError: the folder cannot be written.
     """
     begun = any(os.path.lexists(folder / hidden) for hidden in RESUMING)
@@ -523,18 +529,19 @@ def read_output(folder: Path) -> Output:
     Raises:
         FileNotFoundError: there is none.
         DamagedError: it is not what was written.
-        InputError: it may not be read.
+        InputError: it cannot be read.
     """
     return _read_manifest(folder / MANIFEST, folder)
 
 
 def read_at_home(folder: Path) -> Output:
-    """Read and check a manifest of a store, where the folder's names say which output it has to be.
+    """Read and check a manifest inside a store, where the path must match the output's name and
+    digest.
 
     Raises:
         FileNotFoundError: there is none.
         DamagedError: it is not what was written, or another output's.
-        InputError: it may not be read.
+        InputError: it cannot be read.
     """
     output = read_output(folder)
     _check_name(output, folder.parent.name, folder.name, folder / MANIFEST)
@@ -542,7 +549,7 @@ def read_at_home(folder: Path) -> Output:
 
 
 def _read_of(folder: Path, identity: Identity, place: str = ".") -> Output:
-    """The output of an identity, by the manifest in its folder or in the folder of copies there."""
+    """The output of an identity, from the manifest in its folder or in its folder of copies."""
     try:
         if os.path.lexists(folder) and not folder.is_dir():
             raise DamagedError("not a folder", where=folder, do="run the same command again")
@@ -555,7 +562,7 @@ def _read_of(folder: Path, identity: Identity, place: str = ".") -> Output:
 
 
 class _AnotherOutputError(DamagedError):
-    """A manifest that is whole, in the wrong folder."""
+    """An intact manifest in the wrong folder."""
 
 
 def _check_name(output: Output, name: str, digest: str, path: Path) -> None:
@@ -614,7 +621,7 @@ def check_files(output: Output, verify_bytes: int | None = None) -> None:
 
     Raises:
         DamagedError: naming the first file that is not what was written.
-        InputError: a file may not be read.
+        InputError: a file cannot be read.
     """
     budget = float("inf") if verify_bytes is None else verify_bytes
     for record in sorted(output.files, key=lambda record: record.bytes):
@@ -624,14 +631,12 @@ def check_files(output: Output, verify_bytes: int | None = None) -> None:
 
 
 def checked(path: Path) -> Path:
-    """A file that is about to be used: if it belongs to an output, its contents are compared with
-    the manifest's hash first.
-
-    Once in a process is enough for a file that did not change since.
+    """The path of a file that is about to be used. If the file belongs to an output, its contents
+    are compared with the manifest's hash, once per process unless the file changes.
 
     Raises:
         DamagedError: it is not what was written.
-        InputError: it may not be read.
+        InputError: it cannot be read.
     """
     with contextlib.suppress(FileNotFoundError, StopIteration):
         output = next(read_output(folder) for folder in path.parents[:2] if _is_output(folder))
@@ -673,8 +678,8 @@ def _damage(path: Path) -> DamagedError:
 
 
 def set_aside(folder: Path, damage: DamagedError) -> None:
-    """Move what is damaged out of the way, saying so; where that is a file, the manifest that
-    vouches for it goes to the copies.
+    """Rename what is damaged and log it. If that is a file of an output, its manifest moves to the
+    copies, because the output is no longer complete.
 
     Raises:
         HdmError: it cannot be moved.
@@ -704,7 +709,7 @@ def _move_aside(path: Path, why: str) -> None:
 
 
 def _made_folder(path: Path) -> Path:
-    """The folder, made if need be; what stands in its place is set aside."""
+    """The folder, created if need be; anything else at its path is set aside."""
     if os.path.lexists(path) and not path.is_dir():
         _move_aside(path, "not a folder")
     with _writing(path):
@@ -713,9 +718,7 @@ def _made_folder(path: Path) -> Path:
 
 
 def _clear_for_file(path: Path) -> None:
-    """Set aside a folder, a pipe, or a link that leads nowhere, where a file is going to be
-    written.
-    """
+    """Set aside a folder, a pipe or a dangling link at a path where a file will be written."""
     if os.path.lexists(path) and not path.is_file():
         _move_aside(path, "not a file")
 
@@ -726,8 +729,8 @@ def _write_over(path: Path, data: bytes) -> None:
 
 
 def _restored(folder: Path, record: FileRecord) -> bool:
-    """Whether a file is what was written, perhaps by now: from its copy. What stands in the way of
-    writing it is set aside.
+    """Whether a file is what was written, after restoring it from its copy if there is one.
+    Anything that blocks its path is set aside.
     """
     if _holds(folder, record, content=True):
         return True
@@ -745,13 +748,14 @@ def _restored(folder: Path, record: FileRecord) -> bool:
 def _sweep(folder: Path) -> None:
     """Remove what a kill between the manifest and the clean-up left: checkpoints take gigabytes."""
     names: list[str] = []
-    # Another user's, who lets files be read but not listed.
+    # The folder may belong to another user, who permits reading its files but not listing them.
     with contextlib.suppress(PermissionError):
         names = [path.name for path in folder.iterdir()]
     leftovers = [name for name in names if name == SCRATCH or name.startswith(TEMPORARY)]
     if not leftovers:
         return
-    # Whoever may not write here leaves it to the owner; whoever works here cleans up at the end.
+    # Without write permission the owner's next run cleans up; a run that holds the lock cleans up
+    # itself.
     with contextlib.suppress(HdmError, OSError), locked(folder / LOCK, folder.name):
         for name in leftovers:
             remove(folder / name)
@@ -777,12 +781,12 @@ def locked(
 
     Args:
         path: its file.
-        what: it is held for.
-        shared: others may hold it too, if they share it.
-        do: advice to those who do not get it.
+        what: what it protects, for the error message.
+        shared: others may hold it too, if theirs is shared.
+        do: advice in the error message.
 
     Raises:
-        LockedError: somebody else holds it; pid, host and start are named.
+        LockedError: another process holds it; the error names pid, host and start.
         HdmError: its file cannot be written.
     """
     _clear_for_file(path)
@@ -790,6 +794,8 @@ def locked(
         file = path.open("a+")
     with file:
         try:
+            # The kernel releases it however the process ends, so a reused pid cannot make a lock
+            # look held.
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
@@ -810,8 +816,8 @@ def locked(
 
 @contextlib.contextmanager
 def in_use(folders: Iterable[Path]) -> Iterator[None]:
-    """Write down that outputs are used now, and keep `hdm gc` off them in the block, where this
-    user may write there.
+    """Record that outputs are in use now, and keep `hdm gc` from removing them during the block.
+    Outputs where this user cannot write are skipped.
 
     Raises:
         LockedError: one is being removed.
@@ -827,18 +833,18 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
             except LockedError:
                 raise
             except HdmError:
-                continue  # of another user, who may remove it whatever we do
+                continue  # another user's output: its owner can remove it in any case
         yield
 
 
 @contextlib.contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Hold a lock against everybody else, without changing its file; nothing to hold where it is
-    not there.
+    """Hold a lock exclusively without changing its file; without the file, there is nothing to
+    hold.
 
     Raises:
-        LockedError: somebody else holds it.
-        InputError: the file may not be read.
+        LockedError: another process holds it.
+        InputError: the file cannot be read.
     """
     if not path.is_file():
         yield
@@ -856,15 +862,17 @@ def alone_with(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock of that file; asked without writing, so that anybody may.
+    """Whether a process holds a lock on that file. Nothing is written, so read permission is
+    enough.
 
     Raises:
-        InputError: the file may not be read.
+        InputError: the file cannot be read.
     """
     try:
+        # Without O_NONBLOCK, opening a pipe in the file's place would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        return _refused(error, path)  # what is no file is no lock
+        return _refused(error, path)  # anything but a file is not locked
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -882,20 +890,23 @@ def _read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     kinds: dict[str, Any] = {"seconds": (int, float), "figures": dict, "runs": list}
-    whole = isinstance(found, dict) and all(
-        isinstance(found.get(name), kind) for name, kind in kinds.items()
-    )
-    return found if whole else {}
+    if not isinstance(found, dict):
+        return {}
+    for name, kind in kinds.items():
+        if not isinstance(found.get(name), kind):
+            return {}
+    return found
 
 
+# Files whose content this process has compared already: sha256, device, inode and times of change.
 _held: set[tuple[str, int, int, int, int]] = set()
 
 
 def _holds(folder: Path, record: FileRecord, content: bool) -> bool:
-    """Whether a file is there and has the recorded size and, if asked, content.
+    """Whether a file exists with the recorded size and, if asked, content.
 
     Raises:
-        InputError: it may not be read.
+        InputError: it cannot be read.
     """
     path = folder / record.name
     try:
@@ -915,9 +926,7 @@ def _holds(folder: Path, record: FileRecord, content: bool) -> bool:
 
 
 def _refused(error: OSError, path: Path) -> bool:
-    """False for a file that is not what was written; anything else that keeps it from being read is
-    raised.
-    """
+    """False if the error means that the file is not what was written; any other error is raised."""
     explained = explain_read_error(error, path)
     if isinstance(explained, DamagedError):
         return False
@@ -935,16 +944,15 @@ def _content_holds(folder: Path, record: FileRecord) -> bool:
     found = hash_file(path)
     if found.sha256 != record.sha256:
         return False
-    # In a store of somebody else's it cannot be remembered, and is hashed again by the next
-    # process.
+    # In another user's store the hash cannot be saved, so the next process computes it again.
     with contextlib.suppress(HdmError):
         write_json(folder / HASHES, {**known, found.sha256: found.xxh3})
     return True
 
 
 def _read_hashes(folder: Path) -> dict[str, str]:
-    """sha256 → XXH3 of files that were once found to be whole; {} if it was lost (they are hashed
-    again).
+    """sha256 → XXH3 of files that were once found intact; {} if the record was lost, and the files
+    are hashed again.
     """
     try:
         return dict(read_json((folder / HASHES).read_bytes()))
@@ -974,7 +982,7 @@ def _journal_lines(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             _move_aside(path, "not a file that can be read")
         return
     for line in lines:
-        # Empty, or torn by a kill: its file is then made again.
+        # A line that is empty or torn by a kill is skipped, and its file is made again.
         with contextlib.suppress(ValueError):
             yield line, read_json(line)
 
@@ -984,8 +992,8 @@ def _line_hash(line: Mapping[str, Any]) -> str:
 
 
 def _read_journal(folder: Path, digest: str) -> Iterator[FileRecord]:
-    """The records of that output. A damaged line is skipped, and its file made again: counts and
-    sha256 are in no other place.
+    """The journal's records of that output. A damaged line is skipped and its file made again,
+    because counts and sha256 are recorded nowhere else.
     """
     for _, values in _journal_lines(folder):
         with contextlib.suppress(TypeError, AttributeError, ValueError):
@@ -997,7 +1005,7 @@ def _read_journal(folder: Path, digest: str) -> Iterator[FileRecord]:
 
 
 def _forget_unsigned(folder: Path) -> None:
-    """Forget the files of a journal that do not say whose they are: they may have come with another
+    """Drop the journal's lines that do not name their output: they may have come with another
     output's manifest.
     """
     lines = list(_journal_lines(folder))
