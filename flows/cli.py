@@ -36,8 +36,8 @@ def run(
         typer.Option(
             "--from",
             metavar="STAGE",
-            help=f"First stage: {', '.join(stage_names())}, or one output, as train.256px. "
-            "What comes before must be in the store.",
+            help=f"First stage: {', '.join(stage_names())}, or an output such as train.256px. "
+            "Everything before it must be in the store.",
         ),
     ] = None,
     stop_after: Annotated[
@@ -45,13 +45,13 @@ def run(
     ] = None,
     settings: Overrides = [],
     as_json: Annotated[
-        bool, typer.Option("--json", help="Tell what was made in JSON, as the last line.")
+        bool, typer.Option("--json", help="Print a summary of the run in JSON, as the last line.")
     ] = False,
     store: StoreFolder = None,
     file: File = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run a pipeline; what is finished is found and not made again."""
+    """Run a pipeline; finished outputs are reused."""
     from flows.commands.run import print_json, run_pipeline, tell
 
     project = Project.chosen(store, file)
@@ -67,18 +67,18 @@ def serve(
     file: File = None,
     prefect_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Else the one that this store had, or 4200."),
+        typer.Option(min=0, max=65535, help="Default: the store's last port, or 4200."),
     ] = None,
     mlflow_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Else the one that this store had, or 5000."),
+        typer.Option(min=0, max=65535, help="Default: the store's last port, or 5000."),
     ] = None,
     host: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help=(
-                "Serve Prefect's pages at this name or address of this machine too; needs TLS, or a"
+                "Also serve Prefect's pages at this name or address of this machine; needs TLS or a"
                 " proxy."
             ),
         ),
@@ -101,10 +101,10 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Prefect's and MLflow's pages and a worker on this machine, until Ctrl-C.
+    """Serve Prefect's and MLflow's pages, and run a worker, on this machine until Ctrl-C.
 
     Prefect's pages ask for the store's password once. Whoever has it can run commands on this
-    machine as you; docs/serving.md says how to let others in.
+    machine as you; docs/serving.md explains how to give others access.
     """
     from flows.commands.serve import Reach, serve_pages
 
@@ -114,7 +114,7 @@ def serve(
 
 @app.command()
 def status(store: StoreFolder = None) -> None:
-    """What runs, how far each pipeline is, and what the store holds."""
+    """Show what is running, each pipeline's progress, and what the store holds."""
     show_status(store_root(store))
 
 
@@ -123,14 +123,14 @@ app.command()(lab)
 
 @app.command("save-now")
 def save_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
-    """Have every training of this store write a checkpoint after its step, and go on."""
+    """Have every training of this store write a checkpoint after its current step and continue."""
     _ask(store_root(store), SAVE, wait)
 
 
 @app.command("sample-now")
 def sample_now(store: StoreFolder = None, wait: Wait = 600.0) -> None:
-    """Have every training of this store make pictures of its prompts with the weights it has now,
-    and go on.
+    """Have every training of this store generate pictures of its prompts with its current weights
+    and continue.
     """
     _ask(store_root(store), SAMPLE, wait)
 
@@ -152,16 +152,16 @@ def _ask(root: Path, what: str, timeout_sec: float) -> None:
 def stop(
     store: StoreFolder = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="The services of `hdm serve` too.")
+        bool, typer.Option("--all", help="Stop the services of `hdm serve` too.")
     ] = False,
 ) -> None:
     """Ask the runs of this store to save and stop."""
     root = store_root(store)
     if not visible(root):
         raise HdmError(
-            "the services of this store are another user's, and so are its runs",
+            "the services of this store, and so its runs, belong to another user",
             where=root,
-            do="ask who started them, or run as that user",
+            do="ask the user who started them, or run as that user",
         )
     found = runs(root)
     for one in found:
@@ -175,9 +175,9 @@ def stop(
         raise HdmError(
             f"still running after {STOP_SEC:.0f} s",
             where=", ".join(f"pid {pid}" for pid in left),
-            do="again: hdm stop",
+            do="run hdm stop again",
         )
     if found:
-        console.print("stopped; the same command goes on from here")
+        console.print("stopped; run the same command again to continue")
     elif not (everything and alive):
         console.print("nothing was running")

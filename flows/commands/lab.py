@@ -1,4 +1,4 @@
-"""`hdm lab`: the flow compare-settings in this process, and what it says on a terminal."""
+"""`hdm lab`: runs the flow compare-settings in this process and prints its results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Only = Annotated[
     typer.Option(
         "--only",
         metavar="COMPARISON",
-        help="Only this one of its comparisons; may be given several times.",
+        help="Run only this comparison; may be given several times.",
     ),
 ]
 AsJson = Annotated[
@@ -39,30 +39,30 @@ def lab(
     name: Annotated[str, typer.Argument(help="Entry of `labs:` in pipelines.yaml.")] = "scenes",
     only: Only = [],
     seeds: Annotated[
-        int | None, number(values.Few, help="Trainings of every setting; else as the lab says.")
+        int | None, number(values.Few, help="Trainings of every setting; default: the lab's.")
     ] = None,
     images: Annotated[
-        int | None, number(values.Count, help="Seen in every training; else as the lab says.")
+        int | None, number(values.Count, help="Images seen in every training; default: the lab's.")
     ] = None,
     settings: Overrides = [],
     show: Annotated[
-        bool, typer.Option("--list", help="Say what would be trained, and stop.")
+        bool, typer.Option("--list", help="List what would be trained, and stop.")
     ] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Train nothing: write the table of what is finished.")
+        bool, typer.Option("--table", help="Train nothing; write the table of finished trainings.")
     ] = False,
     as_json: AsJson = False,
     store: StoreFolder = None,
     file: File = None,
     verbose: Verbose = False,
 ) -> None:
-    """Short trainings that differ in one setting each: which setting learns better?
+    """Compare settings by short trainings that differ in one setting each.
 
-    Every setting of a comparison is trained at every seed and compared with the comparison's first,
+    Every setting of a comparison is trained with every seed and compared with the first setting,
     seed by seed: held-out loss at equal samples and at equal time, and prompts right. All settings
-    of a seed come before the next seed, so what an interrupted lab has is balanced. The same
-    command goes on; finished cells are found. Table and curves are in reports/lab-NAME of the
-    store; docs/lab.md tells how to read them.
+    of a seed come before the next seed, so the results of an interrupted lab are balanced. The same
+    command continues; finished cells are reused. Table and curves are in the store's
+    reports/lab-NAME; docs/lab.md explains how to read them.
 
     Examples:
 

@@ -51,13 +51,13 @@ QUIET = {
     "PREFECT_CLIENT_MAX_RETRIES": "0",  # tasks/patience.py repeats
 }
 OWN_SERVER = {
-    # What writes to SQLite beside the run makes its requests fail with 503 and wait 2 s each;
-    # nobody looks at events here.
+    # Other writers to SQLite make the run's requests fail with 503 and wait 2 s each, and nobody
+    # reads events here.
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    # Whole seconds: the recorder cuts it to an integer, and would spin at 0.
+    # Whole seconds: the recorder truncates this to an integer, and would spin at 0.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_UI_ENABLED": "false",
 }
@@ -73,13 +73,13 @@ def run_pipeline(
     settings: list[str],
     verbose: bool,
 ) -> dict[str, Any]:
-    """Run a pipeline on the server that is there or on Prefect's own, and tell what was made.
+    """Run a pipeline on the configured Prefect server, or on one started for the run.
 
     Returns:
-        what `--json` prints.
+        The summary that `--json` prints.
 
     Raises:
-        HdmError: in its own words, with its exit code; SavedOnSignal when stopped by a signal.
+        HdmError: the run failed; SavedOnSignal if a signal stopped it.
     """
     pipeline = project.pipeline(name, settings)
     from hdm.stages import (
@@ -108,14 +108,14 @@ def prepare(root: Path, verbose: bool) -> None:
     Raises:
         DoesNotFitError: there is no room for temporary files.
         DamagedError: a database of the store's services cannot be read.
-        HdmError: there is nowhere to write what is no output.
+        HdmError: the folder for logs, reports and databases cannot be written.
     """
     bypass_proxy()
     check_temporary()
     if found := databases(root):
-        services(root)  # what may not be written to cannot be looked at either
+        services(root)  # first: a database in a folder without write permission cannot be checked
         check_databases(found)
-    # Prefect calls the hook in flows/deployment_names.py itself, and can hand nothing on to it.
+    # Prefect itself calls the hook in flows/deployment_names.py, and cannot pass it an argument.
     os.environ[STORE_VARIABLE] = str(root)
     ours = {
         **QUIET,
@@ -129,10 +129,10 @@ def prepare(root: Path, verbose: bool) -> None:
 
 @contextlib.contextmanager
 def server(root: Path) -> Iterator[None]:
-    """The server whose address is set, or else one for the time of the run.
+    """Use the server whose address is set, or else start one for the duration of the run.
 
-    Prefect would start one by itself, but in the terminal's process group, where Ctrl-C ends it
-    before the run has told it anything, and where it outlives a run that is killed.
+    Prefect would start one itself, but in the terminal's process group. There Ctrl-C ends the
+    server before the run has reported its state, and the server outlives a run that is killed.
     """
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
@@ -167,7 +167,7 @@ def server(root: Path) -> Iterator[None]:
     with alone_at(start_lock(root)):
         stack.enter_context(service)
         wait_for(f"{address}/api/health", service.process, root)
-    # A heartbeat's thread takes up to a second to end, for every flow, and nothing listens to it.
+    # Each flow's heartbeat thread takes up to a second to end, and nothing reads heartbeats here.
     with (
         under_way(root, "a run"),
         temporary_settings(
@@ -185,7 +185,7 @@ def server(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_alive(service: Service) -> Iterator[None]:
-    """Start the run's own server again when it ends before the run does."""
+    """Restart the run's own server if it ends before the run does."""
     over = threading.Event()
 
     def watch() -> None:
@@ -196,7 +196,8 @@ def _kept_alive(service: Service) -> Iterator[None]:
                     logger.warning("Prefect's server ended with exit code %s; started again", code)
         except HdmError as error:
             logger.error("%s", error)
-        threading.Event().wait()  # a process dies with the thread that started it
+        # PR_SET_PDEATHSIG counts the thread as the parent: if it ended, so would the server.
+        threading.Event().wait()
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -219,7 +220,7 @@ def _check(url: str) -> None:
 
 @contextlib.contextmanager
 def traceback_once(verbose: bool) -> Iterator[None]:
-    """Prefect reports an error for every flow and task that it passes; the command line, once."""
+    """Prefect logs an error for every flow and task that it passes through; show it once."""
     from prefect.logging.configuration import setup_logging
 
     def once(record: logging.LogRecord) -> bool:
@@ -265,10 +266,10 @@ def _summary(root: Path, name: str, records: list[Any], outcome: Outcome) -> dic
 
 
 def tell(summary: dict[str, Any], name_store: bool = False) -> None:
-    """Say where everything lies.
+    """Print the scores, and where the results are.
 
     Args:
-        name_store: the commands that are shown need the store's folder.
+        name_store: add the store's folder to the commands shown.
     """
     from hdm.scoring.metrics import headlines  # which the run has imported
 

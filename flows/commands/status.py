@@ -1,5 +1,5 @@
-"""`hdm status`: what runs, how far each pipeline is, and what the store holds. No server is asked
-and torch is not imported.
+"""`hdm status`: what is running, each pipeline's progress, and what the store holds. It contacts no
+server and does not import torch, so it answers quickly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def show_status(root: Path) -> None:
 
 
 def place(job: Job) -> str:
-    """How far a training is, in a line."""
+    """A training's progress in one line."""
     now = training_progress(job)
     what = f"{job.settings.name} train.{job.phase.name}"
     if now is None:
@@ -81,7 +81,7 @@ def _how_far(root: Path, run: LastRun) -> str:
 
 
 def _by_stage(states: Mapping[str, str], state: str) -> list[str]:
-    """The outputs in that state; a stage whose outputs are all in it by its own name."""
+    """The outputs in that state; if all outputs of a stage are, the stage's name stands for them."""
     found: list[str] = []
     for stage, names in groupby(states, key=lambda name: name.split(".")[0]):
         all_names = list(names)
@@ -113,7 +113,7 @@ def _bytes(count: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """As `40 s`, `12 min`, `5 h`, `3 d`."""
+    """A duration such as `40 s`, `12 min`, `5 h`, `3 d`."""
     for length, unit in UNITS:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

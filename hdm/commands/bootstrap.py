@@ -1,4 +1,4 @@
-"""`hdm bootstrap`: small components from captioned pictures."""
+"""`hdm bootstrap`: trains small components on captioned pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAINING = Options(
     Shown("channels"),
     Shown("max_pictures"),
 )
-# What is not given may be set with --set.
+# Only options that are given: an option's default would override a value from --set.
 SOURCE = Options(
     DownloadSettings,
     Shown("caption_column"),
@@ -56,14 +56,14 @@ def bootstrap(
 ) -> None:
     """Train small components on captioned pictures: a whole pipeline without any hub.
 
-    Stopped by Ctrl-C or killed, the same command goes on from the last checkpoint (one is written
+    After Ctrl-C or a kill, the same command continues from the last checkpoint (one is written
     every half minute, and on Ctrl-C).
 
-    --set takes what `hdm run` takes for the source: fields of download and images.
+    --set takes the settings that `hdm run` takes for the source: fields of download and images.
 
     Example: hdm bootstrap --source PICTURES --out models/mine --set download.encoding=cp1251
     """
-    begun = time.monotonic()  # before the seconds that torch's import takes
+    begun = time.monotonic()  # first, because --minutes includes the import of torch
     from hdm.bootstrap_sources import bootstrap_from
 
     show_log()

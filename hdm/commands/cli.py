@@ -1,5 +1,5 @@
-"""The command line of the library: what needs neither Prefect nor MLflow. `flows.cli` adds run,
-serve, status and stop.
+"""The library's command line: the commands that need neither Prefect nor MLflow. `flows.cli` adds
+the others, such as run, serve, status and stop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from hdm.terminal import survive_closing
 
 
 class Commands(TyperGroup):
-    """Commands that report known errors in their own words, with their exit codes."""
+    """Commands that report known errors by their message, without a traceback, and with their exit
+    codes.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         survive_closing()
@@ -40,7 +42,8 @@ class Commands(TyperGroup):
         guard_output()
         try:
             found = super().invoke(ctx)
-            with printing():  # here a full disk can still be reported
+            # Otherwise Python flushes at exit, where a full disk can no longer be reported.
+            with printing():
                 sys.stdout.flush()
             return found
         except HdmError as error:
@@ -63,7 +66,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From a list of pictures to a measured text-to-image model.",
+    help="Train a text-to-image model, from a list of pictures to a measured model.",
 )
 
 
@@ -78,11 +81,14 @@ def hdm(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print which code this is."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version of the code.",
         ),
     ] = False,
 ) -> None:
-    """From a list of pictures to a measured text-to-image model."""
+    """Train a text-to-image model, from a list of pictures to a measured model."""
 
 
 app.command("init")(init.init)
@@ -110,8 +116,8 @@ def config(
         typer.Option(
             "--check",
             help=(
-                "Print nothing, but look for what would not work here, as hdm run does before it"
-                " starts."
+                "Check the settings against this machine, as hdm run does before it starts, and do"
+                " not print them."
             ),
         ),
     ] = False,
@@ -145,10 +151,10 @@ def doctor(
     store: StoreFolder = None,
     fix: Annotated[
         bool,
-        typer.Option("--fix", help="Set aside the store's databases that cannot be read."),
+        typer.Option("--fix", help="Set aside the store's unreadable databases."),
     ] = False,
 ) -> None:
-    """Look at this machine and say what would not work."""
+    """Check this machine and report what would not work."""
     from hdm.diagnosis import checks
 
     console = Terminal()

@@ -1,4 +1,4 @@
-"""`hdm ema`: the length of the weights' average, chosen after training."""
+"""`hdm ema`: chooses the length of the weights' average after training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ema(
     source: Annotated[
         Path,
         typer.Argument(
-            help="What training wrote with train.ema_lengths (STORE/train.64px/DIGEST)."
+            help="Output of a training with train.ema_lengths (STORE/train.64px/DIGEST)."
         ),
     ],
     length: Annotated[
@@ -35,11 +35,10 @@ def ema(
         Path, typer.Option(metavar="DIR", help="A new folder, for hdm sample --weights DIR.")
     ],
 ) -> None:
-    """Make the average of the weights anew, at another length, from the snapshots that training
-    wrote.
+    """Compute an average of the weights with another length from the snapshots of a training.
 
-    The sum of snapshots whose profile in time is closest to the wanted one (EDM2, arXiv
-    2312.02696). How close is printed.
+    The result is the linear combination of snapshots whose profile in time is closest to the
+    requested one (EDM2, arXiv 2312.02696). The command prints how close it is.
 
     Example: hdm ema store/train.64px/b70a507ff6303281 --length 0.08 --out sharper
     """
@@ -64,15 +63,16 @@ def ema(
         )
     average, error = synthesize(snapshots, length)
     with written_aside(out / EMA) as aside:
-        save_tensors(aside, {**read_tensors(source / EMA), **average})  # what is no parameter stays
+        # Snapshots hold parameters only; buffers come from the finished weights.
+        save_tensors(aside, {**read_tensors(source / EMA), **average})
     replace(card, ema_length=length).write(out)
     console = Terminal(soft_wrap=True, highlight=False)
     console.print(
-        f"from {counted(len(snapshots), 'snapshot')}; the profile is met to {100 * error:.2g} %"
+        f"from {counted(len(snapshots), 'snapshot')}; the profile's error is {100 * error:.2g} %"
     )
     if error > ROUGH:
         console.print(
-            "that is rough: lengths between and around those of train.ema_lengths, and more"
-            " snapshots, are met better"
+            "this is a rough fit: lengths between or near those of train.ema_lengths, and more"
+            " snapshots, fit better"
         )
     console.print(f"wrote {escape(str(out))}")

@@ -1,4 +1,4 @@
-"""`hdm gc`: remove what is no longer needed of a store."""
+"""`hdm gc`: removes what a store no longer needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gc(
     days: Annotated[
         float,
         typer.Option(
-            min=0, max=MOST_DAYS, help="Keep what was used in so many days, whatever made it."
+            min=0, max=MOST_DAYS, help="Keep outputs used in the last N days, whatever made them."
         ),
     ] = 30.0,
     dry_run: Annotated[
@@ -35,14 +35,14 @@ def gc(
     store: StoreFolder = None,
     file: File = None,
 ) -> None:
-    """Remove outputs that no run refers to, and what kills and damage left. Asks first.
+    """Remove outputs that no run refers to, and leftovers of kills and damage. Asks first.
 
-    Kept is: what the pipelines and labs of pipelines.yaml make or read with their present settings;
-    what was used in the last --days, by a run with any --set or by hdm sample; whatever these were
-    made from; and all that a living run works on or asked for. The rest is listed with its size and
-    last use: finished outputs, unfinished ones with their checkpoints, files set aside as .damaged,
-    temporary files of killed runs. What is removed can be made again by running its pipeline with
-    its settings.
+    Kept are: outputs that the pipelines and labs of pipelines.yaml make or read with their present
+    settings; outputs used in the last --days, by a run with any --set or by hdm sample; everything
+    these were made from; and everything that a running process works on or requested. The rest is
+    listed with its size and last use: finished outputs, unfinished ones with their checkpoints,
+    files set aside as .damaged, temporary files of killed runs. To get a removed output back, run
+    its pipeline with its settings again.
 
     Examples:
 
@@ -56,7 +56,7 @@ def gc(
     root = Store(store_root(store))
     needed = needs(file)
     for name in needed.unknown:
-        console.print(f"what it needs is not all known, so only use keeps it: {escape(name)}")
+        console.print(f"not all its needs are known, so only recent use keeps it: {escape(name)}")
     found = garbage(root, needed, days)
     if not found:
         console.print(f"nothing to remove in {escape(str(root.root))}")

@@ -1,4 +1,4 @@
-"""`hdm init`: a folder to begin with."""
+"""`hdm init`: creates a folder for a new project."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ STARTERS = ("pipelines.yaml", "prefect.toml")
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where; made if need be.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="Where to write; created if missing.")] = Path(),
 ) -> None:
-    """Write a commented pipelines.yaml to begin with, and prefect.toml, which makes `prefect` know
-    this package.
+    """Write a commented pipelines.yaml, and a prefect.toml that lets `prefect` find this package.
 
-    Nothing that exists is overwritten.
+    Existing files are never overwritten.
     """
     taken = [name for name in STARTERS if (folder / name).exists()]
     if taken:

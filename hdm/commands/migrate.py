@@ -1,4 +1,4 @@
-"""`hdm migrate`: what becomes of a store's outputs in this version."""
+"""`hdm migrate`: adopts a store's outputs from earlier versions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 def migrate(
     store: StoreFolder = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only report what would be done.")
+    ] = False,
     file: File = None,
 ) -> None:
     """Adopt finished outputs of earlier versions whose results this version would not change.
 
-    An adopted output gets a folder of its new digest, with the same files; the earlier folder stays
-    until `hdm gc` removes it. Outputs whose results changed are named: a run makes them again. Then
-    the last run of each pipeline is compared with the digests that its settings have now.
+    An adopted output gets a folder for its new digest, with the same files; the earlier folder
+    stays until `hdm gc` removes it. Outputs whose results changed are listed: a run makes them
+    again. Then the last run of each pipeline is compared with the digests that its settings have
+    now.
     """
     from hdm.migration import adopt, verdicts  # torch: seconds
 

@@ -1,4 +1,4 @@
-"""`hdm plan`: what a pipeline takes before it is run."""
+"""`hdm plan`: estimates a pipeline's cost before it runs."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from hdm.planning.hardware import Card
     from hdm.planning.plan import Measured, Plan, Question, Row
 
-ON_WHAT = "On what"
-COSTS = "What it costs"
-HOW = "How it is counted"
+ON_WHAT = "Hardware"
+COSTS = "Costs"
+HOW = "Method"
 PLAIN_WIDTH = 160
 
 NAME = typer.Argument(help="Entry of pipelines.yaml.")
 GPU = typer.Option(
     metavar="CARD",
     help=(
-        "rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; else what train.device finds here,"
-        " else rtx5090."
+        "rtx5090, rtx4090, rtx3090, a100, h100, h200 or cpu; default: the device that train.device"
+        " finds here, or else rtx5090."
     ),
     rich_help_panel=ON_WHAT,
 )
 NUM_GPUS = number(
     values.Workers,
-    help="On how many training runs; else train.num_processes.",
+    help="Number of cards for training; default: train.num_processes.",
     rich_help_panel=ON_WHAT,
 )
 PRICE = number(
     values.Price,
-    help="Of an hour of one card; else what was published for it, if anything was.",
+    help="Price of one card for an hour; default: its published price, if there is one.",
     rich_help_panel=COSTS,
 )
-POWER_PRICE = number(values.Price, help="Of a kWh.", rich_help_panel=COSTS)
+POWER_PRICE = number(values.Price, help="Price of a kWh.", rich_help_panel=COSTS)
 LIVE = typer.Option(
     "--live-encoders",
     help=(
@@ -54,12 +54,12 @@ LIVE = typer.Option(
 )
 SOLVE = typer.Option(
     metavar="batch_size",
-    help="Find the largest micro-batch that fits, phase by phase; it changes no result.",
+    help="Find the largest micro-batch that fits in each phase; this changes no result.",
     rich_help_panel=HOW,
 )
 MEASURE = typer.Option(
     "--measure",
-    help="Make three training steps of each phase on this machine, and reckon with what they took.",
+    help="Run three training steps of each phase on this machine, and use their measured cost.",
     rich_help_panel=HOW,
 )
 
@@ -74,23 +74,23 @@ def plan(
     solve: Annotated[Literal["batch_size"] | None, SOLVE] = None,
     measure: Annotated[bool, MEASURE] = False,
     settings: Overrides = [],  # noqa: B006  (typer copies it)
-    as_json: Annotated[bool, typer.Option("--json", help="The same in JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan in JSON.")] = False,
     store: StoreFolder = None,
     file: File = None,
 ) -> None:
-    """What a pipeline takes before it is run: items, disk, GPU-hours, money, electricity, memory.
+    """Estimate a pipeline's items, disk, GPU-hours, money, electricity and memory before it runs.
 
-    Work is counted from the sizes of model and data, and memory from what each layer keeps; both
-    are held against real ones by tests. How much work a card does in an hour is assumed, with two
-    figures fitted to the four phases of the published run; --measure replaces the assumption by
-    steps on this machine. The assumptions are listed below the table.
+    Work is computed from the sizes of model and data, and memory from what each layer keeps; tests
+    compare both with measurements. The speed of a card is assumed, with two constants fitted to the
+    four phases of the published run; --measure replaces this assumption with steps on this machine.
+    All assumptions are listed below the table.
 
-    Outputs that are in the store are marked and not in the sum of what is left. Data stages run on
-    one device, and theirs are the hours of its products alone: reading, decoding and the network
-    are not in them.
+    Outputs in the store are marked as done and excluded from the remaining total. Data stages run
+    on one device, and their hours count its matrix products only, without reading, decoding and the
+    network.
 
-    Exit 0 if what is left fits, 3 if a training phase does not fit in the card's memory or the
-    outputs not on the disk.
+    Exit 0 if the remaining work fits, 3 if a training phase does not fit in the card's memory or
+    the outputs do not fit on the disk.
 
     Examples:
 
@@ -158,18 +158,18 @@ def _measured(asked: Question) -> Mapping[str, Measured]:
 
 @dataclass(frozen=True)
 class Prices:
-    """What hours of a card cost; None: not known."""
+    """The price of a card's hours; None: unknown."""
 
     card: Card
     hour: float | None
     kwh: float | None
 
     def energy_kwh(self, hours: float) -> float | None:
-        """At the board's full power, the rest of the machine left out."""
+        """Energy at the board's full power, without the rest of the machine."""
         return hours * self.card.watts / 1000 if self.card.watts else None
 
     def of(self, hours: float) -> dict[str, float | None]:
-        """Money for the hours, kWh, and money for these."""
+        """The price of the hours, their energy in kWh, and the price of that energy."""
         energy = self.energy_kwh(hours)
         return {
             "money": None if self.hour is None else hours * self.hour,
@@ -253,7 +253,7 @@ def _costs(hours: float, prices: Prices, extra: list[str]) -> list[str]:
 
 
 def amount(value: float) -> str:
-    """Hours, money or kWh: to a tenth, small ones to two digits."""
+    """Hours, money or kWh, rounded to a tenth; values below 1 to two digits."""
     return f"{value:,.1f}" if value >= 1 or value == 0 else f"{value:.2g}"
 
 

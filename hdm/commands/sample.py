@@ -1,4 +1,4 @@
-"""`hdm sample`: pictures of prompts."""
+"""`hdm sample`: generates pictures of prompts."""
 
 from __future__ import annotations
 
@@ -29,36 +29,38 @@ if TYPE_CHECKING:
     from hdm.models.settings import Components
     from hdm.positions import Camera
 
-AT_ONCE = 16  # pictures; fewer where memory does not hold them
+AT_ONCE = 16  # pictures per batch; fewer if memory does not hold them
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
 GRID_GAP_PX = 2
-SHOWN = "What is shown"
-HOW = "How it is made"
-PARTS = "Parts of the model"
+SHOWN = "Content"
+HOW = "Sampling"
+PARTS = "Components"
 
 WEIGHTS = typer.Option(
     help=(
-        "What training wrote (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file, or"
-        " a .ckpt; else the newest finished training."
+        "An output of training (STORE/train.64px/DIGEST), a diffusers folder, a .safetensors file,"
+        " or a .ckpt; default: the newest finished training."
     )
 )
-PIPELINE = typer.Option(
-    metavar="NAME", help="Take the newest finished training of this pipeline's runs."
-)
-PROMPT = typer.Option(help="What to show; may be given several times.", rich_help_panel=SHOWN)
+PIPELINE = typer.Option(metavar="NAME", help="Use the newest finished training of this pipeline.")
+PROMPT = typer.Option(help="The prompt; may be given several times.", rich_help_panel=SHOWN)
 PROMPTS = typer.Option(
     metavar="FILE",
-    help="Prompts, one a line; or .jsonl with a field prompt.",
+    help="File of prompts, one per line; or .jsonl with a field prompt.",
     rich_help_panel=SHOWN,
 )
 NEGATIVE = typer.Option(
-    help="What guidance leads away from; else the empty caption.", rich_help_panel=SHOWN
+    help="Text that guidance moves away from; default: the empty caption.", rich_help_panel=SHOWN
 )
-COUNT = number(values.Few, help="Pictures a prompt, at seeds counting up.", rich_help_panel=SHOWN)
-SEED = number(values.Seed, help="Of each prompt's first picture.", rich_help_panel=SHOWN)
+COUNT = number(
+    values.Few, help="Pictures per prompt, with consecutive seeds.", rich_help_panel=SHOWN
+)
+SEED = number(values.Seed, help="Seed of each prompt's first picture.", rich_help_panel=SHOWN)
 SIZE = typer.Option(
-    metavar="WxH", help="Pixels, as 1024x768; else the square trained at.", rich_help_panel=SHOWN
+    metavar="WxH",
+    help="Size in pixels, as 1024x768; default: the square trained at.",
+    rich_help_panel=SHOWN,
 )
 CAMERA = typer.Option(
     metavar="X,Y,ZOOM",
@@ -80,7 +82,7 @@ HOW_MADE = Options(
         "tread_rates",
         "--tread-rate",
         HOW,
-        help="Share of tokens dropped where the prompt is not read; or PROMPT,NEGATIVE.",
+        help="Share of tokens dropped in the branch without the prompt; or PROMPT,NEGATIVE.",
         metavar="RATE",
         read=lambda text: [0, *numbers(text, "RATE or PROMPT,NEGATIVE", 1, 2)][-2:],
     ),
@@ -92,12 +94,12 @@ COMPONENTS = typer.Option(
 COMPONENT = typer.Option(
     metavar="NAME", help="Folder or hub name, instead of that folder's.", rich_help_panel=PARTS
 )
-OUT = typer.Option(metavar="DIR", help="Where the pictures go; those already there stay.")
+OUT = typer.Option(metavar="DIR", help="Folder for the pictures; existing ones are kept.")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was made: prompt, seed, pixels (H, W, 3)."""
+    """A generated picture: prompt, seed, pixels (H, W, 3)."""
 
     prompt: str
     seed: int
@@ -124,12 +126,12 @@ def sample(
     out: Annotated[Path, OUT] = Path("pictures"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Make pictures of prompts: PNG files with their settings inside, and a grid of them.
+    """Generate pictures of prompts: PNG files that contain their settings, and a grid of them.
 
-    What training wrote knows its resolution, and its text encoder and autoencoder where these have
-    names. A diffusers folder holds them. For a bare weights file they have to be named.
+    An output of training records its resolution, and its text encoder and autoencoder if these have
+    names. A diffusers folder contains them. For a bare weights file, name them with options.
 
-    The picture of a prompt and a seed does not depend on what is made beside it.
+    The picture of a prompt and a seed does not depend on the other pictures.
 
     Example: hdm sample --pipeline demo --prompt "a red circle" --prompt "a blue star" --count 4
     """
@@ -170,7 +172,7 @@ def sample(
 def _model(
     weights: Path | None, pipeline: str | None, store: Path | None
 ) -> tuple[Path, Mapping[str, str]]:
-    """Where the weights are, and folders of their components that the run wrote down."""
+    """The path of the weights, and the component folders that their run recorded."""
     if weights is not None and pipeline is not None:
         raise ConfigError(
             "--weights and --pipeline name two models", do="give one of them, or neither"
@@ -181,11 +183,9 @@ def _model(
 
 
 def _unless_named(parts: Mapping[str, str], named: Components) -> dict[str, str]:
-    return {
-        name: place
-        for name, place in parts.items()
-        if named.folder is None and getattr(named, name) is None
-    }
+    if named.folder is not None:
+        return {}
+    return {name: place for name, place in parts.items() if getattr(named, name) is None}
 
 
 def _prompts(named: Sequence[str], file: Path | None) -> list[str]:
@@ -235,8 +235,8 @@ def _make(
     sampling: Sampling,
     camera: Camera,
 ) -> Iterator[Picture]:
-    """The pictures of one prompt after another: in one call, padding could make them depend on each
-    other.
+    """Generate the pictures of one prompt at a time: in a batch of several prompts, padding could
+    make pictures depend on each other.
     """
     from hdm.models.devices import Batches
     from hdm.progress import track
@@ -255,16 +255,17 @@ def _make(
                 camera=camera,
                 on_step=lambda _, latent: bar.advance(len(latent)),
             )
-            yield from (
-                Picture(prompt, seed, pixels) for seed, pixels in zip(seeds, pictures, strict=True)
-            )
+            for picture_seed, pixels in zip(seeds, pictures, strict=True):
+                yield Picture(prompt, picture_seed, pixels)
 
 
 def _written(
     out: Path, made: Iterable[Picture], count: int, settings: Mapping[str, Any]
 ) -> dict[Path, str]:
-    """Each picture's file, written as soon as it is made, and the grid's, with its caption.
-    Numbered on from what is there.
+    """Write each picture as soon as it is made, and then the grid, numbered after existing files.
+
+    Returns:
+        Each file's path and a line that describes it.
 
     Raises:
         InputError: the folder cannot be written.

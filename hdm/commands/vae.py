@@ -1,4 +1,4 @@
-"""`hdm vae`: autoencoders fine-tuned, and measured."""
+"""`hdm vae`: fine-tunes and measures autoencoders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Autoencoders: fine-tune with equivariance, train from scratch, measure.",
 )
-LENGTH = "How long and on what"
-LOSS = "What is made small"
-START = "What it starts from"
+LENGTH = "Duration and data"
+LOSS = "Loss and optimizer"
+START = "Initial model"
 
 SOURCE = typer.Option(
     help='A folder of pictures, WebDataset tars, a data set on this machine, or "scenes".'
@@ -54,13 +54,13 @@ TRAINING = Options(
         "optimizer.kind",
         "--optimizer",
         LOSS,
-        help="adamw; or muon, for convolutions and matrices: sooner there from scratch.",
+        help="adamw; or muon, for convolutions and matrices: faster from scratch.",
     ),
     Shown(
         "optimizer.learning_rate",
         "--learning-rate",
         LOSS,
-        help="AdamW's rate; a cosine leads down to a hundredth of it.",
+        help="AdamW's initial rate; a cosine schedule decays it to a hundredth.",
     ),
     Shown("optimizer.muon_learning_rate", "--muon-learning-rate", LOSS),
     Shown("ema_decay", "--ema", LOSS),
@@ -69,13 +69,13 @@ TRAINING = Options(
 )
 MEASURED = Options(
     VaeSettings,
-    Shown("size_px", help="Side of the squares that are measured: pictures' middles."),
-    Shown("num_measured", "--images", help="How many pictures, the first ones."),
+    Shown("size_px", help="Side of the centre crops that are measured."),
+    Shown("num_measured", "--images", help="Measure only the first N pictures."),
     Shown("device"),
 )
 PICTURES = Options(ImageSettings, Shown("matte"))
 CONTRASTIVE = typer.Option(
-    metavar="DIR", help="Folder of `hdm bootstrap` whose model the Fréchet distance is measured in."
+    metavar="DIR", help="Folder of `hdm bootstrap` with the model for the Fréchet distance."
 )
 
 
@@ -94,17 +94,17 @@ def finetune(
     images: ImageSettings,
     contrastive: Annotated[str, CONTRASTIVE] = "demo",
 ) -> None:
-    """Fine-tune an autoencoder so that its latents are scaled and turned as pictures are (EQ-VAE,
-    arXiv 2502.09509).
+    """Fine-tune an autoencoder so that its latents scale and rotate as pictures do (EQ-VAE, arXiv
+    2502.09509).
 
-    Latents without that property are harder for a denoiser to learn. Any of diffusers'
-    AutoencoderKL, AutoencoderKLFlux2, AutoencoderDC and AutoencoderTiny will do, or a folder with a
-    tiny autoencoder's two .pth files; or --scratch, where there is none.
+    Latents without that property are harder for a denoiser to learn. The initial model is any of
+    diffusers' AutoencoderKL, AutoencoderKLFlux2, AutoencoderDC and AutoencoderTiny, or a folder
+    with a tiny autoencoder's two .pth files; or use --scratch for a new one.
 
-    A twentieth of the pictures is kept out of training. On these, reconstruction (PSNR, SSIM, a
-    Fréchet distance) and equivariance are measured before and after. The folder is one that
-    diffusers loads, with the latents' statistics measured anew, and finetune.json tells what was
-    done. Stopped by Ctrl-C or killed, the same command goes on, on the CPU to the same bytes.
+    A twentieth of the pictures is held out from training. On these, reconstruction (PSNR, SSIM, a
+    Fréchet distance) and equivariance are measured before and after. diffusers loads the resulting
+    folder; the latents' statistics in it are measured again, and finetune.json records the work.
+    After Ctrl-C or a kill, the same command continues, on the CPU to the same bytes.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`hdm verify`: every byte of a store against its manifests."""
+"""`hdm verify`: compares every byte of a store with its manifests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ def verify(
 ) -> None:
     """Hash every file of the store (sha256) and compare it with its manifest.
 
-    All that is damaged is named, and nothing is changed: permission to read is enough. Running the
-    pipeline again mends what was named. Ends with 5 if something is damaged, and with 2 if
-    something could not be read. Unfinished outputs are left out: a run looks at their files when it
-    goes on.
+    All damaged files are listed. Nothing is changed, so read permission is enough. To repair the
+    damage, run the pipeline again. The exit code is 5 if a file is damaged, and 2 if one could not
+    be read. Unfinished outputs are left out: a run checks their files when it continues them.
     """
     root = Store(store_root(store))
     found = _Findings()
@@ -30,7 +29,7 @@ def verify(
         try:
             outputs.append(read_at_home(folder))
         except FileNotFoundError:
-            continue  # removed just now
+            continue  # removed since it was listed
         except HdmError as error:
             found.add(error)
     if not outputs and not found.problems:
@@ -44,7 +43,7 @@ def verify(
 
 
 class _Findings:
-    """What was found, said as soon as it is."""
+    """The findings, each printed as soon as it is made."""
 
     def __init__(self) -> None:
         self.console = Terminal(highlight=False, soft_wrap=True)
@@ -74,7 +73,7 @@ class _Findings:
             self.console.print(f"[green]{'whole':<10}[/] {escape(line)}")
 
     def judge(self, root: Path) -> None:
-        """Raise what the exit code is to say."""
+        """Raise the error that sets the exit code, if anything was found."""
         damaged = sum(isinstance(problem, DamagedError) for problem in self.problems)
         unreadable = len(self.problems) - damaged
         if damaged:
@@ -92,7 +91,7 @@ class _Findings:
 
 
 class _Megabytes:
-    """Bytes to a progress bar of megabytes."""
+    """Converts bytes to the megabytes of a progress bar."""
 
     def __init__(self, bar: Tracker) -> None:
         self.bar = bar

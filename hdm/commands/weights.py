@@ -1,5 +1,5 @@
-"""`hdm weights`: published weights in, weights out, and the check that the model computes what they
-mean.
+"""`hdm weights`: imports and exports weights, and checks that this model computes what the published
+one does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 Rate = Annotated[
     float | None,
-    number(values.Rate, help="TREAD rate to write down, in [0, 1); else what the file says."),
+    number(values.Rate, help="TREAD rate to record, in [0, 1); default: the file's."),
 ]
 
 
@@ -36,7 +36,7 @@ def check(
         typer.Argument(help="Golden files: weights beside inputs, outputs and gradients."),
     ],
 ) -> None:
-    """Compute a golden file's outputs and gradients, and print how far ours are from them.
+    """Recompute a golden file's outputs and gradients, and print the errors.
 
     The error of a tensor is ‖ours - golden‖₂ / ‖golden‖₂, on the CPU in float32. Exit 0 if all are
     at most 1e-5, 1 if one is not.
@@ -75,11 +75,11 @@ def import_weights(
         bool, typer.Option("--ema", help="The averaged weights of a checkpoint that has them.")
     ] = False,
 ) -> None:
-    """Take the denoiser out of a published file: a small safetensors file that says its
+    """Extract the denoiser from a published file into a safetensors file that contains its
     configuration.
 
-    Every tensor keeps name, dtype and bits. The configuration comes from the file's metadata, else
-    from the shapes. A checkpoint is opened without running any code in it; one that needs code is
+    Every tensor keeps its name, dtype and bits. The configuration comes from the file's metadata,
+    or else from the shapes. Opening a checkpoint runs no code in it; one that needs code is
     refused.
 
     Example: hdm weights import hdm-xut-base.ckpt --out models/
@@ -105,8 +105,8 @@ def export_weights(
         Path,
         typer.Argument(
             help=(
-                "A .safetensors file, what training wrote (STORE/train.64px/DIGEST), a diffusers"
-                " folder."
+                "A .safetensors file, an output of training (STORE/train.64px/DIGEST), or a"
+                " diffusers folder."
             )
         ),
     ],
@@ -129,15 +129,17 @@ def export_weights(
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Of what training wrote, the last weights, not their average."),
+        typer.Option(
+            "--raw", help="From an output of training, the last weights, not their average."
+        ),
     ] = False,
     tread_rate: Rate = None,
 ) -> None:
-    """Write weights for others: a safetensors file named as the published ones, or a diffusers
-    pipeline folder.
+    """Write weights for other programs: a safetensors file with the published tensor names, or a
+    diffusers pipeline folder.
 
-    Every tensor keeps dtype and bits. A diffusers folder holds the text encoder and the autoencoder
-    too, so they have to be named.
+    Every tensor keeps its dtype and bits. A diffusers folder also contains the text encoder and the
+    autoencoder, so these must be named.
 
     Examples:
 
