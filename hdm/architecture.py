@@ -1,8 +1,8 @@
-"""Sizes and variants of the XUT denoiser: plain data, so that configuration and benches need no
-torch.
+"""Sizes and variants of the XUT denoiser, as plain data, so that configuration and benches do not
+import torch.
 
-The configuration of another denoiser is a subclass with a `kind` of its own, which an entry point
-of the group `hdm.denoisers` names.
+The configuration of another denoiser is a subclass with its own `kind`, registered by an entry
+point of the group `hdm.denoisers`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PRESETS: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class XUTConfig:
-    """One Cross-U-Transformer. Defaults of the variants are the published model's; `recommended()`
-    are ours.
+    """One Cross-U-Transformer. The variants default to the published model's; `recommended()` gives
+    ours.
 
     width = num_heads · head_size; mlp_width is SwiGLU's hidden width; text_width the text
     encoder's. `depth` encoder stages of `enc_blocks` and as many decoder stages of `dec_blocks`
@@ -101,14 +101,14 @@ class XUTConfig:
 
     @property
     def num_blocks(self) -> int:
-        """Transformer blocks in all."""
+        """Total number of transformer blocks."""
         return (
             self.prev_blocks + self.depth * (self.enc_blocks + self.dec_blocks) + self.post_blocks
         )
 
     def tread_route(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
-        """The blocks that only the tokens kept by TREAD pass, as (start, end) in the order in which
-        blocks run, end exclusive.
+        """The blocks that only the tokens kept by TREAD pass through, as (start, end) in execution
+        order, end exclusive.
 
         Args:
             wanted: None: the whole U, as published.
@@ -129,7 +129,7 @@ class XUTConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> XUTConfig:
-        """The published size `name` ("small", "base", "large"), with fields changed as named."""
+        """The published size `name` ("small", "base", "large"), with the given fields replaced."""
         if name not in PRESETS:
             raise ConfigError(
                 f"no XUT preset is called {name!r}", do=f"use one of {', '.join(PRESETS)}"
@@ -137,7 +137,7 @@ class XUTConfig:
         return replace(cls(), **{**PRESETS[name], **changes})
 
     def recommended(self) -> XUTConfig:
-        """The same sizes with the variants that later work found better."""
+        """The same sizes, with the variants that later work found to be better."""
         return replace(
             self,
             residual="prenorm",
@@ -149,17 +149,17 @@ class XUTConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the kind of any other denoiser than XUT."""
+        """The fields as plain values, with `kind` unless it is an XUT."""
         kind = {} if self.kind == XUTConfig.kind else {"kind": self.kind}
         return {**kind, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> XUTConfig:
-        """The configuration that `to_dict` gave; what another program wrote is held to the same
-        bounds.
+        """The configuration that `to_dict` wrote; values written by other programs are checked
+        against the same bounds.
 
         Raises:
-            ConfigError: an unknown kind or unknown fields, or values that no model can have.
+            ConfigError: an unknown kind, unknown fields, or values out of bounds.
         """
         own = {name: value for name, value in values.items() if name != "kind"}
         return _class_of(values.get("kind", XUTConfig.kind))._of_fields(own)

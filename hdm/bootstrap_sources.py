@@ -1,5 +1,5 @@
-"""`hdm bootstrap`: small components from scenes, or from anything that a download reads on this
-machine.
+"""`hdm bootstrap`: trains small components on scenes, or on any local source that a download can
+read.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def bootstrap_from(
     Args:
         source: "scenes", or captioned pictures on this machine: a folder, WebDataset tars, a data
             set.
-        out: a new folder, or one where the same was stopped or killed.
-        settings: how; without `max_pictures` all pictures are taken, and 12,000 scenes.
+        out: a new folder, or one where the same call was stopped or killed.
+        settings: how to train; without `max_pictures`, all pictures are used, or 12,000 scenes.
         given: settings of the source by name, as {"download.encoding": "cp1251"}.
         overrides: the same as text, as `download.encoding=cp1251`; `given` comes before them.
         begun: when the minutes began, on the clock of `time.monotonic`; None: now.
@@ -62,7 +62,7 @@ def bootstrap_from(
     Raises:
         InputError: the source is missing, is to be fetched, or has too few captioned pictures; or
             `out` holds something.
-        SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
+        SavedOnSignal: SIGTERM or Ctrl-C arrived; the same call continues.
     """
     options = settings.model_dump()
     if source == SCENES:
@@ -85,13 +85,13 @@ def bootstrap_from(
 def local_pictures(
     settings: DownloadSettings, images: ImageSettings, captioned: bool = True
 ) -> Iterator[Example]:
-    """The pictures of a local source that can be read; how many could not, or had no caption, is
-    logged at the end.
+    """The readable pictures of a local source. The numbers of unreadable ones and of those without
+    a caption are logged at the end.
 
     Args:
-        settings: the source, and where captions are.
+        settings: the source and its captions.
         images: how files become RGB.
-        captioned: leave out pictures without a caption; else they come without one.
+        captioned: leave out pictures without a caption; otherwise their caption is empty.
 
     Raises:
         InputError: the source is a list of URLs, or more than `max_lost_captions` of its captions

@@ -1,9 +1,9 @@
-"""Order and chance as pure functions of a position: nothing to save, nothing that depends on ranks
-or batches.
+"""Order and random numbers as pure functions of a position: there is no state to save, and nothing
+depends on ranks or batches.
 
-Everything is computed from a seed and 64-bit counters by SplitMix64's mixing function (Steele, Lea,
-Flood 2014), so that it is the same with any version of any library. Draws that belong to a text,
-such as a key, begin with a seed from the text's sha256.
+Everything is computed from a seed and 64-bit counters with SplitMix64's mixing function (Steele,
+Lea, Flood 2014), so results do not depend on the version of any library. Draws for a text, such as
+a key, use a seed derived from the text's sha256.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
-    """Independent draws, one a position.
+    """Independent draws, one for each position.
 
     Args:
         positions: any shape, non-negative integers.
         seed: of the whole.
-        stream: which of several draws at the same position.
+        stream: selects one of several draws at the same position.
 
     Returns:
         (…) float64 in [0, 1).
@@ -49,24 +49,25 @@ def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
 
 
 def seed_at(seed: int, purpose: int, position: int) -> int:
-    """The seed of a generator for what is drawn for one purpose at one position, in [0, 2³²), as
-    much as torch's CPU generator reads. Neighbouring seeds and positions give unrelated draws.
+    """The seed of a generator for one purpose at one position, in [0, 2³²), which is as much as
+    torch's CPU generator reads. Neighbouring seeds and positions give unrelated draws.
     """
     # Sums, where `_key` takes the exclusive or: the noise of every training so far was drawn so.
     return int(_folded((seed, purpose, position), np.add)[0]) % 2**32
 
 
 def seed_of(text: str) -> int:
-    """A seed below 2⁶⁰ that belongs to a text."""
+    """A seed below 2⁶⁰, derived from a text."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a random permutation of 0 … count-1 takes some places, without making the others.
+    """The values of a random permutation of 0 … count-1 at some places, without computing the
+    others.
 
-    A Feistel network permutes the smallest power of four that holds `count`; results outside are
-    sent through it again until they are inside (cycle walking; Black and Rogaway 2002), on average
-    fewer than four times.
+    A Feistel network permutes the smallest power of four that is at least `count`; results outside
+    the range go through it again until they are inside (cycle walking; Black and Rogaway 2002), on
+    average fewer than four times.
 
     Args:
         places: (n,) integers in [0, count).
@@ -88,8 +89,8 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
 
 
 def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Which of `count` items comes at some positions of an endless sequence: each item once, in a
-    new order, before any repeats.
+    """The items at some positions of an endless sequence, in which all `count` items occur once, in
+    a new order, before any repeats.
 
     Args:
         positions: (n,) non-negative integers.
@@ -120,8 +121,8 @@ def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _round_tables(half: int, seed: int, epoch: int) -> np.ndarray:
-    """What each round adds to one half for every value of the other, (ROUNDS, 2^half) int64: few
-    values, looked up far more often.
+    """The term that each round adds to one half, for every value of the other half, (ROUNDS,
+    2^half) int64. Precomputed, because there are few values and many look-ups.
     """
     values = np.arange(1 << half, dtype=np.uint64)
     mask = np.uint64((1 << half) - 1)

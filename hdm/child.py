@@ -1,9 +1,8 @@
-"""What our own processes take from the environment, and what the children that they start find
-there.
+"""The environment of this package's processes and of the children that they start.
 
 Variables of a launcher (accelerate, torchrun, mpirun) change how Accelerate and torch compute: they
-would scale gradients, pick a device, or wait for processes that never come, under a digest that
-says nothing of it. How many processes train is a setting.
+would scale gradients, pick a device, or wait for processes that never start, while the digest stays
+the same. The number of training processes is a setting instead.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ LAUNCHER_PREFIXES = (
     "TORCHELASTIC_",
 )
 FROM_TORCHRUN = ("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
-"""What torchrun tells the ranks that it starts."""
+"""The variables that torchrun sets for the ranks that it starts."""
 
 log = logging.getLogger(__name__)
 
 
 def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's variables without those of launchers, which are named in a warning, and the
-    path of our packages, which need not be installed.
+    """This process's variables without those of launchers, which a warning names, and with the path
+    of our packages, which need not be installed.
 
     Args:
-        defaults: variables for those that the user has not set.
+        defaults: values of variables that the user has not set.
     """
     found = [
         str(Path(__file__).resolve().parents[1]),
@@ -61,11 +60,11 @@ def forget_launchers(keep: tuple[str, ...] = ()) -> None:
     """Remove the variables of launchers from this process's environment, and name them in a
     warning.
 
-    Call it before torch or Accelerate look at them: at the start of whatever trains, encodes or
+    Call it before torch or Accelerate read them, at the start of anything that trains, encodes or
     measures in the caller's process.
 
     Args:
-        keep: beginnings of names that stay; `FROM_TORCHRUN` in a rank that our own torchrun
+        keep: prefixes of names that are kept: `FROM_TORCHRUN` in a rank that our own torchrun
             started.
     """
     unwanted = [name for name in _launcher_variables() if not name.startswith(keep or ("\0",))]

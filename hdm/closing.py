@@ -1,4 +1,4 @@
-"""What is used in a `with` block, at whose end it closes."""
+"""A base class for context managers that close at the end of the block."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Self
 
 
 class Closing(ABC):
-    """A context manager that is ready as it is made, and closes at the end of the block."""
+    """A context manager that is ready when constructed and closes at the end of its block."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of files, threads and processes."""
+        """Release files, threads and processes."""
 
     def __enter__(self) -> Self:
         return self

@@ -33,24 +33,24 @@ class Pipeline(Settings):
     filter: FilterSettings = FilterSettings()
     caption: CaptionSettings = CaptionSettings()
     vae: VaeSettings | None = None
-    """Fine-tune the autoencoder on the kept training pictures before encoding; None: it is used as
-    it is.
+    """Fine-tune the autoencoder on the kept training pictures before encoding; None: use it
+    unchanged.
     """
     encode: EncodeSettings = EncodeSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     stages: dict[str, SerializeAsAny[Settings]] = since("0.2.0", {})
-    """Settings of stages that other packages add, by name; a pipeline has those that stand here,
-    as {mosaic: {}}.
+    """Settings of stages that other packages add, by name, as {mosaic: {}}; a pipeline has the
+    stages that are listed here.
     """
     threads: values.Workers | None = runtime(None)
-    """CPU threads: of torch in a training, which keeps the number that it began with; in other
-    stages, how many work at once, on which no result depends. None: one a core, or
-    OMP_NUM_THREADS.
+    """Number of CPU threads. In training, torch's; training keeps the number that it began with. In
+    other stages, the workers, whose number changes no result. None: OMP_NUM_THREADS, or one per
+    core.
     """
     mixed: dict[str, Pipeline] = runtime({})
-    """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Not for
-    writing.
+    """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Users do
+    not set this.
     """
 
     @field_validator("stages", mode="before")
@@ -83,15 +83,15 @@ class Pipeline(Settings):
 
     @property
     def own_channels(self) -> int | None:
-        """Latent channels of the autoencoder that it trains from new weights; None: it uses the one
-        that it names.
+        """Latent channels of the autoencoder that the pipeline trains from scratch; None: it uses
+        the autoencoder that it names.
         """
         return self.vae.channels if self.vae is not None and self.vae.scratch else None
 
     @property
     def encoded_from(self) -> dict[int, int | None]:
-        """Resolution → the larger one whose latents it is downscaled from, or None where pictures
-        are encoded; those first.
+        """Resolution → the larger resolution whose latents it is downscaled from, or None if
+        pictures are encoded; encoded ones come first.
         """
         resolutions = sorted({phase.resolution for phase in self.train.phases})
         encoded = [size for size in resolutions if size not in self.encode.from_larger]

@@ -1,5 +1,5 @@
-"""The SQLite databases of Prefect and MLflow in a store: whether they can be read, and setting
-aside what cannot.
+"""The SQLite databases of Prefect and MLflow in a store: checks them, and sets unreadable ones
+aside.
 
 <store>/.services/
     prefect.db  mlflow.db    the history that the pages show; nothing in the store depends on it
@@ -26,9 +26,7 @@ def databases(root: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a database, or None. One that is not there yet, empty or in use is
-    sound.
-    """
+    """The fault of a database, or None. One that is missing, empty or in use counts as sound."""
     if not path.exists():
         return None
     try:
@@ -40,7 +38,7 @@ def damage(path: Path) -> str | None:
 
 
 def check_databases(paths: Iterable[Path]) -> None:
-    """Look at databases before a server works on them.
+    """Check databases before a server opens them.
 
     Raises:
         DamagedError: naming the first that is damaged.
@@ -55,13 +53,13 @@ def check_databases(paths: Iterable[Path]) -> None:
 
 
 def set_aside(root: Path) -> dict[Path, Path]:
-    """Rename what is damaged to NAME.damaged; the next run or `hdm serve` makes a new one.
+    """Rename damaged databases to NAME.damaged; the next run or `hdm serve` makes new ones.
 
     Returns:
-        each damaged database, and what it is called now.
+        each damaged database and its new path.
 
     Raises:
-        LockedError: a run or `hdm serve` works with them.
+        LockedError: a run or `hdm serve` uses them.
     """
     moved = {}
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,7 @@
-"""The files that define pipelines and labs: the one that comes with the package, and a person's
-own.
+"""The files that define pipelines and labs: the package's, and the user's own.
 
-A person's pipelines.yaml adds entries to those of the package. An entry of the same name takes the
-place of the package's, and may extend it: `demo: {extends: demo, …}`.
+A user's pipelines.yaml adds entries to the package's. An entry of the same name replaces the
+package's entry, and may extend it: `demo: {extends: demo, …}`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ from hdm.errors import ConfigError
 
 FILE_NAME = "pipelines.yaml"
 NAME_PATTERN = r"^[^\W_][\w.-]{0,63}$"
-"""Of pipelines and labs: their names become folders, MLflow experiments and registered models."""
+"""The form of names of pipelines and labs, which become folders, MLflow experiments and registered
+models.
+"""
 SECTIONS = ("pipelines", "labs", "deployments")
 MAX_VALUES = 1_000_000
 """In a YAML text, repetitions by `*` counted each time: nine lines of them can stand for billions.
@@ -31,13 +32,13 @@ MAX_VALUES = 1_000_000
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file says under one name.
+    """A file's entry under one name.
 
     Args:
         path: the file.
-        line: where the name stands, from 1.
-        values: what stands under it.
-        below: the package's entry of the same name, which it takes the place of.
+        line: line of the name, from 1.
+        values: the entry's content.
+        below: the package's entry of the same name, which this one replaces.
     """
 
     path: Path
@@ -54,10 +55,10 @@ def packaged_file() -> Path:
 
 
 def own_file(given: Path | None = None) -> Path | None:
-    """A person's own file: the given one, else pipelines.yaml in the working folder, else None.
+    """The user's own file: the given one, else pipelines.yaml in the working folder, else None.
 
     Raises:
-        ConfigError: the given one is not there.
+        ConfigError: the given file does not exist.
     """
     path = given or Path(FILE_NAME)
     if path.is_file():
@@ -77,7 +78,7 @@ def definitions(section: str, given: Path | None = None) -> dict[str, Entry]:
 
     Args:
         section: pipelines or labs.
-        given: a person's own file; None: found as `own_file` does.
+        given: the user's own file; None: found as `own_file` does.
 
     Raises:
         ConfigError: a file is not YAML or has none of the sections, or a name breaks the rule.
@@ -91,7 +92,7 @@ def definitions(section: str, given: Path | None = None) -> dict[str, Entry]:
 
 
 def read_section(path: Path, section: str) -> dict[str, Entry]:
-    """The entries of one file; none where it lacks the section.
+    """The entries of one file; none if it lacks the section.
 
     Raises:
         ConfigError: as `definitions`.
@@ -120,16 +121,17 @@ def read_section(path: Path, section: str) -> dict[str, Entry]:
 
 
 def has_deployments(path: Path) -> bool:
-    """Whether the file says what Prefect is to offer."""
+    """Whether the file defines deployments for Prefect."""
     return bool(_document(path).get("deployments"))
 
 
 def read_yaml(yaml: YAML, text: str, where: object) -> Any:
-    """The value of a YAML text that a person wrote.
+    """The value of a user's YAML text.
 
     Raises:
-        ConfigError: it is nested too deeply, contains itself, or repeats itself without measure.
-        YAMLError, ValueError: it is not YAML, or holds a number or date that cannot be.
+        ConfigError: it is nested too deeply, contains itself, or expands to too many values by
+            aliases.
+        YAMLError, ValueError: it is not YAML, or holds an impossible number or date.
     """
     try:
         value = yaml.load(text)
@@ -147,11 +149,11 @@ def read_yaml(yaml: YAML, text: str, where: object) -> Any:
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """How many values there are if every repetition is written out.
+    """The number of values after expanding all aliases.
 
     Args:
         value: whose values to count.
-        known: the counts of the mappings and lists that were met, by `id`.
+        known: the counts of the mappings and lists visited so far, by `id`.
     """
     if not isinstance(value, dict | list):
         return 1
@@ -177,7 +179,7 @@ def _document(path: Path) -> Mapping[str, object]:
 
 @functools.lru_cache(maxsize=8)
 def _parsed(path: Path, text: str) -> Any:
-    """The file's document, which nobody may change.
+    """The file's document, cached, so callers must not change it.
 
     Parsing with line numbers takes 60 ms; `hdm lab` and `hdm gc` ask for dozens of pipelines.
     """

@@ -1,4 +1,4 @@
-"""What `hdm doctor` looks at."""
+"""The checks of `hdm doctor`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DISK_BYTES = 2_000_000_000  # the demo's store and its services take less than h
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: what was found, whether it will do, and what to do if not."""
+    """One check: what was found, whether it is fine, and what to do if not."""
 
     name: str
     fine: bool
@@ -30,7 +30,7 @@ class Check:
 
 
 def checks(root: Path) -> Iterator[Check]:
-    """Look at Python, the code's and the packages' versions, the torch pair, devices, disk and
+    """Check Python, the versions of the code and its packages, the torch pair, devices, disk and
     databases.
     """
     yield Check(
@@ -48,7 +48,7 @@ def checks(root: Path) -> Iterator[Check]:
 
 
 def packages() -> Check:
-    """Whether what is installed lies within the bounds that were tested."""
+    """Whether the installed versions are within the tested bounds."""
     requirements = [
         Requirement(text)
         for text in importlib.metadata.requires(DISTRIBUTION) or []
@@ -70,8 +70,8 @@ def packages() -> Check:
 
 
 def torch_pair() -> Check:
-    """Whether torch and torchvision fit: a pair that does not takes open_clip, diffusers and
-    transformers with it.
+    """Whether torch and torchvision match: with a mismatched pair, open_clip, diffusers and
+    transformers do not import either.
     """
     try:
         torch = importlib.import_module("torch")
@@ -101,7 +101,7 @@ def devices() -> Check:
 
 
 def disk(root: Path) -> Check:
-    """Room for outputs, and leave to write them."""
+    """Disk space, and permission to write."""
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
@@ -118,7 +118,7 @@ def disk(root: Path) -> Check:
 
 
 def services_databases(root: Path) -> Check:
-    """Whether what Prefect and MLflow wrote into the store can be read."""
+    """Whether the databases of Prefect and MLflow in the store can be read."""
     there = databases(root)
     wrong = [f"{path}: {reason}" for path in there if (reason := damage(path))]
     state = "; ".join(wrong) or f"{len(there)} of Prefect and MLflow can be read"

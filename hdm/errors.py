@@ -18,7 +18,7 @@ from functools import partial
 from hdm.redaction import redacted, shown
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a full disk, or of one whose owner has used his share."""
+"""The system's error codes for a full disk or an exhausted quota."""
 
 
 class HdmError(Exception):
@@ -40,7 +40,7 @@ class HdmError(Exception):
         super().__init__(self.what, self.where, self.do)
 
     def __reduce__(self) -> tuple[Callable[..., HdmError], tuple[str]]:
-        """So that it comes whole out of another process."""
+        """Keep all fields in a pickle, so that the error leaves another process complete."""
         return partial(type(self), where=self.where, do=self.do), (self.what,)
 
     def __str__(self) -> str:
@@ -73,11 +73,12 @@ class SavedOnSignal(HdmError):  # noqa: N818  (a signal was obeyed; nothing went
 
 
 class Refusal:
-    """A context that turns what a library raises into an InputError that ends with its words.
+    """A context that turns a library's exceptions into an InputError that ends with the library's
+    message.
 
     Args:
         *kinds: of exceptions; others pass.
-        what: of the InputError, the library's words after it.
+        what: of the InputError; the library's message follows it.
         where: of the InputError.
         do: of the InputError.
     """
@@ -97,14 +98,12 @@ class Refusal:
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
-    """A number of things in words, as "1 picture" and "2,000 pictures"; `several` where an s does
-    not do.
-    """
+    """A count with its noun, as "1 picture" and "2,000 pictures"; `several` is an irregular plural."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def raised_by(*checks: Callable[[], object]) -> Iterator[InputError]:
-    """The InputErrors that some checks raise, so that several can be reported at once."""
+    """The InputErrors that some checks raise, collected so that they can be reported together."""
     for check in checks:
         try:
             check()
@@ -113,7 +112,7 @@ def raised_by(*checks: Callable[[], object]) -> Iterator[InputError]:
 
 
 def combined(errors: Iterable[InputError]) -> InputError | None:
-    """One error that lists several, each once, with where it is and what to do; None: there is
+    """One error that lists several, each once, with its location and advice; None if there are
     none.
     """
     by_text = {str(error): error for error in errors}

@@ -1,4 +1,4 @@
-"""What other packages add to this one, found by their entry points.
+"""Extensions by other packages, found by their entry points.
 
 A package says in its pyproject.toml, for example,
 
@@ -15,16 +15,16 @@ from typing import Any
 from hdm.errors import ConfigError
 
 STAGES = "hdm.stages"
-"""Each names a `hdm.stage_work.AddedStage`."""
+"""Each entry point names a `hdm.stage_work.AddedStage`."""
 DENOISERS = "hdm.denoisers"
-"""Each names the class of a configuration, whose module registers the denoiser."""
+"""Each entry point names a configuration class, whose module registers the denoiser."""
 MODULES = "hdm.extensions"
-"""Each names a module that registers criteria, metrics, judges or sets of prompts."""
+"""Each entry point names a module that registers criteria, metrics, judges or sets of prompts."""
 
 
 @cache
 def extensions(group: str) -> dict[str, Any]:
-    """What the entry points of a group name, by their own names, sorted.
+    """The objects that a group's entry points name, by entry point name, sorted.
 
     Raises:
         ConfigError: one cannot be imported.

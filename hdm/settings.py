@@ -1,6 +1,7 @@
-"""What settings are: frozen models whose fields say whether a digest covers them.
+"""Settings: frozen models whose fields declare whether a digest covers them.
 
 Each package has its own in `settings.py`; `hdm.config` composes them into a pipeline. A field is
+one of
 
     name: type = default                    part of every digest
     name: type = runtime(default)           part of no digest: it does not change the result
@@ -18,19 +19,16 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Covered:
-    """What digests hold of a field.
-
-    Args:
-        always: they hold its value, whatever it is.
-        since: the version that added it. Outputs of earlier versions were made as by its default,
-            so the default is left out and their digests do not change.
+    """How digests treat a field. Args: always: digests include its value, whatever it is.
+    since: the version that added it. Earlier versions worked as its default does, so the
+        default is left out, and digests of existing outputs do not change.
     """
 
     always: bool = False
     since: str | None = None
 
     def holds(self, value: Any, default: Any) -> bool:
-        """Whether a digest holds this value of the field."""
+        """Whether a digest includes this value of the field."""
         return self.always or (self.since is not None and value != default)
 
 
@@ -45,7 +43,7 @@ def runtime(default: Any, **constraints: Any) -> Any:
 
 
 def since(version: str, default: Any, **constraints: Any) -> Any:
-    """A field added by a version of this package to settings that outputs had been made with."""
+    """A field that a version of this package added after outputs existed."""
     return Field(default, json_schema_extra={_KEY: version}, **constraints)
 
 
@@ -86,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 class WithThreads(Protocol):
-    """The part of a pipeline that says how much of the machine it takes."""
+    """The part of a pipeline that sets how much of the machine it uses."""
 
     @property
     def threads(self) -> int | None: ...

@@ -1,11 +1,11 @@
-"""Tensors that are spread over the processes of a training (FSDP2's DTensors): each process holds a
-shard, some rows, of each.
+"""Tensors sharded across the processes of a training (FSDP2's DTensors): each process holds a
+shard, which is some rows, of each tensor.
 
-Everything here takes plain tensors too, which are their own only shard: who updates, averages or
-saves tensors need not ask which they are. What works number by number works on shards (`local`);
-what needs whole tensors puts them together (`whole`, `all_gather`) and takes its share of the
-result (`share`). Putting together is done by all processes at the same place, or they wait for each
-other for ever.
+All functions also accept plain tensors, which are their own only shard, so code that updates,
+averages or saves tensors need not distinguish them. Elementwise work uses shards (`local`); work
+that needs whole tensors gathers them (`whole`, `all_gather`) and keeps this process's part of the
+result (`share`). Gathering is collective: every process must call it at the same point, or all of
+them hang.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard, which shares its memory; of a plain tensor all of it."""
+    """This process's shard, which shares memory with the tensor; all of a plain tensor."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """All shards put together; of a plain tensor itself."""
+    """The whole tensor, gathered from all shards; a plain tensor itself."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def share(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a whole tensor that every process holds, cut as another of its shape
-    is.
+    """This process's shard of a tensor that every process holds whole, sharded like another tensor
+    of its shape.
     """
     if not is_sharded(like):
         return tensor
@@ -51,7 +51,9 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def all_gather(shard: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor, from the shards that all processes hold; cut as another of its shape is."""
+    """The whole tensor, gathered from all processes' shards; sharded like another tensor of its
+    shape.
+    """
     if not is_sharded(like):
         return shard
     from torch.distributed.tensor import DTensor
@@ -64,8 +66,8 @@ def all_gather(shard: Tensor, like: Tensor) -> Tensor:
 
 
 def like_layout(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor in the memory format and the sharding of another of its shape; its precision
-    stays.
+    """A whole tensor with the memory format and sharding of another tensor of its shape; its
+    precision is kept.
     """
     result = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
     local(result).copy_(share(tensor, like))
@@ -73,8 +75,8 @@ def like_layout(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the first process, sharded ones in the computer's memory, one after another;
-    {} on the others.
+    """All tensors, whole, on rank 0, gathering sharded ones to main memory one at a time; {} on
+    other ranks.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
     whole_tensors = {}
@@ -87,13 +89,13 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether all numbers of this process's shards are finite; of no tensors they are."""
+    """Whether all values in this process's shards are finite; True without tensors."""
     are_finite = [torch.isfinite(local(tensor)).all() for tensor in tensors.values()]
     return not are_finite or bool(torch.stack(are_finite).all())
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
-    """The 2-norm of each tensor, of all its shards, (len(tensors),)."""
+    """The 2-norm of each whole tensor, over all its shards, (len(tensors),)."""
     lengths = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors]))
     if any(map(is_sharded, tensors)):
         squares = lengths.square()

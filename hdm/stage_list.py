@@ -1,7 +1,7 @@
 """The stages, in order. Flows, tasks, deployments and the names for --from and --until derive from
 this list.
 
-It needs neither torch nor Prefect, which take seconds to import.
+It imports neither torch nor Prefect, which take seconds to import.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Stage:
     """A part of the pipeline that makes one output or several.
 
     Args:
-        name: for `--from`, `--until` and pipelines.yaml; the first word of its outputs' names.
-        flow: of its flow and its deployment in Prefect.
+        name: for `--from`, `--until` and pipelines.yaml; its outputs' names begin with it.
+        flow: name of its flow and its deployment in Prefect.
         help: what it does, in one sentence.
-        after: the stage that an added one follows; "": its place is that in the list.
-        settings: the class of an added stage's settings, which stand under `stages:` in a
-            pipeline; None: it is not an added one.
+        after: the stage that an added stage follows; "": its position in the list counts.
+        settings: the class of an added stage's settings, which are under `stages:` in a pipeline;
+            None: one of this package's stages.
     """
 
     name: str
@@ -75,10 +75,10 @@ OWN_STAGES = (
 
 @cache
 def stages() -> tuple[Stage, ...]:
-    """This package's stages, and those that installed packages add.
+    """This package's stages and those that installed packages add.
 
     Raises:
-        ConfigError: an added one has the name of another, or follows a stage that there is not.
+        ConfigError: an added stage has the name of another, or follows an unknown stage.
     """
     every = list(OWN_STAGES)
     for stage in added_stages().values():

@@ -1,7 +1,7 @@
-"""What a stage has to give: the outputs that it makes, and what of its settings cannot work.
+"""What a stage must provide: its outputs, and a check of its settings.
 
-Another package adds a stage by an `AddedStage` that an entry point of the group `hdm.stages` names.
-A pipeline has it where `stages.NAME` holds its settings; `{}` are its defaults.
+Another package adds a stage with an `AddedStage` that an entry point of the group `hdm.stages`
+names. A pipeline has the stage if `stages.NAME` holds its settings; `{}` selects its defaults.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Pipeline = Any
 """`hdm.config.Pipeline`, of which each stage reads another part."""
 Digests = Mapping[str, str]
 SMALL_BYTES = 8
-"""Of a row of a small table as it lies compressed in the store: a key and a number."""
+"""Bytes per row of a small, compressed table: a key and a number."""
 Preflight = Callable[[Pipeline, Outputs], Iterator[InputError]]
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """How much there is of what outputs are made from, as far as `hdm plan` knows.
+    """The amounts from which outputs are made, as far as `hdm plan` knows them.
 
     Args:
-        pictures: that the source holds.
-        kept: by the filter; before it has run, all.
+        pictures: in the source.
+        kept: pictures kept by the filter; all of them before it has run.
         captions: of the kept pictures.
         images: that the evaluation generates.
     """
@@ -41,13 +41,13 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Size:
-    """What an output takes, for `hdm plan`.
+    """The cost of an output, for `hdm plan`.
 
     Args:
-        items: pictures, captions or images that go through.
-        bytes: of each, in the store.
-        flops: for each, two a multiplication and addition; None: not known.
-        tokens: length of the sequences on which they are done.
+        items: number of pictures, captions or images processed.
+        bytes: of each in the store.
+        flops: for each, counting a multiplication and an addition as two; None: unknown.
+        tokens: length of the sequences processed.
     """
 
     items: int
@@ -60,7 +60,7 @@ class Size:
 class OutputStep:
     """One output: its name, the names of its inputs, how to identify and how to make it.
 
-    `size` says what it takes; None: `hdm plan` counts it by itself, or says that it does not.
+    `size` gives its cost; None: `hdm plan` counts it itself, or reports that it does not.
     """
 
     name: str
@@ -80,13 +80,13 @@ def _no_problems(_: Pipeline, __: Outputs) -> Iterator[InputError]:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What is done in a stage.
+    """The work of a stage.
 
     Args:
-        outputs: the steps of a pipeline in this stage, each after its inputs, given the names of
-            the outputs before it; none where the pipeline has no use for the stage.
-        preflight: what of the settings cannot work, given the outputs that the stages before have
-            made already.
+        outputs: the pipeline's steps in this stage, each after its inputs, given the names of the
+            outputs before it; none if the pipeline does not need the stage.
+        preflight: the settings that cannot work, given the outputs that earlier stages have already
+            made.
     """
 
     outputs: Callable[[Pipeline, Collection[str]], Iterable[OutputStep]]
@@ -95,6 +95,6 @@ class StageWork:
 
 @dataclass(frozen=True, kw_only=True)
 class AddedStage(Stage):
-    """A stage of another package; `settings` and `after` must be given."""
+    """A stage from another package; `settings` and `after` are required."""
 
     work: StageWork

@@ -22,8 +22,8 @@ class Share:
 
     Args:
         right, total: counts.
-        distinct: how many of `total` are independent of each other, where several answer the same
-            question; None: all.
+        distinct: how many of `total` are independent, if several answer the same question; None:
+            all.
     """
 
     right: int
@@ -61,8 +61,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Interval:
-    """`mean` ± `half`: Student's t interval at 95 % of the mean of some values; `half` is None of a
-    single one.
+    """`mean` ± `half`: Student's t interval at 95 % for the mean of some values; `half` is None for
+    a single value.
     """
 
     mean: float
@@ -87,13 +87,13 @@ class Interval:
 def mean_with_error(
     values: np.ndarray, clusters: Sequence[Hashable] | None = None
 ) -> dict[str, Any]:
-    """Mean, standard error of the mean and number of some values; None where there are too few.
+    """Mean, standard error of the mean and number of values; None if there are too few.
 
     Args:
         values: (N,).
-        clusters: what each value belongs to; those of one cluster may depend on each other, so that
-            the error is the cluster-robust one (Liang and Zeger 1986) and `distinct` counts the
-            clusters. None: all are independent.
+        clusters: the cluster of each value; values of one cluster may depend on each other, so the
+            error is cluster-robust (Liang and Zeger 1986) and `distinct` counts the clusters. None:
+            all values are independent.
     """
     count = len(values)
     numbers = np.arange(count) if clusters is None else _numbered(clusters)
@@ -122,18 +122,18 @@ def compare_with_reference(
     reference_clusters: Sequence[Hashable],
     clusters: Sequence[Hashable],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Fréchet and kernel distances of two matched sets from a reference, and their difference, with
-    95 % intervals.
+    """Fréchet and kernel distances of two matched sets to a reference, and the difference between
+    them, with 95 % intervals.
 
-    Intervals are 1.96 standard errors of a bootstrap that draws clusters with replacement, of the
-    reference and of both sets alike: what both sets owe to the reference and to the choice of
-    prompts cancels out in their difference. Where a distance is nothing but chance, they are up to
-    twice as wide as they need be.
+    Intervals are 1.96 standard errors of a bootstrap that resamples clusters, of the reference and,
+    identically, of both sets. The effects of the reference and of the choice of prompts on both
+    sets therefore cancel in the difference. If a distance is due to chance alone, its interval is
+    up to twice as wide as necessary.
 
     Args:
         reference: (M, E) unit embeddings, at least two clusters of them.
         sets: name → (N, E) unit embeddings; two sets, whose rows correspond to each other.
-        reference_clusters, clusters: what each row belongs to, of the reference and of both sets.
+        reference_clusters, clusters: the cluster of each row of the reference, and of both sets.
 
     Returns:
         `frechet` and `kernel`, each: name of a set, or `difference` (first minus second), → `value`
@@ -167,8 +167,8 @@ def compare_with_reference(
 
 
 def _bootstrap(clusters: Sequence[Hashable], seed: int) -> Iterator[np.ndarray]:
-    """How often each item is in a sample of as many clusters, drawn with replacement; (N,) integers
-    a replicate.
+    """How often each item occurs in a bootstrap sample of the clusters; (N,) integers for each
+    replicate.
     """
     numbers = _numbered(clusters)
     total = int(numbers.max()) + 1
@@ -189,8 +189,8 @@ def frechet_distance(
     """Fréchet distance of the normal distributions fitted to two sets (Dowson and Landau 1982; the
     formula of FID, arXiv 1706.08500).
 
-    Biased upwards where there are few samples for the dimensions: compare only values of equally
-    large sets.
+    Biased upwards if there are few samples for the number of dimensions: compare only sets of equal
+    size.
 
     Args:
         first, second: (N, E) and (M, E), at least two rows each.
@@ -221,7 +221,8 @@ def _square_root(symmetric: np.ndarray) -> np.ndarray:
 
 
 class Kernels:
-    """Gaussian kernels of all pairs of rows, which distances of many samples of them share.
+    """Gaussian kernels of all pairs of rows, computed once for the distances of many samples of
+    them.
 
     Args:
         first, second: (N, E) and (M, E) unit embeddings, at least two rows each.
@@ -258,7 +259,7 @@ class Kernels:
 
 
 def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
-    """The mean over pairs of rows, none with itself; a row's kernel with itself is 1."""
+    """The mean over pairs of different rows; a row's kernel with itself is 1."""
     total = counts.sum()
     return float((counts @ kernel @ counts - total) / (total * (total - 1)))
 

@@ -1,5 +1,5 @@
-"""Standard output and error that may be closed, be cut off by `| head`, or not know every
-character: the work goes on.
+"""Standard output and error that may be closed, be cut off by `| head`, or lack characters, without
+stopping the work.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe; the terminal was close
 
 
 class _Unread(io.FileIO):
-    """A stream that says nothing more once it could not be written: without an error where nobody
-    reads it.
-    """
+    """A stream that stays silent after a failed write, and raises no error if its reader is gone."""
 
     def write(self, data: Any) -> int:
         try:
@@ -29,9 +27,9 @@ class _Unread(io.FileIO):
 
 
 def survive_closing() -> None:
-    """Let standard output and error be closed, before or while the program runs.
+    """Make the program survive a standard output or error that is closed before or during the run.
 
-    Streams that somebody has replaced, as tests do, are left alone.
+    Streams that were replaced, as tests do, are left alone.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -54,7 +52,9 @@ def _discard(descriptor: int) -> None:
 
 
 def _stream(before: Any, descriptor: int) -> io.TextIOWrapper:
-    """The same stream, unread or not, that replaces what its encoding lacks."""
+    """A wrapper of the stream that replaces characters missing from its encoding, and survives
+    losing its reader.
+    """
     if before is not None:
         before.flush()
     return io.TextIOWrapper(

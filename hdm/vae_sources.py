@@ -1,5 +1,5 @@
-"""`hdm vae`: an autoencoder fine-tuned or measured on scenes, or on anything that a download reads
-on this machine.
+"""`hdm vae`: fine-tunes or measures an autoencoder on scenes, or on any local source that a
+download can read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def finetune_from(
         out: a new folder, or one where the same command was stopped.
         reference: the autoencoder to start from; None: a new small one.
         settings: how.
-        minutes: about how long to train, instead of `settings.num_images`.
+        minutes: approximate training time, instead of `settings.num_images`.
         max_pictures: use only the first N; None: 8,000 scenes, 20,000 others. They are held
             in memory.
         images: how files become RGB.
@@ -75,13 +75,13 @@ def finetune_from(
             measured with; None: no such distance.
 
     Returns:
-        What `finetune.json` holds: what it started from, settings, data with their digest, quality
+        The content of `finetune.json`: initial model, settings, data with their digest, quality
         before and after.
 
     Raises:
-        InputError: source or autoencoder are not to be had or do not fit; or `out` holds something
-            else.
-        SavedOnSignal: stopped; the same command goes on.
+        InputError: the source or autoencoder is unavailable or does not fit, or `out` holds
+            something else.
+        SavedOnSignal: stopped by a signal; the same command continues.
     """
     with draft_in(out, Identity(VAE, 1, {}), RECORD) as draft:
         start = {"class": "new"} if reference is None else _start(reference)
@@ -119,7 +119,7 @@ def measure_from(
         source, reference, images, contrastive: as for `finetune_from`.
 
     Raises:
-        InputError: source or autoencoder are not to be had, or the size does not fit.
+        InputError: the source or autoencoder is unavailable, or the size does not fit.
     """
     device = choose_device(settings.device, "measuring the autoencoder")
     autoencoder = load_autoencoder(reference, device)
@@ -174,8 +174,8 @@ def _planned(
     settings: VaeSettings,
     minutes: float | None,
 ) -> VaeSettings:
-    """The settings with as many images as fit into the minutes, told by a few steps, once: a run
-    that goes on keeps its plan.
+    """The settings with as many images as fit into the minutes, estimated from a few steps. This
+    happens once: a resumed run keeps its plan.
     """
     if minutes is None:
         return settings

@@ -1,4 +1,4 @@
-"""The kinds of value that settings and options take, each with its bounds: numbers, sizes, devices.
+"""The kinds of value of settings and options, each with its bounds: numbers, sizes, devices.
 
 Settings annotate their fields with them and the command line its options, so that both accept and
 refuse the same values. Every number has a finite upper bound; NaN, infinity and booleans are
@@ -66,24 +66,26 @@ def _written(bound: Number) -> str:
 
 
 Share = Annotated[float, Within(0, 1)]
-"""A part of a whole, from none to all of it."""
+"""A share of a whole, in [0, 1]."""
 PositiveShare = Annotated[float, Within(0, 1, above=True)]
 Rate = Annotated[float, Within(0, 1, below=True)]
-"""A share that is never the whole: a dropout, a decay."""
+"""A share below 1, such as a dropout or a decay."""
 EmaLength = Annotated[float, Within(0.001, 0.28)]
-"""Of a power-function average, as a share of a phase; EDM2's (arXiv 2312.02696) end below 0.29."""
+"""The length of a power-function average, as a share of a phase; EDM2's (arXiv 2312.02696) are
+below 0.29.
+"""
 Weight = Annotated[float, Within(0, 1e6)]
-"""Of a term in a sum; 0 switches it off."""
+"""The weight of a term in a sum; 0 switches it off."""
 PositiveWeight = Annotated[float, Within(1e-6, 1e6)]
 LearningRate = Annotated[float, Within(0, 100, above=True)]
 Guidance = Annotated[float, Within(0, 1000)]
 """Scale of classifier-free guidance."""
 Shift = Annotated[float, Within(0.001, 1000)]
-"""Of sampling or training times towards noise."""
+"""A shift of sampling or training timesteps towards noise."""
 Temperature = Annotated[float, Within(0.01, 100)]
 Cosine = Annotated[float, Within(-1, 1)]
 Score = Annotated[float, Within(-1e6, 1e6)]
-"""What a head says of a picture, on its own scale."""
+"""A head's score for a picture, on the head's own scale."""
 Grey = Annotated[float, Within(0, 255)]
 """A difference in grey levels of 8 bits."""
 Aspect = Annotated[float, Within(1, 1000)]
@@ -100,31 +102,31 @@ Tflops = Annotated[float, Within(0.001, 1e6)]
 
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 Count = Annotated[int, Within(1, 10**12)]
-"""Of images, items or steps over a whole run."""
+"""A number of images, items or steps over a whole run."""
 CountOrNone = Annotated[int, Within(0, 10**12)]
 """The same, or 0."""
 Few = Annotated[int, Within(1, 10_000)]
-"""Of things that are few by nature: captions a picture, snapshots, sampling steps, channels."""
+"""A naturally small number, such as captions per picture, snapshots, sampling steps or channels."""
 Retries = Annotated[int, Within(0, 20)]
 Batch = Annotated[int, Within(1, 1_048_576)]
-"""Items that one step or one pass takes together."""
+"""The number of items processed together."""
 Side = Annotated[int, Within(8, 65_536)]
-"""Of a picture that is made or trained on, in pixels."""
+"""The side of a generated or training picture, in pixels."""
 MinimumSide = Annotated[int, Within(1, 65_536)]
-"""That pictures from outside are held to, in pixels."""
+"""A limit on the sides of source pictures, in pixels."""
 Tokens = Annotated[int, Within(1, 65_536)]
-"""Of text."""
+"""A number of text tokens."""
 Characters = Annotated[int, Within(1, 1_000_000)]
 FileBytes = Annotated[int, Within(1, 2_000_000_000)]
-"""Of one file, which is read into memory."""
+"""The size of a file that is read into memory."""
 Megabytes = Annotated[int, Within(1, 1_048_576)]
 Width = Annotated[int, Within(1, 65_536)]
-"""Of a layer of a model, in features."""
+"""The width of a model's layer, in features."""
 Blocks = Annotated[int, Within(0, 1000)]
-"""A number of a model's blocks, or the place of one, counted from 0."""
+"""A number of a model's blocks, or the index of one, from 0."""
 PositiveBlocks = Annotated[int, Within(1, 1000)]
 Workers = Annotated[int, Within(1, 4096)]
-"""Threads, processes, devices or requests at once."""
+"""A number of simultaneous threads, processes, devices or requests."""
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -142,8 +144,8 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def multiples_beside(value: int, unit: int) -> tuple[int, ...]:
-    """The nearest multiples of `unit` that a side may have instead of `value`: below it, where that
-    is not 0, and above it.
+    """The nearest multiples of `unit` that can replace `value`: the one below, unless it is 0, and
+    the one above.
     """
     below = value // unit * unit
     return (below, below + unit) if below else (unit,)
@@ -155,7 +157,7 @@ def _is_size(text: str) -> str:
 
 
 def device_of(text: str) -> str:
-    """The same text, if it names a device.
+    """The text unchanged, if it names a device.
 
     Raises:
         ValueError: it does not.
@@ -187,4 +189,4 @@ Size = Annotated[str, AfterValidator(_is_size)]
 Device = Annotated[str, AfterValidator(device_of)]
 """auto: the accelerator if there is one, else the CPU."""
 Devices = Annotated[str, AfterValidator(_are_devices)]
-"""One device or several, with commas between."""
+"""One or several devices, separated by commas."""

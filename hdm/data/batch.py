@@ -1,5 +1,5 @@
-"""What a training step gets of the data: the raw latents as they were stored, and what makes them
-latents and tokens.
+"""A training step's data: raw latents as stored, with everything needed to compute latents and
+tokens.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _SHARED = ("key_of_row", "shift", "scale", "crops")  # not by sample
 class Batch:
     """One process's share of a global batch.
 
-    It holds what is small: latents and texts in 16 bits, positions by crop and not by sample.
-    `latent`, `text` and `positions` are made from them where the batch lies, when they are first
-    asked for: a copy to an accelerator has half the bytes, and the CPU does no arithmetic.
+    It holds compact data: latents and texts in 16 bits, positions per crop instead of per sample.
+    `latent`, `text` and `positions` are computed from these on the batch's device when first used,
+    so a copy to an accelerator takes half the bytes and the CPU does no arithmetic.
 
     Args:
         rows: of the pictures in the loader's files, (b,) int64.
         key_of_row: the picture's key.
         raw: raw latents (b, C, S, S), float16 or bfloat16.
         shift, scale: (C, 1, 1) float32: latent = (raw latent - shift) · scale.
-        crops: (number of different crops, N, 2) float32, (y, x) of each token on the patch grid, as
-            the crop has them in the whole picture.
-        crop: which of them each sample is, (b,) int64.
+        crops: (number of different crops, N, 2) float32, (y, x) of each token on the patch grid,
+            relative to the whole picture.
+        crop: index of each sample's crop, (b,) int64.
         log_aspect: (b,) float32, ln(width / height) of the whole picture as encoded.
         text_mask: (b, T) bool, True where there is text.
-        token_ids: (b, T) int32, where the text encoder runs in training; else None.
-        raw_text: (b, T, D) float16, zero where there is no text, where text embeddings are cached;
-            else None.
-        features: (b, N, V) float16, of a vision model at each token, where training aligns to them;
+        token_ids: (b, T) int32 if the text encoder runs in training; else None.
+        raw_text: (b, T, D) float16 if text embeddings are cached, zero where there is no text; else
+            None.
+        features: (b, N, V) float16, a vision model's at each token, if training aligns to them;
             else None.
     """
 
@@ -78,20 +78,20 @@ class Batch:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of the pictures, read from the files: for messages."""
+        """The pictures' keys, read from the files, for messages."""
         return tuple(map(self.key_of_row, self.rows.tolist()))
 
     @classmethod
     def interleave(
         cls, parts: Sequence[Batch], places: Sequence[np.ndarray], key_of_row: Callable[[int], Key]
     ) -> Batch:
-        """One batch of the samples of several, which have texts of one length and the same shift
-        and scale.
+        """One batch with the samples of several, which must have equal text lengths, shift and
+        scale.
 
         Args:
             parts: at least one.
-            places: where each part's samples go, together every place once.
-            key_of_row: of the rows, which are those of the parts.
+            places: the positions of each part's samples; together they cover every position once.
+            key_of_row: of the parts' rows.
         """
         count = sum(map(len, parts))
         first = parts[0]
@@ -132,13 +132,11 @@ class Batch:
         return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device; from pinned memory, the copy goes on while the CPU does other
-        things.
-        """
+        """The batch on a device; from pinned memory, the copy is asynchronous."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """The same in memory from which an accelerator copies by itself; needs CUDA."""
+        """The batch in pinned memory, which an accelerator copies asynchronously; needs CUDA."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:

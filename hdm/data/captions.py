@@ -1,7 +1,7 @@
-"""Captions, as token ids or text embeddings, found by the key of their picture.
+"""Captions as token ids or text embeddings, looked up by their picture's key.
 
-Text embeddings lie in `text-<n>.parquet`, cut like the captions' tables, a row a caption; the empty
-caption's, for guidance, in `empty.parquet` under the key "".
+Text embeddings are in `text-<n>.parquet`, divided like the captions' tables, with one row per
+caption. The empty caption's, for guidance, is in `empty.parquet` under the key "".
 """
 
 from __future__ import annotations
@@ -42,17 +42,19 @@ TEXT = pa.schema(
 
 
 def padded_length(longest: int) -> int:
-    """What texts of up to so many tokens are padded to, so that a model meets few lengths."""
+    """The padded length for texts of up to this many tokens, so that a model sees few different
+    lengths.
+    """
     return -(-longest // LENGTH_STEP) * LENGTH_STEP
 
 
 class CaptionTable(Protocol):
-    """Captions in the form that a model reads; the empty caption is the row after the last."""
+    """Captions as model input; the empty caption is the row after the last."""
 
     @property
     def keys(self) -> np.ndarray:
-        """Of the rows' pictures, a picture's captions in the order of their index, read each time;
-        (num_rows,) uint64.
+        """Keys of the rows' pictures, each picture's captions in the order of their index; read
+        from the files each time; (num_rows,) uint64.
         """
         ...
 
@@ -62,24 +64,22 @@ class CaptionTable(Protocol):
         ...
 
     def at_position(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The rows as they are at positions of the training clock, where a caption differs from one
-        to another.
-        """
+        """The rows at positions of the training clock, for captions that vary with the position."""
         ...
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Of some rows, in tokens, int32."""
+        """Lengths of some rows in tokens, int32."""
         ...
 
     def read(self, rows: np.ndarray, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some rows, cut and padded to `num_tokens`, a padded length at most, and their mask (n,
-        num_tokens) bool, False in padding.
+        """Some rows, truncated and padded to `num_tokens`, at most a padded length, and their mask
+        (n, num_tokens) bool, False in padding.
         """
         ...
 
 
 class RaggedRows:
-    """Rows of tokens of different lengths, one after the other; 4 bytes a row as long as there are
+    """Start offsets of concatenated rows of different lengths; 4 bytes per row while there are
     fewer than 4 · 10⁹ tokens.
     """
 
@@ -101,7 +101,7 @@ class RaggedRows:
 
 
 def _padding(lengths: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Where texts of these lengths have ended, (n, num_tokens) bool."""
+    """True behind the end of each text of these lengths, (n, num_tokens) bool."""
     return _places(num_tokens) >= lengths[:, None]
 
 
@@ -111,7 +111,7 @@ def _places(num_tokens: int) -> np.ndarray:
 
 
 class TokenTable(RaggedRows):
-    """Token ids of every caption, in a temporary file without a name.
+    """Token ids of every caption, in an unnamed temporary file.
 
     Args:
         tokens: the output `encode.tokens`.
@@ -160,8 +160,8 @@ class TokenTable(RaggedRows):
         return torch.from_numpy(token_ids), torch.from_numpy(~padding)
 
     def _runs_of(self, num_tokens: int) -> np.ndarray:
-        """At each token, the run of so many that begins there, as one item: rows of items are
-        copied quicker than rows of numbers.
+        """A view with, at each token, the run of that many tokens as one item: numpy copies rows of
+        items faster than rows of numbers.
         """
         count = len(self._token_ids) - num_tokens + 1
         return np.ndarray(count, f"V{4 * num_tokens}", self._token_ids.data, strides=(4,))
@@ -179,7 +179,7 @@ def _unnamed_file() -> Iterator[IO[bytes]]:
 
 
 class TextTable(RaggedRows):
-    """Text embeddings of every caption, read where they lie in the files.
+    """Text embeddings of every caption, read in place from the files.
 
     Args:
         text: the output `encode.text`.
@@ -217,8 +217,8 @@ class TextTable(RaggedRows):
         return torch.from_numpy(self.form.unpack(stored)), torch.from_numpy(mask)
 
     def _addresses(self, rows: np.ndarray) -> np.ndarray:
-        """Where each row's first token lies: in PLAIN pages of binary, 4 bytes of length stand
-        before each value.
+        """The position of each row's first token: in PLAIN pages of binary, each value follows its
+        length in 4 bytes.
         """
         groups = self._groups.find(rows)
         firsts = self._groups.firsts[groups]
@@ -251,8 +251,8 @@ def _keys(path: Path) -> np.ndarray:
 
 
 def text_metadata(width: int, weights: Mapping[str, str], dtype: str = "float16") -> dict[str, Any]:
-    """What the footer of a text shard says: width and dtype of its `TextForm`, and the sha256 of
-    what made the embeddings.
+    """The footer of a text shard: width and dtype of its `TextForm`, and the sha256 of what made
+    the embeddings.
     """
     return {"width": width, "dtype": dtype, "weights": dict(weights)}
 

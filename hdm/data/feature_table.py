@@ -1,4 +1,4 @@
-"""Cached features of pictures, at the tokens of a crop (`hdm.encoding.features` makes them)."""
+"""Cached features of pictures at the tokens of a crop (made by `hdm.encoding.features`)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class Crop(NamedTuple):
-    """A square of the full frame, in latent pixels of a frame of height × width; in the mirrored
-    frame if it is mirrored.
+    """A square crop, in latent pixels of a frame of height × width; if mirrored, of the mirrored
+    frame.
     """
 
     height: int
@@ -32,11 +32,11 @@ class Crop(NamedTuple):
 
 
 def at_tokens(grid: Tensor, crop: Crop, patch_size: int) -> Tensor:
-    """Features at the centres of a crop's tokens, between the centres of the vision model's patches
-    by bilinear interpolation.
+    """Features at the centres of a crop's tokens, by bilinear interpolation between the centres of
+    the vision model's patches.
 
-    Both grids cover the same frame, so that a place is the same share of its sides in each. Beyond
-    the outermost patches' centres the nearest value holds.
+    Both grids cover the same frame, so relative positions agree. Beyond the outermost patches'
+    centres, the nearest value is used.
 
     Args:
         grid: (D, h, w) of the full frame.

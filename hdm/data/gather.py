@@ -1,4 +1,4 @@
-"""Copies of many runs of bytes at once, from wherever they lie in the memory maps of many files."""
+"""Copies many runs of bytes at once from anywhere in the memory maps of many files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE_BYTES = 4096
 
 
 class _Memory:
-    """Memory as numpy sees it: at each byte, the run that begins there."""
+    """All memory as a numpy array: at each byte, the run that begins there."""
 
     def __init__(self, address: int, count: int, run_bytes: int) -> None:
         self.__array_interface__: dict[str, Any] = {
@@ -29,20 +29,20 @@ class _Memory:
 
 @lru_cache(maxsize=64)
 def _pages(run_bytes: int) -> np.ndarray:
-    """Offsets that lie in all the pages of a run, wherever it begins."""
+    """Offsets that touch every page of a run, wherever it begins."""
     return np.append(np.arange(0, run_bytes, PAGE_BYTES), run_bytes - 1)
 
 
 def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
     """Copy runs of equal length, one after the other.
 
-    One fancy index over the address space instead of a Python call a row: rows of many shards, and
-    the pieces of a crop, lie nowhere in one array, and a call costs more than the copy of a small
-    latent. numpy keeps the index inside the lowest and the highest address; that every run is there
-    to be read, and stays so, is the caller's to see to.
+    This is one fancy index over the address space instead of a Python call for each row. Rows of
+    many shards, and the pieces of a crop, are not in one array, and a call costs more than copying
+    a small latent. numpy checks only the lowest and the highest address; the caller must guarantee
+    that every run is readable and stays so.
 
     Args:
-        addresses: where the runs begin, (…) int64.
+        addresses: of the runs' first bytes, (…) int64.
         run_bytes: of each.
 
     Returns:
@@ -62,13 +62,13 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
 
 
 class RowGroups:
-    """The row groups of one column of several files, their rows numbered from the first file's
-    first to the last one's last.
+    """The row groups of one column of several files, with rows numbered consecutively over all
+    files.
 
     Args:
         columns: of the files.
-        payload_bytes: of each row group, all files laid end to end, (num_groups,) int64: so that no
-            address leads out of a payload.
+        payload_bytes: of each row group over all files, (num_groups,) int64, to keep addresses
+            inside payloads.
 
     Attributes:
         firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,)
@@ -92,7 +92,7 @@ class RowGroups:
         return self.firsts.searchsorted(rows, side="right") - 1
 
     def addresses(self, groups: np.ndarray) -> np.ndarray:
-        """Where in memory the payloads of some row groups begin, (n,) int64.
+        """The addresses of some row groups' payloads, (n,) int64.
 
         Raises:
             DamagedError: one, touched for the first time, is not what was written; the file is

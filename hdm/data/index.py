@@ -1,6 +1,4 @@
-"""Which rows of which files make up a split, and which captions are theirs: a few bytes a
-picture.
-"""
+"""The rows of a split's pictures and of their captions, in a few bytes per picture."""
 
 from __future__ import annotations
 
@@ -11,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Index:
-    """The pictures of a split in order of key, so that their order is the same however shards are
-    cut.
+    """The pictures of a split in order of key, so that the order does not depend on how shards are
+    divided.
 
     Args:
-        rows: of the latents, all files laid end to end, (n,) int32.
-        caption_starts: where a picture's captions begin in `captions`, and their number at the end;
-            (n + 1,) int32.
+        rows: of the latents over all files, (n,) int32.
+        caption_starts: start of each picture's captions in `captions`, and the total at the end; (n
+            + 1,) int32.
         captions: rows of the table of captions, a picture's in the order of their index, (number of
             captions,) int32.
     """
@@ -30,7 +28,7 @@ class Index:
         return len(self.rows)
 
     def without(self, marked: np.ndarray) -> np.ndarray:
-        """Pictures none of whose captions is marked: rows of the table of captions, (…,) bool →
+        """The pictures without a marked caption: (number of rows in the captions' table,) bool →
         (n,) bool.
         """
         before = np.concatenate(
@@ -64,7 +62,7 @@ def build_index(latent_keys: np.ndarray, split_keys: np.ndarray, caption_keys: n
 
 
 def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether each of some sorted keys is wanted."""
+    """Whether each of some sorted keys is among the wanted ones."""
     if not len(wanted):
         return np.zeros(len(keys), bool)
     wanted = np.sort(wanted)

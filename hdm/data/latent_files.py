@@ -34,7 +34,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """What a latent shard holds.
+    """The format of a latent shard.
 
     Args:
         channels: of the autoencoder.
@@ -80,12 +80,12 @@ def latent_schema(row_bytes: int) -> pa.Schema:
 
 
 class LatentWriter:
-    """Write one latent shard, a row group at a time.
+    """Writes one latent shard, one row group at a time.
 
     Args:
         path: the file.
         form: what it holds.
-        num_rows: rows that are expected, from which the row groups' size follows; fewer may come.
+        num_rows: expected number of rows, which sets the size of row groups; fewer may follow.
     """
 
     def __init__(self, path: Path, form: LatentFormat, num_rows: int) -> None:
@@ -158,14 +158,14 @@ class LatentWriter:
 
 
 class LatentFile:
-    """Read one latent shard.
+    """Reads one latent shard.
 
     Args:
         path: the file.
 
     Attributes:
         form: what it holds.
-        column: its latents, as they lie in the file.
+        column: its latents, in place in the file.
         firsts: first row of each row group, and the number of rows at the end; (num_groups + 1,)
             int64.
 
@@ -188,22 +188,20 @@ class LatentFile:
 
     @property
     def keys(self) -> np.ndarray:
-        """Of its rows, as numbers, read and checked each time it is asked for: (num_rows,)
-        uint64.
-        """
+        """Keys of its rows as numbers, read and checked on every access: (num_rows,) uint64."""
         with damage_named(self.path):
             return key_numbers(self.table(["key"]).column("key"))
 
     def key(self, row: int) -> Key:
-        """The key of a row, from where it lies in the file: its digits after 4 bytes of length."""
+        """The key of a row, read in place: its digits follow 4 bytes of length."""
         group = self._group(row)
         place = (4 + DIGITS) * (row - int(self.firsts[group]))
         digits = self._keys.payload(group)[place + 4 :][:DIGITS]
         return Key(digits.tobytes().decode())
 
     def group(self, group: int) -> np.ndarray:
-        """The raw latents of a row group as bytes where they lie in the file: (n, C, h, w ·
-        itemsize) uint8, read-only.
+        """The raw latents of a row group, in place, as bytes: (n, C, h, w · itemsize) uint8,
+        read-only.
 
         Raises:
             DamagedError: the row group, touched for the first time, is not what was written.
@@ -214,11 +212,11 @@ class LatentFile:
         )
 
     def groups(self) -> Iterator[np.ndarray]:
-        """Every row group, in order, as `group` gives it."""
+        """Every row group in order, as from `group`."""
         return map(self.group, range(len(self.firsts) - 1))
 
     def latents(self, rows: Sequence[int]) -> torch.Tensor:
-        """Raw latents of some rows, copied: (n, C, h, w) in the shard's dtype."""
+        """A copy of some rows' raw latents: (n, C, h, w) in the shard's dtype."""
         form = self.form
         latents = torch.empty(
             (len(rows), form.channels, form.height, form.width), dtype=DTYPES[form.dtype]

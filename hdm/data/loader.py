@@ -1,9 +1,9 @@
-"""Batches for training from latent shards: every batch a pure function of how many images were seen
+"""Training batches from latent shards. Every batch is a pure function of the number of images seen
 before it.
 
-Nothing has to be saved to go on at the same place, on any number of processes: the order of an
-epoch, the place of a crop, the choice of a caption and its dropout are computed from the seed and
-the position (`hdm.chance`).
+Resuming therefore needs no saved state, on any number of processes: the order of an epoch, the
+position of a crop, the choice of a caption and its dropout are computed from the seed and the
+position (`hdm.chance`).
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ _CROP, _CAPTION, _DROPOUT, _MIRROR = range(4)
 
 
 BLOCK = 1 << 15
-"""Places of an epoch that are drawn at once: the draws are some thousand calls of numpy, which cost
-as much for few as for thousands.
+"""Number of an epoch's places drawn at once: a draw takes some thousand numpy calls, which cost as
+much for a few places as for thousands.
 """
 KEPT_BLOCKS = 4
 
 
 class _Cut(IntEnum):
-    """What of a crop lies in one piece."""
+    """The contiguous pieces of a crop."""
 
     WHOLE, PLANES, LINES = range(3)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What some samples are, each (n,).
+    """The choices that define some samples, each (n,).
 
     Args:
-        rows: of the latents, all files laid end to end.
+        rows: of the latents over all files.
         groups: their row groups.
         crops: number of the crop's shape and place, as `_crop_number` has it.
         cuts: a `_Cut` each.
-        offsets: from the payload's first byte to the crop's.
-        mirrored: whether left and right are exchanged; the crop's place is then the one in the
+        offsets: of the crop's first byte from the payload's.
+        mirrored: whether left and right are exchanged; the crop's position is then relative to the
             mirrored picture.
         captions: rows of the captions' table.
         lengths: of the captions, in tokens.
@@ -94,29 +94,30 @@ class Loader:
     Args:
         latents: `encode.<resolution>px`.
         tokens: `encode.tokens`.
-        captions: `caption`, from which `tokens` were made; read where `mirror` is set, since a
-            caption may speak of sides.
-        filter: `filter`, which says what split a picture is in.
+        captions: `caption`, from which `tokens` were made; read if `mirror` is set, because a
+            caption may mention sides.
+        filter: `filter`, which assigns pictures to splits.
         text: `encode.text`, for cached text embeddings; None: batches hold token ids.
         features: `encode.features`; None: batches hold none.
         split: "train", "validation" or "held_out".
         batch_size: of the global batch, over all processes.
         patch_size: of the model; crops begin at multiples of it.
         seed: of the order and of every draw.
-        crop: "shifted": at a uniform place along the longer side; "centre": in the middle.
-        mirror: exchange left and right in half of the samples of pictures none of whose captions
-            speaks of sides or writing.
+        crop: "shifted": at a uniformly random position along the longer side; "centre": in the
+            middle.
+        mirror: exchange left and right in half of the samples of pictures whose captions mention
+            neither sides nor writing.
         caption_dropout: share of samples that get the empty caption.
-        tags: of the same captions, with their tags drawn anew at every position; None: captions as
-            they were encoded.
-        max_tokens: captions are cut to so many; None: as they were encoded.
-        rank: which process this is, from 0.
+        tags: the same captions, with tags sampled anew at every position; None: captions as
+            encoded.
+        max_tokens: captions are truncated to this many; None: as encoded.
+        rank: index of this process, from 0.
         world_size: how many processes there are.
         positions: kind of the position map, "box" or "area".
 
     Raises:
         InputError: the outputs do not belong together.
-        ConfigError: the crop is no whole number of patches.
+        ConfigError: the crop is not a whole number of patches.
         DamagedError: a file is not what was written.
     """
 
@@ -183,17 +184,17 @@ class Loader:
         self._block = lru_cache(maxsize=KEPT_BLOCKS)(self._draw_block)
 
     def __len__(self) -> int:
-        """Pictures in the split."""
+        """Number of pictures in the split."""
         return len(self._index)
 
     @property
     def num_rows(self) -> int:
-        """Pictures in the files, of any split."""
+        """Number of pictures in the files, of any split."""
         return int(self._groups.firsts[-1])
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What has to be the same for samples to stand in one batch, by what it is called."""
+        """Name → value of the properties in which samples of one batch must agree."""
         return {
             "crop side": self.side,
             "dtype": self._form.dtype,
@@ -204,9 +205,9 @@ class Loader:
         }
 
     def batch(self, num_images_seen: int) -> Batch:
-        """This process's share of the global batch that begins after `num_images_seen` images.
+        """This process's share of the global batch after `num_images_seen` images.
 
-        A function of the arguments alone: the shares of all processes, in order of rank, are the
+        It depends on the arguments alone: the shares of all processes, in order of rank, are the
         same samples for any `world_size`.
 
         Raises:
@@ -222,8 +223,8 @@ class Loader:
         return self._batch(whole.part(*mine), num_tokens)
 
     def samples(self, start: int, stop: int, num_tokens: int) -> Batch:
-        """The samples from one position of the training clock to another, at least one, with their
-        texts cut and padded to `num_tokens`.
+        """The samples between two positions of the training clock, at least one, with texts
+        truncated and padded to `num_tokens`.
         """
         return self._batch(self._draw(start, stop), num_tokens)
 
@@ -259,11 +260,11 @@ class Loader:
         ]
 
     def longest(self, start: int, stop: int) -> int:
-        """Tokens of the longest text between two positions, before it is cut."""
+        """Length in tokens of the longest text between two positions, before truncation."""
         return int(self._draw(start, stop).lengths.max())
 
     def padded_length(self, longest: int) -> int:
-        """What texts are padded to, or cut."""
+        """The length to which texts are padded or truncated."""
         return min(padded_length(longest), self.max_tokens)
 
     def _side(self) -> int:
@@ -285,8 +286,8 @@ class Loader:
         return self._files[file].key(row - sum(map(len, self._files[:file])))
 
     def _draw(self, start: int, stop: int) -> _Drawn:
-        """The samples at positions of the training clock: every epoch is a permutation of its own,
-        drawn block by block.
+        """The samples at positions of the training clock. Every epoch is a new permutation,
+        computed block by block.
         """
         if not len(self):
             raise InputError(
@@ -359,7 +360,7 @@ class Loader:
         return self._captions.at_position(captions, positions)
 
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
-        """Where crops begin along one axis, in latent pixels, a multiple of the patch."""
+        """The start of crops along one axis, in latent pixels, a multiple of the patch size."""
         spare = (lengths - self.side) // self.patch_size
         return self.patch_size * (
             spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64)
@@ -388,8 +389,8 @@ class Loader:
         return latents
 
     def _cut(self, kind: int, begin: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in pieces as large as
-        they lie in the files.
+        """Crops of one kind as bytes, (n, C · S · S · itemsize) uint8, copied in the largest pieces
+        that are contiguous in the files.
         """
         channels = self._form.channels
         side = self.side
@@ -410,29 +411,29 @@ class Loader:
 
     @cached_property
     def _extent(self) -> tuple[int, int, int, int]:
-        """Ranges of a crop's height and width of the whole, top and left, by which crops are
-        numbered.
+        """Ranges of the frame's height and width and of the crop's top and left, which number the
+        crops.
         """
         height = int(self._heights.max(initial=0)) + 1
         width = int(self._widths.max(initial=0)) + 1
         return height, width, height, width
 
     def _stack_positions(self, numbers: tuple[int, ...]) -> Tensor:
-        """(number of crops, N, 2) float32; kept, since in a data set of squares all batches have
-        the same one.
+        """(number of crops, N, 2) float32; cached, because in a data set of squares all batches
+        share one crop.
         """
         return torch.stack([self._crop_positions(number) for number in numbers])
 
     def _map_crop(self, number: int) -> Tensor:
-        """(N, 2) float32 of one crop; kept, since a data set has few of them."""
+        """(N, 2) float32 of one crop; cached, because a data set has few different crops."""
         height, width, top, left = map(int, np.unravel_index(number, self._extent))
         latent_grid = crop_map(height, width, top, left, self.side, kind=self.positions_kind)
         return to_patch_grid(latent_grid, self.side, self.side, self.patch_size)
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values, and which of them each one is; without sorting where there is one, as in a
-    data set of squares.
+    """Distinct values, and each value's index among them; without sorting if there is only one, as
+    in a data set of squares.
     """
     if len(values) and (values == values[0]).all():
         return values[:1], np.zeros(len(values), np.int64)
@@ -456,8 +457,8 @@ def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
 
 
 def _sided(captions: Output) -> np.ndarray:
-    """Which captions speak of sides or writing, a table at a time: (number of captions,) bool, in
-    the order of the tables' rows.
+    """Whether each caption mentions sides or writing, one table at a time: (number of captions,)
+    bool, in the order of the tables' rows.
     """
     sided = [np.zeros(0, bool)]
     for number in range(num_shards(captions, "captions")):
@@ -467,7 +468,7 @@ def _sided(captions: Output) -> np.ndarray:
 
 
 def _split_keys(filter: Output, split: str) -> np.ndarray:
-    """Keys of the pictures of a split, a table at a time."""
+    """Keys of a split's pictures, one table at a time."""
     keys = [np.zeros(0, np.uint64)]
     for number in range(num_shards(filter, "scores")):
         scores = read_table(filter.file(shard_name("scores", number)), ["key", "split"])

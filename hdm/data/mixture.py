@@ -1,8 +1,8 @@
-"""Batches from several data sets, each with its weight, in an order that is a pure function of how
-many images were seen.
+"""Batches from several weighted data sets, in an order that is a pure function of the number of
+images seen.
 
-Each data set keeps a clock of its own, which is how many of its pictures come before a position;
-its loader's order and draws follow it.
+Each data set has its own clock, the number of its pictures before a position, which sets its
+loader's order and draws.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _BITS = 20  # of a share: a part in a million, and counts of 2^43 images stay in
 
 
 class Shares:
-    """Which of several sets each position belongs to.
+    """The assignment of positions to several sets.
 
-    The first set's count is always its share of the positions so far, rounded; what it leaves is
-    shared by the others in the same way. So in any stretch of positions the first set's count is
-    less than 1 from its share of them, and the others' by little more.
+    The first set's count is always its rounded share of the positions so far, and the remaining
+    positions are divided among the other sets in the same way. In any range of positions, the first
+    set's count therefore differs from its share by less than 1, and the others' by little more.
 
     Args:
-        weights: of the sets, positive, of any sum.
+        weights: of the sets, positive, with any sum.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -39,7 +39,7 @@ class Shares:
         ]
 
     def before(self, positions: np.ndarray) -> np.ndarray:
-        """How many of each set come before some positions: (n,) int64 → (number of sets, n)
+        """The number of each set's samples before some positions: (n,) int64 → (number of sets, n)
         int64.
         """
         left = positions.astype(np.int64)
@@ -54,12 +54,12 @@ class Mixture:
     """Several loaders as one.
 
     Args:
-        loaders: one a data set, alike in batch size, rank and number of processes; different seeds
-            keep their draws apart.
-        weights: of the data sets; a set's share of the images is its weight over the sum.
+        loaders: one for each data set, with equal batch size, rank and number of processes;
+            different seeds make their draws independent.
+        weights: of the data sets; a set's share of the images is its weight divided by the sum.
 
     Raises:
-        InputError: their samples cannot stand in one batch; both sides are named.
+        InputError: their samples cannot share a batch; the error names both sides.
     """
 
     def __init__(self, loaders: Sequence[Loader], weights: Sequence[float]) -> None:
@@ -74,11 +74,11 @@ class Mixture:
             _check_alike(first, loader)
 
     def __len__(self) -> int:
-        """Pictures in the split, of all data sets."""
+        """Number of pictures in the split, over all data sets."""
         return sum(map(len, self._loaders))
 
     def batch(self, num_images_seen: int) -> Batch:
-        """As a loader's."""
+        """As for a single loader."""
         start = num_images_seen
         stop = num_images_seen + self.batch_size
         whole = self._shares.before(np.array([start, stop])).tolist()
@@ -101,7 +101,7 @@ class Mixture:
         return Batch.interleave(parts, places, self.key)
 
     def key(self, row: int) -> Key:
-        """The key of the picture in a row, the data sets' files laid end to end."""
+        """The key of the picture in a row, counted over all data sets' files."""
         number = int(self._first_rows.searchsorted(row, side="right")) - 1
         return self._loaders[number].key(row - int(self._first_rows[number]))
 

@@ -1,12 +1,12 @@
 """Parquet columns of bytes as views of a memory map, each row group checked on its first touch in a
 process.
 
-A column that is not nullable, PLAIN, uncompressed and one page a row group lies in the file as its
-values one after the other: fixed_size_binary as they are, binary each after its length in 4 bytes
-(little endian). Its bytes can then be used where they lie. The page header, in Thrift's compact
-protocol, says whether that is so: if its count of values is not the row group's, every row after a
-second header would be silently shifted. Columns laid out otherwise are read by pyarrow, more
-slowly.
+If a column is not nullable, PLAIN, uncompressed and has one page per row group, the file contains
+its values one after the other: fixed_size_binary as they are, binary each after its length in 4
+bytes (little endian). Its bytes can then be used in place. The page header, in Thrift's compact
+protocol, shows whether this holds: if its number of values is not the row group's, a second header
+follows, and every row behind it would be silently shifted. pyarrow reads columns with another
+layout, more slowly.
 
 Format: https://github.com/apache/parquet-format (PageHeader in parquet.thrift; checksums are CRC-32
 of the page's bytes).
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 
 def group_rows(num_rows: int, row_bytes: int) -> int:
-    """Rows for one row group: at most 64 MB and one page, and such that a file has at least 8
-    groups where it has the rows.
+    """The number of rows in a row group: at most 64 MB and one page, with at least 8 groups in a
+    file that has enough rows.
     """
     return max(1, min(num_rows // MIN_GROUPS, MAX_GROUP_BYTES // max(row_bytes, 1), MAX_PAGE_ROWS))
 
@@ -52,14 +52,14 @@ def group_rows(num_rows: int, row_bytes: int) -> int:
 def paged_writer(
     path: Path, schema: pa.Schema, metadata: Mapping[str, Any]
 ) -> Iterator[pq.ParquetWriter]:
-    """Write a Parquet file whose bytes columns can be read as views; every `write_table` makes one
-    row group.
+    """A writer of Parquet files whose byte columns can be read as views; every `write_table` makes
+    one row group.
 
     Args:
         path: the file to write.
-        schema: columns, none nullable where it is to be read as a view.
-        metadata: JSON values for the file's footer, kept with their checksum; `read_metadata` gives
-            them back.
+        schema: columns; those to be read as views must not be nullable.
+        metadata: JSON values for the file's footer, stored with their checksum; `read_metadata`
+            returns them.
     """
     text = canonical_json(dict(metadata))
     with pq.ParquetWriter(
@@ -80,11 +80,10 @@ def paged_writer(
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever pyarrow or our own parsing says of a broken file into a DamagedError that names
-    it.
+    """Turn any error of pyarrow or of our own parsing on a broken file into a DamagedError that
+    names the file.
 
-    A missing file, or one that the system does not let us open, is not damaged: that error goes
-    through.
+    A file that is missing or may not be opened is not damaged, so that error passes unchanged.
     """
     try:
         yield
@@ -99,8 +98,8 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    """Open a file, page checksums on, and check what no checksum covers: its columns, and that its
-    pages tile it.
+    """Open a file with page checksums on, and check what no checksum covers: its columns, and that
+    its pages follow each other without gaps.
 
     Args:
         path: the file.
@@ -123,8 +122,8 @@ def open_file(path: Path, schema: pa.Schema) -> pq.ParquetFile:
 
 
 def _check_tiling(metadata: pq.FileMetaData) -> None:
-    """The column chunks follow each other from byte 4 on: a damaged offset would give another
-    chunk's valid pages.
+    """Check that the column chunks follow each other from byte 4 on: a damaged offset would point
+    to another chunk's valid pages.
     """
     expected, num_rows = 4, 0
     for number in range(metadata.num_row_groups):
@@ -145,7 +144,7 @@ def _check_tiling(metadata: pq.FileMetaData) -> None:
 
 
 def read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
-    """What `paged_writer` was given for the footer.
+    """The metadata that `paged_writer` stored in the footer.
 
     Raises:
         ValueError: there is none, or it is not what was written.
@@ -160,7 +159,7 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 class PagedColumn:
-    """One column of bytes of a Parquet file, its row groups as they lie in the file.
+    """One byte column of a Parquet file, with its row groups in place in the file.
 
     Args:
         file: the open file; it may be closed afterwards.
@@ -233,7 +232,7 @@ class PagedColumn:
 
 
 class _Chunk:
-    """Where a column chunk lies, as the footer says."""
+    """The location of a column chunk, according to the footer."""
 
     def __init__(self, chunk: pq.ColumnChunkMetaData) -> None:
         self.plain = chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page
@@ -241,7 +240,7 @@ class _Chunk:
         self.end = self.start + chunk.total_compressed_size
 
     def find_page(self, data: np.ndarray, num_rows: int) -> tuple[int, int] | None:
-        """Where the values start and their CRC-32, if the chunk is one plain page of `num_rows`
+        """The start of the values and their CRC-32, if the chunk is one plain page of `num_rows`
         values; else None.
         """
         if not self.plain:

@@ -1,4 +1,4 @@
-"""Tar shards of original picture files, and reading one picture out of them by its place."""
+"""Tar shards of original picture files: writing them, and reading single pictures by position."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXTENSIONS = {
 }
 
 MAX_OPEN = 64
-"""Tars that a reader keeps open."""
+"""Number of tars that a reader keeps open."""
 
 
 class TarShard(Closing):
@@ -36,7 +36,7 @@ class TarShard(Closing):
     block.
 
     Args:
-        path: where it is written.
+        path: of the tar.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class TarShard(Closing):
         self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def add(self, key: str, format_name: str, data: bytes) -> int:
-        """Append one picture; gives the offset of its first byte."""
+        """Append one picture; returns the offset of its first byte."""
         # Owner, group and time are 0 or empty.
         member = tarfile.TarInfo(f"{key}.{EXTENSIONS[format_name]}")
         member.size = len(data)
@@ -58,7 +58,7 @@ class TarShard(Closing):
 
 
 class _OpenFile:
-    """A descriptor that closes when the last thread that reads from it lets go."""
+    """A file descriptor that closes when the last thread reading from it releases it."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -86,9 +86,9 @@ class ImageReader(Closing):
 
         Args:
             shard: number of the tar.
-            offset: of its first byte in the tar, as the samples table has it.
+            offset: of its first byte in the tar, from the samples table.
             num_bytes: its length, likewise.
-            sha256: how the hexadecimal digits of its hash begin, likewise.
+            sha256: the first hexadecimal digits of its hash, likewise.
 
         Raises:
             DamagedError: the tar is missing or shorter than it was, or the bytes are not what was

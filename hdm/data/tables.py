@@ -1,7 +1,7 @@
-"""The tables that stages pass on: their columns, and reading and writing them with page checksums.
+"""The tables that stages exchange: their columns, and reading and writing them with page checksums.
 
-Every table is cut like the download's shards: `scores-00003.parquet` speaks of the items in
-`images-00003.tar`. All of them join on `key`.
+Every table is divided like the download's shards: `scores-00003.parquet` describes the items in
+`images-00003.tar`. All tables join on `key`.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def write_table(
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table, every page checked, and what no page's checksum covers: its columns, their
-    types, and that no row is missing.
+    """Read a table. Checks every page, and what no page's checksum covers: columns, their types,
+    and the number of rows.
 
     Raises:
         DamagedError: it is not what was written.
@@ -164,5 +164,5 @@ def read_tables(output: Output, kind: str, columns: Sequence[str] | None = None)
 
 
 def num_shards(output: Output, kind: str) -> int:
-    """How many `kind-*.parquet` tables an output has."""
+    """The number of `kind-*.parquet` tables in an output."""
     return sum(_kind(path) == kind for path in output.paths(".parquet"))

@@ -1,5 +1,5 @@
-"""Captions whose tags are drawn anew at every position of the training clock, and tokenized when
-they are read.
+"""Captions whose tags are sampled anew at every position of the training clock, and tokenized when
+read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _ROW_BITS = 32
 
 
 class TagTable:
-    """A `CaptionTable` of token ids. The texts are in memory, once a process.
+    """A `CaptionTable` of token ids. Each process holds the texts in memory.
 
     Args:
         captions: the output `caption`.
-        draws: what is left out and moved.
-        tokenize: captions to token ids, cut as a phase wants them.
+        draws: which tags are dropped and reordered.
+        tokenize: turns captions into token ids, truncated as a phase requires.
         pad_id: fills a batch up.
     """
 
@@ -49,7 +49,9 @@ class TagTable:
         return len(self._texts) - 1
 
     def at_position(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Rows and positions in one number each, from which the other methods make the captions."""
+        """Each row and position combined in one number, from which the other methods make the
+        caption.
+        """
         return positions.astype(np.int64) << _ROW_BITS | rows
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How text embeddings are stored: in 16 bits, or in 8 with a scale for each token."""
+"""The storage format of text embeddings: 16 bits, or 8 bits with a scale for each token."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TextForm:
 
     Args:
         width: of an embedding.
-        dtype: "float16"; or "int8": integers from -127 to 127, and behind them the token's scale in
-            float32, with which they are multiplied.
+        dtype: "float16"; or "int8": integers from -127 to 127, followed by the token's scale in
+            float32, by which they are multiplied.
     """
 
     width: int
@@ -27,8 +27,8 @@ class TextForm:
         return 2 * self.width if self.dtype == "float16" else self.width + SCALE_BYTES
 
     def pack(self, embedding: np.ndarray) -> np.ndarray:
-        """Store embeddings (T, width) float32: (T, token_bytes) uint8. What is too large for 16
-        bits becomes infinite in them.
+        """Pack embeddings (T, width) float32 into (T, token_bytes) uint8. Values too large for 16
+        bits become infinite.
         """
         if self.dtype == "float16":
             with np.errstate(over="ignore"):
@@ -38,7 +38,7 @@ class TextForm:
         return np.concatenate([integers.view(np.uint8), scale.view(np.uint8)], axis=1)
 
     def unpack(self, stored: np.ndarray) -> np.ndarray:
-        """The inverse, up to rounding: (…, token_bytes) uint8 to (…, width) float16; zeros give
+        """The inverse up to rounding: (…, token_bytes) uint8 to (…, width) float16; zeros give
         zeros.
         """
         if self.dtype == "float16":
