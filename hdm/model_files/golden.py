@@ -1,5 +1,5 @@
-"""Holding the model against numbers of another implementation: a file of weights, inputs, outputs
-and gradients.
+"""Comparison of the model with another implementation's numbers, in a file of weights, inputs,
+outputs and gradients.
 
 Its keys: `unet.model.*` weights; `in.x in.t in.ctx in.target`, and where what they serve is there
 `in.pos in.pos_camera in.log_aspect in.tread_keep`; `out.plain out.no_pos out.camera out.tread
@@ -28,8 +28,8 @@ _GRADIENTS = ("out.loss", "out.grad_x")
 
 
 class Comparison(NamedTuple):
-    """A golden tensor's name and ‖ours - golden‖₂ / ‖golden‖₂; 0 where both are zero, infinite
-    where golden alone is.
+    """A golden tensor's name and ‖ours - golden‖₂ / ‖golden‖₂; 0 if both are zero, infinite if only
+    golden is.
     """
 
     name: str
@@ -41,12 +41,11 @@ class Comparison(NamedTuple):
 
 
 def compare(path: Path) -> list[Comparison]:
-    """Compute all outputs and gradients that a golden file holds, on the CPU in float32, and
-    compare them.
+    """Recompute all outputs and gradients of a golden file on the CPU in float32, and compare them.
 
     Raises:
-        InputError: it is not such a file, or names an output, input or weight that there is not.
-        DamagedError: it is cut off or garbled.
+        InputError: it is not such a file, or names an unknown output, input or weight.
+        DamagedError: it is truncated or garbled.
     """
     weights = read_weights(path, inferring=True)
     golden = {
@@ -117,7 +116,7 @@ class _Golden:
         return self.golden[name].float()
 
     def check_shapes(self) -> None:
-        """The inputs to one another; what the model itself checks is left to it."""
+        """Check that the inputs agree with each other; the model checks the rest itself."""
         latent = self.given("in.x")
         text = self.given("in.ctx")
         if latent.ndim != 4 or text.ndim != 3:
@@ -163,7 +162,7 @@ class _Golden:
         return mask.nonzero()[:, 1].view(len(mask), int(counts[0]))
 
     def gradients(self, names: list[str]) -> dict[str, Tensor]:
-        """Of the mean squared error of out.plain to in.target."""
+        """Gradients of the mean squared error between out.plain and in.target."""
         latent = self.given("in.x").requires_grad_()
         parameters = dict(self.model.named_parameters())
         unknown = [
@@ -186,7 +185,7 @@ class _Golden:
 
 @contextlib.contextmanager
 def _exact() -> Iterator[None]:
-    """Products of matrices in full float32."""
+    """Compute matrix products in full float32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,9 +1,9 @@
 """Aesthetic heads: from a contrastive model's embedding of a picture to a score of about 0 to 10.
 
-A head fits the embeddings of the one model that it was trained for: on those of another, of the
-same width, it may well invert the order. And an MLP's file does not say whether there are
-activations between its layers. What a published file is, its sha256 tells; of any other, settings
-have to.
+A head fits only the embeddings of the model that it was trained for; on those of another model of
+the same width it may invert the ranking. An MLP's file also does not record whether there are
+activations between its layers. Published files are recognised by their sha256; for others, settings
+must supply both.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ RELU = "relu"
 
 @dataclass(frozen=True)
 class PublishedHead:
-    """What is known of a published file: its name, the model that it was trained for, and what
-    stands between its layers.
+    """The facts about a published file: its name, the model that it was trained for, and the
+    activation between its layers.
     """
 
     name: str
@@ -62,7 +62,7 @@ _HUB = {
 
 
 class AestheticHead:
-    """A score from an embedding: linear layers, with ReLU between them or nothing.
+    """Computes a score from an embedding: linear layers, with or without ReLU between them.
 
     Attributes:
         embed_size: width of the embeddings it reads.
@@ -104,13 +104,13 @@ def load_aesthetic_head(path: str | Path, activation: str | None = None) -> Aest
 
     Args:
         path: the file.
-        activation: between the layers of an MLP, `none` or `relu`; None: as it is known of a
-            published file.
+        activation: between the layers of an MLP, `none` or `relu`; None: that of the published
+            file.
 
     Raises:
-        InputError: the file is missing, holds more than tensors, or is no such head.
-        ConfigError: it is an MLP that nothing is known of, and `activation` is None; or it is known
-            to have another.
+        InputError: the file is missing, contains more than tensors, or is not such a head.
+        ConfigError: it is an unknown MLP and `activation` is None, or a known one with another
+            activation.
     """
     file = locate(str(path))
     names = _layer_names(state := _read_tensors(file), file)
@@ -137,11 +137,11 @@ def load_aesthetic_head(path: str | Path, activation: str | None = None) -> Aest
 
 
 def check_head(resolved: Resolved) -> None:
-    """Whether the aesthetic head, if there is one, was trained for the contrastive model.
+    """Check that the aesthetic head, if there is one, was trained for the contrastive model.
 
     Raises:
-        ConfigError: it was not, or nothing says what it was trained for.
-        InputError: it is not on this machine, or is no head.
+        ConfigError: it was not, or its model is unknown.
+        InputError: it is not on this machine, or is not a head.
     """
     head = resolved.aesthetic_head
     contrastive = resolved.contrastive
@@ -189,7 +189,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _normal(reference: str) -> str:
-    """ARCHITECTURE/tag in lower case, however it was written; anything else as it is."""
+    """ARCHITECTURE/tag in lower case, from any spelling; other texts unchanged."""
     plain = _HUB.get(reference, reference)
     if Path(plain).expanduser().exists():
         return str(Path(plain).expanduser().resolve())
@@ -197,7 +197,7 @@ def _normal(reference: str) -> str:
 
 
 def _layer_names(state: Mapping[str, Tensor], file: Path) -> list[str]:
-    """What the names of each layer's tensors begin with, in order.
+    """The prefixes of the layers' tensor names, in order.
 
     Raises:
         InputError: the tensors are not those of a head.

@@ -1,9 +1,9 @@
-"""Images to latents and back, by any of diffusers' image autoencoders in a local folder or on the
+"""Images to latents and back, with any of diffusers' image autoencoders, from a local folder or the
 hub.
 
-Three spaces, kept apart by name: image in [-1, 1]; raw latent, what the network gives; latent, the
-raw one brought to mean 0 and standard deviation 1 with the autoencoder's own statistics, which is
-what the denoiser sees.
+Three spaces are distinguished by name: image, in [-1, 1]; raw latent, the network's output; latent,
+the raw latent normalised to mean 0 and standard deviation 1 with the autoencoder's own statistics,
+which is the denoiser's input.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ class Autoencoder:
 
     Attributes:
         channels: of a latent.
-        downscale: image pixels a latent pixel, each way.
-        identity: class, scale and shift.
+        downscale: image pixels per latent pixel, on each axis. identity: class, scale and shift.
     """
 
     def __init__(self, model: Any, shift: list[float], scale: list[float], device: str) -> None:
@@ -72,14 +71,14 @@ class Autoencoder:
     def encode(
         self, image: Tensor, generator: torch.Generator | None = None, tile_px: int | None = None
     ) -> Tensor:
-        """The posterior's mean, or a draw from it; autoencoders without a posterior give one latent
-        either way.
+        """The posterior's mean or a sample from it; autoencoders without a posterior give the same
+        latent either way.
 
         Args:
             image: (B, 3, H, W) in [-1, 1]; H and W multiples of `downscale`.
-            generator: draws, on the autoencoder's device; None: the mean.
-            tile_px: larger pictures are encoded in overlapping tiles of this side, for those that
-                do not fit; None: whole.
+            generator: samples the posterior, on the autoencoder's device; None: the mean.
+            tile_px: larger pictures are encoded in overlapping tiles of this side, to save memory;
+                None: whole.
 
         Returns:
             Raw latent (B, C, H / downscale, W / downscale), float32.
@@ -101,8 +100,8 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, raw: Tensor, tile_px: int | None = None) -> Tensor:
-        """The image of a raw latent (B, C, h, w): (B, 3, h · downscale, w · downscale), clipped to
-        [-1, 1].
+        """Decode a raw latent (B, C, h, w) to (B, 3, h · downscale, w · downscale), clipped to [-1,
+        1].
 
         Args:
             tile_px: as for `encode`.
@@ -124,7 +123,7 @@ class Autoencoder:
         return tiled(whole, raw, tile, int(tile * OVERLAP), 1, self.downscale).clamp(-1, 1)
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """Raw latent to latent: mean 0 and standard deviation 1 by channel."""
+        """Raw latent to latent, with mean 0 and standard deviation 1 per channel."""
         return (raw.to(self.device) - self._shift) * self._scale
 
     def denormalize(self, latent: Tensor) -> Tensor:
@@ -138,7 +137,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class LatentShape:
-    """What an autoencoder says of its latents.
+    """The shape of an autoencoder's latents.
 
     Args:
         name: of the autoencoder, for errors.
@@ -151,7 +150,7 @@ class LatentShape:
     downscale: int
 
     def check_channels(self, model: XUTConfig) -> None:
-        """Raise a ConfigError where a denoiser takes another number of channels."""
+        """Raise a ConfigError if a denoiser expects another number of channels."""
         if self.channels != model.channels:
             raise ConfigError(
                 f"the autoencoder {self.name} has {self.channels} latent channels, the model takes"
@@ -164,7 +163,7 @@ class LatentShape:
             )
 
     def check_tile(self, tile_px: int) -> None:
-        """Raise an InputError where tiles are too small to overlap."""
+        """Raise an InputError if tiles are too small to overlap."""
         if tile_px < MIN_TILE * self.downscale:
             raise InputError(
                 f"tiles of {tile_px} px are too small",
@@ -173,11 +172,11 @@ class LatentShape:
 
 
 def latent_shape(reference: str) -> LatentShape | None:
-    """The shape of an autoencoder's latents from its configuration alone; None: it does not say.
+    """The shape of an autoencoder's latents from its configuration alone; None if it does not
+    record it.
 
     Raises:
-        InputError: it is not on this machine, has no configuration, or is of a class that is not
-            known here.
+        InputError: it is not on this machine, has no configuration, or is of an unknown class.
     """
     folder = locate(reference)
     published = _is_published(folder)
@@ -194,8 +193,8 @@ def latent_shape(reference: str) -> LatentShape | None:
 
 
 def pipeline_latent_shape(pipeline: WithAutoencoder) -> LatentShape | None:
-    """The shape of the latents that a pipeline's denoiser sees, those of an autoencoder that it
-    trains itself too.
+    """The shape of the latents that a pipeline's denoiser sees, also if the pipeline trains its
+    autoencoder itself.
 
     Raises:
         InputError: as `latent_shape`, or the pipeline names no autoencoder.
@@ -214,8 +213,8 @@ def _downscale(config: Mapping[str, Any]) -> int | None:
 
 
 def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
-    """The latent in what diffusers' encoders return, each class in its own field: the posterior's
-    mean, or with a generator a draw.
+    """Extract the latent from the output of a diffusers encoder, whose field depends on the class:
+    the posterior's mean or, with a generator, a sample.
     """
     if hasattr(encoded, "latent_dist"):
         return (
@@ -227,12 +226,11 @@ def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
 
 
 def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
-    """The autoencoder in a local folder or on the hub, in float32: diffusers' form, or a tiny
+    """Load an autoencoder from a local folder or the hub, in float32: diffusers' format, or a tiny
     autoencoder's published files.
 
     Raises:
-        InputError: it is missing, of a class that is not known here, or its statistics do not fit
-            its channels.
+        InputError: it is missing, of an unknown class, or its statistics do not fit its channels.
     """
     folder = locate(reference, download=True)
     config: dict[str, Any] = {}
@@ -247,15 +245,15 @@ def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:
 
 
 def _is_published(folder: Path) -> bool:
-    """Whether a folder holds a tiny autoencoder as two .pth files, or as one .safetensors file
-    alone.
+    """Whether a folder holds a tiny autoencoder, as two .pth files or as a single .safetensors
+    file.
     """
     pair = all(len(list(folder.glob(f"*_{part}.pth"))) == 1 for part in ("encoder", "decoder"))
     return pair or _single_file(folder) is not None
 
 
 def _single_file(folder: Path) -> Path | None:
-    """The one .safetensors file of a folder without a config.json, if that is what it holds."""
+    """The .safetensors file of a folder that has only one and no config.json; else None."""
     files = list(folder.glob("*.safetensors"))
     return files[0] if len(files) == 1 and not (folder / CONFIG).exists() else None
 
@@ -294,8 +292,8 @@ def _from_diffusers(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _of_batch_norm(model: Any) -> dict[str, Any]:
-    """FLUX.2 keeps statistics of its latents' 2×2 patches, channel by channel, in a batch norm:
-    those of a channel are its four places'.
+    """FLUX.2 keeps the statistics of its latents' 2×2 patches in a batch norm; a channel's
+    statistics are those of its four positions.
     """
     norm = getattr(model, "bn", None)
     if norm is None:
@@ -311,10 +309,10 @@ def _of_batch_norm(model: Any) -> dict[str, Any]:
 
 
 def of_model(model: Any, device: torch.device | str) -> Autoencoder:
-    """An autoencoder that is loaded already.
+    """Wrap a loaded autoencoder.
 
     Args:
-        model: in whatever dtype.
+        model: in any dtype.
         device: where it will be when it computes.
 
     Raises:
@@ -325,8 +323,8 @@ def of_model(model: Any, device: torch.device | str) -> Autoencoder:
 
 
 def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`latents_mean` and `latents_std` where they are known of an autoencoder whose configuration
-    lacks them; else nothing.
+    """Known `latents_mean` and `latents_std` of an autoencoder whose configuration lacks them; {}
+    if unknown.
     """
     known = PUBLISHED_STATISTICS.get(reference.partition("@")[0])
     return (
@@ -337,10 +335,10 @@ def published_statistics(reference: str, config: Mapping[str, Any]) -> dict[str,
 
 
 def _statistics(config: dict[str, Any], folder: object) -> tuple[list[float], list[float]]:
-    """Shift and scale by channel.
+    """Shift and scale per channel.
 
-    Statistics by channel give latents of standard deviation 1 and win over `scaling_factor`, which
-    diffusers fills in by default and which says the same of all channels at once.
+    Per-channel statistics give latents of standard deviation 1. They take precedence over
+    `scaling_factor`, which diffusers fills in by default and which is the same for all channels.
     """
     channels = config["latent_channels"]
     mean = config.get("latents_mean")

@@ -1,4 +1,4 @@
-"""From a configuration to the denoiser that it describes."""
+"""Builds the denoiser that a configuration describes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which models a pipeline uses, where their files lie on this machine, and the digest of their
-weights.
+"""The models that a pipeline uses: their files on this machine, and the digests of their weights.
 
-A reference is one string, the same everywhere: a local folder or file; `org/name` or
-`org/name@revision` of the Hugging Face hub; `ARCHITECTURE@tag` of open_clip, as `ViT-L-14@openai`.
+Everywhere, a model reference is one string: a local folder or file; `org/name` or
+`org/name@revision` on the Hugging Face hub; or open_clip's `ARCHITECTURE@tag`, such as
+`ViT-L-14@openai`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _FILE_SUFFIXES = (".safetensors", ".pth", ".bin", ".pt")
 
 @dataclass(frozen=True)
 class Resolved:
-    """References of the models of a pipeline, and what its aesthetic head is; None where it names
-    none.
+    """References of a pipeline's models, and the facts about its aesthetic head; None where it
+    names none.
     """
 
     contrastive: str | None = None
@@ -88,11 +88,11 @@ class Resolved:
 
 
 def resolve(components: Components) -> Resolved:
-    """The references of all components: those of `components.folder`, overridden by those named one
-    by one.
+    """The references of all components: those of `components.folder`, overridden by individually
+    named ones.
 
     Raises:
-        InputError: the folder is missing or is not one that `hdm bootstrap` wrote.
+        InputError: the folder is missing, or `hdm bootstrap` did not write it.
     """
     references = _in_folder(components.folder) if components.folder else {}
     for name in (field.name for field in fields(Resolved)):
@@ -107,7 +107,7 @@ def resolve(components: Components) -> Resolved:
 
 
 def is_named(components: Components, component: str) -> bool:
-    """Whether a pipeline names a component; False where its folder of components is missing."""
+    """Whether a pipeline names a component; False if its folder of components is missing."""
     try:
         return getattr(resolve(components), component) is not None
     except InputError:  # which the stage's preflight tells
@@ -115,8 +115,8 @@ def is_named(components: Components, component: str) -> bool:
 
 
 def autoencoder_in(inputs: Outputs, components: Components) -> str:
-    """The autoencoder that a stage uses: the fine-tuned one where that is among its inputs, else
-    the one that the pipeline names.
+    """The autoencoder that a stage uses: the fine-tuned one if it is among the inputs, else the one
+    that the pipeline names.
 
     Raises:
         InputError: there is none.
@@ -129,8 +129,8 @@ def autoencoder_in(inputs: Outputs, components: Components) -> str:
 
 
 def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> dict[str, str]:
-    """Its part in a stage's identity: the digest of the weights that are there beforehand; a
-    fine-tuned one is an input with a digest of its own.
+    """The autoencoder's part of a stage's identity: the digest of its weights; none for a
+    fine-tuned one, which is an input with its own digest.
 
     Raises:
         InputError: it is not on this machine.
@@ -143,8 +143,8 @@ def autoencoder_weights(inputs: Mapping[str, str], components: Components) -> di
 
 
 def portable_names(components: Components) -> dict[str, str]:
-    """Names of text encoder and autoencoder that mean the same on every machine: of the hub, and
-    "demo" for the package's.
+    """Names of text encoder and autoencoder that are valid on every machine: hub names, and "demo"
+    for the package's.
     """
     names = {}
     for component in DENOISING:
@@ -189,8 +189,8 @@ def _in_folder(name: str) -> dict[str, str]:
 
 
 def _entries(listed: dict[str, Any], field: str, kind: type[Entry], path: Path) -> dict[str, Entry]:
-    """A field of `components.json` that holds entries by name; an InputError where it holds
-    something else.
+    """A field of `components.json` that maps names to entries; an InputError if it holds something
+    else.
     """
     entries = listed.get(field, {})
     if isinstance(entries, dict) and all(isinstance(entry, kind) for entry in entries.values()):
@@ -209,7 +209,7 @@ def read_json(path: Path, do: str) -> dict[str, Any]:
     """A JSON object from a model's folder.
 
     Args:
-        do: what the error tells the reader to do.
+        do: the error's advice.
 
     Raises:
         InputError: the file is missing, or not a JSON object.
@@ -230,11 +230,11 @@ def locate(reference: str, download: bool = False) -> Path:
 
     Args:
         reference: see the module's text.
-        download: fetch a hub model that is not in the local cache; False: never touch the network.
+        download: fetch a hub model that is not in the local cache; False: never use the network.
 
     Raises:
-        InputError: it is not on this machine (and could not be fetched); says which model, revision
-            and what to do.
+        InputError: it is not on this machine (and could not be fetched); the error names model,
+            revision and what to do.
         DamagedError: a file is not what `hdm bootstrap` or the stage `vae` wrote.
     """
     path = Path(reference).expanduser()
@@ -334,7 +334,7 @@ def _open_clip_weights(reference: str, download: bool) -> Path:
 
 
 def _cached_open_clip(entry: dict[str, Any]) -> Path | None:
-    """Where open_clip's own download would have put the weights, if it is there."""
+    """The path where open_clip's own download stores the weights, if they are there."""
     from huggingface_hub import try_to_load_from_cache
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
@@ -371,13 +371,14 @@ def _absent(reference: str, reason: str) -> InputError:
 
 
 def weights_digest(reference: str) -> str:
-    """sha256 over a model's weights and configuration files, wherever they lie on this machine.
+    """sha256 over a model's weights and configuration files on this machine.
 
     Returns:
         64 hex digits; equal for equal file names and contents, so that a folder may move.
 
     Raises:
-        InputError: the model is not local yet; says what to run. Nothing is downloaded here.
+        InputError: the model is not on this machine; the error says what to run. Nothing is
+            downloaded here.
     """
     path = locate(reference)
     files = (
@@ -406,14 +407,14 @@ def _sha256_of(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256(path: str, size: int, changed_ns: int) -> str:
-    """Kept by size and time of change, so that gigabytes are hashed once in a process."""
+    """Cached by size and modification time, so that a process hashes gigabytes only once."""
     return sha256_file(Path(path))
 
 
 @contextlib.contextmanager
 def hushed(library: str) -> Iterator[None]:
-    """Loading or saving without the bars of transformers or diffusers, which break the lines of
-    logs.
+    """Suppress the progress bars of transformers and diffusers while loading or saving, because
+    they break the lines of logs.
     """
     logging = importlib.import_module(f"{library}.utils.logging")
     shown = logging.is_progress_bar_enabled()

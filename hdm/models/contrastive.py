@@ -1,5 +1,5 @@
-"""Pictures and texts in one space (open_clip's CLIP and CoCa), captions from a CoCa, and aesthetic
-heads on the embeddings.
+"""Embeddings of pictures and texts in one space (open_clip's CLIP and CoCa), captions from a CoCa,
+and aesthetic heads on the embeddings.
 """
 
 from __future__ import annotations
@@ -61,13 +61,11 @@ class Contrastive:
         return self.model.encode_image(self.pixels(pictures), normalize=True).float().cpu().numpy()
 
     def embed_texts(self, texts: list[str]) -> Embeddings:
-        """Unit embeddings (B, embed_size) float32 of texts, cut to the model's context."""
+        """Unit embeddings (B, embed_size) float32 of texts, truncated to the model's context."""
         return self._embed_texts(texts) if texts else np.zeros((0, self.embed_size), np.float32)
 
     def are_cut(self, texts: list[str]) -> list[bool]:
-        """Which texts are longer than the model's context, so that `embed_texts` sees only their
-        beginnings.
-        """
+        """Whether each text is longer than the model's context, so that `embed_texts` truncates it."""
         return are_cut(self.tokenizer, texts)
 
     @torch.no_grad()
@@ -93,12 +91,12 @@ class Contrastive:
 
         Args:
             pictures: (H, W, 3) uint8, each of its own size.
-            max_tokens: at most so many tokens; the model's context if that is less.
-            temperature: divides the logits where tokens are drawn.
-            generator: a CPU generator to draw from; None: the likeliest token each time.
+            max_tokens: maximum number of tokens, limited by the model's context.
+            temperature: divides the logits when tokens are sampled.
+            generator: a CPU generator for sampling; None: take the likeliest token each time.
 
         Raises:
-            InputError: the model is no CoCa.
+            InputError: the model is not a CoCa.
         """
         if not self.can_caption:
             raise InputError(
@@ -134,7 +132,7 @@ class Contrastive:
 
 
 def are_cut(tokenizer: Any, texts: list[str]) -> list[bool]:
-    """Which texts have more tokens than an open_clip tokenizer's context holds."""
+    """Whether each text has more tokens than fit in an open_clip tokenizer's context."""
     if not texts:
         return []
     context = tokenizer.context_length
@@ -153,8 +151,8 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator | Non
 
 
 def _special_tokens(tokenizer: Any) -> tuple[int, int, int]:
-    """Start, end and padding of open_clip's own tokenizer, or of a transformers one that it
-    wraps.
+    """Start, end and padding tokens of open_clip's own tokenizer, or of a transformers tokenizer
+    that it wraps.
     """
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:

@@ -1,5 +1,5 @@
-"""What a process that trains on the CPU alone should find in its environment when it starts:
-libraries read it only then.
+"""Environment variables for a process that trains on the CPU; libraries read them only when it
+starts.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ CPU_TIMES = Path("/proc/stat")
 
 
 def training_environment() -> dict[str, str]:
-    """Variables for the process; they change its speed alone.
+    """Variables for the process; they change only its speed.
 
-    Threads that wait awake pay where cores have nothing else to do. Beside other work they cost
-    steps of seconds instead of tenths: a thread that waits for one that the other work has
-    displaced then keeps its own core from everybody.
+    Threads that spin while waiting pay off on an idle machine. Beside other work, they make steps
+    take seconds instead of tenths: a thread that waits for one displaced by the other work blocks
+    its own core meanwhile.
     """
     share = idle_share()
     return {**KEEPING_MEMORY, **(WAITING_AWAKE if share is not None and share >= IDLE else {})}
 
 
 def idle_share(seconds: float = LOOK_SEC) -> float | None:
-    """What share of the machine's processor time nobody uses, in [0, 1], from a look of so many
-    seconds; None where it is not known.
+    """The idle share of the machine's processor time, in [0, 1], measured over this many seconds;
+    None if unknown.
     """
     with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
         before = _times()
@@ -44,7 +44,7 @@ def idle_share(seconds: float = LOOK_SEC) -> float | None:
 
 
 def _times() -> tuple[int, int]:
-    """Idle time and all time of all cores since the machine started.
+    """Idle and total time of all cores since the machine started.
 
     proc(5), /proc/stat: user nice system idle iowait irq softirq steal.
     """

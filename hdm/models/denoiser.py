@@ -1,4 +1,4 @@
-"""What training and sampling ask of a denoiser, and the register of those that there are.
+"""The interface of denoisers for training and sampling, and the registry of denoisers.
 
 A new architecture is one module: a subclass of `Denoiser`, registered for its configuration, which
 `hdm.models.building` imports.
@@ -26,9 +26,8 @@ class DenoiserBlock(nn.Module):
 
 
 class Denoiser(nn.Module, ABC):
-    """A network that predicts the objective's target from a noisy latent.
-
-    `architecture` holds its sizes, and what its latents, text and positions are like.
+    """A network that predicts the objective's target from a noisy latent. `architecture` holds its
+    sizes, and describes its latents, text and positions.
     """
 
     architecture: XUTConfig
@@ -41,7 +40,7 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[DenoiserBlock]:
-        """All blocks in the order in which they run."""
+        """All blocks in execution order."""
 
     @abstractmethod
     def forward(
@@ -65,8 +64,8 @@ class Denoiser(nn.Module, ABC):
             positions: (y, x) of each patch; None: the whole picture.
             log_aspect: ln(width / height) of the picture, (B,); None: a square.
             text_mask: (B, T) bool, False at padding; None: no padding.
-            kept: image tokens that pass through the route, (B, K) int64; None: all.
-            route: the blocks that see the kept tokens alone, (start, end), end exclusive; None: the
+            kept: image tokens that pass through the route, (B, K) int64; None: all of them.
+            route: the blocks that see only the kept tokens, (start, end), end exclusive; None: the
                 default.
 
         Returns:
@@ -78,12 +77,12 @@ _BUILDERS: dict[type[XUTConfig], Callable[..., Denoiser]] = {}
 
 
 def register(config: type[XUTConfig], build: Callable[..., Denoiser]) -> None:
-    """Let configurations of a type build this denoiser; the last registration holds."""
+    """Register this denoiser for a type of configuration; the last registration wins."""
     _BUILDERS[config] = build
 
 
 def builder_of(config: XUTConfig) -> Callable[..., Denoiser]:
-    """What was registered for a configuration's type.
+    """The denoiser registered for a configuration's type.
 
     Raises:
         KeyError: nothing was.

@@ -1,4 +1,4 @@
-"""Where models run, and batches that shrink when they do not fit."""
+"""Choice of devices, and batches that shrink when they do not fit in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def check_device(wanted: str, where: str) -> None:
-    """Raise an InputError where torch has no such device.
+    """Raise an InputError if torch has no such device.
 
     Args:
         wanted: "auto" or a device of torch.
@@ -47,10 +47,10 @@ def check_device(wanted: str, where: str) -> None:
 
 
 def check_processes(wanted: str, count: int, where: str) -> None:
-    """Raise an InputError where so many processes do not each find an accelerator of their own.
+    """Raise an InputError if there are fewer accelerators than processes.
 
     Args:
-        wanted: "auto" or a device of torch; on the CPU any number goes.
+        wanted: "auto" or a device of torch; on the CPU any number of processes is fine.
         count: of the processes.
         where: the setting that names it.
     """
@@ -65,13 +65,13 @@ def check_processes(wanted: str, count: int, where: str) -> None:
 
 
 def _count(kind: str) -> int:
-    """How many devices of a kind torch finds."""
+    """The number of devices of a kind that torch finds."""
     backend = getattr(torch, kind, None)
     return backend.device_count() if backend is not None and backend.is_available() else 0
 
 
 def choose_device(wanted: str, what: str) -> str:
-    """The device for some work, said aloud.
+    """Choose the device for some work, and log it.
 
     Args:
         wanted: "auto" (the accelerator if there is one, else the CPU) or a device of torch.
@@ -95,17 +95,16 @@ def choose_device(wanted: str, what: str) -> str:
 
 
 def quiet_device(wanted: str) -> str:
-    """The device that `choose_device` chooses, without a word."""
+    """The device that `choose_device` chooses, without logging it."""
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_devices(wanted: str, what: str) -> list[str]:
-    """All devices for work that is shared among several, said aloud.
+    """Choose the devices for work that several can share, and log them.
 
     Args:
-        wanted: "auto" or "cuda" (every accelerator there is; for "auto" the CPU where there is
-            none), or devices of torch with commas between; one that is named twice works on two
-            things at once.
+        wanted: "auto" or "cuda" (every accelerator; for "auto" the CPU if there is none), or
+            devices of torch separated by commas; a device named twice works on two items at once.
         what: the work, for the log.
 
     Raises:
@@ -118,7 +117,7 @@ def choose_devices(wanted: str, what: str) -> list[str]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """The same bits at every run; for the CPU alone, since it costs speed elsewhere."""
+    """Make results bit-identical in every run; only on the CPU, since it costs speed elsewhere."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted)
     try:
@@ -130,13 +129,13 @@ def deterministic(wanted: bool) -> Iterator[None]:
 def stage_batches(
     batch_size: int, device: str | torch.device, threads: int | None, setting: str
 ) -> Batches:
-    """How a stage has its model work: on the CPU in small batches of a fixed size, several at once,
-    one thread each.
+    """The batches of a stage's model. On the CPU these are small and of fixed size, several at once
+    with one thread each.
 
     Args:
-        batch_size: items at once, in all.
+        batch_size: total number of items at once.
         device: of the model.
-        threads: the pipeline's setting, how many threads work; None: OMP_NUM_THREADS, or one a
+        threads: the pipeline's setting for the number of threads; None: OMP_NUM_THREADS, or one per
             core.
         setting: what sets the device, for the error: "encode.device".
     """
@@ -151,8 +150,8 @@ def stage_batches(
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """So many CPU threads for each of torch's operations, which sums are rounded by; the number
-    before at the end. None: as many.
+    """Use this many CPU threads for each of torch's operations within the block, because the number
+    changes how sums are rounded. None: keep the current number.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -163,15 +162,15 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 class Batches:
-    """Run a model over many items, a batch at a time; the batch is halved where the device's memory
-    does not hold it.
+    """Runs a model over many items in batches, which are halved if they do not fit in the device's
+    memory.
 
     Args:
-        size: items a batch, to begin with; once halved it stays so.
+        size: initial number of items per batch; once halved, it stays so.
         setting: what sets the device, for the error: "encode.device".
-        workers: so many threads work on a batch each, with one of torch's threads each, so that the
-            results do not depend on how many there are. None: the caller works, with as many
-            threads as it has.
+        workers: this many threads each process a batch, using one of torch's threads, so that
+            results do not depend on their number. None: the caller's thread works, with all of
+            torch's threads.
     """
 
     def __init__(self, size: int, setting: str, workers: int | None = None) -> None:
@@ -186,13 +185,13 @@ class Batches:
 
     @property
     def at_once(self) -> int:
-        """Items that keep all workers busy."""
+        """The number of items that keep all workers busy."""
         return self.size * (self.workers or 1)
 
     def run(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
     ) -> Iterator[tuple[Sequence[Item], Result]]:
-        """Each batch and what `work` makes of it, in order; no item is dropped.
+        """Each batch and the result of `work` for it, in order; no item is dropped.
 
         Raises:
             DoesNotFitError: a single item does not fit.

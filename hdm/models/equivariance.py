@@ -1,5 +1,5 @@
-"""Equivariance of an autoencoder: a latent that is scaled or turned decodes to the picture scaled
-or turned (EQ-VAE, arXiv 2502.09509).
+"""Equivariance of an autoencoder: a scaled or rotated latent decodes to the scaled or rotated
+picture (EQ-VAE, arXiv 2502.09509).
 
 Shapes: B batch, C channels, h w latent size, H W picture size.
 """
@@ -21,7 +21,7 @@ SMALLEST_SIDE = 2  # of a scaled latent
 
 @dataclass(frozen=True)
 class Transform:
-    """A scaling, then a turn, that a latent and its picture both bear.
+    """A scaling followed by a rotation, applicable to a latent and to its picture.
 
     Args:
         scale: of both sides, in (0, 1].
@@ -51,7 +51,9 @@ def _resized(values: Tensor, size: list[int]) -> Tensor:
 def draw_transform(
     rng: np.random.Generator, scales: tuple[float, float] = (0.25, 1.0)
 ) -> Transform:
-    """A scale uniform in [low, high) and a uniform turn (EQ-VAE, section 3.2)."""
+    """A random transform: the scale uniform in [low, high), the rotation uniform (EQ-VAE, section
+    3.2).
+    """
     return Transform(float(rng.uniform(*scales)), int(rng.integers(4)))
 
 
@@ -61,13 +63,13 @@ MEASURED = tuple(
     for turns in range(4)
     if (scale, turns) != (1.0, 0)
 )
-"""The transforms that errors are measured over."""
+"""The transforms over which errors are measured."""
 
 
 def equivariance_errors(
     autoencoder: Autoencoder, image: Tensor, transforms: Sequence[Transform] = MEASURED
 ) -> dict[str, float]:
-    """How far an autoencoder is from equivariance, over pictures and transforms.
+    """An autoencoder's equivariance errors over pictures and transforms.
 
     Args:
         image: (B, 3, H, W) in [-1, 1].

@@ -1,8 +1,7 @@
-"""How a model's blocks are run in training: compiled, or with activations that are computed anew
-instead of kept.
+"""Execution of a model's blocks in training: compiled, with recomputed activations, or sharded.
 
-Neither changes the result beyond rounding; dropout, which is set here too, does. All work block by
-block: blocks of one kind share their compiled code.
+None of these changes the result beyond rounding; dropout, which is set here too, does. All of them
+work block by block; blocks of one kind share compiled code.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from hdm.models.denoiser import Denoiser
 
 
 def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
-    """Numbers of the blocks whose activations are not kept: `share` of them, spread evenly from the
-    first.
+    """Indices of the blocks whose activations are recomputed: `share` of them, spread evenly from
+    the first.
 
-    The last block is spared the longest: its activations are gone before the first ones are
-    computed anew, so that the two never add up.
+    The last block comes last: its activations are freed before the first recomputation, so the two
+    never add up.
     """
     count = round(num_blocks * share)
     return frozenset(
@@ -32,8 +31,8 @@ def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
 
 
 def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
-    """Compile each block's forward pass, without a graph break. Sequences may then have any length
-    without compiling anew.
+    """Compile each block's forward pass without graph breaks. Sequences of any length then use the
+    same code.
     """
     # Six kinds of call (with and without a skip, kept tokens and all, the last block), for each
     # size of micro-batch.
@@ -43,8 +42,8 @@ def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
 
 
 def drop_updates(model: Denoiser, rate: float) -> None:
-    """Dropout, in training mode, of what attention and feed-forward add to the tokens: a `rate` of
-    the features of each update.
+    """In training mode, drop a `rate` of the features of each update that attention and
+    feed-forward add to the tokens.
 
     Call it before `compile_blocks` and `recompute_activations`.
     """
@@ -53,10 +52,10 @@ def drop_updates(model: Denoiser, rate: float) -> None:
 
 
 def recompute_activations(model: Denoiser, share: float) -> None:
-    """Keep only the inputs of `share` of the blocks (`recomputed_blocks`) and run these again in
-    the backward pass.
+    """For `share` of the blocks (`recomputed_blocks`), keep only the inputs, and run the blocks
+    again in the backward pass.
 
-    Call it after `compile_blocks`, whose code is then run twice.
+    Call it after `compile_blocks`, so that the compiled code runs twice.
     """
     blocks = list(model.blocks())
     for number in recomputed_blocks(len(blocks), share):
@@ -70,13 +69,13 @@ def recompute_activations(model: Denoiser, share: float) -> None:
 
 
 def shard(model: Denoiser, mesh: DeviceMesh) -> None:
-    """Spread a model's parameters over processes: each block is put together when its turn comes,
-    and what lies outside them for the whole pass. All processes then have to call the model
-    together, and its parameters are others than before.
+    """Shard a model's parameters across processes. Each block is gathered when it runs; parameters
+    outside the blocks are gathered for the whole pass. Forward passes are then collective, and the
+    model's parameter objects are replaced.
 
     Args:
         model: on any device; its shards go to the mesh's.
-        mesh: of the processes, of one dimension.
+        mesh: of the processes, one-dimensional.
     """
     from torch.distributed.fsdp import fully_shard
 

@@ -1,8 +1,8 @@
 """Floating-point operations of XUT, counted from its sizes: two for each multiplication and
 addition of a matrix product.
 
-Elementwise arithmetic is not counted, as is usual and as torch's own counter does; a test holds
-this to that.
+Elementwise arithmetic is not counted, as in torch's own counter, against which a test compares
+this.
 
 Shapes: L image tokens, T text tokens, S tokens that a block sees, Q of them that it gives back, D
 width, M feed-forward width.
@@ -18,7 +18,7 @@ from hdm.models.tread import BlockTokens, block_tokens
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes through the model at once.
+    """The input of one forward pass.
 
     Args:
         num_image, num_text: tokens of a sample, padding counted.
@@ -41,12 +41,11 @@ def forward_flops(config: XUTConfig, given: Pass) -> int:
 
 
 def training_flops(config: XUTConfig, given: Pass, recomputed: frozenset[int] = frozenset()) -> int:
-    """One training step of a batch without the optimizer: a backward pass is counted as two forward
+    """One training step of a batch without the optimizer; the backward pass counts as two forward
     passes.
 
     Args:
-        recomputed: numbers of the blocks whose forward pass is done once more (gradient
-            checkpointing).
+        recomputed: indices of the blocks whose forward pass is repeated (gradient checkpointing).
     """
     blocks = _blocks_flops(config, given)
     again = sum(flops for number, flops in enumerate(blocks) if number in recomputed)
@@ -54,9 +53,7 @@ def training_flops(config: XUTConfig, given: Pass, recomputed: frozenset[int] = 
 
 
 def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
-    """All but the blocks, for one sample: embeddings, the shared modulation and the output
-    layer.
-    """
+    """Everything except the blocks, for one sample: embeddings, shared modulation, output layer."""
     d = config.width
     patch = config.channels * config.patch_size**2
     tokens = 2 * num_image * patch * d * 2 + 2 * num_text * config.text_width * d
@@ -66,7 +63,7 @@ def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
 
 
 def _blocks_flops(config: XUTConfig, given: Pass) -> list[int]:
-    """Each block's, as they run, for one sample."""
+    """Each block in execution order, for one sample."""
     tokens = (given.num_image, given.num_text)
     blocks = block_tokens(config, given.route, tokens, given.tread_rate)
     return [_block_flops(config, block) for block in blocks]

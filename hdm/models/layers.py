@@ -1,9 +1,9 @@
 """The layers of XUT. Attribute names are those of the published weights.
 
 Shapes: B batch, C latent channels, H W latent size, p patch size, L image tokens, T text tokens, S
-= L + T, D width, N heads, K head size (D = N·K), M feed-forward width. Linear layers not spoken of
-start as torch starts them: uniform within ±1/√inputs, weights and biases. Norms, rotation and
-modulation are computed in float32, whatever autocast says.
+= L + T, D width, N heads, K head size (D = N·K), M feed-forward width. Unless noted otherwise,
+linear layers use torch's initialisation: weights and biases uniform within ±1/√inputs. Norms,
+rotation and modulation are computed in float32, regardless of autocast.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from hdm.models.rope import RotaryPositions
 
 
 class Modulation(NamedTuple):
-    """A norm's factor 1 + scale, its shift, and the factor 1 + gate of what follows it, each (B, 1,
-    D).
+    """A norm's factor 1 + scale, its shift, and the factor 1 + gate of the update that follows,
+    each (B, 1, D).
     """
 
     scale: Tensor
@@ -31,10 +31,10 @@ class Modulation(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What every block gets besides its tokens.
+    """Every block's inputs besides its tokens.
 
-    attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block makes its
-    own.
+    attn, xattn, mlp: the shared modulation, or the embedding (B, D) from which each block computes
+        its own.
     positions: (B or 1, S, 2). mask: keys that may be attended to, (B, 1, 1, S) bool; None: all.
     """
 
@@ -51,7 +51,7 @@ def _zero(layer: nn.Module) -> None:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm over the last axis, in float32 whatever the precision of input and weight."""
+    """RMSNorm over the last axis, in float32 for any precision of input and weight."""
 
     eps: float
 
@@ -151,8 +151,8 @@ class ModulationNetwork(nn.Sequential):
 
 
 class ModulatedNorm(nn.Module):
-    """RMSNorm(z)·(1 + scale) + shift, and the gate 1 + gate of what follows. The norm's weight
-    starts at 1.
+    """RMSNorm(z)·(1 + scale) + shift, and the factor 1 + gate for the update that follows. The
+    norm's weight starts at 1.
     """
 
     def __init__(self, config: XUTConfig) -> None:
@@ -169,7 +169,7 @@ class ModulatedNorm(nn.Module):
         return torch.addcmul(shift, self.norm(tokens_BSD).float(), scale), gate
 
     def modulation(self, given: Modulation | Tensor) -> Modulation:
-        """The shared modulation, or the block's own from the embedding."""
+        """The shared modulation, or the block's own, computed from the embedding."""
         if self.adaln is not None:
             given = self.adaln(given)
         assert isinstance(given, Modulation)
@@ -177,8 +177,8 @@ class ModulatedNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """What self- and cross-attention share: QK-norm, rotation, the attention itself and the output
-    layer.
+    """The common part of self- and cross-attention: QK-norm, rotation, the attention itself and the
+    output layer.
     """
 
     def __init__(self, config: XUTConfig) -> None:
@@ -222,7 +222,9 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Queries from the tokens, keys and values from an encoder stage's state of the same tokens."""
+    """Cross-attention: queries come from the tokens, keys and values from an encoder stage's state
+    of the same tokens.
+    """
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__(config)
@@ -270,8 +272,8 @@ class Block(DenoiserBlock):
     def forward(
         self, z: Tensor, given: Conditions, skip: Tensor | None = None, num_out: int | None = None
     ) -> Tensor:
-        """(B, S, D) to the same, or, in a block without a skip, to its first num_out tokens: the
-        others serve attention alone.
+        """(B, S, D) to the same shape or, in a block without a skip, to the first num_out tokens;
+        the others are only attended to.
         """
         m, gate = self.attn_pre_norm(z, given.attn)
         z = self._add(z, m, gate, self.attn(m, given.positions, given.mask, num_out))

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 LOG_SPACED = (math.pi / 2, 8 * math.pi)
-"""Lowest and highest start frequency of `log_spaced`: from half a period across the picture to one
-in every two of 16 cells.
+"""Lowest and highest initial frequency of `log_spaced`: from half a period across the picture to
+one period per two of 16 cells.
 """
 
 
 class RotaryPositions(nn.Module):
     """A learned table of log-frequencies, (N, K/4, 2) with the axis (y, x) last.
 
-    Start: `pi` puts ln π everywhere, as published; `log_spaced` spreads frequencies evenly in the
-    logarithm over heads and features, so that some heads see near tokens apart and some far ones.
+    Initialisation: `pi` sets ln π everywhere, as published; `log_spaced` spaces frequencies evenly
+    in the logarithm over heads and features, so that some heads resolve near tokens and some far
+    ones.
     """
 
     def __init__(

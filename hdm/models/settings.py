@@ -1,4 +1,4 @@
-"""Which models a pipeline uses."""
+"""The choice of a pipeline's models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class WithComponents(Protocol):
 
 
 class WithAutoencoder(WithComponents, Protocol):
-    """The part of a pipeline that says what its latents are like."""
+    """The part of a pipeline that describes its latents."""
 
     @property
     def own_channels(self) -> int | None:

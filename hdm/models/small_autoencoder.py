@@ -1,6 +1,4 @@
-"""The small AutoencoderKL that is trained where there is none to be had: 8 × downscale, fully
-convolutional.
-"""
+"""A small AutoencoderKL for training from scratch: 8 × downscale, fully convolutional."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ START_LOG_VARIANCE = -6.0
 
 
 def new_autoencoder(channels: int = CHANNELS, widths: tuple[int, ...] = WIDTHS) -> Any:
-    """An untrained AutoencoderKL; no attention, so that it takes any size.
+    """An untrained AutoencoderKL, without attention, so that it accepts any size.
 
     Args:
         channels: of a latent.

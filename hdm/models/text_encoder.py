@@ -21,10 +21,10 @@ _ANOTHER = "name another in components.text_encoder"
 
 
 class Tokenizer:
-    """A transformers tokenizer that never gives an empty list.
+    """A transformers tokenizer that never returns an empty list.
 
     Attributes:
-        pad_id: fills a batch up; masked, so its value does not matter to the encoder.
+        pad_id: pads a batch; masked, so its value does not affect the encoder.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -36,12 +36,12 @@ class Tokenizer:
 
     @property
     def largest_id(self) -> int:
-        """The largest token id that it may give."""
+        """The largest token id that it may return."""
         return max(self.tokenizer.get_vocab().values())
 
     def token_ids(self, captions: list[str], max_tokens: int) -> list[list[int]]:
-        """The token ids of each caption, special tokens included, cut to `max_tokens`; at least one
-        each.
+        """The token ids of each caption, including special tokens, truncated to `max_tokens`; at
+        least one each.
         """
         if not captions:
             return []
@@ -70,7 +70,7 @@ class TextEncoder(nn.Module):
         """The text embedding of a batch.
 
         Args:
-            token_ids: (B, T) int64, filled up on the right.
+            token_ids: (B, T) int64, padded on the right.
             text_mask: (B, T) bool, True where a token is real.
 
         Returns:
@@ -119,7 +119,7 @@ def load_tokenizer(reference: str) -> Tokenizer:
 
 
 def num_embeddings(reference: str) -> int:
-    """How many token ids a text encoder knows, from its configuration alone.
+    """The size of a text encoder's vocabulary, from its configuration alone.
 
     Raises:
         InputError: it is missing, or has no configuration that can be read.
@@ -136,8 +136,8 @@ def num_embeddings(reference: str) -> int:
 
 
 def text_width(reference: str) -> int | None:
-    """The width of a text encoder's embeddings, from its configuration alone; None: it does not
-    say.
+    """The width of a text encoder's embeddings, from its configuration alone; None if it does not
+    record it.
 
     Raises:
         InputError: it is not on this machine, or has no configuration that can be read.
@@ -155,7 +155,7 @@ def text_width(reference: str) -> int | None:
 
 
 def check_text_width(width: int, reference: str, model: XUTConfig) -> None:
-    """Raise a ConfigError where a denoiser takes embeddings of another width."""
+    """Raise a ConfigError if a denoiser expects embeddings of another width."""
     if width != model.text_width:
         raise ConfigError(
             f"the text encoder {reference} gives embeddings of width {width}, the model takes"

@@ -1,5 +1,5 @@
-"""A convolutional network on a picture that does not fit: overlapping tiles, blended where they
-overlap.
+"""Applies a convolutional network to a picture that does not fit in memory, in tiles that are
+blended where they overlap.
 
 Shapes: a grid of cells; a cell is one latent pixel, `downscale` picture pixels each way.
 """
@@ -22,8 +22,8 @@ def tiled(
     cell_in: int,
     cell_out: int,
 ) -> Tensor:
-    """What `apply` gives of the whole, put together from tiles; weights fall linearly to each
-    tile's edge.
+    """The result of `apply` for the whole, blended from tiles with weights that fall linearly to
+    each tile's edge.
 
     Args:
         apply: (B, C, h·cell_in, w·cell_in) → (B, C', h·cell_out, w·cell_out), the same network for

@@ -1,5 +1,5 @@
-"""TAESD's family of tiny autoencoders with a pooled branch (FLUX.2's), and the forms in which they
-are published.
+"""The tiny autoencoders of the TAESD family with a pooled branch (FLUX.2's), and the formats in
+which they are published.
 
 Their repository has NAME_encoder.pth and NAME_decoder.pth, each an nn.Sequential's state; the hub's
 `madebyollin/taef2` has one NAME.safetensors with both under diffusers' names, without a
@@ -107,7 +107,7 @@ def load_published(folder: Path, single: Path | None) -> Any:
         single: the file that holds both halves; None: there are two .pth files.
 
     Raises:
-        InputError: they hold something else, or do not belong together.
+        InputError: they hold something else, or do not match.
     """
     encoder, decoder = _of_one(single) if single else _of_two(folder)
     try:
@@ -142,7 +142,7 @@ def _not_tiny(folder: Path, why: str) -> InputError:
 
 
 def _of_one(file: Path) -> tuple[_Tensors, _Tensors]:
-    """The states of encoder and decoder, under diffusers' numbers."""
+    """The state dictionaries of encoder and decoder, with diffusers' layer numbers."""
     try:
         state = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -17,7 +17,7 @@ from hdm.errors import InputError
 
 
 def num_kept(num_tokens: int, rate: float) -> int:
-    """Image tokens that stay at a drop rate: num_tokens - ⌊num_tokens · rate⌋."""
+    """Number of image tokens kept at a drop rate: num_tokens - ⌊num_tokens · rate⌋."""
     if not 0 <= rate < 1:
         raise InputError(
             f"TREAD rate {rate} is outside [0, 1)", do="0 keeps all tokens, 0.5 drops half of them"
@@ -32,8 +32,8 @@ def rate_at(schedule: Sequence[tuple[float, float]], progress: float) -> float:
     SPRINT does (arXiv 2510.21986).
 
     Args:
-        schedule: (from which share of training on, rate), ascending, the first from 0.
-        progress: share of training that is done, in [0, 1].
+        schedule: (share of training at which it begins, rate), ascending, the first at 0.
+        progress: completed share of training, in [0, 1].
     """
     if not schedule or schedule[0][0] > progress:
         raise InputError(
@@ -55,10 +55,10 @@ def draw_kept(
     Args:
         num_tokens: image tokens of a sample.
         rate: share to drop, in [0, 1).
-        generator: source of the draw, on its own device; None: torch's default.
+        generator: random generator, on its own device; None: torch's default.
 
     Returns:
-        (batch, num_kept) int64 on `device`, ascending in each row; None where all are kept.
+        (batch, num_kept) int64 on `device`, ascending in each row; None if all are kept.
     """
     count = num_kept(num_tokens, rate)
     if count == num_tokens:
@@ -69,7 +69,7 @@ def draw_kept(
 
 
 def kept_rows(kept_BK: Tensor, num_tokens: int, num_text: int) -> Tensor:
-    """Rows of the flattened (B·S, …) sequence that stay: the kept image tokens and all text tokens
+    """The kept rows of the flattened (B·S, …) sequence: the kept image tokens and all text tokens
     of each sample.
 
     Returns:
@@ -97,9 +97,7 @@ def scatter(tokens_BSD: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Tokens that a block sees, those that it gives back, and whether it cross-attends to a
-    skip.
-    """
+    """The numbers of tokens that a block sees and returns, and whether it cross-attends to a skip."""
 
     seen: int
     given: int
@@ -109,7 +107,7 @@ class BlockTokens:
 def block_tokens(
     model: XUTConfig, route: tuple[int, int] | None, tokens: tuple[int, int], rate: float
 ) -> list[BlockTokens]:
-    """Of each block, as they run, at a TREAD rate."""
+    """Of each block, in execution order, at a TREAD rate."""
     num_image, num_text = tokens
     first = model.prev_blocks + model.depth * model.enc_blocks
     total = model.num_blocks

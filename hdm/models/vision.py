@@ -1,5 +1,5 @@
-"""Patch features of a frozen vision transformer of transformers' kind: DINOv2, DINOv3, ViT and
-others that read squares of pixels.
+"""Patch features of a frozen vision transformer from transformers: DINOv2, DINOv3, ViT and others
+with square patches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """XUT, the Cross-U-Transformer of HDM (arXiv 2509.06068): velocity of a noisy latent, given text.
 
 Written from the paper's formulas. What differs from a textbook diffusion transformer, as published:
-- image and text tokens are one sequence, and a token's position is where its patch lies in the
+- image and text tokens form one sequence, and a token's position is that of its patch in the
   picture;
 - encoder and decoder form a U whose decoder stages cross-attend to an encoder stage of the same
   length;
@@ -41,8 +41,8 @@ from hdm.positions import full_map, to_patch_grid
 
 
 class Link(NamedTuple):
-    """A block as it runs: `reads` is the encoder stage whose state it cross-attends to, `writes`
-    the one whose state it leaves.
+    """A block with its skips: `reads` is the encoder stage whose state it cross-attends to,
+    `writes` the stage whose state it produces.
     """
 
     block: Block
@@ -51,15 +51,13 @@ class Link(NamedTuple):
 
 
 class Stage(nn.ModuleList):
-    """Blocks one after another; the first cross-attends to a skip where the stage is built with
-    one.
-    """
+    """A sequence of blocks; the first cross-attends to a skip if the stage is built with one."""
 
     def __init__(self, config: XUTConfig, count: int, *, cross: bool = False) -> None:
         super().__init__(Block(config, cross=cross and i == 0) for i in range(count))
 
     def links(self, reads: int | None = None, writes: int | None = None) -> Iterator[Link]:
-        """The blocks as they run: the first reads a state, the last leaves one."""
+        """The blocks in execution order: the first may read a state, the last may produce one."""
         blocks = cast("list[Block]", list(self))
         for block in blocks:
             yield Link(
@@ -125,7 +123,7 @@ class XUT(Denoiser):
         self.out_patch = PatchOutput(width, config.channels, config.patch_size)
 
     def blocks(self) -> Iterator[Block]:
-        """All transformer blocks in the order in which they run."""
+        """All transformer blocks in execution order."""
         return (link.block for link in self.links())
 
     def links(self) -> Iterator[Link]:
@@ -160,9 +158,9 @@ class XUT(Denoiser):
                 None: no padding.
             kept: image tokens that pass through the route, (B, K) int64 (`tread.draw_kept`); None:
                 all.
-            route: (start, end), the blocks that see the kept tokens alone, counted in the order in
-                which they run, end exclusive; None: the whole U, as published. All along the route
-                a dropped token's state is the one that it had at its start.
+            route: (start, end), the blocks that see only the kept tokens, counted in execution
+                order, end exclusive; None: the whole U, as published. Along the route, a dropped
+                token keeps the state that it had at the start.
 
         Returns:
             (B, C, H, W).
@@ -201,7 +199,7 @@ class XUT(Denoiser):
         route: tuple[int, int],
         num_image: int,
     ) -> Tensor:
-        """All blocks, those on the route with the tokens at `rows` alone (None: all)."""
+        """All blocks; those on the route see only the tokens at `rows` (None: all)."""
         links = list(self.links())
         states: dict[int, Tensor] = {}
         if rows is not None:
@@ -234,8 +232,8 @@ class XUT(Denoiser):
         return Conditions(attn, xattn, mlp, positions, mask)
 
     def _places(self, positions: Tensor | None, latent: Tensor, num_text: int) -> Tensor:
-        """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, which no
-        rotation then moves.
+        """(B or 1, S, 2): the patches' positions, then (0, 0) for each text token, so that rotation
+        leaves text unchanged.
         """
         height, width = latent.shape[-2:]
         p = self.architecture.patch_size
@@ -294,8 +292,8 @@ def _run(
     states: dict[int, Tensor],
     num_out: int | None = None,
 ) -> Tensor:
-    """All tokens through some of the blocks, or only the first num_out from the last one; `states`
-    holds the encoder stages', (B, S, D).
+    """Pass all tokens through some blocks, whose last may return only the first num_out; `states`
+    holds the encoder stages' states, (B, S, D).
     """
     for number, (block, reads, writes) in enumerate(links, 1):
         alone = num_out if reads is None and number == len(links) else None
