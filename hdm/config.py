@@ -111,9 +111,8 @@ class Pipeline(Settings):
                     where="encode.from_larger",
                     do="name resolutions of train.phases",
                 )
-            if not any(
-                larger > size and larger not in self.encode.from_larger for larger in resolutions
-            ):
+            encoded = resolutions.difference(self.encode.from_larger)
+            if max(encoded, default=0) <= size:
                 raise ConfigError(
                     f"no larger resolution than {size} is encoded",
                     where="encode.from_larger",

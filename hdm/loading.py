@@ -69,15 +69,16 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         DamagedError: a file cannot be read.
     """
     forget_launchers()
-    named = {
-        name: reference
-        for name in DENOISING
-        if (reference := getattr(resolve(components), name)) is not None
-    }
+    resolved = resolve(components)
+    named = {}
+    for name in DENOISING:
+        reference = getattr(resolved, name)
+        if reference is not None:
+            named[name] = reference
     model = open_model(path)
     if model.kind == "trained":
         with in_use([path] if (path / MANIFEST).exists() else []):
-            pass  # hdm gc shall know
+            pass  # marks the output as used, so that `hdm gc` keeps it
         return _trained(path, model, named, device)
     if model.kind == "diffusers":
         return _diffusers_folder(path, model, named, device)
@@ -92,16 +93,15 @@ def _trained(
     """
     card = model.card
     names = {**card.component_names, **_finetuned(folder)}
-    components = {
-        component: _own_component(
+    components = {}
+    for component in DENOISING:
+        components[component] = _own_component(
             component,
             card.components.get(component),
             names.get(component, DEMO),
             named.get(component),
             folder,
         )
-        for component in DENOISING
-    }
     text_to_image = _assembled(model, components, device)
     return Loaded(
         text_to_image,

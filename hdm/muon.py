@@ -69,10 +69,10 @@ class Muon(torch.optim.Optimizer):
         averages = [local(self._average(matrix)) for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
-        together = [
-            all_gather(direction, matrix).flatten(1)
-            for direction, matrix in zip(directions, matrices, strict=True)
-        ]
+        together = []
+        for direction, matrix in zip(directions, matrices, strict=True):
+            # Whole matrices: orthogonalization is not elementwise. Convolutions become matrices.
+            together.append(all_gather(direction, matrix).flatten(1))
         moves = orthogonalized(torch.stack(together))
         rows, columns = moves.shape[1:]
         size = (
@@ -83,10 +83,9 @@ class Muon(torch.optim.Optimizer):
         weights = [local(matrix) for matrix in matrices]
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        shaped = [
-            share(move.view(matrix.shape), matrix)
-            for move, matrix in zip(moves.to(matrices[0].dtype), matrices, strict=True)
-        ]
+        shaped = []
+        for move, matrix in zip(moves.to(matrices[0].dtype), matrices, strict=True):
+            shaped.append(share(move.view(matrix.shape), matrix))
         torch._foreach_add_(weights, shaped, alpha=-group["lr"] * size)
 
     def _average(self, matrix: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ tokens.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -108,11 +107,13 @@ class Batch:
                 interleaved[place] = value
             return interleaved
 
-        before = itertools.accumulate((len(part.crops) for part in parts[:-1]), initial=0)
-        parts = [
-            replace(part, crop=part.crop + number)
-            for part, number in zip(parts, before, strict=True)
-        ]
+        # The parts' crops are concatenated, so each part's numbers follow those before it.
+        renumbered = []
+        num_crops = 0
+        for part in parts:
+            renumbered.append(replace(part, crop=part.crop + num_crops))
+            num_crops += len(part.crops)
+        parts = renumbered
         each = {field.name: weave(field.name) for field in fields(cls) if field.name not in _SHARED}
         return cls(
             key_of_row=key_of_row,
@@ -124,11 +125,10 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Batch:
         """Some of its samples, as a micro-batch."""
-        parts = {
-            name: value[start:stop]
-            for name, value in self._values().items()
-            if name not in _SHARED and value is not None
-        }
+        parts = {}
+        for name, value in self._values().items():
+            if name not in _SHARED and value is not None:
+                parts[name] = value[start:stop]
         return replace(self, **parts)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -140,11 +140,10 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        changed: dict[str, Any] = {
-            name: function(value)
-            for name, value in self._values().items()
-            if isinstance(value, Tensor)
-        }
+        changed: dict[str, Any] = {}
+        for name, value in self._values().items():
+            if isinstance(value, Tensor):
+                changed[name] = function(value)
         return replace(self, **changed)
 
     def _values(self) -> dict[str, Any]:

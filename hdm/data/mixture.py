@@ -33,10 +33,10 @@ class Shares:
 
     def __init__(self, weights: Sequence[float]) -> None:
         rest = np.cumsum(np.asarray(weights, float)[::-1])[::-1]
-        self._shares = [
-            round(weight / left * 2**_BITS)
-            for weight, left in zip(weights[:-1], rest[:-1].tolist(), strict=True)
-        ]
+        # In integers, counts are exact at every position.
+        self._shares = []
+        for weight, left in zip(weights[:-1], rest[:-1].tolist(), strict=True):
+            self._shares.append(round(weight / left * 2**_BITS))
 
     def before(self, positions: np.ndarray) -> np.ndarray:
         """The number of each set's samples before some positions: (n,) int64 → (number of sets, n)
@@ -82,11 +82,11 @@ class Mixture:
         start = num_images_seen
         stop = num_images_seen + self.batch_size
         whole = self._shares.before(np.array([start, stop])).tolist()
-        longest = max(
-            loader.longest(*span)
-            for loader, span in zip(self._loaders, whole, strict=True)
-            if span[0] < span[1]
-        )
+        # Over the global batch, not this process's share: padding must not depend on the ranks.
+        longest = 0
+        for loader, (first, end) in zip(self._loaders, whole, strict=True):
+            if first < end:
+                longest = max(longest, loader.longest(first, end))
         num_tokens = self._loaders[0].padded_length(longest)
         begin = start + self.batch_size * self.rank // self.world_size
         end = start + self.batch_size * (self.rank + 1) // self.world_size

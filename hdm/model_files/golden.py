@@ -48,9 +48,8 @@ def compare(path: Path) -> list[Comparison]:
         DamagedError: it is truncated or garbled.
     """
     weights = read_weights(path, inferring=True)
-    golden = {
-        name: tensor for name, tensor in load_file(path).items() if not name.startswith(PREFIX)
-    }
+    tensors = load_file(path)
+    golden = {name: tensors[name] for name in tensors if not name.startswith(PREFIX)}
     wanted = sorted(name for name in golden if name.startswith(("out.", "grad.")))
     if not wanted:
         raise InputError(
@@ -63,9 +62,10 @@ def compare(path: Path) -> list[Comparison]:
             ours = _Golden(weights.model(), golden).compute(wanted)
     except InputError as error:
         raise InputError(error.what, where=path, do=error.do) from error
-    return [
-        Comparison(name, relative_error(ours[name], golden[name], name, path)) for name in wanted
-    ]
+    found = []
+    for name in wanted:
+        found.append(Comparison(name, relative_error(ours[name], golden[name], name, path)))
+    return found
 
 
 def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float:
@@ -165,17 +165,15 @@ class _Golden:
         """Gradients of the mean squared error between out.plain and in.target."""
         latent = self.given("in.x").requires_grad_()
         parameters = dict(self.model.named_parameters())
-        unknown = [
-            name
-            for name in names
-            if name not in _GRADIENTS and name.removeprefix("grad.") not in parameters
-        ]
-        if unknown:
-            raise InputError(f"{unknown[0]}: the model has no such weight")
+        weights = {}
+        for name in names:
+            if name in _GRADIENTS:
+                continue
+            weight = name.removeprefix("grad.")
+            if weight not in parameters:
+                raise InputError(f"{name}: the model has no such weight")
+            weights[name] = parameters[weight]
         loss = (self.predict("in.pos", latent=latent) - self.given("in.target")).square().mean()
-        weights = {
-            name: parameters[name.removeprefix("grad.")] for name in names if name not in _GRADIENTS
-        }
         slopes = torch.autograd.grad(loss, [latent, *weights.values()], materialize_grads=True)
         return {
             **dict(zip(("out.grad_x", *weights), slopes, strict=True)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,22 +202,15 @@ def _layer_names(state: Mapping[str, Tensor], file: Path) -> list[str]:
     Raises:
         InputError: the tensors are not those of a head.
     """
-    numbers = sorted(
-        int(match[1]) for name in state if (match := re.fullmatch(r"layers\.(\d+)\.weight", name))
-    )
-    names = [f"layers.{number}." for number in numbers] or [""]
-    expected = {f"{name}{part}" for name in names for part in ("weight", "bias")}
+    numbers = []
+    for name in state:
+        match = re.fullmatch(r"layers\.(\d+)\.weight", name)
+        if match:
+            numbers.append(int(match[1]))
+    # Numbers may have gaps: the published MLPs count dropout layers, which have no tensors.
+    names = [f"layers.{number}." for number in sorted(numbers)] or [""]
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    fits = set(shapes) == expected and all(
-        len(shapes[f"{name}weight"]) == 2 and shapes[f"{name}bias"] == shapes[f"{name}weight"][:1]
-        for name in names
-    )
-    if fits:
-        fits = shapes[f"{names[-1]}weight"][0] == 1 and all(
-            shapes[f"{before}weight"][0] == shapes[f"{after}weight"][1]
-            for before, after in itertools.pairwise(names)
-        )
-    if not fits:
+    if not _is_chain(shapes, names):
         held = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())[:8])
         raise InputError(
             f"is not an aesthetic head: it holds {held}",
@@ -228,6 +221,25 @@ def _layer_names(state: Mapping[str, Tensor], file: Path) -> list[str]:
             ),
         )
     return names
+
+
+def _is_chain(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> bool:
+    """Whether the shapes are exactly those of linear layers, each of which reads what the one
+    before gives, and the last of which gives one number.
+    """
+    expected = set()
+    for name in names:
+        expected |= {f"{name}weight", f"{name}bias"}
+    if set(shapes) != expected:
+        return False
+    for name in names:
+        weight = shapes[f"{name}weight"]
+        if len(weight) != 2 or shapes[f"{name}bias"] != weight[:1]:
+            return False
+    for before, after in itertools.pairwise(names):
+        if shapes[f"{before}weight"][0] != shapes[f"{after}weight"][1]:
+            return False
+    return shapes[f"{names[-1]}weight"][0] == 1
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:

@@ -381,11 +381,7 @@ def weights_digest(reference: str) -> str:
             downloaded here.
     """
     path = locate(reference)
-    files = (
-        [path]
-        if path.is_file()
-        else sorted({file for pattern in FILES for file in path.glob(f"**/{pattern}")})
-    )
+    files = [path] if path.is_file() else _files_in(path)
     if not files:
         raise InputError(
             "there are no weights",
@@ -395,6 +391,13 @@ def weights_digest(reference: str) -> str:
     contents = {file.relative_to(path).as_posix() or file.name: _sha256_of(file) for file in files}
     architecture = reference.partition("@")[0] if "/" not in reference and "@" in reference else ""
     return hashlib.sha256(canonical_json([architecture, contents])).hexdigest()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    found: set[Path] = set()  # patterns may overlap
+    for pattern in FILES:
+        found.update(folder.glob(f"**/{pattern}"))
+    return sorted(found)
 
 
 def _sha256_of(path: Path) -> str:

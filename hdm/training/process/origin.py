@@ -93,24 +93,23 @@ def check_origin(job: Job) -> None:
 
 
 def differences(before: Mapping[str, Any], job: Job) -> Differences:
-    """Of two identities of one phase, by the names that `--set` knows: before and now; data sets by
-    their digests.
+    """The values that differ between two identities of one phase, old and new, by the names that
+    `--set` accepts; data sets by their digests.
     """
     old = dict(_named(before, job.number))
     now = dict(_named(job.identity, job.number))
-    return {
-        name: (old.get(name), now.get(name))
-        for name in sorted({*old, *now})
-        if old.get(name) != now.get(name)
-    }
+    found = {}
+    for name in sorted({*old, *now}):
+        if old.get(name) != now.get(name):
+            found[name] = (old.get(name), now.get(name))
+    return found
 
 
 def notice(job: Job) -> str | None:
-    """What to say where a phase starts anew beside an unfinished training of the same phase,
-    pipeline and data; the newest.
+    """The message for a phase that starts from the beginning beside an unfinished training of the
+    same phase, pipeline and data; of several, the newest. None if there is none.
 
-    None if there is none. One that failed is not worth going on from, unless its own error says
-    how.
+    Failed trainings are left out: their own error says how to continue, if that is worthwhile.
     """
     if job.phase.resume_from is not None or newest_checkpoint(Path(job.scratch)) is not None:
         return None
@@ -131,7 +130,7 @@ def notice(job: Job) -> str | None:
 
 
 def _is_alike(scratch: Path, identity: Mapping[str, Any], job: Job) -> bool:
-    """Whether a training of the same pipeline and data was left without having failed."""
+    """Whether it is an unfinished training of the same pipeline and data that did not fail."""
     if read_outcome(scratch).get("state") == ERROR:
         return False
     with contextlib.suppress(OSError, ValueError, TypeError, HdmError):
@@ -142,16 +141,20 @@ def _is_alike(scratch: Path, identity: Mapping[str, Any], job: Job) -> bool:
 
 
 def _data(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that pictures and captions come from, by digest: all but the phase before."""
-    return {
-        name: digest for name, digest in identity["inputs"].items() if not name.startswith("train.")
-    }
+    """The digests of the inputs with pictures and captions: all but the previous phase."""
+    inputs = identity["inputs"]
+    return {name: inputs[name] for name in inputs if not name.startswith("train.")}
 
 
 def _unfinished(job: Job) -> list[Path]:
-    """The newest checkpoint of each other training of this phase that did not come to its end."""
-    others = [folder for folder in Path(job.folder).parent.glob("*") if folder != Path(job.folder)]
-    return [path for folder in others if (path := newest_checkpoint(folder / SCRATCH)) is not None]
+    """The newest checkpoint of each other unfinished training of this phase."""
+    own = Path(job.folder)
+    found = []
+    for folder in own.parent.glob("*"):
+        newest = newest_checkpoint(folder / SCRATCH) if folder != own else None
+        if newest is not None:
+            found.append(newest)
+    return found
 
 
 class _Identity(TypedDict):
@@ -173,7 +176,7 @@ class _State(TypedDict):
 
 
 def _state(path: Path) -> _State | None:
-    """None where there is no checkpoint that could be gone on from."""
+    """A checkpoint's record; None if training cannot resume from it."""
     with contextlib.suppress(HdmError):
         return read_record(path / STATE, _State, "")
     return None
@@ -181,9 +184,9 @@ def _state(path: Path) -> _State | None:
 
 def _named(identity: Mapping[str, Any], number: int) -> Iterator[tuple[str, Any]]:
     config = dict(identity["config"])
-    phase = {
-        name: value for name, value in config.pop("phase", {}).items() if name != "resume_from"
-    }
+    phase = dict(config.pop("phase", {}))
+    # It always differs between a checkpoint and the phase that resumes from it.
+    phase.pop("resume_from", None)
     yield from _flat("train", config)
     yield from _flat(f"train.phases.{number}", phase)
     yield from _flat("inputs", identity["inputs"])
@@ -199,6 +202,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _worded(differing: Differences) -> str:
-    return ", ".join(
-        f"{name} {json.dumps(old)} → {json.dumps(now)}" for name, (old, now) in differing.items()
-    )
+    changes = []
+    for name, (old, now) in differing.items():
+        changes.append(f"{name} {json.dumps(old)} → {json.dumps(now)}")
+    return ", ".join(changes)

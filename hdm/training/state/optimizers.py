@@ -62,16 +62,15 @@ class Optimizers:
         for_muon: Callable[[str, Tensor], bool] = is_muon,
     ) -> None:
         self.settings = settings
-        parameters = {
-            name: value for name, value in model.named_parameters() if value.requires_grad
-        }
-        self._names = {id(value): name for name, value in parameters.items()}
-        muon = {
-            name: value
-            for name, value in parameters.items()
-            if settings.kind == "muon" and for_muon(name, value)
-        }
-        adamw = {name: value for name, value in parameters.items() if name not in muon}
+        self._names: dict[int, str] = {}
+        muon: dict[str, Tensor] = {}
+        adamw: dict[str, Tensor] = {}
+        for name, value in model.named_parameters():
+            if not value.requires_grad:
+                continue
+            self._names[id(value)] = name
+            takes_muon = settings.kind == "muon" and for_muon(name, value)
+            (muon if takes_muon else adamw)[name] = value
         self.all: dict[str, torch.optim.Optimizer] = {}
         if adamw:
             self.all["adamw"] = _adamw(_groups(adamw, settings), settings)
@@ -117,12 +116,13 @@ def state_tensors(
     """The state of some optimizers as `<parameter>:<what>` → tensor; `names` has the parameters'
     names by their `id`.
     """
-    return {
-        f"{names[id(parameter)]}:{what}": _apart(what, value)
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for what, value in state.items()
-    }
+    # By name, not by position: a checkpoint then fits however the parameters are grouped.
+    tensors = {}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for what, value in state.items():
+                tensors[f"{names[id(parameter)]}:{what}"] = _apart(what, value)
+    return tensors
 
 
 def load_state(
@@ -140,32 +140,33 @@ def load_state(
         )
     for optimizer in optimizers:
         numbered = optimizer.state_dict()
-        ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        named = {
-            number: _like_layouts(states.get(names[id(value)], {}), value)
-            for number, value in enumerate(ordered)
-        }
-        optimizer.load_state_dict(
-            {**numbered, "state": {number: state for number, state in named.items() if state}}
-        )
+        # torch numbers parameters consecutively over the groups.
+        ordered: list[Tensor] = []
+        for group in optimizer.param_groups:
+            ordered += group["params"]
+        by_number = {}
+        for number, value in enumerate(ordered):
+            state = states.get(names[id(value)])
+            if state:
+                by_number[number] = _like_layouts(state, value)
+        optimizer.load_state_dict({**numbered, "state": by_number})
 
 
 def _like_layouts(state: Mapping[str, Tensor | int], parameter: Tensor) -> dict[str, Tensor | int]:
     """Tensors of a parameter's shape in its own memory format: fused updates walk through memory
     side by side.
     """
-    alike = {
-        what: value
-        for what, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    }
-    # In the state's own precision, which may be 8 bits.
-    return {**state, **{what: like_layout(value, parameter) for what, value in alike.items()}}
+    found = dict(state)
+    for what, value in state.items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            # In the state's own precision, which may be 8 bits.
+            found[what] = like_layout(value, parameter)
+    return found
 
 
 def _apart(what: str, value: Tensor | int) -> Tensor:
-    """A tensor that shares no memory with another, as files want it: of 8 bits, the table of their
-    values is one for all parameters.
+    """A tensor that shares no memory with another, as safetensors requires: with 8 bits, all
+    parameters share the table of values.
     """
     if not isinstance(value, Tensor):
         return torch.tensor(value)
@@ -173,8 +174,8 @@ def _apart(what: str, value: Tensor | int) -> Tensor:
 
 
 def check_packages(settings: Optimizer, where: str) -> None:
-    """Raise a ConfigError where an optimizer needs a package that is not installed; `where` it is
-    asked for.
+    """Raise a ConfigError if an optimizer needs a package that is not installed; `where` names the
+    setting.
     """
     if settings.state_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
@@ -200,14 +201,15 @@ def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[
     for name, value in parameters.items():
         rate = settings.learning_rate / (fan_in(value) if settings.per_fan_in else 1)
         groups[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
-    return [
-        {"params": groups[key], "lr": key[0], BASE_RATE: key[0], "weight_decay": key[1]}
-        for key in sorted(groups)
-    ]
+    found: list[dict[str, object]] = []
+    for rate, decay in sorted(groups):
+        members = groups[rate, decay]
+        found.append({"params": members, "lr": rate, BASE_RATE: rate, "weight_decay": decay})
+    return found
 
 
 def rate_factor(settings: Optimizer, num_images_seen: int, num_images: int) -> float:
-    """The schedule: what share of the full rate a step has.
+    """The schedule: a step's rate as a share of the full rate.
 
     Args:
         settings: its schedule, warm-up and end.
