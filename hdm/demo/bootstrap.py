@@ -1,4 +1,4 @@
-"""Bootstrapping on scenes: the examples, and what the trained components are worth where the truth
+"""Bootstrapping on scenes: the examples, and the quality of the trained components where the truth
 is known.
 """
 
@@ -46,8 +46,8 @@ def scene_examples(count: int, size_px: int = 64, seed: int = TRAIN_SEED) -> Ite
 
 
 def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) uint8 as the autoencoder gives it back; sides are cut to multiples of
-    its downscale.
+    """The autoencoder's reconstruction of a picture (H, W, 3) uint8, cropped to multiples of its
+    downscale.
     """
     cell = autoencoder.downscale
     height = pixels.shape[0] // cell * cell
@@ -60,18 +60,17 @@ def round_trip(autoencoder: Autoencoder, pixels: np.ndarray) -> np.ndarray:
 
 def seen_right(scene: Scene, pixels: np.ndarray) -> bool:
     """Whether the detector finds exactly the scene's kinds and colours."""
-    return Counter((seen.kind, seen.colour) for seen in detect(pixels)) == Counter(
-        (thing.kind, thing.colour) for thing in scene.things
-    )
+    # Counted: two equal objects are not one.
+    found = Counter((seen.kind, seen.colour) for seen in detect(pixels))
+    return found == Counter((thing.kind, thing.colour) for thing in scene.things)
 
 
 class SceneQuality(Measure):
-    """What components bootstrapped on scenes are worth: shares in [0, 1] on scenes that they have
-    not seen.
+    """Measures the quality of components bootstrapped on scenes: shares in [0, 1] on unseen scenes.
 
     Args:
         resolved: the components.
-        count: scenes; of each size for the autoencoder.
+        count: number of scenes; for the autoencoder, of each size.
     """
 
     def __init__(self, resolved: Resolved, count: int = 400) -> None:
@@ -86,24 +85,24 @@ class SceneQuality(Measure):
 
     def add(self, items: Sequence[int]) -> None:
         for size_px, right in self.right.items():
-            for scene in (make_scene(MEASURE_SEED, item, size_px) for item in items):
+            for item in items:
+                scene = make_scene(MEASURE_SEED, item, size_px)
                 right.append(seen_right(scene, round_trip(self.autoencoder, draw(scene))))
-        scenes = [make_scene(MEASURE_SEED, item) for item in items]
-        pictures = [draw(scene) for scene in scenes]
-        true = [
-            captions(scene, np.random.default_rng((MEASURE_SEED, item)))[0]
-            for item, scene in zip(items, scenes, strict=True)
-        ]
-        self.scenes += scenes
+        pictures = []
+        true = []
+        for item in items:
+            scene = make_scene(MEASURE_SEED, item)
+            self.scenes.append(scene)
+            pictures.append(draw(scene))
+            true.append(captions(scene, np.random.default_rng((MEASURE_SEED, item)))[0])
         self.texts += self.contrastive.caption(pictures, max_tokens=30)
         self.images.append(self.contrastive.embed_images(pictures))
         self.fitting.append(self.contrastive.embed_texts(true))
 
     def result(self) -> dict[str, Any]:
-        trips = {
-            f"detector_right_after_round_trip_{size_px}px": share(np.array(right))
-            for size_px, right in self.right.items()
-        }
+        trips = {}
+        for size_px, right in self.right.items():
+            trips[f"detector_right_after_round_trip_{size_px}px"] = share(np.array(right))
         return {**trips, **self._captions(), **self._matching()}
 
     def _captions(self) -> dict[str, float | None]:
@@ -119,8 +118,8 @@ class SceneQuality(Measure):
         }
 
     def _matching(self) -> dict[str, float | None]:
-        """The cosine that best tells true captions from captions without a kind or colour in
-        common; and HELD_OUT pairs at it.
+        """The cosine threshold that best separates true captions from captions without a common
+        kind or colour, and its effect on HELD_OUT pairs.
         """
         cosines = np.concatenate(self.images) @ np.concatenate(self.fitting).T
         fitting = np.diag(cosines)
@@ -140,7 +139,7 @@ class SceneQuality(Measure):
 
 
 def scene_quality(resolved: Resolved, count: int = 400) -> dict[str, Any]:
-    """All that `SceneQuality` tells."""
+    """All results of `SceneQuality`."""
     measure = SceneQuality(resolved, count)
     measure_in_time({"scenes": measure}, until=None)
     return measure.result()
@@ -151,7 +150,7 @@ def _names_all(text: str, scene: Scene) -> bool:
 
 
 def _in_common(scenes: Sequence[Scene]) -> np.ndarray:
-    """(N, N) bool: whether two scenes have a kind or a colour in common."""
+    """Whether two scenes share a kind or a colour, (N, N) bool."""
     known = [*KINDS, *COLOURS]
     has = np.zeros((len(scenes), len(known)), np.int64)
     for row, scene in enumerate(scenes):
@@ -162,7 +161,7 @@ def _in_common(scenes: Sequence[Scene]) -> np.ndarray:
 
 
 def _held_out_cosines(contrastive: Contrastive) -> np.ndarray:
-    """Of pictures that show HELD_OUT pairs, with their captions."""
+    """Cosines of pictures of HELD_OUT pairs with their captions."""
     from dataclasses import replace
 
     from hdm.demo.scenes import COLOURS

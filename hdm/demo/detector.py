@@ -1,8 +1,8 @@
-"""A detector that knows scenes: which objects a picture shows, from its pixels alone.
+"""A detector for scenes: finds a picture's objects from its pixels alone.
 
-Objects are what stands out from a pale ground; their colour is the nearest of the palette, their
-kind the outline that fits best, if it fits well enough: other shapes, blobs and halves are of no
-kind. Noise, blank and crowded pictures show nothing to it.
+Objects stand out from a pale background. Their colour is the nearest in the palette; their kind is
+the best-fitting outline, if it fits well enough, so other shapes, blobs and halves have no kind. In
+noise, blank and crowded pictures it finds nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ LIMITS = {
     "cross": (0.75, 0.02),
     "ring": (0.78, 0.02),
 }
-"""Kind → the least overlap of its outline, and the least lead of that over the overlap of any shape
-that is none of the kinds.
+"""Kind → the minimum overlap of its outline, and its minimum lead over the overlap of any shape
+that is not a kind.
 
-Where one sees a square, its corners may be rounder than those that are drawn; a small blurred star
-is nearly a pentagon; a circle has little lead over a polygon of nine corners, and needs it. Set by
-`bench/judge.py`, on true shapes and on OTHERS, each left out in turn.
+People still see a square if its corners are somewhat round; a small blurred star is nearly a
+pentagon; a circle leads a nonagon only slightly, and must. `bench/judge.py` set these values on
+true shapes and on OTHERS, leaving out each in turn.
 """
 MAX_THINGS = 5  # a picture of more is noise, or a pattern
 MIN_EXPLAINED = 0.95  # share of the picture that is ground, object, or an edge between them
@@ -53,7 +53,7 @@ class Found:
         colour: a name of COLOURS; None if none is near, or it has several.
         centre: (x, y) as shares of width and height, of the box around it.
         size: its longer side as a share of the picture's shorter side.
-        fits: what fits best, whether or not it fits well enough.
+        fits: the best fit, whether or not it is good enough.
     """
 
     kind: str | None
@@ -70,8 +70,8 @@ def detect(pixels: np.ndarray) -> list[Found]:
         pixels: (H, W, 3) uint8.
 
     Returns:
-        What was found; empty for pictures that are not scenes: no pale ground, or much that is
-        neither ground nor object.
+        The objects found; none in pictures that are not scenes, which have no pale background, or
+        much that is neither background nor object.
     """
     ground = _ground(pixels)
     if ground is None:
@@ -96,7 +96,7 @@ def detect(pixels: np.ndarray) -> list[Found]:
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray | None:
-    """The ground's typical colour, or None if there is no pale ground."""
+    """The background's typical colour; None if there is no pale background."""
     pale = pixels.min(2) > PALE
     return np.median(pixels[pale], axis=0) if pale.mean() > MIN_GROUND else None
 

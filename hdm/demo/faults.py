@@ -1,6 +1,4 @@
-"""The items of the embedded data set: good pictures, and bad ones planted among them, each recorded
-as truth.
-"""
+"""The items of the embedded data set: good pictures and planted faults, with the truth about each."""
 
 from __future__ import annotations
 
@@ -31,11 +29,11 @@ FAULTS: dict[str, float] = {
     "missing": 0.04,  # 404
     "cut_off": 0.02,  # the connection closes within the body, every time
 }
-"""Kind of fault → its share among the planted ones."""
+"""Kind of fault → its share of the planted faults."""
 
 MANNERS: dict[str, float] = {"busy": 0.004, "slow": 0.003, "cut_once": 0.003}
-"""How the site misbehaves once with a good picture → its share: 503 first, half a second late, cut
-off first.
+"""A temporary misbehaviour of the site on a good picture → its share: first a 503, half a second
+late, first truncated.
 """
 
 _PLAN, _PIXELS, _WORDS = 1, 2, 3  # streams of random numbers
@@ -48,11 +46,11 @@ class Item:
 
     Args:
         index: position in the list.
-        scene: number of the scene in the picture; meaningless where there is no picture.
+        scene: number of the scene in the picture; meaningless if there is no picture.
         fault: one of FAULTS, or None for a good picture.
         manner: one of MANNERS, or None; only for good pictures.
         original: index of the item that this one copies.
-        captions: as listed, the second in freer words; none for a good picture that comes without.
+        captions: as listed, the second in freer words; none for a good picture without captions.
     """
 
     index: int
@@ -83,11 +81,12 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
     places = rng.random(settings.count)
 
     # (place in the list, number of the scene, fault, number of the scene it copies)
-    entries: list[tuple[float, int, str | None, int | None]] = [
-        (float(places[n]), n, None, None) for n in range(settings.count)
-    ]
+    entries: list[tuple[float, int, str | None, int | None]] = []
+    for number in range(settings.count):
+        entries.append((float(places[number]), number, None, None))
     for number, planted in enumerate(faults, start=settings.count):
         if planted.endswith("duplicate"):
+            # Later in the list than its original.
             copied = int(rng.integers(settings.count))
             entries.append((float(rng.uniform(places[copied], 1)), copied, planted, copied))
         else:
@@ -110,7 +109,7 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
 
 
 def scene_of(item: Item, settings: ScenesSettings) -> Scene:
-    """What the item's picture shows, at the size that it has."""
+    """The scene of the item's picture, at the picture's size."""
     size_px = settings.size_px
     if item.fault == "too_small":
         size_px = max(8, round(size_px * (0.35 + 0.02 * (item.index % 8))))
@@ -145,21 +144,23 @@ def file_bytes(item: Item, settings: ScenesSettings, items: tuple[Item, ...]) ->
 
 
 def _shared_out(shares: dict[str, float], total: int) -> list[str]:
-    """`total` names in proportion to their shares, evenly mixed, so that few of them are of many
+    """`total` names in proportion to their shares, evenly mixed, so that even a few cover many
     kinds.
     """
     names = list(shares)
     limits = list(accumulate(shares.values()))
     # The golden ratio's sequence fills [0, 1) evenly.
     spread = (np.arange(total) * 0.6180339887498949 + 0.05) % 1.0
-    return [
-        names[min(int(np.searchsorted(limits, value, side="right")), len(names) - 1)]
-        for value in spread
-    ]
+    found = []
+    for value in spread:
+        number = int(np.searchsorted(limits, value, side="right"))
+        # The shares' sum may fall short of 1 by rounding.
+        found.append(names[min(number, len(names) - 1)])
+    return found
 
 
 def _manners(settings: ScenesSettings, rng: _Rng) -> dict[int, str]:
-    """Number of a good scene → how the site misbehaves with it."""
+    """Number of a good scene → the site's misbehaviour on it."""
     numbers = iter(rng.permutation(settings.count).tolist())
     return {
         number: manner

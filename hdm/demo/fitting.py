@@ -1,7 +1,7 @@
-"""How well outlines fit what a picture shows, each at the place, size and turn that fit best.
+"""The fit of outlines to a picture's content, each at its best place, size and rotation.
 
-Outlines are signed distances, looked up in a table: negative inside. A pixel is covered by 1/2 -
-distance/softness, cut to [0, 1].
+Outlines are signed distances from a table, negative inside. A pixel's cover is 1/2 -
+distance/softness, clipped to [0, 1].
 """
 
 from __future__ import annotations

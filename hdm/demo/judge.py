@@ -1,5 +1,5 @@
-"""Who knows the truth of the scenes: prompts with known answers, scores from pixels, and an audit
-of the planted faults.
+"""The judge of scenes: prompts with known answers, scores from pixels, and an audit of the planted
+faults.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SETS = ("one_object", "free_wordings", "two_objects")
 """One object in the captions' words; one in words that no caption has; two objects."""
 QUESTIONS = ("colour", "place", "kind")
 SHARES = {"one_object": 1, "free_wordings": 3, "two_objects": 4}
-"""Set → one of its images for so many of `evaluate.num_images`."""
+"""Set → `evaluate.num_images` per image of this set."""
 TITLES = {
     "one_object": "One object, unseen combinations",
     "free_wordings": "One object, in words that no caption has",
     "two_objects": "Two objects: both have to be right",
 }
 HEADLINE = {"one_object": QUESTIONS, "free_wordings": ("kind",), "two_objects": ("kind",)}
-"""The questions of each set that tell most."""
+"""The most informative questions of each set."""
 VERSION = 1
 AGREEMENT = Path(__file__).with_name("agreement.json")  # bench/judge.py writes it
 MIN_OFFSET = 0.08  # share of width or height that an object lies off the middle, to have a place
@@ -51,8 +51,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScenePrompt:
-    """A prompt and what has to be seen: one object at one of PLACES, or two of which the first lies
-    `left_of` or `above` the second.
+    """A prompt and the expected content: one object at one of PLACES, or two, the first `left_of`
+    or `above` the second.
     """
 
     text: str
@@ -61,7 +61,8 @@ class ScenePrompt:
 
 
 class SceneJudge:
-    """Asks for and judges scenes. It sees pixels only, never how they were made.
+    """Provides prompts for scenes and judges the pictures from pixels only, without knowing how
+    they were made.
 
     Args:
         settings: of the data set whose faults are audited.
@@ -75,7 +76,7 @@ class SceneJudge:
         return QUESTIONS
 
     def identify(self) -> dict[str, Any]:
-        """What prompts and answers depend on: the version of this file and of the detector."""
+        """The versions of this file and of the detector, on which prompts and answers depend."""
         return {"version": VERSION}
 
     def prompt_sets(self, num_images: int, seed: int) -> list[PromptSet]:
@@ -102,8 +103,9 @@ class SceneJudge:
         Args:
             name: one of SETS. One object: every held-out pair at every place in every wording, each
                 of them in turn. Two objects: each held-out pair in turn beside another.
-            num_images: how many; beyond the number of different prompts they repeat.
-            seed: which wordings come first, and what stands beside the held-out pair.
+            num_images: number of prompts; they repeat if it exceeds the number of different
+                prompts.
+            seed: sets which wordings come first, and what accompanies the held-out pair.
         """
         if name == "two_objects":
             return _ask_two(np.random.default_rng((seed, 2)), num_images)
@@ -119,15 +121,15 @@ class SceneJudge:
         return prompts
 
     def agreement(self) -> dict[str, Share]:
-        """By question, on how many objects in generated pictures it says what one sees there
+        """By question: its agreement with labels on objects in generated pictures
         (`tests/demo/labelled`).
         """
         counts = json.loads(AGREEMENT.read_bytes())
         return {name: Share(counts[name]["right"], counts[name]["total"]) for name in QUESTIONS}
 
     def score(self, prompt: ScenePrompt, pixels: np.ndarray) -> dict[str, bool]:
-        """Whether colour, place and kind are as asked: of two objects, each; of more or fewer
-        objects than asked, nothing is.
+        """Whether colour, place and kind are as prompted, for two objects both; all False if the
+        number of objects differs.
 
         Args:
             prompt: one of `prompts`.
@@ -231,24 +233,21 @@ def _two(rng: np.random.Generator, number: int) -> ScenePrompt:
 
 
 def _compare(prompt: ScenePrompt, found: Sequence[Found]) -> dict[str, bool]:
+    pairs = list(zip(prompt.things, found, strict=True))
     return {
-        "colour": all(
-            thing.colour == seen.colour for thing, seen in zip(prompt.things, found, strict=True)
-        ),
-        "place": (
-            place_of(found[0].centre) == prompt.place
-            if len(found) == 1
-            else _in_order(prompt.place, found)
-        ),
-        "kind": all(
-            thing.kind == seen.kind for thing, seen in zip(prompt.things, found, strict=True)
-        ),
+        "colour": all(thing.colour == seen.colour for thing, seen in pairs),
+        "place": _is_placed(prompt.place, found),
+        "kind": all(thing.kind == seen.kind for thing, seen in pairs),
     }
 
 
+def _is_placed(place: str, found: Sequence[Found]) -> bool:
+    return place_of(found[0].centre) == place if len(found) == 1 else _in_order(place, found)
+
+
 def place_of(centre: tuple[float, float]) -> str:
-    """Where a point lies: the side of the axis on which it is farther off the middle; "middle" if
-    it is hardly off at all.
+    """The place of a point: the side towards which it is farthest from the centre; "middle" if it
+    is close to the centre.
     """
     right = centre[0] - 0.5
     down = centre[1] - 0.5

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,9 +53,7 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 """(kind, colour) pairs that no scene has: each kind and each colour once. What the trained model is
 asked for.
 """
-_PAIRS = tuple(
-    (kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in HELD_OUT
-)
+_PAIRS = tuple(pair for pair in itertools.product(KINDS, COLOURS) if pair not in HELD_OUT)
 
 
 def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None = None) -> Scene:
@@ -76,10 +75,10 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
     background = _background(rng)
     layout, spots = _LAYOUTS[count](rng, width / height)
     pairs = _distinct_pairs(rng, count)
-    things = tuple(
-        _thing(rng, pair, spot, width, height) for pair, spot in zip(pairs, spots, strict=True)
-    )
-    return Scene(width, height, background, layout, things)
+    things = []
+    for pair, spot in zip(pairs, spots, strict=True):
+        things.append(_thing(rng, pair, spot, width, height))
+    return Scene(width, height, background, layout, tuple(things))
 
 
 def draw(scene: Scene) -> np.ndarray:
@@ -154,10 +153,9 @@ def _two(rng: np.random.Generator, aspect: float) -> tuple[Layout, list[_Spot]]:
     along = (rng.uniform(0.24, 0.28), rng.uniform(0.72, 0.76))
     across = rng.uniform(0.44, 0.56, 2)
     places = ("left", "right") if beside else ("top", "bottom")
-    centres = [(a, c) if beside else (c, a) for a, c in zip(along, across, strict=True)]
-    spots = [
-        _Spot(place, centre, (0.30, 0.40)) for place, centre in zip(places, centres, strict=True)
-    ]
+    spots = []
+    for place, a, c in zip(places, along, across, strict=True):
+        spots.append(_Spot(place, (a, c) if beside else (c, a), (0.30, 0.40)))
     return ("left_of" if beside else "above"), spots
 
 
@@ -173,12 +171,10 @@ def _three(rng: np.random.Generator, aspect: float) -> tuple[Layout, list[_Spot]
         extents = (0.29, 0.40)
         centres = [(a, 0.5) if aspect > 1 else (0.5, a) for a in (0.18, 0.5, 0.82)]
         places = ("left", "middle", "right") if aspect > 1 else ("top", "middle", "bottom")
-    moved = [
-        (x + float(dx), y + float(dy)) for (x, y), (dx, dy) in zip(centres, jitter, strict=True)
-    ]
-    return layout, [
-        _Spot(place, centre, extents) for place, centre in zip(places, moved, strict=True)
-    ]
+    spots = []
+    for place, (x, y), (dx, dy) in zip(places, centres, jitter, strict=True):
+        spots.append(_Spot(place, (x + float(dx), y + float(dy)), extents))
+    return layout, spots
 
 
 _LAYOUTS = {1: _one, 2: _two, 3: _three}

@@ -1,5 +1,5 @@
-"""A web site on this machine that serves the scenes as a real one would: mostly well, sometimes
-late, broken or not at all.
+"""A local web site that serves the scenes as a real site would: mostly well, sometimes late, broken
+or not at all.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ SCENE_BYTES = 0.5  # a pixel, of an embedded scene
 def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
     """Serve the pipeline's scenes until the end of the block.
 
-    Which requests fail the first time is a matter of the URL, so a client that tries again gets the
-    same pictures on every run. The server is a process of its own, as drawing would take the
-    client's time; it ends with this process, however that ends.
+    The URL decides whether a first request fails, so a client that retries gets the same pictures
+    in every run. The server is a separate process, because drawing would take the client's time; it
+    ends with this process, however that ends.
 
     Args:
         pipeline: `download.scenes` says which; `download.url_column` and `caption_column` name the
             list's columns.
 
     Yields:
-        The list of URLs, and where their host is to be found.
+        The list of URLs, and the address of their host.
 
     Raises:
         HdmError: the server does not start.

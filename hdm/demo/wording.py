@@ -33,9 +33,7 @@ UNSEEN_WORDINGS = (
     "put one {colour} {kind} near the {place} edge",
     "an image whose {place} part holds {a} {colour} {kind}",
 )
-"""Ways to ask for one object that no caption has: other sentences, and words that captions do
-without.
-"""
+"""Prompts for one object in wordings that no caption has: other sentences and other words."""
 
 _OPENINGS = (
     "show", "show us", "make", "please make", "give us", "we need", "i want", "add", "print", "try",
@@ -92,9 +90,9 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
 
 
 def free_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption as somebody else may write it: other sentences, and words that say nothing.
+    """A caption in another person's style: other sentences, and meaningless words.
 
-    Whoever reads many of these learns to pass over words that it does not know. None is one of
+    A model trained on many of these learns to ignore unknown words. None of them is in
     UNSEEN_WORDINGS.
     """
     opening = _opening(rng)
@@ -114,7 +112,7 @@ def _opening(rng: np.random.Generator) -> str:
 
 
 def _strange_word(rng: np.random.Generator) -> str:
-    """A word of no language: one or two syllables."""
+    """A meaningless word of one or two syllables."""
     syllables = rng.integers(1, 3)
     return "".join(
         _pick("bcdfghjklmnprstvwz", rng) + _pick("aeiou", rng) + _pick(("", *"lmnrsdt"), rng)
