@@ -98,7 +98,7 @@ class Refusal:
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
-    """A count with its noun, as "1 picture" and "2,000 pictures"; `several` is an irregular plural."""
+    """A count with its noun, as "1 picture" and "2,000 pictures"; `several`: irregular plural."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 

@@ -14,7 +14,7 @@ GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe; the terminal was close
 
 
 class _Unread(io.FileIO):
-    """A stream that stays silent after a failed write, and raises no error if its reader is gone."""
+    """A stream that is silent after a failed write, and raises no error if its reader is gone."""
 
     def write(self, data: Any) -> int:
         try:

@@ -81,7 +81,7 @@ def _how_far(root: Path, run: LastRun) -> str:
 
 
 def _by_stage(states: Mapping[str, str], state: str) -> list[str]:
-    """The outputs in that state; if all outputs of a stage are, the stage's name stands for them."""
+    """The outputs in that state; a stage's name stands for all of its outputs."""
     found: list[str] = []
     for stage, names in groupby(states, key=lambda name: name.split(".")[0]):
         all_names = list(names)

@@ -1,6 +1,4 @@
-"""`hdm weights`: imports and exports weights, and checks that this model computes what the published
-one does.
-"""
+"""`hdm weights`: imports and exports weights, and checks the model against published numbers."""
 
 from __future__ import annotations
 

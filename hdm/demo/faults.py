@@ -1,4 +1,4 @@
-"""The items of the embedded data set: good pictures and planted faults, with the truth about each."""
+"""The items of the embedded data set: good pictures and planted faults, with their truth."""
 
 from __future__ import annotations
 

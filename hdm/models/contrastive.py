@@ -65,7 +65,7 @@ class Contrastive:
         return self._embed_texts(texts) if texts else np.zeros((0, self.embed_size), np.float32)
 
     def are_cut(self, texts: list[str]) -> list[bool]:
-        """Whether each text is longer than the model's context, so that `embed_texts` truncates it."""
+        """Whether each text exceeds the model's context, so that `embed_texts` truncates it."""
         return are_cut(self.tokenizer, texts)
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ def scatter(tokens_BSD: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """The numbers of tokens that a block sees and returns, and whether it cross-attends to a skip."""
+    """A block's numbers of input and output tokens, and whether it cross-attends to a skip."""
 
     seen: int
     given: int
