@@ -42,8 +42,9 @@ def crop(left: float, top: float, right: float, bottom: float) -> Change:
 
     def cut(picture: Image.Image) -> Image.Image:
         width, height = picture.size
-        box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-        return picture.crop(tuple(map(round, box)))
+        start = round(left * width), round(top * height)
+        end = round((1 - right) * width), round((1 - bottom) * height)
+        return picture.crop((*start, *end))
 
     return cut
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,7 +34,7 @@ from hdm.data.shards import TarShard
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
 from hdm.encoding.frames import Framing
-from hdm.encoding.pictures import FrameReader, Wanted, kept_pictures
+from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.encoding.settings import EncodeSettings
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.models.settings import Components
@@ -100,7 +102,7 @@ class World:
                 offsets = [
                     tar.add(key, "JPEG", data) for key, data in zip(keys, self.files, strict=True)
                 ]
-            rows = {name: [None] * len(keys) for name in SAMPLES.names}
+            rows: dict[str, list[Any]] = {name: [None] * len(keys) for name in SAMPLES.names}
             rows |= {
                 "key": keys,
                 "source": keys,
@@ -116,7 +118,7 @@ class World:
             found["download"] = draft.commit()
         with store.draft(Identity("filter", 1, {})) as draft:
             rows = {name: [None] * len(keys) for name in SCORES.names}
-            known = {
+            known: dict[str, list[Any]] = {
                 "key": keys,
                 "decoded": ["ok"] * len(keys),
                 "kept": [True] * len(keys),
@@ -143,13 +145,9 @@ class World:
 
         Channels come last in memory, with which the autoencoder is quicker.
         """
-        framing, shapes = Framing(PX, 8 * PATCH, 2.0), {}
-        asked = [
-            Wanted(picture, [(framing, framing.size(picture))])
-            for picture in kept_pictures(**self.inputs).to_pylist()
-        ]
+        shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
         with FrameReader(self.inputs["download"], ImageSettings(), 16) as reader:
-            for found in reader.read(asked):
+            for found in reader.read(self._requests()):
                 assert found
                 shapes.setdefault(found[0].pixels.shape, []).append(found[0].pixels)
         parts = [
@@ -161,26 +159,24 @@ class World:
 
     def decoding(self) -> float:
         """Seconds a picture of the stage's processes alone, started before."""
-        framing = Framing(PX, 8 * PATCH, 2.0)
-        asked = [
-            Wanted(picture, [(framing, framing.size(picture))])
-            for picture in kept_pictures(**self.inputs).to_pylist()
-        ]
+        requests = self._requests()
         with FrameReader(self.inputs["download"], ImageSettings(), 16) as reader:
-            list(reader.read(asked[: 2 * reader.decoders.count]))
+            list(reader.read(requests[: 2 * reader.decoders.count]))
             begun = time.perf_counter()
-            list(reader.read(asked))
-            return (time.perf_counter() - begun) / len(asked)
+            list(reader.read(requests))
+            return (time.perf_counter() - begun) / len(requests)
+
+    def _requests(self) -> list[Request]:
+        framing = Framing(PX, 8 * PATCH, 2.0)
+        pictures = kept_pictures(**self.inputs).to_pylist()
+        return [Request(picture, [(framing, framing.size(picture))]) for picture in pictures]
 
 
 @contextmanager
 def ready(autoencoder: Autoencoder) -> Iterator[None]:
     """The stage with an autoencoder that is loaded already."""
-    load, latents.load_autoencoder = latents.load_autoencoder, lambda *_: autoencoder
-    try:
+    with patch.object(latents, "load_autoencoder", lambda *_: autoencoder):
         yield
-    finally:
-        latents.load_autoencoder = load
 
 
 class Free(Autoencoder):
@@ -237,7 +233,10 @@ def against_bare(world: World, rounds: int, names: list[str]) -> None:
 
 def resolutions(world: World, rounds: int) -> None:
     loaded = load_autoencoder(str(world.autoencoder_folder), world.device)
-    free = Free(loaded.model, loaded.identity["shift"], loaded.identity["scale"], world.device)
+    shift, scale = loaded.identity["shift"], loaded.identity["scale"]
+    assert isinstance(shift, list)
+    assert isinstance(scale, list)
+    free = Free(loaded.model, shift, scale, world.device)
     together, apart = [], []
     with ready(free):
         for _ in range(rounds):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,6 +43,7 @@ from hdm.data.latent_files import (
 )
 from hdm.data.loader import Loader
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
+from hdm.keys import key_text
 from hdm.store import Identity, Output, Store
 
 EXPLANATION = """\
@@ -97,7 +99,7 @@ class World:
     def __init__(self, root: Path, num_images: int, batch_size: int) -> None:
         rng = np.random.default_rng(0)
         self.root, self.batch_size = root, batch_size
-        self.keys = [f"{number:016x}" for number in rng.integers(0, 2**64, num_images, np.uint64)]
+        self.keys = [key_text(number) for number in rng.integers(0, 2**64, num_images, np.uint64)]
         self.latents = torch.randn(
             num_images, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
         ).half()
@@ -107,7 +109,7 @@ class World:
         found, count = {}, len(self.keys)
         with store.draft(Identity("filter", 1, {})) as draft:
             rows = {name: [None] * count for name in SCORES.names}
-            known = {
+            known: dict[str, list[Any]] = {
                 "key": self.keys,
                 "decoded": ["ok"] * count,
                 "kept": [True] * count,
@@ -116,7 +118,7 @@ class World:
             write_table(draft, shard_name("scores", 0), SCORES, {**rows, **known}, {})
             found["filter"] = draft.commit()
         captions = Identity("caption", 1, {})
-        columns = {"key": self.keys, "index": [0] * count}
+        columns: dict[str, list[Any]] = {"key": self.keys, "index": [0] * count}
         with store.draft(captions) as draft:
             write_table(
                 draft,
@@ -155,7 +157,7 @@ class World:
         names = ("encode.256px", "encode.tokens", "caption", "filter")
         return Loader(
             *(self.outputs[name] for name in names), batch_size=self.batch_size, patch_size=2
-        )  # type: ignore[arg-type]
+        )
 
     def batches(self) -> list[slice]:
         """The whole batches of the data set, in stored order."""
@@ -458,7 +460,7 @@ def memory(kind: str) -> float:
 def order_table(world: World) -> None:
     """The first epoch's order in the rows of the shards, beside numpy's permutation."""
     count, loader = len(world.keys), world.loader()
-    stored = {key: row for row, key in enumerate(world.keys)}
+    stored: dict[str, int] = {key: row for row, key in enumerate(world.keys)}
     keys = [
         key
         for step in range(-(-count // loader.batch_size))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -95,9 +96,9 @@ class Case:
         return self.batch * sum(self.tokens), self.config.width, 2 * self.config.mlp_width
 
 
-def sized(width: int, head_size: int, **changes: object) -> XUTConfig:
+def sized(width: int, head_size: int, **changes: Any) -> XUTConfig:
     """Depth 4, enc 1, dec 3, prev 1, post 3, as xut-base; feed-forward three times the width."""
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         width=width,
         num_heads=width // head_size,
         head_size=head_size,
@@ -335,7 +336,7 @@ def sampling(repeats: int, compiled: bool, steps: int = 16, scale: float = 3.0) 
             ]
             latent = latent - (velocities[1] + scale * (velocities[0] - velocities[1])) / steps
 
-    work = {"ours": partial(ours, model), "oracle": plain}
+    work: dict[str, Callable[[], None]] = {"ours": partial(ours, model), "oracle": plain}
     if compiled:
         work["compiled"] = partial(ours, Bench(case, compiled=True).model.eval())
     seconds = in_turns(work, repeats)

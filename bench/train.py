@@ -244,16 +244,12 @@ class PlainLoop:
         others = [
             value for value in model.parameters() if not any(value is taken for taken in muon)
         ]
-        found = [torch.optim.AdamW(others, lr=settings.learning_rate, betas=settings.betas)]
-        found += (
-            [
-                torch.optim.Muon(
-                    muon, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay
-                )
-            ]
-            if muon
-            else []
-        )
+        found: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=settings.learning_rate, betas=settings.betas)
+        ]
+        if muon:
+            rate, decay = settings.muon_learning_rate, settings.weight_decay
+            found.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay))
         self.model, self.data, *self.optimizers = self.accelerator.prepare(model, self.data, *found)
         self.schedules = [
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0) for optimizer in found
@@ -491,9 +487,9 @@ def cpu_table(names: list[str], rounds: int) -> None:
             with trainer_of(pipeline_of(case, kind, "cpu")) as trainer, deterministic(True):
                 (wall, cpu), detail = ROWS[name].measure(trainer, rounds)
             row = ROWS[name]
-            case = f"{name} | {model}, {kind} | {row.what}"
+            what = f"{name} | {model}, {kind} | {row.what}"
             figures = f"**{wall:.2f}** | {cpu:.2f} | {row.must} | {row.aim}"
-            print(f"| {case} | {figures} | {detail} |", flush=True)
+            print(f"| {what} | {figures} | {detail} |", flush=True)
 
 
 def base_table(device: str, steps: int, *, tiny: bool, compiled: bool) -> None:

@@ -68,7 +68,7 @@ def _in_order(found: list[Found], labels: list[Label]) -> list[Found | None]:
     if len(found) < len(labels):
         return [None] * len(labels)
     axis = int(labels[0].place in ("top", "bottom"))
-    return sorted(found[: len(labels)], key=lambda thing: thing.centre[axis])
+    return [*sorted(found[: len(labels)], key=lambda thing: thing.centre[axis])]
 
 
 def agreement(pairs: Sequence[tuple[Label, Found | None]]) -> dict[str, Share]:

@@ -78,11 +78,13 @@ def block(w, name, config: XUTConfig, z, modulations, embedding, positions, vali
     return onward(m) + g * linear(w, f"{name}.mlp.w3", F.silu(a) * b)
 
 
-def block_names(config: XUTConfig):
+def block_names(config: XUTConfig) -> list[tuple[str, int | None, int | None]]:
     """(name, encoder stage whose state it reads, encoder stage that it ends) of each block, in the
     order in which they run.
     """
-    names = [(f"prev_tread_trns.blocks.{i}", None, None) for i in range(config.prev_blocks)]
+    names: list[tuple[str, int | None, int | None]] = [
+        (f"prev_tread_trns.blocks.{i}", None, None) for i in range(config.prev_blocks)
+    ]
     for i in range(config.depth):
         last = config.enc_blocks - 1
         names += [
@@ -155,15 +157,15 @@ def xut(
 
     u = config.prev_blocks + config.depth * (config.enc_blocks + config.dec_blocks)
     start, end = (None, None) if keep is None else route or (config.prev_blocks, u)
-    names, states = block_names(config), {}
+    names = block_names(config)
+    states: dict[int | None, torch.Tensor] = {}
     for number, (name, reads, ends) in enumerate(names):
         if number == start:
             inside = torch.cat((keep, keep.new_ones(batch, num_text)), 1)
             everything = z, place, valid, states
-            z, place, valid = (
-                x if x is None else x[inside].view(batch, -1, *x.shape[2:])
-                for x in (z, place, valid)
-            )
+            z = z[inside].view(batch, -1, z.shape[-1])
+            place = place[inside].view(batch, -1, 2)
+            valid = None if valid is None else valid[inside].view(batch, -1)
             states = {stage: state[inside].view(z.shape) for stage, state in states.items()}
         z = block(w, name, config, z, modulations, embedding, place, valid, states.get(reads))
         if ends is not None:
