@@ -74,9 +74,11 @@ def forget_launchers(keep: tuple[str, ...] = ()) -> None:
 
 
 def _launcher_variables() -> list[str]:
-    return sorted(
-        name for name in os.environ if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES)
-    )
+    found = []
+    for name in os.environ:
+        if name in LAUNCHER_NAMES or name.startswith(LAUNCHER_PREFIXES):
+            found.append(name)
+    return sorted(found)
 
 
 def _warn(names: list[str]) -> None:

@@ -49,11 +49,8 @@ def checks(root: Path) -> Iterator[Check]:
 
 def packages() -> Check:
     """Whether the installed versions are within the tested bounds."""
-    requirements = [
-        Requirement(text)
-        for text in importlib.metadata.requires(DISTRIBUTION) or []
-        if "extra ==" not in text
-    ]
+    listed = importlib.metadata.requires(DISTRIBUTION) or []
+    requirements = [Requirement(text) for text in listed if "extra ==" not in text]
     outside = []
     for requirement in requirements:
         try:

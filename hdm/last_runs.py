@@ -81,10 +81,10 @@ def last_runs(root: Path) -> list[LastRun]:
 
 def progress(root: Path, run: LastRun) -> dict[str, str]:
     """Output name → FINISHED, IN_WORK, BEGUN or MISSING."""
-    return {
-        name: _progress(root / name / digest) if digest else MISSING
-        for name, digest in run.outputs.items()
-    }
+    found = {}
+    for name, digest in run.outputs.items():
+        found[name] = _progress(root / name / digest) if digest else MISSING
+    return found
 
 
 def _progress(folder: Path) -> str:

@@ -118,15 +118,15 @@ class Options(Generic[S]):
 
     def parameters(self, prefix: str) -> dict[str, inspect.Parameter]:
         """Path → the parameter of a command."""
-        return {
-            one.path: inspect.Parameter(
+        found = {}
+        for one in self.shown:
+            found[one.path] = inspect.Parameter(
                 f"{prefix}_{one.path.replace('.', '_')}",
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None if self.only_given else _default(self.owner, one.path),
                 annotation=_annotation(self.owner, one, self.only_given),
             )
-            for one in self.shown
-        }
+        return found
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """By path, those that are not None."""

@@ -155,10 +155,9 @@ def compare_with_reference(
     values = measured(None, None)
     draws = zip(_bootstrap(reference_clusters, 0), _bootstrap(clusters, 1), strict=True)
     errors = np.std([measured(held, drawn) for held, drawn in draws], axis=0, ddof=1)
-    distances = [
-        {"value": value, "half": float(CONFIDENCE_95 * error)}
-        for value, error in zip(values, errors, strict=True)
-    ]
+    distances = []
+    for value, error in zip(values, errors, strict=True):
+        distances.append({"value": value, "half": float(CONFIDENCE_95 * error)})
     names = (first, second, "difference")
     return {
         "frechet": dict(zip(names, distances[:3], strict=True)),

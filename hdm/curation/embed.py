@@ -146,9 +146,10 @@ def _compare(
 def _write_similarities(
     folder: Folder, number: int, pictures: Sequence[Picture], results: Mapping[Key, _Result]
 ) -> None:
-    similarities = [
-        results[picture.key].similarity if picture.key in results else None for picture in pictures
-    ]
+    similarities = []
+    for picture in pictures:
+        result = results.get(picture.key)  # none, where the pixels cannot be had
+        similarities.append(result.similarity if result is not None else None)
     rows: dict[str, Sequence[Any]] = {
         "key": [picture.key for picture in pictures],
         "decoded": [picture.decoded for picture in pictures],

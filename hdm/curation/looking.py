@@ -126,9 +126,11 @@ class Looking(Step[int, _Tools]):
 
     @contextmanager
     def open(self) -> Iterator[_Tools]:
+        measured = [one.measured for one in self.looks]
+        # Only models look at the reduced picture.
         options = {
-            "measured": any(one.measured for one in self.looks),
-            "reduced_to_px": None if all(one.measured for one in self.looks) else EMBED_SIDE_PX,
+            "measured": any(measured),
+            "reduced_to_px": None if all(measured) else EMBED_SIDE_PX,
         }
         notes = {one.name: one.load(self.pipeline) for one in self.looks}
         with Pictures(self.pipeline, self.download, look, **options) as pictures:

@@ -253,11 +253,12 @@ class Loader:
 
     def _crops(self, drawn: _Drawn) -> list[Crop]:
         heights, widths, tops, lefts = np.unravel_index(drawn.crops, self._extent)
-        places = (array.tolist() for array in (heights, widths, tops, lefts, drawn.mirrored))
-        return [
-            Crop(height, width, top, left, self.side, mirrored)
-            for height, width, top, left, mirrored in zip(*places, strict=True)
-        ]
+        found = []
+        for number, mirrored in enumerate(drawn.mirrored.tolist()):
+            height, width = int(heights[number]), int(widths[number])
+            top, left = int(tops[number]), int(lefts[number])
+            found.append(Crop(height, width, top, left, self.side, mirrored))
+        return found
 
     def longest(self, start: int, stop: int) -> int:
         """Length in tokens of the longest text between two positions, before truncation."""

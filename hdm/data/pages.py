@@ -221,14 +221,14 @@ class PagedColumn:
             values = file.read_row_group(group, columns=[self.column]).column(0)
         if len(values) != self.firsts[group + 1] - self.firsts[group] or values.null_count:
             raise ValueError(f"row group {group} of column {self.column} lacks values")
-        prefixed = not pa.types.is_fixed_size_binary(values.type)
-        parts = (value.as_py() for value in (values.cast(pa.binary()) if prefixed else values))
-        return np.frombuffer(
-            b"".join(
-                len(part).to_bytes(4, "little") + part if prefixed else part for part in parts
-            ),
-            np.uint8,
-        )
+        parts: list[bytes] = []
+        if pa.types.is_fixed_size_binary(values.type):
+            parts += values.to_pylist()
+        else:
+            # As a PLAIN page has them: each value after its length.
+            for value in values.cast(pa.binary()).to_pylist():
+                parts += [len(value).to_bytes(4, "little"), value]
+        return np.frombuffer(b"".join(parts), np.uint8)
 
 
 class _Chunk:

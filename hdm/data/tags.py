@@ -71,9 +71,7 @@ class TagTable:
     def _token_ids(self, rows: np.ndarray) -> list[list[int]]:
         texts = self._texts.take(pa.array(rows & (1 << _ROW_BITS) - 1)).to_pylist()
         positions = (rows >> _ROW_BITS).tolist()
-        return self._tokenize(
-            [
-                drawn_caption(text, self._draws, position)
-                for text, position in zip(texts, positions, strict=True)
-            ]
-        )
+        captions = []
+        for text, position in zip(texts, positions, strict=True):
+            captions.append(drawn_caption(text, self._draws, position))
+        return self._tokenize(captions)

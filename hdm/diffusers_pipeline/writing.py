@@ -172,7 +172,9 @@ def _write(folder: Path, weights: Weights, components: Resolved) -> None:
 
 def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
     target.mkdir()
-    for path in sorted(
-        {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
-    ):
-        shutil.copyfile(path, target / path.name)
+    found: set[Path] = set()  # patterns may overlap
+    for pattern in patterns:
+        found.update(source.glob(pattern))
+    for path in sorted(found):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)

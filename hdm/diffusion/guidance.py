@@ -130,10 +130,12 @@ class GuidedVelocity:
         ).float()
 
     def _draw_kept(self, rate: float) -> Tensor | None:
-        drawn = [
-            draw_kept(1, len(self.positions), rate, generator) for generator in self.generators
-        ]
-        kept = [tokens.to(self.positions.device) for tokens in drawn if tokens is not None]
+        kept = []
+        # One draw a sample: a picture does not depend on the others of its batch.
+        for generator in self.generators:
+            tokens = draw_kept(1, len(self.positions), rate, generator)
+            if tokens is not None:
+                kept.append(tokens.to(self.positions.device))
         return torch.cat(kept) if kept else None
 
     def _together(self) -> Text | None:

@@ -167,12 +167,11 @@ def generate(
     positions = (camera or Camera()).move(full_map(height, width, model.config.positions))
     generators = [_generator(seed) for seed in seeds]
     shape = model.config.channels, height, width
-    noise = torch.stack(
-        [
-            torch.randn(shape, generator=source, device=source.device).to(device)
-            for source in generators
-        ]
-    )
+    noises = []
+    for source in generators:
+        # Drawn on the generator's device, so that a seed gives the same noise on any accelerator.
+        noises.append(torch.randn(shape, generator=source, device=source.device).to(device))
+    noise = torch.stack(noises)
     guided = GuidedVelocity(
         model,
         prompt,

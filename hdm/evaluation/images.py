@@ -139,15 +139,16 @@ def _write_overview(
 
 
 def _described(real: RealPictures, sets: list[PromptSet]) -> dict[str, Any]:
-    described = [
-        {
-            "name": prompts.name,
-            "title": prompts.title,
-            "count": len(prompts.texts),
-            "keys": list(prompts.keys)[:SHOWN_KEYS],
-        }
-        for prompts in sets
-    ]
+    described = []
+    for prompts in sets:
+        described.append(
+            {
+                "name": prompts.name,
+                "title": prompts.title,
+                "count": len(prompts.texts),
+                "keys": list(prompts.keys)[:SHOWN_KEYS],
+            }
+        )
     shown = {"split": real.split, "same_shape": real.same_shape, "count": len(real.captions)}
     return {"sets": described, "real": shown}
 

@@ -39,10 +39,9 @@ def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
         sets += [PromptSet("prompts", repeated, title="Prompts")]
     keys = list(real.captions)
     if keys:
-        wanted = [
-            keys[number % len(keys)]
-            for number in range(count if not sets else min(count, len(keys)))
-        ]
+        # Captions repeat only where they are the sole prompts.
+        num_wanted = min(count, len(keys)) if sets else count
+        wanted = [keys[number % len(keys)] for number in range(num_wanted)]
         sets += [
             PromptSet(
                 HELD_OUT,

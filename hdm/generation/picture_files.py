@@ -38,10 +38,10 @@ def check_sides(width: int, height: int, unit: int, where: str | None = None) ->
     the nearest sizes are named.
     """
     if width % unit or height % unit or width < unit or height < unit:
-        sides = [
-            multiples_beside(side, unit) if side % unit else (side,) for side in (width, height)
-        ]
-        near = dict.fromkeys(f"{x[end]}x{y[end]}" for x, y in [sides] for end in (0, -1))
+        widths = multiples_beside(width, unit) if width % unit else (width,)
+        heights = multiples_beside(height, unit) if height % unit else (height,)
+        smaller, larger = f"{widths[0]}x{heights[0]}", f"{widths[-1]}x{heights[-1]}"
+        near = dict.fromkeys((smaller, larger))  # once, where both are the same
         raise InputError(
             f"{width}x{height} px cannot be cut into this model's patches of {unit} px",
             where=where,

@@ -34,14 +34,8 @@ def _from_json(line: str, number: int, path: Path) -> str:
     except ValueError as error:
         raise InputError(f"line {number} is not JSON: {error}", where=path) from error
     fields = value if isinstance(value, dict) else {}
-    prompt = next(
-        (
-            fields[name]
-            for name in ("prompt", "text", "caption")
-            if isinstance(fields.get(name), str)
-        ),
-        None,
-    )
-    if prompt is None:
-        raise InputError(f"line {number} has no field prompt, text or caption", where=path)
-    return prompt
+    for name in ("prompt", "text", "caption"):
+        prompt = fields.get(name)
+        if isinstance(prompt, str):
+            return prompt
+    raise InputError(f"line {number} has no field prompt, text or caption", where=path)

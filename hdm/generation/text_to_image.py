@@ -121,9 +121,10 @@ class TextToImage:
             )
             return list(to_pixels(self._decode(latent)))
 
-        return [
-            picture for _, pictures in batches.run(list(range(count)), work) for picture in pictures
-        ]
+        made: list[np.ndarray] = []
+        for _, pictures in batches.run(list(range(count)), work):
+            made += pictures
+        return made
 
     def _decode(self, latent: Tensor) -> Tensor:
         raw = self.autoencoder.denormalize(latent)

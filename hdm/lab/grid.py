@@ -210,9 +210,8 @@ def plan_grid(
                 f" {name!r}{did_you_mean(name, lab.comparisons)}",
                 do=f"there are: {', '.join(lab.comparisons)}",
             )
-    comparisons = {
-        name: comparison for name, comparison in lab.comparisons.items() if name in selected
-    }
+    every = lab.comparisons  # in the lab's order, whatever the order of --only
+    comparisons = {name: every[name] for name in every if name in selected}
     grid = Grid(lab, comparisons, seeds or lab.seeds, tuple(overrides), file)
     for cell in grid.cells():
         # The other cells differ only in the seed, which cannot be wrong.

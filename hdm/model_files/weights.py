@@ -129,11 +129,13 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
     Raises:
         InputError: there is no denoiser, or it does not fit what is said of it.
     """
-    own = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(PREFIX)
-    }
+    own = {}
+    others: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        if name.startswith(PREFIX):
+            own[name.removeprefix(PREFIX)] = tensor
+        else:
+            others[name.partition(".")[0]] += 1
     if not own:
         raise InputError(
             f"no tensor's name begins with {PREFIX}",
@@ -145,7 +147,6 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
     except InputError as error:
         raise type(error)(error.what, where=path, do=error.do) from error
     check_fit(own, config, path)
-    others = Counter(name.partition(".")[0] for name in tensors if not name.startswith(PREFIX))
     return Weights(config, own, said, others)
 
 
@@ -168,10 +169,9 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
         num_kept(1, tread_rate)  # refuses a rate outside [0, 1)
     published = to_published(weights.config, tread_rate)
     config = weights.config.to_dict() if published is None else {**said, **published}
-    tensors = {
-        PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in weights.tensors.items()
-    }
+    tensors = {}
+    for name, tensor in weights.tensors.items():
+        tensors[PREFIX + name] = tensor.detach().cpu().contiguous()
     with written_aside(path) as aside:
         # One metadata key alone: safetensors writes several in an order that changes from run to
         # run.
@@ -180,7 +180,7 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
 
 
 def check_fit(tensors: Mapping[str, Tensor], config: XUTConfig, path: Path) -> None:
-    """Hold tensors (without prefix) against a model's, names and shapes exactly.
+    """Compare tensors (without prefix) with a model's: names and shapes must agree exactly.
 
     Raises:
         InputError: they differ; the first difference is named with both shapes.

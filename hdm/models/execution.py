@@ -23,11 +23,14 @@ def recomputed_blocks(num_blocks: int, share: float) -> frozenset[int]:
     never add up.
     """
     count = round(num_blocks * share)
-    return frozenset(
-        number
-        for number in range(num_blocks)
-        if -(-(number + 1) * count // num_blocks) > -(-number * count // num_blocks)
-    )
+    found = set()
+    before = 0
+    for number in range(num_blocks):
+        up_to_here = -(-(number + 1) * count // num_blocks)  # rounded up
+        if up_to_here > before:
+            found.add(number)
+        before = up_to_here
+    return frozenset(found)
 
 
 def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:

@@ -159,11 +159,11 @@ def _of_two(folder: Path) -> tuple[_Tensors, _Tensors]:
     encoder = _state(next(folder.glob("*_encoder.pth")))
     decoder = _state(next(folder.glob("*_decoder.pth")))
     # The decoder's first layer, a clamp, has a place in the file's count and none in diffusers'.
-    decoder = {
-        f"{int(key.partition('.')[0]) - 1}.{key.partition('.')[2]}": value
-        for key, value in decoder.items()
-    }
-    return encoder, decoder
+    renumbered = {}
+    for key, value in decoder.items():
+        layer, _, name = key.partition(".")
+        renumbered[f"{int(layer) - 1}.{name}"] = value
+    return encoder, renumbered
 
 
 def _last(state: _Tensors, kind: str) -> Tensor:

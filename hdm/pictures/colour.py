@@ -176,11 +176,11 @@ def matrix_to_srgb(chromaticities: Chromaticities) -> np.ndarray | None:
 
 def _to_xyz(chromaticities: Chromaticities) -> np.ndarray:
     """(3, 3) from linear RGB to XYZ, white at Y = 1."""
-    points = zip(chromaticities[::2], chromaticities[1::2], strict=True)
-    white, *primaries = [
-        np.array([x / y, 1.0, (1 - x - y) / y]) if y else np.array([x, y, 1 - x - y])
-        for x, y in points
-    ]
+    points = []
+    for x, y in zip(chromaticities[::2], chromaticities[1::2], strict=True):
+        # A point with y = 0 has no luminance, so it cannot be scaled to Y = 1.
+        points.append(np.array([x / y, 1.0, (1 - x - y) / y] if y else [x, y, 1 - x - y]))
+    white, *primaries = points
     columns = np.stack(primaries, 1)
     matrix: np.ndarray = columns * np.linalg.solve(columns, white)
     return matrix

@@ -294,7 +294,7 @@ class _Planner:
 
     @cached_property
     def items(self) -> int:
-        """Asked for: as downloaded, else as expected."""
+        """The number of requested items: as downloaded, else as expected."""
         settings = self.pipeline.download
         ready = self.done.get("download")
         if ready is not None:

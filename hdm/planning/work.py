@@ -50,9 +50,8 @@ def training(
     for share, rate in _shares(phase):
         given = Pass(*tokens, tread_rate=rate, route=phase.tread_route)
         flops += share * training_flops(model, given, again)
-        seen += share * fmean(
-            block.seen for block in block_tokens(model, phase.tread_route, tokens, rate)
-        )
+        blocks = block_tokens(model, phase.tread_route, tokens, rate)
+        seen += share * fmean(block.seen for block in blocks)
     live = 0
     if language is not None:
         live += language.flops(tokens[1])

@@ -252,11 +252,11 @@ def scores_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     Args:
         summaries: output's name → its summary.
     """
-    return {
-        name.removeprefix(PREFIX): dict(summary)
-        for name, summary in summaries.items()
-        if is_measured(name)
-    }
+    found = {}
+    for name, summary in summaries.items():
+        if is_measured(name):
+            found[name.removeprefix(PREFIX)] = dict(summary)
+    return found
 
 
 def headlines(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

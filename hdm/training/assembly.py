@@ -148,15 +148,15 @@ def training_loader(job: Job, rank: int, world_size: int) -> Loader | Mixture:
     own = _loader(job, **options)
     if not settings.mix:
         return own
-    # Seeds far from each other and from those that a person would try: the data sets' draws have
-    # nothing in common.
-    others = [
-        _loader(
-            job, partial(mixed_name, number), seed=settings.seed + (number + 1 << 32), **options
-        )
-        for number in range(len(settings.mix))
-    ]
-    return Mixture([own, *others], [1.0, *(entry.weight for entry in settings.mix)])
+    loaders = [own]
+    weights = [1.0]
+    for number, entry in enumerate(settings.mix):
+        # Seeds far from each other and from those that a person would try, so that the data sets'
+        # draws are independent.
+        seed = settings.seed + (number + 1 << 32)
+        loaders.append(_loader(job, partial(mixed_name, number), seed=seed, **options))
+        weights.append(entry.weight)
+    return Mixture(loaders, weights)
 
 
 def make_prefetcher(

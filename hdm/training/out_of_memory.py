@@ -61,20 +61,21 @@ class Advice:
         return min(fits, self.micro_batch // 2 if as_it_is else self.micro_batch)
 
     def __str__(self) -> str:
-        ways = [
-            f"micro_batch: {count}"
-            + ("" if share == self.phase.checkpoint_blocks else f" with checkpoint_blocks: {share}")
-            for share in sorted({self.phase.checkpoint_blocks, 1.0})
-            if (count := self.largest(share))
-        ]
+        ways = []
+        for share in sorted({self.phase.checkpoint_blocks, 1.0}):
+            count = self.largest(share)
+            if count:
+                changed = share != self.phase.checkpoint_blocks
+                more = f" with checkpoint_blocks: {share}" if changed else ""
+                ways.append(f"micro_batch: {count}{more}")
         if not ways:
             return (
-                "not even one image at a time is reckoned to fit: take a smaller model, or"
+                "even a micro-batch of 1 is estimated not to fit: use a smaller model, or"
                 " train.sharding: full over several devices"
             )
         return (
-            f"set {', or '.join(ways)} (reckoned for {self.room / 1e9:.1f} GB; the result stays the"
-            " same but for rounding)"
+            f"set {', or '.join(ways)} (estimated for {self.room / 1e9:.1f} GB; the result is the"
+            " same up to rounding)"
         )
 
 

@@ -106,11 +106,11 @@ def _start_fits(pipeline: Pipeline) -> None:
         theirs = pipeline.mixed[start.pipeline].train.model
     have = theirs.to_dict()
     want = pipeline.train.model.to_dict()
-    differing = [
-        f"{name} is {have.get(name)} there and {want.get(name)} in train.model"
-        for name in sorted({*have, *want})
-        if have.get(name) != want.get(name)
-    ]
+    differing = []
+    for name in sorted({*have, *want}):
+        theirs_is, ours_is = have.get(name), want.get(name)
+        if theirs_is != ours_is:
+            differing.append(f"{name} is {theirs_is} there and {ours_is} in train.model")
     if differing:
         raise InputError(
             f"the weights to start from are of another model: {', '.join(differing)}",

@@ -97,13 +97,12 @@ def _describe(
 
 
 def _names(job: Job) -> dict[str, str]:
-    """Of the components that have a name everywhere; a fine-tuned autoencoder has none."""
+    """The names of components that are valid on every machine."""
     names = portable_names(job.settings.components)
-    return {
-        component: name
-        for component, name in names.items()
-        if not (component == "autoencoder" and VAE in job.inputs)
-    }
+    # The training used the fine-tuned autoencoder, not the one that the settings name.
+    if VAE in job.inputs:
+        names.pop("autoencoder", None)
+    return names
 
 
 def last_values(content: bytes) -> dict[str, Any]:

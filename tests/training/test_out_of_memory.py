@@ -38,4 +38,4 @@ def test_where_not_even_one_image_fits_no_number_is_made_up() -> None:
         TrainSettings(model=XUTConfig.preset("base")),
         Phase(resolution=256, num_images=1, batch_size=256),
     )
-    assert "not even one image" in str(Advice(settings, phase, TOKENS, False, 2e9))
+    assert "even a micro-batch of 1" in str(Advice(settings, phase, TOKENS, False, 2e9))

@@ -31,8 +31,8 @@ def total_norm(norms: Sequence[Tensor]) -> Tensor:
 
 
 def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """The norm of each part of the model, the first word of a parameter's name, in their order;
-    None where it is not finite.
+    """The norm of each part of the model (the first word of its parameters' names), sorted by
+    name; None if it is not finite.
 
     Waits for the device.
     """
@@ -40,7 +40,7 @@ def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:
     for name, norm in norms.items():
         parts[name.partition(".")[0]].append(norm)
     values = torch.stack([total_norm(part) for part in parts.values()]).tolist()
-    return {
-        part: value if math.isfinite(value) else None
-        for part, value in sorted(zip(parts, values, strict=True))
-    }
+    found = {}
+    for part, value in sorted(zip(parts, values, strict=True)):
+        found[part] = value if math.isfinite(value) else None  # JSON has no NaN
+    return found

@@ -302,6 +302,5 @@ def _judge(job: Job, code: int, stopped: bool) -> None:
 
 
 def _last_lines(path: Path) -> str:
-    return "\n".join(
-        f"    {line}" for line in path.read_text(errors="replace").splitlines()[-LAST_LINES:]
-    )
+    lines = path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    return "\n".join(f"    {line}" for line in lines)

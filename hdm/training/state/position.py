@@ -53,15 +53,17 @@ class Position:
 
     @property
     def lost_lately(self) -> frozenset[int]:
-        """Numbers of those among the last ten steps that were skipped or had a useless loss."""
+        """Numbers of the steps among the last ten that were skipped or had a useless loss."""
         return frozenset((*self.skipped_lately, *self.useless_lately))
 
     @property
     def lost_in_row(self) -> int:
-        """How many of these are the last steps, one after the other."""
-        return next(
-            count for count in range(LATELY + 1) if self.step - count not in self.lost_lately
-        )
+        """The number of consecutive lost steps up to the last one."""
+        lost = self.lost_lately
+        count = 0
+        while self.step - count in lost:
+            count += 1
+        return count
 
     @property
     def exploded(self) -> bool:

@@ -28,9 +28,9 @@ class PowerTracks:
     def __init__(self, parameters: Mapping[str, Tensor], lengths: Iterable[float]) -> None:
         self._names = list(parameters)
         self._theirs = list(parameters.values())
-        self._averages = {
-            length: [value.detach().clone() for value in self._theirs] for length in lengths
-        }
+        self._averages: dict[float, list[Tensor]] = {}
+        for length in lengths:
+            self._averages[length] = [value.detach().clone() for value in self._theirs]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -44,10 +44,10 @@ class PowerTracks:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """`ema-<length>` → parameter → its average."""
-        return {
-            f"ema-{length:g}": dict(zip(self._names, mine, strict=True))
-            for length, mine in self._averages.items()
-        }
+        found = {}
+        for length, mine in self._averages.items():
+            found[f"ema-{length:g}"] = dict(zip(self._names, mine, strict=True))
+        return found
 
     @torch.no_grad()
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
