@@ -188,7 +188,7 @@ def remove(path: Path) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    if path.is_dir() and not path.is_symlink():
+    if path.is_dir() and not path.is_symlink():  # of a link, never what it leads to
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -219,10 +219,13 @@ def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]
         HdmError: the folder cannot be written.
         ConnectionError: as the block raised it.
     """
+    # Beside the file, because a rename is atomic only within one file system.
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        # Content first, then the name: after a power cut, the new name may otherwise lead to a file
+        # without its content.
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

@@ -124,6 +124,7 @@ def _outputs_of(pipeline: Pipeline, outputs: set[tuple[str, str]]) -> HdmError |
         return None
     except InputError as error:
         first = error
+    # A missing model hides only the outputs that depend on it; the others are still needed.
     for step in steps(pipeline):
         with contextlib.suppress(InputError):
             found = identities(pipeline, step.name)
@@ -146,6 +147,7 @@ def garbage(store: Store, needed: Needs, days: float) -> list[Garbage]:
             folders.append(path)
             if _busy(path):
                 busy.add(path)
+    # Judged together: an output is also needed by those that were made from it.
     kept = _kept(store, folders, busy, needed, time.time() - days * DAY_SEC)
     removable: list[Garbage] = []
     for folder in folders:
@@ -224,6 +226,7 @@ def _of_living_runs(store: Store, busy: set[Path]) -> set[tuple[str, str]]:
 def last_used(folder: Path) -> float:
     """When an output was last used or changed, in seconds since 1970."""
     try:
+        # A lock's file changes whenever it is taken, also by a run that finds nothing to do.
         files = [path for path in folder.iterdir() if path.name != LOCK]
     except FileNotFoundError:  # removed just now
         files = []
@@ -279,6 +282,7 @@ def discard(one: Garbage) -> None:
     if not os.path.lexists(one.path):
         return
     with contextlib.ExitStack() as stack:
+        # Held while removing: a run may have begun to use it since it was listed.
         for lock in LOCKS:
             stack.enter_context(alone_with(one.output / lock))
         whole = one.path == one.output

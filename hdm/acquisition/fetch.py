@@ -69,13 +69,15 @@ class Fetcher:
         self._not_before: dict[str, float] = {}
 
     async def __aenter__(self) -> Fetcher:
+        # Connections go only to addresses that this resolver has checked, so that a name cannot
+        # lead to a public address first and to a private one later.
         connector = aiohttp.TCPConnector(resolver=self._addresses, limit=0, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=HEADERS,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            timeout=aiohttp.ClientTimeout(),
+            trust_env=False,  # a proxy would resolve names itself, past the check of addresses
+            timeout=aiohttp.ClientTimeout(),  # none: `_try` limits the whole attempt
         )
         return self
 
@@ -106,6 +108,7 @@ class Fetcher:
                 verdict = busy.verdict
                 wait_sec = max(busy.wait_sec, FIRST_WAIT_SEC * 2**number)
             if number < self.settings.retries:
+                # Bounded: a site may ask for an absurdly long wait.
                 await asyncio.sleep(min(wait_sec, MAX_WAIT_SEC))
         raise verdict
 
@@ -131,6 +134,7 @@ class Fetcher:
     async def _follow(self, listed: URL) -> bytes:
         url = listed
         for _ in range(MAX_REDIRECTS + 1):
+            # Followed by hand, because each redirect may lead to a forbidden scheme or address.
             self._addresses.check(url, listed)
             async with self._session.get(url, allow_redirects=False) as answer:
                 if answer.status not in REDIRECTS:
@@ -143,7 +147,7 @@ class Fetcher:
             self._refuse(answer)
         if (answer.content_length or 0) > self.settings.max_bytes:
             raise too_large(self.settings.max_bytes)
-        # A site may send more than it announces, or announce nothing.
+        # Counted again: a site may send more than it announces, or announce nothing.
         parts = []
         length = 0
         async for part in answer.content.iter_any():

@@ -111,7 +111,7 @@ class Prefetcher:
     def example(self, num_images_seen: int) -> Example:
         """This process's share of the global batch that begins after `num_images_seen` images."""
         begun = time.perf_counter()
-        ready = self._ahead.pop(num_images_seen, None)
+        ready = self._ahead.pop(num_images_seen, None)  # None: the first of a run
         result = ready.result() if ready else self.make(num_images_seen)
         following = num_images_seen + self.loader.batch_size
         self._ahead = {following: self._thread.submit(self.make, following)}
@@ -122,12 +122,13 @@ class Prefetcher:
         """As `example`, here and now: a pure function of its argument."""
         batch = self.loader.batch(num_images_seen)
         size = self.loader.batch_size
+        # Drawn for the global batch on every rank: the draws do not depend on how many there are.
         drawn = generator(self.seed, TRAINING, num_images_seen)
         timestep = self.objective.draw_timesteps(size, drawn)
         noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
         rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
         kept = draw_kept(size, batch.crops.shape[1], rate, drawn)
-        # As the loader shares: contiguous, in order of rank.
+        # Contiguous shares in order of rank, as the loader's.
         start = size * self.loader.rank // self.loader.world_size
         stop = size * (self.loader.rank + 1) // self.loader.world_size
         example = Example(

@@ -75,8 +75,9 @@ def run_training(job: Job) -> None:
             before = newest_checkpoint(Path(job.scratch))
             code = _run_once(job, signals, report)
             newest = newest_checkpoint(Path(job.scratch))
+            # Restart only after progress, or a fault that recurs would be retried without end.
             if signals.count or not _died(job, code) or newest is None or newest == before:
-                break  # without a step further it would die again and again
+                break
             log.warning(
                 "a training process died (%s); going on from step %d",
                 _exit(code),
@@ -111,8 +112,8 @@ def _run_once(job: Job, signals: Signals, report: _Report) -> int:
 
 
 def _died(job: Job, code: int) -> bool:
-    """Whether a process ended without a word of its own, and no other one met an error that would
-    come again.
+    """Whether a process ended without reporting an outcome, and no other one met an error, which
+    would recur.
     """
     states = [outcome["state"] for outcome in read_outcomes(Path(job.scratch))]
     silent = len(states) < job.settings.train.num_processes or PEER_LOST in states
@@ -124,6 +125,8 @@ def _exit(code: int) -> str:
 
 
 def _wait_for_others(job: Job) -> None:
+    # Ranks hold the lock themselves, so two trainings never run on one folder, even if the process
+    # that started the first was killed.
     deadline = time.monotonic() + LOCK_WAIT_SEC
     while True:
         try:
@@ -159,16 +162,16 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
     with job.log.open("wb") as output:
         process = subprocess.Popen(
             _command(job),
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # its end tells the child that this process is gone
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
             env={**child_environment(_environment(job)), "PYTHONUNBUFFERED": "1"},
         )
     try:
         yield process
     finally:
-        if process.poll() is None:  # an exception passes through: let it save
+        if process.poll() is None:  # an exception is passing through: let training save first
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SEC)
@@ -176,7 +179,7 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """What makes training on the CPU alone quicker; the user's own environment goes before it."""
+    """Variables that speed up training on the CPU; the user's own take precedence."""
     from hdm.models.devices import quiet_device  # torch
 
     settings = job.settings.train
@@ -237,7 +240,7 @@ class _Report:
 
 
 class _Tail:
-    """The whole lines that were added to a file."""
+    """Follows a file, and returns the complete lines added to it."""
 
     def __init__(self, path: Path, from_end: bool = False) -> None:
         self.path = path
@@ -250,13 +253,13 @@ class _Tail:
                 added = file.read()
         except FileNotFoundError:
             return []
-        whole = added[: added.rfind(b"\n") + 1]
+        whole = added[: added.rfind(b"\n") + 1]  # a line still being written waits
         self.place += len(whole)
         return whole.decode(errors="replace").splitlines()
 
 
 def _judge(job: Job, code: int, stopped: bool) -> None:
-    """Raise what the ranks' end means, or return if they are done."""
+    """Raise the error that the ranks' outcomes amount to, or return if they are done."""
     outcome = read_outcome(Path(job.scratch))
     state = outcome.get("state")
     if state == DONE and code == 0:

@@ -42,7 +42,7 @@ from hdm.training.process.job import METRICS, checkpoint_folder
 
 STATE = "state.json"
 SUFFIX = ".safetensors"
-KEEP = 2
+KEEP = 2  # two, so that one is left if the newest is damaged
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def save(
     metrics: bytes,
     state: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint and drop all but it and the newest two that are good.
+    """Write a checkpoint, and remove all others but the newest two good ones.
 
     Args:
         folder: where checkpoints lie.
@@ -95,7 +95,7 @@ def write_folder(
     files: Mapping[str, bytes],
     state: Mapping[str, Any],
 ) -> None:
-    """Write a folder that `read` checks: there whole or not at all.
+    """Write a folder that `read` can check: complete or absent.
 
     Args:
         path: the folder; one that is there is replaced.
@@ -123,6 +123,7 @@ def write_folder(
         hashes = {file.name: fast_hash(file) for file in sorted(aside.iterdir())}
         body = {**state, "xxh3": hashes}
         (aside / STATE).write_bytes(canonical_json({**body, "sha256": _digest(body)}))
+        # Before the rename: a checkpoint that has its name is complete, also after a power cut.
         for file in (*aside.iterdir(), aside):
             sync(file)
         shutil.rmtree(path, ignore_errors=True)
@@ -137,8 +138,8 @@ def write_folder(
 def newest(
     folder: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda state: True
 ) -> Checkpoint | None:
-    """The newest checkpoint that holds and whose state is wanted, or None. Damaged ones are named,
-    set aside and passed over.
+    """The newest intact checkpoint whose state is wanted, or None. Damaged ones are reported, set
+    aside and skipped.
     """
     for leftover in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
@@ -153,6 +154,7 @@ def newest(
         else:
             if wanted(checkpoint.state):
                 return checkpoint
+            # Intact, but not wanted: it stays, and an older one is looked for.
     return None
 
 
@@ -169,6 +171,7 @@ def read(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_bytes())
         claimed = state.pop("sha256")
+        # Checkpoints of releases before 0.2 have sha256 alone.
         hashes, hashed = (
             (state["xxh3"], fast_hash) if "xxh3" in state else (state["files"], sha256_file)
         )
@@ -198,10 +201,11 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Drop old checkpoints; renamed first, so that a kill leaves no half of one that looks
-    whole.
+    """Remove old checkpoints. Each is renamed first, so that a kill leaves no partial checkpoint
+    that looks complete.
     """
     paths = _all(folder)
+    # The newest is kept even if it is not good: a kill resumes from it all the same.
     kept = {paths[-1], *[path for path in paths if _is_good(path)][-KEEP:]}
     for path in paths:
         if path in kept:
@@ -213,7 +217,7 @@ def _prune(folder: Path) -> None:
 
 
 def _is_good(path: Path) -> bool:
-    """What it says of itself; whether it holds is another matter, for which there are two."""
+    """Whether a checkpoint records that it is good. It may be damaged nevertheless."""
     try:
         return bool(json.loads((path / STATE).read_bytes()).get("good", True))
     except (OSError, ValueError, AttributeError):
@@ -221,10 +225,10 @@ def _is_good(path: Path) -> bool:
 
 
 def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Fill a model, names and shapes exactly.
+    """Load weights into a model whose names and shapes must match exactly.
 
     Raises:
-        InputError: they differ; some of both sides are named.
+        InputError: they differ; the error names some of both sides.
     """
     have = {name: tuple(value.shape) for name, value in tensors.items()}
     want = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves a state and brings it back.
+    """Saves and restores a training state.
 
     Args:
         job: what is trained.
@@ -53,7 +53,7 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether the last one was long ago."""
+        """Whether the last checkpoint is older than `checkpoint_sec`."""
         return time.monotonic() - self.saved_at > self.job.settings.train.checkpoint_sec
 
     def make_ready(self) -> None:
@@ -63,8 +63,8 @@ class Checkpoints:
             self.writer.make_ready(self.state.tensors())
 
     def save(self, metrics: bytes, *, wait: bool) -> None:
-        """Take a checkpoint unless there is one of this step; wait until it is on disk, or go on
-        meanwhile.
+        """Save a checkpoint unless there is one of this step; wait until it is on disk, or let
+        training continue meanwhile.
         """
         step = self.state.position.step
         if step != self.saved_step and self.ranks.takes_part:
@@ -104,10 +104,11 @@ class Checkpoints:
         return run
 
     def resume(self) -> bytes:
-        """Go on from the newest good checkpoint, else from the one that `resume_from` names; the
-        metrics so far.
+        """Restore the newest intact checkpoint, or else the one that `resume_from` names; returns
+        the metrics so far.
         """
-        with self.ranks.accelerator.main_process_first():  # the first one sets damaged ones aside
+        # Rank 0 sets damaged checkpoints aside; the others then see what is left.
+        with self.ranks.accelerator.main_process_first():
             saved = checkpoint.newest(self.folder)
         if saved is not None:
             self._check_same_run(saved)
@@ -122,8 +123,8 @@ class Checkpoints:
         return saved.metrics
 
     def go_back(self, step: Step) -> None:
-        """Take the weights of the last good checkpoint and go on with the batches that come next;
-        the second time, end.
+        """Restore the weights of the last good checkpoint and continue with the batches that come
+        next; the second time, end.
 
         The batches between, good or bad, are not seen: the same ones on the same weights would lead
         here again (as PaLM was trained, arXiv 2204.02311, section 5.1). Which checkpoint is the
@@ -153,7 +154,8 @@ class Checkpoints:
             at_end = ended and state["position"]["step"] == self.state.position.step
             return state.get("good", True) and not at_end
 
-        with self.ranks.accelerator.main_process_first():  # the first one sets damaged ones aside
+        # Rank 0 sets damaged checkpoints aside; the others then see what is left.
+        with self.ranks.accelerator.main_process_first():
             return checkpoint.newest(self.folder, is_wanted)
 
     def _check_same_run(self, saved: Checkpoint) -> None:
