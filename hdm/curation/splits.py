@@ -112,6 +112,7 @@ class SplitMemory:
         """Hold the file's lock, waiting until no other run reads and writes it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("a") as lock:
+            # Between reading and writing, another run's new splits would be lost.
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

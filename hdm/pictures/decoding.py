@@ -58,7 +58,7 @@ def pixels(
 
 @dataclass(frozen=True)
 class Answer:
-    """What the work gave."""
+    """The result of the work."""
 
     facts: dict[str, Any]
     arrays: list[np.ndarray]
@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """One file to be looked into.
+    """One file to be processed.
 
     Args:
         name: of the file, for errors.
@@ -102,7 +102,7 @@ class Decoders(Closing):
         self.idle: LifoQueue[_Process] = LifoQueue()
         for process in self.processes:
             self.idle.put(process)
-        # Each thread waits for one process.
+        # One thread for each process, which it waits for.
         self.threads = ThreadPoolExecutor(self.count, thread_name_prefix="decoder")
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class Decoders(Closing):
             self.idle.put(process)
 
     def submit(self, asked: Asked) -> Future[Answer]:
-        """As `ask`, later."""
+        """Like `ask`, asynchronously."""
         return self.threads.submit(lambda: self.ask(asked.name, asked.load(), **asked.options))
 
     def map(self, asked: Iterable[Asked], ahead: int | None = None) -> Iterator[Future[Answer]]:
@@ -193,8 +193,10 @@ class _Process:
         try:
             return self._ask(data, options)
         except _Ended as ended:
+            # Computing time is the picture's own; a second attempt would take as long.
             if ended.code == -signal.SIGPROF:
                 raise self._refusal(ended) from None
+        # Everything else may be the fault of what the process did before, such as used memory.
         try:
             return self._ask(data, options)
         except _Ended as ended:
@@ -211,7 +213,7 @@ class _Process:
             process.stdin.flush()
             said = json.loads(_whole(process.stdout.readline()))
             arrays = [self._array(process, *form) for form in said["arrays"]]
-        except (BrokenPipeError, EOFError):
+        except (BrokenPipeError, EOFError):  # it ended, while reading or before it answered
             code = self._end(process)
             if self.over:
                 raise HdmError(STOPPED) from None
@@ -227,7 +229,7 @@ class _Process:
     def _started(self) -> subprocess.Popen[bytes]:
         if self.process is not None:
             return self.process
-        with self.starting:
+        with self.starting:  # or `stop` could miss a process that is just being started
             if self.over:
                 raise HdmError(STOPPED)
             process = self.process = subprocess.Popen(
@@ -277,7 +279,8 @@ class _Process:
                 "too_much_memory",
                 f"takes more than images.max_memory_mb = {settings.max_memory_mb}",
             )
-        # By the kernel, for this machine's memory: not a property of the picture.
+        # Killed by the kernel because the machine's memory ran out. That says nothing about the
+        # picture, so the picture may not be left out.
         if ended.code == -signal.SIGKILL:
             return DoesNotFitError(
                 "the process that decodes a picture was killed twice, as when memory runs out",

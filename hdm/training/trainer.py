@@ -61,6 +61,7 @@ def train(job: Job, stop: StopRequest) -> bool:
     trainer: Trainer | None = None
     try:
         with deterministic(device == "cpu"):
+            # Weights that are finished and lost their pictures: those are made, nothing is trained.
             if job.milestones is not None:
                 make_companions(job, device)
                 return True
@@ -109,6 +110,7 @@ class Trainer:
         self.state = State(trainable, optimizers, techniques)
         requests = Requests(Path(job.scratch), listens=ranks.first)
         self.checkpoints = Checkpoints(job, ranks, self.state, requests)
+        # Before whatever looks at the position: it is then the checkpoint's.
         metrics = self.checkpoints.resume()
         self.logbook = open_logbook(job, ranks, self.state.position, metrics)
         self.duties = Duties(job, ranks, self.checkpoints, requests, self.grid, self.logbook)
@@ -119,8 +121,8 @@ class Trainer:
         self.explanation = Explanation(self.denoising, self.prefetcher, self.state)
 
     def run(self) -> bool:
-        """To the end, or to a signal; True if done."""
-        self.ranks.stop.defer()
+        """Train to the end or to a signal; True if done."""
+        self.ranks.stop.defer()  # from here on there is something to save first
         self.explanation.begin()
         if not run_course(self):
             return False
@@ -156,7 +158,7 @@ class Trainer:
         self.checkpoints.writer.close()
 
     def step(self) -> None:
-        """One optimizer step, or a skipped one where loss or gradient is not finite."""
+        """One optimizer step, which is skipped if loss or gradient is not finite."""
         state = self.state
         before = self.state.position
         size = self.phase.batch_size
@@ -169,6 +171,7 @@ class Trainer:
         norm = total_norm(list(norms.values()))
         # The step's only wait for the accelerator.
         loss, of_nothing, *terms, norm_value = torch.cat((means, norm[None])).tolist()
+        # Before any update: a single step that is not finite would spoil weights and averages.
         is_finite = math.isfinite(loss) and math.isfinite(norm_value)
         if is_finite:
             clip_norm = self.phase.optimizer.clip_norm
@@ -190,7 +193,7 @@ class Trainer:
         self._prepare_line(done, factor, norms)
 
     def _look_at(self, step: Step) -> None:
-        """Write down what went wrong, and go back to a checkpoint where too much did."""
+        """Record what went wrong, and go back to a checkpoint if too much did."""
         state = self.state
         incidents = [] if step.is_finite else [NOT_FINITE]
         for technique in state.techniques:
@@ -202,8 +205,8 @@ class Trainer:
             self.checkpoints.go_back(step)
 
     def _prepare_line(self, step: Step, factor: float, norms: Mapping[str, Tensor]) -> None:
-        """Put the line of metrics that is due after this step into the position: a checkpoint holds
-        it until it is written.
+        """Put the metrics line that is due after this step into the position, so that a checkpoint
+        holds it until it is written.
         """
         now = self.state.position
         every = max(1, min(LOG_EVERY, self.num_steps // LINES_AT_LEAST))
@@ -215,8 +218,8 @@ class Trainer:
         self.state.position = now
 
     def report(self) -> bool:
-        """Measure and write what is due after this step; False if a signal cut it short: it is then
-        due again on resuming.
+        """Measure and write what is due after this step; False if a signal interrupted it, in which
+        case it is due again after resuming.
         """
         state = self.state
         if state.position.line is None:
@@ -229,6 +232,7 @@ class Trainer:
                 measured |= technique.measure(state.position)
         except CutShort:
             is_cut = True
+        # A signal may reach ranks at different times; all must leave at the same point.
         if any(self.ranks.agreed(is_cut)):
             return False
         line |= measured

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Of one training process.
+    """Writes the checkpoints of one training process in a thread.
 
     Args:
         folder: where checkpoints lie.
@@ -42,8 +42,8 @@ class CheckpointWriter:
         self._buffers: Future[Buffers | None] | None = None
 
     def make_ready(self, tensors: Sets) -> None:
-        """Make the buffers, in the thread: new memory takes longer than a copy. Call it when the
-        optimizers have their state.
+        """Allocate the buffers in the thread, because new memory takes longer than a copy. Call it
+        once the optimizers have their state.
         """
         self._buffers = self._thread.submit(_buffers, tensors)
 
@@ -73,7 +73,7 @@ class CheckpointWriter:
         Raises:
             DoesNotFitError, HdmError: this one, or the one before, could not be written.
         """
-        self.wait()
+        self.wait()  # one at a time: the buffers hold the one before until it is written
         buffers = self._buffers.result() if self._buffers is not None and not copied else None
         taken = tensors if buffers is None else _copied(tensors, buffers)
         save = partial(checkpoint.save, self.folder, step, taken, metrics, state)
@@ -82,7 +82,7 @@ class CheckpointWriter:
             self.wait()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread, if it is done."""
+        """Raise the thread's error, if it is done and failed."""
         if self._under_way is not None and self._under_way.done():
             self.wait()
 
