@@ -194,7 +194,7 @@ def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> 
 
 
 class ContrastiveQuality(Measure):
-    """How well captions are told from those of other held-out pictures, by the best threshold.
+    """How well the best threshold separates captions from those of other held-out pictures.
 
     The result holds the threshold (a cosine), and the shares of matching pairs above it and of
     other pairs below it.

@@ -43,7 +43,7 @@ def migrate(
         console.print(f"there is nothing in {escape(str(root.root))}")
         return
     for verdict in found:
-        console.print(f"{escape(_told(verdict))}")
+        console.print(f"{escape(_line(verdict))}")
         if verdict.now is not None and not verdict.is_found and not dry_run:
             adopt(root, verdict)
     changed = sum(not verdict.is_found for verdict in found)
@@ -61,7 +61,7 @@ def migrate(
         console.print(escape(_compared(run, file)))
 
 
-def _told(verdict: Verdict) -> str:
+def _line(verdict: Verdict) -> str:
     name = f"{verdict.output.name} {verdict.output.digest}"
     if verdict.now is None:
         return f"made again  {name}: {verdict.why}"

@@ -34,7 +34,7 @@ NUM_KEYWORDS = 5
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 TONE_CODEPOINTS = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 FAR = 2
-"""Tones so many steps apart can be told from each other."""
+"""Tones at least this many steps apart can be distinguished."""
 NOT_ASKED = ("Symbols", "Flags")
 _PEOPLE = ("man ", "woman ", "person ", "men ", "women ", "people ")
 COMBINATIONS = "combinations"

@@ -27,14 +27,14 @@ from hdm.values import Within
 
 class Optimizer(Settings):
     kind: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the blocks' matrices, AdamW for everything else."""
+    """muon: Muon for the blocks' matrices, AdamW for all other parameters."""
     learning_rate: values.LearningRate = 3e-4
-    """AdamW's rate; with `per_fan_in` the base rate that each tensor divides by its fan-in."""
+    """AdamW's rate; with `per_fan_in`, the base rate, divided by each tensor's fan-in."""
     muon_learning_rate: values.LearningRate = 0.02
     """Muon's rate."""
     per_fan_in: bool = False
     state_bits: Literal[32, 8] = since("0.1.0", 32)
-    """Of AdamW's two averages; 8 (bitsandbytes, which has to be installed) takes a quarter of their
+    """Precision of AdamW's two moments; 8 (needs the package bitsandbytes) takes a quarter of the
     memory.
     """
     betas: tuple[values.Rate, values.Rate] = (0.9, 0.99)
@@ -42,46 +42,46 @@ class Optimizer(Settings):
     clip_norm: values.PositiveWeight = 1.0
     warmup_images: values.CountOrNone = 0
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
-    """wsd: constant, then a linear fall over the last fifth."""
+    """wsd: constant, then a linear decay over the last fifth."""
     final_rate: values.Share = 0.01
-    """Where the schedule ends, as a share of the rate."""
+    """The final rate, as a share of the full rate."""
 
 
 class Phase(Settings):
-    """One step of rising resolution."""
+    """One phase, at one resolution."""
 
     resolution: values.Side
-    """Shorter side in pixels, and side of the square crop."""
+    """Shorter side of the pictures, and side of the square crop, in pixels."""
     num_images: values.Count
-    """Images seen (the training clock), repetitions counted."""
+    """Number of images seen (the training clock), counting repetitions."""
     batch_size: values.Batch
-    """Images an optimizer step, over all processes."""
+    """Images per optimizer step, over all processes."""
     tread_rate: values.Rate = 0.5
     """Share of the image tokens that skip the route (TREAD, arXiv 2501.04765)."""
     tread_schedule: tuple[tuple[values.Share, values.Rate], ...] | None = None
-    """Rates instead of the one above, as [from which share of the phase on, rate], the first from
-    0: [[0, 0.75], [0.9, 0]] ends the phase with a tenth on all tokens (SPRINT, arXiv 2510.21986).
-    None: `tread_rate` all along.
+    """Rates instead of the one above, as [share of the phase at which it begins, rate], the first
+    at 0: [[0, 0.75], [0.9, 0]] trains the last tenth of the phase on all tokens (SPRINT, arXiv
+    2510.21986). None: `tread_rate` throughout.
     """
     tread_route: tuple[values.Blocks, values.Blocks] | None = None
-    """The blocks that dropped tokens skip, [start, end) in the order in which blocks run; None: the
-    whole U, as published.
+    """The blocks that dropped tokens skip, [start, end) in execution order; None: the whole U, as
+    published.
     """
     max_tokens: values.Tokens | None = None
-    """Text tokens a caption may have here; None: as encoded."""
+    """Maximum number of text tokens per caption; None: as encoded."""
     timestep_shift: values.Shift = 1.0
     optimizer: Optimizer = Optimizer()
     resume_from: str | None = since("0.1.0", None, pattern=r"^[0-9a-f]+@[0-9]+$")
     """DIGEST@STEP: start from a checkpoint of an unfinished training of this phase with other
-    settings, in this store; data goes on after the images that it had seen. None: from the phase
-    before.
+    settings, in this store; data continues after the images that it has seen. None: start from the
+    previous phase.
     """
     resume_allow: tuple[str, ...] = runtime(())
-    """The settings that may differ from those, by name, as train.phases.0.optimizer.learning_rate;
-    any other that differs is refused.
+    """Names of settings that may differ from the checkpoint's, such as
+    train.phases.0.optimizer.learning_rate; any other difference is refused.
     """
     micro_batch: values.Batch | None = runtime(None)
-    """Images a forward pass on one device; None: the whole share at once."""
+    """Images per forward pass on one device; None: the device's whole share."""
     checkpoint_blocks: values.Share = runtime(0.0)
     """Share of the blocks, spread evenly, whose activations are recomputed instead of kept."""
 
@@ -112,28 +112,28 @@ class MixedIn(Settings):
     """Pictures of another pipeline to train on."""
 
     pipeline: str = runtime(...)
-    """Entry of pipelines.yaml whose latents and captions they are; `hdm run NAME --until encode`
-    makes them.
+    """Entry of pipelines.yaml with the latents and captions; `hdm run NAME --until encode` makes
+    them.
     """
     weight: values.PositiveWeight = 1.0
-    """How many of them are seen for each one of this pipeline's own."""
+    """Number of its pictures seen per picture of this pipeline's own."""
 
 
 class Start(Settings):
-    """Where the first phase's weights come from. Digests hold the hash of the weights, not these
+    """The source of the first phase's weights. Digests include the hash of the weights, not these
     names.
     """
 
     weights: str | None = runtime(None)
-    """A .safetensors file or the folder that holds it, as `hdm weights import` writes them; what
-    training wrote; a diffusers folder; a Lightning checkpoint.
+    """A .safetensors file or its folder, as `hdm weights import` writes them; an output of
+    training; a diffusers folder; or a Lightning checkpoint.
     """
     pipeline: str | None = runtime(None)
-    """Entry of pipelines.yaml whose averaged weights they are; `hdm run NAME --until train` makes
+    """Entry of pipelines.yaml whose averaged weights are used; `hdm run NAME --until train` makes
     them.
     """
     phase: str | None = runtime(None, pattern=r"^[1-9][0-9]*px$")
-    """Of that pipeline, as 256px; None: its last."""
+    """That pipeline's phase, such as 256px; None: its last."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Start:
@@ -153,7 +153,7 @@ class Start(Settings):
 
 
 def _read_model(value: Any, read_xut: ValidatorFunctionWrapHandler) -> Any:
-    """Of another kind than XUT by its own class; pydantic names the field of an XUT's faults."""
+    """Read kinds other than XUT with their own class; pydantic names an XUT's wrong field."""
     if not isinstance(value, Mapping) or "kind" not in value:
         return value if isinstance(value, XUTConfig) else read_xut(value)
     return XUTConfig.from_dict(value)
@@ -163,99 +163,98 @@ class TrainSettings(Settings):
     model: Annotated[XUTConfig, WrapValidator(_read_model), PlainSerializer(XUTConfig.to_dict)] = (
         XUTConfig()
     )
-    """An XUT; another denoiser where `kind` names one that an installed package adds."""
+    """An XUT, or another denoiser if `kind` names one that an installed package adds."""
     phases: tuple[Phase, ...] = Field((), max_length=16)
     start: Start | None = since("0.2.0", None)
-    """Weights to start from, as {weights: models/imported} or {pipeline: NAME, phase: 256px}; None:
-    new ones from the seed.
+    """Initial weights, as {weights: models/imported} or {pipeline: NAME, phase: 256px}; None:
+    random ones from the seed.
     """
     mix: tuple[MixedIn, ...] = since("0.1.0", ())
-    """Other pipelines whose pictures are trained on too, as [{pipeline: NAME, weight: 0.5}]; this
-    pipeline's own have weight 1. Held-out losses, prompts and evaluation are of its own pictures
-    alone.
+    """Other pipelines whose pictures are also trained on, as [{pipeline: NAME, weight: 0.5}]; this
+    pipeline's own have weight 1. Held-out losses, prompts and evaluation use its own pictures only.
     """
     seed: values.Seed = 0
     caption_dropout: values.Rate = 0.1
     """Share of images trained with the empty caption, for guidance."""
     contrastive_weight: values.Rate = 0.0
-    """Of the distance to a neighbour's velocity, which is taken off the loss (contrastive flow
-    matching: 0.05); 0: plain flow matching.
+    """Weight of the distance to a neighbour's velocity, which is subtracted from the loss
+    (contrastive flow matching: 0.05); 0: plain flow matching.
     """
     tag_drop: values.Rate = since("0.1.0", 0.0)
     group_drop: values.Rate = since("0.1.0", 0.0)
-    """Shares of the tags and of the groups of tags that are left out, anew at every image seen, of
-    captions written `kept tags ||| group %% group`, tags split by `$$`; the published recipe has
-    0.25 and 0.3. The text encoder has to run in training.
+    """Shares of tags and of groups of tags that are dropped, sampled anew each time an image is
+    seen, from captions of the form `kept tags ||| group %% group`, with tags separated by `$$`; the
+    published recipe uses 0.25 and 0.3. The text encoder must run in training.
     """
     tag_shuffle: bool = since("0.1.0", False)
-    """Put their groups, and the tags in each, into another order every time."""
+    """Shuffle groups, and the tags in each, every time."""
     min_snr_gamma: values.PositiveWeight | None = since("0.1.0", None)
-    """Weigh losses by time as min-SNR-γ does (arXiv 2303.09556: 5), brought to velocities and to a
-    mean of 1; None: all the same.
+    """Weight losses by timestep as min-SNR-γ does (arXiv 2303.09556: 5), adapted to velocities and
+    normalised to mean 1; None: equal weights.
     """
     dropout: values.Rate = since("0.1.0", 0.0)
-    """Of what attention and feed-forward add to the tokens."""
+    """Dropout rate on the updates of attention and feed-forward."""
     align_weight: values.Weight = since("0.1.0", 0.0)
-    """Of the pull of one block's image tokens towards `encode.features`, by cosine (REPA, arXiv
-    2410.06940: 0.5). 0: without.
+    """Weight of the alignment of one block's image tokens with `encode.features`, by cosine
+    similarity (REPA, arXiv 2410.06940: 0.5). 0: none.
     """
     align_block: values.Blocks | None = since("0.1.0", None)
-    """Whose output is pulled, counted from 0 in the order in which blocks run; None: the one a
-    third in.
+    """The block whose output is aligned, counted from 0 in execution order; None: the one a third
+    of the way in.
     """
     ema_decay: values.Rate = 0.999
-    """Of the weights' moving average, per step, reached after a ramp."""
+    """Decay of the weights' moving average per step, reached after a ramp."""
     ema_lengths: tuple[values.EmaLength, ...] = since("0.1.0", ())
-    """Of power-function averages kept beside it (EDM2, arXiv 2312.02696), as shares of the phase;
-    from two of them, say [0.05, 0.1], `hdm ema` makes one of any length afterwards. Each costs the
-    memory of the weights.
+    """Lengths of additional power-function averages (EDM2, arXiv 2312.02696), as shares of the
+    phase; from two, such as [0.05, 0.1], `hdm ema` makes an average of any length afterwards. Each
+    takes the memory of the weights.
     """
     ema_snapshots: values.Few = since("0.1.0", 8)
-    """How often in a phase these are written down, evenly; each costs the room of the weights."""
+    """Number of times per phase that these are saved, at regular intervals; each takes the disk
+    space of the weights.
+    """
     crop: Literal["shifted", "centre"] = "shifted"
     mirror: bool = since("0.1.0", False)
-    """Exchange left and right in half of the images whose captions speak neither of sides nor of
-    writing (English words alone are known). It is the latent that is mirrored, which is not the
-    mirrored picture's latent: with the demo's autoencoder the two differ by 0.79 of their norm, and
-    it decodes to 21 dB instead of 33. Only for an autoencoder that commutes with mirroring.
+    """Exchange left and right in half of the images whose captions mention neither sides nor
+    writing (only English words are recognised). This mirrors the latent, which differs from the
+    mirrored picture's latent: with the demo's autoencoder by 0.79 of the norm, and it decodes to 21
+    dB instead of 33. Use it only with an autoencoder that commutes with mirroring.
     """
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products (autocast); weights stay float32."""
+    """Precision of matrix products (autocast); weights stay float32."""
     validate_every: values.Count | None = None
     """Steps between held-out losses; None: at the end only."""
     validate_raw: bool = since("0.1.0", False)
-    """Tell the held-out loss of the weights as they are too, not of their average alone."""
+    """Also measure the held-out loss of the raw weights, not only of their average."""
     watch: Literal["validation_loss", "raw_validation_loss"] = since("0.1.0", "validation_loss")
-    """The held-out loss that `keep` and `patience` go by."""
+    """The held-out loss that `keep` and `patience` use."""
     keep: Literal["last", "best"] = since("0.1.0", "last")
-    """Which weights come out of a phase: those at its end, or those whose held-out loss was
-    lowest.
-    """
+    """The weights that a phase returns: the last ones, or those with the lowest held-out loss."""
     patience: values.Count | None = since("0.1.0", None)
-    """Held-out losses in a row, none the lowest yet, after which a phase ends before its last step;
-    None: none end it.
+    """Number of consecutive held-out losses without a new minimum after which a phase ends early;
+    None: never.
     """
     prompts: tuple[str, ...] = ()
     """Generated at each phase's end at fixed seeds; empty: captions of held-out pictures."""
     generate_every: values.Count | None = since("0.1.0", None)
-    """Images seen between two times that they are generated during a phase, by the averaged
-    weights; None: at the end alone.
+    """Number of images seen between two generations of the prompts during a phase, with the
+    averaged weights; None: only at the end.
     """
     checkpoint_sec: values.Seconds = runtime(600.0)
     """Seconds between checkpoints."""
     num_processes: values.Workers = runtime(1)
     sharding: Literal["none", "full"] = runtime("none")
-    """full: weights, gradients, averages and optimizer state are spread over the processes (FSDP2),
-    for a model that one device does not hold with them; slower, the same files. none: every process
-    has all (DDP).
+    """full: weights, gradients, averages and optimizer state are sharded across the processes
+    (FSDP2), for a model that does not fit on one device with them; slower, with the same files.
+    none: every process holds everything (DDP).
     """
     device: values.Device = runtime("auto")
     peak_tflops: values.Tflops | None = runtime(None)
-    """What one device does at most, in 10¹² operations a second, for the utilisation in the logs;
-    None: a matrix product is measured.
+    """Peak speed of one device in 10¹² operations per second, for the utilisation in the logs;
+    None: measured with a matrix product.
     """
     price_per_hour: values.Price | None = runtime(None)
-    """Of all devices together, for the cost in the logs; None: logs show no cost."""
+    """Price of all devices together, for the cost in the logs; None: logs show no cost."""
     compile: bool = runtime(False)
     """Compile the blocks (torch.compile); the first steps take minutes."""
 
@@ -268,12 +267,12 @@ class TrainSettings(Settings):
 
     @property
     def redraws_tags(self) -> bool:
-        """Whether captions with tags are written anew at every image seen."""
+        """Whether captions with tags are sampled anew each time an image is seen."""
         return self.tag_shuffle or self.tag_drop > 0 or self.group_drop > 0
 
     @property
     def watches(self) -> bool:
-        """Whether anything goes by the held-out loss."""
+        """Whether anything depends on the held-out loss during a phase."""
         return self.keep == "best" or self.patience is not None
 
     @model_validator(mode="after")
@@ -295,7 +294,7 @@ class TrainSettings(Settings):
 
     @property
     def shards(self) -> bool:
-        """Whether the model is spread over processes; one alone has all of it in any case."""
+        """Whether the model is sharded; a single process holds all of it in any case."""
         return self.sharding == "full" and self.num_processes > 1
 
     @model_validator(mode="after")

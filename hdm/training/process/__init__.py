@@ -1,1 +1,1 @@
-"""What runs the process of a training: how it starts, what it is told, and how it ends."""
+"""The process of a training: its start, its job, and its end."""
