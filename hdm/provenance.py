@@ -1,5 +1,5 @@
-"""What made a result beside its settings: the code, the libraries, the machine. It is told with
-results and enters no digest.
+"""The provenance of a result besides its settings: code, libraries and machine. It is reported with
+results and is part of no digest.
 """
 
 from __future__ import annotations

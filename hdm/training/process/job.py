@@ -51,9 +51,9 @@ class Job:
         folder: the folder of the output, where `metrics.jsonl` and `timing.jsonl` grow.
         scratch: where checkpoints, logs and results go.
         text_encoder, autoencoder: local folders or hub names.
-        milestones: None: train. Else the phase is done and its weights lie in `folder`: only what
-            comes with them is made again, and these are the files of its milestones that are still
-            there.
+        milestones: None: train. Otherwise the phase is finished and `folder` holds its weights;
+            only the files that accompany them are made again, and these are the milestones' files
+            that still exist.
     """
 
     pipeline: Mapping[str, Any]
