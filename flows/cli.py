@@ -23,6 +23,8 @@ from hdm.training.process.running import SAMPLE, SAVE, ask, trainings
 from tasks.configuration import Project
 from tasks.services import runs, serving, stop_runs, visible
 
+__all__ = ["app"]
+
 STOP_SEC = 35.0  # training saves within 20; Prefect gives 30
 Wait = Annotated[float, number(values.Seconds, metavar="SEC", help="How long to wait for it.")]
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)

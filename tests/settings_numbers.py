@@ -59,11 +59,11 @@ def leaves(model: type) -> Iterator[Leaf]:
 
 def _of_fields(owner: type, path: tuple[str | int, ...]) -> Iterator[Leaf]:
     hints = typing.get_type_hints(owner, include_extras=True)
-    names = (
-        owner.model_fields
-        if issubclass(owner, BaseModel)
-        else [field.name for field in dataclasses.fields(owner)]
-    )
+    if issubclass(owner, BaseModel):
+        names = list(owner.model_fields)
+    else:
+        assert dataclasses.is_dataclass(owner)
+        names = [field.name for field in dataclasses.fields(owner)]
     for name in names:
         yield from _of_type(hints[name], (*path, name), None, {})
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from hdm.architecture import XUTConfig
 from hdm.models.xut import XUT
 
-WIDTHS = dict(width=8, num_heads=2, head_size=4, mlp_width=8, text_width=8)
-BLOCKS = dict(depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1)
+WIDTHS: dict[str, Any] = dict(width=8, num_heads=2, head_size=4, mlp_width=8, text_width=8)
+BLOCKS: dict[str, Any] = dict(depth=1, enc_blocks=1, dec_blocks=1, prev_blocks=1, post_blocks=1)
 TINY = XUTConfig(**WIDTHS, **BLOCKS)
 SMALL = replace(TINY, width=32, head_size=16, mlp_width=24, text_width=10)
 TRAINED = {

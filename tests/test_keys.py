@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hdm.keys import FIELD, Keys, key_number, key_numbers, key_of, key_text
+from hdm.keys import FIELD, Key, Keys, key_number, key_numbers, key_of, key_text
 
-KEYS = [hashlib.sha256(bytes([number])).hexdigest()[:16] for number in range(200)]
+KEYS = [Key(hashlib.sha256(bytes([number])).hexdigest()[:16]) for number in range(200)]
 
 
 @pytest.mark.parametrize("type", [pa.string(), pa.large_string()])

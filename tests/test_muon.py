@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -25,7 +27,9 @@ def test_orthogonalized_is_the_quintic_of_the_singular_values(shape: tuple[int, 
 @pytest.mark.parametrize(
     ("size", "torchs"), [("original", "original"), ("adamw", "match_rms_adamw")]
 )
-def test_matrices_of_several_shapes_move_as_torchs_do(size: str, torchs: str) -> None:
+def test_matrices_of_several_shapes_move_as_torchs_do(
+    size: Literal["original", "adamw"], torchs: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     starts = [
         torch.randn(shape, generator=generator) for shape in ((12, 6), (6, 12), (12, 6), (5, 5))

@@ -256,7 +256,7 @@ def test_a_signal_stops_between_parts_and_the_rest_is_made_later(
     store = Store(tmp_path / "store")
 
     class Stopping(Powers):
-        def make_part(self, part, folders, tools, bar):  # type: ignore[no-untyped-def]
+        def make_part(self, part, folders, tools, bar):
             super().make_part(part, folders, tools, bar)
             if part.task == 1:
                 signal.raise_signal(signal.SIGINT)

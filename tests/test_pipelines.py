@@ -195,7 +195,7 @@ def test_a_name_that_would_escape_its_folder_is_refused_where_it_is_read(tmp_pat
         read_section(path, section)
     assert str(caught.value.where) == f"{path}:3"
     assert repr(name) in caught.value.what
-    assert "letters, digits" in caught.value.do
+    assert "letters, digits" in str(caught.value.do)
 
 
 @pytest.mark.parametrize("name", ["hdm-xut-base", "v1.2_b", "кошки", "7"])

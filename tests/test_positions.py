@@ -17,7 +17,8 @@ def test_maps_and_crops_equal_the_published_ones():
     for name, wanted in load_file(GOLDEN).items():
         kind, *numbers = name.split(".")
         if kind == "full":
-            ours = full_map(*map(int, numbers))
+            height, width = map(int, numbers)
+            ours = full_map(height, width)
         else:
             top, left, height, width = map(int, numbers)
             ours = crop_map(height, width, top, left, min(height, width))

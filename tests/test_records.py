@@ -55,7 +55,7 @@ def test_the_plan_of_another_release(tmp_path: Path) -> None:
 def test_the_costs_of_a_lab(tmp_path: Path, value: Any) -> None:
     write_json(tmp_path / "costs.json", value)
     with pytest.raises(DamagedError, match=r"costs\.json\)\n  → remove it"):
-        CostBook(tmp_path / "costs.json", None)  # type: ignore[arg-type]  (of no comparison)
+        CostBook(tmp_path / "costs.json", None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [[], 3, {"rank": 1}, {"state": {}}], ids=str)

@@ -49,6 +49,7 @@ def test_a_means_interval_is_where_the_t_test_turns(count):
     values = np.random.default_rng(count).normal(0.3, 1.0, count)
     found = Interval.of(list(values))
     assert found.mean == pytest.approx(values.mean())
+    assert found.half is not None
     for bound in (found.mean - found.half, found.mean + found.half):
         assert stats.ttest_1samp(values, bound).pvalue == pytest.approx(0.05)
     assert found.excludes_zero == (stats.ttest_1samp(values, 0).pvalue < 0.05)

@@ -23,7 +23,7 @@ from hdm.scoring.metrics import IMAGES, output_name
 from hdm.stages import SCORED_BY
 
 PROJECT = Path(__file__).parents[1]
-UsageError = typer.BadParameter.__mro__[1]  # typer brings its own click, or did not yet
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer brings its own click, or did not yet
 COMMANDS = typer.main.get_command(app)
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HOLE = "1"  # in place of what is filled in at run time: it is a name, a path and a number

@@ -37,7 +37,7 @@ def outputs(source, store, *settings):
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_case_gives_its_captions(name, tmp_path):
     made = outputs(CASES / name, tmp_path)
-    captions = {}
+    captions: dict[str, list[tuple[str, str]]] = {}
     for row in read_tables(made["caption"], "captions").to_pylist():
         captions.setdefault(row["key"], []).append((row["maker"], row["caption"]))
     assert list(captions.values()) == [

@@ -179,6 +179,7 @@ def test_a_convention(name, tmp_path):
     arrived = {}
     for item in open_source(source, "auto", DownloadSettings(**row.settings))[1].items(inventory):
         arrived[item.source] = item.captions
+        assert item.load is not None
         assert item.load() == png(0)
     assert arrived == row.captions
     assert inventory.lost == 0

@@ -13,6 +13,7 @@ import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -326,7 +327,12 @@ def test_what_the_digest_depends_on(folder, tmp_path):
     assert digest(pipeline(source=str(moved), kind="folder")) == digest(
         pipeline(**{**local, "source": str(moved)})
     )
-    others = [{"max_items": 3}, {"caption_column": "name"}, {"shard_items": 3}, {"max_bytes": 5}]
+    others: list[dict[str, Any]] = [
+        {"max_items": 3},
+        {"caption_column": "name"},
+        {"shard_items": 3},
+        {"max_bytes": 5},
+    ]
     assert len(
         {digest(pipeline(**{**local, "source": str(moved), **other})) for other in others}
     ) == len(others)

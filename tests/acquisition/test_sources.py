@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdm.acquisition.inventory import Inventory
-from hdm.acquisition.items import Unreadable, survey
+from hdm.acquisition.items import Item, Unreadable, survey
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
 from hdm.acquisition.texts import as_text
@@ -31,13 +31,20 @@ URLS = ["http://a.test/1.png", "http://a.test/2.png", "http://a.test/1.png", "ht
 CAPTIONS = ['a "red" dog, running', "", "two\nlines", "naïve 日本"]
 
 
+def loaded(item: Item) -> bytes:
+    assert item.load is not None
+    content = item.load()
+    assert isinstance(content, bytes)
+    return content
+
+
 def read(source, kind="auto", **settings):
     return list(open_source(str(source), kind, DownloadSettings(**settings))[1].items())
 
 
 def status(item):
     with pytest.raises(Unreadable) as refusal:
-        item.load()
+        loaded(item)
     return refusal.value.status
 
 
@@ -99,7 +106,7 @@ def test_a_real_list():
     table = pq.read_table(folder / "test_1000.parquet")
     assert {"URL", "TEXT"} <= set(table.column_names)
     items = read(folder / "test_1000.parquet", url_column="URL", caption_column="TEXT")
-    captions = {}
+    captions: dict[str, list[str]] = {}
     for url, text in zip(table["URL"].to_pylist(), table["TEXT"].to_pylist(), strict=True):
         captions.setdefault(url.strip(), []).append(text.strip())
     assert [item.source for item in items] == list(captions)
@@ -289,7 +296,7 @@ def test_names_that_are_not_utf8(folder):
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(png(9))
     item = next(item for item in read(folder) if "caf" in item.source)
     assert item.source == "caf\ufffd.png"
-    assert item.load() == png(9)
+    assert loaded(item) == png(9)
 
 
 def test_a_file_above_the_limit(folder):
@@ -397,7 +404,7 @@ def test_tars_that_webdataset_wrote(tmp_path, suffix):
                 }
             )
     reader = open_source(str(tmp_path / f"part-{{0..1}}{suffix}"), "auto", DownloadSettings())[1]
-    seen = [(item.source, item.captions, item.licence, item.load()) for item in reader.items()]
+    seen = [(item.source, item.captions, item.licence, loaded(item)) for item in reader.items()]
     assert [row[0] for row in seen[:4]] == [
         f"part-0{suffix}/{name}"
         for name in ("sub/000.png", "sub/001.png", "sub/002.png", "last.jpg")
@@ -422,11 +429,11 @@ def test_odd_members_of_tars_are_counted_and_lead_nowhere(tmp_path):
         add(tar, "large.png", bytes(5000))
         add(tar, "folder.png", type=tarfile.DIRTYPE)
         add(tar, "README", b"about")
-    outcome = []
+    outcome: list[tuple[str, bytes | str]] = []
     reader = open_source(str(tmp_path / "odd.tar"), "auto", DownloadSettings(max_bytes=4000))[1]
     for item in reader.items():
         try:
-            outcome.append((item.source, item.load()))
+            outcome.append((item.source, loaded(item)))
         except Unreadable as refusal:
             outcome.append((item.source, refusal.status))
     assert outcome == [
@@ -457,7 +464,7 @@ def test_a_tar_that_ends_early_gives_what_is_there_and_says_so(tmp_path, suffix,
     whole, refused = [], []
     for item in open_source(str(path), "tars", DownloadSettings())[1].items():
         try:
-            whole.append(item.load())
+            whole.append(loaded(item))
         except Unreadable as refusal:
             refused.append(refusal.status)
     assert whole == [png(number) for number in range(len(whole))]
@@ -485,7 +492,7 @@ def test_a_data_set_saved_to_disk_and_as_parquet(rows, tmp_path):
         kind, reader = open_source(str(tmp_path / name), "auto", settings)
         items = list(reader.items())
         assert kind == "dataset"
-        assert [item.load() for item in items] == [png(number) for number in range(5)]
+        assert [loaded(item) for item in items] == [png(number) for number in range(5)]
         assert [item.captions for item in items] == [(f"caption {number}",) for number in range(5)]
         assert [item.source for item in items] == [f"train/{number}" for number in range(5)]
     with pytest.raises(InputError, match=r"no column 'image'"):
@@ -513,7 +520,7 @@ def test_a_picture_folder_read_as_a_data_set(folder):
         "".join(f'{{"file_name": "{name}", "text": "{name}"}}\n' for name in ("a.JPG", "b.png"))
     )
     items = read(folder, kind="dataset", caption_column="text")
-    assert {item.captions: item.load() for item in items} == {
+    assert {item.captions: loaded(item) for item in items} == {
         ("a.JPG",): png(1),
         ("b.png",): png(0),
     }
@@ -542,7 +549,7 @@ def test_links_of_a_data_set_do_not_lead_out_of_it(tmp_path):
     names = ["here.png", "near.png", "far.png", "up/there.png"]
     pq.write_table(pa.table({"image": names}), root / "data.parquet")
     items = read(root / "data.parquet", kind="dataset")
-    assert [item.load() for item in items[:2]] == [png(0)] * 2
+    assert [loaded(item) for item in items[:2]] == [png(0)] * 2
     assert [status(item) for item in items[2:]] == ["refused_link"] * 2
 
 

@@ -184,7 +184,7 @@ def test_the_tokenizer_gives_back_any_text() -> None:
 
 
 @pytest.mark.parametrize("spoiler", SPOILERS)
-def test_spoiling_changes_a_picture_more_the_stronger_it_is(spoiler: object) -> None:
+def test_spoiling_changes_a_picture_more_the_stronger_it_is(spoiler: Any) -> None:
     from PIL import Image
 
     pixels = next(scene_examples(1)).pixels
@@ -192,7 +192,7 @@ def test_spoiling_changes_a_picture_more_the_stronger_it_is(spoiler: object) -> 
     changes = [
         np.abs(np.asarray(spoiler(picture, s, np.random.default_rng(0)), float) - pixels).mean()
         for s in (0.3, 1.0)
-    ]  # type: ignore[operator]
+    ]
     assert 0 < changes[0] < changes[1]
     assert spoiled(pixels, 0.0, np.random.default_rng(0)) is pixels
 

@@ -19,7 +19,7 @@ def trained(
     planned: int, until: float, step_seconds: Callable[[int], float]
 ) -> tuple[float, list[float]]:
     """How long a training of some planned steps took, and its rates."""
-    clock, schedule, rates = Clock(), Schedule([(0, planned)]), []
+    clock, schedule, rates = Clock(), Schedule([(0, planned)]), list[float]()
     pace = Pace(schedule, 0, clock.seconds + until, clock)
     for step in itertools.count():
         if step == schedule.num_steps:

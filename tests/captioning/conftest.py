@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ CHAT = (
 )
 VOCABULARY = [*SPECIAL, "<image>", *WORDS, "name", "it"]
 LAYERS = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2)
-VISION = dict(**LAYERS, image_size=32, patch_size=8)
-TEXT = dict(**LAYERS, vocab_size=len(VOCABULARY), bos_token_id=1, eos_token_id=2, pad_token_id=0)
+VISION: dict[str, Any] = dict(**LAYERS, image_size=32, patch_size=8)
+TEXT: dict[str, Any] = dict(
+    **LAYERS, vocab_size=len(VOCABULARY), bos_token_id=1, eos_token_id=2, pad_token_id=0
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +36,7 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = transformers.CLIPVisionConfig(**VISION, num_hidden_layers=2)
     text = transformers.LlamaConfig(**TEXT, num_hidden_layers=2, num_key_value_heads=2)
     model = transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(
+        transformers.LlavaConfig(  # type: ignore[call-arg]
             vision_config=vision,
             text_config=text,
             image_token_index=4,

@@ -10,13 +10,14 @@ from hdm.captioning.makers import CoCa, Given, Item, Template
 from hdm.captioning.settings import ITEM_FIELDS, CaptionMaker
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError
+from hdm.keys import key_text
 from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.models.settings import Components
 
 
 def item(number: int = 0, **fields: Any) -> Item:
-    return Item(f"{number:016x}", {**dict.fromkeys(ITEM_FIELDS), **fields})
+    return Item(key_text(number), {**dict.fromkeys(ITEM_FIELDS), **fields})
 
 
 def template(text: str | None, **settings: Any) -> Template:
@@ -24,7 +25,9 @@ def template(text: str | None, **settings: Any) -> Template:
 
 
 def test_given_captions_are_kept_and_missing_ones_are_not_made_up():
-    pair = Item("0" * 16, {**dict.fromkeys(ITEM_FIELDS), "given": "a cat"}, given=("a cat", "cats"))
+    pair = Item(
+        key_text(0), {**dict.fromkeys(ITEM_FIELDS), "given": "a cat"}, given=("a cat", "cats")
+    )
     assert Given(CaptionMaker()).captions([pair, item()]) == [["a cat", "cats"], []]
 
 
@@ -39,7 +42,9 @@ def test_wordings_are_shared_out_by_key_and_stay_with_it():
 
 
 def test_every_given_caption_gets_its_wording():
-    pair = Item("0" * 16, {**dict.fromkeys(ITEM_FIELDS), "given": "cat"}, given=("cat", "animal"))
+    pair = Item(
+        key_text(0), {**dict.fromkeys(ITEM_FIELDS), "given": "cat"}, given=("cat", "animal")
+    )
     assert template("a {given}").captions([pair]) == [["a cat", "a animal"]]
     assert template("a picture").captions([pair]) == [["a picture"]]
 
@@ -93,7 +98,7 @@ def contrastive(coca_folder):
 @pytest.fixture(scope="module")
 def seen() -> list[Item]:
     return [
-        Item(f"{index:016x}", dict.fromkeys(ITEM_FIELDS), draw(make_scene(5, index)))
+        Item(key_text(index), dict.fromkeys(ITEM_FIELDS), draw(make_scene(5, index)))
         for index in range(5)
     ]
 

@@ -11,13 +11,14 @@ from hdm.captioning.settings import ITEM_FIELDS, CaptionMaker
 from hdm.captioning.vision_language import VisionLanguage
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import InputError
+from hdm.keys import Key, key_text
 
 NOTHING = dict.fromkeys(ITEM_FIELDS)
 
 
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
-    return [Item(f"{index:016x}", NOTHING, draw(make_scene(5, index))) for index in range(6)]
+    return [Item(key_text(index), NOTHING, draw(make_scene(5, index))) for index in range(6)]
 
 
 def maker(folder: Path, **settings: object) -> VisionLanguage:
@@ -47,9 +48,9 @@ def test_the_instruction_matters_and_is_not_repeated_in_the_caption(llava_folder
         AutoModelForImageTextToText.from_pretrained(llava_folder),
     )
     inputs = processor(images=[items[0].pixels], text=["<s><image> name it"], return_tensors="pt")
-    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[
-        0, inputs["input_ids"].shape[1] :
-    ]
+    answer = model.generate(  # type: ignore[misc]
+        **inputs, max_new_tokens=6, do_sample=False
+    )[0, inputs["input_ids"].shape[1] :]
     assert asked[0] == [processor.decode(answer, skip_special_tokens=True)]
 
 
@@ -61,7 +62,7 @@ def test_drawn_captions_depend_on_the_key_alone(llava_folder, items):
         captions[0] for captions in maker(llava_folder).captions(items)
     ]
     assert all(len(captions) == 4 and len(set(captions)) > 1 for captions in made)
-    other = several.captions([Item("f" * 16, NOTHING, items[0].pixels)])
+    other = several.captions([Item(Key("f" * 16), NOTHING, items[0].pixels)])
     assert other[0][0] == made[0][0]
     assert other[0][1:] != made[0][1:]
 

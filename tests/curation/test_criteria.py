@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,7 @@ def test_what_is_missing_at_once_is_made_from_one_decoding_and_is_what_each_is_a
     assert [output.name for output in outputs] == names
     alone = {}
     for output in outputs:
+        assert isinstance(output.make, partial)
         elsewhere = Store(store.root.with_name(output.name))
         one = run(
             replace(output, make=output.make.func), pipeline, {"download": download}, elsewhere

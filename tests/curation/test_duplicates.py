@@ -4,7 +4,7 @@ belong together.
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +34,24 @@ Picture = Image.Image
 
 def bench():
     spec = importlib.util.spec_from_file_location("bench_duplicates", ROOT / "bench/duplicates.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def records(pictures: list[np.ndarray | Picture]) -> np.ndarray:
+def records(pictures: Sequence[np.ndarray | Picture]) -> np.ndarray:
     return np.frombuffer(b"".join(fingerprint(np.asarray(p)).record for p in pictures), RECORD)
 
 
 def default() -> Criterion:
     chosen = FilterSettings()
+    assert chosen.duplicate_distance is not None
     return Criterion(chosen.duplicate_distance, chosen.duplicate_difference)
 
 
-def pairs_of(pictures: list[np.ndarray | Picture], criterion: Criterion) -> list[list[int]]:
+def pairs_of(pictures: Sequence[np.ndarray | Picture], criterion: Criterion) -> list[list[int]]:
     return find_pairs(records(pictures), np.arange(len(pictures)), criterion).tolist()
 
 
@@ -204,7 +207,7 @@ def test_emoji_of_different_names_are_kept_apart_and_their_copies_found():
 
 
 def naive_copies(near: Callable[[int, int], bool], order: list[int], fit: np.ndarray) -> list[int]:
-    found, kept = [-1] * len(order), []
+    found, kept = [-1] * len(order), list[int]()
     for number in [n for n in order if fit[n]] + [n for n in order if not fit[n]]:
         found[number] = next((best for best in kept if near(best, number)), -1)
         if found[number] < 0 and fit[number]:

@@ -42,6 +42,7 @@ def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):
     row_of = {item.index: row for item, row in zip(items, rows, strict=True)}
     for item in items:  # of files with equal bytes either may be kept
         if item.fault == "exact_duplicate" and row_of[item.index]["kept"]:
+            assert item.original is not None
             original = row_of[item.original]
             assert original["reason"] == "duplicate"
             original["kept"], row_of[item.index]["kept"] = True, False

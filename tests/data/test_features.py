@@ -12,6 +12,7 @@ from hdm.data.feature_table import Crop, at_tokens
 from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.mixture import Mixture
 from hdm.errors import InputError
+from hdm.keys import Key
 from hdm.store import Identity, Output, Store
 from tests.data.world import PATCH, SIDE, World, make_world
 
@@ -22,11 +23,15 @@ def places(height: int, width: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
+def inside(at: float, count: int) -> float:
+    return min(max(at, 0.5 / count), 1 - 0.5 / count)
+
+
 def expected(crop: Crop, patch: int, grid: tuple[int, int]) -> list[tuple[float, float]]:
     """Where tokens lie, by counting; no nearer to the frame's border than the outermost
     features.
     """
-    found = []
+    found = list[tuple[float, float]]()
     for row in range(crop.side // patch):
         for column in range(crop.side // patch):
             y, x = (
@@ -34,12 +39,7 @@ def expected(crop: Crop, patch: int, grid: tuple[int, int]) -> list[tuple[float,
                 (crop.left + patch * (column + 0.5)) / crop.width,
             )
             x = 1 - x if crop.mirrored else x
-            found.append(
-                tuple(
-                    min(max(at, 0.5 / count), 1 - 0.5 / count)
-                    for at, count in zip((y, x), grid, strict=True)
-                )
-            )
+            found.append((inside(y, grid[0]), inside(x, grid[1])))
     return found
 
 
@@ -85,7 +85,7 @@ def write_features(world: World, root: Path, keys: list[str]) -> Output:
                 ]
                 with draft.write(name) as file, LatentWriter(file.path, form, len(mine)) as writer:
                     writer.add(
-                        mine,
+                        [Key(key) for key in mine],
                         torch.stack([torch.cat((grid, one)) for one in numbers]),
                         [(1, 1)] * len(mine),
                     )
@@ -139,7 +139,9 @@ def test_a_batch_holds_each_pictures_own_features_at_its_tokens(
         world.loader(features=features, mirror=mirror, rank=rank, world_size=2).batch(24).features
         for rank in range(2)
     ]
-    assert torch.equal(torch.cat(halves), loader.batch(24).features)
+    whole = loader.batch(24).features
+    assert whole is not None
+    assert torch.equal(torch.cat([half for half in halves if half is not None]), whole)
 
 
 def test_pictures_without_features_have_zeros(world: World, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ import torch
 from hdm.data.batch import Batch
 from hdm.data.captions import captions_by_key
 from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
+from hdm.keys import Key
 from hdm.positions import full_map, to_patch_grid
 from hdm.store import Identity, Store
 from tests.data.world import (
@@ -100,6 +102,8 @@ def test_half_of_the_pictures_without_a_side_in_any_caption_are_mirrored_with_th
     for step in range(100):
         before, after = plain.batch(12 * step), mirrored.batch(12 * step)
         assert before.keys == after.keys
+        assert before.token_ids is not None
+        assert after.token_ids is not None
         assert torch.equal(before.token_ids, after.token_ids)
         for number, key in enumerate(after.keys):
             width = world.latents[key].shape[2]
@@ -137,7 +141,7 @@ def test_a_batch_larger_than_the_split_goes_through_it_again(world: World) -> No
 
 @pytest.mark.parametrize("num_images_seen", [0, 12, 41, 12 * 1000])
 def test_ranks_share_one_global_batch(world: World, num_images_seen: int) -> None:
-    settings = {"caption_dropout": 0.3, "mirror": True}
+    settings: dict[str, Any] = {"caption_dropout": 0.3, "mirror": True}
     whole = world.loader(**settings).batch(num_images_seen)
     for world_size in (2, 4, 5):
         parts = [
@@ -269,7 +273,7 @@ def test_what_does_not_belong_together_is_refused(world: World, tmp_path: Path) 
 
 
 def test_captions_by_key(world: World) -> None:
-    keys = list(world.latents)[:6]
+    keys = [Key(key) for key in list(world.latents)[:6]]
     found = captions_by_key(world.outputs["caption"], keys)
     assert found == {key: [caption(ids) for ids in world.token_ids[key]] for key in keys}
 

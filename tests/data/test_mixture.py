@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
     ]
 
 
-def loaders(worlds: Sequence[World], **settings: object) -> list[Loader]:
+def loaders(worlds: Sequence[World], **settings: Any) -> list[Loader]:
     return [
         world.loader(**{"caption_dropout": 0.3, "seed": number, **settings})
         for number, world in enumerate(worlds)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,8 +14,8 @@ from hdm.data.tables import CAPTIONS, TOKENS, read_table, write_table
 from hdm.store import Identity, Store
 from tests.damage import found_by_flipping
 
-KEYS = {"key": [f"{number:016x}" for number in range(12)], "index": [0] * 12}
-TABLES = {
+KEYS: dict[str, list[Any]] = {"key": [f"{number:016x}" for number in range(12)], "index": [0] * 12}
+TABLES: dict[str, tuple[pa.Schema, dict[str, list[Any]]]] = {
     "tokens-00000.parquet": (
         TOKENS,
         {**KEYS, "token_ids": [list(range(number + 1)) for number in range(12)]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.loader import Loader
 from hdm.data.pages import paged_writer
 from hdm.data.tables import CAPTIONS, SCORES, TOKENS, shard_name, write_table
+from hdm.keys import Key
 from hdm.store import Draft, Identity, Output, Store
 
 SHAPES = [(4, 4), (4, 8), (10, 4), (4, 6)]
@@ -37,10 +39,10 @@ class World:
     token_ids: dict[str, list[list[int]]]
     outputs: dict[str, Output]
 
-    def loader(self, cached: bool = False, **changes: object) -> Loader:
+    def loader(self, cached: bool = False, **changes: Any) -> Loader:
         named = self.outputs
         text = named["encode.text"] if cached else None
-        settings = {"batch_size": 12, "patch_size": PATCH, "seed": 5, **changes}
+        settings: dict[str, Any] = {"batch_size": 12, "patch_size": PATCH, "seed": 5, **changes}
         return Loader(
             named["encode.32px"],
             named["encode.tokens"],
@@ -48,7 +50,7 @@ class World:
             named["filter"],
             text,
             **settings,
-        )  # type: ignore[arg-type]
+        )
 
     def normalized(self, key: str) -> torch.Tensor:
         shift, scale = (
@@ -98,7 +100,7 @@ def _write_scores(world: World, store: Store) -> None:
     with store.draft(Identity("filter", 1, {})) as draft:
         for number, keys in enumerate(_halves(list(world.latents))):
             dropped = [f"{number:016x}"]
-            rows = {
+            rows: dict[str, list[Any]] = {
                 **{name: [None] * (len(keys) + 1) for name in SCORES.names},
                 "key": keys + dropped,
                 "decoded": ["ok"] * (len(keys) + 1),
@@ -122,7 +124,10 @@ def _write_captions(world: World, store: Store) -> None:
             flat = [
                 (key, index, ids) for key in keys for index, ids in enumerate(world.token_ids[key])
             ]
-            columns = {"key": [key for key, _, _ in flat], "index": [index for _, index, _ in flat]}
+            columns: dict[str, list[Any]] = {
+                "key": [key for key, _, _ in flat],
+                "index": [index for _, index, _ in flat],
+            }
             words = {
                 "caption": [caption(ids) for _, _, ids in flat],
                 "maker": ["given"] * len(flat),
@@ -146,7 +151,7 @@ def _write_captions(world: World, store: Store) -> None:
         world.outputs["encode.text"] = text_draft.commit()
 
 
-def _write_text(draft: Draft, name: str, rows: dict[str, list]) -> None:
+def _write_text(draft: Draft, name: str, rows: dict[str, list[Any]]) -> None:
     token_ids = rows["token_ids"]
     table = pa.table(
         {
@@ -178,7 +183,7 @@ def write_latents(world: World, store: Store, dtype: str) -> None:
                     LatentWriter(file.path, form, len(keys)) as writer,
                 ):
                     writer.add(
-                        keys,
+                        [Key(key) for key in keys],
                         torch.stack([world.latents[key] for key in keys]),
                         [(width * 8, height * 8)] * len(keys),
                     )
@@ -188,7 +193,7 @@ def write_latents(world: World, store: Store, dtype: str) -> None:
 COMPARED = ("latent", "positions", "log_aspect", "text_mask", "token_ids")
 
 
-def joined(parts: list[Batch]) -> dict[str, object]:
+def joined(parts: list[Batch]) -> dict[str, Any]:
     """What some batches hold, one after the other."""
     return {"keys": [key for part in parts for key in part.keys]} | {
         name: torch.cat([getattr(part, name) for part in parts]) for name in COMPARED

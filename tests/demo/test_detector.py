@@ -97,7 +97,7 @@ def test_blank_pictures_show_nothing():
 
 def test_noise_shows_nothing():
     rng = np.random.default_rng(2)
-    pictures = [rng.integers(0, 256, (64, 64, 3)) for _ in range(50)]
+    pictures: list[np.ndarray] = [rng.integers(0, 256, (64, 64, 3)) for _ in range(50)]
     pictures += [
         rng.normal(mean, spread, (64, 64, 3))
         for mean in (60, 128, 200, 230)

@@ -23,7 +23,8 @@ def site():
 
 
 def get(site, path):
-    connection = http.client.HTTPConnection(*site.hosts[HOST], timeout=10)
+    address, port = site.hosts[HOST]
+    connection = http.client.HTTPConnection(address, port, timeout=10)
     connection.request("GET", path)
     answer = connection.getresponse()
     try:
@@ -89,6 +90,7 @@ def test_the_server_ends_with_a_killed_process():
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
     ) as client:
+        assert client.stdout is not None
         port = int(client.stdout.readline())
         socket.create_connection(("127.0.0.1", port)).close()
         client.kill()

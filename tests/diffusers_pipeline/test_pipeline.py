@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,6 +31,7 @@ from hdm.kernels import remove
 from hdm.model_files.card import ModelCard
 from hdm.model_files.opening import open_model
 from hdm.model_files.stored import StoredModel
+from hdm.model_files.tensors import save_tensors
 from hdm.model_files.weights import Weights
 from hdm.models import autoencoder
 from hdm.models.autoencoder import load_autoencoder
@@ -38,7 +40,6 @@ from hdm.models.devices import Batches
 from hdm.models.settings import Components
 from hdm.models.xut import XUT
 from hdm.positions import Camera
-from hdm.training.state.checkpoint import save_tensors
 from tests.kernels.test_replaced_modules import Shifted, shifted
 from tests.model_files.golden_files import drawn, save_model
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, write_components
@@ -100,6 +101,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def images(made: ImagePipelineOutput | tuple[Any]) -> Any:
+    """Of a call's answer; their type depends on `output_type`."""
+    assert isinstance(made, ImagePipelineOutput)
+    return made.images
+
+
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> HDMPipeline:
     found = HDMPipeline.from_pretrained(folder)
@@ -154,11 +161,11 @@ def test_every_argument_means_what_it_means_to_the_sampler(pipeline: HDMPipeline
         shift=3.0,
         camera=camera,
     )
-    assert same(found.images, wanted)
+    assert same(images(found), wanted)
 
 
 def test_outputs_come_in_every_kind(pipeline: HDMPipeline) -> None:
-    def call(kind: str, **given: Any) -> Any:
+    def call(kind: Any, **given: Any) -> Any:
         return pipeline(
             PROMPTS[0], generator=seeds(5), num_inference_steps=2, output_type=kind, **given
         )
@@ -177,7 +184,7 @@ def test_outputs_come_in_every_kind(pipeline: HDMPipeline) -> None:
 
 def test_no_negative_prompt_is_the_empty_caption(pipeline: HDMPipeline) -> None:
     none, empty = (
-        pipeline(PROMPTS[0], negative, generator=seeds(3), num_inference_steps=2).images
+        images(pipeline(PROMPTS[0], negative, generator=seeds(3), num_inference_steps=2))
         for negative in (None, "")
     )
     assert same(none, [np.asarray(picture) for picture in empty])
@@ -185,9 +192,8 @@ def test_no_negative_prompt_is_the_empty_caption(pipeline: HDMPipeline) -> None:
 
 def test_one_generator_serves_all_and_none_means_torchs_own(pipeline: HDMPipeline) -> None:
     def call(generator: Any) -> torch.Tensor:
-        return pipeline(
-            PROMPTS, generator=generator, num_inference_steps=2, output_type="latent"
-        ).images
+        made = pipeline(PROMPTS, generator=generator, num_inference_steps=2, output_type="latent")
+        return images(made)
 
     first = call(torch.Generator().manual_seed(6))
     assert torch.equal(first, call(torch.Generator().manual_seed(6)))
@@ -217,7 +223,7 @@ def test_a_callback_sees_every_step_and_may_change_the_latent(pipeline: HDMPipel
         callback_on_step_end_tensor_inputs=["latents"],
     )
     assert seen == [(0, 0.75), (1, 0.5), (2, 0.25), (3, 0.0)]
-    assert not found.images.any()
+    assert not images(found).any()
     with pytest.raises(InputError, match="callbacks get"):
         pipeline(
             PROMPTS[0],
@@ -261,9 +267,9 @@ def test_in_16_bits_angles_stay_in_32_and_pictures_near(
     }
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
     near, exact = (
-        each(
-            PROMPTS, generator=seeds(1, 2), num_inference_steps=4, output_type="latent"
-        ).images.float()
+        images(
+            each(PROMPTS, generator=seeds(1, 2), num_inference_steps=4, output_type="latent")
+        ).float()
         for each in (half, pipeline)
     )
     assert 0 < (near - exact).norm() / exact.norm() < 0.05
@@ -285,9 +291,9 @@ def test_the_folder_keeps_every_bit_and_is_computed_in_32(
     )
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in source.tensors.items())
     pipeline = HDMPipeline.from_pretrained(tmp_path / "model")
-    picture = pipeline(
-        PROMPTS[0], width=16, height=32, generator=seeds(1), num_inference_steps=2
-    ).images
+    picture = images(
+        pipeline(PROMPTS[0], width=16, height=32, generator=seeds(1), num_inference_steps=2)
+    )
     assert same(
         picture,
         own(source)(
@@ -321,12 +327,13 @@ def test_other_components_and_their_statistics(
     write_folder(tmp_path / "model", stored(weights(config)), components)
     found = HDMPipeline.from_pretrained(tmp_path / "model")
     found.set_progress_bar_config(disable=True)
+    words = ["red circle", ""]
     wanted = own(weights(config), components)(
-        ["red circle", ""], width=16, height=8, seeds=[1, 2], batches=Batches(2, "a")
+        words, width=16, height=8, seeds=[1, 2], batches=Batches(2, "a")
     )
-    assert same(found(["red circle", ""], width=16, height=8, generator=seeds(1, 2)).images, wanted)
+    assert same(images(found(words, width=16, height=8, generator=seeds(1, 2))), wanted)
     monkeypatch.undo()  # the folder says its statistics itself
-    assert same(found(["red circle", ""], width=16, height=8, generator=seeds(1, 2)).images, wanted)
+    assert same(images(found(words, width=16, height=8, generator=seeds(1, 2))), wanted)
 
 
 def test_what_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -419,8 +426,8 @@ def test_every_module_of_the_transformer_takes_effect_when_replaced(folder: Path
     assert any(type(module).__module__ == KERNELS for module in transformer.modules())
 
     def latent() -> torch.Tensor:
-        given = dict(height=16, width=16, num_inference_steps=1, guidance_scale=1.0)
-        return found(PROMPTS[0], generator=seeds(1), output_type="latent", **given).images
+        given: dict[str, Any] = dict(height=16, width=16, num_inference_steps=1, guidance_scale=1.0)
+        return images(found(PROMPTS[0], generator=seeds(1), output_type="latent", **given))
 
     plain = latent()
     kinds = nn.Linear, nn.Conv2d, nn.RMSNorm, nn.LayerNorm

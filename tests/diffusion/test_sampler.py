@@ -1,6 +1,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_times_go_from_noise_to_latent_and_each_step_is_reported():
     with pytest.raises(InputError, match="0 sampling steps"):
         schedule(0)
     with pytest.raises(InputError, match="no solver"):
-        sample(model, noise, 4, solver="midpoint")
+        sample(model, noise, 4, solver="midpoint")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def texts():
     return Text(torch.randn(3, 5, 6, generator=generator), mask), empty
 
 
-SIZE = dict(height=6, width=8)  # 12 patches
+SIZE: dict[str, Any] = dict(height=6, width=8)  # 12 patches
 SEEDS = [4, 5, 6]
 
 
@@ -130,7 +131,9 @@ class Counted(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.config, self.sizes = model, model.config, []
+        self.model: Any = model
+        self.config = model.config
+        self.sizes: list[int] = []
 
     def forward(self, latent, *args, **kwargs):
         self.sizes.append(len(latent))
@@ -160,9 +163,15 @@ class Counted(torch.nn.Module):
 def test_generation_is_the_solver_under_guidance_with_as_few_forwards_as_it_needs(
     model, texts, sampling, sizes
 ):
-    camera, counted = Camera(0.1, -0.2, 1.5), Counted(model)
-    ours = generate(counted, *texts, **SIZE, seeds=SEEDS, sampling=sampling, camera=camera)
-    torch.testing.assert_close(ours, plainly(model, *texts, sampling, camera), rtol=1e-4, atol=1e-5)
+    camera = Camera(0.1, -0.2, 1.5)
+    counted: Any = Counted(model)
+    prompt, negative = texts
+    ours = generate(
+        counted, prompt, negative, **SIZE, seeds=SEEDS, sampling=sampling, camera=camera
+    )
+    torch.testing.assert_close(
+        ours, plainly(model, prompt, negative, sampling, camera), rtol=1e-4, atol=1e-5
+    )
     assert counted.sizes == sizes
 
 
@@ -203,7 +212,7 @@ def test_where_padding_is_attended_to_branches_of_different_length_stay_apart(mo
     padded.load_state_dict(model.state_dict())
     prompt, empty = Text(texts[0].embedding), texts[1]
     for negative, sizes in ((empty, [3, 3] * 2), (Text(prompt.embedding.flip(0)), [6] * 2)):
-        counted = Counted(padded)
+        counted: Any = Counted(padded)
         ours = generate(counted, prompt, negative, **SIZE, seeds=SEEDS, sampling=Sampling(2))
         torch.testing.assert_close(
             ours,

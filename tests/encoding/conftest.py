@@ -8,6 +8,7 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    model = AutoencoderKL(
+    model: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8, 8, 8),
@@ -157,7 +158,7 @@ def home(tmp_path: Path, autoencoder_folder: Path, text_encoder_folder: Path) ->
 def _write_download(home: Home, shards: list[list[str]]) -> None:
     with home.store.draft(Identity("download", 1, {})) as draft:
         for number, keys in enumerate(shards):
-            rows: dict[str, list] = {name: [] for name in SAMPLES.names}
+            rows: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
             with (
                 draft.write(shard_name("images", number, "tar")) as file,
                 TarShard(file.path) as tar,
@@ -190,7 +191,7 @@ def _write_filter(home: Home, shards: list[list[str]]) -> None:
         for number, keys in enumerate(shards):
             sizes = [home.pixels[key].shape for key in keys]
             kept = [key not in home.rejected for key in keys]
-            rows = {
+            rows: dict[str, list[Any]] = {
                 **{name: [None] * len(keys) for name in SCORES.names},
                 "key": keys,
                 "decoded": ["ok"] * len(keys),

@@ -15,6 +15,7 @@ from hdm.data.latent_files import LatentFile
 from hdm.encoding import features
 from hdm.encoding.features import EncodingFeatures
 from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.models.vision import Vision
 from hdm.stages import steps
 from hdm.store import Output
 from tests.encoding.test_latents import changed, rows_by_key
@@ -124,15 +125,15 @@ def test_a_kill_costs_one_shard_and_a_damaged_one_is_named(
         path.name: path.read_bytes()
         for path in encode(replace(seeing, root=seeing.root / "other")).paths(".parquet")
     }
-    calls, encode_images = [], features.Vision.encode
+    calls, encode_images = [], Vision.encode
 
-    def stopping(vision: features.Vision, images: torch.Tensor) -> torch.Tensor:
+    def stopping(vision: Vision, images: torch.Tensor) -> torch.Tensor:
         calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt
         return encode_images(vision, images)
 
-    monkeypatch.setattr(features.Vision, "encode", stopping)
+    monkeypatch.setattr(Vision, "encode", stopping)
     with pytest.raises(KeyboardInterrupt):
         encode(seeing)
     before = sum(calls[:2])

@@ -10,12 +10,14 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hdm.config import Pipeline
 from hdm.data.latent_files import LatentFile
 from hdm.data.tables import SAMPLES, SCORES, shard_name, write_table
 from hdm.encoding import latents
@@ -25,7 +27,6 @@ from hdm.errors import ConfigError, DamagedError, DoesNotFitError, InputError
 from hdm.keys import key_text
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.pictures.decoding import Decoders
-from hdm.pipelines import Pipeline
 from hdm.store import Identity, Output
 
 RESOLUTION, MULTIPLE = 16, 8
@@ -128,7 +129,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_dropped(
 ) -> None:
     expected, sizes, whole = rows_by_key(encode(home)), [], Autoencoder.encode
 
-    def small_device(self: Autoencoder, image: torch.Tensor, **how: object) -> torch.Tensor:
+    def small_device(self: Autoencoder, image: torch.Tensor, **how: Any) -> torch.Tensor:
         sizes.append(len(image))
         if len(image) > limit:
             raise torch.OutOfMemoryError("the device is full")
@@ -206,7 +207,8 @@ def test_devices_share_the_shards_and_make_the_same_bytes(
     # Shards of a few pictures, so that there are several for each.
     small = changed(home.pipeline, shard_mb=1)
     monkeypatch.setattr(
-        "hdm.encoding.encoder.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
+        "hdm.encoding.encoder.plan_files",
+        lambda widths, heights, each, _: plan_files(widths, heights, each, 2000.0),
     )
     alone = contents(encode(home, small).path)
     shards = [name for name in alone if name.endswith(".parquet")]
@@ -214,7 +216,7 @@ def test_devices_share_the_shards_and_make_the_same_bytes(
     workers: dict[str, str] = {}
     encoding = Encoder.run
 
-    def seen(self: Encoder, frames: object) -> object:
+    def seen(self: Encoder, frames: Any) -> object:
         workers[threading.current_thread().name] = "worked"
         return encoding(self, frames)
 
@@ -228,7 +230,8 @@ def test_an_error_at_one_device_ends_the_others_and_keeps_what_is_finished(
     home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "hdm.encoding.encoder.plan_files", lambda *arguments: plan_files(*arguments[:3], 2000.0)
+        "hdm.encoding.encoder.plan_files",
+        lambda widths, heights, each, _: plan_files(widths, heights, each, 2000.0),
     )
     path = home.inputs["download"].file("images-00001.tar")
     whole = path.read_bytes()

@@ -51,7 +51,7 @@ def write_columns(
 def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
     made, keys = {}, list(files)
     sizes = [Image.open(io.BytesIO(data)).size for data in files.values()]
-    known = {
+    known: dict[str, list[Any]] = {
         "key": keys,
         "width": [width for width, _ in sizes],
         "height": [height for _, height in sizes],
@@ -59,7 +59,7 @@ def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
     with store.draft(Identity("download", 1, {})) as draft:
         with draft.write(shard_name("images", 0, "tar")) as file, TarShard(file.path) as tar:
             offsets = [tar.add(key, "JPEG", data) for key, data in files.items()]
-        found = {
+        found: dict[str, list[Any]] = {
             "source": keys,
             "status": ["ok"] * len(keys),
             "offset": offsets,

@@ -11,6 +11,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +24,10 @@ from hdm.encoding import latents
 from hdm.encoding.frames import Framing
 from hdm.encoding.pictures import FrameReader, Request, kept_pictures
 from hdm.errors import DoesNotFitError, HdmError
-from hdm.pictures.reading import BadImage, decode, inspect, sniff
+from hdm.pictures.formats import sniff
+from hdm.pictures.reading import BadImage, decode, inspect
 from hdm.pictures.settings import ImageSettings
-from hdm.store import Identity, Store
+from hdm.store import Identity, Output, Store
 from tests.encoding.test_latents import contents, encode, identify
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "robustness"
@@ -43,11 +45,15 @@ def files() -> Iterator[tuple[bytes, int, int]]:
         yield data, header.width, header.height
 
 
-def as_inputs(root: Path) -> dict:
+def as_inputs(root: Path) -> dict[str, Output]:
     rows = list(files())
     keys = [hashlib.sha256(data).hexdigest()[:16] for data, _, _ in rows]
     store, inputs = Store(root), {}
-    known = {"width": [width for _, width, _ in rows], "height": [height for _, _, height in rows]}
+    table: dict[str, list[Any]]
+    known: dict[str, list[Any]] = {
+        "width": [width for _, width, _ in rows],
+        "height": [height for _, _, height in rows],
+    }
     with store.draft(Identity("download", 1, {})) as draft:
         with draft.write(shard_name("images", 0, "tar")) as file, TarShard(file.path) as tar:
             offsets = [

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -152,8 +153,9 @@ def test_8_bits_through_the_loaders_table_and_what_they_cost(
 
 def test_batches_with_cached_text_are_those_with_live_text(home, text_encoder_folder: Path) -> None:
     cached_text, latent = make_text(home), make_latents(home)
-    named = [latent, home.inputs["encode.tokens"], home.inputs["caption"], home.inputs["filter"]]
-    settings = dict(batch_size=9, patch_size=2, seed=1, caption_dropout=0.2)
+    inputs = home.inputs
+    named = (latent, inputs["encode.tokens"], inputs["caption"], inputs["filter"])
+    settings: dict[str, Any] = dict(batch_size=9, patch_size=2, seed=1, caption_dropout=0.2)
     live, cached = Loader(*named, **settings), Loader(*named, cached_text, **settings)
     encoder = load_text_encoder(str(text_encoder_folder))
     assert len(live) == len(home.encoded)
@@ -223,7 +225,7 @@ def test_a_tokenizer_of_another_model_is_refused_before_anything_is_made(
     home.pipeline = home.pipeline.model_copy(update={"components": components})
     assert (
         num_embeddings(str(folder))
-        == load_text_encoder(str(folder)).model.get_input_embeddings().num_embeddings
+        == cast(Any, load_text_encoder(str(folder)).model).get_input_embeddings().num_embeddings
     )
     with pytest.raises(
         InputError,

@@ -5,9 +5,10 @@ that has not learnt anything yet.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,10 +96,11 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, coca_folder: Path) -> Gall
     made["download"] = download.make(
         pipeline, download.identify(pipeline, digests), made, store, site=serve_scenes
     )
-    for name, stage, needs in [
+    stages: list[tuple[str, Any, Sequence[str]]] = [
         *((output.name, output, output.inputs) for output in filter_outputs(pipeline)),
         ("caption", caption, ["download", "filter"]),
-    ]:
+    ]
+    for name, stage, needs in stages:
         inputs = {need: made[need] for need in needs}
         identity = stage.identify(
             pipeline, {need: output.digest for need, output in inputs.items()}

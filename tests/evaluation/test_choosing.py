@@ -24,6 +24,7 @@ from hdm.evaluation import choosing
 from hdm.evaluation.exhibits import Exhibition
 from hdm.evaluation.nearest import Nearest, nearest_training
 from hdm.evaluation.report import render
+from hdm.keys import Key
 from hdm.scoring.judges import PromptSet
 from hdm.statistics import Share
 from tests.evaluation.conftest import Gallery
@@ -49,7 +50,7 @@ def page(tmp_path: Path, clicks: dict[str, list[int | None]]) -> str:
         count = len(answers)
         texts = tuple(NAMES[number % 4] for number in range(count))
         prompts = PromptSet(name, texts, choices=(NAMES,) * count)
-        told = choosing.entries(prompts, [Nearest("0" * 16, "a wolf", 12.34)] * count)
+        told = choosing.entries(prompts, [Nearest(Key("0" * 16), "a wolf", 12.34)] * count)
         pictures = list(rng.integers(0, 256, (count, 16, 16, 3), np.uint8))
         sets[name] = choosing.questions(told, pictures, [None] * count)
     context = {"pipeline": Pipeline(name="test"), "sets": sets, "evaluation": "abc"}
@@ -73,7 +74,10 @@ def page(tmp_path: Path, clicks: dict[str, list[int | None]]) -> str:
 def test_answers_are_scored_when_a_set_is_complete_and_hidden_before(tmp_path: Path) -> None:
     # Number i is right with choice i % 4: of the first set six of eight, the second is not
     # complete.
-    clicks = {"combinations": [0, 1, 2, 3, 0, 1, 3, 2], "names": [0, None, 2]}
+    clicks: dict[str, list[int | None]] = {
+        "combinations": [0, 1, 2, 3, 0, 1, 3, 2],
+        "names": [0, None, 2],
+    }
     source = page(tmp_path, clicks)
     # The text area's value is a property; the page shows the score as text as well.
     complete, open_set = (

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from hdm.data.shards import ImageReader
 from hdm.data.tables import read_tables
@@ -47,10 +48,10 @@ def images_of(output, name):
     for path in output.paths(".tar"):
         if path.name.startswith(name):
             with tarfile.open(path) as tar:
-                found += [
-                    (member.name, Image.open(io.BytesIO(tar.extractfile(member).read())))
-                    for member in tar
-                ]
+                for member in tar:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    found.append((member.name, Image.open(io.BytesIO(file.read()))))
     return found
 
 
@@ -58,7 +59,7 @@ def real_pictures(gallery, keys):
     samples = {
         row["key"]: row for row in read_tables(gallery.inputs["download"], "samples").to_pylist()
     }
-    shard_of = {}
+    shard_of: dict[str, int] = {}
     for number, path in enumerate(gallery.inputs["download"].paths(".tar")):
         with tarfile.open(path) as tar:
             shard_of |= {name.split(".")[0]: number for name in tar.getnames()}
@@ -86,9 +87,9 @@ def test_every_prompt_gets_its_image_with_how_it_was_made(gallery, output):
         assert (told["seed"], told["steps"]) == (number, 2)
         assert told["model"].startswith("train.16px/")
     assert len(images_of(output, "two_objects")) == 17
-    assert json.loads(Image.open(output.file("grid.png")).text["prompts"]) == [
-        prompt.text for prompt in prompts[:64]
-    ]
+    grid = Image.open(output.file("grid.png"))
+    assert isinstance(grid, PngImageFile)
+    assert json.loads(grid.text["prompts"]) == [prompt.text for prompt in prompts[:64]]
 
 
 def test_grids_show_the_images(output):

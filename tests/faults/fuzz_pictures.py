@@ -142,7 +142,7 @@ def found() -> list[bytes]:
 # Ways to break them
 
 
-def flipped_bits(data: bytearray, _: bytes, rng: random.Random) -> bytearray:
+def flipped_bits(data: bytearray, other: bytes, rng: random.Random) -> bytearray:
     for _ in range(rng.choice((1, 1, 2, 8, 40))):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     return data

@@ -83,6 +83,7 @@ def browser(profile: Path) -> Iterator[Page]:
                 tabs = json.load(answer)
             (address,) = (tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
             with connect(address, max_size=None) as socket:
+                assert isinstance(socket, ClientConnection)
                 yield Page(socket)
         finally:
             process.kill()

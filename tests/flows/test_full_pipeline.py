@@ -34,7 +34,7 @@ def under(state: Any) -> dict[str, str]:
     parent = FlowRunFilterParentFlowRunId(any_=[state.state_details.flow_run_id])
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent))
-    return {" ".join(run.parameters["outputs"]): run.state.name for run in runs if run.state}
+    return {" ".join(run.parameters["outputs"]): str(run.state.name) for run in runs if run.state}
 
 
 def test_every_stage_and_every_phase_is_a_flow_run_and_a_second_run_finds_them_all(
@@ -123,7 +123,9 @@ def test_each_run_of_a_project_has_a_report_of_its_own(
 ) -> None:
     nothing_there, first, second = Outcome(), Outcome(), Outcome()
     project = Project(tmp_path, tracked=False)
-    failed = pipeline_flow(project, nothing_there)("demo", start_from="encode", return_state=True)
+    failed: Any = pipeline_flow(project, nothing_there)(
+        "demo", start_from="encode", return_state=True
+    )
     assert failed.is_failed()
     assert nothing_there.report is None
     pipeline_flow(project, first)("demo", stop_after="caption")

@@ -75,8 +75,8 @@ def test_a_run_leaves_and_says_nothing_of_its_secret(
     site: Site, pipelines: Path, tmp_path: Path, prefect_tables: Path
 ) -> None:
     store = with_tables(tmp_path / "store", prefect_tables)
-    words = ("run", "small", "--until", "download", "--json", "--verbose", "--store", str(store))
-    words = (*words, "--file", str(pipelines))
+    words = ["run", "small", "--until", "download", "--json", "--verbose", "--store", str(store)]
+    words += ["--file", str(pipelines)]
     address = f"http://127.0.0.1:{site.port}/list.csv?sig="
     done = hdm(*words, LIST=address + PLANTED)
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
     absent = stages.download_images("small", overrides=by_block, return_state=True)
     assert isinstance(error := absent.result(raise_on_failure=False), InputError)
     assert "no Secret block my-list" in str(error)
-    Secret(value=address).save("my-list", _sync=True)
+    Secret(value=address).save("my-list", _sync=True)  # type: ignore[call-arg]
     (record,) = stages.download_images("small", overrides=by_block)
     assert read_output(Path(record.path)).counts["ok"] == 1
     assert holding(tmp_path / "store", PLANTED) == []

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from hdm.errors import ConfigError, InputError
 from hdm.generation.picture_files import png, read_size, sheet
@@ -33,6 +34,7 @@ def test_a_png_keeps_pixels_and_what_is_told_of_them():
         )
     )
     assert np.array_equal(np.asarray(found), pixels)
+    assert isinstance(found, PngImageFile)
     assert found.text["prompt"] == "ein „Kreis“, 圆"
     assert json.loads(found.text["parameters"]) == {"seed": 7, "size": "3x4"}
 

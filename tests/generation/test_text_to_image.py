@@ -42,8 +42,10 @@ def make(components, config=CONFIG, **options):
     conditioning = Conditioning(
         str(components / "text_encoder"), torch.device("cpu"), torch.float32, max_tokens=8
     )
+    denoiser = lively(XUT(config))
+    denoiser.eval()
     return TextToImage(
-        lively(XUT(config)).eval(),
+        denoiser,
         conditioning,
         load_autoencoder(str(components / "autoencoder")),
         **options,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -174,9 +175,11 @@ def test_a_backward_hook_runs_on_a_module_with_kernels(name: str) -> None:
     seen: set[str] = set()
     leaves = leaves_of(name)
     for leaf in leaves:
-        model.get_submodule(leaf).register_full_backward_hook(
-            lambda module, given, out, leaf=leaf: seen.add(leaf)
-        )
+
+        def hook(module: torch.nn.Module, given: Any, out: Any, leaf: str = leaf) -> None:
+            seen.add(leaf)
+
+        model.get_submodule(leaf).register_full_backward_hook(hook)
     assert_same_gradients(model, CONFIGS[name])
     assert seen == set(leaves)
 

@@ -12,7 +12,7 @@ import pytest
 from hdm.lab.cell_results import Result
 from hdm.lab.cost import Cost
 from hdm.lab.figure import figure
-from hdm.lab.grid import Grid, Lab, plan_grid
+from hdm.lab.grid import Cell, Grid, Lab, plan_grid
 from hdm.lab.table import Row, table_rows, to_markdown
 from hdm.scoring.metrics import Score
 
@@ -36,7 +36,7 @@ def grid(small: Lab, file: Path) -> Grid:
     return plan_grid(small, ["residual", "tread"], 3, file=file)
 
 
-def finished(grid: Grid) -> dict:
+def finished(grid: Grid) -> dict[Cell, Result]:
     """Published is 0.1, 0.2, 0.3 better at the end and 0.3, 0.2, 0.1 less often right in colour;
     both start from 2.
     """
@@ -51,7 +51,7 @@ def finished(grid: Grid) -> dict:
     return found
 
 
-def rows_of(grid: Grid, results: dict, ratio: float | None) -> dict[str, Row]:
+def rows_of(grid: Grid, results: dict[Cell, Result], ratio: float | None) -> dict[str, Row]:
     costs = (
         {}
         if ratio is None

@@ -179,7 +179,8 @@ def computed(
             "out.loss": loss,
             "out.grad_x": latent.grad,
         }
-    return {name: tensor.detach().float() for name, tensor in {**gradients, **outputs}.items()}
+    found = {**gradients, **outputs}
+    return {name: value.detach().float() for name, value in found.items() if value is not None}
 
 
 def write(path: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None) -> Path:

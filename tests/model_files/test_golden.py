@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,10 +189,10 @@ def test_weights_alone_are_no_golden_file(given, tmp_path):
 
 
 def test_words_and_tensors_that_contradict_each_other_are_refused(given, tmp_path):
-    widths = dict(width=64, num_heads=4, head_size=16, mlp_width=96, text_width=48)
+    widths: dict[str, Any] = dict(width=64, num_heads=4, head_size=16, mlp_width=96, text_width=48)
     config = XUTConfig(**widths, depth=2, dec_blocks=2, post_blocks=2)
     said = golden_files.published_form(config, 0.5)
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         (
             {"mlp_dim": 80},
             r"backbone\.dec_blocks\.0\.0\.mlp\.w12\.bias is \(192,\), the model's \(160,\)",

@@ -26,7 +26,7 @@ CARD = ModelCard(
 )
 
 
-def equal(one: XUT, other: XUT) -> bool:
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     state = other.state_dict()
     return all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
 

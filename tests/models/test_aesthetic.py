@@ -72,7 +72,7 @@ LINEAR, RELU = (0, 2, 4, 6, 7), (0, 3, 6, 9, 11)
 
 def write_mlp(path: Path, places: tuple[int, ...], modules: list[torch.nn.Module]) -> None:
     linear = [module for module in modules if isinstance(module, torch.nn.Linear)]
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for place, layer in zip(places, linear, strict=True):
         state |= {f"layers.{place}.weight": layer.weight, f"layers.{place}.bias": layer.bias}
     torch.save(state, path)
@@ -82,8 +82,10 @@ def write_mlp(path: Path, places: tuple[int, ...], modules: list[torch.nn.Module
 def mlp() -> list[torch.nn.Module]:
     torch.manual_seed(0)
     widths = (16, 12, 10, 8, 4, 1)
-    layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-    return [part for layer in layers for part in (layer, torch.nn.ReLU())][:-1]
+    layers: list[torch.nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
+    return layers[:-1]
 
 
 @pytest.mark.parametrize("places", [LINEAR, RELU])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ def saved(folder: Path, **options: object) -> Path:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    model = AutoencoderKL(
+    model: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8, 8, 16),
@@ -167,7 +168,7 @@ def test_flux_2_keeps_its_statistics_by_place_in_a_patch(tmp_path: Path) -> None
     from diffusers import AutoencoderKLFlux2
 
     torch.manual_seed(0)
-    model = AutoencoderKLFlux2(
+    model: Any = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from tests.small_models import SMALL, shaken
 
-SIZES = dict(mlp_width=48, text_width=12)
+SIZES: dict[str, Any] = dict(mlp_width=48, text_width=12)
 CONFIG = replace(SMALL, **SIZES, depth=3, dec_blocks=2, post_blocks=2)
 
 

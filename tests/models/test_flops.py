@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from hdm.models.tread import draw_kept
 from hdm.models.xut import XUT
 from tests.small_models import TINY
 
-SIZES = dict(width=48, num_heads=3, head_size=16, mlp_width=80, text_width=20)
+SIZES: dict[str, Any] = dict(width=48, num_heads=3, head_size=16, mlp_width=80, text_width=20)
 SMALL = replace(TINY, **SIZES, depth=2, dec_blocks=2, post_blocks=2)
-CASES = {
+CASES: dict[str, tuple[XUTConfig, dict[str, Any]]] = {
     "published": (SMALL, {}),
     "half dropped": (SMALL, {"tread_rate": 0.5}),
     "recommended": (SMALL.recommended(), {"tread_rate": 0.3}),

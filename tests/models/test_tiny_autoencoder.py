@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,9 +98,8 @@ def test_halves_that_do_not_belong_together(tmp_path: Path) -> None:
     from diffusers import AutoencoderTiny
 
     (tmp_path / "one_encoder.pth").write_bytes((TAESD / "taef2_encoder.pth").read_bytes())
-    torch.save(
-        published(AutoencoderTiny(latent_channels=4).decoder.layers), tmp_path / "one_decoder.pth"
-    )
+    other: Any = AutoencoderTiny(latent_channels=4)
+    torch.save(published(other.decoder.layers), tmp_path / "one_decoder.pth")
     with pytest.raises(InputError, match=r"encoder': 32, 'the decoder': 4"):
         load_autoencoder(str(tmp_path))
 
@@ -108,7 +108,7 @@ def test_a_plain_pair_is_read_as_diffusers_own(tmp_path: Path) -> None:
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)
-    model = AutoencoderTiny(latent_channels=4)
+    model: Any = AutoencoderTiny(latent_channels=4)
     torch.save(model.encoder.layers.state_dict(), tmp_path / "taesd_encoder.pth")
     decoder = {
         f"{int(key.partition('.')[0]) + 1}.{key.partition('.')[2]}": value

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,10 +7,16 @@ from hdm.errors import InputError
 from hdm.models.tread import draw_kept, gather, kept_rows, num_kept, rate_at, scatter
 
 
+def drawn(*arguments: Any) -> torch.Tensor:
+    kept = draw_kept(*arguments)
+    assert kept is not None
+    return kept
+
+
 def test_gather_and_scatter_are_what_a_loop_over_samples_does():
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(4, 10 + 3, 6, generator=generator)
-    kept = draw_kept(4, 10, 0.4, generator)
+    kept = drawn(4, 10, 0.4, generator)
     rows = kept_rows(kept, 10, 3)
     inner = gather(tokens, rows)
     assert inner.shape == (4, 6 + 3, 6)
@@ -26,11 +34,12 @@ def test_gradients_pass_dropped_tokens_by_and_kept_ones_through():
     scatter(tokens, rows, 3 * gather(tokens, rows)).sum().backward()
     wanted = torch.ones(2, 6, 3)
     wanted[0, [0, 3, 4, 5]] = wanted[1, [1, 2, 4, 5]] = 3
+    assert tokens.grad is not None
     assert torch.equal(tokens.grad, wanted)
 
 
 def test_tokens_are_drawn_uniformly_without_replacement():
-    kept = draw_kept(20_000, 8, 0.25, torch.Generator().manual_seed(3))
+    kept = drawn(20_000, 8, 0.25, torch.Generator().manual_seed(3))
     assert kept.shape == (20_000, 6)
     assert (kept.diff(dim=1) > 0).all()
     pairs = torch.zeros(8, 8)
@@ -44,9 +53,9 @@ def test_tokens_are_drawn_uniformly_without_replacement():
 
 
 def test_draws_repeat_from_a_generator():
-    first, second = (draw_kept(5, 32, 0.5, torch.Generator().manual_seed(9)) for _ in range(2))
+    first, second = (drawn(5, 32, 0.5, torch.Generator().manual_seed(9)) for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, draw_kept(5, 32, 0.5, torch.Generator().manual_seed(10)))
+    assert not torch.equal(first, drawn(5, 32, 0.5, torch.Generator().manual_seed(10)))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +64,12 @@ def test_draws_repeat_from_a_generator():
 )
 def test_the_number_kept_rounds_the_dropped_down(num_tokens, rate, count):
     assert num_kept(num_tokens, rate) == count
-    drawn = draw_kept(2, num_tokens, rate)
-    assert drawn is None if count == num_tokens else drawn.shape == (2, count)
+    kept = draw_kept(2, num_tokens, rate)
+    if count == num_tokens:
+        assert kept is None
+    else:
+        assert kept is not None
+        assert kept.shape == (2, count)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +89,4 @@ def test_a_schedule_that_does_not_say_is_refused(schedule):
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_rate_outside_its_range_is_refused(rate):
     with pytest.raises(InputError, match="outside \\[0, 1\\)"):
-        draw_kept(2, 16, rate)
+        drawn(2, 16, rate)

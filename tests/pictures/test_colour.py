@@ -19,6 +19,7 @@ from tests.pictures.test_images import HEIF, chunk, encoded, photograph, png
 SETTINGS = ImageSettings()
 BT2020 = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
 COLOURS = np.array([(150, 180, 100), (90, 60, 70), (255, 255, 255), (12, 3, 30), (0, 0, 0)])
+Primaries = tuple[tuple[float, float], ...]
 
 
 def srgb(linear: np.ndarray) -> np.ndarray:
@@ -32,7 +33,7 @@ def linear_of_srgb(levels: np.ndarray) -> np.ndarray:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def brought(primaries: tuple, linear: np.ndarray) -> np.ndarray:
+def brought(primaries: Primaries, linear: np.ndarray) -> np.ndarray:
     """Linear light of D65 primaries as that of sRGB's; colours along the last axis."""
     return linear @ np.linalg.solve(_to_xyz(SRGB), _to_xyz(primaries)).T
 
@@ -41,7 +42,7 @@ def gama(gamma: float) -> bytes:
     return chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
 
 
-def chrm(primaries: tuple) -> bytes:
+def chrm(primaries: Primaries) -> bytes:
     values = [0.3127, 0.3290, *(value for xy in primaries for value in xy)]
     return chunk(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in values)))
 
@@ -103,7 +104,7 @@ def test_transparent_linear_pixels_show_the_matte_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("primaries", [DISPLAY_P3, BT2020])
-def test_chromaticities_are_brought_to_srgb_as_the_matrices_say(primaries: tuple) -> None:
+def test_chromaticities_are_brought_to_srgb_as_the_matrices_say(primaries: Primaries) -> None:
     picture = decode(colours(gama(1 / 2.2) + chrm(primaries)), SETTINGS)
     expected = srgb(brought(primaries, (COLOURS / 255) ** (1 / 0.45455)))
     np.testing.assert_allclose(picture.pixels[0], expected, atol=1)
@@ -134,7 +135,7 @@ def test_what_says_srgb_changes_nothing() -> None:
         ((12, 8, 0, 0), lambda levels: ((levels - 16) / 219).clip(0, 1), DISPLAY_P3),
     ],
 )
-def test_code_points_of_cicp(numbers: tuple[int, ...], curve, primaries: tuple) -> None:
+def test_code_points_of_cicp(numbers: tuple[int, ...], curve, primaries: Primaries) -> None:
     picture = decode(colours(cicp(*numbers)), SETTINGS)
     assert picture.flags == ("cicp",)
     expected = srgb(brought(primaries, curve(COLOURS.astype(float))))

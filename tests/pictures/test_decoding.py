@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ GOOD = encoded(photograph(), "PNG")
 # Work that goes wrong, for the processes to call.
 
 
-def by_order(data: bytes, settings: ImageSettings) -> tuple[dict, list[np.ndarray]]:
+def by_order(data: bytes, settings: ImageSettings) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Do what the file says, or decode it."""
     if data == b"kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,7 +166,7 @@ def test_what_loading_raises_is_the_answer_of_that_file_alone() -> None:
         raise FileNotFoundError("gone")
 
     with Decoders(ImageSettings(), pixels, count=2) as decoders:
-        loads = [partial(bytes, GOOD), missing, partial(bytes, GOOD)]
+        loads: list[Callable[[], bytes]] = [partial(bytes, GOOD), missing, partial(bytes, GOOD)]
         answers = list(decoders.map(Asked("x", load) for load in loads))
     assert [type(answer.exception()) for answer in answers] == [
         type(None),

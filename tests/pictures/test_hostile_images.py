@@ -170,7 +170,7 @@ DISPLAY_P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))
 @pytest.mark.parametrize("primaries", [ADOBE, DISPLAY_P3])
 @pytest.mark.parametrize("colour", [(150, 180, 100), (90, 60, 70), (255, 255, 255)])
 def test_wider_primaries_are_brought_to_srgb_as_the_matrices_say(
-    primaries: tuple, colour: tuple[int, int, int]
+    primaries: tuple[tuple[float, float], ...], colour: tuple[int, int, int]
 ) -> None:
     """Adobe's RGB and Display P3 under sRGB's curve, so that the primaries alone are told apart."""
     data = encoded(

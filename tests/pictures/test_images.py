@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from hdm.pictures.formats import HEAD_BYTES, foreign_format
-from hdm.pictures.reading import FORMATS, BadImage, decode, inspect, sniff
+from hdm.pictures.formats import HEAD_BYTES, foreign_format, sniff
+from hdm.pictures.reading import FORMATS, BadImage, decode, inspect
 from hdm.pictures.settings import ImageSettings
 
 HEIF = Path(__file__).resolve().parent / "heif"

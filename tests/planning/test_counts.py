@@ -48,7 +48,7 @@ def counted(run: Callable[[], Any]) -> int:
 def test_a_language_model_counts_as_torch_counts_it(key_heads: int) -> None:
     from transformers import Qwen3Config, Qwen3Model
 
-    config = Qwen3Config(
+    config = Qwen3Config(  # type: ignore[call-arg]
         vocab_size=50,
         hidden_size=24,
         intermediate_size=40,
@@ -59,6 +59,7 @@ def test_a_language_model_counts_as_torch_counts_it(key_heads: int) -> None:
         attn_implementation="sdpa",
     )
     model, ours = Qwen3Model(config), counts.of_language_config(config.to_dict())
+    assert ours is not None
     found = counted(lambda: model(input_ids=torch.zeros(1, 11, dtype=torch.int64), use_cache=False))
     assert ours.flops(11) == found
     assert ours.num_weights == sum(
@@ -87,7 +88,8 @@ def test_an_autoencoder_counts_as_torch_counts_it(
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        model, picture = AutoencoderKL(**sizes), torch.zeros(1, 3, *shape)
+        model: Any = AutoencoderKL(**sizes)
+        picture = torch.zeros(1, 3, *shape)
     ours = counts.of_autoencoder_config(dict(model.config))
     assert ours.flops(*shape) == counted(lambda: model.encode(picture))
     parts = [model.encoder, *([model.quant_conv] if model.quant_conv is not None else [])]

@@ -13,6 +13,7 @@ import torch
 from hdm.data.captions import TEXT, text_metadata
 from hdm.data.latent_files import LatentFormat, LatentWriter
 from hdm.data.pages import paged_writer
+from hdm.keys import key_text
 from hdm.planning.sizes import latent_bytes, shard_bytes, text_bytes
 
 AUTOENCODER = {
@@ -32,7 +33,7 @@ def test_a_shard_takes_what_was_reckoned(
 ) -> None:
     path = tmp_path / "a.parquet"
     autoencoder = {**AUTOENCODER, "scale": [1.0] * channels, "shift": [0.0] * channels}
-    keys = [f"{number:016x}" for number in range(num_rows)]
+    keys = [key_text(number) for number in range(num_rows)]
     with LatentWriter(
         path, LatentFormat(channels, height, width, "float16", 8 * height, 8, autoencoder), num_rows
     ) as writer:

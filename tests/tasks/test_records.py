@@ -25,7 +25,7 @@ def ending(error: BaseException) -> Any:
 
 def test_up_to_date_only_if_all_of_it_is() -> None:
     old, new = record("filter", True), record("encode.64px", False)
-    assert settled(lambda: old)().name == "UpToDate"  # type: ignore[attr-defined]
+    assert settled(lambda: old)().name == "UpToDate"
     assert settled(lambda: [old, old])().name == "UpToDate"  # type: ignore[attr-defined]
     assert settled(lambda: [old, new])() == [old, new]
     assert settled(lambda: new)() == new

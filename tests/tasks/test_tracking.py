@@ -101,6 +101,7 @@ def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path) -> None:
     assert parent.data.metrics["download.busy_share"] == download.data.metrics["busy_share"] == 0.75
     assert train.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert {run.data.tags["dataset"] for run in runs.values()} == {download.data.tags["digest"]}
+    assert train.inputs is not None
     assert [(data.dataset.name, data.dataset.digest) for data in train.inputs.dataset_inputs] == [
         ("download", download.data.tags["digest"])
     ]
@@ -319,10 +320,11 @@ def test_the_records_of_a_copied_or_moved_store_follow_it(tmp_path: Path, kept: 
         assert (run.data.tags["stage"] == "all") != ("manifest.json" in names)
         for name in names:
             assert Path(client.download_artifacts(run.info.run_id, name)).exists()
+        assert run.inputs is not None
         for used in run.inputs.dataset_inputs:
             assert Path(json.loads(used.dataset.source)["uri"]).is_relative_to(store)
     for version in client.search_model_versions():
-        assert version.source.startswith(store.as_uri())
+        assert str(version.source).startswith(store.as_uri())
         assert Path(version.tags["folder"]).is_dir() or not kept
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.errors import ConfigError, InputError
+from hdm.keys import Key
 from hdm.models.execution import compile_blocks, recompute_activations
 from hdm.models.xut import XUT
 from hdm.store import Identity
@@ -69,7 +70,7 @@ def with_features(workshop: Workshop, **train: Any) -> Workshop:
                 )
                 name = latent_file_name(height, width, 0, "features")
                 with draft.write(name) as file, LatentWriter(file.path, form, len(keys)) as writer:
-                    writer.add(keys, grid, [(1, 1)] * len(keys))
+                    writer.add([Key(key) for key in keys], grid, [(1, 1)] * len(keys))
             made = draft.commit()
     values = workshop.pipeline.model_dump(mode="json")
     values["encode"] |= {"features": True}
@@ -89,7 +90,7 @@ def call(kept: Tensor | None = None, **more: Any) -> dict[str, Any]:
 
 
 def aligned(workshop: Workshop, block: int) -> Aligned:
-    return lively(Aligned(XUT(workshop.pipeline.train.model), block, WIDTH))  # type: ignore[return-value]
+    return lively(Aligned(XUT(workshop.pipeline.train.model), block, WIDTH))
 
 
 def forward(module: Aligned, given: dict[str, Any], features: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +134,7 @@ def test_it_compares_what_the_block_leaves_of_the_tokens_it_saw(
             states.append(inner(*args))
             return states[-1]
 
-        one.forward = written  # type: ignore[method-assign]
+        one.forward = written
     velocity = module.model(**given)
     for one in module.model.blocks():
         del one.forward

@@ -20,13 +20,12 @@ from torch.utils._pytree import tree_leaves
 from hdm.architecture import XUTConfig
 from hdm.kernels import install
 from hdm.models.execution import recompute_activations, shard
-from hdm.models.tread import draw_kept
+from hdm.models.tread import block_tokens, draw_kept
 from hdm.models.xut import XUT
 from hdm.sharding import local
 from hdm.training.measures.memory import (
     Arithmetic,
     block_bytes,
-    block_tokens,
     input_bytes,
     output_bytes,
     parameters,
@@ -36,7 +35,7 @@ from hdm.training.settings import Phase, TrainSettings
 from tests.small_models import TINY
 
 SIDE, TEXT, BATCH = 16, 64, 8
-SIZES = dict(width=128, num_heads=4, head_size=32, mlp_width=384, text_width=64)
+SIZES: dict[str, Any] = dict(width=128, num_heads=4, head_size=32, mlp_width=384, text_width=64)
 PUBLISHED = replace(TINY, **SIZES, depth=2, dec_blocks=2, post_blocks=2)
 MODELS = {"published": PUBLISHED, "recommended": PUBLISHED.recommended()}
 ACCELERATOR, CPU = False, True

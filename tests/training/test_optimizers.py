@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ SMALL = replace(TINY, width=16, head_size=8, mlp_width=32, depth=2)
 @pytest.mark.parametrize("modulation", ["shared", "per_block"])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("per_fan_in", [False, True])
-def test_every_parameter_is_updated_once(modulation: str, kind: str, per_fan_in: bool) -> None:
+def test_every_parameter_is_updated_once(
+    modulation: Literal["shared", "per_block"], kind: str, per_fan_in: bool
+) -> None:
     model = XUT(replace(SMALL, modulation=modulation, qk_norm=True, final_norm=True))
     optimizers = Optimizers(model, Optimizer(kind=kind, per_fan_in=per_fan_in))
     taken = [

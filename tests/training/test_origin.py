@@ -40,7 +40,7 @@ class Stop(StopRequest):
         self.trainer: Trainer | None = None
         self.after = after
 
-    @property  # type: ignore[override]
+    @property
     def requested(self) -> bool:
         return self.trainer is not None and self.trainer.state.position.step == self.after
 
@@ -159,7 +159,10 @@ def test_what_cannot_be_gone_on_from_is_refused(
                 resume_allow=[field],
             )
         )
-    allowed = {"resume_from": f"{old.digest}@5", "resume_allow": ["train.phases.0.batch_size"]}
+    allowed: dict[str, Any] = {
+        "resume_from": f"{old.digest}@5",
+        "resume_allow": ["train.phases.0.batch_size"],
+    }
     with pytest.raises(
         ConfigError, match="has seen 40 images, from where batches of 12 do not lead to 96"
     ):

@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,14 +16,18 @@ from hdm.config import Pipeline
 from hdm.data.latent_files import LatentFormat, LatentWriter, latent_file_name
 from hdm.data.tables import CAPTIONS, SCORES, write_table
 from hdm.encoding import text, tokens
+from hdm.keys import Key
 from hdm.store import Identity, Output, Store
 from hdm.training import phase
 from hdm.training.process.job import Job
 from tests.small_models import TRAINED
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 CHANNELS, SIDE, TEXT_WIDTH = 4, 8, 16
 NUM_PICTURES = 40
-KEYS = [hashlib.sha256(str(number).encode()).hexdigest()[:16] for number in range(NUM_PICTURES)]
+KEYS = [
+    Key(hashlib.sha256(str(number).encode()).hexdigest()[:16]) for number in range(NUM_PICTURES)
+]
 WORDS = ["red", "blue", "circle", "square"]
 
 
@@ -57,18 +61,19 @@ def write_components(folder: Path) -> Path:
         max_position_embeddings=16,
     )
     LlamaModel(language).save_pretrained(folder / "text_encoder")
-    AutoencoderKL(
+    autoencoder: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
         latent_channels=CHANNELS,
         layers_per_block=1,
-    ).save_pretrained(folder / "autoencoder")
+    )
+    autoencoder.save_pretrained(folder / "autoencoder")
     return folder
 
 
-def lively(model: torch.nn.Module) -> torch.nn.Module:
+def lively(model: Model) -> Model:
     """The model with weights by which text, time and place all show in what it says; as made, and
     for long in training, they hardly do.
     """
@@ -235,7 +240,7 @@ def write_captions(store: Store, form: str = "{0} {1}") -> Output:
     captions = [
         form.format(WORDS[number % 2], WORDS[2 + number // 2 % 2]) for number in range(NUM_PICTURES)
     ]
-    rows = {
+    rows: dict[str, list[Any]] = {
         "key": KEYS,
         "index": [0] * NUM_PICTURES,
         "maker": ["given"] * NUM_PICTURES,

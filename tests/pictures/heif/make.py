@@ -6,13 +6,14 @@ make.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pillow_heif
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-QUALITY = {"format": "HEIF", "quality": 95, "chroma": 444}
+QUALITY: dict[str, Any] = {"format": "HEIF", "quality": 95, "chroma": 444}
 
 
 def main() -> None:
