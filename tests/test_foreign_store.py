@@ -156,7 +156,7 @@ def test_runs_that_may_not_be_seen_are_not_said_to_be_none(
     said = look(root, tmp_path / "mine")
     assert "running   unknown" in said["status"][1]
     assert said["stop"][0] == 1
-    assert "another user's" in said["stop"][1]
+    assert "belong to another user" in said["stop"][1]
 
 
 def test_a_finished_pipeline_is_run_with_a_state_of_one_s_own(
