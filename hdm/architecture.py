@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hdm.errors import ConfigError
 from hdm.extensions import DENOISERS, extensions
-from hdm.values import Blocks, Few, PositiveBlocks, Width, Within
+from hdm.values import Blocks, Few, PositiveBlocks, Width, Within, faults_of
 
 _PRESET_FIELDS = (
     *("width", "num_heads", "head_size", "mlp_width", "text_width"),
@@ -172,10 +172,8 @@ class XUTConfig:
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ConfigError(
-                f"no {cls.kind.upper()} can be like that: {'; '.join(problems)}"
-            ) from error
+            faults = "; ".join(faults_of(error))
+            raise ConfigError(f"no {cls.kind.upper()} can be like that: {faults}") from error
 
 
 def _class_of(kind: str) -> type[XUTConfig]:

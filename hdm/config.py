@@ -59,7 +59,7 @@ class Pipeline(Settings):
         """Each stage's own class reads its settings."""
         if not isinstance(given, Mapping):
             return given
-        return {name: _added_settings(str(name), values) for name, values in given.items()}
+        return {name: _added_settings(str(name), of_stage) for name, of_stage in given.items()}
 
     @model_validator(mode="after")
     def _drawn_captions_are_encoded_live(self) -> Pipeline:
@@ -121,7 +121,7 @@ class Pipeline(Settings):
         return self
 
 
-def _added_settings(name: str, values: Any) -> Settings:
+def _added_settings(name: str, given: Any) -> Settings:
     known = added_stages()
     stage = known.get(name)
     if stage is None or stage.settings is None:
@@ -131,9 +131,8 @@ def _added_settings(name: str, values: Any) -> Settings:
             do=f"use one of {', '.join(known)}" if known else "install the package that does",
         )
     try:
-        return stage.settings.model_validate(values)
+        return stage.settings.model_validate(given)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        first = ".".join(str(step) for step in faults[0]["loc"])
-        listed = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults]
-        raise ConfigError("; ".join(listed), where=f"stages.{name}.{first}") from error
+        first = ".".join(map(str, error.errors()[0]["loc"]))
+        faults = "; ".join(values.faults_of(error))
+        raise ConfigError(faults, where=f"stages.{name}.{first}") from error

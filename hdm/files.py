@@ -66,13 +66,13 @@ def read_record(path: Path, shape: type[Record], do: str) -> Record:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    from hdm.values import faults_of
+
     try:
         return TypeAdapter(shape).validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = f"{place}: {first['msg']}" if place else first["msg"]
-        raise DamagedError(f"not what was written there: {said}", where=path, do=do) from error
+        first = faults_of(error)[0]
+        raise DamagedError(f"not what was written there: {first}", where=path, do=do) from error
     except OSError as error:
         raise explain_read_error(error, path) from error
 

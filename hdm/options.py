@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from hdm.errors import ConfigError
 from hdm.settings import Settings
-from hdm.values import Within
+from hdm.values import Within, faults_of
 
 S = TypeVar("S", bound=Settings)
 Command = Callable[..., None]
@@ -148,8 +148,8 @@ class Options(Generic[S]):
         try:
             return self.owner.model_validate(found)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise ConfigError("; ".join(problems), do="see the command's --help") from error
+            faults = "; ".join(faults_of(error))
+            raise ConfigError(faults, do="see the command's --help") from error
 
 
 def with_settings(**groups: Options[Any]) -> Callable[[Command], Command]:

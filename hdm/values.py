@@ -143,6 +143,15 @@ def size_of(text: str) -> tuple[int, int]:
     return sides
 
 
+def faults_of(error: ValidationError) -> list[str]:
+    """Each fault of refused values, as "field.name: what is wrong with it"."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        field = ".".join(map(str, fault["loc"]))
+        faults.append(f"{field}: {fault['msg']}" if field else fault["msg"])
+    return faults
+
+
 def multiples_beside(value: int, unit: int) -> tuple[int, ...]:
     """The nearest multiples of `unit` that can replace `value`: the one below, unless it is 0, and
     the one above.

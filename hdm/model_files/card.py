@@ -16,6 +16,7 @@ from hdm.errors import InputError
 from hdm.files import write_json
 from hdm.model_files.file_names import CARD
 from hdm.models.components import read_json
+from hdm.values import faults_of
 
 MAX_TOKENS: int = EncodeSettings.model_fields["max_tokens"].default
 
@@ -101,9 +102,7 @@ def _checked(values: Mapping[str, Any], path: Path, do: str) -> _Written:
     try:
         return TypeAdapter(_Written).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        raise InputError(f"{name}: {first['msg']}", where=path, do=do) from error
+        raise InputError(faults_of(error)[0], where=path, do=do) from error
 
 
 def _card(written: _Written, config: XUTConfig) -> ModelCard:
