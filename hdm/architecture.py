@@ -18,8 +18,14 @@ from hdm.extensions import DENOISERS, extensions
 from hdm.values import Blocks, Few, PositiveBlocks, Width, Within, faults_of
 
 _PRESET_FIELDS = (
-    *("width", "num_heads", "head_size", "mlp_width", "text_width"),
-    *("depth", "enc_blocks", "dec_blocks"),
+    "width",
+    "num_heads",
+    "head_size",
+    "mlp_width",
+    "text_width",
+    "depth",
+    "enc_blocks",
+    "dec_blocks",
 )
 _PRESET_SIZES = {
     "small": (896, 14, 64, 3072, 640, 4, 1, 2),
