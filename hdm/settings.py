@@ -19,9 +19,12 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Covered:
-    """How digests treat a field. Args: always: digests include its value, whatever it is.
-    since: the version that added it. Earlier versions worked as its default does, so the
-        default is left out, and digests of existing outputs do not change.
+    """How digests treat a field.
+
+    Args:
+        always: digests include its value, whatever it is.
+        since: the version that added it. Earlier versions worked as its default does, so the
+            default is left out, and digests of existing outputs do not change.
     """
 
     always: bool = False
