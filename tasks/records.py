@@ -18,8 +18,9 @@ from tasks.patience import hurry
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# A stop shows as one of these: the trainer saved, a signal at any other time, a stop in a subflow.
 STOPS = (SavedOnSignal, TerminationSignal, KeyboardInterrupt, CancelledRun)
+"""A stop shows as one of these: the trainer saved, a signal at any other time, a stop in a subflow.
+"""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Run:
         return replace(self, settings=settings)
 
 
-# Begins the run of a pipeline with overrides, or joins the run in progress.
 Begin = Callable[[str, list[str]], AbstractContextManager[Run]]
+"""Begins the run of a pipeline with overrides, or joins the run in progress."""
 
 
 @contextlib.contextmanager

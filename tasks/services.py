@@ -31,8 +31,6 @@ from hdm.files import FORBIDDEN, explain_os_error, write_json
 from hdm.store import is_locked, locked, state_root
 
 LOOPBACK = "http://127.0.0.1"
-# The same settings as in pyproject.toml and in the prefect.toml that `hdm init` writes, which serve
-# Prefect's own command.
 PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "hdm",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -40,6 +38,9 @@ PREFECT_DEFAULTS = {
     # The first start creates the database.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
 }
+"""The same settings as in pyproject.toml and in the prefect.toml that `hdm init` writes, which
+serve Prefect's own command.
+"""
 
 
 @dataclass(frozen=True)

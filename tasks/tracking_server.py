@@ -44,11 +44,11 @@ _OBJECTS = (
 _PAGES = (
     r"|health|version|graphql|get-artifact|model-versions/get-artifact|(?:static-files|build)/.*"
 )
-# A list of allowed paths, so that whatever a later MLflow adds is closed too.
 TRACKING = re.compile(
     rf"/(?:{_PAGES}|(?:ajax-)?api/[23]\.0/?mlflow(?:-artifacts)?/(?:{'|'.join(_OBJECTS)})(?:/.*)?)",
     re.DOTALL,
 )
+"""A list of allowed paths, so that whatever a later MLflow adds is closed too."""
 
 
 class TrackingOnly:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 LABEL = "label"
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
-# `save_to_disk` writes the first for one split, the second for several splits in folders.
 SAVED = (STATE, SPLITS)
+"""`save_to_disk` writes the first for one split, the second for several splits in folders."""
 
 
 class DataSet:

@@ -31,10 +31,10 @@ PER_HOST = 8  # concurrent requests to one host of the web
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
-# Statuses of failures that may be temporary.
 PASSING = frozenset({"timeout", "cut_off", "no_connection", "unknown_host"}) | frozenset(
     f"http_{code}" for code in BUSY
 )
+"""Statuses of failures that may be temporary."""
 
 HEADERS = {
     "User-Agent": "hdm-pipeline",

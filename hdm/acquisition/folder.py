@@ -53,11 +53,10 @@ from hdm.keys import key_of
 from hdm.pictures.formats import HEAD_BYTES, foreign_format, sniff
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
-# Columns that name the picture; the first one of these that a table has counts.
 FILE_COLUMNS = (FILE_NAME, "filename", "file", "image", "image_path", "path")
+"""Columns that name the picture; the first one of these that a table has counts."""
 SIDECARS = (".json", ".txt", ".caption", ".text")
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
-# Texts with these names describe the whole folder.
 ABOUT = (
     "readme",
     "license",
@@ -68,13 +67,14 @@ ABOUT = (
     "authors",
     "requirements",
 )
-# OneTrainer's names for masks of a picture, which are not pictures to train on.
+"""Texts with these names describe the whole folder."""
 MASKS = ("-masklabel", "-condlabel")
+"""OneTrainer's names for masks of a picture, which are not pictures to train on."""
 ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z", ".rar")
 MAX_WORDS_BYTES = 1 << 24
 MAX_TABLE_BYTES = 1 << 28
-# Rows of a table that no setting names, read to see whether it lists files of this folder.
 LOOKED_AT = 100
+"""Rows of a table that no setting names, read to see whether it lists files of this folder."""
 _REPEATS = re.compile(r"\d+_(?=.)")  # kohya's number of repeats in front of a folder's name
 
 

@@ -28,8 +28,8 @@ WORDY_ROWS = 100
 START_BYTES = 4096
 LOOKED_AT = 100_000  # lines of JSON that are read to learn its fields
 Row = tuple[Any, ...]
-# Number of the line or row, from 1, and its values; None if it is damaged.
 Line = tuple[int, Row | None]
+"""Number of the line or row, from 1, and its values; None if it is damaged."""
 
 
 def column_names(path: Path, text_column: str = "url", encoding: str | None = None) -> list[str]:

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from hdm.caption_text.cleaning import normal_caption
 
-# Columns and fields with captions, ignoring case, unless the settings name another. In each row the
-# first one with a caption counts.
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
-# Columns of single words that are not captions.
+"""Columns and fields with captions, ignoring case, unless the settings name another. In each row
+the first one with a caption counts.
+"""
 CLASSES = frozenset({"label", "labels", "class", "category", "split", "lang", "language", "id"})
-# Columns of texts that are not captions.
+"""Columns of single words that are not captions."""
 CREDITS = frozenset(
     {
         "artist",
@@ -39,6 +39,7 @@ CREDITS = frozenset(
         "url",
     }
 )
+"""Columns of texts that are not captions."""
 SHOWN_CHARS = 20
 _MAPPED = (*CAPTION_COLUMNS, "raw")
 _MARKS = (
@@ -48,11 +49,12 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Windows' code page for western Europe. Detectors (charset-normalizer 3.5) get texts as short as
-# captions wrong: "café" in this code page was detected as UTF-16.
 FALLBACK = "cp1252"
-# Encodings suggested for a text that does not look western.
+"""Windows' code page for western Europe. Detectors (charset-normalizer 3.5) get texts as short as
+captions wrong: "café" in this code page was detected as UTF-16.
+"""
 OTHERS = ("shift_jis", "gb18030", "big5", "euc_kr", "koi8_r", "cp1251", "cp1250", "cp1253")
+"""Encodings suggested for a text that does not look western."""
 NOT_KNOWN = "it is not text in a known encoding"
 _WORD = re.compile(r"[^\W\d_]+")
 _ACCENTED = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÐÑÒÓÔÕÖØÙÚÛÜÝÞßàáâãäåæçèéêëìíîïðñòóôõöøùúûüýþÿŠŒŽšœžŸ")

@@ -61,8 +61,8 @@ COMPONENTS = {
     "contrastive": "contrastive",
     "aesthetic_head": "aesthetic_head.safetensors",
 }
-# The same for every such folder: its plan.json says what it is made from.
 IDENTITY = Identity("bootstrap", 1, {})
+"""The same for every such folder: its plan.json says what it is made from."""
 USUAL = BootstrapSettings()
 PLAN = "plan.json"
 SPENT = "spent.json"

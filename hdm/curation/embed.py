@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 
 NAME = "filter.contrastive"
 SCHEMA = 1
-# Stored embeddings have 32 bits, so that scores computed from them equal those computed from the
-# model's own.
 NUMBER = np.dtype("<f4")
+"""Stored embeddings have 32 bits, so that scores computed from them equal those computed from the
+model's own.
+"""
 
 
 class Embeddings(Look):

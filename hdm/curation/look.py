@@ -13,8 +13,8 @@ from hdm.pictures.reading import decode, reduced
 if TYPE_CHECKING:
     from hdm.pictures.settings import ImageSettings
 
-# No model looks at more pixels, so larger pictures are reduced before they wait for one.
 EMBED_SIDE_PX = 768
+"""No model looks at more pixels, so larger pictures are reduced before they wait for one."""
 
 
 def look(

@@ -193,8 +193,8 @@ class _Shard:
             self.counts["images"] += len(keys)
 
 
-# Files that are made from one reading of their pictures, each with the index of its resolution.
 Band = list[tuple[int, PlannedFile]]
+"""Files that are made from one reading of their pictures, each with the index of its resolution."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from hdm.evaluation.exhibits import data_uri
 from hdm.evaluation.nearest import Nearest
 from hdm.scoring.judges import PromptSet
 
-# Key in a metric's details: for each set with choices, one entry for each picture.
 CHOICES = "choices"
+"""Key in a metric's details: for each set with choices, one entry for each picture."""
 PAGE = "choose.html"
 TEMPLATE = "choose.html.j2"
 SHOWN_PX = 128

@@ -23,10 +23,11 @@ from hdm.progress import track
 from hdm.store import Output, Outputs
 
 SIDE_PX = 32
-# Root mean square difference of 32 × 32 thumbnails, in grey levels, up to which a picture counts as
-# a copy. An autoencoder (TAEF2) reconstructs Noto Emoji's 2,077 pictures within 7; all but 1 % of
-# the other names are farther away than 12.8.
 COPY = 10.0
+"""Root mean square difference of 32 × 32 thumbnails, in grey levels, up to which a picture counts
+as a copy. An autoencoder (TAEF2) reconstructs Noto Emoji's 2,077 pictures within 7; all but 1 %
+of the other names are farther away than 12.8.
+"""
 _COLUMNS = ("key", "offset", "bytes", "sha256", "width", "height")
 
 

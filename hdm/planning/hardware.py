@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from hdm.errors import ConfigError, counted
 
-# Two fitted figures: the share of the peak that long sequences reach, and the number of tokens in a
-# sequence at which half of that share is reached.
 PEAK_SHARE = 0.618
+"""Fitted: the share of the peak that long sequences reach."""
 HALF_TOKENS = 309.0
+"""Fitted: the number of tokens in a sequence at which half of that share is reached."""
 FITTED = (
     f"a step on sequences of S tokens runs at {PEAK_SHARE} · S / (S + {HALF_TOKENS:.0f}) of the"
     " card's dense bfloat16 peak"

@@ -70,12 +70,10 @@ class Judge(Asker, Protocol):
         """By question, how often it agrees with a person; {} if nobody has compared them."""
 
 
-# By the value of `evaluate.prompts` that selects each.
 JUDGES: dict[str, Callable[[Pipeline], Judge]] = {}
-
-
-# Prompts whose pictures a person recognises among `choices`, likewise.
+"""By the value of `evaluate.prompts` that selects each."""
 QUESTIONNAIRES: dict[str, Callable[[Pipeline], Asker]] = {}
+"""Prompts whose pictures a person recognises among `choices`, likewise."""
 
 
 def register(name: str, make: Callable[[Pipeline], Judge]) -> None:

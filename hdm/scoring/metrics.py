@@ -22,8 +22,8 @@ settings lies above this package."""
 PREFIX = "evaluate."
 IMAGES = f"{PREFIX}images"
 SCHEMA = 2
-# Outputs that a metric may read.
 AVAILABLE = (IMAGES, "download", "filter.measures", "filter.contrastive", "filter", "caption")
+"""Outputs that a metric may read."""
 SCORES = "scores.json"
 DETAILS = "details.json"
 
@@ -135,8 +135,8 @@ class Metric:
     flops: float | None = None
 
 
-# By name, in order of registration.
 METRICS: dict[str, Metric] = {}
+"""By name, in order of registration."""
 
 
 def register(metric: Metric) -> None:
