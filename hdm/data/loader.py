@@ -83,9 +83,10 @@ class _Drawn:
     def join(parts: Sequence[_Drawn]) -> _Drawn:
         if len(parts) == 1:
             return parts[0]
-        return _Drawn(
-            *map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True))
-        )
+        joined = {}
+        for name in vars(parts[0]):
+            joined[name] = np.concatenate([getattr(part, name) for part in parts])
+        return _Drawn(**joined)
 
 
 class Loader:
@@ -219,8 +220,9 @@ class Loader:
         # Padded to the longest of the global batch, so that a sample's text does not depend on its
         # neighbours in the process.
         num_tokens = self.padded_length(int(whole.lengths.max()))
-        mine = (self.batch_size * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return self._batch(whole.part(*mine), num_tokens)
+        start = self.batch_size * self.rank // self.world_size
+        stop = self.batch_size * (self.rank + 1) // self.world_size
+        return self._batch(whole.part(start, stop), num_tokens)
 
     def samples(self, start: int, stop: int, num_tokens: int) -> Batch:
         """The samples between two positions of the training clock, at least one, with texts

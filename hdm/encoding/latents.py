@@ -187,8 +187,11 @@ class EncodingLatents(Encoding):
         rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
         pictures = self.pictures.take(rows).to_pylist()
         requests = [Request(picture, [(framing, framing.size(picture))]) for picture in pictures]
-        frames = filter(None, reader.read(requests))
-        images = (images_of(frame, autoencoder.device) for frame in frames)
+        images = (
+            images_of(frames, autoencoder.device)
+            for frames in reader.read(requests)
+            if frames is not None
+        )
         error = crop_error(autoencoder, images, framing.multiple, encode.tile_px)
         if error is None:
             return {}
