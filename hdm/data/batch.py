@@ -103,6 +103,7 @@ class Batch:
                 interleaved = values[0].new_empty((count, *values[0].shape[1:]))
             else:
                 return None
+            # Data sets alternate sample by sample, so their parts are scattered to their places.
             for place, value in zip(places, values, strict=True):
                 interleaved[place] = value
             return interleaved
@@ -125,6 +126,8 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Batch:
         """Some of its samples, as a micro-batch."""
+        # `replace` calls the constructor, so a latent cached for the whole batch is not carried
+        # over.
         parts = {}
         for name, value in self._values().items():
             if name not in _SHARED and value is not None:
@@ -140,6 +143,7 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        # Only tensors move: rows and keys serve messages, and stay in main memory.
         changed: dict[str, Any] = {}
         for name, value in self._values().items():
             if isinstance(value, Tensor):

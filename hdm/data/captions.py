@@ -91,6 +91,7 @@ class RaggedRows:
 
     @property
     def empty(self) -> int:
+        # `starts` has one entry more than there are rows, and the last row is the empty caption.
         return len(self.starts) - 2
 
     def at_position(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -122,6 +123,8 @@ class TokenTable(RaggedRows):
         self.pad_id = int(tokens.summary["pad_id"])
         empty = np.asarray(tokens.summary["empty"], np.int32)
         lengths = []
+        # The system removes a file without a name when the process ends, even by SIGKILL. Only one
+        # shard's table is in memory at a time.
         with _unnamed_file() as file:
             for number in range(num_shards(tokens, "tokens")):
                 column = read_table(
@@ -142,6 +145,7 @@ class TokenTable(RaggedRows):
             # Its pages are the system's to drop and read again: ten million captions are more than
             # a gigabyte.
             self._token_ids = np.asarray(np.memmap(file, np.int32, "r"))
+        # The cache belongs to the instance: one on the method would keep every table alive.
         self._runs = lru_cache(maxsize=64)(self._runs_of)
 
     @property
@@ -190,6 +194,7 @@ class TextTable(RaggedRows):
 
     def __init__(self, text: Output) -> None:
         self._paths = [path for path in text.paths(".parquet") if path.name != EMPTY_TEXT]
+        # The empty caption's file comes last, where `empty` expects its row.
         files = [_TextFile(path) for path in [*self._paths, text.file(EMPTY_TEXT)]]
         super().__init__(np.concatenate([file.lengths for file in files]))
         self.form = files[-1].form
@@ -211,6 +216,7 @@ class TextTable(RaggedRows):
         """
         mask = ~_padding(self.lengths(rows), num_tokens)
         token_bytes = self.form.token_bytes
+        # Zero bytes unpack to zeros in both forms, so padding needs no second pass.
         stored = np.zeros((*mask.shape, token_bytes), np.uint8)
         tokens = self._addresses(rows)[:, None] + np.arange(num_tokens) * token_bytes
         stored[mask] = gather(tokens[mask], token_bytes)
@@ -222,6 +228,8 @@ class TextTable(RaggedRows):
         """
         groups = self._groups.find(rows)
         firsts = self._groups.firsts[groups]
+        # Offsets count from the row group's first row, since payloads of different groups are not
+        # adjacent.
         tokens_before = self.starts[rows].astype(np.int64) - self.starts[firsts]
         return (
             self._groups.addresses(groups)
@@ -239,6 +247,7 @@ class _TextFile:
                 file.read(columns=["length"]).column("length").to_numpy().astype(np.int64)
             )
             self.column = PagedColumn(file, path, "embedding")
+        # PLAIN pages of binary put each value's length, 4 bytes, in front of it.
         before = np.concatenate(
             [[0], np.cumsum(self.lengths * self.form.token_bytes + 4, dtype=np.int64)]
         )

@@ -49,7 +49,10 @@ def at_tokens(grid: Tensor, crop: Crop, patch_size: int) -> Tensor:
     # grid_sample's -1 and 1 are the frame's borders.
     y = 2 * (crop.top + centres) / crop.height - 1
     x = 2 * (crop.left + centres) / crop.width - 1
+    # The stored grid is not mirrored, so a mirrored crop reads it at -x. grid_sample expects (x,
+    # y).
     where = torch.stack(torch.meshgrid(y, -x if crop.mirrored else x, indexing="ij"), -1).flip(-1)
+    # With align_corners=False, -1 and 1 are the outer edges of the outermost cells, as above.
     sampled = F.grid_sample(
         grid.float()[None], where[None], mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -76,6 +79,8 @@ class FeatureTable:
         self._files = open_latents(features)
         known = np.concatenate([np.zeros(0, np.uint64), *(file.keys for file in self._files)])
         self._firsts = np.cumsum([0, *map(len, self._files)])
+        # searchsorted places a key beyond the last past the end: it is clamped to the last place,
+        # where the comparisons below find another key.
         order = np.argsort(known)
         places = np.minimum(np.searchsorted(known, keys, sorter=order), len(known) - 1)
         if not len(known) or not (known[order[places]] == keys).any():

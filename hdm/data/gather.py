@@ -18,6 +18,8 @@ class _Memory:
     """All memory as a numpy array: at each byte, the run that begins there."""
 
     def __init__(self, address: int, count: int, run_bytes: int) -> None:
+        # Each item is one run of opaque bytes (V), and one begins at every byte, so items overlap.
+        # True marks the memory as read-only, as the maps are.
         self.__array_interface__: dict[str, Any] = {
             "version": 3,
             "data": (address, True),
@@ -52,6 +54,7 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
         return np.empty((*addresses.shape, run_bytes), np.uint8)
     lowest = int(addresses.min())
     count = int(addresses.max()) - lowest + 1
+    # The array begins at the lowest address, since one from address 0 on would span all memory.
     places = addresses.reshape(-1) - lowest
     if run_bytes >= PAGE_BYTES:
         # A byte of every page first: the processor looks up many pages at once, where a copy waits
@@ -85,6 +88,7 @@ class RowGroups:
         self._within = np.concatenate(
             [np.zeros(0, np.int64), *(np.arange(len(size)) for size in sizes)]
         )
+        # 0 marks a row group that was not read yet; its address is noted once it was checked.
         self._addresses = np.zeros(len(self.files), np.int64)
 
     def find(self, rows: np.ndarray) -> np.ndarray:
@@ -108,6 +112,8 @@ class RowGroups:
     def _address(self, group: int) -> int:
         column = self._columns[self.files[group]]
         payload = column.payload(int(self._within[group]))
+        # `gather` reads wherever it is pointed to, so rows have to lie inside the payload that was
+        # checked.
         if len(payload) != self._payload_bytes[group]:
             raise DamagedError(
                 f"a row group of {column.column} has {len(payload)} bytes, not"
@@ -115,4 +121,5 @@ class RowGroups:
                 where=column.path,
                 do="run the same command again: it is made anew",
             )
+        # The column keeps the payload, and so its memory map, alive.
         return payload.ctypes.data

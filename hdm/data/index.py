@@ -49,14 +49,18 @@ def build_index(latent_keys: np.ndarray, split_keys: np.ndarray, caption_keys: n
         split_keys: of the pictures of the split; those without a latent are left out.
         caption_keys: of the captions' rows, a picture's in the order of their index.
     """
+    # Rows in 32 bits and no keys: 10⁷ pictures with a caption each take 171 MB (bench/RESULTS.md).
     order = np.argsort(latent_keys, kind="stable").astype(np.int32)
     rows = order[_members(latent_keys[order], split_keys)]
     keys = latent_keys[rows]
+    # A stable sort keeps each picture's captions in the order of their index.
     order = np.argsort(caption_keys, kind="stable").astype(np.int32)
     in_order = caption_keys[order]
     firsts = in_order.searchsorted(keys)
     counts = in_order.searchsorted(keys, side="right") - firsts
     starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
+    # For all pictures at once, the places of their captions in `order`: a running number, plus the
+    # distance from where a picture's captions begin in the result to where they begin in `order`.
     places = np.repeat(firsts - starts[:-1], counts) + np.arange(starts[-1])
     return Index(rows, starts, order[places])
 
@@ -66,4 +70,5 @@ def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if not len(wanted):
         return np.zeros(len(keys), bool)
     wanted = np.sort(wanted)
+    # searchsorted places keys above all wanted ones past the end.
     return wanted[np.minimum(wanted.searchsorted(keys), len(wanted) - 1)] == keys

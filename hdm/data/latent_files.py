@@ -74,6 +74,8 @@ def latent_schema(row_bytes: int) -> pa.Schema:
             pa.field("image_width", pa.int32(), nullable=False),
             pa.field("image_height", pa.int32(), nullable=False),
             # Raw latent (C, h, w), little endian.
+            # Values of fixed width that cannot be null lie one after the other in the file. Readers
+            # of nullable or variable-width columns reach less than half of a memory copy's speed.
             pa.field("latent", pa.binary(row_bytes), nullable=False),
         ]
     )
@@ -110,6 +112,7 @@ class LatentWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # After an error the caller discards the file, so the rest need not be written.
         if kind is None:
             self._flush(len(self._keys))
         self._stack.__exit__(kind, error, trace)
@@ -124,6 +127,7 @@ class LatentWriter:
             latent: their raw latents (n, C, h, w), of any float dtype; cast to the shard's.
             sizes: their widths and heights as pictures, in pixels.
         """
+        # The writer takes bytes, since numpy has no bfloat16.
         stored = (
             latent.to(DTYPES[self.form.dtype])
             .cpu()
@@ -141,6 +145,7 @@ class LatentWriter:
     def _flush(self, count: int) -> None:
         if not count:
             return
+        # The rows go in as one buffer, without a Python object for each.
         latents = pa.FixedSizeBinaryArray.from_buffers(
             self._schema.field("latent").type,
             count,
@@ -177,9 +182,11 @@ class LatentFile:
         self.path = path
         with damage_named(path), open_file(path, latent_schema(1)) as file:
             self.form = LatentFormat(**read_metadata(file))
+            # Rows are cut by the footer's sizes, so another width would shift all of them.
             if file.schema_arrow.field("latent").type.byte_width != self.form.row_bytes:
                 raise ValueError("its latents have another size than its footer says")
             self.column = PagedColumn(file, path, "latent")
+            # Single keys are read in place, for messages; all of them only where tables are joined.
             self._keys = PagedColumn(file, path, "key")
         self.firsts = self.column.firsts
 
@@ -221,6 +228,7 @@ class LatentFile:
         latents = torch.empty(
             (len(rows), form.channels, form.height, form.width), dtype=DTYPES[form.dtype]
         )
+        # Rows are copied as bytes, since numpy has no bfloat16.
         for into, row in zip(latents.view(torch.uint8).numpy(), rows, strict=True):
             group = self._group(row)
             into[:] = self.group(group)[row - int(self.firsts[group])]

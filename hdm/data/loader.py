@@ -42,6 +42,8 @@ BLOCK = 1 << 15
 """Number of an epoch's places drawn at once: a draw takes some thousand numpy calls, which cost as
 much for a few places as for thousands.
 """
+# A batch may touch two blocks, and a mixture draws each batch twice: for its longest text, then for
+# its samples.
 KEPT_BLOCKS = 4
 
 
@@ -144,6 +146,7 @@ class Loader:
         world_size: int = 1,
         positions: PositionKind = "box",
     ) -> None:
+        # Keys alone would join outputs of different runs without an error.
         _check_belong_together(latents, tokens, captions, filter, text, features)
         self.split = split
         self.batch_size = batch_size
@@ -168,6 +171,8 @@ class Loader:
         self._tokenizer = tokens.summary.get("tokenizer")
         self._captions: CaptionTable = tags or (TextTable(text) if text else TokenTable(tokens))
         keys = np.concatenate([file.keys for file in self._files])
+        # Features are looked up by row of the latents' files, so this takes all keys, not only the
+        # split's.
         self._features = FeatureTable(features, keys) if features else None
         self._index = build_index(keys, _split_keys(filter, split), self._captions.keys)
         self._mirrorable = self._index.without(_sided(captions)) if mirror else None
@@ -175,11 +180,14 @@ class Loader:
             [np.diff(file.firsts) * file.form.row_bytes for file in self._files]
         )
         self._groups = RowGroups([file.column for file in self._files], row_bytes)
+        # Sizes are kept by row group, in which all rows have one shape.
         heights = np.array([file.form.height for file in self._files], np.int64)
         widths = np.array([file.form.width for file in self._files], np.int64)
         self._heights = heights[self._groups.files]
         self._widths = widths[self._groups.files]
         self._log_aspects = np.log(self._widths / self._heights).astype(np.float32)
+        # Each instance has caches of its own: those of decorated methods would keep every loader
+        # alive.
         self._crop_positions = lru_cache(maxsize=4096)(self._map_crop)
         self._positions = lru_cache(maxsize=16)(self._stack_positions)
         self._block = lru_cache(maxsize=KEPT_BLOCKS)(self._draw_block)
@@ -220,6 +228,7 @@ class Loader:
         # Padded to the longest of the global batch, so that a sample's text does not depend on its
         # neighbours in the process.
         num_tokens = self.padded_length(int(whole.lengths.max()))
+        # Shares differ by one sample where the processes do not divide the batch.
         start = self.batch_size * self.rank // self.world_size
         stop = self.batch_size * (self.rank + 1) // self.world_size
         return self._batch(whole.part(start, stop), num_tokens)
@@ -232,6 +241,7 @@ class Loader:
 
     def _batch(self, drawn: _Drawn, num_tokens: int) -> Batch:
         text, text_mask = self._captions.read(drawn.captions, num_tokens)
+        # A table of token ids gives integers, one of text embeddings floats.
         cached = text.is_floating_point()
         crops, crop = _distinct(drawn.crops)
         return Batch(
@@ -271,6 +281,7 @@ class Loader:
         return min(padded_length(longest), self.max_tokens)
 
     def _side(self) -> int:
+        # All files have the same shorter side, that of the resolution.
         side = min(self._form.height, self._form.width)
         if side % self.patch_size:
             raise ConfigError(
@@ -302,6 +313,7 @@ class Loader:
         while start < stop:
             epoch, place = divmod(start, len(self))
             number, inside = divmod(place, BLOCK)
+            # The slice ends with its block, so the next turn continues in the next block or epoch.
             part = self._block(epoch, number).part(inside, inside + stop - start)
             parts.append(part)
             start += len(part.rows)
@@ -310,7 +322,10 @@ class Loader:
     def _draw_block(self, epoch: int, number: int) -> _Drawn:
         places = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
         pictures = permuted(places, len(self), self.seed, epoch)
+        # Draws depend on the training clock, so a picture gets another crop and caption in every
+        # epoch.
         positions = epoch * len(self) + places
+        # Byte offsets computed from rows do not fit in 32 bits.
         rows = self._index.rows[pictures].astype(np.int64)
         groups = self._groups.find(rows)
         heights = self._heights[groups]
@@ -329,6 +344,8 @@ class Loader:
                 (heights, widths, tops, np.where(mirrored, widths - self.side - lefts, lefts)),
                 self._extent,
             ),
+            # A crop of a wide frame is cut line by line; of a tall one, each channel's part is
+            # contiguous.
             np.where(
                 widths > self.side,
                 _Cut.LINES,
@@ -356,6 +373,8 @@ class Loader:
         chosen = starts + np.floor(uniform(positions, self.seed, _CAPTION) * counts).astype(
             np.int64
         )
+        # A picture without captions has no entry of its own in `captions`, so `given` leaves it
+        # out.
         dropped = uniform(positions, self.seed, _DROPOUT) < self.caption_dropout
         given = (counts > 0) & ~dropped
         captions = np.full(len(pictures), self._captions.empty)
@@ -365,6 +384,8 @@ class Loader:
     def _offsets(self, lengths: np.ndarray, place: np.ndarray | None) -> np.ndarray:
         """The start of crops along one axis, in latent pixels, a multiple of the patch size."""
         spare = (lengths - self.side) // self.patch_size
+        # Places are counted in patches, so that a crop's patches are also patches of the whole
+        # frame.
         return self.patch_size * (
             spare // 2 if place is None else np.floor(place * (spare + 1)).astype(np.int64)
         )
@@ -383,10 +404,13 @@ class Loader:
             for number, kind in enumerate(cuts):
                 inside = np.flatnonzero(cut == number)
                 raw[inside] = self._cut(kind, begin[inside], drawn.groups[inside])
+        # The bytes become int16 first, since numpy has no bfloat16.
         latents = torch.from_numpy(raw.view(np.int16).reshape(-1, form.channels, side, side)).view(
             DTYPES[form.dtype]
         )
         if self._mirrorable is not None:
+            # A mirrored latent is the mirrored picture's only if the autoencoder commutes with
+            # mirroring; for others the error is 0.8 of the latent's norm (bench/RESULTS.md).
             mirrored = torch.from_numpy(drawn.mirrored)
             latents[mirrored] = latents[mirrored].flip(-1)
         return latents
@@ -446,6 +470,7 @@ def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _common_form(files: Sequence[LatentFile]) -> LatentFormat:
     forms = [file.form for file in files]
     for file, form in zip(files, forms, strict=True):
+        # Heights and widths may differ: each file holds the pictures of one aspect ratio.
         if (form.autoencoder, form.dtype, form.channels) != (
             forms[0].autoencoder,
             forms[0].dtype,

@@ -36,6 +36,8 @@ class Shares:
         # In integers, counts are exact at every position.
         self._shares = []
         for weight, left in zip(weights[:-1], rest[:-1].tolist(), strict=True):
+            # Each share is that of what the sets before it leave, as `before` subtracts them one
+            # after the other.
             self._shares.append(round(weight / left * 2**_BITS))
 
     def before(self, positions: np.ndarray) -> np.ndarray:
@@ -90,12 +92,14 @@ class Mixture:
         num_tokens = self._loaders[0].padded_length(longest)
         begin = start + self.batch_size * self.rank // self.world_size
         end = start + self.batch_size * (self.rank + 1) // self.world_size
+        # A set's count rises by one at each of its own positions.
         before = self._shares.before(np.arange(begin, end + 1))
         parts, places = [], []
         for number, counts in enumerate(before):
             taken = np.flatnonzero(np.diff(counts))
             if len(taken):
                 samples = self._loaders[number].samples(int(counts[0]), int(counts[-1]), num_tokens)
+                # Rows are numbered over all sets from here on, so that `key` finds the file.
                 parts.append(replace(samples, rows=samples.rows + self._first_rows[number]))
                 places.append(taken)
         return Batch.interleave(parts, places, self.key)

@@ -40,6 +40,7 @@ class TarShard(Closing):
     """
 
     def __init__(self, path: Path) -> None:
+        # USTAR writes one header block for each member, on which the offset in `add` relies.
         # Closed in `close`.
         self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
@@ -100,6 +101,7 @@ class ImageReader(Closing):
         missing = num_bytes
         while missing > 0:  # one call reads at most 2 GiB
             try:
+                # pread leaves the file position alone, which threads would share.
                 part = os.pread(file.descriptor, missing, offset + num_bytes - missing)
             except OSError as error:
                 raise HdmError(
@@ -110,6 +112,8 @@ class ImageReader(Closing):
             parts.append(part)
             missing -= len(part)
         data = b"".join(parts)
+        # Looking an output up compares large ones only in part, so each picture is checked when it
+        # is read.
         if not hashlib.sha256(data).hexdigest().startswith(sha256):
             raise self._damage(
                 shard, f"the picture at byte {offset} of a tar is not what was downloaded"
@@ -128,6 +132,8 @@ class ImageReader(Closing):
                     self._files[shard] = _OpenFile(self._path(shard))
                 except FileNotFoundError as error:
                     raise self._damage(shard, "a tar of pictures is missing") from error
+                # The least recently used tar goes. A thread that still reads from it holds its
+                # descriptor open.
                 if len(self._files) > MAX_OPEN:
                     self._files.popitem(last=False)
             self._files.move_to_end(shard)

@@ -121,6 +121,7 @@ def write_table(
         {column: pa.array(rows[column], schema.field(column).type) for column in schema.names},
         schema=schema,
     )
+    # Tables are read whole and never in place, so unlike latents they can be compressed.
     with folder.write(name) as file:
         pq.write_table(
             table, file.path, compression="zstd", write_page_checksum=True, store_schema=True

@@ -15,6 +15,7 @@ from hdm.data.tables import read_tables
 from hdm.keys import key_numbers
 from hdm.store import Output
 
+# Row and position share an int64: the row below 2³², the position, below 2³¹, above it.
 _ROW_BITS = 32
 
 
@@ -37,6 +38,8 @@ class TagTable:
     ) -> None:
         table = read_tables(captions, "captions", ["key", "caption"])
         self.keys = key_numbers(table.column("key"))
+        # The empty caption follows the last row. Arrow's strings take a fraction of the memory of
+        # Python's.
         self._texts = pa.chunked_array(
             [*table.column("caption").chunks, pa.array([""], pa.string())]
         )
