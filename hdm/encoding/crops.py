@@ -50,6 +50,7 @@ def crop_error(
         if longer == side:
             continue
         axis = -2 if image.shape[-2] > image.shape[-1] else -1
+        # Crops begin at whole patches, as in training, and both ways see the same pixels.
         start = (longer - side) // 2 // multiple_px * multiple_px
         size = side // autoencoder.downscale
         whole = autoencoder.normalize(autoencoder.encode(image, tile_px=tile_px))[0]
@@ -67,6 +68,7 @@ def crop_error(
     crops_CN = torch.cat(crops, 1)
     border = torch.cat(borders)
     squares = (torch.cat(wholes, 1) - crops_CN).square().mean(0)
+    # Variances are taken by channel, so that differences between channels' means do not count.
     spread = crops_CN.var(1).mean()
     if border.all() or not border.any():
         return None

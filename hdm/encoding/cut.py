@@ -35,8 +35,11 @@ def cut_frames(
     Raises:
         BadImage: it cannot be decoded, is over a limit, or is of another size.
     """
+    # The decoder returns upright sRGB with transparency on the matte, which is what the filter
+    # measured.
     pixels = decode(data, settings).pixels
     height, width = pixels.shape[:2]
+    # Frames were planned for the size that the filter measured, and a file holds one shape.
     if (width, height) != tuple(size):
         raise BadImage(
             "corrupt", f"it is {width} × {height}, and was measured as {size[0]} × {size[1]}"
@@ -46,6 +49,7 @@ def cut_frames(
     for (left, top, right, bottom), (frame_width, frame_height) in frames:
         box = (left, top, right, bottom)
         frame_size = (frame_width, frame_height)
+        # Cutting to an aspect ratio may begin and end within a pixel, which `box` supports.
         frame = image.resize(frame_size, Image.Resampling.LANCZOS, box=box)
         resized.append(np.asarray(frame))
     return {}, resized

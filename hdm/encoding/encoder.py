@@ -141,17 +141,24 @@ class _Shard:
         height = self.file.height // form.downscale
         width = self.file.width // form.downscale
         self.form = replace(form, height=height, width=width)
+        # A batch holds pictures of one file only, so a picture's rounding does not depend on which
+        # other files are made with it.
         self.waiting: list[Frame] = []
         self.left = len(self.file.rows)
         self.writer: LatentWriter | None = None
         self.counts = dict.fromkeys(("images", "bytes", "upscaled", "failed", "not_finite"), 0)
+        # The file is closed as soon as it is complete, so that few are open. After an error the
+        # outer stack closes it, and nothing unfinished takes its name.
         self.open_files = ExitStack()
         stack.push(self.open_files)
 
     def add(self, frame: Frame | None) -> None:
         """Add the next picture; None if it cannot be decoded."""
+        # A file is opened with its first picture, since a band has many files and writes few of
+        # them at a time.
         if self.writer is None:
             self._open()
+        # Failed pictures count too: the file is complete when no picture is left to come.
         self.left -= 1
         if frame is None:
             self.counts["failed"] += 1
@@ -175,6 +182,7 @@ class _Shard:
         frames = self.waiting
         self.waiting = []
         for batch, latents in self.encoder.run(frames):
+            # float16 overflows beyond 65,504.
             finite = latents.isfinite().flatten(1).all(1)
             keys = []
             sizes = []
@@ -267,6 +275,7 @@ class Encoding(Step[Band, Encoders]):
         for number, file in band:
             one = self.making[number]
             files[one.output] = (*files.get(one.output, ()), one.name(file))
+        # A picture counts once for each of its files, as `make_part` advances the bar.
         return Part(band, files, sum(len(file.rows) for _, file in band))
 
     def threads(self, tools: Encoders) -> int:
@@ -274,8 +283,11 @@ class Encoding(Step[Band, Encoders]):
 
     def make_part(self, part: Part[Band], folders: Folders, tools: Encoders, bar: Tracker) -> None:
         files = [(self.making[number], file) for number, file in part.task]
+        # Each model works on one band at a time, and takes the next one when it is free.
         with tools.one() as encoder, ExitStack() as stack:
             shards = [_Shard(encoder, one, file, folders[one.output], stack) for one, file in files]
+            # Requests run ahead of their frames, so `owners` keeps the files that each picture is
+            # for, in order.
             owners: deque[list[int]] = deque()
             for frames in tools.reader.read(_requests(self.pictures, files, owners)):
                 for number, owner in enumerate(owners.popleft()):
@@ -294,6 +306,7 @@ def _requests(
     picture are appended to `owners`.
     """
     order = reading_order([file for _, file in files])
+    # All rows as Python objects would fill the memory, so they are converted some at a time.
     while part := list(islice(order, ASKED_AT_ONCE)):
         rows = pictures.take([row for row, _ in part]).to_pylist()
         for picture, (_, numbers) in zip(rows, part, strict=True):

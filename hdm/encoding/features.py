@@ -45,6 +45,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     config = {
         "images": pipeline.images.result_fields(),
         **pipeline.encode.framing,
+        # One size serves all resolutions: training interpolates features to each resolution's
+        # tokens.
         "features_px": pipeline.encode.features_px,
     }
     return Identity(
@@ -98,6 +100,7 @@ class EncodingFeatures(Encoding):
         vision = self.vision
         weights = weights_digest(resolve(self.pipeline.components).need("vision"))
         made_by = {"class": type(vision.model).__name__, "weights": weights}
+        # Height and width are set for each file.
         form = LatentFormat(
             vision.width, 0, 0, DTYPE, encode.features_px, vision.patch_size, made_by
         )

@@ -29,6 +29,7 @@ class Framing:
 
     def cut(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a picture that is kept: (left, top, right, bottom), in its pixels."""
+        # At least one of the two is the picture's whole side.
         kept_width = min(width, height * self.max_aspect)
         kept_height = min(height, width * self.max_aspect)
         left = (width - kept_width) / 2
@@ -44,7 +45,9 @@ class Framing:
         aspect = np.minimum(
             np.maximum(widths, heights) / np.minimum(widths, heights), self.max_aspect
         )
+        # Halves are rounded up; np.rint would round them to the nearest even number.
         steps = np.floor(aspect * self.resolution / self.multiple + 0.5)
+        # Without 1e-6, a product just below a whole multiple would lose one step.
         most = max(
             int(self.resolution * self.max_aspect + 1e-6) // self.multiple,
             self.resolution // self.multiple,
@@ -85,6 +88,7 @@ def plan_files(
         bytes_a_pixel: of a stored latent, for each pixel of its picture.
         max_bytes: upper size of a file, which holds at least one picture.
     """
+    # np.unique sorts, so shapes come in the same order whatever the order of the pictures.
     shapes, members = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
     for shape, (height, width) in enumerate(shapes.tolist()):
         rows = np.flatnonzero(members == shape)
@@ -121,6 +125,7 @@ def plan_bands(
                 bands.append([])
                 band_of[rows] = band
             else:
+                # The shape joins the band of the lowest resolution that has most of its pictures.
                 band = int(np.bincount(band_of[rows]).argmax())
             bands[band] += [(number, file) for file in files]
     return bands
@@ -139,6 +144,7 @@ def reading_order(files: Sequence[PlannedFile]) -> Iterator[tuple[int, list[int]
         return
     rows = np.concatenate([file.rows for file in files])
     owners = np.repeat(np.arange(len(files)), [len(file.rows) for file in files])
+    # A stable sort keeps the files of one picture in the order in which they were given.
     order = np.argsort(rows, kind="stable")
     rows = rows[order]
     owners = owners[order]

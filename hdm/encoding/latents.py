@@ -55,6 +55,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], resolution: int) -> 
         **encode.framing,
         "dtype": encode.dtype,
         "resolution": resolution,
+        # Both sides of a frame are multiples of the patch.
         "patch_size": pipeline.train.model.patch_size,
     }
     # Part of the digest only where it is set, so that digests of untiled latents stay the same.
@@ -95,9 +96,12 @@ def make(
         DoesNotFitError: a single picture does not fit in the device's memory.
     """
     step = EncodingLatents(pipeline, inputs, (resolution, *also))
+    # This loads the autoencoder, and refuses what does not fit before any output is locked.
     step.check()
     others = [identify(pipeline, identity.inputs, size) for size in also]
     with drafts_of(store, identity, others) as drafts:
+        # Resolutions that the store has, or that another run is making, are left out. This must
+        # come before the first use of `making`, which is cached.
         step.sizes = tuple(size for size in step.sizes if output_name(size) in drafts)
         return parts.make(step, drafts.values())[0]
 
@@ -147,7 +151,10 @@ class EncodingLatents(Encoding):
         encode = self.pipeline.encode
         multiple = autoencoder.downscale * self.pipeline.train.model.patch_size
         framing = Framing(size, multiple, encode.max_aspect)
+        # Every shard's footer records this, so that latents of different autoencoders are never
+        # mixed.
         made_by = {**autoencoder.identity, "weights": weights}
+        # Height and width are set for each file.
         form = LatentFormat(
             autoencoder.channels, 0, 0, encode.dtype, size, autoencoder.downscale, made_by
         )
@@ -168,6 +175,7 @@ class EncodingLatents(Encoding):
             batches = stage_batches(encode.batch_size, device, threads, "encode.device")
             encoders.append(Encoder(run, device, batches, DTYPES[encode.dtype]))
         download = self.inputs["download"]
+        # Twice a batch: one is decoded while another is encoded.
         with FrameReader(download, images, 2 * encode.batch_size, threads) as reader:
             begun = time.perf_counter()
             yield Encoders(reader, encoders)
@@ -176,6 +184,7 @@ class EncodingLatents(Encoding):
             crops = {one.output: self._crop_figures(reader, one) for one in self.making}
         pace = _pace(encoders, seconds)
         for output, crop in crops.items():
+            # Speed differs from run to run, so it goes to run.json and not into the summary.
             self.figures[output] = crop | pace
 
     def _crop_figures(self, reader: FrameReader, one: Resolution) -> dict[str, float]:
@@ -184,6 +193,7 @@ class EncodingLatents(Encoding):
         encode = self.pipeline.encode
         framing = one.framing
         longer = [file.rows for file in one.files if file.width != file.height]
+        # Square pictures are never cropped, so the first ones that are not square are measured.
         rows = np.sort(np.concatenate([np.zeros(0, np.int64), *longer]))[: encode.crop_pictures]
         pictures = self.pictures.take(rows).to_pylist()
         requests = [Request(picture, [(framing, framing.size(picture))]) for picture in pictures]
@@ -223,6 +233,7 @@ class EncodingLatents(Encoding):
 
 def _pace(encoders: Sequence[Encoder], seconds: float) -> dict[str, float]:
     count = sum(one.num_encoded for one in encoders)
+    # A share well below 1 means that the model waited for decoding.
     busy = sum(one.busy_sec for one in encoders) / len(encoders) / seconds
     log.info(
         "%d pictures encoded in %.1f s, %.1f/s; the autoencoder was computing %.0f %% of the time",

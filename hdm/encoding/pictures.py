@@ -45,12 +45,15 @@ def kept_pictures(download: Output, filter: Output) -> pa.Table:
         samples = read_table(path, ["key", "status", "offset", "bytes", "sha256"])
         # The filter saw only these.
         samples = samples.filter(pc.equal(samples.column("status"), "ok"))
+        # Both tables of a shard list the same items in one order, so columns can be put side by
+        # side.
         if not scores.column("key").equals(samples.column("key")):
             raise DamagedError(
                 "the items of a shard are not those that were filtered",
                 where=path,
                 do="run again --from download",
             )
+        # Width and height are the filter's, which it measured on the decoded, upright picture.
         columns = {
             "key": scores.column("key"),
             "width": scores.column("width"),
@@ -132,6 +135,7 @@ class FrameReader(Closing):
         """
         # The decoders take requests ahead of the answers, and these come without their pictures.
         waiting: deque[Mapping[str, Any]] = deque()
+        # Answers come in the order of the requests, on which `waiting` relies.
         for answer in self.decoders.map(self._ask(requests, waiting), self.ahead):
             picture = waiting.popleft()
             key = picture["key"]

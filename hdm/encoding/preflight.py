@@ -24,12 +24,14 @@ def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
     encode = pipeline.encode
     for name in encode.device.split(","):
         yield from raised_by(partial(check_device, name.strip(), "encode.device"))
+    # `identify` hashes the models and needs no inputs, so it finds those that are missing.
     yield from raised_by(partial(tokens.identify, pipeline, {}))
     try:
         shape = pipeline_latent_shape(pipeline)
     except InputError as error:
         yield error
     else:
+        # The shape is None if the configuration does not record it; the stage itself then checks.
         yield from _misfits(shape, pipeline) if shape is not None else ()
     if encode.text_embeddings:
         yield from raised_by(

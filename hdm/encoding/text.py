@@ -95,6 +95,7 @@ class EncodingText(Step[int | None, "_Encoder"]):
         )
 
     def plan(self) -> Iterator[Part[int | None]]:
+        # The empty caption serves guidance and dropped captions.
         yield Part(None, {NAME: (EMPTY_TEXT,)}, 0)
         for number in range(num_shards(self.tokens, "tokens")):
             captions = self.tokens.counts_of(shard_name("tokens", number)).get("captions", 0)
@@ -106,6 +107,7 @@ class EncodingText(Step[int | None, "_Encoder"]):
     def make_part(
         self, part: Part[int | None], folders: Folders, tools: _Encoder, bar: Tracker
     ) -> None:
+        # None stands for the empty caption.
         if part.task is None:
             ids = [self.tokens.summary["empty"]]
             empty = pa.table({"key": [""], "index": [0], "token_ids": ids})
@@ -150,6 +152,7 @@ class _Encoder:
 
     def write(self, folder: Folder, name: str, tokens: pa.Table, counts: Mapping[str, int]) -> None:
         lengths = [len(ids) for ids in tokens.column("token_ids").to_pylist()]
+        # The longest caption sets the number of rows, so that no row group exceeds its limit.
         rows = group_rows(len(tokens), 4 + self.form.token_bytes * max(lengths, default=1))
         with folder.write(name) as file:
             with paged_writer(
@@ -167,6 +170,8 @@ class _Encoder:
         by_length = self._embeddings([token_ids[row] for row in order])
         packed: list[bytes] = [b""] * len(token_ids)
         for row, embedding in zip(order, by_length, strict=True):
+            # Training reads 16 bits from both forms, and one infinite value would spoil every batch
+            # with this caption.
             if not (np.abs(embedding) <= np.finfo(np.float16).max).all():
                 raise HdmError(
                     f"the text embedding of caption {token_ids[row]} is not finite in 16 bits",
@@ -188,6 +193,7 @@ class _Encoder:
         first = table.column("token_ids")[:MEASURED_CAPTIONS].to_pylist()
         if not first:
             return 0.0
+        # A few captions suffice for an estimate.
         exact = np.concatenate(list(self._embeddings(first)))
         squares = np.square(self.form.unpack(self.form.pack(exact)) - exact).mean(0)
         spread = exact.std(0)
@@ -198,6 +204,7 @@ class _Encoder:
     def _embeddings(self, token_ids: Sequence[TokenIds]) -> Iterator[np.ndarray]:
         for batch, embedded in self.batches.run(token_ids, self._run):
             for ids, embedding in zip(batch, embedded.float().cpu().numpy(), strict=True):
+                # Padding is not stored: it would be most of the bytes.
                 yield embedding[: len(ids)]
 
     def _run(self, token_ids: Sequence[TokenIds]) -> Tensor:

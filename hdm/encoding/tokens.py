@@ -31,6 +31,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     Raises:
         InputError: the tokenizer is not on this machine.
     """
+    # Tokenizer files lie in the text encoder's folder, so the digest covers all of it.
     tokenizer = weights_digest(resolve(pipeline.components).need("text_encoder"))
     config = {"max_tokens": pipeline.encode.max_tokens}
     return Identity(NAME, SCHEMA, config, inputs, {"tokenizer": tokenizer})
@@ -86,6 +87,7 @@ class Tokenizing(Step[int, Tokenizer]):
         longest = 0
         for name in draft.records:
             token_ids = read_table(draft.path / name, ["token_ids"]).column("token_ids")
+            # A shard without captions has no maximum.
             longest = max(longest, pc.max(pc.list_value_length(token_ids)).as_py() or 0)
         max_tokens = draft.identity.config["max_tokens"]
         return {
@@ -98,6 +100,7 @@ class Tokenizing(Step[int, Tokenizer]):
 
 def _check_fit(tokenizer: Tokenizer, reference: str) -> None:
     count = num_embeddings(reference)
+    # The embedding layer would fail on such an id, in the middle of the next stage.
     if tokenizer.largest_id >= count:
         raise InputError(
             f"the tokenizer gives ids up to {tokenizer.largest_id}, the text encoder has embeddings"
@@ -114,6 +117,7 @@ def _tokenize(
     folder: Folder, number: int, captions: Output, tokenizer: Tokenizer, max_tokens: int
 ) -> None:
     table = read_table(captions.file(shard_name("captions", number)), ["key", "index", "caption"])
+    # Captions made of tags are encoded with all of them; training may draw tags anew instead.
     captions_as_text = list(map(plain_caption, table.column("caption").to_pylist()))
     token_ids = tokenizer.token_ids(captions_as_text, max_tokens)
     rows = {
