@@ -54,6 +54,7 @@ PUBLISHED = {
 }
 """By sha256: LAION-AI/aesthetic-predictor and christophschuhmann/improved-aesthetic-predictor."""
 
+# timm publishes OpenAI's weights under names of its own.
 _HUB = {
     "timm/vit_large_patch14_clip_224.openai": "vit-l-14/openai",
     "timm/vit_base_patch32_clip_224.openai": "vit-b-32/openai",
@@ -92,6 +93,7 @@ class AestheticHead:
             )
         values = embeddings.astype(np.float32)
         for number, (weight, bias) in enumerate(self.layers):
+            # Activations stand between layers: none before the first, none after the last.
             if number and self.activation == RELU:
                 values = np.maximum(values, 0)
             values = values @ weight.T + bias
@@ -124,6 +126,8 @@ def load_aesthetic_head(path: str | Path, activation: str | None = None) -> Aest
             where="components.aesthetic_head_activation",
             do="leave it out: this file is known",
         )
+    # A wrong guess would go unnoticed: without its ReLUs, an MLP's scores were off by 1.5 to 2.7
+    # points.
     if known is None and activation is None and len(layers) > 1:
         raise ConfigError(
             f"{file.name} does not say whether ReLUs stand between its {len(layers)} layers",
@@ -191,8 +195,10 @@ def _same(one: str, other: str) -> bool:
 def _normal(reference: str) -> str:
     """ARCHITECTURE/tag in lower case, from any spelling; other texts unchanged."""
     plain = _HUB.get(reference, reference)
+    # A local model is known by its path alone.
     if Path(plain).expanduser().exists():
         return str(Path(plain).expanduser().resolve())
+    # open_clip lists the same weights with and without the activation's suffix.
     return plain.lower().replace("@", "/").replace("-quickgelu", "")
 
 
@@ -227,6 +233,7 @@ def _is_chain(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> bo
     """Whether the shapes are exactly those of linear layers, each of which reads what the one
     before gives, and the last of which gives one number.
     """
+    # The tensors must match exactly: another one would belong to a layer that is not computed here.
     expected = set()
     for name in names:
         expected |= {f"{name}weight", f"{name}bias"}

@@ -94,6 +94,7 @@ def resolve(components: Components) -> Resolved:
     Raises:
         InputError: the folder is missing, or `hdm bootstrap` did not write it.
     """
+    # Components that are named one by one override those of the folder.
     references = _in_folder(components.folder) if components.folder else {}
     for name in (field.name for field in fields(Resolved)):
         named = getattr(components, name)
@@ -110,7 +111,7 @@ def is_named(components: Components, component: str) -> bool:
     """Whether a pipeline names a component; False if its folder of components is missing."""
     try:
         return getattr(resolve(components), component) is not None
-    except InputError:  # which the stage's preflight tells
+    except InputError:  # which the stage's preflight reports
         return False
 
 
@@ -151,6 +152,7 @@ def portable_names(components: Components) -> dict[str, str]:
         named = getattr(components, component)
         if named is None and components.folder == DEMO:
             names[component] = DEMO
+        # `org/name` may also be a local folder, which other machines do not have.
         elif named is not None and _HUB_NAME.fullmatch(named) and not Path(named).exists():
             names[component] = named
     return names
@@ -177,6 +179,7 @@ def _in_folder(name: str) -> dict[str, str]:
             else "install the package again: it ships them"
         ),
     )
+    # These two are facts about a head, not files.
     known = {field.name for field in fields(Resolved)} - {
         "aesthetic_head_for",
         "aesthetic_head_activation",
@@ -238,7 +241,10 @@ def locate(reference: str, download: bool = False) -> Path:
         DamagedError: a file is not what `hdm bootstrap` or the stage `vae` wrote.
     """
     path = Path(reference).expanduser()
+    # A local folder comes before a hub model of the same name.
     if path.exists():
+        # Without this check, a flipped bit would only change the digest, and all later stages would
+        # be made again with it.
         _check_record(path)
         return path
     if "/" not in reference and "@" in reference:
@@ -266,10 +272,12 @@ def _check_record(path: Path) -> None:
             if record.parent == components_folder(DEMO)
             else MEND
         )
+        # The record covers all components of the folder; only this one's files are compared.
         for name, entry in _entries(read_json(record, do), "files", dict, record).items():
             if name.split("/")[0] == path.name:
                 _check_file(record.parent / name, entry.get("sha256"), do)
         return
+    # The stage `vae` writes its autoencoder into an output, whose manifest has the hashes.
     with contextlib.suppress(FileNotFoundError):
         output = read_output(path.absolute().parent)
         for file in output.files:
@@ -344,6 +352,7 @@ def _cached_open_clip(entry: dict[str, Any]) -> Path | None:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
+    # open_clip stores OpenAI's weights that are not on the hub in this folder.
     url = Path("~/.cache/clip").expanduser() / Path(entry.get("url") or "-").name
     return url if url.is_file() else None
 
@@ -355,6 +364,7 @@ def _fetched(reference: str, fetch: Any) -> Path:
     try:
         return Path(fetch())
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        # Errors from the hub fill pages; the first line says what happened.
         raise _absent(reference, str(error).strip().splitlines()[0]) from error
 
 
@@ -381,6 +391,7 @@ def weights_digest(reference: str) -> str:
             downloaded here.
     """
     path = locate(reference)
+    # Names are relative to the folder, so that it may move without a new digest.
     files = [path] if path.is_file() else _files_in(path)
     if not files:
         raise InputError(
@@ -389,6 +400,7 @@ def weights_digest(reference: str) -> str:
             do="put the model's .safetensors and .json files there",
         )
     contents = {file.relative_to(path).as_posix() or file.name: _sha256_of(file) for file in files}
+    # An open_clip weights file does not record its architecture.
     architecture = reference.partition("@")[0] if "/" not in reference and "@" in reference else ""
     return hashlib.sha256(canonical_json([architecture, contents])).hexdigest()
 
@@ -419,6 +431,7 @@ def hushed(library: str) -> Iterator[None]:
     """Suppress the progress bars of transformers and diffusers while loading or saving, because
     they break the lines of logs.
     """
+    # transformers and diffusers both have this module, with the same functions.
     logging = importlib.import_module(f"{library}.utils.logging")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

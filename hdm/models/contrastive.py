@@ -37,6 +37,7 @@ class Contrastive:
         self.model = model
         self.tokenizer = tokenizer
         self.device = torch.device(device)
+        # Size, interpolation and mean belong to the weights, not to the architecture.
         self.preprocess = image_transform_v2(
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
         )
@@ -109,6 +110,7 @@ class Contrastive:
         _, image_tokens = self.model._encode_image(self.pixels(pictures))
         tokens = torch.full((len(pictures), 1), start, device=self.device)
         done = torch.zeros(len(pictures), dtype=torch.bool, device=self.device)
+        # The end token takes one step more.
         for _ in range(min(max_tokens + 1, self.model.context_length - 1)):
             _, states = self.model._encode_text(tokens)
             logits = self.model.text_decoder(image_tokens, states)[:, -1].float()
@@ -117,6 +119,7 @@ class Contrastive:
             done |= chosen == end
             if done.all():
                 break
+        # Drop the start token, and an end token beyond `max_tokens`.
         return [self._text(row, end) for row in tokens[:, 1 : max_tokens + 1].tolist()]
 
     def _text(self, ids: list[int], end: int) -> str:
@@ -138,6 +141,8 @@ def are_cut(tokenizer: Any, texts: list[str]) -> list[bool]:
     context = tokenizer.context_length
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is not None:
+        # transformers warns about long texts unless verbose=False, and long texts are what this
+        # looks for.
         return [len(ids) > context for ids in inner(texts, verbose=False)["input_ids"]]
     # open_clip's own pads with 0 and cuts: with room for one more token, only longer texts fill it.
     return (tokenizer(texts, context_length=context + 1)[:, -1] != 0).tolist()
@@ -146,6 +151,7 @@ def are_cut(tokenizer: Any, texts: list[str]) -> list[bool]:
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(dim=-1)
+    # The CPU draws, so that a seed gives the same captions on every device.
     shares = (logits / temperature).softmax(dim=-1).cpu()
     return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
 
@@ -156,7 +162,9 @@ def _special_tokens(tokenizer: Any) -> tuple[int, int, int]:
     """
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:
+        # open_clip's own tokenizer pads with 0.
         return tokenizer.sot_token_id, tokenizer.eot_token_id, 0
+    # Tokenizers of BERT's kind have class and separator tokens instead of begin and end tokens.
     start = next(
         token
         for token in (inner.bos_token_id, inner.cls_token_id, inner.eos_token_id)
@@ -200,6 +208,7 @@ def load_open_clip(reference: str) -> tuple[Any, Any]:
     import open_clip
 
     path = locate(reference, download=True)
+    # open_clip would otherwise build the model with random weights, and only log a warning.
     if path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise InputError(
             "there are no weights", where=path, do="put open_clip_model.safetensors there"

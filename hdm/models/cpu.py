@@ -49,4 +49,6 @@ def _times() -> tuple[int, int]:
     proc(5), /proc/stat: user nice system idle iowait irq softirq steal.
     """
     ticks = [int(text) for text in CPU_TIMES.read_text().splitlines()[0].split()[1:9]]
+    # A core that waits for the disk (iowait) is free. Guests' time, the next two fields, is part of
+    # user and nice.
     return ticks[3] + ticks[4], sum(ticks)

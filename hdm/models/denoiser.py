@@ -73,6 +73,7 @@ class Denoiser(nn.Module, ABC):
         """
 
 
+# The registry goes by the configuration's type, since digests and files hold configurations only.
 _BUILDERS: dict[type[XUTConfig], Callable[..., Denoiser]] = {}
 
 

@@ -34,6 +34,7 @@ def check_device(wanted: str, where: str) -> None:
     except ValueError as error:
         raise ConfigError(f"device {wanted!r}: {error}", where=where) from error
     kind, _, number = wanted.partition(":")
+    # torch always has a CPU, and "auto" falls back to it.
     if kind in ("auto", "cpu"):
         return
     count = _count(kind)
@@ -54,6 +55,7 @@ def check_processes(wanted: str, count: int, where: str) -> None:
         count: of the processes.
         where: the setting that names it.
     """
+    # Processes may share a CPU, but each needs an accelerator of its own.
     kind = quiet_device(wanted).partition(":")[0]
     if count == 1 or kind == "cpu" or count <= (there := _count(kind)):
         return
@@ -66,6 +68,7 @@ def check_processes(wanted: str, count: int, where: str) -> None:
 
 def _count(kind: str) -> int:
     """The number of devices of a kind that torch finds."""
+    # torch.cuda, torch.xpu, torch.mps and others have the same functions.
     backend = getattr(torch, kind, None)
     return backend.device_count() if backend is not None and backend.is_available() else 0
 
@@ -83,6 +86,7 @@ def choose_device(wanted: str, what: str) -> str:
     check_device(wanted, what)
     device = quiet_device(wanted)
     if device == "cpu":
+        # A GPU that torch does not see would otherwise go unnoticed for hours.
         log.log(logging.WARNING if wanted == "auto" else logging.INFO, "%s runs on the CPU", what)
     else:
         log.info(
@@ -141,9 +145,12 @@ def stage_batches(
     """
     if torch.device(device).type != "cpu":
         return Batches(batch_size, setting)
+    # The size is fixed, whatever the number of cores, since another batch would round differently.
     size = min(CPU_BATCH, batch_size)
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    # OMP_NUM_THREADS may be a list, with a number for each level of nesting.
     asked = int(wanted) if wanted.isdecimal() else 0
+    # Containers and taskset may allow fewer cores than the machine has.
     workers = threads or asked or len(os.sched_getaffinity(0))
     return Batches(size, setting, max(1, min(workers, batch_size // size)))
 
@@ -180,6 +187,9 @@ class Batches:
         self._threads = (
             None
             if workers is None
+            # Each worker sets its own number, since OpenMP keeps it by thread. One thread per
+            # operation makes the rounding of sums, and so every byte of the result, independent of
+            # the cores.
             else ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (1,))
         )
 
@@ -220,6 +230,7 @@ class Batches:
         begun = done = 0
         try:
             while done < len(items):
+                # The bound keeps all workers busy without letting results pile up.
                 while begun < len(items) and len(waiting) <= 2 * (self.workers or 1):
                     batch = items[begun : begun + self.size]
                     waiting.append((batch, threads.submit(work, batch)))
@@ -235,6 +246,7 @@ class Batches:
                 done += len(batch)
                 yield batch, result
         finally:  # an error, or a signal: nobody begins another
+            # Batches begun at the old size are dropped, so that results stay in order.
             _cancel(waiting)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
@@ -247,6 +259,7 @@ class Batches:
         log.warning(
             "a batch of %d does not fit in the device's memory; going on with %d", size, self.size
         )
+        # torch's cache would keep the larger batch's blocks.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -36,13 +36,16 @@ class Transform:
         stays h/w times the latent's size.
         """
         factor = image.shape[-1] // raw.shape[-1]
+        # The latent's size is rounded to whole positions, and the picture's follows from it.
         size = [max(SMALLEST_SIDE, round(side * self.scale)) for side in raw.shape[-2:]]
         small = _resized(raw, size)
+        # Bicubic interpolation overshoots at edges.
         target = _resized(image, [side * factor for side in size]).clamp(-1, 1)
         return torch.rot90(small, self.turns, (2, 3)), torch.rot90(target, self.turns, (2, 3))
 
 
 def _resized(values: Tensor, size: list[int]) -> Tensor:
+    # Nothing is resampled at scale 1, so pure rotations are exact.
     if list(values.shape[-2:]) == size:
         return values
     return F.interpolate(values, size, mode="bicubic", antialias=True, align_corners=False)

@@ -41,6 +41,8 @@ def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
     # size of micro-batch.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     for block in model.blocks():
+        # fullgraph turns a graph break, which would silently cost speed, into an error. dynamic is
+        # needed because padding and TREAD change the number of tokens from step to step.
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=True, backend=backend)
 
 
@@ -83,6 +85,8 @@ def shard(model: Denoiser, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for block in model.blocks():
+        # The block's weights are freed after its forward pass, and gathered again in the backward
+        # pass.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # The root too, which FSDP2 would leave whole after a pass: what follows, a step of the
     # optimizer or another forward pass, wants shards.

@@ -56,8 +56,10 @@ def _ends_flops(config: XUTConfig, num_image: int, num_text: int) -> int:
     """Everything except the blocks, for one sample: embeddings, shared modulation, output layer."""
     d = config.width
     patch = config.channels * config.patch_size**2
+    # Patch embedding and output layer cost the same; the second term is the text's projection.
     tokens = 2 * num_image * patch * d * 2 + 2 * num_text * config.text_width * d
     embedding = 2 * d * d + (2 * d + 2 * d * d if config.aspect_embedding else 0)
+    # Three networks D → 4D → 3D run once per sample.
     modulation = 3 * 2 * (d * 4 * d + 4 * d * 3 * d) if config.modulation == "shared" else 0
     return tokens + embedding + modulation
 
@@ -74,7 +76,10 @@ def _block_flops(config: XUTConfig, block: BlockTokens) -> int:
     m = config.mlp_width
     seen = block.seen
     given = block.given
+    # The terms are qkv of all tokens, scores and weighted sums of the tokens given back, and their
+    # output layer.
     attention = 2 * seen * 3 * d * d + 4 * given * seen * d + 2 * given * d * d
+    # q and kv together are three D × D matrices; all tokens are given back.
     cross_attention = (
         2 * seen * 3 * d * d + 4 * seen * seen * d + 2 * seen * d * d if block.cross else 0
     )

@@ -90,6 +90,7 @@ class PatchOutput(nn.Module):
         p = self.patch_size
         features = self.proj(tokens_BLD)
         channels = features.shape[-1] // (p * p)
+        # The published weights order a token's values by row, column, channel.
         patches = features.view(-1, height // p, width // p, p, p, channels)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens_BLD), -1, height, width)
 
@@ -103,6 +104,7 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         half = width // 2
         freqs = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000) / half))
+        # Published files contain the frequencies, so they are a buffer.
         self.register_buffer("freqs", freqs.float()[None])
         self.proj = nn.Sequential(nn.Linear(width, width), nn.Mish())
 
@@ -110,6 +112,7 @@ class TimestepEmbedding(nn.Module):
         # Angles reach 1000, where float32 is wrong by 3e-5: a few thousand products in float64 cost
         # nothing.
         angles = 1000 * timestep_B.double()[:, None] * self.freqs.double()
+        # Cosines come first in the published weights.
         return self.proj(torch.cat((angles.cos(), angles.sin()), -1).float())
 
 
@@ -200,10 +203,13 @@ class Attention(nn.Module):
         qk, v = qkv.split((2, 1), 2)
         if self.qk_norm:
             q, k = qk.unbind(2)
+            # Queries and keys are stacked, so that one rotation serves both.
             qk = torch.stack((self.q_norm(q), self.k_norm(k)), 2)
+        # The rotation computes in float32, the attention in the precision of the matrix products.
         rotated = self.rope(qk, positions).type_as(qkv)
         q, k = rotated.transpose(1, 3).unbind(2)
         v = v.squeeze(2).transpose(1, 2)
+        # Tokens beyond num_out are attended to, but have no queries.
         mixed = F.scaled_dot_product_attention(q[:, :, :num_out], k, v, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -234,6 +240,7 @@ class CrossAttention(Attention):
     def forward(
         self, tokens_BSD: Tensor, skip_BSD: Tensor, positions: Tensor, mask: Tensor | None
     ) -> Tensor:
+        # Tokens and skip have the same positions, so one rotation serves queries and keys.
         qkv = torch.cat((self.q(tokens_BSD), self.kv(skip_BSD)), -1)
         return self.attend(qkv.unflatten(-1, (3, *self.heads)), positions, mask)
 
@@ -243,6 +250,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()
+        # One product computes both halves.
         self.w12 = nn.Linear(config.width, 2 * config.mlp_width)
         self.w3 = nn.Linear(config.mlp_width, config.width)
 
@@ -275,6 +283,7 @@ class Block(DenoiserBlock):
         """(B, S, D) to the same shape or, in a block without a skip, to the first num_out tokens;
         the others are only attended to.
         """
+        # The published weights drop z here, and carry the modulated norm m on instead.
         m, gate = self.attn_pre_norm(z, given.attn)
         z = self._add(z, m, gate, self.attn(m, given.positions, given.mask, num_out))
         if skip is not None:
@@ -287,4 +296,6 @@ class Block(DenoiserBlock):
         carried = m if self.carries_norm else z
         if self.dropout and self.training:
             update = F.dropout(update, self.dropout)
+        # The sum is float32 even under autocast, since updates are small compared to what they are
+        # added to.
         return torch.addcmul(carried[:, : update.shape[1]], gate, update.float())

@@ -23,8 +23,8 @@ class RotaryPositions(nn.Module):
     """A learned table of log-frequencies, (N, K/4, 2) with the axis (y, x) last.
 
     Initialisation: `pi` sets ln π everywhere, as published; `log_spaced` spaces frequencies evenly
-    in the logarithm over heads and features, so that some heads resolve near tokens and some far
-    ones.
+    in the logarithm over heads and features, so that each head resolves near tokens by some of its
+    features and far ones by others.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class RotaryPositions(nn.Module):
             spaced = torch.linspace(
                 math.log(LOG_SPACED[0]), math.log(LOG_SPACED[1]), shape[0] * shape[1]
             )
+            # Each head gets every N-th frequency, and so the whole range.
             table = spaced.view(shape[1], shape[0]).T.unsqueeze(-1).repeat(1, 1, 2)
         self.freqs = nn.Parameter(table)
 
@@ -54,6 +55,7 @@ class RotaryPositions(nn.Module):
             (B, S, G, N, K) float32.
         """
         frequencies = self.freqs.float().exp()
+        # (B, S, 1, 1, 2) · (N, K/4, 2) → (B, S, 1, N, K/2): one angle per pair, for all groups.
         angles = (positions[:, :, None, None] * frequencies).flatten(-2)[:, :, None]
         cos = angles.cos()
         sin = angles.sin()

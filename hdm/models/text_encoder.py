@@ -32,6 +32,8 @@ class Tokenizer:
         token_ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
         # Some tokenizers (Qwen3's) add nothing to "": one token then stands for the empty caption.
         self.empty = [next((token for token in token_ids if token is not None), 0)]
+        # Prefer padding, then end, then begin. The mask hides the token, but the embedding layer
+        # has to know its id.
         self.pad_id: int = next((token for token in reversed(token_ids) if token is not None), 0)
 
     @property
@@ -46,6 +48,7 @@ class Tokenizer:
         if not captions:
             return []
         encoded = self.tokenizer(captions, truncation=True, max_length=max_tokens)["input_ids"]
+        # An empty sequence would have no hidden state.
         return [list(ids) or list(self.empty) for ids in encoded]
 
 
@@ -82,6 +85,7 @@ class TextEncoder(nn.Module):
         return hidden.float() * text_mask.to(hidden.device).unsqueeze(-1)
 
     def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        # No token is generated after these, so keys and values are not cached.
         return self.model(
             input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False
         ).last_hidden_state
@@ -195,6 +199,7 @@ def _language_model(folder: Path) -> TextEncoder:
         model = AutoModel.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
+    # Multimodal models nest their language model's configuration.
     config = model.config.get_text_config()
     return TextEncoder(model, config.hidden_size)
 
@@ -203,6 +208,7 @@ def _tower(folder: Path) -> TextEncoder:
     from hdm.models.contrastive import load_open_clip
 
     model, _ = load_open_clip(str(folder))
+    # In a bidirectional tower, real tokens would attend to padding (see `_hidden`).
     if not hasattr(model, "text") or getattr(model.text, "attn_mask", None) is None:
         raise InputError(
             "has no causal text tower",

@@ -42,6 +42,7 @@ def tiled(
         return apply(source)
     total: Tensor | None = None
     weights = source.new_zeros(rows * cell_out, columns * cell_out)
+    # Results are added up in place, so the network needs memory for one tile at a time.
     for (top, bottom), (left, right) in product(
         spans(rows, tile, overlap), spans(columns, tile, overlap)
     ):
@@ -57,6 +58,7 @@ def tiled(
         total[..., place[0], place[1]] += part * weight
         weights[place] += weight
     assert total is not None
+    # The weights of overlapping tiles need not add up to 1.
     return total / weights
 
 
@@ -73,5 +75,6 @@ def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 def _ramp(size: int, overlap: int) -> Tensor:
     """1 in the middle, falling to each end over `overlap` pixels."""
+    # Counting from the centres of pixels, no weight is 0.
     place = torch.arange(size) + 0.5
     return torch.minimum(place, size - place).clamp(max=max(overlap, 1)) / max(overlap, 1)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hdm.errors import InputError, Refusal
 from hdm.models.components import FETCH_AGAIN
 
+# These are the sizes of the published weights, which come without a configuration.
 POOLED_CHANNELS = 256
 POOLED_GROUPS = 4
 STATISTICS = ("latents_mean", "latents_std")  # diffusers' own class has none by channel

@@ -63,7 +63,9 @@ def draw_kept(
     count = num_kept(num_tokens, rate)
     if count == num_tokens:
         return None
+    # The generator's device draws, so that a seed drops the same tokens wherever the model runs.
     source = generator.device if generator is not None else device
+    # The largest of independent uniform keys are a uniform draw without replacement.
     keys = torch.rand(batch, num_tokens, generator=generator, device=source)
     return keys.topk(count, sorted=False).indices.sort().values.to(device)
 
@@ -76,6 +78,8 @@ def kept_rows(kept_BK: Tensor, num_tokens: int, num_text: int) -> Tensor:
         (B, K + T) int64.
     """
     batch = kept_BK.shape[0]
+    # Rows count through the flattened batch, so `gather` and `scatter` need one index for all
+    # samples.
     text = torch.arange(num_tokens, num_tokens + num_text, device=kept_BK.device).expand(batch, -1)
     first = torch.arange(batch, device=kept_BK.device)[:, None] * (num_tokens + num_text)
     return torch.cat((kept_BK, text), 1) + first
@@ -111,11 +115,13 @@ def block_tokens(
     num_image, num_text = tokens
     first = model.prev_blocks + model.depth * model.enc_blocks
     total = model.num_blocks
+    # The first block of each decoder stage has a skip.
     cross = {first + stage * model.dec_blocks for stage in range(model.depth)}
     start, end = model.tread_route(route)
     kept = num_kept(num_image, rate)
     blocks = []
     for number in range(total):
+        # At a rate of 0 there is no route, so the last block may then leave out text.
         routed = kept < num_image and start <= number < end
         seen = (kept if routed else num_image) + num_text
         # The last block gives back image tokens alone, where it has no skip and sees all.

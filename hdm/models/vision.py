@@ -35,6 +35,7 @@ class Vision:
         # Pixels come in [-1, 1], the model's own mean and deviation are of [0, 1].
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        # Some models need to be told that pictures may have another size than in their training.
         asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if asks else {}
 
@@ -83,6 +84,7 @@ def load_vision(reference: str, device: str = "cpu") -> Vision:
     from transformers import AutoModel
 
     folder = locate(reference, download=True)
+    # This raises before gigabytes are loaded.
     vision_sizes(reference)
     preprocessor = read_json(
         folder / "preprocessor_config.json", "put the model's own preprocessor_config.json there"

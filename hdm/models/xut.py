@@ -93,6 +93,8 @@ class Backbone(nn.Module):
     def links(self) -> Iterator[Link]:
         encoder = cast("list[Stage]", list(self.enc_blocks))
         decoder = cast("list[Stage]", list(self.dec_blocks))
+        # All decoder stages of the published weights read the last encoder stage; the paper's text
+        # describes mirrored ones.
         last = len(encoder) - 1
         for i, stage in enumerate(encoder):
             yield from stage.links(writes=i if self.mirrored or i == last else None)
@@ -107,6 +109,8 @@ class XUT(Denoiser):
         super().__init__()
         self.architecture = config
         width = config.width
+        # Layers draw their initial weights in this order, so the order is part of what a seed
+        # means.
         self.in_patch = PatchEmbedding(config.channels, width, config.patch_size)
         self.ctx_proj = nn.Linear(config.text_width, width)
         self.time_emb = TimestepEmbedding(width)
@@ -174,6 +178,7 @@ class XUT(Denoiser):
         image = self.in_patch(latent)
         num_image = image.shape[1]
         num_text = text.shape[1]
+        # Image tokens come first in the sequence, on which all code that leaves out text relies.
         z = torch.cat((image, self.ctx_proj(text)), 1)
         given = self._conditions(
             timestep,
@@ -200,6 +205,8 @@ class XUT(Denoiser):
         num_image: int,
     ) -> Tensor:
         """All blocks; those on the route see only the tokens at `rows` (None: all)."""
+        # On the route, blocks see the kept image tokens and all text tokens. A dropped token waits
+        # at the start of the route and joins again at its end.
         links = list(self.links())
         states: dict[int, Tensor] = {}
         if rows is not None:
@@ -222,6 +229,7 @@ class XUT(Denoiser):
         embedding = self.time_emb(timestep)
         if self.architecture.aspect_embedding:
             embedding = embedding + self.addon_info_embs_proj(
+                # A square has ln 1 = 0.
                 torch.zeros_like(timestep) if log_aspect is None else log_aspect
             )
         if self.architecture.modulation == "per_block":
@@ -242,6 +250,7 @@ class XUT(Denoiser):
             positions = full_map(height // p, width // p, self.architecture.positions).to(
                 latent.device
             )
+        # The map has a row for each latent pixel, not for each patch.
         elif positions.shape[-2] == height * width:
             positions = to_patch_grid(positions, height, width, p)
         if positions.shape[-2:] != (num_image, 2) or (
@@ -254,6 +263,7 @@ class XUT(Denoiser):
         return F.pad(positions.float().view(-1, num_image, 2), (0, 0, 0, num_text))
 
     def _mask(self, text_mask: Tensor | None, num_image: int) -> Tensor | None:
+        # The published weights were trained on padded texts and attend to the padding.
         if text_mask is None or self.architecture.text_mask == "padded":
             return None
         return F.pad(text_mask, (num_image, 0), value=True)[:, None, None]
@@ -296,6 +306,8 @@ def _run(
     holds the encoder stages' states, (B, S, D).
     """
     for number, (block, reads, writes) in enumerate(links, 1):
+        # Cross-attention joins queries and keys of the same tokens, so such a block has to return
+        # all of them.
         alone = num_out if reads is None and number == len(links) else None
         z = block(z, given, None if reads is None else states[reads], alone)
         if writes is not None:
