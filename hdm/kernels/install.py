@@ -73,6 +73,7 @@ def install(model: nn.Module) -> Installed:
     Args:
         model: a XUT, or a module that holds one.
     """
+    # On other devices, kernels would only call the plain forward.
     if any(not parameter.is_cpu for parameter in model.parameters()):
         return Installed(0, ())
     swapped, skipped = 0, []
@@ -80,11 +81,15 @@ def install(model: nn.Module) -> Installed:
         for name, kind in _parts(owner).items():
             module = getattr(owner, name, None)
             kernel = KERNELS.get(kind)
+            # This variant of the model lacks the part, or an earlier call swapped it.
             if module is None or type(module) is kernel:
                 continue
             if not untouched(module, kind):
                 skipped.append(f"{path}.{name}".lstrip("."))
+            # Parts without a kernel of their own are only read past, by their owner's kernel.
             elif kernel is not None:
+                # The module stays the same object, so parameters, hooks and references to it stay
+                # valid.
                 module.__class__ = kernel
                 swapped += 1
     if skipped:

