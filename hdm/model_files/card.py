@@ -44,6 +44,7 @@ class ModelCard:
 
     def write(self, folder: Path) -> None:
         """Write `model.json`, as `read_card` reads it."""
+        # Only cards that `hdm ema` writes have the field, so cards of training keep their bytes.
         length = {} if self.ema_length is None else {"ema_length": self.ema_length}
         values = {
             "xut": self.config.to_dict(),
@@ -100,6 +101,7 @@ def card_of(values: Mapping[str, Any], config: XUTConfig, path: Path, do: str) -
 
 def _checked(values: Mapping[str, Any], path: Path, do: str) -> _Written:
     try:
+        # Unknown fields are passed over: a later version may have written them.
         return TypeAdapter(_Written).validate_python(dict(values))
     except ValidationError as error:
         raise InputError(faults_of(error)[0], where=path, do=do) from error
@@ -109,6 +111,7 @@ def _card(written: _Written, config: XUTConfig) -> ModelCard:
     return ModelCard(
         config,
         written.get("resolution"),
+        # A card may leave it out.
         written.get("max_tokens") or MAX_TOKENS,
         written.get("components", {}),
         written.get("component_names", {}),

@@ -47,6 +47,7 @@ def compare(path: Path) -> list[Comparison]:
         InputError: it is not such a file, or names an unknown output, input or weight.
         DamagedError: it is truncated or garbled.
     """
+    # The weights lie in the same file, under the published prefix.
     weights = read_weights(path, inferring=True)
     tensors = load_file(path)
     golden = {name: tensors[name] for name in tensors if not name.startswith(PREFIX)}
@@ -60,6 +61,7 @@ def compare(path: Path) -> list[Comparison]:
     try:
         with _exact():
             ours = _Golden(weights.model(), golden).compute(wanted)
+    # The model does not know which file its input came from.
     except InputError as error:
         raise InputError(error.what, where=path, do=error.do) from error
     found = []
@@ -80,6 +82,7 @@ def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float
         )
     distance = (ours.double() - golden.double()).norm().item()
     size = golden.double().norm().item()
+    # A relative error is undefined here.
     if size == 0:
         return 0.0 if distance == 0 else math.inf
     return distance / size
@@ -155,10 +158,12 @@ class _Golden:
         """Indices of the kept tokens (B, K), from the mask (B, L)."""
         mask = self.given("in.tread_keep") > 0
         counts = mask.sum(1).unique().tolist()
+        # The model takes (B, K), so every sample must keep the same number of tokens.
         if len(counts) != 1:
             raise InputError(
                 f"in.tread_keep keeps {counts} tokens of different samples; it has to be one number"
             )
+        # nonzero goes row by row, so indices ascend in each sample, as those that the model draws.
         return mask.nonzero()[:, 1].view(len(mask), int(counts[0]))
 
     def gradients(self, names: list[str]) -> dict[str, Tensor]:
@@ -174,6 +179,7 @@ class _Golden:
                 raise InputError(f"{name}: the model has no such weight")
             weights[name] = parameters[weight]
         loss = (self.predict("in.pos", latent=latent) - self.given("in.target")).square().mean()
+        # Weights that do not affect the loss get a gradient of zeros, which can be compared.
         slopes = torch.autograd.grad(loss, [latent, *weights.values()], materialize_grads=True)
         return {
             **dict(zip(("out.grad_x", *weights), slopes, strict=True)),

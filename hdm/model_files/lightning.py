@@ -46,6 +46,7 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Weights:
             own[name] = tensor
     if ema:
         _check_average(own, averages, path)
+        # Averages may lack buffers, so these come from the weights.
         chosen = {**own, **averages}
     else:
         # Under another prefix, so that they are counted among what is passed over.
@@ -78,6 +79,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError("no such checkpoint", where=path)
     try:
+        # Only torch's zip format can be mapped; the older one is a plain pickle.
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
@@ -106,6 +108,7 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]
+    # torch's message calls the refused class a GLOBAL.
     return next((line for line in lines if "GLOBAL" in line), lines[0]).split(". ")[0]
 
 
@@ -118,6 +121,7 @@ def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             continue
         if key == "state_dict":
             yield from _tensors(group)
+        # Callbacks keep averages in groups of their own, whose names contain "ema".
         elif EMA in str(key):
             for name, tensor in _tensors(group):
                 yield f"{key}.{name}", tensor

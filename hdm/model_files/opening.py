@@ -46,6 +46,7 @@ def model_config(path: Path) -> XUTConfig:
     """The configuration of the denoiser at a path; errors as `open_model`."""
     file = reader_of(path).tensors_file(path)
     state = file.stat() if file.exists() else None
+    # `open_model` reports a missing file.
     key = (state.st_size, state.st_mtime_ns) if state else (0, 0)
     return _config(path, *key)
 

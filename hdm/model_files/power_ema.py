@@ -40,6 +40,7 @@ def gamma_of(length: float) -> float:
             f"an average of length {length} is outside (0, {LONGEST}]", do="0.05 to 0.2 are usual"
         )
     inverse = length**-2
+    # The equation's left side is (γ+2)²·(γ+3) = γ³ + 7γ² + 16γ + 12.
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
@@ -106,6 +107,8 @@ def coefficients(
         A factor for each snapshot, (n,) float64, and what is left: the norm of the difference of
         the profiles as a share of the wanted one's.
     """
+    # The normal equations need the products of all profiles with each other and with the wanted
+    # one.
     products = np.empty((len(snapshots), len(snapshots)))
     with_wanted = np.empty(len(snapshots))
     for row, snapshot in enumerate(snapshots):
@@ -137,18 +140,21 @@ def synthesize(snapshots: Sequence[Snapshot], length: float) -> tuple[dict[str, 
         InputError: the length is no power function's.
         DamagedError: a snapshot cannot be read.
     """
+    # The wanted profile ends with training, as the last snapshot does.
     end = float(max(snapshot.step for snapshot in snapshots))
     profiles = [(gamma_of(snapshot.length), float(snapshot.step)) for snapshot in snapshots]
     factors, error = coefficients(profiles, (gamma_of(length), end))
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(snapshot.path)) for snapshot in snapshots]
         averages = {}
+        # Only one parameter of all snapshots is in memory at a time.
         for name in sorted(files[0].keys()):
             averages[name] = _summed([file.get_tensor(name) for file in files], factors)
     return averages, error
 
 
 def _summed(tensors: Sequence[Tensor], factors: np.ndarray) -> Tensor:
+    # Factors are large and of both signs, so terms nearly cancel: float32 would lose digits.
     total = torch.zeros(tensors[0].shape, dtype=torch.float64)
     for tensor, factor in zip(tensors, factors, strict=True):
         total.add_(tensor.double(), alpha=float(factor))

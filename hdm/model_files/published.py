@@ -1,8 +1,8 @@
-"""The published files' way of saying which model they hold: names in a configuration, or shapes of
+"""How published files describe their model: by names in a configuration, or by the shapes of
 tensors alone.
 
-Where the configuration is silent the tensors tell; where both speak, `weights.check_fit` holds one
-against the other.
+What the configuration leaves out is inferred from the tensors; what both state,
+`weights.check_fit` compares.
 """
 
 from __future__ import annotations
@@ -51,12 +51,16 @@ def from_published(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     given = _renamed(values, SIZES) | _renamed(tread, TREAD_SIZES)
     wrong = {}
     for name, value in given.items():
+        # isinstance would accept True as a number.
         if type(value) is not int or value < 0:
             wrong[name] = value
     if wrong:
         raise InputError(f"sizes have to be whole numbers; these are not: {wrong}")
     if ASPECT in values:
+        # Published files say 1 or None.
         given["aspect_embedding"] = bool(values[ASPECT])
+    # What the file says wins over its shapes; `check_fit` refuses it if the two contradict each
+    # other.
     return XUTConfig.from_dict({**_inferred(tensors), **given})
 
 
@@ -77,6 +81,7 @@ def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str
     expressible = {*SIZES.values(), *TREAD_SIZES.values(), "aspect_embedding"}
     defaults = XUTConfig()
     for name, value in values.items():
+        # The published form cannot express variants, and leaving one out would mean the default.
         if name not in expressible and value != getattr(defaults, name):
             return None
     tread: dict[str, Any] = {theirs: values[ours] for theirs, ours in TREAD_SIZES.items()}
@@ -88,6 +93,7 @@ def to_published(config: XUTConfig, tread_rate: float | None = None) -> dict[str
 
 def _inferred(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    # Any block serves, since all have the same sizes.
     rope = _first(shapes, "attn.rope.freqs", "(heads, head size / 4, 2)")
     patch = _first(shapes, "in_patch.proj.weight", "(width, channels, patch, patch)")
     text = _first(shapes, "ctx_proj.weight", "(width, text width)")

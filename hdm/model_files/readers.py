@@ -46,6 +46,7 @@ class Trained:
 
     def read(self, path: Path, average: bool | None, infer: bool) -> StoredModel:
         card = read_card(path)
+        # The average is what validation and the next phase use.
         name = WEIGHTS if average is False else EMA
         return StoredModel(_fitting(path / name, card.config), card, "trained")
 
@@ -65,6 +66,7 @@ class DiffusersFolder:
         index = read_json(path / MODEL_INDEX, do)
         config = _without_underscores(read_json(path / TRANSFORMER / "config.json", do))
         weights = _fitting(self.tensors_file(path), XUTConfig.from_dict(config))
+        # Our card's fields stand in the index beside diffusers' own, and diffusers keeps them.
         card = card_of(index, weights.config, path / MODEL_INDEX, do)
         return StoredModel(weights, card, "diffusers")
 
@@ -87,12 +89,14 @@ class WeightsFile:
     """A safetensors file, ours or a published one, or the folder that holds just one."""
 
     def recognises(self, path: Path) -> bool:
+        # This reader takes what no other recognises, so it is the last of READERS.
         return True
 
     def tensors_file(self, path: Path) -> Path:
         if not path.is_dir():
             return path
         files = sorted(path.glob("*.safetensors"))
+        # `hdm weights import` writes such folders. Among several files the choice would be a guess.
         if len(files) == 1:
             return files[0]
         raise InputError(

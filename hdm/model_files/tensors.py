@@ -31,6 +31,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
         DamagedError: it is not what was written, or no whole safetensors file.
     """
     try:
+        # A named pipe would block, and a folder would fail without its name.
         check_regular(checked(path))
         with safe_open(path, "pt") as file:
             yield file
@@ -60,6 +61,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: it cannot be written.
     """
     try:
+        # safetensors refuses views, hence the contiguous copies.
         save_file(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path
         )

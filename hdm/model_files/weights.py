@@ -1,4 +1,4 @@
-"""Denoiser weights as safetensors files that say themselves what model they belong to.
+"""Denoiser weights as safetensors files that record their model's configuration.
 
 Tensors are named as in the published files, prefix `unet.model.` and all, and keep their dtype and
 bits. The metadata's `config` is JSON: the published form where it has words for the model, else
@@ -48,6 +48,8 @@ class Weights:
 
     def model(self) -> Denoiser:
         """The model in float32."""
+        # The model has no memory of its own, and takes over the file's tensors: weights are in
+        # memory once.
         model = _empty(self.config)
         model.load_state_dict(
             {name: tensor.float() for name, tensor in self.tensors.items()}, assign=True
@@ -79,8 +81,8 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
 
     Args:
         path: the file.
-        inferring: where the file does not say its configuration, tell it from the shapes, as a
-            published model's.
+        inferring: if the file does not record its configuration, infer it from the shapes, as that
+            of a published model.
 
     Raises:
         InputError: no such file, not safetensors (a pickle is never opened), no configuration, or
@@ -94,6 +96,7 @@ def read_weights(path: Path, *, inferring: bool = False) -> Weights:
             where=path,
             do="name a folder of training, a diffusers folder or a .safetensors file",
         )
+    # The check comes before the file is opened, since opening a pickle can run code.
     if path.suffix != ".safetensors":
         raise InputError(
             "weights are read from .safetensors files alone: others can run code when opened",
@@ -135,6 +138,7 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
         if name.startswith(PREFIX):
             own[name.removeprefix(PREFIX)] = tensor
         else:
+            # Published files also hold te.*, vae.* and the like.
             others[name.partition(".")[0]] += 1
     if not own:
         raise InputError(
@@ -143,6 +147,7 @@ def of_tensors(tensors: Mapping[str, Tensor], said: Mapping[str, Any], path: Pat
             do="name a file of denoiser weights",
         )
     try:
+        # Only our own form has `width`; the published one says `dim`.
         config = XUTConfig.from_dict(dict(said)) if "width" in said else from_published(said, own)
     except InputError as error:
         raise type(error)(error.what, where=path, do=error.do) from error
@@ -162,6 +167,7 @@ def save_weights(path: Path, weights: Weights, tread_rate: float | None = None) 
     Raises:
         InputError: the rate is outside [0, 1).
     """
+    # The file's other metadata in published form is kept.
     said = weights.said if "width" not in weights.said else {}
     if tread_rate is None:
         tread_rate = (said.get(TREAD) or {}).get(RATE)
@@ -208,5 +214,6 @@ def _said(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 
 def _empty(config: XUTConfig) -> Denoiser:
+    # On the meta device a model takes no memory and draws no initial weights.
     with torch.device("meta"):
         return build_denoiser(config)
