@@ -75,6 +75,7 @@ def make_batch(pictures: Sequence[np.ndarray], settings: VaeSettings, step: int)
     once before any comes again.
     """
     numbers = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
+    # Each step has its own generator, so resuming needs no random state.
     rng = np.random.default_rng((settings.seed, step))
     squares = []
     for item in endless(numbers, len(pictures), settings.seed).tolist():
@@ -88,6 +89,7 @@ def takes_muon(name: str, tensor: Tensor) -> bool:
     """Whether Muon updates a tensor of an autoencoder: convolutions, and matrices with more than
     one row and one column.
     """
+    # Muon has nothing to make orthogonal in a single row or column.
     return tensor.ndim >= 2 and min(tensor.shape[:2]) > 1
 
 
@@ -124,11 +126,13 @@ class Finetuning:
     def __init__(
         self, model: Any, pictures: Sequence[np.ndarray], settings: VaeSettings, place: Place
     ) -> None:
+        # Convolutions are fastest in the channels-last layout.
         self.model = model.requires_grad_(True).to(memory_format=torch.channels_last)
         self.pictures = pictures
         self.settings = settings
         self.place = place
         self.device = next(model.parameters()).device
+        # The last step may go beyond `num_images`.
         self.num_steps = -(-settings.num_images // settings.batch_size)
         self.objective = Objective(settings, str(self.device))
         self.optimizers = Optimizers(model, settings.optimizer, takes_muon)
@@ -148,6 +152,7 @@ class Finetuning:
         total = self.num_steps * self.settings.batch_size
         with signals_counted() as signals, track("vae", total, "images") as bar:
             bar.advance(self.num_images_seen, "")
+            # A pretrained autoencoder explains much from the start, and training may lose it.
             if self.position.most_explained is None:
                 self._look()
             self.signals = signals
@@ -176,6 +181,7 @@ class Finetuning:
                 where="vae",
                 do="lower the learning rate, and run it anew",
             )
+        # Weights are written in the ordinary layout.
         self.model.requires_grad_(False).to(memory_format=torch.contiguous_format)
 
     @property
@@ -188,6 +194,7 @@ class Finetuning:
 
     def serve(self) -> bool:
         is_late = time.monotonic() - self.saved_at > self.settings.checkpoint_sec
+        # After the last step, there is nothing left to stop.
         stopping = self.signals.count > 0 and not self.is_done
         if stopping or is_late:
             self.save()
@@ -204,6 +211,7 @@ class Finetuning:
         self.metrics.add(now.step, self.num_images_seen, {**means, **rates})
         held = self.optimizers.num_bytes
         self.timing.add(now.step, self.num_images_seen, means["loss"], 0.0, optimizer_bytes=held)
+        # The line is written, so its sums start anew.
         self.position = _Position(now.step, most_explained=now.most_explained)
         return True
 
@@ -227,6 +235,7 @@ class Finetuning:
             squares = [middle_square(self.pictures[item], settings.size_px) for item in some]
             image = to_image(np.stack(squares)).to(self.device)
             decoded = self.model.decode(raw_latent(self.model.encode(image), None)).sample
+            # Batches may differ in size, so their means are weighted.
             error += len(some) * pixel_difference(decoded, image).item()
             mean = image.mean((2, 3), keepdim=True)
             of_nothing += len(some) * pixel_difference(mean, image).item()
@@ -235,6 +244,7 @@ class Finetuning:
     def _batches(self) -> Generator[Batch]:
         """Batches of the remaining steps. A thread prepares the next one during each step."""
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as thread:
+            # A thread prepares the next batch while this one is used.
             steps = range(self.position.step, self.num_steps)
             waiting = (
                 thread.submit(make_batch, self.pictures, self.settings, steps[0]) if steps else None
@@ -250,6 +260,7 @@ class Finetuning:
         batch = next(self.batches)
         now = self.position
         size = self.settings.batch_size
+        # The posterior is sampled on the model's device.
         generator = torch.Generator(self.device).manual_seed(batch.draw_seed)
         image = batch.image.to(self.device, memory_format=torch.channels_last)
         loss, terms = self.objective(self.model, image, batch.transform, generator)
@@ -258,6 +269,8 @@ class Finetuning:
         # One transfer from the device for all values.
         numbers = torch.stack([loss, *terms.values()]).detach().tolist()
         values = dict(zip(("loss", *terms), numbers, strict=True))
+        # The check comes before the optimizer's step, which would carry the value into weights and
+        # averages.
         if not all(map(math.isfinite, values.values())):
             raise HdmError(
                 f"the loss is not finite at step {now.step}: {values}",
@@ -283,6 +296,7 @@ class Finetuning:
         return rate_factor(optimizer, steps * size, self.num_steps * size)
 
     def save(self) -> None:
+        # A signal may come right after a timed checkpoint of the same step.
         if self.position.step == self.saved_step:
             return
         tensors = {"weights": self.model.state_dict(), "optimizer": self.optimizers.tensors()}
@@ -303,6 +317,7 @@ class Finetuning:
         self.place.scratch.mkdir(parents=True, exist_ok=True)
         saved = checkpoint.newest(self.place.scratch)
         if saved is not None:
+            # Outside a store, the user chooses the folder, which may hold another run's checkpoint.
             if saved.state["digest"] != self.place.digest:
                 raise ConfigError(
                     "the checkpoint is of other settings, pictures or weights",
@@ -315,5 +330,6 @@ class Finetuning:
                 load_weights(self.average.model, saved.tensors("ema"), saved.path)
             self.position = _Position(**saved.state["position"])
             self.saved_step = self.position.step
+        # The file restarts with the checkpoint's lines; the steps after it are made again.
         self.metrics = Metrics(self.place.folder / METRICS, saved.metrics if saved else b"")
         self.timing = Timing(self.place.folder / TIMING, self.num_images_seen)

@@ -76,6 +76,7 @@ def held_out_pictures(
     """The first `count` pictures that training never sees: the held-out ones, or the validation
     split if there are none. Empty if both are.
     """
+    # If nothing is held out, the validation split serves, which training has not seen either.
     for split in HELD_OUT:
         pictures = KeptPictures(download, filter, split, decoders, count)
         if len(pictures):

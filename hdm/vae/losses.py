@@ -41,6 +41,7 @@ def divergence(posterior: Any) -> Tensor:
     Args:
         posterior: diffusers' `DiagonalGaussianDistribution`.
     """
+    # diffusers sums over all values of a picture's latent.
     return posterior.kl().mean() / posterior.mean[0].numel()
 
 
@@ -82,10 +83,12 @@ class Objective:
         loss = terms["reconstruction"]
         if settings.equivariance_weight:
             moved, target = transform.both(raw, image)
+            # Both terms use the same sample z, so only the transform differs.
             terms["equivariance"] = self._unlikeness(model.decode(moved).sample, target)
             loss = loss + settings.equivariance_weight * terms["equivariance"]
         if hasattr(encoded, "latent_dist"):
             terms["kl"] = divergence(encoded.latent_dist)
+            # Autoencoders without a posterior have no such term.
             loss = loss + settings.kl_weight * terms["kl"]
         return loss, terms
 

@@ -26,12 +26,14 @@ def write_statistics(model: Any, raw: Sequence[Tensor]) -> None:
         # AutoencoderKLFlux2 normalises 2 × 2 patches by a batch norm.
         mean, std = moments(torch.cat([_patches(batch) for batch in raw], dim=1))
         model.bn.running_mean.copy_(mean)
+        # The batch norm adds its eps to the variance before it takes the root.
         model.bn.running_var.copy_(std.square() - model.bn.eps)
         return
     mean, std = moments(torch.cat([by_channel(batch) for batch in raw], dim=1))
     if "latents_mean" in model.config:
         model.register_to_config(latents_mean=_rounded(mean), latents_std=_rounded(std))
         return
+    # The class keeps one value for all channels, though their spreads differ.
     mean, std = moments(torch.cat([batch.flatten() for batch in raw])[None])
     shift = {"shift_factor": _rounded(mean)[0]} if "shift_factor" in model.config else {}
     model.register_to_config(scaling_factor=_rounded(1 / std)[0], **shift)

@@ -66,6 +66,7 @@ def _enlarged(image: Tensor) -> Tensor:
     shorter = min(image.shape[-2:])
     if shorter >= SMALLEST_PX:
         return image
+    # A whole factor turns pixels into squares and smooths no edge.
     return torch.nn.functional.interpolate(
         image, scale_factor=-(-SMALLEST_PX // shorter), mode="nearest"
     )

@@ -34,6 +34,7 @@ C2 = 0.03**2
 def psnr(decoded: Tensor, image: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture, in dB, at most 100: (B,)."""
     error = (decoded - image).square().flatten(1).mean(1) / 4  # of values in [0, 1]
+    # The clamp limits the result to 100 dB, since identical pictures would give infinity.
     return -10 * error.clamp(min=1e-10).log10()
 
 
@@ -50,6 +51,7 @@ def ssim(decoded: Tensor, image: Tensor) -> Tensor:
     def local(values: Tensor) -> Tensor:
         return F.conv2d(values, kernel, groups=3)
 
+    # The variances below are differences of nearly equal squares, which float32 would round away.
     x = (decoded.double() + 1) / 2
     y = (image.double() + 1) / 2
     mean_x = local(x)
@@ -104,6 +106,7 @@ def measure_quality(
             }
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value * len(image) / len(pictures)
+            # Pictures are kept, since the feature model has its own preprocessing.
             real += squares
             reconstructed += list(to_pixels(decoded))
             bar.advance(len(image))

@@ -80,6 +80,7 @@ def run(
     device = choose_device(settings.device, "the autoencoder's training")
     check_counts(len(pictures.train), len(pictures.held_out))
     place.scratch.mkdir(parents=True, exist_ok=True)
+    # `keep_threads` changes torch's number of threads, and leaving the block restores it.
     with deterministic(device == "cpu"), cpu_threads(None):
         if device == "cpu":
             keep_threads(place.scratch, None)
@@ -88,6 +89,8 @@ def run(
         Finetuning(model, pictures.train, settings, place).run()
         _normalize(model, pictures.train, settings)
         path = write_autoencoder(model, place.scratch / RESULT)
+        # The result is measured as read from disk, statistics included, which is what later stages
+        # use.
         after = measure_quality(
             load_autoencoder(str(path), device), pictures.held_out, settings.size_px, features
         )
@@ -133,6 +136,7 @@ def starting_model(reference: str | None, settings: VaeSettings, device: str) ->
     Raises:
         InputError: it cannot be loaded, or the squares do not fit it.
     """
+    # The seed determines new weights, if there are any.
     torch.manual_seed(settings.seed)
     autoencoder = (
         of_model(new_autoencoder(settings.channels), "cpu")
@@ -154,7 +158,9 @@ def _before(
     """Quality of the autoencoder to start from; a resumed run reads it from its file."""
     if reference is None:
         return None
+    # The digest in the name tells this run's measurement from another's.
     file = place.scratch / f"before-{place.digest[:16]}.json"
+    # A resumed run need not measure again.
     if not file.exists():
         model = starting_model(reference, settings, device)
         # Statistics measured in the same way as after training, so that both qualities compare.
@@ -182,6 +188,7 @@ def write_autoencoder(model: Any, folder: Path) -> Path:
     """Write config.json and the weights in diffusers' format and return the folder. The bytes do
     not depend on where the model came from.
     """
+    # A killed run may have left files there.
     shutil.rmtree(folder, ignore_errors=True)
     with hushed("diffusers"):
         model.to("cpu").save_pretrained(folder)

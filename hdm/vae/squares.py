@@ -12,6 +12,7 @@ def resized(pixels: np.ndarray, size_px: int, enlarge: bool = True) -> np.ndarra
     shorter = min(height, width)
     if shorter == size_px or (shorter < size_px and not enlarge):
         return pixels
+    # Rounding must not make the shorter side a pixel too short for the crop.
     size = (
         max(size_px, round(width * size_px / shorter)),
         max(size_px, round(height * size_px / shorter)),

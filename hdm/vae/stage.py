@@ -51,6 +51,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         {} if settings.scratch else {"autoencoder": weights_digest(components.need("autoencoder"))}
     )
     if components.contrastive:
+        # The embeddings measure the quality, which is part of the output.
         weights["contrastive"] = weights_digest(components.contrastive)
     return Identity(
         VAE,
@@ -74,6 +75,7 @@ def preflight(pipeline: Pipeline, made: Outputs) -> Iterator[InputError]:
         yield from raised_by(check_perceptual)
     if "filter" in made:
         counts = made["filter"].counts
+        # `held_out_pictures` makes the same choice.
         unseen = counts["held_out"] or counts["validation"]
         yield from raised_by(partial(check_counts, counts["train"], unseen))
 
