@@ -46,6 +46,8 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     among these.
     """
     settings = job.settings
+    # Accelerate reads the environment, where another launcher's variables would divide gradients or
+    # make it wait for processes that do not exist. Those of our own torchrun are kept.
     forget_launchers(keep=FROM_TORCHRUN if settings.train.num_processes > 1 else ())
     half = settings.train.precision == "bfloat16"
     # Autocast would keep copies of the weights of all blocks to the end of a pass, though each is
@@ -57,6 +59,8 @@ def make_accelerator(job: Job, device: str) -> Accelerator:
     count = accelerator.num_processes
     threads = settings.threads
     if threads is None and count > 1:
+        # Otherwise each process would start a thread for every core, and wait for the others'
+        # threads.
         threads = max(1, len(os.sched_getaffinity(0)) // count)
     if device == "cpu":
         with accelerator.main_process_first():  # which writes down how many there are
@@ -77,6 +81,7 @@ def starting_model(job: Job) -> Denoiser:
     These are the averaged ones of the phase before, or of what `train.start` names for the first.
     """
     settings = job.settings.train
+    # The CPU draws the weights, so they are the same wherever training runs.
     torch.manual_seed(settings.seed)
     model = build_denoiser(settings.model)
     before = job.before()
@@ -90,6 +95,8 @@ def starting_model(job: Job) -> Denoiser:
 
 def make_trainable(job: Job, ranks: Ranks) -> Trainable:
     """What the phase trains, on this process's device, whole or its shard."""
+    # Model and average are made in main memory first, since a device may hold only its shard of
+    # them.
     trainable = WholeModel(starting_model(job), job.settings.train.ema_decay)
     to_device(job, (trainable.model, trainable.averaged), ranks.accelerator)
     return trainable
@@ -112,6 +119,7 @@ def to_device(job: Job, models: Iterable[Denoiser], accelerator: Accelerator) ->
     """
     device = accelerator.device
     count = accelerator.num_processes
+    # A block's weights are gathered over all processes of the mesh.
     mesh = init_device_mesh(device.type, (count,)) if job.settings.train.shards else None
     for model in models:
         if mesh is None:
@@ -240,6 +248,7 @@ def check_fit(job: Job, loader: Loader | Mixture, conditioning: Conditioning) ->
     Raises:
         InputError: they do not fit each other; both sides are named.
     """
+    # The preflight compared configurations; this checks what the files hold.
     batch = loader.batch(0)
     model = job.settings.train.model
     channels = batch.raw.shape[1]
@@ -269,6 +278,8 @@ def prepared(job: Job, model: Denoiser, whole: nn.Module, accelerator: Accelerat
         whole: the same, or a module that calls it.
         accelerator: of this process.
     """
+    # The order matters: dropout is compiled with its block, and recomputation runs the compiled
+    # code.
     drop_updates(model, job.settings.train.dropout)
     if job.settings.train.compile:
         compile_blocks(model)

@@ -49,8 +49,11 @@ class Denoising:
         self.weights: dict[str, float] = {}
         wrapped: nn.Module = trainable.model
         for technique in techniques:
+            # Wrapped models return their terms in this order, so the weights follow it.
             wrapped = technique.wrap(wrapped)
             self.weights |= technique.weights
+        # DDP wraps the outermost module, so that it also exchanges the gradients of what techniques
+        # add.
         self.module = assembly.prepared(job, trainable.model, wrapped, ranks.accelerator)
 
     def backward(self, example: Example, now: Position) -> Tensor:
@@ -65,12 +68,15 @@ class Denoising:
         for part, is_last in self._micro_batches(example, now):
             with self._synchronising(is_last=is_last):
                 loss, of_nothing, *terms = self.losses(part)
+                # Techniques change what is minimised; the loss that is reported stays the
+                # objective's own.
                 lowered = loss
                 for weight, term in zip(self.weights.values(), terms, strict=True):
                     lowered = lowered + weight * term
                 # DDP takes the mean over processes, whose shares may differ by one: weigh by the
                 # global batch.
                 self.ranks.accelerator.backward(lowered * (count / self.phase.batch_size))
+            # Sums stay on the device: reading them here would wait for it after every micro-batch.
             total += torch.stack((loss, of_nothing, *terms)).detach()
         return self._mean(total)
 
@@ -88,7 +94,9 @@ class Denoising:
     def _micro_batches(self, example: Example, now: Position) -> Iterator[tuple[Example, bool]]:
         """The parts of this process's share on its device, and whether each is the last."""
         share = len(example.batch)
+        # Micro-batches change the result by rounding only, so they are in no digest.
         size = self.phase.micro_batch or len(example.batch)
+        # Dropout's seeds depend on a sample's number in the global batch.
         begun = self.phase.batch_size * self.ranks.rank // self.ranks.count
         for start in range(0, share, size):
             for technique in self.techniques:
@@ -108,6 +116,7 @@ class Denoising:
         inputs = dict[str, Tensor]()
         for technique in self.techniques:
             inputs |= technique.inputs(batch)
+        # Only the network runs under autocast: target and losses below are float32.
         with self.ranks.accelerator.autocast():
             output = self.module(
                 self.objective.noisy(batch.latent, part.noise, part.timestep),
@@ -120,9 +129,12 @@ class Denoising:
                 route=self.phase.tread_route,
                 **inputs,
             )
+        # A technique that wraps the denoiser returns its terms beside the prediction.
         predicted, *terms = output if isinstance(output, tuple) else (output,)
         target = self.objective.target(batch.latent, part.noise, part.timestep)
         loss = self.objective.losses(predicted, target, part.timestep)
+        # Losses at different times and latents do not compare, so both are measured on the same
+        # examples.
         of_nothing = self.objective.losses(torch.zeros_like(target), target, part.timestep)
         return (loss.sum(), of_nothing.sum(), *(term.sum() for term in terms))
 

@@ -1,4 +1,4 @@
-"""Whether the weights that come out of a phase are worth anything."""
+"""The check at the end of a phase: whether its weights are of any use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_end(
     only_weights: bool,
     explained: Callable[[], float],
 ) -> None:
-    """Refuse weights that are worth nothing. Every rank has to ask.
+    """Refuse useless weights. Every rank has to call this.
 
     Args:
         job: what was trained.
@@ -41,6 +41,7 @@ def check_end(
     Raises:
         HdmError: training exploded before its end.
     """
+    # The best weights are older than the last steps, so only the weights themselves are looked at.
     signs = (
         []
         if only_weights
@@ -51,6 +52,7 @@ def check_end(
     )
     if checkpoints.ranks.takes_part:
         signs += _signs_in_weights(job, state, measurement)
+    # Ranks that took no part saw no weights, but have to raise with the others.
     if any(checkpoints.ranks.agreed(bool(signs))):
         raise exploded(signs, job, checkpoints.last_good(ended=True))
 
@@ -65,11 +67,10 @@ def _signs_in_steps(state: State, logbook: Logbook) -> list[str]:
 
 
 def _signs_in_weights(job: Job, state: State, measurement: Measurement) -> list[str]:
-    """What shows that weights or averages are worth nothing: they are not finite, or their loss is
-    useless.
+    """Signs that weights or averages are useless: they are not finite, or their loss is useless.
 
-    It is looked at pictures that were trained on, since of few pictures weights learn those by
-    heart, and are wrong about all others.
+    The loss is that of training pictures: from few pictures, weights learn these by heart, and are
+    wrong about all others.
     """
     loader = assembly.measured_loader(job, "train", BATCH_SIZE)
     signs = list[str]()
@@ -78,6 +79,8 @@ def _signs_in_weights(job: Job, state: State, measurement: Measurement) -> list[
         "averages": state.trainable.averaged,
     }
     for name, model in models.items():
+        # This comes before the look at the values: measuring is collective, while each rank sees
+        # only its own shards' values.
         losses = measurement.losses(model, loader)
         if not finite(model.state_dict()):
             signs.append(f"its {name} are not finite")

@@ -1,6 +1,4 @@
-"""The loop that every training turns: of a denoiser, of an autoencoder, of bootstrapped
-components.
-"""
+"""The loop of every training: of a denoiser, of an autoencoder, of bootstrapped components."""
 
 from __future__ import annotations
 
@@ -8,9 +6,7 @@ from typing import Protocol
 
 
 class Course(Protocol):
-    """A training as the loop sees it. Where several processes train together, each turns the
-    loop.
-    """
+    """A training as the loop sees it. If several processes train together, each runs the loop."""
 
     @property
     def is_done(self) -> bool:
@@ -55,4 +51,5 @@ def run_course(course: Course) -> bool:
             course.step()
         return False
     finally:
+        # Threads end after an error too, or the process would wait for them.
         course.close()

@@ -1,5 +1,5 @@
-"""What to say where a step did not fit: how much was in use, and what would fit by the formulas of
-`memory`.
+"""The error for a step that did not fit: how much memory was in use, and what would fit according
+to the formulas of `memory`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error is that of an allocator: the accelerator's, the CPU's (which has no class of
     its own), or Python's.
     """
+    # torch raises a plain RuntimeError if main memory runs out.
     return isinstance(
         error, torch.OutOfMemoryError | MemoryError
     ) or "DefaultCPUAllocator: can't allocate memory" in str(error)
@@ -57,11 +58,14 @@ class Advice:
         fits = training_memory(self.settings, phase, self.tokens, self.on_cpu).largest_micro_batch(
             SHARE * self.room
         )
+        # The formula may claim that the batch which failed would fit, so at most half of it is
+        # advised.
         as_it_is = checkpoint_blocks == self.phase.checkpoint_blocks
         return min(fits, self.micro_batch // 2 if as_it_is else self.micro_batch)
 
     def __str__(self) -> str:
         ways = []
+        # Advise a batch for the present share of recomputed blocks, and one for all of them.
         for share in sorted({self.phase.checkpoint_blocks, 1.0}):
             count = self.largest(share)
             if count:

@@ -46,12 +46,16 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str], number: int) -> Iden
     """What the weights of phase `number` depend on: its own settings, not those of later phases."""
     settings = pipeline.train
     phase = pipeline.train.phases[number]
+    # A later phase can be changed without training this one again.
     shared = {name: value for name, value in settings.result_fields().items() if name != "phases"}
     components = resolve(pipeline.components)
     weights = {
         **autoencoder_weights(inputs, pipeline.components),
+        # Cached text embeddings do not remove this dependency: the prompts of generated pictures
+        # need the encoder.
         "text_encoder": weights_digest(components.need("text_encoder")),
     }
+    # The digest covers the weights' hash and not their path, so the file may move.
     if number == 0 and settings.start is not None and settings.start.weights is not None:
         weights["start"] = model_digest(Path(settings.start.weights).expanduser())
     return Identity(
@@ -104,6 +108,7 @@ def _start_fits(pipeline: Pipeline) -> None:
         assert start.pipeline is not None
         field = "train.start.pipeline"
         theirs = pipeline.mixed[start.pipeline].train.model
+    # Variants are compared too, since weights of equal shapes may belong to another model.
     have = theirs.to_dict()
     want = pipeline.train.model.to_dict()
     differing = []
@@ -121,6 +126,7 @@ def _start_fits(pipeline: Pipeline) -> None:
 
 def _pictures_suffice(pipeline: Pipeline, filter: Output | None) -> None:
     """Of the splits, as far as the shares say, or the filter's output where it is there."""
+    # Only the settings are known before the filter has run.
     counts: Mapping[str, int] = filter.counts if filter else {}
     nothing = not pipeline.filter.validation or counts.get("validation") == 0
     if pipeline.train.watches and nothing:
@@ -148,6 +154,7 @@ def _captions_suffice(pipeline: Pipeline, made: Outputs) -> None:
     else:
         given: Mapping[str, int] = download.counts if download and not makes_up else {}
         items = given.get("items", 0)
+        # A download whose counts do not mention captions is not taken for one without any.
         none = items > 0 and given.get("items_uncaptioned") == items
     if none:
         raise InputError(
@@ -164,6 +171,7 @@ def check_resume(pipeline: Pipeline, identity: Identity, store: Store, number: i
     """Whether phase `number` may go on from where its `resume_from` says; errors as
     `check_origin`.
     """
+    # `check_origin` reads identity and settings only.
     folder = store.folder(identity)
     check_origin(
         Job(
@@ -197,6 +205,7 @@ def make(
         job = _job(pipeline, identity, inputs, draft, number)
         if _is_trained(job, draft):
             return _mend(job, draft)
+        # Training writes the summary last: if it and all files exist, only the commit is missing.
         if not (job.result / SUMMARY).exists() or not all(map(draft.has, _files(job))):
             _tell_of_lost_weights(job, draft)
             run_training(job)
@@ -214,6 +223,7 @@ def _is_trained(job: Job, draft: Draft) -> bool:
 
 def _mend(job: Job, draft: Draft) -> Output:
     """Make what was damaged beside the weights again, and commit."""
+    # Snapshots and pictures from during the training cannot be made from the last weights.
     lost = sorted(draft.lost - set(FILES))
     log.warning(
         "%s: the weights hold and nothing is trained again; made again from them: %s",
@@ -226,10 +236,12 @@ def _mend(job: Job, draft: Draft) -> Output:
             draft.identity.name,
             ", ".join(lost),
         )
+    # Releases that kept no copy of it left outputs where it can be missing.
     if not draft.has(METRICS):
         _salvage_metrics(draft.path)
     # One process does it, without shards.
     alone = job.settings.train.model_copy(update={"num_processes": 1})
+    # The number of processes is part of no digest, so the output stays the same.
     mending = replace(
         job,
         pipeline={**job.pipeline, "train": alone.model_dump(mode="json")},
@@ -246,6 +258,7 @@ def _salvage_metrics(folder: Path) -> None:
     damaged = path if path.is_file() else path.with_name(METRICS + DAMAGED)
     lines = damaged.read_bytes().splitlines() if damaged.is_file() else []
     whole = []
+    # Half a line, at the end or beside the damage, is dropped.
     for line in lines:
         with contextlib.suppress(ValueError):
             json.loads(line)
@@ -286,6 +299,7 @@ def _job(pipeline: Pipeline, identity: Identity, inputs: Outputs, draft: Draft, 
 def _collect(job: Job, draft: Draft, names: list[str]) -> None:
     """Move the files that training made to their places."""
     for name in names:
+        # Files that are small, and that only the whole training would make again, get a copy.
         with draft.write(name, copied=name in (METRICS, CARD)) as file:
             _move(job.result / name, file.path)
             if name == METRICS:

@@ -24,6 +24,7 @@ from hdm.models.tread import draw_kept, rate_at
 from hdm.training.objective import Objective
 
 # Apart from each other and from the loader's own draws.
+# These numbers are part of every seed, so they are never changed.
 TRAINING = 1
 VALIDATION = 2
 DROPOUT = 3
@@ -114,6 +115,7 @@ class Prefetcher:
         ready = self._ahead.pop(num_images_seen, None)  # None: the first of a run
         result = ready.result() if ready else self.make(num_images_seen)
         following = num_images_seen + self.loader.batch_size
+        # The next example is requested only now, so at most two are in memory.
         self._ahead = {following: self._thread.submit(self.make, following)}
         self.waited_sec += time.perf_counter() - begun
         return result
@@ -124,8 +126,10 @@ class Prefetcher:
         size = self.loader.batch_size
         # Drawn for the global batch on every rank: the draws do not depend on how many there are.
         drawn = generator(self.seed, TRAINING, num_images_seen)
+        # All draws come from one generator, so their order is part of the result.
         timestep = self.objective.draw_timesteps(size, drawn)
         noise = torch.randn((size, *batch.raw.shape[1:]), generator=drawn)
+        # The rate depends on the share of the phase that is done before this step.
         rate = rate_at(self.tread_rates, num_images_seen / self.num_images)
         kept = draw_kept(size, batch.crops.shape[1], rate, drawn)
         # Contiguous shares in order of rank, as the loader's.

@@ -36,7 +36,9 @@ def write_results(job: Job, trainable: Trainable, grid: Grid, *, writes: bool) -
     if writes:
         shutil.rmtree(job.result, ignore_errors=True)
         job.result.mkdir()
+    # The pictures show the averaged weights, from which the next phase starts.
     prompts = grid.write(job.result / GENERATED if writes else None)
+    # Every rank that takes part calls this, since sharded weights have to be gathered.
     trainable.write(job.result if writes else None)
     if writes:
         names, lost = Milestones(Path(job.scratch)).hand_over(job.result)
@@ -74,6 +76,7 @@ def _describe(
     lost: Sequence[str] = (),
 ) -> None:
     """Write `model.json`, metrics and summary; `lost` are milestones that are damaged."""
+    # The card holds what sampling needs, since sampling does not read this pipeline's settings.
     card = ModelCard(
         job.settings.train.model,
         resolution=job.phase.resolution,

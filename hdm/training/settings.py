@@ -111,6 +111,7 @@ class Phase(Settings):
 class MixedIn(Settings):
     """Pictures of another pipeline to train on."""
 
+    # Digests cover the other pipeline's outputs, so its name may change.
     pipeline: str = runtime(...)
     """Entry of pipelines.yaml with the latents and captions; `hdm run NAME --until encode` makes
     them.
@@ -137,6 +138,8 @@ class Start(Settings):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Start:
+        # pydantic lets a ConfigError pass with its own place; it would report a ValueError for all
+        # of `train`.
         if (self.weights is None) == (self.pipeline is None):
             raise ConfigError(
                 "train.start names either weights on disk or another pipeline",
@@ -240,6 +243,8 @@ class TrainSettings(Settings):
     """Number of images seen between two generations of the prompts during a phase, with the
     averaged weights; None: only at the end.
     """
+    # The settings from here on change how training runs and not its result, so they are in no
+    # digest.
     checkpoint_sec: values.Seconds = runtime(600.0)
     """Seconds between checkpoints."""
     num_processes: values.Workers = runtime(1)
@@ -260,6 +265,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _names_differ(self) -> TrainSettings:
+        # Outputs are named after their phases.
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ValueError(f"two phases have the same resolution: {', '.join(names)}")
@@ -342,11 +348,15 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _neighbours_stay_together(self) -> TrainSettings:
+        # The loss compares a sample's velocity with that of its neighbour, 2i with 2i + 1, within a
+        # micro-batch.
         for number, phase in enumerate(self.phases if self.contrastive_weight else ()):
+            # The batch is cut between processes at these places, which must not part a pair.
             bounds = [
                 phase.batch_size * rank // self.num_processes
                 for rank in range(self.num_processes + 1)
             ]
+            # A micro-batch that holds the whole share cuts nothing.
             share = max(stop - start for start, stop in itertools.pairwise(bounds))
             if any(bound % 2 for bound in bounds[1:-1]):
                 raise ConfigError(

@@ -67,6 +67,7 @@ def train(job: Job, stop: StopRequest) -> bool:
                 return True
             trainer = Trainer(job, stop, device)
             return trainer.run()
+    # torch raises a plain RuntimeError if main memory runs out.
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -99,6 +100,7 @@ class Trainer:
         trainable = make_trainable(job, ranks)
         conditioning = assembly.make_conditioning(job, ranks.device)
         loader = assembly.training_loader(job, ranks.rank, ranks.count)
+        # From here on, an out-of-memory error can give advice.
         self.tokens = assembly.check_fit(job, loader, conditioning)
         objective = assembly.make_objective(job)
         self.grid = Grid(job, trainable.averaged, conditioning, ranks.accelerator.autocast)
@@ -106,6 +108,7 @@ class Trainer:
         techniques = choose_techniques(
             job, ranks, trainable, self.measurement, self.grid, loader.batch(0)
         )
+        # Optimizers come after sharding, which replaces the parameters.
         optimizers = Optimizers(trainable.model, self.phase.optimizer)
         self.state = State(trainable, optimizers, techniques)
         requests = Requests(Path(job.scratch), listens=ranks.first)
@@ -116,6 +119,7 @@ class Trainer:
         self.duties = Duties(job, ranks, self.checkpoints, requests, self.grid, self.logbook)
         self.prefetcher = assembly.make_prefetcher(job, loader, objective, ranks)
         self.denoising = Denoising(job, ranks, trainable, objective, conditioning, techniques)
+        # Kernels come last, since they skip modules that were compiled, wrapped or hooked.
         for model in (trainable.model, trainable.averaged):
             install(model)
         self.explanation = Explanation(self.denoising, self.prefetcher, self.state)
@@ -126,8 +130,10 @@ class Trainer:
         self.explanation.begin()
         if not run_course(self):
             return False
+        # Everything is saved: from here on, a signal ends the process at once.
         self.ranks.stop.release()
         exchanged = [technique.finish() for technique in self.state.techniques]
+        # The check comes before anything is written, so that useless weights are never committed.
         check_end(
             self.job,
             self.state,
@@ -167,6 +173,8 @@ class Trainer:
         factor = rate_factor(self.phase.optimizer, seen, self.num_images)
         means = self.denoising.backward(example, before)
         parameters = state.trainable.parameters()
+        # The log needs norms by tensor; the total, by which gradients are clipped, follows from
+        # them.
         norms = gradient_norms(parameters)
         norm = total_norm(list(norms.values()))
         # The step's only wait for the accelerator.
@@ -183,6 +191,7 @@ class Trainer:
         self.denoising.module.zero_grad(set_to_none=True)
         counted = loss if is_finite else None
         useless = is_useless(loss, of_nothing)
+        # Skipped steps advance the clock too, so training does not meet the same batch again.
         state.position = before.after(size, counted, useless=useless)
         if is_finite:
             state.position = state.position.explaining(size, loss, of_nothing)
@@ -228,6 +237,8 @@ class Trainer:
         measured = dict[str, Any]()
         is_cut = False
         try:
+            # All ranks of a sharded model measure together; otherwise only rank 0 measures, and the
+            # others wait.
             for technique in state.techniques if self.ranks.takes_part else ():
                 measured |= technique.measure(state.position)
         except CutShort:

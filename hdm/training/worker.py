@@ -23,6 +23,7 @@ PEER_MESSAGES = ("gloo", "NCCL", "Connection closed by peer", "Connection reset 
 
 
 def main(path: Path) -> int:
+    # The watch starts before anything slow, so that a killed flow leaves no training behind.
     guard.end_with_parent()
     stop = guard.StopRequest()
     stop.listen()
@@ -31,6 +32,7 @@ def main(path: Path) -> int:
     job = Job.read(path)
     rank = int(os.environ.get("RANK", "0"))
     scratch = Path(job.scratch)
+    # The flow finds ranks by these files, since torchrun gives each a session of its own.
     (scratch / f"rank-{rank}.pid").write_text(str(os.getpid()))
     try:
         # As long as one rank lives, no second trainer can start: the lock dies with the process.
@@ -44,6 +46,8 @@ def main(path: Path) -> int:
     except Exception as error:
         cause: Exception = error
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            # A full disk or missing permission gets its own message. A ConnectionError means a lost
+            # peer.
             cause = explain_os_error(error, scratch)
         if isinstance(cause, HdmError):
             write_outcome(scratch, rank, ERROR, cause)
@@ -51,6 +55,7 @@ def main(path: Path) -> int:
         lost = job.settings.train.num_processes > 1 and _lost_a_peer(error)
         write_outcome(scratch, rank, PEER_LOST if lost else ERROR, _unexpected(error, job))
         raise  # with its traceback into the log
+    # From here on, a signal would only prevent the outcome from being written.
     stop.ignore()
     write_outcome(scratch, rank, state)
     return 0 if state == DONE else SavedOnSignal.exit_code

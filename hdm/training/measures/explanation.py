@@ -27,6 +27,7 @@ class Explanation:
         self.prefetcher = prefetcher
         self.state = state
         self.batch_size = batch_size = denoising.phase.batch_size
+        # Whole batches, and at least BLOCK_IMAGES unless the phase is shorter.
         self.block = min(prefetcher.num_images, -(-BLOCK_IMAGES // batch_size) * batch_size)
 
     def begin(self) -> None:
@@ -44,6 +45,7 @@ class Explanation:
         self.state.trainable.model.train()
         total = torch.zeros(2, device=self.denoising.ranks.device)
         for seen in range(begin, begin + self.block, self.batch_size):
+            # There are no batches beyond the phase's end, so its last one stands in for them.
             example = self.prefetcher.make(min(seen, self.prefetcher.num_images - self.batch_size))
             now = replace(self.state.position, num_images_seen=seen)
             looked = self.denoising.look(example, now)

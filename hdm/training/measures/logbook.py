@@ -55,6 +55,7 @@ class WrittenLogbook(Logbook):
         return self.metrics.content
 
     def count(self, example: Example) -> None:
+        # Padding counts, since it is computed.
         num_image = example.batch.crops.shape[1]
         num_text = example.batch.text_mask.shape[1]
         self.meter.count(self.batch_size, num_image, num_text, example.tread_rate)
@@ -64,6 +65,7 @@ class WrittenLogbook(Logbook):
         seen = state.position.num_images_seen
         if line:
             self.metrics.add(step, seen, line)
+        # Lines that hold only a measurement come in between, and have no loss.
         if "loss" in line:
             held = state.optimizers.num_bytes
             self.timing.add(step, seen, line["loss"], waited_sec, self.meter, held)
@@ -100,6 +102,7 @@ def step_line(
     """
     now = state.position
     line: dict[str, Any] = {
+        # JSON has no NaN: the loss is None if every step since the last line was skipped.
         "loss": now.loss_sum / now.loss_count if now.loss_count else None,
         "grad_norm": norm if math.isfinite(norm) else None,
         "grad_norm_of": by_part(norms),

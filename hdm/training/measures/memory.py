@@ -60,6 +60,7 @@ def parameters(config: XUTConfig) -> Parameters:
     from hdm.models.building import build_denoiser
     from hdm.training.state.optimizers import is_muon
 
+    # On the meta device, a model of any size can be counted without its memory.
     with torch.device("meta"):
         model = build_denoiser(config)
     named = list(model.named_parameters())
@@ -67,6 +68,7 @@ def parameters(config: XUTConfig) -> Parameters:
     blocks = [_num_parameters(block) for block in model.blocks()]
     return Parameters(
         total,
+        # Autocast casts the matrices of linear layers, and the patch embedding's convolution.
         sum(value.numel() for _, value in named if value.ndim in (2, 4)),
         sum(value.numel() for name, value in named if is_muon(name, value)),
         max(blocks),
@@ -138,9 +140,11 @@ def training_memory(
     model = settings.model
     half = settings.precision == "bfloat16"
     count = parameters(settings.model)
+    # Shares may differ by one; this is the largest.
     share = -(-phase.batch_size // settings.num_processes)
     held = count.total // (settings.num_processes if settings.shards else 1)
     arithmetic = Arithmetic(2 if half else 4, by_hand=on_cpu)
+    # `precision` is that of matrix products; weights are always stored in float32.
     weights = 4 * held
     optimizer = optimizer_bytes(count, phase) * held // count.total
     average = 4 * held * (1 + len(settings.ema_lengths))
@@ -149,9 +153,11 @@ def training_memory(
         gradients=weights,
         optimizer=optimizer,
         average=average,
+        # Autocast keeps its copies to the end of the pass, but recomputed blocks make theirs anew.
         copies=(round(2 * count.matrices * (1 - phase.checkpoint_blocks)) if half else 0)
         + _exchanged_bytes(settings, phase, count),
         encoders=encoders,
+        # On the CPU, the copy from which checkpoints are written shares the memory with training.
         checkpoint=weights + optimizer + average if on_cpu and not settings.shards else 0,
         sample=sample_bytes(model, phase, tokens, arithmetic),
         micro_batch=min(phase.micro_batch or share, share),
@@ -174,6 +180,7 @@ def _exchanged_bytes(settings: TrainSettings, phase: Phase, count: Parameters) -
 def optimizer_bytes(count: Parameters, phase: Phase) -> int:
     """Two averages a parameter for AdamW, one in float32 for Muon."""
     muon = count.muon if phase.optimizer.kind == "muon" else 0
+    # AdamW keeps two moments in `state_bits`, Muon one average in float32.
     return 2 * (phase.optimizer.state_bits // 8) * (count.total - muon) + 4 * muon
 
 
@@ -189,6 +196,7 @@ def sample_bytes(
     kept, peak = 0, 0
     for number, block in enumerate(blocks):
         needed = block_bytes(model, block, arithmetic)
+        # The stream is float32 even under autocast.
         stream = 4 * block.seen * model.width
         # A recomputed block keeps its input alone, and has the rest, which holds that too, when its
         # turn comes.
@@ -217,6 +225,8 @@ def block_bytes(model: XUTConfig, block: BlockTokens, arithmetic: Arithmetic) ->
         # The result twice, head by head and as the output layer reads it; for few tokens the
         # attention's weights instead of the first.
         weights_kept = i == 4 and block.seen <= SHORT
+        # Five: queries, keys and values, and queries and keys before their norm. Angles are K/2
+        # complex numbers per head and token.
         placed = (5 if model.qk_norm else 3) * i * d + 4 * d
         result = i * d + (i * model.num_heads * block.seen if weights_kept else i * d)
         crossing = placed

@@ -1,4 +1,4 @@
-"""What training does and takes: tokens, arithmetic, memory, power, money."""
+"""What training does and costs: tokens, arithmetic, power, money."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product on a device, the best of some:
     what its arithmetic can do at most.
     """
+    # These sizes reach the peak and take about a tenth of a second.
     size, tries = (8192, 10) if device.type == "cuda" else (1024, 3)
     left = torch.full((size, size), 0.5, dtype=dtype, device=device)
     right = torch.full_like(left, 0.5)
@@ -26,6 +27,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
         begun = time.perf_counter()
         left @ right
         _wait(device)
+        # The first products also start threads and fill caches, so the best one counts.
         best = max(best, 2 * size**3 / (time.perf_counter() - begun))
     return best
 
@@ -36,8 +38,8 @@ def _wait(device: torch.device) -> None:
 
 
 def power_watts(device: torch.device, count: int) -> float | None:
-    """What the accelerators take at the moment, the first `count` of the machine's together; None
-    where it cannot be read.
+    """Present power draw of the machine's first `count` accelerators together; None if it cannot be
+    read.
     """
     if device.type != "cuda":
         return None
@@ -46,6 +48,7 @@ def power_watts(device: torch.device, count: int) -> float | None:
     except ImportError:
         return None
     try:
+        # torch reports milliwatts.
         return sum(torch.cuda.power_draw(number) for number in range(count)) / 1000
     except (RuntimeError, pynvml.NVMLError):
         return None
@@ -93,7 +96,7 @@ class Machine:
 
 
 class Meter:
-    """Counts what steps do, and tells it by the second.
+    """Counts the work of steps, and reports it per second.
 
     Args:
         machine: what they run on.
@@ -113,6 +116,7 @@ class Meter:
         self.route = route
         self._tokens = 0
         self._flops = 0
+        # A resumed phase continues to count its hours and energy.
         self._hours = float(before.get("hours", 0.0))
         self._energy_kwh = float(before.get("energy_kwh", 0.0))
 
@@ -121,6 +125,7 @@ class Meter:
         text tokens.
         """
         self._tokens += batch * (num_image + num_text)
+        # Padding counts, while recomputed blocks do not, as is usual for utilisation.
         given = Pass(num_image, num_text, batch, tread_rate, self.route)
         self._flops += training_flops(self.model, given)
 

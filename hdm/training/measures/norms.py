@@ -13,8 +13,8 @@ from hdm import sharding
 
 
 def tensor_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The 2-norm of each tensor, by name, as scalars on its device. All processes have to ask where
-    they are sharded.
+    """The 2-norm of each tensor, by name, as scalars on its device. If tensors are sharded, all
+    processes have to call this.
     """
     return dict(zip(tensors, sharding.norms(list(tensors.values())).unbind(), strict=True))
 
@@ -39,6 +39,7 @@ def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for name, norm in norms.items():
         parts[name.partition(".")[0]].append(norm)
+    # One transfer from the device serves all parts.
     values = torch.stack([total_norm(part) for part in parts.values()]).tolist()
     found = {}
     for part, value in sorted(zip(parts, values, strict=True)):

@@ -35,6 +35,8 @@ class Metrics:
         reordered them.
         """
         line = {"step": step, "num_images_seen": num_images_seen, **dict(sorted(values.items()))}
+        # The file is opened for each line, so that no line waits in a buffer when the process is
+        # killed.
         with self.path.open("ab") as file:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
@@ -63,6 +65,7 @@ class Timing:
             content = path.read_bytes()
             os.truncate(path, content.rfind(b"\n") + 1)
             whole = content[: content.rfind(b"\n") + 1].splitlines()
+            # Totals such as hours and energy continue from the last line.
             self.before = _numbers(whole[-1]) if whole else {}
 
     def add(

@@ -40,6 +40,7 @@ def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -
         return list(wanted[:NUM_PICTURES])
     scores = read_tables(filter, "scores", ["key", "split"])
     for split in ("held_out", "validation", "train"):
+        # Sorted keys show captions of the same pictures in every phase.
         keys = sorted(
             scores.filter(pc.equal(scores.column("split"), split)).column("key").to_pylist()
         )
@@ -77,14 +78,17 @@ def generate_grid(
         InputError: the autoencoder does not fit the model.
         CutShort: it was given up; no file is written.
     """
+    # The autoencoder is loaded for the pictures only: training steps do not need it.
     text_to_image = TextToImage(
         model, conditioning, load_autoencoder(autoencoder, str(conditioning.device)), decode_batch=1
     )
+    # The resolution may not be a whole number of patches.
     side = resolution // text_to_image.unit_px * text_to_image.unit_px
     seeds = range(seed, seed + len(prompts))
     batches = Batches(NUM_PICTURES, "train.device")
 
     def look(steps: int, latent: Tensor) -> None:
+        # After a signal, 20 s remain, and sampling may take longer.
         if cut_short():
             raise CutShort
 

@@ -107,14 +107,19 @@ def measure(
             return None
         # The last batch goes on into the next epoch: cut.
         batch = loader.batch(start).part(0, count - start).to(conditioning.device)
+        # The seed depends on the position alone, so the noise of a batch does not depend on those
+        # before it.
         noise = torch.randn(batch.latent.shape, generator=generator(seed, VALIDATION, start)).to(
             conditioning.device
         )
+        # All timesteps use the same pictures and noise, so that they differ by the time alone.
         for place in range(TIME_BINS):
             timestep = torch.full(
                 (len(batch),), (place + 0.5) / TIME_BINS, device=conditioning.device
             )
             target = objective.target(batch.latent, noise, timestep)
+            # Weights of the objective do not apply here, so that losses of different trainings
+            # compare.
             nothing = sample_losses(torch.zeros_like(target), target)
             of_nothing += nothing.double().sum().item() / TIME_BINS
             with autocast():

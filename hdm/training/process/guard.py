@@ -28,8 +28,11 @@ def end_with_parent() -> None:
 
 def _watch() -> None:
     with contextlib.suppress(OSError):
+        # The read blocks until the other end closes, which the kernel does however that process
+        # dies.
         while os.read(0, 1):
             pass
+    # sys.exit would only end this thread.
     os._exit(ORPHANED)
 
 
@@ -57,6 +60,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        # Until there is something to save, the signal interrupts whatever runs, even an import.
         if not self.deferred:
             raise Stopped
 
@@ -118,6 +122,7 @@ def signals_raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    # Only Python's main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What the flow's process and its training processes tell each other: one file each way.
+"""The files through which the flow's process and its training processes communicate.
 
 <scratch>/job.json            from the flow: what to train
 <scratch>/rank-0.pid          from each rank: whom to end
@@ -99,6 +99,7 @@ class Job:
         """The phase before; for the first one that of another pipeline, where `train.start` names
         it; else None.
         """
+        # At most one of a phase's inputs is a training.
         names = [name for name in self.inputs if name.startswith("train.") or name == START]
         return self.output(names[0]) if names else None
 
@@ -173,6 +174,8 @@ def checkpoint_step(folder: Path) -> int:
 
 def newest_checkpoint(scratch: Path) -> Path | None:
     """By its name, which ends in the number of steps; None where there is none."""
+    # Steps have eight digits, so names sort by step. Names of damaged checkpoints do not end in a
+    # digit.
     return max(scratch.glob("checkpoint-*[0-9]"), default=None)
 
 
@@ -208,6 +211,7 @@ def read_outcome(scratch: Path) -> dict[str, str]:
     {} if nothing was said.
     """
     outcomes = read_outcomes(scratch)
+    # An error comes before a lost peer, which is only its consequence in the other ranks.
     return next(
         (outcome for outcome in outcomes if outcome["state"] == ERROR),
         outcomes[0] if outcomes else {},
@@ -225,5 +229,6 @@ def read_outcomes(scratch: Path) -> list[dict[str, str]]:
 
 def outcome_error(outcome: Mapping[str, str]) -> HdmError:
     """The error that a rank raised, to be raised here."""
+    # Looking up the class keeps the exit code of the rank's error.
     kind = getattr(errors, outcome["kind"], HdmError)
     return kind(outcome["what"], where=outcome["where"] or None, do=outcome["do"] or None)

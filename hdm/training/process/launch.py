@@ -102,10 +102,12 @@ def make_companions(job: Job) -> None:
 
 def _run_once(job: Job, signals: Signals, report: _Report) -> int:
     """Train until the processes end; their exit code."""
+    # A rank of an earlier run may still write its outcome, so this waits before they are cleared.
     _wait_for_others(job)
     clear_outcomes(Path(job.scratch))
     job.write()
     with _started(job) as process:
+        # Each start writes a new log.
         report.log = _Tail(job.log)
         _follow(process, job, signals, report)
     return process.returncode
@@ -116,6 +118,7 @@ def _died(job: Job, code: int) -> bool:
     would recur.
     """
     states = [outcome["state"] for outcome in read_outcomes(Path(job.scratch))]
+    # A killed process leaves no outcome.
     silent = len(states) < job.settings.train.num_processes or PEER_LOST in states
     return code != 0 and ERROR not in states and silent
 
@@ -147,6 +150,7 @@ def _command(job: Job) -> list[str]:
         sys.executable,
         "-m",
         "torch.distributed.run",
+        # torchrun then meets on this machine, at a free port.
         "--standalone",
         "--nnodes",
         "1",
@@ -159,6 +163,7 @@ def _command(job: Job) -> list[str]:
 @contextlib.contextmanager
 def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
     """The child process; at the end of the block it and its ranks are gone."""
+    # The child inherits a handle of its own, so this one can be closed at once.
     with job.log.open("wb") as output:
         process = subprocess.Popen(
             _command(job),
@@ -166,6 +171,7 @@ def _started(job: Job) -> Iterator[subprocess.Popen[bytes]]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
+            # Without buffering, the log also has the last lines of a killed process.
             env={**child_environment(_environment(job)), "PYTHONUNBUFFERED": "1"},
         )
     try:
@@ -183,6 +189,7 @@ def _environment(job: Job) -> dict[str, str]:
     from hdm.models.devices import quiet_device  # torch
 
     settings = job.settings.train
+    # With several processes, threads that spin while waiting would take each other's cores.
     on_cpu_alone = settings.num_processes == 1 and quiet_device(settings.device) == "cpu"
     return training_environment() if on_cpu_alone else {}
 
@@ -193,6 +200,7 @@ def _kill(process: subprocess.Popen[bytes], job: Job) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if process.poll() is None:
+        # The child leads its own process group (start_new_session).
         os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:
         process.stdin.close()
@@ -211,6 +219,7 @@ def _follow(process: subprocess.Popen[bytes], job: Job, signals: Signals, report
                 GRACE_SEC,
             )
             process.send_signal(signal.SIGTERM)
+            # torchrun passes the signal on to its ranks.
             deadline = time.monotonic() + GRACE_SEC
         if signals.count > 1 or (deadline is not None and time.monotonic() > deadline):
             _kill(process, job)
@@ -224,11 +233,13 @@ class _Report:
     def __init__(self, job: Job, bar: Tracker) -> None:
         self.bar = bar
         self.num_images_seen = 0
+        # Resuming appends to this file, so only new lines are reported.
         self.timing = _Tail(Path(job.folder) / TIMING, from_end=True)
         self.log = _Tail(job.log)
 
     def update(self) -> None:
         for line in self.log.lines():
+            # Ranks log `LEVEL message`. Warnings are shown at once; the rest stays in the file.
             if line.startswith("WARNING "):
                 log.warning("%s", line.removeprefix("WARNING "))
         for line in self.timing.lines():
@@ -255,11 +266,14 @@ class _Tail:
             return []
         whole = added[: added.rfind(b"\n") + 1]  # a line still being written waits
         self.place += len(whole)
+        # Libraries write to this log too, and not always in UTF-8.
         return whole.decode(errors="replace").splitlines()
 
 
 def _judge(job: Job, code: int, stopped: bool) -> None:
     """Raise the error that the ranks' outcomes amount to, or return if they are done."""
+    # What the ranks reported explains most, then the signal, then the exit code and the log's last
+    # lines.
     outcome = read_outcome(Path(job.scratch))
     state = outcome.get("state")
     if state == DONE and code == 0:

@@ -53,6 +53,7 @@ def check_origin(job: Job) -> None:
     field = f"train.phases.{job.number}"
     state = _state(path)
     if state is None:
+        # Checkpoints lie at DIGEST/.scratch/checkpoint-STEP.
         there = [f"{other.parents[1].name}@{int(other.name[-8:])}" for other in _unfinished(job)]
         raise InputError(
             f"there is no checkpoint {job.phase.resume_from}; unfinished trainings of this phase:"
@@ -83,6 +84,7 @@ def check_origin(job: Job) -> None:
             do=f"undo the changes, or allow each by name: --set '{field}.resume_allow={allow}'",
         )
     seen = state["position"]["num_images_seen"]
+    # The clock advances by whole batches and must not be past the end of the phase.
     if seen % job.phase.batch_size or seen >= job.phase.num_images:
         raise ConfigError(
             f"the checkpoint {job.phase.resume_from} has seen {seen} images, from where batches of"
@@ -111,6 +113,7 @@ def notice(job: Job) -> str | None:
 
     Failed trainings are left out: their own error says how to continue, if that is worthwhile.
     """
+    # The phase continues from a checkpoint, so it does not start from the beginning.
     if job.phase.resume_from is not None or newest_checkpoint(Path(job.scratch)) is not None:
         return None
     for path in sorted(_unfinished(job), key=lambda path: path.stat().st_mtime, reverse=True):
@@ -143,6 +146,7 @@ def _is_alike(scratch: Path, identity: Mapping[str, Any], job: Job) -> bool:
 def _data(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The digests of the inputs with pictures and captions: all but the previous phase."""
     inputs = identity["inputs"]
+    # Another previous phase counts as a changed setting, not as other data.
     return {name: inputs[name] for name in inputs if not name.startswith("train.")}
 
 
@@ -187,6 +191,7 @@ def _named(identity: Mapping[str, Any], number: int) -> Iterator[tuple[str, Any]
     phase = dict(config.pop("phase", {}))
     # It always differs between a checkpoint and the phase that resumes from it.
     phase.pop("resume_from", None)
+    # These are the names that `--set` takes, so that they can be copied from an error.
     yield from _flat("train", config)
     yield from _flat(f"train.phases.{number}", phase)
     yield from _flat("inputs", identity["inputs"])

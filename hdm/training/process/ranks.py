@@ -46,9 +46,11 @@ class Ranks:
 
     def agreed(self, *wishes: bool) -> list[bool]:
         """For each wish, whether any process has it. Every process has to ask."""
+        # A single process has nobody to ask, and makes no collective call.
         if self.count == 1:
             return list(wishes)
         mine = torch.tensor([float(wish) for wish in wishes], device=self.device)
+        # The exchange is also a barrier: no process continues before all have said what they want.
         total = self.accelerator.reduce(mine, "sum")
         return [value > 0 for value in total.tolist()]
 

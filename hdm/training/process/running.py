@@ -59,6 +59,7 @@ def progress(job: Job) -> Progress | None:
     """What the last line of timing.jsonl says; None before the first."""
     with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
         content = (Path(job.folder) / TIMING).read_bytes()
+        # The line after it may be half written.
         last: dict[str, Any] = json.loads(content[: content.rfind(b"\n")].rsplit(b"\n", 1)[-1])
         total = num_steps(job.phase) * job.phase.batch_size
         return Progress(last["num_images_seen"], total, last["images_per_sec"], last["loss"])
@@ -79,9 +80,11 @@ def ask(job: Job, what: str, timeout_sec: float) -> Path:
     """
     request = _request(Path(job.scratch), what)
     deadline = time.monotonic() + timeout_sec
+    # Training looks for this file after each step.
     request.touch()
     while request.exists():
         ended = not living_ranks(job)
+        # A request that stays would be obeyed by the next training, for nobody.
         if ended or time.monotonic() > deadline:
             request.unlink(missing_ok=True)
             why = (
@@ -96,6 +99,7 @@ def ask(job: Job, what: str, timeout_sec: float) -> Path:
         if what == SAMPLE
         else [newest_checkpoint(Path(job.scratch))]
     )
+    # Training removes the request even if it could not fulfil it.
     if not asked or asked[-1] is None:
         raise InputError(f"the training could not {what}", where=job.log, do="its log says why")
     return asked[-1]

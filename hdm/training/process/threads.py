@@ -41,6 +41,7 @@ def keep_threads(scratch: Path, wanted: int | None) -> None:
 
 
 def _read(path: Path) -> int | None:
+    # An unreadable file counts as none: training then takes the present number.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads(path.read_bytes())["threads"])
     return None

@@ -45,4 +45,5 @@ class Average(Generic[Model]):
         # Asked for anew: sharding a model exchanges its parameters.
         mine = [local(parameter) for parameter in self.model.parameters()]
         theirs = [local(parameter) for parameter in self._averaged.parameters()]
+        # One call updates all tensors; a loop would cost more than the arithmetic.
         torch._foreach_lerp_(mine, theirs, 1 - decay_at(step, self.decay))

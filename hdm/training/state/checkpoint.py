@@ -121,6 +121,7 @@ def write_folder(
         for name, content in files.items():
             (aside / name).write_bytes(content)
         hashes = {file.name: fast_hash(file) for file in sorted(aside.iterdir())}
+        # The record comes last, since it holds the hashes of all other files.
         body = {**state, "xxh3": hashes}
         (aside / STATE).write_bytes(canonical_json({**body, "sha256": _digest(body)}))
         # Before the rename: a checkpoint that has its name is complete, also after a power cut.
@@ -128,6 +129,7 @@ def write_folder(
             sync(file)
         shutil.rmtree(path, ignore_errors=True)
         aside.rename(path)
+        # The rename is durable only once the parent folder is synced.
         sync(path.parent)
     except OSError as error:
         raise explain_os_error(error, path, needed) from error
@@ -141,6 +143,7 @@ def newest(
     """The newest intact checkpoint whose state is wanted, or None. Damaged ones are reported, set
     aside and skipped.
     """
+    # A killed run left these. Callers wait for the writer first, so nothing is being written now.
     for leftover in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
     for path in reversed(_all(folder)):
@@ -148,6 +151,7 @@ def newest(
             checkpoint = read(path)
         except DamagedError as error:
             log.warning("%s; the checkpoint before it is used", error.what)
+            # Damaged checkpoints are set aside for whoever looks for the cause.
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -170,6 +174,7 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         state = json.loads((path / STATE).read_bytes())
+        # The record is verified first, since it holds the hashes of the other files.
         claimed = state.pop("sha256")
         # Checkpoints of releases before 0.2 have sha256 alone.
         hashes, hashed = (
@@ -247,4 +252,5 @@ def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: P
             do="train.model has to stay the same over all phases",
         )
     for name, value in model.state_dict().items():
+        # Copying keeps the parameter objects, which optimizers hold, and their devices and shards.
         local(value).copy_(share(tensors[name], value))

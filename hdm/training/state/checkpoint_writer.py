@@ -75,6 +75,8 @@ class CheckpointWriter:
         """
         self.wait()  # one at a time: the buffers hold the one before until it is written
         buffers = self._buffers.result() if self._buffers is not None and not copied else None
+        # A step waits 0.14 s for the copy, instead of 1.77 s for the file (1.38 GB,
+        # bench/RESULTS.md).
         taken = tensors if buffers is None else _copied(tensors, buffers)
         save = partial(checkpoint.save, self.folder, step, taken, metrics, state)
         self._under_way = self._thread.submit(_one_after_other, save, then)
@@ -93,6 +95,7 @@ class CheckpointWriter:
             DoesNotFitError, HdmError: it could not be written.
         """
         under_way = self._under_way
+        # The future is dropped before `result`, so that its error is raised only once.
         self._under_way = None
         if under_way is not None:
             under_way.result()
@@ -125,6 +128,8 @@ def _buffers(tensors: Sets) -> Buffers | None:
 
 
 def _buffer(value: Tensor) -> Tensor:
+    # The system maps memory when it is first written to; zeroing moves that out of the step. Copies
+    # to pinned memory do not block the CPU.
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda).zero_()
 
 
@@ -136,6 +141,8 @@ def _copied(tensors: Sets, buffers: Buffers) -> Sets:
         for key, value in values.items():
             if key not in buffers[name]:
                 buffers[name][key] = _buffer(value)
+            # Copies from an accelerator are asynchronous: training may change the tensors only
+            # after the synchronization below.
             buffers[name][key].copy_(value.detach(), non_blocking=True)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -58,6 +58,7 @@ class Checkpoints:
 
     def make_ready(self) -> None:
         """Memory for checkpoints, once the optimizers have had a step that was not skipped."""
+        # A sharded model needs no buffers: its tensors are gathered into copies anyway.
         is_wanted = self.ranks.first and not self.ranks.sharded and not self.writer.ready
         if is_wanted and self.state.position.loss_count:
             self.writer.make_ready(self.state.tensors())
@@ -67,15 +68,18 @@ class Checkpoints:
         training continue meanwhile.
         """
         step = self.state.position.step
+        # If a timed checkpoint and a signal come after the same step, it is saved once.
         if step != self.saved_step and self.ranks.takes_part:
             tensors = self.state.tensors()
             if self.ranks.first:
                 content = self._content(tensors)
+                # Techniques are asked now: they will have moved on when the file is there.
                 then = self._then()
                 self.writer.write(step, tensors, metrics, content, then, copied=self.ranks.sharded)
         if wait:
             self.writer.wait()
             self.requests.done(SAVE)
+        # All ranks record it, so that they agree on what is due.
         self.saved_step = step
         self.saved_at = time.monotonic()
 
@@ -91,6 +95,7 @@ class Checkpoints:
     def _is_good(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> bool:
         """Whether training may go back to a checkpoint of these tensors."""
         now = self.state.position
+        # Finite weights may still be spoiled, which a lost step right before them indicates.
         return not now.lost_in_row and not now.exploded and all(map(finite, tensors.values()))
 
     def _then(self) -> Callable[[], None]:
@@ -118,6 +123,7 @@ class Checkpoints:
         origin = origin_folder(self.job)
         if origin is None:
             return b""
+        # The folder belongs to another training, so nothing in it is set aside.
         saved = checkpoint.read(origin)
         self.state.adopt(saved, self.job.phase.batch_size)
         return saved.metrics
@@ -138,6 +144,7 @@ class Checkpoints:
         now = self.state.position
         if saved is None or now.gone_back:
             raise hopeless(now, step.example, step.loss, step.norm, self.job, saved)
+        # Only weights and optimizers go back; position and clock continue.
         self.state.load_tensors(saved)
         now = replace(now, skipped_in_row=0, gone_back=1)
         self.state.position = now.noting(incident(WENT_BACK, now, step.example, step.loss))

@@ -36,6 +36,7 @@ class State:
         """Named sets; of a sharded model whole copies on rank 0, gathered by all ranks."""
         sets = {**self.trainable.tensors(), "optimizer": gathered(self.optimizers.tensors())}
         for technique in self.techniques:
+            # Names of sets become file names in the checkpoint, so they have to differ.
             sets |= technique.tensors()
         return sets
 
@@ -65,6 +66,7 @@ class State:
         """Go on from a checkpoint of a training with other settings, in batches of this size."""
         values = checkpoint.state["position"]
         self.load_tensors(checkpoint)
+        # The clock counts images, so steps are counted anew for another batch size.
         self.position = Position.of(values).with_batches_of(batch_size)
         for technique in self.techniques:
             technique.adopt(values)

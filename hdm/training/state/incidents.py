@@ -24,6 +24,8 @@ weights predict next to nothing and have that loss; those that get the noise rig
 picture for another one have no more, of latents with the usual variance of 1.
 """
 
+# Shares of the target that weights explain. A training that never reached KNOWN has too little to
+# lose; weights that explain less than FORGOTTEN times the best have lost it.
 KNOWN = 0.25
 FORGOTTEN = 0.5
 
@@ -35,6 +37,7 @@ def is_useless(loss: float | None, of_nothing: float) -> bool:
         loss: of the velocity; None: it is not finite.
         of_nothing: what it would be if no velocity at all were predicted for the same examples.
     """
+    # `not <=` instead of `>` makes NaN useless too.
     return loss is None or not loss <= USELESS * of_nothing
 
 
@@ -50,6 +53,7 @@ def incident(what: str, now: Position, example: Example, loss: float) -> dict[st
         "step": now.step,
         "num_images_seen": now.num_images_seen,
         "loss": loss if math.isfinite(loss) else None,
+        # Keys are read from the files, so only a few are.
         "keys": list(example.batch.keys[:KEYS_NOTED]),
     }
 

@@ -1,5 +1,5 @@
-"""What a phase leaves behind while it goes, beside its checkpoints: files that lie in its scratch
-until they go into its output.
+"""What a phase writes during training, apart from checkpoints: files that stay in its scratch until
+they go into its output.
 
     milestones/
         ema-0.05-00000100.safetensors    a name tells the step
@@ -100,6 +100,7 @@ class Milestones:
 
 def _copy(path: Path, target: Path) -> None:
     try:
+        # A hard link is a second name for the same bytes and takes no space.
         target.hardlink_to(path)
     except OSError:  # a file system without links
         shutil.copyfile(path, target)

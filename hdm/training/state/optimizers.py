@@ -16,7 +16,9 @@ from hdm.muon import Muon
 from hdm.sharding import like_layout, local
 from hdm.training.settings import Optimizer
 
+# Each step sets torch's `lr` to a share of this.
 BASE_RATE = "base_rate"
+# Jordan's value (see hdm/muon.py).
 MUON_MOMENTUM = 0.95
 # Matrices inside the blocks; embeddings, shared modulation and the output layer stay with AdamW.
 _BLOCK = re.compile(r"(^|\.)(blocks|enc_blocks|dec_blocks)\.\d+\.")
@@ -34,6 +36,7 @@ def is_muon(name: str, tensor: Tensor) -> bool:
     return (
         tensor.ndim == 2
         and _BLOCK.search(name) is not None
+        # A block's own modulation is treated like the shared one.
         and "adaln" not in name
         and name.endswith(".weight")
     )
@@ -68,6 +71,7 @@ class Optimizers:
         for name, value in model.named_parameters():
             if not value.requires_grad:
                 continue
+            # Names stay valid if parameters are grouped differently; numbers would not.
             self._names[id(value)] = name
             takes_muon = settings.kind == "muon" and for_muon(name, value)
             (muon if takes_muon else adamw)[name] = value
@@ -199,9 +203,11 @@ def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[
     """AdamW's groups: parameters of one rate and one decay together."""
     groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
     for name, value in parameters.items():
+        # Dividing by the fan-in is like muP, and part of the published recipe.
         rate = settings.learning_rate / (fan_in(value) if settings.per_fan_in else 1)
         groups[rate, settings.weight_decay if decays(name, value) else 0.0].append(value)
     found: list[dict[str, object]] = []
+    # Sorting gives every process the same order of groups.
     for rate, decay in sorted(groups):
         members = groups[rate, decay]
         found.append({"params": members, "lr": rate, BASE_RATE: rate, "weight_decay": decay})

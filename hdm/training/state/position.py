@@ -70,6 +70,7 @@ class Position:
         """Whether the last three steps were lost, or most of the last ten (of all where there are
         fewer).
         """
+        # A single lost step says nothing: training goes on after it.
         most = 2 * len(self.lost_lately) > min(LATELY, self.step)
         return most or self.lost_in_row >= LAST
 
@@ -79,9 +80,10 @@ class Position:
         Args:
             batch_size: images of the step.
             loss: their mean; None: the step was skipped.
-                useless: whether a loss that is finite is useless (`incidents.is_useless`).
+            useless: whether a loss that is finite is useless (`incidents.is_useless`).
         """
         moved = replace(self, step=self.step + 1, num_images_seen=self.num_images_seen + batch_size)
+        # Step numbers, unlike flags, show which entries are no longer recent.
         first = moved.step - LATELY
         skipped = tuple(step for step in self.skipped_lately if step > first)
         lost = tuple(step for step in self.useless_lately if step > first)
@@ -105,6 +107,8 @@ class Position:
         """The same with a step's loss, and that of predicting zeros for it, in the block of
         steps.
         """
+        # Steps are measured in blocks: a few samples say more about their times than about the
+        # weights.
         now = replace(
             self,
             block_loss=self.block_loss + loss * batch_size,
@@ -142,6 +146,7 @@ class Position:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Position:
         """From a checkpoint's values, among which are those of techniques."""
+        # Checkpoints of earlier versions lack newer fields, which keep their defaults.
         return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
 
 

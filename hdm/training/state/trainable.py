@@ -91,6 +91,7 @@ class WholeModel:
         load_weights(self.averaged, tensors("ema"), where)
 
     def write(self, folder: Path | None) -> None:
+        # All ranks of a sharded model have to gather, whether they write or not.
         files = {WEIGHTS: self.model, EMA: self.averaged}
         for name, model in files.items():
             tensors = gathered(model.state_dict())

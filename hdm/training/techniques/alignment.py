@@ -87,6 +87,7 @@ class Aligned(nn.Module):
             hook.remove()
         start, end = self.model.config.tread_route(route)
         if kept is not None and start <= self.block < end:
+            # A block on the route has only the kept tokens.
             features = features.take_along_dim(kept[..., None], 1)
         # Text tokens come last.
         return velocity, cosines(self.projector(states[0][:, : features.shape[1]]), features)
@@ -113,12 +114,15 @@ class Alignment(Technique):
         settings: Optimizer,
         seed: int,
     ) -> None:
+        # The weight is negative, since the similarity should grow.
         self.weights = {ALIGNMENT: -weight}
         self.settings = settings
         self.cosine_sum = 0.0
+        # fork_rng leaves torch's own generator as it was, with or without a projector.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.aligned = Aligned(model, block, feature_width)
+        # Only the projector moves: the model is on its device already, and may be sharded.
         self.aligned.projector.to(next(model.parameters()).device)
         self.optimizers = Optimizers(self.aligned.projector, settings)
 
@@ -130,6 +134,8 @@ class Alignment(Technique):
         return {"features": batch.features}
 
     def update(self, factor: float) -> None:
+        # The projector is clipped by itself, so that neither its gradients nor the model's shrink
+        # the other's.
         clip_grad_norm_(self.aligned.projector.parameters(), self.settings.clip_norm)
         self.optimizers.step(factor)
 

@@ -54,7 +54,9 @@ class Best:
         What has been added since it was taken, while it was being written, stays.
         """
         self._in_checkpoints = [self._in_checkpoints[-1], step]
+        # Training may resume from either of the two checkpoints that are kept.
         needed = {self._of(wanted) for wanted in self._in_checkpoints if wanted is not None}
+        # Later steps stay, since they came while the checkpoint was being written.
         for path in self.folder.glob("[0-9]*"):
             if path not in needed and step is not None and path < self._of(step):
                 shutil.rmtree(path)
@@ -114,8 +116,10 @@ class BestSoFar(Technique):
         if self.ranks.first:
             # After a lost step the averages may be whole beside weights that are not.
             self._watch(now.step, None if now.lost_in_row else measured[self.watched])
+        # Only rank 0 knows the loss, but all ranks keep weights and end.
         self.ended, is_best = self.ranks.agreed(self.ended, self.best_step == now.step)
         if is_best:
+            # Every rank writes the best step into its state.
             self.best_step = now.step
             if self.files is not None and self.ranks.takes_part:
                 self.files.add(now.step, writes=self.ranks.first)
@@ -128,6 +132,7 @@ class BestSoFar(Technique):
             self.best_loss = loss
             self.worse_in_row = 0
         else:
+            # An equal loss is no improvement.
             self.worse_in_row += 1
             self.ended = self.patience is not None and self.worse_in_row >= self.patience
 

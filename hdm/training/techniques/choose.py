@@ -48,9 +48,11 @@ def choose_techniques(
     phase = job.phase
     milestones = Milestones(Path(job.scratch))
     steps = num_steps(phase)
+    # The guard is always on; settings ask for the other techniques.
     techniques: list[Technique] = [SpikeGuard(phase.batch_size, warns=ranks.first)]
     if settings.dropout:
         techniques.append(DropoutSeeds(settings.seed))
+    # The loader reads features only if `align_weight` is set.
     if batch.features is not None:
         seed = seed_at(settings.seed, PROJECTION, job.number)
         block = settings.aligned_block
@@ -58,6 +60,7 @@ def choose_techniques(
         weight = settings.align_weight
         optimizer = phase.optimizer
         techniques.append(Alignment(trainable.model, block, width, weight, optimizer, seed))
+    # The loader is opened when it is first needed, and then kept.
     loader = cache(partial(assembly.measured_loader, job, "validation", BATCH_SIZE))
     every = settings.validate_every
     raw = settings.validate_raw

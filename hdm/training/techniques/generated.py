@@ -39,6 +39,7 @@ class GeneratedPictures(Technique):
         if not self.due(now):
             return {}
         name = f"generated-{now.num_images_seen:010d}.png"
+        # The other ranks of a sharded model sample too, and write nothing.
         writing = self.milestones.write(name) if self.ranks.first else contextlib.nullcontext()
         with writing as path:
             self.grid.write(path, self.ranks.interrupted)

@@ -45,6 +45,7 @@ class HeldOut(Technique):
         averaged = self._losses(self.trainable.averaged).held_out()
         if not self.raw:
             return averaged
+        # The raw weights are measured without dropout, like the average.
         model = self.trainable.model.eval()
         try:
             raw = self._losses(model).held_out()

@@ -38,7 +38,9 @@ class PowerTracks:
         = (1 - 1/t)^(γ+1) (section 3.1).
         """
         for length, mine in self._averages.items():
+            # β is 0 at the first step, so nothing remains of the random start.
             weight = 1 - (1 - 1 / (step + 1)) ** (gamma_of(length) + 1)
+            # Each process averages its own shard.
             averages = [local(average) for average in mine]
             torch._foreach_lerp_(averages, [local(value) for value in self._theirs], weight)
 

@@ -38,6 +38,7 @@ class SpikeGuard(Technique):
         self.spikes = 0
 
     def after_step(self, step: Step) -> list[str]:
+        # A contrastive loss may be negative, and has no logarithm.
         if not step.is_finite or step.loss <= 0:
             return []
         if self._stands_out(step.loss, step.before):
@@ -57,8 +58,10 @@ class SpikeGuard(Technique):
         """Take a loss's logarithm into the averages, which are plain means at first. A spike says
         nothing of what is usual.
         """
+        # 1/n gives the plain mean of the first n steps; skipped steps do not count.
         weight = max(1 - MEMORY, 1 / (now.step - now.skipped))
         self.level += weight * (height - self.level)
+        # The mean distance reacts less to a single outlier than a variance would.
         self.spread += weight * (abs(height - self.level) - self.spread)
 
     def _warn(self, step: Step) -> None:
