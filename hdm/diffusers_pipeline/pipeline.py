@@ -155,6 +155,7 @@ class HDMPipeline(DiffusionPipeline):
             images: Any = (
                 latent if output_type == "latent" else _converted(self._decode(latent), output_type)
             )
+        # With offloading, this moves the last model off the accelerator.
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -164,6 +165,7 @@ class HDMPipeline(DiffusionPipeline):
         return self._autoencoder().downscale
 
     def _autoencoder(self) -> Autoencoder:
+        # Offloading moves the model while the pipeline runs, so the wrapper is made at each use.
         return of_model(self.vae, self._execution_device)
 
     def _texts(self, prompts: list[str], negatives: list[str], count: int) -> tuple[Text, Text]:
@@ -177,6 +179,7 @@ class HDMPipeline(DiffusionPipeline):
             Tokenizer(self.tokenizer), encoder, [*prompts, *negatives], self.config.max_tokens
         )
         assert mask is not None
+        # An offloaded text encoder leaves its output where it ran.
         texts = Text(embedding.to(self._execution_device), mask.to(self._execution_device))
         of_prompts = [row for row in range(len(prompts)) for _ in range(count)]
         of_negatives = (
@@ -247,6 +250,7 @@ class HDMPipeline(DiffusionPipeline):
 def _seeds(generator: Generators, count: int) -> list[Seed]:
     if isinstance(generator, Sequence):
         return list(generator)
+    # One generator draws for all pictures in turn, as diffusers' own pipelines do.
     return [torch.default_generator if generator is None else generator] * count
 
 

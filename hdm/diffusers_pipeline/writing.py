@@ -80,6 +80,7 @@ def write_folder(out: Path, model: StoredModel, components: Resolved) -> None:
     try:
         _write(aside, model.weights, components)
         write_json(aside / MODEL_INDEX, index)
+        # The rename makes the folder appear at once, complete.
         aside.rename(out)
     except OSError as error:
         raise explain_os_error(error, out) from error
@@ -119,7 +120,10 @@ def _index(model: StoredModel, components: Resolved) -> dict[str, Any]:
             ),
         )
     autoencoder = load_autoencoder(components.need("autoencoder"))
+    # The constructor raises if the three do not fit each other.
     TextToImage(model.denoiser(), conditioning, autoencoder)
+    # diffusers does not know our own class of tiny autoencoders, and would need code from us to
+    # load it.
     if not hasattr(diffusers, str(autoencoder.identity["class"])):
         raise InputError(
             "is no autoencoder that diffusers loads",
@@ -154,6 +158,7 @@ def _write(folder: Path, weights: Weights, components: Resolved) -> None:
 
     reference = components.need("autoencoder")
     autoencoder = locate(reference)
+    # Components keep their files' bits. Weights may be split over several files.
     _copy(autoencoder, folder / "vae", ("config.json", "diffusion_pytorch_model*.safetensors*"))
     config = read_json(autoencoder / "config.json", do="name a folder with a diffusers autoencoder")
     # Said aloud, since diffusers takes a scale of its own where a file says none.

@@ -31,6 +31,7 @@ def draw_timesteps(
     Returns:
         (batch,) float32 in (0, 1) on `device`.
     """
+    # The generator's device draws, so that a seed gives the same times wherever the model runs.
     source = generator.device if generator is not None else device
     normal = torch.randn(batch, generator=generator, device=source)
     return shift_timesteps(normal.sigmoid(), shift).to(device)
@@ -49,6 +50,7 @@ def shift_timesteps(timestep: Tensor, shift: float) -> Tensor:
 
 def interpolate(latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """The noisy latent t·noise + (1-t)·latent."""
+    # (B,) → (B, 1, …), to broadcast over whatever follows.
     t = timestep.view(-1, *[1] * (latent.ndim - 1))
     return t * noise + (1 - t) * latent
 
@@ -70,6 +72,7 @@ def sample_losses(predicted: Tensor, wanted: Tensor, contrastive_weight: float =
     Returns:
         (B,) float32; with a weight it may be negative.
     """
+    # Errors are squared in float32 even if the model computes in 16 bits.
     predicted = predicted.float()
     wanted = wanted.float()
     losses = (predicted - wanted).square().flatten(1).mean(1)
@@ -90,6 +93,7 @@ def neighbour_distances(predicted: Tensor, wanted: Tensor) -> Tensor:
     Returns:
         (B,); 0 for the last of an odd number, which has no neighbour.
     """
+    # The last sample of an odd batch has no neighbour.
     paired = len(wanted) // 2 * 2
     other = wanted[:paired].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     distances = (predicted[:paired] - other).square().flatten(1).mean(1)
@@ -122,6 +126,7 @@ def _min_snr(timestep: Tensor, gamma: float) -> Tensor:
 
 @lru_cache
 def _mean_min_snr(gamma: float, shift: float) -> float:
+    # Evenly spaced quantiles, unlike draws, give the same factor in every process and run.
     quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
     return float(
         _min_snr(shift_timesteps(torch.special.ndtri(quantiles).sigmoid(), shift), gamma).mean()
@@ -141,6 +146,7 @@ def losses_by_time(losses: Tensor, timestep: Tensor, num_bins: int = 10) -> tupl
         holds t in [i, i+1) / num_bins.
     """
     losses = losses.detach()
+    # t = 1 belongs to the last bin.
     bins = (timestep * num_bins).long().clamp(0, num_bins - 1)
     sums = losses.new_zeros(num_bins)
     counts = losses.new_zeros(num_bins)

@@ -93,6 +93,7 @@ class GuidedVelocity:
     def __post_init__(self) -> None:
         kept, kept_negative = [num_kept(len(self.positions), rate) for rate in self.tread_rates]
         self.same_kept = kept == kept_negative
+        # Texts stay the same over all steps, so they are joined once.
         self.both = self._together() if self.same_kept and self.scale != 1 else None
 
     def __call__(self, latent: Tensor, timestep: Tensor) -> Tensor:
@@ -100,6 +101,7 @@ class GuidedVelocity:
         if not self._guides(timestep):
             return self._predict(latent, timestep, self.prompt, kept)
         if self.both is not None:
+            # Both branches drop the same tokens, so that they differ by the prompt alone.
             twice = None if kept is None else kept.repeat(2, 1)
             with_prompt, without = self._predict(
                 latent.repeat(2, 1, 1, 1), timestep.repeat(2), self.both, twice
@@ -115,10 +117,13 @@ class GuidedVelocity:
             # Without reading the time, for which an accelerator would have to be waited for.
             return self.scale != 1
         first, last = self.interval
+        # All samples of a batch share one time.
         return first <= timestep[0].item() <= last
 
     def _predict(self, latent: Tensor, timestep: Tensor, text: Text, kept: Tensor | None) -> Tensor:
         log_aspect = timestep.new_full(timestep.shape, self.log_aspect)
+        # Guidance scales up the difference of two close predictions, which 16 bits would round
+        # away.
         return self.model(
             latent,
             timestep,
@@ -140,12 +145,15 @@ class GuidedVelocity:
 
     def _together(self) -> Text | None:
         length = max(self.prompt.embedding.shape[1], self.negative.embedding.shape[1])
+        # Masked padding changes no result, so both branches can have the longer text's length.
         if self.model.config.text_mask == "masked":
             texts = self.prompt.padded(length), self.negative.padded(length)
             return Text(
                 torch.cat([text.embedding for text in texts]),
                 torch.cat([text.valid() for text in texts]),
             )
+        # Without masks the model attends to padding, so only texts of equal length may share a
+        # batch.
         if self.prompt.embedding.shape == self.negative.embedding.shape:
             return Text(torch.cat((self.prompt.embedding, self.negative.embedding)))
         return None

@@ -87,6 +87,7 @@ def schedule(steps: int, shift: float = 1.0) -> Tensor:
     """
     if steps < 1:
         raise InputError(f"{steps} sampling steps", do="use 16 to 32")
+    # The schedule is computed in float64 and rounded once.
     return shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
 
 
@@ -117,10 +118,12 @@ def sample(
         slope = model(latent, latent.new_full((len(latent),), now))
         ahead = latent + (then - now) * slope
         if solver == "heun":
+            # Heun's method follows the mean of the slopes at both ends of the step.
             slope = (slope + model(ahead, latent.new_full((len(latent),), then))) / 2
             ahead = latent + (then - now) * slope
         latent = ahead
         changed = on_step(done, latent) if on_step is not None else None
+        # diffusers' callbacks may change the latent.
         latent = latent if changed is None else changed
     return latent
 
@@ -164,6 +167,8 @@ def generate(
     if len(seeds) != batch:
         raise InputError(f"{batch} prompts and {len(seeds)} seeds", do="give one seed a prompt")
     device = prompt.embedding.device
+    # The camera moves the latent grid's positions; they are brought to the patch grid afterwards,
+    # as in training.
     positions = (camera or Camera()).move(full_map(height, width, model.config.positions))
     generators = [_generator(seed) for seed in seeds]
     shape = model.config.channels, height, width
@@ -177,6 +182,7 @@ def generate(
         prompt,
         negative.expand(batch),
         positions=to_patch_grid(positions, height, width, model.config.patch_size).to(device),
+        # The aspect is that of the picture, whatever the camera shows of it.
         log_aspect=math.log(width / height),
         scale=sampling.guidance_scale,
         interval=sampling.guidance_interval,

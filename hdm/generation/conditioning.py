@@ -33,10 +33,12 @@ class Conditioning:
 
     @cached_property
     def encoder(self) -> TextEncoder:
+        # Training on cached embeddings never loads the encoder, which takes seconds and gigabytes.
         return load_text_encoder(self.reference, str(self.device), self.dtype)
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The text embedding of a batch on this device, (b, T, D) float32."""
+        # The stage encode cached these embeddings.
         if batch.text is not None:
             return batch.text
         assert batch.token_ids is not None
@@ -54,6 +56,7 @@ def encode_prompts(
     """The texts of prompts, cut to max_tokens and padded to the longest of them, on the encoder's
     device.
     """
+    # Models that attend to padding depend on its length, so texts are padded only to the longest.
     rows = tokenizer.token_ids(prompts, max_tokens)
     longest = max(len(row) for row in rows)
     token_ids = torch.tensor([[*row, *[tokenizer.pad_id] * (longest - len(row))] for row in rows])

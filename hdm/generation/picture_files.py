@@ -73,6 +73,7 @@ def named(picture: np.ndarray, text: str) -> np.ndarray:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
+        # A word that is wider than the picture still gets a line.
         if lines[-1] and font.getlength(longer) > width - 2 * MARGIN_PX:
             lines.append(word)
         else:
@@ -90,6 +91,7 @@ def png(pixels: np.ndarray, texts: Mapping[str, Any] | None = None) -> bytes:
     """
     info = PngInfo()
     for key, value in (texts or {}).items():
+        # Pillow writes text beyond Latin-1 as iTXt, in UTF-8.
         info.add_text(
             key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         )

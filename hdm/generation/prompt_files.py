@@ -33,6 +33,7 @@ def _from_json(line: str, number: int, path: Path) -> str:
         value = json.loads(line)
     except ValueError as error:
         raise InputError(f"line {number} is not JSON: {error}", where=path) from error
+    # JSON of another type has no fields, and gets the same error.
     fields = value if isinstance(value, dict) else {}
     for name in ("prompt", "text", "caption"):
         prompt = fields.get(name)

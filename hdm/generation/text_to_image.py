@@ -57,6 +57,7 @@ class TextToImage:
                 f" {config.text_width}",
                 do="name the text encoder that the model was trained with",
             )
+        # Kernels skip modules that were wrapped or hooked before, so this comes last.
         install(self.denoiser)
 
     @property
@@ -105,6 +106,7 @@ class TextToImage:
             )
         # Encoded together, so that all are padded alike.
         texts = self.conditioning.of_prompts([*prompts, *negative_prompts])
+        # Negative prompts follow the prompts.
         negative = texts.rows(slice(count, None))
 
         def work(numbers: Sequence[int]) -> list[np.ndarray]:
@@ -122,13 +124,16 @@ class TextToImage:
             return list(to_pixels(self._decode(latent)))
 
         made: list[np.ndarray] = []
+        # A number stands for a prompt together with its seed and negative prompt.
         for _, pictures in batches.run(list(range(count)), work):
             made += pictures
         return made
 
     def _decode(self, latent: Tensor) -> Tensor:
+        # The denoiser works on latents of mean 0 and deviation 1, the autoencoder on raw ones.
         raw = self.autoencoder.denormalize(latent)
         return torch.cat(
+            # At high resolution, decoding takes much memory.
             [self.autoencoder.decode(part) for part in raw.split(self.decode_batch or len(raw))]
         )
 
