@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+# With eight rounds, rank correlation and neighbours of the order are about as by chance
+# (bench/RESULTS.md).
 ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -45,6 +47,7 @@ def uniform(positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
         (…) float64 in [0, 1).
     """
     drawn = mix(mix(positions.astype(np.uint64)) ^ _key(seed, stream))
+    # A float64 holds the upper 53 bits exactly, so the result never rounds up to 1.
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -77,6 +80,7 @@ def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarra
     Returns:
         (n,) int64 in [0, count), different for different places.
     """
+    # Each half has this many bits: 4^half is the smallest power of four that is at least `count`.
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     tables = _round_tables(half, seed, epoch)
     permuted_places = _feistel(places.astype(np.int64), half, tables)
@@ -109,6 +113,7 @@ def endless(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, half: int, tables: np.ndarray) -> np.ndarray:
+    # These are new arrays, which the rounds below may change in place; `values` is the caller's.
     left = values >> half
     right = values & ((1 << half) - 1)
     for table in tables:

@@ -30,7 +30,9 @@ def key_of(source: str, ordinal: int = 0) -> Key:
         source: URL, or path relative to the source.
         ordinal: how many pictures of the same source came before, which only archives can hold.
     """
+    # No path or URL contains a NUL, so a numbered source never equals another source.
     named = f"{source}\0{ordinal}" if ordinal else source
+    # A path that is not UTF-8 contains lone surrogates, which plain UTF-8 refuses to encode.
     return Key(hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS])
 
 
@@ -63,6 +65,7 @@ def key_numbers(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
         ValueError: one is not 16 lower-case hex digits.
     """
     column = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    # Offsets of 32 bits would end at 134 million keys.
     text = column.cast(pa.large_binary())
     is_whole = pc.equal(pc.binary_length(text), DIGITS)
     if text.null_count or not pc.all(is_whole, min_count=0).as_py():
@@ -88,5 +91,6 @@ def _numbers(characters: np.ndarray) -> np.ndarray:
     digits = characters - below_first
     if (digits > 15).any() or (is_letter != (digits > 9)).any():
         raise ValueError("a key is not 16 hex digits")
+    # Big-endian numbers sort as their texts do.
     nibbles = digits[:, 0::2] << 4 | digits[:, 1::2]
     return nibbles.view(">u8").astype(np.uint64).reshape(-1)

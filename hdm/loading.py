@@ -68,10 +68,13 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
             each other.
         DamagedError: a file cannot be read.
     """
+    # Variables left over from a launcher would make Accelerate wait for processes that do not
+    # exist.
     forget_launchers()
     resolved = resolve(components)
     named = {}
     for name in DENOISING:
+        # A denoiser cannot do without these two; other components of the folder are not loaded.
         reference = getattr(resolved, name)
         if reference is not None:
             named[name] = reference
@@ -82,6 +85,7 @@ def load(path: Path, components: Components, device: torch.device) -> Loaded:
         return _trained(path, model, named, device)
     if model.kind == "diffusers":
         return _diffusers_folder(path, model, named, device)
+    # Bare files, checkpoints included, do not record what they were trained with.
     return _bare_file(path, model, named, device)
 
 
@@ -93,6 +97,8 @@ def _trained(
     """
     card = model.card
     names = {**card.component_names, **_finetuned(folder)}
+    # Another autoencoder or text encoder of the same shapes would load without an error, and draw
+    # something else.
     components = {}
     for component in DENOISING:
         components[component] = _own_component(
@@ -118,6 +124,7 @@ def _finetuned(folder: Path) -> dict[str, str]:
         digest = read_output(folder).inputs[FINETUNED]
     except (FileNotFoundError, KeyError):
         return {}
+    # STORE/train.64px/DIGEST: the store is two levels up.
     place = folder.resolve().parents[1] / FINETUNED / digest / AUTOENCODER_FOLDER
     return {"autoencoder": str(place)} if place.is_dir() else {}
 
@@ -136,7 +143,9 @@ def _own_component(
                 do="name the one that it was trained with",
             )
         return named
+    # A card records only names that are valid on every machine, and no paths.
     reference = resolve(Components(folder=DEMO)).need(component) if portable == DEMO else portable
+    # The name may stand for other weights here, such as those of another release.
     if digest is None or weights_digest(str(locate(reference, download=True))) != digest:
         raise InputError(
             f"the model's {what} is not known here: {portable}'s is another",
@@ -161,6 +170,7 @@ def _diffusers_folder(
     folder: Path, model: StoredModel, named: Mapping[str, str], device: torch.device
 ) -> Loaded:
     """A pipeline folder with the subfolders transformer, vae, text_encoder and tokenizer."""
+    # Other components would silently change what the folder draws.
     if named:
         raise InputError(
             "a diffusers folder brings its own components",

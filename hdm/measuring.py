@@ -1,4 +1,4 @@
-"""What components are worth, measured piece by piece for as long as there is time."""
+"""Measures the quality of components piece by piece, within a time limit."""
 
 from __future__ import annotations
 
@@ -61,9 +61,11 @@ def measure_in_time(
     with track("measuring", sum(one.num_pieces for one in measures.values()), "pieces") as bar:
         waiting = list(measures)
         while waiting:
+            # This is a copy, since measures leave the list in the loop.
             for name in tuple(waiting):
                 one = measures[name]
                 begun = now()
+                # The next piece is expected to take as long as the longest so far.
                 late = until is not None and begun + longest[name] > until
                 if one.pieces_done == one.num_pieces or (one.pieces_done and late):
                     waiting.remove(name)
@@ -84,8 +86,9 @@ def seconds_of_all(measures: Mapping[str, Measure]) -> float:
 
 
 def balance(wanted: np.ndarray, others: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How well each threshold tells values apart: the share of the wanted ones that reach it, or,
-    if it is less, that of the others that do not; NaN where there are none to tell."""
+    """How well each threshold separates two sets of values: the share of the wanted ones that reach
+    it or the share of the others that do not, whichever is less; NaN if either set is empty.
+    """
     if not len(wanted) or not len(others):
         return np.full(len(thresholds), np.nan)
     missed = np.searchsorted(np.sort(wanted), thresholds) / len(wanted)

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from hdm.sharding import all_gather, local, share
 
+# Jordan chose the steepest slope at 0, so that small singular values grow fast; the price is that
+# they end near 1 and not at it.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 TOGETHER = 1 << 20  # elements; 4 MB of float32, about a cache
@@ -68,6 +70,7 @@ class Muon(torch.optim.Optimizer):
         gradients = [local(matrix.grad) for matrix in matrices if matrix.grad is not None]
         averages = [local(self._average(matrix)) for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        # Nesterov's form moves the gradient towards the average that it has just entered.
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
         together = []
         for direction, matrix in zip(directions, matrices, strict=True):
@@ -81,6 +84,8 @@ class Muon(torch.optim.Optimizer):
             else math.sqrt(max(1.0, rows / columns))
         )
         weights = [local(matrix) for matrix in matrices]
+        # Weight decay is decoupled from the gradient, as in AdamW: all orthogonalized moves have
+        # one size, in which a decay term would be lost.
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         shaped = []
@@ -118,8 +123,11 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     Returns:
         (N, R, C); float32 on a CPU, bfloat16 elsewhere.
     """
+    # The Gram matrix is smaller for the shorter side.
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     wide = wide.float()
+    # The Frobenius norm bounds the largest singular value, so all of them start in [0, 1], where
+    # the quintic converges. A matrix of zeros stays zero.
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     direction = _on_gram_matrix(wide) if wide.is_cpu else _on_matrix(wide.bfloat16())
     return direction.mT if matrices.shape[1] > matrices.shape[2] else direction
@@ -132,6 +140,8 @@ def _on_gram_matrix(wide: Tensor) -> Tensor:
     for number in range(STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
+        # Z is a polynomial of R and commutes with it, so the Z of all steps are multiplied first,
+        # and X only once.
         product = factor if product is None else factor @ product
         if number + 1 < STEPS:
             gram = factor @ gram @ factor

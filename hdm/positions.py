@@ -111,6 +111,7 @@ def to_patch_grid(positions: Tensor, height: int, width: int, patch_size: int) -
         )
     if patch_size == 1:
         return positions
+    # Interpolation takes (B, 2, H, W), a picture with y and x as channels.
     planes = positions.reshape(-1, height, width, 2).permute(0, 3, 1, 2).float()
     small = F.interpolate(
         planes, (height // patch_size, width // patch_size), mode="bilinear", antialias=True

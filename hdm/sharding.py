@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # where nothing is sharded, nobody waits the second that this
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    # isinstance would need the import that is deferred above.
     return hasattr(tensor, "device_mesh")
 
 
@@ -45,6 +46,7 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
+    # Every process holds the whole tensor, so none has to send it (src_data_rank=None).
     return distribute_tensor(
         tensor, like.device_mesh, like.placements, src_data_rank=None
     ).to_local()
@@ -58,6 +60,7 @@ def all_gather(shard: Tensor, like: Tensor) -> Tensor:
         return shard
     from torch.distributed.tensor import DTensor
 
+    # Shape and stride have to be given, since shards may differ in size.
     return whole(
         DTensor.from_local(
             shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
@@ -81,8 +84,12 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first = not dist.is_initialized() or dist.get_rank() == 0
     whole_tensors = {}
     for name, tensor in tensors.items():
+        # Every rank gathers, since it is a collective operation, though only rank 0 keeps the
+        # result.
         together = whole(tensor)
         if first:
+            # Tensors go to main memory one by one, since all of them together may not fit on the
+            # device.
             whole_tensors[name] = together.cpu() if is_sharded(tensor) else together
     return whole_tensors
 
@@ -91,6 +98,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether all values in this process's shards are finite; True without tensors."""
     are_finite = [torch.isfinite(local(tensor)).all() for tensor in tensors.values()]
+    # One transfer from the device answers for all tensors.
     return not are_finite or bool(torch.stack(are_finite).all())
 
 
@@ -98,6 +106,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
     """The 2-norm of each whole tensor, over all its shards, (len(tensors),)."""
     lengths = torch.stack(torch._foreach_norm([local(tensor.detach()) for tensor in tensors]))
     if any(map(is_sharded, tensors)):
+        # Squares add up over shards; norms do not.
         squares = lengths.square()
         dist.all_reduce(squares)
         lengths = squares.sqrt()
