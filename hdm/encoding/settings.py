@@ -49,6 +49,8 @@ class EncodeSettings(Settings):
     """Side of the overlapping tiles in which larger pictures are encoded, for pictures that do not
     fit in memory. None: whole.
     """
+    # Digests leave out the settings from here on, which change how the stage runs and not its
+    # files.
     crop_pictures: values.CountOrNone = runtime(4)
     """Number of pictures of each resolution on which crops of latents are compared with encoded
     crops.

@@ -33,6 +33,8 @@ class Optimizer(Settings):
     muon_learning_rate: values.LearningRate = 0.02
     """Muon's rate."""
     per_fan_in: bool = False
+    # `since` keeps a later setting out of digests until it is set, so that earlier outputs keep
+    # theirs.
     state_bits: Literal[32, 8] = since("0.1.0", 32)
     """Precision of AdamW's two moments; 8 (needs the package bitsandbytes) takes a quarter of the
     memory.
@@ -80,6 +82,7 @@ class Phase(Settings):
     """Names of settings that may differ from the checkpoint's, such as
     train.phases.0.optimizer.learning_rate; any other difference is refused.
     """
+    # These two change the result by rounding only, so digests leave them out.
     micro_batch: values.Batch | None = runtime(None)
     """Images per forward pass on one device; None: the device's whole share."""
     checkpoint_blocks: values.Share = runtime(0.0)
@@ -427,5 +430,7 @@ class JobSettings(Settings):
     @classmethod
     def of(cls, pipeline: Mapping[str, Any]) -> JobSettings:
         """From the whole pipeline as plain values, which were checked when it was read."""
+        # Other packages' settings are left out: a training process need not import what declares
+        # them.
         fields = cls.model_fields.keys() & pipeline.keys()
         return cls.model_validate({name: pipeline[name] for name in fields})

@@ -52,6 +52,8 @@ class VaeSettings(Settings):
     """Seed of new weights, crops and random draws."""
     num_measured: values.Count = 256
     """Number of pictures kept out of training on which quality is measured, before and after."""
+    # Digests leave out the settings from here on, which change how training runs and not its
+    # result.
     checkpoint_sec: values.Seconds = runtime(300.0)
     """Seconds between checkpoints."""
     device: values.Device = runtime("auto")
