@@ -159,6 +159,7 @@ def stop(
 ) -> None:
     """Ask the runs of this store to save and stop."""
     root = store_root(store)
+    # Another user's services folder cannot be read: without this check, nothing would seem to run.
     if not visible(root):
         raise HdmError(
             "the services of this store, and so its runs, belong to another user",
@@ -169,6 +170,7 @@ def stop(
     for one in found:
         console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")
     left = stop_runs(found, root, STOP_SEC)
+    # After the runs, which report their end to the server among these services.
     alive = serving(root)
     if everything and alive:
         console.print(f"stopping the services (pid {alive.pid})")

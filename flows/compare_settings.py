@@ -41,6 +41,8 @@ def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
             HdmError: cells failed; the others were trained nevertheless, and the table tells of
                 them.
         """
+        # Every cell's settings are checked before the first cell trains, not hours later at its
+        # turn.
         grid = configured_grid(project, lab, only, seeds, overrides)
         preflight(grid, project.store)
         cells = grid.cells()
@@ -50,6 +52,8 @@ def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
         with running(project, grid.lab.pipeline, list(grid.common()), lab=f"lab-{lab}") as run:
             train_cell = cell_task(run, grid)
             for number, one in enumerate(cells, 1):
+                # The state, not the result: a failed cell does not end the others. A cancelled one
+                # does.
                 state = train_cell(one.name, return_state=True)
                 found = state.result(raise_on_failure=state.is_cancelled())
                 if isinstance(found, CellRecord):
@@ -59,6 +63,7 @@ def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
                     logger.warning("%s failed: %s", one.name, found)
                 elapsed = time.monotonic() - began
                 logger.info("%s", progress(number, len(cells), one.name, records, elapsed))
+            # Also after failures: the table shows the cells that are finished.
             table_task(run, grid)()
         if failed:
             failures = "\n".join(f"{name}: {message}" for name, message in failed.items())
@@ -71,6 +76,7 @@ def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
     return compare_settings
 
 
+# Made on access, not at import: nothing may read the environment when this module is imported.
 def __getattr__(name: str) -> Any:
     """The flow, for a deployment of one's own; the environment says where it works.
 
@@ -88,6 +94,7 @@ def progress(
     """One line: which cell is done, how long it took, and how long the others will take if they are
     like those trained until now.
     """
+    # Cells found in the store took no time and say nothing about those to come.
     trained = [record for record in records if not record.cached]
     mine = next((record for record in records if record.name == name), None)
     took = "failed" if mine is None else "up to date" if mine.cached else f"{mine.seconds:.0f} s"

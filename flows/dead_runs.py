@@ -1,9 +1,9 @@
-"""Telling Prefect of the runs whose process is gone: without a word from it they would be Running
-for ever.
+"""Report runs whose process is gone to Prefect, which would otherwise show them as Running for
+ever.
 
-Every run of the store has a record and a lock that dies with its process (tasks/services.py), so
-that a run is dead exactly when its lock is free; no silence of a server, however long, makes a
-living one look dead.
+Every run of the store has a record and a lock that dies with its process (tasks/services.py). A run
+is dead exactly when its lock is free, so a server that was silent for long does not make a living
+run look dead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CRASHED = {
     "message": "its process is gone; retry it, or run the same again",
 }
 STARTING = timedelta(seconds=30)
-"""How long the process of a run may take from its worker's claim to its record among `runs`."""
+"""A run's process may take this long from its worker's claim to its record among `runs`."""
 AGAIN = {
     "type": "SCHEDULED",
     "name": "Scheduled",
@@ -37,11 +37,10 @@ AGAIN = {
 
 
 def settle(root: Path, served: Serving) -> None:
-    """Mark the dead runs of the store as Crashed, and all under them, and stop those that Prefect
-    is told to cancel.
+    """Mark the store's dead runs, and the flow runs nested in them, as Crashed.
 
     Raises:
-        OSError: the server does not answer; all that is left is done another time.
+        OSError: the server does not answer. The next call settles the runs that are left.
     """
     for path, record in dead_runs(root).items():
         if record.get("flow_run") is not None:
@@ -49,15 +48,17 @@ def settle(root: Path, served: Serving) -> None:
                 _ask(
                     root, served, f"flow_runs/{found}/set_state", {"state": CRASHED, "force": True}
                 )
+        # Only after Prefect has accepted it: a record that is left is settled by the next call.
         forget(path)
 
 
 def release_claims(root: Path, served: Serving, worker_since: datetime) -> None:
-    """Give the runs that a dead worker had claimed, and not yet started, to the worker that lives.
+    """Reschedule the runs that a dead worker had claimed but not started, so that the current
+    worker takes them.
 
     Args:
-        worker_since: when it was started. What was claimed before has no process but those that
-            `runs` knows.
+        worker_since: when the current worker was started. A run claimed earlier has a process only
+            if `runs` lists it.
 
     Raises:
         OSError: the server does not answer.
@@ -66,6 +67,7 @@ def release_claims(root: Path, served: Serving, worker_since: datetime) -> None:
         "work_pools": {"name": {"any_": [POOL]}},
         "flow_runs": {"state": {"type": {"any_": ["PENDING"]}}},
     }
+    # Prefect shows a run as Pending until it starts; only its record says whether it has a process.
     living = {record["flow_run"] for record in runs(root)}
     before = min(worker_since, datetime.now(UTC) - STARTING)
     for found in _ask(root, served, "flow_runs/filter", asked):
@@ -76,7 +78,7 @@ def release_claims(root: Path, served: Serving, worker_since: datetime) -> None:
 
 
 def cancel_orphans(root: Path, served: Serving) -> None:
-    """Stop the runs that are to be cancelled and whose worker is gone: another worker does not know
+    """Stop the runs that Prefect is cancelling and whose worker is gone: no other worker knows
     their process.
 
     Raises:
@@ -97,8 +99,8 @@ def cancel_orphans(root: Path, served: Serving) -> None:
 
 
 def remove_automation(root: Path, served: Serving) -> None:
-    """Remove the automation of earlier versions, which took a run for dead when its heartbeats did
-    not arrive.
+    """Remove the automation of earlier versions, which declared a run dead when its heartbeats
+    stopped.
 
     Raises:
         OSError: the server does not answer.
@@ -109,7 +111,7 @@ def remove_automation(root: Path, served: Serving) -> None:
 
 
 def _unfinished(root: Path, served: Serving, flow_run: str) -> list[str]:
-    """That flow run and those under it, as far as they have not ended."""
+    """Ids of that flow run and the flow runs nested in it that have not ended."""
     found = []
     for which in ({"id": {"any_": [flow_run]}}, {"parent_flow_run_id": {"any_": [flow_run]}}):
         asked = {"flow_runs": {**which, **UNFINISHED}}

@@ -22,25 +22,32 @@ LOG = "runs.log"
 def main() -> None:
     """Run the flow run that PREFECT__FLOW_RUN_ID names."""
     root = store_root()
+    # A session of its own: signals to the worker's process group do not reach this run.
     os.setsid()
     with (services(root) / LOG).open("ab") as log:
         for stream in (sys.stdout, sys.stderr):  # else pipes to the worker, which may die
             os.dup2(log.fileno(), stream.fileno())
+    # The record before the slow imports: until it exists, flows/dead_runs.py takes this run for one
+    # that was claimed and never started.
     flow_run = os.environ["PREFECT__FLOW_RUN_ID"]
     with under_way(root, "a deployment", flow_run, worker=os.getppid()):
+        # tasks/patience.py retries instead. Prefect would otherwise retry within each of its
+        # attempts.
         os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "0"  # before Prefect is imported
         from tasks.patience import hurried_at_last, install
 
         install()
         logging.getLogger("prefect.flow_runs").addFilter(_told_by_state)
+        # prefect.engine takes its first argument for the flow run's id; without one it reads the
+        # variable.
         del sys.argv[1:]
         with hurried_at_last():
             runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
 def _told_by_state(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of an end that the run's state tells in a line: a stop, or an error
-    with its advice.
+    """Leave out the traceback where the run's state already gives the reason in one line: a stop,
+    or an error with its advice.
     """
     from prefect.exceptions import CancelledRun
 

@@ -30,15 +30,17 @@ RUN = ("deployment", "run")
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Settings that the user made stay; a store without any services changes nothing.
+    """Give Prefect the settings of this store's services, except those that the user has set. A
+    store without services changes nothing.
 
     Raises:
-        SystemExit: `prefect deployment run` cannot work; told in one line.
+        SystemExit: `prefect deployment run` cannot work; the message is one line.
     """
     if _is_server():
         return None
     root = store_root()
     url = ctx.api_url
+    # Asked without creating it: a `prefect` command in any folder must not leave a store behind.
     if not (state_root(root) / ".services").is_dir():
         if not url and _name_place(sys.argv) is not None:
             raise SystemExit(_unserved(root))
@@ -55,6 +57,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     api = access.get("PREFECT_API_URL", url)
     if not api and _name_place(sys.argv) is not None:
         raise SystemExit(_unserved(root))
+    # In place: Prefect parses sys.argv after its import, during which this hook runs.
     complete(
         sys.argv,
         api,
@@ -86,13 +89,15 @@ def complete(words: list[str], url: str | None, authorization: str | None = None
     name = words[place]
     try:
         known = _deployments(url, authorization)
+    # Caught first, because HTTPError is an OSError too.
     except urllib.error.HTTPError:
-        return  # it answers, and Prefect tells better what it refuses
+        return  # it answers; Prefect's own error says better what it refuses
     except (OSError, ValueError, KeyError) as error:
         raise SystemExit(
             f"no Prefect server answers at {url} ({error}): start it (hdm serve), or unset"
             " PREFECT_API_URL"
         ) from error
+    # A full FLOW/DEPLOYMENT is looked up too, so that a misspelt one also ends in a line.
     matches = [full for full in known if name in (full, full.rpartition("/")[2])]
     if len(matches) > 1:
         raise SystemExit(f"several deployments are called {name}: {', '.join(matches)}")
@@ -111,8 +116,8 @@ def _unserved(root: Path) -> str:
 
 
 def _name_place(words: Sequence[str]) -> int | None:
-    """Where NAME stands, if this is that command. One that follows an option may be that option's
-    value and is left to Prefect.
+    """The position of NAME, if this is that command; None otherwise. A word after an option may be
+    the option's value, so it is left to Prefect.
     """
     if Path(words[0] if words else "").name not in ("prefect", "-m"):
         return None

@@ -15,6 +15,7 @@ from tasks.records import StageRecord, settled
 from tasks.report import report_task
 from tasks.run import running
 
+# Prefect's form shows the enumeration as a choice, and the titles of both alternatives.
 StageName = Annotated[str, Field(title="a stage", json_schema_extra={"enum": list(stage_names())})]
 OutputName = Annotated[
     str, Field(pattern=r"^[a-z]+\.\w+$", title="one output", examples=["train.256px"])
@@ -47,14 +48,17 @@ def pipeline_flow(project: Project, outcome: Outcome | None = None) -> Flow[...,
             overrides: settings as `stage.field=value`, the last wins.
         """
         with running(project, pipeline, overrides, outcome=outcome) as run:
+            # Each stage's flow joins the run that is open here instead of beginning its own.
             flows = {
                 stage.name: stage_flow(stage, lambda *_: nullcontext(run)) for stage in stages()
             }
             records: list[StageRecord] = []
+            # Before any work: `hdm status` shows runs in progress too.
             remember(run, stop_after)
             for stage, outputs in planned(run.settings, start_from, stop_after):
                 # Before every stage: what was made meanwhile may show that a later one cannot work.
                 preflight(run, outputs[0], stop_after)
+                # Nested flow runs in this process: a retry of the pipeline in Prefect resumes them.
                 records += flows[stage](pipeline, outputs, overrides)
             report_task(run)(records)
         return records

@@ -7,6 +7,8 @@ import json
 import urllib.request
 from typing import Any
 
+# `hdm serve` asks between two looks at its processes, so it cannot wait long for a server that
+# hangs.
 TIMEOUT_SEC = 5.0
 
 

@@ -27,10 +27,13 @@ from tasks.closed_doors import OwnPagesOnly
 def closed(app: ASGIApp, pages: Sequence[str]) -> ASGIApp:
     """The application, for these pages alone: no other origin, no other host name."""
     hosts = [urlsplit(page).hostname or "" for page in pages]
+    # Both checks are needed. A page whose own name is made to resolve to this machine (DNS
+    # rebinding) sends same-origin requests, which may lack an Origin; only their Host is foreign.
     return TrustedHostMiddleware(OwnPagesOnly(app, pages), hosts, www_redirect=False)
 
 
 async def _serve(app: ASGIApp, asked: argparse.Namespace) -> None:
+    # One application behind two servers, since uvicorn serves either plain sockets or TLS.
     plain = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     listeners = [socket.socket(fileno=number) for number in asked.socket]
     if asked.tls_socket is None:
@@ -45,6 +48,7 @@ async def _serve(app: ASGIApp, asked: argparse.Namespace) -> None:
     )
     encrypted = uvicorn.Server(config)
     first = asyncio.create_task(plain.serve(listeners))
+    # The first one runs the application's startup; the second must not answer before that is done.
     while not plain.started and not first.done():
         await asyncio.sleep(0.1)
     # The one that started last has the signals, and passes them on when it ends.

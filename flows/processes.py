@@ -1,5 +1,5 @@
-"""Servers on loopback as child processes: in a session of their own, with a log, and gone when this
-process is.
+"""Servers on loopback as child processes. Each has its own session and log, and ends with this
+process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pathlib import Path
 from hdm.errors import HdmError
 from tasks.services import services
 
+# A server takes minutes to start on a busy machine. One that ends is noticed at once.
 START_SEC = 300.0
+# From SIGTERM to SIGKILL.
 STOP_SEC = 35.0
 POLL_SEC = 0.2
 ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception): .+$", re.MULTILINE)
@@ -38,8 +40,8 @@ NEIGHBOURS = 20  # ports that are tried above one in use
 def bypass_proxy() -> None:
     """Let this process and its children reach this machine's own servers without the user's proxy.
 
-    urllib, httpx (Prefect) and requests (MLflow) all obey `no_proxy`; what the user put there
-    stays.
+    urllib, httpx (Prefect) and requests (MLflow) all obey `no_proxy`. The user's own entries are
+    kept.
     """
     proxies = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     named = [host.strip() for host in proxies.split(",") if host.strip()]
@@ -50,7 +52,7 @@ def bypass_proxy() -> None:
 
 
 def prefect_command(*words: str) -> list[str]:
-    """The `prefect` of this Python."""
+    """A `prefect` command of this Python installation."""
     return [sys.executable, "-m", "prefect", *words]
 
 
@@ -66,7 +68,9 @@ class Encrypted:
 def prefect_server_command(
     listeners: Sequence[socket.socket], pages: Sequence[str], encrypted: Encrypted | None = None
 ) -> list[str]:
-    """Prefect's server on sockets that this process has opened, for these pages alone."""
+    """The command that serves Prefect on sockets which this process has opened, only to these
+    pages.
+    """
     sockets = [word for one in listeners for word in ("--socket", str(one.fileno()))]
     origins = [word for page in pages for word in ("--page", page)]
     tls: list[str] = []
@@ -77,7 +81,9 @@ def prefect_server_command(
 
 
 def start_lock(root: Path) -> Path:
-    """Held while a server starts: two of Prefect's that make the database at once fail."""
+    """The lock held while Prefect's server starts: if two create the database's tables at once, one
+    of them ends.
+    """
     return services(root) / "prefect.lock"
 
 
@@ -87,17 +93,18 @@ def pages_at(port: int) -> list[str]:
 
 
 class Service:
-    """A process in a session of its own, its output in a log; started again when it ends.
+    """A child process in its own session, with its output in a log. It can be restarted when it
+    ends.
 
-    It is gone, with all that it started, at the end of the block.
+    At the end of the `with` block it is stopped, with all processes that it started.
 
     Args:
         name: its log is `<root>/.services/<name>.log`.
         command, environment, folder: what is run, and where.
         root: the store.
-        listeners: sockets that it takes over under the same numbers.
+        listeners: sockets that it inherits under the same numbers.
 
-    `since` is when the process that runs now was started.
+    `since` is the start time of the current process.
     """
 
     def __init__(
@@ -129,6 +136,9 @@ class Service:
     def _start(self) -> subprocess.Popen[bytes]:
         self.since = datetime.now(UTC)
         with self.log.open("ab") as log:
+            # The sockets are opened here and inherited: across restarts a server keeps its port,
+            # which no other program can take meanwhile. In its own session Ctrl-C does not reach it
+            # before the runs are saved.
             return subprocess.Popen(
                 self.command,
                 env=self.environment,
@@ -142,10 +152,10 @@ class Service:
             )
 
     def revived(self) -> int | None:
-        """Start it again if it has ended: with which exit code it had; None if it lives.
+        """Restart it if it has ended. Return its exit code, or None if it is alive.
 
         Raises:
-            HdmError: it has ended too often of late.
+            HdmError: it has ended too often recently.
         """
         code = self.process.poll()
         if code is None:
@@ -160,7 +170,7 @@ class Service:
                 do="look there, then start again",
             )
         self.restarts.append(now)
-        with contextlib.suppress(ProcessLookupError):  # what it had started: it may hold the port
+        with contextlib.suppress(ProcessLookupError):  # its children may still hold the port
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process = self._start()
         return code
@@ -170,13 +180,15 @@ class Service:
 def running(
     name: str, command: list[str], environment: Mapping[str, str], root: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A service that is not started again."""
+    """A service that is not restarted."""
     with Service(name, command, environment, root, folder) as service:
         yield service.process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
+        # The whole group, since servers start processes of their own, which may outlive the first
+        # one.
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SEC)
@@ -186,20 +198,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Linux: SIGTERM when the process that started this one dies, be it by SIGKILL."""
+    """On Linux, have this process receive SIGTERM when its parent dies, even by SIGKILL."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def listener(port: int, host: str = LOOPBACK) -> socket.socket | None:
-    """A socket that listens at that port, any if 0; None where somebody else does.
+    """A socket that listens at that port (0: any free one); None if it cannot be opened there.
 
-    Whoever connects before anybody answers waits: a server that is started again on the same socket
-    was never away.
+    Connections wait in its queue until a server accepts them, so clients do not notice when the
+    server on this socket is restarted.
     """
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     opened = socket.socket(family)
     try:
+        # Otherwise connections in TIME_WAIT would block the port for a minute after a server's end.
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((host, port))
         opened.listen()
@@ -210,10 +223,10 @@ def listener(port: int, host: str = LOOPBACK) -> socket.socket | None:
 
 
 def nearest_listener(port: int) -> socket.socket:
-    """A socket of loopback that listens at that port, or else at one near it, or else at any.
+    """A loopback socket that listens at that port, at one of the next ports, or at any free one.
 
     Raises:
-        HdmError: there is no port left.
+        HdmError: no port is free.
     """
     for wanted in (*range(port, min(port + NEIGHBOURS, 65536)), 0):
         if (found := listener(wanted)) is not None:
@@ -224,14 +237,17 @@ def nearest_listener(port: int) -> socket.socket:
 def wait_for(
     address: str, process: subprocess.Popen[bytes], root: Path, name: str = "prefect"
 ) -> None:
-    """Until the address answers.
+    """Wait until the address answers.
 
     Args:
-        name: as given to `running`.
+        name: of the service, as given to `running`.
 
     Raises:
-        HdmError: it does not, or its process ended; with the last error of its log.
+        HdmError: it does not answer in time, or its process ended. The error quotes the last error
+            in its log.
     """
+    # The socket accepts connections before the server answers on it: hence a time-out for each
+    # request.
     deadline = time.monotonic() + START_SEC
     while time.monotonic() < deadline and process.poll() is None:
         with (

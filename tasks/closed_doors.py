@@ -29,11 +29,14 @@ class OwnPagesOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_unframed(message: Message) -> None:
             if message["type"] == "http.response.start":
+                # An application's own header may allow more.
                 others = [pair for pair in message["headers"] if pair[0].lower() != FRAME[0]]
                 message = {**message, "headers": [*others, FRAME]}
             await send(message)
 
+        # Browsers apply no same-origin policy to websockets, so servers have to.
         if scope["type"] in ("http", "websocket"):
+            # All of them: a second header must not hide a foreign first one.
             origins = Headers(scope=scope).getlist("origin")
             if not all(self._is_own(origin.lower()) for origin in origins):
                 await PlainTextResponse("foreign origin", status_code=403)(scope, receive, send)

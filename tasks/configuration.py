@@ -64,6 +64,7 @@ class Project:
 def recipe(settings: Pipeline) -> str:
     """A digest of all settings that change results: 16 hex digits."""
     fields = dict(settings.result_fields())
+    # Renaming a pipeline changes no result.
     for name in ("name", "description"):
         fields.pop(name, None)
     return hashlib.sha256(canonical_json(fields)).hexdigest()[:16]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, images seen
+# Uploads of large artifacts time out in MLflow (its issue 7564).
 LARGEST_BYTES = 30_000_000
 LOOKED_AT = (".png", ".json", ".jsonl", ".html")
 
@@ -85,6 +86,7 @@ class Series:
     CLOCK: ClassVar = "num_images_seen"
 
     def __init__(self, folder: Path, name: str) -> None:
+        # Finished; growing while a phase trains; complete but not committed yet.
         self.places = [
             folder / name,
             folder / ".scratch" / name,
@@ -103,6 +105,7 @@ class Series:
         now = int(time.time() * 1000)
         for line in self._lines():
             seen = int(line.pop(self.CLOCK, -1))
+            # A resumed training writes the steps since its checkpoint again.
             if seen <= self.last:
                 continue
             for name in self.omitted:

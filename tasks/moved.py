@@ -37,6 +37,7 @@ def follow_store(root: Path) -> list[str]:
     path = kept_in / ".services" / "mlflow.db"
     if not path.exists() or path.stat().st_size == 0:
         return []
+    # Two contexts: sqlite3's own commits or rolls back, but does not close.
     with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SEC)) as database, database:
         rows = database.execute("SELECT name FROM sqlite_master WHERE type='table'")
         tables = {name for (name,) in rows}
@@ -68,6 +69,7 @@ def _rewrite(
     places.append(("datasets", "dataset_source", _source(path), _source(str(root))))
     for table, column, old, new in places:
         if table in tables:
+            # substr and not LIKE: paths may contain % and _, and LIKE ignores case.
             database.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
                 f" WHERE substr({column}, 1, ?) = ?",

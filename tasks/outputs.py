@@ -25,6 +25,7 @@ def planned(
 
     stages: list[tuple[str, list[str]]] = []
     for step in chosen(settings, start_from, stop_after):
+        # A training phase has a flow run of its own, in which it can be stopped and retried.
         is_new = not stages or stages[-1][0] != step.stage
         if is_new or step.stage == "train":
             stages.append((step.stage, []))
@@ -48,6 +49,7 @@ def remember(run: Run, stop_after: str | None = None) -> None:
     settings = run.settings
     root = run.project.root
     digests: dict[str, str | None] = {step.name: None for step in steps(settings)}
+    # From the last one back: identifying an output also identifies those that it depends on.
     for step in reversed(chosen(settings, None, stop_after)):
         if digests[step.name] is None:
             for name, identity in identities(settings, step.name).items():
@@ -62,6 +64,7 @@ def remember(run: Run, stop_after: str | None = None) -> None:
         is_made_here = name == "autoencoder" and settings.vae is not None
         if name not in portable and not is_made_here and folder and Path(folder).exists():
             folders[name] = str(Path(folder).resolve())
+    # Until this run has trained, `hdm sample` uses the weights of the one before.
     before = None
     for earlier in last_runs.last_runs(root):
         if earlier.pipeline == settings.name:
@@ -95,6 +98,7 @@ def made_or_found(run: Run, name: str) -> StageRecord:
     """Make one output unless it is in the store, and report it to the tracker."""
     from hdm.stages import identities, run_step
 
+    # Known beforehand, so that the tracker can follow the files that grow there.
     folder = run.store.folder(identities(run.settings, name)[name])
     begun = time.monotonic()
     with stoppable(), run.reporter.stage(name, folder):

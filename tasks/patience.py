@@ -52,6 +52,7 @@ def install() -> None:
     if _installed() is not None:
         return
     patience = Patience()
+    # All of Prefect's requests pass through these: both HTTP clients, and the events' websocket.
     send = _patient(PrefectHttpxSyncClient.send, patience)
     PrefectHttpxSyncClient.send = send  # type: ignore[method-assign]
     send_async = _patient_async(PrefectHttpxAsyncClient.send, patience)
@@ -94,6 +95,7 @@ class _Outage:
 
     def lasts(self, error: Exception) -> bool:
         """Whether to try again after this error."""
+        # Any other error is an answer, which a retry would not change.
         passing = isinstance(error, OSError | httpx.TransportError | WebSocketException) or (
             isinstance(error, PrefectHTTPStatusError) and error.response.status_code in PASSING
         )
@@ -103,6 +105,7 @@ class _Outage:
         if self.begun is None:
             self.begun = now
             self.patience.say(away=True)
+        # Counted from the stop, so that all waiting requests together take no longer.
         if self.patience.hurried_at is not None:
             return now < self.patience.hurried_at + LAST_WORDS_SEC
         return now < self.begun + PATIENCE_SEC

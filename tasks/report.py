@@ -37,6 +37,7 @@ def _write(run: Run, records: list[StageRecord]) -> Path:
 
     settings = run.settings
     store = run.store
+    # Where the settings say that outputs lie, and then what this run made or found.
     folders = {}
     for name, identity in identities(settings, records[-1].name).items():
         folders[name] = store.folder(identity)

@@ -24,6 +24,7 @@ from hdm.redaction import redacted_value
 from tasks.records import STOPS, StageRecord
 from tasks.services import services
 
+# How long a run waits at its end for events that MLflow has not taken yet; less after a stop.
 LAST_WORDS_SEC = {"FINISHED": 20.0, "FAILED": 5.0, "KILLED": 2.0}
 logger = logging.getLogger("hdm.run")
 
@@ -125,6 +126,7 @@ class PipedReporter(Reporter):
 @contextlib.contextmanager
 def ending(report: Callable[[str], None]) -> Iterator[None]:
     """Report how the block ends, in MLflow's terms."""
+    # What any other exception leaves it at.
     status = "FAILED"
     try:
         yield

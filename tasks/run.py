@@ -74,6 +74,7 @@ def running(
         ConfigError: there is no such pipeline, or its settings are wrong.
     """
     outcome = outcome or Outcome()
+    # Before the settings are read: they may name Secret blocks.
     with provided():
         settings = project.pipeline(pipeline, overrides)
         facts = _facts(settings, overrides)

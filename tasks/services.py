@@ -90,6 +90,7 @@ def services(root: Path) -> Path:
             where=folder,
             do="name a folder of your own for them: HDM_STATE=FOLDER before the command",
         )
+    # The folder holds the password. Only its owner can change permissions.
     state = folder.stat()
     if state.st_mode & 0o077 and state.st_uid == os.getuid():
         with contextlib.suppress(PermissionError):  # a file system without permissions
@@ -114,8 +115,11 @@ def password(root: Path) -> str:
     """
     path = services(root) / "password"
     with contextlib.suppress(FileNotFoundError):
+        # An empty file is being written by another process, whose lock is waited for below.
         if password := path.read_text().strip():
             return password
+    # The mode is set at creation: a chmod afterwards would leave a moment in which others can read
+    # it.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "r+") as file:
         # Of two processes that start at once, the second reads the first one's password.
@@ -131,6 +135,7 @@ def serving(root: Path) -> Serving | None:
     """The running `hdm serve` of this store, or None. Its lock dies with it, so a file that it left
     behind means nothing.
     """
+    # `_folder`, since `services` would create the folder.
     if not visible(root) or not is_locked(_folder(root) / "serve.lock"):
         return None
     with contextlib.suppress(OSError, ValueError):
@@ -185,6 +190,7 @@ def under_way(
     path = services(root) / "runs" / f"{os.getpid()}.json"
     lock = path.with_suffix(".lock")
     facts = {"pid": os.getpid(), "pipeline": pipeline, "flow_run": flow_run}
+    # A flow updates the record of the command that started it: its flow run is known only in here.
     if is_locked(lock):  # by this process, since the pid is its own
         known = json.loads(path.read_bytes())
         write_json(path, {**known, **facts, "flow_run": flow_run or known["flow_run"]})
@@ -196,6 +202,7 @@ def under_way(
         try:
             yield
         except SystemExit as end:
+            # `sys.exit(0)` is a normal end.
             if not end.code:
                 forget(path)
             raise
@@ -241,6 +248,7 @@ def stop_runs(records: Iterable[dict[str, Any]], root: Path, timeout_sec: float)
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_sec
     while True:
+        # Known by their locks: a pid may be another process's soon after a run's end.
         running = sorted(pids & {record["pid"] for record in runs(root)})
         if not running or time.monotonic() > deadline:
             return running
@@ -274,6 +282,7 @@ def prefect_environment(root: Path) -> dict[str, str]:
     If a `prefect` command finds no server, it starts one itself, with these settings too.
     """
     folder = services(root)
+    # Otherwise each run would begin with two of Prefect's warnings.
     home = {} if _home_is_usable() else {"PREFECT_HOME": str(folder / "prefect")}
     return {
         **PREFECT_DEFAULTS,

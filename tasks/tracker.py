@@ -53,6 +53,7 @@ class Keeper:
             self.mirror = self.mirror or Mirror(self.root)
             while self.waiting:
                 self._write(self.mirror, self.waiting[0])
+                # Only once it is written: otherwise it is sent again, before the later ones.
                 self.waiting.pop(0)
             self.mirror.follow()
         except Exception as error:  # noqa: BLE001  (whatever MLflow does, the run goes on)
@@ -64,6 +65,8 @@ class Keeper:
         try:
             mirror.handle(event)
         except Exception as error:
+            # An error that a retry cannot mend costs this event alone; otherwise it would hold up
+            # all later ones.
             if passing(error):
                 raise
             self._warn(error)
@@ -88,6 +91,7 @@ def main(root: Path) -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     arriving: Arriving = queue.Queue()
+    # Events are read as they come: while MLflow hangs, a full pipe would stop the stages.
     threading.Thread(target=_read, args=(arriving,), daemon=True).start()
     Keeper(root).keep(arriving)
 

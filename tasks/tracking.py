@@ -46,6 +46,8 @@ Event = dict[str, Any]
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
+    # With its defaults MLflow's client blocks for 247 s before it raises. `tasks.tracker` retries
+    # instead.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
@@ -53,6 +55,7 @@ SETTINGS = {
 METRICS_AT_ONCE = 900
 PARAMS_AT_ONCE = 90
 PARAM_CHARS = 5900
+# MLflow's codes for errors that may pass, such as a busy database.
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
@@ -68,6 +71,7 @@ def server_command(root: Path, listener: socket.socket, proxy: str | None = None
     port = listener.getsockname()[1]
     pages = [f"http://{host}:{port}" for host in ("127.0.0.1", "localhost")]
     if proxy is not None:
+        # At any port: the proxy may serve MLflow's pages at another port than Prefect's.
         name = f"https://{urlsplit(proxy).hostname}"
         pages += [name, f"{name}:*"]
     return [
@@ -134,6 +138,7 @@ class Mirror:
     def __init__(self, root: Path) -> None:
         from mlflow import MlflowClient
 
+        # The lock also covers the client's creation of the tables.
         place = address(root)
         with alone_at(setup_lock(root)):
             if place == database(root):  # a server does it when it starts
@@ -174,6 +179,7 @@ class Mirror:
             "overrides": " ".join(event["overrides"]),
         }
         own |= made_by(event.get("provenance", {}))
+        # A retried flow run continues its MLflow run instead of appearing twice.
         self.parent = self._same_flow_run(own) or self._create(
             f"{self.pipeline} {event['recipe'][:6]}", event["at"], own
         )
@@ -181,6 +187,7 @@ class Mirror:
         say({"run_id": self.parent})
 
     def on_cell(self, event: Event) -> None:
+        # A lab that runs again continues its run, whose children include the earlier cells.
         this_cell = matching(
             {"tags.mlflow.parentRunId": self.parent, "attributes.run_name": event["name"]}
         )
@@ -219,6 +226,7 @@ class Mirror:
         child = self.children[event["name"]]
         folder = Path(event["path"])
         manifest = json.loads((folder / "manifest.json").read_bytes())
+        # The last points may have been written after the last tick.
         self.follow()
         finals: dict[str, float] = {}
         for series in self.followed.values():
@@ -291,6 +299,7 @@ class Mirror:
     def _send(self) -> None:
         from mlflow.entities import Metric
 
+        # Points leave the list only after MLflow has taken them.
         while self.unsent:
             # A batch belongs to one run.
             run, _ = self.unsent[0]
@@ -365,6 +374,7 @@ class Mirror:
         for key, value in values.items():
             if key and key not in logged:
                 params.append(Param(key, plain(value)))
+        # MLflow refuses a larger batch as a whole.
         for start in range(0, len(params), PARAMS_AT_ONCE):
             self.client.log_batch(run, params=params[start : start + PARAMS_AT_ONCE])
 

@@ -94,6 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     mlflow = _mlflow(options.database, options.artifacts, options.lock)
     app = OwnPagesOnly(TrackingOnly(mlflow), options.page)
+    # uvicorn believes X-Forwarded headers of any program on this machine unless that is switched
+    # off.
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
     asyncio.run(server.serve([socket.socket(fileno=options.socket)]))
 

@@ -75,6 +75,7 @@ def lab(
     project = Project.chosen(store, file)
     overrides = [*settings, *([f"train.phases.0.num_images={images}"] if images else [])]
     grid = configured_grid(project, name, only, seeds, overrides)
+    # Both answer from settings and the store, without starting a server.
     if show:
         _list(grid, file)
         return
@@ -96,6 +97,7 @@ def _run(
     verbose: bool,
 ) -> None:
     prepare(project.root, verbose)
+    # torch takes seconds to import; meanwhile Prefect's server starts.
     threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
     with server(project.root), traceback_once(verbose):
         from flows.compare_settings import lab_flow

@@ -86,6 +86,7 @@ def run_pipeline(
         preflight,  # torch: seconds, which a mistake in the settings does not wait for
     )
 
+    # Before any server starts, so that a mistake in the settings is reported at once.
     preflight(pipeline, project.store, start_from, stop_after)
     prepare(project.root, verbose)
     outcome = Outcome()
@@ -95,6 +96,7 @@ def run_pipeline(
         full_pipeline = pipeline_flow(project, outcome)
         state: Any = full_pipeline(name, start_from, stop_after, settings, return_state=True)
         records = state.result(raise_on_failure=False)
+    # A signal ends the flow as Cancelled; the exit code for it is that of a saved run (75).
     if state.is_cancelled():
         raise SavedOnSignal(state.message or "stopped")
     if isinstance(records, Exception):
@@ -122,6 +124,7 @@ def prepare(root: Path, verbose: bool) -> None:
         **prefect_environment(root),
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "WARNING",
     }
+    # What the user has set wins, except the address and password of this store's own server.
     os.environ.update({key: os.environ.get(key, value) for key, value in ours.items()})
     os.environ.update(prefect_access(root, os.environ.get("PREFECT_API_URL")))
     show_log()
@@ -145,6 +148,7 @@ def server(root: Path) -> Iterator[None]:
     from tasks.patience import hurried_at_last, install  # Prefect: seconds
 
     install()
+    # From the environment, Prefect's profile, or the `hdm serve` of this store (`prepare`).
     url = get_current_settings().api.url
     if url is not None:
         _check(url)
@@ -154,6 +158,8 @@ def server(root: Path) -> Iterator[None]:
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
     secret = password(root)
+    # A server as closed as that of `hdm serve`: it uses the same database, and pages in the user's
+    # browser could reach it.
     listener = stack.enter_context(nearest_listener(0))
     address, *others = pages_at(listener.getsockname()[1])
     service = Service(
@@ -164,6 +170,7 @@ def server(root: Path) -> Iterator[None]:
         root,
         [listener],
     )
+    # Until it answers: by then it has made its tables.
     with alone_at(start_lock(root)):
         stack.enter_context(service)
         wait_for(f"{address}/api/health", service.process, root)
@@ -226,6 +233,7 @@ def traceback_once(verbose: bool) -> Iterator[None]:
     def once(record: logging.LogRecord) -> bool:
         return verbose or (record.exc_info is None and "Finished in state" not in str(record.msg))
 
+    # Prefect attaches its handlers here; the filter has to go onto all of them.
     setup_logging()
     handlers = logging.getLogger().handlers + logging.getLogger("prefect").handlers
     for handler in handlers:
@@ -250,6 +258,7 @@ def _summary(root: Path, name: str, records: list[Any], outcome: Outcome) -> dic
         for one in records
     ]
     evaluated = [one for one in records if one.stage == "evaluate"]
+    # Scores come from the manifests, so an evaluation that was found in the store shows them too.
     summaries = {one.name: read_output(Path(one.path)).summary for one in evaluated}
     measured = scores_of(summaries)
     return {

@@ -63,8 +63,8 @@ PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 SAVE_SEC, SETTLE_SEC = 35.0, 5.0  # training saves within 20
 JOB_TEMPLATE = {
-    # Literals alone: who starts a run says which and with what parameters, never how its process is
-    # made.
+    # Only literals, and no variables below: whoever starts a run chooses its parameters, but not
+    # its command, environment or folder.
     "job_configuration": {
         "command": f"{shlex.quote(sys.executable)} -m flows.deployed_run",
         "env": {},
@@ -76,18 +76,18 @@ JOB_TEMPLATE = {
     "variables": {"type": "object", "properties": {}, "additionalProperties": False},
 }
 HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
-"""No `*`, which would let every host name in."""
+"""Without `*`, which the check of host names would take for a pattern that matches every name."""
 PORTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0, lt=65536)]])
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Beyond loopback: where Prefect's pages are to be reached, and what protects the way there.
+    """How other machines reach Prefect's pages, and what protects the connection.
 
     Args:
-        host: this machine's name or address, at which Prefect's pages are served too; None:
-            loopback alone.
+        host: name or address of this machine at which Prefect's pages are served too; None: only
+            on loopback.
         certificate, key: files in PEM format, for TLS at that host.
         proxy: the https:// address of a reverse proxy that people use instead.
     """
@@ -98,7 +98,7 @@ class Reach:
     proxy: str | None = None
 
     def check(self) -> None:
-        """Refuse what would send the password in the clear.
+        """Refuse options that would send the password unencrypted.
 
         Raises:
             ConfigError: a host without TLS and without a proxy; options that do not fit together.
@@ -144,7 +144,7 @@ class Reach:
         return found
 
     def open(self, port: int) -> socket.socket | None:
-        """What listens at the host; None where there is none.
+        """A socket that listens at the host; None if no host is given.
 
         Raises:
             InputError: it is not an address of this machine, or its port is in use.
@@ -165,8 +165,8 @@ class Reach:
 
 
 def _https_origin(address: str) -> str | None:
-    """How a browser names the origin of pages at that https:// address; None if it is something
-    else, or has more in it than name and port.
+    """The origin of an https:// address, as a browser writes it; None if the address has another
+    scheme, or more than a name and a port.
     """
     try:
         parts = urlsplit(address)
@@ -177,10 +177,12 @@ def _https_origin(address: str) -> str | None:
     bare = not (parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
     if parts.scheme != "https" or not bare or not HOST_NAME.fullmatch(name):
         return None
+    # A browser leaves the default port out of `Origin`, which is compared as text.
     return f"https://{name}" if port in (None, 443) else f"https://{name}:{port}"
 
 
 def _check_certificate(certificate: Path, key: Path) -> None:
+    # Without this callback OpenSSL would ask for the passphrase on the terminal.
     def refuse_passphrase() -> str:
         raise InputError(
             "the key has a passphrase",
@@ -206,13 +208,14 @@ def serve_pages(
     mlflow_port: int | None,
     reach: Reach = Reach(),
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then the runs that use the services save and stop, and after
+    """Serve until SIGTERM or Ctrl-C. Then the runs that use these services save and stop, and after
     them the services.
 
     Args:
         root: the store.
-        file: a person's own pipelines.yaml; None: the one of this folder, if there is one.
-        prefect_port, mlflow_port: None: those that this store had, or else the services' own.
+        file: a person's own pipelines.yaml; None: the one in this folder, if there is one.
+        prefect_port, mlflow_port: None: the port that this store used before, or else the service's
+            default.
         reach: where Prefect's pages are served beyond loopback.
 
     Raises:
@@ -227,7 +230,9 @@ def serve_pages(
     bypass_proxy()
     check_temporary()
     check_databases(databases(root))
+    # On a signal everything on the stack ends in reverse order: first the runs, then the services.
     with alone(root), _until_signal(), contextlib.ExitStack() as stack, _stop_announced():
+        # All sockets first: a port or host that cannot be had is reported before anything starts.
         opened = stack.enter_context(kept_port(root, "prefect", prefect_port, PREFECT_PORT))
         for_mlflow = stack.enter_context(kept_port(root, "mlflow", mlflow_port, MLFLOW_PORT))
         port = opened.getsockname()[1]
@@ -243,8 +248,10 @@ def serve_pages(
                 listeners.append(beyond)
         pages = reach.pages(port)
         prefect = f"http://{LOOPBACK}:{port}"
+        # Clients on this machine always use loopback, whatever is served beyond it.
         mlflow = f"http://{LOOPBACK}:{mlflow_at}"
         environment = _environment(root, own, pages)
+        # Before MLflow's server opens its database.
         follow_store(root)
         commands = {
             "prefect": prefect_server_command(listeners, pages, encrypted),
@@ -271,6 +278,8 @@ def serve_pages(
             return stack.enter_context(service)
 
         console.print("starting; the first time takes a while: both make their databases")
+        # Prefect has to answer before deployments are made, and the pool has to be there before the
+        # worker starts. MLflow starts meanwhile.
         with alone_at(start_lock(root)):
             started = {name: begin(name) for name in ("prefect", "mlflow")}
             wait_for(f"{prefect}/api/health", started["prefect"].process, root)
@@ -278,6 +287,7 @@ def serve_pages(
         started["worker"] = begin("worker")
         wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")
         served = _announced(root, prefect, mlflow, started)
+        # Last onto the stack, so it is called first.
         stack.callback(_save_runs, root, served)
         _tell(root, pages, mlflow)
         _watch(started, root, served)
@@ -291,7 +301,7 @@ def _announced(root: Path, prefect: str, mlflow: str, started: Mapping[str, Serv
 
 
 def _save_runs(root: Path, served: Serving) -> None:
-    """Have the runs that use these services save and stop, while the services can still be told."""
+    """Have the runs that use these services save and stop, while the services still record it."""
     found = [one for one in runs(root) if (one.get("api") or "").startswith(served.prefect)]
     for one in found:
         console.print(f"stopping {escape(one['pipeline'])} (pid {one['pid']})")
@@ -314,7 +324,9 @@ def _tell(root: Path, pages: list[str], mlflow: str) -> None:
 
 
 def kept_port(root: Path, name: str, asked: int | None, default: int) -> socket.socket:
-    """A socket on the port that this store's pages had before: browsers still know its password."""
+    """A socket at the port that this store's pages had before, for which browsers remember the
+    password.
+    """
     record = services(root) / "ports.json"
     ports: dict[str, int] = {}
     try:
@@ -339,7 +351,7 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
         "PREFECT_API_URL": f"{pages[0]}/api",
         "PREFECT_API_AUTH_STRING": password(root),
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(pages),
-        "PREFECT_SERVER_UI_API_URL": "/api",  # of whichever address the page came from
+        "PREFECT_SERVER_UI_API_URL": "/api",  # relative to the address that the page came from
         "DO_NOT_TRACK": "1",
         STORE_VARIABLE: str(root),
         FILE_VARIABLE: str(own.resolve()) if own else "",
@@ -347,8 +359,8 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
 
 
 def added_deployments() -> list[dict[str, Any]]:
-    """Deployments of the stages that other packages add, as Prefect's files word them; those of
-    this package stand in pipelines.yaml.
+    """Deployments of the stages that other packages add, in the format of Prefect's files. Those of
+    this package are in pipelines.yaml.
     """
     return [
         {
@@ -362,17 +374,19 @@ def added_deployments() -> list[dict[str, Any]]:
 
 
 def _deploy(root: Path, own: Path | None, environment: Mapping[str, str], folder: Path) -> None:
-    """The work pool, and every deployment of the package's pipelines.yaml, of added stages and of a
-    person's own file.
+    """Create the work pool, and every deployment of the package's pipelines.yaml, of added stages
+    and of the user's own file.
     """
     template = services(root) / "job-template.json"
     write_json(template, JOB_TEMPLATE)
+    # Overwritten at each start: the pool of an earlier version let whoever started a run choose its
+    # command.
     pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")
     commands = [prefect_command(*pool, "--base-job-template", str(template))]
     files = [packaged_file()]
     if added := added_deployments():
         files.append(services(root) / "added-stages.yaml")
-        write_json(files[-1], {"deployments": added})  # which is YAML too
+        write_json(files[-1], {"deployments": added})  # JSON is YAML too
     if own is not None and has_deployments(own):
         files.append(own.resolve())
     for path in files:
@@ -391,12 +405,12 @@ def _deploy(root: Path, own: Path | None, environment: Mapping[str, str], folder
 
 @contextlib.contextmanager
 def _until_signal() -> Iterator[None]:
-    """The first SIGTERM or Ctrl-C ends the block; those that follow are waited out."""
+    """End the block at the first SIGTERM or Ctrl-C, and ignore later ones."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for again in (signal.SIGTERM, signal.SIGINT):
             signal.signal(again, signal.SIG_IGN)
-        raise KeyboardInterrupt  # and no word: the signal may have come in the midst of printing
+        raise KeyboardInterrupt  # without a message: the signal may have interrupted a print
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -418,7 +432,7 @@ def _stop_announced() -> Iterator[None]:
 
 
 def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
-    """Start again what has ended, and tell Prefect of runs that died."""
+    """Restart services that have ended, and report dead runs to Prefect."""
     due = 0.0
     tidied = False
     while True:
@@ -426,9 +440,10 @@ def _watch(started: Mapping[str, Service], root: Path, served: Serving) -> None:
             code = service.revived()
             if code is not None:
                 console.print(f"{name} ended with exit code {code}; started again")
+                # Its pid has changed.
                 served = _announced(root, served.prefect, served.mlflow, started)
         if time.monotonic() > due:
-            # Prefect is being started again, or too busy to answer: the next time will do.
+            # Prefect may be restarting or too busy to answer; the next round tries again.
             with contextlib.suppress(OSError, ValueError):
                 if not tidied:
                     remove_automation(root, served)

@@ -52,6 +52,7 @@ def _lines(root: Path) -> Iterator[str]:
         yield f"serving   Prefect {alive.prefect}  MLflow {alive.mlflow}  (pid {alive.pid})"
     else:
         yield "serving   no; `hdm serve` starts the pages"
+    # Another user's services cannot be asked, which is not the same as having no runs.
     if not visible(root):
         yield "running   unknown: the services of this store are another user's"
     for found in runs(root):
@@ -84,6 +85,7 @@ def _by_stage(states: Mapping[str, str], state: str) -> list[str]:
     """The outputs in that state; a stage's name stands for all of its outputs."""
     found: list[str] = []
     for stage, names in groupby(states, key=lambda name: name.split(".")[0]):
+        # `groupby` relies on the order of the outputs: those of a stage stand together.
         all_names = list(names)
         of_it = [name for name in all_names if states[name] == state]
         found += [stage] if of_it == all_names else of_it
@@ -92,6 +94,7 @@ def _by_stage(states: Mapping[str, str], state: str) -> list[str]:
 
 def _line(output: Output, now: float) -> str:
     counts = ", ".join(f"{key} {count:,}" for key, count in output.counts.items())
+    # The manifest is written last: its time is that of the commit.
     age = _span(now - (output.path / MANIFEST).stat().st_mtime)
     took = output.run().get("seconds", 0)
     return (
