@@ -18,6 +18,7 @@ from yarl import URL
 from hdm.acquisition.items import Unreadable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# RFC 6052: IPv4 addresses behind this prefix are reached through a gateway.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 LOCALHOST = "localhost"
 
@@ -25,6 +26,7 @@ LOCALHOST = "localhost"
 def is_public(address: Address) -> bool:
     """Whether an address, and every IPv4 address embedded in it, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
+        # Python counts these, and multicast addresses, as global.
         if address.is_site_local:
             return False
         embedded = list(filter(None, [address.ipv4_mapped, address.sixtofour]))
@@ -75,10 +77,12 @@ class Addresses(AbstractResolver):
         Raises:
             Unreadable: it is refused.
         """
+        # Also asked of every redirect: file:, data: and the like never reach aiohttp.
         if url.scheme not in ("http", "https"):
             raise Unreadable("refused_scheme", "only http and https are fetched")
         if url.user is not None or url.password is not None:
             raise Unreadable("refused_credentials", "the URL holds a user name or password")
+        # A trailing dot names the same host.
         host = (url.raw_host or "").rstrip(".")
         if not host:
             raise Unreadable("bad_url", "the URL has no host")
@@ -104,6 +108,8 @@ class Addresses(AbstractResolver):
             OSError: the name is not known.
         """
         name = host.rstrip(".")
+        # This machine's own sites: their port changes from run to run, but URLs, of which keys are
+        # made, hold none.
         if name in self.hosts:
             address, port = self.hosts[name]
             if not ipaddress.ip_address(address).is_loopback:
@@ -113,6 +119,7 @@ class Addresses(AbstractResolver):
                     hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
                 )
             ]
+        # Not in the constructor: aiohttp's resolver has to be made inside a running loop.
         self._names = self._names or ThreadedResolver()
         results = await self._names.resolve(host, port, family)
         allowed = []

@@ -53,6 +53,7 @@ def is_whole(draft: Draft, number: int) -> bool:
 
 def forget(draft: Draft, number: int) -> None:
     """Remove a shard's table, so that the next run makes the shard again."""
+    # The table alone: without it the shard counts as unfinished, and both files are written again.
     name = shard_name("samples", number)
     draft.records.pop(name, None)
     (draft.path / name).unlink(missing_ok=True)
@@ -124,6 +125,7 @@ def _requests(
             loaded = item.load()
             data = fetcher.fetch(loaded) if isinstance(loaded, Url) else loaded
         except Unreadable as refusal:
+            # Asked all the same, so that answers and items stay in step.
             waiting.append((item, b""))
             yield Asked(item.key, partial(_refuse, refusal))
         else:
@@ -145,11 +147,13 @@ async def fetch_shard(
 ) -> None:
     """Fetch a shard's items, many at once, and write the shard in their order."""
     with _Spill(draft.scratch) as spill:
+        # All requests of a shard at once; the fetcher bounds how many of them run.
         async with asyncio.TaskGroup() as tasks:
             fetched = []
             for item in items:
                 fetched.append(tasks.create_task(_fetch(item, fetcher, decoders, spill, bar)))
         results = [task.result() for task in fetched]
+        # Read when it is written, so that memory holds one body at a time.
         loaded = ((sample, spill.read(offset, sample.num_bytes)) for sample, offset in results)
         # Writing blocks: in a thread it does not hold up the other shards' requests.
         await asyncio.to_thread(write_shard, draft, number, loaded)

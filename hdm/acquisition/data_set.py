@@ -94,6 +94,8 @@ class DataSet:
             return
         for number, (value, captions, licence) in enumerate(self._read(inventory)):
             source = f"{self.settings.split}/{number}"
+            # Bytes are checked and places are read only when the item is loaded, so that each
+            # failure is that item's own.
             load = partial(_content, value, self._own_folders, self.settings.max_bytes)
             yield Item(key_of(source), source, captions, licence, load)
 
@@ -105,6 +107,7 @@ class DataSet:
 
     def _read(self, inventory: Inventory) -> Iterator[tuple[Any, tuple[str, ...], str | None]]:
         """Picture or URL, captions and licence of every row."""
+        # In this order everywhere: picture or URL, licence, captions.
         columns, _ = self._columns
         picture, licence, *fields = columns
         # Each column once: a licence or class may also be a column of captions.
@@ -124,6 +127,7 @@ class DataSet:
 
     @cached_property
     def _known(self) -> list[str]:
+        # A stream may not know its columns before its first row.
         return list(self._rows.column_names or next(iter(self._rows), {}))
 
     @cached_property
@@ -138,6 +142,7 @@ class DataSet:
         settings = self.settings
         known = self._known
         fetched = settings.image_column not in known and settings.url_column in known
+        # URLs only if there is no column of pictures, which needs no network.
         picture = (
             settings.url_column
             if fetched
@@ -152,6 +157,7 @@ class DataSet:
         if self.parquet:
             inventory.take("file", len(self.parquet))
         elif self._is_saved:
+            # Several splits lie in folders of their own; a single one lies in the folder itself.
             within = (self.folder / self.settings.split, self.folder)
             split = next(place for place in within if (place / STATE).is_file())
             own = [path for path in split.iterdir() if path.suffix in (".arrow", ".json")]
@@ -232,11 +238,13 @@ class DataSet:
 
         if self.parquet:
             files = [str(path.resolve()) for path in self.parquet]
+            # Streamed, so that nothing is copied to a cache.
             return load_dataset("parquet", data_files=files, split="train", streaming=True)
         if self._is_saved:
             saved = load_from_disk(str(self.folder))
             if not isinstance(saved, dict):
                 return saved
+            # `_rows` turns this ValueError, like those of `datasets`, into an InputError.
             if self.settings.split not in saved:
                 raise ValueError(f"its splits are {', '.join(saved)}")
             return saved[self.settings.split]
@@ -255,6 +263,8 @@ def _undecoded(rows: Any, column: str) -> Any:
     """The rows with pictures as undecoded bytes."""
     from datasets import Image
 
+    # Pictures are decoded in processes with limits (`hdm.pictures`); `datasets` would decode them
+    # here.
     is_picture = isinstance((rows.features or {}).get(column), Image)
     return rows.cast_column(column, Image(decode=False)) if is_picture else rows
 
@@ -264,6 +274,7 @@ def _named(value: Any, feature: Any) -> Any:
     from datasets import ClassLabel, List
 
     if isinstance(feature, ClassLabel):
+        # -1 stands for a missing class.
         is_class = isinstance(value, int) and 0 <= value < feature.num_classes
         return feature.int2str(value) if is_class else None
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):

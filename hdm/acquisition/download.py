@@ -42,6 +42,7 @@ from hdm.store import Draft, Identity, Output, Outputs, Store
 
 __all__ = ["SCHEMA", "Site", "identify", "make", "open_web"]
 
+# Raised whenever a download makes something else of the same source.
 SCHEMA = 4
 OPEN_SHARDS = 4  # shards fetched at once, so that one slow item does not hold up the rest
 ENOUGH_ITEMS = 1000  # from this number of items on, too many failures stop the download
@@ -69,10 +70,12 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     del images["matte"]  # only headers are read here
     config = {**settings.result_fields(), "images": images}
     if settings.kind == "scenes":
+        # Scenes follow from their settings; the address at which they are served does not matter.
         del config["source"]
         config["scenes"] = {**config["scenes"], "version": SCENES_VERSION}
     else:
         kind, reader = open_source(settings.source, settings.kind, settings)
+        # Settings that are not used must not make another download.
         del config["scenes"]
         try:
             config |= {"kind": kind, "source": reader.fingerprint()}
@@ -119,6 +122,8 @@ def make(
         inventory = Inventory()
         tally = _Tally(draft, pipeline.download, inventory, ready.source)
         with track("download", _total(reader, pipeline), "items") as bar:
+            # Lazily, so that lists of any length take bounded memory. Only items within the limit
+            # arrive.
             first = islice(reader.items(inventory), pipeline.download.max_items)
             items = map(inventory.arrived, first)
             if reader.fetched:
@@ -136,6 +141,7 @@ def make(
                 do="look at download.source and download.kind",
             )
         tally.check()
+        # Places and captions in it come from the source and may hold addresses with secrets.
         record = redacted_value(inventory.to_json())
         draft.write_json(INVENTORY, record, inventory.counts)
         _log_summary(record, tally.counts)
@@ -199,6 +205,7 @@ class _Tally:
         counts = self.draft.records[shard_name("samples", number)].counts
         self.counts.update(counts)
         num_passing = sum(counts.get(f"failed_{status}", 0) for status in PASSING)
+        # Failures that may pass, such as an outage, are not kept as this shard's result.
         if num_passing > self.max_failed * counts["items"]:
             self.passing.append(number)
         self.inventory.check(self.max_lost, self.source)
@@ -250,6 +257,8 @@ def _load_shards(
     while (first := next(items, None)) is not None:
         shard = chain([first], islice(items, pipeline.download.shard_items - 1))
         if is_whole(draft, number):
+            # The items are read all the same: the inventory counts them, and the next shard begins
+            # after them.
             for _ in shard:
                 bar.advance()
         else:
@@ -274,6 +283,7 @@ async def _fetch_shards(
         tally.add(number)
         free.release()
 
+    # An error in one shard, or too many failures, cancels the others through the group.
     async with Fetcher(pipeline.download, site.hosts) as fetcher, asyncio.TaskGroup() as tasks:
         number = 0
         while shard := list(islice(items, pipeline.download.shard_items)):
@@ -303,6 +313,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
             # In this thread where possible, so that Ctrl-C ends it.
             asyncio.run(work)
     except BaseExceptionGroup as group:
+        # One shard's error cancels the others; whoever catches it expects the error itself.
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -50,6 +50,7 @@ class EmojiPictures:
 
     def fingerprint(self) -> dict[str, Any]:
         listed = [[one.emoji.file, *one.captions] for one in training_pictures()]
+        # The list is part of the package: another release may list other pictures or captions.
         digests = {"list": hashlib.sha256(canonical_json(listed)).hexdigest()}
         if self.fetched:
             return {**digests, "address": self.place}

@@ -39,6 +39,8 @@ PASSING = frozenset({"timeout", "cut_off", "no_connection", "unknown_host"}) | f
 HEADERS = {
     "User-Agent": "hdm-pipeline",
     "Accept": "image/*,*/*;q=0.5",
+    # Pictures are compressed already. If a site compresses all the same, `_body` counts what it
+    # expands to.
     "Accept-Encoding": "identity",
 }
 
@@ -64,7 +66,9 @@ class Fetcher:
         self.settings = settings
         self._addresses = Addresses(settings.allow_loopback, hosts)
         self._slots = asyncio.Semaphore(settings.concurrency)
+        # Politeness is for the web, not for this machine's own sites.
         self._per_host = settings.concurrency if self._addresses.hosts else PER_HOST
+        # Weak, so that memory does not grow with the number of hosts.
         self._host_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._not_before: dict[str, float] = {}
 
@@ -72,6 +76,8 @@ class Fetcher:
         # Connections go only to addresses that this resolver has checked, so that a name cannot
         # lead to a public address first and to a private one later.
         connector = aiohttp.TCPConnector(resolver=self._addresses, limit=0, ttl_dns_cache=300)
+        # Without cookies: an answer must not depend on earlier ones. Without a limit of the
+        # connector's own: the semaphores below limit requests.
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=HEADERS,
@@ -121,11 +127,14 @@ class Fetcher:
         # The host's slot before the common one: requests that wait for a slow host leave the others
         # theirs.
         async with slots:
+            # Before the common slot and outside the time limit: a host that asks for rest holds up
+            # nobody else.
             await asyncio.sleep(self._not_before.get(host, 0.0) - time.monotonic())
             async with self._slots:
                 try:
                     async with asyncio.timeout(self.settings.timeout_sec):
                         return await self._follow(url)
+                # First, because TimeoutError is an OSError.
                 except TimeoutError as error:
                     raise _Busy(Unreadable("timeout", "no whole answer in time")) from error
                 except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -218,6 +227,7 @@ def _retry_after(value: str | None) -> float:
     """Seconds that a site asks to wait, given as a number or a date; 0 if it does not say."""
     if value is None:
         return 0.0
+    # Retry-After is a number of seconds or a date (RFC 9110).
     if value.strip().isdecimal():
         return float(value)
     try:
@@ -233,6 +243,7 @@ def _explain(error: Exception) -> _Busy | Unreadable:
     # From the most special class to the most general one.
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         verdict = Unreadable("unknown_host", "the host's name is not known")
+        # The name server did not answer; the name may exist.
         is_temporary = getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN
         return _Busy(verdict) if is_temporary else verdict
     if isinstance(error, aiohttp.ClientSSLError):

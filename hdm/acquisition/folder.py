@@ -71,6 +71,7 @@ ABOUT = (
 MASKS = ("-masklabel", "-condlabel")
 """OneTrainer's names for masks of a picture, which are not pictures to train on."""
 ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z", ".rar")
+# The largest text beside a picture, and the largest table that is looked at unasked.
 MAX_WORDS_BYTES = 1 << 24
 MAX_TABLE_BYTES = 1 << 28
 LOOKED_AT = 100
@@ -101,6 +102,8 @@ class Folder:
 
     def fingerprint(self) -> dict[str, Any]:
         texts = {name for name in self._files if _suffix(name) in SIDECARS}
+        # Read whole: `tree` reads only the edges of files, and a change in the middle of a table
+        # changes a caption.
         metadata = {
             self._relative(path): source_fingerprints.whole(path) for path in self._metadata_files
         }
@@ -121,10 +124,12 @@ class Folder:
         inventory = inventory or Inventory()
         listed, lines = self._metadata
         inventory.add_all(lines)
+        # Before the items, so that a download with lost captions stops after its first shard.
         self._note_files(inventory)
         for name in sorted(self._pictures | listed.keys()):
             metadata = listed.get(name) or _Metadata()
             captions = inventory.captions(metadata.captions, shown(name))
+            # Before `metadata.licence` is read below: a text beside the picture may give it.
             captions += self._beside(name, metadata, inventory)
             if not captions and self.settings.class_captions:
                 captions = self._class(name, inventory)
@@ -183,6 +188,8 @@ class Folder:
     @cached_property
     def _metadata(self) -> tuple[dict[str, _Metadata], Inventory]:
         """The metadata of each file by its name, and what became of their lines."""
+        # Kept with an inventory of its own: the tables are read once, though `total` and `items`
+        # both need them.
         metadata: dict[str, _Metadata] = {}
         inventory = Inventory()
         encoding = self.settings.encoding
@@ -301,6 +308,7 @@ class Folder:
                 elsewhere[_last(stem)] = stem
         for name in sorted(self._files.keys() - used):
             if _suffix(name) in SIDECARS and self._holds_caption(name, stems.keys()):
+                # Searching for a similar name is slow; only losses that are shown get one.
                 beside = stems.get(_folder(name), []) if inventory.lost < EXAMPLES else []
                 near = difflib.get_close_matches(_stem(name), beside, n=1, cutoff=0.6)
                 guess = f"; did you mean {shown(near[0])}?" if near else ""
@@ -346,6 +354,7 @@ class Folder:
         """Why captions in a table that no setting names are lost; None if it does not seem to hold
         captions of files in this folder.
         """
+        # Who names a table has decided about the others.
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return None
         encoding = self.settings.encoding

@@ -74,6 +74,7 @@ class Inventory:
     def add(self, entry: Entry) -> None:
         """Record an entry that was not taken."""
         self.counts[_name(entry)] += 1
+        # Losses are kept apart: they are shown even if many other entries come first.
         if len(self.entries) < LISTED:
             self.entries.append(entry)
         if entry.fate is Fate.LOST and len(self._losses) < EXAMPLES:

@@ -80,6 +80,8 @@ def survey(urls: Iterable[Any]) -> Survey:
     hashes = array("Q")
     for url in urls:
         text = as_text(url)
+        # 0 marks a row without a URL. Other numbers are 64 bits of a sha256 and practically never
+        # 0.
         hashes.append(key_number(key_of(text.strip())) if text else 0)
     values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
     without = int(counts[values == 0].sum())
@@ -144,6 +146,8 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """
     try:
         with path.open("rb") as file:
+            # One byte more than allowed shows that the file is too large, without reading all of
+            # it.
             data = file.read(max_bytes + 1)
     except FileNotFoundError as error:
         raise Unreadable("missing_file", "there is no such file") from error

@@ -48,6 +48,7 @@ class Names:
         if literal in self.files:
             return literal
         spellings = list(dict.fromkeys(self._spellings(name, beside)))
+        # From the strictest form to the loosest: a loose one is tried only if no stricter one fits.
         for form, known in self._forms():
             candidates: set[str] = set()
             for spelling in spellings:
@@ -76,6 +77,7 @@ class Names:
 
     def _spellings(self, name: str, beside: str) -> Iterator[str]:
         slashed = name.replace("\\", "/")
+        # A list may name files through a link to the folder, or by its real path.
         for root in (self.root.absolute(), self.root.resolve()):
             # The name may be absolute, or the list may be outside the folder.
             place = PurePosixPath(os.path.normpath(root / beside / slashed))

@@ -54,7 +54,9 @@ def _own_file(place: str, folders: Sequence[Path]) -> Path:
         place = unquote(address.path)
     elif scheme:
         raise Unreadable("refused_scheme", "only http, https and files of the data set are read")
+    # A zero byte makes every call of the system raise a ValueError.
     if "\0" not in place:
+        # Checked twice: first as text, so that `..` leads nowhere, then with links followed.
         path = Path(os.path.normpath(folders[0] / place))
         if any(path.is_relative_to(folder) and path != folder for folder in folders):
             return _without_way_out(path, folders)
@@ -70,11 +72,13 @@ def _without_way_out(path: Path, folders: Sequence[Path]) -> Path:
 
 
 def _member(inner: str, outer: str, folders: Sequence[Path], max_bytes: int) -> bytes:
+    # fsspec would chain any protocol, such as `filecache` or `github`.
     if any(_scheme(part) not in ARCHIVES for part in inner.split("::")):
         raise Unreadable("refused_scheme", "only members of zip and tar files are read")
     archive = _own_file(outer, folders)
     try:
         with fsspec.open(f"{inner}::{archive}", "rb") as file:
+            # A member may expand to far more than its archive: no more than is allowed is read.
             data: bytes = file.read(max_bytes + 1)
     except FileNotFoundError as error:
         raise Unreadable("missing_file", "there is no such member or archive") from error

@@ -29,6 +29,7 @@ def fetched_list(address: str, settings: DownloadSettings) -> Path:
         name = PurePosixPath(URL(address).path).name
     except ValueError:
         name = ""
+    # Readers are chosen by the suffix.
     if PurePosixPath(name).suffix.lower() not in TABLE_SUFFIXES:
         raise InputError(
             "the source's address names no URL list",

@@ -71,6 +71,7 @@ def _reader(
         case "dataset" if source.lower().endswith(PARQUET):
             return DataSet(source, settings, _files(source))
         case "dataset":
+            # The name as given, which records show: the source itself may come from a secret.
             return DataSet(source, settings, name=given)
         case "folder" if place.is_dir():
             return Folder(place, settings)
@@ -127,6 +128,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _detect_folder(place: Path, settings: DownloadSettings) -> SourceKind:
     """A folder of pictures, unless it has no pictures but tars or tables of them."""
+    # First, since a saved data set may hold other files too.
     if any((place / name).is_file() for name in SAVED):
         return "dataset"
     names = [name.lower() for name in walk(place, settings.follow_links).files]

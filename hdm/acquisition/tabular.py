@@ -23,6 +23,7 @@ from hdm.errors import InputError
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
 FILE_NAME = "file_name"
 BATCH_ROWS = 4096
+# Python's own limit of 131,072 characters would refuse a whole table for one long caption.
 CELL_CHARS = 1 << 24
 WORDY_ROWS = 100
 START_BYTES = 4096
@@ -48,6 +49,7 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
                     return next(_csv_reader(path, file), [])
             case ".jsonl":
                 lines = islice(_json_lines(path, encoding), LOOKED_AT)
+                # JSON has no header: a field counts if any of the first lines has it.
                 known = _fields(record for _, record in lines)
                 if not known and (reason := in_other_encodings(path.read_bytes(), lines=True)):
                     raise ValueError(reason)
@@ -132,6 +134,7 @@ def _open_text(path: Path, encoding: str | None = None) -> IO[str]:
                 "it has zero bytes, which UTF-8 never has: save it as UTF-8; if it is UTF-16 "
                 f"without its mark, --set download.encoding=utf-16-{'le' if little else 'be'}"
             )
+        # The csv module reads line ends itself, since quoted cells may hold some: hence newline="".
         return path.open(encoding=encoding, newline="")
     if marked in (None, "utf-8-sig"):
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -172,6 +175,8 @@ def _csv_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[
             if name in positions:
                 positions[name].append(position)
         for row in rows:
+            # An unquoted separator would shift the columns after it: a caption would lose its end
+            # in silence.
             if len(row) > len(header):
                 raise csv.Error(
                     f"line {rows.line_num} has {len(row)} values under a header of {len(header)}"
@@ -238,6 +243,7 @@ def _json_records(path: Path, encoding: str | None = None) -> Iterator[dict[str,
     value = _json_in(path.read_bytes(), encoding)
     if isinstance(value, dict):
         for name, entry in value.items():
+            # kohya's form has an object of fields for each name; a bare text is its caption.
             fields = entry if isinstance(entry, dict) else {"caption": entry}
             yield {FILE_NAME: name, **fields}
     elif isinstance(value, list):

@@ -29,6 +29,7 @@ from hdm.pictures.formats import HEAD_BYTES, sniff
 
 TEXTS = ("txt", "caption", "text")
 CLASS = "cls"
+# Texts are held in memory until their sample is complete.
 MAX_WORDS_BYTES = 1 << 22
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 Load = Callable[[], bytes]
@@ -76,6 +77,7 @@ class Tars:
             rest = "the source is read as tars"
             note_files(self.folder, self.paths, rest, inventory, self.settings.follow_links)
         for path in self.paths:
+            # A tar may repeat a member's name; keys then count the repetitions.
             keys = Keys()
             name = self._name(path)
             for sample in self._samples(path, name, inventory):
@@ -121,6 +123,8 @@ class Tars:
                         inventory.leave("member", Fate.REFUSED, place, "it is a link or a device")
                     continue
                 inventory.take("member")
+                # Members of a sample are consecutive in WebDataset's tars, so a new name ends the
+                # sample.
                 if sample is None or base != sample.base:
                     if sample is not None:
                         yield sample
@@ -156,6 +160,7 @@ class Tars:
         if member.size > self.settings.max_bytes:
             return partial(_raise, too_large(self.settings.max_bytes))
         if isinstance(tar.fileobj, io.BufferedReader):
+            # Read only when it is wanted: a finished shard's pictures are skipped.
             return partial(_content, tar, member)
         return _read_now(tar, member)  # a compressed tar cannot go back
 

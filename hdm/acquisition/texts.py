@@ -109,6 +109,7 @@ def decoded(data: bytes, encoding: str | None = None) -> tuple[str, bool] | None
         data: the bytes.
         encoding: a Python codec that the user knows to be right, for texts that are not Unicode.
     """
+    # Zero bytes are valid UTF-8, but mean UTF-16 without a mark, or no text.
     with suppress(UnicodeDecodeError):
         text = data.decode(mark_of(data) or "utf-8").removeprefix("\ufeff")
         if "\0" not in text:
@@ -333,6 +334,7 @@ def _of_bytes(data: bytes, encoding: str | None) -> Captions:
 def _of_text(text: str) -> Captions:
     if not text.strip():
         return Captions()
+    # Whoever wrote the list has lost characters already; nothing can bring them back.
     if "\ufffd" in text or any("\ud800" <= char <= "\udfff" for char in text):
         return Captions(
             losses=["its text was damaged before it came here (U+FFFD or half a character)"]
@@ -343,6 +345,7 @@ def _of_text(text: str) -> Captions:
 
 
 def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Captions:
+    # Only the first field: others may repeat its caption in another form.
     known = [value[name] for name in _MAPPED if value.get(name) is not None][:1]
     texts = [entry for entry in value.values() if isinstance(entry, str | bytes | list)]
     result = captions_in(known or texts, encoding)
@@ -356,6 +359,8 @@ def _listed(text: str) -> list[str] | None:
     bare = text.strip()
     if not (bare.startswith("[") and bare.endswith("]")):
         return None
+    # pandas writes lists into CSV files as Python prints them. For deep nesting literal_eval raises
+    # MemoryError or RecursionError.
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(bare)

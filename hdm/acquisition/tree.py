@@ -78,10 +78,12 @@ class _Walk:
         folder = self.root / name
         try:
             status = folder.stat()
+            # scandir gives names in the file system's order, which differs between machines.
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             self._leave("folder", Fate.REFUSED, name, f"it cannot be read: {error.strerror}")
             return
+        # What a folder is, by whatever name it is reached.
         place = (status.st_dev, status.st_ino)
         if place in self.seen:
             first = shown(self.seen[place])

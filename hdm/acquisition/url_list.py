@@ -47,6 +47,8 @@ def one_item_a_url(
         inventory: records what becomes of the rows.
     """
     several: dict[str, dict[str, None]] = {}
+    # An inventory to be thrown away: the first reading must not count rows that the second one
+    # counts.
     for row in rows(Inventory()) if repeated else ():
         key = key_of(row.source)
         if key in repeated:
@@ -55,6 +57,7 @@ def one_item_a_url(
         key = key_of(row.source)
         if key not in repeated:
             yield Item(key, row.source, row.captions, row.licence, None if row.url else _no_url)
+        # The first row of a repeated URL takes all of its captions; the others make no item.
         elif (captions := several.pop(key, None)) is not None:
             yield Item(key, row.source, tuple(captions), row.licence, None)
 

@@ -1,6 +1,4 @@
-"""The boxes of files in the family of ISO base media files: HEIF, AVIF and JPEG 2000 say their
-colour in one.
-"""
+"""Boxes of the ISO base media file format: HEIF, AVIF and JPEG 2000 state their colour in one."""
 
 from __future__ import annotations
 
@@ -20,10 +18,12 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
         length = int.from_bytes(data[start : start + 4], "big")
         kind = data[start + 4 : start + 8]
         content = start + 8
+        # A length of 1 is followed by one of 64 bits; 0 means up to the end.
         if length == 1:
             length = int.from_bytes(data[content : content + 8], "big")
             content += 8
         past = end if length == 0 else min(start + length, end)
+        # A length shorter than its own header would never end the loop.
         if past < content:
             return
         yield kind, content, past

@@ -1,5 +1,5 @@
-"""Samples whose meaning a file says in numbers (gamma, chromaticities, code points) brought to
-sRGB.
+"""Convert samples to sRGB whose colour a file states in numbers (gamma, chromaticities, code
+points).
 
 Sources: PNG specification, third edition (precedence; gAMA, cHRM); ITU-T H.273 (code points of
 primaries and transfer functions); IEC 61966-2-1 (sRGB).
@@ -17,6 +17,7 @@ Chromaticities = tuple[float, float, float, float, float, float, float, float]
 Curve = Callable[[np.ndarray], np.ndarray]
 """From samples in [0, 1] to linear light in [0, 1]."""
 
+# White points as x, y of CIE 1931.
 _D65 = (0.3127, 0.3290)
 _C = (0.310, 0.316)
 _E = (1 / 3, 1 / 3)
@@ -38,6 +39,7 @@ PRIMARIES: dict[int, Chromaticities] = {
 """By the code points of H.273, table 2."""
 UNSPECIFIED = 2
 _HDR = {16: "PQ", 18: "HLG"}
+# From XYZ to the cone responses of the Bradford transform.
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
@@ -51,7 +53,7 @@ nothing.
 
 
 class UnsupportedColour(Exception):  # noqa: N818  (of a file; nothing went wrong here)
-    """Numbers that are defined and not converted here, or that are none."""
+    """Numbers that are defined but not converted here, or that define no colour."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ class Colour:
         Returns:
             Of the same shape, uint8.
         """
+        # By look-up: samples have at most 65,536 different values.
         linear = self.curve(self._values(samples.dtype)).clip(0, 1)
         if self.matrix is None or samples.ndim == 2:  # white is white, and so is grey
             return encoded(linear)[samples]
         linear = linear.astype(np.float32)
         matrix = self.matrix.astype(np.float32)
+        # 16 bits of linear light tell all 8-bit levels apart, the darkest too.
         to_levels = encoded(np.arange(65536) / 65535)
         result = np.empty(samples.shape, np.uint8)
         rows = max(1, _STRIP // max(1, samples.shape[1]))
@@ -90,7 +94,7 @@ class Colour:
             red = strip[:, :, 0]
             green = strip[:, :, 1]
             blue = strip[:, :, 2]
-            for c in range(3):  # summed one by one: a matrix product rounds as the machine likes
+            for c in range(3):  # summed by hand: how a matrix product rounds depends on the machine
                 light = matrix[c, 0] * red + matrix[c, 1] * green + matrix[c, 2] * blue
                 places = np.rint(light.clip(0, 1) * 65535).astype(np.uint16)
                 result[top : top + rows, :, c] = to_levels[places]
@@ -102,6 +106,7 @@ class Colour:
         values = np.arange(most + 1, dtype=np.float64)
         if not self.narrow:
             return values / most
+        # At 16 bits video's limits are 256 times those at 8 bits.
         unit = (most + 1) // 256
         return ((values - 16 * unit) / (219 * unit)).clip(0, 1)
 
@@ -113,14 +118,14 @@ def encoded(linear: np.ndarray) -> np.ndarray:
 
 
 def of_gamma(gamma: float | None, chromaticities: Chromaticities | None) -> Colour | None:
-    """The colour that PNG's gAMA and cHRM say.
+    """The colour that PNG's gAMA and cHRM state.
 
     Args:
         gamma: exponent from light to samples, as 0.45455; None: sRGB's curve.
         chromaticities: None: sRGB's.
 
     Returns:
-        None where it is sRGB but for rounding.
+        None if it is sRGB up to rounding.
 
     Raises:
         UnsupportedColour: no such colours exist.
@@ -134,7 +139,7 @@ def of_gamma(gamma: float | None, chromaticities: Chromaticities | None) -> Colo
 
 
 def of_code_points(primaries: int, transfer: int, narrow: bool = False) -> Colour | None:
-    """The colour that code points of H.273 say (PNG's cICP, HEIF's nclx); None where it is sRGB.
+    """The colour that code points of H.273 state (PNG's cICP, HEIF's nclx); None if it is sRGB.
 
     Raises:
         UnsupportedColour: a transfer function that has no defined white in sRGB (PQ, HLG), or
@@ -153,8 +158,8 @@ def of_code_points(primaries: int, transfer: int, narrow: bool = False) -> Colou
 
 
 def matrix_to_srgb(chromaticities: Chromaticities) -> np.ndarray | None:
-    """(3, 3) from linear RGB of such primaries to sRGB's, white to white (Bradford); None where
-    they are sRGB's but for rounding.
+    """(3, 3) from linear RGB of such primaries to sRGB's, white to white (Bradford); None if they
+    are sRGB's up to rounding.
 
     Raises:
         UnsupportedColour: they span no colours.
@@ -164,6 +169,7 @@ def matrix_to_srgb(chromaticities: Chromaticities) -> np.ndarray | None:
     try:
         own = _to_xyz(chromaticities)
         srgb = _to_xyz(SRGB)
+        # A matrix's columns add up to its white.
         cone = _BRADFORD @ np.stack([own.sum(1), srgb.sum(1)], 1)
         adapted = np.linalg.inv(_BRADFORD) @ np.diag(cone[:, 1] / cone[:, 0]) @ _BRADFORD @ own
         matrix: np.ndarray = np.linalg.inv(srgb) @ adapted

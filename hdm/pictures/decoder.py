@@ -32,19 +32,18 @@ from hdm.pictures.reading import BadImage
 if TYPE_CHECKING:
     from hdm.pictures.settings import ImageSettings
 
+# Sent once the work is imported: a function that cannot be is an error of the start, not of each
+# picture.
 READY = b"ready\n"
 NICE = 5
-"""Where a model runs on the same cores, its threads wait for each other: one that is put off puts
-off all.
+"""A model may run on the same cores. Its threads wait for each other, so delaying one delays all.
 """
 OUT_OF_MEMORY = 71
-"""Exit code of a process whose memory limit was reached; what is left of its memory is in pieces,
-so it ends.
+"""Exit code of a process that reached its memory limit. It ends because what is left of its memory
+is fragmented.
 """
 WALL = 10
-"""Seconds on the clock that a picture may take for each second of computing that it may: the
-machine may be busy.
-"""
+"""Seconds on the clock allowed for each second of computing, since the machine may be busy."""
 
 Answer = tuple[dict[str, Any], list[np.ndarray]]
 
@@ -53,18 +52,20 @@ def main() -> None:
     """Serve the process that started this one."""
     # Validated by the process that asks; see hdm.pictures.reading on the import.
     settings = cast("ImageSettings", SimpleNamespace(**json.loads(sys.argv[1])))
-    # They may reach it with the process that asks, whose matter they are: its own end is that of
-    # its input.
+    # Signals to the whole process group are the parent's to handle; this process ends when its
+    # input closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     _limit(resource.RLIMIT_DATA, settings.max_memory_mb << 20)
+    # A picture that crashes this process must not leave a core file each time.
     _limit(resource.RLIMIT_CORE, 0)
-    with contextlib.suppress(OSError):  # where memory runs out, let it be this process that ends
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel should end this process
         Path("/proc/self/oom_score_adj").write_text("500")
     work = _function(sys.argv[2])
+    # The answers' pipe under another number, before standard output is silenced.
     answers = os.fdopen(os.dup(1), "wb")
-    # What libraries print about details of bad pictures does not say of which.
+    # Libraries print details of bad pictures without naming the file.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -74,7 +75,7 @@ def main() -> None:
 def serve(
     requests: BinaryIO, answers: BinaryIO, work: Callable[..., Answer], settings: ImageSettings
 ) -> None:
-    """Say that all is loaded, and answer until there are no more requests."""
+    """Report that everything is loaded, then answer requests until the input closes."""
     answers.write(READY)
     answers.flush()
     for line in requests:
@@ -121,6 +122,8 @@ def _limited(requests: int, seconds: float) -> Iterator[None]:
     """End this process, whatever C code it is in, if it computes for too long or the other end of
     `requests` closes.
     """
+    # ITIMER_PROF counts computing alone, so that a busy machine decides nothing. Both signals'
+    # default action ends the process inside C code, where a Python handler would not run.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, WALL * seconds)
     _end_on_hangup(requests)
@@ -133,8 +136,8 @@ def _limited(requests: int, seconds: float) -> Iterator[None]:
 
 
 def _end_on_hangup(requests: int) -> None:
-    """No request comes while one is being answered, so that whatever happens on the pipe is its
-    end, and SIGIO ends the process.
+    """No request arrives while one is being answered, so any event on the pipe is its end, and the
+    SIGIO that it causes ends the process.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())

@@ -1,5 +1,7 @@
-"""Picture files of unknown origin, looked into by processes of their own: a bad one costs its own
-answer and nothing else.
+"""Picture files of unknown origin, read by processes of their own: a bad one costs its own answer
+and nothing else.
+
+Processes and not threads: two threads decode no faster than one (decision 4).
 """
 
 from __future__ import annotations
@@ -82,8 +84,8 @@ class Asked:
 
 
 class Decoders(Closing):
-    """Processes that look into picture files, started when there is something to do. Use it in a
-    `with` block.
+    """Processes that read picture files, started when there is something to do. Use it in a `with`
+    block.
 
     A file that is too slow, takes too much memory or ends its process for another reason is refused
     with a status of its own.
@@ -96,6 +98,7 @@ class Decoders(Closing):
 
     def __init__(self, settings: ImageSettings, work: Work, count: int | None = None) -> None:
         self.settings = settings
+        # The cores that this process may use, which may be fewer than the machine has.
         self.count = count or len(os.sched_getaffinity(0))
         self.processes = [_Process(settings, work) for _ in range(self.count)]
         # The last one used comes first, so that no more are started than are busy at once.
@@ -114,7 +117,7 @@ class Decoders(Closing):
             process.wait()
 
     def ask(self, name: str, data: bytes, **options: Any) -> Answer:
-        """What the work gives for one file, which errors name. From any thread.
+        """The result of the work for one file, whose name errors contain. Call it from any thread.
 
         Raises:
             BadImage: the file is refused.
@@ -140,12 +143,13 @@ class Decoders(Closing):
             asked: the files; the next ones are asked for while earlier ones are under way, as long
                 as their costs together are within `images.decode_mb`. One that costs more is
                 decoded while no other is.
-            ahead: files that may be under way or wait, at most; None: four a process.
+            ahead: at most this many files are under way or waiting; None: four a process.
         """
         waiting: deque[tuple[int, Future[Answer]]] = deque()
         held = 0
         most = self.settings.decode_mb * 1e6
         for one in asked:
+            # Make room first: the oldest answer is used before another picture is asked for.
             while waiting and (
                 len(waiting) > (ahead or 4 * self.count) or held + one.cost_bytes > most
             ):
@@ -157,6 +161,7 @@ class Decoders(Closing):
             yield self._done(waiting.popleft()[1])
 
     def _done(self, future: Future[Answer]) -> Future[Answer]:
+        # Waits without raising: what an error costs is the caller's decision.
         future.exception()
         return future
 
@@ -261,6 +266,7 @@ class _Process:
         assert process.stdin
         assert process.stdout
         self.process = None
+        # Closing flushes what the process did not read.
         with suppress(BrokenPipeError):
             process.stdin.close()
         code = process.wait()

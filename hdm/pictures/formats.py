@@ -7,12 +7,13 @@ import re
 from PIL import features
 
 HEAD_BYTES = 512
-"""`sniff` and `foreign_format` look at no more than so many bytes of a file."""
+"""`sniff` and `foreign_format` look at no more bytes of a file than this."""
 
 _BRANDS = {
     "AVIF": {b"avif", b"avis"},
     "HEIF": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"},
 }
+# These state the structure and not the codec; AVIF files list them too.
 _HEIF_WITHOUT_CODEC = {b"mif1", b"msf1"}
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)}
 
@@ -65,6 +66,7 @@ def sniff(data: bytes) -> str | None:
         return "WEBP"
     if start.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")):
         return "JPEG2000"
+    # TIFF and BigTIFF in both byte orders. Canon's raw files begin like a TIFF.
     if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return None if data[8:11] == b"CR\2" else "TIFF"
     # "BM" begins many a text; the size of BMP's second header does not.
@@ -88,6 +90,7 @@ def foreign_format(data: bytes) -> str | None:
             return name
     if head[4:12] == b"ftypcrx ":
         return "RAW"
+    # Pillow may be built without AVIF.
     if head[4:8] == b"ftyp" and _brands(head)[:1] in ([b"avif"], [b"avis"]):
         return None if features.check("avif") else "AVIF"
     if _PNM.match(head):

@@ -1,4 +1,5 @@
-"""Picture files of unknown origin to upright RGB with a defined look, or a refusal with its reason.
+"""Turn picture files of unknown origin into upright RGB with a defined look, or refuse them with a
+reason.
 
 Pillow alone clips 16-bit grey to white, shows the colour hidden under transparent pixels, ignores
 EXIF orientation and ICC profiles, only warns of pictures of 89 megapixels, and would hand EPS to a
@@ -55,11 +56,11 @@ FORMATS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
 COUNTED = frozenset({"PNG", "WEBP", "AVIF", "HEIF"})
 """Formats whose readers know the number of frames without looking for it."""
 
-# Of a HEIF file the picture alone is wanted, and decoding happens in processes, one a core.
+# Only the main picture of a HEIF file is wanted, and there is already one process for each core.
 pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
 pi_heif.options.DECODE_THREADS = 1
 
-# EXIF's eight orientations as what brings the picture upright.
+# EXIF orientation → the operation that brings the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -181,6 +182,7 @@ def _open(data: bytes, settings: ImageSettings) -> tuple[str, ImageFile.ImageFil
     with _guarded(name):
         image = FORMATS[name](BytesIO(data))
         width, height = image.size
+        # All limits that need no decoding.
         if min(width, height) < 1:
             raise BadImage("corrupt", f"{width} × {height} pixels are no picture")
         if max(width, height) > MAX_SIDE_PX or width * height >= settings.max_megapixels * 1e6:
@@ -207,7 +209,7 @@ def reduced(pixels: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def has_more_scans(jpeg: bytes, most: int) -> bool:
-    """Whether a JPEG file's first picture has more than so many scans; nothing is decoded."""
+    """Whether a JPEG file's first picture has more than `most` scans; nothing is decoded."""
     if jpeg.count(b"\xff\xda") <= most:  # thumbnails and profiles may hold the marker too
         return False
     place, scans = 2, 0
@@ -221,7 +223,7 @@ def has_more_scans(jpeg: bytes, most: int) -> bool:
     return scans > most
 
 
-# Compressed data has 0xff before 0 and restart markers alone; 1 and 0xd8 stand without a length.
+# In compressed data 0xff only precedes 0 or a restart marker. Markers 1 and 0xd8 have no length.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.S)
 
 
@@ -247,6 +249,7 @@ def _guarded(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too_large", f"{name}: more pixels than are taken") from error
     except Exception as error:  # on hostile bytes Pillow's readers raise any kind there is
+        # Without addresses of objects, which differ from run to run.
         said = re.sub(r"\s*<?[\w.]*\S* at 0x[0-9a-fA-F]+>?", "", str(error))[:200]
         raise BadImage(
             "corrupt", f"{name} cannot be decoded: {said or type(error).__name__}"
@@ -254,9 +257,7 @@ def _guarded(name: str) -> Iterator[None]:
 
 
 def _orientation(image: ImageFile.ImageFile) -> tuple[int, bool]:
-    """EXIF orientation 1 to 8, and whether the EXIF block could be read; to be asked before
-    loading.
-    """
+    """EXIF orientation 1 to 8, and whether the EXIF block could be read. Call it before loading."""
     if isinstance(image, PngImageFile) and "exif" not in image.info:
         return 1, True  # Pillow would decode all to look for a chunk behind the pixels
     try:
@@ -273,7 +274,7 @@ def _upright_size(image: ImageFile.ImageFile, orientation: int) -> tuple[int, in
 
 
 def _bits(image: ImageFile.ImageFile) -> int:
-    """Bits of a sample in the file, where more than 8."""
+    """Bits of a sample in the file; exact where they are more than 8."""
     if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (8,)))
     return 16 if any(";16" in str(tile.args) for tile in image.tile) else 8
@@ -288,8 +289,8 @@ def _is_raw(image: TiffImageFile) -> bool:
 
 
 def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Colour | None:
-    """What a file says of its colour in numbers, where that is to be used and is not sRGB; to be
-    asked before loading.
+    """The colour that a file states in numbers, if it applies and is not sRGB. Call it before
+    loading.
 
     Raises:
         BadImage: it has no defined white in sRGB.
@@ -300,6 +301,7 @@ def _colour(name: str, data: bytes, image: ImageFile.ImageFile, flags: set[str])
         return _png_colour(data, image, flags)
     if name == "JPEG2000":
         profiles = [box[3:] for box in colour_boxes(data) if box[:1] in (b"\2", b"\3")]
+        # Pillow does not read them.
         if profiles:
             image.info["icc_profile"] = profiles[0]
     if "icc_profile" in image.info:
@@ -320,6 +322,7 @@ def _png_colour(data: bytes, image: ImageFile.ImageFile, flags: set[str]) -> Col
         primaries, transfer, matrix, full = code_points
         if matrix != 0 or full > 1:
             raise BadImage("unsupported", f"PNG: cICP with matrix {matrix} and range {full}")
+        # cICP takes precedence over a profile.
         image.info.pop("icc_profile", None)
         return _by_code_points(primaries, transfer, not full, flags)
     if "icc_profile" in image.info or "srgb" in image.info:
@@ -433,6 +436,7 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
             image = image.convert("RGB")
         if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space) != image.mode:
             return None
+        # Nothing to convert: a conversion could only round.
         if space == "RGB" and (opened.profile.profile_description or "").startswith("sRGB"):
             return image
         return _transform(image, opened)
