@@ -153,10 +153,14 @@ def bootstrap(
         SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
     """
     begun = time.monotonic() if begun is None else begun
+    # Before anything reads them: a launcher's variables would scale gradients or wait for other
+    # ranks.
     forget_launchers()
     try:
         with (
             draft_in(out, IDENTITY, MANIFEST) as draft,
+            # Outside of trainings a signal ends the work at once; a training holds it back and
+            # saves first.
             signals_raised(),
             deterministic(True),
             cpu_threads(None),
@@ -171,6 +175,7 @@ def bootstrap(
                 "channels": channels,
                 "minutes": minutes,
                 "plan": asdict(plan or Plan()),
+                # The same command on pictures that changed meanwhile is another run.
                 "pictures": lessons.digest(),
             }
             work = _Work(draft, asked, begun, checkpoint_sec, lessons.cut_at)
@@ -369,6 +374,8 @@ class _Work:
         for name in names:
             with self.draft.write(name) as file:
                 (aside.parent / name).replace(file.path)
+        # Recorded after the files: after a kill in between, only the saving is repeated, not the
+        # training.
         self.finished[component] = {"files": names, "part": part, "schedule": schedule}
         self._write()
 
@@ -397,6 +404,7 @@ class _Work:
 
 
 def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
+    # The plan: as asked for, or fitted to the minutes by a trial. A resumed run has one already.
     if work.plan is None:
         plan = Plan(**work.asked["plan"])
         if work.asked["minutes"] is None:
@@ -404,10 +412,13 @@ def _run(recipe: _Recipe, work: _Work) -> dict[str, Any]:
         else:
             work.begin(*_timed(recipe, work, plan))
     assert work.plan is not None
+    # A resumed run computes with the number of threads it began with: another number rounds sums
+    # differently.
     keep_threads(work.scratch, None)
     _train(recipe, work)
     asked = {name: work.asked[name] for name in ("source", "seed", "size_px", "channels")}
     counts = {"pictures": len(recipe.lessons.train), "captions": len(recipe.lessons.captions)}
+    # Measured as written, from the folder, not from the trained models in memory.
     record: dict[str, Any] = {
         "components": COMPONENTS,
         "recipe": {**asked, **counts, **asdict(work.plan)},
@@ -533,6 +544,7 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
         draft_in(Path(folder), IDENTITY, MANIFEST) as draft,
     ):
         start = time.monotonic()
+        # Without checkpoints, since the trial is thrown away.
         trial = _Work(draft, {"minutes": None}, start, math.inf)
         trial.begin(few, {})
         took = _train(trial_recipe, trial)
@@ -541,6 +553,8 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
         measures = _measures(recipe, draft.path)
         measuring = time.monotonic() - start + seconds_of_all(measures)
     seconds = 60 * work.asked["minutes"]
+    # Statistics take a fixed number of batches, preparing grows with the pictures, and measuring is
+    # bounded: none of them depends on the plan.
     rest = {
         STATISTICS: took[STATISTICS],
         PREPARING: preparing * every,
@@ -559,6 +573,7 @@ def _timed(recipe: _Recipe, work: _Work, plan: Plan) -> tuple[Plan, dict[str, fl
         )
     factor = max(left / sum(full.values()), LEAST_SHARE)
     expected = {name: took * factor for name, took in full.items()} | rest
+    # In the order of time: `Budget.until` counts what comes after a part.
     return plan.scaled(factor), {name: expected[name] for name in PARTS}
 
 

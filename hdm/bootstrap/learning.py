@@ -88,6 +88,7 @@ class Training:
                 continue
             self.parameters[name] = value
             self.names[id(value)] = name
+            # For a single row or column, Muon's orthogonalisation would only be a normalisation.
             is_matrix = value.ndim >= 2 and min(value.shape[:2]) > 1
             is_embedding = any(part in name for part in embeddings)
             if is_matrix and not is_embedding:
@@ -142,6 +143,7 @@ class Training:
     def serve(self) -> bool:
         stopping = self.signals.count > 0
         is_late = time.monotonic() - self.saved_at > self.place.checkpoint_sec
+        # A training that has just begun or resumed has nothing new to save.
         if stopping or (is_late and self.num_done != self.saved_step):
             self.save()
         return stopping
@@ -176,7 +178,9 @@ class Training:
             "optimizer": state_tensors(self.optimizers, self.names),
         }
         state = {"step": self.num_done, "schedule": self.schedule.bends}
+        # No position in the data: a step's batch follows from its number.
         checkpoint.save(self.place.scratch, self.num_done, tensors, b"", state)
+        # With the checkpoint: a resumed run repeats the steps since then, and gets their time back.
         self.place.budget.save()
         self.saved_step = self.num_done
         self.saved_at = time.monotonic()

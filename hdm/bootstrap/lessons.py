@@ -78,6 +78,7 @@ def gather(
             f"found {len(captioned)} captioned pictures; at least {FEWEST} are needed",
             do="name a source with more, or its caption column",
         )
+    # With few pictures, more than a twentieth is held out: measuring needs at least four.
     # Every n-th, so that an ordered source loses none of its parts to the held-out examples.
     every = min(round(1 / held_out), len(captioned) // FEWEST_HELD_OUT)
     train = [example for number, example in enumerate(captioned) if number % every]
@@ -102,6 +103,7 @@ class Crops:
     ) -> None:
         self.by_size = {}
         for size in sizes_px:
+            # Resize once, so that a crop is only a copy.
             self.by_size[size] = [resized(example.pixels, size) for example in examples]
         self.count = len(examples)
         self.batch_size = batch_size
@@ -109,6 +111,7 @@ class Crops:
 
     def batch(self, number: int) -> Tensor:
         """(B, 3, S, S) in [-1, 1]."""
+        # No generator is carried from batch to batch, so a resumed training draws the same crops.
         rng = np.random.default_rng((self.seed, number))
         size = int(rng.choice(list(self.by_size)))
         pictures = self.by_size[size]

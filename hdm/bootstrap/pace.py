@@ -78,6 +78,8 @@ class Pace:
         """Adjust the schedule; called after each step with the number of steps done."""
         left = self.schedule.num_steps - step
         now = self.now()
+        # Due by steps or by time, whichever comes first: a training much slower than planned would
+        # not reach that step in time.
         if self.until is None or left <= 0 or (step < self.next and now < self.due):
             return
         seconds = (now - self.since) / (step - self.begin)
@@ -119,6 +121,7 @@ class Budget:
         self.expected = expected
         self.file = file
         self.now = now
+        # As if the run had begun that many seconds ago: time between its processes does not count.
         self.begun = now() - _spent(file) if file.exists() else begun
         self.took: dict[str, float] = {}
 
@@ -134,6 +137,8 @@ class Budget:
         if (left := self.left()) is None:
             return None
         parts = list(self.expected)
+        # The rest of this part and the parts after it share what is left, in proportion to what
+        # each is expected to take.
         own = self.expected[part] * (1 - progress)
         after = sum(self.expected[name] for name in parts[parts.index(part) + 1 :])
         return self.now() + max(0.0, left) * own / max(own + after, 1e-9)

@@ -119,6 +119,7 @@ def _rated(
     batches if time runs out.
     """
     rng = np.random.default_rng(seed)
+    # Drawn for all pictures first: what is rated does not depend on where time runs out.
     strengths = np.where(rng.random(num_images) < 0.5, rng.uniform(0.5, 1, num_images), 0)
     items = rng.integers(len(examples), size=num_images)
     batches = []
@@ -130,6 +131,7 @@ def _rated(
         advance(len(pictures))
         if until is not None and time.monotonic() > until:
             break
+    # float64: the normal equations of the regression square the condition number.
     embeddings = np.concatenate(batches).astype(np.float64)
     return embeddings, BEST - (BEST - WORST) * strengths[: len(embeddings)]
 

@@ -70,6 +70,7 @@ def train_autoencoder(
 
     schedule = training.run(loss, "autoencoder", "images")
     model.eval()
+    # Crops that no training step has drawn: their numbers follow the last step's.
     first = schedule.num_steps
     with torch.no_grad(), place.budget.timed(STATISTICS):
         until = place.budget.until(STATISTICS)
@@ -83,6 +84,7 @@ def train_autoencoder(
 
 
 def _sizes(size_px: int) -> list[int]:
+    # Multiples of the downscale factor.
     return sorted({max(16, size // 8 * 8) for size in (size_px, size_px * 3 // 4)})
 
 

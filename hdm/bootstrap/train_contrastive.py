@@ -55,6 +55,8 @@ def model_config(vocabulary: int) -> dict[str, Any]:
     return {
         "embed_dim": WIDTH,
         "init_logit_scale": float(np.log(10)),
+        # Below zero, since most pairs of a batch do not match (SigLIP, arXiv 2303.15343, begins at
+        # -10).
         "init_logit_bias": -8.0,
         "vision_cfg": {
             "image_size": SIZE_PX,
@@ -189,6 +191,7 @@ def save_contrastive(contrastive: Contrastive, tokenizer: Any, folder: Path) -> 
         {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": PREPROCESS},
     )
     halved = halve(contrastive.model).state_dict()
+    # safetensors refuses tensors that are not contiguous.
     weights = {name: value.contiguous() for name, value in halved.items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
@@ -217,6 +220,7 @@ class ContrastiveQuality(Measure):
         cosines = np.concatenate(self.images) @ np.concatenate(self.texts).T
         fitting = np.diag(cosines)
         others = cosines[~np.eye(len(cosines), dtype=bool)]
+        # There are N² cosines; a few hundred quantiles find the threshold as well.
         candidates = np.quantile(np.concatenate([fitting, others]), np.linspace(0, 1, 513))
         best = float(candidates[int(np.argmax(balance(fitting, others, candidates)))])
         return {

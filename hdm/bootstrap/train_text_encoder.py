@@ -53,12 +53,14 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
 
     inner = Tokenizer(models.BPE())
     inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    # With the prefix a word is the same token at the start of a caption as within it.
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=MAX_VOCABULARY,
         min_frequency=2,
         special_tokens=[PAD, START, END],
+        # All 256 bytes, so that any text can be encoded.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -136,11 +138,13 @@ def train_language_model(
         LEARNING_RATE,
         MUON_RATE,
         place,
+        # "1" is the recall's read-out. Embeddings and read-outs go to AdamW.
         embeddings=("embed_tokens", "1.weight"),
     )
 
     def loss(step: int) -> tuple[Tensor, str]:
         batch = ids[batch_items(len(ids), batch_size, seed, step)]
+        # Padding beyond the batch's longest caption would be computed for nothing.
         batch = batch[:, : int((batch != 0).sum(1).max())]
         hidden = model.model(input_ids=batch, attention_mask=(batch != 0).long()).last_hidden_state
         guess = F.cross_entropy(
@@ -183,6 +187,7 @@ class LanguageQuality(Measure):
 
         super().__init__(min(len(captions), MOST_MEASURED))
         self.captions = captions
+        # Measure the model as written, with its weights in 16 bits.
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         with hushed("transformers"):
             self.model: Any = Qwen3ForCausalLM.from_pretrained(

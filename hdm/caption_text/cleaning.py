@@ -36,6 +36,7 @@ def normal_caption(given: object, max_chars: int = 2000) -> str | None:
     if any(char == "\ufffd" or "\ud800" <= char <= "\udfff" for char in text):
         return None
     bare = "".join(char for char in _SPACE.sub(" ", text) if not _is_mark(char))
+    # After the marks are gone: one between a letter and its accent would keep them apart.
     text = _SPACE.sub(" ", unicodedata.normalize("NFC", bare)).strip()
     if text.lower() in _NOTHING or not text.strip("\u200c\u200d "):
         return None

@@ -54,6 +54,7 @@ def drawn_caption(caption: str, draws: TagDraws, position: int) -> str:
         return caption
     kept, groups = _parts(caption)
     count = sum(2 + 2 * len(tags) for tags in groups)
+    # A range of numbers for each position: neither workers nor restarts change what is drawn.
     chances = iter(uniform(position * _MOST + np.arange(count), draws.seed, _STREAM).tolist())
     # Each group and each tag takes two numbers: whether it is dropped, and its rank when shuffled.
     # All groups take theirs before any tag.

@@ -49,6 +49,8 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     for settings in makers:
         if settings.kind in _COMPONENTS:
             component = _COMPONENTS[settings.kind]
+            # Only models that a maker uses: another captioner in `components` must not change these
+            # captions.
             weights[component] = weights_digest(resolved.need(component))
     return Identity(NAME, SCHEMA, pipeline.caption.result_fields(), dict(inputs), weights)
 
@@ -139,6 +141,7 @@ def kept_items(
     columns = ["key", "source", "captions", "licence", "offset", "bytes", "sha256"]
     items = []
     for sample in read_table(download.file(shard_name("samples", number)), columns).to_pylist():
+        # Joined by key: two outputs need not list pictures in the same order.
         verdict = verdict_of.get(sample["key"])
         if verdict is None or not verdict["kept"]:
             continue
@@ -197,6 +200,8 @@ class _Captioner(Closing):
             num_given += len(item.given)
             num_cut += sum(map(self._is_cut, item.given))
         for number, settings in enumerate(self.settings.makers):
+            # Asked anew for each maker: `missing` means pictures that earlier makers left without a
+            # caption.
             lacking = [item for item in items if not captions[item.key]]
             asked = items if settings.when == "always" else lacking
             for item, texts in self._captions_by(number, asked, shard, places):
@@ -223,6 +228,8 @@ class _Captioner(Closing):
                 return maker.captions(batch)
             with_pixels = self._with_pixels(batch, shard, places)
             decoded = [item for item in with_pixels if item is not None]
+            # A picture that can no longer be decoded gets no caption here; the rest of the batch
+            # does.
             captions = iter(maker.captions(decoded) if decoded else [])
             return [[] if item is None else next(captions) for item in with_pixels]
 
@@ -230,6 +237,7 @@ class _Captioner(Closing):
             yield from zip(batch, captions, strict=True)
 
     def _maker(self, number: int) -> Maker:
+        # Loaded when first needed: with `when: missing` a model may never be.
         if number not in self.loaded:
             self.loaded[number] = _build(self.settings.makers[number], self.pipeline)
         return self.loaded[number]

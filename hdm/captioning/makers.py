@@ -74,6 +74,7 @@ class Template(Maker):
         """Wordings for each given caption, or for an item without one."""
         captions = []
         for given in item.given or (item.fields["given"],):
+            # Every given caption is worded, not only the first, which `fields` holds.
             captions += self._worded(item.key, {**item.fields, "given": given})
         return list(dict.fromkeys(captions))
 
@@ -82,6 +83,7 @@ class Template(Maker):
         for wording, needed in self.settings.wordings:
             if all(fields[name] for name in needed):
                 usable.append(wording)
+        # A permutation, so that several captions of a picture have different wordings.
         order = np.random.default_rng(caption_seed(key)).permutation(len(usable)).tolist()
         return [usable[number].format_map(fields) for number in order[: self.settings.count]]
 

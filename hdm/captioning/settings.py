@@ -64,6 +64,7 @@ def _fields_in(wording: str) -> tuple[str, ...]:
             f"caption template {wording!r}: {error}; write {{{{ and }}}} for literal braces"
         ) from error
     names = []
+    # Checked when the file is read, not when the first picture meets the template.
     for _, name, form, conversion in parts:
         if name is None:  # literal text
             continue

@@ -44,6 +44,7 @@ class VisionLanguage(Describing):
         do = "name a transformers image-text-to-text model in components.captioner"
         with Refusal(*kinds, what="the captioner cannot be loaded", where=folder, do=do):
             self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            # Run no code from a hub, and load no pickled weights, which may contain code.
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True
             )
@@ -66,6 +67,7 @@ class VisionLanguage(Describing):
                 [picture],
                 do_sample=True,
                 temperature=self.settings.temperature,
+                # transformers would otherwise draw from the 50 likeliest tokens alone.
                 top_k=0,
                 num_return_sequences=count,
             )
@@ -90,6 +92,7 @@ class VisionLanguage(Describing):
         inputs = inputs.to(self.model.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of defaults in models' own generation settings
+            # A model's own generation settings may ask for beams or sampling; these overrule them.
             generated = self.model.generate(
                 **inputs,
                 do_sample=do_sample,

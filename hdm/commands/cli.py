@@ -33,11 +33,13 @@ class Commands(TyperGroup):
     codes.
     """
 
+    # First of all: even `--help` may be piped into `head`.
     def main(self, *args: Any, **kwargs: Any) -> Any:
         survive_closing()
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
+        # In every command: a launcher's variables change how torch computes, but no digest.
         forget_launchers()
         guard_output()
         try:
@@ -48,6 +50,8 @@ class Commands(TyperGroup):
             return found
         except HdmError as error:
             _fail(error)
+        # What the machine refuses, such as a full disk, is no fault of the program: a line, not a
+        # traceback.
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
@@ -83,6 +87,7 @@ def hdm(
         typer.Option(
             "--version",
             callback=_print_version,
+            # Eager: handled before the missing command is reported.
             is_eager=True,
             help="Print the version of the code.",
         ),
@@ -91,6 +96,8 @@ def hdm(
     """Train a text-to-image model, from a list of pictures to a measured model."""
 
 
+# These modules import what needs torch within their functions, so that `hdm --help` does not wait
+# for it.
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("sample")(sample.sample)
@@ -159,6 +166,7 @@ def doctor(
 
     console = Terminal()
     wrong = 0
+    # Set aside first: the checks below then report what is left.
     root = store_root(store)
     for path, aside in (set_aside(root) if fix else {}).items():
         console.print(

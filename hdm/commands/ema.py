@@ -42,6 +42,7 @@ def ema(
 
     Example: hdm ema store/train.64px/b70a507ff6303281 --length 0.08 --out sharper
     """
+    # Imported here because some of these modules import torch, which takes seconds.
     from hdm.files import written_aside
     from hdm.model_files.card import read_card
     from hdm.model_files.file_names import EMA
@@ -65,6 +66,7 @@ def ema(
     with written_aside(out / EMA) as aside:
         # Snapshots hold parameters only; buffers come from the finished weights.
         save_tensors(aside, {**read_tensors(source / EMA), **average})
+    # The card last: a folder without one is no model.
     replace(card, ema_length=length).write(out)
     console = Terminal(soft_wrap=True, highlight=False)
     console.print(

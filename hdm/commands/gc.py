@@ -69,6 +69,8 @@ def gc(
     if not yes:
         typer.confirm("Remove them?", abort=True)
     kept = 0
+    # Two `hdm gc` must not remove at the same time. `discard` checks again whether an output is in
+    # use.
     with locked(root.root / LOCK, f"hdm gc in {root.root}", do="wait for it"):
         for one in found:
             try:

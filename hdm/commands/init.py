@@ -23,6 +23,7 @@ def init(
 
     Existing files are never overwritten.
     """
+    # Check all files before writing any.
     taken = [name for name in STARTERS if (folder / name).exists()]
     if taken:
         raise InputError(

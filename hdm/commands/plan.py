@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ON_WHAT = "Hardware"
 COSTS = "Costs"
 HOW = "Method"
+# Without a terminal, where rich would wrap the table at 80 columns.
 PLAIN_WIDTH = 160
 
 NAME = typer.Argument(help="Entry of pipelines.yaml.")
@@ -126,6 +127,7 @@ def plan(
         asked = replace(asked, pipeline=with_largest_micro_batches(asked))
     found = make_plan(replace(asked, measured=_measured(asked)) if measure else asked)
     prices = Prices(card, card.price if price is None else price, power_price)
+    # Reported, not raised: a plan for other hardware is useful even if this machine cannot run it.
     refused = [str(problem) for problem in problems(pipeline, asked.store)]
     if as_json:
         say_json({**_values(found, prices), "refused": refused}, indent=1)
@@ -136,6 +138,7 @@ def plan(
                 f"· hdm run would not start here: hdm config {name} --check lists {len(refused)}"
                 " reasons"
             )
+    # After the table, which shows by how much it does not fit.
     if found.problems:
         raise DoesNotFitError(
             "; ".join(found.problems), do=_advice(found, solved=solve is not None)
@@ -267,6 +270,7 @@ def size(count: float) -> str:
 
 
 def _advice(plan: Plan, *, solved: bool) -> str:
+    # A problem begins with the name of its output.
     if any(problem.startswith("train.") for problem in plan.problems):
         more = "raise train.phases.N.checkpoint_blocks, or take a larger card"
         return more if solved else f"--solve batch_size finds micro-batches that fit; or {more}"

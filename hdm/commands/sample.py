@@ -84,6 +84,7 @@ HOW_MADE = Options(
         HOW,
         help="Share of tokens dropped in the branch without the prompt; or PROMPT,NEGATIVE.",
         metavar="RATE",
+        # A single rate is that of the branch without the prompt; the other one keeps all tokens.
         read=lambda text: [0, *numbers(text, "RATE or PROMPT,NEGATIVE", 1, 2)][-2:],
     ),
     Shown("shift", panel=HOW),
@@ -151,6 +152,7 @@ def sample(
         how.tread_rates,
         how.shift,
     )
+    # Every option is checked before the weights are loaded.
     wanted = read_size(size, "--size") if size else None
 
     named = Components(folder=components, autoencoder=autoencoder, text_encoder=text_encoder)
@@ -165,6 +167,7 @@ def sample(
         "model": model.name,
     }
     start = time.monotonic()
+    # A generator: each picture is written before the next one is made.
     made = _make(model, texts, negative, range(seed, seed + count), (width, height), sampling, view)
     _tell(_written(out, made, count, settings), time.monotonic() - start, model.name)
 
@@ -183,6 +186,8 @@ def _model(
 
 
 def _unless_named(parts: Mapping[str, str], named: Components) -> dict[str, str]:
+    # A folder of components replaces all that the run recorded; a single name replaces only its
+    # own.
     if named.folder is not None:
         return {}
     return {name: place for name, place in parts.items() if getattr(named, name) is None}
@@ -275,6 +280,7 @@ def _written(
     paths, shown = {}, []
     try:
         out.mkdir(parents=True, exist_ok=True)
+        # Counted on from what is there, so that no earlier picture is overwritten.
         number = 1 + max(
             (int(path.name[:4]) for path in out.glob("[0-9][0-9][0-9][0-9]-*.png")), default=0
         )
@@ -289,6 +295,7 @@ def _written(
                 )
             )
             paths[path] = f"seed {picture.seed}  {picture.prompt}"
+            # Only the grid's pictures stay in memory.
             shown += [picture] if place < GRID_IMAGES else []
         description = {
             "prompts": [picture.prompt for picture in shown],

@@ -116,6 +116,7 @@ def finetune(
     """
     from hdm.vae_sources import finetune_from
 
+    # Exactly one of the two has to be given.
     if settings.scratch == (autoencoder is not None):
         raise InputError(
             "what to start from is not clear",

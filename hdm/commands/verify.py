@@ -27,6 +27,7 @@ def verify(
     outputs: list[Output] = []
     for folder in root.manifests():
         try:
+            # Read all manifests before any file, so that the bar knows the total.
             outputs.append(read_at_home(folder))
         except FileNotFoundError:
             continue  # removed since it was listed

@@ -36,6 +36,7 @@ SHIFTS = 0.02  # share of the box, each way
 FINE_SHIFTS = 0.01
 SCALES = (-0.025, 0.025)  # share of the box, at each side
 
+# Shapes below: P pairs of pictures.
 _Move = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Small copies (P, 32, 32) and boxes (P, 4) to others."""
 

@@ -54,6 +54,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         ConfigError: a threshold needs a model that is not configured, or nothing would be left for
             training.
     """
+    # The first one only; `preflight` reports all of them.
     for problem in _problems(pipeline):
         raise problem
     resolved = resolve(pipeline.components)
@@ -98,6 +99,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     Raises:
         InputError: nothing is kept; the reasons and their numbers are named.
     """
+    # Before the draft: where nothing was downloaded, no unfinished output is left behind.
     tables = tuple(joined_tables(inputs))
     if not any(len(table) for table in tables):
         raise InputError(

@@ -53,6 +53,7 @@ def find_pairs(records: np.ndarray, groups: np.ndarray, criterion: Criterion) ->
         (E, 2) int64, sorted, each pair once with the lower number first. Of pictures with the same
         pixels only the first occurs in pairs.
     """
+    # Equal pixels are in `groups` already.
     if criterion.distance == 0:
         return np.zeros((0, 2), np.int64)
     first = np.unique(groups)
@@ -77,6 +78,7 @@ def _candidates(
     """
     count = len(first)
     whole = records["whole"][first]
+    # A share such as 10 / 64 may come out just below its number of bits.
     max_bits = int(criterion.distance * 64 + 1e-9)
     turns = [(whole, records["views"][first, 0], False)]
     if criterion.mirrored:

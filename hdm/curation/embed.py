@@ -168,6 +168,7 @@ def _write_embeddings(
     schema = pa.schema([FIELD, pa.field("embedding", vector, nullable=False)])
     keys = pa.array(list(results), pa.string())
     vectors = pa.array([result.embedding for result in results.values()], vector)
+    # Vectors as bytes of fixed width: pyarrow takes many times as long to read lists of floats.
     table = pa.table([keys, vectors], schema=schema)
     with folder.write(shard_name("embeddings", number)) as file:
         # Vectors do not compress, and uncompressed ones can be read in place.

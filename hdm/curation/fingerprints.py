@@ -42,6 +42,7 @@ def _views() -> np.ndarray:
 VIEWS = _views()
 EVERYTHING = np.array([0.0, 0.0, 1.0, 1.0])
 
+# The byte order is fixed, because tables are read on other machines.
 RECORD = np.dtype(
     [
         ("views", "<u8", len(VIEWS)),  # hashes of VIEWS of the frame
@@ -66,6 +67,7 @@ class Fingerprint:
 def fingerprint(pixels: np.ndarray) -> Fingerprint:
     """The fingerprint of an (H, W, 3) uint8 picture."""
     height, width, _ = pixels.shape
+    # The same bytes in another shape are another picture.
     digest = hashlib.sha256(f"{height}x{width}:".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return Fingerprint(digest.hexdigest(), _record(pixels).tobytes())
@@ -80,6 +82,7 @@ def _record(pixels: np.ndarray) -> np.ndarray:
     record["frame"] = frame
     record["grey"] = _small_copy(grey, EVERYTHING)
     views = [_small_copy(grey, box) for box in boxes_within(frame[None], np.arange(len(VIEWS)))]
+    # Hash the mirror images here: `filter.duplicate_mirrored` is decided later, without the pixels.
     mirrored = [views[0][:, ::-1], record["grey"][:, ::-1]]
     hashes = perceptual_hashes(np.array([*views, record["grey"], *mirrored]))
     record["views"] = hashes[: len(VIEWS)]

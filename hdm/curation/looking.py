@@ -132,6 +132,7 @@ class Looking(Step[int, _Tools]):
             "measured": any(measured),
             "reduced_to_px": None if all(measured) else EMBED_SIDE_PX,
         }
+        # Load models first: if one cannot be loaded, no decoding process is started.
         notes = {one.name: one.load(self.pipeline) for one in self.looks}
         with Pictures(self.pipeline, self.download, look, **options) as pictures:
             yield _Tools(pictures, notes)
@@ -140,6 +141,7 @@ class Looking(Step[int, _Tools]):
         pictures: list[Picture] = []
         noted: dict[str, dict[Key, Any]] = {name: {} for name in part.files}
         for batch in tools.pictures.batches(part.task):
+            # Each model sees the batch before its pixels are dropped.
             for name in noted:
                 noted[name] |= tools.notes[name].note(batch)
             pictures += batch

@@ -73,6 +73,8 @@ class _Scorer:
         pictures: Sequence[Picture],
         noted: Mapping[Key, float | None],
     ) -> None:
+        # With `decoded`: the decision counts a picture as undecodable if any output could not
+        # decode it.
         schema = pa.schema(
             [
                 FIELD,

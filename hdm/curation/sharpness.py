@@ -78,6 +78,7 @@ def noise(grey: np.ndarray) -> float:
     middle = grey[top : top + NOISE_SIDE_PX, left : left + NOISE_SIDE_PX]
     across = middle[:, :-2] - 2 * middle[:, 1:-1] + middle[:, 2:]
     answer = np.abs(across[:-2] - 2 * across[1:-1] + across[2:])
+    # The mean magnitude of normal noise is √(2/π) of its standard deviation.
     return float(np.percentile(_block_means(answer), 10) * np.sqrt(np.pi / 2) / 6)
 
 

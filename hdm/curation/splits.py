@@ -104,6 +104,7 @@ class SplitMemory:
     """
 
     def __init__(self, root: Path, shares: Shares) -> None:
+        # The shares are part of the name, so that other shares assign anew (decision 6).
         name = f"validation-{shares.validation:g}-held_out-{shares.held_out:g}"
         self.path = root / "splits" / f"{name}.parquet"
 
@@ -111,6 +112,8 @@ class SplitMemory:
     def alone(self) -> Iterator[None]:
         """Hold the file's lock, waiting until no other run reads and writes it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A file of its own: the table is replaced by renaming, and a lock on it would stay with the
+        # old file.
         with self.path.with_suffix(".lock").open("a") as lock:
             # Between reading and writing, another run's new splits would be lost.
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -105,6 +105,7 @@ def register_questionnaire(name: str, make: Callable[[Pipeline], Asker]) -> None
 
 
 def _check_free(name: str) -> None:
+    # `evaluate.prompts` selects from both registries.
     if name in JUDGES or name in QUESTIONNAIRES:
         raise ValueError(f"prompts called {name!r} are registered already")
 

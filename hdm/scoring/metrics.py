@@ -145,8 +145,10 @@ def register(metric: Metric) -> None:
     Raises:
         ValueError: the name is taken, or `needs` names an output that metrics cannot read.
     """
+    # `evaluate.images` is what metrics read.
     if metric.name in METRICS or output_name(metric) == IMAGES:
         raise ValueError(f"a metric called {metric.name!r} is registered already")
+    # Other outputs, such as training's, are not handed to metrics.
     if unknown := set(metric.needs) - set(AVAILABLE):
         raise ValueError(f"metric {metric.name!r} needs {sorted(unknown)}; use {AVAILABLE}")
     METRICS[metric.name] = metric
@@ -189,6 +191,7 @@ def make(
         "notes": list(measured.notes),
     }
     with store.draft(identity) as draft:
+        # A file that an interrupted run has finished is kept: the same inputs give the same scores.
         if not draft.has(SCORES):
             draft.write_json(SCORES, shown)
         if not draft.has(DETAILS):
@@ -216,6 +219,7 @@ class Finding:
     @property
     def title(self) -> str:
         """The metric's title where it is registered, else its name."""
+        # A metric of a package that is not installed here still has its scores in the store.
         metric = METRICS.get(self.name)
         return (metric.title if metric else "") or self.name.replace("_", " ").capitalize()
 
@@ -269,5 +273,6 @@ def headlines(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[s
     for metric, scores in measured.items():
         for name, score in scores.items():
             if score["headline"]:
+                # Names are unique only within a metric.
                 headline_scores[f"{metric}.{name}" if name in headline_scores else name] = score
     return headline_scores
