@@ -161,7 +161,8 @@ class DataSet:
             within = (self.folder / self.settings.split, self.folder)
             split = next(place for place in within if (place / STATE).is_file())
             own = [path for path in split.iterdir() if path.suffix in (".arrow", ".json")]
-            own += filter(Path.is_file, [self.folder / SPLITS])
+            if (self.folder / SPLITS).is_file():
+                own.append(self.folder / SPLITS)
             note_files(self.folder, own, rest, inventory, follow_links=False)
         elif self.folder.is_dir():
             files = self._builder.config.data_files or {}

@@ -384,8 +384,11 @@ class Folder:
 
     def _names_files(self, values: Iterable[Any], beside: str) -> bool:
         """Whether a column of a table in the folder `beside` names a file of this folder."""
-        names = filter(None, map(as_text, values))
-        return any(self._is_here(name, beside) for name in names)
+        for value in values:
+            name = as_text(value)
+            if name and self._is_here(name, beside):
+                return True
+        return False
 
     def _is_here(self, name: str, beside: str) -> bool:
         try:

@@ -230,7 +230,10 @@ def _json_lines(
 def _begins_with_list(path: Path, encoding: str | None) -> bool:
     """Whether a file named as JSON lines is a single list of records."""
     with _open_text(path, encoding) as file:
-        return next(filter(None, map(str.strip, file)), "").startswith("[")
+        for line in file:
+            if line.strip():
+                return line.strip().startswith("[")
+    return False
 
 
 def _json_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
@@ -303,8 +306,9 @@ def _as_json(data: bytes, codec: str, lines: bool) -> str | None:
     """The codec with a sample of the text that it gives, if that is JSON."""
     try:
         text = data.decode(codec)
-        for part in filter(str.strip, text.splitlines() if lines else [text]):
-            json.loads(part)
+        for part in text.splitlines() if lines else [text]:
+            if part.strip():
+                json.loads(part)
     except (ValueError, RecursionError):
         return None
     foreign = "".join(re.findall(r"[^\x00-\x7f]+", text))[:SHOWN_CHARS]

@@ -257,8 +257,12 @@ def may_be_captions(column: str, values: Iterable[Any]) -> bool:
     if column.lower() in CLASSES:
         return False
     # More than half of the values are different words.
-    words = filter(_ONE_WORD.fullmatch, filter(None, map(as_text, values)))
-    return 2 * len(set(words)) > len(values)
+    words = set()
+    for value in values:
+        text = as_text(value)
+        if text and _ONE_WORD.fullmatch(text):
+            words.add(text)
+    return 2 * len(words) > len(values)
 
 
 def is_wordy(value: Any) -> bool:

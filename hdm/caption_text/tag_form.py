@@ -83,11 +83,13 @@ def _draw_tags(tags: list[str], draws: TagDraws, chances: Iterator[float]) -> li
 def _parts(caption: str) -> tuple[list[str], list[list[str]]]:
     """The tags that are always kept, and the groups; empty ones are left out."""
     kept, _, rest = caption.partition(KEPT)
-    return _tags(kept), list(filter(None, map(_tags, rest.split(GROUP))))
+    groups = [_tags(group) for group in rest.split(GROUP)]
+    return _tags(kept), [tags for tags in groups if tags]
 
 
 def _tags(text: str) -> list[str]:
-    return list(filter(None, map(str.strip, text.split(TAG))))
+    tags = [tag.strip() for tag in text.split(TAG)]
+    return [tag for tag in tags if tag]
 
 
 def _join(kept: list[str], groups: list[list[str]]) -> str:

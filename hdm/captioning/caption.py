@@ -205,8 +205,9 @@ class _Captioner(Closing):
             lacking = [item for item in items if not captions[item.key]]
             asked = items if settings.when == "always" else lacking
             for item, texts in self._captions_by(number, asked, shard, places):
-                for caption in filter(None, map(self._normal, texts)):
-                    captions[item.key].setdefault(caption, settings.kind)
+                for text in texts:
+                    if caption := self._normal(text):
+                        captions[item.key].setdefault(caption, settings.kind)
         bar.advance(len(items))
         counts = {
             "given_dropped": num_given - sum(len(item.given) for item in items),
@@ -258,7 +259,8 @@ class _Captioner(Closing):
             )
 
         with_pixels: list[Item | None] = []
-        for item, answer in zip(items, self.decoders.map(map(request, items)), strict=True):
+        answers = self.decoders.map(request(item) for item in items)
+        for item, answer in zip(items, answers, strict=True):
             try:
                 with_pixels.append(replace(item, pixels=answer.result().arrays[0]))
             except BadImage as refusal:
@@ -269,7 +271,8 @@ class _Captioner(Closing):
 
     def _normalised(self, item: Item) -> Item:
         """An item with its given captions normalised and without repetitions."""
-        given = tuple(dict.fromkeys(filter(None, map(self._normal, item.given))))
+        captions = [self._normal(caption) for caption in item.given]
+        given = tuple(dict.fromkeys(caption for caption in captions if caption))
         fields = {**item.fields, "given": given[0] if given else None}
         return replace(item, fields=fields, given=given)
 

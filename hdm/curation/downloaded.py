@@ -68,7 +68,7 @@ class Pictures(Closing):
         path = self.download.file(shard_name("samples", number))
         samples = read_table(path, COLUMNS).to_pylist()
         items = [sample for sample in samples if sample["status"] == "ok"]
-        requests = map(partial(self._request, number), items)
+        requests = (self._request(number, item) for item in items)
         # One batch waits for the models while the next one is decoded.
         answers = self.decoders.map(requests, ahead=2 * self.batch_size)
         pairs = zip(items, answers, strict=True)
@@ -96,7 +96,10 @@ def num_items(download: Output, number: int) -> int:
 
 
 def _picture(item: Mapping[str, Any], answer: Future[Answer]) -> Picture:
-    captions = list(filter(None, map(normal_caption, item["captions"])))
+    captions = []
+    for given in item["captions"]:
+        if caption := normal_caption(given):
+            captions.append(caption)
     try:
         decoded = answer.result()
     except BadImage as refusal:
