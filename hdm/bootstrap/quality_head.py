@@ -36,6 +36,8 @@ def _blur(picture: Image.Image, strength: float, rng: np.random.Generator) -> Im
 
 def _noise(picture: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     pixels = np.asarray(picture, np.float32)
+    # Cut off, not rounded by `hdm.pixels`: these spoiled pictures are test data with fixed bytes
+    # (decision 11).
     return Image.fromarray(
         np.clip(pixels + rng.normal(0, 60 * strength, pixels.shape), 0, 255).astype(np.uint8)
     )

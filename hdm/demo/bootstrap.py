@@ -39,6 +39,7 @@ def scene_examples(count: int, size_px: int = 64, seed: int = TRAIN_SEED) -> Ite
     """Scenes and several true captions of each; never a HELD_OUT pair."""
     for index in range(count):
         scene = make_scene(seed, index, size_px)
+        # Other random numbers than the scene's own, which are those of (seed, index).
         rng = np.random.default_rng((seed, index, CAPTIONS))
         usual = captions(scene, rng, CAPTIONS)
         free = [free_caption(scene, rng) for _ in range(FREE_CAPTIONS)]
@@ -152,6 +153,7 @@ def _names_all(text: str, scene: Scene) -> bool:
 def _in_common(scenes: Sequence[Scene]) -> np.ndarray:
     """Whether two scenes share a kind or a colour, (N, N) bool."""
     known = [*KINDS, *COLOURS]
+    # Which kinds and colours each scene has; the product counts what two scenes share.
     has = np.zeros((len(scenes), len(known)), np.int64)
     for row, scene in enumerate(scenes):
         for thing in scene.things:

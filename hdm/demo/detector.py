@@ -90,6 +90,7 @@ def detect(pixels: np.ndarray) -> list[Found]:
             thing = _examine(pixels, ground, inside)
             if thing.kind or thing.colour:
                 objects.append(thing)
+                # With its soft edge, which is neither object nor ground.
                 explained |= ndimage.binary_dilation(inside, iterations=3)
     is_scene = len(objects) <= MAX_THINGS and explained.mean() > MIN_EXPLAINED
     return sorted(objects, key=lambda thing: -thing.size) if is_scene else []
@@ -106,13 +107,16 @@ def _examine(pixels: np.ndarray, ground: np.ndarray, inside: np.ndarray) -> Foun
     height, width = inside.shape
     difference = ground - pixels
     contrast = np.clip(difference, 0, None).max(2)
+    # The quarter with most contrast: towards the edge, the colours of object and ground are mixed.
     core = inside & (contrast >= np.percentile(contrast[inside], 75))
     rgb = np.median(pixels[core], axis=0)
     # How far each pixel lies on the way from the ground's colour to the object's.
     way = ground - rgb
     share = np.clip(difference @ way / (way @ way), 0, 1)
+    # Cut other objects away, since a fit explains only one.
     fits = best_fits(np.where(ndimage.binary_dilation(inside, iterations=2), share, 0))
     overlap, lead = LIMITS[fits.kind]
+    # Without the edge, whose mixed colours say nothing about purity.
     whole = ndimage.binary_erosion(inside)
     pure = np.linalg.norm(pixels[whole] - rgb, axis=1) < MAX_COLOUR_DISTANCE
     rows, columns = np.nonzero(inside)

@@ -78,6 +78,7 @@ def plan(settings: ScenesSettings) -> tuple[Item, ...]:
     bare = set(
         rng.permutation(settings.count)[: round(settings.count * settings.uncaptioned)].tolist()
     )
+    # Good pictures and faults are mixed by random places in the list.
     places = rng.random(settings.count)
 
     # (place in the list, number of the scene, fault, number of the scene it copies)
@@ -126,6 +127,7 @@ def file_bytes(item: Item, settings: ScenesSettings, items: tuple[Item, ...]) ->
     """
     if item.fault == "exact_duplicate" and item.original is not None:
         return file_bytes(items[item.original], settings, items)
+    # A function of the item alone: pictures are drawn when asked for, in any order and repeatedly.
     rng = np.random.default_rng((settings.seed, _PIXELS, item.index))
     if item.fault == "not_image":
         return _NOT_IMAGES[rng.integers(len(_NOT_IMAGES))]
@@ -175,6 +177,7 @@ def _captions(
     rng = np.random.default_rng((settings.seed, _WORDS, index))
     shown = make_scene(settings.seed, scene)
     described = shown
+    # With nothing in common, the caption is wrong beyond doubt.
     while mislabelled and _something_in_common(shown, described):
         described = make_scene(settings.seed, int(rng.integers(settings.count)))
     return (*captions(described, rng), free_caption(described, rng))
@@ -203,6 +206,7 @@ def _blur(picture: Image.Image, rng: _Rng) -> Image.Image:
 
 def _add_noise(picture: Image.Image, rng: _Rng) -> Image.Image:
     pixels = np.asarray(picture, np.float32)
+    # Levels are cut off, not rounded by `hdm.pixels`: tests compare these bytes (decision 11).
     noisy = pixels + rng.normal(0, rng.uniform(40, 60), pixels.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 

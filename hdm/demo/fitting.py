@@ -53,11 +53,13 @@ def best_fits(cover: np.ndarray, others: Collection[str] = tuple(OTHERS)) -> Fit
         others: names of the shapes of OTHERS to compare with.
     """
     rows, columns = np.nonzero(cover > 0.02)
+    # With a margin, because soft edges reach beyond the object.
     top = max(int(rows.min()) - 2, 0)
     left = max(int(columns.min()) - 2, 0)
     cover = cover[top : rows.max() + 3, left : columns.max() + 3]
     names = [*KINDS, *others]
     starts = _starts(names, cover)
+    # A coarse overlap at the starting point selects the few shapes that are worth fitting.
     before = _overlaps(_place(names, starts, cover.shape), starts, LAST_SOFTNESS, cover)
     kinds = _largest(before, range(len(KINDS)), CANDIDATES["kinds"])
     rest = _largest(before, range(len(KINDS), len(names)), CANDIDATES["others"])
@@ -94,11 +96,14 @@ def _fit(names: Sequence[str], values: np.ndarray, cover: np.ndarray) -> np.ndar
         drawn = _drawn(placed, values, softness)
         slopes = _slopes(placed, values, drawn, softness)
         hessian = slopes @ slopes.transpose(0, 2, 1)
+        # Marquardt's scaling: the four values have different units (pixels and radians).
         hessian[:, diagonal, diagonal] *= 1 + DAMPING
+        # A circle does not change when turned; without this its system would be singular.
         hessian[:, diagonal, diagonal] += 1e-9
         gradient = slopes @ (cover - drawn).reshape(len(names), -1, 1)
         values = values + np.linalg.solve(hessian, gradient)[:, :, 0]
         values[:, 3] = np.clip(values[:, 3], -MAX_TURN, MAX_TURN)
+        # A step may overshoot, and the size divides.
         values[:, 2] = np.maximum(values[:, 2], 2.0)
     placed = _place(names, values, cover.shape)
     return np.max([_overlaps(placed, values, edge, cover) for edge in EDGES], axis=0)
@@ -171,6 +176,8 @@ def _place(names: Sequence[str], values: np.ndarray, shape: tuple[int, ...]) -> 
     first = np.array([_number(name) for name in names])[:, None, None] * SIDE**2
     cell = (nearest_row * SIDE + nearest_column + first).astype(np.intp)
     distance, right, below = [values.take(cell) for values in table]
+    # From the nearest place of the table along its slopes, which is enough between places this
+    # close.
     distance += (right * (column - nearest_column) + below * (row - nearest_row)) / scale
     return Placed(along, down, distance, right, below)
 

@@ -136,6 +136,7 @@ class SceneJudge:
             pixels: (H, W, 3) uint8.
         """
         detected = detect(pixels)
+        # An extra object is wrong too, even if the requested ones are there.
         if len(detected) != len(prompt.things):
             return dict.fromkeys(QUESTIONS, False)
         # The assignment that favours the picture most: which of two objects is meant is not written
@@ -213,6 +214,7 @@ def _wordings(name: str, colour: str, kind: str, place: str) -> list[str]:
 
 def _ask_two(rng: np.random.Generator, count: int) -> list[ScenePrompt]:
     prompts: dict[str, ScenePrompt] = {}
+    # Chance may repeat a prompt; prompts of a set all differ.
     while len(prompts) < count:
         prompt = _two(rng, len(prompts))
         prompts.setdefault(prompt.text, prompt)

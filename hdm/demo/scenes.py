@@ -69,6 +69,7 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
         them.
     """
     rng = np.random.default_rng((seed, index))
+    # Drawn even if `num_objects` replaces it, so that later draws do not shift.
     count = int(rng.choice(3, p=(0.70, 0.22, 0.08))) + 1
     count = num_objects or count
     width, height = _frame(rng, size_px)
@@ -130,6 +131,7 @@ class _Spot:
 
 
 def _frame(rng: np.random.Generator, size_px: int) -> tuple[int, int]:
+    # All three are drawn in any case, so that later draws do not shift.
     square = rng.random() < 0.5
     aspect = np.exp(rng.uniform(np.log(1.15), np.log(2.0)))
     portrait = rng.random() < 0.5

@@ -34,6 +34,8 @@ class Pages:
         if item is None or item.fault == "missing":
             return web.Response(status=404, text="There is no such picture.\n")
         self.asked[item.path] += 1
+        # Only first requests misbehave, so a client that retries gets the same pictures in every
+        # run.
         first = self.asked[item.path] == 1
         if item.manner == "busy" and first:
             return web.Response(status=503, text="Too many visitors, try again.\n")

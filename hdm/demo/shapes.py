@@ -95,6 +95,7 @@ def mask_of(
     placed = corners @ turned + centre
     left, top = np.maximum(np.floor(placed.min(0)).astype(int) - 1, 0)
     right, bottom = np.minimum(np.ceil(placed.max(0)).astype(int) + 1, (width, height))
+    # Pillow draws polygons without anti-aliasing: draw larger and average.
     canvas = Image.new("L", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
 

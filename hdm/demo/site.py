@@ -59,6 +59,7 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
         try:
             server.stdin.write(pipeline.download.scenes.model_dump_json() + "\n")
             server.stdin.flush()
+            # While the server starts.
             urls = _write_list(pipeline, Path(folder))
             port = server.stdout.readline()
             if not port:

@@ -29,6 +29,8 @@ class EmojiNames:
     def identify(self) -> dict[str, Any]:
         return {
             name: [[one.name, *one.choices] for one in asked]
+            # The choices too: the metric `copies` stores them, and depends only on the digest of
+            # these images.
             for name, asked in questions(self.seed).items()
         }
 

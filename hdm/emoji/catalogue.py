@@ -84,6 +84,7 @@ class Emoji:
     def toned(self, tone: int) -> Emoji:
         """The same with this skin tone."""
         parts = self.codepoints.split("_")
+        # Unicode puts a skin tone directly after the person that it modifies.
         first, *rest = [part for part in parts if part not in TONE_CODEPOINTS]
         points = "_".join([first, TONE_CODEPOINTS[tone], *rest])
         return Emoji(points, self.base, tone, self.group, self.keywords)
@@ -208,6 +209,7 @@ def _captions(emoji: Emoji, unseen: set[str]) -> tuple[str, ...]:
     known = []
     for keyword in emoji.keywords:
         folded = keyword.casefold()
+        # A keyword that repeats the name adds nothing.
         if folded not in unseen and folded not in emoji.name.casefold():
             known.append(keyword)
     if not known:
@@ -223,6 +225,7 @@ def _unseen_families() -> frozenset[str]:
 def _of_different_families(emoji: Iterable[Emoji]) -> tuple[Emoji, ...]:
     """The first 32 by their names' hashes, of each family the first."""
     first: dict[str, Emoji] = {}
+    # By hash: nobody picks what looks good, and a name that is added later moves no other.
     for one in sorted(emoji, key=lambda one: _place(one.name)):
         first.setdefault(one.family, one)
     return tuple(first.values())[:NUM_ASKED]
@@ -240,6 +243,7 @@ def _place(text: str) -> str:
 @cache
 def _rows() -> tuple[tuple[Emoji, bool], ...]:
     text = files("hdm.emoji").joinpath("names.tsv").read_text(encoding="utf-8")
+    # The first line holds the titles of the columns.
     return tuple(_parsed(text.splitlines()[1:]))
 
 

@@ -30,6 +30,7 @@ def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
         pictures = read_set(outputs[IMAGES].path, prompts.name, len(prompts.texts))
         pairs = zip(prompts.asked, pictures, strict=True)
         marks[prompts.name] = [dict(judge.score(asked, picture)) for asked, picture in pairs]
+        # The first set is the most telling; its scores have plain names.
         prefix = f"{prompts.name}_" if number else ""
         scores += _of_set(prompts, marks[prompts.name], prefix, agreement)
     for question, share in agreement.items():
@@ -77,6 +78,7 @@ def _judge(pipeline: Pipeline) -> Judge:
 
 def _identify(pipeline: Pipeline) -> dict[str, Any]:
     judge = _judge(pipeline)
+    # In the digest, because the scores' notes quote it.
     agreement = {name: [one.right, one.total] for name, one in judge.agreement().items()}
     return {"version": VERSION, "judge": dict(judge.identify()), "agreement": agreement}
 

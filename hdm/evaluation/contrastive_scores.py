@@ -55,6 +55,7 @@ def _exchanged(prompts: Sequence[str], images: np.ndarray, texts: np.ndarray) ->
     scores = []
     groups = []
     for number, prompt in enumerate(prompts):
+        # A fixed neighbour instead of a random exchange: the score is the same in every run.
         other = (number + 1) % len(prompts)
         if prompts[other] != prompt:
             scores.append(images[number] @ texts[other])
@@ -84,6 +85,7 @@ def distances(
     for number, key in enumerate(prompts.keys):
         first_image.setdefault(key, number)
     compared = [key for key in real.compared if key in first_image]
+    # As many on both sides: a Fréchet distance depends on the number of pictures.
     reference = real.reference[: len(compared)]
     captions = [normal_prompt(real.captions[key]) for key in compared]
     other_captions = [normal_prompt(real.captions[key]) for key in reference]

@@ -33,6 +33,7 @@ def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     rows: list[tuple[str, ...]] = []
     choices: dict[str, Any] = {}
     for prompts in sets:
+        # In the order in which the sets' pictures were joined above.
         nearest = list(islice(all_nearest, len(prompts.texts)))
         choices[prompts.name] = entries(prompts, nearest)
         counts = copies(nearest)

@@ -93,6 +93,7 @@ class Exhibition(Closing):
         for number in range(num_shards(download, "samples")):
             samples = read_table(download.file(shard_name("samples", number)), SAMPLE_COLUMNS)
             shards.append(samples.append_column("shard", pa.array([number] * len(samples))))
+        # Tables alone; pictures are read from the tars when they are shown.
         self.samples = pa.concat_tables(shards)
         self.scores = read_tables(filter, "scores", SCORE_COLUMNS) if filter else None
 
@@ -119,7 +120,8 @@ class Exhibition(Closing):
         if self.scores is None:
             return []
         samples = self._of_keys(row["key"] for row in _first(self.scores, pc.field("kept"), count))
-        return list(map(Exhibit, self._images(samples), map(_caption, samples)))
+        pairs = zip(samples, self._images(samples), strict=True)
+        return [Exhibit(image, _caption(sample)) for sample, image in pairs]
 
     def rejections(self, count: int) -> list[Rejection]:
         """Refused items by reason, the most frequent reason first, with up to `count` examples
@@ -171,7 +173,8 @@ class Exhibition(Closing):
         return self.samples.take(rows).to_pylist()
 
     def _images(self, samples: Iterable[Mapping[str, Any]]) -> list[str | None]:
-        return list(map(_image, self.decoders.map(map(self._request, samples))))
+        requests = (self._request(sample) for sample in samples)
+        return [_image(answer) for answer in self.decoders.map(requests)]
 
     def _request(self, sample: Mapping[str, Any]) -> Asked:
         place = [sample[name] for name in PLACE_COLUMNS]
@@ -209,6 +212,7 @@ def _counts(table: pa.Table, column: str) -> dict[Any, int]:
 
 def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[str, Any]]:
     """The first rows by key that meet a condition."""
+    # Select the first k by key without sorting all rows.
     rows = table.filter(condition)
     return rows.take(
         pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])

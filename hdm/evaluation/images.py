@@ -52,6 +52,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
     """
     check_prompts(pipeline)
     config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline)}
+    # Not a setting of the evaluation, but prompts are cut to it.
     config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens
     weights = {
         **autoencoder_weights(inputs, pipeline.components),
@@ -117,6 +118,7 @@ class Painting(Step[_Tar, Painter]):
     def finish(self, draft: Draft) -> Mapping[str, Any]:
         real, sets = self.asked
         for number, prompts in enumerate(sets):
+            # Overviews need all pictures of a set, so they are drawn after the last tar.
             grid = f"grid-{prompts.name}.png" if number else "grid.png"
             _write_overview(draft, grid, prompts, draft.identity, self.trained)
         if not draft.has(SETS):

@@ -114,6 +114,7 @@ def _distance_table(distances: Mapping[str, Any], generated: Generated) -> Table
 def _nearness(distances: Mapping[str, Any]) -> str:
     """A sentence on what the distances mean."""
     apart = distances["frechet"]["difference"]
+    # A difference within its interval shows nothing either way.
     if abs(apart["value"]) <= apart["half"]:
         verdict = "lie as near, within the interval, as"
     elif apart["value"] > 0:

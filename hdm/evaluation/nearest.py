@@ -59,6 +59,7 @@ def nearest_training(
     keys, thumbnails = _training_thumbnails(pipeline, inputs)
     pairs = []
     for picture in pictures:
+        # One generated picture at a time, so that memory holds one matrix of differences.
         distances = np.sqrt(np.square(thumbnails - thumbnail(picture)).mean(1))
         row = int(distances.argmin())
         pairs.append((keys[row], float(distances[row])))

@@ -63,6 +63,7 @@ class Painter:
 
     @cached_property
     def batches(self) -> Batches:
+        # The device on which the model was loaded, which `auto` may have chosen.
         device = self.text_to_image.autoencoder.device
         size = self.settings.batch_size
         threads = self.pipeline.threads
@@ -115,6 +116,7 @@ def write_tar(
         start: number of the first image.
         texts: the prompts.
     """
+    # An image's seed follows from its number in the set, not from its tar or batch.
     seeds = [painter.settings.seed + start + number for number in range(len(texts))]
     pictures = painter.paint(texts, seeds)
     with folder.write(tar_name(name, start)) as file:
@@ -133,7 +135,7 @@ def tar_name(name: str, start: int) -> str:
 
 def read_set(folder: Path, name: str, count: int) -> list[np.ndarray]:
     """The first `count` pictures of a set, (H, W, 3) uint8 each."""
-    return list(map(np.asarray, islice(_images(folder, name), count)))
+    return [np.asarray(image) for image in islice(_images(folder, name), count)]
 
 
 def read_prompts_of(folder: Path, name: str, count: int) -> list[str]:

@@ -37,6 +37,7 @@ def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
         listed = read_prompts(Path(settings.prompts))
         repeated = tuple(listed[number % len(listed)] for number in range(count))
         sets += [PromptSet("prompts", repeated, title="Prompts")]
+    # Also beside other prompts: distances compare images of captions with the captions' pictures.
     keys = list(real.captions)
     if keys:
         # Captions repeat only where they are the sole prompts.

@@ -58,6 +58,7 @@ def read_real(inputs: Outputs, aspect: float, count: int) -> RealPictures:
     """
     scores = read_tables(inputs["filter"], "scores", ["key", "split", "width", "height"])
     scores = scores.append_column("alike", pa.array(_alike(scores, aspect)))
+    # The held-out pictures, or else those for validation, if any of them has a caption.
     for split in SPLITS:
         held = scores.filter(pc.field("split") == split)
         captioned = captions_by_key(inputs["caption"], held["key"].to_pylist())

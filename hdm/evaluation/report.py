@@ -90,6 +90,7 @@ def write_report(
         "measured": measured,
         **provenance(),
     }
+    # A report is passed on: it holds references to secrets, never their values.
     settings = redacted_value(pipeline.model_dump(mode="json"))
     context = {
         **facts,
@@ -103,6 +104,7 @@ def write_report(
         **_training(outputs),
         **_evaluation(pipeline, outputs),
     }
+    # Before the page, which links to it.
     context["choose"] = _write_choosing(pipeline, outputs, context["findings"], folder)
     page = folder / PAGE
     write_bytes(page, render(TEMPLATE, context))
@@ -114,9 +116,11 @@ def render(template: str, context: Mapping[str, Any]) -> bytes:
     """A page from one of the templates beside this file."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        # Captions, paths and errors come from other people's data and may hold markup.
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        # A misspelt name in a template is an error instead of an empty place.
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(percent=_percent, seconds=_seconds, number=_number, score=_score)
@@ -138,6 +142,7 @@ def _makers(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
     makers: dict[bytes, dict[str, Any]] = {}
     for one in made:
         runs = one.output.run().get("runs") or [{}]
+        # The last run finished the output.
         maker = {name: runs[-1].get(name) for name in ("code", "libraries", "machine", "host")}
         entry = makers.setdefault(canonical_json(maker), {**maker, "outputs": []})
         entry["outputs"].append(one.output.name)
@@ -284,6 +289,7 @@ def _evaluation(pipeline: Pipeline, outputs: Outputs) -> dict[str, Any]:
             elif captions is None:
                 captions = prompt_set
         if captions is not None:
+            # More pairs where no other set is shown.
             times = 1 if context["sets"] else 2
             context["pairs"] = _pairs(pipeline, outputs, captions, times)
         context["real"] = record["real"]

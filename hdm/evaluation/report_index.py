@@ -36,6 +36,8 @@ def new_folder(root: Path, pipeline: str, recipe: str) -> Path:
     folder = reports(root) / pipeline / name
     for number in itertools.count(2):
         try:
+            # mkdir refuses an existing folder, so two runs that end in the same second never share
+            # one.
             folder.mkdir(parents=True)
         except FileExistsError:
             folder = folder.with_name(f"{name}-{number}")

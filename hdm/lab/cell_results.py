@@ -53,10 +53,12 @@ def read_result(pipeline: Pipeline, store: Store) -> Result | None:
         if not is_measured(name):
             continue
         output = store.find(identity)
+        # A cell counts as finished only with all of its metrics.
         if output is None:
             return None
         finding = read_finding(output)
         for score in finding.scores.values():
+            # Scores of the data alone say nothing about a training.
             if score.headline and finding.sees_images:
                 scores[score.name] = score
     losses = []

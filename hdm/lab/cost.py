@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from operator import truediv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from hdm.training.trainer import Trainer
 
 ROUNDS = 15
+# The first steps also allocate memory and fill caches, so they are not timed.
 WARM_UP = 2
 
 
@@ -118,7 +118,7 @@ def measure_costs(
 
 def _ratio(mine: Sequence[float], base: Sequence[float]) -> float:
     """The median ratio over rounds, so that a disturbed step spoils only its own round."""
-    return statistics.median(map(truediv, mine, base))
+    return statistics.median(own / other for own, other in zip(mine, base, strict=True))
 
 
 def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
@@ -150,6 +150,7 @@ def _run(request: Path, device: str) -> list[list[list[float]]]:
             "timing the steps failed:"
             f" {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
         )
+    # The last line, since libraries may print before it.
     return json.loads(done.stdout.splitlines()[-1])
 
 

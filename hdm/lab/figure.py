@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import starmap
 
 from hdm.evaluation.curves import ticks
 from hdm.lab.cell_results import Result, Results
@@ -25,6 +24,7 @@ STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.title{font-weight:600;font-size:12px}"
     ".grid{stroke:#ddd}.mean{fill:none;stroke-width:1.8}"
 )
+# Losses of the first third lie above the panel and are clipped.
 INSIDE = (
     f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" width="{PANEL_WIDTH - LEFT - RIGHT}" '
     f'height="{PANEL_HEIGHT - TOP - BOTTOM}"/></clipPath>'
@@ -99,8 +99,8 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
         across += 7 * len(setting) + 14
         mean, lowest, highest = _band(cell_results)
-        around = _points(starmap(place, [*lowest, *reversed(highest)]))
-        line = _points(starmap(place, mean))
+        around = _points(place(seen, loss) for seen, loss in [*lowest, *reversed(highest)])
+        line = _points(place(seen, loss) for seen, loss in mean)
         parts.append(
             f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}"'
             ' fill-opacity="0.15"/>'

@@ -75,6 +75,7 @@ class Cell:
     setting: str
     seed: int
     overrides: tuple[str, ...]
+    # Not compared: a dictionary cannot be hashed, and `overrides` says the same.
     own: Mapping[str, Any] = field(compare=False)
 
     @property
@@ -109,6 +110,7 @@ class Grid:
             *_assignments(self.lab.given),
             *_assignments(own),
             *self.overrides,
+            # Last, so that no other override replaces it.
             f"train.seed={seed}",
         )
         return Cell(name, seed, overrides, own)
@@ -221,4 +223,5 @@ def plan_grid(
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:
+    # Overrides are read as YAML, of which JSON is a part.
     return [f"{name}={json.dumps(value)}" for name, value in values.items()]

@@ -76,6 +76,7 @@ class CostBook:
         overrides = []
         for setting in self.grid.comparisons[comparison].settings:
             overrides.append(self.grid.cell(comparison, setting, 0).overrides)
+        # A comparison whose settings changed under the same name is measured again.
         return f"{comparison} {hashlib.sha256(canonical_json(overrides)).hexdigest()[:12]}"
 
 

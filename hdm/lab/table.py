@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import sub
 from typing import Any
 
 from hdm.lab.cell_results import Result, Results
@@ -86,12 +85,14 @@ def _row(
     scores = {}
     differences = {}
     for score in mine[0].scores:
+        # Means over fewer trainings would not be comparable.
         if all(score in one.scores for one in (*mine, *theirs)):
             values = [one.scores[score].value for one in mine]
             others = [one.scores[score].value for one in theirs]
             scores[score] = statistics.fmean(values)
             if not reference:
-                differences[score] = Interval.of(list(map(sub, values, others)))
+                pairs = zip(values, others, strict=True)
+                differences[score] = Interval.of([value - other for value, other in pairs])
     equal_samples = None
     equal_time = None
     if not reference and comparison.losses_compare:
@@ -99,6 +100,7 @@ def _row(
             mine, theirs, lambda one: one.loss_at(total), lambda one: one.loss_at(total)
         )
         if cost is not None:
+            # When the faster of the two is done, in units of the reference's training.
             time = min(1.0, cost.whole)
             equal_time = _difference(
                 mine,
@@ -172,7 +174,8 @@ def to_markdown(grid: Grid, rows: Sequence[Row], results: Results) -> str:
         text = _notes(comparison)
         if name in in_table and text:
             notes.append(f"- {name}: {text}")
-    return "\n".join([*lines, "", *READING, *map(_reading, scores.items()), *notes]) + "\n"
+    readings = [_reading(name, score) for name, score in scores.items()]
+    return "\n".join([*lines, "", *READING, *readings, *notes]) + "\n"
 
 
 READING = (
@@ -199,8 +202,7 @@ def _scores(results: Results) -> dict[str, Score]:
     return scores
 
 
-def _reading(named: tuple[str, Score]) -> str:
-    name, score = named
+def _reading(name: str, score: Score) -> str:
     unit = ", in percentage points" if score.is_share else ""
     of = f"{score.group}: {score.label or name}" if score.group else score.label or name
     better = "more" if score.direction == "higher" else "less"

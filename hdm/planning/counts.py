@@ -34,6 +34,7 @@ class LanguageModel:
     @property
     def num_weights(self) -> int:
         """Weights of the layers' matrices; embeddings are looked up, not multiplied."""
+        # Queries and output for each head, keys and values for each key head.
         attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads)
         return self.layers * (attention + 3 * self.width * self.mlp_width)
 
@@ -98,7 +99,9 @@ class ImageEncoder:
                 before = after
             if stage < end:
                 yield stage + 1, 9 * after * after
+        # The middle: two residual blocks, and attention's four projections.
         yield end, 2 * _residual_weights(before, before) + (4 * before**2 if self.attention else 0)
+        # The 3×3 convolution to mean and variance, and the 1×1 one behind it.
         moments = 2 * self.latent_channels
         yield end, 9 * before * moments + (moments**2 if self.quantized else 0)
 
@@ -210,6 +213,7 @@ def of_open_clip_config(config: dict[str, Any]) -> tuple[Tower, Tower] | None:
     model = config.get("model_cfg", {})
     vision = model.get("vision_cfg", {})
     text = model.get("text_cfg", {})
+    # A ResNet's `layers` is a list of one number a stage.
     if not {"image_size", "patch_size", "width", "layers"} <= vision.keys() or not isinstance(
         vision["layers"], int
     ):
@@ -246,6 +250,7 @@ def _sizes(
     try:
         folder = locate(reference)
     except InputError:
+        # Not on this machine: a plan must be possible before anything is downloaded.
         if _name(reference) in published:
             return published[_name(reference)]
         raise

@@ -80,6 +80,7 @@ CPU_SHARE = 0.55  # of it, by the demo's kind of step: bench/RESULTS.md, width12
 
 def cpu() -> Card:
     """This machine's CPU, at the rate of one that was measured."""
+    # The cores that this process may use.
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     source = (

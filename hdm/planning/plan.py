@@ -124,6 +124,7 @@ class _Planner:
     def __init__(self, question: Question) -> None:
         self.asked = question
         self.pipeline = question.pipeline
+        # On the number of cards asked about, whatever the settings say.
         train = self.pipeline.train.model_copy(update={"num_processes": question.num_gpus})
         self.train = train
         self.notes: list[str] = []
@@ -160,6 +161,7 @@ class _Planner:
 
     def _own_size(self, name: str) -> Size:
         """What an output takes whose step does not say it."""
+        # As functions: each one notes what it cannot count, but only if its output is planned.
         counted: dict[str, Callable[[], Size]] = {
             "download": lambda: Size(self.items, self._picture_bytes() + sizes.TAR_BYTES),
             "filter.measures": lambda: Size(self.items, sizes.MEASURE_BYTES),
@@ -341,6 +343,7 @@ class _Planner:
 
     @property
     def downscale(self) -> int:
+        # 8 as in the published recipe, if the autoencoder's sizes are unknown.
         return self.encoder.downscale if self.encoder else 8
 
     def _sizes(self, component: str, find: Callable[[str], Sizes | None]) -> Sizes | None:
@@ -387,6 +390,7 @@ class _Planner:
             )
         if self.train.compile:
             assumptions.append("memory as without compile, which takes less")
+        # Several outputs may give the same note.
         return assumptions + list(dict.fromkeys(self.notes))
 
     def _problems(self, rows: Sequence[Row]) -> list[str]:
@@ -399,6 +403,7 @@ class _Planner:
                 )
         left = sum(row.bytes for row in rows if not row.done) + self._checkpoint_bytes(rows)
         root = self.asked.store.root
+        # The store may not exist yet: ask the disk of its nearest existing parent.
         free = shutil.disk_usage(
             next(folder for folder in (root, *root.parents) if folder.exists())
         ).free
@@ -414,6 +419,7 @@ class _Planner:
         phases = [phase for phase in self.train.phases if f"train.{phase.name}" in to_do]
         count = memory.parameters(self.train.model)
         sets = [memory.optimizer_bytes(count, phase) for phase in phases]
+        # The maximum, not the sum: a phase's checkpoints are removed before the next phase begins.
         return max((sizes.checkpoint_bytes(count.total, state, KEEP) for state in sets), default=0)
 
 

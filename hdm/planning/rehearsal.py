@@ -24,6 +24,7 @@ from hdm.store import Identity, Output, Store
 from hdm.training.settings import Phase
 
 Rows = dict[str, Sequence[Any]]
+# Noise and empty captions: time and memory of a step depend on shapes alone.
 NUM_PICTURES = 64
 KEYS = [key_text(number) for number in range(NUM_PICTURES)]
 

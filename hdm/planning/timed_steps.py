@@ -27,6 +27,7 @@ from hdm.store import Store
 from hdm.training.process.job import Job
 
 STEPS = 3
+# Not timed: the first step also allocates the optimizer's state.
 WARM_UP = 1
 
 
@@ -62,6 +63,7 @@ def measure(pipeline: Pipeline, number: int, num_processes: int = 1) -> Measured
             f"the steps of {job.phase.name} failed:"
             f" {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
         )
+    # The last line, since libraries may print before it.
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -117,6 +119,7 @@ def main(path: Path) -> int:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
+            # As in training, so that the memory for the copy of a checkpoint counts.
             trainer.checkpoints.make_ready()
         trainer.prefetcher.close()
     except HdmError as error:

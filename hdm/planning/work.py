@@ -52,6 +52,7 @@ def training(
         flops += share * training_flops(model, given, again)
         blocks = block_tokens(model, phase.tread_route, tokens, rate)
         seen += share * fmean(block.seen for block in blocks)
+    # Forward passes only: the encoders are frozen.
     live = 0
     if language is not None:
         live += language.flops(tokens[1])
