@@ -109,7 +109,9 @@ def local_pictures(
     waiting: deque[tuple[str, ...]] = deque()
 
     def asked() -> Iterator[Asked]:
-        for item in map(inventory.arrived, reader.items(inventory)):
+        for item in reader.items(inventory):
+            inventory.arrived(item)
+            # Checked as they arrive, so that lost captions stop the command before it trains.
             if captioned:
                 inventory.check(settings.max_lost_captions, settings.source)
             if item.load is None or (captioned and not item.captions):

@@ -16,6 +16,7 @@ from hdm.errors import DamagedError
 from hdm.store import locked, state_root
 
 MEND = "hdm doctor --fix"
+# SQLite would replay a log that is left behind into the new database.
 BESIDE = ("", "-wal", "-shm", "-journal")
 WAIT_SEC = 2.0
 
@@ -63,6 +64,8 @@ def set_aside(root: Path) -> dict[Path, Path]:
     """
     moved = {}
     with contextlib.ExitStack() as stack:
+        # Hold every lock of the services, so that neither `hdm serve` nor a run opens them
+        # meanwhile.
         for lock in (state_root(root) / ".services").glob("**/*.lock"):
             stack.enter_context(locked(lock, f"the databases of {root}", shared=True))
         for path in databases(root):

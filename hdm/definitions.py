@@ -105,6 +105,7 @@ def read_section(path: Path, section: str) -> dict[str, Entry]:
         raise ConfigError(f"`{section}:` is not a mapping of names to entries", where=path)
     own_entries = {}
     for name, values in entries.items():
+        # ruamel counts lines from 0.
         line = entries.lc.key(name)[0] + 1
         if not re.fullmatch(NAME_PATTERN, str(name)):
             raise ConfigError(

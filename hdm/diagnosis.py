@@ -50,6 +50,7 @@ def checks(root: Path) -> Iterator[Check]:
 def packages() -> Check:
     """Whether the installed versions are within the tested bounds."""
     listed = importlib.metadata.requires(DISTRIBUTION) or []
+    # Optional extras need not be installed.
     requirements = [Requirement(text) for text in listed if "extra ==" not in text]
     outside = []
     for requirement in requirements:
@@ -58,6 +59,7 @@ def packages() -> Check:
         except importlib.metadata.PackageNotFoundError:
             outside.append(f"{requirement} is missing")
             continue
+        # Somebody's own build of torch may be a prerelease.
         if not requirement.specifier.contains(version, prereleases=True):
             outside.append(f"{requirement.name} {version} is outside {requirement.specifier}")
     versions = "; ".join(outside) or f"{len(requirements)} within their bounds"
@@ -73,6 +75,7 @@ def torch_pair() -> Check:
     try:
         torch = importlib.import_module("torch")
         torchvision = importlib.import_module("torchvision")
+    # RuntimeError: "operator torchvision::nms does not exist", with a torch of another build.
     except (ImportError, RuntimeError) as error:
         return Check(
             "torch",

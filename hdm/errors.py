@@ -36,6 +36,7 @@ class HdmError(Exception):
         self.what = redacted(what)
         self.do = redacted(do) if do else do
         place = redacted(str(where))
+        # Keep the object, such as a Path, unless it has to be redacted.
         self.where = where if place == str(where) else place
         super().__init__(self.what, self.where, self.do)
 

@@ -1,5 +1,5 @@
-"""Reading files so that what is wrong with one is said in our own words, and writing them so that a
-kill or a full disk leaves the old file or the new one, never half of one.
+"""Read files, with errors in our own words, and write them so that a kill or a full disk leaves the
+old file or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_FOLDER = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 REFUSALS = (*FULL, *FORBIDDEN, *NO_FOLDER, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO)
 """What a machine refuses to any program: reported in one line, where it occurs."""
 DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
-"""What the system says of a file that is not there, is something else, or lies on a bad block."""
+"""Error codes for a file that is missing, is something else, or lies on a bad block."""
 CHUNK_BYTES = 1 << 20
 TEMPORARY_BYTES = 16 << 20  # free, at least, before a command begins
 Record = TypeVar("Record")
@@ -219,7 +219,8 @@ def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]
         HdmError: the folder cannot be written.
         ConnectionError: as the block raised it.
     """
-    # Beside the file, because a rename is atomic only within one file system.
+    # Beside the file, because a rename is atomic only within one file system; with the pid, because
+    # other processes may be writing the same file.
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,8 +321,8 @@ def no_space(path: Path, needed_bytes: int | None, written_bytes: int = 0) -> Do
 
 
 def check_temporary(needed_bytes: int = TEMPORARY_BYTES) -> None:
-    """Refuse to begin where temporary files have no room: the databases of the services need it at
-    once, and say only that a disk is full.
+    """Refuse to begin if there is no room for temporary files: the services' databases need some at
+    once, and their errors do not say which disk is full.
 
     Raises:
         DoesNotFitError: the folder of TMPDIR has less.

@@ -1,9 +1,9 @@
-"""What of a store is no longer needed.
+"""Find and remove what a store no longer needs.
 
-Needed is an output that a pipeline or lab of pipelines.yaml makes or reads with its present
-settings, or that was used in the last days: made or found by a run, whatever its `--set`, or
-sampled from; and everything that such outputs were made from. Of needed outputs, what kills and
-damage left: temporary files, checkpoints of what is finished, `.damaged`.
+An output is needed if a pipeline or lab of pipelines.yaml makes or reads it with its present
+settings; if it was used in the last days, that is, made or found by a run, whatever its `--set`, or
+sampled from; or if a needed output was made from it. In needed outputs, only leftovers of kills and
+damage are removed: temporary files, checkpoints of finished outputs, and `.damaged` files.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ def _kept(
         kept.add(folder)
         with contextlib.suppress(FileNotFoundError, HdmError):
             for input_name, digest in read_at_home(folder).inputs.items():
+                # An input from another pipeline has a prefix before the output's name.
                 _, _, output_name = input_name.rpartition("/")
                 source = by_name.get((output_name, digest))
                 if source is not None:
@@ -251,6 +252,7 @@ def _garbage(path: Path, output: Path, why: str) -> list[Garbage]:
     if not states:
         return []
     used = last_used(path) if path == output and path.is_dir() else states[0].st_mtime
+    # Blocks, of 512 bytes on every file system: what becomes free, not what the files hold.
     return [Garbage(path, output, why, sum(state.st_blocks * 512 for state in states), used)]
 
 
@@ -287,6 +289,7 @@ def discard(one: Garbage) -> None:
             stack.enter_context(alone_with(one.output / lock))
         whole = one.path == one.output
         try:
+            # A free lock does not mean unused: a run may have used it and ended since.
             if whole and one.path.is_dir() and last_used(one.path) > one.used:
                 raise LockedError("used since it was listed", where=one.path)
             aside = one.path

@@ -63,12 +63,14 @@ def _records(root: Path) -> Path:
     state = state_root(root)
     if state == root.resolve():
         return root / FOLDER
+    # One HDM_STATE may serve several stores.
     return state / FOLDER / hashlib.sha256(bytes(root.resolve())).hexdigest()[:16]
 
 
 def last_runs(root: Path) -> list[LastRun]:
     """The last run of every pipeline that has run in a store, newest first."""
     runs: dict[str, LastRun] = {}
+    # The runs of the store's owner, and this user's own.
     for folder in (root / FOLDER, _records(root)):
         for path in folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):  # cut off, or of another version

@@ -78,6 +78,7 @@ def guard_output() -> None:
     through `shown`, and so a last traceback.
     """
     sys.excepthook = _show_traceback
+    # Once in a process: every further call would wrap the factory again.
     make = logging.getLogRecordFactory()
     if getattr(make, "guarded", False):
         return

@@ -110,12 +110,14 @@ def adopt(store: Store, verdict: Verdict) -> Output:
     there = store.find(identity)
     if there is not None:
         return there
+    # `hdm gc` must not remove the files while they are linked.
     with in_use([output.path]), store.draft(identity) as draft:
         for record in output.files:
             copied = (output.path / COPIES / record.name).exists()
             with draft.write(record.name, copied=copied) as file:
                 _link(output.path / record.name, file.path)
                 file.counts.update(record.counts)
+            # The draft has hashed the linked file: a damaged one must not get a new manifest.
             if draft.records[record.name].sha256 != record.sha256:
                 draft.start_over()
                 raise DamagedError(

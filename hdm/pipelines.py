@@ -117,6 +117,7 @@ def _validated(layers: list[_Layer], name: str) -> Pipeline:
     for layer in layers:
         _merge(values, layer.values, layer.places)
     values.pop("extends", None)
+    # Before validation, whose errors would repeat the value.
     _refuse_secrets(values, layers)
     try:
         return Pipeline.model_validate({**values, "name": name})

@@ -119,6 +119,7 @@ def gpus() -> list[str]:
 
 def _git(folder: Path, *words: str) -> str | None:
     """What git says; None where it is not there or refuses."""
+    # Within a git hook, GIT_DIR and others name another repository.
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(folder), *words]

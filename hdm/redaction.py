@@ -41,6 +41,7 @@ _known: dict[str, str] = {}
 def remember(secret: str, name: str) -> None:
     """From now on, replace a secret by `name` wherever this process shows text."""
     for part in _parts_of_address(secret):
+        # As written in the address and decoded, since libraries print either.
         for form in (part, unquote(part)):
             if _hides(form):
                 _known[form] = HIDDEN
@@ -72,6 +73,7 @@ def redacted(text: str) -> str:
     """The text without secrets: those read by reference, those in variables of the environment that
     are named like one (HF_TOKEN), and users and queries of URLs."""
     known = {**dict.fromkeys(_of_environment(), HIDDEN), **_known}
+    # Longest first: a shorter secret may be part of a longer one.
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, known[secret])
     return _without_patterns(text)

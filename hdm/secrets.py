@@ -41,6 +41,7 @@ def _of_file(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeError) as error:
+        # Raised without its cause: a UnicodeDecodeError holds the file's bytes.
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(
             f"the secret's file cannot be read: {reason}",

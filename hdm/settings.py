@@ -62,6 +62,7 @@ def covered(field: FieldInfo) -> Covered:
 class Settings(BaseModel):
     """Frozen; unknown keys are refused."""
 
+    # Docstrings of fields become the help of command-line options (`hdm.options`).
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def result_fields(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE_95 = 1.959963984540054  # standard deviations
+# As in CMMD (arXiv 2401.09603).
 MMD_SIGMA = 10.0
 MMD_SCALE = 1000.0
 REPLICATES = 200  # of a bootstrap
@@ -203,6 +204,7 @@ def frechet_distance(
     one = np.cov(first, rowvar=False, fweights=first_counts)
     two = np.cov(second, rowvar=False, fweights=second_counts)
     root = _square_root(np.atleast_2d(one))
+    # Rounding may make an eigenvalue of 0 slightly negative.
     # tr (C₁ C₂)^½ = tr (C₁^½ C₂ C₁^½)^½, of a symmetric matrix.
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ np.atleast_2d(two) @ root), 0, None)).sum()
     apart = np.average(first, 0, first_counts) - np.average(second, 0, second_counts)
@@ -265,4 +267,5 @@ def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
 
 def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     squared = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+    # The expanded square may round to slightly below 0.
     return np.exp(-np.clip(squared, 0, None) / (2 * MMD_SIGMA**2))

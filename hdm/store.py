@@ -338,6 +338,7 @@ class Folder:
         with written_aside(self.path / name, needed_bytes) as temporary:
             pending = PendingFile(temporary, {})
             yield pending
+            # Before the journal's line, which promises this content.
             sync(temporary)
             hashes = hash_file(temporary)
             record = FileRecord(
@@ -427,6 +428,7 @@ class Draft(Folder):
             "summary": dict(summary or {}),
         }
         manifest = {**body, "manifest_sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
+        # Everything else first: the output exists as soon as its manifest does.
         self._log_run()
         data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
         _write_over(self.path / MANIFEST, data)
@@ -638,6 +640,7 @@ def checked(path: Path) -> Path:
         DamagedError: it is not what was written.
         InputError: it cannot be read.
     """
+    # A file of an output lies in the output's folder or one level below.
     with contextlib.suppress(FileNotFoundError, StopIteration):
         output = next(read_output(folder) for folder in path.parents[:2] if _is_output(folder))
         name = path.relative_to(output.path).as_posix()
@@ -790,6 +793,7 @@ def locked(
         HdmError: its file cannot be written.
     """
     _clear_for_file(path)
+    # Append mode: opening must not erase what the holder wrote.
     with _writing(path):
         file = path.open("a+")
     with file:
@@ -964,7 +968,8 @@ def _append_line(path: Path, line: bytes) -> None:
     with _writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            # A torn last line of a killed run must not swallow this one.
+            # One write, so that lines of several processes do not mix. It begins with a newline: a
+            # torn last line of a killed run must not swallow this one.
             os.write(descriptor, b"\n" + line + b"\n")
             os.fsync(descriptor)
         finally:

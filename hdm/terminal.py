@@ -44,6 +44,7 @@ def survive_closing() -> None:
 
 def _discard(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
+    # The system gave the closed descriptor itself, which Python does not let children inherit.
     if nowhere == descriptor:
         os.set_inheritable(descriptor, True)
         return

@@ -183,6 +183,7 @@ def _planned(
         device = choose_device(settings.device, "a trial of the training")
         images = PROBE_STEPS * settings.batch_size
         probe = settings.model_copy(update={"num_images": images})
+        # The trial writes its checkpoints elsewhere and is thrown away.
         aside = file.parent / "probe"
         training = Finetuning(
             starting_model(reference, settings, device),
