@@ -38,6 +38,7 @@ def stage_flow(stage: Stage, begin: Begin) -> Flow[..., list[StageRecord]]:
             make_output = stage_task(stage, run)
             return [
                 make_output(name, return_state=True).result()
+                # Checked here too: a stage's own deployment has no pipeline's flow around it.
                 for name in checked(run, stage.name, outputs)
             ]
 

@@ -39,6 +39,7 @@ class Pipeline(Settings):
     encode: EncodeSettings = EncodeSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    # Without SerializeAsAny, pydantic would write only the fields of `Settings`, which has none.
     stages: dict[str, SerializeAsAny[Settings]] = since("0.2.0", {})
     """Settings of stages that other packages add, by name, as {mosaic: {}}; a pipeline has the
     stages that are listed here.

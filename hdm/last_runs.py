@@ -125,6 +125,7 @@ def newest_model(root: Path, pipeline: str | None = None) -> tuple[Path, Mapping
     for run in runs:
         if pipeline in (None, run.pipeline) and (trained := trained_last(root, run)):
             return root / trained, run.components
+    # Only where no recorded run has trained: the newest training in the store.
     any_training = max(_trainings(root), default=None)
     if pipeline is None and any_training is not None:
         return any_training[1], {}

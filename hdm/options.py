@@ -221,6 +221,7 @@ def _annotation(owner: type[Settings], shown: Shown, only_given: bool) -> Any:
         help=shown.help or _help(field),
         rich_help_panel=shown.panel,
         metavar=shown.metavar or _choice(field.annotation),
+        # With `only_given` the option's own default is None; the help shows the setting's.
         show_default=str(default) if only_given and default is not None else True,
     )
     return Annotated[kind | None if only_given or default is None else kind, option]

@@ -316,6 +316,7 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
         place = place or _place(location[:-1], layers)
         message = f"{dotted} is missing"
     elif problem["type"] == "literal_secret":
+        # Without the value, which is the secret.
         message = f"{dotted}: {problem['msg']}"
     elif problem["type"] == "string_type":
         message = (

@@ -23,6 +23,7 @@ _USER = re.compile(r"(?<=://)[^\s/?#\"'<>]+@")
 _QUERY = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s?\"'<>]*\?)[^\s\"'<>]+")
 _ASSIGNED = re.compile(
     rf"([\w.-]*{_SECRET_NAME}(?:\s?=\s?[\"']?|[\"']\s?:\s?[\"']))"
+    # References, empty values and what is hidden already are no secrets.
     r"(?!(?:env|file|block):|null\b|None\b|\*)[^\s,&\"']+",
     re.IGNORECASE,
 )

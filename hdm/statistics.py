@@ -153,6 +153,7 @@ def compare_with_reference(
             distances[2] - distances[3],
         ]
 
+    # Two Fréchet distances and their difference, then the same of kernel distances.
     values = measured(None, None)
     draws = zip(_bootstrap(reference_clusters, 0), _bootstrap(clusters, 1), strict=True)
     errors = np.std([measured(held, drawn) for held, drawn in draws], axis=0, ddof=1)

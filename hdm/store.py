@@ -223,6 +223,7 @@ class Store:
             output = _read_of(folder, identity)
             check_files(output, self.verify_bytes)
         except FileNotFoundError:
+            # A copy of the manifest shows that the output was finished once.
             return self._mended(identity) if (folder / COPIES / MANIFEST).exists() else None
         except DamagedError as error:
             set_aside(folder, error)
@@ -388,6 +389,7 @@ class Draft(Folder):
             for leftover in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
                 remove(leftover)
         _made_folder(folder / COPIES)
+        # Adopt what an interrupted run finished, as far as it is intact.
         journal = {record.name: record for record in _read_journal(folder, identity.digest)}
         for record in journal.values():
             if _restored(folder, record):
@@ -420,6 +422,7 @@ class Draft(Folder):
 
     def commit(self, summary: Mapping[str, Any] | None = None) -> Output:
         """Finish the output: write the manifest last, then remove what only resuming needed."""
+        # Sorted: parts finish in any order, but equal outputs have equal manifests.
         records = [asdict(self.records[name]) for name in sorted(self.records)]
         body = {
             **asdict(self.identity),
@@ -513,6 +516,7 @@ def draft_in(folder: Path, identity: Identity, record: str) -> Iterator[Draft]:
         try:
             yield draft
         finally:
+            # Leave no folder behind in which nothing was begun.
             if draft.is_new and not (folder / record).exists():
                 draft.forget()
                 with contextlib.suppress(OSError):
@@ -586,6 +590,7 @@ def _read_manifest(path: Path, folder: Path) -> Output:
         raise explain_read_error(error, path) from error
     try:
         manifest = read_json(data)
+        # The manifest's own hash, then the digest of what it says that it depends on.
         recorded = manifest.pop("manifest_sha256")
         if hashlib.sha256(canonical_json(manifest)).hexdigest() != recorded:
             raise ValueError("its hash does not hold")
@@ -854,6 +859,7 @@ def alone_with(path: Path) -> Iterator[None]:
         yield
         return
     try:
+        # Reading permission is enough for an exclusive lock.
         file = path.open("rb")
     except OSError as error:
         raise explain_read_error(error, path) from error

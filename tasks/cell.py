@@ -39,6 +39,7 @@ def cell_task(run: Run, grid: Grid) -> Task[[str], CellRecord]:
         part = run.of(grid.pipeline(cell))
         params = {**cell.own, "seed": cell.seed, "setting": cell.setting}
         with run.reporter.cell(name, params):
+            # One task for the whole cell: a failure in any output is this cell's failure.
             records = [made_or_found(part, output) for output in _outputs_to_make(part)]
         cached = all(record.cached for record in records)
         return CellRecord(name, round(time.monotonic() - begun, 3), cached)

@@ -78,6 +78,7 @@ def _mlflow(database: str, artifacts: str, lock: Path) -> ASGIApp:
     from mlflow.server.fastapi_app import app
     from mlflow.server.handlers import initialize_backend_stores
 
+    # Two processes must not create MLflow's tables at the same time.
     with alone_at(lock):
         initialize_backend_stores(database, database, "mlflow-artifacts:/")
     return app

@@ -132,6 +132,7 @@ class Reach:
                 ),
             )
         if self.certificate is not None and self.key is not None:
+            # Tried now, before anything starts.
             _check_certificate(self.certificate, self.key)
 
     def pages(self, port: int) -> list[str]:
@@ -340,6 +341,7 @@ def kept_port(root: Path, name: str, asked: int | None, default: int) -> socket.
     port = opened.getsockname()[1]
     if wanted not in (port, 0):
         console.print(f"another program has port {wanted}: {name} is at port {port}")
+    # Also if it is a substitute: the pages stay where browsers found them last.
     write_json(record, {**ports, name: port})
     return opened
 

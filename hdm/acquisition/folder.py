@@ -334,6 +334,7 @@ class Folder:
         path = self._files[name]
         if _is_mask(name):
             inventory.leave("file", Fate.NOT_LOOKED_AT, shown(name), "it is a mask of OneTrainer")
+        # Lost, not merely unused, if it holds captions: the download then stops.
         elif _suffix(name) in TABLES and (reason := self._captions_in(path)):
             inventory.leave("file", Fate.LOST, shown(name), reason)
         elif _suffix(name) in TABLES:

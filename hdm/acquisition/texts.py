@@ -151,10 +151,12 @@ def _is_western(text: str) -> bool:
     accented = 0
     for token in text.split():
         core = token.strip("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~").lstrip(_OPENING).rstrip(_CLOSING)
+        # A sign inside a word.
         if any(ord(char) > 127 and char not in _ACCENTED | _INSIDE for char in core):
             return False
         for word in _WORD.findall(core):
             high = sum(char in _ACCENTED for char in word)
+            # A word of accented letters alone, as other code pages look.
             if high > 1 and high == len(word):
                 return False
             accented += high
@@ -194,6 +196,7 @@ def captions_in(value: Any, encoding: str | None = None) -> Captions:
         return _of_text(value) if listed is None else captions_in(listed, encoding)
     if isinstance(value, Mapping):
         return _of_mapping(value, encoding)
+    # Last, since texts, bytes and mappings are iterable too.
     if isinstance(value, Iterable):
         result = Captions()
         for entry in value:

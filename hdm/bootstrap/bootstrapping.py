@@ -281,6 +281,7 @@ class _Work:
     finished: dict[str, _Finished] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        # The interrupted run's plan counts, and only the same arguments may resume it.
         if (self.scratch / PLAN).exists():
             before = _read_plan(self.draft)
             asked = before["asked"]

@@ -120,6 +120,7 @@ def train_contrastive(
     torch.manual_seed(seed)
     contrastive = new_contrastive(tokenizer)
     model = contrastive.model.train()
+    # Tokenise every caption once; a step picks one for each picture.
     ids = [contrastive.tokenizer(list(example.captions)) for example in examples]
     batch_size = min(BATCH, len(examples))
     training = Training(

@@ -103,6 +103,7 @@ def new_language_model(vocabulary: int) -> Any:
         head_dim=WIDTH // HEADS,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        # In the order of the tokenizer's special tokens.
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

@@ -263,6 +263,7 @@ class _Captioner(Closing):
         for item, answer in zip(items, answers, strict=True):
             try:
                 with_pixels.append(replace(item, pixels=answer.result().arrays[0]))
+            # The filter decoded it, but limits or libraries may have changed since.
             except BadImage as refusal:
                 log.warning("picture %s is not shown to a captioner: %s", item.key, refusal.message)
                 self.undecodable.add(item.key)

@@ -74,6 +74,7 @@ def _compared(run: LastRun, file: Path | None) -> str:
     """Whether the last run of a pipeline would ask for the same outputs today."""
     from hdm.stages import identities
 
+    # Outputs after the run's `--until` were never identified.
     asked = {name: digest for name, digest in run.outputs.items() if digest is not None}
     try:
         pipeline = load_pipeline(run.pipeline, (), file)

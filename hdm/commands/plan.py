@@ -208,6 +208,7 @@ def _sum(rows: Any, prices: Prices) -> dict[str, Any]:
 
 def _tell(plan: Plan, prices: Prices) -> None:
     console = Terminal(highlight=False, soft_wrap=True)
+    # Only columns about which something is known.
     shown = {
         "money": prices.hour is not None,
         "kWh": bool(prices.card.watts),

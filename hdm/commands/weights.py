@@ -162,6 +162,7 @@ def export_weights(
             "a diffusers folder holds a text encoder and an autoencoder too",
             do="name them: --components DIR, or demo",
         )
+    # Read once for both forms.
     model = open_model(source, average=False if raw else None)
     if out is not None:
         save_weights(_new(out), model.weights, tread_rate)

@@ -135,6 +135,7 @@ def _compare(
         owners += [picture.key] * len(picture.captions)
         rows += [row] * len(picture.captions)
         captions += picture.captions
+    # All captions of the batch in one call of the model.
     similarities = (embeddings[rows] * model.embed_texts(captions)).sum(axis=1)
     for key, similarity in zip(owners, similarities.tolist(), strict=True):
         best = results[key].similarity

@@ -68,6 +68,7 @@ def make_scene(seed: int, index: int, size_px: int = 64, num_objects: int | None
         A scene without any HELD_OUT pair; its aspect ratio lies in [1/2, 2] and is 1 for half of
         them.
     """
+    # The order of draws defines the scenes: after a change, raise SCENES_VERSION.
     rng = np.random.default_rng((seed, index))
     # Drawn even if `num_objects` replaces it, so that later draws do not shift.
     count = int(rng.choice(3, p=(0.70, 0.22, 0.08))) + 1

@@ -30,6 +30,7 @@ def outline(kind: str) -> np.ndarray:
         angles = np.arange(10) * np.pi / 5 - np.pi / 2
         radii = np.where(np.arange(10) % 2 == 0, 0.58, 0.235)
         return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    # The usual heart curve, moved to its middle and scaled to an extent of about 1.
     if kind == "heart":
         x = 16 * np.sin(turn) ** 3
         y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))

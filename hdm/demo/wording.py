@@ -186,6 +186,7 @@ def pair_caption(
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> str:
+    # Other draws make other captions: after a change, raise SCENES_VERSION.
     ground = scene.background.kind if rng.random() < 0.35 else None
     if scene.layout == "one":
         thing = scene.things[0]

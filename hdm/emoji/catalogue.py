@@ -187,6 +187,7 @@ def _crossed(emoji: Emoji, other: Emoji) -> list[str]:
     own = emoji.tone
     assert own is not None
     far = [tone for tone in range(len(TONES)) if abs(tone - own) >= FAR]
+    # Chosen by hash among the tones that can be told apart.
     second = min(far, key=lambda tone: _place(f"{emoji.name} or {TONES[tone]}"))
     return [
         emoji.toned(own).name,

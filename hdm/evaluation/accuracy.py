@@ -26,6 +26,8 @@ def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     agreement = judge.agreement()
     scores: list[Score] = []
     marks: dict[str, Answers] = {}
+    # The prompts are made again: equal settings give the prompts from which the images were
+    # generated.
     for number, prompts in enumerate(judge.prompt_sets(settings.num_images, settings.seed)):
         pictures = read_set(outputs[IMAGES].path, prompts.name, len(prompts.texts))
         pairs = zip(prompts.asked, pictures, strict=True)

@@ -55,6 +55,7 @@ def questions(
         }
         questions.append(
             {
+                # Within the page, which then needs no other file.
                 "image": data_uri(picture, SHOWN_PX),
                 "choices": entry["choices"],
                 "right": entry["choices"].index(entry["prompt"]),

@@ -22,6 +22,7 @@ def embed(model: Callable[[list[Any]], np.ndarray], items: Sequence[Any]) -> np.
     """Unit embeddings (N, E) of pictures or texts, computed in batches."""
     batches = []
     for start in range(0, len(items), EMBED_AT_ONCE):
+        # In batches, since a set may hold thousands of pictures.
         batches.append(model(list(items[start : start + EMBED_AT_ONCE])))
     return np.concatenate(batches)
 

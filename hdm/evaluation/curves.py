@@ -31,6 +31,7 @@ class PhaseCurve:
 
 def loss_curve(phases: Sequence[PhaseCurve]) -> str:
     """The loss over images seen, phase after phase; "" with fewer than two points."""
+    # Phases follow each other on one axis of images seen.
     starts = [0, *accumulate(phase.num_images for phase in phases)][: len(phases)]
     losses = []
     held = []

@@ -163,6 +163,7 @@ def asked_for(pipeline: Pipeline, inputs: Outputs) -> tuple[RealPictures, list[P
     """
     width, height = image_size(pipeline)
     real = read_real(inputs, width / height, pipeline.evaluate.num_images)
+    # Not stored but chosen anew by each reader: the choice follows from settings and inputs.
     return real, prompt_sets(pipeline, real)
 
 

@@ -75,6 +75,7 @@ def check_held_out(pipeline: Pipeline, filter: Output | None) -> None:
         filter: its output, which knows; None: the shares tell.
     """
     settings = pipeline.filter
+    # What the filter has counted, or else the shares that it is asked for.
     counts: Mapping[str, float] = (
         filter.counts
         if filter

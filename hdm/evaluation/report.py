@@ -170,6 +170,7 @@ def _stages(made: Sequence[ReportedOutput]) -> list[dict[str, Any]]:
                 "inputs": manifest["inputs"],
             }
         )
+    # The page draws times as bars, relative to the longest.
     longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
     for stage in stages:
         stage["share"] = stage["seconds"] / longest

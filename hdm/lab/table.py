@@ -60,6 +60,7 @@ def table_rows(grid: Grid, results: Results, costs: Costs) -> list[Row]:
         for setting in comparison.settings:
             mine = []
             theirs = []
+            # Paired by seed: the same order and noise of training make the difference vary less.
             for seed in range(grid.seeds):
                 cell = grid.cell(name, setting, seed)
                 reference = grid.cell(name, comparison.reference, seed)

@@ -271,6 +271,7 @@ class _Planner:
             seconds = num_steps(phase) * measured.step_sec * self.train.num_processes
             # One process alone measured, with all of the model.
             total = total if self.train.shards else measured.memory_bytes
+        # Snapshots stay in the output, for lengths that are chosen after training.
         averages = len(self.train.ema_lengths) * self.train.ema_snapshots
         left = sizes.phase_bytes(memory.parameters(self.train.model).total, averages)
         return Row(

@@ -195,6 +195,7 @@ def make(
         if not draft.has(SCORES):
             draft.write_json(SCORES, shown)
         if not draft.has(DETAILS):
+            # Apart from the scores, which the report reads: marks and details may be long.
             marks = {name: list(of_set) for name, of_set in measured.marks.items()}
             draft.write_json(DETAILS, {"marks": marks, **measured.details})
         return draft.commit(scores)
