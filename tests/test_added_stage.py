@@ -116,7 +116,7 @@ import added_mosaic  # first of all, as in a process that unpickles one of its s
 import importlib, json, sys
 from pathlib import Path
 from prefect.cli.deploy._models import DeploymentConfig
-from flows.commands.serve import added_deployments
+from flows.deployments import added_deployments
 from flows.full_pipeline import full_pipeline
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline

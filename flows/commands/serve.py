@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, TypeAdapter
 from rich.markup import escape
 
 from flows.dead_runs import POOL, cancel_orphans, release_claims, remove_automation, settle
+from flows.deployments import deploy
 from flows.processes import (
     LOOPBACK,
     POLL_SEC,
@@ -39,11 +38,10 @@ from flows.processes import (
 )
 from hdm.child import child_environment
 from hdm.databases import check_databases, databases
-from hdm.definitions import has_deployments, own_file, packaged_file
-from hdm.errors import ConfigError, HdmError, InputError
+from hdm.definitions import own_file
+from hdm.errors import ConfigError, InputError
 from hdm.files import check_temporary, write_json
 from hdm.messages import Terminal
-from hdm.stage_list import added_stages
 from tasks.configuration import FILE_VARIABLE, STORE_VARIABLE
 from tasks.moved import follow_store
 from tasks.services import (
@@ -62,19 +60,6 @@ from tasks.tracking import server_command, server_environment
 PREFECT_PORT = 4200
 MLFLOW_PORT = 5000
 SAVE_SEC, SETTLE_SEC = 35.0, 5.0  # training saves within 20
-JOB_TEMPLATE = {
-    # Only literals, and no variables below: whoever starts a run chooses its parameters, but not
-    # its command, environment or folder.
-    "job_configuration": {
-        "command": f"{shlex.quote(sys.executable)} -m flows.deployed_run",
-        "env": {},
-        "labels": {},
-        "name": None,
-        "stream_output": True,
-        "working_dir": None,
-    },
-    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
-}
 HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 """Without `*`, which the check of host names would take for a pattern that matches every name."""
 PORTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0, lt=65536)]])
@@ -284,7 +269,7 @@ def serve_pages(
         with alone_at(start_lock(root)):
             started = {name: begin(name) for name in ("prefect", "mlflow")}
             wait_for(f"{prefect}/api/health", started["prefect"].process, root)
-        _deploy(root, own, environment, folder)
+        deploy(root, own, environment, folder)
         started["worker"] = begin("worker")
         wait_for(f"{mlflow}/health", started["mlflow"].process, root, "mlflow")
         served = _announced(root, prefect, mlflow, started)
@@ -358,51 +343,6 @@ def _environment(root: Path, own: Path | None, pages: list[str]) -> dict[str, st
         STORE_VARIABLE: str(root),
         FILE_VARIABLE: str(own.resolve()) if own else "",
     }
-
-
-def added_deployments() -> list[dict[str, Any]]:
-    """Deployments of the stages that other packages add, in the format of Prefect's files. Those of
-    this package are in pipelines.yaml.
-    """
-    return [
-        {
-            "name": stage.flow,
-            "description": stage.help,
-            "entrypoint": f"flows.stages.{stage.flow.replace('-', '_')}",
-            "work_pool": {"name": POOL},
-        }
-        for stage in added_stages().values()
-    ]
-
-
-def _deploy(root: Path, own: Path | None, environment: Mapping[str, str], folder: Path) -> None:
-    """Create the work pool, and every deployment of the package's pipelines.yaml, of added stages
-    and of the user's own file.
-    """
-    template = services(root) / "job-template.json"
-    write_json(template, JOB_TEMPLATE)
-    # Overwritten at each start: the pool of an earlier version let whoever started a run choose its
-    # command.
-    pool = ("work-pool", "create", POOL, "--type", "process", "--overwrite")
-    commands = [prefect_command(*pool, "--base-job-template", str(template))]
-    files = [packaged_file()]
-    if added := added_deployments():
-        files.append(services(root) / "added-stages.yaml")
-        write_json(files[-1], {"deployments": added})  # JSON is YAML too
-    if own is not None and has_deployments(own):
-        files.append(own.resolve())
-    for path in files:
-        words = ("--no-prompt", "deploy", "--prefect-file", str(path), "--all")
-        commands.append(prefect_command(*words))
-    for command in commands:
-        done = subprocess.run(
-            command, env=dict(environment), cwd=folder, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise HdmError(
-                f"{' '.join(command[1:])} failed:\n{(done.stdout + done.stderr)[-2000:]}",
-                where=own or packaged_file(),
-            )
 
 
 @contextlib.contextmanager
