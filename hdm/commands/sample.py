@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from hdm import values
-from hdm.diffusion.settings import SampleSettings
+from hdm.diffusion.settings import SamplerSettings
 from hdm.errors import ConfigError, InputError, counted
 from hdm.last_runs import newest_model
 from hdm.messages import Terminal
@@ -68,7 +68,7 @@ CAMERA = typer.Option(
     rich_help_panel=SHOWN,
 )
 HOW_MADE = Options(
-    SampleSettings,
+    SamplerSettings,
     Shown("steps", panel=HOW),
     Shown("solver", panel=HOW),
     Shown("guidance", panel=HOW),
@@ -120,7 +120,7 @@ def sample(
     seed: Annotated[int, SEED] = 0,
     size: Annotated[str | None, SIZE] = None,
     camera: Annotated[str, CAMERA] = "0,0,1",
-    how: SampleSettings,
+    how: SamplerSettings,
     components: Annotated[str | None, COMPONENTS] = None,
     autoencoder: Annotated[str | None, COMPONENT] = None,
     text_encoder: Annotated[str | None, COMPONENT] = None,
@@ -144,14 +144,7 @@ def sample(
     texts = _prompts(prompt, prompts)
     x, y, zoom = _camera(camera)
     view = Camera(y, x, zoom)
-    sampling = Sampling(
-        how.steps,
-        how.solver,
-        how.guidance,
-        how.guidance_interval,
-        how.tread_rates,
-        how.shift,
-    )
+    sampling = Sampling.of(how)
     # Every option is checked before the weights are loaded.
     wanted = read_size(size, "--size") if size else None
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from hdm.diffusion.flow_matching import shift_timesteps
 from hdm.diffusion.guidance import GuidedVelocity, Text
-from hdm.diffusion.settings import SampleSettings
+from hdm.diffusion.settings import SamplerSettings
 from hdm.errors import InputError
 from hdm.models.denoiser import Denoiser
 from hdm.models.tread import num_kept
 from hdm.positions import Camera, full_map, to_patch_grid
 
 Solver = Literal["euler", "heun"]
-USUAL = SampleSettings()
+USUAL = SamplerSettings()
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """model(latent (B, …), timestep (B,)) → velocity (B, …)."""
 OnStep = Callable[[int, Tensor], Tensor | None]
@@ -75,6 +75,18 @@ class Sampling:
             )
         for rate in self.tread_rates:
             num_kept(0, rate)  # refuses a rate outside [0, 1)
+
+    @classmethod
+    def of(cls, settings: SamplerSettings) -> Sampling:
+        """As settings ask."""
+        return cls(
+            settings.steps,
+            settings.solver,
+            settings.guidance,
+            settings.guidance_interval,
+            settings.tread_rates,
+            settings.shift,
+        )
 
     def times(self) -> Tensor:
         """(steps + 1,), see `schedule`."""

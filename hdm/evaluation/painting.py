@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -59,7 +60,7 @@ class Painter:
         self.trained = trained
         self.pipeline = pipeline
         self.components = resolve(pipeline.components)
-        self.sampling = Sampling(self.settings.steps, self.settings.solver, self.settings.guidance)
+        self.sampling = Sampling.of(self.settings)
 
     @cached_property
     def batches(self) -> Batches:
@@ -97,9 +98,7 @@ class Painter:
         """The metadata of a picture's file: prompt and parameters."""
         parameters = {
             "seed": seed,
-            "steps": self.settings.steps,
-            "guidance_scale": self.settings.guidance,
-            "solver": self.settings.solver,
+            **asdict(self.sampling),
             "model": f"{self.trained.name}/{self.trained.digest}",
         }
         return {"prompt": prompt, "parameters": parameters}

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 from hdm import values
 from hdm.acquisition import settings as acquisition
 from hdm.curation import settings as curation
-from hdm.diffusion.settings import SolverSettings
+from hdm.diffusion.settings import SamplerSettings
 from hdm.encoding.settings import EncodeSettings
 from hdm.models.settings import WithAutoencoder
 from hdm.settings import runtime
 from hdm.training.settings import TrainSettings
 
 
-class EvaluateSettings(SolverSettings):
+class EvaluateSettings(SamplerSettings):
     prompts: str = "held_out"
     """held_out: captions of held-out pictures; the name of registered prompts, as scenes (a judge
     knows what one or two objects look like) or emoji (a page asks a person which of four names a

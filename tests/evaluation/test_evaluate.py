@@ -275,3 +275,19 @@ def test_prompts_of_a_file_in_another_shape(gallery, tmp_path):
 def test_prompts_that_are_not_there_are_said_before_anything_is_loaded(gallery, tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.txt"):
         _ = gallery.changed(tmp_path, prompts="nowhere.txt").identity
+
+
+def test_images_are_sampled_as_the_settings_ask(gallery, tmp_path):
+    def pixels(name, **settings):
+        asked = gallery.changed(tmp_path / name, num_images=4, **settings)
+        return [np.asarray(picture) for _, picture in images_of(asked.generate(), "one_object")]
+
+    plain = pixels("plain", guidance=1.0)
+    guided = pixels("guided", guidance=5.0)
+    # Guidance at the very end of sampling, t = 0, comes after the last step.
+    never = pixels("never", guidance=5.0, guidance_interval=[0.0, 0.0])
+    assert np.array_equal(never, plain)
+    assert not np.array_equal(guided, plain)
+    # Of a single step only the ends are times, and no shift moves them.
+    assert np.array_equal(pixels("one", steps=1, shift=3.0), pixels("one, plain", steps=1))
+    assert not np.array_equal(pixels("two", steps=2, shift=3.0), pixels("two, plain", steps=2))
