@@ -1,4 +1,4 @@
-"""A lab: short trainings, settings × seeds, and one table of what they came to."""
+"""A lab: short trainings of settings × seeds, and one table of their results."""
 
 import logging
 import time

@@ -1,8 +1,8 @@
 """The process of a run that was started from a deployment: `python -m flows.deployed_run`, as the
 worker of `hdm serve` starts it.
 
-It is Prefect's own `python -m prefect.engine` in a session of its own, with a log of its own, and
-patient with its server: neither the worker's death nor the server's takes it along.
+It runs Prefect's own `python -m prefect.engine` with its own session and log, and with requests
+that wait for the server. It survives the death of the worker and of the server.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def child_environment(defaults: Mapping[str, str] | None = None) -> dict[str, st
     Args:
         defaults: values of variables that the user has not set.
     """
+    # Our packages first, then the user's.
     found = [
         str(Path(__file__).resolve().parents[1]),
         *filter(None, [os.environ.get("PYTHONPATH")]),

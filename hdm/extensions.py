@@ -29,6 +29,7 @@ def extensions(group: str) -> dict[str, Any]:
     Raises:
         ConfigError: one cannot be imported.
     """
+    # The order of installation differs between machines.
     points = sorted(entry_points(group=group), key=lambda point: point.name)
     return {point.name: _loaded(point) for point in points}
 

@@ -101,6 +101,7 @@ def mean_with_error(
     distinct = int(numbers.max()) + 1 if count else 0
     error = None
     if distinct > 1:
+        # With the usual correction for few clusters.
         sums = np.bincount(numbers, values - np.mean(values))
         error = math.sqrt(distinct / (distinct - 1) * float(sums @ sums)) / count
     return {

@@ -29,6 +29,7 @@ def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def numeric(value: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers in nested mappings, by dotted name."""
     for name, item in flattened(value):
+        # In Python, True is an int.
         if isinstance(item, int | float) and not isinstance(item, bool):
             yield name, item
 

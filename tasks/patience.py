@@ -134,6 +134,7 @@ def _patient(request: Any, patience: Patience) -> Any:
                 return answer
             _pause(patience)
 
+    # Marks the method as installed, and lets `hurry` find the patience.
     send.patience = patience  # type: ignore[attr-defined]
     return send
 

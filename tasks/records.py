@@ -76,6 +76,7 @@ def settled(body: Callable[P, R]) -> Callable[P, R]:
                 message = str(stop)
             return Cancelled(message=message)
         except HdmError as error:
+            # The error itself as data: `hdm run` reports it with its advice and exit code.
             return Failed(message=str(error), data=error)
         except Exception as error:
             error.args = redacted_value(error.args)  # Prefect stores and logs it

@@ -73,6 +73,7 @@ def lab(
     hdm lab --images 20000
     """
     project = Project.chosen(store, file)
+    # --images comes last, so it wins over --set.
     overrides = [*settings, *([f"train.phases.0.num_images={images}"] if images else [])]
     grid = configured_grid(project, name, only, seeds, overrides)
     # Both answer from settings and the store, without starting a server.

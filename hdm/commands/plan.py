@@ -111,6 +111,8 @@ def plan(
 
     pipeline = load_pipeline(name, settings, file)
     here = hardware.card_here(pipeline.train.device) if measure or gpu is None else None
+    # The card that is named; else this machine's; else its CPU if it is to measure, or the
+    # published run's card.
     card = (
         hardware.card(gpu)
         if gpu

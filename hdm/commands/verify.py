@@ -40,6 +40,7 @@ def verify(
         read = _Megabytes(bar)
         for output in outputs:
             found.look_at(output, read)
+    # Raised last, when every damaged file has been listed.
     found.judge(root.root)
 
 

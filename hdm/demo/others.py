@@ -15,6 +15,7 @@ def polygon(*corners: tuple[float, float]) -> np.ndarray:
 
 
 def regular(count: int, turn: float = 0.0) -> np.ndarray:
+    # A star whose inner corners lie on the polygon's edges.
     return spikes(count, 0.5 * np.cos(np.pi / count), 0.5, turn)
 
 

@@ -141,6 +141,7 @@ def unseen_names() -> tuple[Emoji, ...]:
     """The 32 emoji that are asked for and whose families no training picture is of."""
     candidates = []
     for emoji in bases():
+        # As "man: red hair".
         is_combined = ":" in emoji.base
         if emoji.group not in NOT_ASKED and not is_combined:
             candidates.append(emoji)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate, chain
 
+# In units of the SVG's view box.
 WIDTH = 960
 HEIGHT = 300
 LEFT = 52

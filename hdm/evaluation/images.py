@@ -51,6 +51,7 @@ def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
         InputError: a model or the file of prompts is not on this machine.
     """
     check_prompts(pipeline)
+    # The second part replaces `prompts`: a file's content counts, not its path.
     config = {**pipeline.evaluate.result_fields(), **identify_prompts(pipeline)}
     # Not a setting of the evaluation, but prompts are cut to it.
     config["max_tokens"] = pipeline.train.phases[-1].max_tokens or pipeline.encode.max_tokens

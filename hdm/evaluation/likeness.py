@@ -56,6 +56,7 @@ def _cosines(by_set: Mapping[str, Any]) -> Iterator[Score]:
     for name, kinds in by_set.items():
         for kind, score in (
             (f"clip_score_{name}", kinds["generated"]),
+            # Only for a set whose prompts are captions of real pictures.
             ("clip_score_real", kinds.get("real")),
         ):
             if score is None or score["mean"] is None:

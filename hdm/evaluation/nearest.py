@@ -83,6 +83,7 @@ def _training_thumbnails(pipeline: Pipeline, inputs: Outputs) -> tuple[list[Key]
         Decoders(pipeline.images, pixels, pipeline.threads) as decoders,
         track("nearest", len(train_keys), "pictures") as bar,
     ):
+        # `keys` grows as requests are taken; answers come in the same order.
         requests = _requests(inputs["download"], reader, train_keys, keys)
         for answer in decoders.map(requests):
             thumbnails.append(thumbnail(answer.result().arrays[0]))

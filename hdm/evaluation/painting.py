@@ -30,6 +30,7 @@ from hdm.scoring.judges import PromptSet
 from hdm.store import Draft, Folder, Output
 from hdm.values import size_of
 
+# One part of the work, so an interruption costs at most these images.
 IMAGES_A_TAR = 64
 GRID_COLUMNS = 8
 GRID_IMAGES = 64

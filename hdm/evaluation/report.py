@@ -79,6 +79,7 @@ def write_report(
     now = datetime.now().astimezone()
     stages = _stages(made)
     measured = scores_of({name: output.summary for name, output in outputs.items()})
+    # What the list of reports shows, which does not parse pages.
     facts = {
         "pipeline": pipeline.name,
         "written": now.isoformat(timespec="seconds"),

@@ -92,6 +92,7 @@ def measure_costs(
         InputError: inputs are not in the store.
         HdmError: the steps failed.
     """
+    # Every share of the training at which some setting's schedule changes the work.
     starts: set[float] = set()
     for pipeline in pipelines.values():
         starts.update(start for start, _ in pipeline.train.phases[0].tread_rates)

@@ -19,6 +19,7 @@ LEFT = 44
 RIGHT = 12
 TOP = 44
 BOTTOM = 30
+# The first, grey, is the reference's.
 COLOURS = ("#4b5563", "#d9480f", "#1971c2", "#2f9e44", "#9c36b5")
 STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.title{font-weight:600;font-size:12px}"
@@ -97,6 +98,7 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
     across = LEFT
     for colour, (setting, cell_results) in zip(COLOURS, curves.items(), strict=False):
         parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
+        # About 7 units a character at this font size.
         across += 7 * len(setting) + 14
         mean, lowest, highest = _band(cell_results)
         around = _points(place(seen, loss) for seen, loss in [*lowest, *reversed(highest)])

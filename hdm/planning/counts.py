@@ -218,6 +218,7 @@ def of_open_clip_config(config: dict[str, Any]) -> tuple[Tower, Tower] | None:
         vision["layers"], int
     ):
         return None
+    # The picture's tokens are its patches and the class token.
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     picture = Tower(
         vision["width"],

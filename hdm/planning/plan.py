@@ -237,6 +237,7 @@ class _Planner:
         """The phases with the largest micro-batch that fits; 1 where not even that does."""
         largest = []
         for phase in self.train.phases:
+            # More than a process's share of the global batch would be idle room.
             share = -(-phase.batch_size // self.train.num_processes)
             most = min(share, self._memory(phase).largest_micro_batch(self.room))
             if self.train.contrastive_weight and most < share:
@@ -268,6 +269,7 @@ class _Planner:
         seconds = self.asked.card.seconds(samples * done.flops, done.tokens)
         total = peak.total
         if measured := (self.asked.measured or {}).get(phase.name):
+            # Hours of one device: every process takes part in each step.
             seconds = num_steps(phase) * measured.step_sec * self.train.num_processes
             # One process alone measured, with all of the model.
             total = total if self.train.shards else measured.memory_bytes

@@ -26,6 +26,7 @@ from hdm.redaction import shown
 from hdm.store import Store
 from hdm.training.process.job import Job
 
+# The median of these counts.
 STEPS = 3
 # Not timed: the first step also allocates the optimizer's state.
 WARM_UP = 1
