@@ -38,8 +38,7 @@ def lab_flow(project: Project) -> Flow[..., list[CellRecord]]:
             overrides: settings of every cell as `stage.field=value`, the last wins.
 
         Raises:
-            HdmError: cells failed; the others were trained nevertheless, and the table tells of
-                them.
+            HdmError: cells failed. The others were trained all the same, and the table shows them.
         """
         # Every cell's settings are checked before the first cell trains, not hours later at its
         # turn.

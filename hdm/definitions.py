@@ -62,6 +62,7 @@ def own_file(given: Path | None = None) -> Path | None:
     """
     path = given or Path(FILE_NAME)
     if path.is_file():
+        # In the project's own folder, the package's file does not add to itself.
         return None if path.resolve() == packaged_file() else path
     if given is not None:
         fault = "this is a folder" if given.is_dir() else "this is no regular file"
@@ -158,6 +159,7 @@ def _count(value: Any, known: dict[int, int]) -> int:
     """
     if not isinstance(value, dict | list):
         return 1
+    # By identity: an alias is the same object, counted once and added wherever it occurs.
     if id(value) not in known:
         held = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_count(one, known) for one in held)

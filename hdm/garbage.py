@@ -94,6 +94,7 @@ def needs(file: Path | None = None) -> Needs:
         except InputError as error:
             found = error
         if isinstance(found, HdmError):
+            # Reported, since outputs of such a pipeline are kept only if they were used recently.
             unknown.append(f"{name} ({found.what})")
     return Needs(frozenset(outputs), tuple(dict.fromkeys(unknown)))
 

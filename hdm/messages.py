@@ -1,4 +1,4 @@
-"""Everything that people read of a process: what it prints and what it logs, without secrets and
+"""Everything that people read from a process: what it prints and what it logs, without secrets and
 without control characters.
 """
 
@@ -43,7 +43,7 @@ class Terminal(Console):
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Tell in a line that what is printed in the block does not fit on its disk.
+    """Report in one line that what the block prints does not fit on its disk.
 
     Raises:
         DoesNotFitError: it does not.
@@ -74,8 +74,8 @@ def say_json(value: Any, indent: int | None = None) -> None:
 
 
 def guard_output() -> None:
-    """Have every message of this process's log, whoever writes it and whoever takes it, pass
-    through `shown`, and so a last traceback.
+    """Pass every log message of this process, from any logger to any handler, through `shown`, and
+    a final traceback too.
     """
     sys.excepthook = _show_traceback
     # Once in a process: every further call would wrap the factory again.

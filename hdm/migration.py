@@ -133,6 +133,7 @@ def adopt(store: Store, verdict: Verdict) -> Output:
 def kind_of(output: Output) -> str:
     """Its name in `SCHEMAS`, or its own name where this version makes no such output."""
     name = re.sub(r"\.\d+px$", ".*px", output.name)
+    # Latents downscaled from larger ones have a format of their own.
     if name == "encode.*px" and any(source.endswith("px") for source in output.inputs):
         return f"{name} downscaled"
     if name not in SCHEMAS and name.split(".")[0] in ("filter", "evaluate") and "." in name:

@@ -46,7 +46,7 @@ def number(kind: Any, *names: str, **rest: Any) -> Any:
     Args:
         kind: an annotated int or float; the parameter itself is a plain int or float, or None
             beside it.
-        names: of the option, where the parameter's own will not do.
+        names: of the option, if the parameter's own will not do.
         rest: what `typer.Option` takes.
     """
     bounds = next(item for item in get_args(kind) if isinstance(item, Within))
@@ -87,10 +87,10 @@ class Shown:
     Args:
         path: of the field, as `seed` or `optimizer.kind`.
         flag: of the option; None: the field's name.
-        panel: the heading of the help that it stands under; None: the general one.
+        panel: the heading above it in the help; None: the general one.
         help: None: the field's documentation.
         metavar: what stands for the value in the help; None: its type, or the words to choose from.
-        read: from what is written to the value, where one option holds several; raises ValueError.
+        read: converts the text to the value, for an option of several numbers; raises ValueError.
     """
 
     path: str
@@ -108,7 +108,7 @@ class Options(Generic[S]):
         owner: the settings.
         shown: its fields that are options; the others keep their defaults.
         only_given: an option that is not given is None, and `values` leaves it out; the help still
-            says what it is then.
+            shows the setting's default.
     """
 
     def __init__(self, owner: type[S], *shown: Shown, only_given: bool = False) -> None:
@@ -138,6 +138,7 @@ class Options(Generic[S]):
         Raises:
             ConfigError: values that do not go together.
         """
+        # On top of all defaults, so that rules between fields are checked too.
         found = self.owner().model_dump()
         for path, value in given.items():
             *above, last = path.split(".")
@@ -171,12 +172,14 @@ def with_settings(**groups: Options[Any]) -> Callable[[Command], Command]:
                 given[name] = read(taken)
             command(**given)
 
+        # Annotations are texts, whose names only the command's own module knows.
         hints = typing.get_type_hints(command, include_extras=True)
         shown: list[inspect.Parameter] = []
         for one in inspect.signature(command).parameters.values():
             if one.name in made:
                 shown += made[one.name].values()
             else:
+                # A signature lets only keyword-only parameters without a default follow others.
                 kind = inspect.Parameter.KEYWORD_ONLY
                 shown.append(one.replace(kind=kind, annotation=hints[one.name]))
         # typer reads both.
@@ -228,8 +231,8 @@ def _annotation(owner: type[Settings], shown: Shown, only_given: bool) -> Any:
 
 
 def _help(field: FieldInfo) -> str:
-    """The field's documentation; on a command line an option is left out, where settings have
-    None.
+    """The field's documentation, with "else" for "None": on a command line, an option is left out
+    instead.
     """
     text = " ".join((field.description or "").split())
     return text.replace("; None: ", "; else ").replace(". None: ", ". Else ")
@@ -241,7 +244,7 @@ def _choice(annotation: Any) -> str | None:
 
 
 def _plain_kind(annotation: Any) -> Any:
-    """The type that a command line gives: text for a choice of words and for several numbers."""
+    """The type that typer parses: text for a choice of words and for several numbers."""
     if typing.get_origin(annotation) is Annotated:
         return _plain_kind(get_args(annotation)[0])
     others = [kind for kind in get_args(annotation) if kind is not type(None)]
@@ -251,7 +254,7 @@ def _plain_kind(annotation: Any) -> Any:
 
 
 def _check(hint: Any, read: Callable[[str], Any] | None) -> Callable[[Any], Any]:
-    """Reads what is written, and holds it to the field's type."""
+    """A callback that reads the option's text and validates it by the field's type."""
     adapter: TypeAdapter[Any] = TypeAdapter(hint)
 
     def check(value: Any) -> Any:

@@ -260,6 +260,7 @@ def _take_all(
     finally:
         over.set()
         for future in working:
+            # Parts that have not begun; those in progress see `over`.
             future.cancel()
 
 

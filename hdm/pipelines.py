@@ -84,6 +84,7 @@ def _resolved(
     variables: list[tuple[str, str]],
     overrides: Iterable[str],
 ) -> Pipeline:
+    # Layers from the weakest to the strongest.
     chain = _extended(entries, name)
     layers = [_Layer(entry.values, _Places(entry.path, entry.values)) for entry in chain]
     layers += [_assignment(key, value, "environment") for key, value in variables]
@@ -313,12 +314,14 @@ def _explain(problem: Mapping[str, Any], layers: list[_Layer]) -> str:
         known = _fields_at(location[:-1])
         message = f"unknown key {dotted}{did_you_mean(str(location[-1]), known)}"
     elif problem["type"] == "missing":
+        # A missing field has no line, but its section has.
         place = place or _place(location[:-1], layers)
         message = f"{dotted} is missing"
     elif problem["type"] == "literal_secret":
         # Without the value, which is the secret.
         message = f"{dotted}: {problem['msg']}"
     elif problem["type"] == "string_type":
+        # YAML reads 2024 as a number.
         message = (
             f"{dotted} = {_shown(problem.get('input'))}: must be text; write it in quotes inside"
             " the shell's, as '\"2024\"'"

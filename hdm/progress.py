@@ -1,5 +1,5 @@
-"""What is said while work goes on: a bar with rate and time left on a terminal, a line every 30 s
-elsewhere; and the library's log.
+"""The progress of long work: on a terminal a bar with rate and time left, elsewhere a line every
+30 s; and the library's log.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def track(
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """To what standard error is at the moment: it may have been exchanged, or closed, since the
+    """Writes to the current standard error, which may have been replaced or closed since the
     handler was made.
     """
 

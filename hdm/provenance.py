@@ -49,10 +49,10 @@ def code_version(folder: Path = ROOT) -> str:
 
 
 def checkout(folder: Path) -> dict[str, Any]:
-    """Commit of a git checkout, and whether tracked files differ from it or packages have others;
-    {} if the folder is none.
+    """The commit of a git checkout, and whether its tracked files differ from that or its packages
+    contain others; {} if the folder is no checkout.
 
-    A folder within a checkout is none itself: a virtual environment may lie in somebody else's.
+    A folder inside a checkout does not count: a virtual environment may lie in somebody else's.
     """
     if not (folder / ".git").exists():
         return {}
@@ -118,7 +118,7 @@ def gpus() -> list[str]:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git says; None where it is not there or refuses."""
+    """git's answer; None if git is missing or refuses."""
     # Within a git hook, GIT_DIR and others name another repository.
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with contextlib.suppress(OSError, subprocess.SubprocessError):

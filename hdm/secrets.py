@@ -55,8 +55,8 @@ READERS: dict[str, Callable[[str], str]] = {"env": _of_environment, "file": _of_
 
 
 def resolved(text: str) -> str:
-    """The secret that a reference means, which no output of this process shows from then on; any
-    other text as it is.
+    """The secret that a reference names; from then on, no output of this process shows it. Any
+    other text is returned unchanged.
 
     Raises:
         InputError: there is no such secret, or it is empty.

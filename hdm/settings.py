@@ -51,7 +51,7 @@ def since(version: str, default: Any, **constraints: Any) -> Any:
 
 
 def covered(field: FieldInfo) -> Covered:
-    """What digests hold of a field."""
+    """How digests cover a field."""
     marks = field.json_schema_extra
     if not isinstance(marks, dict) or _KEY not in marks:
         return ALWAYS

@@ -83,6 +83,7 @@ def store_root(folder: Path | None = None) -> Path:
     given = Path(folder or os.environ.get("HDM_STORE") or "store")
     try:
         root = given.resolve()
+        # The nearest existing parent shows whether the folder can be made.
         there = next(place for place in (root, *root.parents) if place.exists())
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
         raise InputError(
@@ -464,6 +465,7 @@ class Draft(Folder):
 
     def _log_run(self) -> None:
         seconds = time.monotonic() - self.clock
+        # Several runs may have worked on the output: seconds add up, and each run is listed.
         earlier = _read_run(self.path)
         _clear_for_file(self.path / RUN)
         write_json(
@@ -814,6 +816,7 @@ def locked(
                 do=do,
             ) from error
         if not shared:
+            # For the message of those who find it locked; the lock itself is the kernel's.
             file.truncate(0)
             file.write(
                 f"pid {os.getpid()} on {socket.gethostname()} since"
@@ -837,6 +840,7 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
             try:
                 _clear_for_file(path)
                 with _writing(path):
+                    # `hdm gc` takes this time for the last use.
                     path.touch()
                 stack.enter_context(locked(path, f"{folder} (it is being removed)", shared=True))
             except LockedError:

@@ -38,7 +38,7 @@ RECORD = "finetune.json"
 PLAN = "plan.json"
 MAX_PICTURES = 20_000
 NUM_SCENES = 8_000
-HELD_OUT = 20  # every so many pictures one is kept out of training
+HELD_OUT = 20  # one picture in this many is kept out of training
 PROBE_STEPS = 12  # training is timed for
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def finetune_from(
         source: "scenes", or pictures on this machine: a folder, WebDataset tars, a data set.
         out: a new folder, or one where the same command was stopped.
         reference: the autoencoder to start from; None: a new small one.
-        settings: how.
+        settings: how to fine-tune it.
         minutes: approximate training time, instead of `settings.num_images`.
         max_pictures: use only the first N; None: 8,000 scenes, 20,000 others. They are held
             in memory.

@@ -150,7 +150,7 @@ def bootstrap(
 
     Raises:
         InputError: too few captioned pictures, or `out` holds something else.
-        SavedOnSignal: SIGTERM or Ctrl-C came; the same call goes on.
+        SavedOnSignal: SIGTERM or Ctrl-C arrived; the same call continues.
     """
     begun = time.monotonic() if begun is None else begun
     # Before anything reads them: a launcher's variables would scale gradients or wait for other

@@ -249,7 +249,7 @@ def _distance(corners: np.ndarray, places: np.ndarray) -> np.ndarray:
             continue
         share = np.clip(apart @ edge / (edge @ edge), 0, 1)
         nearest = np.minimum(nearest, ((apart - share[:, None] * edge) ** 2).sum(1))
-        if edge[1]:  # how often a ray meets the outline tells the side
+        if edge[1]:  # a ray that crosses the outline an odd number of times begins inside
             crossed = (first[1] > places[:, 1]) != (second[1] > places[:, 1])
             inside ^= crossed & (apart[:, 0] < edge[0] * apart[:, 1] / edge[1])
     return np.where(inside, -1, 1) * np.sqrt(nearest)

@@ -139,8 +139,8 @@ class SceneJudge:
         # An extra object is wrong too, even if the requested ones are there.
         if len(detected) != len(prompt.things):
             return dict.fromkeys(QUESTIONS, False)
-        # The assignment that favours the picture most: which of two objects is meant is not written
-        # in it.
+        # The assignment that favours the picture most, since nothing in it says which object is
+        # which.
         answers = [_compare(prompt, order) for order in permutations(detected)]
         return max(answers, key=lambda answer: sum(answer.values()))
 

@@ -70,14 +70,14 @@ async def _serve(settings: ScenesSettings) -> None:
     await runner.setup()
     await web.TCPSite(runner, LOOPBACK, 0, backlog=512).start()
     print(runner.addresses[0][1], flush=True)
-    # Returns when the starting process closes its end, or is no more.
+    # Returns when the parent closes the pipe or dies.
     await asyncio.to_thread(sys.stdin.read)
     await runner.cleanup()
 
 
 if __name__ == "__main__":
-    # Both may reach the whole group, and whoever downloads may want to finish what it is at: the
-    # end of the input is enough.
+    # Both signals may reach the whole process group, but the download may still need this server
+    # to finish its work. The server ends when its input closes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(_serve(ScenesSettings.model_validate_json(sys.stdin.readline())))

@@ -40,7 +40,7 @@ from hdm.store import Draft, Identity, Output, Outputs, Store
 
 SCHEMA = 1
 SETS = "sets.json"
-SHOWN_KEYS = 64  # of real pictures, named for whoever wants to look at them
+SHOWN_KEYS = 64  # real pictures that are listed by key, for people who want to look at them
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:

@@ -95,8 +95,8 @@ def check_held_out(pipeline: Pipeline, filter: Output | None) -> None:
 
 
 def identify_prompts(pipeline: Pipeline) -> dict[str, Any]:
-    """What of the prompts belongs in the digest beyond the settings: a file's content instead of
-    its place.
+    """What the digest covers of the prompts beyond the settings: a file's content instead of its
+    path.
 
     Raises:
         InputError: the file cannot be read.

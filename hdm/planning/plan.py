@@ -72,8 +72,8 @@ class Question:
     Args:
         pipeline: resolved.
         store: where outputs lie.
-        card: on what.
-        num_gpus: on how many of them training runs.
+        card: the device.
+        num_gpus: number of cards that training uses.
         live_encoders: the autoencoder runs in training, for every sample, and no latents are kept,
             as in the published run.
         measured: phase name → what its steps took on this machine.
@@ -160,7 +160,7 @@ class _Planner:
         return Row(name, size.items, round(size.items * size.bytes), seconds / 3600)
 
     def _own_size(self, name: str) -> Size:
-        """What an output takes whose step does not say it."""
+        """The size of an output whose step does not state it."""
         # As functions: each one notes what it cannot count, but only if its output is planned.
         counted: dict[str, Callable[[], Size]] = {
             "download": lambda: Size(self.items, self._picture_bytes() + sizes.TAR_BYTES),
@@ -281,8 +281,8 @@ class _Planner:
         )
 
     def _tokens(self, phase: Phase) -> tuple[int, int]:
-        """Of the image and of the text; texts padded to their greatest length, which live training
-        does where one is as long.
+        """Tokens of the image and of the text. Texts count as padded to their limit, which live
+        training does only if one of them is that long.
         """
         side = phase.resolution // self.downscale // self.train.model.patch_size
         return side**2, phase.max_tokens or self.pipeline.encode.max_tokens
