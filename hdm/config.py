@@ -49,6 +49,8 @@ class Pipeline(Settings):
     other stages, the workers, whose number changes no result. None: OMP_NUM_THREADS, or one per
     core.
     """
+    # In no digest by itself: training depends on outputs of these pipelines, which are among its
+    # inputs.
     mixed: dict[str, Pipeline] = runtime({})
     """The pipelines that `train.mix` and `train.start` name, as `load_pipeline` read them. Users do
     not set this.

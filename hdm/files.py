@@ -140,6 +140,7 @@ def chunks(path: Path) -> Iterator[memoryview]:
         OSError: it cannot be read, or is no regular file.
     """
     check_regular(path)
+    # One buffer for all pieces, so that reading allocates and copies nothing.
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -226,7 +227,7 @@ def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         # Content first, then the name: after a power cut, the new name may otherwise lead to a file
-        # without its content.
+        # without its content. The rename itself is durable once the folder is synced.
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

@@ -34,6 +34,8 @@ class Stage:
     settings: type[Settings] | None = None
 
 
+# A stage's name begins the names of its outputs, and so is part of digests. Its flow's name is that
+# of its deployment in pipelines.yaml.
 OWN_STAGES = (
     Stage(
         "download",

@@ -78,6 +78,7 @@ class PipedReporter(Reporter):
     """
 
     def __init__(self, root: Path) -> None:
+        # MLflow's own messages go to this log, not to the terminal.
         with (services(root) / "tracking.log").open("wb") as log:
             command = [sys.executable, "-m", "tasks.tracker", str(root)]
             self.process = subprocess.Popen(

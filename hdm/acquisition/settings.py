@@ -35,6 +35,7 @@ class ScenesSettings(Settings):
 
 
 class DownloadSettings(Settings):
+    # `hdm.acquisition.download.identify` puts a fingerprint of the content in its place.
     source: str = ""
     """A URL list (.parquet, .csv, .jsonl, .txt; also at an http address), a folder of pictures,
     WebDataset tars (a glob), Parquet files of pictures, or a data set's name; for kind emoji the
@@ -62,6 +63,7 @@ class DownloadSettings(Settings):
     encoding: str | None = None
     """Encoding of texts that are not Unicode, such as cp1251 or shift_jis; None: Windows-1252 if
     that gives plain western text, counted as guessed; other texts are lost."""
+    # In no digest, like `max_failed`: a limit decides whether the stage stops, not what it makes.
     max_lost_captions: values.CountOrNone = runtime(0)
     """The stage stops if more captions, or lines and files with captions, are lost."""
     follow_links: bool = True

@@ -67,6 +67,7 @@ class Rehearsal:
             return draft.commit(summary)
 
     def _filter(self) -> Output:
+        # Training reads only the columns below; the table has to have all of them.
         rows: Rows = {name: [None] * NUM_PICTURES for name in SCORES.names}
         rows |= {
             "key": KEYS,
