@@ -127,7 +127,7 @@ class PipedReporter(Reporter):
 @contextlib.contextmanager
 def ending(report: Callable[[str], None]) -> Iterator[None]:
     """Report how the block ends, in MLflow's terms."""
-    # What any other exception leaves it at.
+    # The value after any other exception.
     status = "FAILED"
     try:
         yield

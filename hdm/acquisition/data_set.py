@@ -94,8 +94,8 @@ class DataSet:
             return
         for number, (value, captions, licence) in enumerate(self._read(inventory)):
             source = f"{self.settings.split}/{number}"
-            # Bytes are checked and places are read only when the item is loaded, so that each
-            # failure is that item's own.
+            # A picture is read and checked only when its item is loaded, so a failure is that
+            # item's own.
             load = partial(_content, value, self._own_folders, self.settings.max_bytes)
             yield Item(key_of(source), source, captions, licence, load)
 

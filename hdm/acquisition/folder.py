@@ -355,7 +355,7 @@ class Folder:
         """Why captions in a table that no setting names are lost; None if it does not seem to hold
         captions of files in this folder.
         """
-        # Who names a table has decided about the others.
+        # A user who names a table has decided about the others.
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return None
         encoding = self.settings.encoding

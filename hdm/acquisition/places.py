@@ -54,7 +54,7 @@ def _own_file(place: str, folders: Sequence[Path]) -> Path:
         place = unquote(address.path)
     elif scheme:
         raise Unreadable("refused_scheme", "only http, https and files of the data set are read")
-    # A zero byte makes every call of the system raise a ValueError.
+    # A zero byte would make Python's file functions raise a ValueError.
     if "\0" not in place:
         # Checked twice: first as text, so that `..` leads nowhere, then with links followed.
         path = Path(os.path.normpath(folders[0] / place))

@@ -352,7 +352,6 @@ def _of_text(text: str) -> Captions:
 
 
 def _of_mapping(value: Mapping[str, Any], encoding: str | None) -> Captions:
-    # Only the first field: others may repeat its caption in another form.
     known = [value[name] for name in _MAPPED if value.get(name) is not None][:1]
     texts = [entry for entry in value.values() if isinstance(entry, str | bytes | list)]
     result = captions_in(known or texts, encoding)

@@ -83,7 +83,7 @@ class _Walk:
         except OSError as error:
             self._leave("folder", Fate.REFUSED, name, f"it cannot be read: {error.strerror}")
             return
-        # What a folder is, by whatever name it is reached.
+        # Identifies a folder, by whatever name it is reached.
         place = (status.st_dev, status.st_ino)
         if place in self.seen:
             first = shown(self.seen[place])

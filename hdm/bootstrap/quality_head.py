@@ -101,6 +101,7 @@ def train_quality_head(
     inputs = embeddings - centre
     targets = ratings - ratings.mean()
     weight = np.linalg.solve(
+        # Relative to the mean of the diagonal, about N / E for N unit embeddings of E numbers.
         inputs.T @ inputs + RIDGE * len(inputs) / inputs.shape[1] * np.eye(inputs.shape[1]),
         inputs.T @ targets,
     )

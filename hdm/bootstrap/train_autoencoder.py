@@ -106,6 +106,7 @@ def _loss(model: Any, image: Tensor, rng: np.random.Generator) -> tuple[Tensor, 
     decoded = model.decode(raw).sample
     l1 = (decoded - target).abs().mean()
     edges = edge_difference(decoded, target)
+    # `kl()` sums over a latent; the mean over its values compares with the mean over pixels.
     kl = posterior.kl().mean() / raw[0].numel()
     return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * kl, l1.item()
 

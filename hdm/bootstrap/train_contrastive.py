@@ -155,6 +155,7 @@ def _loss(
     texts = texts[:, : int((texts != 0).sum(1).max())]
     texts = F.pad(texts, (0, CONTEXT - texts.shape[1]))
     out = contrastive.model(contrastive.pixels(pictures), texts)
+    # (B, B): pictures by captions. Only the diagonal matches.
     cosines = out["image_features"] @ out["text_features"].T
     fit = _sigmoid_loss(cosines * out["logit_scale"] + out["logit_bias"])
     words = F.cross_entropy(out["logits"].flatten(0, 1), out["labels"].flatten(), ignore_index=0)

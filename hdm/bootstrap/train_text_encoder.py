@@ -160,6 +160,7 @@ def train_language_model(
 
 def _recall_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Binary cross-entropy of which tokens came so far, averaged over positions without padding."""
+    # (B, T, V): 1 for every token of the vocabulary that occurs up to each position.
     seen = F.one_hot(ids, logits.shape[-1]).cumsum(1).clamp(max=1).to(logits.dtype)
     real = (ids != 0).unsqueeze(-1)
     errors = F.binary_cross_entropy_with_logits(logits, seen, reduction="none") * real

@@ -207,6 +207,7 @@ def same_meaning(embeddings: np.ndarray, cosine: float, device: str) -> np.ndarr
     for start in range(0, len(vectors), MEANINGS):
         rows = vectors[start : start + MEANINGS].to(device)
         for first in range(start, len(vectors), MEANINGS):
+            # Embeddings have length 1, so their products are cosines.
             near = rows @ vectors[first : first + MEANINGS].to(device).T >= cosine
             pairs = near.nonzero().cpu().numpy() + np.array([start, first])
             all_pairs.append(pairs[pairs[:, 0] < pairs[:, 1]])

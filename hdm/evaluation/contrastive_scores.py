@@ -43,6 +43,7 @@ def clip_scores(
     """
     groups = list(map(normal_prompt, prompts.texts))
     scores = {
+        # Embeddings have length 1, so their products are cosines.
         "generated": mean_with_error((images * texts).sum(1), groups),
         "exchanged": _exchanged(groups, images, texts),
     }
