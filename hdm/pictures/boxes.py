@@ -23,7 +23,7 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
             length = int.from_bytes(data[content : content + 8], "big")
             content += 8
         past = end if length == 0 else min(start + length, end)
-        # A length shorter than its own header would never end the loop.
+        # A length shorter than its own header is damage.
         if past < content:
             return
         yield kind, content, past

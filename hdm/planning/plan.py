@@ -237,7 +237,7 @@ class _Planner:
         """The phases with the largest micro-batch that fits; 1 where not even that does."""
         largest = []
         for phase in self.train.phases:
-            # More than a process's share of the global batch would be idle room.
+            # A micro-batch never exceeds a process's share of the global batch.
             share = -(-phase.batch_size // self.train.num_processes)
             most = min(share, self._memory(phase).largest_micro_batch(self.room))
             if self.train.contrastive_weight and most < share:

@@ -14,7 +14,7 @@ from hdm.keys import DIGITS
 SHARD_IMAGES = 20_000  # assumed number of pictures of one shape in a file
 PICTURE_BYTES = 300_000  # assumed for a downloaded picture: a million pixels at 2.4 bits each
 ASPECT = 1.33  # assumed mean ratio of longer to shorter side
-# For each picture, caption or token id beside its own content.
+# Bytes for each picture (in a tar, of measures, of scores), caption and token.
 TAR_BYTES = 840
 MEASURE_BYTES = 260
 SCORE_BYTES = 40
