@@ -106,6 +106,7 @@ def local_pictures(
         )
     left_out: Counter[str] = Counter()
     inventory = Inventory()
+    # Captions in the order of the requests, which is that of the answers.
     waiting: deque[tuple[str, ...]] = deque()
 
     def asked() -> Iterator[Asked]:

@@ -45,6 +45,7 @@ def _write(run: Run, records: list[StageRecord]) -> Path:
     for record in records:
         folders[record.name] = Path(record.path)
         cached[record.name] = record.cached
+    # What is in the store is described; the rest is named as missing.
     results = []
     missing = []
     for step in steps(settings):

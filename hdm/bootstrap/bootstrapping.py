@@ -444,6 +444,8 @@ def _train(recipe: _Recipe, work: _Work) -> dict[str, float]:
     plan = work.plan
     budget = work.budget
     tokenizer = recipe.tokenizer
+    # In the order of PARTS. Each component is written before the next one trains, so that a kill
+    # costs only the steps since the last checkpoint.
     captions = (lessons.captions, plan.language_captions)
     pictures = (lessons.train, plan.contrastive_images)
     work.train(

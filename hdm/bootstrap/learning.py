@@ -79,6 +79,7 @@ class Training:
         place: Place,
         embeddings: tuple[str, ...] = (),
     ) -> None:
+        # Matrices go to Muon; vectors, single rows or columns and embeddings to AdamW.
         self.parameters = {}
         self.names = {}
         matrices = []
@@ -103,6 +104,7 @@ class Training:
         self.batch_size = batch_size
         self.place = place
         self.schedule = Schedule([(0, max(1, num_items // batch_size))])
+        # Then where a stopped training left off.
         self.num_done = 0
         self.saved_at = time.monotonic()
         self._resume()

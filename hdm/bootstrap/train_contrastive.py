@@ -136,6 +136,7 @@ def train_contrastive(
     def loss(step: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((seed, step))
         items = batch_items(len(examples), batch_size, seed, step)
+        # All randomness of a step: which pictures are spoiled and how, and which caption counts.
         strengths = np.where(rng.random(batch_size) < SPOILED, rng.uniform(0.3, 1, batch_size), 0)
         pictures = []
         for item, strength in zip(items, strengths, strict=True):

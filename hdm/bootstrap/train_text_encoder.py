@@ -52,6 +52,7 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.BPE())
+    # One spelling for equal words: compatible characters and capitals are folded.
     inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     # With the prefix a word is the same token at the start of a caption as within it.
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -130,6 +131,8 @@ def train_language_model(
     torch.manual_seed(seed)
     ids = tokenized(tokenizer, captions)
     model = new_language_model(len(tokenizer))
+    # Trained and saved in checkpoints with the model, so that a resumed training has it; never
+    # written.
     recall = nn.Linear(WIDTH, len(tokenizer))
     batch_size = min(BATCH, len(ids))
     training = Training(

@@ -57,6 +57,7 @@ def gc(
     needed = needs(file)
     for name in needed.unknown:
         console.print(f"not all its needs are known, so only recent use keeps it: {escape(name)}")
+    # Listed without changing anything; the table is what the user agrees to.
     found = garbage(root, needed, days)
     if not found:
         console.print(f"nothing to remove in {escape(str(root.root))}")

@@ -225,6 +225,7 @@ def _tell(plan: Plan, prices: Prices) -> None:
     table.add_column("")
     for row in plan.rows:
         table.add_row(*_cells(row, prices, extra), "[green]done[/]" if row.done else "")
+    # The last two lines: what is still to be paid, and the whole.
     for title, rows in (("left", plan.left), ("in all", list(plan.rows))):
         total = _sum(rows, prices)
         cells = [

@@ -295,6 +295,7 @@ def _written(
             "seeds": [picture.seed for picture in shown],
             "parameters": settings,
         }
+        # A row for each prompt, if it fits.
         columns = count if 1 < count <= GRID_COLUMNS else GRID_COLUMNS
         grid = out / f"{number:04d}-grid.png"
         grid.write_bytes(

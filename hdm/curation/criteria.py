@@ -74,6 +74,7 @@ class Criterion:
         """The setting's value; None: switched off."""
         if not self.setting:
             return settings.limits.get(self.name)
+        # None also for a setting outside of the filter, such as `images`, which is no limit.
         return getattr(settings, self.setting.removeprefix("filter."), None)
 
     @property

@@ -193,6 +193,7 @@ def _join(measures: pa.Table, number: int, inputs: Outputs) -> pa.Table:
         if name in ("download", "filter.measures"):
             continue
         scored = read_table(output.file(shard_name(kind, number)))
+        # Each picture's row among the scores; null, and so no value, where the output lacks it.
         rows = pc.index_in(measures.column("key"), value_set=scored.column("key"))
         for column in scored.column_names:
             if column == "key":

@@ -73,6 +73,7 @@ def assign_splits(
         known_splits.setdefault(family, set())
         if split:
             known_splits[family].add(split)
+    # First each family's own split, then a family for a split that would stay empty.
     fresh = []
     split_of = {}
     for family, before in known_splits.items():

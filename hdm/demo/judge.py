@@ -173,6 +173,7 @@ class SceneJudge:
                     kept[original] = True
                     reasons[copy] = reasons[original]
                     reasons[original] = None
+        # Then every planned item against what became of it.
         good: Counter[str] = Counter()
         faults: dict[str, Counter[str]] = {}
         why: dict[str, Counter[str]] = {}

@@ -57,6 +57,7 @@ def serve_scenes(pipeline: Pipeline) -> Iterator[Site]:
         assert server.stdin is not None
         assert server.stdout is not None
         try:
+            # Settings over the pipe, and the port back over the other: no file and no fixed port.
             server.stdin.write(pipeline.download.scenes.model_dump_json() + "\n")
             server.stdin.flush()
             # While the server starts.

@@ -22,6 +22,7 @@ COLUMNS = ("Images", "copies", "pictures", "nearest", "median distance")
 
 def measure(pipeline: Pipeline, outputs: Outputs) -> Measured:
     """The share of copies in each set with choices, and the data of the page to choose on."""
+    # Only sets from whose names a person chooses: these ask whether a picture was drawn or copied.
     generated = read_generated(pipeline, outputs)
     sets = [prompts for prompts in generated.sets if prompts.choices]
     pictures: list[np.ndarray] = []

@@ -58,6 +58,7 @@ def loss_curve(phases: Sequence[PhaseCurve]) -> str:
             steps = " ".join(f"{axes.x(seen):.1f},{axes.y(loss):.1f}" for seen, loss in line)
             parts.append(f'<polyline class="loss" points="{steps}"/>')
     for seen, loss in held:
+        # Browsers show it where the pointer rests.
         title = f"held-out loss {loss:.4f} after {seen:,} images"
         parts.append(
             f'<circle class="held" cx="{axes.x(seen):.1f}" cy="{axes.y(loss):.1f}"'

@@ -30,6 +30,7 @@ def prompt_sets(pipeline: Pipeline, real: RealPictures) -> list[PromptSet]:
     settings = pipeline.evaluate
     sets: list[PromptSet] = []
     count = settings.num_images
+    # A judge's or a questionnaire's own sets, or those of a file.
     asker = judge_of(pipeline) or questionnaire_of(pipeline)
     if asker is not None:
         sets += asker.prompt_sets(count, settings.seed)

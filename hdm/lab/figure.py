@@ -85,6 +85,7 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         )
 
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
+    # Grid and axes, then a band and a line for each setting.
     for value in ticks(low, high):
         y = place(0, value)[1]
         parts.append(

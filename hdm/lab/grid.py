@@ -106,6 +106,7 @@ class Grid:
         one = self.comparisons[comparison]
         own = {**one.given, **one.settings[setting]}
         name = f"{comparison}/{setting}" if own else BASELINE
+        # Later ones win: the lab's, the setting's own, the command line's.
         overrides = (
             *_assignments(self.lab.given),
             *_assignments(own),

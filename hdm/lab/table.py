@@ -83,6 +83,7 @@ def _row(
 ) -> Row:
     reference = setting == comparison.reference
     total = min(mine[0].num_images, theirs[0].num_images)
+    # Scores at the end of training: means, and differences from the reference at the same seed.
     scores = {}
     differences = {}
     for score in mine[0].scores:
@@ -94,6 +95,7 @@ def _row(
             if not reference:
                 pairs = zip(values, others, strict=True)
                 differences[score] = Interval.of([value - other for value, other in pairs])
+    # Held-out losses, where they can be compared: after as many images, and after as much time.
     equal_samples = None
     equal_time = None
     if not reference and comparison.losses_compare:

@@ -148,6 +148,7 @@ def decode(data: bytes, settings: ImageSettings) -> Picture:
     """
     name, image = _open(data, settings)
     with _guarded(name):
+        # Metadata first: when Pillow loads the pixels, it applies or drops some of it.
         flags: set[str] = {"animated"} if getattr(image, "is_animated", False) else set()
         orientation, known = _orientation(image)
         bits = _bits(image)

@@ -146,6 +146,7 @@ class Rehearsal:
         with self.store.draft(
             Identity("encode.text", 1, {}, {"encode.tokens": tokens.digest})
         ) as draft:
+            # The captions' embeddings, and that of the empty text, which dropped captions take.
             for name, keys, length in (
                 ("text-00000.parquet", KEYS, self.num_tokens),
                 (EMPTY_TEXT, [""], 1),
