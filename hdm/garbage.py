@@ -22,7 +22,7 @@ from hdm.files import TEMPORARY, explain_os_error, remove
 from hdm.lab.grid import lab_names, load_lab, plan_grid
 from hdm.last_runs import last_runs
 from hdm.pipelines import load_pipeline, pipeline_names
-from hdm.stages import identities, steps
+from hdm.stages import OutputGraph
 from hdm.store import (
     DAMAGED,
     JOURNAL,
@@ -120,15 +120,16 @@ def _outputs_of(pipeline: Pipeline, outputs: set[tuple[str, str]]) -> HdmError |
     """Add the outputs of a pipeline, as far as they can be known; the first error that keeps others
     from it.
     """
+    graph = OutputGraph(pipeline)
     try:
-        outputs |= {(one.name, one.digest) for one in identities(pipeline).values()}
+        outputs |= {(one.name, one.digest) for one in graph.identities().values()}
         return None
     except InputError as error:
         first = error
     # A missing model hides only the outputs that depend on it; the others are still needed.
-    for step in steps(pipeline):
+    for step in graph.steps:
         with contextlib.suppress(InputError):
-            found = identities(pipeline, step.name)
+            found = graph.identities(step.name)
             outputs |= {(one.name, one.digest) for one in found.values()}
     return first
 

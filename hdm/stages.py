@@ -34,7 +34,7 @@ from hdm.stage_list import Stage, added_stages, stage_names, stages
 from hdm.stage_work import SMALL_BYTES, AddedStage, OutputStep, Size, StageWork
 from hdm.store import MANIFEST, Identity, Output, Outputs, Store, in_use, read_output, set_aside
 from hdm.training import phase
-from hdm.training.process.job import START, mixed_name
+from hdm.training.process.job import START, mixed_name, mixed_part
 from hdm.vae import stage as vae_stage
 
 TRAININGS = ("train", VAE)
@@ -160,51 +160,6 @@ def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _start_identity(pipeline: Pipeline) -> Identity:
-    """The identity of the other pipeline's phase that `train.start` names.
-
-    Raises:
-        ConfigError: that pipeline has no such phase.
-    """
-    start = pipeline.train.start
-    assert start is not None
-    assert start.pipeline is not None
-    other = pipeline.mixed[start.pipeline]
-    phases = [f"train.{settings.name}" for settings in other.train.phases]
-    name = f"train.{start.phase}" if start.phase else next(reversed(phases), "train")
-    if name not in phases:
-        raise ConfigError(
-            f"{pipeline.name} starts from {name} of {start.pipeline}, which has"
-            f" {', '.join(phases) or 'no phase'}",
-            where="train.start.phase",
-            do=f"name a phase of {start.pipeline}, as its resolution with px",
-        )
-    return identities(other, name)[name]
-
-
-def _mixed_identities(pipeline: Pipeline, names: set[str]) -> dict[str, Identity]:
-    """The identities of some outputs of the pipelines that are mixed in, by `mixed_name`."""
-    found = {}
-    for number, entry in enumerate(pipeline.train.mix):
-        other = pipeline.mixed[entry.pipeline]
-        for step in steps(other):
-            if mixed_name(number, step.name) in names:
-                found[mixed_name(number, step.name)] = identities(other, step.name)[step.name]
-        of_entry = mixed_name(number, "")
-        lacking = sorted(name for name in names - set(found) if name.startswith(of_entry))
-        if lacking:
-            raise ConfigError(
-                f"{entry.pipeline} is mixed into {pipeline.name} and does not make"
-                f" {lacking[0].partition('/')[2]}",
-                where="train.mix",
-                do=(
-                    f"give {entry.pipeline} the same resolutions in train.phases and the same"
-                    " encode.text_embeddings and encode.features"
-                ),
-            )
-    return found
-
-
 def _latents(pipeline: Pipeline) -> Iterator[OutputStep]:
     """Latents by resolution. Each encoded one also names the larger ones that can share its
     decoding; downscaled ones come from a larger resolution's latents.
@@ -242,29 +197,102 @@ OWN_WORK = {
 """The work of this package's stages, by name."""
 
 
-def identities(pipeline: Pipeline, name: str | None = None) -> dict[str, Identity]:
-    """The identity of every output, or of `name` and everything it derives from, known before
-    anything is made.
+class OutputGraph:
+    """The outputs of a pipeline and their identities, known before anything is made.
 
-    Models that only other outputs need may still be missing.
+    An identity is worked out when it is first asked for, so models that only other outputs need may
+    still be missing. It is then kept: make a new graph where models on disk may have changed.
 
-    Raises:
-        ConfigError: a mixed-in pipeline lacks a needed output.
+    Args:
+        pipeline: the settings.
     """
-    every = steps(pipeline)
-    needed = {name} if name else {step.name for step in every}
-    # Inputs come before the outputs that need them, so one pass backwards finds all of them.
-    for step in reversed(every):
-        if step.name in needed:
-            needed.update(step.inputs)
-    found = _mixed_identities(pipeline, needed)
-    if START in needed:
-        found[START] = _start_identity(pipeline)
-    for step in every:
-        if step.name in needed:
-            digests = {given: found[given].digest for given in step.inputs}
-            found[step.name] = step.identify(pipeline, digests)
-    return found
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.steps = steps(pipeline)
+        self._steps = {step.name: step for step in self.steps}
+        self._known: dict[str, Identity] = {}
+        self._mixed: dict[int, OutputGraph] = {}
+
+    def step(self, name: str) -> OutputStep:
+        """The step that makes an output of this pipeline."""
+        return self._steps[name]
+
+    def identity(self, name: str) -> Identity:
+        """The identity of an output, or of an input from another pipeline (`START`, `mixed_name`).
+
+        Raises:
+            ConfigError: the other pipeline has no such output.
+            InputError: a model is missing.
+        """
+        if name not in self._known:
+            self._known[name] = self._identify(name)
+        return self._known[name]
+
+    def identities(self, name: str | None = None) -> dict[str, Identity]:
+        """The identities of all outputs, or of `name` and everything it derives from."""
+        needed = {name} if name else set(self._steps)
+        # Inputs come before the outputs that need them, so one pass backwards finds all of them.
+        for step in reversed(self.steps):
+            if step.name in needed:
+                needed.update(step.inputs)
+        from_elsewhere = sorted(needed - self._steps.keys())
+        return {one: self.identity(one) for one in (*from_elsewhere, *self._steps) if one in needed}
+
+    def made(self, store: Store, name: str) -> Output | None:
+        """An output by its manifest, if it is finished. `run_step` compares the contents, not
+        this.
+        """
+        if name not in self._steps:
+            return None
+        try:
+            return read_output(store.folder(self.identity(name)))
+        except (FileNotFoundError, DamagedError, InputError):
+            return None
+
+    def _identify(self, name: str) -> Identity:
+        if name == START:
+            return self._start_identity()
+        mixed = mixed_part(name)
+        if mixed is not None:
+            return self._mixed_identity(*mixed)
+        step = self._steps[name]
+        digests = {given: self.identity(given).digest for given in step.inputs}
+        return step.identify(self.pipeline, digests)
+
+    def _start_identity(self) -> Identity:
+        """The identity of the other pipeline's phase that `train.start` names."""
+        start = self.pipeline.train.start
+        assert start is not None
+        assert start.pipeline is not None
+        other = self.pipeline.mixed[start.pipeline]
+        phases = [f"train.{settings.name}" for settings in other.train.phases]
+        name = f"train.{start.phase}" if start.phase else next(reversed(phases), "train")
+        if name not in phases:
+            raise ConfigError(
+                f"{self.pipeline.name} starts from {name} of {start.pipeline}, which has"
+                f" {', '.join(phases) or 'no phase'}",
+                where="train.start.phase",
+                do=f"name a phase of {start.pipeline}, as its resolution with px",
+            )
+        return OutputGraph(other).identity(name)
+
+    def _mixed_identity(self, number: int, name: str) -> Identity:
+        """The identity of an output of the pipeline that is mixed in under that number."""
+        entry = self.pipeline.train.mix[number]
+        if number not in self._mixed:
+            self._mixed[number] = OutputGraph(self.pipeline.mixed[entry.pipeline])
+        other = self._mixed[number]
+        if name not in other._steps:
+            raise ConfigError(
+                f"{entry.pipeline} is mixed into {self.pipeline.name} and does not make {name}",
+                where="train.mix",
+                do=(
+                    f"give {entry.pipeline} the same resolutions in train.phases and the same"
+                    " encode.text_embeddings and encode.features"
+                ),
+            )
+        return other.identity(name)
 
 
 def chosen(
@@ -275,7 +303,12 @@ def chosen(
     Raises:
         ConfigError: a name that the pipeline does not have, or an order that leaves nothing.
     """
-    every = steps(pipeline)
+    return _chosen(steps(pipeline), start_from, stop_after)
+
+
+def _chosen(
+    every: list[OutputStep], start_from: str | None, stop_after: str | None
+) -> list[OutputStep]:
     first = min(_places(every, start_from)) if start_from else 0
     last = max(_places(every, stop_after)) if stop_after else len(every) - 1
     if first > last:
@@ -319,16 +352,17 @@ def problems(
     Raises:
         ConfigError: the pipeline has no such stages.
     """
-    wanted = chosen(pipeline, start_from, stop_after)
-    made = {name: output for name in LOOKED_AT if (output := _made(pipeline, store, name))}
+    graph = OutputGraph(pipeline)
+    wanted = _chosen(graph.steps, start_from, stop_after)
+    made = {name: output for name in LOOKED_AT if (output := graph.made(store, name))}
     found: list[InputError] = []
     for stage in stages():
         of_stage = [step for step in wanted if step.stage == stage.name]
         refusals = list(_refusals(stage, pipeline, made)) if of_stage else []
-        if refusals and not all(_made(pipeline, store, step.name) for step in of_stage):
+        if refusals and not all(graph.made(store, step.name) for step in of_stage):
             found += refusals
-    found += _missing_inputs(pipeline, store, wanted)
-    found += _unfit_origins(pipeline, store, wanted)
+    found += _missing_inputs(graph, store, wanted)
+    found += _unfit_origins(graph, store, wanted)
     return list({str(error): error for error in found}.values())  # stages share components
 
 
@@ -340,7 +374,7 @@ def _refusals(stage: Stage, pipeline: Pipeline, made: Outputs) -> Iterator[Input
 
 
 def _missing_inputs(
-    pipeline: Pipeline, store: Store, wanted: list[OutputStep]
+    graph: OutputGraph, store: Store, wanted: list[OutputStep]
 ) -> Iterator[InputError]:
     """The first missing output that the wanted steps start from, and the first of each mixed-in
     pipeline.
@@ -350,27 +384,28 @@ def _missing_inputs(
     for step in wanted:
         for name in step.inputs:
             origin = name.rpartition("/")[0]
-            if name in making or origin in reported or _made(pipeline, store, step.name):
+            if name in making or origin in reported or graph.made(store, step.name):
                 continue
             try:
-                identity = identities(pipeline, step.name)[name]
+                identity = graph.identity(name)
             except InputError:  # a component is missing, which the stage's preflight reports
                 continue
             if not (store.folder(identity) / MANIFEST).exists():
                 reported.add(origin)
-                yield _not_there(pipeline, store, identity, name, step.name)
+                yield _not_there(graph.pipeline, store, identity, name, step.name)
 
 
 def _unfit_origins(
-    pipeline: Pipeline, store: Store, wanted: list[OutputStep]
+    graph: OutputGraph, store: Store, wanted: list[OutputStep]
 ) -> Iterator[InputError]:
     """Checkpoints that trainings cannot resume from, and pipelines that cannot be mixed in."""
+    pipeline = graph.pipeline
     for number, settings in enumerate(pipeline.train.phases):
         name = f"train.{settings.name}"
-        if all(step.name != name for step in wanted) or _made(pipeline, store, name):
+        if all(step.name != name for step in wanted) or graph.made(store, name):
             continue
         try:
-            known = identities(pipeline, name)
+            known = graph.identities(name)
         except InputError as error:
             if pipeline.mixed:  # without others, the stages' own preflights report it
                 yield error
@@ -409,15 +444,6 @@ def preflight(
         raise error
 
 
-def _made(pipeline: Pipeline, store: Store, name: str) -> Output | None:
-    """An output by its manifest, if it is finished. `run_step` compares the contents, not this."""
-    try:
-        identity = identities(pipeline, name).get(name)
-        return None if identity is None else read_output(store.folder(identity))
-    except (FileNotFoundError, DamagedError, InputError):
-        return None
-
-
 @dataclass(frozen=True)
 class StageResult:
     """A step and its output; `cached` if the store had it already."""
@@ -437,13 +463,14 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
     """
     # Launchers' variables would change results under the same digest.
     forget_launchers()
-    known = identities(pipeline, name)
-    step = next(step for step in steps(pipeline) if step.name == name)
-    ready = store.find(known[name])
+    graph = OutputGraph(pipeline)
+    step = graph.step(name)
+    identity = graph.identity(name)
+    ready = store.find(identity)
     if ready is not None:
         with in_use([ready.path]):
             return StageResult(step, ready, cached=True)
-    inputs = {needed: _need(pipeline, store, known[needed], needed, name) for needed in step.inputs}
+    inputs = {needed: _need(graph, store, needed, name) for needed in step.inputs}
     try:
         # The number of threads changes how sums are rounded. Trainings keep the number that they
         # began with; every other stage uses one thread per operation.
@@ -451,7 +478,7 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
             in_use(output.path for output in inputs.values()),
             cpu_threads(None if step.stage in TRAININGS else 1),
         ):
-            return StageResult(step, step.make(pipeline, known[name], inputs, store), cached=False)
+            return StageResult(step, step.make(pipeline, identity, inputs, store), cached=False)
     except DamagedError as error:
         for output in inputs.values():
             # Found only now, by a page checksum or a hash: the next run makes the file again.
@@ -460,10 +487,11 @@ def run_step(pipeline: Pipeline, store: Store, name: str) -> StageResult:
         raise
 
 
-def _need(pipeline: Pipeline, store: Store, identity: Identity, name: str, asked_by: str) -> Output:
+def _need(graph: OutputGraph, store: Store, name: str, asked_by: str) -> Output:
+    identity = graph.identity(name)
     output = store.find(identity)
     if output is None:
-        raise _not_there(pipeline, store, identity, name, asked_by)
+        raise _not_there(graph.pipeline, store, identity, name, asked_by)
     return output
 
 
@@ -476,10 +504,12 @@ def _not_there(
     if name == START and start is not None:
         of = f" of the pipeline {start.pipeline}"
         do = f"hdm run {start.pipeline} --until {identity.name}"
-    for number, entry in enumerate(pipeline.train.mix):
-        if name.startswith(mixed_name(number, "")):
-            of = f" of the pipeline {entry.pipeline}"
-            do = f"hdm run {entry.pipeline} --until encode"
+    mixed = mixed_part(name)
+    if mixed is not None:
+        number, _ = mixed
+        other = pipeline.train.mix[number].pipeline
+        of = f" of the pipeline {other}"
+        do = f"hdm run {other} --until encode"
     return InputError(
         f"{asked_by} needs {identity.name}{of}, which is not in the store with these settings",
         where=store.folder(identity),

@@ -49,14 +49,14 @@ def cell_task(run: Run, grid: Grid) -> Task[[str], CellRecord]:
 
 def _outputs_to_make(run: Run) -> list[str]:
     """Training and evaluation, after missing data unless both are finished."""
-    from hdm.stages import identities, steps  # torch and the stages: seconds
+    from hdm.stages import OutputGraph  # torch and the stages: seconds
 
-    known = identities(run.settings)
+    graph = OutputGraph(run.settings)
     own = []
     with_missing_data = []
     is_finished = True
-    for step in steps(run.settings):
-        is_there = run.store.find(known[step.name]) is not None
+    for step in graph.steps:
+        is_there = run.store.find(graph.identity(step.name)) is not None
         is_own = step.stage in ("train", "evaluate")
         if is_own:
             own.append(step.name)

@@ -44,15 +44,16 @@ def preflight(run: Run, start_from: str | None = None, stop_after: str | None = 
 def remember(run: Run, stop_after: str | None = None) -> None:
     """Record what this run of a pipeline will make, for `hdm status` and `hdm sample`."""
     from hdm.models.components import DENOISING, portable_names, resolve
-    from hdm.stages import chosen, identities, steps  # torch and the stages: seconds
+    from hdm.stages import OutputGraph, chosen  # torch and the stages: seconds
 
     settings = run.settings
     root = run.project.root
-    digests: dict[str, str | None] = {step.name: None for step in steps(settings)}
+    graph = OutputGraph(settings)
+    digests: dict[str, str | None] = {step.name: None for step in graph.steps}
     # From the last one back: identifying an output also identifies those that it depends on.
     for step in reversed(chosen(settings, None, stop_after)):
         if digests[step.name] is None:
-            for name, identity in identities(settings, step.name).items():
+            for name, identity in graph.identities(step.name).items():
                 if name in digests:
                     digests[name] = identity.digest
     # Components by portable names are found anywhere; folders have to be remembered.
@@ -96,10 +97,10 @@ def make(run: Run, name: str) -> StageRecord:
 
 def made_or_found(run: Run, name: str) -> StageRecord:
     """Make one output unless it is in the store, and report it to the tracker."""
-    from hdm.stages import identities, run_step
+    from hdm.stages import OutputGraph, run_step
 
     # Known beforehand, so that the tracker can follow the files that grow there.
-    folder = run.store.folder(identities(run.settings, name)[name])
+    folder = run.store.folder(OutputGraph(run.settings).identity(name))
     begun = time.monotonic()
     with stoppable(), run.reporter.stage(name, folder):
         result = run_step(run.settings, run.store, name)

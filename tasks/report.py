@@ -33,13 +33,14 @@ def report_task(run: Run) -> Task[[list[StageRecord]], str]:
 def _write(run: Run, records: list[StageRecord]) -> Path:
     from hdm.evaluation.report import write_report
     from hdm.evaluation.report_index import new_folder, write_index
-    from hdm.stages import StageResult, identities, steps
+    from hdm.stages import OutputGraph, StageResult
 
     settings = run.settings
     store = run.store
     # Where the settings say that outputs lie, and then what this run made or found.
     folders = {}
-    for name, identity in identities(settings, records[-1].name).items():
+    graph = OutputGraph(settings)
+    for name, identity in graph.identities(records[-1].name).items():
         folders[name] = store.folder(identity)
     cached = {}
     for record in records:
@@ -48,7 +49,7 @@ def _write(run: Run, records: list[StageRecord]) -> Path:
     # What is in the store is described; the rest is named as missing.
     results = []
     missing = []
-    for step in steps(settings):
+    for step in graph.steps:
         folder = folders.get(step.name)
         if folder is not None and (folder / MANIFEST).exists():
             results.append(StageResult(step, read_output(folder), cached.get(step.name, True)))

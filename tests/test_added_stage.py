@@ -122,7 +122,7 @@ from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline
 from hdm.planning.hardware import card
 from hdm.planning.plan import Question, make_plan
-from hdm.stages import identities, preflight, steps
+from hdm.stages import OutputGraph, preflight, steps
 from hdm.store import Store
 
 def pipeline(*settings):
@@ -147,7 +147,7 @@ print(json.dumps({
     "flow": [flow.name, flow.description, list(flow.parameters.properties)],
     "form": full_pipeline.parameters.model_dump(),
     "digests": [
-        {name: one.digest for name, one in identities(pipeline(*settings)).items()}
+        {name: one.digest for name, one in OutputGraph(pipeline(*settings)).identities().items()}
         for settings in ([], ["stages.mosaic.tiles=3"], ["stages.mosaic.tiles=4"])
     ],
     "names": [step.name for step in steps(pipeline("stages.mosaic={}"))],

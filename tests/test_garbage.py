@@ -16,7 +16,7 @@ from hdm.errors import LockedError
 from hdm.garbage import Needs, discard, garbage, needs
 from hdm.last_runs import LastRun, remember
 from hdm.pipelines import load_pipeline
-from hdm.stages import identities, run, run_step
+from hdm.stages import OutputGraph, run, run_step
 from hdm.store import Identity, Store, in_use, locked
 
 SMALL = ("download.scenes.count=12", "download.scenes.faults=0", "download.allow_loopback=true")
@@ -192,7 +192,7 @@ def test_a_run_keeps_what_it_makes_and_finds(tmp_path: Path) -> None:
 
 def test_the_pipelines_of_the_file_are_needed(tmp_path: Path) -> None:
     found = needs()
-    demo = identities(load_pipeline("demo"))
+    demo = OutputGraph(load_pipeline("demo")).identities()
     assert {(one.name, one.digest) for one in demo.values()} <= found.outputs
     assert any(name.startswith("folder (") for name in found.unknown)
 

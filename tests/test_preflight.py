@@ -20,7 +20,7 @@ from hdm.model_files.weights import Weights, save_weights
 from hdm.models.components import components_folder
 from hdm.models.xut import XUT
 from hdm.pipelines import load_pipeline
-from hdm.stages import chosen, identities, preflight, problems, run
+from hdm.stages import OutputGraph, chosen, preflight, problems, run
 from hdm.store import SCRATCH, Store
 from hdm.training.process.job import checkpoint_folder
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_from(tmp_path: Path) -> None:
         told(tmp_path, f"{origin}=abc@5")
     )
     demo = load_pipeline("demo", (), None, {})
-    identity = identities(demo)["train.48px"]
+    identity = OutputGraph(demo).identity("train.48px")
     checkpoint = checkpoint_folder(Store(tmp_path).folder(identity) / SCRATCH, 5)
     state = {"identity": asdict(identity), "position": {"step": 5, "num_images_seen": 160}}
     write_json(checkpoint / "state.json", state)

@@ -9,7 +9,7 @@ from PIL import Image
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, DamagedError, InputError
 from hdm.pipelines import load_pipeline
-from hdm.stages import chosen, identities, run, run_step, steps
+from hdm.stages import OutputGraph, chosen, run, run_step, steps
 from hdm.store import Store
 from hdm.training import phase
 from hdm.training.process.job import START
@@ -28,7 +28,10 @@ OF_IMAGES = {"evaluate.images", "evaluate.accuracy", "evaluate.likeness"}
 
 def changed(*overrides: str) -> set[str]:
     """Outputs of the demo whose digests differ from the plain ones."""
-    before, after = identities(load_pipeline("demo")), identities(load_pipeline("demo", overrides))
+    before, after = (
+        OutputGraph(load_pipeline("demo")).identities(),
+        OutputGraph(load_pipeline("demo", overrides)).identities(),
+    )
     return {
         name for name in after if name not in before or after[name].digest != before[name].digest
     }
@@ -95,7 +98,7 @@ def test_an_autoencoder_of_its_own_changes_latents_and_what_comes_after() -> Non
     tuned = load_pipeline("demo", ["vae.num_images=64"])
     again = load_pipeline("demo", ["vae.num_images=64", "vae.equivariance_weight=0.5"])
     longer = load_pipeline("demo", ["vae.num_images=64", "vae.checkpoint_sec=1", "vae.device=cpu"])
-    first, second, third = (identities(found) for found in (tuned, again, longer))
+    first, second, third = (OutputGraph(found).identities() for found in (tuned, again, longer))
     assert {name for name in first if first[name].digest != second[name].digest} == {"vae", *after}
     assert first["vae"].digest == third["vae"].digest
     assert [s.name for s in chosen(tuned, "vae", "vae")] == ["vae"]
@@ -199,7 +202,7 @@ def folders(tmp_path: Path) -> Path:
 def train_digest(folders: Path, text: str = "", with_text: str = "", *overrides: str) -> str:
     file = folders / "changed.yaml"
     file.write_text((folders / "pipelines.yaml").read_text().replace(text, with_text))
-    return identities(load_pipeline("both", overrides, file))["train.48px"].digest
+    return OutputGraph(load_pipeline("both", overrides, file)).identity("train.48px").digest
 
 
 def test_two_folders_prepared_apart_are_trained_on_together(
@@ -208,7 +211,7 @@ def test_two_folders_prepared_apart_are_trained_on_together(
     monkeypatch.setattr(phase, "run_training", train_here)
     store, file = Store(folders / "store"), folders / "pipelines.yaml"
     cats, dogs, both = (load_pipeline(name, (), file) for name in ("cats", "dogs", "both"))
-    assert identities(both)["encode.48px"] == identities(cats)["encode.48px"], (
+    assert OutputGraph(both).identity("encode.48px") == OutputGraph(cats).identity("encode.48px"), (
         "its own pictures are the cats"
     )
     list(run(both, store, stop_after="encode"))
@@ -217,7 +220,7 @@ def test_two_folders_prepared_apart_are_trained_on_together(
     assert caught.value.do == "hdm run dogs --until encode"
     list(run(dogs, store, stop_after="encode"))
     made = run_step(both, store, "train.48px").output
-    assert made.inputs["mix.0/encode.48px"] == identities(dogs)["encode.48px"].digest
+    assert made.inputs["mix.0/encode.48px"] == OutputGraph(dogs).identity("encode.48px").digest
     assert made.counts["images_seen"] == 16
 
 
@@ -235,11 +238,13 @@ def test_a_training_starts_from_another_pipelines_phase(
     assert caught.value.do == "hdm run cats --until train.48px"
     list(run(cats, store, stop_after="train"))
     made = run_step(tuned, store, "train.48px").output
-    assert made.inputs[START] == identities(cats)["train.48px"].digest
+    assert made.inputs[START] == OutputGraph(cats).identity("train.48px").digest
     named = load_pipeline("dogs", ["train.start={pipeline: cats, phase: 48px}"], file)
-    assert identities(named)["train.48px"].digest == made.digest
+    assert OutputGraph(named).identity("train.48px").digest == made.digest
     with pytest.raises(ConfigError, match=r"train\.64px of cats, which has train\.48px"):
-        identities(load_pipeline("dogs", ["train.start={pipeline: cats, phase: 64px}"], file))
+        OutputGraph(
+            load_pipeline("dogs", ["train.start={pipeline: cats, phase: 64px}"], file)
+        ).identities()
 
 
 def test_a_mixed_training_is_named_by_what_it_is_trained_on(folders: Path):
@@ -250,10 +255,8 @@ def test_a_mixed_training_is_named_by_what_it_is_trained_on(folders: Path):
     assert train_digest(folders, "weight: 0.5", "weight: 0.25") != plain
     assert train_digest(folders, "/dogs}", "/cats}") != plain
     assert train_digest(folders, "pipeline: dogs", "pipeline: cats") != plain
-    assert (
-        identities(load_pipeline("cats", (), folders / "pipelines.yaml"))["train.48px"].digest
-        != plain
-    )
+    cats = load_pipeline("cats", (), folders / "pipelines.yaml")
+    assert OutputGraph(cats).identity("train.48px").digest != plain
     with pytest.raises(
         ConfigError, match=r"dogs is mixed into both and does not make encode\.64px"
     ):

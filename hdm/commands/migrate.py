@@ -72,13 +72,13 @@ def _line(verdict: Verdict) -> str:
 
 def _compared(run: LastRun, file: Path | None) -> str:
     """Whether the last run of a pipeline would ask for the same outputs today."""
-    from hdm.stages import identities
+    from hdm.stages import OutputGraph
 
     # Outputs after the run's `--until` were never identified.
     asked = {name: digest for name, digest in run.outputs.items() if digest is not None}
     try:
         pipeline = load_pipeline(run.pipeline, (), file)
-        now = {name: one.digest for name, one in identities(pipeline).items()}
+        now = {name: one.digest for name, one in OutputGraph(pipeline).identities().items()}
     except HdmError as error:
         return f"{run.pipeline}: its last run cannot be compared: {error.what}"
     same = sum(now.get(name) == digest for name, digest in asked.items())

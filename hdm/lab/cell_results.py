@@ -10,7 +10,7 @@ from itertools import pairwise
 from hdm.config import Pipeline
 from hdm.lab.grid import Cell, Grid
 from hdm.scoring.metrics import Score, is_measured, read_finding
-from hdm.stages import identities
+from hdm.stages import OutputGraph
 from hdm.store import Store
 from hdm.training.process.job import METRICS
 
@@ -44,7 +44,7 @@ Results = Mapping[Cell, Result]
 
 def read_result(pipeline: Pipeline, store: Store) -> Result | None:
     """Read the result of a pipeline from its outputs in the store; None if one is missing."""
-    known = identities(pipeline)
+    known = OutputGraph(pipeline).identities()
     trained = store.find(known[f"train.{pipeline.train.phases[-1].name}"])
     if trained is None:
         return None

@@ -28,7 +28,7 @@ from hdm.errors import HdmError
 from hdm.files import write_json
 from hdm.models.components import autoencoder_in, resolve
 from hdm.models.cpu import training_environment
-from hdm.stages import identities, steps
+from hdm.stages import OutputGraph
 from hdm.store import Store
 from hdm.training.process.job import Job
 
@@ -124,9 +124,10 @@ def _ratio(mine: Sequence[float], base: Sequence[float]) -> float:
 
 def _job(pipeline: Pipeline, store: Store, folder: Path) -> Job:
     name = f"train.{pipeline.train.phases[0].name}"
-    known = identities(pipeline, name)
-    step = next(step for step in steps(pipeline) if step.name == name)
-    inputs = {needed: store.need(known[needed], "the lab") for needed in step.inputs}
+    graph = OutputGraph(pipeline)
+    inputs = {
+        needed: store.need(graph.identity(needed), "the lab") for needed in graph.step(name).inputs
+    }
     # Threads that spin while waiting for each other would count as processor time.
     alone = pipeline.model_copy(update={"threads": 1})
     components = pipeline.components

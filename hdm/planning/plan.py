@@ -8,20 +8,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 from hdm.acquisition.sites import served_set
 from hdm.architecture import XUTConfig
 from hdm.config import Pipeline
-from hdm.errors import ConfigError, DamagedError, InputError
+from hdm.errors import ConfigError, InputError
 from hdm.models.components import resolve
 from hdm.models.vision import vision_sizes
 from hdm.planning import counts, hardware, sizes, work
 from hdm.planning.hardware import Card
 from hdm.stage_work import SMALL_BYTES, Numbers, OutputStep, Size
-from hdm.stages import identities, steps
-from hdm.store import Output, Store, read_output
+from hdm.stages import OutputGraph, steps
+from hdm.store import Output, Store
 from hdm.training.measures import memory
 from hdm.training.process.job import num_steps
 from hdm.training.settings import Phase
@@ -428,15 +427,6 @@ class _Planner:
 
 def _done(pipeline: Pipeline, store: Store) -> dict[str, Output]:
     """What is in the store already. Nothing is rehashed, and nothing set aside."""
-    outputs: dict[str, Output] = {}
-    for step in steps(pipeline):
-        try:
-            outputs[step.name] = _read(store, pipeline, step.name)
-        except (InputError, FileNotFoundError, DamagedError):
-            continue  # a model that the name depends on is not here, or the output is not
-    return outputs
-
-
-def _read(store: Store, pipeline: Pipeline, name: str) -> Output:
-    folder: Path = store.folder(identities(pipeline, name)[name])
-    return read_output(folder)
+    graph = OutputGraph(pipeline)
+    found = {step.name: graph.made(store, step.name) for step in graph.steps}
+    return {name: output for name, output in found.items() if output is not None}

@@ -21,7 +21,7 @@ from hdm.planning.plan import (
     make_plan,
     with_largest_micro_batches,
 )
-from hdm.stages import identities
+from hdm.stages import OutputGraph
 from hdm.store import Store
 
 PUBLISHED_HOURS = {
@@ -67,7 +67,7 @@ def test_ours_takes_less_than_the_published_recipe(tmp_path: Path) -> None:
 def test_what_is_in_the_store_is_marked_and_counted_from(tmp_path: Path) -> None:
     store, demo = Store(tmp_path), pipeline("demo")
     before = named(make_plan(Question(demo, store, card("cpu"))))
-    with store.draft(identities(demo, "download")["download"]) as draft:
+    with store.draft(OutputGraph(demo).identity("download")) as draft:
         draft.write_json("items.json", [1, 2, 3], {"items": 7})
         draft.commit()
     plan = make_plan(Question(demo, store, card("cpu")))
@@ -81,7 +81,7 @@ def test_what_is_in_the_store_is_marked_and_counted_from(tmp_path: Path) -> None
 
 def test_looking_leaves_a_damaged_output_where_it_is(tmp_path: Path) -> None:
     store, demo = Store(tmp_path), pipeline("demo")
-    with store.draft(identities(demo, "download")["download"]) as draft:
+    with store.draft(OutputGraph(demo).identity("download")) as draft:
         draft.write_json("items.json", [1], {"items": 7})
         manifest = draft.commit().path / "manifest.json"
     manifest.write_text(manifest.read_text().replace("items", "itens"))

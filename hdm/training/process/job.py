@@ -145,6 +145,13 @@ def mixed_name(number: int, name: str) -> str:
     return f"mix.{number}/{name}"
 
 
+def mixed_part(name: str) -> tuple[int, str] | None:
+    """The number and the output's own name that `mixed_name` joined; None for any other name."""
+    origin, _, output = name.partition("/")
+    kind, _, number = origin.partition(".")
+    return (int(number), output) if kind == "mix" else None
+
+
 def num_steps(phase: Phase) -> int:
     """Optimizer steps of a phase: the last one may go a little beyond `num_images`."""
     return -(-phase.num_images // phase.batch_size)
