@@ -26,9 +26,10 @@ from hdm.store import LOCK, MANIFEST, is_locked
 from tests.faults.kill_anywhere import PROJECT
 
 RIGHT_SEC, STAGE_SEC = 60.0, 300.0
+LOG, NOTICED = "run.log", "does not answer"
 PIPELINE = (
     "hdm", "run", "demo", "--until", "filter",
-    "--set", "download.scenes.count=600", "--set", "download.timeout_sec=3",
+    "--set", "download.scenes.count=240", "--set", "download.timeout_sec=3", "--set", "threads=1",
 )  # fmt: skip
 BETWEEN = {  # the download is finished, the filter measures
     "demo": "Running",
@@ -78,7 +79,7 @@ def outage(work: Path, seconds: float) -> str | None:
             words = [str(Path(sys.executable).with_name(PIPELINE[0])), *PIPELINE[1:]]
             tracked = {"PREFECT_API_URL": api, "HDM_TRACKING": "off"}
             with (
-                (work / "run.log").open("wb") as log,
+                (work / LOG).open("wb") as log,
                 subprocess.Popen(
                     [*words, "--store", str(store)],
                     cwd=PROJECT,
@@ -88,14 +89,15 @@ def outage(work: Path, seconds: float) -> str | None:
                 ) as run,
             ):
                 try:
-                    return _watched(run, server, api, store, seconds)
+                    return _watched(run, server, api, work, seconds)
                 finally:
                     run.kill()
 
 
 def _watched(
-    run: subprocess.Popen[bytes], server: Service, api: str, store: Path, seconds: float
+    run: subprocess.Popen[bytes], server: Service, api: str, work: Path, seconds: float
 ) -> str | None:
+    store = work / "store"
     while not list(store.glob(f"download/*/{LOCK}")):
         if run.poll() is not None:
             return f"the run ended with code {run.returncode} before the outage"
@@ -104,9 +106,14 @@ def _watched(
     server.process.wait()
     begun = time.monotonic()
     print(f"no server for {seconds:.0f} s", flush=True)
-    while time.monotonic() - begun < seconds or not list(store.glob(f"download/*/{MANIFEST}")):
+
+    def noticed() -> bool:
+        ended = list(store.glob(f"download/*/{MANIFEST}"))
+        return bool(ended) and NOTICED in (work / LOG).read_text()
+
+    while time.monotonic() - begun < seconds or not noticed():
         if run.poll() is not None or time.monotonic() - begun > seconds + STAGE_SEC:
-            return f"the download did not end, or the run did: code {run.returncode}"
+            return f"the run noticed nothing, or ended: code {run.returncode}"
         time.sleep(0.1)
     server.revived()
     wait_for(f"{api}/health", server.process, server.root)

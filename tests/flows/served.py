@@ -9,13 +9,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flows.prefect_api import post
 from flows.processes import nearest_listener
 from tasks.services import Serving, password, services, serving
+from tests.acquisition.misbehaving import Connection, Site, http, png
 
 PROJECT = Path(__file__).parents[2]
 BEYOND, PROXY = "127.0.0.2", "https://images.example"
@@ -65,6 +69,17 @@ class Served:
             check=False,
         )
 
+    def schedule(self, deployment: str, overrides: Sequence[str]) -> str:
+        """Have a deployment run, as Prefect's page does; the flow run's id."""
+        asked = {"deployments": {"name": {"any_": [deployment]}}}
+        (found,) = self.post("deployments/filter", asked)
+        run = {"state": {"type": "SCHEDULED"}, "parameters": {"overrides": list(overrides)}}
+        return self.post(f"deployments/{found['id']}/create_flow_run", run)["id"]
+
+    def post(self, path: str, body: object) -> Any:
+        """What Prefect's server answers."""
+        return post(f"{self.state.prefect}/api/{path}", body, password(self.root))
+
     def states(self) -> dict[str, str]:
         return states(self.root)
 
@@ -103,6 +118,47 @@ def environment(root: Path) -> dict[str, str]:
     }
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     return {**kept, **ours}
+
+
+class HeldBack(Site):
+    """A site with a list of pictures, which it gives when it is told to: whoever downloads them
+    waits, and takes no processor time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = threading.Event()
+        address = f"http://127.0.0.1:{self.port}"
+        names = [f"/{number}.png" for number in range(4)]
+        lines = ["url", *(address + name for name in names)]
+        self.pages["/list.csv"] = http("\n".join(lines).encode())
+        self.pages |= dict.fromkeys(names, self._picture)
+        self.overrides = [
+            "download.kind=urls",
+            f"download.source={address}/list.csv",
+            "download.timeout_sec=1000",
+        ]
+        """Of the pipeline `demo`, for its download."""
+
+    def _picture(self, connection: Connection) -> None:
+        self.given.wait()
+        number = int(connection.path.strip("/").removesuffix(".png"))
+        connection.wfile.write(http(png(number)))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody waits for pictures, or has got some."""
+        return self.asked["/0.png"] > 0
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[HeldBack]:
+    """Such a site, which gives its pictures at the end of the block at the latest."""
+    with HeldBack() as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        yield site
+        site.given.set()
+        site.shutdown()
 
 
 @contextlib.contextmanager

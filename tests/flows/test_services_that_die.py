@@ -4,7 +4,6 @@ or stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,24 +15,24 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.prefect_api import post
-from flows.processes import Service
+from flows.processes import Service, nearest_listener
 from hdm.errors import HdmError
-from hdm.store import LOCK
-from tasks.services import password, runs
-from tests.faults.outage import outage
+from tasks.services import runs
+from tests.faults.outage import LOG, NOTICED, outage
 from tests.flows.served import (
     HDM,
     PROJECT,
+    STOP_SEC,
+    HeldBack,
     Served,
     environment,
+    held_back,
     serve,
     states,
     until,
     with_tables,
 )
 
-LONG = "download.scenes.count=3000"
 PATIENT = """
 import sys, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -73,31 +72,24 @@ def served(tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> It
         yield found
 
 
-def schedule(served: Served, *overrides: str) -> str:
-    """Have download-images run from its deployment; the flow run's id."""
-    before = set(served.states())
-    words = ("deployment", "run", "download-images", "-p", f"overrides={json.dumps(overrides)}")
-    done = served.command("prefect", *words)
-    assert done.returncode == 0, done.stderr
-    (flow_run,) = set(served.states()) - before
-    return flow_run
+@pytest.fixture
+def site() -> Iterator[HeldBack]:
+    with held_back() as found:
+        yield found
 
 
-def start(served: Served, *overrides: str) -> str:
-    """The same, once its process works."""
-    flow_run = schedule(served, *overrides)
-    until(lambda: any(run["pipeline"] == "demo" for run in runs(served.root)))
+def start(served: Served, site: HeldBack) -> str:
+    """Have download-images run from its deployment; the flow run's id, once its process waits for
+    the site's pictures.
+    """
+    flow_run = served.schedule("download-images", site.overrides)
+    until(lambda: site.is_asked)
     return flow_run
 
 
 def pid_of(served: Served, flow_run: str) -> int:
-    (pid,) = (run["pid"] for run in runs(served.root) if run["flow_run"] == as_uuid(flow_run))
+    (pid,) = (run["pid"] for run in runs(served.root) if run["flow_run"] == flow_run)
     return pid
-
-
-def as_uuid(flow_run: str) -> str:
-    parts = (flow_run[:8], flow_run[8:12], flow_run[12:16], flow_run[16:20], flow_run[20:])
-    return flow_run if "-" in flow_run else "-".join(parts)
 
 
 def test_a_service_that_cannot_stay_alive_is_given_up_after_ten_starts(tmp_path: Path) -> None:
@@ -130,31 +122,30 @@ def test_states_are_right_soon_after_a_server_that_missed_a_stage_s_end_is_back(
 ) -> None:
     (tmp_path / "prefect").mkdir()
     shutil.copyfile(prefect_tables, tmp_path / "prefect" / "prefect.db")
-    assert outage(tmp_path, 20) is None
-    told = (tmp_path / "run.log").read_text()
-    assert told.count("does not answer") == told.count("answers again") == 1
+    assert outage(tmp_path, 5) is None
+    told = (tmp_path / LOG).read_text()
+    assert told.count(NOTICED) == told.count("answers again") == 1
 
 
 @pytest.fixture
 def free_port() -> int:
-    from flows.processes import nearest_listener
-
     with nearest_listener(0) as probe:
         return probe.getsockname()[1]
 
 
-def test_a_run_goes_on_when_all_three_services_are_killed(served: Served) -> None:
-    flow_run = start(served, "download.scenes.count=400", "download.scenes.seed=1")
+def test_a_run_goes_on_when_all_three_services_are_killed(served: Served, site: HeldBack) -> None:
+    flow_run = start(served, site)
     before = served.state
     for name in ("worker", "prefect", "mlflow"):
         served.kill(name)
+    site.given.set()  # so that it ends while there is no server to tell
     until(lambda: served.states()[flow_run] == "Completed")
     until(lambda: all(served.state.children[name] != pid for name, pid in before.children.items()))
     assert (served.state.prefect, served.state.mlflow) == (before.prefect, before.mlflow)
 
 
-def test_a_run_is_stopped_after_its_worker_was_killed(served: Served) -> None:
-    flow_run = start(served, LONG, "download.scenes.seed=2")
+def test_a_run_is_stopped_after_its_worker_was_killed(served: Served, site: HeldBack) -> None:
+    flow_run = start(served, site)
     served.kill("worker")
     done = served.command("hdm", "stop")
     assert done.returncode == 0, done.stderr
@@ -166,50 +157,62 @@ def test_a_run_is_stopped_after_its_worker_was_killed(served: Served) -> None:
     assert len(last) - ended <= 2
 
 
-def test_a_run_is_cancelled_on_prefect_s_page_after_its_worker_was_killed(served: Served) -> None:
-    flow_run = start(served, LONG, "download.scenes.seed=3")
+def test_a_run_is_cancelled_on_prefect_s_page_after_its_worker_was_killed(
+    served: Served, site: HeldBack
+) -> None:
+    flow_run = start(served, site)
     old = served.state.children["worker"]
     served.kill("worker")
     until(lambda: served.state.children["worker"] != old)
-    assert served.command("prefect", "flow-run", "cancel", as_uuid(flow_run)).returncode == 0
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert served.post(f"flow_runs/{flow_run}/set_state", cancelling)["status"] == "ACCEPT"
     until(lambda: served.states()[flow_run] == "Cancelled")
 
 
-def test_a_run_that_a_dead_worker_had_claimed_is_started_by_the_next(served: Served) -> None:
+def test_a_run_that_a_dead_worker_had_claimed_is_started_by_the_next(
+    served: Served, site: HeldBack
+) -> None:
+    site.given.set()
     worker = served.state.children["worker"]
     os.kill(worker, signal.SIGSTOP)
-    claimed = schedule(served, "download.scenes.count=100", "download.scenes.seed=5")
-    address = f"{served.state.prefect}/api/flow_runs/{claimed}/set_state"
+    claimed = served.schedule("download-images", site.overrides)
     pending = {"state": {"type": "PENDING"}, "force": True}  # as the worker does
-    assert post(address, pending, password(served.root))["status"] == "ACCEPT"
+    assert served.post(f"flow_runs/{claimed}/set_state", pending)["status"] == "ACCEPT"
     os.kill(worker, signal.SIGKILL)
     until(lambda: served.states()[claimed] == "Completed")
 
 
-def test_a_run_that_died_with_its_worker_is_crashed(served: Served) -> None:
-    flow_run = start(served, LONG, "download.scenes.seed=4")
+def test_a_run_that_died_with_its_worker_is_crashed(served: Served, site: HeldBack) -> None:
+    flow_run = start(served, site)
     pid = pid_of(served, flow_run)
     served.kill("worker")
     os.kill(pid, signal.SIGKILL)
     until(lambda: served.states()[flow_run] == "Crashed")
 
 
-def test_hdm_run_s_own_server_is_started_again(tmp_path: Path, prefect_tables: Path) -> None:
+def test_hdm_run_s_own_server_is_started_again(
+    tmp_path: Path, prefect_tables: Path, site: HeldBack
+) -> None:
     with_tables(tmp_path, prefect_tables)
-    words = ("run", "demo", "--until", "download", "--set", "download.scenes.count=600")
+    settings = [word for one in site.overrides for word in ("--set", one)]
     with (
         (tmp_path / "run.log").open("wb") as log,
         subprocess.Popen(
-            [HDM, *words], cwd=PROJECT, env=environment(tmp_path), stdout=log, stderr=log
+            [HDM, "run", "demo", "--until", "download", *settings],
+            cwd=PROJECT,
+            env=environment(tmp_path),
+            stdout=log,
+            stderr=log,
         ) as run,
     ):
-        until(lambda: run.poll() is not None or list(tmp_path.glob(f"download/*/{LOCK}")))
+        until(lambda: run.poll() is not None or site.is_asked)
         (server,) = (
             child
             for child in psutil.Process(run.pid).children()
             if "flows.prefect_server" in child.cmdline()
         )
         server.kill()
+        site.given.set()
         code = run.wait()
     told = (tmp_path / "run.log").read_text()
     assert code == 0, told
@@ -218,17 +221,19 @@ def test_hdm_run_s_own_server_is_started_again(tmp_path: Path, prefect_tables: P
 
 
 def test_a_killed_serve_s_run_is_seen_later_and_a_stopped_one_s_is_stopped_first(
-    tmp_path: Path, prefect_tables: Path
+    served: Served, site: HeldBack
 ) -> None:
-    with serve(with_tables(tmp_path, prefect_tables)) as served:
-        killed = start(served, LONG)
-        os.kill(pid_of(served, killed), signal.SIGKILL)
-        served.process.kill()
-        served.process.wait()
-        served.process.returncode = 0
-    with serve(tmp_path) as served:
-        until(lambda: served.states()[killed] == "Crashed")
-        stopped = start(served, LONG)
-    assert served.states()[stopped] == "Cancelled"
-    assert "Finished in state Cancelled" in (tmp_path / ".services" / "runs.log").read_text()
-    assert "stopping demo" in served.log
+    """The last in this file: it kills the services that the others use."""
+    killed = start(served, site)
+    os.kill(pid_of(served, killed), signal.SIGKILL)
+    served.process.kill()
+    served.process.wait()
+    served.process.returncode = 0
+    with serve(served.root) as again, held_back() as other:
+        until(lambda: again.states()[killed] == "Crashed")
+        stopped = start(again, other)
+        again.process.send_signal(signal.SIGTERM)
+        again.process.wait(STOP_SEC)
+    assert again.states()[stopped] == "Cancelled"
+    assert "Finished in state Cancelled" in (again.root / ".services" / "runs.log").read_text()
+    assert "stopping demo" in again.log
