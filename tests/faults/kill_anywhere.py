@@ -113,14 +113,19 @@ def kill_after(words: list[str], store: Path, seconds: float, log: Path) -> tupl
     with contextlib.suppress(subprocess.TimeoutExpired):
         run.wait(timeout=seconds)
         return False, None if run.returncode == 0 else f"ended by itself with code {run.returncode}"
+    return True, kill(run, store)
+
+
+def kill(run: subprocess.Popen[bytes], store: Path) -> str | None:
+    """Kill the run's whole process group; what survived it, or None."""
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     deadline = time.monotonic() + SURVIVORS_SEC
     while left := survivors(store):
         if time.monotonic() > deadline:
-            return True, f"survived the kill: {left}"
+            return f"survived the kill: {left}"
         time.sleep(0.2)
-    return True, None
+    return None
 
 
 def undisturbed(

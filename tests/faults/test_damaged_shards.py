@@ -37,6 +37,8 @@ SETTINGS = (
     "filter.held_out=0.1",
     "filter.validation=0.1",
     "train.checkpoint_sec=0.001",
+    "train.peak_tflops=0.1",
+    "threads=1",
     "encode.text_embeddings=false",
     "train.model.width=32",
     "train.model.num_heads=2",
@@ -111,8 +113,8 @@ def test_each_file_is_named_and_mended_and_training_ends_in_the_same_bytes(
         tmp_path / "undisturbed",
         tmp_path / "store",
     )
-    made = {one.output.name: one.output for one in run(pipeline, Store(whole), stop_after=TRAIN)}
     monkeypatch.setattr(phase, "run_training", train_here)
+    made = {one.output.name: one.output for one in run(pipeline, Store(whole), stop_after=TRAIN)}
     shutil.copytree(whole, store, ignore=shutil.ignore_patterns("train.*"))
     # Token ids are read before the first step, latents as they come up, captions for the pictures
     # that are shown after the last one.

@@ -12,31 +12,27 @@ from pathlib import Path
 from hdm.training.process.job import METRICS, TIMING, Job, checkpoint_step, newest_checkpoint
 from hdm.training.process.running import progress, trainings
 from tasks.services import runs
-from tests.faults.kill_anywhere import SMALL
-from tests.flows.served import STOP_SEC, Served, serve, until
+from tests.faults.test_kill_stages import TINY
+from tests.flows.served import STOP_SEC, Served, serve, states, until, with_tables
 
 ENDLESS = (
-    *SMALL,
+    *TINY,
     "train.phases.0.num_images=10000000",
     "train.phases.0.batch_size=4",
     "train.checkpoint_sec=10000000",  # nothing is saved unasked
 )
 
 
-def train(served: Served) -> tuple[str, Job]:
+def train(served: Served, kept: int) -> tuple[str, Job]:
     """Start the pipeline from its deployment; the flow run's id, once its training has gone on for
-    some steps.
+    some steps, from those that are kept.
     """
-    done = served.command(
-        "prefect", "deployment", "run", "full-pipeline", "-p", f"overrides={json.dumps(ENDLESS)}"
-    )
-    assert done.returncode == 0, done.stderr
+    flow_run = served.schedule("full-pipeline", ENDLESS)
     until(lambda: trainings(served.root) and progress(trainings(served.root)[0]))
     (job,) = trainings(served.root)
     before = steps_seen(job)
-    until(lambda: steps_seen(job) != before)
-    (run,) = runs(served.root)
-    return run["flow_run"], job
+    until(lambda: steps_seen(job) != before and logged(job) > kept)
+    return flow_run, job
 
 
 def steps_seen(job: Job) -> list[int]:
@@ -58,13 +54,16 @@ def logged(job: Job) -> int:
     return json.loads(last)["step"]
 
 
-def test_a_served_training_is_saved_by_signals_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_a_served_training_is_saved_by_signals_and_goes_on_after_a_kill(
+    tmp_path: Path, prefect_tables: Path
+) -> None:
+    with_tables(tmp_path, prefect_tables)
     kept, seen = [0], [0]
     ended: dict[str, set[str]] = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
         with serve(tmp_path) as served:
             until(lambda: all(served.states()[one] in ends for one, ends in ended.items()))
-            flow_run, job = train(served)
+            flow_run, job = train(served, kept[-1])
             assert min(steps_seen(job)[len(seen) - 1 :]) >= seen[-1], "it goes on where it was"
             os.killpg(served.process.pid, number)
             code = served.process.wait(STOP_SEC)
@@ -79,8 +78,4 @@ def test_a_served_training_is_saved_by_signals_and_goes_on_after_a_kill(tmp_path
             assert kept[-1] >= logged(job) > kept[-2], "it saved before it stopped"
         # Its worker, told to stop as serve dies, may leave a killed one the time to say so itself.
         ended[flow_run] = {"Crashed", "Cancelled"} if number == signal.SIGKILL else {"Cancelled"}
-    with serve(tmp_path) as served:
-        until(lambda: all(served.states()[one] in ends for one, ends in ended.items()))
-        _, job = train(served)
-        until(lambda: logged(job) > kept[-1])
-    assert checkpointed(job) > kept[-1]
+    assert states(tmp_path)[flow_run] == "Cancelled"

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,13 +255,7 @@ def test_two_processes_do_as_one(workshop: Workshop, tmp_path: Path) -> None:
     alone = changed.job(tmp_path / "alone")
     run(alone)
     pair = changed.changed(num_processes=2).elsewhere(tmp_path / "store")
-    description = pair.describe(tmp_path / "pair.json")
-    subprocess.run(
-        [sys.executable, "tests/training/run_phase.py", str(description)], check=True, timeout=600
-    )
-    metrics = (
-        pair.store.need(pair.identity, "the test").file("metrics.jsonl").read_text().splitlines()
-    )
+    metrics = pair.train().file("metrics.jsonl").read_text().splitlines()
     told = [line for line in map(json.loads, metrics) if "alignment" in line]
     for name in ("loss", "alignment", "grad_norm"):
         assert [line[name] for line in told] == pytest.approx(

@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from hdm.errors import DoesNotFitError, HdmError
+from hdm.errors import DoesNotFitError, HdmError, SavedOnSignal
 from hdm.model_files.opening import open_model
 from hdm.models.components import weights_digest
 from hdm.store import locked
@@ -25,6 +26,7 @@ from hdm.training.process.job import FILES, outcome_error, read_outcome, write_o
 from tests.training.here import train_here
 from tests.training.workshop import Workshop
 
+PROJECT = Path(__file__).parents[2]
 RUN_PHASE = Path(__file__).with_name("run_phase.py")
 SNAPSHOTS = [f"ema-{length}-{step:08d}.safetensors" for length in (0.1, 0.2) for step in (4, 8, 12)]
 PATIENCE_SEC = 600.0  # on a busy machine; nothing here is a claim about speed
@@ -59,14 +61,40 @@ def wait_until(happened: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def start(workshop: Workshop, path: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """A flow's process that trains the phase, with more variables in its environment."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables}
+def start(workshop: Workshop, path: Path) -> subprocess.Popen[bytes]:
+    """A flow's process that trains the phase, for tests that kill it."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     return subprocess.Popen(
         [sys.executable, RUN_PHASE, workshop.describe(path)],
         env=environment,
         stderr=subprocess.PIPE,
     )
+
+
+@contextlib.contextmanager
+def then(happened: Callable[[], Any], act: Callable[[], None]) -> Iterator[None]:
+    """Do that from another thread when it has happened, while this one trains as a flow's process
+    does.
+    """
+
+    def watch() -> None:
+        wait_until(happened)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    thread.join()
+
+
+def stop_this_process(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def plant(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Python run this first in every process that is started from now on."""
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(PROJECT)]))
 
 
 def scratch(workshop: Workshop) -> Path:
@@ -115,12 +143,11 @@ def test_signals_kills_and_damage_change_no_byte(
     here = cached.elsewhere(tmp_path / "store")
 
     # SIGTERM: saved, and said so.
-    flow = start(here, tmp_path / "told.json")
-    wait_until(lambda: newest_step(here) >= 1)
-    flow.send_signal(signal.SIGTERM)
-    _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    assert flow.returncode == 75
-    assert b"stopped on a signal after saving" in errors
+    with (
+        then(lambda: newest_step(here) >= 1, stop_this_process(signal.SIGTERM)),
+        pytest.raises(SavedOnSignal, match="stopped on a signal after saving"),
+    ):
+        here.train()
     assert not any(map(is_alive, ranks(here)))
     saved = newest_step(here)
 
@@ -176,50 +203,41 @@ def test_the_files_show_what_was_learnt(undisturbed: Path, workshop: Workshop) -
     assert told["component_names"] == {}, "they are folders of this machine"
 
 
-def test_a_rank_that_dies_takes_the_others_down_and_training_goes_on(
+def test_two_ranks_go_on_after_one_died_and_die_with_their_flow(
     undisturbed: Path, cached: Workshop, tmp_path: Path
 ) -> None:
     pair = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
+    assert pair.identity.digest == cached.identity.digest
     flow = start(pair, tmp_path / "told.json")
     wait_until(lambda: newest_step(pair) >= 2)
     first = ranks(pair)
+    assert len(first) == 2
     os.kill(first[-1], signal.SIGKILL)
     wait_until(lambda: not any(map(is_alive, first)))
-    _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    assert flow.returncode == 0, errors.decode()
+    before = newest_step(pair)
+    wait_until(lambda: newest_step(pair) >= before + 3)
+    second = ranks(pair)
+    assert len(second) == 2
+    flow.kill()
+    _, errors = flow.communicate()
     assert b"going on from step" in errors
-    # Two processes sum gradients in another order than one.
-    assert losses(pair.folder / "metrics.jsonl") == pytest.approx(
-        losses(undisturbed / "metrics.jsonl"), rel=1e-3
-    )
+    wait_until(lambda: not any(map(is_alive, second)))
+    # Both saw the batches that one process sees; two sum gradients in another order.
+    seen = losses(pair.folder / "metrics.jsonl")
+    assert len(seen) >= newest_step(pair) - 1, "a checkpoint carries the line that is still due"
+    assert seen == pytest.approx(losses(undisturbed / "metrics.jsonl")[: len(seen)], rel=1e-3)
 
 
 def test_a_training_that_dies_without_a_step_further_is_not_started_again(
     cached: Workshop, tmp_path: Path
 ) -> None:
     here = cached.changed(checkpoint_sec=1e7).elsewhere(tmp_path / "store")
-    flow = start(here, tmp_path / "told.json")
-    wait_until(lambda: ranks(here))
-    os.kill(ranks(here)[0], signal.SIGKILL)
-    _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    assert flow.returncode == 1
-    assert b"SIGKILL often means that memory ran out" in errors
-
-
-def test_two_ranks_see_the_same_batches_and_die_with_their_flow(
-    undisturbed: Path, cached: Workshop, tmp_path: Path
-) -> None:
-    pair = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
-    assert pair.identity.digest == cached.identity.digest
-    flow = start(pair, tmp_path / "told.json")
-    wait_until(lambda: newest_step(pair) >= 4)
-    assert len(ranks(pair)) == 2
-    flow.kill()
-    flow.communicate()
-    wait_until(lambda: not any(map(is_alive, ranks(pair))))
-    seen = losses(pair.folder / "metrics.jsonl")
-    assert len(seen) >= newest_step(pair) - 1, "a checkpoint carries the line that is still due"
-    assert seen == pytest.approx(losses(undisturbed / "metrics.jsonl")[: len(seen)], rel=1e-4)
+    with (
+        then(lambda: ranks(here), lambda: os.kill(ranks(here)[0], signal.SIGKILL)),
+        pytest.raises(HdmError, match="SIGKILL often means that memory ran out") as caught,
+    ):
+        here.train()
+    assert caught.value.exit_code == 1
 
 
 def test_two_ranks_end_a_phase_together_and_hand_on_its_best_weights(
@@ -261,9 +279,12 @@ def test_two_ranks_end_a_phase_together_and_hand_on_its_best_weights(
 
 
 def test_variables_of_another_launcher_change_no_byte(
-    undisturbed: Path, cached: Workshop, tmp_path: Path
+    undisturbed: Path,
+    cached: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    here = cached.elsewhere(tmp_path / "store")
     launched = {
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
         "MASTER_ADDR": "127.0.0.1",
@@ -271,27 +292,23 @@ def test_variables_of_another_launcher_change_no_byte(
         "RANK": "0",
         "WORLD_SIZE": "2",
     }
-    flow = start(here, tmp_path / "told.json", **launched)
-    try:
-        _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    finally:
-        flow.kill()
-    assert flow.returncode == 0, errors.decode()
-    assert b"ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in errors
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    output = cached.elsewhere(tmp_path / "store").train()
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in caplog.text
     for name in ("weights.safetensors", "ema.safetensors", "metrics.jsonl"):
-        assert (here.folder / name).read_bytes() == (undisturbed / name).read_bytes()
+        assert output.file(name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_a_signal_before_the_first_step_claims_no_saving(cached: Workshop, tmp_path: Path) -> None:
     here = cached.elsewhere(tmp_path / "store")
-    flow = start(here, tmp_path / "told.json")
-    wait_until(lambda: ranks(here))
-    flow.send_signal(signal.SIGINT)
-    _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    assert flow.returncode == 75
+    with (
+        then(lambda: ranks(here), stop_this_process(signal.SIGINT)),
+        pytest.raises(SavedOnSignal, match="no checkpoint had been saved yet") as caught,
+    ):
+        here.train()
     assert newest_step(here) == 0, "the signal came too late for this test"
-    assert b"after saving" not in errors
-    assert b"no checkpoint had been saved yet" in errors
+    assert "after saving" not in str(caught.value)
 
 
 def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
@@ -299,12 +316,9 @@ def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
 ) -> None:
     """Else the next phase would start as if nobody had asked."""
     here = cached.elsewhere(tmp_path / "store")
-    (tmp_path / "sitecustomize.py").write_text(STOPS_THE_FLOW_AT_THE_END)
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    flow = start(here, tmp_path / "told.json", PYTHONPATH=path)
-    _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    assert flow.returncode == 75, errors.decode()
-    assert b"as it ended; all of it is saved" in errors
+    plant(STOPS_THE_FLOW_AT_THE_END, tmp_path, monkeypatch)
+    with pytest.raises(SavedOnSignal, match="as it ended; all of it is saved"):
+        here.train()
     assert not (here.folder / "manifest.json").exists()
     lines = len(losses(scratch(here) / "result" / "metrics.jsonl"))
     monkeypatch.setattr(phase, "run_training", train_here)
@@ -315,19 +329,19 @@ def test_a_signal_in_the_last_moment_of_a_phase_stops_the_run_and_loses_nothing(
 
 
 def test_an_exception_in_a_worker_is_shown_and_not_tried_again(
-    cached: Workshop, tmp_path: Path
+    cached: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Rank 1 fails, rank 0 only loses its peer; checkpoints lie before that."""
     here = cached.changed(num_processes=2).elsewhere(tmp_path / "store")
-    (tmp_path / "sitecustomize.py").write_text(FAILS_AT_STEP_5)
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    flow = start(here, tmp_path / "told.json", PYTHONPATH=path)
-    _, errors = flow.communicate(timeout=PATIENCE_SEC)
-    told = errors.decode()
-    assert flow.returncode == 1, told
+    plant(FAILS_AT_STEP_5, tmp_path, monkeypatch)
+    with pytest.raises(HdmError, match="ZeroDivisionError: planted") as caught:
+        here.train()
+    assert caught.value.exit_code == 1
     assert newest_step(here) >= 1
-    assert "ZeroDivisionError: planted" in told
-    assert "going on from step" not in told
+    assert "going on from step" not in caplog.text
     assert "ZeroDivisionError: planted" in (scratch(here) / "training.log").read_text()
 
 
