@@ -168,6 +168,7 @@ def _count(value: Any, known: dict[int, int]) -> int:
 
 def _document(path: Path) -> Mapping[str, object]:
     try:
+        # Cached by the text, so an edited file is parsed again.
         document = _parsed(path, path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"not YAML: {error}", where=path) from error

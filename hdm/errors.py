@@ -33,6 +33,7 @@ class HdmError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = None, do: str | None = None) -> None:
+        # When it is made: libraries log and store errors without asking.
         self.what = redacted(what)
         self.do = redacted(do) if do else do
         place = redacted(str(where))

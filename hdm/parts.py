@@ -321,6 +321,8 @@ def _begin_process(step: Step[Any, Any], over: _Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_in_time, args=(over,), name="end-in-time", daemon=True).start()
     _compute_with_one_thread()
+    # A pool hands its functions only their arguments, so the tools lie in a global, open until the
+    # process ends.
     stack = ExitStack()
     _here = _Here(step, stack.enter_context(step.open()), over, stack)
 

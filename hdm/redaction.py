@@ -73,6 +73,7 @@ def holds_secret(text: str) -> bool:
 def redacted(text: str) -> str:
     """The text without secrets: those read by reference, those in variables of the environment that
     are named like one (HF_TOKEN), and users and queries of URLs."""
+    # Secrets that were read by reference are shown as that reference.
     known = {**dict.fromkeys(_of_environment(), HIDDEN), **_known}
     # Longest first: a shorter secret may be part of a longer one.
     for secret in sorted(known, key=len, reverse=True):

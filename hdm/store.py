@@ -386,7 +386,8 @@ class Draft(Folder):
         self.clock = time.monotonic()
         self.figures: dict[str, float] = {}
         with _writing(folder):
-            # A kill between writing a temporary file and renaming it leaves the temporary file.
+            # A kill between writing a temporary file and renaming it leaves the temporary file,
+            # also in a subfolder, as components have.
             for leftover in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
                 remove(leftover)
         _made_folder(folder / COPIES)
@@ -453,6 +454,7 @@ class Draft(Folder):
     def forget(self) -> None:
         """Remove everything that only resuming needs."""
         with _writing(self.path):
+            # The lock's file too: the folder is either finished by now, or removed next.
             for hidden in RESUMING:
                 remove(self.path / hidden)
 
@@ -888,6 +890,7 @@ def is_locked(path: Path) -> bool:
     except OSError as error:
         return _refused(error, path)  # anything but a file is not locked
     try:
+        # Shared, so that two processes that ask do not take each other for the holder.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -928,6 +931,7 @@ def _holds(folder: Path, record: FileRecord, content: bool) -> bool:
         check_regular(path)
         if state.st_size != record.bytes:
             return False
+        # With the time of the inode's change, which no tool can set back as it can the other.
         key = (record.sha256, state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
         if not content or key in _held:
             return True
