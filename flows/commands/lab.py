@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.run import prepare, server, traceback_once
+from flows.commands.run import begin_server, prepare, server, traceback_once
 from hdm import values
 from hdm.errors import SavedOnSignal
 from hdm.lab.grid import Grid, lab_names
@@ -98,9 +96,10 @@ def _run(
     verbose: bool,
 ) -> None:
     prepare(project.root, verbose)
-    # torch takes seconds to import; meanwhile Prefect's server starts.
-    threading.Thread(target=importlib.import_module, args=("hdm.stages",), daemon=True).start()
-    with server(project.root), traceback_once(verbose):
+    begun = begin_server(project.root)
+    import hdm.stages  # noqa: F401  (torch: seconds, in which Prefect's server starts)
+
+    with server(project.root, begun), traceback_once(verbose):
         from flows.compare_settings import lab_flow
 
         compare_settings = lab_flow(project)

@@ -11,6 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,25 @@ def run_pipeline(
         HdmError: the run failed; SavedOnSignal if a signal stopped it.
     """
     pipeline = project.pipeline(name, settings)
-    from hdm.stages import (
-        preflight,  # torch: seconds, which a mistake in the settings does not wait for
-    )
+    root = project.root
 
-    # Before any server starts, so that a mistake in the settings is reported at once.
-    preflight(pipeline, project.store, start_from, stop_after)
-    prepare(project.root, verbose)
+    def check() -> None:
+        from hdm.stages import preflight  # torch: seconds
+
+        preflight(pipeline, project.store, start_from, stop_after)
+
+    if databases(root):
+        prepare(root, verbose)
+        begun = begin_server(root)
+        check()  # while the server starts
+    else:
+        # The first server makes its database's tables, which a mistake in the settings would cut
+        # short.
+        check()
+        prepare(root, verbose)
+        begun = begin_server(root)
     outcome = Outcome()
-    with server(project.root), traceback_once(verbose):
+    with server(root, begun), traceback_once(verbose):
         from flows.full_pipeline import pipeline_flow
 
         full_pipeline = pipeline_flow(project, outcome)
@@ -101,7 +112,7 @@ def run_pipeline(
         raise SavedOnSignal(state.message or "stopped")
     if isinstance(records, Exception):
         raise records
-    return _summary(project.root, name, records, outcome)
+    return _summary(root, name, records, outcome)
 
 
 def prepare(root: Path, verbose: bool) -> None:
@@ -130,31 +141,35 @@ def prepare(root: Path, verbose: bool) -> None:
     show_log()
 
 
-@contextlib.contextmanager
-def server(root: Path) -> Iterator[None]:
-    """Use the server whose address is set, or else start one for the duration of the run.
+@dataclass(frozen=True)
+class OwnServer:
+    """A run's own server, which may still be starting.
+
+    Args:
+        service: its process.
+        address: where it will answer.
+        secret: its password.
+        starting: close it once the server answers.
+    """
+
+    service: Service
+    address: str
+    secret: str
+    starting: contextlib.ExitStack
+
+
+def begin_server(root: Path) -> OwnServer | None:
+    """Begin to start a server that lives as long as this process; None if another one's address is
+    set.
 
     Prefect would start one itself, but in the terminal's process group. There Ctrl-C ends the
     server before the run has reported its state, and the server outlives a run that is killed.
     """
-    from prefect.settings import (
-        PREFECT_API_AUTH_STRING,
-        PREFECT_API_URL,
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        get_current_settings,
-        temporary_settings,
-    )
+    from prefect.settings import get_current_settings  # Prefect: a second
 
-    from tasks.patience import hurried_at_last, install  # Prefect: seconds
-
-    install()
     # From the environment, Prefect's profile, or the `hdm serve` of this store (`prepare`).
-    url = get_current_settings().api.url
-    if url is not None:
-        _check(url)
-        with under_way(root, "a run"), hurried_at_last():
-            yield
-        return
+    if get_current_settings().api.url is not None:
+        return None
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # Prefect sends its last logs and events while Python ends
     secret = password(root)
@@ -171,20 +186,46 @@ def server(root: Path) -> Iterator[None]:
         [listener],
     )
     # Until it answers: by then it has made its tables.
-    with alone_at(start_lock(root)):
-        stack.enter_context(service)
-        wait_for(f"{address}/api/health", service.process, root)
+    starting = stack.enter_context(contextlib.ExitStack())
+    starting.enter_context(alone_at(start_lock(root)))
+    stack.enter_context(service)
+    return OwnServer(service, address, secret, starting)
+
+
+@contextlib.contextmanager
+def server(root: Path, own: OwnServer | None) -> Iterator[None]:
+    """Use the server that `begin_server` started, once it answers, or else the one whose address is
+    set.
+    """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    from tasks.patience import hurried_at_last, install  # Prefect: seconds
+
+    install()
+    if own is None:
+        _check(str(get_current_settings().api.url))
+        with under_way(root, "a run"), hurried_at_last():
+            yield
+        return
+    wait_for(f"{own.address}/api/health", own.service.process, root)
+    own.starting.close()
     # Each flow's heartbeat thread takes up to a second to end, and nothing reads heartbeats here.
     with (
         under_way(root, "a run"),
         temporary_settings(
             {
-                PREFECT_API_URL: f"{address}/api",
-                PREFECT_API_AUTH_STRING: secret,
+                PREFECT_API_URL: f"{own.address}/api",
+                PREFECT_API_AUTH_STRING: own.secret,
                 PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
             }
         ),
-        _kept_alive(service),
+        _kept_alive(own.service),
         hurried_at_last(),
     ):
         yield

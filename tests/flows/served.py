@@ -26,11 +26,11 @@ BEYOND, PROXY = "127.0.0.2", "https://images.example"
 START_SEC, STOP_SEC, WAIT_SEC = 600.0, 90.0, 300.0
 TEMPORARY = """
 import os, sys
-from flows.commands.run import prepare, server
+from flows.commands.run import begin_server, prepare, server
 from hdm.store import store_root
 root = store_root()
 prepare(root, False)
-with server(root):
+with server(root, begin_server(root)):
     from prefect.settings import get_current_settings
     print(get_current_settings().api.url.removesuffix("/api"), flush=True)
     sys.stdin.read()
