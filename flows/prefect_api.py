@@ -43,4 +43,5 @@ def _answer(method: str, address: str, authorization: str | None, body: bytes = 
         headers["Authorization"] = f"Basic {encoded}"
     request = urllib.request.Request(address, body or None, headers, method=method)
     with urllib.request.urlopen(request, timeout=TIMEOUT_SEC) as answer:
-        return answer.read()
+        content: bytes = answer.read()
+        return content

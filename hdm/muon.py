@@ -97,7 +97,8 @@ class Muon(torch.optim.Optimizer):
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
-        return state["momentum_buffer"]
+        average: Tensor = state["momentum_buffer"]
+        return average
 
 
 def _alike(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:

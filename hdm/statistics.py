@@ -220,7 +220,8 @@ def frechet_distance(
 
 def _square_root(symmetric: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(symmetric)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    root: np.ndarray = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    return root
 
 
 class Kernels:
@@ -270,4 +271,5 @@ def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
 def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     squared = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
     # The expanded square may round to slightly below 0.
-    return np.exp(-np.clip(squared, 0, None) / (2 * MMD_SIGMA**2))
+    similarity: np.ndarray = np.exp(-np.clip(squared, 0, None) / (2 * MMD_SIGMA**2))
+    return similarity

@@ -8,6 +8,7 @@ refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ class Within:
     ) -> CoreSchema:
         kind = "a whole number" if source is int else "a number"
 
-        def check(value: Any, parse: core_schema.ValidatorFunctionWrapHandler) -> Number:
+        def check(value: Any, parse: Callable[[Any], Number]) -> Number:
             # Integers are compared before parsing: a float does not hold every one of them.
             outside = isinstance(value, bool) or (isinstance(value, int) and value not in self)
             try:

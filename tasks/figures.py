@@ -6,12 +6,36 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, images seen
 # Uploads of large artifacts time out in MLflow (its issue 7564).
 LARGEST_BYTES = 30_000_000
 LOOKED_AT = (".png", ".json", ".jsonl", ".html")
+
+
+class FileRecord(TypedDict):
+    """Of a file in a manifest: what is read here."""
+
+    name: str
+    counts: dict[str, int]
+
+
+class Manifest(TypedDict):
+    """Of an output: what is read here."""
+
+    name: str
+    digest: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: list[FileRecord]
+    summary: dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in an output's folder."""
+    manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
+    return manifest
 
 
 def flattened(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -34,7 +58,7 @@ def numeric(value: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, item
 
 
-def counts(manifest: dict[str, Any]) -> dict[str, int]:
+def counts(manifest: Manifest) -> dict[str, int]:
     """The counts of an output's files, summed."""
     total: dict[str, int] = {}
     for record in manifest["files"]:
@@ -53,15 +77,15 @@ def measured(folder: Path) -> dict[str, float]:
         return {}
 
 
-def origin(root: Path, manifest: dict[str, Any]) -> str:
+def origin(root: Path, manifest: Manifest) -> str:
     """The digest of the download that an output comes from."""
     if not manifest["inputs"]:
         return manifest["digest"]
     name, digest = next(iter(manifest["inputs"].items()))
-    return origin(root, json.loads((root / name / digest / "manifest.json").read_bytes()))
+    return origin(root, read_manifest(root / name / digest))
 
 
-def shown(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+def shown(folder: Path, manifest: Manifest) -> list[Path]:
     """The files of an output that people look at. The manifest, which lists every file with size
     and sha256, comes first.
     """

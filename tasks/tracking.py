@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.figures import (
+    Manifest,
     Pictures,
     Point,
     Series,
@@ -37,6 +38,7 @@ from tasks.figures import (
     measured,
     numeric,
     origin,
+    read_manifest,
     shown,
 )
 from tasks.moved import follow_store
@@ -225,7 +227,7 @@ class Mirror:
     def on_made(self, event: Event) -> None:
         child = self.children[event["name"]]
         folder = Path(event["path"])
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = read_manifest(folder)
         # The last points may have been written after the last tick.
         self.follow()
         finals: dict[str, float] = {}
@@ -336,7 +338,7 @@ class Mirror:
         runs = self.client.search_runs([self.experiment], this_run, max_results=1)
         if not runs:
             return None
-        run_id = runs[0].info.run_id
+        run_id: str = runs[0].info.run_id
         self.client.update_run(run_id, status="RUNNING")
         self._tag(run_id, own)
         return run_id
@@ -358,7 +360,8 @@ class Mirror:
         run = self.client.create_run(
             self.experiment, start_time=int(at * 1000), tags={**self.tags, **tags}, run_name=name
         )
-        return run.info.run_id
+        run_id: str = run.info.run_id
+        return run_id
 
     def _tag(self, run: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -385,21 +388,21 @@ class Mirror:
         metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
         self.client.log_batch(run, metrics=metrics[:METRICS_AT_ONCE])
 
-    def _inputs(self, run: str, manifest: dict[str, Any]) -> None:
+    def _inputs(self, run: str, manifest: Manifest) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         context = [InputTag("mlflow.data.context", manifest["name"])]
         inputs = []
         for name, digest in manifest["inputs"].items():
             folder = self.root / name / digest
-            profile = json.dumps(counts(json.loads((folder / "manifest.json").read_bytes())))
+            profile = json.dumps(counts(read_manifest(folder)))
             source = json.dumps({"uri": str(folder)})
             dataset = Dataset(name, digest, "local", source, profile=profile)
             inputs.append(DatasetInput(dataset, context))
         if inputs:
             self.client.log_inputs(run, inputs)
 
-    def _register(self, run: str, manifest: dict[str, Any], folder: Path) -> None:
+    def _register(self, run: str, manifest: Manifest, folder: Path) -> None:
         """Register a version of the model for a phase. The weights stay in the store and are listed
         by path, size and sha256.
         """

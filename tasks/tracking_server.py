@@ -81,7 +81,8 @@ def _mlflow(database: str, artifacts: str, lock: Path) -> ASGIApp:
     # Two processes must not create MLflow's tables at the same time.
     with alone_at(lock):
         initialize_backend_stores(database, database, "mlflow-artifacts:/")
-    return app
+    mlflow: ASGIApp = app
+    return mlflow
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ def _holds_pictures(path: Path, settings: DownloadSettings) -> bool:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _detect_folder(place: Path, settings: DownloadSettings) -> SourceKind:

@@ -206,8 +206,9 @@ def _parquet_rows(path: Path, columns: list[str], encoding: str | None) -> Itera
 def _values(column: pa.Array) -> list[Any]:
     """The values of a column, with texts as bytes: a single damaged text must not end the table."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(pa.large_binary()).to_pylist()
-    return column.to_pylist()
+        column = column.cast(pa.large_binary())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def _jsonl_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:

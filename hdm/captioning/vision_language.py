@@ -77,9 +77,10 @@ class VisionLanguage(Describing):
             return self.settings.prompt
         words = {"type": "text", "text": self.settings.prompt or DEFAULT_INSTRUCTION}
         conversation = [{"role": "user", "content": [{"type": "image"}, words]}]
-        return self.processor.apply_chat_template(
+        instruction: str = self.processor.apply_chat_template(
             conversation, add_generation_prompt=True, tokenize=False
         )
+        return instruction
 
     @torch.inference_mode()
     def _generate(
@@ -100,9 +101,9 @@ class VisionLanguage(Describing):
                 max_new_tokens=self.settings.max_tokens,
                 **options,
             )
-        return self.processor.batch_decode(
-            _answer(generated, inputs.get("input_ids")), skip_special_tokens=True
-        )
+        answers = _answer(generated, inputs.get("input_ids"))
+        texts: list[str] = self.processor.batch_decode(answers, skip_special_tokens=True)
+        return texts
 
 
 def _answer(generated: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:

@@ -88,4 +88,6 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """The concatenated ranges [start, stop)."""
     lengths = stops - starts
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+    shifts = np.repeat(starts - ends + lengths, lengths)
+    ranges: np.ndarray = np.arange(ends[-1]) + shifts
+    return ranges

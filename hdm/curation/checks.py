@@ -179,7 +179,8 @@ def _first_equal(hashes: pa.ChunkedArray) -> np.ndarray:
     """(N,) the place of the first picture with the same pixels."""
     numbers = hashes.combine_chunks().dictionary_encode().indices.to_numpy()
     _, first = np.unique(numbers, return_index=True)  # numbered in order of appearance
-    return first[numbers]
+    firsts: np.ndarray = first[numbers]
+    return firsts
 
 
 def _best_first(measures: pa.Table) -> np.ndarray:

@@ -165,7 +165,8 @@ def colours_agree(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     theirs = _inner_colours(second)
     cosine = (mine * theirs).sum(1) / np.maximum(_norm(mine) * _norm(theirs), 1e-6)
     least = np.minimum(_norm(mine), _norm(theirs)) / np.sqrt(mine.shape[1])
-    return (least < COLOURLESS) | (cosine >= MIN_COLOUR_COSINE)
+    agree: np.ndarray = (least < COLOURLESS) | (cosine >= MIN_COLOUR_COSINE)
+    return agree
 
 
 def _inner_colours(side: np.ndarray) -> np.ndarray:
@@ -189,7 +190,10 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     side = GREY_SIDE // GREY_PLACES
     means = grey.reshape(len(grey), GREY_PLACES, side, GREY_PLACES, side).mean(axis=(2, 4))
     colour = first["colour"].astype(np.float32) - second["colour"]
-    return np.maximum(np.abs(means).max(axis=(1, 2)), np.abs(colour).max(axis=(1, 2, 3)))
+    of_grey = np.abs(means).max(axis=(1, 2))
+    of_colour = np.abs(colour).max(axis=(1, 2, 3))
+    larger: np.ndarray = np.maximum(of_grey, of_colour)
+    return larger
 
 
 def mirror(records: np.ndarray) -> np.ndarray:
@@ -202,7 +206,8 @@ def mirror(records: np.ndarray) -> np.ndarray:
 
 
 def _norm(values: np.ndarray) -> np.ndarray:
-    return np.sqrt((values**2).sum(axis=1))
+    norms: np.ndarray = np.sqrt((values**2).sum(axis=1))
+    return norms
 
 
 def _resampled(grey: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -211,7 +216,8 @@ def _resampled(grey: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """
     across = _weights(boxes[:, 0], boxes[:, 2])
     down = _weights(boxes[:, 1], boxes[:, 3])
-    return down @ grey.astype(np.float32) @ across.transpose(0, 2, 1)
+    samples: np.ndarray = down @ grey.astype(np.float32) @ across.transpose(0, 2, 1)
+    return samples
 
 
 def _weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -221,7 +227,8 @@ def _weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     reach = np.maximum(step, 1)[:, None, None]
     shares = 1 - np.abs(np.arange(GREY_SIDE) - centres[:, :, None]) / reach
     shares = np.maximum(shares, 0).astype(np.float32)
-    return shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-6)
+    weights: np.ndarray = shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-6)
+    return weights
 
 
 def _gradients(grey: np.ndarray) -> np.ndarray:

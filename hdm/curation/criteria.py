@@ -98,16 +98,19 @@ class Criterion:
 
 def numbers(measures: pa.Table, name: str) -> np.ndarray:
     """A column as float64, NaN for null."""
-    return measures.column(name).cast(pa.float64()).to_numpy()
+    values: np.ndarray = measures.column(name).cast(pa.float64()).to_numpy()
+    return values
 
 
 def _shorter(measures: pa.Table) -> np.ndarray:
-    return np.minimum(numbers(measures, "width"), numbers(measures, "height"))
+    shorter: np.ndarray = np.minimum(numbers(measures, "width"), numbers(measures, "height"))
+    return shorter
 
 
 def _aspect(measures: pa.Table) -> np.ndarray:
     longer = np.maximum(numbers(measures, "width"), numbers(measures, "height"))
-    return longer / _shorter(measures)
+    aspect: np.ndarray = longer / _shorter(measures)
+    return aspect
 
 
 def _sides(row: Row) -> str:

@@ -228,7 +228,9 @@ def _judge(table: pa.Table, inputs: Outputs, settings: FilterSettings) -> Verdic
 
 def _decodable(table: pa.Table) -> list[Key]:
     """Keys of the pictures that can be decoded, in order."""
-    return table.column("key").filter(pc.equal(table.column("decoded"), "ok")).to_pylist()
+    decodable = table.filter(pc.equal(table.column("decoded"), "ok"))
+    keys: list[Key] = decodable.column("key").to_pylist()
+    return keys
 
 
 def _positions(keys: list[Key], wanted: list[Key]) -> np.ndarray:

@@ -126,7 +126,8 @@ def _confirmed(
     mine: np.ndarray, theirs: np.ndarray, views: np.ndarray, criterion: Criterion
 ) -> np.ndarray:
     if criterion.difference is not None:
-        return difference(mine, theirs) <= criterion.difference
+        alike: np.ndarray = difference(mine, theirs) <= criterion.difference
+        return alike
     whole = (views == _WHOLE)[:, None]
     frame = np.zeros(len(views), np.int64)
     my_boxes = np.where(whole, EVERYTHING, boxes_within(mine["frame"], frame))
@@ -134,7 +135,8 @@ def _confirmed(
         whole, EVERYTHING, boxes_within(theirs["frame"], np.maximum(views, frame))
     )
     correlation = correlate(mine, my_boxes, theirs, their_boxes, MIN_CORRELATION)
-    return (correlation >= MIN_CORRELATION) & colours_agree(mine, theirs)
+    confirmed: np.ndarray = (correlation >= MIN_CORRELATION) & colours_agree(mine, theirs)
+    return confirmed
 
 
 def find_copies(
@@ -185,7 +187,8 @@ def find_families(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     one = np.concatenate([np.arange(count), pairs[:, 0]])
     other = np.concatenate([groups, pairs[:, 1]])
     links = coo_array((np.ones(len(one), np.int8), (one, other)), (count, count))
-    return connected_components(links, directed=False)[1]
+    families: np.ndarray = connected_components(links, directed=False)[1]
+    return families
 
 
 def same_meaning(embeddings: np.ndarray, cosine: float, device: str) -> np.ndarray:

@@ -89,7 +89,9 @@ def _block_means(values: np.ndarray) -> np.ndarray:
     wide = min(NOISE_BLOCK_PX, width)
     rows = height // tall
     columns = width // wide
-    return values[: rows * tall, : columns * wide].reshape(rows, tall, columns, wide).mean((1, 3))
+    blocks = values[: rows * tall, : columns * wide].reshape(rows, tall, columns, wide)
+    means: np.ndarray = blocks.mean((1, 3))
+    return means
 
 
 def _shorter_side_at_most(grey: np.ndarray, side: int) -> np.ndarray:

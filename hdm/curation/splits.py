@@ -126,7 +126,8 @@ class SplitMemory:
             return [None] * len(sha256)
         table = self._read()
         rows = pc.index_in(sha256, value_set=table["sha256"])
-        return table["split"].take(rows).to_pylist()
+        splits: list[str | None] = table["split"].take(rows).to_pylist()
+        return splits
 
     def remember(self, sha256: pa.Array, splits: Sequence[str]) -> None:
         """Store these splits and keep those of all other pictures."""

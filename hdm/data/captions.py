@@ -98,7 +98,8 @@ class RaggedRows:
         return rows
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        return (self.starts[rows + 1] - self.starts[rows]).astype(np.int32)
+        lengths: np.ndarray = self.starts[rows + 1] - self.starts[rows]
+        return lengths.astype(np.int32)
 
 
 def _padding(lengths: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -231,11 +232,9 @@ class TextTable(RaggedRows):
         # Offsets count from the row group's first row, since payloads of different groups are not
         # adjacent.
         tokens_before = self.starts[rows].astype(np.int64) - self.starts[firsts]
-        return (
-            self._groups.addresses(groups)
-            + tokens_before * self.form.token_bytes
-            + 4 * (rows - firsts + 1)
-        )
+        bytes_before = tokens_before * self.form.token_bytes + 4 * (rows - firsts + 1)
+        addresses: np.ndarray = self._groups.addresses(groups) + bytes_before
+        return addresses
 
 
 class _TextFile:

@@ -61,7 +61,8 @@ def gather(addresses: np.ndarray, run_bytes: int) -> np.ndarray:
         # for one after the other.
         np.asarray(_Memory(lowest, count + run_bytes - 1, 1))[places[:, None] + _pages(run_bytes)]
     runs = np.asarray(_Memory(lowest, count, run_bytes))
-    return runs[places].view(np.uint8).reshape(*addresses.shape, run_bytes)
+    copied: np.ndarray = runs[places]
+    return copied.view(np.uint8).reshape(*addresses.shape, run_bytes)
 
 
 class RowGroups:
@@ -102,7 +103,7 @@ class RowGroups:
             DamagedError: one, touched for the first time, is not what was written; the file is
                 named.
         """
-        addresses = self._addresses[groups]
+        addresses: np.ndarray = self._addresses[groups]
         if not addresses.all():
             for group in np.unique(groups[addresses == 0]).tolist():
                 self._addresses[group] = self._address(group)
@@ -122,4 +123,5 @@ class RowGroups:
                 do="run the same command again: it is made anew",
             )
         # The column keeps the payload, and so its memory map, alive.
-        return payload.ctypes.data
+        address: int = payload.ctypes.data
+        return address

@@ -34,7 +34,8 @@ class Index:
         before = np.concatenate(
             [np.zeros(1, np.int32), np.cumsum(marked[self.captions], dtype=np.int32)]
         )
-        return before[self.caption_starts[1:]] == before[self.caption_starts[:-1]]
+        unmarked: np.ndarray = before[self.caption_starts[1:]] == before[self.caption_starts[:-1]]
+        return unmarked
 
     @property
     def num_bytes(self) -> int:
@@ -71,4 +72,5 @@ def _members(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return np.zeros(len(keys), bool)
     wanted = np.sort(wanted)
     # searchsorted places keys above all wanted ones past the end.
-    return wanted[np.minimum(wanted.searchsorted(keys), len(wanted) - 1)] == keys
+    among: np.ndarray = wanted[np.minimum(wanted.searchsorted(keys), len(wanted) - 1)] == keys
+    return among

@@ -365,7 +365,9 @@ class Loader:
     def _draw_mirrored(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
         if self._mirrorable is None:
             return np.zeros(len(pictures), bool)
-        return self._mirrorable[pictures] & (uniform(positions, self.seed, _MIRROR) < 0.5)
+        chosen = uniform(positions, self.seed, _MIRROR) < 0.5
+        mirrored: np.ndarray = self._mirrorable[pictures] & chosen
+        return mirrored
 
     def _draw_captions(self, pictures: np.ndarray, positions: np.ndarray) -> np.ndarray:
         starts = self._index.caption_starts[pictures].astype(np.int64)

@@ -164,7 +164,8 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, Any]:
         or metadata.get(METADATA_CRC) != f"{zlib.crc32(metadata[METADATA]):08x}".encode()
     ):
         raise ValueError("its footer's metadata is not what was written")
-    return json.loads(metadata[METADATA])
+    stored: dict[str, Any] = json.loads(metadata[METADATA])
+    return stored
 
 
 class PagedColumn:

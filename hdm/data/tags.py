@@ -55,7 +55,8 @@ class TagTable:
         """Each row and position combined in one number, from which the other methods make the
         caption.
         """
-        return positions.astype(np.int64) << _ROW_BITS | rows
+        combined: np.ndarray = positions.astype(np.int64) << _ROW_BITS | rows
+        return combined
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         return np.array([len(ids) for ids in self._token_ids(rows)], np.int32)

@@ -49,4 +49,5 @@ class TextForm:
         integers = stored[..., : self.width].view(np.int8)
         # numpy changes the item size of contiguous arrays only.
         scale = np.ascontiguousarray(stored[..., self.width :]).view("<f4")
-        return (integers * scale).astype(np.float16)
+        values: np.ndarray = integers * scale
+        return values.astype(np.float16)

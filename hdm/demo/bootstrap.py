@@ -175,4 +175,6 @@ def _held_out_cosines(contrastive: Contrastive) -> np.ndarray:
         thing = replace(scene.things[0], kind=kind, colour=colour, rgb=COLOURS[colour])
         pictures.append(draw(replace(scene, things=(thing,))))
         texts.append(object_caption(colour, kind, thing.place, rng))
-    return (contrastive.embed_images(pictures) * contrastive.embed_texts(texts)).sum(1)
+    products = contrastive.embed_images(pictures) * contrastive.embed_texts(texts)
+    cosines: np.ndarray = products.sum(1)
+    return cosines

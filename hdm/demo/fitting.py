@@ -106,7 +106,8 @@ def _fit(names: Sequence[str], values: np.ndarray, cover: np.ndarray) -> np.ndar
         # A step may overshoot, and the size divides.
         values[:, 2] = np.maximum(values[:, 2], 2.0)
     placed = _place(names, values, cover.shape)
-    return np.max([_overlaps(placed, values, edge, cover) for edge in EDGES], axis=0)
+    best: np.ndarray = np.max([_overlaps(placed, values, edge, cover) for edge in EDGES], axis=0)
+    return best
 
 
 def _overlaps(placed: Placed, values: np.ndarray, softness: float, cover: np.ndarray) -> np.ndarray:
@@ -114,7 +115,9 @@ def _overlaps(placed: Placed, values: np.ndarray, softness: float, cover: np.nda
     drawn = _drawn(placed, values, np.full(len(values), softness))
     smaller = np.minimum(drawn, cover).sum((1, 2))
     # The smaller and the larger of two add up to both.
-    return smaller / (drawn.sum((1, 2)) + cover.sum() - smaller)
+    larger = drawn.sum((1, 2)) + cover.sum() - smaller
+    overlaps: np.ndarray = smaller / larger
+    return overlaps
 
 
 def _starts(names: Sequence[str], cover: np.ndarray) -> np.ndarray:
@@ -185,7 +188,8 @@ def _place(names: Sequence[str], values: np.ndarray, shape: tuple[int, ...]) -> 
 def _drawn(placed: Placed, values: np.ndarray, softness: np.ndarray) -> np.ndarray:
     """The share of every pixel that each shape covers, (S, H, W), at a softness (S,) in pixels."""
     sharpness = (values[:, 2] / softness)[:, None, None]
-    return np.clip(0.5 - placed.distance * sharpness, 0, 1)
+    shares: np.ndarray = np.clip(0.5 - placed.distance * sharpness, 0, 1)
+    return shares
 
 
 def _slopes(
@@ -252,4 +256,5 @@ def _distance(corners: np.ndarray, places: np.ndarray) -> np.ndarray:
         if edge[1]:  # a ray that crosses the outline an odd number of times begins inside
             crossed = (first[1] > places[:, 1]) != (second[1] > places[:, 1])
             inside ^= crossed & (apart[:, 0] < edge[0] * apart[:, 1] / edge[1])
-    return np.where(inside, -1, 1) * np.sqrt(nearest)
+    distance: np.ndarray = np.where(inside, -1, 1) * np.sqrt(nearest)
+    return distance

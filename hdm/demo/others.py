@@ -22,7 +22,8 @@ def regular(count: int, turn: float = 0.0) -> np.ndarray:
 def spikes(count: int, inner: float, outer: float = 0.56, turn: float = 0.0) -> np.ndarray:
     angles = np.arange(2 * count) * np.pi / count - np.pi / 2 + turn
     radii = np.where(np.arange(2 * count) % 2 == 0, outer, inner)
-    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    corners: np.ndarray = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return corners
 
 
 def arc(
@@ -55,7 +56,8 @@ def rounded_square(share: float) -> np.ndarray:
 def turned(corners: np.ndarray, degrees: float) -> np.ndarray:
     cos = np.cos(np.radians(degrees))
     sin = np.sin(np.radians(degrees))
-    return corners @ np.array([[cos, sin], [-sin, cos]])
+    rotated: np.ndarray = corners @ np.array([[cos, sin], [-sin, cos]])
+    return rotated
 
 
 def blob(seed: int) -> np.ndarray:
@@ -63,7 +65,8 @@ def blob(seed: int) -> np.ndarray:
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     waves = (rng.uniform(0.08, 0.16) * np.cos(k * turn + rng.uniform(0, 7)) for k in range(2, 6))
     radii = 0.42 * (1 + sum(waves))
-    return np.asarray(radii)[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
+    outline: np.ndarray = np.asarray(radii)[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
+    return outline
 
 
 def half(kind: str, side: int) -> np.ndarray:

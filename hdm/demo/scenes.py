@@ -261,4 +261,5 @@ def _draw_background(ground: Background, width: int, height: int) -> np.ndarray:
         if ground.kind == "checks":
             waves = waves * np.sin(across * np.float32(2 * np.pi / ground.period))
         share = np.clip(0.5 + waves * edge, 0, 1)
-    return first + share[:, :, None] * (second - first)
+    mixed: np.ndarray = first + share[:, :, None] * (second - first)
+    return mixed

@@ -29,7 +29,8 @@ def outline(kind: str) -> np.ndarray:
     if kind == "star":
         angles = np.arange(10) * np.pi / 5 - np.pi / 2
         radii = np.where(np.arange(10) % 2 == 0, 0.58, 0.235)
-        return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        star: np.ndarray = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        return star
     # The usual heart curve, moved to its middle and scaled to an extent of about 1.
     if kind == "heart":
         x = 16 * np.sin(turn) ** 3

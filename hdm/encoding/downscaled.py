@@ -258,4 +258,5 @@ def _pictures(inputs: Outputs, keys: Sequence[Key]) -> list[dict[str, Any]]:
     table = kept_pictures(inputs["download"], inputs["filter"])
     rows = pc.index_in(pa.array(keys), value_set=table.column("key"))
     assert not rows.null_count, "latents of pictures that the filter does not keep"
-    return table.take(rows).to_pylist()
+    pictures: list[dict[str, Any]] = table.take(rows).to_pylist()
+    return pictures

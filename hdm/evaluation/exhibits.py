@@ -170,7 +170,8 @@ class Exhibition(Closing):
     def _of_keys(self, keys: Iterable[Key]) -> list[dict[str, Any]]:
         """Rows of the samples, in the order of the keys."""
         rows = pc.index_in(pa.array(list(keys), pa.string()), value_set=self.samples["key"])
-        return self.samples.take(rows).to_pylist()
+        samples: list[dict[str, Any]] = self.samples.take(rows).to_pylist()
+        return samples
 
     def _images(self, samples: Iterable[Mapping[str, Any]]) -> list[str | None]:
         requests = (self._request(sample) for sample in samples)
@@ -214,9 +215,9 @@ def _first(table: pa.Table, condition: pc.Expression, count: int) -> list[dict[s
     """The first rows by key that meet a condition."""
     # Select the first k by key without sorting all rows.
     rows = table.filter(condition)
-    return rows.take(
-        pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])
-    ).to_pylist()
+    order = pc.select_k_unstable(rows, k=min(count, len(rows)), sort_keys=[("key", "ascending")])
+    first: list[dict[str, Any]] = rows.take(order).to_pylist()
+    return first
 
 
 def _caption(sample: Mapping[str, Any]) -> str:

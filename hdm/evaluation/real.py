@@ -114,11 +114,13 @@ def embeddings_of(measures: Output, keys: list[Key]) -> np.ndarray:
         return np.zeros((0, 0), np.float32)
     row_of = {key: row for row, key in enumerate(all_keys)}
     selected = vectors[[row_of[key] for key in keys]]
-    return selected / np.linalg.norm(selected, axis=1, keepdims=True)
+    unit: np.ndarray = selected / np.linalg.norm(selected, axis=1, keepdims=True)
+    return unit
 
 
 def _alike(scores: pa.Table, aspect: float) -> np.ndarray:
     """Whether each picture's aspect ratio is similar to this one; (N,) bool."""
     width = scores["width"].cast(pa.float64()).to_numpy()
     height = scores["height"].cast(pa.float64()).to_numpy()
-    return np.abs(np.log(width / height / aspect)) <= np.log(SIMILAR_ASPECT)
+    alike: np.ndarray = np.abs(np.log(width / height / aspect)) <= np.log(SIMILAR_ASPECT)
+    return alike

@@ -33,7 +33,8 @@ def suits(tensor: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, shift: Tensor | None = None, *, eps: float) -> Tensor:
     """x / √(mean x² + eps)·weight + shift over the last axis, in float32; both broadcast."""
     # Within `forward`, gradients always count as disabled, so their state is passed on.
-    return _RMSNorm.apply(x, weight, shift, eps, torch.is_grad_enabled())
+    normed: Tensor = _RMSNorm.apply(x, weight, shift, eps, torch.is_grad_enabled())
+    return normed
 
 
 def norm_and_rotate(
@@ -53,7 +54,10 @@ def norm_and_rotate(
     Returns:
         Three of (B, N, S, K).
     """
-    return _NormAndRotate.apply(qkv, weight, positions, table, eps)
+    rotated: tuple[Tensor, Tensor, Tensor] = _NormAndRotate.apply(
+        qkv, weight, positions, table, eps
+    )
+    return rotated
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -64,14 +68,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     # For 1,024 tokens in samples of 16, forward and back take 269 µs instead of 401
     # (bench/RESULTS.md).
     if q.dtype is torch.float32 and k.shape[2] <= SHORT and torch.is_grad_enabled():
-        return _ShortAttention.apply(q, k, v, mask)
+        mixed: Tensor = _ShortAttention.apply(q, k, v, mask)
+        return mixed
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def swiglu(halves: Tensor) -> Tensor:
     """silu(a)·b of the halves a, b of the last axis: (…, 2M) → (…, M)."""
     if torch.is_grad_enabled():
-        return _SwiGLU.apply(halves)
+        product: Tensor = _SwiGLU.apply(halves)
+        return product
     a, b = halves.chunk(2, -1)
     return F.silu(a).mul_(b)
 
@@ -86,13 +92,8 @@ def _angles(positions: Tensor, table: Tensor) -> Tensor:
 def _rms_factor(x: Tensor, eps: float) -> Tensor:
     """(mean x² + eps)^-½ over the last axis, which is kept with one element."""
     # vector_norm reads x once and writes no array of squares.
-    return (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        .square_()
-        .div_(x.shape[-1])
-        .add_(eps)
-        .rsqrt_()
-    )
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _rms_gradients(

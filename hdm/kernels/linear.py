@@ -56,7 +56,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        return _Linear.apply(x, weight, bias)
+        product: Tensor = _Linear.apply(x, weight, bias)
+        return product
     return _product(x, weight, bias)
 
 
@@ -69,7 +70,8 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weight_a, weight_b = weight.chunk(2)
     bias_a, bias_b = bias.chunk(2)
     silu = _pointwise(x, weight_a, bias_a, "swish")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, silu, weight_b, bias_b, "mul")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, silu, weight_b, bias_b, "mul")
+    return product
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -89,7 +91,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
+    return product
 
 
 @torch.library.custom_op("hdm::product", mutates_args=())

@@ -71,7 +71,9 @@ class _Attention(layers.Attention):
             weight = torch.stack((self.q_norm.weight, self.k_norm.weight))
             eps = self.q_norm.eps
         q, k, v = norm_and_rotate(qkv, weight, positions, self.rope.freqs, eps=eps)
-        return self.out(attend(q[:, :, :num_out], k, v, mask).transpose(1, 2).flatten(2))
+        mixed = attend(q[:, :, :num_out], k, v, mask)
+        tokens: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens
 
     def _untouched(self) -> bool:
         if not untouched(self.rope, rope.RotaryPositions):
@@ -99,8 +101,10 @@ class FeedForward(layers.FeedForward):
         w12 = self.w12
         # Training keeps the halves for the backward pass. Sampling does not write them, and is 7 %
         # faster for it.
-        if torch.is_grad_enabled() or not untouched(w12, Linear):
-            return self.w3(swiglu(w12(tokens_BSD)))
-        if not by_onednn(tokens_BSD, w12.weight):
-            return self.w3(swiglu(w12(tokens_BSD)))
-        return self.w3(gated(tokens_BSD, w12.weight, w12.bias))
+        apart = torch.is_grad_enabled() or not untouched(w12, Linear)
+        if apart or not by_onednn(tokens_BSD, w12.weight):
+            product = swiglu(w12(tokens_BSD))
+        else:
+            product = gated(tokens_BSD, w12.weight, w12.bias)
+        tokens: Tensor = self.w3(product)
+        return tokens

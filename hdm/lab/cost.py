@@ -153,7 +153,8 @@ def _run(request: Path, device: str) -> list[list[list[float]]]:
             f" {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"
         )
     # The last line, since libraries may print before it.
-    return json.loads(done.stdout.splitlines()[-1])
+    seconds: list[list[list[float]]] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def main(path: Path) -> None:

@@ -85,7 +85,8 @@ def relative_error(ours: Tensor, golden: Tensor, name: str, path: Path) -> float
     # A relative error is undefined here.
     if size == 0:
         return 0.0 if distance == 0 else math.inf
-    return distance / size
+    relative: float = distance / size
+    return relative
 
 
 class _Golden:

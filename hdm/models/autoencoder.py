@@ -117,7 +117,8 @@ class Autoencoder:
             )
 
         def whole(part: Tensor) -> Tensor:
-            return self.model.decode(part).sample
+            decoded: Tensor = self.model.decode(part).sample
+            return decoded
 
         raw = raw.to(self.device, torch.float32)
         if tile_px is None:
@@ -214,7 +215,8 @@ def _downscale(config: Mapping[str, Any]) -> int | None:
     # Every stage but the first, or but the last, halves.
     for name in ("num_encoder_blocks", "encoder_block_out_channels", "block_out_channels"):
         if name in config:
-            return 2 ** (len(config[name]) - 1)
+            downscale: int = 2 ** (len(config[name]) - 1)
+            return downscale
     return None
 
 
@@ -224,12 +226,11 @@ def raw_latent(encoded: Any, generator: torch.Generator | None) -> Tensor:
     """
     # AutoencoderKL returns a posterior, AutoencoderTiny `latents`, AutoencoderDC `latent`.
     if hasattr(encoded, "latent_dist"):
-        return (
-            encoded.latent_dist.mode()
-            if generator is None
-            else encoded.latent_dist.sample(generator)
-        )
-    return encoded.latent if hasattr(encoded, "latent") else encoded.latents
+        posterior = encoded.latent_dist
+        latent: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+    else:
+        latent = encoded.latent if hasattr(encoded, "latent") else encoded.latents
+    return latent
 
 
 def load_autoencoder(reference: str, device: str = "cpu") -> Autoencoder:

@@ -59,7 +59,8 @@ class Contrastive:
         """
         if not pictures:
             return np.zeros((0, self.embed_size), np.float32)
-        return self.model.encode_image(self.pixels(pictures), normalize=True).float().cpu().numpy()
+        embeddings: Tensor = self.model.encode_image(self.pixels(pictures), normalize=True)
+        return embeddings.float().cpu().numpy()
 
     def embed_texts(self, texts: list[str]) -> Embeddings:
         """Unit embeddings (B, embed_size) float32 of texts, truncated to the model's context."""
@@ -71,12 +72,9 @@ class Contrastive:
 
     @torch.no_grad()
     def _embed_texts(self, texts: list[str]) -> Embeddings:
-        return (
-            self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True)
-            .float()
-            .cpu()
-            .numpy()
-        )
+        tokens = self.tokenizer(texts).to(self.device)
+        embeddings: Tensor = self.model.encode_text(tokens, normalize=True)
+        return embeddings.float().cpu().numpy()
 
     @torch.no_grad()
     def caption(
@@ -145,7 +143,8 @@ def are_cut(tokenizer: Any, texts: list[str]) -> list[bool]:
         # looks for.
         return [len(ids) > context for ids in inner(texts, verbose=False)["input_ids"]]
     # open_clip's own pads with 0 and cuts: with room for one more token, only longer texts fill it.
-    return (tokenizer(texts, context_length=context + 1)[:, -1] != 0).tolist()
+    last: Tensor = tokenizer(texts, context_length=context + 1)[:, -1]
+    return [token != 0 for token in last.tolist()]
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

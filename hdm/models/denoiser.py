@@ -23,6 +23,7 @@ class DenoiserBlock(nn.Module):
     """
 
     dropout: float = 0.0
+    __call__: Callable[..., Tensor]
 
 
 class Denoiser(nn.Module, ABC):
@@ -31,6 +32,7 @@ class Denoiser(nn.Module, ABC):
     """
 
     architecture: XUTConfig
+    __call__: Callable[..., Tensor]
 
     @property
     def config(self) -> XUTConfig:

@@ -71,7 +71,8 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
     def forward(self, latent_BCHW: Tensor) -> Tensor:
-        return self.proj(latent_BCHW).flatten(2).mT
+        patches: Tensor = self.proj(latent_BCHW)
+        return patches.flatten(2).mT
 
 
 class PatchOutput(nn.Module):
@@ -88,7 +89,7 @@ class PatchOutput(nn.Module):
 
     def forward(self, tokens_BLD: Tensor, height: int, width: int) -> Tensor:
         p = self.patch_size
-        features = self.proj(tokens_BLD)
+        features: Tensor = self.proj(tokens_BLD)
         channels = features.shape[-1] // (p * p)
         # The published weights order a token's values by row, column, channel.
         patches = features.view(-1, height // p, width // p, p, p, channels)
@@ -113,7 +114,9 @@ class TimestepEmbedding(nn.Module):
         # nothing.
         angles = 1000 * timestep_B.double()[:, None] * self.freqs.double()
         # Cosines come first in the published weights.
-        return self.proj(torch.cat((angles.cos(), angles.sin()), -1).float())
+        sinusoids = torch.cat((angles.cos(), angles.sin()), -1)
+        embedding: Tensor = self.proj(sinusoids.float())
+        return embedding
 
 
 class AspectEmbedding(nn.Sequential):
@@ -124,7 +127,10 @@ class AspectEmbedding(nn.Sequential):
         _zero(self[-1])
 
     def forward(self, log_aspect_B: Tensor) -> Tensor:
-        return super().forward(log_aspect_B.float()[:, None])  # type: ignore[no-untyped-call]
+        column = log_aspect_B.float()[:, None]
+        # torch gives Sequential.forward no types.
+        embedding: Tensor = super().forward(column)  # type: ignore[no-untyped-call]
+        return embedding
 
 
 class ModulationNetwork(nn.Sequential):
@@ -211,7 +217,8 @@ class Attention(nn.Module):
         v = v.squeeze(2).transpose(1, 2)
         # Tokens beyond num_out are attended to, but have no queries.
         mixed = F.scaled_dot_product_attention(q[:, :, :num_out], k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        tokens: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens
 
 
 class SelfAttention(Attention):
@@ -256,7 +263,8 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
         a, b = self.w12(tokens_BSD).chunk(2, -1)
-        return self.w3(F.silu(a) * b)
+        tokens: Tensor = self.w3(F.silu(a) * b)
+        return tokens
 
 
 class Block(DenoiserBlock):

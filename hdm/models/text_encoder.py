@@ -39,7 +39,8 @@ class Tokenizer:
     @property
     def largest_id(self) -> int:
         """The largest token id that it may return."""
-        return max(self.tokenizer.get_vocab().values())
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+        return max(vocabulary.values())
 
     def token_ids(self, captions: list[str], max_tokens: int) -> list[list[int]]:
         """The token ids of each caption, including special tokens, truncated to `max_tokens`; at
@@ -86,9 +87,9 @@ class TextEncoder(nn.Module):
 
     def _hidden(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         # No token is generated after these, so keys and values are not cached.
-        return self.model(
-            input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False
-        ).last_hidden_state
+        output = self.model(input_ids=token_ids, attention_mask=text_mask.long(), use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
 
 class TowerEncoder(TextEncoder):
@@ -103,9 +104,9 @@ class TowerEncoder(TextEncoder):
         )
         # Causal, and padding lies on the right: no real token sees a masked one.
         length = token_ids.shape[1]
-        return tower.ln_final(
-            tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length])
-        )
+        states = tower.transformer(embedded, attn_mask=tower.attn_mask[:length, :length])
+        hidden: Tensor = tower.ln_final(states)
+        return hidden
 
 
 def load_tokenizer(reference: str) -> Tokenizer:

@@ -173,9 +173,10 @@ def _last(state: _Tensors, kind: str) -> Tensor:
 
 def _state(path: Path) -> _Tensors:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: _Tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise _unreadable(path, error) from error
+    return state
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

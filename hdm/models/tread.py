@@ -87,7 +87,9 @@ def kept_rows(kept_BK: Tensor, num_tokens: int, num_text: int) -> Tensor:
 
 def gather(tokens_BSD: Tensor, rows: Tensor) -> Tensor:
     """The tokens at `rows`, (B, K + T, D)."""
-    return tokens_BSD.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    flat = tokens_BSD.flatten(0, 1).index_select(0, rows.flatten())
+    tokens: Tensor = flat.unflatten(0, rows.shape)
+    return tokens
 
 
 def scatter(tokens_BSD: Tensor, rows: Tensor, kept: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class Vision:
         states = self.model(pixel_values=pixels, **self._options).last_hidden_state
         # Class and register tokens come first.
         patches = states[:, states.shape[1] - height * width :]
-        return patches.float().transpose(1, 2).unflatten(2, (height, width))
+        features: Tensor = patches.float().transpose(1, 2).unflatten(2, (height, width))
+        return features
 
 
 def vision_sizes(reference: str) -> tuple[int, int]:

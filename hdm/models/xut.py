@@ -194,7 +194,8 @@ class XUT(Denoiser):
         ]
         if self.final_norm is not None:
             z = self.final_norm(z)
-        return self.out_patch(z, height, width)
+        velocity: Tensor = self.out_patch(z, height, width)
+        return velocity
 
     def _blocks(
         self,

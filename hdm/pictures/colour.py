@@ -82,7 +82,8 @@ class Colour:
         # By look-up: samples have at most 65,536 different values.
         linear = self.curve(self._values(samples.dtype)).clip(0, 1)
         if self.matrix is None or samples.ndim == 2:  # white is white, and so is grey
-            return encoded(linear)[samples]
+            looked_up: np.ndarray = encoded(linear)[samples]
+            return looked_up
         linear = linear.astype(np.float32)
         matrix = self.matrix.astype(np.float32)
         # 16 bits of linear light tell all 8-bit levels apart, the darkest too.
@@ -114,7 +115,8 @@ class Colour:
 def encoded(linear: np.ndarray) -> np.ndarray:
     """Linear light in [0, 1] as 8-bit sRGB, rounded."""
     curved = 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055
-    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, curved)).astype(np.uint8)
+    levels: np.ndarray = np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, curved))
+    return levels.astype(np.uint8)
 
 
 def of_gamma(gamma: float | None, chromaticities: Chromaticities | None) -> Colour | None:

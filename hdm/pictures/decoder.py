@@ -109,7 +109,8 @@ def _answer(
 
 def _function(name: str) -> Callable[..., Answer]:
     module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    work: Callable[..., Answer] = getattr(importlib.import_module(module), function)
+    return work
 
 
 def _limit(kind: int, value: int) -> None:

@@ -277,7 +277,8 @@ def _upright_size(image: ImageFile.ImageFile, orientation: int) -> tuple[int, in
 def _bits(image: ImageFile.ImageFile) -> int:
     """Bits of a sample in the file; exact where they are more than 8."""
     if isinstance(image, TiffImageFile):
-        return max(image.tag_v2.get(258, (8,)))
+        bits: tuple[int, ...] = image.tag_v2.get(258, (8,))
+        return max(bits)
     return 16 if any(";16" in str(tile.args) for tile in image.tile) else 8
 
 

@@ -68,7 +68,8 @@ class ImageEncoder:
     @property
     def downscale(self) -> int:
         """Side of a latent value in pixels."""
-        return 2 ** (len(self.channels) - 1)
+        side: int = 2 ** (len(self.channels) - 1)
+        return side
 
     @property
     def num_weights(self) -> int:

@@ -146,4 +146,5 @@ class Denoising:
         """
         if is_last or self.ranks.sharded:
             return contextlib.nullcontext()
-        return self.ranks.accelerator.no_sync(self.module)
+        without_exchange: AbstractContextManager[None] = self.ranks.accelerator.no_sync(self.module)
+        return without_exchange

@@ -312,7 +312,8 @@ def _files(job: Job) -> list[str]:
 
 
 def _summary(job: Job) -> dict[str, Any]:
-    return json.loads((job.result / SUMMARY).read_bytes())
+    summary: dict[str, Any] = json.loads((job.result / SUMMARY).read_bytes())
+    return summary
 
 
 def _move(source: Path, target: Path) -> None:

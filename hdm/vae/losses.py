@@ -42,7 +42,8 @@ def divergence(posterior: Any) -> Tensor:
         posterior: diffusers' `DiagonalGaussianDistribution`.
     """
     # diffusers sums over all values of a picture's latent.
-    return posterior.kl().mean() / posterior.mean[0].numel()
+    per_value: Tensor = posterior.kl().mean() / posterior.mean[0].numel()
+    return per_value
 
 
 class Objective:

@@ -57,7 +57,8 @@ def load_perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
     )
 
     def distance(decoded: Tensor, target: Tensor) -> Tensor:
-        return network(_enlarged(decoded), _enlarged(target)).mean()
+        distances: Tensor = network(_enlarged(decoded), _enlarged(target))
+        return distances.mean()
 
     return distance
 

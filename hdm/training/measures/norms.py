@@ -27,7 +27,8 @@ def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 def total_norm(norms: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all tensors together, from their norms."""
-    return torch.linalg.vector_norm(torch.stack(list(norms)))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
+    return total
 
 
 def by_part(norms: Mapping[str, Tensor]) -> dict[str, float | None]:

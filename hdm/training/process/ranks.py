@@ -30,8 +30,8 @@ class Ranks:
         self.accelerator = accelerator
         self.sharded = sharded
         self.stop = stop
-        self.rank = accelerator.process_index
-        self.count = accelerator.num_processes
+        self.rank: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
 
     @property

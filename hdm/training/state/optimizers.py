@@ -196,7 +196,8 @@ def _adamw(groups: list[dict[str, object]], settings: Optimizer) -> torch.optim.
     check_packages(settings, "optimizer.state_bits")
     from bitsandbytes.optim import AdamW8bit
 
-    return AdamW8bit(groups, betas=settings.betas)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, betas=settings.betas)
+    return optimizer
 
 
 def _groups(parameters: Mapping[str, Tensor], settings: Optimizer) -> list[dict[str, object]]:
