@@ -215,9 +215,10 @@ class Straightforward(torch.nn.Module):
     ) -> Tensor:
         keep = torch.zeros(positions.shape[:2], dtype=torch.bool).scatter(1, kept, True)
         weights = dict(self.xut.named_parameters())
-        return oracle.xut(
+        predicted: Tensor = oracle.xut(
             weights, self.xut.config, latent, timestep, text, positions, log_aspect, text_mask, keep
         )
+        return predicted
 
 
 class PlainLoop:
@@ -256,7 +257,7 @@ class PlainLoop:
         ]
         self.average = EMAModel(self.model.parameters(), decay=0.999)
         self.positions, self.log_aspect = rows.positions, rows.log_aspect
-        self._batches = iter(self.data)
+        self._batches: Iterator[tuple[Tensor, ...]] = iter(self.data)
 
     def _next(self) -> tuple[Tensor, ...]:
         batch = next(self._batches, None)

@@ -75,7 +75,8 @@ def _parsed(command: Any, words: list[str]) -> str | None:
     try:
         command.make_context("hdm", list(words))
     except UsageError as error:
-        return error.format_message()
+        message: str = error.format_message()
+        return message
     except typer.Exit:  # --help and --version
         return None
     return None

@@ -16,7 +16,7 @@ from hdm.demo.scenes import draw, make_scene
 from hdm.errors import InputError
 from hdm.models.settings import Components
 from hdm.store import Output, Store
-from tests.curation.conftest import png
+from tests.curation.conftest import png, run
 
 GIVEN = [
     "a red  circle",
@@ -44,11 +44,6 @@ def made(store: Store, make_download) -> tuple[Output, Output]:
     inputs = {"download": download}
     inputs["filter.measures"] = run(Measures(), pipeline, inputs, store)
     return download, run(decide, pipeline, inputs, store)
-
-
-def run(stage: Any, pipeline: Pipeline, inputs: dict[str, Output], store: Store) -> Output:
-    identity = stage.identify(pipeline, {name: output.digest for name, output in inputs.items()})
-    return stage.make(pipeline, identity, inputs, store)
 
 
 def captioned(

@@ -89,7 +89,8 @@ def raw(path: Path) -> dict[str, tuple[torch.dtype, bytes]]:
 
 def configuration(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["config"])
+        found: dict[str, Any] = json.loads(file.metadata()["config"])
+        return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hdm.config import Pipeline
 from hdm.data.tables import SAMPLES, shard_name, write_table
-from hdm.store import Identity, Output, Store
+from hdm.store import Identity, Output, Outputs, Store
 
 MakeDownload = Callable[..., Output]
+
+
+class Step(Protocol):
+    """An output's module, object or `OutputStep`."""
+
+    def identify(self, pipeline: Pipeline, inputs: Mapping[str, str], /) -> Identity: ...
+    def make(
+        self, pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store, /
+    ) -> Output: ...
 
 
 @pytest.fixture
@@ -78,6 +88,11 @@ def _sample(
         "width": 64,  # as a header said; that of a broken file too
         "height": 64,
     }
+
+
+def run(step: Step, pipeline: Pipeline, inputs: Outputs, store: Store) -> Output:
+    identity = step.identify(pipeline, {name: output.digest for name, output in inputs.items()})
+    return step.make(pipeline, identity, inputs, store)
 
 
 def png(pixels: np.ndarray) -> bytes:

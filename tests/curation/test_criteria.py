@@ -25,8 +25,8 @@ from hdm.pipelines import load_pipeline
 from hdm.planning.hardware import card
 from hdm.planning.plan import Question, make_plan
 from hdm.store import Output, Store
-from tests.curation.conftest import png
-from tests.curation.test_measure import digests, run, scene
+from tests.curation.conftest import png, run
+from tests.curation.test_measure import digests, scene
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 
 NEW_FILE = """

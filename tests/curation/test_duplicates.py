@@ -52,7 +52,10 @@ def default() -> Criterion:
 
 
 def pairs_of(pictures: Sequence[np.ndarray | Picture], criterion: Criterion) -> list[list[int]]:
-    return find_pairs(records(pictures), np.arange(len(pictures)), criterion).tolist()
+    pairs: list[list[int]] = find_pairs(
+        records(pictures), np.arange(len(pictures)), criterion
+    ).tolist()
+    return pairs
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hdm.models.contrastive import load_contrastive
 from hdm.models.settings import Components
 from hdm.pictures.settings import ImageSettings
 from hdm.store import Output, Store
-from tests.curation.conftest import png
+from tests.curation.conftest import png, run
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 from tests.pictures.test_images import encoded, photograph
 from tests.pictures.test_images import png as png_by_hand
@@ -31,11 +31,6 @@ Digests = dict[str, str]
 
 def scene(index: int, **options: Any) -> np.ndarray:
     return draw(make_scene(5, index, **options))
-
-
-def run(stage: Any, pipeline: Pipeline, inputs: dict[str, Output], store: Store) -> Output:
-    identity = stage.identify(pipeline, {name: output.digest for name, output in inputs.items()})
-    return stage.make(pipeline, identity, inputs, store)
 
 
 def filtered(download: Output, store: Store, pipeline: Pipeline) -> tuple[Output, Output]:

@@ -9,6 +9,7 @@ from hdm.curation.measure import Measures
 from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.faults import file_bytes, plan
+from tests.curation.conftest import run
 
 SEEN_BY_PIXELS = (
     "corrupt",
@@ -34,10 +35,8 @@ def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):
     download = make_download([(file_bytes(item, scenes, plan(scenes)), None) for item in items])
     pipeline, inputs = Pipeline(filter=SETTINGS), {"download": download}
     for stage in (Measures(), decide):
-        identity = stage.identify(
-            pipeline, {name: output.digest for name, output in inputs.items()}
-        )
-        inputs[identity.name] = stage.make(pipeline, identity, inputs, store)
+        output = run(stage, pipeline, inputs, store)
+        inputs[output.name] = output
     rows = read_tables(inputs["filter"], "scores").to_pylist()
     row_of = {item.index: row for item, row in zip(items, rows, strict=True)}
     for item in items:  # of files with equal bytes either may be kept

@@ -47,7 +47,8 @@ def mixture(
 
 
 def set_of_each(shares: Shares, count: int) -> np.ndarray:
-    return np.diff(shares.before(np.arange(count + 1))).argmax(0)
+    numbers: np.ndarray = np.diff(shares.before(np.arange(count + 1))).argmax(0)
+    return numbers
 
 
 @pytest.mark.parametrize(

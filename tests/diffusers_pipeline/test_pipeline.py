@@ -193,7 +193,8 @@ def test_no_negative_prompt_is_the_empty_caption(pipeline: HDMPipeline) -> None:
 def test_one_generator_serves_all_and_none_means_torchs_own(pipeline: HDMPipeline) -> None:
     def call(generator: Any) -> torch.Tensor:
         made = pipeline(PROMPTS, generator=generator, num_inference_steps=2, output_type="latent")
-        return images(made)
+        latent: torch.Tensor = images(made)
+        return latent
 
     first = call(torch.Generator().manual_seed(6))
     assert torch.equal(first, call(torch.Generator().manual_seed(6)))
@@ -427,7 +428,9 @@ def test_every_module_of_the_transformer_takes_effect_when_replaced(folder: Path
 
     def latent() -> torch.Tensor:
         given: dict[str, Any] = dict(height=16, width=16, num_inference_steps=1, guidance_scale=1.0)
-        return images(found(PROMPTS[0], generator=seeds(1), output_type="latent", **given))
+        made = found(PROMPTS[0], generator=seeds(1), output_type="latent", **given)
+        latent: torch.Tensor = images(made)
+        return latent
 
     plain = latent()
     kinds = nn.Linear, nn.Conv2d, nn.RMSNorm, nn.LayerNorm

@@ -28,6 +28,7 @@ from hdm.keys import key_text
 from hdm.models.autoencoder import Autoencoder, load_autoencoder
 from hdm.pictures.decoding import Decoders
 from hdm.store import Identity, Output
+from tests.encoding.conftest import Home
 
 RESOLUTION, MULTIPLE = 16, 8
 
@@ -148,7 +149,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_dropped(
         encode(home)
 
 
-def test_what_does_not_fit_is_refused_before_work_starts(home, autoencoder_folder: Path) -> None:
+def test_what_does_not_fit_is_refused_before_work_starts(
+    home: Home, autoencoder_folder: Path
+) -> None:
     def with_model(**changes: int) -> Pipeline:
         train = home.pipeline.train
         model = type(train.model)(**{**train.model.to_dict(), **changes})

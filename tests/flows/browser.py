@@ -44,7 +44,8 @@ class Page:
             answer = json.loads(self.socket.recv())
             if answer.get("id") == number:
                 assert "error" not in answer, answer
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
 
     def value(self, script: str) -> Any:
         """What a script or its promise comes to."""

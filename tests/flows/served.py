@@ -74,7 +74,8 @@ class Served:
         asked = {"deployments": {"name": {"any_": [deployment]}}}
         (found,) = self.post("deployments/filter", asked)
         run = {"state": {"type": "SCHEDULED"}, "parameters": {"overrides": list(overrides)}}
-        return self.post(f"deployments/{found['id']}/create_flow_run", run)["id"]
+        flow_run: str = self.post(f"deployments/{found['id']}/create_flow_run", run)["id"]
+        return flow_run
 
     def post(self, path: str, body: object) -> Any:
         """What Prefect's server answers."""

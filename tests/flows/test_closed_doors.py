@@ -119,7 +119,8 @@ def temporary_door(
 
 @pytest.fixture(params=["served_door", "temporary_door"])
 def door(request: pytest.FixtureRequest) -> Door:
-    return request.getfixturevalue(request.param)
+    opened: Door = request.getfixturevalue(request.param)
+    return opened
 
 
 def test_a_page_of_another_origin_is_refused_even_with_the_password(door: Door) -> None:
@@ -270,7 +271,8 @@ def test_websockets_want_an_own_page_and_the_password(door: Door, path: str) -> 
         try:
             async with opened as socket:
                 await socket.send(json.dumps({"type": "auth", "token": token}))
-                return json.loads(await socket.recv())["type"] == "auth_success"
+                let_in: bool = json.loads(await socket.recv())["type"] == "auth_success"
+                return let_in
         except websockets.WebSocketException:
             return False
 

@@ -51,7 +51,8 @@ def checkpointed(job: Job) -> int:
 def logged(job: Job) -> int:
     """The last step that was logged."""
     last = (Path(job.folder) / METRICS).read_bytes().splitlines()[-1]
-    return json.loads(last)["step"]
+    line: dict[str, int] = json.loads(last)
+    return line["step"]
 
 
 def test_a_served_training_is_saved_by_signals_and_goes_on_after_a_kill(

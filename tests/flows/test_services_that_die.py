@@ -88,7 +88,8 @@ def start(served: Served, site: HeldBack) -> str:
 
 
 def pid_of(served: Served, flow_run: str) -> int:
-    (pid,) = (run["pid"] for run in runs(served.root) if run["flow_run"] == flow_run)
+    pids: list[int] = [run["pid"] for run in runs(served.root) if run["flow_run"] == flow_run]
+    (pid,) = pids
     return pid
 
 
@@ -130,7 +131,8 @@ def test_states_are_right_soon_after_a_server_that_missed_a_stage_s_end_is_back(
 @pytest.fixture
 def free_port() -> int:
     with nearest_listener(0) as probe:
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def test_a_run_goes_on_when_all_three_services_are_killed(served: Served, site: HeldBack) -> None:

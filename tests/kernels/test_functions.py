@@ -43,8 +43,8 @@ def plain_norm_and_rotation(
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = (q @ k.mT / K**0.5).masked_fill(~VALID, -torch.inf)
-    return scores.softmax(-1) @ v
+    scores: Tensor = q @ k.mT / K**0.5
+    return scores.masked_fill(~VALID, -torch.inf).softmax(-1) @ v
 
 
 # Ours, the formula, inputs that are learned, inputs that are data.

@@ -152,7 +152,7 @@ def computed(
     height, width = latent.shape[2:]
 
     def predict(positions: Tensor, keep: Tensor | None = None) -> Tensor:
-        return oracle.xut(
+        predicted: Tensor = oracle.xut(
             weights,
             config,
             latent,
@@ -162,6 +162,7 @@ def computed(
             exact["in.log_aspect"],
             keep=keep,
         )
+        return predicted
 
     at = {name: on_patches(exact[name], height, width, p) for name in ("in.pos", "in.pos_camera")}
     plain = predict(at["in.pos"])

@@ -87,7 +87,10 @@ class Walk:
         summed.
         """
         edges = (torch.arange(end + 1, dtype=torch.float64) / end) ** (gamma_of(length) + 1)
-        return sum(part * weight for part, weight in zip(edges.diff(), self.weights, strict=False))
+        average: torch.Tensor = sum(
+            part * weight for part, weight in zip(edges.diff(), self.weights, strict=False)
+        )
+        return average
 
     @property
     def spread(self) -> float:

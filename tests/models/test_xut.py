@@ -23,7 +23,8 @@ TINY = replace(SMALL, depth=2, dec_blocks=2)
 def relative_error(ours: torch.Tensor | None, wanted: torch.Tensor | None) -> float:
     assert ours is not None
     assert wanted is not None
-    return ((ours - wanted).norm() / wanted.norm()).item()
+    error: float = ((ours - wanted).norm() / wanted.norm()).item()
+    return error
 
 
 @pytest.fixture(scope="module")

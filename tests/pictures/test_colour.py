@@ -25,7 +25,10 @@ Primaries = tuple[tuple[float, float], ...]
 def srgb(linear: np.ndarray) -> np.ndarray:
     """IEC 61966-2-1: grey levels of linear light."""
     light = np.clip(linear, 0, 1)
-    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    levels: np.ndarray = 255 * np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055
+    )
+    return levels
 
 
 def linear_of_srgb(levels: np.ndarray) -> np.ndarray:

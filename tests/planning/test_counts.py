@@ -41,7 +41,8 @@ def counted(run: Callable[[], Any]) -> int:
         FlopCounterMode(display=False) as counter,
     ):
         run()
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
 
 
 @pytest.mark.parametrize("key_heads", [1, 4])

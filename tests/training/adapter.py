@@ -34,7 +34,8 @@ class Adapted(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.down.mT @ self.up.mT
+        plain: Tensor = self.base(x)
+        return plain + x @ self.down.mT @ self.up.mT
 
 
 def attach(model: Denoiser) -> Denoiser:

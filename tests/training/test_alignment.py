@@ -95,7 +95,10 @@ def forward(module: Aligned, given: dict[str, Any], features: Tensor) -> tuple[T
     named = {
         name: value for name, value in given.items() if name not in ("latent", "timestep", "text")
     }
-    return module(given["latent"], given["timestep"], given["text"], features=features, **named)
+    output: tuple[Tensor, Tensor] = module(
+        given["latent"], given["timestep"], given["text"], features=features, **named
+    )
+    return output
 
 
 def test_cosines_are_those_of_a_loop() -> None:

@@ -44,7 +44,8 @@ ACCELERATOR, CPU = False, True
 @pytest.fixture(params=[ACCELERATOR, CPU], ids=["accelerator", "cpu"])
 def by_hand(request: pytest.FixtureRequest) -> bool:
     """With kernels as on the CPU, or plain as elsewhere."""
-    return request.param
+    with_kernels: bool = request.param
+    return with_kernels
 
 
 class Step:
