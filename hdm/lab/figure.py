@@ -19,22 +19,19 @@ LEFT = 44
 RIGHT = 12
 TOP = 44
 BOTTOM = 30
-# The first, grey, is the reference's.
+# The first, grey, is the reference's. After the last they start again, dashed.
 COLOURS = ("#4b5563", "#d9480f", "#1971c2", "#2f9e44", "#9c36b5")
+LEGEND_LINE = 14
+SAMPLE = 16  # of a setting's line, before its name in the legend
 STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#444}.title{font-weight:600;font-size:12px}"
     ".grid{stroke:#ddd}.mean{fill:none;stroke-width:1.8}"
-)
-# Losses of the first third lie above the panel and are clipped.
-INSIDE = (
-    f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" width="{PANEL_WIDTH - LEFT - RIGHT}" '
-    f'height="{PANEL_HEIGHT - TOP - BOTTOM}"/></clipPath>'
 )
 
 
 def figure(grid: Grid, results: Results) -> str:
     """The SVG; "" if no comparison has two settings whose curves can be compared."""
-    panels = []
+    compared = {}
     for name, comparison in grid.comparisons.items():
         curves = {}
         for setting in comparison.settings:
@@ -43,19 +40,27 @@ def figure(grid: Grid, results: Results) -> str:
             if cell_results and len(cell_results[0].losses) > 1:
                 curves[setting] = cell_results
         if len(curves) > 1 and comparison.losses_compare:
-            panels.append(_panel(name, curves))
-    if not panels:
+            compared[name] = curves
+    if not compared:
         return ""
-    width = PANEL_WIDTH * min(COLUMNS, len(panels))
-    height = PANEL_HEIGHT * math.ceil(len(panels) / COLUMNS)
+    # Every panel has room for the longest legend.
+    legend = max(_legend(curves)[-1][1] for curves in compared.values())
+    panel_height = PANEL_HEIGHT + legend
+    width = PANEL_WIDTH * min(COLUMNS, len(compared))
+    height = panel_height * math.ceil(len(compared) / COLUMNS)
+    # Losses of the first third lie above the panel and are clipped.
+    inside = (
+        f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP + legend}"'
+        f' width="{PANEL_WIDTH - LEFT - RIGHT}" height="{PANEL_HEIGHT - TOP - BOTTOM}"/></clipPath>'
+    )
     groups = ""
-    for number, panel in enumerate(panels):
+    for number, (name, curves) in enumerate(compared.items()):
         row, column = divmod(number, COLUMNS)
-        position = f"{PANEL_WIDTH * column} {PANEL_HEIGHT * row}"
-        groups += f'<g transform="translate({position})">{panel}</g>'
+        position = f"{PANEL_WIDTH * column} {panel_height * row}"
+        groups += f'<g transform="translate({position})">{_panel(name, curves, legend)}</g>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
-        f' aria-label="held-out losses over images seen"><style>{STYLE}</style>{INSIDE}<rect'
+        f' aria-label="held-out losses over images seen"><style>{STYLE}</style>{inside}<rect'
         f' width="{width}" height="{height}" fill="#fff"/>{groups}</svg>\n'
     )
 
@@ -65,7 +70,30 @@ def _curves(grid: Grid, results: Results, comparison: str, setting: str) -> list
     return [results[cell] for cell in cells if cell in results]
 
 
-def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
+def _legend(settings: Iterable[str]) -> list[tuple[int, int]]:
+    """Where each entry of the legend starts: x, and how far it is below the first line."""
+    positions = []
+    x = LEFT
+    below = 0
+    for setting in settings:
+        # About 7 units a character at this font size.
+        width = SAMPLE + 7 * len(setting)
+        if x > LEFT and x + width > PANEL_WIDTH - RIGHT:
+            x = LEFT
+            below += LEGEND_LINE
+        positions.append((x, below))
+        x += width + 14
+    return positions
+
+
+def _panel(title: str, curves: Mapping[str, Sequence[Result]], legend: int) -> str:
+    """One comparison.
+
+    Args:
+        legend: by how much the legend's further lines move the plot down.
+    """
+    top = TOP + legend
+    bottom = PANEL_HEIGHT + legend - BOTTOM
     points: list[tuple[int, float]] = []
     for cell_results in curves.values():
         for result in cell_results:
@@ -81,7 +109,7 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         share = (loss - low) / (high - low)
         return (
             LEFT + (PANEL_WIDTH - LEFT - RIGHT) * seen / last,
-            PANEL_HEIGHT - BOTTOM - (PANEL_HEIGHT - TOP - BOTTOM) * share,
+            bottom - (bottom - top) * share,
         )
 
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
@@ -93,14 +121,22 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
         )
         parts.append(f'<text text-anchor="end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
     parts.append(
-        f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{PANEL_HEIGHT - 10}">{last:,}'
+        f'<text text-anchor="end" x="{PANEL_WIDTH - RIGHT}" y="{bottom + 20}">{last:,}'
         " images</text>"
     )
-    across = LEFT
-    for colour, (setting, cell_results) in zip(COLOURS, curves.items(), strict=False):
-        parts.append(f'<text x="{across}" y="32" style="fill:{colour}">{escape(setting)}</text>')
-        # About 7 units a character at this font size.
-        across += 7 * len(setting) + 14
+    starts = _legend(curves)
+    for number, (setting, cell_results) in enumerate(curves.items()):
+        turn, colour_number = divmod(number, len(COLOURS))
+        colour = COLOURS[colour_number]
+        stroke = f'class="mean" stroke="{colour}"'
+        if turn:
+            stroke += f' stroke-dasharray="{3 * turn} 3"'
+        x, below = starts[number]
+        y = 32 + below
+        parts.append(f'<line {stroke} x1="{x}" x2="{x + SAMPLE - 4}" y1="{y - 4}" y2="{y - 4}"/>')
+        parts.append(
+            f'<text x="{x + SAMPLE}" y="{y}" style="fill:{colour}">{escape(setting)}</text>'
+        )
         mean, lowest, highest = _band(cell_results)
         around = _points(place(seen, loss) for seen, loss in [*lowest, *reversed(highest)])
         line = _points(place(seen, loss) for seen, loss in mean)
@@ -108,9 +144,7 @@ def _panel(title: str, curves: Mapping[str, Sequence[Result]]) -> str:
             f'<polygon clip-path="url(#inside)" points="{around}" fill="{colour}"'
             ' fill-opacity="0.15"/>'
         )
-        parts.append(
-            f'<polyline clip-path="url(#inside)" class="mean" points="{line}" stroke="{colour}"/>'
-        )
+        parts.append(f'<polyline clip-path="url(#inside)" {stroke} points="{line}"/>')
     return "".join(parts)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hdm.lab.cell_results import Result
 from hdm.lab.cost import Cost
 from hdm.lab.figure import figure
-from hdm.lab.grid import Cell, Grid, Lab, plan_grid
+from hdm.lab.grid import Cell, Comparison, Grid, Lab, plan_grid
 from hdm.lab.table import Row, table_rows, to_markdown
 from hdm.scoring.metrics import Score
 
@@ -148,6 +148,30 @@ def test_the_figure_has_a_line_and_a_band_for_each_setting_whose_losses_compare(
     )
     assert len(panel.findall(f"{SVG}polygon")) == 2
     assert figure(grid, {}) == ""
+
+
+def test_every_setting_of_a_large_comparison_has_a_line_of_its_own_look(
+    small: Lab, file: Path
+) -> None:
+    ways = {f"decay_{number}": {"train.ema_decay": number / 50} for number in range(12)}
+    large = small.model_copy(update={"comparisons": {"decay": Comparison(settings=ways)}})
+    grid = plan_grid(large, ["decay"], 1, file=file)
+    results = {cell: line(2.0, 1.0 + cell.own["train.ema_decay"], 0.5) for cell in grid.cells()}
+    drawn = ElementTree.fromstring(figure(grid, results))
+    (panel,) = drawn.findall(f"{SVG}g")
+    lines = panel.findall(f"{SVG}polyline")
+    looks = {(one.attrib["stroke"], one.attrib.get("stroke-dasharray")) for one in lines}
+    assert len(looks) == len(ways)
+    names = {one.text: one for one in panel.findall(f"{SVG}text") if one.text in ways}
+    assert list(names) == list(ways)
+    width, height = map(float, drawn.attrib["viewBox"].split()[2:])
+    # The first third of a curve lies above the panel and is clipped.
+    heights = [float(point.split(",")[1]) for point in lines[0].attrib["points"].split()]
+    highest_point = min(heights[2:])
+    for name, text in names.items():
+        assert float(text.attrib["x"]) + 7 * len(name) <= width
+        assert float(text.attrib["y"]) < highest_point, "the legend lies above the curves"
+    assert height > highest_point
 
 
 def test_a_score_of_any_name_has_its_column_and_its_own_scale(grid: Grid) -> None:
