@@ -191,9 +191,8 @@ class _Planner:
         if towers is None:
             return Size(self.items, SMALL_BYTES)
         picture, text = towers
-        both = picture.flops() + (
-            text.flops() if self.pipeline.filter.min_clip_similarity is not None else 0
-        )
+        # Captions are embedded whether or not a limit reads their similarity.
+        both = picture.flops() + text.flops()
         return Size(self.items, SMALL_BYTES + 4 * text.width, both, picture.tokens)
 
     def _text(self) -> Size:

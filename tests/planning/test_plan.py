@@ -12,6 +12,7 @@ from flows.cli import app
 from hdm.config import Pipeline
 from hdm.errors import ConfigError
 from hdm.pipelines import load_pipeline
+from hdm.planning import counts
 from hdm.planning.hardware import CARDS, card
 from hdm.planning.plan import (
     RESERVED_BYTES,
@@ -87,6 +88,17 @@ def test_looking_leaves_a_damaged_output_where_it_is(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace("items", "itens"))
     assert not named(make_plan(Question(demo, store, card("cpu"))))["download"].done
     assert manifest.exists()
+
+
+def test_captions_are_embedded_whether_or_not_a_limit_reads_their_similarity(
+    tmp_path: Path,
+) -> None:
+    without_limit = pipeline("hdm-xut-base", "filter.min_clip_similarity=null")
+    question = Question(without_limit, Store(tmp_path), CARDS["h100"])
+    picture, text = counts.PUBLISHED_TOWERS["ViT-L-14"]
+    both = question.card.seconds(picture.flops() + text.flops(), picture.tokens)
+    row = named(make_plan(question))["filter.contrastive"]
+    assert row.hours == pytest.approx(row.items * both / 3600)
 
 
 def test_the_largest_micro_batches_fit(tmp_path: Path) -> None:
