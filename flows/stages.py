@@ -36,11 +36,13 @@ def stage_flow(stage: Stage, begin: Begin) -> Flow[..., list[StageRecord]]:
         """
         with begin(pipeline, overrides) as run:
             make_output = stage_task(stage, run)
-            return [
-                make_output(name, return_state=True).result()
-                # Checked here too: a stage's own deployment has no pipeline's flow around it.
-                for name in checked(run, stage.name, outputs)
-            ]
+            records = []
+            # Checked here too: a stage's own deployment has no pipeline's flow around it.
+            for name in checked(run, stage.name, outputs):
+                # A plain call returns the state that `settled` ends the task in, even a failed one.
+                record = make_output(name, return_state=True).result()
+                records.append(record)
+            return records
 
     return run_stage
 

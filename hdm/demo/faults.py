@@ -163,12 +163,15 @@ def _shared_out(shares: dict[str, float], total: int) -> list[str]:
 
 def _manners(settings: ScenesSettings, rng: _Rng) -> dict[int, str]:
     """Number of a good scene → the site's misbehaviour on it."""
-    numbers = iter(rng.permutation(settings.count).tolist())
-    return {
-        number: manner
-        for manner, share in MANNERS.items()
-        for number, _ in zip(numbers, range(max(1, round(settings.count * share))), strict=False)
-    }
+    numbers = rng.permutation(settings.count).tolist()
+    manners: dict[int, str] = {}
+    start = 0
+    for manner, share in MANNERS.items():
+        end = start + max(1, round(settings.count * share))
+        manners |= dict.fromkeys(numbers[start:end], manner)
+        # One number is left out after each manner: data sets were made like this.
+        start = end + 1
+    return manners
 
 
 def _captions(
