@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return value.result_fields()
     if is_dataclass(value) and not isinstance(value, type):
-        return value.to_dict() if hasattr(value, "to_dict") else asdict(value)
+        return asdict(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

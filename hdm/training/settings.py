@@ -408,6 +408,10 @@ class TrainSettings(Settings):
                 raise ValueError(f"phase {phase.name}: {error.what}") from error
         return self
 
+    def result_fields(self) -> dict[str, Any]:
+        # A denoiser's `kind` is its class, none of the fields that other dataclasses consist of.
+        return {**super().result_fields(), "model": self.model.to_dict()}
+
 
 class Pipeline(WithAutoencoder, captioning.Pipeline, curation.Pipeline, Protocol):
     """The part of a pipeline that this package reads."""
