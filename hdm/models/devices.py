@@ -122,12 +122,14 @@ def choose_devices(wanted: str, what: str) -> list[str]:
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Make results bit-identical in every run; only on the CPU, since it costs speed elsewhere."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted)
+    # Not torch.use_deterministic_algorithms, which also imports the compiler: 1.4 s at every start.
+    # `compile_blocks` passes the mode on to it.
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error" if wanted else "default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 def stage_batches(

@@ -40,6 +40,8 @@ def compile_blocks(model: Denoiser, backend: str = "inductor") -> None:
     # Six kinds of call (with and without a skip, kept tokens and all, the last block), for each
     # size of micro-batch.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    # Tells the compiler too, which `devices.deterministic` leaves out.
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
     for block in model.blocks():
         # fullgraph turns a graph break, which would silently cost speed, into an error. dynamic is
         # needed because padding and TREAD change the number of tokens from step to step.

@@ -102,7 +102,7 @@ def main(path: Path) -> int:
     """Print the time and memory of the job's steps, as the fields of `Measured`."""
     import torch
 
-    from hdm.models.devices import choose_device
+    from hdm.models.devices import choose_device, deterministic
     from hdm.training.out_of_memory import is_out_of_memory
     from hdm.training.process.guard import StopRequest
     from hdm.training.process.memory_use import peak_memory_bytes
@@ -110,19 +110,19 @@ def main(path: Path) -> int:
 
     job = Job.read(path)
     device = choose_device(job.settings.train.device, "measuring")
-    torch.use_deterministic_algorithms(device == "cpu")  # as in training
     seconds = []
     try:
-        trainer = Trainer(job, StopRequest(), device)
-        for _ in range(WARM_UP + STEPS):
-            begun = time.perf_counter()
-            trainer.step()  # ends by reading the loss from the device
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begun)
-            # As in training, so that the memory for the copy of a checkpoint counts.
-            trainer.checkpoints.make_ready()
-        trainer.prefetcher.close()
+        with deterministic(device == "cpu"):  # as in training
+            trainer = Trainer(job, StopRequest(), device)
+            for _ in range(WARM_UP + STEPS):
+                begun = time.perf_counter()
+                trainer.step()  # ends by reading the loss from the device
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - begun)
+                # As in training, so that the memory for the copy of a checkpoint counts.
+                trainer.checkpoints.make_ready()
+            trainer.prefetcher.close()
     except HdmError as error:
         print(shown(" ".join(str(error).split())), file=sys.stderr)
         return error.exit_code
