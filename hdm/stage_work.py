@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hdm.errors import InputError
 from hdm.stage_list import Stage
 from hdm.store import Identity, Output, Outputs, Store
 
-Pipeline = Any
-"""`hdm.config.Pipeline`, of which each stage reads another part."""
+Pipeline = TypeVar("Pipeline", contravariant=True)
+"""The part of `hdm.config.Pipeline` that a stage reads."""
 Digests = Mapping[str, str]
 SMALL_BYTES = 8
 """Bytes per row of a small, compressed table: a key and a number."""
@@ -57,7 +57,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class OutputStep:
+class OutputStep(Generic[Pipeline]):
     """One output: its name, the names of its inputs, how to identify and how to make it.
 
     `size` gives its cost; None: `hdm plan` counts it itself, or reports that it does not.
@@ -74,12 +74,12 @@ class OutputStep:
         return self.name.split(".")[0]
 
 
-def _no_problems(_: Pipeline, __: Outputs) -> Iterator[InputError]:
+def _no_problems(_: object, __: Outputs) -> Iterator[InputError]:
     return iter(())
 
 
 @dataclass(frozen=True)
-class StageWork:
+class StageWork(Generic[Pipeline]):
     """The work of a stage.
 
     Args:
@@ -89,12 +89,12 @@ class StageWork:
             made.
     """
 
-    outputs: Callable[[Pipeline, Collection[str]], Iterable[OutputStep]]
-    preflight: Preflight = _no_problems
+    outputs: Callable[[Pipeline, Collection[str]], Iterable[OutputStep[Pipeline]]]
+    preflight: Preflight[Pipeline] = _no_problems
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddedStage(Stage):
     """A stage from another package; `settings` and `after` are required."""
 
-    work: StageWork
+    work: StageWork[Any]

@@ -46,10 +46,10 @@ LOOKED_AT = ("download", "filter", "caption")
 """Outputs that preflights read."""
 
 
-def steps(pipeline: Pipeline) -> list[OutputStep]:
+def steps(pipeline: Pipeline) -> list[OutputStep[Pipeline]]:
     """The outputs of a pipeline, each after its inputs."""
     extensions(MODULES)  # criteria and metrics of other packages
-    every: list[OutputStep] = []
+    every: list[OutputStep[Pipeline]] = []
     names: list[str] = []
     for stage in stages():
         # An installed package changes no pipeline by itself: its stage runs where it has settings.
@@ -64,26 +64,26 @@ def steps(pipeline: Pipeline) -> list[OutputStep]:
     return every
 
 
-def _work(stage: Stage) -> StageWork:
+def _work(stage: Stage) -> StageWork[Pipeline]:
     return stage.work if isinstance(stage, AddedStage) else OWN_WORK[stage.name]
 
 
-def _download(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+def _download(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep[Pipeline]]:
     served = served_set(pipeline)
     site = served.open if served else download.open_web
     yield OutputStep("download", (), download.identify, partial(download.make, site=site))
 
 
-def _caption(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+def _caption(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep[Pipeline]]:
     yield OutputStep("caption", ("download", "filter"), caption.identify, caption.make)
 
 
-def _finetuning(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+def _finetuning(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep[Pipeline]]:
     for name in _vae(pipeline):
         yield OutputStep(name, ("download", "filter"), vae_stage.identify, vae_stage.make)
 
 
-def _encode(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+def _encode(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep[Pipeline]]:
     yield OutputStep("encode.tokens", ("caption",), tokens.identify, tokens.make)
     for name in _texts(pipeline):
         yield OutputStep(name, ("caption", "encode.tokens"), text.identify, text.make)
@@ -93,7 +93,7 @@ def _encode(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]
     yield from _latents(pipeline)
 
 
-def _train(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+def _train(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep[Pipeline]]:
     start = pipeline.train.start
     weights: tuple[str, ...] = (START,) if start is not None and start.pipeline else ()
     for number, settings in enumerate(pipeline.train.phases):
@@ -109,7 +109,7 @@ def _train(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
         weights = (name,)
 
 
-def _evaluate(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep]:
+def _evaluate(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputStep[Pipeline]]:
     if not pipeline.train.phases:
         return
     last = f"train.{pipeline.train.phases[-1].name}"
@@ -120,7 +120,7 @@ def _evaluate(pipeline: Pipeline, before: Collection[str]) -> Iterator[OutputSte
             yield _metric(metric)
 
 
-def _metric(metric: metrics.Metric) -> OutputStep:
+def _metric(metric: metrics.Metric) -> OutputStep[Pipeline]:
     return OutputStep(
         metrics.output_name(metric),
         metric.needs,
@@ -160,7 +160,7 @@ def _mixed_in(pipeline: Pipeline, resolution: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _latents(pipeline: Pipeline) -> Iterator[OutputStep]:
+def _latents(pipeline: Pipeline) -> Iterator[OutputStep[Pipeline]]:
     """Latents by resolution. Each encoded one also names the larger ones that can share its
     decoding; downscaled ones come from a larger resolution's latents.
     """
@@ -185,7 +185,7 @@ def _latents(pipeline: Pipeline) -> Iterator[OutputStep]:
             )
 
 
-OWN_WORK = {
+OWN_WORK: dict[str, StageWork[Pipeline]] = {
     "download": StageWork(_download, download.preflight),
     "filter": StageWork(filter_outputs, decide.preflight),
     "caption": StageWork(_caption, caption.preflight),
@@ -214,7 +214,7 @@ class OutputGraph:
         self._known: dict[str, Identity] = {}
         self._mixed: dict[int, OutputGraph] = {}
 
-    def step(self, name: str) -> OutputStep:
+    def step(self, name: str) -> OutputStep[Pipeline]:
         """The step that makes an output of this pipeline."""
         return self._steps[name]
 
@@ -297,7 +297,7 @@ class OutputGraph:
 
 def chosen(
     pipeline: Pipeline, start_from: str | None = None, stop_after: str | None = None
-) -> list[OutputStep]:
+) -> list[OutputStep[Pipeline]]:
     """The steps from one stage to another, both inclusive; `train.256px` names a single output.
 
     Raises:
@@ -307,8 +307,8 @@ def chosen(
 
 
 def _chosen(
-    every: list[OutputStep], start_from: str | None, stop_after: str | None
-) -> list[OutputStep]:
+    every: list[OutputStep[Pipeline]], start_from: str | None, stop_after: str | None
+) -> list[OutputStep[Pipeline]]:
     first = min(_places(every, start_from)) if start_from else 0
     last = max(_places(every, stop_after)) if stop_after else len(every) - 1
     if first > last:
@@ -318,7 +318,7 @@ def _chosen(
     return every[first : last + 1]
 
 
-def _places(every: list[OutputStep], name: str) -> list[int]:
+def _places(every: list[OutputStep[Pipeline]], name: str) -> list[int]:
     places = [place for place, step in enumerate(every) if name in (step.stage, step.name)]
     if not places and name == VAE:
         raise ConfigError(
@@ -374,7 +374,7 @@ def _refusals(stage: Stage, pipeline: Pipeline, made: Outputs) -> Iterator[Input
 
 
 def _missing_inputs(
-    graph: OutputGraph, store: Store, wanted: list[OutputStep]
+    graph: OutputGraph, store: Store, wanted: list[OutputStep[Pipeline]]
 ) -> Iterator[InputError]:
     """The first missing output that the wanted steps start from, and the first of each mixed-in
     pipeline.
@@ -396,7 +396,7 @@ def _missing_inputs(
 
 
 def _unfit_origins(
-    graph: OutputGraph, store: Store, wanted: list[OutputStep]
+    graph: OutputGraph, store: Store, wanted: list[OutputStep[Pipeline]]
 ) -> Iterator[InputError]:
     """Checkpoints that trainings cannot resume from, and pipelines that cannot be mixed in."""
     pipeline = graph.pipeline
@@ -448,7 +448,7 @@ def preflight(
 class StageResult:
     """A step and its output; `cached` if the store had it already."""
 
-    step: OutputStep
+    step: OutputStep[Pipeline]
     output: Output
     cached: bool
 

@@ -16,14 +16,14 @@ from hdm.models.components import is_named
 from hdm.stage_work import OutputStep
 
 
-def filter_outputs(pipeline: Pipeline, before: Collection[str] = ()) -> list[OutputStep]:
+def filter_outputs(pipeline: Pipeline, before: Collection[str] = ()) -> list[OutputStep[Pipeline]]:
     """Every output, each after its inputs; the decision is the last."""
     outputs = list(_inputs_of_decision(pipeline))
     inputs = ("download", *(output.name for output in outputs))
     return [*outputs, OutputStep("filter", inputs, decide.identify, decide.make)]
 
 
-def _inputs_of_decision(pipeline: Pipeline) -> Iterator[OutputStep]:
+def _inputs_of_decision(pipeline: Pipeline) -> Iterator[OutputStep[Pipeline]]:
     looks: list[Look] = [Measures()]
     if is_named(pipeline.components, "contrastive"):
         looks.append(Embeddings())

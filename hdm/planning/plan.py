@@ -136,10 +136,10 @@ class _Planner:
         rows = [self._row(step) for step in steps(self.pipeline) if not self._skipped(step)]
         return Plan(tuple(rows), tuple(self._assumptions()), tuple(self._problems(rows)))
 
-    def _skipped(self, step: OutputStep) -> bool:
+    def _skipped(self, step: OutputStep[Pipeline]) -> bool:
         return self.asked.live_encoders and step.stage == "encode" and step.name.endswith("px")
 
-    def _row(self, step: OutputStep) -> Row:
+    def _row(self, step: OutputStep[Pipeline]) -> Row:
         ready = self.done.get(step.name)
         row = self._training(step.name) if step.stage == "train" else self._data(step)
         return (
@@ -148,7 +148,7 @@ class _Planner:
             else replace(row, bytes=sum(file.bytes for file in ready.files), done=True)
         )
 
-    def _data(self, step: OutputStep) -> Row:
+    def _data(self, step: OutputStep[Pipeline]) -> Row:
         name = step.name
         size = self._own_size(name) if step.size is None else step.size(self.pipeline, self.numbers)
         seconds = 0.0

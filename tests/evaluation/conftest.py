@@ -64,10 +64,10 @@ class Gallery:
         names = [step.name for step in steps(self.pipeline) if is_measured(step.name)]
         return [made[IMAGES], *(self._make(name, made) for name in names)]
 
-    def _step(self, name: str) -> OutputStep:
+    def _step(self, name: str) -> OutputStep[Pipeline]:
         return next(step for step in steps(self.pipeline) if step.name == name)
 
-    def _identity(self, step: OutputStep, made: Mapping[str, Output]) -> Identity:
+    def _identity(self, step: OutputStep[Pipeline], made: Mapping[str, Output]) -> Identity:
         return step.identify(self.pipeline, {name: made[name].digest for name in step.inputs})
 
     def _make(self, name: str, made: Mapping[str, Output]) -> Output:

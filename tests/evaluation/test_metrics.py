@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hdm.config import Pipeline
 from hdm.evaluation.painting import read_prompts_of, read_set
 from hdm.evaluation.report import write_report
 from hdm.scoring import judges
@@ -103,11 +104,13 @@ def load(path: Path, source: str) -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def step_of(gallery: Gallery, name: str) -> OutputStep:
+def step_of(gallery: Gallery, name: str) -> OutputStep[Pipeline]:
     return next(step for step in steps(gallery.pipeline) if step.name == name)
 
 
-def identified(gallery: Gallery, step: OutputStep, outputs: dict[str, Output]) -> Identity:
+def identified(
+    gallery: Gallery, step: OutputStep[Pipeline], outputs: dict[str, Output]
+) -> Identity:
     digests = {name: outputs[name].digest for name in step.inputs}
     return step.identify(gallery.pipeline, digests)
 

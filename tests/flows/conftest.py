@@ -55,7 +55,7 @@ class SmallStages:
         self.before: dict[str, Make] = {}
         self.made: list[str] = []
 
-    def steps(self, pipeline: Pipeline) -> list[OutputStep]:
+    def steps(self, pipeline: Pipeline) -> list[OutputStep[Pipeline]]:
         return [
             OutputStep(
                 name,

@@ -56,7 +56,7 @@ class Trainings:
         self.made: list[str] = []
         self.fails = lambda pipeline: False
 
-    def steps(self, pipeline: Pipeline) -> list[OutputStep]:
+    def steps(self, pipeline: Pipeline) -> list[OutputStep[Pipeline]]:
         names = ("download", "train.64px", "evaluate.accuracy")
         return [
             OutputStep(
