@@ -150,17 +150,27 @@ class _Places:
         self.entry = entry
 
     def find(self, location: tuple[str | int, ...]) -> str | None:
+        """The line of a location, or of the list or value around it that replaces what weaker
+        sources have there; None if the entry leaves it to them.
+        """
         node: Any = self.entry
         line: int | None = None
+        is_merged = True
         for step in location:
             if isinstance(node, CommentedMap) and step in node:
-                line = node.lc.key(step)[0] + 1
+                # A key that YAML's `<<` brings in has no line of its own.
+                if step in (node.lc.data or {}):
+                    line = node.lc.key(step)[0] + 1
             elif isinstance(node, list) and isinstance(step, int) and step < len(node):
                 line = node.lc.item(step)[0] + 1  # type: ignore[attr-defined]
-            else:
+            elif is_merged and isinstance(node, CommentedMap):
                 return None
+            else:
+                break
             node = node[step]
-        return f"{self.path}:{line}" if line else None
+            # Mappings are merged with those of weaker sources, but not those in a list.
+            is_merged = is_merged and isinstance(node, CommentedMap)
+        return f"{self.path}:{line}" if line else str(self.path)
 
     def __str__(self) -> str:
         return str(self.path)

@@ -84,6 +84,43 @@ def test_every_mistake_is_told_at_once_with_its_line(file):
     assert "environment download.max_items" in text
 
 
+def test_a_mistake_in_a_list_is_told_with_the_file_that_holds_the_list(tmp_path):
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(
+        """\
+pipelines:
+  mine:
+    extends: demo
+    train:
+      phases:
+        - {resolution: 128, num_images: 200, batch_size: 4}
+        - {resolution: 256, num_images: 100}
+"""
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_pipeline("mine", (), path, {})
+    assert str(caught.value).startswith(f"{path}:7: train.phases.1.batch_size is missing")
+
+
+def test_a_mistake_below_a_merge_key_is_told_with_its_line(tmp_path):
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(
+        """\
+pipelines:
+  first: &first
+    filter: {min_side: 3}
+    threads: many
+  second:
+    <<: *first
+    images: {}
+"""
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_pipeline("second", (), path, {})
+    assert f"{path}:3: unknown key filter.min_side; did you mean min_side_px?" in str(caught.value)
+    assert f"{path}: threads = 'many'" in str(caught.value)
+
+
 def test_names_that_are_not_there(file, tmp_path):
     with pytest.raises(ConfigError, match="did you mean special"):
         load_pipeline("specail", (), file, {})
