@@ -23,6 +23,7 @@ from hdm.encoding.settings import EncodeSettings
 from hdm.models.settings import Components
 from hdm.store import Identity, Output, Store
 from hdm.training.settings import TrainSettings
+from tests.small_models import save_autoencoder, text_config
 from tests.word_tokenizer import SPECIAL, WORDS, word_tokenizer
 
 # Width and height of each picture: squares, long ones, longer than the aspect limit, and smaller
@@ -88,44 +89,23 @@ def png(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    model: Any = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
+    return save_autoencoder(
+        tmp_path_factory.mktemp("autoencoder"),
         latent_channels=5,
-        mid_block_add_attention=False,
         latents_mean=[0.1, -0.2, 0.0, 0.3, 1.0],
         latents_std=[1.0, 2.0, 0.5, 1.5, 0.7],
     )
-    folder = tmp_path_factory.mktemp("autoencoder")
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
     words = [*SPECIAL, *WORDS]
     folder = tmp_path_factory.mktemp("text_encoder")
     word_tokenizer(words, padding_side="right").save_pretrained(folder)
     torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=len(words),
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=12,
-        max_position_embeddings=64,
-    )
-    Qwen3Model(config).save_pretrained(folder)
+    Qwen3Model(text_config(max_position_embeddings=64)).save_pretrained(folder)
     return folder
 
 

@@ -15,20 +15,10 @@ from hdm.models.autoencoder import load_autoencoder
 from hdm.models.devices import Batches
 from hdm.models.xut import XUT
 from hdm.positions import Camera
+from tests.small_models import TRAINED
 from tests.training.workshop import CHANNELS, TEXT_WIDTH, lively, write_components
 
-CONFIG = XUTConfig(
-    width=16,
-    num_heads=2,
-    head_size=8,
-    mlp_width=24,
-    text_width=TEXT_WIDTH,
-    depth=1,
-    dec_blocks=1,
-    post_blocks=1,
-    channels=CHANNELS,
-    text_mask="masked",
-)
+CONFIG = replace(XUTConfig(**TRAINED), text_width=TEXT_WIDTH, channels=CHANNELS)
 SIZE = dict(width=16, height=8)  # 8 × 4 latent pixels
 SAMPLING = Sampling(steps=2, guidance_scale=2.0)
 

@@ -9,29 +9,13 @@ import torch
 
 from hdm.errors import InputError
 from hdm.models.autoencoder import load_autoencoder
-
-
-def saved(folder: Path, **options: object) -> Path:
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    model: Any = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        latent_channels=3,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        **options,
-    )
-    model.save_pretrained(folder)
-    return folder
+from tests.small_models import save_autoencoder
 
 
 def test_statistics_by_channel(tmp_path: Path) -> None:
     mean, std = [1.0, -2.0, 0.5], [2.0, 4.0, 0.25]
     autoencoder = load_autoencoder(
-        str(saved(tmp_path, latents_mean=mean, latents_std=std, scaling_factor=0.5))
+        str(save_autoencoder(tmp_path, latents_mean=mean, latents_std=std, scaling_factor=0.5))
     )
     assert (autoencoder.channels, autoencoder.downscale) == (3, 4)
     assert autoencoder.identity == {
@@ -47,7 +31,8 @@ def test_statistics_by_channel(tmp_path: Path) -> None:
 
 
 def test_one_factor_and_one_shift_for_all_channels(tmp_path: Path) -> None:
-    autoencoder = load_autoencoder(str(saved(tmp_path, scaling_factor=0.3611, shift_factor=0.1159)))
+    folder = save_autoencoder(tmp_path, scaling_factor=0.3611, shift_factor=0.1159)
+    autoencoder = load_autoencoder(str(folder))
     raw = torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(autoencoder.normalize(raw), (raw - 0.1159) * 0.3611)
 
@@ -55,7 +40,7 @@ def test_one_factor_and_one_shift_for_all_channels(tmp_path: Path) -> None:
 def test_encode_gives_the_posterior_mean_and_decode_an_image(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
-    autoencoder = load_autoencoder(str(saved(tmp_path)))
+    autoencoder = load_autoencoder(str(save_autoencoder(tmp_path)))
     image = torch.rand(2, 3, 16, 24) * 2 - 1
     raw = autoencoder.encode(image)
     assert raw.shape == (2, 3, 4, 6)
@@ -70,17 +55,17 @@ def test_encode_gives_the_posterior_mean_and_decode_an_image(tmp_path: Path) -> 
 
 def test_sides_that_do_not_divide(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multiples of 4"):
-        load_autoencoder(str(saved(tmp_path))).encode(torch.zeros(1, 3, 16, 18))
+        load_autoencoder(str(save_autoencoder(tmp_path))).encode(torch.zeros(1, 3, 16, 18))
 
 
 def test_statistics_for_other_channels(tmp_path: Path) -> None:
-    saved(tmp_path, latents_mean=[0.0, 0.0], latents_std=[1.0, 1.0])
+    save_autoencoder(tmp_path, latents_mean=[0.0, 0.0], latents_std=[1.0, 1.0])
     with pytest.raises(InputError, match=r"3 latent channels but statistics of 2"):
         load_autoencoder(str(tmp_path))
 
 
 def test_another_class_and_cut_weights(tmp_path: Path) -> None:
-    saved(tmp_path)
+    save_autoencoder(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be loaded"):
@@ -92,7 +77,7 @@ def test_another_class_and_cut_weights(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape(tmp_path: Path) -> None:
-    saved(tmp_path)
+    save_autoencoder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "latent_channels": 5}))
     with pytest.raises(InputError, match="cannot be loaded"):
@@ -102,7 +87,7 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
 def test_a_draw_from_the_posterior_has_its_mean_and_spread(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
-    autoencoder = load_autoencoder(str(saved(tmp_path)))
+    autoencoder = load_autoencoder(str(save_autoencoder(tmp_path)))
     image = torch.rand(1, 3, 16, 16) * 2 - 1
     generator = torch.Generator().manual_seed(0)
     draws = torch.cat([autoencoder.encode(image, generator) for _ in range(500)])
@@ -194,11 +179,11 @@ def test_flux_2_keeps_its_statistics_by_place_in_a_patch(tmp_path: Path) -> None
 
 def test_latents_of_other_channels_are_refused_with_both_counts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="4 channels, the autoencoder AutoencoderKL 3"):
-        load_autoencoder(str(saved(tmp_path))).decode(torch.zeros(1, 4, 2, 2))
+        load_autoencoder(str(save_autoencoder(tmp_path))).decode(torch.zeros(1, 4, 2, 2))
 
 
 def test_tiles_of_a_real_size_and_none_too_small(tmp_path: Path) -> None:
-    autoencoder = load_autoencoder(str(saved(tmp_path)))
+    autoencoder = load_autoencoder(str(save_autoencoder(tmp_path)))
     image = torch.rand(1, 3, 64, 96) * 2 - 1
     raw = autoencoder.encode(image, tile_px=32)
     assert raw.shape == (1, 3, 16, 24)

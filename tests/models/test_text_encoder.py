@@ -7,25 +7,15 @@ import torch
 
 from hdm.errors import InputError
 from hdm.models.text_encoder import Tokenizer, load_text_encoder, load_tokenizer, num_embeddings
+from tests.small_models import text_config
 
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=13,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    marks = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = text_config(hidden_size=32, tie_word_embeddings=True, **marks)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("language_model")
     Qwen3ForCausalLM(config).save_pretrained(folder)

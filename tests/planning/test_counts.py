@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hdm.errors import InputError
 from hdm.planning import counts
 from hdm.planning.counts import LanguageModel, Tower
+from tests.small_models import text_config
 
 SDXL = dict(
     block_out_channels=(128, 256, 512, 512),
@@ -47,18 +48,10 @@ def counted(run: Callable[[], Any]) -> int:
 
 @pytest.mark.parametrize("key_heads", [1, 4])
 def test_a_language_model_counts_as_torch_counts_it(key_heads: int) -> None:
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
-    config = Qwen3Config(  # type: ignore[call-arg]
-        vocab_size=50,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=key_heads,
-        head_dim=8,
-        attn_implementation="sdpa",
-    )
+    heads = dict(num_attention_heads=4, num_key_value_heads=key_heads)
+    config = text_config(**heads, attn_implementation="sdpa")
     model, ours = Qwen3Model(config), counts.of_language_config(config.to_dict())
     assert ours is not None
     found = counted(lambda: model(input_ids=torch.zeros(1, 11, dtype=torch.int64), use_cache=False))
@@ -103,17 +96,9 @@ def test_an_autoencoder_counts_as_torch_counts_it(
 def test_a_contrastive_model_counts_as_torch_counts_it() -> None:
     import open_clip
 
-    vision = {
-        "image_size": 32,
-        "patch_size": 8,
-        "width": 32,
-        "head_width": 8,
-        "layers": 2,
-        "mlp_ratio": 3.0,
-    }
-    model = open_clip.CLIP(
-        16, vision, {"context_length": 12, "vocab_size": 40, "width": 24, "heads": 3, "layers": 2}
-    ).eval()
+    vision = dict(image_size=32, patch_size=8, width=32, head_width=8, layers=2, mlp_ratio=3.0)
+    words = dict(context_length=12, vocab_size=40, width=24, heads=3, layers=2)
+    model = open_clip.CLIP(16, vision, words).eval()
     picture, text = Tower(32, 2, 17, 3.0, 3 * 8**2), Tower(24, 2, 12)
     # The last projection of one token is left out.
     assert (
