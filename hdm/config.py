@@ -16,7 +16,7 @@ from hdm.errors import ConfigError
 from hdm.evaluation.settings import EvaluateSettings
 from hdm.models.settings import Components
 from hdm.pictures.settings import ImageSettings
-from hdm.settings import Settings, runtime, since
+from hdm.settings import ExecutionSettings, Settings, runtime, since
 from hdm.stage_list import added_stages
 from hdm.training.settings import TrainSettings
 from hdm.vae.settings import VaeSettings
@@ -49,6 +49,7 @@ class Pipeline(Settings):
     other stages, the workers, whose number changes no result. None: OMP_NUM_THREADS, or one per
     core.
     """
+    execution: ExecutionSettings = runtime(ExecutionSettings())
     # In no digest by itself: training depends on outputs of these pipelines, which are among its
     # inputs.
     mixed: dict[str, Pipeline] = runtime({})

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from hdm import values
+
 
 @dataclass(frozen=True)
 class Covered:
@@ -87,8 +89,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class WithThreads(Protocol):
+class ExecutionSettings(Settings):
+    """Where the parts of data stages and of generated images are made."""
+
+    processes: values.Workers | None = runtime(None)
+    """Number of processes that make parts at the same time, each with one thread. None: the run's
+    own process makes them, and its threads decode pictures ahead.
+    """
+
+
+class WithExecution(Protocol):
     """The part of a pipeline that sets how much of the machine it uses."""
 
     @property
     def threads(self) -> int | None: ...
+    @property
+    def execution(self) -> ExecutionSettings: ...

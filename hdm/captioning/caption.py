@@ -80,7 +80,11 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         `uncaptioned`.
     """
     with store.draft(identity) as draft:
-        return parts.make(Captioning(pipeline, inputs["download"], inputs["filter"]), [draft])[0]
+        return parts.make(
+            Captioning(pipeline, inputs["download"], inputs["filter"]),
+            [draft],
+            pipeline.execution.processes,
+        )[0]
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,9 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
             do="look at the statuses in its samples tables",
         )
     with store.draft(identity) as draft:
-        return parts.make(Deciding(pipeline.filter, inputs, tables, store), [draft])[0]
+        return parts.make(
+            Deciding(pipeline.filter, inputs, tables, store), [draft], pipeline.execution.processes
+        )[0]
 
 
 @dataclass(frozen=True)

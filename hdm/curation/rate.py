@@ -46,7 +46,9 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         An output of `aesthetic-*.parquet` (RATINGS), cut like the download.
     """
     with store.draft(identity) as draft:
-        return parts.make(Rating(pipeline, inputs[EMBEDDINGS]), [draft])[0]
+        return parts.make(
+            Rating(pipeline, inputs[EMBEDDINGS]), [draft], pipeline.execution.processes
+        )[0]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Protocol
 
 from hdm import values
-from hdm.settings import Settings, WithThreads, runtime
+from hdm.settings import Settings, WithExecution, runtime
 from hdm.values import Within
 
 
@@ -38,7 +38,7 @@ class ImageSettings(Settings):
     """
 
 
-class WithImages(WithThreads, Protocol):
+class WithImages(WithExecution, Protocol):
     """The part of a pipeline that says how pictures are decoded."""
 
     @property

@@ -1,4 +1,4 @@
-"""How many CPU threads a machine has changes no byte of the data stages."""
+"""How many CPU threads or processes make the data stages changes no byte of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hdm.stages import run
 from hdm.store import Store
 
 settings = ["download.scenes.count=24", "download.scenes.faults=0", "download.allow_loopback=true"]
-made = run(load_pipeline("demo", settings), Store(Path(sys.argv[1])), stop_after="encode")
+settings += ["download.shard_items=12", *sys.argv[3:]]
+made = run(load_pipeline("demo", settings), Store(Path(sys.argv[1])), stop_after=sys.argv[2])
 files = {}
 for one in made:
     for record in one.output.files:
@@ -25,12 +26,12 @@ print(json.dumps(files))
 """
 
 
-def files(store: Path, num_threads: int) -> dict[str, str]:
-    """sha256 of every file up to the stage encode, made by a process with so many threads."""
+def files(store: Path, num_threads: int, until: str, *settings: str) -> dict[str, str]:
+    """sha256 of every file up to that stage, made by a process with so many threads."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     environment["OMP_NUM_THREADS"] = str(num_threads)
     done = subprocess.run(
-        [sys.executable, "-c", MAKE, str(store)],
+        [sys.executable, "-c", MAKE, str(store), until, *settings],
         env=environment,
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -40,8 +41,10 @@ def files(store: Path, num_threads: int) -> dict[str, str]:
     return found
 
 
-def test_one_thread_and_three_make_the_same_bytes(tmp_path: Path) -> None:
-    one, three = files(tmp_path / "one", 1), files(tmp_path / "three", 3)
+def test_one_thread_three_and_two_processes_make_the_same_bytes(tmp_path: Path) -> None:
+    one = files(tmp_path / "one", 1, "encode")
+    three = files(tmp_path / "three", 3, "encode")
+    apart = files(tmp_path / "apart", 1, "filter", "execution.processes=2")
     assert {name.split("/")[0] for name in one} >= {
         "filter.measures",
         "encode.text",
@@ -49,3 +52,5 @@ def test_one_thread_and_three_make_the_same_bytes(tmp_path: Path) -> None:
         "encode.64px",
     }
     assert [name for name in one if one[name] != three.get(name)] == []
+    assert {name.split("/")[0] for name in apart} >= {"filter.measures", "filter"}
+    assert [name for name in apart if apart[name] != one[name]] == []
