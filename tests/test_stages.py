@@ -202,7 +202,7 @@ def folders(tmp_path: Path) -> Path:
 def train_digest(folders: Path, text: str = "", with_text: str = "", *overrides: str) -> str:
     file = folders / "changed.yaml"
     file.write_text((folders / "pipelines.yaml").read_text().replace(text, with_text))
-    return OutputGraph(load_pipeline("both", overrides, file)).identity("train.48px").digest
+    return OutputGraph(load_pipeline("both", overrides, file)).identities()["train.48px"].digest
 
 
 def test_two_folders_prepared_apart_are_trained_on_together(
