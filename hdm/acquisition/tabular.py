@@ -46,7 +46,7 @@ def column_names(path: Path, text_column: str = "url", encoding: str | None = No
                 return list(pq.read_schema(path).names)
             case ".csv" | ".tsv":
                 with _open_text(path, encoding) as file:
-                    return next(_csv_reader(path, file), [])
+                    return next(csv.reader(file, delimiter=_separator(path, file)), [])
             case ".jsonl":
                 lines = islice(_json_lines(path, encoding), LOOKED_AT)
                 # JSON has no header: a field counts if any of the first lines has it.
@@ -154,27 +154,62 @@ def _restored(cell: str) -> str | bytes:
     return cell
 
 
-def _csv_reader(path: Path, file: IO[str]) -> Any:
-    """Rows of a table as text. In a `.csv` the header shows whether commas, semicolons or tabs
-    separate columns; Excel writes any of these, depending on its language."""
+def _separator(path: Path, file: IO[str]) -> str:
+    """What separates the columns of a table. In a `.csv` the header shows whether it is commas,
+    semicolons or tabs; Excel writes any of these, depending on its language."""
     csv.field_size_limit(CELL_CHARS)
     start = file.tell()
     header = file.readline()
     file.seek(start)
-    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-    return csv.reader(file, delimiter=separator)
+    return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+
+
+class _Lines:
+    """The lines of a file, and `taken`: those that a reader took since it was last emptied."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+        self.taken: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            self.taken.append(line)
+            yield line
+
+
+def _check_quotes(lines: list[str], separator: str, last: int) -> None:
+    """Refuse a cell over several lines that does not end as quoted cells do: a quote that was
+    opened by mistake would take the rows after it into the cell in silence.
+
+    Args:
+        lines: those of one row.
+        last: number of the last one.
+    """
+    try:
+        list(csv.reader(lines, delimiter=separator, strict=True))
+    except csv.Error as error:
+        first = last - len(lines) + 1
+        raise csv.Error(
+            f"a quote that line {first} opens is not closed where its cell ends, up to line {last}"
+        ) from error
 
 
 def _csv_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Line]:
     with _open_text(path, encoding) as file:
-        rows = _csv_reader(path, file)
+        separator = _separator(path, file)
+        lines = _Lines(file)
+        rows = csv.reader(lines, delimiter=separator)
         header: list[str] = next(rows, [])
+        lines.taken.clear()
         # A name may occur several times in the header.
         positions: dict[str, list[int]] = {name: [] for name in columns}
         for position, name in enumerate(header):
             if name in positions:
                 positions[name].append(position)
         for row in rows:
+            if len(lines.taken) > 1:
+                _check_quotes(lines.taken, separator, rows.line_num)
+            lines.taken.clear()
             # An unquoted separator would shift the columns after it: a caption would lose its end
             # in silence.
             if len(row) > len(header):

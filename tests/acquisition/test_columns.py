@@ -11,6 +11,7 @@ import pytest
 from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.sources import open_source
+from hdm.errors import InputError
 from tests.acquisition.misbehaving import png
 
 TWO = {
@@ -89,6 +90,21 @@ def test_each_row_has_the_captions_of_its_first_column_that_holds_some(tmp_path,
 def test_a_name_that_comes_twice_gives_both_captions(tmp_path, name, content):
     captions, _ = read(tmp_path, {"a.png": png(0), name: content})
     assert captions == {"a.png": ("a fox", "an animal")}
+
+
+@pytest.mark.parametrize("closing", ["", 'd.png,a "red" dog\n', 'd.png,"a dog"\n'])
+def test_a_quote_that_is_never_closed_takes_no_rows_with_it(tmp_path, closing):
+    table = 'file_name,text\na.png,"a fox\nb.png,a dog\nc.png,a cat\n' + closing
+    with pytest.raises(InputError, match="a quote that line 2 opens"):
+        read(tmp_path, {f"{name}.png": png(0) for name in "abcd"} | {"metadata.csv": table})
+
+
+def test_quoted_cells_over_several_lines_arrive(tmp_path):
+    table = 'file_name,text\n"a.png","a ""red"" fox\nand a dog"\nb.png,"a" loose quote\n'
+    pictures = {"a.png": png(0), "b.png": png(1)}
+    captions, inventory = read(tmp_path, {**pictures, "metadata.csv": table})
+    assert captions == {"a.png": ('a "red" fox\nand a dog',), "b.png": ("a loose quote",)}
+    assert not losses(inventory)
 
 
 def test_texts_in_columns_of_other_names_are_lost_until_one_is_named(tmp_path):
