@@ -172,7 +172,10 @@ class Fetcher:
             raise verdict
         wait_sec = _retry_after(answer.headers.get("Retry-After"))
         if answer.status == 429:  # the whole host asks for rest
-            self._not_before[answer.url.host or ""] = time.monotonic() + min(wait_sec, MAX_WAIT_SEC)
+            host = answer.url.host or ""
+            rested = time.monotonic() + min(wait_sec, MAX_WAIT_SEC)
+            # A later answer that asks for less does not shorten the rest.
+            self._not_before[host] = max(rested, self._not_before.get(host, 0.0))
         raise _Busy(verdict, wait_sec)
 
 

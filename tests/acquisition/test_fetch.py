@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import ipaddress
 import socket
+import threading
 import time
 from email.utils import formatdate
 
@@ -90,6 +91,32 @@ def test_waiting_as_the_site_asks():
     assert _retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
     assert _retry_after("tomorrow") == _retry_after(None) == 0
     assert min(_retry_after("99999999999"), MAX_WAIT_SEC) == MAX_WAIT_SEC
+
+
+def test_an_answer_that_asks_for_less_rest_does_not_shorten_it(server):
+    times = {}
+    asked_for_rest = threading.Event()
+
+    def slow(connection):
+        if connection.number == 1:
+            times["asked"] = time.monotonic()
+            connection.wfile.write(http(b"", "429 Slow down", Retry_After="1"))
+            asked_for_rest.set()
+        else:
+            connection.wfile.write(http(png()))
+
+    def hasty(connection):
+        if connection.number == 1:
+            asked_for_rest.wait()
+            time.sleep(0.1)  # the other answer arrives first
+            connection.wfile.write(http(b"", "429 Slow down"))
+        else:
+            times["again"] = time.monotonic()
+            connection.wfile.write(http(png()))
+
+    server.pages |= {"/slow.png": slow, "/hasty.png": hasty}
+    assert fetch_all(server, ["/slow.png", "/hasty.png"]) == [png(), png()]
+    assert times["again"] - times["asked"] >= 1
 
 
 @pytest.mark.parametrize("first", [b"", http(png(), Content_Length="9000"), http(png())[:60]])
