@@ -171,11 +171,16 @@ class DataSet:
 
     def _wordy(self, columns: list[str]) -> list[str]:
         """The columns whose first rows look like captions."""
-        if not columns:
+        from datasets.features.features import require_decoding
+
+        # Pictures and sounds are no captions, and `datasets` would decode them here.
+        features = self._rows.features or {}
+        texts = [name for name in columns if not require_decoding(features.get(name))]
+        if not texts:
             return []
-        rows = list(self._rows.select_columns(columns).take(WORDY_ROWS))
+        rows = list(self._rows.select_columns(texts).take(WORDY_ROWS))
         wordy = []
-        for name in columns:
+        for name in texts:
             values = [row[name] for row in rows]
             if may_be_captions(name, values):
                 wordy.append(name)
