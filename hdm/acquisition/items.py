@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+import lzma
+import tarfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,6 +29,8 @@ PICTURE_SUFFIXES = frozenset(
 """Suffixes of pictures, including formats that are not supported, which get a status. Pictures with
 other suffixes are recognised by their first bytes."""
 LICENCE_COLUMNS = ("licence", "license")
+DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+"""What reading a damaged tar, or damaged compressed bytes, raises."""
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +154,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
             # One byte more than allowed shows that the file is too large, without reading all of
             # it.
             data = file.read(max_bytes + 1)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # a name with a zero byte is no file's
         raise Unreadable("missing_file", "there is no such file") from error
     except OSError as error:
         raise Unreadable("unreadable_file", f"cannot be read: {error.strerror}") from error

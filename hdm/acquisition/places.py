@@ -5,7 +5,6 @@ folder.
 from __future__ import annotations
 
 import os
-import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,12 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from hdm.acquisition.items import Unreadable, Url, read_file, too_large
+from hdm.acquisition.items import DAMAGE, Unreadable, Url, read_file, too_large
 
 WEB = ("http", "https")
 ARCHIVES = ("zip", "tar")
-BROKEN = (OSError, ValueError, KeyError, EOFError, tarfile.TarError, zipfile.BadZipFile)
+# zipfile's own: RuntimeError where a member is encrypted or compressed in a way that it lacks.
+BROKEN = (*DAMAGE, ValueError, KeyError, zipfile.BadZipFile, RuntimeError)
 
 
 def read_place(place: str, folders: Sequence[Path], max_bytes: int) -> bytes | Url:

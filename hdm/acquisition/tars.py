@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from hdm.acquisition import source_fingerprints
 from hdm.acquisition.folder import captions_in_json
 from hdm.acquisition.inventory import Fate, Inventory
 from hdm.acquisition.items import (
+    DAMAGE,
     PICTURE_SUFFIXES,
     Item,
     Unreadable,
@@ -24,6 +24,7 @@ from hdm.acquisition.items import (
 from hdm.acquisition.settings import DownloadSettings
 from hdm.acquisition.texts import Captions, as_text, captions_in_file, settle
 from hdm.acquisition.tree import note_files
+from hdm.files import CHUNK_BYTES
 from hdm.keys import Keys
 from hdm.pictures.formats import HEAD_BYTES, sniff
 
@@ -31,7 +32,6 @@ TEXTS = ("txt", "caption", "text")
 CLASS = "cls"
 # Texts are held in memory until their sample is complete.
 MAX_WORDS_BYTES = 1 << 22
-DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 Load = Callable[[], bytes]
 
 
@@ -208,13 +208,25 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo | None]:
             tar.members = []  # type: ignore[attr-defined]
             if not member.isdir():
                 yield member
-        # Python takes a torn or broken header for the end, but the real end is a block of zeros.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        # Python takes a torn or broken header, and any block of zeros, for the end.
+        if not _ends_whole(tar):
             yield None
     except DAMAGE:
         yield None
+
+
+def _ends_whole(tar: tarfile.TarFile) -> bool:
+    """Whether zeros alone follow, at least a block of them. Of a compressed tar, this reads its
+    checksum too.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    length = 0
+    while part := tar.fileobj.read(CHUNK_BYTES):
+        if part.strip(b"\0"):
+            return False
+        length += len(part)
+    return length >= tarfile.BLOCKSIZE
 
 
 def _split(name: str) -> tuple[str, str]:

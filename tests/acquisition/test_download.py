@@ -438,6 +438,7 @@ def places(server, tmp_path):
     with zipfile.ZipFile(folder / "in.zip", "w") as archive:
         archive.writestr("a.png", png(4))
     shutil.copy(folder / "in.zip", tmp_path / "out.zip")
+    write_broken_zips(folder)
     rows = {
         f"http://{HOST}/1.png": "ok",
         f"http://{HOST}/none.png": "http_404",
@@ -449,6 +450,9 @@ def places(server, tmp_path):
         "inside picture.png": "ok",
         f"zip://a.png::{folder / 'in.zip'}": "ok",
         f"zip://b.png::{folder / 'in.zip'}": "missing_file",
+        f"zip://a.png::{folder / 'deflated.zip'}": "unreadable_file",
+        f"zip://a.png::{folder / 'lzma.zip'}": "unreadable_file",
+        f"zip://a.png::{folder / 'encrypted.zip'}": "unreadable_file",
         "none.png": "missing_file",
         str(outside): "refused_path",
         outside.as_uri(): "refused_path",
@@ -465,6 +469,24 @@ def places(server, tmp_path):
         " ": "no_picture",
     }
     return folder, rows
+
+
+def write_broken_zips(folder):
+    """Two whose compressed bytes are damaged, and one that asks for a password."""
+    forms = {"deflated": zipfile.ZIP_DEFLATED, "lzma": zipfile.ZIP_LZMA}
+    for name, compression in forms.items():
+        path = folder / f"{name}.zip"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("a.png", png(4))
+        data = bytearray(path.read_bytes())
+        start = data.index(b"a.png") + 20
+        data[start : start + 20] = bytes(byte ^ 0xFF for byte in data[start : start + 20])
+        path.write_bytes(data)
+    data = bytearray((folder / "in.zip").read_bytes())
+    # The flag of encryption, in both headers of the member (APPNOTE 4.3.7 and 4.3.12).
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    (folder / "encrypted.zip").write_bytes(data)
 
 
 @pytest.mark.parametrize("column", ["text", "picture"])

@@ -2,10 +2,13 @@
 lists, folders, tars and data sets.
 """
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
 import logging
+import lzma
 import os
 import re
 import tarfile
@@ -292,6 +295,12 @@ def test_mistakes_about_metadata_are_named(folder):
         read(folder, metadata="captions.jsonl", caption_column="titel")
 
 
+def test_a_line_whose_name_no_file_can_have_is_an_item_with_a_status(folder):
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a\0.png", "text": "a fox"}))
+    (refused,) = [item for item in read(folder) if item.source == "a\0.png"]
+    assert status(refused) == "missing_file"
+
+
 def test_names_that_are_not_utf8(folder):
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(png(9))
     item = next(item for item in read(folder) if "caf" in item.source)
@@ -472,6 +481,53 @@ def test_a_tar_that_ends_early_gives_what_is_there_and_says_so(tmp_path, suffix,
     assert refused[-1] in ("cut_off", "damaged_tar") if part else refused == ["damaged_tar"]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".tar.gz", gzip.compress), (".tar.bz2", bz2.compress), (".tar.xz", lzma.compress)],
+)
+@pytest.mark.parametrize("place", [0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
+def test_what_a_damaged_compressed_tar_loses_is_said(tmp_path, suffix, compress, place):
+    path = tmp_path / f"damaged{suffix}"
+    count = 150
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for number in range(count):
+            add(tar, f"{number:03}.png", png(number, 8, 8) + b"abc" * 300 * (number % 7))
+            add(tar, f"{number:03}.txt", f"caption {number} of some words".encode())
+    data = bytearray(compress(plain.getvalue()))
+    start = int(len(data) * place)
+    data[start : start + 5] = bytes(byte ^ 0x5A for byte in data[start : start + 5])
+    path.write_bytes(data)
+    statuses = statuses_of(path)
+    assert statuses.count("ok") < count or statuses[-1] == "damaged_tar"
+    assert {"cut_off", "damaged_tar"} & set(statuses)
+
+
+def statuses_of(source):
+    """ "ok" or the refusal's word of each item, loaded before the next one is taken."""
+    statuses = []
+    for item in open_source(str(source), "auto", DownloadSettings())[1].items():
+        try:
+            loaded(item)
+            statuses.append("ok")
+        except Unreadable as refusal:
+            statuses.append(refusal.status)
+    return statuses
+
+
+def test_zeros_in_the_middle_of_a_tar_are_not_its_end(tmp_path):
+    path = tmp_path / "holes.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(6):
+            add(tar, f"{number}.png", png(number))
+    with tarfile.open(path) as tar:
+        hole = tar.getmember("3.png").offset
+    data = bytearray(path.read_bytes())
+    data[hole : hole + tarfile.BLOCKSIZE] = bytes(tarfile.BLOCKSIZE)
+    path.write_bytes(data)
+    assert statuses_of(path) == ["ok"] * 3 + ["damaged_tar"]
+
+
 # Data sets
 
 
@@ -499,6 +555,22 @@ def test_a_data_set_saved_to_disk_and_as_parquet(rows, tmp_path):
         read(tmp_path / "saved")
     with pytest.raises(InputError, match=r"no column 'word'; did you mean words\?"):
         read(tmp_path / "saved", image_column="picture", caption_column="word")
+
+
+def test_other_columns_of_pictures_are_not_decoded_in_the_search_for_captions(rows, tmp_path):
+    import datasets
+
+    broken = [{"bytes": b"no picture", "path": None}] * len(rows)
+    titles = ["a red fox", "an old owl", "a big dog", "a shy cat", "a wet cow"]
+    table = rows.rename_column("picture", "image").remove_columns("words")
+    table = table.add_column("title", titles)
+    table = table.add_column("thumbnail", broken).cast_column("thumbnail", datasets.Image())
+    table.save_to_disk(str(tmp_path / "saved"))
+    inventory = Inventory()
+    reader = open_source(str(tmp_path / "saved"), "auto", DownloadSettings())[1]
+    assert [loaded(item) for item in reader.items(inventory)] == [png(i) for i in range(5)]
+    lost = [entry.place for entry in inventory.entries if entry.fate == "lost"]
+    assert lost == ["train: title"]
 
 
 def test_splits_of_a_data_set(rows, tmp_path):
