@@ -275,7 +275,8 @@ def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
     """Three quarters are dropped for the first half of 12 steps, from the U's first block alone;
     then none.
     """
-    changed = with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]], tread_route=[1, 2])
+    schedule = {"tread_schedule": [[0, 0.75], [0.5, 0]], "micro_batch": None}
+    changed = with_phase(workshop, **schedule, tread_route=[1, 2])
     whole = run(changed.job(tmp_path / "whole"))
     kept = [whole.prefetcher.make(8 * step).kept for step in range(12)]
     num_tokens = whole.prefetcher.loader.batch(0).positions.shape[1]
@@ -286,9 +287,7 @@ def test_a_tread_schedule_follows_the_images_seen_across_a_stop(
     job = changed.job(tmp_path / "stopped")
     assert Trainer(job, StopAfter(5), "cpu").run() is False
     assert_same_bits(run(job), whole)
-    elsewhere = run(
-        with_phase(workshop, tread_schedule=[[0, 0.75], [0.5, 0]]).job(tmp_path / "default")
-    )
+    elsewhere = run(with_phase(workshop, **schedule).job(tmp_path / "default"))
     assert losses(elsewhere.job) != losses(whole.job)
 
 
@@ -304,9 +303,9 @@ def spoiling(workshop: Workshop) -> Workshop:
         "betas": [0.9, 0.9],
     }
     return (
-        with_phase(workshop, optimizer=optimizer)
+        with_phase(workshop, optimizer=optimizer, micro_batch=None)
         .cached()
-        .changed(validate_every=2, validate_raw=True, ema_lengths=[])
+        .changed(validate_every=2, validate_raw=True, ema_lengths=[], checkpoint_sec=1e7)
     )
 
 
@@ -482,7 +481,7 @@ def test_two_data_sets_are_trained_on_by_their_weights_across_a_stop(
 ) -> None:
     again = {mixed_name(0, name): output for name, output in workshop.inputs.items()}
     mixed = replace(
-        workshop.changed(mix=[{"pipeline": "again", "weight": 0.5}]),
+        with_phase(workshop, micro_batch=None).changed(mix=[{"pipeline": "again", "weight": 0.5}]),
         inputs={**workshop.inputs, **again},
     )
     whole = run(mixed.job(tmp_path / "whole"))
@@ -568,10 +567,11 @@ def test_many_such_steps_in_a_row_end_it_with_the_batch_named(
 
 
 def longer(workshop: Workshop, num_images: int) -> Workshop:
-    """Of so many images, with checkpoints at stops alone."""
+    """Of so many images in whole batches, with checkpoints at stops alone."""
     phase = {
         **workshop.pipeline.model_dump(mode="json")["train"]["phases"][0],
         "num_images": num_images,
+        "micro_batch": None,
     }
     return workshop.changed(phases=[phase], checkpoint_sec=1e7, validate_every=None)
 
