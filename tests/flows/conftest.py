@@ -4,6 +4,7 @@ time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.commands.run import OWN_SERVER
 from hdm import stages
 from hdm.config import Pipeline
 from hdm.evaluation import report
@@ -30,6 +32,7 @@ def prefect_server() -> Iterator[None]:
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
     }
+    os.environ |= OWN_SERVER  # as of the server of `hdm run`
     with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
         yield
 

@@ -24,6 +24,10 @@ from tests.models.test_xut import TINY, VARIANTS, relative_error, some_inputs
 from tests.small_models import changes, shaken
 
 
+FEW_BLOCKS = dict(depth=1, dec_blocks=1, prev_blocks=0, post_blocks=0)
+"""An encoder block and a decoder block with a skip: each kind takes seconds to compile."""
+
+
 def types(model: nn.Module) -> list[type[nn.Module]]:
     return [type(module) for module in model.modules()]
 
@@ -176,7 +180,7 @@ def test_off_the_cpu_nothing_is_installed() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiled_and_recomputed_blocks_have_them_too(compiled: bool) -> None:
     torch.compiler.reset()
-    config = TINY.recommended()
+    config = replace(TINY, **FEW_BLOCKS).recommended()
     wanted = step(shaken(config))
     model = shaken(config)
     if compiled:
