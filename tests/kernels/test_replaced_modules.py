@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -98,6 +100,13 @@ def outputs(model: XUT) -> list[Tensor]:
     return [sampled, model(**given).detach()]
 
 
+@cache
+def unchanged(name: str) -> tuple[XUT, list[Tensor]]:
+    """A model that no test changes, and what it computes."""
+    model = shaken(CONFIGS[name])
+    return model, outputs(model)
+
+
 def assert_near(ours: list[Tensor], wanted: list[Tensor]) -> None:
     for mine, theirs in zip(ours, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -109,8 +118,8 @@ def test_a_change_takes_effect_with_and_without_kernels(
     change: Callable[[XUT, str], None], name: str, leaf: str
 ) -> None:
     """The same effect without kernels, with kernels before, and with kernels after it."""
-    without, before = shaken(CONFIGS[name]), shaken(CONFIGS[name])
-    plain = outputs(without)
+    model, plain = unchanged(name)
+    without, before = deepcopy(model), deepcopy(model)
     change(without, leaf)
     changed = outputs(without)
     for mine, wanted in zip(changed, plain, strict=True):
