@@ -1,4 +1,7 @@
-"""The components in the package: small, and good enough for what the demo measures with them."""
+"""The components in the package: small, and good enough for what the demo measures with them.
+
+A share of 0.98 found in 100 pictures has a standard error of 0.014.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def test_they_are_small_and_as_recorded() -> None:
 
 def test_the_detector_sees_scenes_through_the_autoencoder() -> None:
     autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
-    scenes = [make_scene(77, index) for index in range(200)]
+    scenes = [make_scene(77, index) for index in range(100)]
     assert (
         np.mean([seen_right(scene, round_trip(autoencoder, draw(scene))) for scene in scenes])
         >= 0.97
@@ -55,7 +58,7 @@ def test_latents_have_mean_0_and_deviation_1() -> None:
 
 @pytest.fixture(scope="module")
 def quality() -> dict[str, float]:
-    return scene_quality(resolve(Components(folder="demo")), count=150)
+    return scene_quality(resolve(Components(folder="demo")), count=100)
 
 
 def test_fitting_captions_are_told_from_others(quality: dict[str, float]) -> None:

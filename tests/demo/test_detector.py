@@ -1,3 +1,9 @@
+"""What the detector finds in scenes, damaged ones and pictures that are none.
+
+A share of 0.99 found in 150 pictures has a standard error of 0.008, one of 0.97 in 100 of 0.017,
+one of 0.02 in 100 of 0.014.
+"""
+
 import io
 from collections import defaultdict
 
@@ -46,12 +52,12 @@ def scenes(first, count):
 
 
 def test_real_scenes_are_read_rightly():
-    assert accuracy(scenes(0, 300)) >= 0.99
+    assert accuracy(scenes(0, 150)) >= 0.99
 
 
 def test_other_sizes_are_read_rightly():
     assert (
-        accuracy([make_scene(12, index, size_px) for index in range(60) for size_px in (48, 128)])
+        accuracy([make_scene(12, index, size_px) for index in range(30) for size_px in (48, 128)])
         >= 0.98
     )
 
@@ -79,14 +85,14 @@ def grainy(picture):
 @pytest.mark.parametrize("change", [blurred, halved, recompressed, grainy])
 def test_what_damage_hides_is_refused_and_not_taken_for_another_kind(change):
     misread = read_rightly = 0
-    for scene in scenes(1000, 200):
+    for scene in scenes(1000, 100):
         kinds = {thing.kind for thing in scene.things}
         found = detect(np.asarray(change(Image.fromarray(draw(scene)))))
         misread += any(thing.kind not in (None, *kinds) for thing in found)
         read_rightly += right(scene, found)
-    assert misread / 200 <= 0.03
+    assert misread / 100 <= 0.03
     if change is blurred:
-        assert read_rightly / 200 >= 0.97
+        assert read_rightly / 100 >= 0.97
 
 
 def test_blank_pictures_show_nothing():
@@ -114,7 +120,7 @@ def test_clouds_hold_no_objects_of_a_kind():
         Image.fromarray(rng.integers(100, 256, (8, 8, 3)).astype(np.uint8)).resize(
             (64, 64), Image.Resampling.BICUBIC
         )
-        for _ in range(200)
+        for _ in range(100)
     ]
     named = [any(found.kind for found in detect(np.asarray(cloud))) for cloud in clouds]
     assert np.mean(named) < 0.02
@@ -155,7 +161,7 @@ def test_scenes_are_read_rightly_after_the_autoencoder():
         pytest.skip("the package's small components are not there")
     autoencoder = load_autoencoder(resolve(Components(folder="demo")).need("autoencoder"))
     by_shape = defaultdict(list)
-    for scene in scenes(2000, 160):
+    for scene in scenes(2000, 100):
         by_shape[scene.height, scene.width].append(scene)
     answers = []
     for (height, width), alike in by_shape.items():
