@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.flows.served import with_tables
+
 NEW_FILE = '''
 """A number for every downloaded picture."""
 
@@ -109,6 +111,7 @@ SMALL = (
     "download.scenes.count=8",
     "download.scenes.faults=0",
     "download.shard_items=4",
+    "threads=1",
 )
 HDM = "import sys; from flows.cli import app; sys.argv[0] = 'hdm'; app()"
 FACTS = """
@@ -188,9 +191,9 @@ def python(package: Path, code: str, *words: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def store(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(package: Path, tmp_path_factory: pytest.TempPathFactory, prefect_tables: Path) -> Path:
     """What `hdm run` made up to the stage, and what it told."""
-    root = tmp_path_factory.mktemp("store")
+    root = with_tables(tmp_path_factory.mktemp("store"), prefect_tables)
     words = [word for one in SMALL for word in ("--set", one)]
     run = ("run", "demo", "--until", "mosaic", "--json", "--store", str(root))
     done = python(package, HDM, *run, *words)

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-SMALL = ("download.scenes.count=24", "download.shard_items=24", "download.timeout_sec=5")
+SMALL = (
+    "download.scenes.count=24",
+    "download.shard_items=24",
+    "download.timeout_sec=3",
+    "threads=1",
+)
 HDM = "import sys; from flows.cli import app; sys.argv[0] = 'hdm'; app()"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prefect.blocks.system import Secret
+from prefect.settings import get_current_settings
 
 from flows import full_pipeline as deployed
 from flows import stages
@@ -137,10 +138,10 @@ def test_a_deployment_names_a_block_and_may_not_spell_the_secret_out(
     assert holding(tmp_path / "store", PLANTED) == []
 
 
-def test_captions_and_file_names_do_not_steer_the_terminal(
-    tmp_path: Path, prefect_tables: Path
-) -> None:
-    with_tables(tmp_path / "store", prefect_tables)
+@pytest.mark.usefixtures("prefect_server")
+def test_captions_and_file_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    api = get_current_settings().api.url
+    assert api is not None
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a\x1b[31m.png").write_bytes(png(1))
@@ -148,7 +149,8 @@ def test_captions_and_file_names_do_not_steer_the_terminal(
     file = tmp_path / "pipelines.yaml"
     file.write_text(f"pipelines: {{own: {{download: {{source: '{folder}'}}}}}}")
     words = ("run", "own", "--until", "download", "--file", str(file), "--verbose")
-    done = hdm(*words, HDM_STORE=str(tmp_path / "store"), HDM_TRACKING="off")
+    store = str(tmp_path / "store")
+    done = hdm(*words, HDM_STORE=store, HDM_TRACKING="off", PREFECT_API_URL=api)
     assert done.returncode == 0, done.stderr
     assert visible(done.stderr) == done.stderr
     assert "a\\u001b[31m.png" in done.stderr

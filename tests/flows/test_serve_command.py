@@ -18,7 +18,7 @@ from flows.commands.serve import Reach, kept_port, serve_pages
 from flows.processes import LOOPBACK, listener, nearest_listener, running
 from hdm.errors import InputError, LockedError
 from tasks.services import alone, password, services
-from tests.flows.served import HDM, PROJECT, environment
+from tests.flows.served import HDM, PROJECT, environment, with_tables
 
 FAMILY = """
 import subprocess, sys, time
@@ -94,8 +94,9 @@ def test_a_record_of_ports_that_cannot_be_read_is_told_and_made_again(
     assert f"{record} cannot be read" in capfd.readouterr().err
 
 
-def test_a_terminal_shows_the_password(tmp_path: Path) -> None:
+def test_a_terminal_shows_the_password(tmp_path: Path, prefect_tables: Path) -> None:
     """And the services stop cleanly though Ctrl-C comes while that is being printed."""
+    with_tables(tmp_path, prefect_tables)
     reading, writing = os.openpty()
     with nearest_listener(0) as one, nearest_listener(0) as other:
         ports = [str(probe.getsockname()[1]) for probe in (one, other)]

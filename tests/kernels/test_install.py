@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tests.kernels.test_replaced_modules import Shifted, ShiftedWeight
 from tests.models.test_xut import TINY, VARIANTS, relative_error, some_inputs
 from tests.small_models import changes, shaken
 
-FEW_BLOCKS = dict(depth=1, dec_blocks=1, prev_blocks=0, post_blocks=0)
+FEW_BLOCKS: dict[str, Any] = dict(depth=1, dec_blocks=1, prev_blocks=0, post_blocks=0)
 """An encoder block and a decoder block with a skip: each kind takes seconds to compile."""
 
 
