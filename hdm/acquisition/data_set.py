@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from hdm.acquisition import source_fingerprints
 from hdm.acquisition.inventory import Inventory
 from hdm.acquisition.items import (
@@ -89,7 +91,8 @@ class DataSet:
         others = [] if has_captions else [name for name in self._known if name not in used]
         inventory.columns(self._known, used, self.settings.split, self._wordy(others))
         if fetched:
-            urls = survey(row[columns[0]] for row in self._rows.select_columns([columns[0]]))
+            addresses = self._each(self._rows.select_columns([columns[0]]))
+            urls = survey(row[columns[0]] for row in addresses)
             yield from one_item_a_url(self._listed, urls.repeated, inventory)
             return
         for number, (value, captions, licence) in enumerate(self._read(inventory)):
@@ -114,7 +117,7 @@ class DataSet:
         selected = dict.fromkeys(filter(None, (*columns, self._class_column)))
         rows = _undecoded(self._rows.select_columns(list(selected)), picture)
         features = rows.features or {}
-        for number, row in enumerate(rows):
+        for number, row in enumerate(self._each(rows)):
             inventory.take("line")
             values = [_named(row[field], features.get(field)) for field in fields]
             own_captions = captions_in_fields(values, self.settings.encoding)
@@ -128,7 +131,7 @@ class DataSet:
     @cached_property
     def _known(self) -> list[str]:
         # A stream may not know its columns before its first row.
-        return list(self._rows.column_names or next(iter(self._rows), {}))
+        return list(self._rows.column_names or next(self._each(self._rows), {}))
 
     @cached_property
     def _class_column(self) -> str | None:
@@ -178,13 +181,29 @@ class DataSet:
         texts = [name for name in columns if not require_decoding(features.get(name))]
         if not texts:
             return []
-        rows = list(self._rows.select_columns(texts).take(WORDY_ROWS))
+        rows = list(self._each(self._rows.select_columns(texts).take(WORDY_ROWS)))
         wordy = []
         for name in texts:
             values = [row[name] for row in rows]
             if may_be_captions(name, values):
                 wordy.append(name)
         return wordy
+
+    def _each(self, rows: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
+        """The rows, read one after the other.
+
+        Raises:
+            InputError: one cannot be read.
+        """
+        try:
+            yield from rows
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"a row of the data set cannot be read: {reason}",
+                where=self.source,
+                do="get its files again, or leave the damaged one out",
+            ) from error
 
     @cached_property
     def _rows(self) -> Dataset | IterableDataset:

@@ -106,10 +106,12 @@ def wordy_columns(path: Path, columns: Sequence[str], encoding: str | None = Non
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, csv.Error, ValueError) as error:
-        raise InputError(
-            f"this is not a {path.suffix} table: {str(error).splitlines()[0]}", where=path
-        ) from error
+    except (pa.ArrowException, csv.Error, ValueError, OSError) as error:
+        # pyarrow raises an OSError without a number for a file that it cannot parse.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"this is not a {path.suffix} table: {reason}", where=path) from error
 
 
 def _open_text(path: Path, encoding: str | None = None) -> IO[str]:

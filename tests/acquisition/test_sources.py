@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -571,6 +572,27 @@ def test_other_columns_of_pictures_are_not_decoded_in_the_search_for_captions(ro
     assert [loaded(item) for item in reader.items(inventory)] == [png(i) for i in range(5)]
     lost = [entry.place for entry in inventory.entries if entry.fate == "lost"]
     assert lost == ["train: title"]
+
+
+@pytest.mark.parametrize("place", ["page", "footer"])
+@pytest.mark.parametrize("kind", ["urls", "dataset", "folder"])
+def test_a_damaged_parquet_file_is_named(tmp_path, kind, place):
+    names = [f"{number}.png" for number in range(50)]
+    own: dict[str, dict[str, list[Any]]] = {
+        "urls": {"url": [f"http://a.test/{name}" for name in names]},
+        "dataset": {"image": [png(number) for number in range(50)]},
+        "folder": {"file_name": names},
+    }
+    path = tmp_path / "metadata.parquet"
+    table = pa.table({**own[kind], "caption": [f"caption of {name}" for name in names]})
+    pq.write_table(table, path)
+    (tmp_path / "0.png").write_bytes(png(0))
+    data = bytearray(path.read_bytes())
+    start = 4 if place == "page" else len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[start : start + 12] = b"\xff" * 12
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="parquet"):
+        read(tmp_path if kind == "folder" else path, kind)
 
 
 def test_splits_of_a_data_set(rows, tmp_path):
