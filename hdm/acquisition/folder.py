@@ -359,14 +359,20 @@ class Folder:
         if self.settings.metadata is not None or path.stat().st_size > MAX_TABLE_BYTES:
             return None
         encoding = self.settings.encoding
+        known: list[str] = []
+        rows = []
         try:
             known = column_names(path, encoding=encoding)
-            lines = islice(read_rows(path, known, encoding), LOOKED_AT)
-            rows = [row for _, row in lines if row]
-        except InputError:
-            # It may hold anything. But JSON that is whole only in another encoding was written by a
-            # person.
-            return in_other_encodings(path.read_bytes()) if _suffix(path.name) == ".json" else None
+            for _, row in islice(read_rows(path, known, encoding), LOOKED_AT):
+                if row:
+                    rows.append(row)
+        except InputError as error:
+            # JSON that is whole only in another encoding was written by a person.
+            if _suffix(path.name) == ".json":
+                return in_other_encodings(path.read_bytes())
+            if _file_column(known) and caption_fields(known, self.settings.caption_column):
+                return f"it has columns of files and captions, but {error.what}"
+            # What was read before the fault may show what the table is; else it may be anything.
         columns = dict(zip(known, zip(*rows, strict=True), strict=True)) if rows else {}
         beside = os.path.dirname(self._relative(path))  # noqa: PTH120
         naming = [name for name, values in columns.items() if self._names_files(values, beside)]

@@ -225,6 +225,24 @@ def test_a_table_in_utf_16_without_its_mark_is_read_as_told(name, codec, folder,
     assert read_tables(output, "samples")["captions"].to_pylist()[0] == ["ein Bär", "caption 0"]
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name,text\na.png,a fox, running\n",
+        'file_name,text\na.png,"a fox\nb.png,a dog\n',
+        "picture,words\na.png,a fox in snow\nb.png,a dog, asleep\n",
+    ],
+)
+def test_a_table_of_captions_with_a_fault_is_lost_and_not_merely_unused(table, tmp_path):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for name in ("a.png", "b.png"):
+        (source / name).write_bytes(png(1))
+    (source / "captions.csv").write_text(table)
+    with pytest.raises(InputError, match=r"captions\.csv"):
+        make(source, tmp_path / "store")
+
+
 def test_a_table_of_credits_is_no_lost_caption(folder, tmp_path):
     (folder / "sources.csv").write_text(
         "file,author,url,licence\nimg/0.png,Ada B. Clark,https://a.example/0,CC BY 4.0\n"
