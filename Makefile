@@ -21,7 +21,7 @@ demo: setup      ## run the whole pipeline on the embedded data set, in minutes
 	@echo "for the command hdm in this shell: . $(BIN)/activate"
 
 test: setup      ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup      ## style, types, import rules
 	$(BIN)/ruff check .

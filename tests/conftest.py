@@ -70,22 +70,26 @@ hypothesis.settings.load_profile("any_speed")
 
 LONGEST_FIRST = (
     "flows/test_services_that_die.py",
+    "flows/test_serve_saves.py",
     "training/test_phase.py",
     "training/test_trainer.py",
     "flows/test_closed_doors.py",
-    "flows/test_serve_saves.py",
-    "faults/test_kill_stages.py",
-    "planning/test_timed_steps.py",
+    "tasks/test_tracking.py",
     "flows/test_secrets.py",
-    "demo/test_detector.py",
+    "training/test_sharding.py",
+    "faults/test_kill_stages.py",
     "bootstrap/test_stopped.py",
-    "faults/test_damaged_shards.py",
-    "encoding/test_threads.py",
     "flows/test_full_pipeline.py",
+    "demo/test_detector.py",
+    "planning/test_timed_steps.py",
+    "encoding/test_threads.py",
     "training/test_memory.py",
     "training/test_alignment.py",
+    "test_wheel.py",
+    "test_isolation.py",
+    "test_foreign_store.py",
 )
-"""Files of a minute and more: begun last, one of them would leave the other workers idle."""
+"""Files of half a minute and more: begun last, one of them would leave the other workers idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -173,6 +173,7 @@ def test_a_finished_pipeline_is_run_with_a_state_of_one_s_own(
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "HDM_STATE": str(tmp_path / "mine"),
         "HDM_STORE": str(store),
+        "HDM_TRACKING": "off",
     }
 
     def hdm(*words: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from hdm.stages import run
 from hdm.store import Store
 
 settings = ["download.scenes.count=12", "download.scenes.faults=0", "download.allow_loopback=true"]
-settings += ["download.shard_items=12", *sys.argv[3:]]
+settings += ["download.shard_items=6", *sys.argv[3:]]
 made = run(load_pipeline("demo", settings), Store(Path(sys.argv[1])), stop_after=sys.argv[2])
 files = {}
 for one in made:
