@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -73,6 +74,10 @@ class Fetcher:
         self._not_before: dict[str, float] = {}
 
     async def __aenter__(self) -> Fetcher:
+        # Names are looked up in threads of the loop. Its own few would let a list's dead names hold
+        # up the others until their time is over; a lookup may outlast its request's time.
+        lookups = ThreadPoolExecutor(2 * self.settings.concurrency, thread_name_prefix="lookup")
+        asyncio.get_running_loop().set_default_executor(lookups)
         # Connections go only to addresses that this resolver has checked, so that a name cannot
         # lead to a public address first and to a private one later.
         connector = aiohttp.TCPConnector(resolver=self._addresses, limit=0, ttl_dns_cache=300)

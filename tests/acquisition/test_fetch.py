@@ -276,6 +276,19 @@ def test_a_name_that_turns_private_gains_nothing():
     ]
 
 
+def test_names_that_are_looked_up_long_do_not_hold_up_others(server, monkeypatch):
+    def look_up(host, port, *_, **__):
+        if host == "quick.test":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        time.sleep(1)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    urls = [f"http://slow-{number}.test/" for number in range(100)]
+    found = fetch_all(server, [*urls, "http://quick.test/"], retries=0, concurrency=128)
+    assert found == ["unknown_host"] * 100 + ["refused_address"]
+
+
 def test_a_site_on_this_machine_cannot_name_another_one():
     addresses = Addresses(allow_loopback=True, hosts={"inner.test": ("192.168.0.7", 80)})
     with pytest.raises(Unreadable, match="refused_address"):
