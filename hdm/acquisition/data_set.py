@@ -4,6 +4,7 @@ folders of pictures.
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -248,7 +249,12 @@ class DataSet:
         """The reader of a local folder that `save_to_disk` did not write."""
         from datasets import load_dataset_builder
 
-        return load_dataset_builder(str(self.folder.resolve()))
+        folder = str(self.folder.resolve())
+        # `datasets` would take it for a pattern, and read another folder that matches. `_rows`
+        # turns this ValueError into an InputError.
+        if glob.escape(folder) != folder:
+            raise ValueError("a folder's name may not hold *, ? or [; rename it, or name its files")
+        return load_dataset_builder(folder)
 
     @property
     def _token(self) -> str | None:
@@ -262,7 +268,8 @@ class DataSet:
         from datasets import load_dataset, load_from_disk
 
         if self.parquet:
-            files = [str(path.resolve()) for path in self.parquet]
+            # Escaped: `datasets` takes names for patterns, and `[1]` in one for a set of letters.
+            files = [glob.escape(str(path.resolve())) for path in self.parquet]
             # Streamed, so that nothing is copied to a cache.
             return load_dataset("parquet", data_files=files, split="train", streaming=True)
         if self._is_saved:

@@ -595,6 +595,21 @@ def test_a_damaged_parquet_file_is_named(tmp_path, kind, place):
         read(tmp_path if kind == "folder" else path, kind)
 
 
+def test_a_parquet_file_below_a_folder_with_signs_of_patterns(tmp_path):
+    for number, name in enumerate(["set [1]", "set 1", "a*b", "a and b"]):
+        (tmp_path / name).mkdir()
+        table = pa.table({"image": [png(number)], "caption": [name]})
+        pq.write_table(table, tmp_path / name / "part.parquet")
+    for number, name in enumerate(["set [1]", "set 1", "a*b", "a and b"]):
+        (item,) = read(tmp_path / name / "part.parquet")
+        assert item.captions == (name,)
+        assert loaded(item) == png(number)
+    assert len(read(tmp_path / "set 1")) == 1
+    for name in ("set [1]", "a*b"):
+        with pytest.raises(InputError, match="rename it"):
+            read(tmp_path / name)
+
+
 def test_splits_of_a_data_set(rows, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.DatasetDict(
