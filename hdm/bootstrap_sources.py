@@ -130,19 +130,21 @@ def local_pictures(
             waiting.append(item.captions)
             yield Asked(item.key, partial(bytes, data), len(data))
 
-    with Decoders(images, pixels) as decoders:
-        for answer in decoders.map(asked(), ahead=decoders.count):
-            captions = waiting.popleft()
-            try:
-                yield Example(captions, answer.result().arrays[0])
-            except BadImage as error:
-                left_out[error.status] += 1
-    if captioned:
-        inventory.check(settings.max_lost_captions, settings.source)
-    for line in summary_lines(inventory.to_json()):
-        log.info("%s", line)
-    if left_out:
-        log.warning(
-            "left out: %s",
-            ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()),
-        )
+    try:
+        with Decoders(images, pixels) as decoders:
+            for answer in decoders.map(asked(), ahead=decoders.count):
+                captions = waiting.popleft()
+                try:
+                    yield Example(captions, answer.result().arrays[0])
+                except BadImage as error:
+                    left_out[error.status] += 1
+        if captioned:
+            inventory.check(settings.max_lost_captions, settings.source)
+        for line in summary_lines(inventory.to_json()):
+            log.info("%s", line)
+    finally:  # also where the caller takes only the first pictures
+        if left_out:
+            log.warning(
+                "left out: %s",
+                ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()),
+            )

@@ -152,7 +152,14 @@ def _read(source: str, size_px: int, images: ImageSettings) -> Iterator[np.ndarr
 def _pictures(
     source: str, settings: VaeSettings, max_pictures: int | None, images: ImageSettings
 ) -> Pictures:
-    taken = list(islice(_read(source, settings.size_px, images), max_pictures or MAX_PICTURES))
+    readable = _read(source, settings.size_px, images)
+    taken = list(islice(readable, max_pictures or MAX_PICTURES))
+    if max_pictures is None and next(readable, None) is not None:
+        log.warning(
+            "only the first %d pictures are used, since they are held in memory; --max-pictures"
+            " takes more",
+            len(taken),
+        )
     # Every n-th, so that a source in some order loses none of its parts.
     kept = [picture for place, picture in enumerate(taken) if place % HELD_OUT]
     return Pictures(kept, taken[::HELD_OUT][: settings.num_measured])

@@ -37,7 +37,7 @@ MINUTES = number(
 )
 MAX_PICTURES = number(
     values.Count,
-    help="Use only the first N pictures; they are held in memory.",
+    help="Use only the first N pictures, which are held in memory; default: 20,000.",
     rich_help_panel=LENGTH,
 )
 TRAINING = Options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
+from hdm.acquisition.settings import DownloadSettings
+from hdm.bootstrap_sources import local_pictures
 from hdm.demo.bootstrap import scene_examples
 from hdm.errors import SavedOnSignal
 from hdm.models.autoencoder import load_autoencoder
+from hdm.pictures.settings import ImageSettings
 from hdm.vae import finetune
 
 BRIEF = ("--images", "24", "--size-px", "32", "--device", "cpu", "--channels", "4")
@@ -90,6 +94,29 @@ def test_minutes_become_a_plan_that_is_kept(pictures: Path, tmp_path: Path) -> N
         "num_images_seen"
     ]
     assert 0 <= seen - record["settings"]["num_images"] < 8
+
+
+def test_pictures_above_the_usual_number_are_left_out_with_a_word(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hdm.vae_sources.MAX_PICTURES", 20)
+    words = ("finetune", "--source", str(pictures), "--scratch", *BRIEF)
+    code, shown = hdm(*words, "--out", str(tmp_path / "there"))
+    assert code == 0, shown
+    assert "only the first 20 pictures are used" in shown
+    record = json.loads((tmp_path / "there" / "finetune.json").read_text())
+    assert record["data"]["train"] + record["data"]["held_out"] == 20
+
+
+def test_what_could_not_be_read_is_said_even_if_the_rest_is_not_read(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for name in ("b.png", "c.png", "d.png"):
+        (tmp_path / name).write_bytes((pictures / "00.png").read_bytes())
+    settings = DownloadSettings(source=str(tmp_path))
+    assert len(list(islice(local_pictures(settings, ImageSettings(), False), 2))) == 2
+    assert "left out: 1 not_image" in caplog.text
 
 
 def test_measure_tells_how_pictures_come_back(pictures: Path) -> None:
