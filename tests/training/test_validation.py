@@ -10,9 +10,17 @@ import torch
 
 from hdm.training import assembly
 from hdm.training.measures import validation
+from hdm.training.measures.sample_grid import prompts_to_show
 from hdm.training.objective import FlowMatching
 from hdm.training.prefetcher import VALIDATION, generator
 from tests.training.workshop import Workshop
+
+
+def test_every_prompt_that_is_asked_for_is_shown(workshop: Workshop, tmp_path: Path) -> None:
+    job = workshop.cached().job(tmp_path)
+    wanted = tuple(f"prompt {number}" for number in range(20))
+    shown = prompts_to_show(wanted, job.output("caption"), job.output("filter"))
+    assert tuple(shown) == wanted
 
 
 class SaysTheTime(torch.nn.Module):

@@ -25,7 +25,7 @@ from hdm.store import Output
 from hdm.training.process.job import Job
 from hdm.training.process.ranks import CutShort
 
-NUM_PICTURES = 16
+NUM_PICTURES = 16  # at once, and in all where no prompts are set
 COLUMNS = 4
 
 
@@ -37,7 +37,7 @@ def prompts_to_show(wanted: tuple[str, ...], captions: Output, filter: Output) -
         InputError: no kept picture has a caption.
     """
     if wanted:
-        return list(wanted[:NUM_PICTURES])
+        return list(wanted)
     scores = read_tables(filter, "scores", ["key", "split"])
     for split in ("held_out", "validation", "train"):
         # Sorted keys show captions of the same pictures in every phase.
