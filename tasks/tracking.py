@@ -57,6 +57,7 @@ SETTINGS = {
 METRICS_AT_ONCE = 900
 PARAMS_AT_ONCE = 90
 PARAM_CHARS = 5900
+MESSAGE_CHARS = 5000
 # MLflow's codes for errors that may pass, such as a busy database.
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
@@ -274,7 +275,7 @@ class Mirror:
         self.followed = {}
         self.pictures = None
         child = self.children[event["name"]]
-        self._tag(child, {"message": event["message"][:5000]})
+        self._tag(child, {"message": _cut(event["message"], MESSAGE_CHARS)})
         self.client.set_terminated(child, event["status"], end_time=int(event["at"] * 1000))
 
     def on_artifact(self, event: Event) -> None:
@@ -386,7 +387,8 @@ class Mirror:
 
         now = int(time.time() * 1000)
         metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
-        self.client.log_batch(run, metrics=metrics[:METRICS_AT_ONCE])
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self.client.log_batch(run, metrics=metrics[start : start + METRICS_AT_ONCE])
 
     def _inputs(self, run: str, manifest: Manifest) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -462,4 +464,9 @@ def matching(values: Mapping[str, str]) -> str:
 def plain(value: Any) -> str:
     """A parameter's text, cut to the length that MLflow accepts."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text[:PARAM_CHARS]
+    return _cut(text, PARAM_CHARS)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or its beginning with a sign that it goes on."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

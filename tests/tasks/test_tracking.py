@@ -122,6 +122,24 @@ def test_a_run_its_outputs_series_inputs_and_model(tmp_path: Path) -> None:
     ] == ["KILLED"]
 
 
+def test_no_number_is_left_out_and_a_long_text_ends_with_a_sign(tmp_path: Path) -> None:
+    begin, made, *rest = outputs(tmp_path)
+    made["counts"] = {f"failed_{number}": number for number in range(950)}
+    failed = {"event": "failed", "at": AT, "name": "train.64px", "status": "FAILED"}
+    run = {**RUN, "params": {"train.prompts": ["a red disc"] * 1000}}
+    told(tmp_path, [run, begin, made, rest[0], {**failed, "message": "x" * 6000}, END])
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database(tmp_path), registry_uri=database(tmp_path))
+    experiment = client.get_experiment_by_name("demo")
+    assert experiment
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert made["counts"].items() <= runs["download"].data.metrics.items()
+    assert runs["demo rrrrrr"].data.params["train.prompts"].endswith("…")
+    assert runs["train.64px"].data.tags["message"].endswith("x…")
+
+
 def test_pictures_are_there_while_training_goes_on(tmp_path: Path) -> None:
     milestones = tmp_path / "train.64px/1234/.scratch/milestones"
     milestones.mkdir(parents=True)
