@@ -42,7 +42,8 @@ def pipeline(**settings):
         if settings.get("kind", "urls") == "urls"
         else {}
     )
-    return Pipeline(name="test", download=DownloadSettings(**{"kind": "urls", **web, **settings}))
+    download = DownloadSettings(**{"kind": "urls", **web, **settings})
+    return Pipeline(name="test", download=download, threads=1)
 
 
 def make(store, chosen, server=None):

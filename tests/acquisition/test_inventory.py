@@ -21,7 +21,7 @@ from tests.acquisition.misbehaving import png
 
 
 def make(source, store, **settings):
-    pipeline = Pipeline(download=DownloadSettings(source=str(source), **settings))
+    pipeline = Pipeline(download=DownloadSettings(source=str(source), **settings), threads=1)
     return download.make(pipeline, download.identify(pipeline, {}), {}, Store(store))
 
 

@@ -40,7 +40,7 @@ def made(store: Store, make_download) -> tuple[Output, Output]:
         list(zip(shown[:4], GIVEN[:4], strict=True)),
         [(None, "gone"), *zip(shown[4:], GIVEN[4:], strict=True)],
     )
-    pipeline = Pipeline(filter=FilterSettings(min_side_px=48))
+    pipeline = Pipeline(threads=1, filter=FilterSettings(min_side_px=48))
     inputs = {"download": download}
     inputs["filter.measures"] = run(Measures(), pipeline, inputs, store)
     return download, run(decide, pipeline, inputs, store)
@@ -54,7 +54,9 @@ def captioned(
     **settings: Any,
 ) -> Output:
     pipeline = Pipeline(
-        components=components or Components(), caption=CaptionSettings(makers=makers, **settings)
+        threads=1,
+        components=components or Components(),
+        caption=CaptionSettings(makers=makers, **settings),
     )
     return run(caption, pipeline, dict(zip(("download", "filter"), made, strict=True)), store)
 
@@ -138,8 +140,8 @@ def test_all_given_captions_of_a_picture_are_kept_in_order(store, make_download)
     given = ["a fox", "an  animal", "a fox", "nan"]
     download = make_download([(png(draw(make_scene(5, 0))), given)])
     inputs = {"download": download}
-    inputs["filter.measures"] = run(Measures(), Pipeline(), inputs, store)
-    made = (download, run(decide, Pipeline(), inputs, store))
+    inputs["filter.measures"] = run(Measures(), Pipeline(threads=1), inputs, store)
+    made = (download, run(decide, Pipeline(threads=1), inputs, store))
     output = captioned(made, store, CaptionMaker())
     assert by_source(made, output) == {
         "0/0.png": [(0, "given", "a fox"), (1, "given", "an animal")]

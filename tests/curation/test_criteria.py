@@ -72,10 +72,10 @@ def test_an_added_criterion_decides_is_counted_and_reported_and_measures_alone(
     white[::8] = 240
     pictures = [scene(1), white, scene(2)]
     download = make_download([(png(one), None) for one in pictures], [(b"broken", None)])
-    before, first = made(download, store, Pipeline())
+    before, first = made(download, store, Pipeline(threads=1))
     assert first == ["filter.measures", "filter"]
     limit = max(float(pictures[0].mean()), float(pictures[2].mean())) + 1
-    strict = Pipeline(filter=FilterSettings(limits={"brightness": limit}))
+    strict = Pipeline(threads=1, filter=FilterSettings(limits={"brightness": limit}))
     after, second = made(download, store, strict)
     assert second == ["filter.brightness", "filter"]
     assert after["filter.measures"].digest == before["filter.measures"].digest
@@ -92,7 +92,9 @@ def test_an_added_criterion_decides_is_counted_and_reported_and_measures_alone(
         told = {shown.explanation: shown.count for shown in exhibition.rejections(1)}
     assert told["too bright"] == 1
 
-    _, third = made(download, store, Pipeline(filter=FilterSettings(limits={"brightness": 255.0})))
+    _, third = made(
+        download, store, Pipeline(threads=1, filter=FilterSettings(limits={"brightness": 255.0}))
+    )
     assert third == ["filter"]
 
 
@@ -103,7 +105,9 @@ def test_pictures_are_ranked_by_an_added_criterion_without_a_limit_of_it(
     pictures = [scene(number) // 8 + shade for number, shade in enumerate(shades)]
     download = make_download([(png(one), None) for one in pictures])
     top = TopFraction(by="brightness", keep=0.5)
-    outputs, new = made(download, store, Pipeline(filter=FilterSettings(top_fraction=top)))
+    outputs, new = made(
+        download, store, Pipeline(threads=1, filter=FilterSettings(top_fraction=top))
+    )
     assert new == ["filter.measures", "filter"]  # the brightness comes of the same decoding
     assert "filter.brightness" in outputs
     reasons = read_tables(outputs["filter"], "scores")["reason"].to_pylist()
@@ -115,7 +119,7 @@ def test_pictures_are_ranked_by_an_added_criterion_without_a_limit_of_it(
 
 def test_an_unknown_score_to_rank_by_is_refused(brightness):
     top = TopFraction(by="brihgtness")
-    pipeline = Pipeline(filter=FilterSettings(top_fraction=top))
+    pipeline = Pipeline(threads=1, filter=FilterSettings(top_fraction=top))
     *_, decision = filter_outputs(pipeline)
     with pytest.raises(ConfigError, match="not ranked by 'brihgtness'") as caught:
         decision.identify(pipeline, {})
@@ -139,11 +143,11 @@ def test_switching_on_a_model_measures_with_that_model_alone(
     tmp_path,
 ):
     download = make_download([(png(scene(index)), "a red circle") for index in range(3)])
-    before, first = made(download, store, Pipeline())
+    before, first = made(download, store, Pipeline(threads=1))
     assert first == ["filter.measures", "filter"]
 
     named = Components(contrastive=str(coca_folder))
-    similar, second = made(download, store, Pipeline(components=named))
+    similar, second = made(download, store, Pipeline(threads=1, components=named))
     assert second == ["filter.contrastive", "filter"]
     assert similar["filter.measures"].digest == before["filter.measures"].digest
 
@@ -157,7 +161,7 @@ def test_switching_on_a_model_measures_with_that_model_alone(
         aesthetic_head=str(tmp_path / "head.pth"),
         aesthetic_head_for=str(coca_folder),
     )
-    rated, third = made(download, store, Pipeline(components=both))
+    rated, third = made(download, store, Pipeline(threads=1, components=both))
     assert third == ["filter.aesthetic", "filter"]
     for name in ("filter.measures", "filter.contrastive"):
         assert rated[name].digest == similar[name].digest
@@ -180,6 +184,7 @@ def test_what_is_missing_at_once_is_made_from_one_decoding_and_is_what_each_is_a
         [(png(one), "a red circle") for one in pictures], [(b"broken", None), (png(scene(4)), None)]
     )
     pipeline = Pipeline(
+        threads=1,
         components=Components(contrastive=str(coca_folder)),
         filter=FilterSettings(limits={"brightness": 255.0}),
     )
@@ -215,7 +220,7 @@ def test_what_is_missing_at_once_is_made_from_one_decoding_and_is_what_each_is_a
 
 
 def test_a_limit_of_an_unknown_criterion_is_refused():
-    pipeline = Pipeline(filter=FilterSettings(limits={"brihgtness": 3.0}))
+    pipeline = Pipeline(threads=1, filter=FilterSettings(limits={"brihgtness": 3.0}))
     *_, decision = filter_outputs(pipeline)
     with pytest.raises(ConfigError, match="no criterion 'brihgtness'"):
         decision.identify(pipeline, {})

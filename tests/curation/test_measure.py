@@ -62,7 +62,7 @@ def test_every_downloaded_item_has_a_row_in_order_and_its_measures(store, make_d
         [(png(scene(2))[:100], None), (b"<html>", None), (png(scene(3)), "x")],
     )
     rows = read_tables(
-        run(Measures(), Pipeline(), {"download": download}, store), "measures"
+        run(Measures(), Pipeline(threads=1), {"download": download}, store), "measures"
     ).to_pylist()
     samples = [row for row in read_tables(download, "samples").to_pylist() if row["status"] == "ok"]
     assert [row["key"] for row in rows] == [row["key"] for row in samples]
@@ -84,7 +84,7 @@ def test_the_best_of_several_captions_counts_and_long_ones_are_counted(
     download = make_download(
         [(png(p), captions) for p, captions in zip(pictures, given, strict=True)]
     )
-    pipeline = Pipeline(components=Components(contrastive=str(coca_folder)))
+    pipeline = Pipeline(threads=1, components=Components(contrastive=str(coca_folder)))
     similarities = run(Embeddings(), pipeline, {"download": download}, store)
     model = load_contrastive(resolve(pipeline.components))
     images = model.embed_images(pictures)
@@ -113,7 +113,7 @@ def test_pictures_over_a_limit_are_rows_with_a_status_of_their_own_and_counted(
     huge = png_by_hand(11_000, 11_000, 1, 0, bytes(1 + 1375) * 11_000)
     files = [png(scene(1)), scans, bytes(gif), huge, png(scene(2))]
     download = make_download([(data, None) for data in files])
-    pipeline = Pipeline(images=ImageSettings(max_memory_mb=512))
+    pipeline = Pipeline(threads=1, images=ImageSettings(max_memory_mb=512))
     measures = run(Measures(), pipeline, {"download": download}, store)
     decoded = [row["decoded"] for row in read_tables(measures, "measures").to_pylist()]
     assert decoded[:2] == ["ok", "too_many_scans"]
@@ -149,7 +149,7 @@ def test_entry_48_of_the_catalogue_is_refused_with_the_reason(store, make_downlo
         [(png(pixels), None) for pixels, _ in planted.values()],
     )
     settings = FilterSettings(min_sharpness=0.35, max_noise=10.0, duplicate_mirrored=True)
-    _, scores = filtered(download, store, Pipeline(filter=settings))
+    _, scores = filtered(download, store, Pipeline(threads=1, filter=settings))
     rows = read_tables(scores, "scores").to_pylist()
     # Of two pictures of one quality the key decides which stays.
     for original, copy in ((2, 9), (3, 11)):
@@ -173,7 +173,7 @@ def test_a_set_that_grows_keeps_its_splits_and_copies_join_their_originals(store
         for _ in range(24)
     ]
     larger = [picture.resize((80, 80), Image.Resampling.BICUBIC) for picture in first]
-    pipeline = Pipeline(filter=FilterSettings(validation=0.2, held_out=0.4))
+    pipeline = Pipeline(threads=1, filter=FilterSettings(validation=0.2, held_out=0.4))
     before = filtered(make_download([(png(np.asarray(p)), None) for p in first]), store, pipeline)[
         1
     ]
@@ -216,7 +216,9 @@ def scored(store, make_download, coca_folder):  # noqa: F811
 
 def test_embeddings_and_similarities_are_the_models_own(store, scored):
     download, components = scored
-    output = run(Embeddings(), Pipeline(components=components), {"download": download}, store)
+    output = run(
+        Embeddings(), Pipeline(threads=1, components=components), {"download": download}, store
+    )
     model = load_contrastive(resolve(components))
     pictures = [scene(index) for index in (0, 1, 2, 3, 9)]
     expected = np.concatenate([model.embed_images([picture]) for picture in pictures])
@@ -237,7 +239,7 @@ def test_the_batch_size_changes_embeddings_by_rounding_alone(store, scored, tmp_
     one, other = (
         run(
             Embeddings(),
-            Pipeline(components=components, filter=FilterSettings(batch_size=size)),
+            Pipeline(threads=1, components=components, filter=FilterSettings(batch_size=size)),
             {"download": download},
             where,
         )
@@ -262,7 +264,7 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
         }
     )
     pipeline = Pipeline(
-        components=components, filter=FilterSettings(top_fraction=TopFraction(keep=0.4))
+        threads=1, components=components, filter=FilterSettings(top_fraction=TopFraction(keep=0.4))
     )
     outputs = every_output(download, store, pipeline)
     scores = outputs["filter"]
@@ -275,7 +277,7 @@ def test_the_aesthetic_score_is_the_heads_of_the_embedding(store, scored, tmp_pa
 
 def test_a_rerun_after_losing_tables_gives_the_same_bytes(store, scored):
     download, components = scored
-    pipeline = Pipeline(components=components)
+    pipeline = Pipeline(threads=1, components=components)
     before = [digests(output) for output in every_output(download, store, pipeline).values()]
     for output in every_output(download, store, pipeline).values():
         for name in (
@@ -298,11 +300,11 @@ def test_a_flipped_byte_in_a_tar_is_found_and_the_file_named(store, make_downloa
     data[len(data) // 3] ^= 1
     tar.write_bytes(data)
     with pytest.raises(DamagedError, match=r"images-00000\.tar"):
-        run(Measures(), Pipeline(), {"download": download}, store)
+        run(Measures(), Pipeline(threads=1), {"download": download}, store)
 
 
 def test_without_models_only_the_pixels_are_measured(store, make_download):
-    outputs = every_output(make_download([(png(scene(0)), "x")]), store, Pipeline())
+    outputs = every_output(make_download([(png(scene(0)), "x")]), store, Pipeline(threads=1))
     assert list(outputs) == ["filter.measures", "filter"]
     (row,) = read_tables(outputs["filter"], "scores").to_pylist()
     assert row["kept"]
@@ -342,6 +344,6 @@ def test_when_nothing_is_kept_the_reasons_and_their_numbers_are_named(store, mak
     with pytest.raises(
         InputError, match=r"none of 4 pictures: 3 too_small, 1 undecodable(.|\n)*filter.min_side_px"
     ):
-        filtered(download, store, Pipeline())
+        filtered(download, store, Pipeline(threads=1))
     with pytest.raises(InputError, match="no picture was downloaded"):
-        filtered(make_download([(None, None)]), store, Pipeline())
+        filtered(make_download([(None, None)]), store, Pipeline(threads=1))

@@ -33,7 +33,7 @@ def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):
     scenes = ScenesSettings(count=400, faults=0.5, seed=7)
     items = [item for item in plan(scenes) if item.fault not in ("missing", "cut_off")]
     download = make_download([(file_bytes(item, scenes, plan(scenes)), None) for item in items])
-    pipeline, inputs = Pipeline(filter=SETTINGS), {"download": download}
+    pipeline, inputs = Pipeline(threads=1, filter=SETTINGS), {"download": download}
     for stage in (Measures(), decide):
         output = run(stage, pipeline, inputs, store)
         inputs[output.name] = output

@@ -112,6 +112,7 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, autoencoder_folder: Path, text_encoder_folder: Path) -> Home:
     pipeline = Pipeline(
+        threads=1,
         components=Components(
             autoencoder=str(autoencoder_folder), text_encoder=str(text_encoder_folder)
         ),

@@ -97,7 +97,9 @@ def test_what_it_costs_is_told(home, caplog: pytest.LogCaptureFixture) -> None:
 def pipeline(*resolutions: int, from_larger: tuple[int, ...]) -> Pipeline:
     phases = tuple(Phase(resolution=size, num_images=1, batch_size=1) for size in resolutions)
     return Pipeline(
-        train=TrainSettings(phases=phases), encode=EncodeSettings(from_larger=from_larger)
+        threads=1,
+        train=TrainSettings(phases=phases),
+        encode=EncodeSettings(from_larger=from_larger),
     )
 
 

@@ -82,6 +82,7 @@ def inputs(store: Store, files: dict[str, bytes]) -> dict[str, Output]:
 def test_photographs_come_back_from_their_shards_and_crops_are_near(tmp_path: Path) -> None:
     store, files = Store(tmp_path), photographs(4)
     pipeline = Pipeline(
+        threads=1,
         components=Components(autoencoder=str(TAESD)),
         encode=EncodeSettings(batch_size=4, device="cpu", crop_pictures=2),
         train=TrainSettings(model=XUTConfig(channels=32, patch_size=2)),
