@@ -27,7 +27,7 @@ IMAGES, TAEF2 = DATA / "emoji" / "noto128" / "images", DATA / "autoencoder" / "t
 pytestmark = pytest.mark.skipif(
     not (IMAGES.is_dir() and TAEF2.is_dir()), reason="needs ../shared/data"
 )
-ASKED = 3
+ASKED, ITEMS = 3, 24
 
 
 def test_a_short_run_ends_with_a_page_to_choose_names_on(
@@ -36,7 +36,7 @@ def test_a_short_run_ends_with_a_page_to_choose_names_on(
     monkeypatch.setattr(phase, "run_training", train_here)
     settings = {
         "download.source": IMAGES,
-        "download.max_items": 48,
+        "download.max_items": ITEMS,
         "components.text_encoder": components_folder("demo") / "text_encoder",
         "components.autoencoder": TAEF2,
         "train.model.text_width": 128,
@@ -49,7 +49,7 @@ def test_a_short_run_ends_with_a_page_to_choose_names_on(
     pipeline = load_pipeline("emoji", [f"{name}={value}" for name, value in settings.items()])
     made = list(run(pipeline, Store(tmp_path / "store")))
     outputs = {one.output.name: one.output for one in made}
-    assert outputs["filter"].counts["kept"] == 48  # no skin tone is a copy
+    assert outputs["filter"].counts["kept"] == ITEMS  # no skin tone is a copy
     told = read_finding(outputs["evaluate.copies"]).details[CHOICES]
     for name, asked in questions(pipeline.evaluate.seed).items():
         assert [(one["prompt"], tuple(one["choices"])) for one in told[name]] == [
@@ -58,7 +58,7 @@ def test_a_short_run_ends_with_a_page_to_choose_names_on(
         sheet = np.asarray(Image.open(outputs["evaluate.images"].file(f"sheet-{name}.png")))
         assert sheet.shape[1] >= ASKED * 128
         assert (sheet[130:] < 128).any()  # the names below the pictures
-    trained = {picture.captions[0] for picture in training_pictures()[:48]}
+    trained = {picture.captions[0] for picture in training_pictures()[:ITEMS]}
     assert {one["nearest"]["caption"] for entries in told.values() for one in entries} <= trained
     (tmp_path / "report").mkdir()
     page = write_report(pipeline, made, tmp_path / "report")

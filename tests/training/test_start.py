@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from hdm.commands.cli import app
 from hdm.models.xut import XUT
+from hdm.training import phase
 from hdm.training.process.guard import StopRequest
 from hdm.training.trainer import Trainer
 from tests.model_files import golden_files
+from tests.training.here import train_here
 from tests.training.workshop import Workshop, lively
 
 
@@ -49,8 +51,9 @@ def begun(workshop: Workshop, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_training_begins_with_imported_weights_and_they_move(
-    workshop: Workshop, imported: Path, tmp_path: Path
+    workshop: Workshop, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(phase, "run_training", train_here)
     started = workshop.cached().changed(start={"weights": str(imported)})
     output = started.elsewhere(tmp_path / "store").train()
     truth = load_file(imported / "published.safetensors")
