@@ -43,6 +43,7 @@ faults: setup    ## break pictures, put settings to their edges, take the server
 	$(BIN)/python -m tests.faults.kill_anywhere --through server --kills $(KILLS)
 	$(BIN)/python -m tests.faults.kill_anywhere --through ephemeral --kills 20
 	$(BIN)/python -m tests.faults.outage --minutes 10
+	$(BIN)/python -m tests.faults.kill_workers --kills 50
 
 readme: setup    ## run every command of the README in a copy of the project and a clean shell
 	$(BIN)/python -m tests.faults.walk_readme

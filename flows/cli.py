@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -46,6 +46,13 @@ def run(
         str | None, typer.Option("--until", metavar="STAGE", help="Last stage or output.")
     ] = None,
     settings: Overrides = [],
+    executor: Annotated[
+        Literal["local", "dask"] | None,
+        typer.Option(
+            help="Who makes the parts of data stages: this machine, or a Dask cluster"
+            " (execution.address; without one, a cluster of this machine)."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary of the run in JSON, as the last line.")
     ] = False,
@@ -57,6 +64,8 @@ def run(
     from flows.commands.run import print_json, run_pipeline, tell
 
     project = Project.chosen(store, file)
+    if executor is not None:
+        settings = [*settings, f"execution.executor={executor}"]  # the last one wins
     summary = run_pipeline(project, name, start_from, stop_after, settings, verbose)
     tell(summary, name_store=store is not None)
     if as_json:

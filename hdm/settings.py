@@ -11,7 +11,7 @@ one of
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -90,11 +90,24 @@ def _plain(value: Any) -> Any:
 
 
 class ExecutionSettings(Settings):
-    """Where the parts of data stages and of generated images are made."""
+    """Where the parts of data stages and of generated images are made. It changes no result."""
 
+    executor: Literal["local", "dask"] = runtime("local")
+    """local: on this machine. dask: on a cluster of Dask, which needs the package's extra `dask`;
+    every worker has to see the store.
+    """
     processes: values.Workers | None = runtime(None)
-    """Number of processes that make parts at the same time, each with one thread. None: the run's
-    own process makes them, and its threads decode pictures ahead.
+    """Number of processes that make parts at the same time, each with one thread. None: with local,
+    the run's own process makes them, and its threads decode pictures ahead; with dask, one for each
+    core. A cluster with an address has its own number.
+    """
+    address: str | None = runtime(None)
+    """Address of a Dask scheduler, as tcp://127.0.0.1:8786; beyond this machine tls://… alone, with
+    Dask's own settings of certificates. None: a cluster of this machine is started for the run.
+    """
+    deadline_sec: values.Seconds | None = runtime(None)
+    """On a cluster, another worker too makes a part that takes longer; the first result counts.
+    None: wait.
     """
 
 

@@ -29,6 +29,7 @@ from hdm.evaluation import preflight as evaluation_preflight
 from hdm.extensions import MODULES, extensions
 from hdm.models.components import VAE
 from hdm.models.devices import cpu_threads
+from hdm.parts.preflight import check_execution
 from hdm.scoring import metrics
 from hdm.stage_list import Stage, added_stages, stage_names, stages
 from hdm.stage_work import SMALL_BYTES, AddedStage, OutputStep, Size, StageWork
@@ -355,7 +356,7 @@ def problems(
     graph = OutputGraph(pipeline)
     wanted = _chosen(graph.steps, start_from, stop_after)
     made = {name: output for name in LOOKED_AT if (output := graph.made(store, name))}
-    found: list[InputError] = []
+    found: list[InputError] = list(raised_by(partial(check_execution, pipeline.execution)))
     for stage in stages():
         of_stage = [step for step in wanted if step.stage == stage.name]
         refusals = list(_refusals(stage, pipeline, made)) if of_stage else []

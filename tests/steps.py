@@ -9,6 +9,7 @@ from typing import Any
 
 from hdm import parts
 from hdm.parts import Step
+from hdm.settings import ExecutionSettings
 from hdm.store import Identity, Output, Store
 
 
@@ -21,7 +22,7 @@ def made_elsewhere(
     copy = pickle.loads(pickle.dumps(step))
     with ExitStack() as stack:
         drafts = [stack.enter_context(Store(root).draft(identity)) for identity in identities]
-        return parts.make(copy, drafts, processes)
+        return parts.make(copy, drafts, ExecutionSettings(processes=processes))
 
 
 def contents(output: Output) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from hdm import parts
 from hdm.errors import HdmError
 from hdm.parts import Files, Folders, Part, Step
 from hdm.progress import Tracker, track
+from hdm.settings import ExecutionSettings
 from hdm.store import Draft, Identity, Output, Store
 
 COUNT = 6
@@ -88,7 +89,7 @@ class Powers(Step[int, list[int]]):
 
 def make(step: Powers, store: Store, processes: int | None = None) -> list[Output]:
     with store.draft(SQUARES) as squares, store.draft(CUBES) as cubes:
-        return parts.make(step, [squares, cubes], processes)
+        return parts.make(step, [squares, cubes], ExecutionSettings(processes=processes))
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -153,6 +154,7 @@ def test_interrupted_and_made_again_each_part_is_made_once(
 KILLED = """
 import sys
 from pathlib import Path
+from hdm.settings import ExecutionSettings
 from hdm.store import Store
 from {module} import Powers, make
 
@@ -185,6 +187,7 @@ def test_no_process_outlives_the_one_that_asked(
 ASKING = """
 import sys
 from pathlib import Path
+from hdm.settings import ExecutionSettings
 from hdm.store import Store
 from {module} import Powers, make
 

@@ -83,7 +83,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         return parts.make(
             Captioning(pipeline, inputs["download"], inputs["filter"]),
             [draft],
-            pipeline.execution.processes,
+            pipeline.execution,
         )[0]
 
 

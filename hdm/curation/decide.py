@@ -109,7 +109,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         )
     with store.draft(identity) as draft:
         return parts.make(
-            Deciding(pipeline.filter, inputs, tables, store), [draft], pipeline.execution.processes
+            Deciding(pipeline.filter, inputs, tables, store), [draft], pipeline.execution
         )[0]
 
 

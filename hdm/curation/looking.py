@@ -92,7 +92,7 @@ class Look(ABC):
         with drafts_of(store, identity, others) as drafts:
             looks = tuple(one for one in (self, *also) if one.name in drafts)
             step = Looking(pipeline, inputs["download"], looks)
-            return parts.make(step, drafts.values(), pipeline.execution.processes)[0]
+            return parts.make(step, drafts.values(), pipeline.execution)[0]
 
 
 @dataclass

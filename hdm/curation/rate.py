@@ -46,9 +46,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         An output of `aesthetic-*.parquet` (RATINGS), cut like the download.
     """
     with store.draft(identity) as draft:
-        return parts.make(
-            Rating(pipeline, inputs[EMBEDDINGS]), [draft], pipeline.execution.processes
-        )[0]
+        return parts.make(Rating(pipeline, inputs[EMBEDDINGS]), [draft], pipeline.execution)[0]
 
 
 @dataclass(frozen=True)

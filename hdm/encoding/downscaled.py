@@ -85,7 +85,7 @@ def make(
     step = Downscaling(pipeline, inputs, resolution, larger)
     step.check()
     with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution.processes)[0]
+        return parts.make(step, [draft], pipeline.execution)[0]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     step = EncodingFeatures(pipeline, inputs)
     check_patches(pipeline.encode.features_px, step.vision.patch_size)
     with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution.processes)[0]
+        return parts.make(step, [draft], pipeline.execution)[0]
 
 
 @dataclass(frozen=True)

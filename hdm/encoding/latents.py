@@ -103,7 +103,7 @@ def make(
         # Resolutions that the store has, or that another run is making, are left out. This must
         # come before the first use of `making`, which is cached.
         step.sizes = tuple(size for size in step.sizes if output_name(size) in drafts)
-        return parts.make(step, drafts.values(), pipeline.execution.processes)[0]
+        return parts.make(step, drafts.values(), pipeline.execution)[0]
 
 
 @dataclass(eq=False)

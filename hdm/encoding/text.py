@@ -66,7 +66,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     step.encoder.check()
     step.announce()
     with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution.processes)[0]
+        return parts.make(step, [draft], pipeline.execution)[0]
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         An output as described above.
     """
     with store.draft(identity) as draft:
-        return parts.make(Painting(pipeline, inputs), [draft], pipeline.execution.processes)[0]
+        return parts.make(Painting(pipeline, inputs), [draft], pipeline.execution)[0]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,308 @@
+"""Parts made by the workers of a Dask cluster: one that exists, or one of this machine.
+
+Dask decides who makes which part, and makes the parts of a worker that dies elsewhere. Data never
+passes through its scheduler: a step goes to the workers as a file in the store, and they answer
+with what they recorded of the files that they wrote there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Future, LocalCluster, get_worker, wait
+from distributed.client import FutureCancelledError, FuturesCancelledError
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from hdm.errors import ConfigError, HdmError
+from hdm.parts.one_thread import compute_with_one_thread
+from hdm.parts.step import Folders, Part, Records, Step, Take, Task, Tools, make_one
+from hdm.parts.stopping import Watched
+from hdm.progress import Tracker
+from hdm.provenance import DISTRIBUTION, version_of
+from hdm.settings import ExecutionSettings
+
+GONE = (CommClosedError, FutureCancelledError, FuturesCancelledError)
+"""What is raised where the scheduler has ended."""
+CONNECT_SEC = 30
+LOOK_SEC = 1.0
+BEGUN = "hdm-parts"
+"""Dask's topic for the moments at which parts begin."""
+
+
+def make_on_dask(
+    step: Step[Task, Tools],
+    parts: Sequence[Part[Task]],
+    folders: Folders,
+    bar: Tracker,
+    take: Take,
+    execution: ExecutionSettings,
+    scratch: Path,
+) -> None:
+    """Make the parts.
+
+    Args:
+        scratch: a folder that every worker sees.
+
+    Raises:
+        ConfigError: the cluster cannot be used.
+        HdmError: it ended, or workers die of a part; finished parts are kept.
+    """
+    file = scratch / f"step-{uuid.uuid4().hex}.pickle"
+    scratch.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(pickle.dumps(step))
+    try:
+        with _client(execution) as client:
+            _check_workers(client, file)
+            work = _Work(client, file, folders, execution.deadline_sec)
+            work.run(step.what, parts, bar, take)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _client(execution: ExecutionSettings) -> Iterator[Client]:
+    """A client of the cluster at the address, or of one that lives as long as the block."""
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        address: Any = execution.address
+        if address is None:
+            # Workers run what they are sent. TLS with a certificate of this run's own keeps other
+            # users of the machine out.
+            address = stack.enter_context(
+                LocalCluster(
+                    n_workers=execution.processes or len(os.sched_getaffinity(0)),
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    protocol="tls://",
+                    security=True,
+                    dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+        try:
+            client = Client(address, timeout=CONNECT_SEC, set_as_default=False)
+        except OSError as error:
+            raise ConfigError(
+                f"no Dask scheduler answers there: {error}",
+                where=f"execution.address={execution.address}",
+                do="start it (dask scheduler), or leave the address out",
+            ) from error
+        yield stack.enter_context(client)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Dask's own messages of a cluster that goes: this module reports it."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _check_workers(client: Client, file: Path) -> None:
+    """Refuse workers that could write something else, or elsewhere."""
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_SEC)
+    except TimeoutError as error:
+        raise ConfigError(
+            "the Dask cluster has no workers",
+            where=_address(client),
+            do="start some: dask worker ADDRESS",
+        ) from error
+    mine = _facts(str(file))
+    for worker, facts in sorted(client.run(_facts, str(file)).items()):
+        if facts["version"] != mine["version"]:
+            raise ConfigError(
+                f"the worker has version {facts['version']} of {DISTRIBUTION}, this process"
+                f" {mine['version']}",
+                where=worker,
+                do="install the same version everywhere",
+            )
+        if not facts["sees_store"]:
+            raise ConfigError(
+                f"the worker does not see the store's folder {file.parent}",
+                where=worker,
+                do="mount the store at the same path on every machine",
+            )
+
+
+def _address(client: Client) -> str | None:
+    return client.scheduler.address if client.scheduler else None
+
+
+def _facts(file: str) -> dict[str, Any]:
+    return {"version": version_of(DISTRIBUTION), "sees_store": Path(file).is_file()}
+
+
+class _Work:
+    """Parts in progress on a cluster.
+
+    Args:
+        client: of the cluster.
+        file: the pickled step.
+        folders: where parts write.
+        deadline_sec: see `ExecutionSettings`.
+    """
+
+    def __init__(
+        self, client: Client, file: Path, folders: Folders, deadline_sec: float | None
+    ) -> None:
+        self.client = client
+        self.file = file
+        self.folders = folders
+        self.deadline_sec = deadline_sec
+        self.parts: dict[Future[Records], Part[Any]] = {}
+        self.begun: dict[object, tuple[float, str]] = {}
+
+    def run(self, what: str, parts: Sequence[Part[Any]], bar: Tracker, take: Take) -> None:
+        """Make the parts, and take what each wrote as it comes."""
+        for part in parts:
+            self._submit(part)
+        try:
+            while self.parts:
+                for future in self._done():
+                    part = self.parts[future]
+                    records = future.result()
+                    bar.advance(part.size)
+                    take(records)
+                    self._forget(part)
+                self._make_late_ones_elsewhere()
+        except KilledWorker as error:
+            raise HdmError(
+                f"workers that make parts of {what} end, one after the other",
+                where=error.last_worker.address,
+                do="look at its log; finished parts are kept",
+            ) from error
+        except GONE as error:
+            raise self._lost(what) from error
+        finally:
+            self.client.cancel(list(self.parts))
+
+    def _submit(self, part: Part[Any], not_on: str | None = None) -> None:
+        others = None
+        if not_on is not None:
+            workers = self.client.scheduler_info(-1)["workers"]
+            others = [one for one in workers if one != not_on]
+            if not others:
+                return
+        future = self.client.submit(
+            _make_on_worker, str(self.file), part, self.folders, pure=False, workers=others
+        )
+        self.parts[future] = part
+
+    def _done(self) -> list[Future[Records]]:
+        """The parts that are done; waits a moment for the first."""
+        # `wait` asks the current client, which nothing else here needs.
+        with contextlib.suppress(TimeoutError), self.client.as_current():
+            wait(list(self.parts), timeout=LOOK_SEC, return_when="FIRST_COMPLETED")
+        # A future may be "lost" for a moment: its worker died with the result, and Dask makes the
+        # part again.
+        if self.client.status != "running":
+            raise CommClosedError("the scheduler is gone")
+        return [one for one in self.parts if one.done()]
+
+    def _forget(self, part: Part[Any]) -> None:
+        """No result of this part is awaited any more: it is done."""
+        futures = [one for one, other in self.parts.items() if other is part]
+        self.client.cancel(futures)
+        for future in futures:
+            del self.parts[future]
+
+    def _make_late_ones_elsewhere(self) -> None:
+        """Submit again what hangs, and what waits behind it on the same worker."""
+        if self.deadline_sec is None:
+            return
+        now = time.monotonic()
+        for _, event in self.client.get_events(BEGUN):
+            # From when it is seen here: clocks of machines differ.
+            self.begun.setdefault(event["key"], (now, event["worker"]))
+        hung = set()
+        for future in self.parts:
+            begun, worker = self.begun.get(future.key, (now, ""))
+            if now - begun > self.deadline_sec:
+                hung.add(worker)
+        for worker, keys in self.client.processing().items():
+            if worker in hung:
+                self._submit_again(set(keys), not_on=worker)
+
+    def _submit_again(self, keys: set[Any], not_on: str) -> None:
+        for future, part in list(self.parts.items()):
+            tries = sum(other is part for other in self.parts.values())
+            if future.key in keys and tries == 1:
+                self._submit(part, not_on)
+
+    def _lost(self, what: str) -> HdmError:
+        return HdmError(
+            f"the Dask cluster that makes parts of {what} is gone",
+            where=_address(self.client),
+            do="start it again and run the same command: finished parts are kept",
+        )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A step that this worker has opened."""
+
+    file: str
+    step: Step[Any, Any]
+    tools: Any
+    stack: ExitStack
+
+
+@dataclass(frozen=True)
+class _Cancelled:
+    """Whether a part that this worker makes is wanted no more."""
+
+    key: str
+
+    def is_set(self) -> bool:
+        state = get_worker().state.tasks.get(self.key)
+        return state is None or state.state == "cancelled"
+
+    def set(self) -> None:
+        raise NotImplementedError("the client cancels parts")
+
+
+_opened: _Opened | None = None
+_one_at_a_time = threading.Lock()
+
+
+def _make_on_worker(file: str, part: Part[Any], folders: Folders) -> Records:
+    worker = get_worker()
+    key = str(worker.get_current_task())
+    # A worker with several threads would otherwise open the step's models once for each.
+    with _one_at_a_time:
+        worker.log_event(BEGUN, {"key": key, "worker": worker.address})
+        here = _open(file)
+        return make_one(here.step, part, folders, here.tools, Watched(_Cancelled(key)))
+
+
+def _open(file: str) -> _Opened:
+    """The step and its tools; those of the step before are closed."""
+    global _opened
+    if _opened is None or _opened.file != file:
+        if _opened is not None:
+            _opened.stack.close()
+            _opened = None
+        compute_with_one_thread()
+        step = pickle.loads(Path(file).read_bytes())
+        stack = ExitStack()
+        _opened = _Opened(file, step, stack.enter_context(step.open()), stack)
+    return _opened

@@ -1,0 +1,204 @@
+"""Parts on a Dask cluster: workers that die or hang, a scheduler that goes, and strangers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hdm import parts
+from hdm.errors import ConfigError, HdmError
+from hdm.parts import Folders, Part, Step
+from hdm.parts.preflight import check_execution
+from hdm.progress import Tracker
+from hdm.settings import ExecutionSettings
+from hdm.store import Draft, Identity, Output, Store
+
+COUNT = 8
+SQUARES = Identity("squares", 1, {})
+DASK = ExecutionSettings(executor="dask", processes=2)
+
+
+@dataclass(frozen=True)
+class Squares(Step[int, None]):
+    """The square of every number; at `at`, the first worker that makes it dies or hangs."""
+
+    log: Path
+    fault: str = ""
+    at: int = 3
+
+    what = "squares"
+    unit = "numbers"
+
+    def plan(self) -> Iterator[Part[int]]:
+        for number in range(COUNT):
+            yield Part(number, {"squares": (f"{number}.json",)})
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        yield
+
+    def make_part(self, part: Part[int], folders: Folders, tools: None, bar: Tracker) -> None:
+        armed = self.log.with_name("armed")
+        if part.task == self.at and armed.exists():
+            armed.unlink()
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "hang":
+                self.log.with_name("hangs").write_text(str(os.getpid()))
+                time.sleep(600)
+            raise HdmError("planted")
+        folders["squares"].write_json(f"{part.task}.json", part.task**2, {"numbers": 1})
+        with self.log.open("a") as log:
+            log.write(f"{part.task}\n")
+        if self.fault == "slow":
+            time.sleep(0.5)
+
+    def finish(self, draft: Draft) -> dict[str, int]:
+        return {"made": draft.counts()["numbers"]}
+
+
+def make(step: Squares, store: Store, execution: ExecutionSettings) -> Output:
+    with store.draft(SQUARES) as draft:
+        return parts.make(step, [draft], execution)[0]
+
+
+def squares(output: Output) -> list[str]:
+    return [(output.path / f"{number}.json").read_text().strip() for number in range(COUNT)]
+
+
+RIGHT = [str(number**2) for number in range(COUNT)]
+
+
+@pytest.mark.parametrize("fault", ["", "kill", "hang"])
+def test_a_worker_that_dies_or_hangs_costs_its_try_alone(tmp_path: Path, fault: str) -> None:
+    step = Squares(tmp_path / "log", fault)
+    if fault:
+        (tmp_path / "armed").touch()
+    execution = DASK.model_copy(update={"deadline_sec": 2.0 if fault == "hang" else None})
+    made = make(step, Store(tmp_path / "store"), execution)
+    assert squares(made) == RIGHT
+    assert made.summary == {"made": COUNT}
+    assert not list((tmp_path / "store").rglob("*.pickle"))
+    numbers = step.log.read_text().split()
+    assert sorted(set(numbers), key=int) == [str(number) for number in range(COUNT)]
+    if fault == "hang":
+        hung = int((tmp_path / "hangs").read_text())
+        assert not psutil.pid_exists(hung), "it ends with its cluster"
+
+
+def test_an_error_of_a_part_is_the_runs_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    step = Squares(tmp_path / "log", "raise", at=COUNT - 1)
+    (tmp_path / "armed").touch()
+    store = Store(tmp_path / "store")
+    with pytest.raises(HdmError, match="planted"):
+        make(step, store, DASK)
+    before = step.log.read_text().split()
+    assert squares(make(step, store, ExecutionSettings())) == RIGHT
+    after = step.log.read_text().split()
+    assert len(after) == len(set(after)) == COUNT, "nothing was made twice"
+    assert set(before) < set(after)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address of a scheduler in a process of its own, and it and its worker."""
+    file = tmp_path / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    dask = (sys.executable, "-m", "distributed.cli.dask_scheduler")
+    worker = (sys.executable, "-m", "distributed.cli.dask_worker")
+    common = ("--scheduler-file", str(file))
+    commands = [
+        [*dask, *common, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        [*worker, *common, "--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard"],
+    ]
+    with (tmp_path / "cluster.log").open("wb") as log:
+        running = [
+            subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+            for words in commands
+        ]
+    try:
+        while not file.exists() or not file.read_text():
+            assert running[0].poll() is None, (tmp_path / "cluster.log").read_text()
+            time.sleep(0.05)
+        yield json.loads(file.read_text())["address"], running
+    finally:
+        for process in reversed(running):
+            process.kill()
+            process.wait()
+
+
+def test_a_scheduler_that_goes_stops_the_run_which_goes_on_later(
+    tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    address, (scheduler, _) = cluster
+    step = Squares(tmp_path / "log", "slow")
+    store = Store(tmp_path / "store")
+    words = [sys.executable, "-c", ASKING.format(module=__name__, address=address)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    asking = subprocess.Popen(
+        [*words, str(store.root), str(step.log)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not step.log.exists():
+        assert asking.poll() is None, asking.stderr and asking.stderr.read()
+        time.sleep(0.05)
+    scheduler.kill()
+    _, said = asking.communicate()
+    assert "HdmError: the Dask cluster that makes parts of squares is gone" in said
+    assert squares(make(step, store, ExecutionSettings())) == RIGHT
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from hdm.settings import ExecutionSettings
+from hdm.store import Store
+from {module} import Squares, make
+
+execution = ExecutionSettings(executor="dask", address="{address}")
+make(Squares(Path(sys.argv[2]), "slow"), Store(Path(sys.argv[1])), execution)
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "refused"),
+    [
+        ("tcp://127.0.0.1:8786", False),
+        ("tcp://localhost:8786", False),
+        ("tcp://[::1]:8786", False),
+        ("tls://cluster.example:8786", False),
+        ("tcp://cluster.example:8786", True),
+        ("tcp://0.0.0.0:8786", True),
+        ("ws://192.0.2.1:8786", True),
+        ("cluster.example:8786", True),
+        ("127.0.0.1.example:8786", True),
+    ],
+)
+def test_beyond_this_machine_a_cluster_needs_tls(address: str, refused: bool) -> None:
+    execution = ExecutionSettings(executor="dask", address=address)
+    if refused:
+        with pytest.raises(ConfigError, match="needs TLS"):
+            check_execution(execution)
+    else:
+        check_execution(execution)
+
+
+def test_an_address_where_nobody_answers_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hdm.parts import on_dask
+
+    monkeypatch.setattr(on_dask, "CONNECT_SEC", 1)
+    execution = ExecutionSettings(executor="dask", address="tcp://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="no Dask scheduler answers"):
+        make(Squares(tmp_path / "log"), Store(tmp_path / "store"), execution)
