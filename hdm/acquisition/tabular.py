@@ -187,6 +187,8 @@ def _check_quotes(lines: list[str], separator: str, last: int) -> None:
         lines: those of one row.
         last: number of the last one.
     """
+    if len(lines) < 2:
+        return
     try:
         list(csv.reader(lines, delimiter=separator, strict=True))
     except csv.Error as error:
@@ -202,6 +204,7 @@ def _csv_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[
         lines = _Lines(file)
         rows = csv.reader(lines, delimiter=separator)
         header: list[str] = next(rows, [])
+        _check_quotes(lines.taken, separator, rows.line_num)
         lines.taken.clear()
         # A name may occur several times in the header.
         positions: dict[str, list[int]] = {name: [] for name in columns}
@@ -209,8 +212,7 @@ def _csv_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[
             if name in positions:
                 positions[name].append(position)
         for row in rows:
-            if len(lines.taken) > 1:
-                _check_quotes(lines.taken, separator, rows.line_num)
+            _check_quotes(lines.taken, separator, rows.line_num)
             lines.taken.clear()
             # An unquoted separator would shift the columns after it: a caption would lose its end
             # in silence.
@@ -235,9 +237,15 @@ def _parquet_rows(path: Path, columns: list[str], encoding: str | None) -> Itera
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-            for row in zip(*(_values(batch.column(name)) for name in columns), strict=True):
+            for row in zip(*(_column(batch, name) for name in columns), strict=True):
                 number += 1
                 yield number, row
+
+
+def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """The values of a column, or of all columns of that name, row by row."""
+    same = [_values(batch.column(place)) for place in batch.schema.get_all_field_indices(name)]
+    return [_one_or_all(list(values)) for values in zip(*same, strict=True)]
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -2,6 +2,7 @@
 set.
 """
 
+import io
 import json
 
 import pyarrow as pa
@@ -22,6 +23,14 @@ TWO = {
 
 def lines(*records):
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def parquet(*columns):
+    """A table of one row, of which columns may have the same name."""
+    names = [name for name, _ in columns]
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array([value]) for _, value in columns], names), file)
+    return file.getvalue()
 
 
 def read(root, files, **settings):
@@ -85,6 +94,10 @@ def test_each_row_has_the_captions_of_its_first_column_that_holds_some(tmp_path,
         ("metadata.csv", "file_name,text,text\na.png,a fox,an animal\n"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "a fox", "text": "an animal"}\n'),
         ("a.json", '{"caption": "a fox", "caption": "an animal"}'),
+        (
+            "metadata.parquet",
+            parquet(("file_name", "a.png"), ("text", "a fox"), ("text", "an animal")),
+        ),
     ],
 )
 def test_a_name_that_comes_twice_gives_both_captions(tmp_path, name, content):
@@ -97,6 +110,11 @@ def test_a_quote_that_is_never_closed_takes_no_rows_with_it(tmp_path, closing):
     table = 'file_name,text\na.png,"a fox\nb.png,a dog\nc.png,a cat\n' + closing
     with pytest.raises(InputError, match="a quote that line 2 opens"):
         read(tmp_path, {f"{name}.png": png(0) for name in "abcd"} | {"metadata.csv": table})
+
+
+def test_a_quote_that_the_header_never_closes_takes_no_rows_with_it(tmp_path):
+    with pytest.raises(InputError, match="a quote that line 1 opens"):
+        read(tmp_path, {"a.png": png(0), "metadata.csv": 'file_name,"text\na.png,a fox\n'})
 
 
 def test_quoted_cells_over_several_lines_arrive(tmp_path):
