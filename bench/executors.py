@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from machine import add_number, machine, parser_of
 
 from hdm import parts
-from hdm.parts import Folders, Part, Step
+from hdm.parts import Folders, Part
 from hdm.progress import Tracker
 from hdm.settings import ExecutionSettings
-from hdm.store import Identity, Store
+from hdm.store import Store
+from tests.squares import SQUARES, Squares
 
 EXPLANATION = """\
 Parts that sleep, so that nothing but the driver's own work is measured; its start and its end are
@@ -27,7 +26,6 @@ reported beside it.
 Example:
   python bench/executors.py --parts 200 --seconds 1
 """
-NAPS = Identity("naps", 1, {})
 ROWS = {
     "one Dask worker": ExecutionSettings(executor="dask", processes=1),
     "a pool of one process": ExecutionSettings(processes=1),
@@ -35,40 +33,25 @@ ROWS = {
 
 
 @dataclass(frozen=True)
-class Naps(Step[int, None]):
-    """Parts that take so long each; the moments at which each begins and ends go to a file."""
-
-    count: int
-    seconds: float
-    log: Path
-
-    what = "naps"
-
-    def plan(self) -> Iterator[Part[int]]:
-        for number in range(self.count):
-            yield Part(number, {"naps": (f"{number}.json",)})
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        yield
+class Timed(Squares):
+    """Writes down when each part begins and ends."""
 
     def make_part(self, part: Part[int], folders: Folders, tools: None, bar: Tracker) -> None:
         begun = time.time()
-        time.sleep(self.seconds)
-        folders["naps"].write_json(f"{part.task}.json", part.task, {"numbers": 1})
-        with self.log.open("a") as log:
-            log.write(f"{begun} {time.time()}\n")
+        super().make_part(part, folders, tools, bar)
+        with self.log.with_name("moments").open("a") as moments:
+            moments.write(f"{begun} {time.time()}\n")
 
 
 def measured(count: int, seconds: float, execution: ExecutionSettings) -> tuple[float, float]:
     """Seconds from the first part's beginning to the last one's end, and all the others."""
     with tempfile.TemporaryDirectory(prefix="hdm-bench-") as folder:
-        step = Naps(count, seconds, Path(folder) / "log")
+        step = Timed(Path(folder) / "log", count, seconds)
         begun = time.time()
-        with Store(Path(folder) / "store").draft(NAPS) as draft:
-            parts.make(step, [draft], execution)
+        parts.make_output(step, Store(Path(folder) / "store"), SQUARES, execution)
         whole = time.time() - begun
-        moments = [[float(at) for at in line.split()] for line in step.log.read_text().splitlines()]
+        lines = (Path(folder) / "moments").read_text().splitlines()
+        moments = [[float(at) for at in line.split()] for line in lines]
         working = max(end for _, end in moments) - min(start for start, _ in moments)
         return working, whole - working
 

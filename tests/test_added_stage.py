@@ -68,9 +68,8 @@ def identify(pipeline, inputs):
 
 
 def make(pipeline, identity, inputs, store):
-    with store.draft(identity) as draft:
-        step = Mosaic(inputs["download"], pipeline.stages[NAME].tiles)
-        return parts.make(step, [draft])[0]
+    step = Mosaic(inputs["download"], pipeline.stages[NAME].tiles)
+    return parts.make_output(step, store, identity, pipeline.execution)
 
 
 def size(pipeline, numbers):

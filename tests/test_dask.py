@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,59 +15,17 @@ import pytest
 
 from hdm import parts
 from hdm.errors import ConfigError, HdmError
-from hdm.parts import Folders, Part, Step
 from hdm.parts.preflight import check_execution
-from hdm.progress import Tracker
 from hdm.settings import ExecutionSettings
-from hdm.store import Draft, Identity, Output, Store
+from hdm.store import Output, Store
+from tests.squares import SQUARES, Squares
 
 COUNT = 8
-SQUARES = Identity("squares", 1, {})
 DASK = ExecutionSettings(executor="dask", processes=2)
 
 
-@dataclass(frozen=True)
-class Squares(Step[int, None]):
-    """The square of every number; at `at`, the first worker that makes it dies or hangs."""
-
-    log: Path
-    fault: str = ""
-    at: int = 3
-
-    what = "squares"
-    unit = "numbers"
-
-    def plan(self) -> Iterator[Part[int]]:
-        for number in range(COUNT):
-            yield Part(number, {"squares": (f"{number}.json",)})
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        yield
-
-    def make_part(self, part: Part[int], folders: Folders, tools: None, bar: Tracker) -> None:
-        armed = self.log.with_name("armed")
-        if part.task == self.at and armed.exists():
-            armed.unlink()
-            if self.fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.fault == "hang":
-                self.log.with_name("hangs").write_text(str(os.getpid()))
-                time.sleep(600)
-            raise HdmError("planted")
-        folders["squares"].write_json(f"{part.task}.json", part.task**2, {"numbers": 1})
-        with self.log.open("a") as log:
-            log.write(f"{part.task}\n")
-        if self.fault == "slow":
-            time.sleep(0.5)
-
-    def finish(self, draft: Draft) -> dict[str, int]:
-        return {"made": draft.counts()["numbers"]}
-
-
 def make(step: Squares, store: Store, execution: ExecutionSettings) -> Output:
-    with store.draft(SQUARES) as draft:
-        return parts.make(step, [draft], execution)[0]
+    return parts.make_output(step, store, SQUARES, execution)
 
 
 def squares(output: Output) -> list[str]:
@@ -82,7 +37,7 @@ RIGHT = [str(number**2) for number in range(COUNT)]
 
 @pytest.mark.parametrize("fault", ["", "kill", "hang"])
 def test_a_worker_that_dies_or_hangs_costs_its_try_alone(tmp_path: Path, fault: str) -> None:
-    step = Squares(tmp_path / "log", fault)
+    step = Squares(tmp_path / "log", COUNT, fault=fault)
     if fault:
         (tmp_path / "armed").touch()
     execution = DASK.model_copy(update={"deadline_sec": 2.0 if fault == "hang" else None})
@@ -98,7 +53,7 @@ def test_a_worker_that_dies_or_hangs_costs_its_try_alone(tmp_path: Path, fault: 
 
 
 def test_an_error_of_a_part_is_the_runs_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    step = Squares(tmp_path / "log", "raise", at=COUNT - 1)
+    step = Squares(tmp_path / "log", COUNT, fault="raise", at=COUNT - 1)
     (tmp_path / "armed").touch()
     store = Store(tmp_path / "store")
     with pytest.raises(HdmError, match="planted"):
@@ -142,7 +97,7 @@ def test_a_scheduler_that_goes_stops_the_run_which_goes_on_later(
     tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
 ) -> None:
     address, (scheduler, _) = cluster
-    step = Squares(tmp_path / "log", "slow")
+    step = Squares(tmp_path / "log", COUNT, pause_sec=0.5)
     store = Store(tmp_path / "store")
     words = [sys.executable, "-c", ASKING.format(module=__name__, address=address)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
@@ -163,10 +118,11 @@ import sys
 from pathlib import Path
 from hdm.settings import ExecutionSettings
 from hdm.store import Store
-from {module} import Squares, make
+from {module} import make
+from tests.squares import Squares
 
 execution = ExecutionSettings(executor="dask", address="{address}")
-make(Squares(Path(sys.argv[2]), "slow"), Store(Path(sys.argv[1])), execution)
+make(Squares(Path(sys.argv[2]), pause_sec=0.5), Store(Path(sys.argv[1])), execution)
 """
 
 

@@ -79,12 +79,8 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
         the order of the makers. Pictures without any caption are left out and counted as
         `uncaptioned`.
     """
-    with store.draft(identity) as draft:
-        return parts.make(
-            Captioning(pipeline, inputs["download"], inputs["filter"]),
-            [draft],
-            pipeline.execution,
-        )[0]
+    step = Captioning(pipeline, inputs["download"], inputs["filter"])
+    return parts.make_output(step, store, identity, pipeline.execution)
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,9 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
             where=inputs["download"].path,
             do="look at the statuses in its samples tables",
         )
-    with store.draft(identity) as draft:
-        return parts.make(
-            Deciding(pipeline.filter, inputs, tables, store), [draft], pipeline.execution
-        )[0]
+    return parts.make_output(
+        Deciding(pipeline.filter, inputs, tables, store), store, identity, pipeline.execution
+    )
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     Returns:
         An output of `aesthetic-*.parquet` (RATINGS), cut like the download.
     """
-    with store.draft(identity) as draft:
-        return parts.make(Rating(pipeline, inputs[EMBEDDINGS]), [draft], pipeline.execution)[0]
+    return parts.make_output(
+        Rating(pipeline, inputs[EMBEDDINGS]), store, identity, pipeline.execution
+    )
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,7 @@ def make(
     """
     step = Downscaling(pipeline, inputs, resolution, larger)
     step.check()
-    with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution)[0]
+    return parts.make_output(step, store, identity, pipeline.execution)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     """
     step = EncodingFeatures(pipeline, inputs)
     check_patches(pipeline.encode.features_px, step.vision.patch_size)
-    with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution)[0]
+    return parts.make_output(step, store, identity, pipeline.execution)
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     step = EncodingText(pipeline, inputs["encode.tokens"], identity.weights)
     step.encoder.check()
     step.announce()
-    with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution)[0]
+    return parts.make_output(step, store, identity, pipeline.execution)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     """
     step = Tokenizing(pipeline, inputs["caption"])
     _check_fit(step.tokenizer, step.reference)
-    with store.draft(identity) as draft:
-        return parts.make(step, [draft], pipeline.execution)[0]
+    return parts.make_output(step, store, identity, pipeline.execution)
 
 
 @dataclass(frozen=True)

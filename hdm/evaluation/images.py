@@ -68,8 +68,7 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
     Returns:
         An output as described above.
     """
-    with store.draft(identity) as draft:
-        return parts.make(Painting(pipeline, inputs), [draft], pipeline.execution)[0]
+    return parts.make_output(Painting(pipeline, inputs), store, identity, pipeline.execution)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The process that makes a file also writes it into its output's journal, so that 
 twice. The process that called `make` writes the manifest last.
 """
 
-from hdm.parts.driver import drafts_of, make
+from hdm.parts.driver import drafts_of, make, make_output
 from hdm.parts.step import Files, Folders, Part, Step
 
-__all__ = ["Files", "Folders", "Part", "Step", "drafts_of", "make"]
+__all__ = ["Files", "Folders", "Part", "Step", "drafts_of", "make", "make_output"]

@@ -10,7 +10,7 @@ from typing import Any
 from hdm.errors import LockedError
 from hdm.parts.here import make_here
 from hdm.parts.pool import make_in_pool
-from hdm.parts.step import Part, Records, Step, Task, Tools
+from hdm.parts.step import Part, Records, Step, Task, Tools, Work
 from hdm.progress import track
 from hdm.settings import ExecutionSettings
 from hdm.store import Draft, Folder, Identity, Output, Store
@@ -47,19 +47,30 @@ def make(
                 by_name[name].records.update(written)
 
         with track(step.what, total or None, step.unit, done=done) as bar:
+            work = Work(step, missing, folders, bar, take)
             if execution.executor == "dask":
                 from hdm.parts.on_dask import make_on_dask  # an optional package
 
-                scratch = next(iter(by_name.values())).scratch
-                make_on_dask(step, missing, folders, bar, take, execution, scratch)
+                make_on_dask(work, execution, next(iter(by_name.values())).scratch)
             elif execution.processes is not None:
-                make_in_pool(step, missing, folders, bar, take, execution.processes)
+                make_in_pool(work, execution.processes)
             else:
-                make_here(step, missing, folders, bar, take)
+                make_here(work)
     # Before any manifest: a step that forgot a file must not finish its output.
     for part in parts:
         _check_made(step, part, by_name)
     return [draft.commit(step.finish(draft)) for draft in by_name.values()]
+
+
+def make_output(
+    step: Step[Task, Tools],
+    store: Store,
+    identity: Identity,
+    execution: ExecutionSettings = HERE,
+) -> Output:
+    """`make` for a step that has one output."""
+    with store.draft(identity) as draft:
+        return make(step, [draft], execution)[0]
 
 
 @contextlib.contextmanager

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
-from hdm.parts.step import Folders, Part, Records, Step, Take, Task, Tools, make_one
+from hdm.parts.step import Records, Task, Tools, Work, make_one
 from hdm.parts.stopping import Event, Watched
-from hdm.progress import Tracker
 
 
-def make_here(
-    step: Step[Task, Tools],
-    parts: Sequence[Part[Task]],
-    folders: Folders,
-    bar: Tracker,
-    take: Take,
-) -> None:
-    with step.open() as tools:
-        count = min(step.threads(tools), len(parts))
+def make_here(work: Work[Task, Tools]) -> None:
+    """Make the parts in this process."""
+    with work.step.open() as tools:
+        count = min(work.step.threads(tools), len(work.parts))
         if count == 1:
-            for part in parts:
-                take(make_one(step, part, folders, tools, bar))
+            for part in work.parts:
+                work.take(make_one(work.step, part, work.folders, tools, work.bar))
             return
         over = threading.Event()
-        watched = Watched(over, bar)
+        watched = Watched(over, work.bar)
         with ThreadPoolExecutor(count, thread_name_prefix="parts") as threads:
             working = []
-            for part in parts:
-                working.append(threads.submit(make_one, step, part, folders, tools, watched))
-            take_all(working, over, lambda future: take(future.result()))
+            for part in work.parts:
+                working.append(
+                    threads.submit(make_one, work.step, part, work.folders, tools, watched)
+                )
+            take_all(working, over, lambda future: work.take(future.result()))
 
 
 def take_all(

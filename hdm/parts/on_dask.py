@@ -14,7 +14,7 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,8 @@ from distributed.scheduler import KilledWorker
 
 from hdm.errors import ConfigError, HdmError
 from hdm.parts.one_thread import compute_with_one_thread
-from hdm.parts.step import Folders, Part, Records, Step, Take, Task, Tools, make_one
+from hdm.parts.step import Folders, Part, Records, Step, Task, Tools, Work, make_one
 from hdm.parts.stopping import Watched
-from hdm.progress import Tracker
 from hdm.provenance import DISTRIBUTION, version_of
 from hdm.settings import ExecutionSettings
 
@@ -41,16 +40,8 @@ BEGUN = "hdm-parts"
 """Dask's topic for the moments at which parts begin."""
 
 
-def make_on_dask(
-    step: Step[Task, Tools],
-    parts: Sequence[Part[Task]],
-    folders: Folders,
-    bar: Tracker,
-    take: Take,
-    execution: ExecutionSettings,
-    scratch: Path,
-) -> None:
-    """Make the parts.
+def make_on_dask(work: Work[Task, Tools], execution: ExecutionSettings, scratch: Path) -> None:
+    """Make the parts on the cluster.
 
     Args:
         scratch: a folder that every worker sees.
@@ -61,12 +52,11 @@ def make_on_dask(
     """
     file = scratch / f"step-{uuid.uuid4().hex}.pickle"
     scratch.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(pickle.dumps(step))
+    file.write_bytes(pickle.dumps(work.step))
     try:
         with _client(execution) as client:
             _check_workers(client, file)
-            work = _Work(client, file, folders, execution.deadline_sec)
-            work.run(step.what, parts, bar, take)
+            _Tries(client, file, work, execution.deadline_sec).run()
     finally:
         file.unlink(missing_ok=True)
 
@@ -151,37 +141,38 @@ def _facts(file: str) -> dict[str, Any]:
     return {"version": version_of(DISTRIBUTION), "sees_store": Path(file).is_file()}
 
 
-class _Work:
+class _Tries:
     """Parts in progress on a cluster.
 
     Args:
         client: of the cluster.
         file: the pickled step.
-        folders: where parts write.
+        work: the parts.
         deadline_sec: see `ExecutionSettings`.
     """
 
     def __init__(
-        self, client: Client, file: Path, folders: Folders, deadline_sec: float | None
+        self, client: Client, file: Path, work: Work[Any, Any], deadline_sec: float | None
     ) -> None:
         self.client = client
         self.file = file
-        self.folders = folders
+        self.work = work
         self.deadline_sec = deadline_sec
         self.parts: dict[Future[Records], Part[Any]] = {}
         self.begun: dict[object, tuple[float, str]] = {}
 
-    def run(self, what: str, parts: Sequence[Part[Any]], bar: Tracker, take: Take) -> None:
+    def run(self) -> None:
         """Make the parts, and take what each wrote as it comes."""
-        for part in parts:
+        what = self.work.step.what
+        for part in self.work.parts:
             self._submit(part)
         try:
             while self.parts:
                 for future in self._done():
                     part = self.parts[future]
                     records = future.result()
-                    bar.advance(part.size)
-                    take(records)
+                    self.work.bar.advance(part.size)
+                    self.work.take(records)
                     self._forget(part)
                 self._make_late_ones_elsewhere()
         except KilledWorker as error:
@@ -203,7 +194,7 @@ class _Work:
             if not others:
                 return
         future = self.client.submit(
-            _make_on_worker, str(self.file), part, self.folders, pure=False, workers=others
+            _make_on_worker, str(self.file), part, self.work.folders, pure=False, workers=others
         )
         self.parts[future] = part
 

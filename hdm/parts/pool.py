@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -18,9 +17,8 @@ from typing import Any
 from hdm.errors import HdmError
 from hdm.parts.here import take_all
 from hdm.parts.one_thread import compute_with_one_thread
-from hdm.parts.step import Folders, Part, Records, Step, Take, Task, Tools, make_one
+from hdm.parts.step import Folders, Part, Records, Step, Task, Tools, Work, make_one
 from hdm.parts.stopping import Event, Watched
-from hdm.progress import Tracker
 
 ABANDONED = 3  # exit code
 LOOK_SEC = 1.0
@@ -28,28 +26,28 @@ GRACE_SEC = 5.0
 """How often a process checks whether the work is over, and how long it then has for its part."""
 
 
-def make_in_pool(
-    step: Step[Task, Tools],
-    parts: Sequence[Part[Task]],
-    folders: Folders,
-    bar: Tracker,
-    take: Take,
-    processes: int,
-) -> None:
+def make_in_pool(work: Work[Task, Tools], processes: int) -> None:
+    """Make the parts in so many processes.
+
+    Raises:
+        HdmError: one of them ended; finished parts are kept.
+    """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     over = _Shared(context.RawValue(ctypes.c_bool, False))
     try:
-        with ProcessPoolExecutor(processes, context, _begin_process, (step, over)) as pool:
-            working = {pool.submit(_make_in_process, part, folders): part for part in parts}
+        with ProcessPoolExecutor(processes, context, _begin_process, (work.step, over)) as pool:
+            working = {}
+            for part in work.parts:
+                working[pool.submit(_make_in_process, part, work.folders)] = part
 
             def counted(future: Future[Records]) -> None:
-                bar.advance(working[future].size)
-                take(future.result())
+                work.bar.advance(working[future].size)
+                work.take(future.result())
 
             take_all(working, over, counted)
     except BrokenProcessPool as error:
         raise HdmError(
-            f"a process that makes parts of {step.what} ended",
+            f"a process that makes parts of {work.step.what} ended",
             do="run the same command again: finished parts are kept",
         ) from error
 

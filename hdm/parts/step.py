@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
@@ -19,8 +19,6 @@ Folders = Mapping[str, Folder]
 """Where a part writes: folders, by output name."""
 Records = Mapping[str, Mapping[str, FileRecord]]
 """What a part wrote: by output name, then by file name."""
-Take = Callable[[Records], None]
-"""Receives what a finished part wrote, in the process that asked for the parts."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,25 @@ class Step(ABC, Generic[Task, Tools]):
         for field in fields(self):  # type: ignore[arg-type]
             state[field.name] = getattr(self, field.name)
         return state
+
+
+@dataclass(frozen=True)
+class Work(Generic[Task, Tools]):
+    """Parts to be made.
+
+    Args:
+        step: makes them.
+        parts: which ones.
+        folders: where they write.
+        bar: their progress.
+        take: is given what each finished part wrote, in the process that asked for the parts.
+    """
+
+    step: Step[Task, Tools]
+    parts: Sequence[Part[Task]]
+    folders: Folders
+    bar: Tracker
+    take: Callable[[Records], None]
 
 
 def make_one(

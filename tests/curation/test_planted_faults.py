@@ -6,9 +6,9 @@ from hdm.acquisition.settings import ScenesSettings
 from hdm.config import Pipeline
 from hdm.curation import decide
 from hdm.curation.measure import Measures
-from hdm.curation.settings import FilterSettings
 from hdm.data.tables import read_tables
 from hdm.demo.faults import file_bytes, plan
+from hdm.pipelines import load_pipeline
 from tests.curation.conftest import run
 
 SEEN_BY_PIXELS = (
@@ -20,13 +20,7 @@ SEEN_BY_PIXELS = (
     "blurred",
     "noisy",
 )
-SETTINGS = FilterSettings(
-    min_side_px=48,
-    max_aspect=2.5,
-    min_sharpness=0.35,
-    max_noise=10.0,
-    duplicate_difference=10,
-)
+SETTINGS = load_pipeline("demo").filter.model_copy(update={"min_clip_similarity": None})
 
 
 def test_planted_faults_are_caught_and_good_pictures_kept(store, make_download):

@@ -15,51 +15,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from hdm import parts
-from hdm.parts import Folders, Part, Step
-from hdm.progress import Tracker
 from hdm.settings import ExecutionSettings
-from hdm.store import Identity, Output, Store
+from hdm.store import Output, Store
+from tests.squares import SQUARES, Squares
 
 PARTS, WORKERS = 100, 4
-CUBES = Identity("cubes", 1, {})
-
-
-@dataclass(frozen=True)
-class Cubes(Step[int, None]):
-    """The cube of every number, each in a tenth of a second."""
-
-    what = "cubes"
-
-    def plan(self) -> Iterator[Part[int]]:
-        for number in range(PARTS):
-            yield Part(number, {"cubes": (f"{number}.json",)})
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        yield
-
-    def make_part(self, part: Part[int], folders: Folders, tools: None, bar: Tracker) -> None:
-        time.sleep(0.1)
-        folders["cubes"].write_json(f"{part.task}.json", part.task**3, {"numbers": 1})
 
 
 def make(root: Path) -> Output:
-    """The cubes, made on a cluster that lives as long as this call."""
+    """The squares, made on a cluster that lives as long as this call."""
     execution = ExecutionSettings(executor="dask", processes=WORKERS)
-    with Store(root).draft(CUBES) as draft:
-        return parts.make(Cubes(), [draft], execution)[0]
+    step = Squares(root / "log", PARTS, pause_sec=0.1)
+    return parts.make_output(step, Store(root), SQUARES, execution)
 
 
 def disturb(root: Path, chance: random.Random, kills: int) -> int:
-    """Make the cubes, killing at most so many times; how many kills there were."""
+    """Make the squares, killing at most so many times; how many kills there were."""
     killed = 0
     while True:
         words = [sys.executable, "-m", "tests.faults.kill_workers", "--make", str(root)]
@@ -68,7 +45,7 @@ def disturb(root: Path, chance: random.Random, kills: int) -> int:
                 time.sleep(chance.uniform(0.2, 3.0))
                 if killed < kills and run.poll() is None:
                     killed += _kill_something(run.pid, chance)
-        if Store(root).find(CUBES) is not None:
+        if Store(root).find(SQUARES) is not None:
             return killed
 
 
@@ -90,13 +67,13 @@ def _kill_something(pid: int, chance: random.Random) -> int:
 
 
 def check(root: Path) -> None:
-    """Every file holds its cube, and the manifest names each once."""
-    output = Store(root).find(CUBES)
+    """Every file holds its square, and the manifest names each once."""
+    output = Store(root).find(SQUARES)
     assert output is not None
     names = [record.name for record in output.files]
     assert sorted(names) == sorted(f"{number}.json" for number in range(PARTS))
     for number in range(PARTS):
-        assert (output.path / f"{number}.json").read_text() == f"{number**3}\n", number
+        assert (output.path / f"{number}.json").read_text() == f"{number**2}\n", number
     assert output.counts == {"numbers": PARTS}
 
 
