@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from flows.prefect_api import post
 from flows.processes import nearest_listener
@@ -73,13 +75,25 @@ class Served:
         """Have a deployment run, as Prefect's page does; the flow run's id."""
         asked = {"deployments": {"name": {"any_": [deployment]}}}
         (found,) = self.post("deployments/filter", asked)
-        run = {"state": {"type": "SCHEDULED"}, "parameters": {"overrides": list(overrides)}}
+        run = {
+            "state": {"type": "SCHEDULED"},
+            "parameters": {"overrides": list(overrides)},
+            "idempotency_key": str(uuid.uuid4()),  # what is asked again makes one run
+        }
         flow_run: str = self.post(f"deployments/{found['id']}/create_flow_run", run)["id"]
         return flow_run
 
     def post(self, path: str, body: object) -> Any:
-        """What Prefect's server answers."""
-        return post(f"{self.state.prefect}/api/{path}", body, password(self.root))
+        """What Prefect's server answers; asked again while it is too busy, as its client does."""
+        deadline = time.monotonic() + WAIT_SEC
+        while True:
+            try:
+                return post(f"{self.state.prefect}/api/{path}", body, password(self.root))
+            except OSError as error:
+                is_refused = isinstance(error, HTTPError) and error.code < 500
+                if is_refused or time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
 
     def states(self) -> dict[str, str]:
         return states(self.root)
