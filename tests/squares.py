@@ -18,6 +18,22 @@ from hdm.store import Draft, Identity
 SQUARES = Identity("squares", 1, {})
 
 
+def fail(log: Path, fault: str) -> None:
+    """Once, if the file `armed` lies beside the log: "raise" an error, "kill" this process, or
+    "hang" and write its pid to the file `hangs`.
+    """
+    armed = log.with_name("armed")
+    if not armed.exists():
+        return
+    armed.unlink()
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang":
+        log.with_name("hangs").write_text(str(os.getpid()))
+        time.sleep(600)
+    raise HdmError("planted")
+
+
 @dataclass(frozen=True)
 class Squares(Step[int, None]):
     """The square of every number.
@@ -26,8 +42,7 @@ class Squares(Step[int, None]):
         log: a line for each number that was made.
         count: how many numbers.
         pause_sec: that each takes.
-        fault: what the first one that makes the number `at` does, as long as the file `armed` is
-            there: "raise", "kill" (its process) or "hang".
+        fault: what the first one that makes the number `at` does; see `fail`.
     """
 
     log: Path
@@ -49,23 +64,11 @@ class Squares(Step[int, None]):
 
     def make_part(self, part: Part[int], folders: Folders, tools: None, bar: Tracker) -> None:
         if part.task == self.at:
-            self._fail()
+            fail(self.log, self.fault)
         folders["squares"].write_json(f"{part.task}.json", part.task**2, {"numbers": 1})
         with self.log.open("a") as log:
             log.write(f"{part.task}\n")
         time.sleep(self.pause_sec)
-
-    def _fail(self) -> None:
-        armed = self.log.with_name("armed")
-        if not armed.exists():
-            return
-        armed.unlink()
-        if self.fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "hang":
-            self.log.with_name("hangs").write_text(str(os.getpid()))
-            time.sleep(600)
-        raise HdmError("planted")
 
     def finish(self, draft: Draft) -> dict[str, int]:
         return {"made": draft.counts()["numbers"]}

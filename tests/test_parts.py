@@ -22,6 +22,7 @@ from hdm.parts import Files, Folders, Part, Step
 from hdm.progress import Tracker, track
 from hdm.settings import ExecutionSettings
 from hdm.store import Draft, Identity, Output, Store
+from tests.squares import fail
 
 COUNT = 6
 SQUARES = Identity("squares", 1, {})
@@ -34,7 +35,7 @@ class Powers(Step[int, list[int]]):
 
     Args:
         log: a line for each number that was made.
-        fault: at `at`, as long as the file `armed` is there: "raise", "kill" or "sleep".
+        fault: at `at`, as long as the file `armed` is there: "raise", "kill" or "hang".
     """
 
     log: Path
@@ -69,19 +70,10 @@ class Powers(Step[int, list[int]]):
         values = {"squares": tools[number], "cubes": tools[number] * number}
         for name in part.files:
             folders[name].write_json(f"{number}.json", values[name], {"numbers": 1})
-            if number == self.at and self.armed.exists():
-                self._fail()
+            if number == self.at:
+                fail(self.log, self.fault)
         with self.log.open("a") as log:
             log.write(f"{number} {'+'.join(part.files)}\n")
-
-    def _fail(self) -> None:
-        self.armed.unlink()
-        if self.fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "sleep":
-            self.log.with_name("pid").write_text(str(os.getpid()))
-            time.sleep(600)
-        raise HdmError("planted")
 
     def finish(self, draft: Draft) -> dict[str, int]:
         return {"made": draft.counts()["numbers"]}
@@ -166,9 +158,9 @@ make(Powers(Path(sys.argv[2]), "kill", at=3), Store(Path(sys.argv[1])))
 def test_no_process_outlives_the_one_that_asked(
     tmp_path: Path, whole: dict[str, bytes], number: signal.Signals
 ) -> None:
-    step = Powers(tmp_path / "log", "sleep", at=3)
+    step = Powers(tmp_path / "log", "hang", at=3)
     step.armed.touch()
-    store, pid = Store(tmp_path / "store"), tmp_path / "pid"
+    store, pid = Store(tmp_path / "store"), tmp_path / "hangs"
     words = [sys.executable, "-c", ASKING.format(module=__name__), str(store.root), str(step.log)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as asking:
@@ -192,7 +184,7 @@ from hdm.store import Store
 from {module} import Powers, make
 
 if __name__ == "__main__":
-    make(Powers(Path(sys.argv[2]), "sleep", at=3), Store(Path(sys.argv[1])), processes=2)
+    make(Powers(Path(sys.argv[2]), "hang", at=3), Store(Path(sys.argv[1])), processes=2)
 """
 
 
