@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -204,6 +205,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside_of(path: Path) -> Path:
+    """A temporary path beside `path` that is this process's own on every machine that shares the
+    folder.
+    """
+    # Beside it, because a rename is atomic only within one file system. The host as a short hash,
+    # since its name may hold any character, and a file's name at most 255 bytes.
+    host = xxhash.xxh3_64_hexdigest(os.fsencode(socket.gethostname()))[:8]
+    return path.parent / f"{TEMPORARY}{host}-{os.getpid()}-{path.name}"
+
+
 @contextlib.contextmanager
 def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, to be written by the caller; renamed to `path` at the end of
@@ -220,9 +231,7 @@ def written_aside(path: Path, needed_bytes: int | None = None) -> Iterator[Path]
         HdmError: the folder cannot be written.
         ConnectionError: as the block raised it.
     """
-    # Beside the file, because a rename is atomic only within one file system; with the pid, because
-    # other processes may be writing the same file.
-    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    temporary = aside_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -530,6 +531,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_pids_on_two_machines_write_aside_at_different_paths(tmp_path, monkeypatch):
+    path = tmp_path / "table"
+    with written_aside(path) as here:
+        here.write_text("here")
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        with written_aside(path) as there:
+            there.write_text("there")
+        assert path.read_text() == "there"
+    assert path.read_text() == "here"
 
 
 def test_nothing_of_the_moment_is_in_a_manifest(tmp_path):

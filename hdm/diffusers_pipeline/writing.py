@@ -11,7 +11,6 @@ There is no scheduler: times and steps are the sampler's own.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +24,7 @@ from hdm.architecture import XUTConfig
 from hdm.diffusers_pipeline.denoiser import XUTTransformer
 from hdm.diffusers_pipeline.pipeline import HDMPipeline
 from hdm.errors import InputError
-from hdm.files import TEMPORARY, explain_os_error, write_json
+from hdm.files import aside_of, explain_os_error, write_json
 from hdm.generation.conditioning import Conditioning
 from hdm.generation.text_to_image import TextToImage
 from hdm.model_files.file_names import MODEL_INDEX, TENSORS, TRANSFORMER
@@ -76,7 +75,7 @@ def write_folder(out: Path, model: StoredModel, components: Resolved) -> None:
         )
     _check_trained_with(model, components)
     index = _index(model, components)
-    aside = out.parent / f"{TEMPORARY}{os.getpid()}-{out.name}"
+    aside = aside_of(out)
     try:
         _write(aside, model.weights, components)
         write_json(aside / MODEL_INDEX, index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from hdm.data import pages
 from hdm.data.latent_files import LatentFile, LatentFormat, LatentWriter, latent_schema
 from hdm.data.pages import METADATA, METADATA_CRC, group_rows, read_page_header
 from hdm.errors import DamagedError, DoesNotFitError
-from hdm.files import TEMPORARY
+from hdm.files import aside_of
 from hdm.keys import key_text
 from hdm.store import Identity, Store
 from tests.damage import found_by_flipping
@@ -240,7 +239,7 @@ def test_a_full_disk_leaves_no_shard_and_the_next_run_writes_it(tmp_path: Path) 
         Store(tmp_path),
     )
     with store.draft(identity) as draft:
-        full = draft.path / f"{TEMPORARY}{os.getpid()}-{name}"
+        full = aside_of(draft.path / name)
         full.symlink_to("/dev/full")
         with (
             pytest.raises(DoesNotFitError, match=r"no space left: [\d.]+ MB free") as caught,
