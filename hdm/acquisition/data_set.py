@@ -71,8 +71,10 @@ class DataSet:
         if self.folder.is_dir():
             named = []
             for path in sorted(self.folder.rglob("*")):
-                if path.is_file() and not path.name.startswith("."):
-                    named.append((path.relative_to(self.folder).as_posix(), path))
+                within = path.relative_to(self.folder)
+                # Nor what lies in a hidden folder, as `.cache`: `datasets` reads neither.
+                if path.is_file() and not any(part.startswith(".") for part in within.parts):
+                    named.append((within.as_posix(), path))
             return source_fingerprints.tree(named)
         return {"name": self.name, "revision": self._revision}
 

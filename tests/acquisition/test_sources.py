@@ -345,6 +345,20 @@ def test_a_folder_is_known_by_its_content_wherever_it_lies(folder, tmp_path):
     assert fingerprint(moved) != before
 
 
+def test_hidden_files_and_folders_are_no_part_of_a_data_set(folder):
+    def fingerprint():
+        return open_source(str(folder), "dataset", DownloadSettings())[1].fingerprint()
+
+    before = fingerprint()
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    (folder / ".cache" / "huggingface" / "b.png.metadata").write_text("1700000000.0")
+    (folder / ".gitattributes").write_text("*.png filter=lfs")
+    assert fingerprint() == before
+    (folder / "more").mkdir()
+    (folder / "more" / "f.png").write_bytes((folder / "b.png").read_bytes())
+    assert fingerprint() != before
+
+
 # What a source is
 
 
