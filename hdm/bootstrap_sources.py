@@ -132,7 +132,8 @@ def local_pictures(
 
     try:
         with Decoders(images, pixels) as decoders:
-            for answer in decoders.map(asked(), ahead=decoders.count):
+            # One more than there are processes: all are busy while the caller uses a picture.
+            for answer in decoders.map(asked(), ahead=decoders.count + 1):
                 captions = waiting.popleft()
                 try:
                     yield Example(captions, answer.result().arrays[0])

@@ -151,7 +151,7 @@ class Decoders(Closing):
         for one in asked:
             # Make room first: the oldest answer is used before another picture is asked for.
             while waiting and (
-                len(waiting) > (ahead or 4 * self.count) or held + one.cost_bytes > most
+                len(waiting) >= (ahead or 4 * self.count) or held + one.cost_bytes > most
             ):
                 yield self._done(waiting[0][1])
                 held -= waiting.popleft()[0]

@@ -200,6 +200,24 @@ def test_pictures_under_way_take_no_more_memory_than_allowed(limit_mb: int) -> N
     assert all(total <= limit_mb * 1e6 or count == 1 for count, total in most)
 
 
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_no_more_pictures_are_under_way_or_waiting_than_asked_for(ahead: int) -> None:
+    lock, under_way, most = threading.Lock(), 0, 0
+
+    def loaded() -> bytes:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        return GOOD
+
+    with Decoders(ImageSettings(), header, count=2) as decoders:
+        for _ in decoders.map((Asked("x", loaded) for _ in range(12)), ahead):
+            with lock:
+                under_way -= 1
+    assert most <= ahead
+
+
 def test_leaving_does_not_wait_for_a_picture_under_way() -> None:
     with Decoders(ImageSettings(), by_order, count=1) as decoders:
         assert outcomes(decoders, [GOOD]) == ["ok"]
