@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,19 @@ from hdm.data.tables import (
     write_table,
 )
 from hdm.errors import ConfigError, InputError, counted, raised_by
+from hdm.files import read_record, write_json
 from hdm.keys import Key
 from hdm.models.aesthetic import check_head
 from hdm.models.components import locate, resolve
 from hdm.models.devices import check_device, choose_device
 from hdm.parts import Folders, Part, Step
 from hdm.progress import Tracker
-from hdm.store import Draft, Folder, Identity, Output, Outputs, Store
+from hdm.store import COPIES, Draft, Folder, Identity, Output, Outputs, Store
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
+MOVED = "moved.json"  # beside the copies of what a damaged output is restored from
 
 
 def identify(pipeline: Pipeline, inputs: Mapping[str, str]) -> Identity:
@@ -107,8 +110,12 @@ def make(pipeline: Pipeline, identity: Identity, inputs: Outputs, store: Store) 
             where=inputs["download"].path,
             do="look at the statuses in its samples tables",
         )
+    moved = store.folder(identity) / COPIES / MOVED
     return parts.make_output(
-        Deciding(pipeline.filter, inputs, tables, store), store, identity, pipeline.execution
+        Deciding(pipeline.filter, inputs, tables, store, moved),
+        store,
+        identity,
+        pipeline.execution,
     )
 
 
@@ -131,6 +138,8 @@ class Deciding(Step[int, _Decision]):
     inputs: Outputs
     tables: tuple[pa.Table, ...]
     store: Store
+    moved: Path
+    """The record of moved pictures; see `_moved`."""
 
     what = "filter"
     unit = "pictures"
@@ -141,7 +150,7 @@ class Deciding(Step[int, _Decision]):
         verdicts = _judge(table, self.inputs, self.settings)
         if not verdicts.kept.any():
             raise _nothing_kept(verdicts)
-        splits, num_moved = _splits(table, verdicts, self.settings, self.store)
+        splits, num_moved = _splits(table, verdicts, self.settings, self.store, self.moved)
         return _Decision(verdicts, splits, num_moved)
 
     def plan(self) -> Iterator[Part[int]]:
@@ -166,7 +175,13 @@ class Deciding(Step[int, _Decision]):
 
     def finish(self, draft: Draft) -> Mapping[str, Any]:
         num_moved = self.decision.num_moved
-        return {"moved_to_train": num_moved} if num_moved else {}
+        if not num_moved:
+            return {}
+        log.warning(
+            "%s to training: copies join what was in two splits",
+            counted(num_moved, "picture moves", "pictures move"),
+        )
+        return {"moved_to_train": num_moved}
 
 
 def joined_tables(inputs: Outputs) -> Iterator[pa.Table]:
@@ -241,7 +256,7 @@ def _positions(keys: list[Key], wanted: list[Key]) -> np.ndarray:
 
 
 def _splits(
-    table: pa.Table, verdicts: Verdicts, settings: FilterSettings, store: Store
+    table: pa.Table, verdicts: Verdicts, settings: FilterSettings, store: Store, moved: Path
 ) -> tuple[list[str | None], int]:
     """Each kept picture's split, and the number of pictures that moved from another split."""
     # Refused copies too are remembered with their family's split, in case one of them is kept
@@ -255,18 +270,32 @@ def _splits(
     with memory.alone():
         known = memory.recall(hashes)
         families = verdicts.families[rows].tolist()
-        assigned = assign_splits(hashes.to_pylist(), families, known, shares)
+        digests: list[str] = hashes.to_pylist()
+        assigned = assign_splits(digests, families, known, shares)
+        all_moved = _moved(moved, {digests[position] for position in assigned.moved})
         memory.remember(hashes, assigned.splits)
-    if assigned.num_moved:
-        log.warning(
-            "%s to training: copies join what was in two splits",
-            counted(assigned.num_moved, "picture moves", "pictures move"),
-        )
     splits: list[str | None] = [None] * len(table)
     for row, split in zip(rows.tolist(), assigned.splits, strict=True):
         if verdicts.reasons[row] is None:
             splits[row] = split
-    return splits, assigned.num_moved
+    return splits, sum(digest in all_moved for digest in digests)
+
+
+def _moved(path: Path, now: set[str]) -> set[str]:
+    """The hashes of all pictures that this output moves to training, those that move `now` added
+    to the record.
+
+    The store remembers where they moved. So whoever asks next (a run after a kill or damage, or
+    another process that makes parts) finds that none moves, and has their number from this record
+    alone. Call it before the splits are remembered.
+    """
+    before = set()
+    if path.exists():
+        do = "remove it: nothing but the number of moved pictures is lost"
+        before = set(read_record(path, list[str], do))
+    if now - before:
+        write_json(path, sorted(now | before))
+    return now | before
 
 
 def _write(

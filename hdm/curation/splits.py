@@ -38,12 +38,12 @@ class Shares:
 
 @dataclass(frozen=True)
 class Assigned:
-    """Splits of pictures in order, and how many of them had another split before because their
-    family joins two.
+    """Splits of pictures in order, and the positions of those that had another split before because
+    their family joins two.
     """
 
     splits: list[str]
-    num_moved: int
+    moved: list[int]
 
 
 def assign_splits(
@@ -91,7 +91,10 @@ def assign_splits(
             _, nearest = min(spare)
             split_of[nearest] = split
     splits = [split_of[family] for family in families]
-    moved = sum(old is not None and old != new for old, new in zip(known, splits, strict=True))
+    moved = []
+    for position, (old, new) in enumerate(zip(known, splits, strict=True)):
+        if old is not None and old != new:
+            moved.append(position)
     return Assigned(splits, moved)
 
 

@@ -223,7 +223,7 @@ def test_a_family_shares_the_split_of_its_best_picture():
     families = [number % 2000 for number in range(4000)]
     assigned = assign_splits(pictures, families, [None] * 4000, Shares(0.1, 0.2))
     assert assigned.splits == alone[:2000] * 2
-    assert assigned.num_moved == 0
+    assert assigned.moved == []
 
 
 def test_a_picture_that_joins_a_family_takes_its_split_and_one_that_joins_two_moves_to_training():
@@ -232,7 +232,7 @@ def test_a_picture_that_joins_a_family_takes_its_split_and_one_that_joins_two_mo
     families = [0, 0, 1, 1, 1, 2]
     assigned = assign_splits(pictures, families, known, Shares(0.3, 0.3))
     assert assigned.splits == ["held_out", "held_out", "train", "train", "train", "train"]
-    assert assigned.num_moved == 2
+    assert assigned.moved == [2, 3]
 
 
 def test_a_memory_of_splits_keeps_what_is_not_said_again(tmp_path):

@@ -13,6 +13,7 @@ from hdm.curation.embed import Embeddings
 from hdm.curation.measure import Measures
 from hdm.curation.outputs import filter_outputs
 from hdm.curation.settings import FilterSettings, TopFraction
+from hdm.curation.splits import SplitMemory
 from hdm.data.tables import read_tables
 from hdm.demo.scenes import draw, make_scene
 from hdm.errors import ConfigError, DamagedError, InputError
@@ -20,7 +21,7 @@ from hdm.models.components import resolve
 from hdm.models.contrastive import load_contrastive
 from hdm.models.settings import Components
 from hdm.pictures.settings import ImageSettings
-from hdm.store import Output, Store
+from hdm.store import Draft, Output, Store
 from tests.curation.conftest import png, run
 from tests.models.conftest import coca_folder, tokenizer_folder  # noqa: F401
 from tests.pictures.test_images import encoded, photograph
@@ -187,6 +188,51 @@ def test_a_set_that_grows_keeps_its_splits_and_copies_join_their_originals(store
     elsewhere = Store(store.root.parent / "elsewhere")
     fresh = filtered(make_download(grown), elsewhere, pipeline)[1]
     assert read_tables(fresh, "scores").column("split").to_pylist()[:24] != splits
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "is_done"),
+    [(SplitMemory, "remember", False), (SplitMemory, "remember", True), (Draft, "commit", False)],
+)
+def test_the_pictures_that_move_to_training_are_counted_after_a_kill_and_after_damage(
+    store, make_download, monkeypatch, owner, method, is_done
+):
+    rng = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((64, 64))
+        for _ in range(12)
+    ]
+    mirrored = map(ImageOps.mirror, pictures)
+    download = make_download([(png(np.asarray(one)), None) for one in (*pictures, *mirrored)])
+    shares = dict(validation=0.2, held_out=0.4)
+    apart = Pipeline(threads=1, filter=FilterSettings(**shares))
+    measures, before = filtered(download, store, apart)
+    splits = read_tables(before, "scores").column("split").to_pylist()
+    moving = [pair for pair in zip(splits[:12], splits[12:], strict=True) if len(set(pair)) > 1]
+    num_moved = sum(split != "train" for pair in moving for split in pair)
+    assert num_moved > 0
+
+    together = Pipeline(threads=1, filter=FilterSettings(**shares, duplicate_mirrored=True))
+    inputs = {"download": download, "filter.measures": measures}
+    whole = getattr(owner, method)
+
+    def interrupted(*arguments: Any) -> None:
+        if is_done:
+            whole(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, interrupted)
+        with pytest.raises(Killed):
+            run(decide, together, inputs, store)
+    made = run(decide, together, inputs, store)
+    assert made.summary == {"moved_to_train": num_moved}
+    made.file("scores-00000.parquet").write_bytes(b"damaged")
+    assert run(decide, together, inputs, store) == made
 
 
 def test_the_matte_belongs_to_the_measures_and_thresholds_do_not(make_download):

@@ -53,7 +53,7 @@ def test_a_decision(gallery: Gallery, tmp_path: Path) -> None:
     inputs = {name: gallery.inputs[name] for name in names}
     store = Store(tmp_path)
     tables = tuple(decide.joined_tables(inputs))
-    step = Deciding(gallery.pipeline.filter, inputs, tables, store)
+    step = Deciding(gallery.pipeline.filter, inputs, tables, store, tmp_path / decide.MOVED)
     [again] = made_elsewhere(step, tmp_path, identified(gallery, decide, *names))
     assert contents(again) == contents(gallery.inputs["filter"])
 
